@@ -1,0 +1,184 @@
+"""`cirray VERB [CONFIG.yaml] [path.to.field=value ...]`: one grammar for every stage; errors are one sentence, exit 2."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cirray.cli.verb import Verb
+from cirray.core.config import Config, load_config
+from cirray.core.environ import limit_threads
+from cirray.core.errors import CirrayError, ConfigError, unknown_name
+from cirray.core.log import complain, configure, say
+from cirray.core.version import __version__
+
+VERBS = (
+    "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "pretrain", "finetune", "tune",
+    "evaluate", "index", "search", "serve",
+)  # fmt: skip
+
+
+def verb(name: str) -> Verb:
+    """The verb of that name.
+
+    Raises:
+        ConfigError: for an unknown verb, with the known ones.
+    """
+    if name not in VERBS:
+        raise ConfigError(unknown_name("verb", name, VERBS))
+    return importlib.import_module(f"cirray.cli.{name.replace('-', '_')}").VERB
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `cirray` command.
+
+    Returns:
+        Exit status: 0 done, 2 for an error of the user's (one sentence on standard error), 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        say(overview())
+        return 0
+    if arguments[0] == "--version":
+        say(f"cirray {__version__}")
+        return 0
+    return guarded(lambda: _run_verb(arguments[0], arguments[1:]))
+
+
+def job(name: str, default_config: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Entry point of `jobs/*.py`: the same verb, with a config file to use when the caller names none."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if default_config and not any(_is_file_argument(item) for item in arguments):
+        arguments = [default_config, *arguments]
+    return guarded(lambda: _run_verb(name, arguments))
+
+
+def guarded(work: Any) -> int:
+    """Run `work`, turning this package's errors (also those that crossed a Ray worker) into one sentence and exit 2."""
+    configure()
+    try:
+        work()
+    except KeyboardInterrupt:
+        complain("interrupted; finished shards and checkpoints are kept: the same command goes on from there")
+        return 130
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except Exception as error:
+        sentence = user_sentence(error)
+        if sentence is None:
+            raise
+        complain(f"error: {sentence}")
+        return 2
+    return 0
+
+
+def user_sentence(error: BaseException | None) -> str | None:
+    """The message of the first error of this package in a chain of causes, or None when there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, CirrayError):
+            return _first_line(str(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def overview() -> str:
+    """The text of `cirray --help`."""
+    width = max(len(name) for name in VERBS) + 2
+    lines = [f"  {name:<{width}}{verb(name).help}" for name in VERBS]
+    return "\n".join(
+        [
+            "cirray: composed image retrieval at scale, by generating modification text",
+            "",
+            "usage: cirray VERB [CONFIG.yaml] [path.to.field=value ...] [--print-config]",
+            "",
+            *lines,
+            "",
+            "`cirray VERB --help` lists a verb's fields with their defaults.",
+        ]
+    )
+
+
+def _run_verb(name: str, arguments: list[str]) -> None:
+    chosen = verb(name)
+    parser = argparse.ArgumentParser(prog=f"cirray {name}", description=chosen.help, add_help=False)
+    parser.add_argument("items", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--print-config", action="store_true")
+    options, flags = parser.parse_known_args(arguments)
+    files = [item for item in options.items if _is_file_argument(item)]
+    overrides = [item for item in options.items if not _is_file_argument(item)] + _flags_as_overrides(flags)
+    if options.help:
+        say(verb_help(chosen))
+        return
+    if len(files) > 1:
+        raise ConfigError(f"One config file is accepted, {len(files)} were given: {', '.join(files)}.")
+    config = load_config(chosen.config_class(), files[0] if files else None, overrides)
+    if options.print_config:
+        say(config.to_yaml().rstrip())
+        return
+    limit_threads()
+    result = chosen.function()(config)
+    text = chosen.show(result) if chosen.show else describe(result, config)
+    if text:
+        say(text)
+
+
+def describe(manifest: Any, config: Any) -> str:
+    """What a stage wrote: kind, place, counts and metrics."""
+    counts = ", ".join(f"{value:,} {key}" for key, value in manifest.counts.items())
+    scalars = {key: value for key, value in manifest.metrics.items() if isinstance(value, int | float)}
+    metrics = "".join(f"\n  {key:<28}{value:.4g}" for key, value in scalars.items())
+    return f"{manifest.kind}: {getattr(config, 'out', '')}  ({counts})  digest {manifest.digest[:12]}{metrics}"
+
+
+def verb_help(chosen: Verb) -> str:
+    """The text of `cirray VERB --help`: every field with its default and meaning."""
+    lines = [f"cirray {chosen.name}: {chosen.help}", ""]
+    if chosen.example:
+        lines += [f"example: {chosen.example}", ""]
+    lines += ["fields (path.to.field=value):", *_field_lines(chosen.config_class(), "")]
+    return "\n".join(lines)
+
+
+def _field_lines(cls: type[Config], prefix: str) -> list[str]:
+    lines = []
+    for name, field in cls.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            lines += _field_lines(annotation, f"{prefix}{name}.")
+            continue
+        default = "(required)" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        meaning = f"  {field.description.splitlines()[0]}" if field.description else ""
+        lines.append(f"  {prefix}{name} = {default}{meaning}")
+    return lines
+
+
+def _flags_as_overrides(flags: list[str]) -> list[str]:
+    """`--out DIR` and `--train.lr=3` mean `out=DIR` and `train.lr=3`; anything else is an error."""
+    overrides, rest = [], list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"Argument {flag!r} is neither a config file nor path.to.field=value nor --field VALUE.")
+        name, mark, value = flag[2:].partition("=")
+        if not mark:
+            if not rest:
+                raise ConfigError(f"Flag {flag!r} needs a value: {flag} VALUE or {name}=VALUE.")
+            value = rest.pop(0)
+        overrides.append(f"{name.replace('-', '_')}={value}")
+    return overrides
+
+
+def _is_file_argument(item: str) -> bool:
+    return item.endswith((".yaml", ".yml")) and "=" not in item
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

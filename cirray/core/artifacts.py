@@ -1,0 +1,214 @@
+"""Artifacts: a directory of data files plus `manifest.json`, which is written last.
+
+A present manifest means a complete artifact. A local stage works in `<name>.partial` and is renamed at the end; on an
+object store (no rename) it works in place. A killed stage is opened again and finds its finished shards.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cirray.core import storage
+from cirray.core.environ import cache_folder
+from cirray.core.errors import ArtifactError
+from cirray.core.version import __version__
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+_WHOLE_FILE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What made an artifact and what it holds. `digest` covers names, sizes and contents of the data files."""
+
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    counts: dict[str, int]
+    metrics: dict[str, Any]
+    digest: str
+    created: str
+    cirray_version: str = __version__
+    schema_version: int = SCHEMA_VERSION
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage_key(self) -> dict[str, Any]:
+        """What must be equal for two runs to be the same stage: kind, config and input digests."""
+        return {"kind": self.kind, "config": self.config, "inputs": self.inputs}
+
+    def to_json(self) -> str:
+        """Pretty JSON text of all fields."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A directory being written. `finished` is set when the very same stage had been completed before."""
+
+    uri: str
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    finished: Manifest | None = None
+
+    @property
+    def work_uri(self) -> str:
+        """Where files are written before they are published; workers on other nodes may write here by URI."""
+        return f"{self.uri}.partial" if storage.is_local(self.uri) else self.uri
+
+    @property
+    def local(self) -> Path:
+        """A local folder for files written by this process (uploaded by publish() when the stage is remote)."""
+        if storage.is_local(self.uri):
+            folder = storage.local_path(self.work_uri)
+        else:
+            folder = cache_folder() / "stages" / hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def publish(
+        self,
+        counts: Mapping[str, int],
+        metrics: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write the manifest and make the artifact visible under its final name."""
+        if not storage.is_local(self.uri):
+            storage.upload_folder(self.local, self.uri)
+            shutil.rmtree(self.local, ignore_errors=True)
+        manifest = Manifest(
+            kind=self.kind, config=self.config, inputs=dict(self.inputs), counts=dict(counts),
+            metrics=dict(metrics or {}), digest=directory_digest(self.work_uri),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), extra=dict(extra or {}),
+        )  # fmt: skip
+        storage.write_bytes(storage.join(self.work_uri, MANIFEST), manifest.to_json().encode())
+        if storage.is_local(self.uri):
+            os.replace(storage.local_path(self.work_uri), storage.local_path(self.uri))
+        return manifest
+
+    def discard(self) -> None:
+        """Drop everything written so far."""
+        storage.remove(self.work_uri)
+
+
+def open_stage(uri: str | Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Stage:
+    """Begin, resume or recognise a stage.
+
+    Args:
+        uri: final directory of the artifact (path or URI).
+        kind: artifact kind, e.g. "features".
+        config: resolved configuration, plain values.
+        inputs: name -> digest of every artifact read.
+
+    Raises:
+        ArtifactError: when another artifact, made from another config or inputs, stands or is half-written at `uri`.
+    """
+    stage = Stage(str(uri), kind, _plain(config), dict(inputs or {}))
+    key = {"kind": kind, "config": stage.config, "inputs": stage.inputs}
+    if is_complete(uri):
+        manifest = read_manifest(uri, kind)
+        _check_same(uri, key, manifest.stage_key)
+        return Stage(stage.uri, kind, stage.config, stage.inputs, manifest)
+    marker = storage.join(stage.work_uri, "stage.json")
+    if storage.exists(marker):
+        _check_same(uri, key, json.loads(storage.read_bytes(marker)), partial=True)
+    else:
+        if storage.is_local(uri) and storage.local_path(uri).exists():
+            raise ArtifactError(f"{str(uri)!r} exists but is no artifact (no {MANIFEST}). Choose another --out.")
+        storage.write_bytes(marker, json.dumps(key, indent=2, sort_keys=True).encode())
+    return stage
+
+
+def is_complete(uri: str | Path) -> bool:
+    """True when the directory holds a manifest."""
+    return storage.exists(storage.join(uri, MANIFEST))
+
+
+def read_manifest(uri: str | Path, kind: str | None = None) -> Manifest:
+    """Manifest of a complete artifact.
+
+    Raises:
+        ArtifactError: missing, incomplete, of another kind or schema; the sentence says which stage makes it.
+    """
+    if not is_complete(uri):
+        partial = storage.is_local(uri) and Path(f"{storage.local_path(uri)}.partial").exists()
+        state = "is only half-written (run its stage again to resume it)" if partial else "does not exist"
+        wanted = f" of kind {kind!r}" if kind else ""
+        raise ArtifactError(f"The artifact{wanted} at {str(uri)!r} {state}. Run the stage that makes it first.")
+    try:
+        manifest = Manifest(**json.loads(storage.read_bytes(storage.join(uri, MANIFEST))))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"The manifest of {str(uri)!r} is damaged: {error}. Make the artifact again.") from None
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{str(uri)!r} has schema version {manifest.schema_version}; this cirray reads up to {SCHEMA_VERSION}."
+        )
+    if kind and manifest.kind != kind:
+        raise ArtifactError(f"{str(uri)!r} is an artifact of kind {manifest.kind!r}; {kind!r} is needed here.")
+    return manifest
+
+
+def localize(uri: str | Path, kind: str | None = None) -> Path:
+    """Local folder of a complete artifact; a remote one is downloaded once into the cache, keyed by its digest."""
+    manifest = read_manifest(uri, kind)
+    if storage.is_local(uri):
+        return storage.local_path(uri)
+    target = cache_folder() / "artifacts" / f"{manifest.kind}-{manifest.digest}"
+    if not (target / MANIFEST).exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        storage.download_folder(uri, target)
+    return target
+
+
+def directory_digest(uri: str | Path) -> str:
+    """Digest of all data files below a URI (manifest and stage marker excluded), independent of their dates."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in storage.list_files(uri):
+        if name not in (MANIFEST, "stage.json"):
+            total.update(f"{name}\x1f{file_digest(storage.join(uri, name))}\x1f".encode())
+    return total.hexdigest()
+
+
+def file_digest(uri: str | Path) -> str:
+    """Digest of one file: its content up to 64 MiB, else its size with its first and last MiB."""
+    filesystem, path = storage.resolve(uri)
+    size = filesystem.get_file_info(path).size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with filesystem.open_input_file(path) as stream:
+        if size <= _WHOLE_FILE_BYTES:
+            digest.update(stream.read())
+        else:
+            digest.update(stream.read(2**20))
+            stream.seek(size - 2**20)
+            digest.update(stream.read(2**20))
+    return digest.hexdigest()
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(config), sort_keys=True, default=str))
+
+
+def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any], partial: bool = False) -> None:
+    if wanted == found:
+        return
+    names = [name for name in ("kind", "config", "inputs") if wanted[name] != found.get(name)]
+    details = "; ".join(_difference(name, wanted[name], found.get(name)) for name in names)
+    state = "is half-written by" if partial else "was made by"
+    raise ArtifactError(f"{str(uri)!r} {state} a different run ({details}). Choose another --out or delete it.")
+
+
+def _difference(name: str, wanted: Any, found: Any) -> str:
+    if not isinstance(wanted, dict) or not isinstance(found, dict):
+        return f"{name}: {found!r} there, {wanted!r} now"
+    for key in sorted(set(wanted) | set(found)):
+        if wanted.get(key) != found.get(key):
+            return _difference(f"{name}.{key}", wanted.get(key), found.get(key))
+    return name

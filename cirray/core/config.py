@@ -1,0 +1,159 @@
+"""One configuration grammar: a frozen pydantic tree, YAML on disk, and `path.to.field=value` everywhere else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from cirray.core.errors import ConfigError, unknown_name
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class Config(pydantic.BaseModel):
+    """Base of every configuration node: frozen, unknown fields refused, defaults validated."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values of the whole resolved tree."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved tree as YAML, in declaration order."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def load_config(
+    cls: type[ConfigT], source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> ConfigT:
+    """Build `cls` from a YAML file or mapping, then apply `path.to.field=value` overrides in order.
+
+    Args:
+        cls: root of the tree.
+        source: YAML path, mapping of plain values, or None for the defaults.
+        overrides: assignments; the value is parsed as YAML (`train.lr=1e-3`, `index.factory=Flat`, `ks=[1,5]`).
+
+    Raises:
+        ConfigError: naming the file or path, the offending value and what would be accepted.
+    """
+    tree = _read_source(source)
+    for assignment in overrides:
+        set_by_path(tree, *parse_assignment(assignment))
+    return validate(cls, tree)
+
+
+def validate(cls: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
+    """Validate plain values into `cls`, turning pydantic's errors into sentences."""
+    try:
+        return cls.model_validate(dict(tree))
+    except pydantic.ValidationError as error:
+        raise ConfigError(" ".join(_sentence(cls, item) for item in error.errors())) from None
+
+
+def parse_assignment(assignment: str) -> tuple[str, Any]:
+    """Split `path.to.field=value` into its path and its YAML-parsed value."""
+    path, separator, raw = assignment.partition("=")
+    if not separator or not path.strip():
+        raise ConfigError(f"Override {assignment!r} is not of the form path.to.field=value.")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Override {assignment!r} has a value that is not valid YAML: {reason}.") from None
+    return path.strip(), _number(value)
+
+
+def set_by_path(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path inside nested plain mappings, creating the mappings on the way."""
+    *parents, leaf = path.split(".")
+    node = tree
+    for key in parents:
+        child = node.get(key)
+        if child is not None and not isinstance(child, dict):
+            raise ConfigError(f"Override path {path!r} goes through {key!r}, which holds the value {child!r}.")
+        node = node.setdefault(key, {}) if child is None else child
+        if not isinstance(node, dict):
+            raise ConfigError(f"Override path {path!r} goes through {key!r}, which is not a section.")
+    node[leaf] = value
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as text; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if any(char in value for char in "eE.") and value[:1] in "+-.0123456789" else value
+        except ValueError:
+            return value
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return _number(value)
+
+
+def _read_source(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    if isinstance(source, Mapping):
+        return {key: _copy(value) for key, value in source.items()}
+    path = Path(source)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Config file {str(path)!r} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Config file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"Config file {str(path)!r} must hold a mapping of fields, found {type(tree).__name__}.")
+    return _numbers(tree)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return value
+
+
+def _sentence(cls: type[pydantic.BaseModel], item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _known_fields(cls, item["loc"][:-1])
+        section = ".".join(str(part) for part in item["loc"][:-1])
+        return unknown_name(f"config field in section {section!r}" if section else "config field", path, known)
+    message = item["msg"].removeprefix("Value error, ").rstrip(".")
+    if item["type"] == "missing":
+        return f"Config field {path!r} is required and was not given."
+    return f"Config field {path!r} has the value {item['input']!r}: {message}."
+
+
+def _known_fields(cls: type[pydantic.BaseModel], loc: Sequence[Any]) -> list[str]:
+    node: Any = cls
+    prefix = ""
+    for part in loc:
+        field = getattr(node, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        prefix += f"{part}."
+        node = _model_of(field.annotation) or node
+    return [prefix + name for name in getattr(node, "model_fields", {})]
+
+
+def _model_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    for arg in getattr(annotation, "__args__", ()):
+        found = _model_of(arg)
+        if found is not None:
+            return found
+    return None

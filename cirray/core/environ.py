@@ -1,0 +1,30 @@
+"""Environment variables this package reads or sets; nobody else touches `os.environ`."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Folder for downloaded artifacts: `CIRRAY_CACHE`, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cirray"
+    return Path(os.environ.get("CIRRAY_CACHE", str(default))).expanduser()
+
+
+def limit_threads(threads: int = 1) -> None:
+    """Set the OpenMP thread count for libraries imported later (two threads are slower than one beside a neighbour)."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))
+
+
+def worker_environment(threads: int = 1) -> dict[str, str]:
+    """Environment of Ray workers: one thread per process, DeepSpeed on the CPU where there is no GPU."""
+    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    for name in ("DS_ACCELERATOR", "CIRRAY_CACHE", "TORCH_EXTENSIONS_DIR"):
+        if name in os.environ:
+            variables[name] = os.environ[name]
+    return variables
+
+
+def set_default(name: str, value: str) -> None:
+    """Set a variable unless the user has set it."""
+    os.environ.setdefault(name, value)

@@ -1,0 +1,40 @@
+"""Errors for people: what happened, the offending value, what would be accepted, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CirrayError(Exception):
+    """Base of every error this package raises on purpose; the CLI prints it as one sentence and exits with 2."""
+
+
+class ConfigError(CirrayError):
+    """A configuration value or field that cannot be used."""
+
+
+class DataError(CirrayError):
+    """A file, image, annotation or row that cannot be used."""
+
+
+class ArtifactError(CirrayError):
+    """An artifact that is missing, incomplete, damaged or of the wrong kind."""
+
+
+class GenerationError(CirrayError):
+    """A modification-text generator that cannot work as asked."""
+
+
+class IndexMismatchError(CirrayError):
+    """An index that was built by another encoder than the one that queries it."""
+
+
+class ServingError(CirrayError):
+    """A request or a deployment that cannot be served."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Sentence for an unknown name: the name, a did-you-mean when one is close, and every accepted name."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or '(none)'}."

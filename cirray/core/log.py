@@ -1,0 +1,32 @@
+"""Messages for people: one logger, standard error, results alone on standard output."""
+
+import logging
+import sys
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Logger below the package's root logger."""
+    return logging.getLogger(name if name.startswith("cirray") else f"cirray.{name}")
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Send the package's messages to standard error, once."""
+    root = logging.getLogger("cirray")
+    root.setLevel(level)
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+        root.propagate = False
+
+
+def say(text: str = "") -> None:
+    """Print one result line to standard output."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Print one line to standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,149 @@
+"""One small view of storage: local paths and any URI that pyarrow's filesystems open (`s3://`, `gs://`, ...)."""
+
+import os
+import posixpath
+import shutil
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from cirray.core.errors import ArtifactError
+
+
+def is_local(uri: str | Path) -> bool:
+    """True for plain paths and `file://` URIs."""
+    return "://" not in str(uri) or str(uri).startswith("file://")
+
+
+def local_path(uri: str | Path) -> Path:
+    """The path behind a local URI.
+
+    Raises:
+        ArtifactError: for a URI that is not local.
+    """
+    text = str(uri)
+    if not is_local(text):
+        raise ArtifactError(f"{text!r} is not a local path; localize() it first.")
+    return Path(text.removeprefix("file://")).expanduser()
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """Append path parts to a path or URI, keeping a `?query` at the end where it belongs."""
+    base, mark, query = str(uri).partition("?")
+    if is_local(base):
+        return str(Path(base.removeprefix("file://")).expanduser().joinpath(*parts))
+    return posixpath.join(base.rstrip("/"), *parts) + mark + query
+
+
+def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
+    """Filesystem and path of a URI.
+
+    Raises:
+        ArtifactError: naming the URI when its scheme is unknown or the store cannot be reached.
+    """
+    if is_local(uri):
+        return pafs.LocalFileSystem(), str(local_path(uri).absolute())
+    try:
+        return pafs.FileSystem.from_uri(str(uri))
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"Storage URI {str(uri)!r} cannot be opened: {reason}. Use a path, or file://, s3://, gs://, hdfs:// ..."
+        ) from None
+
+
+def exists(uri: str | Path) -> bool:
+    """True when a file or folder stands at the URI."""
+    filesystem, path = resolve(uri)
+    return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def list_files(uri: str | Path) -> list[str]:
+    """Names of all files below a URI, relative to it, sorted; an absent folder has none."""
+    filesystem, path = resolve(uri)
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    found = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    return sorted(posixpath.relpath(name, path) for name in found)
+
+
+def read_bytes(uri: str | Path) -> bytes:
+    """Content of one file.
+
+    Raises:
+        ArtifactError: naming the URI when it cannot be read.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+    except OSError as error:
+        raise ArtifactError(f"{str(uri)!r} cannot be read: {_reason(error)}.") from None
+
+
+def write_bytes(uri: str | Path, data: bytes) -> None:
+    """Write one file so that readers see the whole content or none of it (temporary name + rename, or one PUT).
+
+    Raises:
+        ArtifactError: naming the URI when it cannot be written (full disk, no permission, unreachable store).
+    """
+    filesystem, path = resolve(uri)
+    try:
+        if is_local(uri):
+            _write_local(Path(path), data)
+        else:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+    except OSError as error:
+        raise ArtifactError(f"{str(uri)!r} cannot be written: {_reason(error)}.") from None
+
+
+def upload_folder(source: Path, uri: str | Path) -> None:
+    """Copy every file below a local folder to a URI, `manifest.json` last."""
+    names = sorted(str(item.relative_to(source)) for item in source.rglob("*") if item.is_file())
+    for name in sorted(names, key=lambda item: item == "manifest.json"):
+        write_bytes(join(uri, name), (source / name).read_bytes())
+
+
+def download_folder(uri: str | Path, target: Path) -> Path:
+    """Copy every file below a URI to a local folder that appears whole or not at all."""
+    scratch = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.download")
+    for name in list_files(uri):
+        destination = scratch / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.write_bytes(read_bytes(join(uri, name)))
+    try:
+        os.replace(scratch, target)
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not target.exists():
+            raise
+    return target
+
+
+def remove(uri: str | Path) -> None:
+    """Delete a file or a folder with all it holds; an absent one is fine."""
+    filesystem, path = resolve(uri)
+    kind = filesystem.get_file_info(path).type
+    if kind == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+    elif kind == pafs.FileType.File:
+        filesystem.delete_file(path)
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(scratch, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or " ".join(str(error).split())[:200]

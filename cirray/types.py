@@ -1,0 +1,74 @@
+"""Words of the field as values. No torch, no ray.
+
+Shape legend used all over the package: B batch, N candidates (gallery), Q query tokens, P image patches (patch
+tokens of the vision tower), T text tokens, D width, H image height, W image width, K top-k, M rows of a bank.
+*reference* + *modification* = *query*; *target*; *gallery*; *pair*; *triplet*; *ranking*.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+def stable_id(*parts: object) -> str:
+    """Deterministic 16-hex-digit id of its parts (same on every machine and run)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ordered image pair waiting for a modification text."""
+
+    pair_id: str
+    reference_id: str
+    target_id: str
+    group_id: str = ""
+    score: float = 0.0
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """(reference, modification, target) with its provenance. `weight` >= 0; `edit` is an optional tag for reports."""
+
+    triplet_id: str
+    reference_id: str
+    target_id: str
+    modification: str
+    reverse_modification: str | None = None
+    split: str = "train"
+    source: str = "human"
+    group_id: str = ""
+    weight: float = 1.0
+    edit: str = ""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Evaluation query; `target_ids` holds one id for hit-rate benchmarks and several where a benchmark says so."""
+
+    query_id: str
+    reference_id: str
+    modification: str
+    target_ids: tuple[str, ...]
+    edit: str = ""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Result of generating one text: exactly one of `text` and `error` is set. `logprob` is the mean per token, <= 0."""
+
+    pair_id: str
+    text: str | None
+    reverse_text: str | None = None
+    logprob: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ids of one query's answers, best first, with their scores."""
+
+    query_id: str
+    ids: tuple[str, ...]
+    scores: tuple[float, ...] = field(default=())

@@ -1,0 +1,42 @@
+"""Importing the package or asking for help loads neither torch nor ray, and is quick."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "ray", "transformers", "faiss", "deepspeed", "open_clip", "matplotlib")
+LIGHT = ["cirray", "cirray.types", "cirray.runs", "cirray.cli.main"]
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_load_no_heavy_library(module):
+    assert loaded_after(f"import {module}") & set(HEAVY) == set()
+
+
+def test_help_loads_no_heavy_library():
+    code = "from cirray.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
+    assert loaded_after(code) & set(HEAVY) == set()
+
+
+def test_the_check_sees_a_heavy_library():
+    assert "torch" in loaded_after("import torch")
+
+
+def test_only_rim_modules_load_ray():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "cirray").rglob("*.py"))
+        if path.parts[len(ROOT.parts) + 1] not in ("pipelines", "serving") and path.name != "__init__.py"
+    ]
+    code = "import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in modules)
+    assert loaded_after(code) & {"ray", "deepspeed", "fastapi"} == set()

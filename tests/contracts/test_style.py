@@ -1,0 +1,58 @@
+"""Sizes, docstrings and words that must not be committed."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = sorted([*(ROOT / "cirray").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
+MAX_FUNCTION, MAX_FILE = 60, 500
+
+
+def functions(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_FILE
+    long = [(node.name, node.end_lineno - node.lineno + 1) for node in functions(ast.parse(text))]
+    assert [item for item in long if item[1] > MAX_FUNCTION] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cirray").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_things_have_docstrings(path):
+    tree = ast.parse(path.read_text())
+    if path.name != "__init__.py" or tree.body:
+        assert ast.get_docstring(tree), "the module has no docstring"
+    nodes = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    nodes += [m for n in nodes if isinstance(n, ast.ClassDef) for m in n.body if isinstance(m, ast.FunctionDef)]
+    missing = [n.name for n in nodes if not n.name.startswith("_") and not ast.get_docstring(n)]
+    assert missing == []
+
+
+def test_squeeze_always_names_its_dimension():
+    offenders = []
+    for path in (ROOT / "cirray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "squeeze":
+                if not node.args and not node.keywords:
+                    offenders.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert offenders == []
+
+
+def test_no_machine_path_or_package_registry_is_named():
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    pattern = re.compile("|".join([r"/wor" + r"k/", r"pypi\.or" + "g", r"registry\.npm" + "js", r"deb\.debi" + "an"]))
+    offenders = []
+    for name in names.stdout.split():
+        path = ROOT / name
+        if path.suffix in (".safetensors", ".png", ".ico") or not path.is_file():
+            continue
+        if pattern.search(path.read_text(errors="ignore")):
+            offenders.append(name)
+    assert offenders == []

@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from cirray.core import storage
+from cirray.core.artifacts import file_digest, localize, open_stage, read_manifest
+from cirray.core.errors import ArtifactError
+
+
+def write(stage, name="data.txt", text="hello"):
+    storage.write_bytes(storage.join(stage.work_uri, name), text.encode())
+
+
+def test_an_artifact_is_invisible_until_it_is_published(tmp_path):
+    out = str(tmp_path / "a")
+    stage = open_stage(out, "thing", {"x": 1})
+    write(stage)
+    with pytest.raises(ArtifactError, match="half-written"):
+        read_manifest(out)
+    manifest = stage.publish({"rows": 1}, {"score": 0.5})
+    assert read_manifest(out, "thing") == manifest
+    assert (localize(out) / "data.txt").read_text() == "hello"
+
+
+def test_a_finished_stage_is_recognised_and_a_changed_config_is_refused(tmp_path):
+    out = str(tmp_path / "a")
+    open_stage(out, "thing", {"x": {"y": 1}}).publish({})
+    assert open_stage(out, "thing", {"x": {"y": 1}}).finished is not None
+    with pytest.raises(ArtifactError, match=r"config\.x\.y: 1 there, 2 now"):
+        open_stage(out, "thing", {"x": {"y": 2}})
+
+
+def test_a_killed_stage_resumes_with_its_shards_and_refuses_another_config(tmp_path):
+    out = str(tmp_path / "a")
+    write(open_stage(out, "thing", {"x": 1}), "shard-0")
+    resumed = open_stage(out, "thing", {"x": 1})
+    assert "shard-0" in storage.list_files(resumed.work_uri)
+    with pytest.raises(ArtifactError, match="half-written by a different run"):
+        open_stage(out, "thing", {"x": 2})
+
+
+def test_a_folder_that_is_no_artifact_is_not_overwritten(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "precious.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="no artifact"):
+        open_stage(str(tmp_path / "a"), "thing", {})
+    assert (tmp_path / "a" / "precious.txt").exists()
+
+
+def test_the_wrong_kind_a_missing_one_and_a_damaged_manifest_are_named(tmp_path):
+    out = str(tmp_path / "a")
+    open_stage(out, "thing", {}).publish({})
+    with pytest.raises(ArtifactError, match="'thing'; 'index' is needed"):
+        read_manifest(out, "index")
+    with pytest.raises(ArtifactError, match="does not exist"):
+        read_manifest(str(tmp_path / "b"), "thing")
+    (tmp_path / "a" / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_manifest(out)
+
+
+def test_a_newer_schema_is_refused(tmp_path):
+    out = tmp_path / "a"
+    open_stage(str(out), "thing", {}).publish({})
+    fields = json.loads((out / "manifest.json").read_text()) | {"schema_version": 99}
+    (out / "manifest.json").write_text(json.dumps(fields))
+    with pytest.raises(ArtifactError, match="99"):
+        read_manifest(str(out))
+
+
+def test_the_digest_depends_on_content_and_name_only(tmp_path):
+    digests = []
+    for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
+        stage = open_stage(str(tmp_path / name), "thing", {})
+        write(stage, text=text)
+        digests.append(stage.publish({}).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_large_file_is_digested_by_size_and_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("cirray.core.artifacts._WHOLE_FILE_BYTES", 10)
+    path = tmp_path / "big"
+    path.write_bytes(b"a" * 3 * 2**20)
+    before = file_digest(path)
+    path.write_bytes(b"b" + b"a" * (3 * 2**20 - 1))
+    assert file_digest(path) != before
+
+
+@pytest.mark.parametrize("uri", ["nosuch://bucket/x", "s3:///"])
+def test_a_bad_uri_is_one_sentence(uri):
+    with pytest.raises(ArtifactError, match="cannot be opened"):
+        storage.resolve(uri)
+
+
+def test_writing_where_nothing_can_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        storage.write_bytes(tmp_path / "file" / "below", b"x")
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]

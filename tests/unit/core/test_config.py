@@ -1,0 +1,64 @@
+import pytest
+import yaml
+
+from cirray.core.config import Config, load_config
+from cirray.core.errors import ConfigError
+
+
+class Inner(Config):
+    rate: float = 0.1
+    name: str = "a"
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    sizes: list[int] = [1, 2]
+    path: str = "x"
+
+
+def test_overrides_apply_after_the_file_and_scientific_notation_is_a_number(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("inner:\n  rate: 2e-3\n")
+    assert load_config(Outer, path).inner.rate == 0.002
+    config = load_config(Outer, path, ["inner.rate=1e-5", "sizes=[3]", "path=a=b"])
+    assert (config.inner.rate, config.sizes, config.path) == (1e-5, [3], "a=b")
+
+
+def test_the_resolved_tree_round_trips_through_yaml():
+    config = load_config(Outer, None, ["inner.name=b"])
+    assert load_config(Outer, yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("inner.rat=1", ["inner.rat", "Did you mean 'inner.rate'"]),
+        ("inner.rate=fast", ["inner.rate", "'fast'"]),
+        ("inner.rate.deep=1", ["inner.rate"]),
+        ("nonsense", ["nonsense", "path.to.field=value"]),
+        ("sizes=[1", ["sizes=[1", "YAML"]),
+    ],
+)
+def test_a_bad_override_is_named_in_one_sentence(override, words):
+    with pytest.raises(ConfigError) as error:
+        load_config(Outer, {"inner": {"rate": 0.5}}, [override])
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["- a\n", "a: [", "inner: 3"])
+def test_a_bad_file_is_named(tmp_path, content):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError):
+        load_config(Outer, path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere.yaml"):
+        load_config(Outer, tmp_path / "nowhere.yaml")
+
+
+def test_a_config_cannot_be_changed_after_it_is_made():
+    with pytest.raises(Exception, match="frozen"):
+        Outer().path = "y"

@@ -1,0 +1,39 @@
+import logging
+
+import pytest
+
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.progress import progress
+from cirray.core.registry import Registry
+from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.types import stable_id
+
+
+def test_an_unknown_name_answers_with_the_known_ones_and_a_suggestion():
+    registry: Registry[int] = Registry("policy")
+    registry.register("uniform")(1)
+    assert registry.get("uniform") == 1
+    with pytest.raises(ConfigError, match="'unifrom'. Did you mean 'uniform'"):
+        registry.get("unifrom")
+    with pytest.raises(ConfigError, match="twice"):
+        registry.register("uniform")(2)
+    assert "(none)" in unknown_name("thing", "x", [])
+
+
+def test_seeds_differ_by_purpose_and_are_stable():
+    assert derive_seed(0, "a") != derive_seed(0, "b") != derive_seed(1, "a")
+    assert derive_seed(7, "pool", 3) == derive_seed(7, "pool", 3)
+    assert numpy_generator(0, "x").integers(1000) == numpy_generator(0, "x").integers(1000)
+
+
+def test_ids_do_not_collide_over_part_borders():
+    assert stable_id("a", "bc") != stable_id("ab", "c")
+    assert stable_id("a", "b") == stable_id("a", "b")
+
+
+def test_progress_off_a_terminal_ends_with_one_line(caplog):
+    logging.getLogger("cirray").propagate = True
+    with caplog.at_level(logging.INFO, logger="cirray"), progress("work", 3, every_s=100) as advance:
+        advance(2)
+        advance(1, "note")
+    assert "work: 3/3 it" in caplog.text
