@@ -56,7 +56,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Generation:
-    """Result of generating one text: exactly one of `text` and `error` is set. `logprob` is the mean per token, <= 0."""
+    """One generated text: exactly one of `text` and `error` is set; `logprob` is the mean per token, <= 0."""
 
     pair_id: str
     text: str | None

@@ -1,0 +1,1 @@
+"""Floor 7: `cirray VERB`, one verb a file."""

@@ -1,4 +1,4 @@
-"""`cirray VERB [CONFIG.yaml] [path.to.field=value ...]`: one grammar for every stage; errors are one sentence, exit 2."""
+"""`cirray VERB [CONFIG.yaml] [path.to.field=value ...]`: errors are one sentence and exit status 2."""
 
 import argparse
 import importlib

@@ -67,6 +67,8 @@ def _bar(title: str, total: int | None) -> Iterator[Advance]:
         task = bars.add_task(title, total=total, note="")
 
         def advance(amount: int = 1, note: str = "") -> None:
-            bars.update(task, advance=amount, **({"note": note} if note else {}))
+            bars.update(task, advance=amount)
+            if note:
+                bars.update(task, note=note)
 
         yield advance

@@ -1,0 +1,1 @@
+"""Floor 5: metrics with named protocols, reports with pictures."""

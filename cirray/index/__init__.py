@@ -1,0 +1,1 @@
+"""Floor 3: vector indexes: FAISS and its exact NumPy twin."""

@@ -1,0 +1,1 @@
+"""Floor 3: pure loss functions, one idea a file."""

@@ -1,0 +1,1 @@
+"""Floor 4: which image pairs are worth a text."""
