@@ -103,19 +103,14 @@ def overview() -> str:
 
 def _run_verb(name: str, arguments: list[str]) -> None:
     chosen = verb(name)
-    parser = argparse.ArgumentParser(prog=f"cirray {name}", description=chosen.help, add_help=False)
-    parser.add_argument("items", nargs="*")
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--print-config", action="store_true")
-    options, flags = parser.parse_known_args(arguments)
-    files = [item for item in options.items if _is_file_argument(item)]
-    overrides = [item for item in options.items if not _is_file_argument(item)] + _flags_as_overrides(flags)
+    options, items = _parse(arguments)
+    files = [item for item in items if _is_file_argument(item)]
     if options.help:
         say(verb_help(chosen))
         return
     if len(files) > 1:
         raise ConfigError(f"One config file is accepted, {len(files)} were given: {', '.join(files)}.")
-    config = load_config(chosen.config_class(), files[0] if files else None, overrides)
+    config = load_config(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
     if options.print_config:
         say(config.to_yaml().rstrip())
         return
@@ -124,6 +119,35 @@ def _run_verb(name: str, arguments: list[str]) -> None:
     text = chosen.show(result) if chosen.show else describe(result, config)
     if text:
         say(text)
+
+
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """The `path.to.field=value` part of a command line; `--field VALUE` and `--path.to.field=VALUE` mean the same.
+
+    Raises:
+        ConfigError: for a word that is none of these, or a flag without a value.
+    """
+    overrides, rest = [], list(_parse(arguments)[1])
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--"):
+            name, mark, value = word[2:].partition("=")
+            if not mark and not rest:
+                raise ConfigError(f"Flag {word!r} needs a value: {word} VALUE or {name}=VALUE.")
+            overrides.append(f"{name.replace('-', '_')}={value if mark else rest.pop(0)}")
+        elif "=" in word:
+            overrides.append(word)
+        elif not _is_file_argument(word):
+            raise ConfigError(f"Argument {word!r} is neither a .yaml file nor path.to.field=value nor --field VALUE.")
+    return overrides
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the command line itself, and everything else in its order."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--print-config", action="store_true")
+    return parser.parse_known_args(list(arguments))
 
 
 def describe(manifest: Any, config: Any) -> str:
@@ -154,22 +178,6 @@ def _field_lines(cls: type[Config], prefix: str) -> list[str]:
         meaning = f"  {field.description.splitlines()[0]}" if field.description else ""
         lines.append(f"  {prefix}{name} = {default}{meaning}")
     return lines
-
-
-def _flags_as_overrides(flags: list[str]) -> list[str]:
-    """`--out DIR` and `--train.lr=3` mean `out=DIR` and `train.lr=3`; anything else is an error."""
-    overrides, rest = [], list(flags)
-    while rest:
-        flag = rest.pop(0)
-        if not flag.startswith("--"):
-            raise ConfigError(f"Argument {flag!r} is neither a config file nor path.to.field=value nor --field VALUE.")
-        name, mark, value = flag[2:].partition("=")
-        if not mark:
-            if not rest:
-                raise ConfigError(f"Flag {flag!r} needs a value: {flag} VALUE or {name}=VALUE.")
-            value = rest.pop(0)
-        overrides.append(f"{name.replace('-', '_')}={value}")
-    return overrides
 
 
 def _is_file_argument(item: str) -> bool:

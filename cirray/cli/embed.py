@@ -1,0 +1,11 @@
+"""`cirray embed`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="embed",
+    help="run every image through the frozen vision tower once (Ray Data)",
+    config="cirray.pipelines.config:EmbedRun",
+    run="cirray.pipelines.embed:run_embed",
+    example="cirray embed jobs/configs/embed-shapes-small-cpu.yaml",
+)

@@ -1,0 +1,11 @@
+"""`cirray evaluate`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="evaluate",
+    help="score a checkpoint on a benchmark and write a report with pictures",
+    config="cirray.evaluation.config:EvaluateRun",
+    run="cirray.pipelines.evaluate:run_evaluate",
+    example="cirray evaluate jobs/configs/evaluate-shapes-small-cpu.yaml",
+)

@@ -1,0 +1,11 @@
+"""`cirray index`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="index",
+    help="embed a gallery with a checkpoint and build its FAISS index",
+    config="cirray.pipelines.config:IndexRun",
+    run="cirray.pipelines.index:run_index",
+    example="cirray index --checkpoint DIR --images FOLDER --out DIR",
+)

@@ -1,0 +1,11 @@
+"""`cirray pretrain`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="pretrain",
+    help="pretrain the retriever on generated triplets (MTST; Ray Train, DeepSpeed)",
+    config="cirray.pipelines.config:TrainRun",
+    run="cirray.pipelines.train:run_train",
+    example="cirray pretrain jobs/configs/pretrain-shapes-small-cpu.yaml training.lr=5e-4",
+)

@@ -1,0 +1,11 @@
+"""`cirray tune`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="tune",
+    help="sweep loss weights and other fields (Ray Tune)",
+    config="cirray.pipelines.config:TuneRun",
+    run="cirray.pipelines.tune:run_tune",
+    example="cirray tune jobs/configs/tune-shapes-small-cpu.yaml",
+)

@@ -1,0 +1,11 @@
+"""`cirray world`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="world",
+    help="write the embedded world `shapes`: images, texts, queries",
+    config="cirray.runs:WorldRun",
+    run="cirray.pipelines.world:run_world",
+    example="cirray world out=~/cirray/quickstart/world shapes.seed=0",
+)

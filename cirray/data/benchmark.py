@@ -1,0 +1,103 @@
+"""What a composed-retrieval data set is, whatever files it comes from: images, triplets, queries, protocol."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cirray.core.errors import DataError
+from cirray.types import Query, Triplet
+
+_HINT_LIMIT = 20_000
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a number on this data set means.
+
+    `gallery_rule` and `label_rule` are words for the report; `reference_rule` is "remove" or "keep": whether a
+    query's own reference leaves its ranking. `ks` are the ranks of recall.
+    """
+
+    dataset: str
+    split: str = "test"
+    gallery_rule: str = "all gallery images"
+    reference_rule: str = "remove"
+    label_rule: str = "any target is a hit"
+    ks: tuple[int, ...] = (1, 5, 10, 50)
+
+    def describe(self) -> str:
+        """One line for tables and logs."""
+        reference = {"remove": "own reference removed", "keep": "own reference kept"}[self.reference_rule]
+        ranks = ", ".join(str(k) for k in self.ks)
+        return f"{self.dataset}/{self.split}: {self.gallery_rule}; {reference}; {self.label_rule}; recall at {ranks}"
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """Where every image lies: id -> absolute path. Ids are opaque keys."""
+
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+    def path(self, image_id: str) -> Path:
+        """File of an image.
+
+        Raises:
+            DataError: for an unknown id, with a near one when there is one.
+        """
+        if image_id not in self.paths:
+            raise DataError(f"Image {image_id!r} is not among the {len(self.paths)} images.{self._hint(image_id)}")
+        return Path(self.paths[image_id])
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids, in the order of the data set."""
+        return tuple(self.paths)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _hint(self, image_id: str) -> str:
+        if len(self.paths) > _HINT_LIMIT:
+            return ""
+        close = difflib.get_close_matches(image_id, self.paths, n=1)
+        return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True)
+class CirDataset:
+    """A whole data set. Parts that the files do not have are empty.
+
+    `pool_ids` are the unlabelled images, `gallery_ids` what queries search, `captions` one text per captioned image.
+    """
+
+    name: str
+    images: ImageTable
+    protocol: Protocol
+    triplets: tuple[Triplet, ...] = ()
+    pool_ids: tuple[str, ...] = ()
+    queries: tuple[Query, ...] = ()
+    gallery_ids: tuple[str, ...] = ()
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+    def split(self, name: str) -> tuple[Triplet, ...]:
+        """Triplets of one split, `train` or `val`."""
+        return tuple(triplet for triplet in self.triplets if triplet.split == name)
+
+    def describe(self) -> str:
+        """One line of counts."""
+        counts = {
+            "images": len(self.images),
+            "triplets": len(self.triplets),
+            "pool": len(self.pool_ids),
+            "queries": len(self.queries),
+            "gallery": len(self.gallery_ids),
+            "captions": len(self.captions),
+        }
+        return f"{self.name}: " + ", ".join(f"{count} {name}" for name, count in counts.items())

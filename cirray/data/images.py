@@ -1,0 +1,135 @@
+"""Open any image that a user gives, guarded: header first, pixels only when the header is acceptable."""
+
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cirray.core.errors import DataError
+from cirray.data.config import ImageLimits
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""The only decoders that are tried; Pillow's other forty (EPS, PDF, FITS, PSD, ...) never see a user's bytes."""
+
+Source = Path | str | bytes | BinaryIO
+
+
+def open_image(source: Source, limits: ImageLimits | None = None, name: str | None = None) -> Image.Image:
+    """The first frame as an RGB image, upright, without metadata.
+
+    Args:
+        source: a path, the bytes of a file, or a binary stream (read up to the byte limit).
+        limits: caps, checked on the header before any pixel is decoded.
+        name: what to call the image in errors; the path, or "uploaded image", by default.
+
+    Raises:
+        DataError: missing, empty, too large, not one of `FORMATS`, out of limits, truncated or damaged.
+    """
+    limits = limits or ImageLimits()
+    label = repr(name) if name else repr(str(source)) if isinstance(source, Path | str) else "uploaded image"
+    data = _read(source, limits, label)
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise DataError(f"Image {label} has far more than {limits.max_pixels:,} pixels; make it smaller.") from None
+    except Exception as error:
+        raise DataError(f"Image {label} is not a readable {'/'.join(FORMATS)} file ({_reason(error)}).") from error
+    check_size(image.size, limits, label)
+    return _decode(image, limits, label)
+
+
+def check_size(size: tuple[int, int], limits: ImageLimits, label: str) -> None:
+    """Refuse a width and height out of limits.
+
+    Raises:
+        DataError: naming the image, its size and the limit.
+    """
+    width, height = size
+    short, long = min(size), max(size)
+    if width * height > limits.max_pixels:
+        raise DataError(f"Image {label} is {width} x {height}; at most {limits.max_pixels:,} pixels are accepted.")
+    if short < limits.min_side:
+        raise DataError(f"Image {label} is {width} x {height}; both sides must be at least {limits.min_side} pixels.")
+    if long > limits.max_aspect * short:
+        limit = f"{limits.max_aspect:g}:1"
+        raise DataError(
+            f"Image {label} is {width} x {height}; an aspect ratio of at most {limit} is accepted. Crop it."
+        )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image of any mode as RGB.
+
+    Transparent pixels are laid over white. 16-bit grey is divided by 257, as are 32-bit integers above 255; floats
+    up to 1 are multiplied by 255.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_bytes(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        opaque = image.convert("RGBA")
+        ground = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+def _read(source: Source, limits: ImageLimits, label: str) -> bytes:
+    try:
+        data = (
+            _read_path(Path(source), limits, label) if isinstance(source, Path | str) else _read_stream(source, limits)
+        )
+    except OSError as error:
+        raise DataError(f"Image {label} cannot be read: {error.strerror or error}.") from None
+    if not data:
+        raise DataError(f"Image {label} is empty (0 bytes).")
+    if len(data) > limits.max_bytes:
+        raise DataError(f"Image {label} is larger than {limits.max_bytes:,} bytes; make it smaller.")
+    return data
+
+
+def _read_path(path: Path, limits: ImageLimits, label: str) -> bytes:
+    if path.exists() and not path.is_file():
+        raise DataError(f"Image {label} is not a file.")
+    with path.open("rb") as stream:
+        return stream.read(limits.max_bytes + 1)
+
+
+def _read_stream(source: bytes | BinaryIO, limits: ImageLimits) -> bytes:
+    return source if isinstance(source, bytes) else source.read(limits.max_bytes + 1)
+
+
+def _decode(image: Image.Image, limits: ImageLimits, label: str) -> Image.Image:
+    try:
+        if image.format == "JPEG":
+            image.draft(None, _draft_size(image.size, limits.draft_side))
+        image.load()
+        upright = to_rgb(ImageOps.exif_transpose(image))
+        return Image.frombytes("RGB", upright.size, upright.tobytes())
+    except Exception as error:
+        raise DataError(f"Image {label} is truncated or damaged ({_reason(error)}).") from error
+
+
+def _draft_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The size a JPEG decoder may shrink to by powers of two: no side of the result falls below `side`."""
+    scale = min(size) / side
+    return (size[0], size[1]) if scale < 2 else (int(size[0] / scale), int(size[1] / scale))
+
+
+def _to_bytes(image: Image.Image) -> np.ndarray:
+    values_HW = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    top = float(values_HW.max(initial=0.0))
+    if image.mode == "F":
+        values_HW = values_HW * 255.0 if top <= 1.0 else values_HW
+    elif image.mode.startswith("I;16") or top > 255:
+        values_HW = values_HW / 257.0
+    return np.clip(np.rint(values_HW), 0, 255).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    """One line, without the address of the stream that Pillow's sentence ends in."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "its first bytes belong to no such format"
+    return " ".join(str(error).split())[:120] or type(error).__name__

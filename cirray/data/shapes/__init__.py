@@ -1,0 +1,1 @@
+"""The embedded world: scenes of coloured shapes, edits, a grammar of modification texts and a judge."""

@@ -1,0 +1,140 @@
+"""Text for pretraining the small language model: what two described scenes differ in, told in the grammar's words.
+
+Only reserved scenes are drawn (`Scene.reserved`), which no world of any seed holds. A cell is described by a *bag* of
+words (`large red star top left`); the model sums a bag's word embeddings into one input vector, the way one soft
+token of the projection stands for one cell of an image.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cirray.core.errors import DataError
+from cirray.data.shapes.grammar import caption, modification, phrases
+from cirray.data.shapes.scenes import (
+    CELLS,
+    KINDS,
+    MAX_OBJECTS,
+    MIN_OBJECTS,
+    PLACES,
+    Edit,
+    Scene,
+    apply,
+    feasible_kinds,
+    inverse,
+    pick,
+    random_edit,
+    random_scene,
+)
+
+DESCRIBE = "describe the image"
+_ATTEMPTS = 10_000
+_EDIT_ATTEMPTS = 12
+
+Bags = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Two scenes a single edit apart, with the edit from the first to the second."""
+
+    reference: Scene
+    target: Scene
+    edit: Edit
+
+    def text(self, rng: np.random.Generator) -> str:
+        """A true modification text."""
+        return modification(self.reference, self.edit, rng)
+
+    def reversed(self) -> "Change":
+        """The same change told from the target to the reference."""
+        return Change(self.target, self.reference, inverse(self.edit, self.reference))
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One pretraining text: described images (9 bags each), the prompt after them, the answer to be told.
+
+    `marks` are per-cell facts about the second of two images for the auxiliary heads: changed or not, and whether the
+    first image's object there is alone in its shape and in its colour and shape.
+    """
+
+    images: tuple[Bags, ...]
+    prompt: str
+    answer: str
+    difference: Bags = ()
+    marks: tuple[tuple[int, int, int], ...] = ()
+
+
+def bags(scene: Scene) -> Bags:
+    """Nine bags of words, one per cell in reading order: the object's words, or `empty`, with the cell's place."""
+    return tuple(tuple(f"{text} {place}".split()) for text, place in zip(phrases(scene), PLACES, strict=True))
+
+
+def reserved_scene(rng: np.random.Generator, min_objects: int = MIN_OBJECTS, max_objects: int = MAX_OBJECTS) -> Scene:
+    """A random scene kept for pretraining.
+
+    Raises:
+        DataError: when none turns up, which cannot happen with two objects or more.
+    """
+    for _ in range(_ATTEMPTS):
+        scene = random_scene(rng, min_objects, max_objects)
+        if scene.reserved:
+            return scene
+    raise DataError(f"No scene reserved for pretraining was found in {_ATTEMPTS} draws.")
+
+
+def reserved_change(rng: np.random.Generator, max_objects: int = MAX_OBJECTS) -> Change:
+    """A change between two reserved scenes: kind uniform over the feasible ones, direction at random."""
+    while True:
+        scene = reserved_scene(rng, max_objects=max_objects)
+        kind = pick(rng, KINDS)
+        if kind not in feasible_kinds(scene):
+            continue
+        for _ in range(_EDIT_ATTEMPTS):
+            edit = random_edit(scene, rng, kind)
+            target = apply(edit, scene)
+            if target.reserved and len(target.occupied) <= max_objects:
+                change = Change(scene, target, edit)
+                return change if rng.integers(2) else change.reversed()
+
+
+def passage(
+    rng: np.random.Generator, instruction: str, max_objects: int = MAX_OBJECTS, describe: float = 0.1
+) -> Passage:
+    """One passage: mostly a change asked for by `instruction`, in a share `describe` of cases a caption."""
+    if rng.random() < describe:
+        scene = reserved_scene(rng, max_objects=max_objects)
+        return Passage((bags(scene),), DESCRIBE, caption(scene, rng))
+    change = reserved_change(rng, max_objects)
+    reference, target = change.reference, change.target
+    return Passage(
+        images=(bags(reference), bags(target)),
+        prompt=instruction,
+        answer=change.text(rng),
+        difference=difference_bags(reference, target),
+        marks=_marks(reference, target),
+    )
+
+
+def difference_bags(reference: Scene, target: Scene) -> Bags:
+    """Nine bags for the optional difference slots: what a changed cell held and holds now, `same` elsewhere."""
+    pairs = zip(reference.cells, target.cells, PLACES, phrases(reference), phrases(target), strict=True)
+    return tuple(
+        ("same",) if old == new else tuple(f"{place} from {before} to {after}".split())
+        for old, new, place, before, after in pairs
+    )
+
+
+def _marks(reference: Scene, target: Scene) -> tuple[tuple[int, int, int], ...]:
+    things = [reference.cells[cell] for cell in reference.occupied]
+    rows = []
+    for cell in range(CELLS):
+        thing = reference.cells[cell]
+        shape = sum(other is not None and thing is not None and other.shape == thing.shape for other in things)
+        both = sum(
+            other is not None and thing is not None and (other.shape, other.colour) == (thing.shape, thing.colour)
+            for other in things
+        )
+        rows.append((int(thing != target.cells[cell]), int(shape == 1), int(both == 1)))
+    return tuple(rows)

@@ -1,0 +1,88 @@
+"""Write a data set folder so that a present `dataset.json` means a complete one, also after a kill."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cirray.core.errors import DataError
+
+MARKER = "dataset.json"
+FORMAT = 1
+
+Row = dict[str, Any]
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """One JSON object per line, UTF-8."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def publish_folder(out: Path, name: str, config: Mapping[str, Any], write: Callable[[Path], Mapping[str, int]]) -> Row:
+    """Fill `out` with what `write` puts into a folder, all or nothing, and return what `dataset.json` says.
+
+    `write` fills `<out>.partial` and returns counts; then every entry moves into `out`, `dataset.json` last. A folder
+    complete with the same name and config is left alone; a run killed while moving goes on moving.
+
+    Raises:
+        DataError: when `out` holds another data set or entries of the same names.
+    """
+    out = Path(out).expanduser()
+    key = {"name": name, "format": FORMAT, "config": dict(config)}
+    existing = _read_marker(out)
+    if existing is not None:
+        if _key(existing) == key:
+            return existing
+        raise DataError(f"{str(out)!r} already holds another data set; choose another folder or remove that one.")
+    partial = out.with_name(f"{out.name}.partial")
+    summary = _read_marker(partial)
+    if summary is None or _key(summary) != key:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        summary = {**key, "counts": _fill(partial, write)}
+        _write_marker(partial, summary)
+    _move(partial, out)
+    return summary
+
+
+def _fill(partial: Path, write: Callable[[Path], Mapping[str, int]]) -> dict[str, int]:
+    try:
+        return dict(write(partial))
+    except DataError:
+        shutil.rmtree(partial)
+        raise
+
+
+def _key(summary: Row) -> Row:
+    return {name: summary.get(name) for name in ("name", "format", "config")}
+
+
+def _read_marker(folder: Path) -> Row | None:
+    path = folder / MARKER
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(path)!r} is damaged ({error}); remove that folder and write it again.") from None
+    return summary if isinstance(summary, dict) else {}
+
+
+def _write_marker(folder: Path, summary: Row) -> None:
+    temporary = folder / f".{MARKER}"
+    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / MARKER)
+
+
+def _move(partial: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    entries = sorted(partial.iterdir(), key=lambda path: (path.name == MARKER, path.name))
+    taken = [path.name for path in entries if (out / path.name).exists()]
+    if taken:
+        shutil.rmtree(partial)
+        raise DataError(f"{str(out)!r} already has {taken[0]!r} but no complete data set; choose another folder.")
+    for path in entries:
+        os.replace(path, out / path.name)
+    partial.rmdir()

@@ -1,0 +1,144 @@
+"""Recall with ties counted against the method, its uncertainty, and its spread over seeds. NumPy only.
+
+Rank = 0-based position of the best target by decreasing score; a hit at k means rank < k. Every candidate that scores
+as high as the target stands before it, so a constant score never counts as a hit. Recall here is a hit rate: with
+several targets the best placed one counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cirray.core.errors import DataError
+from cirray.core.seeding import numpy_generator
+
+NEVER = int(np.iinfo(np.int64).max)
+"""Rank of a query that cannot be hit: its only target is the reference that the protocol removes."""
+
+
+@dataclass(frozen=True)
+class GroupRecall:
+    """Recall of one group of queries: `hits` are counts by k, `recalls` fractions in [0, 1] by "R@k"."""
+
+    queries: int
+    hits: dict[int, int]
+    recalls: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over `count` runs; the deviation of one run is None, not zero."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+def target_ranks(
+    scores_BN: np.ndarray, targets: Sequence[Sequence[int]], removed: Sequence[int | None], query_ids: Sequence[str]
+) -> np.ndarray:
+    """Pessimistic rank of every query's best target.
+
+    Args:
+        scores_BN: float scores of B queries against N gallery images; higher is better, -inf is allowed.
+        targets: columns of each query's targets (at least one).
+        removed: column that is taken out of each query's ranking (its own reference), or None.
+        query_ids: names for error sentences.
+
+    Returns:
+        int64 [B]; `NEVER` where every target is the removed column.
+
+    Raises:
+        DataError: for a score that is not a number, naming the query.
+    """
+    broken_B = np.isnan(scores_BN).any(axis=1)
+    if broken_B.any():
+        name, count = query_ids[int(broken_B.argmax())], int(broken_B.sum())
+        raise DataError(
+            f"Query {name!r} has a score that is not a number ({count} of {len(query_ids)} queries in this batch do). "
+            "The model or its features hold NaN: check the checkpoint's training curves."
+        )
+    rows = zip(scores_BN, targets, removed, strict=True)
+    return np.asarray([_rank(scores_N, list(columns), gone) for scores_N, columns, gone in rows], dtype=np.int64)
+
+
+def _rank(scores_N: np.ndarray, targets: list[int], removed: int | None) -> int:
+    live = sorted({column for column in targets if column != removed})
+    if not live:
+        return NEVER
+    best = scores_N[live].max()
+    before = int(np.count_nonzero(scores_N >= best)) - int(np.count_nonzero(scores_N[live] >= best))
+    return before - int(removed is not None and bool(scores_N[removed] >= best))
+
+
+def hit_counts(ranks_B: np.ndarray, ks: Sequence[int]) -> dict[int, int]:
+    """Number of queries whose rank is below each k."""
+    return {k: int(np.count_nonzero(np.asarray(ranks_B) < k)) for k in ks}
+
+
+def group_recall(ranks_B: np.ndarray, ks: Sequence[int]) -> GroupRecall:
+    """Hits and recall of one group of queries.
+
+    Raises:
+        DataError: for a group without queries, whose recall has no value.
+    """
+    count = len(ranks_B)
+    if not count:
+        raise DataError("Recall of no queries has no value. Give at least one query.")
+    hits = hit_counts(ranks_B, ks)
+    return GroupRecall(count, hits, {f"R@{k}": found / count for k, found in hits.items()})
+
+
+def recall_by(ranks_B: np.ndarray, labels: Sequence[str], ks: Sequence[int]) -> dict[str, GroupRecall]:
+    """Recall of every label's queries (edit types, say), by label in sorted order; queries without a label are left out."""
+    ranks_B, names_B = np.asarray(ranks_B), np.asarray(labels, dtype=object)
+    return {name: group_recall(ranks_B[names_B == name], ks) for name in sorted({label for label in labels if label})}
+
+
+def bootstrap_interval(
+    hits_B: np.ndarray, groups: Sequence[str] | None = None, level: float = 0.95, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a hit rate, by resampling groups of queries with replacement.
+
+    Queries that share a reference are not independent, so whole groups are drawn; without `groups` every query is its
+    own group.
+
+    Args:
+        hits_B: 0/1 (or bool) per query.
+        groups: group name per query, e.g. its reference id.
+        level: coverage in (0, 1).
+        samples: resamples.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper end, fractions in [0, 1].
+    """
+    hits_B = np.asarray(hits_B, dtype=np.float64)
+    _, index_B = np.unique(np.arange(len(hits_B)) if groups is None else np.asarray(groups), return_inverse=True)
+    found_G, size_G = np.bincount(index_B, weights=hits_B), np.bincount(index_B)
+    rng, count = numpy_generator(seed, "bootstrap"), len(size_G)
+    rates = []
+    for _ in range(samples):
+        draws_G = np.bincount(rng.integers(0, count, count), minlength=count)
+        rates.append((draws_G @ found_G) / (draws_G @ size_G))
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of one figure over seeds.
+
+    Raises:
+        DataError: without values, or when one is not a number.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not array.size or np.isnan(array).any():
+        raise DataError(f"Mean over seeds needs at least one value and no NaN; got {list(values)!r}.")
+    return Spread(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, int(array.size))
+
+
+def spread_of(metrics: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    """Spread of every metric that all runs have, in the first run's order."""
+    names = [name for name in (metrics[0] if metrics else {}) if all(name in run for run in metrics)]
+    return {name: spread([run[name] for run in metrics]) for name in names}

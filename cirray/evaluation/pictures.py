@@ -1,0 +1,43 @@
+"""Thumbnails as data URIs, so that a report is one file."""
+
+import base64
+import io
+
+from cirray.core.errors import DataError
+from cirray.core.log import get_logger
+from cirray.data.benchmark import ImageTable
+from cirray.data.images import open_image
+
+_LOGGER = get_logger("evaluation.pictures")
+
+
+class Thumbnails:
+    """Data URI of any image of a data set, at most `side` pixels wide and high; made once per image.
+
+    Small images stay as they are (PNG), larger ones become JPEG. An image that cannot be read is logged and has no
+    thumbnail: figures do not depend on pictures.
+    """
+
+    def __init__(self, images: ImageTable, side: int = 160) -> None:
+        """Remember where the images lie."""
+        self._images, self._side = images, side
+        self._made: dict[str, str | None] = {}
+
+    def uri(self, image_id: str) -> str | None:
+        """`data:image/...;base64,...`, or None when the image cannot be read."""
+        if image_id not in self._made:
+            try:
+                self._made[image_id] = self._encode(image_id)
+            except DataError as error:
+                _LOGGER.warning("no picture in the report: %s", error)
+                self._made[image_id] = None
+        return self._made[image_id]
+
+    def _encode(self, image_id: str) -> str:
+        image = open_image(self._images.path(image_id))
+        small = max(image.size) <= self._side
+        image.thumbnail((self._side, self._side))
+        stream = io.BytesIO()
+        image.save(stream, "PNG" if small else "JPEG", **({} if small else {"quality": 82}))
+        kind = "png" if small else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

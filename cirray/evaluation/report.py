@@ -1,0 +1,187 @@
+"""Write a report: metrics.json, rankings.parquet, table.txt, curves and one self-contained HTML page."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cirray.core.errors import DataError
+from cirray.data.benchmark import CirDataset
+from cirray.evaluation.metrics import Spread, spread, spread_of
+from cirray.evaluation.result import EvaluationResult, ranking_rows
+from cirray.evaluation.tables import percent, text_table
+
+RANKING_SCHEMA = pa.schema(
+    [
+        ("row", pa.string()), ("seed", pa.int64()), ("query_id", pa.string()), ("edit", pa.string()),
+        ("reference_id", pa.string()), ("modification", pa.string()), ("target_ids", pa.list_(pa.string())),
+        ("rank", pa.int64()), ("ids", pa.list_(pa.string())), ("scores", pa.list_(pa.float32())),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One model in the report: a result per seed."""
+
+    name: str
+    results: tuple[EvaluationResult, ...]
+    seeds: tuple[int, ...] = (0,)
+    labels_used: int | None = None
+    seconds: float | None = None
+    """Training time of the row's own stages."""
+    note: str = ""
+
+    @property
+    def metrics(self) -> dict[str, Spread]:
+        """Mean and deviation of every recall over the seeds."""
+        return spread_of([result.metrics for result in self.results])
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """A generated text with its images; `exact` is None where nobody can judge it."""
+
+    reference_id: str
+    target_id: str
+    modification: str
+    exact: bool | None = None
+    verdict: str = ""
+    """A few words beside the mark, e.g. "says the reverse"."""
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report shows. The last row is the one whose queries are shown."""
+
+    rows: tuple[ReportRow, ...]
+    dataset: CirDataset
+    histories: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    samples: tuple[TextSample, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    title: str = "Evaluation"
+    shown: int = 6
+    """Queries per group (random, clearest, hardest)."""
+    seed: int = 0
+    """Of the random queries."""
+
+
+def write_report(out_dir: Path, content: ReportContent, html: bool = True) -> dict[str, Any]:
+    """Write every file of a report into an existing or new folder.
+
+    Args:
+        out_dir: local folder.
+        content: what to show.
+        html: also write report.html (needs the images of the data set).
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        DataError: without rows, or when rows differ in protocol, gallery or queries (their figures would not compare).
+    """
+    check_rows(content.rows)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    metrics = metrics_dict(content)
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (out_dir / "table.txt").write_text(render_table(content.rows) + "\n", encoding="utf-8")
+    write_rankings(out_dir / "rankings.parquet", content.rows)
+    _write_curves(out_dir / "curves", content.histories)
+    if html:
+        from cirray.evaluation.page import render_page
+
+        (out_dir / "report.html").write_text(render_page(content), encoding="utf-8")
+    return metrics
+
+
+def check_rows(rows: Sequence[ReportRow]) -> None:
+    """Refuse rows that cannot stand in one table.
+
+    Raises:
+        DataError: no rows, a row without results or with another number of seeds, differing protocols or queries.
+    """
+    if not rows:
+        raise DataError("A report needs at least one row.")
+    for row in rows:
+        if not row.results or len(row.results) != len(row.seeds):
+            raise DataError(f"Row {row.name!r} has {len(row.results)} results for {len(row.seeds)} seeds.")
+    lines = {result.protocol for row in rows for result in row.results}
+    if len(lines) > 1:
+        raise DataError(f"Rows of different protocols do not compare: {' | '.join(sorted(lines))}.")
+    first = rows[0].results[0]
+    if any(result.queries != first.queries for row in rows for result in row.results):
+        raise DataError("Rows were evaluated on different queries; evaluate all of them on the same ones.")
+
+
+def metrics_dict(content: ReportContent) -> dict[str, Any]:
+    """JSON-ready figures of all rows: mean, deviation over seeds, and every run."""
+    judged = [sample.exact for sample in content.samples if sample.exact is not None]
+    return {
+        "dataset": content.dataset.name,
+        "protocol": content.rows[0].results[0].protocol,
+        "rows": [_row_dict(row) for row in content.rows],
+        "text_samples": {"shown": len(content.samples), "judged": len(judged), "exact": sum(judged)},
+        "facts": dict(content.facts),
+    }
+
+
+def render_table(rows: Sequence[ReportRow]) -> str:
+    """The rows as a text table with the protocol beneath (percent; mean ± sample deviation over seeds)."""
+    names = list(rows[0].metrics)
+    lines = [["", *names, "labels", "seeds", "seconds"]]
+    for row in rows:
+        cells = [percent(row.metrics[name]) for name in names]
+        labels = "" if row.labels_used is None else f"{row.labels_used:,}"
+        lines.append([row.name, *cells, labels, str(len(row.seeds)), _seconds(row.seconds)])
+    keep = [column for column in range(len(lines[0])) if any(line[column] for line in lines[1:])]
+    table = text_table([[line[column] for column in keep] for line in lines])
+    return f"{table}\n\nProtocol: {rows[0].results[0].protocol}."
+
+
+def write_rankings(path: Path, rows: Sequence[ReportRow]) -> None:
+    """One Parquet row per query, model and seed, with its rank and its top K."""
+    runs = [(row.name, seed, result) for row in rows for seed, result in zip(row.seeds, row.results, strict=True)]
+    with pq.ParquetWriter(path, RANKING_SCHEMA, compression="zstd") as writer:
+        for name, seed, result in runs:
+            writer.write_table(pa.Table.from_pylist(ranking_rows(name, seed, result), schema=RANKING_SCHEMA))
+
+
+def per_edit_spread(row: ReportRow, metric: str = "R@1") -> dict[str, Spread]:
+    """One recall of every edit type, over the seeds."""
+    first = row.results[0].per_edit
+    return {name: spread([run.per_edit[name].recalls[metric] for run in row.results]) for name in first}
+
+
+def file_name(text: str) -> str:
+    """A name that is safe as a file name on every system."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
+
+
+def _row_dict(row: ReportRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "note": row.note,
+        "labels_used": row.labels_used,
+        "seconds": row.seconds,
+        "seeds": list(row.seeds),
+        "mean": {name: value.mean for name, value in row.metrics.items()},
+        "deviation": {name: value.deviation for name, value in row.metrics.items()},
+        "runs": [result.to_dict() for result in row.results],
+    }
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:,.0f}"
+
+
+def _write_curves(folder: Path, histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    from cirray.evaluation.plots import save_figure, training_curves
+
+    for name, history in histories.items():
+        if history:
+            save_figure(training_curves(name, history), folder / f"{file_name(name)}.png")

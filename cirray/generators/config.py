@@ -1,0 +1,119 @@
+"""Configuration of modification-text generators: the model, and how it decodes. No torch."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cirray.core.config import Config
+from cirray.models.config import QFormerConfig
+
+Pass = Literal["reference", "target", "difference"]
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on the language model (needs the `lora` extra)."""
+
+    rank: int = Field(8, ge=1)
+    """Rank of each update."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale of the updates is alpha / rank."""
+    modules: tuple[str, ...] | None = None
+    """Names of the adapted linear layers; null adapts all of them but the head."""
+
+
+class GeneratorConfig(Config):
+    """A generator after the MTG of Zhou et al. (2025): Q-Former passes, one projection, a language model."""
+
+    qformer: QFormerConfig = QFormerConfig(initializer_range=0.09)
+    """The one Q-Former of all passes (paper: 768, 12 layers, 32 queries)."""
+    passes: tuple[Pass, ...] = ("reference", "target")
+    """Which query groups the language model reads, in this order. The paper's are reference, target, difference."""
+    role_tags: bool = False
+    """Learned reference and target embeddings on the patches of the difference pass, which is symmetric without."""
+    separators: tuple[str, ...] = ()
+    """Texts before each query group (improved, for large models), or empty for none (paper)."""
+    prompt: str = "change/1"
+    """Version of the instruction; it enters the language model, and the Q-Former in the difference pass."""
+    instruction_length: int = Field(128, ge=1)
+    """Tokens of the instruction; a longer one is cut on the left."""
+    answer_length: int = Field(256, ge=2)
+    """Tokens of an answer, end token included; a longer one is cut on the right."""
+    tuning: Literal["frozen", "lora", "full"] = "frozen"
+    """What of the language model is trained: nothing (the method), adapters, or all of it."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters of `tuning: lora`."""
+    embed_language_model: bool = True
+    """Copy the language model into the artifact; false keeps a reference to its folder or hub id."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "GeneratorConfig":
+        if len(set(self.passes)) != len(self.passes) or not self.passes:
+            raise ValueError(f"passes {self.passes} must name each pass once, and at least one")
+        if self.separators and len(self.separators) != len(self.passes):
+            raise ValueError(f"separators need one text per pass ({len(self.passes)}), got {len(self.separators)}")
+        if self.role_tags and "difference" not in self.passes:
+            raise ValueError("role_tags act on the difference pass; add it to passes or switch them off")
+        return self
+
+    @classmethod
+    def for_mode(cls, mode: Literal["improved", "paper"], **fields: Any) -> "GeneratorConfig":
+        """Settings of one mode (design document, section 2); `fields` override single ones.
+
+        Args:
+            mode: "improved" (readable q_r and q_t suffice a frozen model), or "paper": all three passes, no role
+                tags, no separators, frozen language model.
+            fields: any other field.
+        """
+        paper: dict[str, Any] = {"passes": ("reference", "target", "difference"), "role_tags": False, "separators": ()}
+        return cls.model_validate({**(paper if mode == "paper" else {}), **fields})
+
+
+class DecodingConfig(Config):
+    """How texts are decoded. All limits count *new* tokens."""
+
+    beams: int = Field(1, ge=1)
+    """Beams; 1 is greedy or, with `sample`, ancestral sampling."""
+    sample: bool = False
+    """Draw tokens instead of taking the best."""
+    temperature: float = Field(1.0, gt=0)
+    """Flattens (above 1) or sharpens (below 1) the distribution that is sampled."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus: the smallest set of tokens with this probability is sampled."""
+    min_new_tokens: int = Field(1, ge=1)
+    """Tokens before an end token is allowed."""
+    max_new_tokens: int = Field(48, ge=1)
+    """Tokens after which a text is cut."""
+    repetition_penalty: float = Field(1.0, ge=1)
+    """Divides positive (multiplies negative) logits of tokens already written."""
+    length_penalty: float = 1.0
+    """Beam scores are divided by length to this power."""
+    batch: int = Field(128, ge=1)
+    """Rows (a pair has two: forward and reverse) decoded together."""
+    keep_unfinished: bool = False
+    """Keep a text that met `max_new_tokens` without an end token, instead of rejecting it."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DecodingConfig":
+        if self.sample and self.beams > 1:
+            raise ValueError("sample works with beams 1")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}")
+        return self
+
+    @classmethod
+    def preset(cls, name: Literal["greedy", "paper", "long", "diverse"], **fields: Any) -> "DecodingConfig":
+        """A named setting (design document, section 2, Decoding); `fields` override single ones.
+
+        Args:
+            name: "greedy" (embedded world), "paper" (5 beams, repetition penalty 1.5, cap 48), "long" (as paper, at
+                least 12 tokens, length penalty 1.5), "diverse" (nucleus 0.9, temperature 0.8).
+            fields: any other field.
+        """
+        beams = {"beams": 5, "repetition_penalty": 1.5, "keep_unfinished": True}
+        presets: dict[str, dict[str, Any]] = {
+            "greedy": {},
+            "paper": beams,
+            "long": {**beams, "min_new_tokens": 12, "length_penalty": 1.5},
+            "diverse": {"sample": True, "top_p": 0.9, "temperature": 0.8},
+        }
+        return cls.model_validate({**presets[name], **fields})

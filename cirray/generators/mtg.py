@@ -1,0 +1,194 @@
+"""The modification-text generator's network: three Q-Former passes, one projection, a frozen causal language model.
+
+Zhou et al., "Scale Up Composed Image Retrieval Learning via Modification Text Generation" (2025), section on MTG:
+q_r and q_t read one image each, q_c reads both with the instruction; the language model reads
+`proj(q_r) | proj(q_t) | proj(q_c) | instruction | answer` and is trained on the answer alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from cirray.generators.config import GeneratorConfig
+from cirray.generators.prompts import prompt
+from cirray.models.qformer import QueryingTransformer
+from cirray.models.text import TextBatch, build_tokenizer, encode_texts
+from cirray.models.towers.language import LanguageModel
+
+IGNORE = -100
+_REFERENCE, _TARGET = 0, 1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answer token ids `ids_BT` (end token last, padded on the right) and `mask_BT` (True for answer tokens)."""
+
+    ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "Answers":
+        """The same answers on another device."""
+        return Answers(self.ids_BT.to(device), self.mask_BT.to(device))
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """Sum of the cross-entropy over answer tokens, and their number."""
+
+    total: torch.Tensor
+    tokens: torch.Tensor
+
+
+class ModificationTextModel(nn.Module):
+    """Soft tokens of an image pair in, loss of an answer (or the decoder's prefix) out.
+
+    Attributes:
+        qformer: one module for every pass. projection: one linear layer for every pass.
+        language: the language model; its weights are frozen unless the configuration says otherwise.
+        role_tags_RD: learned reference and target embeddings of the difference pass, or None.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        language: LanguageModel,
+        patch_width: int,
+        reader: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Build with random weights from the global torch generator.
+
+        Args:
+            config: sizes and layout.
+            language: the pretrained language model.
+            patch_width: width of the frozen vision tokens.
+            reader: tokenizer of the Q-Former's text side; default is a word-level one over the instruction.
+        """
+        super().__init__()
+        self.config, self.language, self.instruction = config, language, prompt(config.prompt)
+        self.reader = reader or build_tokenizer([self.instruction])
+        vocabulary = len(self.reader) if "difference" in config.passes else 0
+        self.qformer = QueryingTransformer(config.qformer, patch_width, vocabulary)
+        self.projection = nn.Linear(config.qformer.width, language.width)
+        self.role_tags_RD = nn.Parameter(torch.zeros(2, patch_width)) if config.role_tags else None
+        self.lm = _tuned(language, config)
+
+    def train(self, mode: bool = True) -> "ModificationTextModel":
+        """Training mode for what is trained: a frozen language model stays in eval mode."""
+        super().train(mode)
+        if self.config.tuning == "frozen":
+            self.lm.eval()
+        return self
+
+    def read_image(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """Projected queries of one image each (q_r or q_t): `[B, Q, E]`, in the language model's input space."""
+        return self.projection(self.qformer.image(patches_BPD))
+
+    def read_pair(self, reference_BPD: torch.Tensor, target_BPD: torch.Tensor) -> torch.Tensor:
+        """Projected queries of both images at once with the instruction (q_c): `[B, Q, E]`.
+
+        Without role tags the value does not depend on the order of the images.
+        """
+        if self.role_tags_RD is not None:
+            reference_BPD = reference_BPD + self.role_tags_RD[_REFERENCE].to(reference_BPD.dtype)
+            target_BPD = target_BPD + self.role_tags_RD[_TARGET].to(target_BPD.dtype)
+        both_BPD = torch.cat([reference_BPD, target_BPD], dim=1)
+        return self.projection(self.qformer.image(both_BPD, self._question(both_BPD)))
+
+    def prefix(
+        self,
+        reference_BQE: torch.Tensor | None,
+        target_BQE: torch.Tensor | None,
+        difference_BQE: torch.Tensor | None,
+        instruction: str | None = None,
+    ) -> torch.Tensor:
+        """What the language model reads before the answer: query groups in configured order, then the instruction.
+
+        Args:
+            reference_BQE: output of `read_image`; groups that the configuration leaves out may be None.
+            target_BQE: output of `read_image`.
+            difference_BQE: output of `read_pair`.
+            instruction: another text in place of the configured one (alignment through captions uses it).
+
+        Returns:
+            embeddings_BLE. Every row has the same length, so nothing needs padding on the left.
+        """
+        groups = {"reference": reference_BQE, "target": target_BQE, "difference": difference_BQE}
+        chosen = [(name, groups[name]) for name in self.config.passes]
+        separators = self.config.separators or ("",) * len(chosen)
+        parts: list[torch.Tensor] = []
+        for (_, tokens_BQE), separator in zip(chosen, separators, strict=True):
+            if tokens_BQE is not None:
+                parts += [*self._words(separator, tokens_BQE), tokens_BQE.to(self.lm.dtype)]
+        return torch.cat([*parts, *self._words(instruction or self.instruction, parts[-1])], dim=1)
+
+    def pair_prefix(self, reference_BPD: torch.Tensor, target_BPD: torch.Tensor) -> torch.Tensor:
+        """All passes the configuration asks for, then `prefix`: `[B, L, E]`."""
+        passes, difference_BQE = self.config.passes, None
+        both_BQE = self.read_image(torch.cat([reference_BPD, target_BPD]))
+        reference_BQE, target_BQE = both_BQE.split(len(reference_BPD))
+        if "difference" in passes:
+            difference_BQE = self.read_pair(reference_BPD, target_BPD)
+        return self.prefix(
+            reference_BQE if "reference" in passes else None, target_BQE if "target" in passes else None, difference_BQE
+        )
+
+    def forward(self, reference_BPD: torch.Tensor, target_BPD: torch.Tensor, answers: Answers) -> AnswerLoss:
+        """Answer loss of image pairs (the paper's L_gen before averaging)."""
+        return self.answer_loss(self.pair_prefix(reference_BPD, target_BPD), answers)
+
+    def answer_loss(self, prefix_BLE: torch.Tensor, answers: Answers) -> AnswerLoss:
+        """Cross-entropy of the answers after a prefix: answer text and end token count, nothing else does."""
+        length = answers.ids_BT.shape[1]
+        words_BTE = self.lm.get_input_embeddings()(answers.ids_BT[:, : length - 1])
+        inputs_BLE = torch.cat([prefix_BLE, words_BTE.to(prefix_BLE.dtype)], dim=1)
+        logits_BTV = self.lm(inputs_embeds=inputs_BLE, logits_to_keep=length, use_cache=False).logits
+        labels_BT = answers.ids_BT.masked_fill(~answers.mask_BT, IGNORE)
+        total = F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        return AnswerLoss(total, answers.mask_BT.sum())
+
+    def encode_answers(self, texts: list[str]) -> Answers:
+        """Token ids of answers, cut on the right, always with their end token."""
+        limit, end, pad = self.config.answer_length - 1, self.language.end_id, self.language.pad_id
+        rows = [[*self.language.token_ids(text)[:limit], end] for text in texts]
+        width = max(len(row) for row in rows)
+        ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        mask_BT = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+        return Answers(ids_BT, mask_BT)
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """Weights of everything but the language model."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("lm.")}
+
+    def _question(self, like_BPD: torch.Tensor) -> TextBatch:
+        text = encode_texts(self.reader, [self.instruction], self.config.instruction_length).to(like_BPD.device)
+        rows = len(like_BPD)
+        return TextBatch(text.ids_BT.expand(rows, -1), text.mask_BT.expand(rows, -1))
+
+    def _words(self, text: str, like_BQE: torch.Tensor) -> list[torch.Tensor]:
+        ids = self.language.token_ids(text)[-self.config.instruction_length :] if text else []
+        if not ids:
+            return []
+        ids_T = torch.tensor(ids, device=like_BQE.device)
+        return [self.lm.get_input_embeddings()(ids_T).expand(len(like_BQE), -1, -1)]
+
+
+def _tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
+    """The language model with exactly the configured weights trainable."""
+    model = language.model
+    model.requires_grad_(config.tuning == "full")
+    if config.tuning != "lora":
+        return model
+    from peft import LoraConfig as Adapter
+    from peft import get_peft_model
+
+    modules = list(config.lora.modules) if config.lora.modules else "all-linear"
+    adapter = Adapter(
+        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, adapter)

@@ -1,0 +1,18 @@
+"""Versioned prompts: data files beside this module, one line per `name/version`."""
+
+import json
+from importlib.resources import files
+
+from cirray.core.errors import ConfigError, unknown_name
+
+
+def prompt(version: str) -> str:
+    """The instruction filed under `name/version`.
+
+    Raises:
+        ConfigError: for an unknown one, with the known ones.
+    """
+    known = json.loads(files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
+    if version not in known:
+        raise ConfigError(unknown_name("prompt version", version, known))
+    return str(known[version])

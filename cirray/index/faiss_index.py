@@ -1,0 +1,182 @@
+"""FAISS indexes over token vectors, proven or approximate, always scored and ordered like the NumPy twin.
+
+FAISS finds candidate images; their scores are then computed by `similarity.token_scores`, so that a score (and the
+order of equal scores) never depends on the index. With the factory `Flat` the answer is certain: the search is asked
+for more token hits until the k-th candidate's score lies above the last hit by more than float32 rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cirray.core.errors import ConfigError
+from cirray.index.config import IndexConfig
+from cirray.index.exact import named, scan
+from cirray.index.protocol import Answers, checked_queries
+from cirray.index.similarity import best_rows, pooled, rounding_margin, token_scores
+
+Found = tuple[np.ndarray, np.ndarray]
+_ADD_VECTORS = 65_536
+_WIDEN = 4
+
+
+class FaissTokenIndex:
+    """Every token vector in one FAISS index, hits grouped by image (`strategy: exact_tokens`)."""
+
+    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: IndexConfig) -> None:
+        """Wrap a FAISS index over the N*Q rows of `tokens_NQD`; `ids` ascending."""
+        self._ids, self._tokens_NQD, self._index, self._config = tuple(ids), tokens_NQD, index, config
+        self._certain = config.factory == "Flat"
+        self._largest_norm = largest_norm(tokens_NQD) if self._certain else 0.0
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The caller's ids, ascending."""
+        return self._ids
+
+    def search(self, queries_BD: np.ndarray, k: int) -> Answers:
+        """The k best images of each query; see `VectorIndex.search`."""
+        queries_BD = checked_queries(queries_BD, self._tokens_NQD.shape[2], k)
+        answers = min(k, len(self._ids))
+        found: dict[int, Found] = {}
+        waiting, hits = list(range(len(queries_BD))), answers * self._config.oversample
+        while len(waiting) and hits * _WIDEN <= self._index.ntotal:
+            scores_BH, vectors_BH = self._index.search(queries_BD[waiting], hits)
+            for number, scores_H, vectors_H in zip(waiting, scores_BH, vectors_BH, strict=True):
+                result = self._grouped(queries_BD[number], scores_H, vectors_H, answers)
+                if result is not None:
+                    found[number] = result
+            waiting, hits = [number for number in waiting if number not in found], hits * _WIDEN
+        found.update(zip(waiting, scan(queries_BD[waiting], self._tokens_NQD, k), strict=True))
+        return named(self._ids, [found[number] for number in range(len(queries_BD))], k)
+
+    def _grouped(self, query_D: np.ndarray, scores_H: np.ndarray, vectors_H: np.ndarray, k: int) -> Found | None:
+        """Best images among the hits, or None when another image might belong to them.
+
+        An approximate index that has nothing more to give (it pads with -1) may answer fewer than k.
+        """
+        exhausted = bool((vectors_H < 0).any())
+        vectors_H = vectors_H[vectors_H >= 0]
+        rows = np.unique(vectors_H // self._tokens_NQD.shape[1])
+        if len(rows) < k and (self._certain or not exhausted):
+            return None
+        found = best_rows(token_scores(query_D, self._tokens_NQD[rows]), rows, k)
+        if self._certain:
+            margin = rounding_margin(query_D, len(query_D), self._largest_norm)
+            if found[1][-1] <= scores_H[len(vectors_H) - 1] + margin:
+                return None
+        return found
+
+
+class PooledRerankIndex:
+    """One pooled vector an image finds candidates, their tokens rank them (`strategy: pooled_rerank`)."""
+
+    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: IndexConfig) -> None:
+        """Wrap a FAISS index over the N pooled vectors; `ids` ascending."""
+        self._ids, self._tokens_NQD, self._index, self._config = tuple(ids), tokens_NQD, index, config
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The caller's ids, ascending."""
+        return self._ids
+
+    def search(self, queries_BD: np.ndarray, k: int) -> Answers:
+        """The k best of each query's candidates; see `VectorIndex.search`."""
+        queries_BD = checked_queries(queries_BD, self._tokens_NQD.shape[2], k)
+        candidates = min(k * self._config.oversample, len(self._ids))
+        _, rows_BC = self._index.search(queries_BD, candidates)
+        found = []
+        for query_D, rows_C in zip(queries_BD, rows_BC, strict=True):
+            rows = np.sort(rows_C[rows_C >= 0])
+            found.append(best_rows(token_scores(query_D, self._tokens_NQD[rows]), rows, k))
+        return named(self._ids, found, k)
+
+
+def build_faiss(tokens_NQD: np.ndarray, config: IndexConfig) -> Any:
+    """Train and fill the FAISS index that a config asks for (inner product).
+
+    Raises:
+        ConfigError: for a factory string FAISS does not understand, or too few vectors to train it.
+    """
+    import faiss
+
+    count, tokens, width = tokens_NQD.shape
+    per_image = config.strategy == "pooled_rerank"
+    total = count if per_image else count * tokens
+    index = _from_factory(faiss, width, config.factory)
+    if not index.is_trained:
+        rng = np.random.default_rng(config.seed)
+        rows = np.sort(rng.permutation(count)[: max(1, config.train_sample // (1 if per_image else tokens))])
+        _train(index, _vectors(np.asarray(tokens_NQD[rows]), per_image), config, total)
+    step = max(1, _ADD_VECTORS // tokens)
+    for start in range(0, count, step):
+        index.add(_vectors(np.asarray(tokens_NQD[start : start + step]), per_image))
+    return index
+
+
+def configure_search(index: Any, parameters: str) -> None:
+    """Set FAISS search parameters by name (`nprobe=16,efSearch=64`).
+
+    Raises:
+        ConfigError: for names or values that this index does not know.
+    """
+    if not parameters:
+        return
+    import faiss
+
+    space: Any = faiss.ParameterSpace()
+    try:
+        space.set_index_parameters(index, parameters)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"index.search_parameters {parameters!r} does not fit the index: {_reason(error)}. "
+            "Use name=value pairs such as nprobe=16 (IVF) or efSearch=64 (HNSW)."
+        ) from None
+
+
+def limit_faiss_threads(threads: int) -> None:
+    """Set the OpenMP threads of FAISS searches in this process."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+
+
+def largest_norm(tokens_NQD: np.ndarray) -> float:
+    """Largest Euclidean norm of any token vector, read in chunks."""
+    step = max(1, _ADD_VECTORS // tokens_NQD.shape[1])
+    return max(
+        float(np.linalg.norm(np.asarray(tokens_NQD[start : start + step], np.float32), axis=2).max())
+        for start in range(0, len(tokens_NQD), step)
+    )
+
+
+def _vectors(tokens_NQD: np.ndarray, per_image: bool) -> np.ndarray:
+    if per_image:
+        return np.ascontiguousarray(pooled(tokens_NQD))
+    return np.ascontiguousarray(tokens_NQD.reshape(-1, tokens_NQD.shape[2]), dtype=np.float32)
+
+
+def _from_factory(faiss: Any, width: int, factory: str) -> Any:
+    try:
+        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"index.factory {factory!r} is not a FAISS factory string for vectors of width {width}: {_reason(error)}. "
+            "Known good: Flat; IVF256,Flat; IVF1024,SQ8; HNSW32; IVF1024,PQ64x4fs."
+        ) from None
+
+
+def _train(index: Any, vectors: np.ndarray, config: IndexConfig, total: int) -> None:
+    try:
+        index.train(vectors)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"index.factory {config.factory!r} cannot be trained on {len(vectors):,} vectors of {total:,}: "
+            f"{_reason(error)}. Use Flat, or a smaller number of lists (about 4 sqrt(N))."
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.rsplit("Error: ", 1)[-1][:200].rstrip(".")

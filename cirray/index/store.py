@@ -1,0 +1,212 @@
+"""The index artifact: write, check, open.
+
+Files: `tokens.npy` (fp16 [N, Q, D], memory-mapped), `ids.json` (ascending), `index.faiss`, `meta.json`, and optionally
+`patches.npy` (vision features of the gallery, fp16 [N, P, W]) and the packed pictures. The digest of every file's whole
+content is in the manifest and is checked before any of them is parsed: FAISS must never read a damaged file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cirray.core.artifacts import Manifest, localize, read_manifest
+from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.index.config import IndexConfig
+from cirray.index.exact import ExactIndex
+from cirray.index.faiss_index import FaissTokenIndex, PooledRerankIndex, build_faiss, configure_search
+from cirray.index.pictures import PictureStore, open_pictures, write_pictures
+from cirray.index.protocol import VectorIndex
+
+KIND = "index"
+TOKENS, IDS, META, FAISS, PATCHES = "tokens.npy", "ids.json", "meta.json", "index.faiss", "patches.npy"
+
+
+class UnknownImageError(DataError):
+    """An id that is not in the gallery."""
+
+
+@dataclass(frozen=True)
+class IndexMeta:
+    """What made the vectors of an index. `similarity` names the score; digests are those of the models' weights."""
+
+    encoder_digest: str
+    vision_digest: str = ""
+    similarity: str = "max_tokens"
+
+
+@dataclass(frozen=True)
+class GalleryIndex:
+    """An opened index: the search, the pictures and, where kept, the vision features of its gallery."""
+
+    search_index: VectorIndex
+    meta: IndexMeta
+    config: IndexConfig
+    digest: str
+    pictures: PictureStore | None = None
+    patches_NPW: np.ndarray | None = None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Gallery ids, ascending."""
+        return self.search_index.ids
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of every id."""
+        return {name: row for row, name in enumerate(self.ids)}
+
+    def row(self, image_id: str) -> int:
+        """Row of one id.
+
+        Raises:
+            UnknownImageError: for an id that is not in the gallery.
+        """
+        if image_id not in self.rows:
+            raise UnknownImageError(
+                f"The gallery has no image {image_id[:80]!r}. It holds {len(self.ids):,}; the first is {self.ids[0]!r}."
+            )
+        return self.rows[image_id]
+
+    def picture(self, image_id: str) -> bytes:
+        """Encoded picture of one gallery image; empty when the index holds none.
+
+        Raises:
+            UnknownImageError: for an unknown id.
+        """
+        row = self.row(image_id)
+        return self.pictures.read(row) if self.pictures else b""
+
+
+def write_index(
+    folder: Path, ids: Sequence[str], meta: IndexMeta, config: IndexConfig, pictures: Iterable[bytes] | None = None
+) -> dict[str, str]:
+    """Finish an index in a folder that already holds `tokens.npy` (and perhaps `patches.npy`).
+
+    Args:
+        folder: the stage's local folder.
+        ids: one per row of the tokens, ascending, without doubles.
+        meta: what made the vectors.
+        config: which index to build.
+        pictures: encoded pictures in row order, or None.
+
+    Returns:
+        File name -> digest, for the manifest's `extra["files"]`.
+
+    Raises:
+        DataError: for ids that are not ascending and unique, an empty gallery, or vectors that do not fit them.
+        ConfigError: for a factory or search parameters that FAISS refuses.
+    """
+    tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
+    _check_rows(ids, tokens_NQD)
+    names = [TOKENS, IDS, META] + ([PATCHES] if (folder / PATCHES).exists() else [])
+    (folder / IDS).write_text(json.dumps(list(ids)), encoding="utf-8")
+    if config.backend == "faiss":
+        import faiss
+
+        index = build_faiss(tokens_NQD, config)
+        configure_search(index, config.search_parameters)
+        faiss.write_index(index, str(folder / FAISS))
+        names.append(FAISS)
+    if pictures is not None:
+        names += write_pictures(folder, pictures)
+    description = {"meta": asdict(meta), "config": config.to_dict(), "shape": list(tokens_NQD.shape)}
+    (folder / META).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
+    return {name: whole_digest(folder / name) for name in sorted(names)}
+
+
+def open_index(uri: str | Path, encoder_digest: str | None = None, verify: bool = True) -> GalleryIndex:
+    """Open an index artifact.
+
+    Args:
+        uri: the artifact.
+        encoder_digest: digest of the encoder that will query it; None skips that check (e.g. to look at ids only).
+        verify: compare every file with its digest first (reads all bytes once).
+
+    Raises:
+        ArtifactError: missing, incomplete or damaged, naming the file.
+        IndexMismatchError: when another encoder made the vectors.
+    """
+    folder, manifest = localize(uri, KIND), read_manifest(uri, KIND)
+    if verify:
+        check_files(folder, manifest, str(uri))
+    names = list(manifest.extra.get("files", {}))
+    description = json.loads((folder / META).read_text(encoding="utf-8"))
+    meta, config = IndexMeta(**description["meta"]), IndexConfig.model_validate(description["config"])
+    if encoder_digest is not None:
+        check_encoder(meta, encoder_digest, str(uri))
+    ids = tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
+    tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
+    patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
+    search_index = _search_index(folder, ids, tokens_NQD, config)
+    return GalleryIndex(search_index, meta, config, manifest.digest, open_pictures(folder, names), patches)
+
+
+def check_encoder(meta: IndexMeta, encoder_digest: str, uri: str) -> None:
+    """Refuse an index of another encoder.
+
+    Raises:
+        IndexMismatchError: naming both digests and the remedy.
+    """
+    if meta.encoder_digest != encoder_digest:
+        raise IndexMismatchError(
+            f"The index {uri!r} was built by encoder {meta.encoder_digest[:12]}, the checkpoint is encoder "
+            f"{encoder_digest[:12]}: their vectors cannot be compared. Build the index again with this checkpoint "
+            "(cirray index), or load the checkpoint it was built with."
+        )
+
+
+def check_files(folder: Path, manifest: Manifest, uri: str) -> None:
+    """Compare every file of an index with the digest in its manifest.
+
+    Raises:
+        ArtifactError: naming the first file that is missing or differs.
+    """
+    files: Mapping[str, Any] = manifest.extra.get("files", {})
+    for name in {TOKENS, IDS, META} - set(files):
+        raise ArtifactError(f"The manifest of the index {uri!r} does not list {name!r}. Build the index again.")
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"The index {uri!r} has lost its file {name!r}. Build the index again.")
+        if whole_digest(path) != digest:
+            raise ArtifactError(
+                f"The file {name!r} of the index {uri!r} is damaged: its content is not what was written. "
+                "Build the index again or restore the file."
+            )
+
+
+def whole_digest(path: Path) -> str:
+    """Digest of a local file's whole content."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _search_index(folder: Path, ids: tuple[str, ...], tokens_NQD: np.ndarray, config: IndexConfig) -> VectorIndex:
+    if config.backend == "exact":
+        return ExactIndex(ids, tokens_NQD)
+    import faiss
+
+    try:
+        index = faiss.read_index(str(folder / FAISS))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"FAISS cannot read {str(folder / FAISS)!r}: {reason}. Build the index again.") from None
+    wrapper = PooledRerankIndex if config.strategy == "pooled_rerank" else FaissTokenIndex
+    return wrapper(ids, tokens_NQD, index, config)
+
+
+def _check_rows(ids: Sequence[str], tokens_NQD: np.ndarray) -> None:
+    if len(ids) == 0:
+        raise DataError("The gallery is empty: no image was left to index.")
+    if tokens_NQD.ndim != 3 or len(tokens_NQD) != len(ids):
+        raise DataError(f"{len(ids):,} ids do not fit vectors of shape {tokens_NQD.shape}; [N, Q, D] is needed.")
+    for before, after in zip(ids, ids[1:], strict=False):
+        if not before < after:
+            what = "appears twice" if before == after else f"stands after {before!r}"
+            raise DataError(f"The gallery id {after!r} {what}; ids must be unique and ascending.")

@@ -1,0 +1,35 @@
+"""What every objective returns, and the weighted sum of named terms."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from cirray.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """`total` is a scalar with gradient; `terms` are unweighted parts and other numbers to log (scalars)."""
+
+    total: torch.Tensor
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> LossOutput:
+    """Sum of `weights[name] * terms[name]`; a term without a weight is logged only.
+
+    Args:
+        terms: scalar losses by name.
+        weights: factor of each term that counts; every name must be among the terms.
+
+    Raises:
+        ConfigError: for a weight without a term, or when no weight is given.
+    """
+    missing = sorted(set(weights) - set(terms))
+    if missing or not weights:
+        raise ConfigError(
+            f"Loss weights name {missing}, but the terms are {sorted(terms)}. Weight existing terms only."
+        )
+    total = torch.stack([weights[name] * terms[name] for name in weights]).sum()
+    return LossOutput(total, {name: value.detach() for name, value in terms.items()})

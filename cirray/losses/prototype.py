@@ -1,0 +1,28 @@
+"""Hop 1 of PTHA: the forward prototype is drawn towards the reverse one, which is held fixed.
+
+L_p2p = 1/W * || mean_k P_r2t - sg(mean_k P_t2r) ||^2 (PTHA, section 5), un-normalised, un-projected.
+"""
+
+import torch
+from torch.nn import functional
+
+from cirray.core.errors import ConfigError
+
+
+def prototype_distance(forward_BQW: torch.Tensor, reverse_BQW: torch.Tensor, kind: str = "mse") -> torch.Tensor:
+    """Distance of the token means per row; no gradient reaches the reverse side.
+
+    Args:
+        forward_BQW: prototype tokens of (reference, text).
+        reverse_BQW: prototype tokens of (target, reverse text).
+        kind: "mse" (mean over the width) or "cosine" (1 - cosine).
+
+    Returns:
+        Distances `[B]`, >= 0.
+    """
+    forward_BW, reverse_BW = forward_BQW.mean(dim=1).float(), reverse_BQW.mean(dim=1).float().detach()
+    if kind == "mse":
+        return (forward_BW - reverse_BW).square().mean(dim=1)
+    if kind == "cosine":
+        return 1 - functional.cosine_similarity(forward_BW, reverse_BW, dim=1)
+    raise ConfigError(f"Unknown prototype distance {kind!r}. Known: cosine, mse.")

@@ -1,0 +1,52 @@
+"""What a retriever's training forward pass takes and gives."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from cirray.models.text import TextBatch
+
+
+@dataclass(frozen=True)
+class RetrievalBatch:
+    """Triplets of one rank. Keys are integers that are equal exactly for equal images.
+
+    `reverse` holds one text per row; rows without one carry any text and `reverse_mask_B` 0. It is None when no row
+    has one or the objective ignores it.
+    """
+
+    reference_BPD: torch.Tensor
+    target_BPD: torch.Tensor
+    text: TextBatch
+    reference_key_B: torch.Tensor
+    target_key_B: torch.Tensor
+    weight_B: torch.Tensor
+    reverse: TextBatch | None = None
+    reverse_mask_B: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "RetrievalBatch":
+        """The same batch on another device."""
+        present = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) is not None}
+        return replace(self, **{name: value.to(device) for name, value in present.items()})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which optional outputs a training forward pass computes."""
+
+    references: bool = False
+    text_only: bool = False
+    reverse: bool = False
+
+
+@dataclass(frozen=True)
+class RetrieverOutput:
+    """Normalised queries and gallery tokens of the batch, and the optional outputs (else None)."""
+
+    query_BD: torch.Tensor
+    target_BQD: torch.Tensor
+    temperature: torch.Tensor
+    reference_BQD: torch.Tensor | None = None
+    text_query_BD: torch.Tensor | None = None
+    prototype_BQW: torch.Tensor | None = None
+    reverse_prototype_BQW: torch.Tensor | None = None

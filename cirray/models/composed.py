@@ -1,0 +1,175 @@
+"""The composed-image retriever: one Q-Former for queries and gallery, over frozen patch tokens.
+
+BLIP-2's gallery side, SPRC's two-pass query side, PTHA's readout and extra outputs (design document, sections 4-6).
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from cirray.core.errors import ConfigError
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.clamp import inward_clamp
+from cirray.models.config import RetrieverConfig
+from cirray.models.fusion.base import Fused, find_fusion
+from cirray.models.qformer import QueryingTransformer
+from cirray.models.scoring import score
+from cirray.models.text import TextBatch, encode_texts
+
+NOTHING_MORE = Wanted()
+
+
+class QFormerRetriever(nn.Module):
+    """Encodes (reference, text) into a query vector and images into gallery tokens; all outputs L2-normalised."""
+
+    def __init__(self, config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase, patch_width: int) -> None:
+        """Random start weights from the global torch generator (see `build_retriever` for a seeded one).
+
+        Args:
+            config: sizes and mode.
+            tokenizer: BERT style, [CLS] first.
+            patch_width: width of the frozen tower's tokens.
+        """
+        super().__init__()
+        self.config, self.tokenizer, self.patch_width = config, tokenizer, patch_width
+        self.fusion = find_fusion(config.fusion)
+        width = config.qformer.width
+        self.qformer = QueryingTransformer(config.qformer, patch_width, len(tokenizer))
+        self.text_projection = nn.Linear(width, config.embed_dim)
+        self.vision_projection = nn.Linear(width, config.embed_dim)
+        self.prompts = nn.Parameter(torch.empty(config.qformer.queries, width))
+        nn.init.normal_(self.prompts, std=config.prompt_std)
+        self.raw_temperature = nn.Parameter(torch.tensor(config.temperature))
+        if config.gradient_checkpointing:
+            self.qformer.enable_checkpointing()
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """The learnable temperature, inside its range when the configuration has one."""
+        if self.config.temperature_clamp is None:
+            return self.raw_temperature
+        return inward_clamp(self.raw_temperature, *self.config.temperature_clamp)
+
+    @property
+    def active_readout(self) -> str:
+        """Pass B's summary now: training's, or inference's where the configuration names another."""
+        return self.config.readout if self.training else (self.config.inference_readout or self.config.readout)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.raw_temperature.device
+
+    @property
+    def digest(self) -> str:
+        """Digest of configuration, vocabulary and weights: equal for encoders that give equal vectors."""
+        from cirray.models.retriever_files import retriever_digest
+
+        return retriever_digest(self)
+
+    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+        """Token ids on the model's device; the paper's mode pads training texts to the full length.
+
+        Raises:
+            DataError: for an empty list or a blank text.
+        """
+        full = self.training and self.config.text_mask == "ones"
+        length = self.config.text_length
+        return encode_texts(self.tokenizer, texts, length, length if full else None).to(self.device)
+
+    def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """What of the query side does not depend on the text (cacheable): the frozen patches themselves."""
+        return patches_BPD.to(self.device, self.raw_temperature.dtype)
+
+    def fuse(self, state_BPD: torch.Tensor, text: TextBatch) -> Fused:
+        """Query and prototypes of reference states and texts."""
+        return self.fusion(self, state_BPD, text)
+
+    def compose(self, state_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """Query vectors `[B, D]`, norm 1."""
+        return self.fuse(state_BPD, text).query_BD
+
+    def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """Gallery tokens `[B, Q, D]`, each of norm 1 (Q = 1 for `similarity: dot`)."""
+        tokens_BQD = self.vision_projection(self.qformer.image(self.encode_reference(patches_BPD)))
+        if self.config.similarity == "dot":
+            tokens_BQD = tokens_BQD.mean(dim=1, keepdim=True)
+        return functional.normalize(tokens_BQD, dim=-1)
+
+    def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
+        """Similarities `[B, N]` by the package's one scorer."""
+        return score(query_BD, gallery_NQD)
+
+    def prototypes(self, patches_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """Pass A, PTHA's P: `[B, Q, W]`, neither projected nor normalised."""
+        return self.qformer.image(patches_BPD, text)
+
+    def encode_text(self, text: TextBatch) -> torch.Tensor:
+        """PTHA's text-only branch f_m: [CLS], the learned prompts, the rest of the text; read at [CLS]: `[B, D]`."""
+        words_BTW = self.qformer.embed_words(text.ids_BT)
+        prompts_BQW = self.prompts.expand(len(text), -1, -1)
+        tokens_BLW = self.qformer.add_positions(torch.cat([words_BTW[:, :1], prompts_BQW, words_BTW[:, 1:]], dim=1))
+        ones = text.mask_BT.new_ones(prompts_BQW.shape[:2])
+        mask_BL = torch.cat([text.mask_BT[:, :1], ones, text.mask_BT[:, 1:]], dim=1)
+        return self.project_text(self.qformer.text_only(tokens_BLW, mask_BL)[:, 0])
+
+    def project_text(self, summary_BW: torch.Tensor) -> torch.Tensor:
+        """Text projection and L2 norm: `[B, D]`."""
+        return functional.normalize(self.text_projection(summary_BW), dim=-1)
+
+    def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
+        """Everything an objective needs, in one call, so that engines see one forward pass.
+
+        Raises:
+            ConfigError: when prototypes are wanted of a fusion head that makes none.
+        """
+        fused = self.fuse(self.encode_reference(batch.reference_BPD), batch.text)
+        targets_BQD, references_BQD = self._gallery_sides(batch, wanted.references)
+        return RetrieverOutput(
+            query_BD=fused.query_BD, target_BQD=targets_BQD, temperature=self.temperature,
+            reference_BQD=references_BQD, prototype_BQW=fused.prototype_BQW,
+            text_query_BD=self.encode_text(batch.text) if wanted.text_only else None,
+            reverse_prototype_BQW=self._reverse_prototypes(batch, fused) if wanted.reverse else None,
+        )  # fmt: skip
+
+    def with_fusion(self, name: str) -> "QFormerRetriever":
+        """The same weights behind another fusion head (for the table's single-modality rows)."""
+        twin = copy.copy(self)
+        twin.config = self.config.model_copy(update={"fusion": name})
+        twin.fusion = find_fusion(name)
+        return twin
+
+    def save(self, folder: Path) -> None:
+        """Write configuration, weights (safetensors) and tokenizer; `load_retriever` reads them."""
+        from cirray.models.retriever_files import save_retriever
+
+        save_retriever(self, folder)
+
+    def _gallery_sides(self, batch: RetrievalBatch, references: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not references:
+            return self.encode_gallery(batch.target_BPD), None
+        both = self.encode_gallery(torch.cat([batch.target_BPD, batch.reference_BPD]))
+        targets, others = both.chunk(2)
+        return targets, others
+
+    def _reverse_prototypes(self, batch: RetrievalBatch, fused: Fused) -> torch.Tensor | None:
+        if fused.prototype_BQW is None:
+            raise ConfigError(f"Fusion {self.config.fusion!r} makes no prototypes; objective ptha needs 'two_pass'.")
+        if batch.reverse is None:
+            return None
+        with torch.no_grad():
+            return self.prototypes(self.encode_reference(batch.target_BPD), batch.reverse)
+
+
+def build_retriever(
+    config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase, patch_width: int, seed: int = 0
+) -> QFormerRetriever:
+    """A retriever with start weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return QFormerRetriever(config, tokenizer, patch_width)

@@ -1,0 +1,114 @@
+"""Configuration of encoders: frozen vision tower, Q-Former, composed-image retriever. No torch."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cirray.core.config import Config
+
+
+class VisionTowerConfig(Config):
+    """Sizes of a `Blip2VisionModel` that is built from scratch (a pretrained one brings its own)."""
+
+    image_size: int = Field(48, ge=16)
+    """Side of the square input in pixels."""
+    patch_size: int = Field(16, ge=4)
+    """Side of one patch in pixels; divides the image size."""
+    width: int = Field(96, ge=8)
+    """Width of the patch tokens."""
+    layers: int = Field(2, ge=1)
+    """Transformer layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; divide the width."""
+    intermediate: int = Field(384, ge=8)
+    """Width inside the feed-forward."""
+    initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of the start weights."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation of transformers."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "VisionTowerConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} must divide image_size {self.image_size}")
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} must divide width {self.width}")
+        return self
+
+
+class QFormerConfig(Config):
+    """Sizes of a `Blip2QFormerModel` with learned queries. BLIP-2's own: 768, 12, 12, 32, 2, 3072."""
+
+    width: int = Field(128, ge=8)
+    """Width of queries and text tokens."""
+    layers: int = Field(2, ge=1)
+    """Transformer layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; divide the width."""
+    queries: int = Field(9, ge=1)
+    """Learned query tokens."""
+    cross_attention_frequency: int = Field(1, ge=1)
+    """Every how many layers the queries attend to the patches (from layer 0)."""
+    intermediate: int = Field(512, ge=8)
+    """Width inside both feed-forwards (query and text)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on hidden states and attention weights (BLIP-2: 0.1)."""
+    initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of the start weights; narrow models learn faster from larger ones (about 1 / sqrt(width))."""
+    positions: int = Field(512, ge=8)
+    """Longest text, learned prompts included."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation; "eager" is faster for bf16 training on a CPU."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "QFormerConfig":
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} must divide width {self.width}")
+        return self
+
+
+class RetrieverConfig(Config):
+    """A composed-image retriever: frozen patch tokens in, normalised query and gallery tokens out."""
+
+    fusion: str = "two_pass"
+    """How image and text become one query; a name of the fusion registry."""
+    qformer: QFormerConfig = QFormerConfig()
+    """The one Q-Former that all passes share."""
+    embed_dim: int = Field(64, ge=2)
+    """Width of query and gallery vectors (BLIP-2: 256)."""
+    text_length: int = Field(32, ge=2)
+    """Longest text in word pieces, special tokens included; longer texts are cut on the right."""
+    temperature: float = Field(0.07, gt=0)
+    """Start of the learnable temperature."""
+    temperature_clamp: tuple[float, float] | None = (0.01, 0.1)
+    """Range of the temperature (improved), or null for a free one (paper)."""
+    readout: Literal["mean33", "cls"] = "mean33"
+    """Pass B's summary: mean of the fused tokens and [CLS] (PTHA: 33 tokens), or [CLS] alone (SPRC)."""
+    inference_readout: Literal["mean33", "cls"] | None = None
+    """Another summary at inference (the released PTHA code reads [CLS]), or null for the same."""
+    text_mask: Literal["true", "ones"] = "true"
+    """Pass B's mask in training: padding hidden, or attended as the released code does. Inference always hides it."""
+    similarity: Literal["max_tokens", "dot"] = "max_tokens"
+    """Query against the best of an image's tokens, or against their mean."""
+    prompt_std: float = Field(0.02, gt=0)
+    """Standard deviation of the learned prompts' start (text-only branch)."""
+    gradient_checkpointing: bool = False
+    """Trade compute for memory in training."""
+    patch_input: bool = True
+    """Input is cached patch tokens of the frozen tower (the tower is not part of the model)."""
+
+    @classmethod
+    def for_mode(cls, mode: Literal["improved", "paper", "released_compat"], **fields: object) -> "RetrieverConfig":
+        """The settings of one mode of the method (design document, section 6); `fields` override single ones.
+
+        Args:
+            mode: "improved" (same readout and mask in training and inference, clamped temperature), "paper" (all-ones
+                mask in training, free temperature) or "released_compat" (as paper, [CLS] readout at inference).
+            fields: any other field.
+        """
+        modes: dict[str, dict[str, object]] = {
+            "improved": {},
+            "paper": {"temperature_clamp": None, "text_mask": "ones"},
+            "released_compat": {"temperature_clamp": None, "text_mask": "ones", "inference_readout": "cls"},
+        }
+        return cls.model_validate({**modes[mode], **fields})

@@ -1,0 +1,40 @@
+"""The registry of fusion heads and what a head is."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.models.text import TextBatch
+
+if TYPE_CHECKING:
+    from cirray.models.composed import QFormerRetriever
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A normalised query `[B, D]`, and the prototype tokens `[B, Q, W]` where the head makes any."""
+
+    query_BD: torch.Tensor
+    prototype_BQW: torch.Tensor | None = None
+
+
+class Fusion(Protocol):
+    """A head without weights of its own: it arranges the passes of the retriever's modules."""
+
+    def __call__(self, model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBatch) -> Fused:
+        """Query of reference patches and text."""
+
+
+def find_fusion(name: str) -> Fusion:
+    """The head registered under `name`.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    from cirray.models.fusion.heads import HEADS
+
+    if name not in HEADS:
+        raise ConfigError(unknown_name("fusion", name, HEADS))
+    return HEADS[name]

@@ -1,0 +1,22 @@
+"""Heads that ignore one side: the table's image-only and text-only rows, behind the same interface."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from cirray.models.fusion.base import Fused
+from cirray.models.text import TextBatch
+
+if TYPE_CHECKING:
+    from cirray.models.composed import QFormerRetriever
+
+
+def image_only(model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBatch) -> Fused:
+    """The mean of the reference's own gallery tokens; the text is ignored."""
+    return Fused(functional.normalize(model.encode_gallery(patches_BPD).mean(dim=1), dim=-1))
+
+
+def text_only(model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBatch) -> Fused:
+    """The text-only branch f_m; the image is ignored."""
+    return Fused(model.encode_text(text))

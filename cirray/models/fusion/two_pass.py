@@ -1,0 +1,34 @@
+"""The fusion of SPRC and PTHA: an image pass that makes prototypes, then a pass without image (PTHA, hop 2)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cirray.models.fusion.base import Fused
+from cirray.models.text import TextBatch
+
+if TYPE_CHECKING:
+    from cirray.models.composed import QFormerRetriever
+
+
+def two_pass(model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBatch) -> Fused:
+    """Pass A: QF([queries, text]; patches) -> prototypes P. Pass B: QF_text([P, text]) -> summary -> query."""
+    prototype_BQW = model.prototypes(patches_BPD, text)
+    tokens_BLW = torch.cat([prototype_BQW, model.qformer.embed_text(text)], dim=1)
+    hidden_BLW = model.qformer.text_only(tokens_BLW, _mask(model, prototype_BQW, text))
+    return Fused(model.project_text(_summary(model, hidden_BLW)), prototype_BQW)
+
+
+def _mask(model: "QFormerRetriever", prototype_BQW: torch.Tensor, text: TextBatch) -> torch.Tensor | None:
+    if model.training and model.config.text_mask == "ones":
+        return None
+    ones = text.mask_BT.new_ones(prototype_BQW.shape[:2])
+    return torch.cat([ones, text.mask_BT], dim=1)
+
+
+def _summary(model: "QFormerRetriever", hidden_BLW: torch.Tensor) -> torch.Tensor:
+    """Mean of the Q fused tokens and [CLS] ("33-mean" for 32 queries), or [CLS] at position Q."""
+    queries = model.qformer.queries
+    if model.active_readout == "cls":
+        return hidden_BLW[:, queries]
+    return hidden_BLW[:, : queries + 1].mean(dim=1)

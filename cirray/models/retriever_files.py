@@ -1,0 +1,68 @@
+"""A retriever on disk: `config.json`, `model.safetensors` and the tokenizer's files, in one folder."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cirray.core.config import validate
+from cirray.core.errors import ArtifactError
+from cirray.models.composed import QFormerRetriever
+from cirray.models.config import RetrieverConfig
+from cirray.models.text import load_tokenizer
+
+CONFIG, WEIGHTS, KIND = "config.json", "model.safetensors", "cirray_retriever"
+
+
+def save_retriever(retriever: QFormerRetriever, folder: Path) -> None:
+    """Write a retriever; the folder is made when absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    retriever.tokenizer.save_pretrained(str(folder))
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in retriever.state_dict().items()}
+    save_file(weights, str(folder / WEIGHTS), metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(_description(retriever), indent=2, sort_keys=True) + "\n")
+
+
+def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> QFormerRetriever:
+    """Read what `save_retriever` wrote, in evaluation mode.
+
+    Raises:
+        ArtifactError: when a file is missing, damaged or of something else.
+    """
+    path = Path(folder)
+    try:
+        description = json.loads((path / CONFIG).read_text())
+        weights = load_file(str(path / WEIGHTS))
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{str(folder)!r} holds no readable retriever ({reason}). Give a checkpoint's model folder."
+        ) from None
+    if description.get("kind") != KIND:
+        raise ArtifactError(f"{str(path / CONFIG)!r} describes {description.get('kind')!r}, not a {KIND}.")
+    config = validate(RetrieverConfig, description["retriever"])
+    with torch.random.fork_rng(devices=[]):
+        retriever = QFormerRetriever(config, load_tokenizer(path), int(description["patch_width"]))
+    try:
+        retriever.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"The weights in {str(folder)!r} do not fit its config: {reason}") from None
+    return retriever.to(device).eval()
+
+
+def retriever_digest(retriever: QFormerRetriever) -> str:
+    """32 hex digits over configuration, vocabulary and weights; independent of device and file."""
+    total = hashlib.blake2b(json.dumps(_description(retriever), sort_keys=True).encode(), digest_size=16)
+    total.update(json.dumps(sorted(retriever.tokenizer.get_vocab().items())).encode())
+    for name, tensor in sorted(retriever.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _description(retriever: QFormerRetriever) -> dict[str, object]:
+    return {"kind": KIND, "patch_width": retriever.patch_width, "retriever": retriever.config.to_dict()}

@@ -1,0 +1,100 @@
+"""Texts as token ids: a small word-level tokenizer in Hugging Face form, and the batch that models take."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cirray.core.errors import ArtifactError, DataError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Token ids `ids_BT` (int64, position 0 is [CLS]) and `mask_BT` (int64, 1 for a token, 0 for padding)."""
+
+    ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "TextBatch":
+        """The same batch on another device."""
+        return TextBatch(self.ids_BT.to(device), self.mask_BT.to(device))
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return int(self.ids_BT.shape[0])
+
+
+def build_tokenizer(texts: Iterable[str], minimum_count: int = 1) -> PreTrainedTokenizerFast:
+    """Word-level tokenizer over the words of `texts` (BERT style: lower case, punctuation split, [CLS] text [SEP]).
+
+    Args:
+        texts: training texts; any order gives the same vocabulary (sorted by count, then by word).
+        minimum_count: rarer words become [UNK].
+
+    Raises:
+        DataError: when no word is left.
+    """
+    counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower()))
+    words = sorted((word for word, count in counts.items() if count >= minimum_count), key=lambda w: (-counts[w], w))
+    if not words:
+        raise DataError("A tokenizer cannot be built: the texts hold no word. Give non-empty texts.")
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Tokenizer saved in Hugging Face layout.
+
+    Raises:
+        ArtifactError: when the folder holds none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"No tokenizer could be read from {str(folder)!r}: {reason}") from None
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, pad_to: int | None = None
+) -> TextBatch:
+    """Token ids of texts, cut on the right at `length`, padded on the right.
+
+    Args:
+        tokenizer: BERT style, adds [CLS] and [SEP].
+        texts: at least one, none blank.
+        length: longest row, special tokens included.
+        pad_to: fixed row length (the paper pads to the full length), or None for the longest row of the batch.
+
+    Raises:
+        DataError: for an empty list or a blank text.
+    """
+    if not texts:
+        raise DataError("There is no text to encode. Give at least one modification text.")
+    blank = [index for index, text in enumerate(texts) if not text.strip()]
+    if blank:
+        raise DataError(
+            f"Text number {blank[0]} is empty ({texts[blank[0]]!r}). Give a modification text of one word or more."
+        )
+    padding = {"padding": True} if pad_to is None else {"padding": "max_length"}
+    encoded = tokenizer(list(texts), truncation=True, max_length=pad_to or length, return_tensors="pt", **padding)
+    return TextBatch(encoded["input_ids"], encoded["attention_mask"])

@@ -1,0 +1,1 @@
+"""Frozen vision towers, one backbone a file."""

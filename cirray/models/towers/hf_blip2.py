@@ -1,0 +1,165 @@
+"""The frozen vision tower: transformers' BLIP-2 vision model, small or large, behind one call on uint8 pixels."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, Blip2VisionConfig, Blip2VisionModel
+
+from cirray.core.errors import ArtifactError
+from cirray.data.config import TransformConfig
+from cirray.models.config import VisionTowerConfig
+
+PREPROCESSOR = "preprocessor_config.json"
+_POSITION_STD = 0.7
+_FULL_MODELS = ("blip-2", "instructblip", "instructblipvideo")
+
+
+class VisionTower(nn.Module):
+    """Frozen patch encoder. It always runs in eval mode and never receives gradients unless `trainable()` is called.
+
+    Attributes:
+        model: the `Blip2VisionModel`.
+        transform: how an image becomes the pixels this tower reads (the data layer builds it).
+        width: width of the tokens.
+        num_tokens: tokens per image, the class token included.
+    """
+
+    def __init__(self, model: Blip2VisionModel, transform: TransformConfig) -> None:
+        """Wrap and freeze a model."""
+        super().__init__()
+        self.model, self.transform = model, transform
+        self.width = int(model.config.hidden_size)
+        self.num_tokens = int(model.embeddings.num_positions)
+        self.register_buffer("mean_C", torch.tensor(transform.mean) * 255.0, persistent=False)
+        self.register_buffer("std_C", torch.tensor(transform.std) * 255.0, persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images_BHWC: torch.Tensor) -> torch.Tensor:
+        """Patch tokens of images.
+
+        Args:
+            images_BHWC: uint8 pixels of the transform's size; normalised here, on the device.
+
+        Returns:
+            patches_BPD: last hidden states after the final LayerNorm, class token first.
+        """
+        pixels_BCHW = ((images_BHWC.float() - self.mean_C) / self.std_C).permute(0, 3, 1, 2)
+        return self.model(pixels_BCHW.to(self.model.dtype)).last_hidden_state
+
+    def trainable(self) -> "VisionTower":
+        """Unfreeze, for the tower's own pretraining alone."""
+        self.requires_grad_(True)
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hex digits over configuration, transform and weights."""
+        total = hashlib.blake2b(digest_size=16)
+        total.update(json.dumps(_architecture(self.model.config), sort_keys=True).encode())
+        total.update(json.dumps(self.transform.to_dict(), sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            total.update(name.encode())
+            total.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and the preprocessor file."""
+        self.model.save_pretrained(str(folder))
+        text = json.dumps(_preprocessor(self.transform), indent=2, sort_keys=True)
+        (Path(folder) / PREPROCESSOR).write_text(text + "\n")
+
+
+def build_vision_tower(config: VisionTowerConfig, transform: TransformConfig) -> VisionTower:
+    """A tower with random weights from the global torch generator.
+
+    Place embeddings start with a standard deviation of 0.7: small ones leave the tokens without their place for most
+    of a short pretraining.
+
+    Args:
+        config: sizes.
+        transform: its `size` must be the tower's image size.
+
+    Raises:
+        ArtifactError: when transform and tower disagree on the size.
+    """
+    if transform.size != config.image_size:
+        raise ArtifactError(
+            f"The transform makes {transform.size} px images, the tower reads {config.image_size} px. "
+            "Set vision.image_size and transform.size to one value."
+        )
+    settings = Blip2VisionConfig(
+        hidden_size=config.width, intermediate_size=config.intermediate, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, image_size=config.image_size, patch_size=config.patch_size,
+        initializer_range=config.initializer_range, attn_implementation=config.attention,
+    )  # fmt: skip
+    model = Blip2VisionModel(settings)
+    nn.init.normal_(model.embeddings.position_embedding, std=_POSITION_STD)
+    return VisionTower(model, transform)
+
+
+def load_vision_tower(source: str | Path, dtype: torch.dtype | None = None) -> VisionTower:
+    """Load a frozen tower.
+
+    Args:
+        source: folder written by `save`, a folder or hub id of a `Blip2VisionModel`, or of a whole BLIP-2 or
+            InstructBLIP checkpoint, of which only the vision part is read.
+        dtype: weights' type; default as stored.
+
+    Raises:
+        ArtifactError: when nothing readable is there.
+    """
+    try:
+        settings = AutoConfig.from_pretrained(str(source)) if not _is_tower(source) else None
+        model = Blip2VisionModel.from_pretrained(str(source), dtype=dtype or "auto", **_part(settings))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"No vision tower could be read from {str(source)!r}: {reason}") from None
+    return VisionTower(model, _read_transform(Path(source), model.config))
+
+
+def _is_tower(source: str | Path) -> bool:
+    path = Path(source) / "config.json"
+    return path.is_file() and json.loads(path.read_text()).get("model_type") == "blip_2_vision_model"
+
+
+def _part(settings: Any) -> dict[str, Any]:
+    """Arguments that read the vision part out of a whole checkpoint, whose weights are named `vision_model.*`."""
+    if settings is None or getattr(settings, "model_type", "") not in _FULL_MODELS:
+        return {}
+    vision = settings.vision_config.to_dict()
+    names = {name: value for name, value in vision.items() if name in Blip2VisionConfig().to_dict() and name != "model_type"}
+    return {"config": Blip2VisionConfig(**names), "key_mapping": {r"^vision_model\.": ""}}
+
+
+def _architecture(settings: Blip2VisionConfig) -> dict[str, Any]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    return {name: getattr(settings, name) for name in (*names, "hidden_act", "layer_norm_eps", "qkv_bias")}
+
+
+def _preprocessor(transform: TransformConfig) -> dict[str, Any]:
+    """The transform in the words of Hugging Face image processors, with cirray's own settings beside them."""
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "size": {"height": transform.size, "width": transform.size},
+        "image_mean": list(transform.mean),
+        "image_std": list(transform.std),
+        "cirray_transform": transform.to_dict(),
+    }
+
+
+def _read_transform(folder: Path, settings: Blip2VisionConfig) -> TransformConfig:
+    path = folder / PREPROCESSOR
+    if not path.is_file():
+        return TransformConfig(size=int(settings.image_size))
+    stored = json.loads(path.read_text())
+    if "cirray_transform" in stored:
+        return TransformConfig(**stored["cirray_transform"])
+    return TransformConfig(
+        size=int(settings.image_size), mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"])
+    )

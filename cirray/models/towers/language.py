@@ -1,0 +1,157 @@
+"""Small causal language models in Hugging Face layout: word-level tokenizer, building, loading, bag embeddings.
+
+A *bag* is a set of words that share one input slot: their embeddings are summed into one vector, which is what one
+soft token of a projected Q-Former is to the model.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from cirray.core.errors import ArtifactError, DataError
+from cirray.models.towers.config import LanguageModelConfig
+
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal model with its tokenizer. `source` says where it came from (a folder, a hub id, or "built")."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str = "built"
+
+    @property
+    def width(self) -> int:
+        """Width of the input embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills padding; models without a pad token use their end token."""
+        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id)
+
+    @property
+    def end_id(self) -> int:
+        """Id that ends an answer.
+
+        Raises:
+            ArtifactError: when the tokenizer has no end token.
+        """
+        if self.tokenizer.eos_token_id is None:
+            raise ArtifactError(f"The tokenizer of {self.source!r} has no end token; an answer could never end.")
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """16 hex digits over the tokenizer's words and ids."""
+        return vocabulary_hash(self.tokenizer)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Ids of a text without any special token."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of token ids, any leading shape."""
+        return self.model.get_input_embeddings()(ids)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and the tokenizer files."""
+        self.model.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits over a tokenizer's words and ids."""
+    text = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Word-level tokenizer over every word of `texts`: lower case, punctuation split, nothing added around a text.
+
+    Raises:
+        DataError: when there is no word.
+    """
+    splitter, normalizer = BertPreTokenizer(), BertNormalizer(lowercase=True)
+    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    if not words:
+        raise DataError("A tokenizer cannot be built: the texts hold no word. Give non-empty texts.")
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *sorted(words)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def build_language_model(config: LanguageModelConfig, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    """A small Llama with tied embeddings and random weights from the global torch generator."""
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=config.width, intermediate_size=config.intermediate,
+        num_hidden_layers=config.layers, num_attention_heads=config.heads, max_position_embeddings=config.positions,
+        initializer_range=config.initializer_range, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return LanguageModel(LlamaForCausalLM(settings), tokenizer)
+
+
+def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.float32) -> LanguageModel:
+    """Load any decoder-only model with its tokenizer.
+
+    Args:
+        source: folder or hub id that `AutoModelForCausalLM` and `AutoTokenizer` read.
+        dtype: type of the weights; None keeps the stored one.
+
+    Raises:
+        ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto")
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"No causal language model could be read from {str(source)!r}: {reason}") from None
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    return LanguageModel(model.eval(), tokenizer, str(source))
+
+
+def bag_ids(language: LanguageModel, bags: Sequence[Sequence[str]], width: int) -> torch.Tensor:
+    """Ids of bags of words, padded with -1: `[len(bags), width]`.
+
+    Raises:
+        DataError: for a bag with more than `width` words, or a word the vocabulary lacks.
+    """
+    unknown = language.tokenizer.unk_token_id
+    ids = torch.full((len(bags), width), -1, dtype=torch.int64)
+    for row, bag in enumerate(bags):
+        found = language.tokenizer.convert_tokens_to_ids(list(bag))
+        if len(found) > width or unknown in found:
+            raise DataError(f"The bag of words {list(bag)} has more than {width} words or words the model lacks.")
+        ids[row, : len(found)] = torch.tensor(found)
+    return ids
+
+
+def embed_bags(language: LanguageModel, ids_BTW: torch.Tensor) -> torch.Tensor:
+    """Sum of the word embeddings of each bag; ids below zero count nothing. `[..., T, W] -> [..., T, D]`."""
+    present = (ids_BTW >= 0).unsqueeze(-1)
+    return (language.embed(ids_BTW.clamp_min(0)) * present).sum(dim=-2)

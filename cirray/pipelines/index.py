@@ -1,0 +1,208 @@
+"""Stage 9: embed a gallery with the trained encoder and build its index.
+
+Images are encoded in parts (in this process or by a pool of Ray actors), each written whole under its number; a killed
+run finds its finished parts. The parts are then joined in id order and handed to `cirray.index`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.errors import ConfigError, DataError
+from cirray.core.progress import Advance, progress
+from cirray.data.folder import list_images
+from cirray.features.store import FeatureStore
+from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
+from cirray.pipelines.config import IndexRun
+from cirray.pipelines.index_parts import Part, PartEncoder, dataset_gallery
+
+_REASONS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be encoded: ids ascending, files of those that have one, digests of everything read."""
+
+    ids: tuple[str, ...]
+    paths: dict[str, str]
+    inputs: dict[str, str]
+    features_digest: str = ""
+
+    def shards(self, size: int) -> list[tuple[str, ...]]:
+        """The ids cut into parts."""
+        return [self.ids[start : start + size] for start in range(0, len(self.ids), size)]
+
+
+def run_index(run: IndexRun) -> Manifest:
+    """Index a folder of pictures, or the gallery of a data set whose features are stored.
+
+    Returns:
+        Manifest of kind "index"; counts `images` and `rejected`; `extra["rejected"]` holds the first reasons.
+
+    Raises:
+        ArtifactError: checkpoint or features are missing.
+        DataError: no image could be used.
+        IndexMismatchError: features of another vision tower.
+    """
+    plan = make_plan(run)
+    stage = open_stage(run.out, KIND, run.to_dict(), plan.inputs)
+    if stage.finished:
+        return stage.finished
+    encoder = PartEncoder(run, plan.paths, plan.features_digest)
+    meta = IndexMeta(encoder.encoder.digest, encoder.vision.digest, encoder.encoder.config.similarity)
+    feature_bytes = len(plan.ids) * encoder.vision.num_tokens * encoder.vision.width * 2
+    keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9
+    with progress("encode the gallery", len(plan.ids), "images") as advance:
+        _encode(run, plan, stage, encoder, keep_patches, advance)
+    return _join(run, plan, stage, meta)
+
+
+def make_plan(run: IndexRun) -> Plan:
+    """List what is to be indexed and the digests of what is read; decodes nothing.
+
+    Raises:
+        ArtifactError: checkpoint or features are missing.
+        ConfigError: neither images nor features were named.
+        DataError: the folder holds no image, or features lack some of the gallery.
+    """
+    checkpoint = read_manifest(run.checkpoint, "checkpoint")
+    inputs = {"checkpoint": checkpoint.digest}
+    if run.images is not None:
+        return _folder_plan(run.images, inputs)
+    if run.features is None:
+        raise ConfigError("Nothing to index: give `images` (a folder) or `features` (a feature artifact).")
+    features = read_manifest(run.features, "features")
+    ids, paths = dataset_gallery(run)
+    stored = FeatureStore.open(run.features)
+    missing = [name for name in ids if name not in stored]
+    if missing:
+        raise DataError(
+            f"The features {run.features!r} lack {len(missing):,} of {len(ids):,} gallery images, e.g. {missing[0]!r}. "
+            "Embed this data set first (cirray embed)."
+        )
+    inputs["features"] = features.digest
+    found = tuple(sorted(ids or stored.ids))
+    return Plan(found, paths, inputs, str(features.extra.get("encoder_digest", "")))
+
+
+def _folder_plan(folder: str, inputs: dict[str, str]) -> Plan:
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f"The image folder {folder!r} does not exist (looked at {str(root.absolute())!r}).")
+    paths: dict[str, str] = {}
+    for name, path in list_images(root):
+        if name in paths:
+            raise DataError(f"Two images have the id {name!r}: {paths[name]!r} and {path!r}. Rename one of them.")
+        paths[name] = path
+    if not paths:
+        raise DataError(f"The folder {folder!r} holds no image (.png, .jpg, .jpeg, .webp, .gif or .bmp).")
+    listing = [(name, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for name, path in sorted(paths.items())]
+    digest = hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
+    return Plan(tuple(sorted(paths)), paths, {**inputs, "images": digest})
+
+
+def _encode(
+    run: IndexRun, plan: Plan, stage: Stage, encoder: PartEncoder, keep_patches: bool, advance: Advance
+) -> None:
+    shards = plan.shards(run.shard)
+    todo = []
+    for number, ids in enumerate(shards):
+        if storage.exists(_part_uri(stage, number)):
+            advance(len(ids), "finished before")
+        else:
+            todo.append((number, ids))
+    if run.workers == 0:
+        for number, ids in todo:
+            storage.write_bytes(_part_uri(stage, number), encoder(ids, keep_patches).to_bytes())
+            advance(len(ids))
+        return
+    for done in _by_actors(run, plan, stage, todo, keep_patches):
+        advance(done)
+
+
+def _by_actors(
+    run: IndexRun, plan: Plan, stage: Stage, todo: Sequence[tuple[int, tuple[str, ...]]], keep_patches: bool
+) -> Iterator[int]:
+    """Encode parts in a pool of Ray actors; a dead actor is started again and its part repeated."""
+    import ray
+    from ray.util import ActorPool
+
+    from cirray.pipelines.resources import ensure_cluster
+
+    ensure_cluster()
+    remote: Any = ray.remote(
+        num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_restarts=3, max_task_retries=3
+    )(PartWriter)
+    actors = [remote.remote(run, plan.paths, plan.features_digest) for _ in range(min(run.workers, len(todo)))]
+    try:
+        pool = ActorPool(actors)
+        work = lambda actor, item: actor.write.remote(_part_uri(stage, item[0]), item[1], keep_patches)  # noqa: E731
+        yield from pool.map_unordered(work, list(todo))
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+class PartWriter:
+    """A `PartEncoder` that writes its parts to the stage's storage itself; runs as a Ray actor."""
+
+    def __init__(self, run: IndexRun, paths: dict[str, str], features_digest: str) -> None:
+        """See `PartEncoder`."""
+        self._encoder = PartEncoder(run, paths, features_digest)
+
+    def write(self, uri: str, ids: Sequence[str], keep_patches: bool) -> int:
+        """Encode and write one part; returns the number of ids it took."""
+        storage.write_bytes(uri, self._encoder(ids, keep_patches).to_bytes())
+        return len(ids)
+
+
+def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta) -> Manifest:
+    numbers = range(len(plan.shards(run.shard)))
+    ids: list[str] = []
+    rejected: list[tuple[str, str]] = []
+    has_pictures = False
+    for number in numbers:
+        part = _read_part(stage, number)
+        ids += part.ids
+        rejected += part.rejected
+        has_pictures = has_pictures or bool(part.pictures)
+    if not ids:
+        raise DataError(f"None of {len(plan.ids):,} images could be used; the first: {rejected[0][1]}")
+    _stack(stage, numbers, TOKENS, len(ids))
+    _stack(stage, numbers, PATCHES, len(ids))
+    pictures = (picture for number in numbers for picture in _read_part(stage, number).pictures)
+    files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None)
+    storage.remove(storage.join(stage.work_uri, "parts"))
+    extra = {"files": files, "encoder_digest": meta.encoder_digest, "rejected": rejected[:_REASONS_SHOWN]}
+    return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
+
+
+def _stack(stage: Stage, numbers: Sequence[int], name: str, count: int) -> None:
+    """Join one array of all parts into a `.npy` file, a part at a time."""
+    target: np.memmap | None = None
+    row = 0
+    for number in numbers:
+        part = _read_part(stage, number)
+        for block in part.tokens if name == TOKENS else part.patches:
+            if target is None:
+                shape = (count, *block.shape[1:])
+                target = np.lib.format.open_memmap(stage.local / name, "w+", block.dtype, shape)
+            target[row : row + len(block)] = block
+            row += len(block)
+    if target is not None:
+        target.flush()
+
+
+def _read_part(stage: Stage, number: int) -> Part:
+    return Part.from_bytes(storage.read_bytes(_part_uri(stage, number)))
+
+
+def _part_uri(stage: Stage, number: int) -> str:
+    return storage.join(stage.work_uri, "parts", f"part-{number:05d}.npz")

@@ -1,0 +1,238 @@
+"""Composed image retrieval in one process: encode the query, search the index, leave the reference out. No ray.
+
+Shapes: B queries, P patches, D width, N gallery, K answers, H and W pixels.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from cirray.core.artifacts import localize
+from cirray.core.errors import DataError
+from cirray.data.config import ImageLimits
+from cirray.data.images import open_image
+from cirray.data.transforms import ImageTransform, build_transform
+from cirray.index.store import GalleryIndex, open_index
+from cirray.types import Ranking
+
+MAX_TEXT = 512
+ImageSource = str | Path | bytes
+
+
+class QueryEncoder(Protocol):
+    """What the retriever asks of a model; `QFormerRetriever` is one."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights and sizes."""
+
+    def tokenize(self, texts: Sequence[str]) -> Any:
+        """Texts as a batch of token ids."""
+
+    def encode_reference(self, patches_BPD: torch.Tensor) -> Any:
+        """State of the reference images, independent of the text."""
+
+    def compose(self, state: Any, text: Any) -> torch.Tensor:
+        """Normalised query vectors `[B, D]`."""
+
+
+class Vision(Protocol):
+    """The frozen tower: uint8 pictures `[B, H, W, 3]` in, patch tokens `[B, P, D]` out; `VisionTower` is one."""
+
+    def __call__(self, images_BHWC: torch.Tensor) -> torch.Tensor:
+        """Patch tokens."""
+
+
+@dataclass(frozen=True)
+class ComposedQuery:
+    """A checked query. Exactly one of `gallery_id` and `pixels_HWC` (uint8, transformed) is the reference."""
+
+    text: str
+    gallery_id: str | None = None
+    pixels_HWC: np.ndarray | None = None
+    k: int = 10
+    exclude_reference: bool = True
+    query_id: str = ""
+
+
+class ComposedRetriever:
+    """Searches a gallery by a reference image and a text that says what to change."""
+
+    def __init__(
+        self, encoder: QueryEncoder, vision: Vision, transform: ImageTransform, gallery: GalleryIndex,
+        device: torch.device | str = "cpu", limits: ImageLimits | None = None,
+    ) -> None:  # fmt: skip
+        """Put together parts that are already loaded; `open()` loads them from artifacts."""
+        self.encoder, self.vision, self.transform, self.gallery = encoder, vision, transform, gallery
+        self.device, self.limits = torch.device(device), limits or ImageLimits()
+
+    @classmethod
+    def open(
+        cls, checkpoint: str, index: str, device: str = "cpu", verify: bool = True, limits: ImageLimits | None = None
+    ) -> "ComposedRetriever":
+        """Load a checkpoint (model and its vision tower) and an index.
+
+        Args:
+            checkpoint: URI of a `checkpoint` artifact.
+            index: URI of an `index` artifact built with it.
+            device: where the models run.
+            verify: compare the index files with their digests before they are read.
+            limits: caps on reference images.
+
+        Raises:
+            ArtifactError: an artifact is missing, half-written or damaged.
+            IndexMismatchError: the index was built by another encoder.
+        """
+        encoder, vision, transform = load_models(checkpoint, device)
+        return cls(encoder, vision, transform, open_index(index, encoder.digest, verify), device, limits)
+
+    def prepare(
+        self, text: str, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
+        exclude_reference: bool = True, query_id: str = "",
+    ) -> ComposedQuery:  # fmt: skip
+        """Check and decode one query (CPU work, no model).
+
+        Args:
+            text: what to change, 1 to 512 characters.
+            image: path or encoded bytes of the reference, or
+            gallery_id: id of a gallery image as the reference.
+            k: answers wanted, at least 1.
+            exclude_reference: leave a reference picked from the gallery out of its own answers.
+            query_id: name of the query in the ranking.
+
+        Raises:
+            DataError: for an empty or overlong text, an unusable picture, an unknown id, both or no reference.
+        """
+        if (image is None) == (gallery_id is None):
+            given = "both" if image is not None else "neither"
+            raise DataError(f"A query needs one reference: an image or a gallery id; {given} was given.")
+        if k < 1:
+            raise DataError(f"k is {k}; ask for at least 1 answer.")
+        query = ComposedQuery(clean_text(text), gallery_id, None, k, exclude_reference, query_id)
+        if gallery_id is not None and self.gallery.patches_NPW is not None:
+            self.gallery.row(gallery_id)
+            return query
+        source = image if image is not None else self._thumbnail(str(gallery_id))
+        return replace(query, pixels_HWC=self.transform(open_image(source, self.limits)))
+
+    def search(
+        self, text: str, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
+        exclude_reference: bool = True, query_id: str = "",
+    ) -> Ranking:  # fmt: skip
+        """Answer one query; arguments and errors as in `prepare`."""
+        answer = self.search_many([self.prepare(text, image, gallery_id, k, exclude_reference, query_id)])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def search_many(self, queries: Sequence[ComposedQuery]) -> list[Ranking | Exception]:
+        """Answer several queries with one pass through the model; a query that fails is a value, not an exception.
+
+        Returns:
+            One ranking or error a query, in order.
+        """
+        if not queries:
+            return []
+        try:
+            return list(self._rankings(queries))
+        except Exception as error:  # noqa: BLE001 - handed to the query it belongs to; its neighbours are answered
+            if len(queries) == 1:
+                return [error]
+        return [answer for query in queries for answer in self.search_many([query])]
+
+    @torch.inference_mode()
+    def encode(self, queries: Sequence[ComposedQuery]) -> np.ndarray:
+        """Query vectors `[B, D]` (float32), normalised."""
+        patches_BPD = self._patches(queries)
+        text = self.encoder.tokenize([query.text for query in queries]).to(self.device)
+        query_BD = self.encoder.compose(self.encoder.encode_reference(patches_BPD), text)
+        return query_BD.float().cpu().numpy()
+
+    def probe(self) -> None:
+        """Run one query through everything, as a health check does.
+
+        Raises:
+            CirrayError: or whatever the model or the index raises when it does not work.
+        """
+        answer = self.search_many([self._probe_query()])[0]
+        if isinstance(answer, Exception):
+            raise answer
+
+    def _rankings(self, queries: Sequence[ComposedQuery]) -> list[Ranking]:
+        wanted = max(query.k + int(query.exclude_reference) for query in queries)
+        ids, scores_BK = self.gallery.search_index.search(self.encode(queries), wanted)
+        return [
+            _ranking(query, names, scores_K) for query, names, scores_K in zip(queries, ids, scores_BK, strict=True)
+        ]
+
+    def _patches(self, queries: Sequence[ComposedQuery]) -> torch.Tensor:
+        """Patch tokens of the references, rounded to fp16 as the feature store keeps them."""
+        fresh = [query.pixels_HWC for query in queries if query.pixels_HWC is not None]
+        encoded: list[torch.Tensor] = []
+        if fresh:
+            images_BHWC = torch.from_numpy(np.stack(fresh)).to(self.device)
+            encoded = list(self.vision(images_BHWC).to(torch.float16))
+        return torch.stack(
+            [encoded.pop(0) if query.pixels_HWC is not None else self._stored(query) for query in queries]
+        ).float()
+
+    def _stored(self, query: ComposedQuery) -> torch.Tensor:
+        if self.gallery.patches_NPW is None or query.gallery_id is None:
+            raise DataError("A query by gallery id must be made with prepare(): this index keeps no vision features.")
+        row = self.gallery.row(query.gallery_id)
+        return torch.from_numpy(np.array(self.gallery.patches_NPW[row])).to(self.device)
+
+    def _thumbnail(self, gallery_id: str) -> bytes:
+        picture = self.gallery.picture(gallery_id)
+        if not picture:
+            raise DataError(
+                f"The index keeps neither vision features nor a picture of {gallery_id!r}, so it cannot be a "
+                "reference by id. Send the image, or build the index with pictures."
+            )
+        return picture
+
+    def _probe_query(self) -> ComposedQuery:
+        size = self.transform.size
+        return ComposedQuery("probe", pixels_HWC=np.full((size, size, 3), 127, np.uint8), k=1)
+
+
+def clean_text(text: str, limit: int = MAX_TEXT) -> str:
+    """A modification text in NFC with single spaces.
+
+    Raises:
+        DataError: when it is empty, longer than `limit` characters, or holds control characters or lone surrogates.
+    """
+    bad = next((char for char in text if unicodedata.category(char) in ("Cc", "Cs") and not char.isspace()), None)
+    if bad is not None:
+        raise DataError(f"The text holds the control character U+{ord(bad):04X}. Send plain text.")
+    cleaned = " ".join(unicodedata.normalize("NFC", text).split())
+    if not cleaned:
+        raise DataError("The text is empty. Say what to change, e.g. 'make it blue'.")
+    if len(cleaned) > limit:
+        raise DataError(f"The text has {len(cleaned):,} characters; at most {limit} are accepted. Shorten it.")
+    return cleaned
+
+
+def load_models(checkpoint: str, device: str = "cpu") -> tuple[Any, Any, ImageTransform]:
+    """Encoder, vision tower and image transform of a checkpoint, in evaluation mode on a device.
+
+    Raises:
+        ArtifactError: the checkpoint is missing, half-written, or holds no vision tower.
+    """
+    from cirray.models.retriever_files import load_retriever
+    from cirray.models.towers.hf_blip2 import load_vision_tower
+
+    folder = localize(checkpoint, "checkpoint") / "model"
+    vision = load_vision_tower(folder / "vision").to(device)
+    return load_retriever(folder, device), vision, build_transform(vision.transform)
+
+
+def _ranking(query: ComposedQuery, names: tuple[str, ...], scores_K: np.ndarray) -> Ranking:
+    dropped = query.gallery_id if query.exclude_reference else None
+    kept = [(name, float(score)) for name, score in zip(names, scores_K, strict=False) if name != dropped][: query.k]
+    return Ranking(query.query_id, tuple(name for name, _ in kept), tuple(score for _, score in kept))

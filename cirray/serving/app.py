@@ -1,0 +1,48 @@
+"""`serve run serve_configs/retriever.yaml` imports `build_app` from here.
+
+Annotations must stay real objects in this module: Serve reads the type of `args` to validate them, so postponed
+evaluation of annotations must not be switched on here.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from cirray.core.artifacts import read_manifest
+from cirray.serving.api import make_api
+from cirray.serving.config import ServeArgs
+from cirray.serving.deployments import Retriever, current_service
+
+DEPLOYMENT_OPTIONS: dict[str, Any] = {
+    "name": "Retriever",
+    "max_ongoing_requests": 96,
+    "max_queued_requests": 256,
+    "backpressure_config": {"status_code": 429, "retry_after_s": 1},
+    "max_constructor_retry_count": 2,
+    "health_check_period_s": 10,
+    "health_check_timeout_s": 30,
+    "graceful_shutdown_timeout_s": 20,
+    "ray_actor_options": {"num_cpus": 1},
+}
+"""Three batches of 32 in flight (see jobs/benchmarks/bench_serve.py); a config file overrides them."""
+
+
+def build_app(args: ServeArgs) -> Application:
+    """Build the Serve application.
+
+    Args:
+        args: the `args` of the config file, or `key=value` after `serve run cirray.serving.app:build_app`.
+
+    Raises:
+        ArtifactError: the checkpoint or the index is missing, half-written or of another kind.
+    """
+    read_manifest(args.checkpoint, "checkpoint")
+    read_manifest(args.index, "index")
+
+    def replica_api() -> FastAPI:
+        return make_api(current_service, args, echo_request_id=False)
+
+    replica = serve.ingress(replica_api)(Retriever)
+    return serve.deployment(**DEPLOYMENT_OPTIONS)(replica).bind(args)

@@ -1,0 +1,136 @@
+"""A small Python client of the service."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from cirray.core.errors import ServingError
+from cirray.types import Ranking
+
+_TRY_AGAIN = (429, 502, 503)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A ranking with the versions that made it."""
+
+    ranking: Ranking
+    index_digest: str
+    encoder_digest: str
+    request_id: str
+
+
+class SearchClient:
+    """Talks to one service; a context manager.
+
+    Example:
+        with SearchClient("http://127.0.0.1:8000") as client:
+            answer = client.search("make it blue", gallery_id="gal-00000-0")
+    """
+
+    def __init__(
+        self, url: str = "http://127.0.0.1:8000", timeout_s: float = 30.0, retries: int = 3,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:  # fmt: skip
+        """Open a connection pool.
+
+        Args:
+            url: where the service listens, with its route prefix if it has one.
+            timeout_s: for each request.
+            retries: how often a busy or restarting service (429, 502, 503, refused connection) is asked again.
+            transport: another httpx transport, e.g. an application in this process.
+        """
+        self._url, self._retries = url.rstrip("/"), retries
+        self._http = httpx.Client(timeout=timeout_s, transport=transport)
+
+    def search(
+        self, text: str, image: str | Path | bytes | None = None, gallery_id: str | None = None, k: int | None = None,
+        exclude_reference: bool = True,
+    ) -> Answer:  # fmt: skip
+        """Search by an image (path or bytes) or a gallery id, and a text that says what to change.
+
+        Raises:
+            ServingError: with the server's own sentence, or when it cannot be reached.
+        """
+        fields: dict[str, Any] = {"text": text, "exclude_reference": exclude_reference}
+        fields |= {name: value for name, value in (("gallery_id", gallery_id), ("k", k)) if value is not None}
+        if image is None:
+            reply = self._ask("POST", "/v1/search", json=fields)
+        else:
+            picture = image if isinstance(image, bytes) else _read(Path(image))
+            form = {name: str(value) for name, value in fields.items()}
+            reply = self._ask("POST", "/v1/search", data=form, files={"image": ("image", picture)})
+        body = reply.json()
+        ids, scores = [hit["id"] for hit in body["hits"]], [hit["score"] for hit in body["hits"]]
+        ranking = Ranking(body["request_id"], tuple(ids), tuple(scores))
+        return Answer(ranking, body["index_digest"], body["encoder_digest"], body["request_id"])
+
+    def image(self, image_id: str) -> bytes:
+        """Encoded picture of a gallery image."""
+        return self._ask("GET", f"/v1/images/{quote(image_id, safe='')}").content
+
+    def gallery(self, limit: int = 60, offset: int = 0) -> list[str]:
+        """Gallery ids in order."""
+        page = self._ask("GET", "/v1/gallery", params={"limit": limit, "offset": offset}).json()
+        return [item["id"] for item in page["items"]]
+
+    def version(self) -> Mapping[str, Any]:
+        """What is being served, and its limits."""
+        return self._ask("GET", "/version").json()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> "SearchClient":
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        self.close()
+
+    def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            try:
+                reply = self._http.request(method, self._url + path, **content)
+            except httpx.TransportError as error:
+                if last:
+                    raise ServingError(f"The service at {self._url!r} cannot be reached: {error}.") from None
+                time.sleep(0.2 * 2**attempt)
+                continue
+            if reply.status_code not in _TRY_AGAIN or last:
+                return _checked(reply)
+            time.sleep(_pause(reply, attempt))
+        raise AssertionError("unreachable: the loop returns or raises on its last turn")
+
+
+def _checked(reply: httpx.Response) -> httpx.Response:
+    if reply.status_code < 400:
+        return reply
+    try:
+        detail = reply.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = reply.text[:200]
+    raise ServingError(f"The service answered {reply.status_code}: {detail}")
+
+
+def _pause(reply: httpx.Response, attempt: int) -> float:
+    asked = reply.headers.get("retry-after", "")
+    return min(float(asked), 10.0) if asked.isdigit() else 0.2 * 2**attempt
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ServingError(f"Image {str(path)!r} cannot be read: {error.strerror}.") from None

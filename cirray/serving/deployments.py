@@ -1,0 +1,87 @@
+"""The replica: picture decoding, query encoding and search in one deployment, with micro-batches. Ray Serve only here.
+
+One fused deployment, because every hop between deployments costs more than this model does on a small machine.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from ray import serve
+
+from cirray.core.config import validate
+from cirray.core.log import configure
+from cirray.data.config import ImageLimits
+from cirray.index.faiss_index import limit_faiss_threads
+from cirray.retriever import ComposedQuery, ComposedRetriever
+from cirray.serving.config import ServeArgs, ServingSettings
+from cirray.serving.service import Workers
+from cirray.types import Ranking
+
+PROBE_TIMEOUT_S = 20.0
+
+
+class Retriever:
+    """A `SearchService` that answers in batches. Wrapped by `serve.ingress` and `serve.deployment` in `app.py`."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        """Load the checkpoint and the index and answer a first query, so that a ready replica is a warm one.
+
+        Raises:
+            ArtifactError: an artifact is missing or damaged.
+            IndexMismatchError: the index belongs to another encoder.
+        """
+        configure()
+        torch.set_num_threads(args.threads)
+        limit_faiss_threads(args.threads)
+        self.retriever = ComposedRetriever.open(
+            args.checkpoint, args.index, args.device, args.verify, ImageLimits(max_pixels=args.max_pixels)
+        )
+        self.settings, self._workers = ServingSettings(), Workers()
+        self.retriever.probe()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new settings without a restart (Serve calls this with the deployment's `user_config`).
+
+        Raises:
+            ConfigError: naming the field that does not fit.
+        """
+        self.settings = validate(ServingSettings, user_config or {})
+        batch: Any = self._answer_batch
+        batch.set_max_batch_size(self.settings.max_batch_size)
+        batch.set_batch_wait_timeout_s(self.settings.batch_wait_timeout_s)
+
+    async def check_health(self) -> None:
+        """Serve's health check: a real query through the model and the index.
+
+        Raises:
+            Exception: whatever the model or the index raises, or TimeoutError when they hang.
+        """
+        await asyncio.wait_for(self.probe(), PROBE_TIMEOUT_S)
+
+    async def prepare(self, make: Callable[[], ComposedQuery]) -> ComposedQuery:
+        """See `SearchService.prepare`."""
+        return await self._workers.decode(make)
+
+    async def answer(self, query: ComposedQuery) -> Ranking:
+        """See `SearchService.answer`; queries that arrive together share one pass through the model."""
+        batch: Any = self._answer_batch
+        answer = await batch(query)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def probe(self) -> None:
+        """See `SearchService.probe`."""
+        await self._workers.probe(self.retriever)
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.003)
+    async def _answer_batch(self, queries: Sequence[ComposedQuery]) -> list[Ranking | Exception]:
+        """Failures are values here: an exception raised in a batch would reach every query of it."""
+        return await self._workers.model(lambda: self.retriever.search_many(queries))
+
+
+def current_service() -> Retriever:
+    """The replica that runs in this process."""
+    return serve.get_replica_context().servable_object  # type: ignore[return-value]

@@ -1,0 +1,130 @@
+"""What goes over the wire."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class SearchRequest(_Wire):
+    """JSON body of a search. Exactly one of `image` and `gallery_id` is the reference."""
+
+    text: str
+    """What to change in the reference, 1 to 512 characters."""
+    image: str | None = None
+    """Reference image, base64 of a JPEG, PNG, WebP, GIF or BMP file."""
+    gallery_id: str | None = None
+    """Id of a gallery image as the reference."""
+    k: int | None = Field(None, ge=1)
+    """Answers wanted; the server's default when absent, capped by the server."""
+    exclude_reference: bool = True
+    """Leave the reference out of its own answers (gallery ids only)."""
+
+
+class SearchForm(_Wire):
+    """Multipart body of a search: the same fields with the picture as an uploaded file."""
+
+    text: str
+    """What to change in the reference, 1 to 512 characters."""
+    image: str | None = Field(None, json_schema_extra={"type": "string", "format": "binary"})
+    """Reference image file."""
+    gallery_id: str | None = None
+    """Id of a gallery image as the reference."""
+    k: int | None = Field(None, ge=1)
+    """Answers wanted."""
+    exclude_reference: bool = True
+    """Leave the reference out of its own answers."""
+
+
+class Hit(_Wire):
+    """One answer."""
+
+    id: str
+    """Id of the image in the gallery."""
+    score: float
+    """Similarity, -1 to 1; higher is better."""
+    image: str | None
+    """Path of its picture, or null when the index keeps none."""
+
+
+class SearchResponse(_Wire):
+    """Answers, best first, and what gave them."""
+
+    hits: list[Hit]
+    """At most k answers."""
+    index_digest: str
+    """Version of the index that answered."""
+    encoder_digest: str
+    """Version of the model that answered."""
+    took_ms: float
+    """Time inside the server in milliseconds."""
+    request_id: str
+    """Id of the request (header X-Request-ID)."""
+
+
+class GalleryItem(_Wire):
+    """One gallery image."""
+
+    id: str
+    """Its id."""
+    image: str | None
+    """Path of its picture."""
+
+
+class GalleryPage(_Wire):
+    """A part of the gallery in id order."""
+
+    items: list[GalleryItem]
+    """At most `limit` images."""
+    total: int
+    """Images in the gallery."""
+    offset: int
+    """Position of the first item."""
+    limit: int
+    """Most items of this page."""
+
+
+class Health(_Wire):
+    """State of the service."""
+
+    status: str
+    """`ok` (alive) or `ready` (the model and the index have just answered a probe)."""
+
+
+class Version(_Wire):
+    """What is being served, and its limits."""
+
+    cirray: str
+    """Version of the package."""
+    index_digest: str
+    """Digest of the index."""
+    encoder_digest: str
+    """Digest of the encoder."""
+    gallery_size: int
+    """Images in the gallery."""
+    default_k: int
+    """Answers when a request does not say."""
+    max_k: int
+    """Most answers of one request."""
+    max_text: int
+    """Most characters of a text."""
+    max_body_bytes: int
+    """Most bytes of a request."""
+    examples: list[str]
+    """Modification texts to try."""
+
+
+class Problem(_Wire):
+    """An error (RFC 9457, application/problem+json)."""
+
+    type: str
+    """`urn:cirray:problem:NAME`, stable for programs."""
+    title: str
+    """The kind of error in words."""
+    status: int
+    """HTTP status."""
+    detail: str
+    """What happened and what would be accepted."""
+    request_id: str
+    """Id of the request."""

@@ -1,0 +1,85 @@
+"""What the HTTP interface asks of whatever answers: in this process (here) or a Ray Serve replica (deployments)."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from cirray.retriever import ComposedQuery, ComposedRetriever
+from cirray.serving.config import ServingSettings
+from cirray.types import Ranking
+
+ResultT = TypeVar("ResultT")
+PROBE_REUSE_S = 1.0
+
+
+class SearchService(Protocol):
+    """A loaded retriever with its settings."""
+
+    @property
+    def retriever(self) -> ComposedRetriever:
+        """The retriever that answers."""
+
+    @property
+    def settings(self) -> ServingSettings:
+        """The settings in force."""
+
+    async def prepare(self, make: Callable[[], ComposedQuery]) -> ComposedQuery:
+        """Run the CPU part of a query (decoding) outside the event loop."""
+
+    async def answer(self, query: ComposedQuery) -> Ranking:
+        """Answer one prepared query, alone or in a batch with others; raises what went wrong with this one."""
+
+    async def probe(self) -> None:
+        """Run a query through the model and the index; raises when they do not work."""
+
+
+class Workers:
+    """Two small pools: torch and FAISS in one thread, picture decoding in another, so that neither stalls the event
+    loop (nor Serve's health checks, which run in it).
+    """
+
+    def __init__(self) -> None:
+        """Start no thread yet; pools start theirs at first use."""
+        self._model = ThreadPoolExecutor(1, "cirray-model")
+        self._decode = ThreadPoolExecutor(2, "cirray-decode")
+        self._probed_at = float("-inf")
+
+    async def model(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run work in the model's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._model, work)
+
+    async def decode(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run work in a decoding thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._decode, work)
+
+    async def probe(self, retriever: ComposedRetriever) -> None:
+        """Run the retriever's probe; a success is reused for a second, a failure never."""
+        if time.monotonic() - self._probed_at < PROBE_REUSE_S:
+            return
+        await self.model(retriever.probe)
+        self._probed_at = time.monotonic()
+
+
+class DirectService:
+    """Answers in this process, one query at a time: the twin of the batched deployment."""
+
+    def __init__(self, retriever: ComposedRetriever, settings: ServingSettings | None = None) -> None:
+        """Hold a loaded retriever."""
+        self.retriever, self.settings, self._workers = retriever, settings or ServingSettings(), Workers()
+
+    async def prepare(self, make: Callable[[], ComposedQuery]) -> ComposedQuery:
+        """See `SearchService.prepare`."""
+        return await self._workers.decode(make)
+
+    async def answer(self, query: ComposedQuery) -> Ranking:
+        """See `SearchService.answer`."""
+        answer = (await self._workers.model(lambda: self.retriever.search_many([query])))[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def probe(self) -> None:
+        """See `SearchService.probe`."""
+        await self._workers.probe(self.retriever)

@@ -1,0 +1,88 @@
+"""Callbacks of the loop: history file, TensorBoard, checkpoints, progress. Writers act on rank 0 only."""
+
+import json
+from pathlib import Path
+
+from cirray.core.progress import Advance
+from cirray.training.checkpoint import save_step
+from cirray.training.loop import Callback
+from cirray.training.state import LoopState, Row
+
+
+class HistoryFile(Callback):
+    """`history.jsonl`, one row per logged step; a resumed run rewrites the rows it starts from."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember where to write."""
+        self.path = path
+
+    def on_start(self, state: LoopState) -> None:
+        """Write the rows of the steps already done."""
+        if state.rank == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in state.history))
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """Append the new row."""
+        if row is not None and state.rank == 0:
+            with open(self.path, "a") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+
+class TensorBoard(Callback):
+    """Every history value as a TensorBoard scalar."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the log folder."""
+        self.folder = folder
+
+    def on_start(self, state: LoopState) -> None:
+        """Open the event file; events after the resumed step are superseded."""
+        if state.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=state.step or None)
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """Write the row's values."""
+        if row is not None and state.rank == 0:
+            for name, value in row.items():
+                if name != "step":
+                    self._writer.add_scalar(f"train/{name}", value, state.step)
+
+    def on_end(self, state: LoopState) -> None:
+        """Close the event file."""
+        if state.rank == 0:
+            self._writer.close()
+
+
+class Checkpoints(Callback):
+    """A resumable checkpoint every `checkpoint_every` steps and at the end."""
+
+    def __init__(self, root: Path) -> None:
+        """Remember the folder, which all ranks share."""
+        self.root = root
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """Save on schedule."""
+        every = state.config.checkpoint_every
+        if state.finished or (every and state.step % every == 0):
+            save_step(self.root, state, state.config.keep_checkpoints)
+
+
+class ShowProgress(Callback):
+    """Moves a progress bar; the note is the latest loss."""
+
+    def __init__(self, advance: Advance) -> None:
+        """Take the bar's advance function (rank 0 shows it)."""
+        self.advance = advance
+
+    def on_start(self, state: LoopState) -> None:
+        """Move over the steps already done."""
+        if state.rank == 0 and state.step:
+            self.advance(state.step)
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """One step further."""
+        if state.rank == 0:
+            self.advance(1, f"loss {row['loss']:.3f}" if row else "")

@@ -1,0 +1,77 @@
+"""Checkpoints for resuming: a folder per step, complete or invisible, and the newest one found by name."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+
+from cirray.core.errors import ArtifactError
+from cirray.training.state import LoopState
+
+LOOP = "loop.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def write_checkpoint(folder: Path, state: LoopState) -> None:
+    """Write this rank's share of a checkpoint into an existing folder (rank 0 adds step and history).
+
+    Every rank calls it, with one folder on shared storage or one folder per node.
+    """
+    state.engine.save(folder)
+    if state.rank == 0:
+        (folder / LOOP).write_text(json.dumps({"step": state.step, "history": state.history}))
+
+
+def read_checkpoint(folder: Path, state: LoopState) -> None:
+    """Restore engine, step and history in place.
+
+    Raises:
+        ArtifactError: when the folder holds no complete checkpoint of this model and engine.
+    """
+    path = folder / LOOP
+    if not path.is_file():
+        raise ArtifactError(
+            f"{str(folder)!r} is no training checkpoint (no {LOOP}). Give a folder named step-XXXXXXXX."
+        )
+    state.engine.load(folder)
+    loop = json.loads(path.read_text())
+    state.step, state.history = int(loop["step"]), list(loop["history"])
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """The complete checkpoint of the highest step below `root`, or None."""
+    found = [item for item in root.glob("step-*") if _NAME.fullmatch(item.name) and (item / LOOP).is_file()]
+    return max(found, key=lambda item: item.name, default=None)
+
+
+def save_step(root: Path, state: LoopState, keep: int) -> Path:
+    """Write `root/step-XXXXXXXX` under a temporary name, rename it when all ranks are done, drop old ones.
+
+    Args:
+        root: a folder all ranks share.
+        state: the run.
+        keep: newest checkpoints to keep.
+    """
+    final = root / f"step-{state.step:08d}"
+    scratch = root / f".{final.name}.tmp"
+    if state.rank == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    _barrier(state.world)
+    write_checkpoint(scratch, state)
+    _barrier(state.world)
+    if state.rank == 0:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(scratch, final)
+        for old in sorted(item for item in root.glob("step-*") if _NAME.fullmatch(item.name))[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    _barrier(state.world)
+    return final
+
+
+def _barrier(world: int) -> None:
+    if world > 1:
+        dist.barrier()

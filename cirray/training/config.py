@@ -1,0 +1,104 @@
+"""Configuration of training. No torch."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cirray.core.config import Config
+
+
+class OptimizerConfig(Config):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's moment decays (SPRC and PTHA: 0.9, 0.98)."""
+    eps: float = Field(1e-7, gt=0)
+    """AdamW's epsilon."""
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    """One-cycle (cosine up, cosine down), linear warm-up with cosine down, or linear warm-up and constant."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the schedule that warms up."""
+    start_divisor: float = Field(25.0, ge=1)
+    """One-cycle starts at lr / start_divisor (PTHA: CIRR 25, FashionIQ 100)."""
+    final_divisor: float = Field(1e4, ge=1)
+    """One-cycle would end at lr / start_divisor / final_divisor."""
+    schedule_stretch: float = Field(1.0, ge=1)
+    """Length of the schedule over the steps really taken (the released PTHA code sizes 80 epochs for 50: 1.6)."""
+    clip: float | None = Field(1.0, gt=0)
+    """Largest gradient norm, or null for no clipping (paper)."""
+
+
+class LoopConfig(Config):
+    """What the one training loop and its engines need, whatever the task."""
+
+    steps: int = Field(300, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(128, ge=1)
+    """Global batch size, over all workers."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and schedule."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the forward pass under autocast; weights and optimiser stay fp32."""
+    engine: str = "torch"
+    """Name of the engine: "torch" or "deepspeed"."""
+    zero_stage: int = Field(1, ge=0, le=3)
+    """DeepSpeed's ZeRO stage."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints for resuming, or null for the last step only."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept on disk."""
+    log_every: int = Field(10, ge=1)
+    """Steps between history rows."""
+    seed: int = Field(0, ge=0)
+    """Order of the rows, dropout and start weights follow from it."""
+
+
+class TrainingConfig(LoopConfig):
+    """One training run of a retriever."""
+
+    objective: Literal["pretrain", "finetune", "ptha"] = "finetune"
+    """pretrain: contrastive only, reverse texts ignored. finetune: same loss. ptha: two-hop alignment, section 5."""
+    lambda_m: float = Field(0.4, ge=0)
+    """Weight of the text-only branch (ptha only)."""
+    lambda_p: float = Field(0.4, ge=0)
+    """Weight of the reverse-prototype term (ptha only)."""
+    prototype_loss: Literal["mse", "cosine"] = "mse"
+    """Distance of the prototype term; the paper's is the plain mean squared error."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Smoothing of the main contrastive term (PTHA's released code: 0.1; measured harmful on the embedded world)."""
+    negatives: Literal["targets", "batch_images"] = "batch_images"
+    """Candidates: the batch's targets (paper), or all its images, the own reference included (improved)."""
+    mask_duplicates: bool = True
+    """Hide other copies of a query's own target among the candidates (improved); the paper leaves them."""
+    one_per_group: bool = True
+    """At most one triplet of a group (image family) in a batch."""
+    chunk: int | None = Field(None, ge=1)
+    """Rows per block of the contrastive loss (less memory, same gradient), or null for the full matrix."""
+    missing_reverse: Literal["skip", "error"] = "skip"
+    """ptha rows without a reverse text: skipped by the prototype term (improved) or an error (paper)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainingConfig":
+        if self.negatives == "targets" and self.batch < 2:
+            raise ValueError(f"batch {self.batch} leaves no negative; in-batch contrast needs batch >= 2")
+        return self
+
+    @classmethod
+    def for_mode(cls, mode: Literal["improved", "paper"], **fields: object) -> "TrainingConfig":
+        """Settings of one mode (design document, section 6); `fields` override single ones.
+
+        Args:
+            mode: "improved", or "paper": in-batch targets, no clipping, one-cycle sized for 1.6 times the steps,
+                duplicates left in, label smoothing 0.1 in PTHA, an error for a row without reverse text.
+            fields: any other field.
+        """
+        paper: dict[str, object] = {
+            "negatives": "targets", "mask_duplicates": False, "one_per_group": False, "missing_reverse": "error",
+            "optimizer": {"clip": None, "schedule_stretch": 1.6, "warmup": 0.02},
+            "label_smoothing": 0.1 if fields.get("objective") == "ptha" else 0.0,
+        }  # fmt: skip
+        return cls.model_validate({**(paper if mode == "paper" else {}), **fields})

@@ -1,0 +1,58 @@
+"""The seam between the loop and whatever runs backward passes and optimiser steps."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import nn
+
+from cirray.training.config import LoopConfig
+
+
+class Engine(Protocol):
+    """One worker's view of the training state. Every rank calls every method, in the same order.
+
+    Contract that makes W workers equal one: `step()` applies the *mean* over ranks of the ranks' gradients, and a
+    parameter that no loss reached counts as a zero gradient (so weight decay acts on it, on every engine alike).
+    """
+
+    @property
+    def module(self) -> nn.Module:
+        """What the task calls for its forward pass (the model, or the engine's wrapper around it)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the step to come."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context of the forward pass (bf16 autocast, or nothing)."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of this rank's loss."""
+
+    def step(self) -> float:
+        """Average gradients over ranks, clip, update weights, advance the schedule, clear gradients.
+
+        Returns:
+            The gradient norm before clipping, the same on all ranks.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write the whole training state (weights, optimiser, schedule) into an existing folder."""
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote; the next step equals the one an unbroken run would take.
+
+        Raises:
+            ArtifactError: when the folder holds no state of this engine and model.
+        """
+
+
+EngineFactory: TypeAlias = Callable[[nn.Module, LoopConfig, int, int], Engine]
+"""`factory(model, config, rank, world) -> Engine`; torch.distributed is already initialised when world > 1."""

@@ -1,0 +1,115 @@
+"""The retrieval task: triplets and cached patch tokens in, a trained retriever out."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from cirray.core.errors import DataError
+from cirray.losses.output import LossOutput
+from cirray.models.batch import RetrievalBatch
+from cirray.models.composed import QFormerRetriever
+from cirray.models.text import TextBatch
+from cirray.training.config import TrainingConfig
+from cirray.training.gather import Gather
+from cirray.training.objectives import retrieval_loss, wanted_outputs
+from cirray.training.sampler import BatchSampler
+from cirray.types import Triplet
+
+
+class FeatureLookup(Protocol):
+    """Frozen patch tokens by image id; the feature store is one."""
+
+    def get(self, ids: Sequence[str]) -> np.ndarray:
+        """Tokens `[n, P, D]`, any float type, in the order of `ids`."""
+
+    def __contains__(self, image_id: object) -> bool:
+        """Whether the image has features."""
+
+
+class RetrievalTask:
+    """Trains a retriever on triplets, by the objective its configuration names."""
+
+    def __init__(
+        self, retriever: QFormerRetriever, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig
+    ) -> None:
+        """Check the triplets and prepare the sampler.
+
+        Args:
+            retriever: trained in place.
+            triplets: rows with non-empty texts; `group_id` names the image family, `weight` scales the row's loss.
+            features: holds every reference and target.
+            config: objective, batch, seed.
+
+        Raises:
+            DataError: naming the first row with a blank text or an image without features.
+            ConfigError: when a batch cannot be filled.
+        """
+        _check(triplets, features)
+        self._retriever, self._triplets, self._features, self._config = retriever, list(triplets), features, config
+        groups = [row.group_id for row in triplets]
+        self._sampler = BatchSampler(groups, config.batch, config.seed, config.one_per_group)
+        ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
+        self._keys = {image: key for key, image in enumerate(sorted(ids))}
+        self._reverse = wanted_outputs(config).reverse
+
+    def model(self) -> nn.Module:
+        """The retriever."""
+        return self._retriever
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[RetrievalBatch]:
+        """The calling rank's rows of step after step, without end."""
+        step = start_step
+        while True:
+            yield self.batch([self._triplets[row] for row in self._sampler.rows(step, rank, world)])
+            step += 1
+
+    def batch(self, rows: Sequence[Triplet]) -> RetrievalBatch:
+        """Triplets as tensors on the CPU; patch tokens keep the store's type."""
+        reverse, mask_B = self._reverse_texts(rows)
+        return RetrievalBatch(
+            reference_BPD=torch.from_numpy(self._features.get([row.reference_id for row in rows])),
+            target_BPD=torch.from_numpy(self._features.get([row.target_id for row in rows])),
+            text=self._retriever.tokenize([row.modification for row in rows]),
+            reference_key_B=torch.tensor([self._keys[row.reference_id] for row in rows]),
+            target_key_B=torch.tensor([self._keys[row.target_id] for row in rows]),
+            weight_B=torch.tensor([row.weight for row in rows], dtype=torch.float32),
+            reverse=reverse, reverse_mask_B=mask_B,
+        )  # fmt: skip
+
+    def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
+        """The configured objective."""
+        return retrieval_loss(model, batch, self._config, gather)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the retriever as `load_retriever` reads it."""
+        inner = getattr(model, "module", model)
+        assert isinstance(inner, QFormerRetriever)
+        inner.save(folder)
+
+    def _reverse_texts(self, rows: Sequence[Triplet]) -> tuple[TextBatch | None, torch.Tensor | None]:
+        if not self._reverse:
+            return None, None
+        has = [bool(row.reverse_modification and row.reverse_modification.strip()) for row in rows]
+        mask_B = torch.tensor(has, dtype=torch.float32)
+        if not any(has):
+            return None, mask_B
+        texts = [
+            row.reverse_modification if present and row.reverse_modification else row.modification
+            for row, present in zip(rows, has, strict=True)
+        ]
+        return self._retriever.tokenize(texts), mask_B
+
+
+def _check(triplets: Sequence[Triplet], features: FeatureLookup) -> None:
+    if not triplets:
+        raise DataError("There are no triplets to train on. Check the triplet source and its filters.")
+    for row in triplets:
+        if not row.modification.strip():
+            raise DataError(f"Triplet {row.triplet_id!r} has an empty modification text. Remove or repair the row.")
+        for image in (row.reference_id, row.target_id):
+            if image not in features:
+                raise DataError(f"Image {image!r} of triplet {row.triplet_id!r} has no features. Embed it first.")

@@ -1,0 +1,80 @@
+"""Which rows make the global batch of a step: a pure function of (seed, step), so resuming needs the step alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cirray.core.errors import ConfigError
+from cirray.core.seeding import numpy_generator
+
+
+class BatchSampler:
+    """Shuffled epochs cut into full batches, optionally with at most one row of a group in a batch.
+
+    With groups, an epoch has rounds: round r holds the r-th row, in random order, of every group that has one, so no
+    batch inside a round repeats a group. Rows that do not fill a batch are left out of that epoch.
+    """
+
+    def __init__(self, groups: Sequence[str] | int, batch: int, seed: int, one_per_group: bool = False) -> None:
+        """Prepare the epochs.
+
+        Args:
+            groups: group of every row ("" stands alone), or the number of rows when there are no groups.
+            batch: global batch size.
+            seed: order of everything.
+            one_per_group: no two rows of one group in a batch.
+
+        Raises:
+            ConfigError: when not even one batch can be filled.
+        """
+        count = groups if isinstance(groups, int) else len(groups)
+        names = [str(row) for row in range(count)] if isinstance(groups, int) or not one_per_group else groups
+        self._group_M = _group_numbers(names)
+        self._batch, self._seed, self._cached = batch, seed, (-1, np.empty((0, batch), dtype=np.int64))
+        sizes = np.bincount(np.bincount(self._group_M)) if count else np.zeros(1, dtype=np.int64)
+        rounds = np.cumsum(sizes[::-1])[::-1][1:]
+        self.batches_per_epoch = int((rounds // batch).sum())
+        if self.batches_per_epoch == 0:
+            groups_count = int(rounds[0]) if len(rounds) else 0
+            what = f"{groups_count} groups (one triplet of a group per batch)" if one_per_group else f"{count} rows"
+            raise ConfigError(f"A batch of {batch} cannot be filled from {what}. Use batch <= {max(groups_count, 1)}.")
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """Row numbers of one rank's equal share of the global batch of `step` (int64, contiguous slice)."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        if self._cached[0] != epoch:
+            self._cached = (epoch, self._epoch(epoch))
+        share = self._batch // world
+        return self._cached[1][index][rank * share : (rank + 1) * share]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        rng = numpy_generator(self._seed, "epoch", epoch)
+        order = rng.permutation(len(self._group_M))
+        turn = _turns(self._group_M[order])
+        batches = []
+        for number in range(int(turn.max()) + 1):
+            rows = order[turn == number]
+            full = len(rows) // self._batch
+            batches.append(rows[: full * self._batch].reshape(full, self._batch))
+            if full == 0:
+                break
+        stacked = np.concatenate(batches)
+        return stacked[rng.permutation(len(stacked))]
+
+
+def _group_numbers(names: Sequence[str]) -> np.ndarray:
+    known: dict[str, int] = {}
+    return np.array(
+        [known.setdefault(name or f"\x1f{row}", len(known)) for row, name in enumerate(names)], dtype=np.int64
+    )
+
+
+def _turns(group_M: np.ndarray) -> np.ndarray:
+    """How many earlier rows of the same group each row has."""
+    order = np.argsort(group_M, kind="stable")
+    ordered = group_M[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sizes = np.diff(np.r_[starts, len(ordered)])
+    turn = np.empty_like(group_M)
+    turn[order] = np.arange(len(ordered)) - np.repeat(starts, sizes)
+    return turn

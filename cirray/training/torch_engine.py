@@ -1,0 +1,116 @@
+"""The plain torch engine: the twin that DeepSpeed's engine is tested against."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cirray.core.errors import ArtifactError
+from cirray.training.config import LoopConfig
+from cirray.training.optim import build_optimizer, build_schedule
+
+STATE = "engine.pt"
+
+
+class TorchEngine:
+    """AdamW in fp32, optional bf16 autocast, gradients averaged over ranks in one all-reduce."""
+
+    def __init__(
+        self, model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1, device: str | None = None
+    ) -> None:
+        """Move the model to the device and build optimiser and schedule.
+
+        Args:
+            model: trained in place.
+            config: optimiser, schedule, precision.
+            rank: this worker.
+            world: number of workers; above 1 torch.distributed must be initialised.
+            device: default is where the model's first parameter lies.
+        """
+        self._device = torch.device(device) if device else next(model.parameters()).device
+        self._model, self._config, self._rank, self._world = model.to(self._device), config, rank, world
+        self._optimizer = build_optimizer(self._model, config)
+        self._schedule = build_schedule(self._optimizer, config)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self._model
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        return self._device
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the step to come."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 autocast when the configuration asks for it."""
+        if self._config.precision == "bf16":
+            return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of this rank's loss."""
+        loss.backward()
+
+    def step(self) -> float:
+        """Average gradients over ranks, clip, update, advance the schedule; returns the norm before clipping."""
+        parameters = [item for item in self._model.parameters() if item.requires_grad]
+        for item in parameters:
+            if item.grad is None:
+                item.grad = torch.zeros_like(item)
+        if self._world > 1:
+            _average([item.grad for item in parameters if item.grad is not None], self._world)
+        clip = self._config.optimizer.clip
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip else float("inf"))
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimiser and schedule (rank 0; all ranks hold the same)."""
+        if self._rank == 0:
+            state = {
+                "model": self._model.state_dict(), "optimizer": self._optimizer.state_dict(),
+                "schedule": self._schedule.state_dict(),
+            }  # fmt: skip
+            torch.save(state, folder / STATE)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            ArtifactError: no state there, or one of another model.
+        """
+        path = folder / STATE
+        if not path.is_file():
+            raise ArtifactError(f"{str(folder)!r} holds no {STATE}: it is no checkpoint of the torch engine.")
+        state = torch.load(path, map_location=self._device, weights_only=True)
+        try:
+            self._model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ArtifactError(f"The checkpoint {str(folder)!r} is of another model: {reason}") from None
+        self._schedule.load_state_dict(state["schedule"])
+
+
+def _average(gradients: list[torch.Tensor], world: int) -> None:
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= world
+    offset = 0
+    for gradient in gradients:
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+        offset += gradient.numel()
+
+
+def torch_engine(model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1) -> TorchEngine:
+    """The engine factory of `engine: torch`."""
+    return TorchEngine(model, config, rank, world)

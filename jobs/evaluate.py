@@ -1,0 +1,9 @@
+"""`cirray evaluate` as a job: `ray job submit --working-dir . -- python jobs/evaluate.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+from pathlib import Path
+
+from cirray.cli.main import job
+
+if __name__ == "__main__":
+    sys.exit(job("evaluate", str(Path(__file__).parent / "configs" / "evaluate-shapes-small-cpu.yaml")))

@@ -1,0 +1,9 @@
+"""`cirray finetune` as a job: `ray job submit --working-dir . -- python jobs/finetune.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+from pathlib import Path
+
+from cirray.cli.main import job
+
+if __name__ == "__main__":
+    sys.exit(job("finetune", str(Path(__file__).parent / "configs" / "finetune-shapes-small-cpu.yaml")))

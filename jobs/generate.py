@@ -1,0 +1,9 @@
+"""`cirray generate` as a job: `ray job submit --working-dir . -- python jobs/generate.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+from pathlib import Path
+
+from cirray.cli.main import job
+
+if __name__ == "__main__":
+    sys.exit(job("generate", str(Path(__file__).parent / "configs" / "generate-shapes-small-cpu.yaml")))

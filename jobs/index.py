@@ -1,0 +1,9 @@
+"""`cirray index` as a job: `ray job submit --working-dir . -- python jobs/index.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+from pathlib import Path
+
+from cirray.cli.main import job
+
+if __name__ == "__main__":
+    sys.exit(job("index", str(Path(__file__).parent / "configs" / "index-shapes-small-cpu.yaml")))

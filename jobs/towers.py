@@ -1,0 +1,9 @@
+"""`cirray towers` as a job: `ray job submit --working-dir . -- python jobs/towers.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+from pathlib import Path
+
+from cirray.cli.main import job
+
+if __name__ == "__main__":
+    sys.exit(job("towers", str(Path(__file__).parent / "configs" / "towers-shapes-small-cpu.yaml")))

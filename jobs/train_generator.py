@@ -1,0 +1,9 @@
+"""`cirray train-generator` as a job: `ray job submit --working-dir . -- python jobs/train_generator.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+from pathlib import Path
+
+from cirray.cli.main import job
+
+if __name__ == "__main__":
+    sys.exit(job("train-generator", str(Path(__file__).parent / "configs" / "generator-shapes-small-cpu.yaml")))

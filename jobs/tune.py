@@ -1,0 +1,9 @@
+"""`cirray tune` as a job: `ray job submit --working-dir . -- python jobs/tune.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+from pathlib import Path
+
+from cirray.cli.main import job
+
+if __name__ == "__main__":
+    sys.exit(job("tune", str(Path(__file__).parent / "configs" / "tune-shapes-small-cpu.yaml")))

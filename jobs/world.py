@@ -1,0 +1,8 @@
+"""`cirray world` as a job: `ray job submit --working-dir . -- python jobs/world.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+
+from cirray.cli.main import job
+
+if __name__ == "__main__":
+    sys.exit(job("world"))

@@ -1,0 +1,87 @@
+"""Documentation and configuration that cannot drift: every YAML resolves, every README command is one that exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cirray.cli.main import VERBS, verb, verb_help
+from cirray.core.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+README = (ROOT / "README.md").read_text()
+PREFIX = {"generator": "train-generator"}
+
+
+def verb_of(path: Path) -> str:
+    """Config files are named what-dataset-model-hardware; `what` is a verb."""
+    what = path.name.split("-")[0]
+    return PREFIX.get(what, what)
+
+
+def readme_commands() -> list[str]:
+    """Every command line inside the README's bash blocks, continuation lines joined, comments dropped."""
+    commands = []
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            text = line.split(" #")[0].strip()
+            if text and not text.startswith("#"):
+                commands.append(text)
+    return commands
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_file_resolves(path):
+    load_config(verb(verb_of(path)).config_class(), path)
+
+
+def test_config_files_exist_for_every_stage():
+    named = {verb_of(path) for path in CONFIGS}
+    assert named >= {"towers", "embed", "train-generator", "mine", "generate", "pretrain", "finetune", "tune", "evaluate"}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_explains_its_fields(name):
+    text = verb_help(verb(name))
+    assert "fields (path.to.field=value):" in text
+    assert len(text.splitlines()) > 4
+
+
+@pytest.mark.parametrize("command", [c for c in readme_commands() if c.split()[0] == "cirray"])
+def test_every_cirray_command_of_the_readme_parses(command, monkeypatch):
+    name, *arguments = shlex.split(command)[1:]
+    if "--help" in arguments or name.startswith("--"):
+        return
+    chosen = verb(name)
+    files = [ROOT / item for item in arguments if item.endswith(".yaml") and "=" not in item]
+    from cirray.cli.main import overrides_of
+
+    load_config(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
+
+
+def test_every_script_and_target_the_readme_names_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    missing = []
+    for command in readme_commands():
+        words = shlex.split(command)
+        if words[0] == "make":
+            missing += [word for word in words[1:] if not re.search(rf"^{word}:", makefile, flags=re.M)]
+        missing += [w for w in words if re.match(r"^(jobs|serve_configs)/\S+\.(py|yaml)$", w) and not (ROOT / w).exists()]
+    assert missing == []
+
+
+def test_every_job_is_thin():
+    for path in (ROOT / "jobs").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path.name
+
+
+def test_serve_configs_name_importable_builders():
+    for path in (ROOT / "serve_configs").glob("*.yaml"):
+        tree = yaml.safe_load(path.read_text())
+        for application in tree["applications"]:
+            module, _, name = application["import_path"].partition(":")
+            source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+            assert f"def {name}(" in source

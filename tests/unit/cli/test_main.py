@@ -1,0 +1,62 @@
+import pytest
+
+from cirray.cli.main import guarded, main, overrides_of, user_sentence, verb
+from cirray.core.errors import ConfigError, DataError
+
+
+def test_flags_and_assignments_are_one_grammar():
+    assert overrides_of(["a.yaml", "x.y=1", "--out", "d", "--train-rate=3", "--print-config"]) == [
+        "x.y=1",
+        "out=d",
+        "train_rate=3",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["loose"], ["--out"]])
+def test_a_word_that_means_nothing_is_refused(arguments):
+    with pytest.raises(ConfigError, match="loose|--out"):
+        overrides_of(arguments)
+
+
+def test_an_unknown_verb_exits_with_2_and_one_sentence(capsys):
+    assert main(["pretran"]) == 2
+    error = capsys.readouterr().err
+    assert "Did you mean 'pretrain'" in error and len(error.strip().splitlines()) == 1
+
+
+def test_an_unknown_field_exits_with_2(capsys):
+    assert main(["world", "shapes.sed=1"]) == 2
+    assert "shapes.seed" in capsys.readouterr().err
+
+
+def test_the_config_is_printed_resolved(capsys):
+    assert main(["world", "shapes.seed=7", "--print-config"]) == 0
+    assert "seed: 7" in capsys.readouterr().out
+
+
+def test_an_error_that_crossed_a_worker_is_still_one_sentence():
+    try:
+        try:
+            raise DataError("image 'x' is broken")
+        except DataError as inner:
+            raise RuntimeError("worker died") from inner
+    except RuntimeError as error:
+        assert user_sentence(error) == "image 'x' is broken"
+    assert user_sentence(RuntimeError("bug")) is None
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    def work():
+        raise KeyboardInterrupt
+
+    assert guarded(work) == 130
+    assert "same command" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        guarded(lambda: 1 // 0)
+
+
+def test_every_verb_loads():
+    assert verb("world").name == "world"
