@@ -1,28 +1,21 @@
-"""Convert the NLVR dev scenes to the open folder layout: `python jobs/nlvr.py --root NLVR_REPOSITORY --out FOLDER`."""
+"""Convert the NLVR dev scenes to the open folder layout: `python jobs/nlvr.py root=FOLDER out=FOLDER [seed=0]`."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from cirray.core.errors import CirrayError
+from cirray.cli.main import guarded
+from cirray.core.config import load_config
+from cirray.core.log import say
+from cirray.data.config import NlvrRun
 from cirray.data.nlvr import write_nlvr
 
 
-def main() -> int:
-    """Convert, print the counts; 2 when the input cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="folder with dev/dev.json and dev/images")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and the texts")
-    args = parser.parse_args()
-    try:
-        summary = write_nlvr(args.root, args.out, args.seed)
-    except CirrayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: " + ", ".join(f"{count} {name}" for name, count in summary["counts"].items()))
-    return 0
+def convert() -> None:
+    """Convert what the command line names and say what came out."""
+    run = load_config(NlvrRun, None, sys.argv[1:])
+    summary = write_nlvr(Path(run.root), Path(run.out), run.seed)
+    say(f"{run.out}: " + ", ".join(f"{count} {name}" for name, count in summary["counts"].items()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(convert))

@@ -1,6 +1,7 @@
 """Environment variables this package reads or sets; nobody else touches `os.environ`."""
 
 import os
+import secrets
 from pathlib import Path
 
 
@@ -28,3 +29,20 @@ def worker_environment(threads: int = 1) -> dict[str, str]:
 def set_default(name: str, value: str) -> None:
     """Set a variable unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+def ray_address() -> str:
+    """Address of the Ray cluster this process belongs to (`RAY_ADDRESS`, set inside jobs), or an empty string."""
+    return os.environ.get("RAY_ADDRESS", "")
+
+
+def private_cluster() -> None:
+    """Prepare for a Ray cluster that only this process uses: quiet, and closed to others by a token of its own.
+
+    Ray's ports listen on every interface, so a local cluster needs a token; one that lives in this process's
+    environment leaves no file in the home folder and is never missing. A mode or token that the user chose is kept.
+    """
+    set_default("RAY_USAGE_STATS_ENABLED", "0")
+    set_default("RAY_DEDUP_LOGS", "1")
+    if "RAY_AUTH_MODE" not in os.environ:
+        set_default("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -77,6 +77,7 @@ class _Names:
     root: Path
 
     def resolve(self, row: TableRow, column: str, name: str) -> str:
+        """The id that a name means, or an error at its row."""
         for candidate in self._candidates(name):
             if candidate in self.images:
                 return candidate

@@ -1,6 +1,7 @@
 """Open any image that a user gives, guarded: header first, pixels only when the header is acceptable."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,9 @@ from cirray.data.config import ImageLimits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """The only decoders that are tried; Pillow's other forty (EPS, PDF, FITS, PSD, ...) never see a user's bytes."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+"""Pillow warns from 89 million pixels on; the cap here refuses earlier, in words."""
 
 Source = Path | str | bytes | BinaryIO
 

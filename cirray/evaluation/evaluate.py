@@ -1,7 +1,7 @@
 """Score any composed-image retriever on any hit-rate benchmark, in bounded memory.
 
-The retriever's own `score` does the scoring: the function that training used and that serving calls. Shapes: B queries of
-a batch, N gallery images, P patches, D width, K top-k.
+The retriever's own `score` does the scoring: the function that training used and that serving calls.
+Shapes: B queries of a batch, N gallery images, P patches, D width, K top-k.
 """
 
 import time
@@ -101,8 +101,8 @@ def evaluate_retriever(
 
 def protocol_line(protocol: Protocol, gallery_size: int, queries: int) -> str:
     """The protocol in one line, to be printed with every figure."""
-    counted = "ties against the method, float32 scores"
-    return f"{protocol.describe()}; {queries:,} queries, {gallery_size:,} gallery images; {counted}"
+    counts = f"{queries:,} queries over {gallery_size:,} images"
+    return f"{protocol.describe()}; {counts}; ties against the method; float32 scores"
 
 
 def _plan(queries: Sequence[Query], gallery_ids: Sequence[str], rule: str) -> _Plan:
@@ -126,8 +126,8 @@ def _plan(queries: Sequence[Query], gallery_ids: Sequence[str], rule: str) -> _P
 def _column(query: Query, name: str, columns: dict[str, int]) -> int:
     if name not in columns:
         raise DataError(
-            f"Query {query.query_id!r} has the target {name!r}, which is not among the {len(columns):,} gallery images. "
-            "Add it to the gallery, or drop the query from the query file."
+            f"Query {query.query_id!r} has the target {name!r}, which is not among the {len(columns):,} "
+            "gallery images. Add it to the gallery, or drop the query from the query file."
         )
     return columns[name]
 

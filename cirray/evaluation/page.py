@@ -54,7 +54,11 @@ def choose_queries(result: EvaluationResult, count: int, seed: int) -> dict[str,
     drawn = numpy_generator(seed, "report queries").permutation(total)[:count]
     order = np.argsort(-np.where(result.ranks == NEVER, -1, result.ranks), kind="stable")
     worst = [int(at) for at in order if 0 < result.ranks[at] < NEVER][:count]
-    return {"Drawn at random": [int(at) for at in drawn], "Found most clearly": _clearest(result, count), "Ranked worst": worst}
+    return {
+        "Drawn at random": [int(at) for at in drawn],
+        "Found most clearly": _clearest(result, count),
+        "Ranked worst": worst,
+    }
 
 
 def _clearest(result: EvaluationResult, count: int) -> list[int]:
@@ -105,7 +109,11 @@ def _uncertainty(value: Spread, result: EvaluationResult, name: str) -> str:
 
 
 def _about(row: ReportRow) -> str:
-    kind = "± is the sample deviation over seeds" if len(row.seeds) > 1 else "ranges are 95 % bootstrap intervals over references"
+    kind = (
+        "± is the sample deviation over seeds"
+        if len(row.seeds) > 1
+        else "ranges are 95 % bootstrap intervals over references"
+    )
     return f"Model shown: <b>{escape(row.name)}</b>{f' ({escape(row.note)})' if row.note else ''}; {kind}."
 
 
@@ -120,7 +128,7 @@ def _models(rows: Sequence[ReportRow]) -> str:
         cells = f"<td>{escape(row.name)}{f' <small>{escape(row.note)}</small>' if row.note else ''}</td>"
         cells += "".join(_cell(row.metrics[name], bar=name == names[0]) for name in names)
         cells += "".join(f'<td class="dim">{escape(values[at])}</td>' for _, values in extra)
-        body += f'<tr{" class=main" if row is rows[-1] else ""}>{cells}</tr>\n'
+        body += f"<tr{' class=main' if row is rows[-1] else ''}>{cells}</tr>\n"
     return (
         '<h2>Results</h2>\n<div class="card scroll"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
@@ -152,7 +160,8 @@ def _edits(rows: Sequence[ReportRow]) -> str:
         body += f'<tr><td>{escape(name)}</td><td class="dim">{group.queries:,}</td>{cells}</tr>\n'
     return (
         f'<h2>By type of edit</h2>\n<p class="soft">{escape(metric)} in percent.</p>\n'
-        f'<div class="card scroll columns"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
+        f'<div class="card scroll columns" style="--least:{110 * (len(rows) + 2)}px"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
         f"<h2>By depth of the list</h2>\n{figure}"
     )
 
@@ -167,7 +176,7 @@ def _queries(content: ReportContent, pictures: Thumbnails) -> str:
             parts.append(f'<h3>{escape(heading)}</h3>\n<div class="queries">\n{cards}</div>\n')
     seed = f", seed {row.seeds[0]}" if len(row.seeds) > 1 else ""
     return (
-        f"<h2>Queries</h2>\n<p class=\"soft\">Reference image and modification, then the first {_STRIP} answers of "
+        f'<h2>Queries</h2>\n<p class="soft">Reference image and modification, then the first {_STRIP} answers of '
         f"{escape(row.name)}{seed}; the target has a green frame.</p>\n{''.join(parts)}"
     )
 
@@ -188,7 +197,8 @@ def _query(result: EvaluationResult, at: int, pictures: Thumbnails) -> str:
 
 def _strip(query: Query, rank: int, ids: Sequence[str], pictures: Thumbnails) -> str:
     items = [
-        _answer(image_id, str(place), image_id in query.target_ids, pictures) for place, image_id in enumerate(ids, start=1)
+        _answer(image_id, str(place), image_id in query.target_ids, pictures)
+        for place, image_id in enumerate(ids, start=1)
     ]
     if not set(ids) & set(query.target_ids):
         place = "target" if rank == NEVER else f"{rank + 1:,}"
@@ -197,9 +207,10 @@ def _strip(query: Query, rank: int, ids: Sequence[str], pictures: Thumbnails) ->
 
 
 def _answer(image_id: str, place: str, target: bool, pictures: Thumbnails, extra: str = "") -> str:
-    classes = " ".join(name for name in ("target" if target else "", extra) if name)
+    names = f"target {extra}".strip() if target else ""
+    classes = f' class="{names}"' if names else ""
     mark = "✓ " if target and not extra else ""
-    return f'<li{f" class={chr(34)}{classes}{chr(34)}" if classes else ""}>{_picture(image_id, pictures)}<span>{mark}{place}</span></li>'
+    return f"<li{classes}>{_picture(image_id, pictures)}<span>{mark}{place}</span></li>"
 
 
 def _picture(image_id: str, pictures: Thumbnails) -> str:
@@ -217,8 +228,8 @@ def _samples(samples: Sequence[TextSample], pictures: Thumbnails) -> str:
     share = f" Of the {len(judged)} shown, {sum(judged)} are exact." if judged else ""
     cards = "".join(_sample(sample, pictures) for sample in samples)
     return (
-        '<h2>Generated texts</h2>\n<p class="soft">Modification texts that the generator wrote for image pairs that nobody '
-        f'labelled.{share}</p>\n<div class="samples">\n{cards}</div>\n'
+        '<h2>Generated texts</h2>\n<p class="soft">Modification texts that the generator wrote for pairs of images.'
+        f'{share}</p>\n<div class="samples">\n{cards}</div>\n'
     )
 
 
@@ -244,4 +255,5 @@ def _curves(content: ReportContent) -> str:
 def _facts(content: ReportContent) -> str:
     facts = {"cirray": __version__, "data set": content.dataset.describe(), **content.facts}
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>\n" for name, value in facts.items())
-    return f'<h2>How this was made</h2>\n<details class="card" open><summary>Inputs and settings</summary><dl>\n{items}</dl></details>\n'
+    opening = '<h2>How this was made</h2>\n<details class="card" open><summary>Inputs and settings</summary>'
+    return f"{opening}<dl>\n{items}</dl></details>\n"

@@ -1,7 +1,7 @@
-"""Figures: training curves, recall over k, loss-weight sweeps, data-size curves. matplotlib is imported when one is drawn.
+"""Figures: training curves, recall over k, loss-weight sweeps, data-size curves; matplotlib is imported when one is drawn.
 
-Figures are built without pyplot: no global state, no display. `inline_svg` lets text and axes follow the page's colours,
-so that one figure serves a light and a dark page.
+Figures are built without pyplot: no global state, no display. `inline_svg` lets text and axes follow the page's
+colours, so that one figure serves a light and a dark page.
 """
 
 import io
@@ -30,7 +30,7 @@ def training_curves(title: str, history: Sequence[Mapping[str, float]]) -> "Figu
         title: name of the run.
         history: rows with "step", "loss" and any further terms; learning rate and gradient norm are left out.
     """
-    figure, axes = _figure(1, title)
+    figure, axes = _figure(1, title, 3.9, 2.7)
     steps = [row["step"] for row in history]
     for colour, (name, values) in zip(_colours(), _terms(history).items(), strict=False):
         axes[0].plot(steps, values, color=colour, alpha=0.28 if len(steps) > 40 else 1.0, linewidth=1.4)
@@ -49,7 +49,7 @@ def recall_curves(ranks: Mapping[str, Sequence[np.ndarray]], up_to: int = 50) ->
         ranks: model name -> 0-based ranks [queries] of each seed's run.
         up_to: largest k.
     """
-    figure, axes = _figure(1, "Recall at k")
+    figure, axes = _figure(1, "Recall at k", 6.0, 3.2)
     ks = np.arange(1, up_to + 1)
     for colour, (name, runs) in zip(_colours(), ranks.items(), strict=False):
         curves_SK = np.stack([(np.asarray(run)[:, None] < ks).mean(axis=0) for run in runs])
@@ -134,28 +134,31 @@ def inline_svg(figure: "Figure", label: str) -> str:
     text = re.sub(r"\s(?:xmlns:xlink|xmlns|version)=\"[^\"]*\"", "", text, count=3)
     text = text.replace("xlink:href", "href").replace(_INK, "currentColor").replace(_GRID, "currentColor")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    return re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{html.escape(label)}">', text, count=1)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    box = re.search(r'viewBox="[^"]*"', text)
+    opening = f'<svg {box.group() if box else ""} role="img" aria-label="{html.escape(label)}">'
+    return opening + text[text.index(">") + 1 :].strip()
 
 
-def _figure(panels: int, title: str) -> "tuple[Figure, list[Axes]]":
+def _figure(panels: int, title: str, width: float = 4.6, height: float = 3.0) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * panels, 2.9), layout="constrained")
+    figure = Figure(figsize=(width * panels, height), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))
-    figure.suptitle(title, fontsize=10.5, color=_INK, x=0.02, ha="left")
+    figure.suptitle(title, fontsize=9.5, color=_INK, x=0.02, ha="left")
     return figure, axes
 
 
 def _finish(axis: "Axes", x_label: str, y_label: str, legend: bool = True) -> None:
-    axis.set_xlabel(x_label, color=_INK, fontsize=9)
-    axis.set_ylabel(y_label, color=_INK, fontsize=9)
-    axis.tick_params(colors=_INK, labelsize=8.5, length=0)
+    axis.set_xlabel(x_label, color=_INK, fontsize=8)
+    axis.set_ylabel(y_label, color=_INK, fontsize=8)
+    axis.tick_params(colors=_INK, labelsize=7.5, length=0)
     axis.grid(axis="y", color=_GRID, alpha=0.22, linewidth=0.8)
     for side, spine in axis.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(_GRID)
     if legend and axis.get_legend_handles_labels()[1]:
-        axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+        axis.legend(frameon=False, fontsize=7.5, labelcolor=_INK)
 
 
 def _colours() -> list[str]:

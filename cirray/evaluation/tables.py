@@ -10,7 +10,7 @@ from cirray.evaluation.metrics import Spread, spread
 
 @dataclass(frozen=True)
 class StoryRow:
-    """One line of the story's table. Recalls and text accuracy are fractions, one value per seed (text may be empty)."""
+    """One line of the story's table. Recalls and text accuracy (may be empty) are fractions, one per seed."""
 
     name: str
     labels_used: int
@@ -56,7 +56,7 @@ def gain_bar(promise: str, row: StoryRow, baselines: Sequence[StoryRow], points:
 def kept_gain_bar(promise: str, row: StoryRow, oracle: StoryRow, baselines: Sequence[StoryRow], share: float) -> Bar:
     """How much of the oracle row's R@1 gain over the best baseline `row` keeps, as a share.
 
-    An oracle without a gain has nothing to keep: the share is then 1 where `row` is at least as good as the oracle, else 0.
+    An oracle without a gain leaves nothing to keep: the share is then 1 where `row` is at least as good, else 0.
     """
     base, top, own = (spread(item.r1).mean for item in (_best(baselines), oracle, row))
     kept = (own - base) / (top - base) if top > base else float(own >= top)
@@ -68,9 +68,7 @@ def accuracy_bar(promise: str, accuracy: Sequence[float], wanted: float) -> Bar:
     return Bar(promise, spread(accuracy).mean, wanted, "share")
 
 
-def render_story_table(
-    rows: Sequence[StoryRow], bars: Sequence[Bar] = (), protocol: str = "", title: str = ""
-) -> str:
+def render_story_table(rows: Sequence[StoryRow], bars: Sequence[Bar] = (), protocol: str = "", title: str = "") -> str:
     """The story's results: one line per row (mean ± sample deviation over seeds), the protocol, then the bars.
 
     Raises:

@@ -103,7 +103,6 @@ class ModificationTextModel(nn.Module):
         reference_BQE: torch.Tensor | None,
         target_BQE: torch.Tensor | None,
         difference_BQE: torch.Tensor | None,
-        instruction: str | None = None,
     ) -> torch.Tensor:
         """What the language model reads before the answer: query groups in configured order, then the instruction.
 
@@ -111,7 +110,6 @@ class ModificationTextModel(nn.Module):
             reference_BQE: output of `read_image`; groups that the configuration leaves out may be None.
             target_BQE: output of `read_image`.
             difference_BQE: output of `read_pair`.
-            instruction: another text in place of the configured one (alignment through captions uses it).
 
         Returns:
             embeddings_BLE. Every row has the same length, so nothing needs padding on the left.
@@ -123,7 +121,12 @@ class ModificationTextModel(nn.Module):
         for (_, tokens_BQE), separator in zip(chosen, separators, strict=True):
             if tokens_BQE is not None:
                 parts += [*self._words(separator, tokens_BQE), tokens_BQE.to(self.lm.dtype)]
-        return torch.cat([*parts, *self._words(instruction or self.instruction, parts[-1])], dim=1)
+        return torch.cat([*parts, *self._words(self.instruction, parts[-1])], dim=1)
+
+    def image_prefix(self, image_BQE: torch.Tensor, instruction: str) -> torch.Tensor:
+        """One image's soft tokens and an instruction, as alignment through captions reads them: `[B, L, E]`."""
+        tokens_BQE = image_BQE.to(self.lm.dtype)
+        return torch.cat([tokens_BQE, *self._words(instruction, tokens_BQE)], dim=1)
 
     def pair_prefix(self, reference_BPD: torch.Tensor, target_BPD: torch.Tensor) -> torch.Tensor:
         """All passes the configuration asks for, then `prefix`: `[B, L, E]`."""
@@ -189,6 +192,10 @@ def _tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
 
     modules = list(config.lora.modules) if config.lora.modules else "all-linear"
     adapter = Adapter(
-        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        target_modules=modules,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapter)

@@ -44,7 +44,8 @@ class QFormerRetriever(nn.Module):
         self.vision_projection = nn.Linear(width, config.embed_dim)
         self.prompts = nn.Parameter(torch.empty(config.qformer.queries, width))
         nn.init.normal_(self.prompts, std=config.prompt_std)
-        self.raw_temperature = nn.Parameter(torch.tensor(config.temperature))
+        # One element, not a scalar: ZeRO cannot partition or broadcast parameters without a dimension.
+        self.raw_temperature = nn.Parameter(torch.tensor([config.temperature]))
         if config.gradient_checkpointing:
             self.qformer.enable_checkpointing()
 
@@ -52,8 +53,8 @@ class QFormerRetriever(nn.Module):
     def temperature(self) -> torch.Tensor:
         """The learnable temperature, inside its range when the configuration has one."""
         if self.config.temperature_clamp is None:
-            return self.raw_temperature
-        return inward_clamp(self.raw_temperature, *self.config.temperature_clamp)
+            return self.raw_temperature[0]
+        return inward_clamp(self.raw_temperature[0], *self.config.temperature_clamp)
 
     @property
     def active_readout(self) -> str:

@@ -1,10 +1,129 @@
-"""Roots of the configuration tree of the pipelines, one class a stage. No torch, no ray."""
+"""Configuration of the stages that run on Ray. No torch, no ray."""
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ImageLimits
+from cirray.generators.config import DecodingConfig
 from cirray.index.config import IndexConfig
+from cirray.mining.config import MiningConfig
+from cirray.triplets.config import FilterConfig
+
+Part = Literal["labelled", "pool", "gallery"]
+
+
+class RayConfig(Config):
+    """Which Ray cluster a stage uses. None of these values changes what a stage writes."""
+
+    enabled: bool = True
+    """Without it the same actors are called in this process, one part after another."""
+    address: str = ""
+    """A running cluster (`auto`, `host:port`). Empty: `RAY_ADDRESS` if set (as inside jobs), else a private one."""
+    num_cpus: int | None = Field(None, ge=1)
+    """Logical CPUs of a private cluster; default: the machine's, at least 8, so that no stage can starve another."""
+    num_gpus: int | None = Field(None, ge=0)
+    """GPUs of a private cluster; default: what Ray finds."""
+    object_store_memory: int = Field(500_000_000, ge=80_000_000)
+    """Bytes of shared memory of a private cluster."""
+    dashboard: bool = False
+    """Start the dashboard of a private cluster (early-stopped trials of a sweep need it)."""
+    temp_dir: str = ""
+    """Session folder of a private cluster; keep it short. Default: Ray's own."""
+    no_progress_timeout_s: float = Field(120.0, gt=0)
+    """A Ray Data stage that finishes nothing for so long is an error; raise it where one part takes minutes."""
+    show_output: bool = False
+    """Show Ray's own bars and messages."""
+
+
+class PoolConfig(Config):
+    """A pool of equal actors."""
+
+    size: int = Field(2, ge=1)
+    """Actors."""
+    cpus: float = Field(0.25, ge=0)
+    """Logical CPUs that one actor holds for the whole run; a scheduling figure, not a speed."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of one actor; 0 computes on the CPU, a fraction shares one."""
+    threads: int = Field(1, ge=1)
+    """Threads of one actor's matrix products."""
+
+
+class EmbedRun(Config):
+    """Run every image through the frozen vision tower, once."""
+
+    data: DataConfig = DataConfig()
+    parts: tuple[Part, ...] = ("labelled", "pool", "gallery")
+    """Which images: those of the triplets and captions, the unlabelled pool, the gallery. All three: every image."""
+    tower: str = "~/cirray/quickstart/towers"
+    """A `towers` or `checkpoint` artifact (path or URI), or whatever `load_vision_tower` reads."""
+    out: str = "~/cirray/quickstart/features"
+    """Features artifact (path or URI)."""
+    limits: ImageLimits = ImageLimits()
+    shard_rows: int = Field(512, ge=1)
+    """Images per shard: the unit of work, of progress and of what a kill may cost."""
+    batch: int = Field(128, ge=1)
+    """Images per forward pass."""
+    decode_tasks: int = Field(2, ge=1)
+    """Images are read and decoded by so many processes beside the actors."""
+    pool: PoolConfig = PoolConfig(size=1)
+    ray: RayConfig = RayConfig()
+
+
+class MineRun(Config):
+    """Choose image pairs that are worth a text."""
+
+    data: DataConfig = DataConfig()
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts that hold the images; unused by the policies `existing` and `reverse`."""
+    parts: tuple[Part, ...] = ("pool",)
+    """Images to pair."""
+    exclude_parts: tuple[Part, ...] = ("gallery",)
+    """Images that no pair may hold, whatever part they are in."""
+    exclude_ids: str = ""
+    """A text file of further image ids that no pair may hold, one per line."""
+    split: str = "train"
+    """Split of the triplets that `existing` and `reverse` read."""
+    mining: MiningConfig = MiningConfig()
+    out: str = "~/cirray/quickstart/pairs"
+    """Pairs artifact (path or URI)."""
+
+
+class GenerateRun(Config):
+    """Stream pairs through generator actors and write triplets."""
+
+    pairs: str = "~/cirray/quickstart/pairs"
+    """Pairs artifact."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts that hold the pairs' images."""
+    generator: str = "~/cirray/quickstart/generator"
+    """Generator artifact."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How texts are decoded."""
+    out: str = "~/cirray/quickstart/synthetic"
+    """Triplets artifact (path or URI)."""
+    directions: Literal["both", "forward"] = "both"
+    """`both`: a pair gives two triplets, each with the other's text as its reverse text; `forward`: one triplet."""
+    source: str = "mtst"
+    """Source tag of the rows."""
+    split: str = "train"
+    """Split of the rows."""
+    seed: int = Field(0, ge=0)
+    """Seed of sampled decoding; part of every triplet's id."""
+    part_rows: int = Field(512, ge=1)
+    """Pairs per part: the unit of work, of progress and of what a kill may cost."""
+    filters: FilterConfig = FilterConfig()
+    judge: str = ""
+    """Root of a shapes world whose scenes judge the texts; the shares of right ones become metrics of the artifact."""
+    pool: PoolConfig = PoolConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _named(self) -> "GenerateRun":
+        if not self.features:
+            raise ValueError("features needs at least one artifact")
+        return self
 
 
 class IndexRun(Config):
@@ -14,8 +133,8 @@ class IndexRun(Config):
     """Checkpoint artifact whose encoder makes the vectors."""
     images: str | None = None
     """Folder of pictures to index, any names and sizes; unreadable ones are rejected with a reason and counted."""
-    features: str | None = "~/cirray/quickstart/features"
-    """Without `images`: feature artifact of the checkpoint's vision tower."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Without `images`: features artifacts, made by the checkpoint's vision tower, that hold the gallery."""
     data: DataConfig | None = DataConfig()
     """With `features`: the data set whose gallery is indexed and whose files give the pictures; null indexes every
     stored image, without pictures."""
@@ -26,14 +145,11 @@ class IndexRun(Config):
     batch: int = Field(64, ge=1)
     """Images in one pass through the models."""
     shard: int = Field(1024, ge=1)
-    """Images a finished part holds; a killed run goes on after its last finished part."""
-    workers: int = Field(0, ge=0)
-    """Ray actors that encode parts; 0 encodes in this process."""
-    cpus_per_worker: float = Field(1.0, ge=0)
-    """CPUs Ray sets aside for each actor."""
-    gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs Ray sets aside for each actor."""
+    """Images of one part; a killed run goes on after its last finished part."""
+    pool: PoolConfig | None = None
+    """Ray actors that encode parts; null encodes in this process, which is quicker for some thousands of images."""
     device: str = "cpu"
     """Where the models run."""
+    ray: RayConfig = RayConfig()
     out: str = "~/cirray/quickstart/index"
     """Where the index is written (path or URI)."""

@@ -6,6 +6,7 @@ run finds its finished parts. The parts are then joined in id order and handed t
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,16 @@ import numpy as np
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.environ import worker_environment
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import Advance, progress
 from cirray.data.folder import list_images
 from cirray.features.store import FeatureStore
 from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
-from cirray.pipelines.config import IndexRun
+from cirray.pipelines.config import IndexRun, PoolConfig
 from cirray.pipelines.index_parts import Part, PartEncoder, dataset_gallery
 
+Todo = tuple[int, tuple[str, ...]]
 _REASONS_SHOWN = 20
 
 
@@ -52,7 +55,7 @@ def run_index(run: IndexRun) -> Manifest:
         IndexMismatchError: features of another vision tower.
     """
     plan = make_plan(run)
-    stage = open_stage(run.out, KIND, run.to_dict(), plan.inputs)
+    stage = open_stage(run.out, KIND, stage_config(run), plan.inputs)
     if stage.finished:
         return stage.finished
     encoder = PartEncoder(run, plan.paths, plan.features_digest)
@@ -62,6 +65,14 @@ def run_index(run: IndexRun) -> Manifest:
     with progress("encode the gallery", len(plan.ids), "images") as advance:
         _encode(run, plan, stage, encoder, keep_patches, advance)
     return _join(run, plan, stage, meta)
+
+
+def stage_config(run: IndexRun) -> dict[str, Any]:
+    """What decides the content of the index: everything but the place, the device and the workers."""
+    config = run.to_dict()
+    for name in ("out", "pool", "ray", "device", "batch"):
+        config.pop(name)
+    return config
 
 
 def make_plan(run: IndexRun) -> Plan:
@@ -76,31 +87,31 @@ def make_plan(run: IndexRun) -> Plan:
     inputs = {"checkpoint": checkpoint.digest}
     if run.images is not None:
         return _folder_plan(run.images, inputs)
-    if run.features is None:
-        raise ConfigError("Nothing to index: give `images` (a folder) or `features` (a feature artifact).")
-    features = read_manifest(run.features, "features")
+    if not run.features:
+        raise ConfigError("Nothing to index: give `images` (a folder) or `features` (features artifacts).")
+    return _features_plan(run, inputs)
+
+
+def _features_plan(run: IndexRun, inputs: dict[str, str]) -> Plan:
+    store = FeatureStore.open_many(run.features)
     ids, paths = dataset_gallery(run)
-    stored = FeatureStore.open(run.features)
-    missing = [name for name in ids if name not in stored]
+    missing = store.missing(ids)
     if missing:
         raise DataError(
-            f"The features {run.features!r} lack {len(missing):,} of {len(ids):,} gallery images, e.g. {missing[0]!r}. "
-            "Embed this data set first (cirray embed)."
+            f"The features {list(run.features)} lack {len(missing):,} of {len(ids):,} gallery images, e.g. "
+            f"{missing[0]!r}. Embed this data set first (cirray embed)."
         )
-    inputs["features"] = features.digest
-    found = tuple(sorted(ids or stored.ids))
-    return Plan(found, paths, inputs, str(features.extra.get("encoder_digest", "")))
+    digests = {f"features{number}": read_manifest(uri).digest for number, uri in enumerate(run.features)}
+    return Plan(tuple(sorted(ids or store.ids)), paths, {**inputs, **digests}, store.info.encoder_digest)
 
 
 def _folder_plan(folder: str, inputs: dict[str, str]) -> Plan:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"The image folder {folder!r} does not exist (looked at {str(root.absolute())!r}).")
-    paths: dict[str, str] = {}
-    for name, path in list_images(root):
-        if name in paths:
-            raise DataError(f"Two images have the id {name!r}: {paths[name]!r} and {path!r}. Rename one of them.")
-        paths[name] = path
+    found = list(list_images(root))
+    times = Counter(name for name, _ in found)
+    paths = {name if times[name] == 1 else name + Path(path).suffix: path for name, path in found}
     if not paths:
         raise DataError(f"The folder {folder!r} holds no image (.png, .jpg, .jpeg, .webp, .gif or .bmp).")
     listing = [(name, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for name, path in sorted(paths.items())]
@@ -118,34 +129,34 @@ def _encode(
             advance(len(ids), "finished before")
         else:
             todo.append((number, ids))
-    if run.workers == 0:
+    if run.pool is None:
         for number, ids in todo:
             storage.write_bytes(_part_uri(stage, number), encoder(ids, keep_patches).to_bytes())
             advance(len(ids))
         return
-    for done in _by_actors(run, plan, stage, todo, keep_patches):
+    for done in _by_actors(run, run.pool, plan, stage, todo, keep_patches):
         advance(done)
 
 
 def _by_actors(
-    run: IndexRun, plan: Plan, stage: Stage, todo: Sequence[tuple[int, tuple[str, ...]]], keep_patches: bool
+    run: IndexRun, pool: PoolConfig, plan: Plan, stage: Stage, todo: Sequence[Todo], keep_patches: bool
 ) -> Iterator[int]:
     """Encode parts in a pool of Ray actors; a dead actor is started again and its part repeated."""
     import ray
     from ray.util import ActorPool
 
-    from cirray.pipelines.resources import ensure_cluster
+    from cirray.pipelines.resources import cluster
 
-    ensure_cluster()
+    def write(actor: Any, item: Todo) -> Any:
+        return actor.write.remote(_part_uri(stage, item[0]), item[1], keep_patches)
+
+    environment = {"env_vars": worker_environment(pool.threads)}
     remote: Any = ray.remote(
-        num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_restarts=3, max_task_retries=3
+        num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=3, max_task_retries=3, runtime_env=environment
     )(PartWriter)
-    actors = [remote.remote(run, plan.paths, plan.features_digest) for _ in range(min(run.workers, len(todo)))]
-    try:
-        pool = ActorPool(actors)
-        work = lambda actor, item: actor.write.remote(_part_uri(stage, item[0]), item[1], keep_patches)  # noqa: E731
-        yield from pool.map_unordered(work, list(todo))
-    finally:
+    with cluster(run.ray):
+        actors = [remote.remote(run, plan.paths, plan.features_digest) for _ in range(min(pool.size, len(todo)))]
+        yield from ActorPool(actors).map_unordered(write, list(todo)) if todo else ()
         for actor in actors:
             ray.kill(actor)
 

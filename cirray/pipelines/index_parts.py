@@ -134,7 +134,7 @@ class PartEncoder:
             self._source: Source = FolderSource(paths, transform, run.index.thumbnail_size, run.limits)
         else:
             check_features(run, self.vision.digest, vision_digest)
-            store = FeatureStore.open(str(run.features))
+            store = FeatureStore.open_many(run.features)
             self._source = FeatureSource(store, paths, run.index.thumbnail_size, run.limits)
 
     def __call__(self, ids: Sequence[str], keep_patches: bool) -> Part:
@@ -184,7 +184,7 @@ def check_features(run: IndexRun, tower_digest: str, features_digest: str) -> No
     """
     if features_digest and features_digest != tower_digest:
         raise IndexMismatchError(
-            f"The features {run.features!r} were made by vision tower {features_digest[:12]}, the checkpoint "
+            f"The features {list(run.features)} were made by vision tower {features_digest[:12]}, the checkpoint "
             f"{run.checkpoint!r} was trained on tower {tower_digest[:12]}. Embed the images again with that tower."
         )
 

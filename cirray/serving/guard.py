@@ -87,7 +87,7 @@ class Guard:
 
     def _too_large(self) -> ProblemError:
         megabytes = self._max_bytes / 2**20
-        return ProblemError(TOO_LARGE, f"The body is longer than {megabytes:g} MiB. Send a smaller image.")
+        return ProblemError(TOO_LARGE, f"The body is longer than {megabytes:.3g} MiB. Send a smaller image.")
 
     def _add_headers(self, headers: MutableHeaders, request_id: str) -> None:
         for name, value in SAFE_HEADERS.items():

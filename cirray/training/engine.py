@@ -53,6 +53,9 @@ class Engine(Protocol):
             ArtifactError: when the folder holds no state of this engine and model.
         """
 
+    def full_weights(self) -> AbstractContextManager[nn.Module]:
+        """The plain model with whole weights on every rank, for saving it; all ranks enter together."""
+
 
 EngineFactory: TypeAlias = Callable[[nn.Module, LoopConfig, int, int], Engine]
 """`factory(model, config, rank, world) -> Engine`; torch.distributed is already initialised when world > 1."""

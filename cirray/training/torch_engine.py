@@ -100,6 +100,10 @@ class TorchEngine:
             raise ArtifactError(f"The checkpoint {str(folder)!r} is of another model: {reason}") from None
         self._schedule.load_state_dict(state["schedule"])
 
+    def full_weights(self) -> AbstractContextManager[nn.Module]:
+        """The model itself: every rank holds all of it."""
+        return nullcontext(self._model)
+
 
 def _average(gradients: list[torch.Tensor], world: int) -> None:
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])

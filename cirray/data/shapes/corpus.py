@@ -11,6 +11,7 @@ import numpy as np
 
 from cirray.core.errors import DataError
 from cirray.data.shapes.grammar import caption, modification, phrases
+from cirray.data.shapes.judge import parse
 from cirray.data.shapes.scenes import (
     CELLS,
     KINDS,
@@ -30,6 +31,7 @@ from cirray.data.shapes.scenes import (
 DESCRIBE = "describe the image"
 _ATTEMPTS = 10_000
 _EDIT_ATTEMPTS = 12
+_TWINS, _SWAPS = 0.3, 0.25
 
 Bags = tuple[tuple[str, ...], ...]
 
@@ -43,12 +45,24 @@ class Change:
     edit: Edit
 
     def text(self, rng: np.random.Generator) -> str:
-        """A true modification text."""
-        return modification(self.reference, self.edit, rng)
+        """A true modification text; a swap names the object that comes first in reading order first.
+
+        Worlds name the two in any order. One fixed order in pretraining gives a greedy decoder a first name to commit
+        to; without it the small model starts with either object and then names the same one again.
+        """
+        while True:
+            text = modification(self.reference, self.edit, rng)
+            if self.edit.kind != "swap" or self._first_named(text) == min(self.edit.cell, self.edit.other):
+                return text
 
     def reversed(self) -> "Change":
         """The same change told from the target to the reference."""
         return Change(self.target, self.reference, inverse(self.edit, self.reference))
+
+    def _first_named(self, text: str) -> int:
+        instruction = parse(text)
+        assert instruction is not None
+        return instruction.names[0].cells(self.reference)[0]
 
 
 @dataclass(frozen=True)
@@ -71,24 +85,37 @@ def bags(scene: Scene) -> Bags:
     return tuple(tuple(f"{text} {place}".split()) for text, place in zip(phrases(scene), PLACES, strict=True))
 
 
-def reserved_scene(rng: np.random.Generator, min_objects: int = MIN_OBJECTS, max_objects: int = MAX_OBJECTS) -> Scene:
+def reserved_scene(
+    rng: np.random.Generator, min_objects: int = MIN_OBJECTS, max_objects: int = MAX_OBJECTS, twins: float = 0.0
+) -> Scene:
     """A random scene kept for pretraining.
+
+    Args:
+        rng: source of randomness.
+        min_objects: fewest objects.
+        max_objects: most objects.
+        twins: share of scenes in which one object is given the shape, mostly also the colour, of another, so that
+            names which mean two objects are common enough to be learned.
 
     Raises:
         DataError: when none turns up, which cannot happen with two objects or more.
     """
     for _ in range(_ATTEMPTS):
         scene = random_scene(rng, min_objects, max_objects)
+        scene = _with_twin(scene, rng) if rng.random() < twins else scene
         if scene.reserved:
             return scene
     raise DataError(f"No scene reserved for pretraining was found in {_ATTEMPTS} draws.")
 
 
-def reserved_change(rng: np.random.Generator, max_objects: int = MAX_OBJECTS) -> Change:
-    """A change between two reserved scenes: kind uniform over the feasible ones, direction at random."""
+def reserved_change(
+    rng: np.random.Generator, max_objects: int = MAX_OBJECTS, twins: float = 0.0, swaps: float = 1 / len(KINDS)
+) -> Change:
+    """A change between two reserved scenes; a share `swaps` are swaps, other kinds are equally likely."""
+    others = [kind for kind in KINDS if kind != "swap"]
     while True:
-        scene = reserved_scene(rng, max_objects=max_objects)
-        kind = pick(rng, KINDS)
+        scene = reserved_scene(rng, max_objects=max_objects, twins=twins)
+        kind = "swap" if rng.random() < swaps else pick(rng, others)
         if kind not in feasible_kinds(scene):
             continue
         for _ in range(_EDIT_ATTEMPTS):
@@ -99,14 +126,12 @@ def reserved_change(rng: np.random.Generator, max_objects: int = MAX_OBJECTS) ->
                 return change if rng.integers(2) else change.reversed()
 
 
-def passage(
-    rng: np.random.Generator, instruction: str, max_objects: int = MAX_OBJECTS, describe: float = 0.1
-) -> Passage:
+def passage(rng: np.random.Generator, instruction: str, describe: float = 0.1) -> Passage:
     """One passage: mostly a change asked for by `instruction`, in a share `describe` of cases a caption."""
     if rng.random() < describe:
-        scene = reserved_scene(rng, max_objects=max_objects)
+        scene = reserved_scene(rng)
         return Passage((bags(scene),), DESCRIBE, caption(scene, rng))
-    change = reserved_change(rng, max_objects)
+    change = reserved_change(rng, twins=_TWINS, swaps=_SWAPS)
     reference, target = change.reference, change.target
     return Passage(
         images=(bags(reference), bags(target)),
@@ -124,6 +149,17 @@ def difference_bags(reference: Scene, target: Scene) -> Bags:
         ("same",) if old == new else tuple(f"{place} from {before} to {after}".split())
         for old, new, place, before, after in pairs
     )
+
+
+def _with_twin(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one object made alike another in shape and, in three of four cases, colour."""
+    first, second = (scene.occupied[int(index)] for index in rng.permutation(len(scene.occupied))[:2])
+    model, twin = scene.cells[first], scene.cells[second]
+    assert model is not None and twin is not None
+    colour = model.colour if rng.integers(4) else twin.colour
+    cells = list(scene.cells)
+    cells[second] = twin._replace(shape=model.shape, colour=colour)
+    return Scene(tuple(cells))
 
 
 def _marks(reference: Scene, target: Scene) -> tuple[tuple[int, int, int], ...]:

@@ -1,8 +1,11 @@
-"""Configuration of the towers that are pretrained here: the small language model. No torch."""
+"""Configuration of the towers that are pretrained here: the small language model, and both towers' training. No torch."""
+
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.training.config import LoopConfig, OptimizerConfig
 
 
 class LanguageModelConfig(Config):
@@ -26,3 +29,37 @@ class LanguageModelConfig(Config):
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"heads {self.heads} must divide width {self.width} into even parts")
         return self
+
+
+class LanguageTrainingConfig(LoopConfig):
+    """Text-only pretraining of the small language model."""
+
+    steps: int = Field(2500, ge=1)
+    """Optimiser steps. The skill keeps growing long after it has appeared: do not stop early."""
+    batch: int = Field(64, ge=1)
+    """Passages per step."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, schedule="cosine", warmup=0.04)
+    """AdamW and schedule."""
+    heads: float = Field(0.5, ge=0)
+    """Weight of the throw-away heads that compare the two images' slots."""
+    noise: float = Field(0.1, ge=0)
+    """Largest noise on slots that hold bags, in standard deviations of such slots."""
+    difference_share: float = Field(0.3, ge=0, le=1)
+    """Share of batches with slots for the difference pass (q_c) after those of the two images."""
+    bag_width: int = Field(12, ge=1)
+    """Most words in one bag."""
+    checkpoint_every: int | None = Field(100, ge=1)
+    """Steps between checkpoints for resuming."""
+
+
+class VisionTrainingConfig(LoopConfig):
+    """Pretraining of the small vision tower."""
+
+    objective: Literal["cells", "captions"] = "cells"
+    """`cells`: per-patch heads on freshly drawn scenes of the embedded world. `captions`: words of captions, on any images."""
+    steps: int = Field(200, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(128, ge=1)
+    """Images per step."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
+    """AdamW and schedule."""

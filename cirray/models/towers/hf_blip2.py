@@ -133,7 +133,9 @@ def _part(settings: Any) -> dict[str, Any]:
     if settings is None or getattr(settings, "model_type", "") not in _FULL_MODELS:
         return {}
     vision = settings.vision_config.to_dict()
-    names = {name: value for name, value in vision.items() if name in Blip2VisionConfig().to_dict() and name != "model_type"}
+    names = {
+        name: value for name, value in vision.items() if name in Blip2VisionConfig().to_dict() and name != "model_type"
+    }
     return {"config": Blip2VisionConfig(**names), "key_mapping": {r"^vision_model\.": ""}}
 
 

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from cirray.data.config import FolderConfig
 from cirray.data.folder import read_folder
 from cirray.data.nlvr import Change, Item, difference, read_boxes, split_boxes, write_nlvr
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[3]
+SHARED = ROOT.parent / "shared" / "data"
 VAL_KEYS = {"pairid", "reference", "target_hard", "target_soft", "caption", "img_set"}
 SET_KEYS = {"id", "members", "reference_rank", "target_rank"}
 
@@ -174,6 +178,17 @@ def test_nlvr_files_that_are_not_as_published_are_refused(nlvr_root, tmp_path):
     with pytest.raises(DataError, match=r"dev\.json', line 1: not an NLVR record"):
         write_nlvr(nlvr_root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_nlvr_job_says_its_counts_and_answers_bad_input_with_one_sentence(nlvr_root, tmp_path):
+    def job(*arguments):
+        command = [sys.executable, "jobs/nlvr.py", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+
+    done = job(f"root={nlvr_root}", f"out={tmp_path / 'out'}")
+    assert done.returncode == 0 and "triplets" in done.stdout
+    failed = job(f"root={tmp_path / 'out'}", f"out={tmp_path / 'b'}")
+    assert failed.returncode == 2 and "dev/dev.json" in failed.stderr and "Traceback" not in failed.stderr
 
 
 def test_a_protocol_describes_itself_in_one_line():

@@ -115,7 +115,9 @@ def test_queries_of_one_reference_are_not_independent_evidence():
 
 def test_the_bootstrap_repeats_with_its_seed():
     hits_B = np.arange(100) % 3 == 0
-    assert bootstrap_interval(hits_B, seed=4) == bootstrap_interval(hits_B, seed=4) != bootstrap_interval(hits_B, seed=5)
+    assert (
+        bootstrap_interval(hits_B, seed=4) == bootstrap_interval(hits_B, seed=4) != bootstrap_interval(hits_B, seed=5)
+    )
 
 
 def test_the_spread_over_seeds_is_the_sample_deviation_and_unknown_for_one_seed():

@@ -1,0 +1,53 @@
+"""Configuration of the evaluation stage. No torch, no ray."""
+
+from pydantic import Field, model_validator
+
+from cirray.core.config import Config
+from cirray.data.config import DataConfig
+
+
+class EvaluateRun(Config):
+    """Score a checkpoint on a data set's queries and write a report with pictures."""
+
+    data: DataConfig = DataConfig()
+    """Data set whose queries and gallery are used; its protocol is printed with the figures."""
+    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    """Checkpoint artifact (path or URI)."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts that hold every reference and gallery image, made by the checkpoint's vision tower."""
+    out: str = "~/cirray/quickstart/report"
+    """Report artifact (path or URI)."""
+    name: str = "composed"
+    """What the model is called in the table."""
+    ks: tuple[int, ...] = ()
+    """Cut-offs of recall; empty means the data set's own."""
+    top_k: int = Field(50, ge=1)
+    """Length of the ranked lists that are kept."""
+    batch: int = Field(128, ge=1)
+    """Images and queries per forward pass."""
+    device: str = "cpu"
+    """Where the model runs."""
+    seed: int = Field(0, ge=0)
+    """Of the queries drawn for the page."""
+    html: bool = True
+    """Write report.html (reads the images of the data set)."""
+    shown: int = Field(6, ge=1, le=100)
+    """Queries per group on the page."""
+    image_only_row: bool = True
+    """Also show what the frozen features rank without any text."""
+    triplets: tuple[str, ...] = ()
+    """Triplet artifacts whose generated texts are shown on the page."""
+    samples: int = Field(12, ge=0, le=200)
+    """Generated texts shown."""
+    judge: str = ""
+    """Root of a shapes world whose scenes judge those texts."""
+    histories: tuple[str, ...] = ()
+    """Further artifacts with a `history.jsonl`, whose curves are shown beside the checkpoint's own."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> "EvaluateRun":
+        if not self.features:
+            raise ValueError("features needs at least one artifact")
+        if any(k < 1 for k in self.ks):
+            raise ValueError("every cut-off in ks must be at least 1")
+        return self

@@ -1,0 +1,107 @@
+"""Shards of a features artifact being written: any worker on any node may write one, whole or not at all.
+
+The ids file is written last: a shard with ids is finished. Rows that have no features (images that cannot be read)
+are listed with their reason in `rejected/part-XXXXX.json`.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from cirray.core import storage
+from cirray.core.artifacts import file_digest
+from cirray.core.errors import ArtifactError
+from cirray.types import stable_id
+
+FOLDER = "shards"
+REJECTED = "rejected"
+
+
+class FeatureShardWriter:
+    """Writes shards of one artifact below its stage's `work_uri`."""
+
+    def __init__(self, work_uri: str) -> None:
+        """Remember where; nothing is written yet."""
+        self.work_uri = work_uri
+
+    def write(
+        self, part: int, ids: Sequence[str], patches_BPD: np.ndarray, rejected: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Write one shard; writing it again replaces it by the same bytes.
+
+        Args:
+            part: number of the shard.
+            ids: image ids of the rows.
+            patches_BPD: their tokens; stored as fp16.
+            rejected: (image id, reason) of the part's images without features.
+
+        Raises:
+            ArtifactError: when ids and rows differ in number, or a vector is not finite in fp16.
+        """
+        values = np.asarray(patches_BPD, dtype=np.float16)
+        if len(values) != len(ids) or values.ndim != 3:
+            raise ArtifactError(f"Shard {part} has {len(ids)} ids for an array of shape {values.shape}.")
+        if not np.isfinite(values).all():
+            bad = ids[int(np.argwhere(~np.isfinite(values))[0][0])]
+            raise ArtifactError(f"The features of image {bad!r} are not finite in fp16; the tower cannot be used.")
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        name = part_name(part)
+        if rejected:
+            rows = [{"image_id": image_id, "reason": reason} for image_id, reason in rejected]
+            storage.write_bytes(storage.join(self.work_uri, REJECTED, f"{name}.json"), _json(rows))
+        storage.write_bytes(storage.join(self.work_uri, FOLDER, f"{name}.npy"), buffer.getvalue())
+        storage.write_bytes(storage.join(self.work_uri, FOLDER, f"{name}.ids.json"), _json(list(ids)))
+
+
+def part_name(part: int) -> str:
+    """File stem of a part: `part-00012`."""
+    return f"part-{part:05d}"
+
+
+def finished_parts(work_uri: str) -> dict[int, tuple[list[str], list[tuple[str, str]]]]:
+    """Finished shards of an artifact being written: part -> (ids with features, rejected (id, reason))."""
+    shards, refused = storage.list_files(storage.join(work_uri, FOLDER)), read_rejected(work_uri)
+    done = {}
+    for name in (name.removesuffix(".ids.json") for name in shards if name.endswith(".ids.json")):
+        if f"{name}.npy" in shards:
+            part = int(name.removeprefix("part-"))
+            done[part] = (read_shard_ids(storage.join(work_uri, FOLDER), name), refused.get(part, []))
+    return done
+
+
+def read_rejected(uri: str) -> dict[int, list[tuple[str, str]]]:
+    """Images without features, by part: (image id, reason)."""
+    folder = storage.join(uri, REJECTED)
+    found = {}
+    for name in storage.list_files(folder):
+        rows = json.loads(storage.read_bytes(storage.join(folder, name)))
+        found[int(name.removeprefix("part-").removesuffix(".json"))] = [(r["image_id"], r["reason"]) for r in rows]
+    return found
+
+
+def read_shard_ids(folder: str, name: str) -> list[str]:
+    """Ids of one shard's rows.
+
+    Raises:
+        ArtifactError: naming the file when it is missing or damaged.
+    """
+    uri = storage.join(folder, f"{name}.ids.json")
+    try:
+        ids = json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        raise ArtifactError(f"The ids of a feature shard, {uri!r}, are damaged ({error}). Embed again.") from None
+    if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
+        raise ArtifactError(f"The ids of a feature shard, {uri!r}, are damaged (no list of texts). Embed again.")
+    return ids
+
+
+def shard_digest(folder: str, name: str) -> str:
+    """Digest over the vectors and the ids of one shard."""
+    return stable_id(*(file_digest(storage.join(folder, f"{name}{end}")) for end in (".npy", ".ids.json")))
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8")

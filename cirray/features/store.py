@@ -1,0 +1,205 @@
+"""Feature store: fp16 vectors of images in memory-mapped shards, found by image id. No torch.
+
+An artifact of kind "features" holds `shards/part-XXXXX.npy` (fp16, n x P x D) with `shards/part-XXXXX.ids.json` beside
+it, and its manifest says which encoder and which image transform made it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cirray.core.artifacts import Manifest, localize, read_manifest
+from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.core.storage import list_files
+from cirray.features.shards import FOLDER, read_shard_ids, shard_digest
+
+VERIFIED_BYTES = 2**30
+"""Stores up to this size have every byte checked when they are opened; of larger ones sizes and shapes only."""
+_SHOWN_IDS = 3
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """What made the features: digests of encoder and transform, shape (P, D) of one image's tokens."""
+
+    encoder_digest: str
+    transform_digest: str
+    shape: tuple[int, int]
+
+
+class FeatureStore:
+    """Image id -> patch tokens. Opening reads ids and headers; vectors are read from disk when they are asked for."""
+
+    def __init__(self, shards: Sequence[np.ndarray], ids: Sequence[str], info: FeatureInfo) -> None:
+        """Take shards [n, P, D] and the ids of their rows, in one order.
+
+        Raises:
+            ArtifactError: when an id stands twice, or ids and rows differ in number.
+        """
+        self.info = info
+        self._shards = list(shards)
+        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        self._row = {image_id: row for row, image_id in enumerate(ids)}
+        if len(ids) != self._starts[-1] or len(self._row) != len(ids):
+            raise ArtifactError(
+                f"{len(ids)} ids ({len(self._row)} distinct) for {self._starts[-1]} rows. Embed the images again."
+            )
+
+    @classmethod
+    def open(cls, uri: str | Path, verified_bytes: int = VERIFIED_BYTES) -> "FeatureStore":
+        """Open a features artifact; a remote one is downloaded once into this machine's cache.
+
+        Raises:
+            ArtifactError: missing, incomplete, of another kind, or a shard that is damaged (named).
+        """
+        manifest, folder = read_manifest(uri, "features"), localize(uri, "features") / FOLDER
+        info = _info(manifest, str(uri))
+        names = sorted(name.removesuffix(".npy") for name in list_files(folder) if name.endswith(".npy"))
+        expected = manifest.extra.get("shards", {})
+        missing = sorted(set(expected) - set(names))
+        if missing:
+            raise ArtifactError(f"Feature shard {str(folder / missing[0])!r}.npy is missing. Embed the images again.")
+        total = sum((folder / f"{name}.npy").stat().st_size for name in names)
+        shards, ids = [], []
+        for name in names:
+            shard_ids = read_shard_ids(str(folder), name)
+            if total <= verified_bytes and name in expected:
+                _check_content(folder, name, expected[name])
+            shards.append(_map_shard(folder / f"{name}.npy", len(shard_ids), info.shape))
+            ids.extend(shard_ids)
+        return cls(shards, ids, info)
+
+    @classmethod
+    def open_many(cls, uris: str | Path | Sequence[str | Path]) -> "FeatureStore":
+        """Open one artifact or several as one store.
+
+        Raises:
+            IndexMismatchError: when their encoders, transforms or shapes differ.
+            DataError: when one id names different features in two of them.
+        """
+        wanted = [uris] if isinstance(uris, str | Path) else list(uris)
+        if not wanted:
+            raise ArtifactError("No features artifact was named; give at least one.")
+        return merge([cls.open(uri) for uri in wanted], [str(uri) for uri in wanted])
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids, in the order of the shards."""
+        return tuple(self._row)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, D): tokens of an image and their width."""
+        return self.info.shape
+
+    def get(self, ids: Sequence[str]) -> np.ndarray:
+        """Features of images, fp16 [n, P, D], in the order of `ids` (an id may be asked for more than once).
+
+        Raises:
+            DataError: naming ids that are not in the store.
+        """
+        rows = self._rows_of(ids)
+        result = np.empty((len(rows), *self.shape), dtype=np.float16)
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(shard_of):
+            places = np.flatnonzero(shard_of == number)
+            places = places[np.argsort(rows[places], kind="stable")]
+            result[places] = self._shards[number][rows[places] - self._starts[number]]
+        return result
+
+    def blocks(self, rows: int) -> Iterator[tuple[list[str], np.ndarray]]:
+        """All ids and features in order, `rows` at a time."""
+        ids = self.ids
+        for start in range(0, len(ids), rows):
+            chunk = list(ids[start : start + rows])
+            yield chunk, self.get(chunk)
+
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        """Those of `ids` that are not in the store, in order."""
+        return [image_id for image_id in ids if image_id not in self._row]
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._row
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def _rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        try:
+            return np.fromiter((self._row[image_id] for image_id in ids), dtype=np.int64, count=len(ids))
+        except KeyError:
+            absent = list(dict.fromkeys(self.missing(ids)))
+            shown = ", ".join(repr(image_id) for image_id in absent[:_SHOWN_IDS])
+            more = f" and {len(absent) - _SHOWN_IDS} more" if len(absent) > _SHOWN_IDS else ""
+            raise DataError(
+                f"No features for image {shown}{more}; the store holds {len(self)} images. Embed these images, or "
+                "name the features artifact that holds them."
+            ) from None
+
+
+def merge(stores: Sequence[FeatureStore], names: Sequence[str]) -> FeatureStore:
+    """Several stores of one encoder as one; images that are in two of them with equal features count once.
+
+    Raises:
+        IndexMismatchError, DataError: as `FeatureStore.open_many`.
+    """
+    first = stores[0]
+    for store, name in zip(stores[1:], names[1:], strict=True):
+        if store.info != first.info:
+            raise IndexMismatchError(
+                f"Features {name!r} were made by {store.info}, {names[0]!r} by {first.info}; they cannot be mixed. "
+                "Embed all images with one tower."
+            )
+    if len(stores) == 1:
+        return first
+    shards: list[np.ndarray] = []
+    ids: list[str] = []
+    seen: dict[str, FeatureStore] = {}
+    for store, name in zip(stores, names, strict=True):
+        fresh = [image_id for image_id in store.ids if image_id not in seen]
+        _check_repeats([image_id for image_id in store.ids if image_id in seen], seen, store, name)
+        shards.extend(store._shards if len(fresh) == len(store) else [store.get(fresh)])
+        ids.extend(fresh)
+        seen.update(dict.fromkeys(fresh, store))
+    return FeatureStore(shards, ids, first.info)
+
+
+def _check_repeats(repeated: list[str], seen: dict[str, FeatureStore], store: FeatureStore, name: str) -> None:
+    for image_id in repeated:
+        if not np.array_equal(seen[image_id].get([image_id]), store.get([image_id])):
+            raise DataError(
+                f"Image id {image_id!r} stands for another image in {name!r} than before; give each image its own id."
+            )
+
+
+def _info(manifest: Manifest, uri: str) -> FeatureInfo:
+    try:
+        extra = manifest.extra
+        patches, width = (int(size) for size in extra["shape"])
+        return FeatureInfo(str(extra["encoder_digest"]), str(extra["transform_digest"]), (patches, width))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"The manifest of {uri!r} lacks {error}; embed the images again.") from None
+
+
+def _check_content(folder: Path, name: str, digest: str) -> None:
+    if shard_digest(str(folder), name) != digest:
+        raise ArtifactError(
+            f"Feature shard {str(folder / name)!r}.npy or its ids are damaged: the content does not match the "
+            "manifest. Delete the artifact and embed the images again."
+        )
+
+
+def _map_shard(path: Path, rows: int, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        shard = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ArtifactError(f"Feature shard {str(path)!r} is damaged ({reason}). Embed the images again.") from None
+    if shard.dtype != np.float16 or shard.shape != (rows, *shape):
+        raise ArtifactError(
+            f"Feature shard {str(path)!r} is damaged: it holds {shard.dtype} {shard.shape}, its ids and manifest say "
+            f"float16 {(rows, *shape)}. Embed the images again."
+        )
+    return shard

@@ -1,0 +1,153 @@
+"""Generators on disk, in Hugging Face layout, and back: `load_generator` is what every stage calls.
+
+generator/
+  config.json          kind, GeneratorConfig, patch width, where the language model is, vocabulary hash
+  model.safetensors    Q-Former, projection, queries, role tags
+  reader/              tokenizer of the Q-Former's text side
+  lm/                  language model and tokenizer (or, in config.json, a reference to a folder or hub id)
+  adapter/             LoRA weights in peft's layout, when there are any
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from cirray.core.artifacts import directory_digest
+from cirray.core.config import validate
+from cirray.core.errors import ArtifactError, ConfigError, unknown_name
+from cirray.generators.base import ModificationGenerator
+from cirray.generators.config import DecodingConfig, GeneratorConfig
+from cirray.generators.mtg import ModificationTextModel
+from cirray.generators.template import TemplateGenerator
+from cirray.generators.writer import TextWriter
+from cirray.models.text import load_tokenizer
+from cirray.models.towers.language import load_language_model
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KINDS = ("mtg", "template")
+_PRESETS = ("greedy", "paper", "long", "diverse")
+
+
+def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
+    """Write a trained network into a folder (made when absent).
+
+    A language model that was fully tuned is always copied; a frozen one unless the configuration wants a reference.
+    """
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    config, language = model.config, model.language
+    embedded = config.embed_language_model or config.tuning == "full"
+    if embedded:
+        _base_model(model).save_pretrained(str(root / "lm"))
+        language.tokenizer.save_pretrained(str(root / "lm"))
+    if config.tuning == "lora":
+        model.lm.save_pretrained(str(root / "adapter"))
+    if "difference" in config.passes:
+        model.reader.save_pretrained(str(root / "reader"))
+    save_file({name: value.contiguous().cpu() for name, value in model.own_state().items()}, str(root / WEIGHTS))
+    description = {
+        "kind": "mtg", "generator": config.to_dict(), "patch_width": model.qformer.patch_width,
+        "language_model": "lm" if embedded else language.source, "vocabulary_hash": language.vocabulary_hash,
+    }  # fmt: skip
+    (root / CONFIG).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+
+
+def save_template(generator: TemplateGenerator, folder: str | Path) -> None:
+    """Write a model-free generator into a folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"kind": "template", "template": generator.template}, indent=2)
+    (Path(folder) / CONFIG).write_text(text + "\n")
+
+
+def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **options: Any) -> ModificationGenerator:
+    """Load a generator, ready to write.
+
+    Args:
+        folder: local folder written by `save_generator` or `save_template`.
+        device: where it runs.
+        seed: of sampled decoding.
+        options: `preset` ("greedy", "paper", "long", "diverse"), `directions` ("both", "forward"), and any field of
+            `DecodingConfig`.
+
+    Raises:
+        ArtifactError: when the folder holds no complete generator or its language model has another vocabulary.
+        ConfigError: for an unknown option.
+    """
+    description = _read_description(Path(folder))
+    if description["kind"] == "template":
+        return TemplateGenerator(description["template"], seed)
+    decoding, directions = _decoding(options)
+    model = load_model(folder).to(device)
+    return TextWriter(model, decoding, directory_digest(folder), seed, directions)
+
+
+def load_model(folder: str | Path) -> ModificationTextModel:
+    """The network alone, for evaluation or further training.
+
+    Raises:
+        ArtifactError: as `load_generator`.
+    """
+    root = Path(folder)
+    description = _read_description(root)
+    config = validate(GeneratorConfig, description["generator"])
+    where = description["language_model"]
+    language = load_language_model(root / "lm" if where == "lm" else where)
+    if language.vocabulary_hash != description["vocabulary_hash"]:
+        raise ArtifactError(
+            f"The language model at {where!r} has vocabulary {language.vocabulary_hash}, the generator at {str(root)!r} "
+            f"was trained with {description['vocabulary_hash']}. Give it the language model it was trained with."
+        )
+    reader = load_tokenizer(root / "reader") if "difference" in config.passes else None
+    model = ModificationTextModel(config, language, int(description["patch_width"]), reader)
+    _load_weights(model, root)
+    return model.eval()
+
+
+def _load_weights(model: ModificationTextModel, root: Path) -> None:
+    own = model.own_state()
+    try:
+        stored = load_file(str(root / WEIGHTS))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"The weights of the generator at {str(root)!r} cannot be read: {error}.") from None
+    if set(stored) != set(own):
+        odd = sorted(set(stored) ^ set(own))[:3]
+        raise ArtifactError(f"The weights of the generator at {str(root)!r} do not fit its configuration: {odd}.")
+    model.load_state_dict(stored, strict=False)
+    if model.config.tuning == "lora":
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model.lm, load_file(str(root / "adapter" / "adapter_model.safetensors")))
+
+
+def _base_model(model: ModificationTextModel) -> Any:
+    """The language model as it was before adapters were put on."""
+    return copy.deepcopy(model.lm).unload() if model.config.tuning == "lora" else model.lm
+
+
+def _read_description(root: Path) -> dict[str, Any]:
+    path = root / CONFIG
+    try:
+        description = json.loads(path.read_text())
+        kind = description["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{str(root)!r} holds no generator (no readable {CONFIG}). Train one first.") from None
+    if kind not in KINDS:
+        raise ArtifactError(f"{str(path)!r}: {unknown_name('kind of generator', kind, KINDS)}")
+    return dict(description)
+
+
+def _decoding(options: dict[str, Any]) -> tuple[DecodingConfig, tuple[str, ...]]:
+    rest = dict(options)
+    preset, directions = rest.pop("preset", "greedy"), rest.pop("directions", "both")
+    if preset not in _PRESETS:
+        raise ConfigError(unknown_name("decoding preset", str(preset), _PRESETS))
+    if directions not in ("both", "forward"):
+        raise ConfigError(unknown_name("generation direction", str(directions), ("both", "forward")))
+    unknown = [name for name in rest if name not in DecodingConfig.model_fields]
+    if unknown:
+        raise ConfigError(unknown_name("decoding option", unknown[0], DecodingConfig.model_fields))
+    decoding = validate(DecodingConfig, {**DecodingConfig.preset(preset).to_dict(), **rest})
+    return decoding, ("forward", "reverse") if directions == "both" else ("forward",)

@@ -1,0 +1,48 @@
+"""Configuration of pair mining. No torch."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cirray.core.config import Config
+
+
+class MiningConfig(Config):
+    """How image pairs are chosen. Ranks count from 0, self and near-duplicates left out."""
+
+    policy: str = "neighbour_band"
+    """`neighbour_band`, `uniform`, `existing` (pairs of the labelled triplets) or `reverse` (the same, swapped)."""
+    rank_low: int = Field(0, ge=0)
+    """First rank of the window in a reference's list of neighbours."""
+    rank_high: int = Field(2, ge=1)
+    """End of the window, exclusive."""
+    quantiles: tuple[float, float] | None = None
+    """Window as shares of the list instead of ranks, e.g. [0.6, 0.9] for dissimilar pairs."""
+    draws: int = Field(0, ge=0)
+    """Targets drawn at random from a reference's window; 0 takes all of it."""
+    mutual: bool = False
+    """Keep a pair only when each image is in the other's window."""
+    max_score: float = Field(1.0, le=1.0)
+    """Pairs with a higher cosine are near-duplicates, left out of the list before ranks are counted."""
+    min_score: float = Field(-1.0, ge=-1.0)
+    """Pairs with a lower cosine are unrelated and dropped."""
+    representation: Literal["flat", "mean"] = "flat"
+    """One vector per image: all its tokens in a row (place-sensitive), or their mean (small)."""
+    count: int = Field(0, ge=0)
+    """At most so many unordered pairs, best ranks and scores first; 0: all. For `uniform`: how many (0: one each)."""
+    group_limit: int = Field(8, ge=2)
+    """Images of one group at most; groups join most similar pairs first, one per training batch."""
+    memory_mib: int = Field(256, ge=8)
+    """Working memory of the search; the answer does not depend on it."""
+    seed: int = Field(0, ge=0)
+    """Seed of draws and of a pair's orientation."""
+
+    @model_validator(mode="after")
+    def _windows(self) -> "MiningConfig":
+        if self.rank_high <= self.rank_low:
+            raise ValueError(f"rank_high {self.rank_high} must be above rank_low {self.rank_low}")
+        if self.quantiles and not 0.0 <= self.quantiles[0] < self.quantiles[1] <= 1.0:
+            raise ValueError(f"quantiles {self.quantiles} must be two rising shares in [0, 1]")
+        if self.max_score <= self.min_score:
+            raise ValueError(f"max_score {self.max_score} must be above min_score {self.min_score}")
+        return self

@@ -1,0 +1,146 @@
+"""Policies that choose image pairs worth a text: unordered pairs, each once, in a deterministic order."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from cirray.core.errors import DataError
+from cirray.core.registry import Registry
+from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.features.store import FeatureStore
+from cirray.mining.config import MiningConfig
+from cirray.mining.groups import group_of_images
+from cirray.mining.neighbours import CentredVectors, Window, windows
+from cirray.types import Pair, Triplet, stable_id
+
+
+@dataclass(frozen=True)
+class MiningInput:
+    """What a policy may look at: ids to pair (excluded ones are gone already), their features, labelled triplets."""
+
+    ids: tuple[str, ...]
+    features: FeatureStore | None = None
+    triplets: tuple[Triplet, ...] = ()
+    excluded: frozenset[str] = field(default_factory=frozenset)
+
+
+Policy = Callable[[MiningInput, MiningConfig], list[Pair]]
+
+POLICIES: Registry[Policy] = Registry("mining policy")
+"""Policy name -> function that chooses pairs."""
+
+
+def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
+    """Pairs by the configured policy, groups filled in, best ranks and scores first, at most `count`.
+
+    Raises:
+        ConfigError: for an unknown policy.
+        DataError: when no pair is left.
+    """
+    policy = POLICIES.get(config.policy)
+    excluded = source.excluded
+    clean = replace(
+        source,
+        ids=tuple(image for image in dict.fromkeys(source.ids) if image not in excluded),
+        triplets=tuple(t for t in source.triplets if not {t.reference_id, t.target_id} & excluded),
+    )
+    pairs = sorted(policy(clean, config), key=lambda pair: (pair.rank, -pair.score, pair.pair_id))
+    pairs = pairs[: config.count] if config.count else pairs
+    if not pairs:
+        raise DataError(
+            f"Mining with policy {config.policy!r} found no pair among {len(clean.ids)} images and "
+            f"{len(clean.triplets)} triplets ({len(excluded)} ids excluded). Widen the window or the scores, or "
+            "exclude less."
+        )
+    if config.policy in ("existing", "reverse"):
+        return pairs
+    groups = group_of_images(pairs, config.group_limit)
+    return [replace(pair, group_id=groups[pair.reference_id]) for pair in pairs]
+
+
+def pair_id(reference_id: str, target_id: str) -> str:
+    """Id of an ordered pair."""
+    return stable_id("pair", reference_id, target_id)
+
+
+@POLICIES.register("neighbour_band")
+def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
+    """Neighbours within a band of ranks and cosines of the mean-centred frozen features.
+
+    Source: VDG's nearest-neighbour pairs and SPN's rank windows (`rank_low`, `rank_high`, `quantiles`, `draws`),
+    over one exact blockwise search. A pair found from both sides keeps its better rank.
+    """
+    features = _features(source)
+    memory = config.memory_mib * 2**20 // 2
+    vectors = CentredVectors(features, source.ids, config.representation, memory)
+    best: dict[tuple[int, int], tuple[int, float, int]] = {}
+    for window in windows(vectors, config, memory):
+        for target, rank, score in _drawn(window, config):
+            key = (min(window.reference, target), max(window.reference, target))
+            before = best.get(key)
+            found = 1 + (before[2] if before else 0)
+            rank = min(rank, before[0]) if before else rank
+            best[key] = (rank, max(round(score, 6), before[1]) if before else round(score, 6), found)
+    wanted = 2 if config.mutual else 1
+    return [
+        _oriented(source.ids[first], source.ids[second], config.seed, rank, score)
+        for (first, second), (rank, score, found) in best.items()
+        if found >= wanted
+    ]
+
+
+@POLICIES.register("uniform")
+def uniform(source: MiningInput, config: MiningConfig) -> list[Pair]:
+    """Pairs drawn uniformly without regard to likeness (SPN): `count` of them, or one for each image."""
+    size = len(source.ids)
+    wanted = min(config.count or size, size * (size - 1) // 2)
+    rng, found = numpy_generator(config.seed, "uniform pairs"), dict[tuple[int, int], None]()
+    while len(found) < wanted:
+        draws_N2 = rng.integers(0, size, size=(2 * wanted + 16, 2))
+        for first, second in draws_N2.tolist():
+            if first != second and len(found) < wanted:
+                found[(min(first, second), max(first, second))] = None
+    return [_oriented(source.ids[a], source.ids[b], config.seed, 0, 0.0) for a, b in found]
+
+
+@POLICIES.register("existing")
+def existing(source: MiningInput, config: MiningConfig) -> list[Pair]:
+    """The (reference, target) pairs of the labelled triplets, each once: their reverse texts are wanted."""
+    first = {(t.reference_id, t.target_id): t for t in reversed(source.triplets)}
+    return [Pair(pair_id(r, t), r, t, triplet.group_id) for (r, t), triplet in sorted(first.items())]
+
+
+@POLICIES.register("reverse")
+def reverse(source: MiningInput, config: MiningConfig) -> list[Pair]:
+    """The pairs of the labelled triplets with target and reference swapped."""
+    swapped = [(pair.target_id, pair.reference_id, pair.group_id) for pair in existing(source, config)]
+    return [Pair(pair_id(r, t), r, t, group) for r, t, group in sorted(swapped)]
+
+
+def _features(source: MiningInput) -> FeatureStore:
+    if source.features is None:
+        raise DataError("This mining policy needs features; name a features artifact.")
+    absent = source.features.missing(source.ids)
+    if absent:
+        raise DataError(
+            f"{len(absent)} of {len(source.ids)} images to pair have no features, e.g. {absent[0]!r}. Embed that part."
+        )
+    return source.features
+
+
+def _drawn(window: Window, config: MiningConfig) -> list[tuple[int, int, float]]:
+    """(target, rank, score) of the window's candidates, or of `draws` of them chosen at random."""
+    places: Sequence[int] | np.ndarray = range(len(window.targets))
+    if config.draws and config.draws < len(window.targets):
+        rng = numpy_generator(config.seed, "draws", window.reference)
+        places = np.sort(rng.choice(len(window.targets), size=config.draws, replace=False))
+    return [(int(window.targets[p]), int(window.ranks[p]), float(window.scores[p])) for p in places]
+
+
+def _oriented(first: str, second: str, seed: int, rank: int, score: float) -> Pair:
+    """Which image is the reference is a coin thrown by the ids, so that an order in the data set cannot leak in."""
+    low, high = sorted((first, second))
+    if derive_seed(seed, "orientation", low, high) % 2:
+        low, high = high, low
+    return Pair(pair_id(low, high), low, high, score=score, rank=rank)

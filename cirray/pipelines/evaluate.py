@@ -1,0 +1,143 @@
+"""Stage 7: score a checkpoint on a data set's queries and write the report. One process, no cluster."""
+
+import dataclasses
+import json
+from typing import Any
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.errors import ArtifactError, DataError
+from cirray.core.progress import progress
+from cirray.data.benchmark import CirDataset
+from cirray.data.readers import read_dataset
+from cirray.evaluation.baselines import ImageOnly
+from cirray.evaluation.config import EvaluateRun
+from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.evaluation.report import ReportContent, ReportRow, TextSample, render_table, write_report
+from cirray.evaluation.result import EvaluationResult
+from cirray.evaluation.samples import draw_samples
+from cirray.features.store import FeatureStore
+from cirray.retriever import load_models
+from cirray.triplets.store import TripletStore
+from cirray.types import stable_id
+
+HISTORY = "history.jsonl"
+
+
+def run_evaluate(run: EvaluateRun) -> Manifest:
+    """Evaluate and report.
+
+    Returns:
+        Manifest of kind "report"; metrics are the checkpoint's recalls (fractions), `extra["table"]` the text table.
+
+    Raises:
+        ArtifactError: an input is missing, or the features were made by another vision tower than the checkpoint's.
+        DataError: the data set has no queries, or a query or image cannot be used.
+    """
+    dataset = _dataset(run)
+    stage = open_stage(run.out, "report", run.to_dict(), _inputs(run, dataset))
+    if stage.finished:
+        return stage.finished
+    features = FeatureStore.open_many(run.features)
+    rows = _rows(run, dataset, features)
+    content = ReportContent(
+        rows=rows, dataset=dataset, histories=_histories(run), samples=_samples(run), facts=_facts(run, stage.inputs),
+        title=f"{run.name} on {dataset.name}", shown=run.shown, seed=run.seed,
+    )  # fmt: skip
+    write_report(stage.local, content, run.html)
+    result = rows[-1].results[0]
+    counts = {"queries": result.query_count, "gallery": result.gallery_size, "rows": len(rows)}
+    return stage.publish(counts, _metrics(result), {"protocol": result.protocol, "table": render_table(rows)})
+
+
+def _dataset(run: EvaluateRun) -> CirDataset:
+    dataset = read_dataset(run.data)
+    if not dataset.queries:
+        raise DataError(
+            f"Data set {dataset.name!r} has no queries, so there is nothing to evaluate. Add a queries file "
+            "(reference, target, modification)."
+        )
+    ks = run.ks or dataset.protocol.ks
+    return dataclasses.replace(dataset, protocol=dataclasses.replace(dataset.protocol, ks=tuple(ks)))
+
+
+def _inputs(run: EvaluateRun, dataset: CirDataset) -> dict[str, str]:
+    inputs = {"checkpoint": read_manifest(run.checkpoint, "checkpoint").digest}
+    for kind, uris in (("features", run.features), ("triplets", run.triplets)):
+        inputs |= {f"{kind} {at}": read_manifest(uri, kind).digest for at, uri in enumerate(uris)}
+    inputs |= {f"history {at}": read_manifest(uri).digest for at, uri in enumerate(run.histories)}
+    return {**inputs, "queries": stable_id(*dataset.queries, "gallery", *sorted(dataset.gallery_ids))}
+
+
+def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tuple[ReportRow, ...]:
+    encoder, vision, _ = load_models(run.checkpoint, run.device)
+    check_tower(run, features.info.encoder_digest, vision.digest)
+    rows = []
+    if run.image_only_row:
+        baseline = ImageOnly.fit(features, dataset.gallery_ids)
+        rows.append(ReportRow("image only", (_score(run, dataset, features, baseline, "image only"),)))
+    rows.append(ReportRow(run.name, (_score(run, dataset, features, encoder, run.name),), (run.seed,)))
+    return tuple(rows)
+
+
+def check_tower(run: EvaluateRun, features_digest: str, tower_digest: str) -> None:
+    """Refuse features of another vision tower than the checkpoint was trained on.
+
+    Raises:
+        ArtifactError: naming both and the remedy.
+    """
+    if features_digest != tower_digest:
+        raise ArtifactError(
+            f"The features {', '.join(map(repr, run.features))} were made by vision tower {features_digest[:12]}, the "
+            f"checkpoint {run.checkpoint!r} was trained on tower {tower_digest[:12]}. Embed the images with that tower "
+            "(cirray embed, with the checkpoint as its tower), or choose the checkpoint that belongs to these features."
+        )
+
+
+def _score(
+    run: EvaluateRun, dataset: CirDataset, features: FeatureStore, retriever: Any, name: str
+) -> EvaluationResult:
+    total = len(dataset.gallery_ids) + len(dataset.queries)
+    with progress(f"evaluate {name}", total, "images and queries") as advance:
+        return evaluate_retriever(
+            retriever, features, dataset.queries, dataset.gallery_ids, dataset.protocol,
+            batch=run.batch, top_k=run.top_k, advance=advance,
+        )  # fmt: skip
+
+
+def _histories(run: EvaluateRun) -> dict[str, list[dict[str, float]]]:
+    """Training curves of the checkpoint and of the other artifacts, by the last part of their names."""
+    found = {}
+    for uri in dict.fromkeys((*run.histories, run.checkpoint)):
+        path = storage.join(uri, HISTORY)
+        if storage.exists(path):
+            name = uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+            found[name] = [json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line.strip()]
+        elif uri in run.histories:
+            raise ArtifactError(f"{uri!r} holds no {HISTORY}; leave it out of `histories`.")
+    return found
+
+
+def _samples(run: EvaluateRun) -> tuple[TextSample, ...]:
+    if not run.triplets or not run.samples:
+        return ()
+    triplets = [item for uri in run.triplets for item in TripletStore.open(uri).read()]
+    return draw_samples(triplets, run.samples, run.seed, run.judge)
+
+
+def _facts(run: EvaluateRun, inputs: dict[str, str]) -> dict[str, str]:
+    places = {"checkpoint": run.checkpoint}
+    places |= {f"features {at}": uri for at, uri in enumerate(run.features)}
+    places |= {f"triplets {at}": uri for at, uri in enumerate(run.triplets)}
+    facts = {name: f"{uri}\ndigest {inputs[name]}" for name, uri in places.items()}
+    trained = read_manifest(run.checkpoint, "checkpoint")
+    facts["trained"] = f"{trained.created}, cirray {trained.cirray_version}"
+    facts["training config"] = json.dumps(trained.config, indent=2)
+    return facts
+
+
+def _metrics(result: EvaluationResult) -> dict[str, Any]:
+    figures: dict[str, Any] = dict(result.metrics)
+    figures["intervals_95"] = {name: list(ends) for name, ends in result.intervals.items()}
+    figures["per_edit"] = {name: group.recalls for name, group in result.per_edit.items()}
+    return figures

@@ -1,0 +1,236 @@
+"""The engine on DeepSpeed: ZeRO 0-3, the torch engine's numbers step by step. The only file that imports deepspeed.
+
+The optimiser and its groups are the ones of `optim.py`, so that DeepSpeed only partitions, reduces and clips. bf16 means
+autocast over fp32 weights, as in the torch engine. No compiler is needed: the shared-memory collective that DeepSpeed
+would build on first use (half a minute) serves inference only and is switched off.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from cirray.core.environ import set_default
+from cirray.core.errors import ArtifactError, ConfigError
+from cirray.training.config import LoopConfig
+from cirray.training.optim import build_optimizer, lr_factor
+
+ABOUT = "deepspeed.json"
+SHARDS = "deepspeed"
+UNIVERSAL = "universal"
+_BUCKET_ELEMENTS = 50_000_000
+
+
+def deepspeed_config(config: LoopConfig, world: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for one run; everything else (optimiser, schedule) is passed as objects."""
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    if config.zero_stage:
+        zero |= {"reduce_bucket_size": _BUCKET_ELEMENTS, "contiguous_gradients": True}
+    tree: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.batch // world,
+        "gradient_accumulation_steps": 1,
+        # Without ZeRO the engine clips by itself: it needs the norm, which DeepSpeed computes only when it clips.
+        "gradient_clipping": (config.optimizer.clip or 0.0) if config.zero_stage else 0.0,
+        "zero_optimization": zero,
+        "steps_per_print": None,
+    }
+    if config.precision == "bf16":
+        # An empty list keeps the gradients' all-reduce in fp32, as in the torch engine.
+        tree["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return tree
+
+
+class DeepSpeedEngine:
+    """One worker's DeepSpeed state behind the `Engine` protocol."""
+
+    def __init__(self, model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1) -> None:
+        """Partition model and optimiser over the ranks.
+
+        Args:
+            model: trained in place; under ZeRO 3 its parameters are empty outside forward passes.
+            config: optimiser, schedule, precision, ZeRO stage.
+            rank: this worker.
+            world: number of workers; above 1 torch.distributed must be initialised. A single process without a group
+                gets one that talks to nobody.
+        """
+        self._model, self._config, self._rank, self._world = model, config, rank, world
+        _check_shapes(model)
+        self._names = _signature(model)
+        self._factor, self._steps = lr_factor(config), 0
+        optimizer = build_optimizer(model, config)
+        self._settings = [{key: group[key] for key in ("weight_decay", "betas", "eps")} for group in optimizer.param_groups]
+        self._engine = _initialize(model, optimizer, config, rank, world)
+
+    @property
+    def module(self) -> nn.Module:
+        """DeepSpeed's wrapper; its call runs the partitioning hooks, other attributes are the model's."""
+        return self._engine
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        return torch.device(self._engine.device)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the step to come."""
+        return self._config.optimizer.lr * self._factor(self._steps)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 autocast when the configuration asks for it."""
+        if self._config.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of this rank's loss, averaged over ranks and partitioned as the ZeRO stage says."""
+        self._engine.backward(loss)
+
+    def step(self) -> float:
+        """Clip, update, advance the schedule; returns the norm before clipping, equal on all ranks."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self.lr
+        norm = None if self._config.zero_stage else self._clip()
+        self._engine.step()
+        self._steps += 1
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def save(self, folder: Path) -> None:
+        """Write every rank's shard; frozen weights stay out. The folder is shared, or one per node to be merged later."""
+        (folder / SHARDS).mkdir(exist_ok=True)
+        self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
+        for script in folder.glob("zero_to_*.py"):
+            script.unlink(missing_ok=True)
+        if self._rank == 0:
+            about = {"world": self._world, "stage": self._config.zero_stage, "steps": self._steps, "names": self._names}
+            (folder / ABOUT).write_text(json.dumps(about))
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, also from another number of ranks (and from ZeRO 1 to 2 and back).
+
+        The files are pickles of this program: load checkpoints of your own runs only.
+
+        Raises:
+            ArtifactError: no DeepSpeed state there, one of another model, or of a stage that cannot be converted.
+        """
+        about = self._read_about(folder)
+        same = about["stage"] == self._config.zero_stage and about["world"] == self._world
+        if same or about["stage"] == self._config.zero_stage == 0:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=SHARDS, load_module_strict=False)
+        else:
+            _make_universal(folder)
+            path = self._load_universal(folder)
+        if path is None:
+            raise ArtifactError(f"{str(folder)!r} holds an incomplete DeepSpeed state. Resume from an older checkpoint.")
+        self._steps = int(about["steps"])
+        # ZeRO 3's universal loader gives every group the first group's settings.
+        for group, settings in zip(self._engine.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+
+    @contextlib.contextmanager
+    def full_weights(self) -> Iterator[nn.Module]:
+        """The plain model with whole fp32 weights on every rank, for saving; all ranks enter together."""
+        if self._config.zero_stage < 3:
+            yield self._model
+            return
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        with GatheredParameters(list(self._model.parameters()), modifier_rank=None):
+            yield self._model
+
+    def _clip(self) -> torch.Tensor:
+        """Without ZeRO the averaged gradients lie in place; the norm before clipping."""
+        parameters = [item for item in self._model.parameters() if item.requires_grad]
+        for item in parameters:
+            if item.grad is None:
+                item.grad = torch.zeros_like(item)
+        return nn.utils.clip_grad_norm_(parameters, self._config.optimizer.clip or float("inf"))
+
+    def _read_about(self, folder: Path) -> dict[str, Any]:
+        path = folder / ABOUT
+        if not path.is_file():
+            raise ArtifactError(f"{str(folder)!r} holds no {ABOUT}: it is no checkpoint of the DeepSpeed engine.")
+        about = json.loads(path.read_text())
+        if about["names"] != self._names:
+            raise ArtifactError(f"The checkpoint {str(folder)!r} is of another model (parameter names or shapes differ).")
+        found, wanted = int(about["stage"]), self._config.zero_stage
+        if found != wanted and {found, wanted} != {1, 2}:
+            raise ArtifactError(
+                f"The checkpoint {str(folder)!r} was written with zero_stage {found} and cannot go on with {wanted}. "
+                f"Set zero_stage={found}, or start a new run from the exported weights."
+            )
+        return about
+
+    def _load_universal(self, folder: Path) -> str | None:
+        self._engine._config.load_universal_checkpoint = True
+        try:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=UNIVERSAL, load_module_strict=False)
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+        return path
+
+
+def deepspeed_engine(model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1) -> DeepSpeedEngine:
+    """The engine factory of `engine: deepspeed`."""
+    return DeepSpeedEngine(model, config, rank, world)
+
+
+def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig, rank: int, world: int) -> Any:
+    if next(model.parameters()).device.type == "cpu":
+        set_default("DS_ACCELERATOR", "cpu")
+    set_default("LOCAL_RANK", str(rank))
+    if not dist.is_initialized():
+        if world > 1:
+            raise ConfigError(f"The DeepSpeed engine was asked for {world} ranks, but torch.distributed is not initialised.")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(config, world), dist_init_required=False
+    )
+    return engine
+
+
+
+def _check_shapes(model: nn.Module) -> None:
+    scalars = [name for name, item in model.named_parameters() if item.ndim == 0]
+    if scalars:
+        raise ConfigError(f"DeepSpeed cannot hold parameters without a dimension: {scalars}. Give them shape [1].")
+
+
+def _signature(model: nn.Module) -> str:
+    """Digest of the trained parameters' names and shapes (before ZeRO 3 empties them)."""
+    lines = [f"{name}{tuple(item.shape)}" for name, item in model.named_parameters() if item.requires_grad]
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def _make_universal(folder: Path) -> None:
+    """Convert a checkpoint's shards to DeepSpeed's world-independent format, once per node."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    with open(folder / f".{UNIVERSAL}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / UNIVERSAL).is_dir():
+            return
+        scratch = folder / f".{UNIVERSAL}.tmp"
+        shutil.rmtree(scratch, ignore_errors=True)
+        arguments = SimpleNamespace(
+            input_folder=str(folder / SHARDS), output_folder=str(scratch), num_extract_workers=1, num_merge_workers=1,
+            keep_temp_folder=False, strict=True, inject_missing_state=True,
+        )  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            ds_to_universal.main(arguments)
+        os.replace(scratch, folder / UNIVERSAL)

@@ -1,0 +1,214 @@
+"""Training of the modification-text generator: alignment through captions, then the answer loss on labelled triplets."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cirray.core.errors import DataError
+from cirray.generators.mtg import AnswerLoss, Answers, ModificationTextModel
+from cirray.generators.prompts import prompt
+from cirray.losses.output import LossOutput
+from cirray.models.towers.language import bag_ids, embed_bags
+from cirray.training.config import LoopConfig
+from cirray.training.gather import Gather
+from cirray.training.retrieval import FeatureLookup
+from cirray.training.sampler import BatchSampler
+from cirray.types import Triplet
+
+Bags = Sequence[Sequence[str]]
+_BAG_WIDTH = 12
+_DESCRIBE = "describe/1"
+
+
+@dataclass(frozen=True)
+class GeneratorBatch:
+    """Patches of reference and target, and the answers to be written."""
+
+    reference_BPD: torch.Tensor
+    target_BPD: torch.Tensor
+    answers: Answers
+
+    def to(self, device: torch.device | str) -> "GeneratorBatch":
+        """The same batch on another device."""
+        return GeneratorBatch(self.reference_BPD.to(device), self.target_BPD.to(device), self.answers.to(device))
+
+
+@dataclass(frozen=True)
+class AlignmentBatch:
+    """Patches of images with what their soft tokens should be: bags `ids_BQW` (-1 fills), or captions to be written."""
+
+    patches_BPD: torch.Tensor
+    ids_BQW: torch.Tensor | None = None
+    answers: Answers | None = None
+
+    def to(self, device: torch.device | str) -> "AlignmentBatch":
+        """The same batch on another device."""
+        ids_BQW = self.ids_BQW.to(device) if self.ids_BQW is not None else None
+        return AlignmentBatch(
+            self.patches_BPD.to(device), ids_BQW, self.answers.to(device) if self.answers is not None else None
+        )
+
+
+class _Task:
+    """What both tasks share: the model, the features, and how the model is saved."""
+
+    def __init__(
+        self, generator: ModificationTextModel, features: FeatureLookup, config: LoopConfig, rows: int
+    ) -> None:
+        self._generator, self._features, self._config = generator, features, config
+        self._sampler = BatchSampler(rows, min(config.batch, rows), config.seed)
+
+    def model(self) -> nn.Module:
+        """The generator's network."""
+        return self._generator
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the weights that are not the language model's."""
+        torch.save(self._generator.own_state(), folder / "generator.pt")
+
+    def _patches(self, ids: Sequence[str]) -> torch.Tensor:
+        return torch.from_numpy(self._features.get(ids)).float()
+
+
+class AlignmentTask(_Task):
+    """Makes projected queries readable before any labelled triplet is seen, from captions alone.
+
+    `bags`: each soft token is drawn to the summed word embeddings of its cell's phrase (mean squared error).
+    `captions`: the frozen language model must write the caption after the soft tokens (BLIP-2's second stage).
+    """
+
+    def __init__(
+        self,
+        generator: ModificationTextModel,
+        features: FeatureLookup,
+        config: LoopConfig,
+        bags: Mapping[str, Bags] | None = None,
+        captions: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            generator: trained in place.
+            features: holds every image.
+            config: batch and seed.
+            bags: one bag of words per query, by image id.
+            captions: used when there are no bags.
+
+        Raises:
+            DataError: when neither is given, or the bags' number is not the number of queries.
+        """
+        self._ids = sorted(bags or captions or {})
+        if not self._ids:
+            raise DataError(
+                "Alignment needs captions, and there are none. Give captions or set alignment.objective=none."
+            )
+        self._captions = captions
+        self._bags_MQW = self._bag_table(generator, bags) if bags else None
+        super().__init__(generator, features, config, len(self._ids))
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[AlignmentBatch]:
+        """The calling rank's images of step after step, without end."""
+        step = start_step
+        while True:
+            rows = self._sampler.rows(step, rank, world)
+            ids = [self._ids[row] for row in rows]
+            if self._bags_MQW is not None:
+                yield AlignmentBatch(self._patches(ids), ids_BQW=self._bags_MQW[torch.from_numpy(rows)])
+            else:
+                assert self._captions is not None
+                answers = self._generator.encode_answers([self._captions[name] for name in ids])
+                yield AlignmentBatch(self._patches(ids), answers=answers)
+            step += 1
+
+    def loss(self, model: nn.Module, batch: AlignmentBatch, gather: Gather) -> LossOutput:
+        """Mean squared error to the bags' vectors, or the captions' cross-entropy per token."""
+        generator = self._generator
+        soft_BQE = generator.read_image(batch.patches_BPD)
+        if batch.ids_BQW is not None:
+            with torch.no_grad():
+                wanted_BQE = embed_bags(generator.language, batch.ids_BQW)
+            return LossOutput(F.mse_loss(soft_BQE.float(), wanted_BQE.float()))
+        assert batch.answers is not None
+        prefix_BLE = generator.image_prefix(soft_BQE, prompt(_DESCRIBE))
+        return _mean_over_ranks(generator.answer_loss(prefix_BLE, batch.answers), gather)
+
+    @staticmethod
+    def _bag_table(generator: ModificationTextModel, bags: Mapping[str, Bags]) -> torch.Tensor:
+        queries = generator.config.qformer.queries
+        wrong = next((name for name in bags if len(bags[name]) != queries), None)
+        if wrong is not None:
+            raise DataError(
+                f"Image {wrong!r} has {len(bags[wrong])} phrases for {queries} queries. "
+                "Set qformer.queries to the number of cells, or alignment.objective=captions."
+            )
+        return torch.stack([bag_ids(generator.language, bags[name], _BAG_WIDTH) for name in sorted(bags)])
+
+
+class GeneratorTask(_Task):
+    """Trains the generator on labelled triplets, forward direction only: no human text exists for swapped pairs."""
+
+    def __init__(
+        self,
+        generator: ModificationTextModel,
+        triplets: Sequence[Triplet],
+        features: FeatureLookup,
+        config: LoopConfig,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            generator: trained in place.
+            triplets: labelled rows with non-empty texts.
+            features: holds every reference and target.
+            config: batch and seed.
+
+        Raises:
+            DataError: naming the first row with a blank text or an image without features.
+        """
+        check_triplets(triplets, features)
+        self._triplets = list(triplets)
+        super().__init__(generator, features, config, len(self._triplets))
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[GeneratorBatch]:
+        """The calling rank's triplets of step after step, without end."""
+        step = start_step
+        while True:
+            yield self.batch([self._triplets[row] for row in self._sampler.rows(step, rank, world)])
+            step += 1
+
+    def batch(self, rows: Sequence[Triplet]) -> GeneratorBatch:
+        """Triplets as tensors on the CPU."""
+        return GeneratorBatch(
+            reference_BPD=self._patches([row.reference_id for row in rows]),
+            target_BPD=self._patches([row.target_id for row in rows]),
+            answers=self._generator.encode_answers([row.modification for row in rows]),
+        )
+
+    def loss(self, model: nn.Module, batch: GeneratorBatch, gather: Gather) -> LossOutput:
+        """Cross-entropy per answer token of the global batch."""
+        return _mean_over_ranks(model(batch.reference_BPD, batch.target_BPD, batch.answers), gather)
+
+
+def check_triplets(triplets: Sequence[Triplet], features: FeatureLookup) -> None:
+    """Refuse rows that cannot be trained on.
+
+    Raises:
+        DataError: no rows, a blank text, or an image without features.
+    """
+    if not triplets:
+        raise DataError("There are no labelled triplets to train the generator on. Give at least some hundred.")
+    for row in triplets:
+        if not row.modification.strip():
+            raise DataError(f"Triplet {row.triplet_id!r} has an empty modification text. Remove or repair the row.")
+        missing = [image for image in (row.reference_id, row.target_id) if image not in features]
+        if missing:
+            raise DataError(f"Image {missing[0]!r} of triplet {row.triplet_id!r} has no features. Embed it first.")
+
+
+def _mean_over_ranks(loss: AnswerLoss, gather: Gather) -> LossOutput:
+    """Per-token mean over the global batch, scaled so that the mean over ranks of the ranks' losses is that mean."""
+    return LossOutput(loss.total * gather.world / gather.total(loss.tokens.float()).clamp_min(1.0))

@@ -1,0 +1,185 @@
+"""Pretraining of the small language model on text alone: telling a difference, with slots that hold bags of words.
+
+Throw-away heads on inner layers name, at each slot of the second image, whether it differs from the first image's slot
+and the words of both. The figures that made them worth having: without them the skill appears after 1,000 steps, with
+them after 250.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cirray.core.seeding import numpy_generator
+from cirray.losses.output import LossOutput, weighted_sum
+from cirray.models.towers.config import LanguageTrainingConfig
+from cirray.models.towers.language import LanguageModel, bag_ids, embed_bags
+from cirray.training.gather import Gather
+
+IGNORE = -100
+
+
+class Text(Protocol):
+    """What a corpus yields (see `cirray.data.shapes.corpus.Passage`)."""
+
+    images: tuple[tuple[tuple[str, ...], ...], ...]
+    prompt: str
+    answer: str
+    difference: tuple[tuple[str, ...], ...]
+    marks: tuple[tuple[int, int, int], ...]
+
+
+Corpus = Callable[[np.random.Generator], Text]
+
+
+@dataclass(frozen=True)
+class LanguageBatch:
+    """Slots of bags `ids_BTW` (-1 fills), answer labels `labels_BT` (-100 elsewhere), and the marked rows.
+
+    `pairs_R` are rows with two images, `marks_RSK` their per-slot facts (changed, alone in shape, alone in shape and
+    colour); `slots` is the number of slots of one image.
+    """
+
+    ids_BTW: torch.Tensor
+    labels_BT: torch.Tensor
+    pairs_R: torch.Tensor
+    marks_RSK: torch.Tensor
+    slots: int
+
+    def to(self, device: torch.device | str) -> "LanguageBatch":
+        """The same batch on another device."""
+        moved = [item.to(device) for item in (self.ids_BTW, self.labels_BT, self.pairs_R, self.marks_RSK)]
+        return LanguageBatch(*moved, slots=self.slots)
+
+
+class DifferenceLearner(nn.Module):
+    """A causal model with the throw-away heads of its pretraining."""
+
+    def __init__(self, language: LanguageModel, config: LanguageTrainingConfig) -> None:
+        """Add heads to a model.
+
+        Args:
+            language: trained in place.
+            config: weights of the heads, noise on the bags.
+        """
+        super().__init__()
+        width, words = language.width, len(language.tokenizer)
+        self.language, self.lm, self.config = language, language.model, config
+        self.changed, self.alone = nn.Linear(width, 1), nn.Linear(width, 2)
+        self.before, self.after = nn.Linear(width, words), nn.Linear(width, words)
+
+    def forward(self, batch: LanguageBatch) -> LossOutput:
+        """Answer cross-entropy plus the weighted losses of the heads."""
+        output = self.lm.model(inputs_embeds=self._inputs(batch.ids_BTW), output_hidden_states=True, use_cache=False)
+        logits_BTV = self.lm.lm_head(output.last_hidden_state)
+        answer = F.cross_entropy(logits_BTV.flatten(0, 1), batch.labels_BT.flatten(), ignore_index=IGNORE)
+        terms = {"answer": answer}
+        if len(batch.pairs_R) and batch.slots:
+            terms |= self._head_losses(output.hidden_states, batch)
+        weights = {
+            "answer": 1.0,
+            "changed": self.config.heads,
+            "words": 0.3 * self.config.heads,
+            "alone": self.config.heads,
+        }
+        return weighted_sum(terms, {name: weights[name] for name in terms})
+
+    def _inputs(self, ids_BTW: torch.Tensor) -> torch.Tensor:
+        """Bag embeddings; slots of several words get noise of a random strength, as soft tokens are never exact."""
+        vectors_BTD = embed_bags(self.language, ids_BTW)
+        is_bag_BT1 = ((ids_BTW >= 0).sum(-1) > 1).unsqueeze(-1)
+        scale = self.config.noise * vectors_BTD.detach()[is_bag_BT1.expand_as(vectors_BTD)].std()
+        strength_B11 = torch.rand(len(ids_BTW), 1, 1, device=ids_BTW.device)
+        return vectors_BTD + is_bag_BT1 * scale * strength_B11 * torch.randn_like(vectors_BTD)
+
+    def _head_losses(self, hidden: Sequence[torch.Tensor], batch: LanguageBatch) -> dict[str, torch.Tensor]:
+        slots, middle = batch.slots, len(hidden) // 2
+        second = slice(slots, 2 * slots)
+        compare_RSD = hidden[middle][batch.pairs_R, second]
+        count_RSD = hidden[min(middle + 1, len(hidden) - 1)][batch.pairs_R, second]
+        changed_RS = batch.marks_RSK[..., 0]
+        number = changed_RS.sum().clamp_min(1)
+        bce = F.binary_cross_entropy_with_logits
+        words = [
+            bce(head(compare_RSD), self._words(batch.ids_BTW[batch.pairs_R, part]), reduction="none").sum(-1)
+            for head, part in ((self.before, slice(0, slots)), (self.after, second))
+        ]
+        alone_RS = bce(self.alone(count_RSD), batch.marks_RSK[..., 1:], reduction="none").mean(-1)
+        return {
+            "changed": bce(self.changed(compare_RSD)[..., 0], changed_RS),
+            "words": ((words[0] + words[1]) * changed_RS).sum() / number / batch.ids_BTW.shape[-1],
+            "alone": (alone_RS * changed_RS).sum() / number,
+        }
+
+    def _words(self, ids_RSW: torch.Tensor) -> torch.Tensor:
+        """Which words a bag holds, as 0/1 over the vocabulary: `[R, S, V]`."""
+        hits = F.one_hot(ids_RSW.clamp_min(0), len(self.language.tokenizer)) * (ids_RSW >= 0).unsqueeze(-1)
+        return hits.sum(-2).clamp_max(1).float()
+
+
+class LanguageTask:
+    """Trains a language model on an endless corpus of passages."""
+
+    def __init__(self, language: LanguageModel, corpus: Corpus, config: LanguageTrainingConfig) -> None:
+        """Prepare.
+
+        Args:
+            language: trained in place.
+            corpus: draws one passage from a generator of randomness.
+            config: batch, seed, share of batches with difference slots.
+        """
+        self._learner, self._language, self._corpus, self._config = (
+            DifferenceLearner(language, config), language, corpus, config,
+        )  # fmt: skip
+
+    def model(self) -> nn.Module:
+        """The model with its heads."""
+        return self._learner
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[LanguageBatch]:
+        """The calling rank's passages of step after step, without end; a pure function of (seed, step, rank)."""
+        step = start_step
+        while True:
+            rng = numpy_generator(self._config.seed, "passages", step, rank)
+            with_difference = rng.random() < self._config.difference_share
+            passages = [self._corpus(rng) for _ in range(self._config.batch // world)]
+            yield encode_passages(self._language, passages, with_difference, self._config.bag_width)
+            step += 1
+
+    def loss(self, model: nn.Module, batch: LanguageBatch, gather: Gather) -> LossOutput:
+        """Answer loss plus heads."""
+        return model(batch)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write model and tokenizer; the heads are dropped."""
+        self._language.save(folder)
+
+
+def encode_passages(
+    language: LanguageModel, passages: Sequence[Text], with_difference: bool, bag_width: int
+) -> LanguageBatch:
+    """Passages as one batch: image slots, optional difference slots, prompt words, answer words, padded on the right."""
+    rows, labels = [], []
+    for passage in passages:
+        answer = [*language.token_ids(passage.answer), language.end_id]
+        bags = [bag for image in passage.images for bag in image]
+        bags += passage.difference if with_difference else ()
+        prompt = language.token_ids(passage.prompt)
+        ids_TW = torch.full((len(bags) + len(prompt) + len(answer) - 1, bag_width), -1, dtype=torch.int64)
+        ids_TW[: len(bags)] = bag_ids(language, bags, bag_width)
+        ids_TW[len(bags) :, 0] = torch.tensor([*prompt, *answer[:-1]])
+        rows.append(ids_TW)
+        labels.append(torch.tensor([IGNORE] * (len(ids_TW) - len(answer)) + answer))
+    marked = [number for number, passage in enumerate(passages) if passage.marks]
+    return LanguageBatch(
+        ids_BTW=nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1),
+        labels_BT=nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+        pairs_R=torch.tensor(marked, dtype=torch.int64),
+        marks_RSK=torch.tensor([passages[number].marks for number in marked], dtype=torch.float32),
+        slots=len(passages[marked[0]].marks) if marked else 0,
+    )

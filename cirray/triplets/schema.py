@@ -1,0 +1,119 @@
+"""Columns of a triplets artifact, and the way between its rows and `Triplet` values. No torch."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cirray.core.errors import DataError
+from cirray.types import Triplet, stable_id
+
+TRIPLET_SCHEMA = pa.schema(
+    [
+        pa.field("triplet_id", pa.string(), nullable=False),
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("reference_id", pa.string(), nullable=False),
+        pa.field("target_id", pa.string(), nullable=False),
+        pa.field("modification", pa.string(), nullable=False),
+        pa.field("reverse_modification", pa.string()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("generator", pa.string(), nullable=False),
+        pa.field("prompt_version", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("logprob", pa.float64(), nullable=False),
+        pa.field("scores", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("weight", pa.float64(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("edit", pa.string(), nullable=False),
+    ]
+)
+"""`generator` is a digest, `logprob` a mean per token, `scores` named numbers (`pair`: the miner's cosine)."""
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        pa.field("triplet_id", pa.string(), nullable=False),
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("reference_id", pa.string(), nullable=False),
+        pa.field("target_id", pa.string(), nullable=False),
+        pa.field("modification", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("generator", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""A generation that failed or was filtered; `modification` is the text where there is one."""
+
+_DEFAULTS: dict[str, Any] = {
+    "pair_id": "", "reverse_modification": None, "split": "train", "source": "human", "generator": "",
+    "prompt_version": "", "seed": 0, "logprob": 0.0, "scores": {}, "weight": 1.0, "group_id": "", "edit": "",
+}  # fmt: skip
+
+
+def triplet_id(pair_id: str, generator: str, prompt_version: str, seed: int, direction: str) -> str:
+    """Id of a generated triplet: the same pair, generator, prompt and seed give the same id on every machine."""
+    return stable_id("triplet", pair_id, generator, prompt_version, seed, direction)
+
+
+def triplet_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows of plain values as a table; absent optional columns take their defaults.
+
+    Raises:
+        DataError: naming the row when a column is missing, unknown or of the wrong type.
+    """
+    full = [{**_DEFAULTS, **row} for row in rows]
+    for row in full:
+        _check_columns(row)
+        row["scores"] = list(dict(row["scores"]).items())
+    return _table(full, TRIPLET_SCHEMA)
+
+
+def rejected_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rejected rows of plain values as a table."""
+    return _table([{"modification": None, **row} for row in rows], REJECTED_SCHEMA)
+
+
+def from_triplets(triplets: Iterable[Triplet], **columns: Any) -> pa.Table:
+    """`Triplet` values as a table; `columns` sets further columns to one value."""
+    names = ("triplet_id", "reference_id", "target_id", "modification", "reverse_modification", "split", "source",
+             "group_id", "weight", "edit")  # fmt: skip
+    return triplet_table({**{name: getattr(item, name) for name in names}, **columns} for item in triplets)
+
+
+def to_triplets(table: pa.Table) -> list[Triplet]:
+    """The rows of a table as `Triplet` values, in order."""
+    names = ("triplet_id", "reference_id", "target_id", "modification", "reverse_modification", "split", "source",
+             "group_id", "weight", "edit")  # fmt: skip
+    columns = [table.column(name).to_pylist() for name in names]
+    return [Triplet(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def check_schema(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    """The table in the schema's order of columns.
+
+    Raises:
+        DataError: naming the file and the first column that is missing or of another type.
+    """
+    for field in schema:
+        if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
+            found = table.schema.field(field.name).type if field.name in table.column_names else "nothing"
+            raise DataError(f"{name!r} has {found} where the column {field.name!r} of type {field.type} is needed.")
+    return table.select(schema.names)
+
+
+def _check_columns(row: Mapping[str, Any]) -> None:
+    label = row.get("triplet_id", row)
+    missing = [name for name in TRIPLET_SCHEMA.names if name not in row]
+    unknown = [name for name in row if name not in TRIPLET_SCHEMA.names]
+    if missing or unknown:
+        what = f"lacks the column {missing[0]!r}" if missing else f"has the unknown column {unknown[0]!r}"
+        raise DataError(f"Triplet {label!r} {what}; the columns are: {', '.join(TRIPLET_SCHEMA.names)}.")
+    if not str(row["modification"]).strip():
+        raise DataError(f"Triplet {label!r} has an empty modification; reject the row with a reason instead.")
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(list(rows), schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"Triplet rows do not fit the schema: {' '.join(str(error).split())[:200]}.") from None

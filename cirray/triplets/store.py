@@ -1,0 +1,199 @@
+"""Triplets on disk: Parquet shards that appear whole or not at all, and their reading, merging and counting.
+
+An artifact of kind "triplets" holds `data/part-XXXXX.parquet` and, for generations that failed,
+`rejected/part-XXXXX.parquet` with a reason. Data is written last: a part with data is finished.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
+from cirray.core.errors import ArtifactError, DataError
+from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema, to_triplets
+from cirray.types import Triplet
+
+DATA, REJECTED = "data", "rejected"
+KIND = "triplets"
+
+
+class TripletStore:
+    """A complete triplets artifact. Rows come sorted by triplet id, whatever the order they were written in."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Look at an artifact that lies in a local folder."""
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, uri: str | Path) -> "TripletStore":
+        """Open an artifact; a remote one is downloaded once.
+
+        Raises:
+            ArtifactError: missing, incomplete or of another kind.
+        """
+        return cls(localize(uri, KIND), read_manifest(uri, KIND))
+
+    def table(self, split: str | None = None, source: str | None = None) -> pa.Table:
+        """All triplets, or those of one split or source.
+
+        Raises:
+            DataError: naming a file that is damaged, or an id that stands twice.
+        """
+        table = read_tables(str(self.folder), DATA, TRIPLET_SCHEMA)
+        refuse_duplicates(table.column("triplet_id").to_pylist(), str(self.folder))
+        for name, value in (("split", split), ("source", source)):
+            if value is not None:
+                table = table.filter(pc.equal(table.column(name), value))
+        return table
+
+    def read(self, split: str | None = None, source: str | None = None) -> list[Triplet]:
+        """The same as `Triplet` values."""
+        return to_triplets(self.table(split, source))
+
+    def rejected(self) -> pa.Table:
+        """Rows that became no triplet, with reasons."""
+        return read_tables(str(self.folder), REJECTED, REJECTED_SCHEMA)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts by split and source, lengths in words, share with a reverse text, reasons of rejection."""
+        table = self.table()
+        words = sorted(len(text.split()) for text in table.column("modification").to_pylist())
+        reverse = len(table) - table.column("reverse_modification").null_count
+        return {
+            "triplets": len(table),
+            "splits": dict(Counter(table.column("split").to_pylist())),
+            "sources": dict(Counter(table.column("source").to_pylist())),
+            "references": len(set(table.column("reference_id").to_pylist())),
+            "words_mean": sum(words) / len(words) if words else 0.0,
+            "words_p95": words[int(0.95 * (len(words) - 1))] if words else 0,
+            "reverse_share": reverse / len(table) if len(table) else 0.0,
+            "rejected": dict(Counter(self.rejected().column("reason").to_pylist())),
+        }
+
+
+def write_part(work_uri: str, name: str, triplets: pa.Table, rejected: pa.Table) -> None:
+    """Write one part: rejected rows first, then data, whose presence says that the part is finished."""
+    if len(rejected):
+        write_table(storage.join(work_uri, REJECTED, f"{name}.parquet"), rejected)
+    write_table(storage.join(work_uri, DATA, f"{name}.parquet"), triplets)
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write one Parquet file, whole or not at all; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def finished_ids(work_uri: str) -> dict[str, list[str]]:
+    """Ids (data and rejected) of every finished part of an artifact being written: part name -> ids."""
+    data = _ids_by_file(work_uri, DATA)
+    refused = _ids_by_file(work_uri, REJECTED)
+    return {name: [*ids, *refused.get(name, [])] for name, ids in data.items()}
+
+
+def read_tables(uri: str, folder: str, schema: pa.Schema) -> pa.Table:
+    """All rows of one folder of an artifact, sorted by triplet id.
+
+    Raises:
+        DataError: naming a file that is damaged or has other columns.
+    """
+    tables = [read_file(uri, folder, name, schema) for name in _files(uri, folder)]
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    return table.sort_by("triplet_id").combine_chunks()
+
+
+def read_file(uri: str, folder: str, name: str, schema: pa.Schema) -> pa.Table:
+    """Rows of one Parquet file of an artifact."""
+    path = storage.join(uri, folder, name)
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path!r} is damaged ({reason}). Delete the artifact and make it again.") from None
+    return check_schema(table, schema, path)
+
+
+def merge(uris: Mapping[str, str], out: str) -> Manifest:
+    """Join several triplets artifacts into one.
+
+    Args:
+        uris: source tag -> artifact; an empty tag keeps the rows' own tags.
+        out: the new artifact.
+
+    Returns:
+        Its manifest, with one count per input.
+
+    Raises:
+        DataError: when one id, or one (reference, target, text) of a source, stands twice.
+    """
+    stores = {tag: TripletStore.open(uri) for tag, uri in uris.items()}
+    inputs = {tag or "rows": store.manifest.digest for tag, store in stores.items()}
+    stage = open_stage(out, KIND, {"merge": sorted(uris)}, inputs)
+    if stage.finished:
+        return stage.finished
+    tables = [_tagged(store.table(), tag) for tag, store in stores.items()]
+    whole = pa.concat_tables(tables)
+    refuse_duplicates(whole.column("triplet_id").to_pylist(), "the merged triplets")
+    keys = [whole.column(name).to_pylist() for name in ("source", "reference_id", "target_id", "modification")]
+    refuse_duplicates([" | ".join(key) for key in zip(*keys, strict=True)], "the merged triplets")
+    for number, (table, store) in enumerate(zip(tables, stores.values(), strict=True)):
+        write_part(stage.work_uri, f"part-{number:05d}", table, store.rejected())
+    counts = {f"from {tag or 'rows'}": len(table) for tag, table in zip(stores, tables, strict=True)}
+    return stage.publish({"triplets": len(whole), **counts})
+
+
+def attach_reverse(triplets: Sequence[Triplet], generated: Iterable[Triplet]) -> list[Triplet]:
+    """Human triplets with the reverse texts that a generator wrote for the same (reference, target).
+
+    A generated (reference, target) row offers its reverse text, a (target, reference) row its own text. Triplets that
+    have a reverse text keep it; those for which none was generated stay without.
+    """
+    texts: dict[tuple[str, str], str] = {}
+    for row in generated:
+        texts.setdefault((row.target_id, row.reference_id), row.modification)
+        if row.reverse_modification:
+            texts[(row.reference_id, row.target_id)] = row.reverse_modification
+    return [
+        item
+        if item.reverse_modification
+        else replace(item, reverse_modification=texts.get((item.reference_id, item.target_id)))
+        for item in triplets
+    ]
+
+
+def refuse_duplicates(ids: Sequence[str], where: str) -> None:
+    """Raise a DataError that names the first id standing twice."""
+    if len(set(ids)) != len(ids):
+        double = next(item for item, count in Counter(ids).items() if count > 1)
+        raise DataError(f"{double!r} stands {Counter(ids)[double]} times in {where}; every row must be there once.")
+
+
+def _tagged(table: pa.Table, tag: str) -> pa.Table:
+    if not tag:
+        return table
+    place = table.column_names.index("source")
+    return table.set_column(place, TRIPLET_SCHEMA.field("source"), pa.array([tag] * len(table), pa.string()))
+
+
+def _files(uri: str, folder: str) -> list[str]:
+    return [name for name in storage.list_files(storage.join(uri, folder)) if name.endswith(".parquet")]
+
+
+def _ids_by_file(uri: str, folder: str) -> dict[str, list[str]]:
+    found = {}
+    for name in _files(uri, folder):
+        path = storage.join(uri, folder, name)
+        try:
+            ids = pq.read_table(pa.BufferReader(storage.read_bytes(path)), columns=["triplet_id"])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ArtifactError(f"{path!r} is damaged ({error}); delete it and run the stage again.") from None
+        found[name.removesuffix(".parquet")] = ids.column("triplet_id").to_pylist()
+    return found

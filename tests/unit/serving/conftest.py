@@ -1,0 +1,70 @@
+"""One tiny retriever for all tests of serving, and a way to ask the application without a server."""
+
+import asyncio
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from cirray.retriever import ComposedRetriever
+from cirray.serving.api import make_api
+from cirray.serving.config import ServeArgs, ServingSettings
+from cirray.serving.service import DirectService
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_service.py")))
+
+
+class Caller:
+    """Synchronous requests to an ASGI application."""
+
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self, method, path, **content):
+        async def ask():
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **content)
+
+        return asyncio.run(ask())
+
+    def search(self, picture=None, **fields):
+        if picture is None:
+            return self("POST", "/v1/search", json=fields)
+        return self("POST", "/v1/search", data=fields, files={"image": ("x", picture)})
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return TINY.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def retriever(tiny):
+    return ComposedRetriever.open(tiny.checkpoint, tiny.index)
+
+
+@pytest.fixture(scope="session")
+def picture():
+    return TINY.picture
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint():
+    return TINY.write_checkpoint
+
+
+@pytest.fixture
+def make_caller(retriever):
+    def make(service=None, settings=None, **args):
+        chosen = service or DirectService(retriever, settings or ServingSettings(default_k=5, max_k=8))
+        return Caller(make_api(lambda: chosen, ServeArgs(**args)))
+
+    return make
+
+
+@pytest.fixture
+def call(make_caller):
+    return make_caller()

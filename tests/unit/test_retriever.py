@@ -1,0 +1,129 @@
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.index.config import IndexConfig
+from cirray.models.scoring import score
+from cirray.retriever import ComposedRetriever, clean_text
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_service.py")))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return TINY.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def retriever(tiny):
+    return ComposedRetriever.open(tiny.checkpoint, tiny.index)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("  make\tit \n blue ", "make it blue"), ("e\u0301", "\u00e9"), ("größer 更大 👍🏽", "größer 更大 👍🏽")],
+)
+def test_texts_are_brought_into_one_form(given, wanted):
+    assert clean_text(given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [("", "empty"), ("  \n", "empty"), ("x" * 513, "513"), ("a\x07b", r"U\+0007"), ("a\ud800", r"U\+D800")],
+)
+def test_texts_that_cannot_be_used_are_refused_in_words(bad, words):
+    with pytest.raises(DataError, match=words):
+        clean_text(bad)
+
+
+def test_a_text_of_the_longest_length_is_taken():
+    assert len(clean_text("x" * 512)) == 512
+
+
+def test_answers_are_scored_by_the_packages_one_scorer(tiny, retriever):
+    query = retriever.prepare("make it blue", gallery_id="plain/06", k=24, exclude_reference=False)
+    vectors = torch.from_numpy(retriever.encode([query]))
+    tokens = torch.from_numpy(np.load(Path(tiny.index) / "tokens.npy").astype(np.float32))
+    wanted = dict(zip(retriever.gallery.ids, score(vectors, tokens)[0].tolist(), strict=True))
+    answer = retriever.search_many([query])[0]
+    assert dict(zip(answer.ids, answer.scores, strict=True)) == pytest.approx(wanted, abs=1e-6)
+    assert list(answer.scores) == sorted(answer.scores, reverse=True)
+
+
+def test_the_text_matters_and_the_image_matters(retriever):
+    rankings = [
+        retriever.search(text, gallery_id=name, k=24, exclude_reference=False)
+        for text, name in [("blue circle", "plain/00"), ("green star", "plain/00"), ("blue circle", "plain/02")]
+    ]
+    assert len({ranking.scores for ranking in rankings}) == 3
+
+
+def test_a_batch_answers_as_its_queries_do_alone(retriever):
+    queries = [
+        retriever.prepare("blue", gallery_id="plain/00", k=3, query_id="one"),
+        retriever.prepare("add a small green star", image=TINY.picture(77), k=24, query_id="two"),
+        retriever.prepare("red", gallery_id="plain/02", k=5, exclude_reference=False, query_id="three"),
+    ]
+    together = retriever.search_many(queries)
+    for query, answer in zip(queries, together, strict=True):
+        alone = retriever.search_many([query])[0]
+        assert (answer.query_id, answer.ids) == (alone.query_id, alone.ids)
+        assert answer.scores == pytest.approx(alone.scores, abs=1e-6)
+    assert [len(answer.ids) for answer in together] == [3, 24, 5]
+
+
+def test_the_reference_is_excluded_by_id_only(retriever, tiny):
+    data = (tiny.images / "plain" / "00.png").read_bytes()
+    assert "plain/00" not in retriever.search("blue", gallery_id="plain/00", k=24).ids
+    assert len(retriever.search("blue", gallery_id="plain/00", k=24).ids) == 23
+    assert "plain/00" in retriever.search("blue", image=data, k=24).ids
+
+
+def test_a_failing_query_is_a_value_and_its_neighbours_are_answered(retriever):
+    good = retriever.prepare("blue", gallery_id="plain/00", k=2)
+    answers = retriever.search_many([good, replace(good, gallery_id="nobody"), replace(good, text=" "), good])
+    assert answers[0] == answers[3]
+    assert isinstance(answers[1], DataError) and isinstance(answers[2], DataError)
+    assert retriever.search_many([]) == []
+
+
+def test_references_without_stored_features_go_through_their_thumbnails(tmp_path, retriever, tiny):
+    lean = TINY.make(tmp_path, index=IndexConfig(reference_features_gb=0.0))
+    assert not (Path(lean.index) / "patches.npy").exists()
+    other = ComposedRetriever.open(lean.checkpoint, lean.index)
+    asked = {"text": "blue", "gallery_id": "plain/04", "k": 9}
+    assert other.search(**asked).ids == retriever.search(**asked).ids
+
+
+def test_an_index_without_pictures_and_features_says_what_is_missing(tmp_path):
+    bare = TINY.make(tmp_path, index=IndexConfig(reference_features_gb=0.0, thumbnail_size=0))
+    other = ComposedRetriever.open(bare.checkpoint, bare.index)
+    with pytest.raises(DataError, match="keeps neither vision features nor a picture of 'plain/04'"):
+        other.search("blue", gallery_id="plain/04")
+    assert other.search("blue", image=TINY.picture(1)).ids
+
+
+def test_an_index_of_another_encoder_is_refused(tmp_path, tiny):
+    other = TINY.write_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(IndexMismatchError, match="their vectors cannot be compared"):
+        ComposedRetriever.open(other, tiny.index)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path, tiny):
+    with pytest.raises(ArtifactError, match="checkpoint"):
+        ComposedRetriever.open(str(tmp_path / "nowhere"), tiny.index)
+
+
+def test_queries_need_exactly_one_reference_and_a_positive_k(retriever):
+    with pytest.raises(DataError, match="neither"):
+        retriever.search("blue")
+    with pytest.raises(DataError, match="both"):
+        retriever.search("blue", image=b"x", gallery_id="plain/00")
+    with pytest.raises(DataError, match="k is 0"):
+        retriever.search("blue", gallery_id="plain/00", k=0)
