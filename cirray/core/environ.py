@@ -36,13 +36,14 @@ def ray_address() -> str:
     return os.environ.get("RAY_ADDRESS", "")
 
 
-def private_cluster() -> None:
-    """Prepare for a Ray cluster that only this process uses: quiet, and closed to others by a token of its own.
+def private_cluster(quiet: bool = True) -> None:
+    """Prepare for a Ray cluster that only this process uses: closed to others by a token of its own, `quiet` or not.
 
     Ray's ports listen on every interface, so a local cluster needs a token; one that lives in this process's
     environment leaves no file in the home folder and is never missing. A mode or token that the user chose is kept.
     """
     set_default("RAY_USAGE_STATS_ENABLED", "0")
-    set_default("RAY_DEDUP_LOGS", "1")
+    if quiet:
+        set_default("RAY_BACKEND_LOG_LEVEL", "fatal")
     if "RAY_AUTH_MODE" not in os.environ:
         set_default("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +12,13 @@ from cirray.core.version import __version__
 from cirray.evaluation.metrics import NEVER, Spread
 from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.plots import inline_svg, recall_curves, training_curves
-from cirray.evaluation.report import ReportContent, ReportRow, TextSample, per_edit_spread
+from cirray.evaluation.report import ReportContent, ReportRow, TextSample, per_edit_spread, text_share
 from cirray.evaluation.result import EvaluationResult
-from cirray.evaluation.tables import percent
+from cirray.evaluation.tables import Bar, amount, percent
 from cirray.types import Query
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STRIP = 8
@@ -31,7 +35,7 @@ def render_page(content: ReportContent) -> str:
     """
     pictures = Thumbnails(content.dataset.images)
     sections = [
-        _heading(content), _tiles(content.rows[-1]), _models(content.rows), _edits(content.rows),
+        _heading(content), _tiles(content.rows[-1]), _models(content.rows), _bars(content.bars), _edits(content.rows),
         _queries(content, pictures), _samples(content.samples, pictures), _curves(content), _facts(content),
     ]  # fmt: skip
     style = resources.files("cirray.evaluation").joinpath("templates/report.css").read_text(encoding="utf-8")
@@ -119,8 +123,12 @@ def _about(row: ReportRow) -> str:
 
 def _models(rows: Sequence[ReportRow]) -> str:
     names = list(rows[-1].metrics)
-    extra = [("labels", [_count(row.labels_used) for row in rows]), ("seeds", [str(len(row.seeds)) for row in rows]),
-             ("seconds", [_count(row.seconds) for row in rows])]  # fmt: skip
+    extra = [
+        ("labels", [_count(row.labels_used) for row in rows]),
+        ("texts exact", [text_share(row) for row in rows]),
+        ("seeds", [str(len(row.seeds)) for row in rows]),
+        ("seconds", [_count(row.seconds) for row in rows]),
+    ]
     extra = [(name, cells) for name, cells in extra if any(cells)]
     head = "".join(f"<th>{escape(name)}</th>" for name in ["model", *names, *(name for name, _ in extra)])
     body = ""
@@ -132,6 +140,23 @@ def _models(rows: Sequence[ReportRow]) -> str:
     return (
         '<h2>Results</h2>\n<div class="card scroll"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+    )
+
+
+def _bars(bars: Sequence[Bar]) -> str:
+    if not bars:
+        return ""
+    body = ""
+    for bar in bars:
+        level, word = ("good", "met") if bar.met else ("bad", "missed")
+        measured, wanted = (escape(amount(value, bar.unit)) for value in (bar.measured, bar.wanted))
+        body += (
+            f'<tr><td><span class="rank {level}">{word}</span> {escape(bar.promise)}</td>'
+            f'<td>{measured}</td><td class="dim">{wanted}</td></tr>\n'
+        )
+    return (
+        '<h2>Expected and measured</h2>\n<div class="card scroll prose"><table>\n<thead><tr><th>promise</th><th>measured</th>'
+        f"<th>wanted, at least</th></tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
 
 
@@ -249,11 +274,23 @@ def _curves(content: ReportContent) -> str:
         if history
     ]
     body = "".join(figures)
-    return f'<h2>Training</h2>\n<div class="figures">\n{body}</div>\n' if body else ""
+    curves = f'<h2>Training</h2>\n<div class="figures">\n{body}</div>\n' if body else ""
+    return curves + "".join(_figure(name, figure) for name, figure in content.figures.items())
+
+
+def _figure(name: str, figure: "Figure") -> str:
+    panels = "figures" if len(figure.axes) > 1 else "figures wide"
+    card = f'<figure class="card">{inline_svg(figure, name)}</figure>'
+    return f'<h2>{escape(name)}</h2>\n<div class="{panels}">{card}</div>\n'
 
 
 def _facts(content: ReportContent) -> str:
     facts = {"cirray": __version__, "data set": content.dataset.describe(), **content.facts}
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>\n" for name, value in facts.items())
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{_fact(str(value))}</dd>\n" for name, value in facts.items())
     opening = '<h2>How this was made</h2>\n<details class="card" open><summary>Inputs and settings</summary>'
     return f"{opening}<dl>\n{items}</dl></details>\n"
+
+
+def _fact(value: str) -> str:
+    lines = value.count("\n") + 1
+    return escape(value) if lines <= 3 else f"<details><summary>{lines} lines</summary>{escape(value)}</details>"

@@ -1,4 +1,4 @@
-"""Figures: training curves, recall over k, loss-weight sweeps, data-size curves; matplotlib is imported when one is drawn.
+"""Figures: training curves, recall over k, sweeps, data-size curves; matplotlib is imported when one is drawn.
 
 Figures are built without pyplot: no global state, no display. `inline_svg` lets text and axes follow the page's
 colours, so that one figure serves a light and a dark page.
@@ -74,7 +74,7 @@ def sweep_plot(trials: Sequence[Mapping[str, Any]], parameters: Sequence[str], m
         metric: a fraction in [0, 1]; drawn in percent.
     """
     done = [trial for trial in trials if trial.get(metric) is not None]
-    figure, axes = _figure(len(parameters), f"Sweep: {metric} of {len(done)} trials")
+    figure, axes = _figure(len(parameters), f"Sweep: {metric} of {len(done)} trials", 3.3, 2.8)
     best = max(done, key=lambda trial: trial[metric], default=None)
     for axis, name, colour in zip(axes, parameters, _colours(), strict=False):
         axis.scatter([trial[name] for trial in done], [100 * trial[metric] for trial in done],
@@ -98,7 +98,7 @@ def data_size_curve(
         x_label: what is counted, on a logarithmic axis.
         y_label: what is measured.
     """
-    figure, axes = _figure(1, f"{y_label} over {x_label}")
+    figure, axes = _figure(1, f"{y_label} over {x_label}", 6.0, 3.2)
     for colour, (name, points) in zip(_colours(), series.items(), strict=False):
         amounts, means = [point[0] for point in points], [100 * point[1] for point in points]
         errors = [100 * (point[2] or 0.0) for point in points]

@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +14,10 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.evaluation.metrics import Spread, spread, spread_of
 from cirray.evaluation.result import EvaluationResult, ranking_rows
-from cirray.evaluation.tables import percent, text_table
+from cirray.evaluation.tables import Bar, StoryRow, percent, text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RANKING_SCHEMA = pa.schema(
     [
@@ -35,6 +38,8 @@ class ReportRow:
     labels_used: int | None = None
     seconds: float | None = None
     """Training time of the row's own stages."""
+    text_accuracy: tuple[float, ...] = ()
+    """Share of exact generated texts among those the row was trained on, per seed."""
     note: str = ""
 
     @property
@@ -64,6 +69,10 @@ class ReportContent:
     histories: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     samples: tuple[TextSample, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    bars: tuple[Bar, ...] = ()
+    """Promises with their measurements."""
+    figures: Mapping[str, "Figure"] = field(default_factory=dict)
+    """Further figures by caption (a sweep, a data-size curve; see `plots`)."""
     title: str = "Evaluation"
     shown: int = 6
     """Queries per group (random, clearest, hardest)."""
@@ -91,7 +100,7 @@ def write_report(out_dir: Path, content: ReportContent, html: bool = True) -> di
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     (out_dir / "table.txt").write_text(render_table(content.rows) + "\n", encoding="utf-8")
     write_rankings(out_dir / "rankings.parquet", content.rows)
-    _write_curves(out_dir / "curves", content.histories)
+    _write_curves(out_dir / "curves", content)
     if html:
         from cirray.evaluation.page import render_page
 
@@ -126,6 +135,7 @@ def metrics_dict(content: ReportContent) -> dict[str, Any]:
         "protocol": content.rows[0].results[0].protocol,
         "rows": [_row_dict(row) for row in content.rows],
         "text_samples": {"shown": len(content.samples), "judged": len(judged), "exact": sum(judged)},
+        "bars": [{**asdict(bar), "met": bar.met} for bar in content.bars],
         "facts": dict(content.facts),
     }
 
@@ -133,11 +143,11 @@ def metrics_dict(content: ReportContent) -> dict[str, Any]:
 def render_table(rows: Sequence[ReportRow]) -> str:
     """The rows as a text table with the protocol beneath (percent; mean ± sample deviation over seeds)."""
     names = list(rows[0].metrics)
-    lines = [["", *names, "labels", "seeds", "seconds"]]
+    lines = [["", *names, "labels", "texts exact", "seeds", "seconds"]]
     for row in rows:
         cells = [percent(row.metrics[name]) for name in names]
         labels = "" if row.labels_used is None else f"{row.labels_used:,}"
-        lines.append([row.name, *cells, labels, str(len(row.seeds)), _seconds(row.seconds)])
+        lines.append([row.name, *cells, labels, text_share(row), str(len(row.seeds)), _seconds(row.seconds)])
     keep = [column for column in range(len(lines[0])) if any(line[column] for line in lines[1:])]
     table = text_table([[line[column] for column in keep] for line in lines])
     return f"{table}\n\nProtocol: {rows[0].results[0].protocol}."
@@ -149,6 +159,24 @@ def write_rankings(path: Path, rows: Sequence[ReportRow]) -> None:
     with pq.ParquetWriter(path, RANKING_SCHEMA, compression="zstd") as writer:
         for name, seed, result in runs:
             writer.write_table(pa.Table.from_pylist(ranking_rows(name, seed, result), schema=RANKING_SCHEMA))
+
+
+def story_row(row: ReportRow) -> StoryRow:
+    """The same row for the story's table.
+
+    Raises:
+        DataError: when the results hold no recall at 1, 5 and 10.
+    """
+    missing = [name for name in ("R@1", "R@5", "R@10") if name not in row.metrics]
+    if missing:
+        raise DataError(f"Row {row.name!r} has no {missing[0]}; evaluate with ks that hold 1, 5 and 10.")
+    r1, r5, r10 = (tuple(run.metrics[name] for run in row.results) for name in ("R@1", "R@5", "R@10"))
+    return StoryRow(row.name, row.labels_used, r1, r5, r10, row.seeds, row.seconds, row.text_accuracy)
+
+
+def text_share(row: ReportRow) -> str:
+    """Accuracy of the row's generated texts in percent, empty where it used none."""
+    return percent(spread(row.text_accuracy)) if row.text_accuracy else ""
 
 
 def per_edit_spread(row: ReportRow, metric: str = "R@1") -> dict[str, Spread]:
@@ -168,6 +196,7 @@ def _row_dict(row: ReportRow) -> dict[str, Any]:
         "note": row.note,
         "labels_used": row.labels_used,
         "seconds": row.seconds,
+        "text_accuracy": list(row.text_accuracy),
         "seeds": list(row.seeds),
         "mean": {name: value.mean for name, value in row.metrics.items()},
         "deviation": {name: value.deviation for name, value in row.metrics.items()},
@@ -179,9 +208,11 @@ def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:,.0f}"
 
 
-def _write_curves(folder: Path, histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+def _write_curves(folder: Path, content: ReportContent) -> None:
     from cirray.evaluation.plots import save_figure, training_curves
 
-    for name, history in histories.items():
+    for name, history in content.histories.items():
         if history:
             save_figure(training_curves(name, history), folder / f"{file_name(name)}.png")
+    for name, figure in content.figures.items():
+        save_figure(figure, folder / f"{file_name(name)}.png")

@@ -13,7 +13,7 @@ class StoryRow:
     """One line of the story's table. Recalls and text accuracy (may be empty) are fractions, one per seed."""
 
     name: str
-    labels_used: int
+    labels_used: int | None
     r1: tuple[float, ...]
     r5: tuple[float, ...]
     r10: tuple[float, ...]
@@ -42,7 +42,7 @@ class Bar:
         """One line for people: MET or MISSED, measured against wanted."""
         return (
             f"{'MET   ' if self.met else 'MISSED'} {self.promise}: "
-            f"{_amount(self.measured, self.unit)} (wanted: at least {_amount(self.wanted, self.unit)})"
+            f"{amount(self.measured, self.unit)} (wanted: at least {amount(self.wanted, self.unit)})"
         )
 
 
@@ -116,7 +116,7 @@ def text_table(lines: Sequence[Sequence[str]], title: str = "") -> str:
 def _story_cells(row: StoryRow) -> list[str]:
     return [
         row.name,
-        f"{row.labels_used:,}",
+        "" if row.labels_used is None else f"{row.labels_used:,}",
         *(percent(spread(values)) for values in (row.r1, row.r5, row.r10)),
         percent(spread(row.text_accuracy)) if row.text_accuracy else "",
         "" if row.seconds is None else f"{row.seconds:,.0f}",
@@ -135,5 +135,6 @@ def _best(rows: Sequence[StoryRow]) -> StoryRow:
     return max(rows, key=lambda row: spread(row.r1).mean)
 
 
-def _amount(value: float, unit: str) -> str:
+def amount(value: float, unit: str) -> str:
+    """A measurement of a bar in its unit."""
     return f"{value:+.1f} points" if unit == "points" else f"{value:.2f}"

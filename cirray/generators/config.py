@@ -15,7 +15,7 @@ class LoraConfig(Config):
 
     rank: int = Field(8, ge=1)
     """Rank of each update."""
-    alpha: float = Field(16.0, gt=0)
+    alpha: int = Field(16, ge=1)
     """Scale of the updates is alpha / rank."""
     modules: tuple[str, ...] | None = None
     """Names of the adapted linear layers; null adapts all of them but the head."""

@@ -97,8 +97,9 @@ def load_model(folder: str | Path) -> ModificationTextModel:
     language = load_language_model(root / "lm" if where == "lm" else where)
     if language.vocabulary_hash != description["vocabulary_hash"]:
         raise ArtifactError(
-            f"The language model at {where!r} has vocabulary {language.vocabulary_hash}, the generator at {str(root)!r} "
-            f"was trained with {description['vocabulary_hash']}. Give it the language model it was trained with."
+            f"The language model at {where!r} has vocabulary {language.vocabulary_hash}, "
+            f"the generator at {str(root)!r} was trained with {description['vocabulary_hash']}. "
+            "Give it the language model it was trained with."
         )
     reader = load_tokenizer(root / "reader") if "difference" in config.passes else None
     model = ModificationTextModel(config, language, int(description["patch_width"]), reader)

@@ -1,6 +1,6 @@
 """Exact nearest neighbours over mean-centred features, block by block with bounded memory.
 
-Equal to the full similarity matrix with a full sort (`naive_windows`, the twin), which 25,000 images would need 7 GB for.
+Equal to the full similarity matrix with a full sort (`naive_windows`, the twin), which takes 7 GB for 25,000 images.
 """
 
 from collections.abc import Iterator, Sequence

@@ -154,7 +154,8 @@ class QFormerRetriever(nn.Module):
     def _gallery_sides(self, batch: RetrievalBatch, references: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not references:
             return self.encode_gallery(batch.target_BPD), None
-        both = self.encode_gallery(torch.cat([batch.target_BPD, batch.reference_BPD]))
+        sides = [self.encode_reference(batch.target_BPD), self.encode_reference(batch.reference_BPD)]
+        both = self.encode_gallery(torch.cat(sides))
         targets, others = both.chunk(2)
         return targets, others
 

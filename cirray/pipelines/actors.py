@@ -1,5 +1,6 @@
 """What Ray Data's workers run: plain classes and functions from columns to columns, callable without a cluster."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from cirray.data.images import open_image
 from cirray.data.transforms import ImageTransform, build_transform
 from cirray.features.shards import FeatureShardWriter
 from cirray.features.store import FeatureStore
+from cirray.generators.base import ModificationGenerator
 from cirray.pipelines.streaming import Columns, check_shared, whole_part
 from cirray.triplets.schema import rejected_table, triplet_id, triplet_table
 from cirray.triplets.store import write_part
 from cirray.types import Generation, Pair
 
-GeneratorLoader = Callable[[str, Mapping[str, Any]], Any]
-"""(generator artifact, decoding settings) -> `ModificationGenerator`."""
+GeneratorLoader = Callable[..., ModificationGenerator]
+"""(local folder of a generator, **options) -> the generator; `cirray.generators.store.load_generator` is one."""
 
 
 def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mapping[str, Any]) -> Columns:
@@ -57,11 +59,9 @@ class EncodeImages:
             device: "cpu" or "cuda".
             threads: threads of this process's matrix products.
         """
-        import torch
-
         check_shared(storage.join(work_uri, "stage.json"))
-        torch.set_num_threads(threads)
         self._tower, self._device, self._batch = load_tower(tower).to(device), device, batch
+        limit_torch(threads)
         self._writer = FeatureShardWriter(work_uri)
 
     def __call__(self, columns: Columns) -> Columns:
@@ -100,13 +100,12 @@ class GenerateTexts:
         self,
         load: GeneratorLoader,
         generator: str,
+        options: Mapping[str, Any],
         features: Sequence[str],
         work_uri: str,
-        decoding: Mapping[str, Any],
         row: Mapping[str, Any],
         recipe: str,
         both: bool = True,
-        device: str = "cpu",
         threads: int = 1,
     ) -> None:
         """Load generator and features (once per actor).
@@ -114,20 +113,20 @@ class GenerateTexts:
         Args:
             load: loader of the generator.
             generator: generator artifact.
+            options: passed on to the loader: device, seed, directions, decoding settings.
             features: features artifacts.
             work_uri: where the stage writes.
-            decoding: fields of the decoding settings.
-            row: columns that are equal in all rows (source, split, generator, prompt_version, seed).
+            row: columns that are equal in all rows (source, split, generator, seed).
             recipe: digest of everything but the pair that a text depends on.
             both: two triplets per pair, or the forward one.
-            device: "cpu" or "cuda".
             threads: threads of this process's matrix products.
         """
         check_shared(storage.join(work_uri, "stage.json"))
-        _limit_torch(threads)
-        self._generator = load(generator, {**decoding, "device": device})
+        self._generator = load(find_generator(generator), **options)
+        limit_torch(threads)
         self._features = FeatureStore.open_many(list(features))
-        self._work_uri, self._row, self._recipe, self._both = work_uri, dict(row), recipe, both
+        self._work_uri, self._recipe, self._both = work_uri, recipe, both
+        self._row = {**row, "prompt_version": self._generator.prompt_version}
 
     def __call__(self, columns: Columns) -> Columns:
         """Write the texts of one part.
@@ -209,6 +208,32 @@ def find_tower(uri: str) -> Path | str:
     raise ArtifactError(f"The artifact {uri!r} holds no vision tower; name a towers or checkpoint artifact.")
 
 
+def find_generator(uri: str) -> Path:
+    """Local folder of a generator's files: its artifact's root, or `generator/` in it.
+
+    Raises:
+        ArtifactError: when there is none.
+    """
+    folder = localize(uri, "generator")
+    for place in (folder, folder / "generator"):
+        if (place / "config.json").is_file():
+            return place
+    raise ArtifactError(f"The artifact {uri!r} holds no generator (no config.json). Train one first.")
+
+
+def load_generator(folder: str | Path, **options: Any) -> ModificationGenerator:
+    """`cirray.generators.store.load_generator`, imported where it is called: the driver needs no transformers."""
+    from cirray.generators import store
+
+    return store.load_generator(folder, **options)
+
+
+def limit_torch(threads: int) -> None:
+    """Set the number of threads of this process's matrix products, where torch has been loaded."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
 def load_tower(uri: str) -> Any:
     """The frozen vision tower behind `find_tower`."""
     from cirray.models.towers.hf_blip2 import load_vision_tower
@@ -245,9 +270,3 @@ def _texts(text: str, other: str | None) -> dict[str, Any]:
 
 def _numbers(pair: Pair, made: Generation) -> dict[str, Any]:
     return {"logprob": float(made.logprob), "scores": {"pair": float(pair.score)}, "group_id": pair.group_id}
-
-
-def _limit_torch(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)

@@ -5,10 +5,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
-from cirray.data.config import DataConfig, ImageLimits
-from cirray.generators.config import DecodingConfig
+from cirray.data.config import DataConfig, ImageLimits, TransformConfig
+from cirray.generators.config import DecodingConfig, GeneratorConfig
 from cirray.index.config import IndexConfig
 from cirray.mining.config import MiningConfig
+from cirray.models.config import VisionTowerConfig
+from cirray.models.towers.config import LanguageModelConfig, LanguageTrainingConfig, VisionTrainingConfig
+from cirray.training.config import LoopConfig, OptimizerConfig
 from cirray.triplets.config import FilterConfig
 
 Part = Literal["labelled", "pool", "gallery"]
@@ -105,6 +108,8 @@ class GenerateRun(Config):
     """Triplets artifact (path or URI)."""
     directions: Literal["both", "forward"] = "both"
     """`both`: a pair gives two triplets, each with the other's text as its reverse text; `forward`: one triplet."""
+    reverse_texts: bool = True
+    """Write reverse texts; needed by `directions: both`."""
     source: str = "mtst"
     """Source tag of the rows."""
     split: str = "train"
@@ -123,6 +128,8 @@ class GenerateRun(Config):
     def _named(self) -> "GenerateRun":
         if not self.features:
             raise ValueError("features needs at least one artifact")
+        if self.directions == "both" and not self.reverse_texts:
+            raise ValueError("directions 'both' needs reverse_texts; set directions=forward or reverse_texts=true")
         return self
 
 
@@ -153,3 +160,72 @@ class IndexRun(Config):
     ray: RayConfig = RayConfig()
     out: str = "~/cirray/quickstart/index"
     """Where the index is written (path or URI)."""
+
+
+class TowersRun(Config):
+    """Make or fetch the towers that stay frozen from then on: vision and language model."""
+
+    vision: str = "asset"
+    """`asset` (shipped, embedded world), `train`, or a folder or hub id of a BLIP-2 vision model."""
+    language: str = "asset"
+    """`asset` (shipped, embedded world), `train`, or a folder or hub id of a causal language model."""
+    vision_model: VisionTowerConfig = VisionTowerConfig()
+    """Sizes of a trained vision tower."""
+    transform: TransformConfig = TransformConfig()
+    """How a trained vision tower's images are prepared; `size` is the tower's image size."""
+    vision_training: VisionTrainingConfig = VisionTrainingConfig()
+    """Pretraining of the vision tower."""
+    language_model: LanguageModelConfig = LanguageModelConfig()
+    """Sizes of a trained language model."""
+    language_training: LanguageTrainingConfig = LanguageTrainingConfig()
+    """Text-only pretraining of the language model."""
+    corpus: Literal["shapes", "data"] = "shapes"
+    """What a language model is trained on: the embedded world's grammar, or captions and training texts of `data`."""
+    data: DataConfig = DataConfig()
+    """Images, captions and texts; read only by `vision_training.objective=captions` and `corpus=data`."""
+    limits: ImageLimits = ImageLimits()
+    """Caps on images that are read."""
+    device: str = "cpu"
+    """Where the towers are trained."""
+    out: str = "~/cirray/quickstart/towers"
+    """Towers artifact (path or URI)."""
+
+
+class GeneratorRun(Config):
+    """Train the modification-text generator on the small labelled part."""
+
+    data: DataConfig = DataConfig()
+    """Triplets (split `train` trains, `val` evaluates) and captions."""
+    towers: str = "~/cirray/quickstart/towers"
+    """Towers artifact: vision tower and language model."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts that hold the labelled images; without any, they are encoded here."""
+    language: str = ""
+    """Another language model than the towers': a folder or hub id."""
+    model: GeneratorConfig = GeneratorConfig()
+    """The network."""
+    labels: int | None = Field(None, ge=1)
+    """Use only the first so many training triplets (whole families), and the captions of their images."""
+    alignment: Literal["auto", "bags", "captions", "none"] = "auto"
+    """Before any label: soft tokens to the cells' phrases (`bags`, captions of the embedded world), or captions through
+    the language model (`captions`), or nothing. `auto` takes the first that the captions allow."""
+    alignment_training: LoopConfig = LoopConfig(steps=400, batch=128, optimizer=OptimizerConfig(lr=2e-3))
+    """Alignment's loop."""
+    training: LoopConfig = LoopConfig(steps=240, batch=64, optimizer=OptimizerConfig(lr=3e-4))
+    """Training on the labelled triplets."""
+    decoding: DecodingConfig = DecodingConfig()
+    """Decoding of the evaluation."""
+    evaluate_pairs: int = Field(400, ge=0)
+    """Held-out pairs whose texts are written and, where scenes are known, judged, in both directions."""
+    zero_shot: bool = True
+    """Also evaluate before any labelled triplet was seen."""
+    scenes: str = "auto"
+    """Root of a shapes world whose scenes judge the texts; `auto`: the data's root when it has scenes; empty: none."""
+    limits: ImageLimits = ImageLimits()
+    """Caps on images that are read."""
+    device: str = "cpu"
+    """Where the generator is trained."""
+    seed: int = Field(0, ge=0)
+    """Start weights; the loops have seeds of their own."""
+    out: str = "~/cirray/quickstart/generator"
+    """Generator artifact (path or URI)."""

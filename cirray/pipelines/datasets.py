@@ -17,7 +17,7 @@ from cirray.types import stable_id
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images to read: ids and their places (paths or URIs), in the data set's order; `digest` covers names and sizes."""
+    """Ids and places (paths or URIs) of images, in the data set's order; `digest` covers names and sizes."""
 
     ids: tuple[str, ...]
     places: tuple[str, ...]

@@ -106,13 +106,15 @@ def _score(
 
 
 def _histories(run: EvaluateRun) -> dict[str, list[dict[str, float]]]:
-    """Training curves of the checkpoint and of the other artifacts, by the last part of their names."""
+    """Training curves by the last part of their artifact's name (by all of it where that is taken)."""
     found = {}
     for uri in dict.fromkeys((*run.histories, run.checkpoint)):
         path = storage.join(uri, HISTORY)
         if storage.exists(path):
             name = uri.partition("?")[0].rstrip("/").rpartition("/")[2]
-            found[name] = [json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line.strip()]
+            found[uri if name in found else name] = [
+                json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line.strip()
+            ]
         elif uri in run.histories:
             raise ArtifactError(f"{uri!r} holds no {HISTORY}; leave it out of `histories`.")
     return found

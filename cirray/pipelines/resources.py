@@ -83,7 +83,7 @@ def logical_cpus(config: RayConfig) -> int:
 
 
 def _start_private(config: RayConfig) -> None:
-    private_cluster()
+    private_cluster(quiet=not config.show_output)
     options: dict[str, Any] = {"_temp_dir": config.temp_dir} if config.temp_dir else {}
     ray.init(
         address="local", num_cpus=logical_cpus(config), num_gpus=config.num_gpus,

@@ -39,7 +39,9 @@ class Step:
         return self.function(**self.settings) if self.pool else partial(self.function, **self.settings)
 
 
-def stream(parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0) -> Iterator[Columns]:
+def stream(
+    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0
+) -> Iterator[Columns]:
     """Send every part through all steps.
 
     Args:
@@ -105,18 +107,18 @@ def check_shared(marker_uri: str) -> None:
         )
 
 
-def _by_ray(
-    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int
-) -> Iterator[Columns]:
+def _by_ray(parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int) -> Iterator[Columns]:
     import ray.data
     from ray.exceptions import RayError
 
     from cirray.pipelines.resources import cluster, data_context
 
     with cluster(config), data_context(config, 2 * part_bytes):
-        data = ray.data.from_arrow(list(parts))
+        data: ray.data.Dataset = ray.data.from_arrow(list(parts))
         for step in steps:
-            data = data.map_batches(step.function, batch_size=None, batch_format="numpy", **_arguments(step, len(parts)))
+            data = data.map_batches(
+                step.function, batch_size=None, batch_format="numpy", **_arguments(step, len(parts))
+            )
         try:
             yield from data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
         except RayError as error:

@@ -1,8 +1,8 @@
 """The engine on DeepSpeed: ZeRO 0-3, the torch engine's numbers step by step. The only file that imports deepspeed.
 
-The optimiser and its groups are the ones of `optim.py`, so that DeepSpeed only partitions, reduces and clips. bf16 means
-autocast over fp32 weights, as in the torch engine. No compiler is needed: the shared-memory collective that DeepSpeed
-would build on first use (half a minute) serves inference only and is switched off.
+The optimiser and its groups are the ones of `optim.py`, so that DeepSpeed only partitions, reduces and clips. bf16
+means autocast over fp32 weights, as in the torch engine. No compiler is needed: the shared-memory collective that
+DeepSpeed would build on first use (half a minute) serves inference only and is switched off.
 """
 
 import contextlib
@@ -12,8 +12,9 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +71,9 @@ class DeepSpeedEngine:
         self._names = _signature(model)
         self._factor, self._steps = lr_factor(config), 0
         optimizer = build_optimizer(model, config)
-        self._settings = [{key: group[key] for key in ("weight_decay", "betas", "eps")} for group in optimizer.param_groups]
+        self._settings = [
+            {key: group[key] for key in ("weight_decay", "betas", "eps")} for group in optimizer.param_groups
+        ]
         self._engine = _initialize(model, optimizer, config, rank, world)
 
     @property
@@ -108,7 +111,7 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
     def save(self, folder: Path) -> None:
-        """Write every rank's shard; frozen weights stay out. The folder is shared, or one per node to be merged later."""
+        """Write every rank's shard; frozen weights stay out. The folder is shared, or one per node and merged later."""
         (folder / SHARDS).mkdir(exist_ok=True)
         self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
         for script in folder.glob("zero_to_*.py"):
@@ -133,11 +136,11 @@ class DeepSpeedEngine:
             _make_universal(folder)
             path = self._load_universal(folder)
         if path is None:
-            raise ArtifactError(f"{str(folder)!r} holds an incomplete DeepSpeed state. Resume from an older checkpoint.")
+            raise ArtifactError(
+                f"{str(folder)!r} holds an incomplete DeepSpeed state. Resume from an older checkpoint."
+            )
         self._steps = int(about["steps"])
-        # ZeRO 3's universal loader gives every group the first group's settings.
-        for group, settings in zip(self._engine.optimizer.param_groups, self._settings, strict=True):
-            group.update(settings)
+        self._repair_settings()
 
     @contextlib.contextmanager
     def full_weights(self) -> Iterator[nn.Module]:
@@ -149,6 +152,15 @@ class DeepSpeedEngine:
 
         with GatheredParameters(list(self._model.parameters()), modifier_rank=None):
             yield self._model
+
+    def _repair_settings(self) -> None:
+        """ZeRO 3's universal loader gives all groups the first one's settings, and all states one shared step counter."""
+        optimizer = self._engine.optimizer
+        for group, settings in zip(optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+        for state in getattr(optimizer, "optimizer", optimizer).state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
 
     def _clip(self) -> torch.Tensor:
         """Without ZeRO the averaged gradients lie in place; the norm before clipping."""
@@ -164,7 +176,9 @@ class DeepSpeedEngine:
             raise ArtifactError(f"{str(folder)!r} holds no {ABOUT}: it is no checkpoint of the DeepSpeed engine.")
         about = json.loads(path.read_text())
         if about["names"] != self._names:
-            raise ArtifactError(f"The checkpoint {str(folder)!r} is of another model (parameter names or shapes differ).")
+            raise ArtifactError(
+                f"The checkpoint {str(folder)!r} is of another model (parameter names or shapes differ)."
+            )
         found, wanted = int(about["stage"]), self._config.zero_stage
         if found != wanted and {found, wanted} != {1, 2}:
             raise ArtifactError(
@@ -193,16 +207,38 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: Loop
     set_default("LOCAL_RANK", str(rank))
     if not dist.is_initialized():
         if world > 1:
-            raise ConfigError(f"The DeepSpeed engine was asked for {world} ranks, but torch.distributed is not initialised.")
+            raise ConfigError(
+                f"The DeepSpeed engine was asked for {world} ranks, but torch.distributed is not initialised."
+            )
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    back = _unpack_outputs(model)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(config, world), dist_init_required=False
     )
+    engine.register_forward_hook(back)
     return engine
 
+
+def _unpack_outputs(model: nn.Module) -> Callable[[Any, Any, Any], Any]:
+    """Let ZeRO 3's hooks see a dictionary where the model returns a dataclass, in which they would find no tensor.
+
+    Returns:
+        The hook for DeepSpeed's wrapper that makes the dataclass again.
+    """
+    kinds: list[type] = []
+
+    def to_dict(module: nn.Module, inputs: Any, output: Any) -> Any:
+        kinds[:] = [type(output)] if is_dataclass(output) else []
+        return {item.name: getattr(output, item.name) for item in fields(output)} if kinds else output
+
+    def to_dataclass(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return kinds[0](**output) if kinds else output
+
+    model.register_forward_hook(to_dict)
+    return to_dataclass
 
 
 def _check_shapes(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Training of the modification-text generator: alignment through captions, then the answer loss on labelled triplets."""
+"""Training of the generator: alignment through captions, then the answer loss on labelled triplets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,9 +103,7 @@ class AlignmentTask(_Task):
         """
         self._ids = sorted(bags or captions or {})
         if not self._ids:
-            raise DataError(
-                "Alignment needs captions, and there are none. Give captions or set alignment.objective=none."
-            )
+            raise DataError("Alignment needs captions, and there are none. Give some or set alignment=none.")
         self._captions = captions
         self._bags_MQW = self._bag_table(generator, bags) if bags else None
         super().__init__(generator, features, config, len(self._ids))
@@ -143,7 +141,7 @@ class AlignmentTask(_Task):
         if wrong is not None:
             raise DataError(
                 f"Image {wrong!r} has {len(bags[wrong])} phrases for {queries} queries. "
-                "Set qformer.queries to the number of cells, or alignment.objective=captions."
+                "Set qformer.queries to the number of cells, or alignment=captions."
             )
         return torch.stack([bag_ids(generator.language, bags[name], _BAG_WIDTH) for name in sorted(bags)])
 

@@ -27,11 +27,25 @@ IGNORE = -100
 class Text(Protocol):
     """What a corpus yields (see `cirray.data.shapes.corpus.Passage`)."""
 
-    images: tuple[tuple[tuple[str, ...], ...], ...]
-    prompt: str
-    answer: str
-    difference: tuple[tuple[str, ...], ...]
-    marks: tuple[tuple[int, int, int], ...]
+    @property
+    def images(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """Bags of words of every slot of every image."""
+
+    @property
+    def prompt(self) -> str:
+        """Words after the slots."""
+
+    @property
+    def answer(self) -> str:
+        """Words to be told; the only ones with a loss."""
+
+    @property
+    def difference(self) -> tuple[tuple[str, ...], ...]:
+        """Bags of the optional difference slots."""
+
+    @property
+    def marks(self) -> tuple[tuple[int, int, int], ...]:
+        """Per-slot facts for the heads, or nothing."""
 
 
 Corpus = Callable[[np.random.Generator], Text]
@@ -53,8 +67,8 @@ class LanguageBatch:
 
     def to(self, device: torch.device | str) -> "LanguageBatch":
         """The same batch on another device."""
-        moved = [item.to(device) for item in (self.ids_BTW, self.labels_BT, self.pairs_R, self.marks_RSK)]
-        return LanguageBatch(*moved, slots=self.slots)
+        ids_BTW, labels_BT = self.ids_BTW.to(device), self.labels_BT.to(device)
+        return LanguageBatch(ids_BTW, labels_BT, self.pairs_R.to(device), self.marks_RSK.to(device), self.slots)
 
 
 class DifferenceLearner(nn.Module):
@@ -163,7 +177,7 @@ class LanguageTask:
 def encode_passages(
     language: LanguageModel, passages: Sequence[Text], with_difference: bool, bag_width: int
 ) -> LanguageBatch:
-    """Passages as one batch: image slots, optional difference slots, prompt words, answer words, padded on the right."""
+    """Passages as one batch: image slots, optional difference slots, prompt, answer; padded on the right."""
     rows, labels = [], []
     for passage in passages:
         answer = [*language.token_ids(passage.answer), language.end_id]

@@ -50,9 +50,9 @@ _DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def triplet_id(pair_id: str, generator: str, prompt_version: str, seed: int, direction: str) -> str:
-    """Id of a generated triplet: the same pair, generator, prompt and seed give the same id on every machine."""
-    return stable_id("triplet", pair_id, generator, prompt_version, seed, direction)
+def triplet_id(pair_id: str, recipe: str, direction: str) -> str:
+    """Id of a generated triplet, the same on every machine; `recipe` digests generator, prompt, decoding and seed."""
+    return stable_id("triplet", pair_id, recipe, direction)
 
 
 def triplet_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -5,19 +5,23 @@ words (`large red star top left`); the model sums a bag's word embeddings into o
 token of the projection stands for one cell of an image.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from cirray.core.errors import DataError
-from cirray.data.shapes.grammar import caption, modification, phrases
+from cirray.data.shapes.grammar import CAPTION_PARTS, caption, modification, phrases
 from cirray.data.shapes.judge import parse
 from cirray.data.shapes.scenes import (
     CELLS,
+    COLOURS,
     KINDS,
     MAX_OBJECTS,
     MIN_OBJECTS,
     PLACES,
+    SHAPES,
+    SIZES,
     Edit,
     Scene,
     apply,
@@ -32,6 +36,10 @@ DESCRIBE = "describe the image"
 _ATTEMPTS = 10_000
 _EDIT_ATTEMPTS = 12
 _TWINS, _SWAPS = 0.3, 0.25
+
+_THING = f"(?P<thing>({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}))"
+_PLACE = f"(?P<place>{'|'.join(PLACES)})"
+_CAPTION_PATTERNS = tuple(re.compile(part.format(thing=_THING, place=_PLACE)) for part in CAPTION_PARTS)
 
 Bags = tuple[tuple[str, ...], ...]
 
@@ -83,6 +91,18 @@ class Passage:
 def bags(scene: Scene) -> Bags:
     """Nine bags of words, one per cell in reading order: the object's words, or `empty`, with the cell's place."""
     return tuple(tuple(f"{text} {place}".split()) for text, place in zip(phrases(scene), PLACES, strict=True))
+
+
+def caption_bags(text: str) -> Bags | None:
+    """The nine bags that a caption of the grammar tells, or None for any other text. An unnamed cell is empty."""
+    described: dict[str, str] = {}
+    for part in text.lower().split(" and "):
+        words = " ".join(part.split())
+        match = next((found for pattern in _CAPTION_PATTERNS if (found := pattern.fullmatch(words))), None)
+        if match is None:
+            return None
+        described[match["place"]] = match["thing"]
+    return tuple(tuple(f"{described.get(place, 'empty')} {place}".split()) for place in PLACES)
 
 
 def reserved_scene(

@@ -54,7 +54,8 @@ NAMES = ("the object in the {place}", "the {place} object", "the {colour} {shape
 
 COMPARATIVE = {"small": "smaller", "large": "larger"}
 
-_CAPTION_PARTS = ("a {thing} in the {place}", "the {place} has a {thing}", "in the {place} a {thing}")
+CAPTION_PARTS = ("a {thing} in the {place}", "the {place} has a {thing}", "in the {place} a {thing}")
+"""Ways to say that an object is in a place; a caption joins several by `and`."""
 
 
 def phrase(thing: Thing | None) -> str:
@@ -118,7 +119,7 @@ def true_text(reference: Scene, target: Scene, rng: np.random.Generator) -> str 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """Every object with its place, in random order, joined by `and`."""
     order = [scene.occupied[int(index)] for index in rng.permutation(len(scene.occupied))]
-    parts = (pick(rng, _CAPTION_PARTS).format(thing=phrase(scene.cells[cell]), place=PLACES[cell]) for cell in order)
+    parts = (pick(rng, CAPTION_PARTS).format(thing=phrase(scene.cells[cell]), place=PLACES[cell]) for cell in order)
     return " and ".join(parts)
 
 
@@ -128,6 +129,6 @@ def vocabulary() -> list[str]:
 
 
 def _every_word_source() -> Iterator[str]:
-    for templates in (*TEMPLATES.values(), NAMES, _CAPTION_PARTS):
+    for templates in (*TEMPLATES.values(), NAMES, CAPTION_PARTS):
         yield from templates
     yield from (*COLOURS, *SHAPES, *SIZES, *PLACES, *COMPARATIVE.values(), "and", "empty")

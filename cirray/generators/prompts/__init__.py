@@ -12,7 +12,17 @@ def prompt(version: str) -> str:
     Raises:
         ConfigError: for an unknown one, with the known ones.
     """
-    known = json.loads(files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
+    known = _table()
     if version not in known:
         raise ConfigError(unknown_name("prompt version", version, known))
-    return str(known[version])
+    return known[version]
+
+
+def all_prompts() -> list[str]:
+    """Every instruction of every version."""
+    return sorted(_table().values())
+
+
+def _table() -> dict[str, str]:
+    table: dict[str, str] = json.loads(files(__name__).joinpath("prompts.json").read_text(encoding="utf-8"))
+    return table

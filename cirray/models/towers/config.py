@@ -1,4 +1,4 @@
-"""Configuration of the towers that are pretrained here: the small language model, and both towers' training. No torch."""
+"""Configuration of the small language model, and of the pretraining of both towers. No torch."""
 
 from typing import Literal
 
@@ -56,7 +56,7 @@ class VisionTrainingConfig(LoopConfig):
     """Pretraining of the small vision tower."""
 
     objective: Literal["cells", "captions"] = "cells"
-    """`cells`: per-patch heads on freshly drawn scenes of the embedded world. `captions`: words of captions, on any images."""
+    """`cells`: per-patch heads on fresh scenes of the embedded world. `captions`: words of captions, on any images."""
     steps: int = Field(200, ge=1)
     """Optimiser steps."""
     batch: int = Field(128, ge=1)

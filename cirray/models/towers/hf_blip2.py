@@ -35,6 +35,8 @@ class VisionTower(nn.Module):
         self.model, self.transform = model, transform
         self.width = int(model.config.hidden_size)
         self.num_tokens = int(model.embeddings.num_positions)
+        self.mean_C: torch.Tensor
+        self.std_C: torch.Tensor
         self.register_buffer("mean_C", torch.tensor(transform.mean) * 255.0, persistent=False)
         self.register_buffer("std_C", torch.tensor(transform.std) * 255.0, persistent=False)
         self.requires_grad_(False)
@@ -96,9 +98,9 @@ def build_vision_tower(config: VisionTowerConfig, transform: TransformConfig) ->
     settings = Blip2VisionConfig(
         hidden_size=config.width, intermediate_size=config.intermediate, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, image_size=config.image_size, patch_size=config.patch_size,
-        initializer_range=config.initializer_range, attn_implementation=config.attention,
+        initializer_range=config.initializer_range,
     )  # fmt: skip
-    model = Blip2VisionModel(settings)
+    model = Blip2VisionModel._from_config(settings, attn_implementation=config.attention)
     nn.init.normal_(model.embeddings.position_embedding, std=_POSITION_STD)
     return VisionTower(model, transform)
 
@@ -158,10 +160,13 @@ def _preprocessor(transform: TransformConfig) -> dict[str, Any]:
 def _read_transform(folder: Path, settings: Blip2VisionConfig) -> TransformConfig:
     path = folder / PREPROCESSOR
     if not path.is_file():
-        return TransformConfig(size=int(settings.image_size))
+        return TransformConfig(size=_side(settings))
     stored = json.loads(path.read_text())
     if "cirray_transform" in stored:
         return TransformConfig(**stored["cirray_transform"])
-    return TransformConfig(
-        size=int(settings.image_size), mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"])
-    )
+    return TransformConfig(size=_side(settings), mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"]))
+
+
+def _side(settings: Blip2VisionConfig) -> int:
+    side = settings.image_size
+    return side if isinstance(side, int) else side[0]

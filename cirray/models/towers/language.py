@@ -42,7 +42,7 @@ class LanguageModel:
     @property
     def width(self) -> int:
         """Width of the input embeddings."""
-        return int(self.model.get_input_embeddings().weight.shape[1])
+        return int(_table(self.model).shape[1])
 
     @property
     def pad_id(self) -> int:
@@ -130,7 +130,7 @@ def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.fl
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"No causal language model could be read from {str(source)!r}: {reason}") from None
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > _table(model).shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     return LanguageModel(model.eval(), tokenizer, str(source))
 
@@ -144,7 +144,7 @@ def bag_ids(language: LanguageModel, bags: Sequence[Sequence[str]], width: int) 
     unknown = language.tokenizer.unk_token_id
     ids = torch.full((len(bags), width), -1, dtype=torch.int64)
     for row, bag in enumerate(bags):
-        found = language.tokenizer.convert_tokens_to_ids(list(bag))
+        found = [language.tokenizer.convert_tokens_to_ids(word) for word in bag]
         if len(found) > width or unknown in found:
             raise DataError(f"The bag of words {list(bag)} has more than {width} words or words the model lacks.")
         ids[row, : len(found)] = torch.tensor(found)
@@ -155,3 +155,9 @@ def embed_bags(language: LanguageModel, ids_BTW: torch.Tensor) -> torch.Tensor:
     """Sum of the word embeddings of each bag; ids below zero count nothing. `[..., T, W] -> [..., T, D]`."""
     present = (ids_BTW >= 0).unsqueeze(-1)
     return (language.embed(ids_BTW.clamp_min(0)) * present).sum(dim=-2)
+
+
+def _table(model: PreTrainedModel) -> torch.Tensor:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight

@@ -183,6 +183,7 @@ def test_a_long_body_is_answered_413_announced_or_not(make_caller, picture):
     assert_problem(announced, 413, "body-too-large", "0.01 MiB")
 
     async def drip():
+        yield b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n'
         for _ in range(40):
             yield b"x" * 1000
 

@@ -1,11 +1,14 @@
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from ray import serve
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
+from cirray.retriever import ComposedQuery
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.deployments import Retriever
 from cirray.serving.service import DirectService, Workers
@@ -56,7 +59,10 @@ def test_a_failed_probe_is_never_reused(retriever, monkeypatch):
 
 
 @pytest.fixture
-def replica(tiny):
+def replica(tiny, monkeypatch):
+    """A deployment's class without Serve around it; batching asks its replica's limits, which are given here."""
+    config = SimpleNamespace(max_ongoing_requests=96)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(_deployment_config=config))
     return Retriever(ServeArgs(checkpoint=tiny.checkpoint, index=tiny.index))
 
 
@@ -73,13 +79,13 @@ def test_queries_that_arrive_together_share_one_pass(replica, monkeypatch):
 
     answers = asyncio.run(main())
     assert sizes == [8]
-    assert answers == [search_many([query])[0] for query in queries]
+    assert [answer.ids for answer in answers] == [search_many([query])[0].ids for query in queries]
 
 
 def test_one_bad_query_fails_alone_in_its_batch(replica):
     replica.reconfigure({"max_batch_size": 4, "batch_wait_timeout_s": 0.2})
     good = [replica.retriever.prepare("blue", gallery_id="plain/00") for _ in range(3)]
-    poison = replica.retriever.prepare("blue", gallery_id="plain/02").__class__(text="blue", gallery_id="not there")
+    poison = ComposedQuery(text="blue", gallery_id="not there")
 
     async def main():
         return await asyncio.gather(*(replica.answer(q) for q in [*good, poison]), return_exceptions=True)

@@ -1,0 +1,21 @@
+"""Towers shipped with the package, for the embedded world: trained on text and images that belong to no world."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from cirray.core.errors import ArtifactError, unknown_name
+
+SHAPES_VISION, SHAPES_LANGUAGE = "shapes-vision", "shapes-language"
+
+
+def asset_folder(name: str) -> Path:
+    """Folder of a shipped tower.
+
+    Raises:
+        ArtifactError: when the package holds no such asset, with those it holds.
+    """
+    root = Path(str(files("cirray"))) / "assets"
+    if not (root / name / "config.json").is_file():
+        known = sorted(path.name for path in root.glob("*") if (path / "config.json").is_file())
+        raise ArtifactError(f"{unknown_name('asset', name, known)} Train it instead (set it to `train`).")
+    return root / name

@@ -1,0 +1,129 @@
+"""Stage 2: every image through the frozen vision tower once, into the feature store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
+from cirray.core.errors import DataError
+from cirray.core.progress import progress
+from cirray.data.transforms import build_transform
+from cirray.features.shards import FOLDER, finished_parts, part_name, shard_digest
+from cirray.pipelines.actors import EncodeImages, decode_images, load_tower
+from cirray.pipelines.config import EmbedRun
+from cirray.pipelines.datasets import ImageList, list_images
+from cirray.pipelines.streaming import Step, stream
+
+_REASONS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class TowerFacts:
+    """What the driver must know of a tower: its digest, its transform and the shape of one image's tokens."""
+
+    digest: str
+    transform: dict[str, Any]
+    transform_digest: str
+    size: int
+    shape: tuple[int, int]
+
+
+def run_embed(run: EmbedRun) -> Manifest:
+    """Decode and encode every image of the asked parts, once; resumes from finished shards.
+
+    Returns:
+        Manifest of kind "features"; counts `images` and `rejected`, `extra["rejected"]` the first reasons.
+
+    Raises:
+        DataError: no image, or none that can be decoded.
+        ArtifactError: no tower, or another run's output at `out`.
+    """
+    images = list_images(run.data, run.parts)
+    stage = open_stage(run.out, "features", _result_config(run), {"images": images.digest, "tower": _digest(run.tower)})
+    if stage.finished:
+        return stage.finished
+    tower = tower_facts(run.tower)
+    parts = plan_parts(images, run.shard_rows)
+    done = _done(stage, parts)
+    todo = [table for number, table in enumerate(parts) if number not in done]
+    with progress("embed images", len(images.ids), "images") as advance:
+        advance(sum(len(parts[number]) for number in done), "finished before" if done else "")
+        for summary in stream(todo, embed_steps(run, stage, tower), run.ray, _part_bytes(run, tower)):
+            advance(int(summary["rows"][0]))
+    return _publish(stage, parts, tower)
+
+
+def plan_parts(images: ImageList, rows: int) -> list[pa.Table]:
+    """The images cut into parts of `rows`, each with its number and its size in every row."""
+    tables = []
+    for number, start in enumerate(range(0, len(images.ids), rows)):
+        ids, places = images.ids[start : start + rows], images.places[start : start + rows]
+        columns = {"part": [number] * len(ids), "part_rows": [len(ids)] * len(ids), "image_id": ids, "place": places}
+        tables.append(pa.table(columns))
+    return tables
+
+
+def embed_steps(run: EmbedRun, stage: Stage, tower: TowerFacts) -> list[Step]:
+    """Decoding in tasks, encoding and writing in a pool of actors."""
+    encode = {
+        "tower": run.tower, "work_uri": stage.work_uri, "batch": run.batch,
+        "device": "cuda" if run.pool.gpus else "cpu", "threads": run.pool.threads,
+    }  # fmt: skip
+    decode = {"transform": tower.transform, "limits": run.limits.to_dict()}
+    return [Step(decode_images, decode, tasks=run.decode_tasks), Step(EncodeImages, encode, run.pool)]
+
+
+def tower_facts(uri: str) -> TowerFacts:
+    """Load a tower and note what the driver needs of it."""
+    tower = load_tower(uri)
+    transform = build_transform(tower.transform)
+    shape = (tower.num_tokens, tower.width)
+    return TowerFacts(tower.digest, tower.transform.to_dict(), transform.digest, transform.size, shape)
+
+
+def _result_config(run: EmbedRun) -> dict[str, Any]:
+    """What decides the content: everything but places, devices and workers (digests stand for the inputs)."""
+    config = run.to_dict()
+    return {name: config[name] for name in ("parts", "limits", "shard_rows", "batch")}
+
+
+def _digest(tower: str) -> str:
+    return read_manifest(tower).digest if is_complete(tower) else load_tower(tower).digest
+
+
+def _done(stage: Stage, parts: Sequence[pa.Table]) -> set[int]:
+    finished = finished_parts(stage.work_uri)
+    return {number for number, table in enumerate(parts) if number in finished and _same(finished[number], table)}
+
+
+def _same(found: tuple[list[str], list[tuple[str, str]]], table: pa.Table) -> bool:
+    ids = found[0] + [image for image, _ in found[1]]
+    return sorted(ids) == sorted(table.column("image_id").to_pylist())
+
+
+def _part_bytes(run: EmbedRun, tower: TowerFacts) -> int:
+    return run.shard_rows * (tower.size * tower.size * 3 + 512)
+
+
+def _publish(stage: Stage, parts: Sequence[pa.Table], tower: TowerFacts) -> Manifest:
+    finished, done = finished_parts(stage.work_uri), _done(stage, parts)
+    lacking = sorted(set(range(len(parts))) - done)
+    if lacking or set(finished) != done:
+        raise DataError(f"Shards {lacking or sorted(set(finished) - done)} do not hold their images; run again.")
+    rejected = [row for number in sorted(finished) for row in finished[number][1]]
+    images = sum(len(ids) for ids, _ in finished.values())
+    if not images:
+        stage.discard()
+        raise DataError(f"None of {len(rejected)} images could be used, e.g. {rejected[0][0]!r}: {rejected[0][1]}")
+    folder = storage.join(stage.work_uri, FOLDER)
+    extra = {
+        "encoder_digest": tower.digest,
+        "transform_digest": tower.transform_digest,
+        "shape": list(tower.shape),
+        "shards": {part_name(number): shard_digest(folder, part_name(number)) for number in sorted(finished)},
+        "rejected": [list(row) for row in rejected[:_REASONS_SHOWN]],
+    }
+    return stage.publish({"images": images, "rejected": len(rejected)}, extra=extra)

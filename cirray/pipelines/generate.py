@@ -1,0 +1,205 @@
+"""Stage 4b: pairs through a pool of generator actors, into the triplet store, every row accounted for."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.errors import GenerationError
+from cirray.core.progress import progress
+from cirray.pipelines.actors import GenerateTexts, GeneratorLoader, load_generator
+from cirray.pipelines.config import GenerateRun
+from cirray.pipelines.judging import text_accuracy
+from cirray.pipelines.mine import PAIR_SCHEMA, read_pairs
+from cirray.pipelines.ordering import order_pairs
+from cirray.pipelines.streaming import Step, stream
+from cirray.triplets.filters import apply_filters
+from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, triplet_id
+from cirray.triplets.store import DATA, REJECTED, finished_ids, read_file, read_tables, write_table
+from cirray.types import Pair, stable_id
+
+_FILTERED = "filtered"
+_ROW_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Parts of pairs in their order, and the triplet ids that each must give."""
+
+    parts: tuple[tuple[Pair, ...], ...]
+    expected: tuple[frozenset[str], ...]
+    recipe: str
+    generator: str
+
+    def table(self, number: int) -> pa.Table:
+        """One part as the table that an actor is given."""
+        pairs = self.parts[number]
+        columns = {name: [getattr(pair, name) for pair in pairs] for name in PAIR_SCHEMA.names}
+        head = {"part": [number] * len(pairs), "part_rows": [len(pairs)] * len(pairs)}
+        return pa.table({**head, **columns})
+
+
+def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Manifest:
+    """Write a text for every pair; resumes from finished parts.
+
+    Each triplet id appears exactly once in the committed artifact, among the triplets or among the rejected rows. Work
+    may be repeated after a crash, output is not.
+
+    Args:
+        run: the configuration.
+        load: loader of the generator, called once in every actor.
+
+    Returns:
+        Manifest of kind "triplets"; counts `pairs`, `triplets`, `rejected`.
+
+    Raises:
+        ArtifactError: an input is missing, or another run's output stands at `out`.
+        GenerationError: when rows are lost or doubled, or every row was rejected.
+    """
+    stage = open_stage(run.out, "triplets", _result_config(run), _inputs(run))
+    if stage.finished:
+        return stage.finished
+    plan = make_plan(run)
+    done = _done(stage, plan)
+    todo = [plan.table(number) for number in range(len(plan.parts)) if number not in done]
+    with progress("write texts", sum(len(part) for part in plan.parts), "pairs") as advance:
+        advance(sum(len(plan.parts[number]) for number in done), "finished before" if done else "")
+        step = Step(GenerateTexts, actor_settings(run, stage, plan, load), run.pool)
+        for summary in stream(todo, [step], run.ray, run.part_rows * _ROW_BYTES):
+            advance(int(summary["rows"][0]))
+    account(stage, plan)
+    _filter(stage, run)
+    return _publish(stage, plan, run)
+
+
+def make_plan(run: GenerateRun) -> Plan:
+    """Read and order the pairs, cut them into parts, and name every id that must come out."""
+    pairs = order_pairs(read_pairs(run.pairs))
+    generator = read_manifest(run.generator, "generator").digest
+    recipe = stable_id("recipe", generator, run.decoding.to_yaml(), run.seed)
+    directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
+    parts = tuple(tuple(pairs[start : start + run.part_rows]) for start in range(0, len(pairs), run.part_rows))
+    expected = tuple(
+        frozenset(triplet_id(pair.pair_id, recipe, direction) for pair in part for direction in directions)
+        for part in parts
+    )
+    return Plan(parts, expected, recipe, generator)
+
+
+def actor_settings(run: GenerateRun, stage: Stage, plan: Plan, load: GeneratorLoader) -> dict[str, Any]:
+    """Constructor arguments of `GenerateTexts`."""
+    options = {
+        **run.decoding.to_dict(), "device": "cuda" if run.pool.gpus else "cpu", "seed": run.seed,
+        "directions": "both" if run.reverse_texts else "forward",
+    }  # fmt: skip
+    row = {"source": run.source, "split": run.split, "generator": plan.generator, "seed": run.seed}
+    return {
+        "load": load, "generator": run.generator, "options": options, "features": list(run.features),
+        "work_uri": stage.work_uri, "row": row, "recipe": plan.recipe, "both": run.directions == "both",
+        "threads": run.pool.threads,
+    }  # fmt: skip
+
+
+def account(stage: Stage, plan: Plan) -> None:
+    """Compare what lies in the finished parts with what must be there.
+
+    Raises:
+        GenerationError: naming ids that are lost, doubled or unknown.
+    """
+    found = Counter(item for ids in finished_ids(stage.work_uri).values() for item in ids)
+    filtered = _filtered_ids(stage)
+    found.update(item for item in filtered if item not in found)
+    expected = {item for ids in plan.expected for item in ids}
+    total = sum(len(ids) for ids in plan.expected)
+    if total != len(expected):
+        raise GenerationError(f"{total - len(expected)} pairs stand twice in the pairs artifact; mine them again.")
+    for what, ids in (
+        ("lost", expected - set(found)),
+        ("unknown", set(found) - expected),
+        ("doubled", {item for item, count in found.items() if count > 1}),
+    ):
+        if ids:
+            raise GenerationError(
+                f"{len(ids)} of {len(expected)} rows are {what} in {stage.work_uri!r}, e.g. {min(ids)!r}. Delete that "
+                "folder and run again; if it happens twice, report it."
+            )
+
+
+def _done(stage: Stage, plan: Plan) -> set[int]:
+    """Parts whose ids are all there; the difference is what is left to do."""
+    found, filtered = finished_ids(stage.work_uri), _filtered_ids(stage)
+    return {
+        number
+        for number, ids in enumerate(plan.expected)
+        if _name(number) in found and ids <= filtered.union(found[_name(number)])
+    }
+
+
+def _filter(stage: Stage, run: GenerateRun) -> None:
+    """Move rows that a filter drops to `rejected/`: first all of them there, then out of the data, part by part.
+
+    Killed between the two, a row stands in both places; the next run takes it out of the data.
+    """
+    if not run.filters.names:
+        return
+    if not _filtered_ids(stage):
+        table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
+        reasons = apply_filters(table, run.filters)
+        dropped = [row for row, reason in enumerate(reasons) if reason]
+        rows = table.take(dropped).append_column("reason", pa.array([reasons[row] for row in dropped], pa.string()))
+        write_table(_filtered_uri(stage), rows.select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
+    gone = _filtered_ids(stage)
+    for name, ids in finished_ids(stage.work_uri).items():
+        if gone.intersection(ids):
+            table = read_file(stage.work_uri, DATA, f"{name}.parquet", TRIPLET_SCHEMA)
+            keep = [row for row, item in enumerate(table.column("triplet_id").to_pylist()) if item not in gone]
+            write_table(storage.join(stage.work_uri, DATA, f"{name}.parquet"), table.take(keep))
+
+
+def _publish(stage: Stage, plan: Plan, run: GenerateRun) -> Manifest:
+    table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
+    rejected = read_tables(stage.work_uri, REJECTED, REJECTED_SCHEMA)
+    expected = sum(len(ids) for ids in plan.expected)
+    if len(table) + len(rejected) != expected:
+        raise GenerationError(f"{len(table)} triplets and {len(rejected)} rejected rows are not {expected}.")
+    reasons = Counter(rejected.column("reason").to_pylist()).most_common(5)
+    if not len(table):
+        stage.discard()
+        raise GenerationError(f"All {len(rejected)} rows were rejected, most often: {reasons[0][0]}.")
+    counts = {"pairs": sum(len(part) for part in plan.parts), "triplets": len(table), "rejected": len(rejected)}
+    metrics = text_accuracy(table, run.judge) if run.judge else {}
+    return stage.publish(counts, metrics, {"generator": plan.generator, "reasons": [list(item) for item in reasons]})
+
+
+def _result_config(run: GenerateRun) -> dict[str, Any]:
+    """What decides the content: everything but places, devices and workers (digests stand for the inputs)."""
+    config = run.to_dict()
+    names = ("decoding", "directions", "reverse_texts", "source", "split", "seed", "part_rows", "filters")
+    return {name: config[name] for name in names}
+
+
+def _inputs(run: GenerateRun) -> dict[str, str]:
+    features = [read_manifest(uri, "features").digest for uri in run.features]
+    return {
+        "pairs": read_manifest(run.pairs, "pairs").digest,
+        "features": "+".join(features),
+        "generator": read_manifest(run.generator, "generator").digest,
+    }
+
+
+def _name(number: int) -> str:
+    return f"part-{number:05d}"
+
+
+def _filtered_uri(stage: Stage) -> str:
+    return storage.join(stage.work_uri, REJECTED, f"{_FILTERED}.parquet")
+
+
+def _filtered_ids(stage: Stage) -> frozenset[str]:
+    if not storage.exists(_filtered_uri(stage)):
+        return frozenset()
+    table = read_file(stage.work_uri, REJECTED, f"{_FILTERED}.parquet", REJECTED_SCHEMA)
+    return frozenset(table.column("triplet_id").to_pylist())

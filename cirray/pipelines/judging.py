@@ -1,0 +1,64 @@
+"""What the known scenes of a shapes world say of mined pairs and generated texts; numbers only, nothing is filtered."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from cirray.core import storage
+from cirray.core.errors import DataError
+from cirray.data.shapes.judge import judge
+from cirray.data.shapes.scenes import Scene, difference
+from cirray.data.shapes.world import read_scenes
+from cirray.types import Pair
+
+
+def is_shapes_world(root: str) -> bool:
+    """Whether a local data root says which scene every image shows."""
+    return bool(root) and storage.is_local(root) and (storage.local_path(root) / "scenes.jsonl").is_file()
+
+
+def single_edit_share(pairs: Sequence[Pair], root: str) -> float:
+    """Share of pairs whose scenes are exactly one edit apart.
+
+    Raises:
+        DataError: naming an image that the world does not have.
+    """
+    scenes = read_scenes(_folder(root))
+    hits = [difference(_scene(scenes, p.reference_id), _scene(scenes, p.target_id)) is not None for p in pairs]
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def text_accuracy(table: pa.Table, root: str) -> dict[str, float]:
+    """How right the texts of a triplet table are.
+
+    Returns:
+        `exact`: share of texts that turn the reference into exactly the target; `exact_single_edits`: the same among
+        pairs that are one edit apart (the others cannot be right); `direction`: share not telling the opposite.
+    """
+    scenes = read_scenes(_folder(root))
+    exact, possible, direction = 0, 0, 0
+    names = ("reference_id", "target_id", "modification")
+    for reference, target, text in zip(*(table.column(name).to_pylist() for name in names), strict=True):
+        before, after = _scene(scenes, reference), _scene(scenes, target)
+        verdict = judge(text, before, after)
+        exact += verdict.exact
+        direction += verdict.direction
+        possible += difference(before, after) is not None
+    count = max(len(table), 1)
+    return {
+        "exact": exact / count,
+        "exact_single_edits": exact / max(possible, 1),
+        "single_edits": possible / count,
+        "direction": direction / count,
+    }
+
+
+def _scene(scenes: dict[str, Scene], image_id: str) -> Scene:
+    if image_id not in scenes:
+        raise DataError(f"The shapes world knows no image {image_id!r}; name the root that the images come from.")
+    return scenes[image_id]
+
+
+def _folder(root: str) -> Path:
+    return storage.local_path(root)

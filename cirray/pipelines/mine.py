@@ -1,0 +1,113 @@
+"""Stage 4a: choose the image pairs that are worth a text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
+from cirray.core.errors import DataError
+from cirray.data.benchmark import CirDataset
+from cirray.features.store import FeatureStore
+from cirray.mining.pairs import MiningInput, mine_pairs
+from cirray.pipelines.config import MineRun
+from cirray.pipelines.datasets import open_dataset, part_ids
+from cirray.pipelines.judging import is_shapes_world, single_edit_share
+from cirray.triplets.store import write_table
+from cirray.types import Pair, stable_id
+
+KIND, FILE = "pairs", "pairs.parquet"
+PAIR_SCHEMA = pa.schema(
+    [pa.field(name, pa.string(), False) for name in ("pair_id", "reference_id", "target_id", "group_id")]
+    + [pa.field("score", pa.float64(), False), pa.field("rank", pa.int64(), False)]
+)
+_LABELLED = ("existing", "reverse")
+
+
+def run_mine(run: MineRun) -> Manifest:
+    """Choose pairs and write them.
+
+    Returns:
+        Manifest of kind "pairs"; counts `pairs` and `images`; for a shapes world the metric `single_edits`, the share
+        of pairs that are exactly one edit apart (the miner never sees the scenes).
+
+    Raises:
+        DataError: when images have no features or no pair is found.
+    """
+    dataset = open_dataset(run.data)
+    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, dataset))
+    if stage.finished:
+        return stage.finished
+    pairs = mine_pairs(_source(run, dataset), run.mining)
+    write_pairs(storage.join(stage.work_uri, FILE), pairs)
+    images = {image for pair in pairs for image in (pair.reference_id, pair.target_id)}
+    return stage.publish({"pairs": len(pairs), "images": len(images)}, _metrics(run, pairs))
+
+
+def write_pairs(uri: str, pairs: Sequence[Pair]) -> None:
+    """Write pairs as one Parquet file."""
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in PAIR_SCHEMA.names}
+    write_table(uri, pa.table(columns, schema=PAIR_SCHEMA))
+
+
+def read_pairs(uri: str) -> list[Pair]:
+    """Pairs of an artifact, in the order they were chosen.
+
+    Raises:
+        ArtifactError: when there is no complete pairs artifact.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(localize(uri, KIND) / FILE)
+    return [Pair(**row) for row in table.select(PAIR_SCHEMA.names).to_pylist()]
+
+
+def _result_config(run: MineRun) -> dict[str, Any]:
+    config = run.to_dict()
+    names = ["parts", "exclude_parts", "split", "mining"]
+    picked = {name: config[name] for name in names}
+    picked["mining"] = {key: value for key, value in config["mining"].items() if key != "memory_mib"}
+    return picked
+
+
+def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:
+    inputs = (
+        {} if run.mining.policy in _LABELLED else {uri: read_manifest(uri, "features").digest for uri in run.features}
+    )
+    ids = (*part_ids(dataset, run.parts), "excluded", *sorted(_excluded(run, dataset)))
+    triplets = [f"{t.triplet_id}:{t.reference_id}:{t.target_id}:{t.split}" for t in dataset.triplets]
+    return {**inputs, "data": stable_id("mine", *ids, *triplets)}
+
+
+def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
+    features = None if run.mining.policy in (*_LABELLED, "uniform") else FeatureStore.open_many(run.features)
+    ids, excluded = part_ids(dataset, run.parts), _excluded(run, dataset)
+    if ids and excluded.issuperset(ids) and run.mining.policy not in _LABELLED:
+        raise DataError(
+            f"All {len(ids)} images of {', '.join(run.parts)} are excluded, being in {', '.join(run.exclude_parts)} as "
+            "well. Put pool and gallery into folders of their own, or set exclude_parts=[] and expect pairs of images "
+            "that queries search."
+        )
+    return MiningInput(ids, features, dataset.split(run.split), excluded)
+
+
+def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
+    ids = set(part_ids(dataset, run.exclude_parts)) if run.exclude_parts else set()
+    if run.exclude_ids:
+        path = Path(run.exclude_ids).expanduser()
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"The file of excluded ids {str(path)!r} cannot be read: {error}.") from None
+        ids.update(line.strip() for line in lines if line.strip())
+    return frozenset(ids)
+
+
+def _metrics(run: MineRun, pairs: Sequence[Pair]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"score_mean": sum(pair.score for pair in pairs) / len(pairs)}
+    root = str(getattr(getattr(run.data, run.data.format, None), "root", ""))
+    if is_shapes_world(root):
+        metrics["single_edits"] = single_edit_share(pairs, root)
+    return metrics

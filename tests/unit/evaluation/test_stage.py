@@ -1,0 +1,149 @@
+"""The evaluation stage on a small world, with random towers: what it writes and what it refuses."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cirray.core.artifacts import open_stage
+from cirray.core.errors import ArtifactError, DataError
+from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, TransformConfig
+from cirray.data.images import open_image
+from cirray.data.readers import read_dataset
+from cirray.data.shapes.world import write_world
+from cirray.data.transforms import build_transform
+from cirray.evaluation.config import EvaluateRun
+from cirray.features.shards import FeatureShardWriter
+from cirray.models.composed import build_retriever
+from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
+from cirray.models.text import build_tokenizer
+from cirray.models.towers.hf_blip2 import build_vision_tower
+from cirray.pipelines.evaluate import run_evaluate
+from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
+from cirray.triplets.store import write_part
+from cirray.types import Triplet
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world") / "w"
+    sizes = ShapesConfig(labelled_families=2, heldout_families=1, pool_families=1, gallery_references=4)
+    write_world(sizes, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def parts(world, tmp_path_factory):
+    """URIs of a checkpoint, its features, and features of another tower."""
+    root = tmp_path_factory.mktemp("parts")
+    dataset = read_dataset(DataConfig(folder=FolderConfig(root=str(world))))
+    towers = [tower(seed) for seed in (0, 1)]
+    stage = open_stage(root / "pretrain", "checkpoint", {"steps": 2})
+    tokenizer = build_tokenizer([query.modification for query in dataset.queries])
+    sizes = QFormerConfig(width=16, layers=1, heads=2, queries=3, intermediate=16)
+    build_retriever(RetrieverConfig(qformer=sizes, embed_dim=8), tokenizer, 16).save(stage.local / "model")
+    towers[0].save(stage.local / "model" / "vision")
+    rows = [{"step": step, "loss": 1.0 / step} for step in (1, 2)]
+    (stage.local / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage.publish({"steps": 2})
+    features = [write_features(root / f"features{n}", dataset, one) for n, one in enumerate(towers)]
+    return {"checkpoint": str(root / "pretrain"), "features": features[0], "foreign": features[1]}
+
+
+def tower(seed):
+    torch.manual_seed(seed)
+    sizes = VisionTowerConfig(width=16, layers=1, heads=2, intermediate=16)
+    return build_vision_tower(sizes, TransformConfig())
+
+
+def write_features(uri, dataset, one):
+    stage = open_stage(uri, "features", {"tower": one.digest})
+    transform, ids = build_transform(one.transform), sorted(dataset.images)
+    pixels = np.stack([transform(open_image(dataset.images.path(name))) for name in ids])
+    patches = one(torch.from_numpy(pixels)).numpy()
+    FeatureShardWriter(stage.work_uri).write(0, ids, patches)
+    extra = {"encoder_digest": one.digest, "transform_digest": transform.digest, "shape": list(patches.shape[1:])}
+    stage.publish({"images": len(ids)}, extra=extra)
+    return str(uri)
+
+
+@pytest.fixture
+def run(world, parts, tmp_path):
+    def make(**fields):
+        values = {"data": {"folder": {"root": str(world)}}, "checkpoint": parts["checkpoint"], "shown": 2,
+                  "features": [parts["features"]], "out": str(tmp_path / "report"), "name": "MTST only"}  # fmt: skip
+        return EvaluateRun.model_validate({**values, **fields})
+
+    return make
+
+
+def test_the_stage_writes_a_report_and_running_it_again_is_a_no_op(run, tmp_path):
+    first = run_evaluate(run(ks=[1, 5]))
+    assert first.kind == "report" and first.counts == {"queries": 32, "gallery": 36, "rows": 2}
+    assert set(first.metrics) == {"R@1", "R@5", "intervals_95", "per_edit"}
+    assert "image only" in first.extra["table"] and "own reference removed" in first.extra["protocol"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "MTST only" in page and "Training curve of pretrain" in page
+    assert pq.read_table(tmp_path / "report" / "rankings.parquet").num_rows == 64
+    changed = (tmp_path / "report" / "report.html").stat().st_mtime_ns
+    assert run_evaluate(run(ks=[1, 5])) == first
+    assert (tmp_path / "report" / "report.html").stat().st_mtime_ns == changed
+
+
+def test_the_figures_do_not_depend_on_batch_sizes(run, tmp_path):
+    small = run_evaluate(run(batch=5, html=False, out=str(tmp_path / "a")))
+    large = run_evaluate(run(batch=500, html=False, out=str(tmp_path / "b")))
+    assert small.metrics == large.metrics and not (tmp_path / "a" / "report.html").exists()
+
+
+def test_features_of_another_tower_are_refused_in_words(run, parts, tmp_path):
+    with pytest.raises(ArtifactError, match="made by vision tower .* was trained on tower"):
+        run_evaluate(run(features=[parts["foreign"]]))
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_stage_before_its_inputs_names_the_missing_one(run, tmp_path):
+    with pytest.raises(ArtifactError, match="'checkpoint' at .*nowhere"):
+        run_evaluate(run(checkpoint=str(tmp_path / "nowhere")))
+    with pytest.raises(ArtifactError, match="'features' at .*nowhere"):
+        run_evaluate(run(features=[str(tmp_path / "nowhere")]))
+
+
+def test_a_data_set_without_queries_is_an_error(run, world, tmp_path):
+    folder = {"root": str(world), "queries": str(tmp_path / "empty.csv")}
+    (tmp_path / "empty.csv").write_text("reference,target,modification\n")
+    with pytest.raises(DataError, match="has no queries"):
+        run_evaluate(run(data={"folder": folder}))
+
+
+def test_changed_queries_are_another_report_not_a_stale_one(run, world, tmp_path):
+    lines = (world / "queries.jsonl").read_text().splitlines()
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines[:8]))
+    config = run(data={"folder": {"root": str(world), "queries": str(path)}}, html=False)
+    run_evaluate(config)
+    path.write_text("\n".join(lines[:16]))
+    with pytest.raises(ArtifactError, match="inputs.queries"):
+        run_evaluate(config)
+
+
+def test_generated_texts_are_shown_with_their_verdict(run, world, tmp_path):
+    dataset = read_dataset(DataConfig(folder=FolderConfig(root=str(world))))
+    true = dataset.triplets[0]
+    rows = [
+        Triplet("a", true.reference_id, true.target_id, true.modification),
+        Triplet("b", true.reference_id, true.target_id, "words without sense"),
+    ]
+    stage = open_stage(tmp_path / "texts", "triplets", {})
+    write_part(stage.work_uri, "part-00000", from_triplets(rows), REJECTED_SCHEMA.empty_table())
+    stage.publish({"triplets": 2})
+    run_evaluate(run(triplets=[str(tmp_path / "texts")], judge=str(world)))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "✓ exact" in page and "✗ not understood" in page and "Of the 2 shown, 1 are exact" in page
+
+
+def test_a_history_that_is_not_there_is_an_error(run, parts):
+    with pytest.raises(ArtifactError, match="holds no history.jsonl"):
+        run_evaluate(run(histories=[parts["features"]]))
