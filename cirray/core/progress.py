@@ -2,11 +2,17 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 from cirray.core.log import get_logger
+
+Sink = Callable[[str, int, int | None, str], None]
+"""Receives (title, units done, total or None, note) in place of the terminal."""
+
+_SINK: ContextVar[Sink | None] = ContextVar("cirray_progress_sink", default=None)
 
 
 class Advance(Protocol):
@@ -30,11 +36,40 @@ def progress(title: str, total: int | None, unit: str = "it", every_s: float = 1
         unit: name of one unit.
         every_s: seconds between lines when standard error is not a terminal.
     """
+    sink = _SINK.get()
+    if sink is not None:
+        yield from _report(sink, title, total)
+        return
     if sys.stderr.isatty():
         with _bar(title, total) as advance:
             yield advance
         return
     yield from _lines(title, total, unit, every_s)
+
+
+@contextmanager
+def redirected(sink: Sink) -> Iterator[None]:
+    """Send the progress of the calling thread's work to `sink` (a process that has no terminal, such as a Ray task)."""
+    token = _SINK.set(sink)
+    try:
+        yield
+    finally:
+        _SINK.reset(token)
+
+
+def _report(sink: Sink, title: str, total: int | None, every_s: float = 0.5) -> Iterator[Advance]:
+    state = {"done": 0, "last": 0.0}
+
+    def advance(amount: int = 1, note: str = "") -> None:
+        state["done"] += amount
+        now = time.monotonic()
+        if now - state["last"] >= every_s:
+            state["last"] = now
+            sink(title, int(state["done"]), total, note)
+
+    sink(title, 0, total, "")
+    yield advance
+    sink(title, int(state["done"]), total, "done")
 
 
 def _lines(title: str, total: int | None, unit: str, every_s: float) -> Iterator[Advance]:

@@ -155,8 +155,8 @@ def _bars(bars: Sequence[Bar]) -> str:
             f'<td>{measured}</td><td class="dim">{wanted}</td></tr>\n'
         )
     return (
-        '<h2>Expected and measured</h2>\n<div class="card scroll prose"><table>\n<thead><tr><th>promise</th><th>measured</th>'
-        f"<th>wanted, at least</th></tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+        '<h2>Expected and measured</h2>\n<div class="card scroll prose"><table>\n<thead><tr><th>promise</th>'
+        f"<th>measured</th><th>wanted, at least</th></tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
 
 

@@ -112,12 +112,16 @@ def _histories(run: EvaluateRun) -> dict[str, list[dict[str, float]]]:
         path = storage.join(uri, HISTORY)
         if storage.exists(path):
             name = uri.partition("?")[0].rstrip("/").rpartition("/")[2]
-            found[uri if name in found else name] = [
-                json.loads(line) for line in storage.read_bytes(path).decode().splitlines() if line.strip()
-            ]
+            found[uri if name in found else name] = read_history(uri)
         elif uri in run.histories:
             raise ArtifactError(f"{uri!r} holds no {HISTORY}; leave it out of `histories`.")
     return found
+
+
+def read_history(uri: str) -> list[dict[str, float]]:
+    """Rows of an artifact's `history.jsonl`, in step order."""
+    lines = storage.read_bytes(storage.join(uri, HISTORY)).decode().splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 def _samples(run: EvaluateRun) -> tuple[TextSample, ...]:

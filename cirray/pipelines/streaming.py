@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cirray.core import storage
+from cirray.core import errors, storage
 from cirray.core.errors import ArtifactError, CirrayError
 from cirray.pipelines.config import PoolConfig, RayConfig
 
 Columns = dict[str, np.ndarray]
 _TASK_CPUS = 0.5
+_FAILURE, _KIND = "cirray_failure", "cirray_failure_kind"
 
 
 @dataclass(frozen=True)
@@ -107,46 +108,79 @@ def check_shared(marker_uri: str) -> None:
         )
 
 
+class GuardedActor:
+    """A step's class as Ray Data's actor: errors of this package come back as values.
+
+    Ray would wrap them, print its stack traces and, for an error while the actor starts, forget their type.
+    """
+
+    def __init__(self, function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+        """Make the step; an error is kept for the first call."""
+        self._failure: Columns | None = None
+        try:
+            self._call = function(**settings)
+        except CirrayError as error:
+            self._failure = _failure(error)
+
+    def __call__(self, columns: Columns) -> Columns:
+        """The step's answer, or its failure, or the failure of an earlier step."""
+        return self._failure or guarded_task(columns, self._call, {})
+
+
+def guarded_task(columns: Columns, function: Callable[..., Columns], settings: Mapping[str, Any]) -> Columns:
+    """A function's answer, or its failure as a value; a failure that comes in goes out."""
+    if _FAILURE in columns:
+        return columns
+    try:
+        return function(columns, **settings)
+    except CirrayError as error:
+        return _failure(error)
+
+
+def _failure(error: CirrayError) -> Columns:
+    return {_FAILURE: np.array([str(error)], dtype=object), _KIND: np.array([type(error).__name__], dtype=object)}
+
+
+def _raise_failure(columns: Columns) -> None:
+    if _FAILURE in columns:
+        kind = getattr(errors, str(columns[_KIND][0]), errors.DataError)
+        raise kind(str(columns[_FAILURE][0]))
+
+
 def _by_ray(parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int) -> Iterator[Columns]:
     import ray.data
-    from ray.exceptions import RayError
+    from ray.data.exceptions import ExecutionTimeoutError
 
     from cirray.pipelines.resources import cluster, data_context
 
     with cluster(config), data_context(config, 2 * part_bytes):
         data: ray.data.Dataset = ray.data.from_arrow(list(parts))
         for step in steps:
-            data = data.map_batches(
-                step.function, batch_size=None, batch_format="numpy", **_arguments(step, len(parts))
-            )
+            data = data.map_batches(batch_size=None, batch_format="numpy", **_arguments(step, len(parts)))
         try:
-            yield from data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
-        except RayError as error:
-            raise_own(error)
-            raise
+            for columns in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                _raise_failure(columns)
+                yield columns
+        except ExecutionTimeoutError:
+            raise errors.ConfigError(
+                f"Nothing was finished for {config.no_progress_timeout_s:g} s. If one part takes longer, make parts "
+                "smaller or raise ray.no_progress_timeout_s; else look for workers that die while they start (memory) "
+                "and for actors that ask for more CPUs or GPUs than the cluster has."
+            ) from None
 
 
 def _arguments(step: Step, parts: int) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+    settings = {"function": step.function, "settings": dict(step.settings)}
     if step.pool is None:
-        size = min(step.tasks, parts)
-        return {"fn_kwargs": dict(step.settings), "compute": TaskPoolStrategy(size=size), "num_cpus": _TASK_CPUS}
+        compute = TaskPoolStrategy(size=min(step.tasks, parts))
+        return {"fn": guarded_task, "fn_kwargs": settings, "compute": compute, "num_cpus": _TASK_CPUS}
     pool = step.pool
     return {
-        "fn_constructor_kwargs": dict(step.settings),
+        "fn": GuardedActor,
+        "fn_constructor_kwargs": settings,
         "compute": ActorPoolStrategy(size=min(pool.size, parts), max_tasks_in_flight_per_actor=2),
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus or None,
     }
-
-
-def raise_own(error: BaseException) -> None:
-    """Raise the first error of this package in a chain of causes, if there is one."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, CirrayError):
-            raise current from None
-        current = getattr(current, "cause", None) or current.__cause__ or current.__context__

@@ -39,6 +39,9 @@ class Retriever:
             args.checkpoint, args.index, args.device, args.verify, ImageLimits(max_pixels=args.max_pixels)
         )
         self.settings, self._workers = ServingSettings(), Workers()
+        self._batched: Any = serve.batch(
+            max_batch_size=self.settings.max_batch_size, batch_wait_timeout_s=self.settings.batch_wait_timeout_s
+        )(self._answer_many)
         self.retriever.probe()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -48,9 +51,8 @@ class Retriever:
             ConfigError: naming the field that does not fit.
         """
         self.settings = validate(ServingSettings, user_config or {})
-        batch: Any = self._answer_batch
-        batch.set_max_batch_size(self.settings.max_batch_size)
-        batch.set_batch_wait_timeout_s(self.settings.batch_wait_timeout_s)
+        self._batched.set_max_batch_size(self.settings.max_batch_size)
+        self._batched.set_batch_wait_timeout_s(self.settings.batch_wait_timeout_s)
 
     async def check_health(self) -> None:
         """Serve's health check: a real query through the model and the index.
@@ -66,8 +68,7 @@ class Retriever:
 
     async def answer(self, query: ComposedQuery) -> Ranking:
         """See `SearchService.answer`; queries that arrive together share one pass through the model."""
-        batch: Any = self._answer_batch
-        answer = await batch(query)
+        answer = await self._batched(query)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -76,8 +77,7 @@ class Retriever:
         """See `SearchService.probe`."""
         await self._workers.probe(self.retriever)
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.003)
-    async def _answer_batch(self, queries: Sequence[ComposedQuery]) -> list[Ranking | Exception]:
+    async def _answer_many(self, queries: Sequence[ComposedQuery]) -> list[Ranking | Exception]:
         """Failures are values here: an exception raised in a batch would reach every query of it."""
         return await self._workers.model(lambda: self.retriever.search_many(queries))
 

@@ -154,7 +154,7 @@ class DeepSpeedEngine:
             yield self._model
 
     def _repair_settings(self) -> None:
-        """ZeRO 3's universal loader gives all groups the first one's settings, and all states one shared step counter."""
+        """After ZeRO 3's universal loader, all groups have the first one's settings and all states share one counter."""
         optimizer = self._engine.optimizer
         for group, settings in zip(optimizer.param_groups, self._settings, strict=True):
             group.update(settings)

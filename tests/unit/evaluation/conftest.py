@@ -41,7 +41,7 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def content(dataset):
-    history = [{"step": step, "loss": 2.0 / step, "contrastive": 1.0 / step, "lr": 1e-3} for step in range(1, 60)]
+    history = [{"step": step, "loss": 2.0 / step, "contrastive": 1.0 / step, "lr": 1e-3} for step in range(1, 9)]
     rows = (
         ReportRow("baseline", (make_result([3, 3, 0, 7]),), labels_used=0),
         ReportRow("ours", (make_result([0, 12, 0, NEVER]), make_result([0, 0, 0, NEVER])), (0, 1), 2000, 12.0),

@@ -111,7 +111,7 @@ def test_the_temperature_is_clamped_in_improved_mode_and_free_in_paper_mode(make
     improved, paper = make(), make("paper")
     for model in (improved, paper):
         model.raw_temperature.data.fill_(5.0)
-    assert float(improved.temperature) == pytest.approx(0.1) and float(paper.temperature) == 5.0
+    assert improved.temperature.item() == pytest.approx(0.1) and paper.temperature.item() == 5.0
 
 
 def test_a_temperature_outside_its_range_can_come_back(make):

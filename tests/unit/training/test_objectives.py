@@ -1,0 +1,145 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cirray.core.errors import ConfigError, DataError
+from cirray.training.config import TrainingConfig
+from cirray.training.gather import NoGather
+from cirray.training.objectives import gather_candidates, retrieval_loss, wanted_outputs
+
+
+def loss_of(task, config, rows, **changes):
+    model = task.model().train()
+    config = config.model_copy(update=changes)
+    return retrieval_loss(model, task.batch(rows), config, NoGather())
+
+
+def test_weights_of_zero_reproduce_the_pretraining_loss_up_to_smoothing(make_task, triplets):
+    task, config = make_task(objective="ptha", lambda_m=0.0, lambda_p=0.0, label_smoothing=0.1)
+    ptha, plain = loss_of(task, config, triplets[:6]), loss_of(task, config, triplets[:6], objective="pretrain")
+    assert torch.equal(ptha.total, plain.total)
+    unsmoothed = loss_of(task, config, triplets[:6], label_smoothing=0.0)
+    assert abs(float(unsmoothed.total.detach()) - float(plain.total.detach())) > 1e-3
+
+
+def test_label_smoothing_touches_the_main_term_only(make_task, triplets):
+    task, config = make_task(objective="ptha")
+    plain = loss_of(task, config, triplets[:6], label_smoothing=0.0).terms
+    smooth = loss_of(task, config, triplets[:6], label_smoothing=0.1).terms
+    assert torch.equal(plain["m2t"], smooth["m2t"]) and torch.equal(plain["p2p"], smooth["p2p"])
+    assert not torch.allclose(plain["q2t"], smooth["q2t"], atol=1e-3)
+
+
+def test_the_total_is_the_weighted_sum(make_task, triplets):
+    task, config = make_task(objective="ptha", lambda_m=0.3, lambda_p=0.7)
+    output = loss_of(task, config, triplets[:6])
+    wanted = output.terms["q2t"] + 0.3 * output.terms["m2t"] + 0.7 * output.terms["p2p"]
+    assert float(output.total.detach()) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_pretraining_ignores_reverse_texts(make_task, triplets):
+    task, config = make_task(objective="pretrain")
+    assert task.batch(triplets[:4]).reverse is None
+    other = [replace(row, reverse_modification="large green") for row in triplets[:4]]
+    assert torch.equal(loss_of(task, config, triplets[:4]).total, loss_of(task, config, other).total)
+    ptha, settings = make_task(objective="ptha")
+    assert not torch.equal(loss_of(ptha, settings, triplets[:4]).total, loss_of(ptha, settings, other).total)
+
+
+def test_no_gradient_flows_through_the_reverse_side(make_task, triplets):
+    """The gradient equals the one with the reverse prototypes given as constants; detaching the other side differs."""
+    task, config = make_task(objective="ptha", lambda_m=0.0, lambda_p=1.0)
+    model, batch = task.model().train(), task.batch(triplets[:5])
+    name = "qformer.query_tokens"
+    found = torch.autograd.grad(retrieval_loss(model, batch, config, NoGather()).total, _weight(model, name))[0]
+    constant = model.prototypes(batch.target_BPD, batch.reverse).detach().mean(dim=1)
+    forward = model.prototypes(batch.reference_BPD, batch.text).mean(dim=1)
+    plain = retrieval_loss(model, batch, config.model_copy(update={"objective": "finetune"}), NoGather()).total
+    right = torch.autograd.grad(plain + (forward - constant).square().mean(), _weight(model, name), retain_graph=True)[0]
+    assert torch.allclose(found, right, atol=1e-5)
+    moving = model.prototypes(batch.target_BPD, batch.reverse).mean(dim=1)
+    wrong = torch.autograd.grad(plain + (forward - moving).square().mean(), _weight(model, name))[0]
+    assert not torch.allclose(found, wrong, atol=1e-4)
+
+
+def _weight(model, name):
+    return dict(model.named_parameters())[name]
+
+
+def test_rows_without_reverse_text_do_not_count_in_the_prototype_term(make_task, triplets):
+    task, config = make_task(objective="ptha")
+    some = [replace(row, reverse_modification=None) if index >= 3 else row for index, row in enumerate(triplets[:6])]
+    alone = loss_of(task, config, triplets[:3]).terms["p2p"]
+    assert torch.allclose(loss_of(task, config, some).terms["p2p"], alone, atol=1e-6)
+    assert not torch.allclose(loss_of(task, config, triplets[:6]).terms["p2p"], alone, atol=1e-4)
+
+
+def test_a_batch_without_any_reverse_text_has_no_prototype_term(make_task, triplets):
+    task, config = make_task(objective="ptha", lambda_m=0.0)
+    none = [replace(row, reverse_modification=None) for row in triplets[:4]]
+    output = loss_of(task, config, none)
+    assert float(output.terms["p2p"]) == 0.0
+    assert torch.equal(output.total, loss_of(task, config, none, objective="finetune").total)
+
+
+def test_paper_mode_refuses_a_row_without_reverse_text(make_task, triplets):
+    task, config = make_task(mode="paper", objective="ptha")
+    rows = [*triplets[:3], replace(triplets[3], reverse_modification=None)]
+    with pytest.raises(DataError, match="Row 3"):
+        loss_of(task, config, rows)
+
+
+def test_prototypes_are_refused_of_a_head_that_makes_none(make_task, triplets):
+    task, config = make_task(objective="ptha")
+    twin = task.model().with_fusion("text_only")
+    with pytest.raises(ConfigError, match="two_pass"):
+        retrieval_loss(twin, task.batch(triplets[:4]), config, NoGather())
+
+
+def test_all_images_of_the_batch_are_candidates_and_the_positives_come_first(make_task, triplets):
+    task, config = make_task()
+    batch = task.batch(triplets[:4:3] + triplets[6:8])
+    output = task.model()(batch, wanted_outputs(config))
+    candidates = gather_candidates(output, batch, config, NoGather())
+    assert candidates.tokens_NQD.shape[0] == 8 and candidates.positive_B.tolist() == [0, 1, 2, 3]
+    paper = config.model_copy(update={"negatives": "targets", "mask_duplicates": False})
+    output = task.model()(batch, wanted_outputs(paper))
+    candidates = gather_candidates(output, batch, paper, NoGather())
+    assert candidates.tokens_NQD.shape[0] == 4 and candidates.hidden_BN is None
+
+
+def test_a_second_copy_of_the_own_target_does_not_count_as_negative(make_task, triplets):
+    task, config = make_task(negatives="targets")
+    rows = [triplets[0], replace(triplets[4], weight=0.0)]
+    doubled = [*rows, replace(triplets[0], triplet_id="copy")]
+    single = float(loss_of(task, config, rows).terms["q2t"])
+    assert float(loss_of(task, config, doubled).terms["q2t"]) == pytest.approx(single, rel=1e-5)
+    assert float(loss_of(task, config, doubled, mask_duplicates=False).terms["q2t"]) > single + 1e-2
+
+
+def test_row_weights_weigh_the_loss(make_task, triplets):
+    task, config = make_task()
+    rows = triplets[:6:3]
+
+    def weighted(*weights):
+        return float(loss_of(task, config, [replace(r, weight=w) for r, w in zip(rows, weights, strict=True)]).terms["q2t"])
+
+    first, second, both = weighted(1.0, 0.0), weighted(0.0, 1.0), weighted(3.0, 1.0)
+    assert both == pytest.approx((3 * first + second) / 4, rel=1e-5)
+
+
+def test_the_chunked_setting_changes_nothing_but_memory(make_task, triplets):
+    task, config = make_task(objective="ptha")
+    full, chunked = loss_of(task, config, triplets[:6]), loss_of(task, config, triplets[:6], chunk=2)
+    name = "qformer.query_tokens"
+    one, other = (torch.autograd.grad(out.total, _weight(task.model(), name))[0] for out in (full, chunked))
+    assert torch.allclose(full.total, chunked.total, atol=1e-6) and torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_modes_differ_where_the_table_says():
+    paper, improved = TrainingConfig.for_mode("paper", objective="ptha"), TrainingConfig()
+    assert (paper.negatives, paper.mask_duplicates, paper.missing_reverse) == ("targets", False, "error")
+    assert paper.label_smoothing == 0.1 and paper.optimizer.clip is None
+    assert TrainingConfig.for_mode("paper", objective="pretrain").label_smoothing == 0.0
+    assert (improved.negatives, improved.mask_duplicates, improved.missing_reverse) == ("batch_images", True, "skip")
