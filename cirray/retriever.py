@@ -118,7 +118,8 @@ class ComposedRetriever:
             self.gallery.row(gallery_id)
             return query
         source = image if image is not None else self._thumbnail(str(gallery_id))
-        return replace(query, pixels_HWC=self.transform(open_image(source, self.limits)))
+        name = "upload" if isinstance(source, bytes) else None
+        return replace(query, pixels_HWC=self.transform(open_image(source, self.limits, name)))
 
     def search(
         self, text: str, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,

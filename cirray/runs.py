@@ -1,5 +1,9 @@
 """Roots of the configuration tree that no single package owns. No torch, no ray."""
 
+from typing import Any
+
+from pydantic import Field
+
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ShapesConfig
 
@@ -48,3 +52,56 @@ class CompareRun(Config):
     """Of the queries and samples drawn for the page."""
     out: str = "~/cirray/quickstart/report"
     """Report artifact (path or URI)."""
+
+
+class SearchRun(Config):
+    """Answer one composed query."""
+
+    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    """Checkpoint artifact."""
+    index: str = "~/cirray/quickstart/index"
+    """Index artifact built with it."""
+    image: str = ""
+    """A picture file as the reference."""
+    id: str = ""
+    """Or the id of a gallery image."""
+    text: str
+    """What to change."""
+    k: int = Field(10, ge=1)
+    """Answers wanted."""
+    out: str = ""
+    """Where the page with the pictures goes; default `cirray-search.html` here."""
+
+
+class ServeRun(Config):
+    """Serve a retriever over HTTP on this machine or on the cluster that `RAY_ADDRESS` names."""
+
+    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    """Checkpoint artifact."""
+    index: str = "~/cirray/quickstart/index"
+    """Index artifact built with it."""
+    host: str = "127.0.0.1"
+    """Interface; 0.0.0.0 opens the service to the network."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port."""
+    device: str = "cpu"
+    """Where the models run."""
+
+
+class StoryRun(Config):
+    """The whole story on the embedded world: every stage below one root, every row of the results table."""
+
+    root: str = "~/cirray/quickstart"
+    """Folder of all artifacts; run again with the same root to go on where a killed run stopped."""
+    seed: int = Field(0, ge=0)
+    """Everything drawn, trained or shown follows from it: world, start weights, order of the rows."""
+    labels: int | None = Field(None, ge=1)
+    """Use only the first so many labelled triplets (whole families); null: all."""
+    stages: dict[str, Any] = {}
+    """Fields of single stages over the story's own, by stage name: `stages.pretrain.training.steps=200`."""
+    rows: tuple[str, ...] = ()
+    """Rows of the table to make, by name; empty: all. What they build on is made too."""
+    slots: int = Field(2, ge=1)
+    """Cores to keep busy."""
+    ray: bool = True
+    """Run the stages as Ray tasks side by side; false: one after another in this process, without Ray anywhere."""

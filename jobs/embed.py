@@ -1,4 +1,4 @@
-"""`cirray embed` as a job: `ray job submit --working-dir . -- python jobs/embed.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray embed` as a Ray job: `python jobs/embed.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

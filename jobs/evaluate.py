@@ -1,4 +1,4 @@
-"""`cirray evaluate` as a job: `ray job submit --working-dir . -- python jobs/evaluate.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray evaluate` as a Ray job: `python jobs/evaluate.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

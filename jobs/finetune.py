@@ -1,4 +1,4 @@
-"""`cirray finetune` as a job: `ray job submit --working-dir . -- python jobs/finetune.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray finetune` as a Ray job: `python jobs/finetune.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

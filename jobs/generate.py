@@ -1,4 +1,4 @@
-"""`cirray generate` as a job: `ray job submit --working-dir . -- python jobs/generate.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray generate` as a Ray job: `python jobs/generate.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

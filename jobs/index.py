@@ -1,4 +1,4 @@
-"""`cirray index` as a job: `ray job submit --working-dir . -- python jobs/index.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray index` as a Ray job: `python jobs/index.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

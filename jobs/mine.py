@@ -1,4 +1,4 @@
-"""`cirray mine` as a job: `ray job submit --working-dir . -- python jobs/mine.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray mine` as a Ray job: `python jobs/mine.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pretrain the retriever on generated triplets: `ray job submit --working-dir . -- python jobs/pretrain.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray pretrain` as a Ray job: `python jobs/pretrain.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

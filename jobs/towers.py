@@ -1,4 +1,4 @@
-"""`cirray towers` as a job: `ray job submit --working-dir . -- python jobs/towers.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray towers` as a Ray job: `python jobs/towers.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`cirray train-generator` as a job: `ray job submit --working-dir . -- python jobs/train_generator.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray train-generator` as a Ray job: `python jobs/train_generator.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`cirray tune` as a job: `ray job submit --working-dir . -- python jobs/tune.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray tune` as a Ray job: `python jobs/tune.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`cirray world` as a job: `ray job submit --working-dir . -- python jobs/world.py [CONFIG.yaml] [path.to.field=value ...]`."""
+"""`cirray world` as a Ray job: `python jobs/world.py [CONFIG.yaml] [path.to.field=value ...]`."""
 
 import sys
 

@@ -8,4 +8,5 @@ VERB = Verb(
     config="cirray.evaluation.config:EvaluateRun",
     run="cirray.pipelines.evaluate:run_evaluate",
     example="cirray evaluate jobs/configs/evaluate-shapes-small-cpu.yaml",
+    show=lambda manifest: manifest.extra["table"],
 )

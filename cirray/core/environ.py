@@ -47,3 +47,9 @@ def private_cluster(quiet: bool = True) -> None:
         set_default("RAY_BACKEND_LOG_LEVEL", "fatal")
     if "RAY_AUTH_MODE" not in os.environ:
         set_default("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def train_settings(poll_s: float, start_timeout_s: float) -> None:
+    """How often Ray Train's controller looks after its workers, and how long they may take to start (user's win)."""
+    set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_s))
+    set_default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))

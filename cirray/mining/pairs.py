@@ -42,7 +42,7 @@ def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
     excluded = source.excluded
     clean = replace(
         source,
-        ids=tuple(image for image in dict.fromkeys(source.ids) if image not in excluded),
+        ids=tuple(sorted(set(source.ids) - excluded)),
         triplets=tuple(t for t in source.triplets if not {t.reference_id, t.target_id} & excluded),
     )
     pairs = sorted(policy(clean, config), key=lambda pair: (pair.rank, -pair.score, pair.pair_id))

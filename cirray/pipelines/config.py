@@ -9,9 +9,9 @@ from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.generators.config import DecodingConfig, GeneratorConfig
 from cirray.index.config import IndexConfig
 from cirray.mining.config import MiningConfig
-from cirray.models.config import VisionTowerConfig
+from cirray.models.config import RetrieverConfig, VisionTowerConfig
 from cirray.models.towers.config import LanguageModelConfig, LanguageTrainingConfig, VisionTrainingConfig
-from cirray.training.config import LoopConfig, OptimizerConfig
+from cirray.training.config import LoopConfig, OptimizerConfig, TrainingConfig
 from cirray.triplets.config import FilterConfig
 
 Part = Literal["labelled", "pool", "gallery"]
@@ -229,3 +229,109 @@ class GeneratorRun(Config):
     """Start weights; the loops have seeds of their own."""
     out: str = "~/cirray/quickstart/generator"
     """Generator artifact (path or URI)."""
+
+
+class RayTrainConfig(RayConfig):
+    """Where training runs: Ray Train's workers, or this process (`enabled: false`: one function, equal numbers)."""
+
+    num_workers: int = Field(1, ge=1)
+    """Workers; they share the global batch, and the numbers do not depend on how many there are."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """Logical CPUs of a worker."""
+    max_failures: int = Field(3, ge=0)
+    """Restarts from the last checkpoint after a worker died."""
+    storage: str = ""
+    """Where checkpoints are kept for resuming (path or URI that all nodes reach). Default: beside the output."""
+    poll_s: float = Field(0.5, gt=0)
+    """How often Ray Train's controller looks after its workers."""
+    start_timeout_s: float = Field(120.0, gt=0)
+    """How long workers may take to start."""
+
+
+class ValidationConfig(Config):
+    """Recall on held-out triplets while training: each is a query, their images the gallery."""
+
+    queries: int = Field(400, ge=0)
+    """Held-out triplets used, in the data set's order; 0 switches validation off."""
+    split: str = "val"
+    """Their split."""
+    every: int | None = Field(None, ge=1)
+    """Steps between two measurements (a multiple of training.log_every); null: at the end only."""
+    batch: int = Field(128, ge=1)
+    """Images and queries per forward pass."""
+
+
+class TrainRun(Config):
+    """Train a retriever on triplets: generated ones, the data set's labelled ones, or both."""
+
+    data: DataConfig | None = DataConfig()
+    """Labelled triplets, held-out triplets and captions; null when none of these is used."""
+    labels: int | None = Field(None, ge=0)
+    """Train on the first so many labelled triplets (whole families); null: on all; 0: on none."""
+    triplets: tuple[str, ...] = ()
+    """Triplets artifacts to train on."""
+    reverse_texts: tuple[str, ...] = ()
+    """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts that hold every image of the triplets."""
+    towers: str = "~/cirray/quickstart/towers"
+    """Towers or checkpoint artifact with the vision tower that made the features; it is copied into the checkpoint."""
+    init: str = ""
+    """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
+    model: RetrieverConfig = RetrieverConfig()
+    """The network; with `init`, the checkpoint's own sizes hold."""
+    tokenizer: str = ""
+    """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Unused with
+    `init`."""
+    temperature: float | None = Field(None, gt=0)
+    """Start temperature in place of the model's or the checkpoint's."""
+    training: TrainingConfig = TrainingConfig()
+    """Objective, steps, optimiser, engine."""
+    validation: ValidationConfig = ValidationConfig()
+    """Recall on held-out triplets."""
+    device: str = "cpu"
+    """Where the model is, when it is trained in this process."""
+    out: str = "~/cirray/quickstart/checkpoint"
+    """Checkpoint artifact (path or URI)."""
+    ray: RayTrainConfig = RayTrainConfig()
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "TrainRun":
+        if not self.features:
+            raise ValueError("features needs at least one artifact")
+        if not self.triplets and (self.data is None or self.labels == 0):
+            raise ValueError("there is nothing to train on; name triplets artifacts, or data with labels other than 0")
+        every, rows = self.validation.every, self.training.log_every
+        if every and every % rows:
+            raise ValueError(f"validation.every {every} must be a multiple of training.log_every {rows}")
+        if self.ray.enabled and self.training.batch % self.ray.num_workers:
+            raise ValueError(
+                f"training.batch {self.training.batch} does not divide by ray.num_workers {self.ray.num_workers}"
+            )
+        return self
+
+
+class PretrainRun(TrainRun):
+    """Pretrain a retriever on generated triplets (MTST)."""
+
+    labels: int | None = Field(0, ge=0)
+    """Train also on the first so many labelled triplets (whole families); null: on all; 0: on none."""
+    triplets: tuple[str, ...] = ("~/cirray/quickstart/synthetic",)
+    """Triplets artifacts to train on."""
+    training: TrainingConfig = TrainingConfig(objective="pretrain")
+    """Objective, steps, optimiser, engine."""
+    out: str = "~/cirray/quickstart/pretrained"
+    """Checkpoint artifact (path or URI)."""
+
+
+class FinetuneRun(TrainRun):
+    """Fine-tune a retriever on labelled triplets, plainly or with PTHA."""
+
+    reverse_texts: tuple[str, ...] = ("~/cirray/quickstart/reverse",)
+    """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
+    init: str = "~/cirray/quickstart/pretrained"
+    """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
+    training: TrainingConfig = TrainingConfig(objective="ptha")
+    """Objective, steps, optimiser, engine."""

@@ -31,7 +31,6 @@ from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.models.towers.language import load_language_model
 from cirray.pipelines.config import GeneratorRun
 from cirray.pipelines.towers import LANGUAGE, VISION, train_stage
-from cirray.training.gather import NoGather
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.types import Pair, Triplet
 
@@ -194,8 +193,8 @@ def _objective(
     if run.alignment != "auto":
         if not captions or (run.alignment == "bags" and len(bags) < len(captions)):
             raise DataError(
-                f"alignment={run.alignment!r} needs captions{' of the embedded world' if run.alignment == 'bags' else ''}, "
-                f"found {len(captions)} of which {len(bags)} are; use alignment=auto or none."
+                f"alignment={run.alignment!r} cannot be done: {len(captions)} captions, {len(bags)} of them in the words "
+                "of the embedded world (bags needs all). Use alignment=auto or none."
             )
         return run.alignment
     if not captions:

@@ -20,6 +20,7 @@ from cirray.core.environ import worker_environment
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import Advance, progress
 from cirray.data.folder import list_images
+from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
 from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
 from cirray.pipelines.config import IndexRun, PoolConfig
@@ -37,6 +38,8 @@ class Plan:
     paths: dict[str, str]
     inputs: dict[str, str]
     features_digest: str = ""
+    rejected: tuple[tuple[str, str], ...] = ()
+    """Gallery images that had been refused when the features were made: id and reason."""
 
     def shards(self, size: int) -> list[tuple[str, ...]]:
         """The ids cut into parts."""
@@ -94,15 +97,19 @@ def make_plan(run: IndexRun) -> Plan:
 
 def _features_plan(run: IndexRun, inputs: dict[str, str]) -> Plan:
     store = FeatureStore.open_many(run.features)
-    ids, paths = dataset_gallery(run)
-    missing = store.missing(ids)
+    gallery, paths = dataset_gallery(run)
+    refused = {name: why for uri in run.features for rows in read_rejected(uri).values() for name, why in rows}
+    absent = store.missing(gallery)
+    missing = [name for name in absent if name not in refused]
     if missing:
         raise DataError(
-            f"The features {list(run.features)} lack {len(missing):,} of {len(ids):,} gallery images, e.g. "
+            f"The features {list(run.features)} lack {len(missing):,} of {len(gallery):,} gallery images, e.g. "
             f"{missing[0]!r}. Embed this data set first (cirray embed)."
         )
     digests = {f"features{number}": read_manifest(uri).digest for number, uri in enumerate(run.features)}
-    return Plan(tuple(sorted(ids or store.ids)), paths, {**inputs, **digests}, store.info.encoder_digest)
+    ids = [name for name in gallery if name in store] if gallery else store.ids
+    rejected = tuple((name, refused[name]) for name in absent)
+    return Plan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected)
 
 
 def _folder_plan(folder: str, inputs: dict[str, str]) -> Plan:
@@ -177,7 +184,7 @@ class PartWriter:
 def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta) -> Manifest:
     numbers = range(len(plan.shards(run.shard)))
     ids: list[str] = []
-    rejected: list[tuple[str, str]] = []
+    rejected = list(plan.rejected)
     has_pictures = False
     for number in numbers:
         part = _read_part(stage, number)
@@ -185,7 +192,8 @@ def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta) -> Manifest:
         rejected += part.rejected
         has_pictures = has_pictures or bool(part.pictures)
     if not ids:
-        raise DataError(f"None of {len(plan.ids):,} images could be used; the first: {rejected[0][1]}")
+        reason = rejected[0][1] if rejected else "the gallery is empty"
+        raise DataError(f"No image was left to index, of {len(plan.ids):,}: {reason}")
     _stack(stage, numbers, TOKENS, len(ids))
     _stack(stage, numbers, PATCHES, len(ids))
     pictures = (picture for number in numbers for picture in _read_part(stage, number).pictures)

@@ -15,8 +15,9 @@ from cirray.data.shapes.grammar import true_text
 from cirray.data.shapes.scenes import Scene, difference
 from cirray.data.shapes.world import read_scenes
 from cirray.runs import OracleRun
-from cirray.triplets.schema import rejected_table, triplet_id, triplet_table
+from cirray.triplets.schema import rejected_table, triplet_table
 from cirray.triplets.store import KIND, TripletStore, write_part
+from cirray.types import stable_id
 
 _REASON = "more than one edit apart: no single true text"
 
@@ -54,7 +55,7 @@ def _rows(run: OracleRun, scenes: dict[str, Scene]) -> Iterator[tuple[dict[str, 
         )
         edit = difference(reference, target)
         row |= {
-            "triplet_id": triplet_id(row["pair_id"], "oracle", "true", run.seed, row["reference_id"]),
+            "triplet_id": stable_id("oracle", row["reference_id"], row["target_id"], run.seed),
             "source": "oracle", "generator": "oracle", "edit": edit.kind if edit else "",
         }  # fmt: skip
         yield {**row, "modification": forward or ""}, forward is None

@@ -23,7 +23,7 @@ def apply_filters(table: pa.Table, config: FilterConfig) -> list[str | None]:
     reasons: list[str | None] = [None] * len(table)
     for name, function in filters:
         kept = [row for row, reason in enumerate(reasons) if reason is None]
-        for row, reason in zip(kept, function(table.take(kept), config), strict=True):
+        for row, reason in zip(kept, function(table.take(pa.array(kept, pa.int64())), config), strict=True):
             reasons[row] = f"{name}: {reason}" if reason else None
     return reasons
 

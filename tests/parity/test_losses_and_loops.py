@@ -79,10 +79,7 @@ def test_the_prototype_distance_equals_a_loop():
     forward, reverse = torch.randn(3, 4, 5, generator=rng), torch.randn(3, 4, 5, generator=rng)
     forward.requires_grad_()
     slow = torch.stack(
-        [
-            sum((forward[i, :, w].mean() - reverse[i, :, w].mean()) ** 2 for w in range(5)) / 5
-            for i in range(3)
-        ]
+        [sum((forward[i, :, w].mean() - reverse[i, :, w].mean()) ** 2 for w in range(5)) / 5 for i in range(3)]
     )
     fast = prototype_distance(forward, reverse)
     assert torch.allclose(fast, slow, atol=1e-6)

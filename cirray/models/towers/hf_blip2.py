@@ -105,13 +105,13 @@ def build_vision_tower(config: VisionTowerConfig, transform: TransformConfig) ->
     return VisionTower(model, transform)
 
 
-def load_vision_tower(source: str | Path, dtype: torch.dtype | None = None) -> VisionTower:
+def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.float32) -> VisionTower:
     """Load a frozen tower.
 
     Args:
         source: folder written by `save`, a folder or hub id of a `Blip2VisionModel`, or of a whole BLIP-2 or
             InstructBLIP checkpoint, of which only the vision part is read.
-        dtype: weights' type; default as stored.
+        dtype: type of the weights; None keeps the stored one.
 
     Raises:
         ArtifactError: when nothing readable is there.

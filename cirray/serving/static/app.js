@@ -166,14 +166,15 @@ async function search(push = true) {
     const answer = await ask("v1/search", await request());
     if (run === state.run) showAnswers(answer, performance.now() - begin);
   } catch (error) {
-    if (run === state.run) complain(error);
-  } finally {
-    if (run === state.run) $("grid").classList.remove("busy");
+    if (run !== state.run) return;
+    await showGallery(0); // old answers under a new question would mislead
+    complain(error);
   }
 }
 
 function showAnswers(answer, milliseconds) {
   const best = answer.hits.length ? answer.hits[0].score : 0;
+  $("grid").classList.remove("busy");
   $("grid").classList.add("answers");
   $("grid").replaceChildren(...answer.hits.map((hit, place) => card(hit, place + 1, best)));
   $("title").textContent = `“${state.text}”`;

@@ -56,7 +56,9 @@ def test_no_gradient_flows_through_the_reverse_side(make_task, triplets):
     constant = model.prototypes(batch.target_BPD, batch.reverse).detach().mean(dim=1)
     forward = model.prototypes(batch.reference_BPD, batch.text).mean(dim=1)
     plain = retrieval_loss(model, batch, config.model_copy(update={"objective": "finetune"}), NoGather()).total
-    right = torch.autograd.grad(plain + (forward - constant).square().mean(), _weight(model, name), retain_graph=True)[0]
+    right = torch.autograd.grad(plain + (forward - constant).square().mean(), _weight(model, name), retain_graph=True)[
+        0
+    ]
     assert torch.allclose(found, right, atol=1e-5)
     moving = model.prototypes(batch.target_BPD, batch.reverse).mean(dim=1)
     wrong = torch.autograd.grad(plain + (forward - moving).square().mean(), _weight(model, name))[0]
@@ -123,7 +125,9 @@ def test_row_weights_weigh_the_loss(make_task, triplets):
     rows = triplets[:6:3]
 
     def weighted(*weights):
-        return float(loss_of(task, config, [replace(r, weight=w) for r, w in zip(rows, weights, strict=True)]).terms["q2t"])
+        return float(
+            loss_of(task, config, [replace(r, weight=w) for r, w in zip(rows, weights, strict=True)]).terms["q2t"]
+        )
 
     first, second, both = weighted(1.0, 0.0), weighted(0.0, 1.0), weighted(3.0, 1.0)
     assert both == pytest.approx((3 * first + second) / 4, rel=1e-5)

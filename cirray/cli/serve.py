@@ -1,0 +1,12 @@
+"""`cirray serve`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="serve",
+    help="serve a retriever over HTTP with its search page (Ray Serve)",
+    config="cirray.runs:ServeRun",
+    run="cirray.serving.launch:run_serve",
+    example="cirray serve --port 8000",
+    show=lambda _: "",
+)

@@ -1,0 +1,79 @@
+"""One composed query from the command line, answered with pictures on a page of its own."""
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cirray.core import storage
+from cirray.core.errors import DataError
+from cirray.index.pictures import media_type
+from cirray.retriever import ComposedRetriever
+from cirray.runs import SearchRun
+from cirray.types import Ranking
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;background:Canvas;color:CanvasText;color-scheme:light dark}"
+    "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:1rem}"
+    "figure{margin:0}img{width:100%;image-rendering:pixelated;border-radius:8px}figcaption{font-size:12px}"
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A ranking and the page that shows it."""
+
+    ranking: Ranking
+    page: str
+
+    def text(self) -> str:
+        """The ranking as lines, then where the pictures are."""
+        rows = zip(self.ranking.ids, self.ranking.scores, strict=True)
+        lines = [f"{place:>3}  {score:.4f}  {name}" for place, (name, score) in enumerate(rows, 1)]
+        return "\n".join([*lines, "", f"with pictures: {self.page}"])
+
+
+def run_search(run: SearchRun) -> Answer:
+    """Answer one query.
+
+    Raises:
+        DataError: an unusable image, text or id.
+        IndexMismatchError: the index belongs to another checkpoint.
+    """
+    retriever = ComposedRetriever.open(run.checkpoint, run.index)
+    image, gallery_id = _reference(run)
+    ranking = retriever.search(run.text, image, gallery_id, run.k)
+    page = run.out or str(Path("cirray-search.html").absolute())
+    picture = Path(image).read_bytes() if image else retriever.gallery.picture(str(gallery_id))
+    answers = [(name, retriever.gallery.picture(name)) for name in ranking.ids]
+    storage.write_bytes(page, render(run.text, picture, answers, ranking.scores).encode())
+    return Answer(ranking, page)
+
+
+def render(text: str, reference: bytes, answers: Sequence[tuple[str, bytes]], scores: Sequence[float]) -> str:
+    """A self-contained page: the query on top, the answers below, best first."""
+    cards = [
+        f"<figure>{_image(picture)}<figcaption>{place}. {html.escape(name)} · {score:.3f}</figcaption></figure>"
+        for place, ((name, picture), score) in enumerate(zip(answers, scores, strict=True), 1)
+    ]
+    query = f'<figure style="width:180px">{_image(reference)}</figure><h1>“{html.escape(text)}”</h1>'
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(text)}</title>'
+        f"<style>{_STYLE}</style><body>{query}<main>{''.join(cards)}</main></body></html>"
+    )
+
+
+def _reference(run: SearchRun) -> tuple[str | None, str | None]:
+    if bool(run.image) == bool(run.id):
+        raise DataError("A search needs one reference: image=FILE, or id=ID of a gallery image.")
+    if run.image and not Path(run.image).expanduser().is_file():
+        raise DataError(f"The reference image {run.image!r} is not a file. Give a picture, or id=ID of a gallery image.")
+    return (str(Path(run.image).expanduser()), None) if run.image else (None, run.id)
+
+
+def _image(picture: bytes) -> str:
+    kind = media_type(picture)
+    if kind == "application/octet-stream":
+        return "<p>(no picture kept)</p>"
+    return f'<img alt="" src="data:{kind};base64,{base64.b64encode(picture).decode()}">'

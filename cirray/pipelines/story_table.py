@@ -1,0 +1,107 @@
+"""The story's results as text: one table over one or more seeds, the bars, what was generated, where things are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cirray.evaluation.metrics import spread
+from cirray.evaluation.tables import Bar, StoryRow, accuracy_bar, gain_bar, kept_gain_bar, render_story_table
+from cirray.pipelines.story import IMAGE_ONLY, ROWS, StoryResult
+
+_BEST, _ORACLE = "MTST + fine-tuning", "oracle texts + fine-tuning"
+_TEXT_BARS = {2000: 0.75, 1000: 0.68}
+_GAIN_BARS = {2000: 6.0, 1000: 10.0}
+
+
+def render_story(results: Sequence[StoryResult], bars: bool = True) -> str:
+    """The table of one story, or of the same story with several seeds (mean ± deviation).
+
+    Args:
+        results: one per seed, with equal rows and labels.
+        bars: also print each promise with its measurement.
+    """
+    rows = story_rows(results)
+    promises = story_bars(results, rows) if bars else ()
+    title = f"embedded world `shapes`, {results[0].labels:,} labelled triplets, {len(results)} seed(s)"
+    table = render_story_table(list(rows.values()), promises, results[0].protocol, title)
+    return "\n\n".join([table, text_lines(results), time_line(results)])
+
+
+def story_rows(results: Sequence[StoryResult]) -> dict[str, StoryRow]:
+    """Rows by name, in the table's order."""
+    names = [IMAGE_ONLY, *(name for name in ROWS if name in results[0].recalls)]
+    return {name: _row(name, results) for name in names}
+
+
+def story_bars(results: Sequence[StoryResult], rows: Mapping[str, StoryRow]) -> list[Bar]:
+    """The issue's promises that these rows can speak to."""
+    labels, bars = _nearest(results[0].labels), []
+    if labels is None:
+        return []
+    for direction in ("forward", "reverse"):
+        values = [_exact(result, "trained", direction) for result in results]
+        bars.append(accuracy_bar(f"generated text exact, {direction}, frozen LM", values, _TEXT_BARS[labels]))
+    baselines = [row for name, row in rows.items() if name.startswith("labelled only")]
+    if _BEST in rows and baselines:
+        best = max((rows[name] for name in (_BEST, "MTST + PTHA") if name in rows), key=lambda row: spread(row.r1).mean)
+        bars.append(gain_bar(f"{best.name} beats labelled only", best, baselines, _GAIN_BARS[labels]))
+        if _ORACLE in rows:
+            bars.append(kept_gain_bar("share of the oracle's gain kept", best, rows[_ORACLE], baselines, 0.8))
+    return bars
+
+
+def text_lines(results: Sequence[StoryResult]) -> str:
+    """Accuracy of the generated texts: before and after the labels, and over the mined pool."""
+    lines = ["generated texts, exact edits on held-out pairs (forward / reverse):"]
+    for key, words in (("zero_shot", "zero-shot, no label"), ("trained", "trained, language model frozen")):
+        if key in results[0].text["generator"]:
+            shares = [[_exact(result, key, way) for result in results] for way in ("forward", "reverse")]
+            lines.append(f"  {words:<32}{spread(shares[0]).mean:.3f} / {spread(shares[1]).mean:.3f}")
+    mined = [value for result in results if (value := _mined(result)) is not None]
+    if mined:
+        lines.append(f"  {'over all mined pairs':<32}{spread(mined).mean:.3f}   (pairs several edits apart cannot be exact)")
+    return "\n".join(lines)
+
+
+def time_line(results: Sequence[StoryResult]) -> str:
+    """Wall time, and the longest stages."""
+    wall = spread([result.wall for result in results]).mean
+    longest = sorted(results[0].seconds.items(), key=lambda item: -item[1])[:6]
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest)
+    return f"wall time {wall:.0f} s a seed; longest stages: {stages}"
+
+
+def place_lines(result: StoryResult) -> str:
+    """Where the report, the checkpoint and the index are, and which command serves them."""
+    return "\n".join(
+        [
+            f"report      {result.places['report']}/report.html",
+            f"checkpoint  {result.places['checkpoint']}",
+            f"index       {result.places['index']}",
+            "",
+            "search it   make serve        then open http://127.0.0.1:8000",
+            f"or          cirray serve checkpoint={result.places['checkpoint']} index={result.places['index']}",
+        ]
+    )
+
+
+def _row(name: str, results: Sequence[StoryResult]) -> StoryRow:
+    found = ROWS.get(name)
+    recall = {k: tuple(result.recalls[name][f"R@{k}"] for result in results) for k in (1, 5, 10)}
+    seconds = None
+    if found:
+        seconds = spread([sum(result.seconds.get(stage, 0.0) for stage in found.trained) for result in results]).mean
+    labels = results[0].labels if found and found.labelled else 0
+    return StoryRow(name, labels, recall[1], recall[5], recall[10], tuple(r.seed for r in results), seconds)
+
+
+def _nearest(labels: int) -> int | None:
+    return labels if labels in _TEXT_BARS else None
+
+
+def _exact(result: StoryResult, key: str, direction: str) -> float:
+    return float(result.text["generator"][key][direction]["exact"])
+
+
+def _mined(result: StoryResult) -> float | None:
+    metrics: dict[str, Any] = result.text.get("synthetic", {})
+    return float(metrics["exact"]) if "exact" in metrics else None

@@ -1,0 +1,90 @@
+"""Stages 5 and 6: pretraining and fine-tuning. On Ray Train, or in this process: one function, equal numbers."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cirray.core.artifacts import Manifest, Stage, open_stage
+from cirray.core.progress import progress
+from cirray.pipelines.config import TrainRun
+from cirray.pipelines.train_inputs import MODEL, TrainInputs, check_model_fields, copy_tower, input_digests, read_inputs
+from cirray.pipelines.train_job import METRIC_PREFIX, ExportModel, TrainJob, build_job, engine_on
+from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
+from cirray.training.checkpoint import latest_checkpoint
+from cirray.training.loop import Callback, train
+from cirray.training.state import Row
+
+HISTORY, BOARD, CHECKPOINTS = "history.jsonl", "tensorboard", "checkpoints"
+_CONTENT = ("labels", "model", "tokenizer", "temperature", "training", "validation")
+
+
+def run_train(run: TrainRun, callbacks: Sequence[Callback] = ()) -> Manifest:
+    """Train a retriever; a killed run goes on from its last checkpoint when it is started again.
+
+    Args:
+        run: the configuration.
+        callbacks: further callbacks, for training in this process only (`ray.enabled: false`).
+
+    Returns:
+        Manifest of kind "checkpoint": `model/` (network, tokenizer, vision tower), `history.jsonl`, `tensorboard/`;
+        counts of rows by source; metrics `loss` and, with held-out triplets, `val_R@1` and so on.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: before anything starts, for inputs that cannot be used.
+    """
+    check_model_fields(run)
+    inputs = read_inputs(run)
+    stage = open_stage(run.out, "checkpoint", _content(run), input_digests(run, inputs))
+    if stage.finished:
+        return stage.finished
+    job = build_job(run, inputs)
+    copy_tower(run, job.features, stage.local / MODEL)
+    if run.ray.enabled:
+        from cirray.pipelines.train_ray import train_on_ray
+
+        history = train_on_ray(run, stage)
+    else:
+        history = train_here(run, stage, job, callbacks)
+    return _publish(run, stage, inputs, history)
+
+
+def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[Callback]) -> list[Row]:
+    """Train in this process."""
+    root = stage.local / CHECKPOINTS
+    with progress(title_of(run), run.training.steps, "steps") as advance:
+        hooks = [
+            job.validate, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD), ShowProgress(advance),
+            *([Checkpoints(root)] if run.training.checkpoint_every else []), ExportModel(stage.local / MODEL),
+            *callbacks,
+        ]  # fmt: skip
+        engine = engine_on(run, run.device)
+        return train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))
+
+
+def title_of(run: TrainRun) -> str:
+    """Words for the progress bar."""
+    return "pretrain" if run.training.objective == "pretrain" else f"fine-tune ({run.training.objective})"
+
+
+def _content(run: TrainRun) -> dict[str, Any]:
+    """What decides the result; places, devices and workers do not, and digests stand for the inputs."""
+    config = run.to_dict()
+    if run.init:
+        config["model"] = config["tokenizer"] = None
+    return {name: config[name] for name in _CONTENT}
+
+
+def _publish(run: TrainRun, stage: Stage, inputs: TrainInputs, history: Sequence[Row]) -> Manifest:
+    shutil.rmtree(stage.local / CHECKPOINTS, ignore_errors=True)
+    write_history(stage.local / HISTORY, history)
+    last = history[-1] if history else {}
+    metrics = {name: value for name, value in last.items() if name == "loss" or name.startswith(METRIC_PREFIX)}
+    counts = {"triplets": len(inputs.triplets), "steps": run.training.steps, **inputs.sources}
+    return stage.publish(counts, metrics, {"run": run.to_dict()})
+
+
+def write_history(path: Path, history: Sequence[Row]) -> None:
+    """All rows, one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in history))

@@ -1,0 +1,166 @@
+"""What one training run reads: triplets with their sources, features, start weights, held-out queries. No ray."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cirray.core.artifacts import localize, read_manifest
+from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.data.benchmark import CirDataset
+from cirray.data.readers import read_dataset
+from cirray.features.store import FeatureStore
+from cirray.models.composed import QFormerRetriever, build_retriever
+from cirray.models.retriever_files import load_retriever
+from cirray.models.text import build_tokenizer, load_tokenizer
+from cirray.models.towers.hf_blip2 import load_vision_tower
+from cirray.pipelines.actors import find_tower
+from cirray.pipelines.config import TrainRun
+from cirray.pipelines.generator import select_labels
+from cirray.triplets.store import TripletStore, attach_reverse
+from cirray.types import Query, Triplet, stable_id
+
+MODEL, VISION = "model", "vision"
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """Rows to train on, the texts whose words a new tokenizer must know, held-out queries with their gallery."""
+
+    triplets: tuple[Triplet, ...]
+    texts: tuple[str, ...]
+    queries: tuple[Query, ...]
+    gallery_ids: tuple[str, ...]
+    dataset: CirDataset | None
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Rows by source tag."""
+        tags = [row.source for row in self.triplets]
+        return {tag: tags.count(tag) for tag in dict.fromkeys(tags)}
+
+
+def read_inputs(run: TrainRun) -> TrainInputs:
+    """Read the rows and the held-out queries of a run.
+
+    Raises:
+        ArtifactError: a triplets artifact is missing or damaged.
+        DataError: nothing to train on, or no held-out triplet where validation asks for some.
+    """
+    dataset = read_dataset(run.data) if run.data else None
+    labelled = _labelled(run, dataset)
+    generated = [row for uri in run.triplets for row in TripletStore.open(uri).read(split="train")]
+    rows = (*generated, *labelled)
+    if not rows:
+        raise DataError("There is no triplet of split 'train' to train on. Check `triplets`, `data` and `labels`.")
+    queries = _queries(run, dataset)
+    gallery = {image for row in _held_out(run, dataset) for image in (row.reference_id, row.target_id)}
+    return TrainInputs(rows, _texts(rows, dataset), queries, tuple(sorted(gallery)), dataset)
+
+
+def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
+    """Name -> digest of everything the run reads."""
+    digests = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
+    digests |= {f"triplets {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.triplets)}
+    digests |= {f"reverse {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.reverse_texts)}
+    if run.init:
+        digests["init"] = read_manifest(run.init, "checkpoint").digest
+    return {**digests, "rows": stable_id(*inputs.triplets, "queries", *inputs.queries, "texts", *inputs.texts)}
+
+
+def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> QFormerRetriever:
+    """Start weights: the checkpoint's, or random ones that depend on the seed alone.
+
+    Raises:
+        ConfigError: when the checkpoint reads other features.
+    """
+    if run.init:
+        retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
+        if retriever.patch_width != patch_width:
+            raise ConfigError(
+                f"The checkpoint {run.init!r} reads patch tokens of width {retriever.patch_width}, the features have "
+                f"{patch_width}. Embed the images with the checkpoint's own tower."
+            )
+    else:
+        retriever = build_retriever(run.model, _tokenizer(run, inputs), patch_width, run.training.seed)
+    if run.temperature is not None:
+        with torch.no_grad():
+            retriever.raw_temperature.fill_(run.temperature)
+    return retriever
+
+
+def copy_tower(run: TrainRun, features: FeatureStore, folder: Path) -> str:
+    """Put the vision tower that made the features beside the model, so that a checkpoint can encode images.
+
+    Returns:
+        The tower's digest.
+
+    Raises:
+        ArtifactError: when the tower is not the one that made the features.
+    """
+    tower = load_vision_tower(find_tower(run.towers))
+    if tower.digest != features.info.encoder_digest:
+        raise ArtifactError(
+            f"The features were made by vision tower {features.info.encoder_digest[:12]}, {run.towers!r} holds tower "
+            f"{tower.digest[:12]}. Name the towers that made the features, or embed the images again."
+        )
+    shutil.rmtree(folder / VISION, ignore_errors=True)
+    tower.save(folder / VISION)
+    return tower.digest
+
+
+def check_model_fields(run: TrainRun) -> None:
+    """Refuse model sizes that were given beside a checkpoint and differ from it: they would have no effect.
+
+    Raises:
+        ConfigError: naming the first such field.
+    """
+    if not run.init or "model" not in run.model_fields_set:
+        return
+    own = load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict()
+    given = run.model.to_dict()
+    for name in run.model.model_fields_set:
+        if given[name] != own[name]:
+            raise ConfigError(
+                f"model.{name} is {given[name]!r}, but the checkpoint {run.init!r} has {own[name]!r} and keeps it. "
+                "Leave the field out, or start without init."
+            )
+
+
+def _labelled(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:
+    if dataset is None or run.labels == 0:
+        return ()
+    rows = select_labels(dataset, run.labels).train
+    if run.reverse_texts:
+        generated = [row for uri in run.reverse_texts for row in TripletStore.open(uri).read()]
+        rows = tuple(attach_reverse(rows, generated))
+    return rows
+
+
+def _held_out(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:
+    return dataset.split(run.validation.split)[: run.validation.queries] if dataset else ()
+
+
+def _queries(run: TrainRun, dataset: CirDataset | None) -> tuple[Query, ...]:
+    rows = _held_out(run, dataset)
+    if run.validation.every and run.validation.queries and not rows:
+        raise DataError(
+            f"validation.every is {run.validation.every}, but the data set has no triplet of split "
+            f"{run.validation.split!r}. Mark some rows with that split, or set validation.every=null."
+        )
+    return tuple(Query(row.triplet_id, row.reference_id, row.modification, (row.target_id,), row.edit) for row in rows)
+
+
+def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ...]:
+    """Texts whose words a new tokenizer knows: what is trained on, and every training text and caption there is."""
+    labelled = dataset.split("train") if dataset else ()
+    both = [text for row in (*rows, *labelled) for text in (row.modification, row.reverse_modification) if text]
+    captions = list(dataset.captions.values()) if dataset else []
+    return tuple(dict.fromkeys([*both, *captions]))
+
+
+def _tokenizer(run: TrainRun, inputs: TrainInputs) -> PreTrainedTokenizerBase:
+    return load_tokenizer(run.tokenizer) if run.tokenizer else build_tokenizer(inputs.texts)

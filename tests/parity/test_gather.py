@@ -1,0 +1,52 @@
+"""One, two and four gloo ranks against each other: loss, gradients, training; with gathers that must fail."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "fixtures" / "gather_ranks.py"
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gather")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {world: json.loads((folder / f"world-{world}.json").read_text()) for world in (1, 2, 4)}
+
+
+def largest_gap(one, other):
+    gaps = [abs(a - b) for name in one for a, b in zip(one[name], other[name], strict=True)]
+    return max(gaps)
+
+
+def largest(one):
+    return max(abs(value) for values in one.values() for value in values)
+
+
+@pytest.mark.parametrize("case", ["ptha", "paper", "chunked"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_gathered_ranks_equal_one_process(worlds, world, case):
+    one, several = worlds[1][case], worlds[world][case]
+    assert largest(one["gradients"]) > 1e-2
+    assert largest_gap(one["gradients"], several["gradients"]) < 1e-5
+    for mine, theirs in zip(one["history"], several["history"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("control", ["blind", "alone"])
+def test_a_gather_without_gradient_or_none_at_all_is_seen(worlds, control):
+    assert largest_gap(worlds[1]["paper"]["gradients"], worlds[2][control]["gradients"]) > 1e-3
+
+
+def test_the_loss_alone_would_not_have_seen_the_missing_gradient(worlds):
+    first, blind = worlds[1]["paper"]["history"][0], worlds[2]["blind"]["history"][0]
+    assert first["loss"] == pytest.approx(blind["loss"], rel=1e-5)
+    assert first["loss"] != pytest.approx(worlds[2]["alone"]["history"][0]["loss"], rel=1e-2)

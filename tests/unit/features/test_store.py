@@ -1,0 +1,126 @@
+"""The feature store: what is asked for comes back in order, and nothing damaged or foreign is read."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.features.store import FeatureStore
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
+
+
+@pytest.fixture
+def stored(tmp_path):
+    vectors = TINY.random_vectors(50)
+    return TINY.write_features(tmp_path / "features", vectors), vectors
+
+
+def test_vectors_come_back_in_the_order_asked_for_across_shards(stored):
+    uri, vectors = stored
+    store = FeatureStore.open(uri)
+    ids = [f"img-{n:04d}" for n in (49, 0, 17, 16, 15, 31, 0, 33)]
+    found = store.get(ids)
+    assert found.dtype == np.float16 and found.shape == (8, 3, 4)
+    assert np.array_equal(found, np.stack([vectors[image] for image in ids]))
+    assert not np.array_equal(found, np.stack([vectors[image] for image in sorted(ids)]))
+
+
+def test_ids_keep_the_order_of_the_shards_and_blocks_cover_them_once(stored):
+    uri, vectors = stored
+    store = FeatureStore.open(uri)
+    assert store.ids == tuple(vectors) and len(store) == 50 and store.shape == (3, 4)
+    blocks = list(store.blocks(7))
+    assert [image for ids, _ in blocks for image in ids] == list(vectors)
+    assert np.array_equal(np.concatenate([block for _, block in blocks]), np.stack(list(vectors.values())))
+
+
+def test_asking_for_nothing_gives_an_empty_array(stored):
+    assert FeatureStore.open(stored[0]).get([]).shape == (0, 3, 4)
+
+
+def test_missing_ids_are_named(stored):
+    store = FeatureStore.open(stored[0])
+    assert "img-0003" in store and "ghost" not in store
+    with pytest.raises(DataError, match="'ghost', 'spirit'; the store holds 50 images"):
+        store.get(["img-0003", "ghost", "spirit", "ghost"])
+    with pytest.raises(DataError, match="'a', 'b', 'c' and 2 more"):
+        store.get(list("abcde"))
+
+
+def test_shards_are_memory_mapped(stored):
+    assert all(isinstance(shard, np.memmap) for shard in FeatureStore.open(stored[0])._shards)
+
+
+def test_a_flipped_byte_is_refused_naming_the_file(stored):
+    uri, _ = stored
+    path = Path(uri) / "shards" / "part-00001.npy"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=r"part-00001'?\.npy or its ids are damaged"):
+        FeatureStore.open(uri)
+
+
+@pytest.mark.parametrize("cut", [3, 90, 200])
+def test_a_truncated_shard_is_refused_even_when_contents_are_not_checked(stored, cut):
+    uri, _ = stored
+    path = Path(uri) / "shards" / "part-00002.npy"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ArtifactError, match="part-00002.npy.* is damaged"):
+        FeatureStore.open(uri, verified_bytes=0)
+
+
+def test_a_missing_shard_and_damaged_ids_are_refused(stored):
+    uri, _ = stored
+    ids = Path(uri) / "shards" / "part-00003.ids.json"
+    text = ids.read_text()
+    ids.write_text(text[:-4])
+    with pytest.raises(ArtifactError, match="part-00003.ids.json"):
+        FeatureStore.open(uri)
+    ids.write_text(text)
+    (Path(uri) / "shards" / "part-00003.npy").unlink()
+    with pytest.raises(ArtifactError, match="part-00003.*missing"):
+        FeatureStore.open(uri)
+
+
+def test_another_number_of_ids_than_rows_is_refused(stored):
+    uri, _ = stored
+    ids = Path(uri) / "shards" / "part-00000.ids.json"
+    ids.write_text('["img-0000"]')
+    with pytest.raises(ArtifactError, match="part-00000.npy.*float16"):
+        FeatureStore.open(uri, verified_bytes=0)
+
+
+def test_several_artifacts_open_as_one_store(stored, tmp_path):
+    uri, vectors = stored
+    more = TINY.random_vectors(9, seed=5, prefix="new")
+    store = FeatureStore.open_many([uri, TINY.write_features(tmp_path / "more", more)])
+    assert store.ids == (*vectors, *more)
+    assert np.array_equal(store.get(["new-0003", "img-0002"]), np.stack([more["new-0003"], vectors["img-0002"]]))
+    assert FeatureStore.open_many(uri).ids == tuple(vectors)
+
+
+def test_an_image_in_two_artifacts_counts_once_when_its_features_agree(stored, tmp_path):
+    uri, vectors = stored
+    same = {name: vectors[name] for name in ("img-0001", "img-0040")} | TINY.random_vectors(2, 1, prefix="new")
+    store = FeatureStore.open_many([uri, TINY.write_features(tmp_path / "same", same)])
+    assert len(store) == 52
+    other = TINY.write_features(tmp_path / "other", {"img-0001": vectors["img-0002"]})
+    with pytest.raises(DataError, match="'img-0001' stands for another image"):
+        FeatureStore.open_many([uri, other])
+
+
+@pytest.mark.parametrize("made", [{"encoder": "x"}, {"transform": "x"}])
+def test_features_of_different_encoders_or_transforms_are_not_mixed(stored, tmp_path, made):
+    other = TINY.write_features(tmp_path / "other", TINY.random_vectors(3, prefix="new"), **made)
+    with pytest.raises(IndexMismatchError, match="cannot be mixed"):
+        FeatureStore.open_many([stored[0], other])
+
+
+def test_an_absent_artifact_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match="does not exist"):
+        FeatureStore.open(tmp_path / "nothing")

@@ -1,0 +1,145 @@
+"""Mining policies: deterministic unordered pairs, windows respected, excluded images never in a pair."""
+
+import numpy as np
+import pytest
+
+from cirray.core.errors import ConfigError, DataError
+from cirray.features.store import FeatureInfo, FeatureStore
+from cirray.mining.config import MiningConfig
+from cirray.mining.groups import group_of_images
+from cirray.mining.pairs import POLICIES, MiningInput, mine_pairs
+from cirray.types import Pair, Triplet
+
+IDS = tuple(f"img-{n:03d}" for n in range(48))
+
+
+def families(seed=0):
+    """Twelve families of four near images."""
+    rng = np.random.default_rng(seed)
+    array = np.repeat(rng.normal(size=(12, 1, 2, 16)), 4, axis=1) + 0.15 * rng.normal(size=(12, 4, 2, 16))
+    return FeatureStore([array.reshape(48, 2, 16).astype(np.float16)], IDS, FeatureInfo("e", "t", (2, 16)))
+
+
+def mine(policy="neighbour_band", ids=IDS, excluded=(), triplets=(), **fields):
+    source = MiningInput(tuple(ids), families(), tuple(triplets), frozenset(excluded))
+    return mine_pairs(source, MiningConfig(policy=policy, **fields))
+
+
+def family(image):
+    return int(image[4:]) // 4
+
+
+def keys(pairs):
+    return [frozenset((pair.reference_id, pair.target_id)) for pair in pairs]
+
+
+def test_neighbours_are_of_one_family_and_each_pair_comes_once():
+    pairs = mine(rank_high=3)
+    assert len(pairs) == 12 * 6
+    assert len(set(keys(pairs))) == len(pairs)
+    assert all(family(pair.reference_id) == family(pair.target_id) for pair in pairs)
+    assert any(family(p.reference_id) != family(p.target_id) for p in mine(rank_low=3, rank_high=6))
+
+
+def test_the_answer_depends_on_neither_the_order_of_ids_nor_the_memory():
+    pairs = mine(rank_high=2)
+    assert mine(rank_high=2, ids=IDS[::-1]) == pairs
+    assert mine(rank_high=2, memory_mib=8) == pairs
+
+
+def test_mutual_pairs_are_those_found_from_both_sides():
+    every, mutual = mine(rank_high=1), mine(rank_high=1, mutual=True)
+    assert set(keys(mutual)) < set(keys(every))
+    assert len(mutual) >= 12
+
+
+def test_scores_stay_within_floor_and_ceiling():
+    pairs = mine(rank_high=10, min_score=0.1, max_score=0.9)
+    assert pairs and all(0.1 <= pair.score <= 0.9 for pair in pairs)
+    assert any(pair.score > 0.9 for pair in mine(rank_high=10))
+
+
+def test_count_keeps_the_best_ranks_and_scores_first():
+    every, some = mine(rank_high=3), mine(rank_high=3, count=20)
+    assert [pair.pair_id for pair in some] == [pair.pair_id for pair in every[:20]]
+    assert max(pair.rank for pair in some) <= min(pair.rank for pair in every[20:])
+
+
+def test_excluded_images_are_in_no_pair_by_any_policy():
+    banned = {"img-000", "img-017", "img-018"}
+    triplets = [Triplet("1", "img-000", "img-001", "x"), Triplet("2", "img-002", "img-003", "x")]
+    for policy in POLICIES:
+        pairs = mine(policy, excluded=banned, triplets=triplets)
+        assert pairs and not any({pair.reference_id, pair.target_id} & banned for pair in pairs)
+    assert any({pair.reference_id, pair.target_id} & banned for pair in mine())
+
+
+def test_orientation_is_a_coin_thrown_by_the_ids():
+    pairs = mine(rank_high=3)
+    ascending = sum(pair.reference_id < pair.target_id for pair in pairs)
+    assert 0.25 * len(pairs) < ascending < 0.75 * len(pairs)
+    other = mine(rank_high=3, seed=1)
+    assert set(keys(other)) == set(keys(pairs)) and [p.pair_id for p in other] != [p.pair_id for p in pairs]
+
+
+def test_draws_take_some_of_the_window():
+    drawn = mine(rank_high=20, draws=1)
+    assert len(drawn) <= 48 and drawn == mine(rank_high=20, draws=1)
+    assert {pair.rank for pair in drawn} - {0, 1, 2}
+    assert keys(drawn) != keys(mine(rank_high=20, draws=1, seed=4))
+
+
+def test_uniform_pairs_are_distinct_and_follow_the_seed():
+    pairs = mine("uniform", count=100)
+    assert len(set(keys(pairs))) == 100 and all(len(key) == 2 for key in keys(pairs))
+    assert mine("uniform", count=100) == pairs != mine("uniform", count=100, seed=1)
+    assert len(mine("uniform")) == 48
+    assert len(mine("uniform", ids=IDS[:4], count=100)) == 6
+
+
+def test_existing_pairs_are_the_triplets_each_once_and_reverse_swaps_them():
+    triplets = [
+        Triplet("1", "img-004", "img-005", "x", group_id="f1"),
+        Triplet("2", "img-004", "img-005", "y", group_id="f1"),
+        Triplet("3", "img-009", "img-008", "x", group_id="f2"),
+    ]
+    forward, backward = mine("existing", triplets=triplets), mine("reverse", triplets=triplets)
+    assert {(p.reference_id, p.target_id, p.group_id) for p in forward} == {
+        ("img-004", "img-005", "f1"), ("img-009", "img-008", "f2"),
+    }  # fmt: skip
+    assert {(p.target_id, p.reference_id) for p in backward} == {(p.reference_id, p.target_id) for p in forward}
+    assert not {p.pair_id for p in forward} & {p.pair_id for p in backward}
+
+
+def test_pairs_of_one_family_share_a_group():
+    pairs = mine(rank_high=3)
+    groups = {pair.group_id for pair in pairs}
+    assert len(groups) == 12 and all(
+        len({family(p.reference_id) for p in pairs if p.group_id == g}) == 1 for g in groups
+    )
+
+
+def test_groups_do_not_grow_beyond_their_limit_along_a_chain():
+    chain = [Pair(f"p{n}", f"i{n:02d}", f"i{n + 1:02d}", score=1 - n / 100) for n in range(30)]
+    groups = group_of_images(chain, 4)
+    assert max(list(groups.values()).count(group) for group in set(groups.values())) <= 4
+    assert len(set(group_of_images(chain, 100).values())) == 1
+
+
+def test_nothing_found_images_without_features_and_unknown_policies_are_named():
+    with pytest.raises(DataError, match="found no pair among 48 images"):
+        mine(min_score=0.999999, max_score=1.0)
+    with pytest.raises(DataError, match="1 of 49 images to pair have no features, e.g. 'ghost'"):
+        mine(ids=(*IDS, "ghost"))
+    with pytest.raises(ConfigError, match="Unknown mining policy 'neighbor_band'. Did you mean 'neighbour_band'"):
+        mine("neighbor_band")
+    with pytest.raises(DataError, match="needs features"):
+        mine_pairs(MiningInput(IDS), MiningConfig())
+
+
+@pytest.mark.parametrize(
+    "fields", [{"rank_low": 3, "rank_high": 3}, {"quantiles": (0.8, 0.2)}, {"min_score": 0.5, "max_score": 0.4}]
+)
+def test_impossible_windows_are_refused(fields):
+    with pytest.raises(ValueError):
+        MiningConfig(**fields)

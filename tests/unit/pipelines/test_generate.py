@@ -1,0 +1,270 @@
+"""Generation without a cluster: every row accounted for, resumed by ids, nothing lost, doubled or half-published."""
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+
+from cirray.core.errors import ArtifactError, ConfigError, GenerationError
+from cirray.core.storage import join
+from cirray.pipelines.actors import GenerateTexts
+from cirray.pipelines.config import GenerateRun, RayConfig
+from cirray.pipelines.generate import make_plan, run_generate
+from cirray.pipelines.streaming import to_columns
+from cirray.triplets.config import FilterConfig
+from cirray.triplets.store import TripletStore
+from cirray.types import Generation
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    TINY.write_features(tmp_path / "features", TINY.random_vectors(41))
+    TINY.write_pairs_artifact(tmp_path / "pairs", TINY.chain(40))
+    TINY.write_generator(tmp_path / "generator", calls=str(calls))
+    return tmp_path
+
+
+def run_of(root, **fields):
+    settings = {
+        "pairs": str(root / "pairs"), "features": (str(root / "features"),), "generator": str(root / "generator"),
+        "out": str(root / "out"), "part_rows": 8, "ray": RayConfig(enabled=False),
+    }  # fmt: skip
+    return GenerateRun(**{**settings, **fields})
+
+
+def pairs_served(root):
+    return sum(int(path.read_text()) for path in (root / "calls").iterdir())
+
+
+def files(uri):
+    return {str(path.relative_to(uri)): path.read_bytes() for path in Path(uri).rglob("*.parquet")}
+
+
+def test_each_pair_gives_two_triplets_with_each_others_text(inputs):
+    manifest = run_generate(run_of(inputs), TINY.load_knobs)
+    assert manifest.counts == {"pairs": 40, "triplets": 80, "rejected": 0}
+    triplets = TripletStore.open(inputs / "out").read()
+    by_images = {(t.reference_id, t.target_id): t for t in triplets}
+    assert len(by_images) == 80
+    for (reference, target), triplet in by_images.items():
+        mirror = by_images[(target, reference)]
+        assert triplet.modification == mirror.reverse_modification
+        assert triplet.source == "mtst" and triplet.group_id == mirror.group_id != ""
+    row = TripletStore.open(inputs / "out").table().to_pylist()[0]
+    assert row["prompt_version"] == "knobs/1" and row["logprob"] == -0.25 and dict(row["scores"])["pair"] > 0.4
+
+
+def test_forward_gives_one_triplet_and_can_leave_reverse_texts_out(inputs):
+    manifest = run_generate(run_of(inputs, directions="forward"), TINY.load_knobs)
+    assert manifest.counts["triplets"] == 40
+    assert all(t.reverse_modification for t in TripletStore.open(inputs / "out").read())
+    with pytest.raises(ValueError, match="needs reverse_texts"):
+        run_of(inputs, reverse_texts=False)
+
+
+def test_a_failed_generation_is_a_rejected_row_in_each_direction(inputs):
+    TINY.write_generator(inputs / "failing", fail=["img-0003", "img-0020"])
+    manifest = run_generate(run_of(inputs, generator=str(inputs / "failing")), TINY.load_knobs)
+    assert manifest.counts == {"pairs": 40, "triplets": 76, "rejected": 4}
+    rejected = TripletStore.open(inputs / "out").rejected()
+    assert set(rejected.column("reason").to_pylist()) == {"told to fail"}
+    assert {"img-0003", "img-0020"} == {r["target_id"] for r in rejected.to_pylist()} & {"img-0003", "img-0020"}
+
+
+def test_pairs_whose_images_have_no_features_are_rejected_with_the_image_named(inputs):
+    TINY.write_features(inputs / "few", dict(list(TINY.random_vectors(41).items())[:-1]))
+    manifest = run_generate(run_of(inputs, features=(str(inputs / "few"),)), TINY.load_knobs)
+    assert manifest.counts == {"pairs": 40, "triplets": 78, "rejected": 2}
+    reasons = set(TripletStore.open(inputs / "out").rejected().column("reason").to_pylist())
+    assert reasons == {"image 'img-0040' has no features"}
+
+
+def test_when_everything_is_rejected_the_run_fails_and_publishes_nothing(inputs):
+    TINY.write_generator(inputs / "hopeless", fail=[f"img-{n:04d}" for n in range(41)])
+    with pytest.raises(GenerationError, match="All 80 rows were rejected, most often: told to fail"):
+        run_generate(run_of(inputs, generator=str(inputs / "hopeless")), TINY.load_knobs)
+    assert not (inputs / "out").exists() and not (inputs / "out.partial").exists()
+
+
+def test_a_finished_run_is_recognised_and_nothing_is_generated_again(inputs):
+    first = run_generate(run_of(inputs), TINY.load_knobs)
+    served = pairs_served(inputs)
+    assert run_generate(run_of(inputs, ray=RayConfig(enabled=False, num_cpus=3)), TINY.load_knobs) == first
+    assert pairs_served(inputs) == served == 40
+    with pytest.raises(ArtifactError, match="different run .config.seed: 0 there, 1 now"):
+        run_generate(run_of(inputs, seed=1), TINY.load_knobs)
+
+
+class _Power:
+    """A generator that is cut off after so many calls."""
+
+    def __init__(self, knobs, calls):
+        self.inner, self.left, self.prompt_version = knobs, calls, "knobs/1"
+
+    def generate(self, pairs, features):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.inner.generate(pairs, features)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_an_interrupted_run_goes_on_from_its_finished_parts_and_ends_equal(inputs, calls):
+    run_generate(run_of(inputs, out=str(inputs / "whole")), TINY.load_knobs)
+    before = pairs_served(inputs)
+    with pytest.raises(KeyboardInterrupt):
+        run_generate(run_of(inputs), lambda folder, **o: _Power(TINY.load_knobs(folder, **o), calls))
+    assert not (inputs / "out").exists()
+    run_generate(run_of(inputs), TINY.load_knobs)
+    assert pairs_served(inputs) - before == 40
+    assert files(inputs / "out") == files(inputs / "whole")
+
+
+def test_a_part_that_lost_rows_is_made_again(inputs):
+    with pytest.raises(KeyboardInterrupt):
+        run_generate(run_of(inputs), lambda folder, **o: _Power(TINY.load_knobs(folder, **o), 2))
+    path = inputs / "out.partial" / "data" / "part-00001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 5), path)
+    assert run_generate(run_of(inputs), TINY.load_knobs).counts["triplets"] == 80
+    assert pairs_served(inputs) == 48
+
+
+def test_rows_that_are_there_twice_or_unknown_are_a_loud_failure(inputs):
+    with pytest.raises(KeyboardInterrupt):
+        run_generate(run_of(inputs), lambda folder, **o: _Power(TINY.load_knobs(folder, **o), 3))
+    folder = inputs / "out.partial" / "data"
+    extra = pq.read_table(folder / "part-00001.parquet").slice(2, 3)
+    pq.write_table(extra, folder / "part-00099.parquet")
+    with pytest.raises(GenerationError, match="3 of 80 rows are doubled"):
+        run_generate(run_of(inputs), TINY.load_knobs)
+    ids = [f"stranger-{n}" for n in range(3)]
+    pq.write_table(extra.set_column(0, extra.schema.field(0), [ids]), folder / "part-00099.parquet")
+    with pytest.raises(GenerationError, match="3 of 80 rows are unknown .* e.g. 'stranger-0'"):
+        run_generate(run_of(inputs), TINY.load_knobs)
+    assert not (inputs / "out").exists()
+
+
+def test_the_triplets_do_not_depend_on_the_order_of_the_pairs(inputs):
+    run_generate(run_of(inputs), TINY.load_knobs)
+    TINY.write_pairs_artifact(inputs / "pairs2", TINY.chain(40)[::-1])
+    run_generate(run_of(inputs, pairs=str(inputs / "pairs2"), out=str(inputs / "out2")), TINY.load_knobs)
+    assert files(inputs / "out") == files(inputs / "out2")
+
+
+def test_seed_decoding_and_generator_are_part_of_every_id(inputs):
+    def ids(**fields):
+        return make_plan(run_of(inputs, **fields)).expected[0]
+
+    TINY.write_generator(inputs / "other", sleep=0, fail=["nobody"])
+    plans = [ids(), ids(seed=1), ids(generator=str(inputs / "other")), ids(decoding={"max_new_tokens": 9})]
+    assert plans[0] == ids(source="x", part_rows=8)
+    assert all(not one & two for n, one in enumerate(plans) for two in plans[n + 1 :])
+
+
+def test_pairs_that_stand_twice_are_refused(inputs):
+    TINY.write_pairs_artifact(inputs / "twice", [*TINY.chain(20), TINY.chain(20)[7]])
+    with pytest.raises(GenerationError, match="stand twice in the pairs artifact"):
+        run_generate(run_of(inputs, pairs=str(inputs / "twice"), part_rows=100), TINY.load_knobs)
+
+
+def test_filters_move_rows_to_rejected_and_keep_the_account(inputs):
+    filters = FilterConfig(names=("over_long", "near_duplicate_pair"), max_score=0.9)
+    manifest = run_generate(run_of(inputs, filters=filters), TINY.load_knobs)
+    store = TripletStore.open(inputs / "out")
+    expected = sum(pair.score > 0.9 for pair in TINY.chain(40)) * 2
+    assert manifest.counts == {"pairs": 40, "triplets": 80 - expected, "rejected": expected}
+    assert len(store.table()) == 80 - expected and len(store.rejected()) == expected > 0
+    assert all(dict(row["scores"])["pair"] <= 0.9 for row in store.table().to_pylist())
+    assert all("near_duplicate_pair" in reason for reason in store.rejected().column("reason").to_pylist())
+
+
+def test_a_kill_between_the_two_steps_of_filtering_is_repaired(inputs, monkeypatch):
+    from cirray.pipelines import generate
+
+    filters = FilterConfig(names=("near_duplicate_pair",), max_score=0.9)
+    run_generate(run_of(inputs, filters=filters, out=str(inputs / "whole")), TINY.load_knobs)
+    real, written = generate.write_table, []
+
+    def dying(uri, table):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(uri)
+        real(uri, table)
+
+    monkeypatch.setattr(generate, "write_table", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_generate(run_of(inputs, filters=filters), TINY.load_knobs)
+    monkeypatch.setattr(generate, "write_table", real)
+    before = pairs_served(inputs)
+    run_generate(run_of(inputs, filters=filters), TINY.load_knobs)
+    assert pairs_served(inputs) == before
+    assert files(inputs / "out") == files(inputs / "whole")
+
+
+def test_missing_inputs_are_named_and_leave_nothing_behind(inputs):
+    with pytest.raises(ArtifactError, match="nowhere' does not exist"):
+        run_generate(run_of(inputs, pairs=str(inputs / "nowhere")), TINY.load_knobs)
+    with pytest.raises(ArtifactError, match="kind 'pairs'; 'generator' is needed"):
+        run_generate(run_of(inputs, generator=str(inputs / "pairs")), TINY.load_knobs)
+    with pytest.raises(ConfigError, match="Unknown triplet filter"):
+        run_generate(run_of(inputs, filters=FilterConfig(names=("nonsense",))), TINY.load_knobs)
+    assert not (inputs / "out").exists()
+
+
+def test_an_actor_is_a_plain_object_that_needs_no_cluster(inputs):
+    run = run_of(inputs)
+    plan = make_plan(run)
+    (inputs / "work").mkdir()
+    (inputs / "work" / "stage.json").write_text("{}")
+    row = {"source": "s", "split": "train", "generator": "g", "seed": 0}
+    actor = GenerateTexts(
+        TINY.load_knobs, run.generator, {}, run.features, str(inputs / "work"), row, recipe=plan.recipe
+    )
+    summary = actor(to_columns(plan.table(1)))
+    assert {name: value.tolist() for name, value in summary.items()} == {"part": [1], "rows": [8], "rejected": [0]}
+    ids = pq.read_table(join(str(inputs / "work"), "data", "part-00001.parquet")).column("triplet_id").to_pylist()
+    assert set(ids) == plan.expected[1]
+
+
+def test_a_generator_that_breaks_its_promise_is_refused(inputs):
+    class Forgetful:
+        prompt_version = "x"
+
+        def generate(self, pairs, features):
+            return [Generation(pair.pair_id, "text", "text") for pair in pairs[1:]]
+
+    with pytest.raises(ArtifactError, match="returned 7 texts for 8 pairs"):
+        run_generate(run_of(inputs), lambda folder, **options: Forgetful())
+
+
+def test_a_direction_without_text_is_rejected_alone(inputs):
+    class OneWay:
+        prompt_version = "x"
+
+        def generate(self, pairs, features):
+            return [Generation(pair.pair_id, "text", None if n else "  ") for n, pair in enumerate(pairs)]
+
+    manifest = run_generate(run_of(inputs), lambda folder, **options: OneWay())
+    assert manifest.counts == {"pairs": 40, "triplets": 40, "rejected": 40}
+    assert manifest.extra["reasons"] == [["no reverse text", 40]]
+
+
+def test_loader_options_carry_seed_device_and_decoding(inputs):
+    seen = {}
+
+    def load(folder, **options):
+        seen.update(options)
+        return TINY.load_knobs(folder, **options)
+
+    run_generate(run_of(inputs, seed=5, decoding={"max_new_tokens": 7}), load)
+    assert (
+        seen["seed"] == 5 and seen["device"] == "cpu" and seen["max_new_tokens"] == 7 and seen["directions"] == "both"
+    )
+    assert json.loads((inputs / "out" / "manifest.json").read_text())["config"]["decoding"]["max_new_tokens"] == 7

@@ -1,0 +1,166 @@
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cirray.pipelines.index as stage
+from cirray.core.artifacts import read_manifest
+from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
+from cirray.data.config import DataConfig, FolderConfig
+from cirray.index.store import open_index
+from cirray.pipelines.config import IndexRun
+from cirray.pipelines.index import run_index
+from cirray.pipelines.index_parts import Part, thumbnail
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_service.py")))
+REJECTED = (("plain/broken", "damaged"),)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return TINY.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def features(tiny, tmp_path_factory):
+    return TINY.write_features(tmp_path_factory.mktemp("f") / "features", tiny.images, tiny.checkpoint, REJECTED)
+
+
+def run(tiny, out, **fields):
+    return IndexRun(**{"checkpoint": tiny.checkpoint, "images": str(tiny.images), "out": str(out), **fields})
+
+
+def tokens(uri):
+    return np.load(Path(uri) / "tokens.npy")
+
+
+def test_a_folder_of_pictures_becomes_an_index_and_broken_ones_are_counted(tiny):
+    gallery = open_index(tiny.index)
+    assert tiny.manifest.counts == {"images": 24, "rejected": 1}
+    assert tiny.manifest.extra["rejected"][0][0] == "plain/broken"
+    assert "not a readable" in tiny.manifest.extra["rejected"][0][1]
+    assert list(gallery.ids) == sorted(gallery.ids) and "a b/pïc 01" in gallery.ids
+    assert gallery.picture("a b/pïc 01").startswith(b"\x89PNG")
+    assert not (Path(tiny.index) / "parts").exists()
+
+
+def test_stored_features_give_the_same_index_as_the_pictures(tiny, features, tmp_path):
+    data = DataConfig(folder=FolderConfig(root=str(tiny.images)))
+    manifest = run_index(run(tiny, tmp_path / "i", images=None, features=(features,), data=data))
+    assert manifest.counts == {"images": 24, "rejected": 1}
+    assert np.array_equal(tokens(tmp_path / "i"), tokens(tiny.index))
+    assert open_index(tmp_path / "i").picture("plain/02") == open_index(tiny.index).picture("plain/02")
+
+
+def test_features_without_a_data_set_give_an_index_without_pictures(tiny, features, tmp_path):
+    run_index(run(tiny, tmp_path / "i", images=None, features=(features,), data=None))
+    gallery = open_index(tmp_path / "i")
+    assert gallery.pictures is None and len(gallery.ids) == 24 and gallery.picture("plain/02") == b""
+
+
+def test_features_of_another_tower_are_refused(tiny, features, tmp_path):
+    manifest = json.loads((Path(features) / "manifest.json").read_text())
+    copy = tmp_path / "features"
+    copy.mkdir()
+    (copy / "shards").symlink_to(Path(features) / "shards")
+    manifest["extra"]["encoder_digest"] = "f" * 32
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IndexMismatchError, match="vision tower ffffffffffff"):
+        run_index(run(tiny, tmp_path / "i", images=None, features=(str(copy),), data=None))
+
+
+def test_features_that_lack_gallery_images_are_refused(tiny, features, tmp_path):
+    more = TINY.write_pictures(tmp_path / "pictures", count=26)
+    data = DataConfig(folder=FolderConfig(root=str(more)))
+    with pytest.raises(DataError, match=r"lack 2 of 27 gallery images, e.g. 'a b/pïc 25'"):
+        run_index(run(tiny, tmp_path / "i", images=None, features=(features,), data=data))
+
+
+def test_a_killed_run_goes_on_after_its_finished_parts(tiny, tmp_path, monkeypatch):
+    encode, done = stage.PartEncoder.__call__, []
+
+    def die_in_the_third_part(self, ids, keep_patches):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(tuple(ids))
+        return encode(self, ids, keep_patches)
+
+    monkeypatch.setattr(stage.PartEncoder, "__call__", die_in_the_third_part)
+    with pytest.raises(KeyboardInterrupt):
+        run_index(run(tiny, tmp_path / "i", shard=7))
+    with pytest.raises(ArtifactError, match="half-written"):
+        read_manifest(tmp_path / "i", "index")
+    again = []
+    monkeypatch.setattr(
+        stage.PartEncoder, "__call__", lambda self, ids, keep: again.append(tuple(ids)) or encode(self, ids, keep)
+    )
+    manifest = run_index(run(tiny, tmp_path / "i", shard=7))
+    assert manifest.counts == tiny.manifest.counts
+    assert not set(done) & set(again) and sum(map(len, done + again)) == 25
+    assert np.array_equal(tokens(tmp_path / "i"), tokens(tiny.index))
+
+
+def test_a_finished_run_is_recognised_and_does_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(stage, "PartEncoder", None)
+    assert run_index(run(tiny, tiny.index)).digest == tiny.manifest.digest
+
+
+def test_a_changed_folder_is_not_taken_for_the_finished_one(tmp_path):
+    tiny = TINY.make(tmp_path)
+    (tiny.images / "new.png").write_bytes(TINY.picture(99))
+    with pytest.raises(ArtifactError, match="made by a different run"):
+        run_index(run(tiny, tiny.index))
+
+
+def test_batch_and_part_sizes_change_no_ranking(tiny, tmp_path):
+    run_index(run(tiny, tmp_path / "i", shard=5, batch=2))
+    assert tokens(tmp_path / "i") == pytest.approx(tokens(tiny.index), abs=2e-3)
+
+
+def test_two_pictures_that_differ_in_their_suffix_alone_keep_it(tiny, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, kind in (("a.png", "PNG"), ("a.jpg", "JPEG"), ("b.png", "PNG")):
+        (folder / name).write_bytes(TINY.picture(1, kind=kind))
+    run_index(run(tiny, tmp_path / "i", images=str(folder)))
+    assert open_index(tmp_path / "i").ids == ("a.jpg", "a.png", "b")
+
+
+@pytest.mark.parametrize("content", [{}, {"x.png": b"broken"}])
+def test_a_folder_without_a_usable_picture_is_refused_and_leaves_nothing_complete(tiny, tmp_path, content):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    with pytest.raises(DataError, match="holds no image|No image was left"):
+        run_index(run(tiny, tmp_path / "i", images=str(folder)))
+    assert not (tmp_path / "i").exists()
+
+
+def test_missing_inputs_are_named(tiny, tmp_path):
+    with pytest.raises(DataError, match="no-folder"):
+        run_index(run(tiny, tmp_path / "i", images=str(tmp_path / "no-folder")))
+    with pytest.raises(ArtifactError, match="no-checkpoint"):
+        run_index(run(tiny, tmp_path / "i", checkpoint=str(tmp_path / "no-checkpoint")))
+    with pytest.raises(ConfigError, match="images"):
+        run_index(run(tiny, tmp_path / "i", images=None, features=()))
+
+
+def test_a_part_comes_back_as_it_was_written():
+    part = Part(["ü", "b"], [np.ones((2, 3, 4), np.float16)], [], [b"x", b""], [("c", "why")])
+    back = Part.from_bytes(part.to_bytes())
+    assert (back.ids, back.pictures, back.rejected, back.patches) == (part.ids, part.pictures, part.rejected, [])
+    assert np.array_equal(back.tokens[0], part.tokens[0])
+
+
+def test_thumbnails_are_small_lossless_when_tiny_and_without_metadata():
+    small = Image.new("RGB", (48, 48), "red")
+    large = Image.new("RGB", (900, 300), "blue")
+    small.info["exif"] = large.info["exif"] = b"Exif\0\0secret"
+    assert thumbnail(small, 256).startswith(b"\x89PNG")
+    packed = thumbnail(large, 256)
+    assert packed.startswith(b"\xff\xd8") and b"secret" not in packed + thumbnail(small, 256)

@@ -1,0 +1,50 @@
+"""A private cluster is closed to others and large enough on paper; no cluster is started here."""
+
+import os
+
+import pytest
+
+from cirray.core.environ import private_cluster, ray_address
+from cirray.pipelines.config import RayConfig
+from cirray.pipelines.resources import logical_cpus
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_BACKEND_LOG_LEVEL", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_private_cluster_gets_a_token_of_its_own_and_no_file(bare, tmp_path):
+    bare.setenv("HOME", str(tmp_path))
+    private_cluster()
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert len(token) == 64 and list(tmp_path.iterdir()) == []
+    private_cluster()
+    assert os.environ["RAY_AUTH_TOKEN"] == token
+
+
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_the_users_choice_of_authentication_is_kept(bare, mode):
+    bare.setenv("RAY_AUTH_MODE", mode)
+    private_cluster()
+    assert os.environ["RAY_AUTH_MODE"] == mode and "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_usage_statistics_are_off_unless_the_user_wants_them(bare):
+    bare.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    private_cluster()
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_the_address_comes_from_the_environment(bare):
+    assert ray_address() == ""
+    bare.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert ray_address() == "10.0.0.1:6379"
+
+
+def test_logical_cpus_leave_room_on_a_small_machine():
+    assert logical_cpus(RayConfig()) >= 8
+    assert logical_cpus(RayConfig(num_cpus=3)) == 3
