@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.models.config import QFormerConfig
+from cirray.training.config import LoopConfig, OptimizerConfig
 
 Pass = Literal["reference", "target", "difference"]
 
@@ -21,10 +22,17 @@ class LoraConfig(Config):
     """Names of the adapted linear layers; null adapts all of them but the head."""
 
 
+class ReaderConfig(QFormerConfig):
+    """The generator's Q-Former."""
+
+    initializer_range: float = Field(0.09, gt=0)
+    """Standard deviation of the start weights: 1 / sqrt(width) of the small one (BLIP-2's own: 0.02)."""
+
+
 class GeneratorConfig(Config):
     """A generator after the MTG of Zhou et al. (2025): Q-Former passes, one projection, a language model."""
 
-    qformer: QFormerConfig = QFormerConfig(initializer_range=0.09)
+    qformer: ReaderConfig = ReaderConfig()
     """The one Q-Former of all passes (paper: 768, 12 layers, 32 queries)."""
     passes: tuple[Pass, ...] = ("reference", "target")
     """Which query groups the language model reads, in this order. The paper's are reference, target, difference."""
@@ -66,6 +74,42 @@ class GeneratorConfig(Config):
         """
         paper: dict[str, Any] = {"passes": ("reference", "target", "difference"), "role_tags": False, "separators": ()}
         return cls.model_validate({**(paper if mode == "paper" else {}), **fields})
+
+
+class AlignmentOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of the alignment."""
+
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate; half of it leaves ten times the error after the same 300 steps."""
+
+
+class AlignmentConfig(LoopConfig):
+    """Alignment of the soft tokens with captions, before any labelled triplet."""
+
+    steps: int = Field(400, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(128, ge=1)
+    """Images per step."""
+    optimizer: AlignmentOptimizerConfig = AlignmentOptimizerConfig()
+    """AdamW and schedule."""
+
+
+class AnswerOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of the training on labelled triplets."""
+
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate; 1e-3 damages an aligned start."""
+
+
+class AnswerTrainingConfig(LoopConfig):
+    """Training of the aligned generator on labelled triplets."""
+
+    steps: int = Field(240, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(64, ge=1)
+    """Triplets per step."""
+    optimizer: AnswerOptimizerConfig = AnswerOptimizerConfig()
+    """AdamW and schedule."""
 
 
 class DecodingConfig(Config):

@@ -95,7 +95,11 @@ def _single(
 
 
 def _beam_search(lm: Any, prefix_BLE: torch.Tensor, config: DecodingConfig, end_id: int) -> list[Decoded]:
-    """Beam search: 2K candidates per row and step; ended ones are scored by mean-length and kept, K live on."""
+    """Beam search as transformers' `generate` does it (early_stopping=False).
+
+    2K candidates per row and step; those of the best K that end are kept by their length-normalised score, K live on.
+    At the last step every candidate ends.
+    """
     rows, beams, device = len(prefix_BLE), config.beams, prefix_BLE.device
     search = _Beams(rows, config, end_id)
     cache = DynamicCache()
@@ -110,11 +114,13 @@ def _beam_search(lm: Any, prefix_BLE: torch.Tensor, config: DecodingConfig, end_
         total_RKV = score_RK[..., None] + F.log_softmax(scores_BV, -1).unflatten(0, (-1, beams))
         vocabulary = total_RKV.shape[-1]
         best_RC, index_RC = total_RKV.flatten(1).topk(min(2 * beams, beams * vocabulary), dim=1)
-        score_RK, beam_RK, token_RK = search.select(best_RC, index_RC // vocabulary, index_RC % vocabulary, written_RKT)
+        last = step + 1 == config.max_new_tokens
+        beam_RC, token_RC = index_RC // vocabulary, index_RC % vocabulary
+        score_RK, beam_RK, token_RK = search.select(best_RC, beam_RC, token_RC, written_RKT, last)
         written_RKT = torch.cat(
             [written_RKT.gather(1, beam_RK[..., None].expand(-1, -1, step)), token_RK[..., None]], dim=2
         )
-        if step + 1 == config.max_new_tokens or search.done(score_RK, step + 1):
+        if last or search.done(score_RK, step + 1):
             break
         offset_R1 = torch.arange(len(score_RK), device=device)[:, None] * beams
         keep_R = search.live(score_RK, step + 1)
@@ -123,7 +129,7 @@ def _beam_search(lm: Any, prefix_BLE: torch.Tensor, config: DecodingConfig, end_
         )
         cache.batch_select_indices((offset_R1 + beam_RK).flatten())
         logits_BV = _advance(lm, cache, input_ids=token_RK.flatten()[:, None])
-    return search.results(score_RK, written_RKT)
+    return search.results()
 
 
 class _Beams:
@@ -135,13 +141,19 @@ class _Beams:
         self.ended: list[list[tuple[float, float, list[int]]]] = [[] for _ in range(rows)]
 
     def select(
-        self, best_RC: torch.Tensor, beam_RC: torch.Tensor, token_RC: torch.Tensor, written_RKT: torch.Tensor
+        self,
+        best_RC: torch.Tensor,
+        beam_RC: torch.Tensor,
+        token_RC: torch.Tensor,
+        written_RKT: torch.Tensor,
+        last: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """File candidates that end among the best K; the best K that do not end live on."""
+        """File candidates that end among the best K (on the last step, all of them); the best others live on."""
         beams, ends_RC = self.config.beams, token_RC == self.end_id
-        for place, rank in torch.nonzero(ends_RC[:, :beams] & best_RC[:, :beams].isfinite()).tolist():
-            text = written_RKT[place, beam_RC[place, rank]].tolist()
-            self._file(self.active[place], float(best_RC[place, rank]), text)
+        filed_RK = (ends_RC[:, :beams] | last) & best_RC[:, :beams].isfinite()
+        for place, rank in torch.nonzero(filed_RK).tolist():
+            ids = [*written_RKT[place, beam_RC[place, rank]].tolist(), int(token_RC[place, rank])]
+            self._file(self.active[place], float(best_RC[place, rank]), ids)
         order_RC = best_RC.masked_fill(ends_RC, -math.inf).topk(beams, dim=1)
         return order_RC.values, beam_RC.gather(1, order_RC.indices), token_RC.gather(1, order_RC.indices)
 
@@ -155,21 +167,17 @@ class _Beams:
         """Whether no row can improve."""
         return all(self._settled(place, score_RK, length) for place in range(len(self.active)))
 
-    def results(self, score_RK: torch.Tensor, written_RKT: torch.Tensor) -> list[Decoded]:
-        """Best ended hypothesis of each row, or the best unended one where none ended."""
-        live = {row: place for place, row in enumerate(self.active)}
+    def results(self) -> list[Decoded]:
+        """Best hypothesis of each row."""
         found = []
-        for row, ended in enumerate(self.ended):
-            if ended:
-                _, score, ids = max(ended, key=lambda item: item[0])
-                found.append(Decoded(ids, score / (len(ids) + 1), True))
-            else:
-                ids = written_RKT[live[row], 0].tolist()
-                found.append(Decoded(ids, float(score_RK[live[row], 0]) / max(len(ids), 1), False))
+        for ended in self.ended:
+            _, score, ids = ended[0]
+            finished = ids[-1] == self.end_id
+            found.append(Decoded(ids[:-1] if finished else ids, score / len(ids), finished))
         return found
 
     def _file(self, row: int, score: float, ids: list[int]) -> None:
-        ranked = [*self.ended[row], (self._normalised(score, len(ids) + 1), score, ids)]
+        ranked = [*self.ended[row], (self._normalised(score, len(ids)), score, ids)]
         self.ended[row] = sorted(ranked, key=lambda item: -item[0])[: self.config.beams]
 
     def _settled(self, place: int, score_RK: torch.Tensor, length: int) -> bool:
@@ -198,7 +206,7 @@ def _processed(
             seen_BT < 0, seen_BT * config.repetition_penalty, seen_BT / config.repetition_penalty
         )
         logits_BV = logits_BV.scatter(1, written_BT, penalised_BT)
-    if step + 1 < config.min_new_tokens or step == 0:
+    if step < config.min_new_tokens:
         logits_BV = logits_BV.clone()
         logits_BV[:, end_id] = -math.inf
     return logits_BV

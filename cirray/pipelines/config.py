@@ -6,12 +6,12 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
-from cirray.generators.config import DecodingConfig, GeneratorConfig
+from cirray.generators.config import AlignmentConfig, AnswerTrainingConfig, DecodingConfig, GeneratorConfig
 from cirray.index.config import IndexConfig
 from cirray.mining.config import MiningConfig
 from cirray.models.config import RetrieverConfig, VisionTowerConfig
 from cirray.models.towers.config import LanguageModelConfig, LanguageTrainingConfig, VisionTrainingConfig
-from cirray.training.config import LoopConfig, OptimizerConfig, TrainingConfig
+from cirray.training.config import TrainingConfig
 from cirray.triplets.config import FilterConfig
 
 Part = Literal["labelled", "pool", "gallery"]
@@ -209,9 +209,9 @@ class GeneratorRun(Config):
     alignment: Literal["auto", "bags", "captions", "none"] = "auto"
     """Before any label: soft tokens to the cells' phrases (`bags`, captions of the embedded world), or captions through
     the language model (`captions`), or nothing. `auto` takes the first that the captions allow."""
-    alignment_training: LoopConfig = LoopConfig(steps=400, batch=128, optimizer=OptimizerConfig(lr=2e-3))
+    alignment_training: AlignmentConfig = AlignmentConfig()
     """Alignment's loop."""
-    training: LoopConfig = LoopConfig(steps=240, batch=64, optimizer=OptimizerConfig(lr=3e-4))
+    training: AnswerTrainingConfig = AnswerTrainingConfig()
     """Training on the labelled triplets."""
     decoding: DecodingConfig = DecodingConfig()
     """Decoding of the evaluation."""

@@ -76,8 +76,15 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
 
 
 def make_plan(run: GenerateRun) -> Plan:
-    """Read and order the pairs, cut them into parts, and name every id that must come out."""
+    """Read and order the pairs, cut them into parts, and name every id that must come out.
+
+    Raises:
+        GenerationError: when a pair stands twice.
+    """
     pairs = order_pairs(read_pairs(run.pairs))
+    double = len(pairs) - len({pair.pair_id for pair in pairs})
+    if double:
+        raise GenerationError(f"{double} pairs stand twice in the pairs artifact {run.pairs!r}; mine them again.")
     generator = read_manifest(run.generator, "generator").digest
     recipe = stable_id("recipe", generator, run.decoding.to_yaml(), run.seed)
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
@@ -113,9 +120,6 @@ def account(stage: Stage, plan: Plan) -> None:
     filtered = _filtered_ids(stage)
     found.update(item for item in filtered if item not in found)
     expected = {item for ids in plan.expected for item in ids}
-    total = sum(len(ids) for ids in plan.expected)
-    if total != len(expected):
-        raise GenerationError(f"{total - len(expected)} pairs stand twice in the pairs artifact; mine them again.")
     for what, ids in (
         ("lost", expected - set(found)),
         ("unknown", set(found) - expected),

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
-from cirray.core.environ import worker_environment
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import Advance, progress
 from cirray.data.folder import list_images
@@ -157,12 +157,11 @@ def _by_actors(
     def write(actor: Any, item: Todo) -> Any:
         return actor.write.remote(_part_uri(stage, item[0]), item[1], keep_patches)
 
-    environment = {"env_vars": worker_environment(pool.threads)}
-    remote: Any = ray.remote(
-        num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=3, max_task_retries=3, runtime_env=environment
-    )(PartWriter)
+    options = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_restarts": 3, "max_task_retries": 3}
+    remote: Any = ray.remote(**options)(PartWriter)
     with cluster(run.ray):
-        actors = [remote.remote(run, plan.paths, plan.features_digest) for _ in range(min(pool.size, len(todo)))]
+        count = min(pool.size, len(todo))
+        actors = [remote.remote(run, plan.paths, plan.features_digest, pool.threads) for _ in range(count)]
         yield from ActorPool(actors).map_unordered(write, list(todo)) if todo else ()
         for actor in actors:
             ray.kill(actor)
@@ -171,8 +170,9 @@ def _by_actors(
 class PartWriter:
     """A `PartEncoder` that writes its parts to the stage's storage itself; runs as a Ray actor."""
 
-    def __init__(self, run: IndexRun, paths: dict[str, str], features_digest: str) -> None:
-        """See `PartEncoder`."""
+    def __init__(self, run: IndexRun, paths: dict[str, str], features_digest: str, threads: int) -> None:
+        """See `PartEncoder`; `threads` is the number of threads of this actor's matrix products."""
+        torch.set_num_threads(threads)
         self._encoder = PartEncoder(run, paths, features_digest)
 
     def write(self, uri: str, ids: Sequence[str], keep_patches: bool) -> int:

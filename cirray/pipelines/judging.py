@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.errors import DataError
-from cirray.data.shapes.judge import judge
 from cirray.data.shapes.scenes import Scene, difference
 from cirray.data.shapes.world import read_scenes
+from cirray.evaluation.texts import judge_texts
 from cirray.types import Pair
 
 
@@ -37,20 +37,16 @@ def text_accuracy(table: pa.Table, root: str) -> dict[str, float]:
         pairs that are one edit apart (the others cannot be right); `direction`: share not telling the opposite.
     """
     scenes = read_scenes(_folder(root))
-    exact, possible, direction = 0, 0, 0
     names = ("reference_id", "target_id", "modification")
-    for reference, target, text in zip(*(table.column(name).to_pylist() for name in names), strict=True):
-        before, after = _scene(scenes, reference), _scene(scenes, target)
-        verdict = judge(text, before, after)
-        exact += verdict.exact
-        direction += verdict.direction
-        possible += difference(before, after) is not None
-    count = max(len(table), 1)
+    references, targets, texts = (table.column(name).to_pylist() for name in names)
+    ends = [(_scene(scenes, a), _scene(scenes, b)) for a, b in zip(references, targets, strict=True)]
+    quality = judge_texts(texts, ends)
+    single = sum(difference(before, after) is not None for before, after in ends) / max(len(ends), 1)
     return {
-        "exact": exact / count,
-        "exact_single_edits": exact / max(possible, 1),
-        "single_edits": possible / count,
-        "direction": direction / count,
+        "exact": quality.exact,
+        "exact_single_edits": quality.exact / single if single else 0.0,
+        "single_edits": single,
+        "direction": quality.direction,
     }
 
 

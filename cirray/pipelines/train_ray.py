@@ -9,13 +9,13 @@ import json
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -25,7 +25,8 @@ from cirray.core.artifacts import Stage
 from cirray.core.config import validate
 from cirray.core.environ import train_settings, worker_environment
 from cirray.core.errors import CirrayError, ConfigError
-from cirray.core.progress import progress
+from cirray.core.log import get_logger
+from cirray.core.progress import Advance, progress
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.resources import ClusterInfo, cluster
 from cirray.pipelines.train_inputs import MODEL, read_inputs
@@ -34,8 +35,9 @@ from cirray.training.callbacks import HistoryFile, TensorBoard
 from cirray.training.checkpoint import LOOP, write_checkpoint
 from cirray.training.loop import Callback, train
 from cirray.training.state import LoopState, Row
+from cirray.types import stable_id
 
-NAME, STORAGE = "train", "ray"
+STORAGE = "ray"
 _PULL_S = 0.5
 
 
@@ -54,7 +56,7 @@ def train_on_ray(run: TrainRun, stage: Stage) -> list[Row]:
         check_room(run, info)
         result = _fit(run, stage, place)
     history = _bring_home(result.checkpoint, stage)
-    storage.remove(storage.join(place, NAME))
+    _clear(run, place)
     return history
 
 
@@ -79,14 +81,14 @@ def work(settings: dict[str, Any]) -> None:
     """What every worker runs.
 
     Args:
-        settings: `run` (plain values of a `TrainRun`) and `board` (the actor that the driver looks at).
+        settings: `run` (plain values of a `TrainRun`) and `bulletin` (URI of the file that the driver looks at).
     """
     run = validate(TrainRun, settings["run"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device() if run.ray.use_gpu else torch.device("cpu")
     job = build_job(run, read_inputs(run))
-    hooks = [job.validate, PushRows(settings["board"]), RayReport()]
+    hooks = [job.validate, Bulletin(settings["bulletin"]), RayReport()]
     checkpoint = ray.train.get_checkpoint()
     with ExitStack() as stack:
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
@@ -110,47 +112,54 @@ class RayReport(Callback):
             ray.train.report(dict(row or {"step": float(state.step)}), checkpoint=share)
 
 
-class PushRows(Callback):
-    """Sends progress and history rows to the driver; nothing waits for it."""
+class Bulletin(Callback):
+    """Tells the driver where the run stands, by a small file in the run's storage (no process, any number of nodes)."""
 
-    def __init__(self, board: Any) -> None:
-        """Take the board actor's handle."""
-        self._board = board
+    def __init__(self, uri: str) -> None:
+        """Remember where; the starts of earlier workers are kept."""
+        self._uri, self._last, self._starts = uri, 0.0, list[int]()
 
     def on_start(self, state: LoopState) -> None:
-        """Say where the run stands, with the rows of the steps before."""
+        """Say where the run starts, at first or again."""
         if state.rank == 0:
-            self._board.push.remote(state.step, list(state.history))
+            self._starts = [*read_bulletin(self._uri)["starts"], state.step]
+            self._write(state)
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
-        """Send the new row."""
-        if state.rank == 0 and (row is not None or state.step % 10 == 0):
-            self._board.push.remote(state.step, [row] if row else [])
+        """Say how far it is, not more often than people look."""
+        if state.rank == 0 and (state.finished or time.monotonic() - self._last > _PULL_S):
+            self._write(state)
+
+    def _write(self, state: LoopState) -> None:
+        self._last = time.monotonic()
+        news = {"step": state.step, "starts": self._starts, "rows": state.history}
+        storage.write_bytes(self._uri, json.dumps(news).encode())
 
 
-class Board:
-    """An actor that knows where a run stands: the last step, and the rows that the driver has not read."""
+def read_bulletin(uri: str) -> dict[str, Any]:
+    """`step`, `starts` and `rows` of a run; nothing yet when there is no file."""
+    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {"step": 0, "starts": [], "rows": []}
 
-    def __init__(self) -> None:
-        """Nothing yet."""
-        self._step, self._rows = 0, list[Row]()
 
-    def push(self, step: int, rows: list[Row]) -> None:
-        """Called by rank 0."""
-        self._step = step
-        self._rows += rows
+def _name(run: TrainRun) -> str:
+    """The same for every start of one run; runs that share a storage folder differ."""
+    return f"train-{stable_id(run.out)[:8]}"
 
-    def pull(self) -> tuple[int, list[Row]]:
-        """Step and new rows; called by the driver."""
-        rows, self._rows = self._rows, []
-        return self._step, rows
+
+def _clear(run: TrainRun, place: str) -> None:
+    """Drop the finished run's checkpoints."""
+    if not run.ray.storage:
+        storage.remove(place)
+        return
+    storage.remove(storage.join(place, _name(run)))
+    storage.remove(storage.join(place, f"{_name(run)}.json"))
 
 
 def _fit(run: TrainRun, stage: Stage, place: str) -> ray.train.Result:
-    board = ray.remote(num_cpus=0)(Board).remote()
+    bulletin = storage.join(place, f"{_name(run)}.json")
     filesystem, path = storage.resolve(place)
     settings = ray.train.RunConfig(  # type: ignore[call-arg]
-        name=NAME, storage_path=path, storage_filesystem=filesystem,
+        name=_name(run), storage_path=path, storage_filesystem=filesystem,
         failure_config=ray.train.FailureConfig(max_failures=run.ray.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.training.keep_checkpoints),
         worker_runtime_env={"env_vars": worker_environment()},
@@ -160,11 +169,11 @@ def _fit(run: TrainRun, stage: Stage, place: str) -> ray.train.Result:
         resources_per_worker={"CPU": run.ray.cpus_per_worker, **({"GPU": 1} if run.ray.use_gpu else {})},
     )  # fmt: skip
     backend = TorchConfig(backend="nccl" if run.ray.use_gpu else "gloo")
-    loop_config = {"run": run.to_dict(), "board": board}
+    loop_config = {"run": run.to_dict(), "bulletin": bulletin}
     trainer = TorchTrainer(
         work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
     )
-    with _followed(run, stage, board):
+    with _followed(run, stage, bulletin):
         try:
             return trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -185,13 +194,13 @@ def _reason(error: Exception) -> Exception:
 
 
 @contextmanager
-def _followed(run: TrainRun, stage: Stage, board: Any) -> Iterator[None]:
+def _followed(run: TrainRun, stage: Stage, bulletin: str) -> Iterator[None]:
     """Progress, history file and TensorBoard on the driver while the workers train."""
     from cirray.pipelines.train import BOARD, HISTORY, title_of
 
     ended = threading.Event()
     with progress(title_of(run), run.training.steps, "steps") as advance:
-        follower = _Follower(board, advance, [HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD)])
+        follower = _Follower(bulletin, advance, [HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD)])
         thread = threading.Thread(target=follower.run, args=(ended,), daemon=True)
         thread.start()
         try:
@@ -202,10 +211,11 @@ def _followed(run: TrainRun, stage: Stage, board: Any) -> Iterator[None]:
 
 
 class _Follower:
-    """Pulls rows from the board. Rows of steps that a restarted worker repeats are taken once."""
+    """Reads the bulletin. Rows of steps that a restarted worker repeats are taken once."""
 
-    def __init__(self, board: Any, advance: Any, writers: list[Callback]) -> None:
-        self._board, self._advance, self._writers = board, advance, writers
+    def __init__(self, uri: str, advance: Advance, writers: list[Callback]) -> None:
+        self._uri, self._advance, self._writers = uri, advance, writers
+        self._before = self._told = len(read_bulletin(uri)["starts"])
         self._shown, self._row_step = 0, 0.0
 
     def run(self, ended: threading.Event) -> None:
@@ -213,12 +223,19 @@ class _Follower:
         last = False
         while not last:
             last = ended.wait(_PULL_S)
-            try:
-                step, rows = ray.get(self._board.pull.remote(), timeout=30)
-            except ray.exceptions.RayError:
-                break
-            self._take(step, rows)
+            news = read_bulletin(self._uri)
+            if len(news["starts"]) > self._before:
+                self._tell(news["starts"])
+                self._take(news["step"], news["rows"])
         self._each("on_end", SimpleNamespace(rank=0))
+
+    def _tell(self, starts: list[int]) -> None:
+        for number in range(self._told, len(starts)):
+            lost = number > self._before
+            if lost or starts[number]:
+                what = "a worker was lost; training goes on" if lost else "training goes on"
+                get_logger(__name__).info("%s from step %d", what, starts[number])
+        self._told = len(starts)
 
     def _take(self, step: int, rows: list[Row]) -> None:
         for row in rows:

@@ -78,6 +78,8 @@ class TrainingConfig(LoopConfig):
     """At most one triplet of a group (image family) in a batch."""
     chunk: int | None = Field(None, ge=1)
     """Rows per block of the contrastive loss (less memory, same gradient), or null for the full matrix."""
+    swapped: bool = False
+    """Also train on (target, reverse text, reference) where there is a reverse text; an ablation, off in the method."""
     missing_reverse: Literal["skip", "error"] = "skip"
     """ptha rows without a reverse text: skipped by the prototype term (improved) or an error (paper)."""
 

@@ -154,7 +154,7 @@ class DeepSpeedEngine:
             yield self._model
 
     def _repair_settings(self) -> None:
-        """After ZeRO 3's universal loader, all groups have the first one's settings and all states share one counter."""
+        """ZeRO 3's universal loader gives all groups the first one's settings, and all states one shared counter."""
         optimizer = self._engine.optimizer
         for group, settings in zip(optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
@@ -202,8 +202,6 @@ def deepspeed_engine(model: nn.Module, config: LoopConfig, rank: int = 0, world:
 
 
 def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig, rank: int, world: int) -> Any:
-    if next(model.parameters()).device.type == "cpu":
-        set_default("DS_ACCELERATOR", "cpu")
     set_default("LOCAL_RANK", str(rank))
     if not dist.is_initialized():
         if world > 1:
@@ -211,15 +209,27 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: Loop
                 f"The DeepSpeed engine was asked for {world} ranks, but torch.distributed is not initialised."
             )
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed = _import_for(next(model.parameters()).device)
     back = _unpack_outputs(model)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(config, world), dist_init_required=False
     )
     engine.register_forward_hook(back)
     return engine
+
+
+def _import_for(device: torch.device) -> Any:
+    """DeepSpeed, working where the model is (it would pick a GPU whenever there is one)."""
+    if device.type == "cpu":
+        set_default("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    if device.type == "cpu" and get_accelerator().device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def _unpack_outputs(model: nn.Module) -> Callable[[Any, Any, Any], Any]:

@@ -1,6 +1,7 @@
 """The retrieval task: triplets and cached patch tokens in, a trained retriever out."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -48,9 +49,10 @@ class RetrievalTask:
             DataError: naming the first row with a blank text or an image without features.
             ConfigError: when a batch cannot be filled.
         """
-        _check(triplets, features)
-        self._retriever, self._triplets, self._features, self._config = retriever, list(triplets), features, config
-        groups = [row.group_id for row in triplets]
+        rows = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
+        _check(rows, features)
+        self._retriever, self._triplets, self._features, self._config = retriever, rows, features, config
+        groups = [row.group_id for row in rows]
         self._sampler = BatchSampler(groups, config.batch, config.seed, config.one_per_group)
         ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
         self._keys = {image: key for key, image in enumerate(sorted(ids))}
@@ -102,6 +104,18 @@ class RetrievalTask:
             for row, present in zip(rows, has, strict=True)
         ]
         return self._retriever.tokenize(texts), mask_B
+
+
+def swapped(triplets: Sequence[Triplet]) -> list[Triplet]:
+    """The triplets that have a reverse text, turned around: (target, reverse text, reference)."""
+    return [
+        replace(
+            row, triplet_id=f"{row.triplet_id}~", reference_id=row.target_id, target_id=row.reference_id,
+            modification=row.reverse_modification, reverse_modification=row.modification, edit="",
+        )
+        for row in triplets
+        if row.reverse_modification and row.reverse_modification.strip()
+    ]  # fmt: skip
 
 
 def _check(triplets: Sequence[Triplet], features: FeatureLookup) -> None:

@@ -31,14 +31,32 @@ class LanguageModelConfig(Config):
         return self
 
 
+class LanguageOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of the language model's pretraining."""
+
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["one_cycle", "cosine", "constant"] = "cosine"
+    """Linear warm-up, then cosine down."""
+    warmup: float = Field(0.04, ge=0, lt=1)
+    """Share of the schedule that warms up."""
+
+
+class VisionOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of the vision tower's pretraining."""
+
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate."""
+
+
 class LanguageTrainingConfig(LoopConfig):
     """Text-only pretraining of the small language model."""
 
-    steps: int = Field(2500, ge=1)
+    steps: int = Field(1500, ge=1)
     """Optimiser steps. The skill keeps growing long after it has appeared: do not stop early."""
     batch: int = Field(64, ge=1)
     """Passages per step."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, schedule="cosine", warmup=0.04)
+    optimizer: LanguageOptimizerConfig = LanguageOptimizerConfig()
     """AdamW and schedule."""
     heads: float = Field(0.5, ge=0)
     """Weight of the throw-away heads that compare the two images' slots."""
@@ -61,5 +79,5 @@ class VisionTrainingConfig(LoopConfig):
     """Optimiser steps."""
     batch: int = Field(128, ge=1)
     """Images per step."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
+    optimizer: VisionOptimizerConfig = VisionOptimizerConfig()
     """AdamW and schedule."""

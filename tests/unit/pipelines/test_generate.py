@@ -188,7 +188,7 @@ def test_filters_move_rows_to_rejected_and_keep_the_account(inputs):
 def test_a_kill_between_the_two_steps_of_filtering_is_repaired(inputs, monkeypatch):
     from cirray.pipelines import generate
 
-    filters = FilterConfig(names=("near_duplicate_pair",), max_score=0.9)
+    filters = FilterConfig(names=("near_duplicate_pair",), max_score=0.8)
     run_generate(run_of(inputs, filters=filters, out=str(inputs / "whole")), TINY.load_knobs)
     real, written = generate.write_table, []
 

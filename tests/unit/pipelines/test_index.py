@@ -116,7 +116,7 @@ def test_a_changed_folder_is_not_taken_for_the_finished_one(tmp_path):
         run_index(run(tiny, tiny.index))
 
 
-def test_batch_and_part_sizes_change_no_ranking(tiny, tmp_path):
+def test_batch_and_part_sizes_change_no_vector_beyond_rounding(tiny, tmp_path):
     run_index(run(tiny, tmp_path / "i", shard=5, batch=2))
     assert tokens(tmp_path / "i") == pytest.approx(tokens(tiny.index), abs=2e-3)
 

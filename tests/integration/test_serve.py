@@ -1,0 +1,194 @@
+"""`serve run serve_configs/retriever.yaml`, as a new user types it, over HTTP. One start for all tests."""
+
+import base64
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+
+from cirray.core.errors import ServingError
+from cirray.retriever import ComposedRetriever
+from cirray.serving.client import SearchClient
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).resolve().parents[2]
+TINY = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_service.py")))
+START_S = 120
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(home):
+    """A new shell's: nothing of Ray's is set but a cluster of its own; the token goes into an empty home."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "HOME": str(home), "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+
+def shipped_config(tiny, port):
+    config = yaml.safe_load((ROOT / "serve_configs" / "retriever.yaml").read_text())
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"] |= {"checkpoint": tiny.checkpoint, "index": tiny.index, "max_body_mb": 1}
+    return config
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return TINY.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def url(tiny, tmp_path_factory):
+    folder, port = tmp_path_factory.mktemp("serve"), free_port()
+    (folder / "retriever.yaml").write_text(yaml.safe_dump(shipped_config(tiny, port)))
+    (folder / "home").mkdir()
+    command = [str(Path(sys.executable).parent / "serve"), "run", str(folder / "retriever.yaml")]
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(
+            command, cwd=ROOT, env=environment(folder / "home"), stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", server, folder / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def wait_until_ready(url, server, log):
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    pytest.fail("the service did not start:\n" + log.read_text(errors="replace")[-3000:])
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with SearchClient(url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def retriever(tiny):
+    return ComposedRetriever.open(tiny.checkpoint, tiny.index)
+
+
+def test_http_answers_are_the_retrievers_answers(client, retriever, tiny):
+    for name in retriever.gallery.ids[::6]:
+        for text in ("make it blue", "add a small green star"):
+            over_http, here = client.search(text, gallery_id=name, k=7), retriever.search(text, gallery_id=name, k=7)
+            assert over_http.ranking.ids == here.ids
+            assert over_http.ranking.scores == pytest.approx(here.scores, abs=1e-6)
+    assert over_http.index_digest == tiny.manifest.digest
+    assert over_http.encoder_digest == retriever.encoder.digest
+
+
+def test_an_upload_answers_as_its_gallery_id_does(client, url, tiny):
+    path = tiny.images / "plain" / "06.png"
+    by_id = client.search("make it blue", gallery_id="plain/06", k=9, exclude_reference=False).ranking
+    by_file = client.search("make it blue", image=path, k=9, exclude_reference=False).ranking
+    body = {"text": "make it blue", "image": base64.b64encode(path.read_bytes()).decode(), "k": 9}
+    by_json = [hit["id"] for hit in httpx.post(f"{url}/v1/search", json=body).json()["hits"]]
+    assert by_id.ids == by_file.ids == tuple(by_json)
+    assert by_id.scores == pytest.approx(by_file.scores, abs=1e-6)
+
+
+def test_many_clients_at_once_get_the_answers_they_would_get_alone(client, retriever):
+    asked = [(f"make it {word}", name) for word in ("blue", "red", "green", "big") for name in retriever.gallery.ids]
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda item: client.search(item[0], gallery_id=item[1], k=3).ranking.ids, asked))
+    assert found == [retriever.search(text, gallery_id=name, k=3).ids for text, name in asked]
+
+
+def test_the_gallery_its_pictures_and_the_page_are_served(client, url, retriever):
+    assert client.gallery(limit=100) == list(retriever.gallery.ids)
+    assert client.image("a b/pïc 01") == retriever.gallery.picture("a b/pïc 01")
+    page = httpx.get(url)
+    assert page.status_code == 200 and "static/app.js" in page.text
+    assert httpx.get(f"{url}/static/app.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_health_version_and_openapi(client, url, tiny):
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
+    assert client.version()["gallery_size"] == 24
+    assert client.version()["examples"]
+    assert "/v1/search" in httpx.get(f"{url}/openapi.json").json()["paths"]
+
+
+def test_the_request_id_is_echoed_once(url):
+    reply = httpx.get(f"{url}/nope", headers={"x-request-id": "mine-1"})
+    assert reply.headers.get_list("x-request-id") == ["mine-1"]
+    assert reply.json()["request_id"] == "mine-1"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"text": "", "gallery_id": "plain/00"}, 422),
+        ({"text": "blue", "gallery_id": "nobody"}, 404),
+        ({"text": "blue"}, 422),
+        ({"text": "blue", "gallery_id": "plain/00", "kk": 1}, 422),
+    ],
+)
+def test_errors_are_problem_documents(url, body, status):
+    reply = httpx.post(f"{url}/v1/search", json=body)
+    assert (reply.status_code, reply.headers["content-type"]) == (status, "application/problem+json")
+    assert reply.json()["detail"]
+
+
+def test_a_body_above_the_cap_is_answered_413(url):
+    reply = httpx.post(f"{url}/v1/search", files={"image": b"x" * (3 * 2**20)}, data={"text": "blue"})
+    assert reply.status_code == 413 and reply.json()["type"].endswith("body-too-large")
+
+
+def damaged_pictures(count=60):
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        data = bytearray(TINY.picture(number, kind=("PNG", "JPEG", "WEBP", "GIF", "BMP")[number % 5]))
+        for _ in range(int(rng.integers(0, 5))):
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        yield bytes(data[: int(rng.integers(0, len(data) + 1))] if number % 3 else data)
+    yield from (b"", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n" * 50, bytes(rng.bytes(5000)))
+
+
+def test_damaged_uploads_are_never_server_errors_and_the_next_query_is_right(url, client, retriever):
+    with httpx.Client() as http:
+        replies = [
+            http.post(f"{url}/v1/search", files={"image": ("x", data)}, data={"text": "blue"})
+            for data in damaged_pictures()
+        ]
+    statuses = {reply.status_code for reply in replies}
+    assert statuses <= {200, 422} and 422 in statuses
+    assert (
+        client.search("blue", gallery_id="plain/00").ranking.ids[:5]
+        == retriever.search("blue", gallery_id="plain/00").ids[:5]
+    )
+
+
+def test_the_client_says_the_servers_sentence(client):
+    with pytest.raises(ServingError, match="404: The gallery has no image 'nobody'"):
+        client.search("blue", gallery_id="nobody")

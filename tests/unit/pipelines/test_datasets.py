@@ -1,0 +1,49 @@
+"""Which images a part of a data set means."""
+
+import pytest
+
+from cirray.core.errors import DataError
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.config import DataConfig, FolderConfig
+from cirray.pipelines.datasets import list_images, part_ids
+from cirray.types import Query, Triplet
+
+
+@pytest.fixture
+def dataset():
+    names = ["a", "b", "c", "d", "e", "f", "g", "h"]
+    return CirDataset(
+        "d", ImageTable({name: f"{name}.png" for name in names}), Protocol("d"),
+        triplets=(Triplet("1", "b", "a", "x"),), pool_ids=("c", "d"), gallery_ids=("e", "f"),
+        queries=(Query("q", "g", "x", ("e",)),), captions={"a": "text", "h": "text"},
+    )  # fmt: skip
+
+
+def test_parts_are_the_images_that_their_files_name(dataset):
+    assert part_ids(dataset, ("labelled",)) == ("a", "b", "h")
+    assert part_ids(dataset, ("pool",)) == ("c", "d")
+    assert part_ids(dataset, ("gallery",)) == ("e", "f", "g")
+    assert part_ids(dataset, ("gallery", "pool")) == ("c", "d", "e", "f", "g")
+    assert part_ids(dataset, ("pool", "labelled", "gallery")) == tuple("abcdefgh")
+
+
+def test_the_digest_sees_names_and_sizes(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "gallery").mkdir()
+    for number in range(3):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / "gallery" / f"{number}.png")
+    data = DataConfig(folder=FolderConfig(root=str(tmp_path)))
+    first = list_images(data, ("gallery",))
+    assert first == list_images(data, ("gallery",)) and first.ids == ("0", "1", "2")
+    Image.new("RGB", (30, 20)).save(tmp_path / "gallery" / "1.png")
+    assert list_images(data, ("gallery",)).digest != first.digest
+
+
+def test_parts_without_images_are_refused(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "gallery").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "gallery" / "1.png")
+    with pytest.raises(DataError, match="No image in the parts pool"):
+        list_images(DataConfig(folder=FolderConfig(root=str(tmp_path))), ("pool",))

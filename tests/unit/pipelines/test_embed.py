@@ -1,0 +1,137 @@
+"""Embedding without a cluster: each image once, bad ones with a reason, resumed from finished shards."""
+
+import runpy
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cirray.core.errors import ArtifactError, DataError
+from cirray.data.config import DataConfig, FolderConfig
+from cirray.features.shards import read_rejected
+from cirray.features.store import FeatureStore
+from cirray.pipelines import actors
+from cirray.pipelines.actors import EncodeImages, decode_images
+from cirray.pipelines.config import EmbedRun, RayConfig
+from cirray.pipelines.datasets import list_images
+from cirray.pipelines.embed import plan_parts, run_embed, tower_facts
+from cirray.pipelines.streaming import to_columns
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("embed")
+    TINY.write_images(root / "images", 20, broken=(3, 11))
+    TINY.write_tower(root / "tower")
+    return root
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    seen = []
+    real = actors.open_image
+    monkeypatch.setattr(
+        actors, "open_image", lambda source, *a, **k: seen.append(Path(source).name) or real(source, *a, **k)
+    )
+    return seen
+
+
+def run_of(made, out, **fields):
+    settings = {
+        "data": DataConfig(folder=FolderConfig(root=str(made / "images"))), "tower": str(made / "tower"),
+        "out": str(out), "shard_rows": 6, "batch": 4, "ray": RayConfig(enabled=False),
+    }  # fmt: skip
+    return EmbedRun(**{**settings, **fields})
+
+
+def test_every_image_is_decoded_once_and_bad_ones_are_rejected_with_a_reason(made, tmp_path, opened):
+    manifest = run_embed(run_of(made, tmp_path / "f"))
+    assert manifest.counts == {"images": 18, "rejected": 2}
+    assert len(opened) == 20 and len(set(opened)) == 20
+    store = FeatureStore.open(tmp_path / "f")
+    assert len(store) == 18 and "img-0003" not in store and store.shape == (5, 8)
+    rejected = [row for rows in read_rejected(str(tmp_path / "f")).values() for row in rows]
+    assert [image for image, _ in rejected] == ["img-0003", "img-0011"]
+    assert all("img-00" in reason for _, reason in rejected)
+    facts = tower_facts(str(made / "tower"))
+    assert (store.info.encoder_digest, store.info.transform_digest) == (facts.digest, facts.transform_digest)
+
+
+def test_features_are_those_of_the_tower_called_directly(made, tmp_path):
+    import torch
+    from PIL import Image
+
+    from cirray.data.transforms import build_transform
+    from cirray.models.towers.hf_blip2 import load_vision_tower
+
+    run_embed(run_of(made, tmp_path / "f"))
+    tower = load_vision_tower(made / "tower")
+    pixels = build_transform(tower.transform)(Image.open(made / "images" / "img-0007.png"))
+    direct = tower(torch.from_numpy(pixels.copy())[None])[0].numpy()
+    stored = FeatureStore.open(tmp_path / "f").get(["img-0007", "img-0008"]).astype(np.float32)
+    assert stored[0] == pytest.approx(direct, abs=2e-3)
+    assert np.abs(stored[1] - direct).max() > 0.05
+
+
+def test_a_killed_run_goes_on_and_only_missing_shards_are_made(made, tmp_path, opened, monkeypatch):
+    whole = run_embed(run_of(made, tmp_path / "whole"))
+    real, calls = EncodeImages.__call__, []
+
+    def dying(self, columns):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(self, columns)
+
+    monkeypatch.setattr(EncodeImages, "__call__", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_embed(run_of(made, tmp_path / "f"))
+    monkeypatch.setattr(EncodeImages, "__call__", real)
+    assert not (tmp_path / "f").exists()
+    opened.clear()
+    assert run_embed(run_of(made, tmp_path / "f")).digest == whole.digest
+    assert len(opened) == 8
+    opened.clear()
+    assert run_embed(run_of(made, tmp_path / "f")).digest == whole.digest and opened == []
+
+
+def test_images_that_changed_make_it_another_run(made, tmp_path):
+    shutil.copytree(made / "images", tmp_path / "images")
+    data = DataConfig(folder=FolderConfig(root=str(tmp_path / "images")))
+    run_embed(run_of(made, tmp_path / "f", data=data))
+    shutil.copy(tmp_path / "images" / "img-0001.png", tmp_path / "images" / "new.png")
+    with pytest.raises(ArtifactError, match="different run .inputs.images"):
+        run_embed(run_of(made, tmp_path / "f", data=data))
+
+
+def test_when_no_image_can_be_used_the_run_fails_and_leaves_nothing(made, tmp_path):
+    TINY.write_images(tmp_path / "images", 3, broken=(0, 1, 2))
+    data = DataConfig(folder=FolderConfig(root=str(tmp_path / "images")))
+    with pytest.raises(DataError, match="None of 3 images could be used, e.g. 'img-0000'"):
+        run_embed(run_of(made, tmp_path / "f", data=data))
+    assert not (tmp_path / "f").exists() and not (tmp_path / "f.partial").exists()
+
+
+def test_a_missing_tower_is_named(made, tmp_path):
+    with pytest.raises(ArtifactError, match="no-such-tower"):
+        run_embed(run_of(made, tmp_path / "f", tower=str(tmp_path / "no-such-tower")))
+
+
+def test_decoding_is_a_plain_function_with_errors_as_values(made):
+    images = list_images(DataConfig(folder=FolderConfig(root=str(made / "images"))), ("gallery",))
+    table = plan_parts(images, 6)[0]
+    columns = decode_images(to_columns(table), {"size": 16}, {})
+    assert columns["pixels"].shape == (6, 16, 16, 3) and columns["pixels"].dtype == np.uint8
+    assert [bool(error) for error in columns["error"]] == [False, False, False, True, False, False]
+    assert columns["pixels"][3].max() == 0 < columns["pixels"][2].max()
+    assert "place" not in columns
+
+
+def test_limits_of_the_configuration_reach_the_decoder(made, tmp_path):
+    run = run_of(made, tmp_path / "f", limits={"min_side": 100})
+    with pytest.raises(DataError, match="both sides must be at least 100 pixels"):
+        run_embed(run)

@@ -1,0 +1,116 @@
+"""The mining stage on a small shapes world: parts, exclusions, an honest precision."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cirray.core.errors import ArtifactError, DataError
+from cirray.data.config import DataConfig, FolderConfig, ShapesConfig
+from cirray.data.shapes.world import read_scenes, write_world
+from cirray.mining.config import MiningConfig
+from cirray.pipelines.config import MineRun
+from cirray.pipelines.judging import single_edit_share, text_accuracy
+from cirray.pipelines.mine import read_pairs, run_mine
+from cirray.triplets.schema import triplet_table
+from cirray.types import Pair
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
+SIZES = ShapesConfig(
+    labelled_families=4, heldout_families=1, pool_families=12, gallery_references=2, edits_per_reference=3
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A world, and features that are its scenes: cell by cell one-hot, so that near means few cells apart."""
+    root = tmp_path_factory.mktemp("mine")
+    write_world(SIZES, root / "world")
+    scenes = read_scenes(root / "world")
+    rng, codes = np.random.default_rng(0), {}
+    vectors = {}
+    for image, scene in scenes.items():
+        cells = [codes.setdefault(thing, rng.normal(size=8)) for thing in scene.cells]
+        vectors[image] = np.stack(cells).astype(np.float16)
+    TINY.write_features(root / "features", vectors)
+    return root
+
+
+def run_of(world, out, **fields):
+    data = DataConfig(folder=FolderConfig(root=str(world / "world")))
+    return MineRun(**{"data": data, "features": (str(world / "features"),), "out": str(out), **fields})
+
+
+def test_pairs_come_from_the_pool_and_their_precision_is_reported(world, tmp_path):
+    manifest = run_mine(run_of(world, tmp_path / "p", mining=MiningConfig(rank_high=1)))
+    pairs = read_pairs(tmp_path / "p")
+    assert manifest.counts["pairs"] == len(pairs) > 20
+    assert all(pair.reference_id.startswith("pool") and pair.target_id.startswith("pool") for pair in pairs)
+    uniform = run_mine(run_of(world, tmp_path / "u", mining=MiningConfig(policy="uniform")))
+    assert manifest.metrics["single_edits"] > 0.6 > 0.3 > uniform.metrics["single_edits"]
+
+
+def test_memory_does_not_make_another_run_but_the_seed_does(world, tmp_path):
+    first = run_mine(run_of(world, tmp_path / "p"))
+    assert run_mine(run_of(world, tmp_path / "p", mining=MiningConfig(memory_mib=8))) == first
+    with pytest.raises(ArtifactError, match="config.mining.seed"):
+        run_mine(run_of(world, tmp_path / "p", mining=MiningConfig(seed=3)))
+
+
+def test_gallery_images_are_never_paired_by_default(world, tmp_path):
+    with pytest.raises(DataError, match="All 8 images of gallery are excluded"):
+        run_mine(run_of(world, tmp_path / "p", parts=("gallery",)))
+    mixed = run_mine(run_of(world, tmp_path / "q", parts=("pool", "gallery")))
+    assert mixed.counts["pairs"] > 0
+    assert all("gal-" not in pair.reference_id + pair.target_id for pair in read_pairs(tmp_path / "q"))
+    run_mine(run_of(world, tmp_path / "r", parts=("gallery",), exclude_parts=()))
+    assert all(pair.reference_id.startswith("gal-") for pair in read_pairs(tmp_path / "r"))
+
+
+def test_a_file_of_excluded_ids_is_obeyed(world, tmp_path):
+    banned = sorted({pair.reference_id for pair in _pairs(world, tmp_path / "p")})[:5]
+    (tmp_path / "banned.txt").write_text("\n".join(banned) + "\n\n")
+    found = _pairs(world, tmp_path / "q", exclude_ids=str(tmp_path / "banned.txt"))
+    assert found and not any({pair.reference_id, pair.target_id} & set(banned) for pair in found)
+    with pytest.raises(DataError, match="excluded ids .* cannot be read"):
+        _pairs(world, tmp_path / "r", exclude_ids=str(tmp_path / "absent.txt"))
+
+
+def test_existing_pairs_need_no_features_and_keep_to_their_split(world, tmp_path):
+    fields = {"mining": MiningConfig(policy="existing"), "features": (str(tmp_path / "none"),)}
+    train = _pairs(world, tmp_path / "p", **fields)
+    assert len(train) == 16 and {pair.reference_id[:3] for pair in train} == {"lab"}
+    held_out = _pairs(world, tmp_path / "q", split="val", **fields)
+    assert {pair.reference_id[:3] for pair in held_out} == {"val"}
+
+
+def test_labelled_pairs_are_all_single_edits_and_texts_are_judged_in_their_direction(world, tmp_path):
+    root = str(world / "world")
+    pairs = _pairs(world, tmp_path / "p", mining=MiningConfig(policy="existing"))
+    assert single_edit_share(pairs, root) == 1.0
+    from cirray.pipelines.datasets import open_dataset
+
+    texts = open_dataset(DataConfig(folder=FolderConfig(root=root))).split("train")
+    rows = [
+        {
+            "triplet_id": t.triplet_id,
+            "reference_id": t.reference_id,
+            "target_id": t.target_id,
+            "modification": t.modification,
+        }
+        for t in texts
+    ]
+    right = text_accuracy(triplet_table(rows), root)
+    swapped = [{**row, "reference_id": row["target_id"], "target_id": row["reference_id"]} for row in rows]
+    wrong = text_accuracy(triplet_table(swapped), root)
+    assert right["exact"] == right["direction"] == right["exact_single_edits"] == 1.0
+    assert wrong["exact"] < 0.3 and wrong["direction"] < 0.7
+    with pytest.raises(DataError, match="knows no image 'ghost'"):
+        single_edit_share([Pair("p", "ghost", "ghost")], root)
+
+
+def _pairs(world, out, **fields):
+    run_mine(run_of(world, out, **fields))
+    return read_pairs(out)
