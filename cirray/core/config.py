@@ -19,6 +19,19 @@ class Config(pydantic.BaseModel):
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), use_attribute_docstrings=True
     )
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, tree: Any) -> Any:
+        """A section that is given in part changes the section that stands as default here, not its class's defaults."""
+        if not isinstance(tree, Mapping):
+            return tree
+        filled = dict(tree)
+        for name, field in cls.model_fields.items():
+            given = filled.get(name)
+            if isinstance(given, Mapping) and isinstance(field.default, Config):
+                filled[name] = _merged(field.default.model_dump(), given)
+        return filled
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values of the whole resolved tree."""
         return self.model_dump(mode="json")
@@ -80,6 +93,14 @@ def set_by_path(tree: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"Override path {path!r} goes through {key!r}, which is not a section.")
     node[leaf] = value
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if both else value
+    return result
 
 
 def _number(value: Any) -> Any:

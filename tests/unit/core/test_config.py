@@ -24,6 +24,17 @@ def test_overrides_apply_after_the_file_and_scientific_notation_is_a_number(tmp_
     assert (config.inner.rate, config.sizes, config.path) == (1e-5, [3], "a=b")
 
 
+class Specialised(Config):
+    inner: Inner = Inner(rate=0.7, name="special")
+    outer: Outer = Outer(inner=Inner(rate=0.9))
+
+
+def test_a_section_given_in_part_keeps_the_defaults_of_its_place():
+    config = load_config(Specialised, None, ["inner.name=c", "outer.inner.name=d"])
+    assert (config.inner.rate, config.inner.name) == (0.7, "c")
+    assert (config.outer.inner.rate, config.outer.inner.name, config.outer.sizes) == (0.9, "d", [1, 2])
+
+
 def test_the_resolved_tree_round_trips_through_yaml():
     config = load_config(Outer, None, ["inner.name=b"])
     assert load_config(Outer, yaml.safe_load(config.to_yaml())) == config
