@@ -53,3 +53,8 @@ def train_settings(poll_s: float, start_timeout_s: float) -> None:
     """How often Ray Train's controller looks after its workers, and how long they may take to start (user's win)."""
     set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_s))
     set_default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))
+
+
+def tune_settings() -> None:
+    """Ray Tune without its own loggers: every trial writes its history and curves itself."""
+    set_default("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

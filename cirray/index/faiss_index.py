@@ -5,6 +5,7 @@ order of equal scores) never depends on the index. With the factory `Flat` the a
 for more token hits until the k-th candidate's score lies above the last hit by more than float32 rounding.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from cirray.index.similarity import best_rows, pooled, rounding_margin, token_sc
 
 Found = tuple[np.ndarray, np.ndarray]
 _ADD_VECTORS = 65_536
+_CPLUSPLUS = re.compile(r"^Error in .*? at \S+:\d+: (Error: )?")
 _WIDEN = 4
 
 
@@ -115,6 +117,17 @@ def build_faiss(tokens_NQD: np.ndarray, config: IndexConfig) -> Any:
     return index
 
 
+def check_faiss(width: int, config: IndexConfig) -> None:
+    """Refuse a factory or search parameters before any image is encoded for them.
+
+    Raises:
+        ConfigError: for a factory string or parameters that FAISS does not understand at this width.
+    """
+    import faiss
+
+    configure_search(_from_factory(faiss, width, config.factory), config.search_parameters)
+
+
 def configure_search(index: Any, parameters: str) -> None:
     """Set FAISS search parameters by name (`nprobe=16,efSearch=64`).
 
@@ -178,5 +191,5 @@ def _train(index: Any, vectors: np.ndarray, config: IndexConfig, total: int) -> 
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text.rsplit("Error: ", 1)[-1][:200].rstrip(".")
+    """FAISS's own words, without the C++ signature and source line in front of them."""
+    return _CPLUSPLUS.sub("", " ".join(str(error).split()))[:200].rstrip(".")

@@ -139,7 +139,7 @@ def open_index(uri: str | Path, encoder_digest: str | None = None, verify: bool 
     description = json.loads((folder / META).read_text(encoding="utf-8"))
     meta, config = IndexMeta(**description["meta"]), IndexConfig.model_validate(description["config"])
     if encoder_digest is not None:
-        check_encoder(meta, encoder_digest, str(uri))
+        check_encoder(meta.encoder_digest, encoder_digest, str(uri))
     ids = tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
     tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
     patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
@@ -147,15 +147,20 @@ def open_index(uri: str | Path, encoder_digest: str | None = None, verify: bool 
     return GalleryIndex(search_index, meta, config, manifest.digest, open_pictures(folder, names), patches)
 
 
-def check_encoder(meta: IndexMeta, encoder_digest: str, uri: str) -> None:
+def check_encoder(built_by: str, encoder_digest: str, uri: str) -> None:
     """Refuse an index of another encoder.
+
+    Args:
+        built_by: digest of the encoder that made the index.
+        encoder_digest: digest of the encoder that is to query it.
+        uri: the index, for the sentence.
 
     Raises:
         IndexMismatchError: naming both digests and the remedy.
     """
-    if meta.encoder_digest != encoder_digest:
+    if built_by != encoder_digest:
         raise IndexMismatchError(
-            f"The index {uri!r} was built by encoder {meta.encoder_digest[:12]}, the checkpoint is encoder "
+            f"The index {uri!r} was built by encoder {built_by[:12]}, the checkpoint is encoder "
             f"{encoder_digest[:12]}: their vectors cannot be compared. Build the index again with this checkpoint "
             "(cirray index), or load the checkpoint it was built with."
         )

@@ -93,6 +93,8 @@ def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
 @POLICIES.register("uniform")
 def uniform(source: MiningInput, config: MiningConfig) -> list[Pair]:
     """Pairs drawn uniformly without regard to likeness (SPN): `count` of them, or one for each image."""
+    if source.features is not None:
+        _features(source)
     size = len(source.ids)
     wanted = min(config.count or size, size * (size - 1) // 2)
     rng, found = numpy_generator(config.seed, "uniform pairs"), dict[tuple[int, int], None]()

@@ -12,7 +12,7 @@ from cirray.core.artifacts import is_complete, localize
 from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import ImageLimits, TransformConfig
 from cirray.data.images import open_image
-from cirray.data.transforms import ImageTransform, build_transform
+from cirray.data.transforms import build_transform
 from cirray.features.shards import FeatureShardWriter
 from cirray.features.store import FeatureStore
 from cirray.generators.base import ModificationGenerator
@@ -40,8 +40,12 @@ def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mappin
     build, caps = build_transform(TransformConfig(**transform)), ImageLimits(**limits)
     pixels_NHWC = np.zeros((len(columns["part"]), build.size, build.size, 3), dtype=np.uint8)
     errors = np.empty(len(pixels_NHWC), dtype=object)
-    for row, place in enumerate(columns["place"]):
-        errors[row] = _decode_into(pixels_NHWC[row], str(place), build, caps)
+    for row, (image_id, place) in enumerate(zip(columns["image_id"], columns["place"], strict=True)):
+        try:
+            pixels_NHWC[row] = build(_open(str(place), str(image_id), caps))
+            errors[row] = ""
+        except DataError as error:
+            errors[row] = str(error)
     kept = {name: columns[name] for name in ("part", "part_rows", "image_id")}
     return {**kept, "pixels": pixels_NHWC, "error": errors}
 
@@ -241,23 +245,16 @@ def load_tower(uri: str) -> Any:
     return load_vision_tower(find_tower(uri))
 
 
-def _decode_into(pixels_HWC: np.ndarray, place: str, build: ImageTransform, caps: ImageLimits) -> str:
-    try:
-        pixels_HWC[:] = build(_open(place, caps))
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def _open(place: str, caps: ImageLimits) -> Any:
+def _open(place: str, image_id: str, caps: ImageLimits) -> Any:
+    """The image, called by its id in errors: reasons are data, equal wherever the images lie."""
     if storage.is_local(place):
-        return open_image(storage.local_path(place), caps)
+        return open_image(storage.local_path(place), caps, name=image_id)
     filesystem, path = storage.resolve(place)
     try:
         with filesystem.open_input_stream(path) as stream:
-            return open_image(stream, caps, name=place)
+            return open_image(stream, caps, name=image_id)
     except OSError as error:
-        raise DataError(f"Image {place!r} cannot be read: {' '.join(str(error).split())[:200]}.") from None
+        raise DataError(f"Image {image_id!r} cannot be read: {' '.join(str(error).split())[:200]}.") from None
 
 
 def _summary(part: int, rows: int, rejected: int) -> Columns:

@@ -79,7 +79,8 @@ class MineRun(Config):
 
     data: DataConfig = DataConfig()
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
-    """Features artifacts that hold the images; unused by the policies `existing` and `reverse`."""
+    """Features artifacts that hold the images; unused by the policies `existing` and `reverse`. Images that could not
+    be embedded are passed over."""
     parts: tuple[Part, ...] = ("pool",)
     """Images to pair."""
     exclude_parts: tuple[Part, ...] = ("gallery",)
@@ -335,3 +336,90 @@ class FinetuneRun(TrainRun):
     """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
     training: TrainingConfig = TrainingConfig(objective="ptha")
     """Objective, steps, optimiser, engine."""
+
+
+class SpaceConfig(Config):
+    """Values of one swept field: exactly one of the five."""
+
+    grid: tuple[str | int | float | bool | None, ...] | None = None
+    """Every value, combined with every value of the other grids."""
+    choice: tuple[str | int | float | bool | None, ...] | None = None
+    """One of these, drawn evenly."""
+    uniform: tuple[float, float] | None = None
+    """A number between the two."""
+    loguniform: tuple[float, float] | None = None
+    """A number between the two, its logarithm drawn evenly."""
+    randint: tuple[int, int] | None = None
+    """A whole number from the first to the second, both included."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "SpaceConfig":
+        given = {name: value for name, value in self.to_dict().items() if value is not None}
+        if len(given) != 1:
+            names = ", ".join(given) or "none"
+            raise ValueError(f"give exactly one of grid, choice, uniform, loguniform, randint; {names} given")
+        kind, values = next(iter(given.items()))
+        if kind in ("grid", "choice") and not values:
+            raise ValueError(f"{kind} needs at least one value")
+        if kind not in ("grid", "choice") and not values[0] <= values[1]:
+            raise ValueError(f"{kind} goes from the smaller to the larger number, found {values}")
+        if kind == "loguniform" and values[0] <= 0:
+            raise ValueError(f"loguniform needs positive numbers, found {values}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Name of the one that is set."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+class TuneRun(Config):
+    """Sweep fields of a training run (Ray Tune); every trial is a run like any other."""
+
+    base: FinetuneRun = FinetuneRun(validation=ValidationConfig(every=50))
+    """The run that is varied; its `out` is not used."""
+    space: dict[str, SpaceConfig] = {
+        "training.lambda_p": SpaceConfig(grid=(0.0, 0.1, 0.4)),
+        "training.lambda_m": SpaceConfig(grid=(0.0, 0.4)),
+    }
+    """Dotted path inside `base` -> its values, e.g. `{training.optimizer.lr: {loguniform: [1e-4, 1e-2]}}`."""
+    samples: int = Field(1, ge=1)
+    """Draws of the random fields for every combination of the grids."""
+    metric: str = "val_R@1"
+    """What ranks the trials: a number of the history rows."""
+    mode: Literal["max", "min"] = "max"
+    """Whether large or small is good."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """Stop the worse trials early by successive halving, or those below the median of the others, or none."""
+    grace_steps: int | None = Field(None, ge=1)
+    """Steps before any trial is stopped; default: the first validation."""
+    reduction_factor: int = Field(3, ge=2)
+    """ASHA keeps one in so many at each rung."""
+    trials: Literal["process", "train"] = "process"
+    """A trial trains in one process of its own, or starts Ray Train workers as `base.ray` says."""
+    cpus_per_trial: float = Field(1.0, gt=0)
+    """Logical CPUs of a `process` trial."""
+    gpus_per_trial: float = Field(0.0, ge=0)
+    """GPUs of a `process` trial, which then trains on one."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Trials at a time; default and upper limit: as many as the cluster holds."""
+    max_failures: int = Field(1, ge=0)
+    """Restarts of a trial that crashed."""
+    seed: int = Field(0, ge=0)
+    """Draws of random fields, and the order of the trials."""
+    out: str = "~/cirray/quickstart/sweep"
+    """Sweep artifact (path or URI)."""
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _sweepable(self) -> "TuneRun":
+        if not self.space:
+            raise ValueError("space is empty; name at least one field, e.g. training.lambda_p: {grid: [0, 0.4]}")
+        if self.metric.startswith("val_") and not self.base.validation.queries:
+            raise ValueError(f"metric {self.metric!r} needs base.validation.queries above 0")
+        if self.scheduler != "none" and not self.base.validation.every:
+            raise ValueError(
+                f"scheduler {self.scheduler!r} needs base.validation.every, so that trials can be compared on the way; "
+                "or set scheduler=none"
+            )
+        return self

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import Advance, progress
 from cirray.data.folder import list_images
 from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
+from cirray.index.faiss_index import check_faiss
 from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
 from cirray.pipelines.config import IndexRun, PoolConfig
 from cirray.pipelines.index_parts import Part, PartEncoder, dataset_gallery
@@ -53,15 +54,19 @@ def run_index(run: IndexRun) -> Manifest:
         Manifest of kind "index"; counts `images` and `rejected`; `extra["rejected"]` holds the first reasons.
 
     Raises:
-        ArtifactError: checkpoint or features are missing.
+        ArtifactError: checkpoint or features are missing, or another artifact stands at `out`.
+        ConfigError: a factory or search parameters that FAISS refuses.
         DataError: no image could be used.
         IndexMismatchError: features of another vision tower.
     """
     plan = make_plan(run)
-    stage = open_stage(run.out, KIND, stage_config(run), plan.inputs)
-    if stage.finished:
-        return stage.finished
+    finished = open_stage(run.out, KIND, stage_config(run), plan.inputs).finished if is_complete(run.out) else None
+    if finished:
+        return finished
     encoder = PartEncoder(run, plan.paths, plan.features_digest)
+    if run.index.backend == "faiss":
+        check_faiss(encoder.encoder.config.embed_dim, run.index)
+    stage = open_stage(run.out, KIND, stage_config(run), plan.inputs)
     meta = IndexMeta(encoder.encoder.digest, encoder.vision.digest, encoder.encoder.config.similarity)
     feature_bytes = len(plan.ids) * encoder.vision.num_tokens * encoder.vision.width * 2
     keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9
@@ -157,7 +162,7 @@ def _by_actors(
     def write(actor: Any, item: Todo) -> Any:
         return actor.write.remote(_part_uri(stage, item[0]), item[1], keep_patches)
 
-    options = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_restarts": 3, "max_task_retries": 3}
+    options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_restarts": 3, "max_task_retries": 3}
     remote: Any = ray.remote(**options)(PartWriter)
     with cluster(run.ray):
         count = min(pool.size, len(todo))

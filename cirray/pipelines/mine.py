@@ -10,6 +10,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
+from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
 from cirray.mining.pairs import MiningInput, mine_pairs
 from cirray.pipelines.config import MineRun
@@ -82,8 +83,8 @@ def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:
 
 
 def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
-    features = None if run.mining.policy in (*_LABELLED, "uniform") else FeatureStore.open_many(run.features)
-    ids, excluded = part_ids(dataset, run.parts), _excluded(run, dataset)
+    features = None if run.mining.policy in _LABELLED else FeatureStore.open_many(run.features)
+    ids, excluded = part_ids(dataset, run.parts), _excluded(run, dataset) | _rejected(run)
     if ids and excluded.issuperset(ids) and run.mining.policy not in _LABELLED:
         raise DataError(
             f"All {len(ids)} images of {', '.join(run.parts)} are excluded, being in {', '.join(run.exclude_parts)} as "
@@ -91,6 +92,14 @@ def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
             "that queries search."
         )
     return MiningInput(ids, features, dataset.split(run.split), excluded)
+
+
+def _rejected(run: MineRun) -> frozenset[str]:
+    """Images that could not be embedded: they are passed over, as `run_embed` has said why."""
+    if run.mining.policy in _LABELLED:
+        return frozenset()
+    parts = [rows for uri in run.features for rows in read_rejected(str(localize(uri, "features"))).values()]
+    return frozenset(image for rows in parts for image, _ in rows)
 
 
 def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:

@@ -47,9 +47,8 @@ def cluster(config: RayConfig) -> Iterator[ClusterInfo]:
         _start_private(config)
     else:
         _join(address, config)
-    quiet = not config.show_output
     try:
-        with _hushed(quiet):
+        with _hushed(not config.show_output):
             yield _info(private)
     finally:
         ray.shutdown()
@@ -57,7 +56,7 @@ def cluster(config: RayConfig) -> Iterator[ClusterInfo]:
 
 @contextmanager
 def data_context(config: RayConfig, block_bytes: int = 128 * 2**20) -> Iterator[Any]:
-    """Ray Data's settings for one pipeline: a hang guard, no bars of its own, retried crashes, whole blocks.
+    """Ray Data's settings for one pipeline: a hang guard, no bars of its own, workers that may die, whole blocks.
 
     Args:
         config: where the hang guard's seconds come from.
@@ -72,7 +71,8 @@ def data_context(config: RayConfig, block_bytes: int = 128 * 2**20) -> Iterator[
     context.max_consecutive_actor_init_deaths = 3
     ray.data.DataContext._set_current(context)
     try:
-        yield context
+        with _hushed(not config.show_output):
+            yield context
     finally:
         ray.data.DataContext._set_current(before)
 

@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cirray.core.artifacts import Manifest, Stage, open_stage
+from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.progress import progress
 from cirray.pipelines.config import TrainRun
-from cirray.pipelines.train_inputs import MODEL, TrainInputs, check_model_fields, copy_tower, input_digests, read_inputs
+from cirray.pipelines.train_inputs import (
+    MODEL,
+    VISION,
+    TrainInputs,
+    check_model_fields,
+    input_digests,
+    load_tower,
+    read_inputs,
+)
 from cirray.pipelines.train_job import METRIC_PREFIX, ExportModel, TrainJob, build_job, engine_on
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
 from cirray.training.checkpoint import latest_checkpoint
@@ -20,12 +28,13 @@ HISTORY, BOARD, CHECKPOINTS = "history.jsonl", "tensorboard", "checkpoints"
 _CONTENT = ("labels", "model", "tokenizer", "temperature", "training", "validation")
 
 
-def run_train(run: TrainRun, callbacks: Sequence[Callback] = ()) -> Manifest:
+def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequence[Any] = ()) -> Manifest:
     """Train a retriever; a killed run goes on from its last checkpoint when it is started again.
 
     Args:
         run: the configuration.
-        callbacks: further callbacks, for training in this process only (`ray.enabled: false`).
+        callbacks: further callbacks of the loop, where it runs in this process (`ray.enabled: false`).
+        reports: Ray Train's own callbacks, where it runs on workers.
 
     Returns:
         Manifest of kind "checkpoint": `model/` (network, tokenizer, vision tower), `history.jsonl`, `tensorboard/`;
@@ -36,18 +45,29 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = ()) -> Manifest:
     """
     check_model_fields(run)
     inputs = read_inputs(run)
-    stage = open_stage(run.out, "checkpoint", _content(run), input_digests(run, inputs))
-    if stage.finished:
-        return stage.finished
+    if is_complete(run.out):
+        return open_finished(run, inputs)
     job = build_job(run, inputs)
-    copy_tower(run, job.features, stage.local / MODEL)
+    tower = load_tower(run, job.features)
+    stage = open_stage(run.out, "checkpoint", _content(run), input_digests(run, inputs))
+    tower.save(stage.local / MODEL / VISION)
     if run.ray.enabled:
         from cirray.pipelines.train_ray import train_on_ray
 
-        history = train_on_ray(run, stage)
+        history = train_on_ray(run, stage, reports)
     else:
         history = train_here(run, stage, job, callbacks)
     return _publish(run, stage, inputs, history)
+
+
+def open_finished(run: TrainRun, inputs: TrainInputs) -> Manifest:
+    """The manifest of a run that was completed before.
+
+    Raises:
+        ArtifactError: when it was another run.
+    """
+    open_stage(run.out, "checkpoint", _content(run), input_digests(run, inputs))
+    return read_manifest(run.out, "checkpoint")
 
 
 def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[Callback]) -> list[Row]:

@@ -1,9 +1,7 @@
 """What one training run reads: triplets with their sources, features, start weights, held-out queries. No ray."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +14,7 @@ from cirray.features.store import FeatureStore
 from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.retriever_files import load_retriever
 from cirray.models.text import build_tokenizer, load_tokenizer
-from cirray.models.towers.hf_blip2 import load_vision_tower
+from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.generator import select_labels
@@ -92,14 +90,11 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> QFo
     return retriever
 
 
-def copy_tower(run: TrainRun, features: FeatureStore, folder: Path) -> str:
-    """Put the vision tower that made the features beside the model, so that a checkpoint can encode images.
-
-    Returns:
-        The tower's digest.
+def load_tower(run: TrainRun, features: FeatureStore) -> VisionTower:
+    """The vision tower that made the features: it goes into the checkpoint, which can then encode images.
 
     Raises:
-        ArtifactError: when the tower is not the one that made the features.
+        ArtifactError: when the named tower is another one.
     """
     tower = load_vision_tower(find_tower(run.towers))
     if tower.digest != features.info.encoder_digest:
@@ -107,9 +102,7 @@ def copy_tower(run: TrainRun, features: FeatureStore, folder: Path) -> str:
             f"The features were made by vision tower {features.info.encoder_digest[:12]}, {run.towers!r} holds tower "
             f"{tower.digest[:12]}. Name the towers that made the features, or embed the images again."
         )
-    shutil.rmtree(folder / VISION, ignore_errors=True)
-    tower.save(folder / VISION)
-    return tower.digest
+    return tower
 
 
 def check_model_fields(run: TrainRun) -> None:

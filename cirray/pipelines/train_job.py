@@ -39,6 +39,7 @@ def build_job(run: TrainRun, inputs: TrainInputs) -> TrainJob:
     Raises:
         ArtifactError, ConfigError, DataError: naming what cannot be used.
     """
+    find_engine(run.training.engine)
     features = FeatureStore.open_many(run.features)
     missing = features.missing(inputs.gallery_ids)
     if missing:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,8 +41,13 @@ STORAGE = "ray"
 _PULL_S = 0.5
 
 
-def train_on_ray(run: TrainRun, stage: Stage) -> list[Row]:
+def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> list[Row]:
     """Train on Ray's workers and bring the model home.
+
+    Args:
+        run: the configuration.
+        stage: where the artifact is being written.
+        reports: callbacks of Ray Train's controller.
 
     Returns:
         The history.
@@ -54,7 +59,7 @@ def train_on_ray(run: TrainRun, stage: Stage) -> list[Row]:
     train_settings(run.ray.poll_s, run.ray.start_timeout_s)
     with cluster(run.ray) as info:
         check_room(run, info)
-        result = _fit(run, stage, place)
+        result = _fit(run, stage, place, reports)
     history = _bring_home(result.checkpoint, stage)
     _clear(run, place)
     return history
@@ -88,7 +93,7 @@ def work(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device() if run.ray.use_gpu else torch.device("cpu")
     job = build_job(run, read_inputs(run))
-    hooks = [job.validate, Bulletin(settings["bulletin"]), RayReport()]
+    hooks = [job.validate, Bulletin(settings["bulletin"]), RayReport(run)]
     checkpoint = ray.train.get_checkpoint()
     with ExitStack() as stack:
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
@@ -96,20 +101,32 @@ def work(settings: dict[str, Any]) -> None:
 
 
 class RayReport(Callback):
-    """Reports a checkpoint on schedule and at the end; the last one also holds the model."""
+    """Reports a checkpoint on schedule and at the end (the last one also holds the model), and every validation."""
+
+    def __init__(self, run: TrainRun) -> None:
+        """Read the two schedules."""
+        self._checkpoint, self._validation = run.training.checkpoint_every, run.validation.every
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """All ranks report at the same steps."""
-        every = state.config.checkpoint_every
-        if not (state.finished or (every and state.step % every == 0)):
-            return
-        with tempfile.TemporaryDirectory(prefix="cirray-") as name:
-            folder = Path(name)
-            write_checkpoint(folder, state)
-            if state.finished:
-                export(state, folder / MODEL)
-            share = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
-            ray.train.report(dict(row or {"step": float(state.step)}), checkpoint=share)
+        figures = dict(row or {"step": float(state.step)})
+        if state.finished or _due(self._checkpoint, state.step):
+            with tempfile.TemporaryDirectory(prefix="cirray-") as name:
+                ray.train.report(figures, checkpoint=_share(state, Path(name)))
+        elif _due(self._validation, state.step):
+            ray.train.report(figures)
+
+
+def _due(every: int | None, step: int) -> bool:
+    return bool(every) and step % (every or 1) == 0
+
+
+def _share(state: LoopState, folder: Path) -> ray.train.Checkpoint | None:
+    """This rank's part of a checkpoint; ranks without one give nothing."""
+    write_checkpoint(folder, state)
+    if state.finished:
+        export(state, folder / MODEL)
+    return ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
 
 
 class Bulletin(Callback):
@@ -155,14 +172,14 @@ def _clear(run: TrainRun, place: str) -> None:
     storage.remove(storage.join(place, f"{_name(run)}.json"))
 
 
-def _fit(run: TrainRun, stage: Stage, place: str) -> ray.train.Result:
+def _fit(run: TrainRun, stage: Stage, place: str, reports: Sequence[Any]) -> ray.train.Result:
     bulletin = storage.join(place, f"{_name(run)}.json")
     filesystem, path = storage.resolve(place)
     settings = ray.train.RunConfig(  # type: ignore[call-arg]
         name=_name(run), storage_path=path, storage_filesystem=filesystem,
         failure_config=ray.train.FailureConfig(max_failures=run.ray.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.training.keep_checkpoints),
-        worker_runtime_env={"env_vars": worker_environment()},
+        callbacks=list(reports), worker_runtime_env={"env_vars": worker_environment()},
     )  # fmt: skip
     scaling = ray.train.ScalingConfig(
         num_workers=run.ray.num_workers, use_gpu=run.ray.use_gpu,

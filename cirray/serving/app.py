@@ -10,7 +10,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from cirray.core.artifacts import read_manifest
+from cirray.core.artifacts import localize, read_manifest
+from cirray.index.store import check_encoder
+from cirray.models.retriever_files import load_retriever
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs
 from cirray.serving.deployments import Retriever, current_service
@@ -37,12 +39,25 @@ def build_app(args: ServeArgs) -> Application:
 
     Raises:
         ArtifactError: the checkpoint or the index is missing, half-written or of another kind.
+        IndexMismatchError: the index was built by another encoder.
     """
-    read_manifest(args.checkpoint, "checkpoint")
-    read_manifest(args.index, "index")
+    check_pair(args.checkpoint, args.index)
 
     def replica_api() -> FastAPI:
         return make_api(current_service, args, echo_request_id=False)
 
     replica = serve.ingress(replica_api)(Retriever)
     return serve.deployment(**DEPLOYMENT_OPTIONS)(replica).bind(args)
+
+
+def check_pair(checkpoint: str, index: str) -> None:
+    """Refuse artifacts that cannot be served together, before any replica is started and started again.
+
+    Raises:
+        ArtifactError: one of them is missing, half-written or of another kind.
+        IndexMismatchError: the index was built by another encoder.
+    """
+    encoder, gallery = read_manifest(checkpoint, "checkpoint"), read_manifest(index, "index")
+    if gallery.inputs.get("checkpoint") != encoder.digest:
+        digest = load_retriever(localize(checkpoint, "checkpoint") / "model").digest
+        check_encoder(str(gallery.extra.get("encoder_digest", "")), digest, index)

@@ -31,6 +31,8 @@ from cirray.core.log import complain, say
 from cirray.index.store import open_index
 
 ROOT = Path(__file__).resolve().parents[2]
+SETTLE_S = 3.0
+"""HAProxy is reloaded once more when the replica has just become ready, which closes young connections."""
 
 
 class BenchConfig(Config):
@@ -119,6 +121,7 @@ def wait_until_ready(port: int, process: subprocess.Popen, log: Path, limit_s: f
     while time.monotonic() - begin < limit_s and process.poll() is None:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200:
+                time.sleep(SETTLE_S)
                 return
         except httpx.TransportError:
             pass
@@ -141,8 +144,21 @@ def request_bytes(kind: str, port: int, image_id: str, picture: bytes) -> bytes:
 
 
 async def client(port: int, message: bytes, until: float, times: list[float], failures: list[int]) -> None:
-    """Send one request after another over one connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    """Send one request after another over one connection; a connection the server closes is a failure 0."""
+    while time.perf_counter() < until:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await requests_on(reader, writer, message, until, times, failures)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            failures.append(0)
+        writer.close()
+
+
+async def requests_on(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes, until: float, times: list[float],
+    failures: list[int],
+) -> None:  # fmt: skip
+    """Requests on one connection until the time is over."""
     while time.perf_counter() < until:
         begin = time.perf_counter()
         writer.write(message)
@@ -151,7 +167,6 @@ async def client(port: int, message: bytes, until: float, times: list[float], fa
         times.append(time.perf_counter() - begin)
         if not head.startswith(b"HTTP/1.1 200"):
             failures.append(int(head[9:12]))
-    writer.close()
 
 
 async def read_body(reader: asyncio.StreamReader, head: bytes) -> None:

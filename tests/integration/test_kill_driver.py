@@ -1,4 +1,4 @@
-"""A driver killed with SIGKILL again and again: the last run finds what the others finished, nothing lost or doubled."""
+"""A driver killed with SIGKILL, twice: the last run finds what the others finished, nothing is lost or doubled."""
 
 import importlib
 import json
@@ -16,15 +16,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
 PAIRS, PART = 400, 20
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    sys.path.insert(0, str(FIXTURES))
-    yield importlib.import_module("tiny_pipeline")
-    sys.path.remove(str(FIXTURES))
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.syspath_prepend(str(FIXTURES))
+    return importlib.import_module("tiny_pipeline")
 
 
 def start(root):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FIXTURES)}
     command = [sys.executable, str(FIXTURES / "generate_driver.py"), str(root / "run.json")]
     log = (root / "driver.log").open("ab")
     return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

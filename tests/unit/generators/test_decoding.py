@@ -67,6 +67,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(language, prefix, beams):
 
 
 def test_logprob_is_the_mean_over_tokens_of_a_forced_pass(language, prefix):
+    language.model.requires_grad_(False)
     for number, row in enumerate(decode(language.model, prefix, DecodingConfig(max_new_tokens=8), END)):
         ids = [*row.ids, *([END] if row.finished else [])]
         words = language.embed(torch.tensor([ids[:-1]], dtype=torch.int64))

@@ -141,6 +141,15 @@ def test_a_folder_without_a_usable_picture_is_refused_and_leaves_nothing_complet
     assert not (tmp_path / "i").exists()
 
 
+@pytest.mark.parametrize("fields", [{"factory": "Flatt"}, {"search_parameters": "nprobe=4"}])
+def test_an_index_that_faiss_refuses_fails_before_anything_is_encoded(tiny, tmp_path, fields):
+    with pytest.raises(ConfigError, match="Flatt|nprobe=4") as caught:
+        run_index(run(tiny, tmp_path / "i", index=fields))
+    assert "faiss::" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    run_index(run(tiny, tmp_path / "i"))
+
+
 def test_missing_inputs_are_named(tiny, tmp_path):
     with pytest.raises(DataError, match="no-folder"):
         run_index(run(tiny, tmp_path / "i", images=str(tmp_path / "no-folder")))

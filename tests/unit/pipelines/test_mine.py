@@ -114,3 +114,23 @@ def test_labelled_pairs_are_all_single_edits_and_texts_are_judged_in_their_direc
 def _pairs(world, out, **fields):
     run_mine(run_of(world, out, **fields))
     return read_pairs(out)
+
+
+def test_images_that_could_not_be_embedded_are_passed_over_but_unknown_ones_are_an_error(world, tmp_path):
+    from cirray.core.artifacts import open_stage
+    from cirray.features.shards import FeatureShardWriter
+    from cirray.features.store import FeatureStore
+
+    store = FeatureStore.open(world / "features")
+    ids = [image for image in store.ids if image.startswith("pool")]
+    for name, rejected in (("told", [(ids[0], "truncated")]), ("untold", [])):
+        stage = open_stage(tmp_path / name, "features", {})
+        FeatureShardWriter(stage.work_uri).write(0, ids[1:], store.get(ids[1:]), rejected)
+        extra = {"encoder_digest": "e", "transform_digest": "t", "shape": list(store.shape)}
+        stage.publish({"images": len(ids) - 1}, extra=extra)
+    for policy in ("neighbour_band", "uniform"):
+        fields = {"mining": MiningConfig(policy=policy)}
+        found = _pairs(world, tmp_path / policy, features=(str(tmp_path / "told"),), **fields)
+        assert found and not any(ids[0] in (pair.reference_id, pair.target_id) for pair in found)
+        with pytest.raises(DataError, match="1 of 48 images to pair have no features"):
+            _pairs(world, tmp_path / f"{policy}2", features=(str(tmp_path / "untold"),), **fields)

@@ -1,0 +1,132 @@
+"""Ray Train: DeepSpeed on two workers equals this process; killed workers and killed drivers cost one interval."""
+
+import json
+import logging
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from cirray.core.config import validate
+from cirray.core.errors import ConfigError
+from cirray.pipelines.config import RayConfig, TrainRun
+from cirray.pipelines.resources import cluster
+from cirray.pipelines.train import run_train
+
+pytestmark = pytest.mark.integration
+TINY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_training.py"))
+STEPS, EVERY = 200, 25
+OPTIMIZER = {"lr": 2e-4, "eps": 1e-5}
+TRAINING = {
+    "steps": STEPS, "batch": 8, "log_every": 25, "checkpoint_every": EVERY, "seed": 1, "optimizer": OPTIMIZER
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    return {**TINY["make"](tmp_path_factory.mktemp("t")), "training": TRAINING}
+
+
+@pytest.fixture(scope="module")
+def here(fields, tmp_path_factory):
+    """The same run in this process."""
+    out = tmp_path_factory.mktemp("here") / "c"
+    return history_of(out, run_train(validate(TrainRun, {**fields, "out": str(out)})))
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    with cluster(RayConfig(num_cpus=4, object_store_memory=100_000_000)) as info:
+        yield info
+
+
+def history_of(out, manifest):
+    assert manifest.counts["steps"] == STEPS
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+
+
+def check_equal(found, wanted):
+    """Same steps, and losses within a thousandth (reduction order differs, and Adam amplifies it step by step)."""
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-3)
+    assert found[-1]["val_R@10"] == pytest.approx(wanted[-1]["val_R@10"], abs=0.1)
+
+
+def reached(out, step):
+    """Has the run written this step into its bulletin?"""
+    for bulletin in Path(f"{out}.partial/ray").glob("train-*.json"):
+        return json.loads(bulletin.read_text())["step"] >= step
+    return False
+
+
+def wait_for(condition, seconds=150):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"nothing after {seconds} s; resources: {ray.is_initialized()}"
+        time.sleep(0.02)
+
+
+def kill_a_worker(out):
+    wait_for(lambda: reached(out, 60))
+    workers = [item for item in psutil.Process().children(recursive=True) if item.name().startswith("ray::RayTrain")]
+    workers[-1].send_signal(signal.SIGKILL)
+
+
+@pytest.mark.timeout(400)
+def test_deepspeed_on_two_workers_survives_a_killed_one_and_ends_like_torch_in_one_process(
+    fields, here, ray_cluster, tmp_path, caplog
+):
+    out = tmp_path / "c"
+    training = {**TRAINING, "engine": "deepspeed", "zero_stage": 2}
+    run = validate(TrainRun, {**fields, "training": training, "out": str(out), "ray": {"num_workers": 2}})
+    killer = threading.Thread(target=kill_a_worker, args=(out,), daemon=True)
+    killer.start()
+    with caplog.at_level(logging.INFO, "cirray"):
+        manifest = run_train(run)
+    killer.join(timeout=10)
+    check_equal(history_of(out, manifest), here)
+    restarts = re.findall(r"a worker was lost; training goes on from step (\d+)", caplog.text)
+    assert len(restarts) == 1 and int(restarts[0]) % EVERY == 0 and 0 < int(restarts[0]) < STEPS
+    assert not (out / "ray").exists() and (out / "model" / "vision").is_dir()
+    assert ray.util.placement_group_table() == {} or all(
+        group["state"] == "REMOVED" for group in ray.util.placement_group_table().values()
+    )
+
+
+@pytest.mark.timeout(400)
+def test_a_run_whose_driver_was_killed_goes_on_from_its_last_checkpoint(fields, here, ray_cluster, tmp_path, caplog):
+    out = tmp_path / "c"
+    settings = {**fields, "out": str(out), "ray": {"num_workers": 1, "num_cpus": 3}}
+    script = (
+        "import json, sys\nfrom cirray.core.config import validate\nfrom cirray.pipelines.config import TrainRun\n"
+        "from cirray.pipelines.train import run_train\nrun_train(validate(TrainRun, json.loads(sys.argv[1])))"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script, json.dumps(settings)], start_new_session=True)
+    try:
+        wait_for(lambda: reached(out, 60))
+    finally:
+        family = [driver.pid, *(item.pid for item in psutil.Process(driver.pid).children(recursive=True))]
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        driver.wait()
+    assert not out.exists()
+    with caplog.at_level(logging.INFO, "cirray"):
+        manifest = run_train(validate(TrainRun, settings))
+    check_equal(history_of(out, manifest), here)
+    went_on = re.findall(r"(?<!lost; )training goes on from step (\d+)", caplog.text)
+    assert len(went_on) == 1 and int(went_on[0]) >= EVERY
+
+
+def test_more_workers_than_the_cluster_holds_are_refused(fields, ray_cluster, tmp_path):
+    run = validate(TrainRun, {**fields, "out": str(tmp_path / "c"), "ray": {"num_workers": 8}})
+    with pytest.raises(ConfigError, match=r"8 training workers need 8 CPUs, the cluster has 4"):
+        run_train(run)

@@ -1,0 +1,172 @@
+"""Training in this process: what a run reads, writes, refuses and resumes. (On Ray: tests/integration.)"""
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cirray.core.artifacts import open_stage
+from cirray.core.config import validate
+from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.pipelines.config import FinetuneRun, PretrainRun, TrainRun
+from cirray.pipelines.train import run_train
+from cirray.pipelines.train_inputs import read_inputs
+from cirray.retriever import load_models
+from cirray.training.loop import Callback
+from cirray.triplets.schema import from_triplets, rejected_table
+from cirray.triplets.store import write_part
+
+TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    return TINY["make"](tmp_path_factory.mktemp("t"))
+
+
+def make_run(fields, out, cls=TrainRun, training=None, **changes):
+    tree = {**fields, "out": str(out), **changes, "training": {**fields["training"], **(training or {})}}
+    return validate(cls, tree)
+
+
+def write_triplets(place, rows):
+    stage = open_stage(str(place), "triplets", {})
+    write_part(stage.work_uri, "part-00000", from_triplets(rows), rejected_table([]))
+    stage.publish({"triplets": len(rows)})
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def labelled(fields):
+    return read_inputs(validate(TrainRun, {**fields, "out": "x"})).triplets
+
+
+@pytest.fixture(scope="module")
+def trained(fields, tmp_path_factory):
+    out = tmp_path_factory.mktemp("c") / "checkpoint"
+    return out, run_train(make_run(fields, out, validation={"every": 10}))
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+class StopAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, state, row):
+        if state.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_checkpoint_holds_model_tower_history_curves_and_the_whole_configuration(trained):
+    out, manifest = trained
+    encoder, vision, transform = load_models(str(out))
+    assert encoder.patch_width == vision.width == 16 and transform.size == 48
+    history = rows_of(out)
+    assert [row["step"] for row in history] == [5, 10, 15, 20]
+    assert ["val_R@1" in row for row in history] == [False, True, False, True]
+    assert manifest.metrics["val_R@10"] == history[-1]["val_R@10"] > 0
+    assert list((out / "tensorboard").iterdir()) and not (out / "checkpoints").exists()
+    assert manifest.counts == {"triplets": 96, "steps": 20, "human": 96}
+    assert manifest.extra["run"]["training"]["batch"] == 8
+
+
+def test_a_finished_run_is_not_trained_again(fields, trained):
+    again = run_train(make_run(fields, trained[0], validation={"every": 10}), [StopAt(1)])
+    assert again == trained[1]
+
+
+def test_a_stopped_run_goes_on_and_ends_where_the_unbroken_one_does(fields, trained, tmp_path):
+    run = make_run(fields, tmp_path / "c", validation={"every": 10})
+    with pytest.raises(KeyboardInterrupt):
+        run_train(run, [StopAt(13)])
+    seen = []
+
+    class Seen(Callback):
+        def on_start(self, state):
+            seen.append(state.step)
+
+    manifest = run_train(run, [Seen()])
+    assert seen == [10]
+    assert rows_of(tmp_path / "c") == rows_of(trained[0])
+    assert manifest.metrics == trained[1].metrics
+
+
+def test_labels_takes_whole_families_from_the_front(fields):
+    run = make_run(fields, "x", labels=6)
+    rows = read_inputs(run).triplets
+    assert len(rows) == 8 and len({row.group_id for row in rows}) == 2
+
+
+def test_sources_are_mixed_and_counted_and_keep_their_tags(fields, labelled, tmp_path):
+    generated = [replace(row, triplet_id=f"g{at}", source="mtst") for at, row in enumerate(labelled[:24])]
+    uri = write_triplets(tmp_path / "t", generated)
+    inputs = read_inputs(make_run(fields, "x", labels=8, triplets=[uri]))
+    assert inputs.sources == {"mtst": 24, "human": 8}
+    assert read_inputs(make_run(fields, "x", labels=0, triplets=[uri])).sources == {"mtst": 24}
+
+
+def test_reverse_texts_join_by_reference_and_target(fields, labelled, tmp_path):
+    swapped = [
+        replace(
+            row, triplet_id=f"r{at}", reference_id=row.target_id, target_id=row.reference_id, modification=f"undo {at}"
+        )
+        for at, row in enumerate(labelled[:10])
+    ]
+    uri = write_triplets(tmp_path / "t", swapped)
+    rows = read_inputs(make_run(fields, "x", reverse_texts=[uri])).triplets
+    assert [row.reverse_modification for row in rows[:10]] == [f"undo {at}" for at in range(10)]
+    assert {row.reverse_modification for row in rows[10:]} == {None}
+
+
+def test_finetuning_starts_from_a_checkpoint_and_its_vocabulary(fields, trained, tmp_path):
+    changes = {"init": str(trained[0]), "temperature": 0.03, "labels": 16}
+    tree = {name: value for name, value in fields.items() if name != "model"}
+    run = make_run(
+        tree, tmp_path / "f", training={"steps": 1, "objective": "ptha", "log_every": 1, "batch": 4}, **changes
+    )
+    manifest = run_train(run)
+    assert rows_of(tmp_path / "f")[0]["temperature"] == pytest.approx(0.03)
+    assert set(manifest.inputs) >= {"init", "features 0", "rows"}
+    words = load_models(str(trained[0]))[0].tokenizer.get_vocab()
+    assert load_models(str(tmp_path / "f"))[0].tokenizer.get_vocab() == words
+
+
+def test_model_sizes_beside_a_checkpoint_are_refused(fields, trained, tmp_path):
+    with pytest.raises(ConfigError, match="model.embed_dim is 12"):
+        run_train(make_run(fields, tmp_path / "f", init=str(trained[0]), model={"embed_dim": 12}))
+
+
+def test_a_tower_that_did_not_make_the_features_is_refused(fields, tmp_path):
+    other = tmp_path / "towers"
+    TINY["make_towers"](other, layers=2)
+    with pytest.raises(ArtifactError, match="made by vision tower"):
+        run_train(make_run(fields, tmp_path / "c", towers=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"labels": 0}, ConfigError, "nothing to train on"),
+        ({"features": []}, ConfigError, "features needs at least one"),
+        ({"validation": {"every": 7}}, ConfigError, "multiple of training.log_every"),
+        ({"ray": {"num_workers": 3}}, ConfigError, "does not divide by ray.num_workers 3"),
+        ({"training": {"engine": "turbo"}}, ConfigError, "Unknown engine 'turbo'"),
+        ({"init": "nowhere"}, ArtifactError, "'nowhere' does not exist"),
+        ({"triplets": ["nowhere"]}, ArtifactError, "'nowhere' does not exist"),
+        ({"validation": {"split": "dev", "every": 5}}, DataError, "no triplet of split 'dev'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_words(fields, tmp_path, changes, error, words):
+    with pytest.raises(error, match=words):
+        run_train(make_run(fields, tmp_path / "c", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pretraining_and_fine_tuning_have_their_own_defaults():
+    assert PretrainRun().training.objective == "pretrain" and PretrainRun().labels == 0
+    assert FinetuneRun().training.objective == "ptha" and FinetuneRun().init == PretrainRun().out
