@@ -5,5 +5,7 @@ from pathlib import Path
 
 from cirray.cli.main import job
 
+CONFIG = Path(__file__).parent / "configs" / "towers-shapes-small-cpu.yaml"
+
 if __name__ == "__main__":
-    sys.exit(job("towers", str(Path(__file__).parent / "configs" / "towers-shapes-small-cpu.yaml")))
+    sys.exit(job("towers", str(CONFIG)))

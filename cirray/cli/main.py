@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cirray.cli.verb import Verb
+from cirray.cli.verb import Verb, load
 from cirray.core.config import Config, load_config
 from cirray.core.environ import limit_threads
 from cirray.core.errors import CirrayError, ConfigError, unknown_name
@@ -46,12 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: _run_verb(arguments[0], arguments[1:]))
 
 
-def job(name: str, default_config: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Entry point of `jobs/*.py`: the same verb, with a config file to use when the caller names none."""
+def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequence[str] | None = None) -> int:
+    """Entry point of `jobs/*.py`: the same verb, with a config file to use when the caller names none.
+
+    Args:
+        name: the verb.
+        default_config: config file of the embedded world.
+        needs: stages of the quickstart story that the default config reads; what is missing is made first.
+        argv: arguments; the process's own when None.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if default_config and not any(_is_file_argument(item) for item in arguments):
-        arguments = [default_config, *arguments]
-    return guarded(lambda: _run_verb(name, arguments))
+    if any(_is_file_argument(item) for item in arguments) or {"-h", "--help", "--print-config"} & set(arguments):
+        return guarded(lambda: _run_verb(name, arguments))
+
+    def work() -> None:
+        if needs:
+            limit_threads()
+            load("cirray.pipelines.story:prepare")(needs)
+        _run_verb(name, [default_config, *arguments] if default_config else arguments)
+
+    return guarded(work)
 
 
 def guarded(work: Any) -> int:

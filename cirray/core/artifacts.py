@@ -22,6 +22,7 @@ from cirray.core.version import __version__
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 _WHOLE_FILE_BYTES = 64 * 2**20
+_PLACES = ("out", "ray", "pool", "device")
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,18 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any], partial: bool = False) -> None:
+    wanted, found = _content(wanted), _content(found)
     if wanted == found:
         return
     names = [name for name in ("kind", "config", "inputs") if wanted[name] != found.get(name)]
     details = "; ".join(_difference(name, wanted[name], found.get(name)) for name in names)
     state = "is half-written by" if partial else "was made by"
     raise ArtifactError(f"{str(uri)!r} {state} a different run ({details}). Choose another --out or delete it.")
+
+
+def _content(key: dict[str, Any]) -> dict[str, Any]:
+    """A stage key without the fields that say where and on what a stage runs; they do not change what it writes."""
+    return {**key, "config": {name: value for name, value in dict(key["config"]).items() if name not in _PLACES}}
 
 
 def _difference(name: str, wanted: Any, found: Any) -> str:

@@ -153,7 +153,9 @@ def _filter(stage: Stage, run: GenerateRun) -> None:
         table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
         reasons = apply_filters(table, run.filters)
         dropped = [row for row, reason in enumerate(reasons) if reason]
-        rows = table.take(pa.array(dropped, pa.int64())).append_column("reason", pa.array([reasons[row] for row in dropped], pa.string()))
+        rows = table.take(pa.array(dropped, pa.int64())).append_column(
+            "reason", pa.array([reasons[row] for row in dropped], pa.string())
+        )
         write_table(_filtered_uri(stage), rows.select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
     gone = _filtered_ids(stage)
     for name, ids in finished_ids(stage.work_uri).items():

@@ -68,7 +68,9 @@ def _reference(run: SearchRun) -> tuple[str | None, str | None]:
     if bool(run.image) == bool(run.id):
         raise DataError("A search needs one reference: image=FILE, or id=ID of a gallery image.")
     if run.image and not Path(run.image).expanduser().is_file():
-        raise DataError(f"The reference image {run.image!r} is not a file. Give a picture, or id=ID of a gallery image.")
+        raise DataError(
+            f"The reference image {run.image!r} is not a file. Give a picture, or id=ID of a gallery image."
+        )
     return (str(Path(run.image).expanduser()), None) if run.image else (None, run.id)
 
 

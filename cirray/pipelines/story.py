@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, read_manifest
+from cirray.core.artifacts import is_complete, read_manifest
 from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.log import get_logger
 from cirray.pipelines.config import (
     EmbedRun,
     FinetuneRun,
@@ -268,6 +269,10 @@ def _at(run: StoryRun, stage: str) -> str:
     return storage.join(run.root, stage)
 
 
-def finished(run: StoryRun, stage: str, kind: str) -> Manifest:
-    """Manifest of a stage of this story that must be there already."""
-    return read_manifest(_at(run, stage), kind)
+def prepare(stages: Iterable[str], run: StoryRun | None = None) -> None:
+    """Make those stages of the story (by default the quickstart's) that are not there yet."""
+    run = run or StoryRun()
+    missing = [name for name in stages if not is_complete(_at(run, name))]
+    if missing:
+        get_logger(__name__).info("making what is needed first, below %s: %s", run.root, ", ".join(missing))
+        run_stages(run, missing)

@@ -58,7 +58,9 @@ def text_lines(results: Sequence[StoryResult]) -> str:
             lines.append(f"  {words:<32}{spread(shares[0]).mean:.3f} / {spread(shares[1]).mean:.3f}")
     mined = [value for result in results if (value := _mined(result)) is not None]
     if mined:
-        lines.append(f"  {'over all mined pairs':<32}{spread(mined).mean:.3f}   (pairs several edits apart cannot be exact)")
+        lines.append(
+            f"  {'over all mined pairs':<32}{spread(mined).mean:.3f}   (pairs several edits apart cannot be exact)"
+        )
     return "\n".join(lines)
 
 

@@ -122,7 +122,7 @@ def _due(every: int | None, step: int) -> bool:
 
 
 def _share(state: LoopState, folder: Path) -> ray.train.Checkpoint | None:
-    """This rank's part of a checkpoint; ranks without one give nothing."""
+    """The calling rank's part of a checkpoint; ranks without one give nothing."""
     write_checkpoint(folder, state)
     if state.finished:
         export(state, folder / MODEL)

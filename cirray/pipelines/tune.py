@@ -77,8 +77,8 @@ def fitting_trials(run: TuneRun, info: ClusterInfo) -> int:
     for name, amount in wanted.items():
         if amount > there[name]:
             raise ConfigError(
-                f"One trial needs {amount:g} {name}s, the cluster has {there[name]:g}: the sweep can never start. Lower "
-                f"{_knobs(run, name)}, or name a larger cluster."
+                f"One trial needs {amount:g} {name}s, the cluster has {there[name]:g}: the sweep can never start. "
+                f"Lower {_knobs(run, name)}, or name a larger cluster."
             )
     fit = min(math.floor(there[name] / amount + 1e-6) for name, amount in wanted.items() if amount)
     return min(fit, run.max_concurrent or fit)
@@ -147,7 +147,8 @@ def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concu
     """Start or continue the experiment; blocks until all trials have ended."""
     tune_settings()
     train_settings(run.base.ray.poll_s, run.base.ray.start_timeout_s)
-    settings = {"run": run.to_dict(), "trials": trials, "place": storage.join(stage.work_uri, TRIALS)}
+    artifacts = storage.join(stage.work_uri, TRIALS)
+    settings = {"run": run.to_dict(), "trials": trials, "place": artifacts}
     wanted = trial_resources(run) if run.trials == "process" else {"CPU": _SLIVER}
     function = ray.tune.with_resources(ray.tune.with_parameters(run_trial, **settings), wanted)
     filesystem, root = storage.resolve(stage.work_uri)
@@ -155,7 +156,7 @@ def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concu
     with progress("sweep", len(trials), "trials") as advance:
         if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
             tuner = ray.tune.Tuner.restore(place, function, resume_errored=True, storage_filesystem=filesystem)
-            advance(sum(is_complete(storage.join(settings["place"], name)) for name in trials), "finished before")
+            advance(sum(is_complete(storage.join(artifacts, name)) for name in trials), "finished before")
         else:
             tuner = ray.tune.Tuner(
                 function,

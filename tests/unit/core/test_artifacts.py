@@ -97,3 +97,9 @@ def test_writing_where_nothing_can_be_written_is_one_sentence(tmp_path):
     with pytest.raises(ArtifactError, match="cannot be written"):
         storage.write_bytes(tmp_path / "file" / "below", b"x")
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_where_and_on_what_a_stage_ran_does_not_make_it_another_stage(tmp_path):
+    open_stage(str(tmp_path / "a"), "thing", {"x": 1, "out": "here", "ray": {"num_cpus": 2}}).publish({})
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert open_stage(str(tmp_path / "b"), "thing", {"x": 1, "out": "there", "ray": {}}).finished is not None

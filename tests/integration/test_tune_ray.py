@@ -1,0 +1,97 @@
+"""Ray Tune: a sweep in trial processes that goes on after a kill, and one whose trials start workers."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from cirray.core.config import validate
+from cirray.pipelines.config import RayConfig, TuneRun
+from cirray.pipelines.resources import cluster
+from cirray.pipelines.tune import run_tune
+
+pytestmark = pytest.mark.integration
+TINY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_training.py"))
+SPACE = {"training.optimizer.lr": {"grid": [1e-2, 1e-5, 1e-6]}}
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    base = TINY["make"](tmp_path_factory.mktemp("t"))
+    return {**base, "init": "", "reverse_texts": [], "validation": {"every": 10}}
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """Dashboard on: early-stopped trials with workers need it."""
+    with cluster(RayConfig(num_cpus=3, object_store_memory=100_000_000, dashboard=True)) as info:
+        yield info
+
+
+def sweep(fields, out, steps, **changes):
+    training = {**fields["training"], "steps": steps, "log_every": 10, "checkpoint_every": 10}
+    return validate(TuneRun, {"base": {**fields, "training": training}, "space": SPACE, "out": str(out), **changes})
+
+
+def nothing_left():
+    groups = [item for item in ray.util.placement_group_table().values() if item["state"] != "REMOVED"]
+    return groups == [] and ray.available_resources().get("CPU") == 3
+
+
+def wait_for(condition, seconds=150):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"nothing after {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_sweep_goes_on_without_running_finished_trials_again(fields, ray_cluster, tmp_path):
+    out = tmp_path / "sweep"
+    run = sweep(fields, out, 400, max_concurrent=1, scheduler="none", ray={"num_cpus": 2})
+    script = (
+        "import sys\nfrom cirray.core.config import load_config\nfrom cirray.pipelines.config import TuneRun\n"
+        "from cirray.pipelines.tune import run_tune\nimport json\n"
+        "run_tune(load_config(TuneRun, json.loads(sys.argv[1])))"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script, json.dumps(run.to_dict())], start_new_session=True)
+    trials = Path(f"{out}.partial/trials")
+    try:
+        wait_for(lambda: list(trials.glob("*/manifest.json")) and list(trials.glob("*.partial/checkpoints/step-*")))
+    finally:
+        for item in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
+            os.kill(item.pid, signal.SIGKILL)
+        driver.wait()
+    before = {path.parent.name: path.stat().st_mtime_ns for path in trials.glob("*/manifest.json")}
+    assert 0 < len(before) < 3 and not out.exists()
+    manifest = run_tune(run)
+    assert manifest.counts == {"trials": 3, "done": 3, "stopped": 0, "failed": 0}
+    for name, written in before.items():
+        assert (out / "trials" / name / "manifest.json").stat().st_mtime_ns == written
+    rows = json.loads((out / "results.json").read_text())["trials"]
+    assert [row["metric"] for row in rows] == sorted((row["metric"] for row in rows), reverse=True)
+    for row in rows:
+        history = [json.loads(line) for line in (Path(row["place"]) / "history.jsonl").read_text().splitlines()]
+        assert [item["step"] for item in history] == list(range(10, 401, 10))
+        assert history[-1]["val_R@1"] == pytest.approx(row["metric"])
+    assert (out / "best.txt").read_text().startswith("training.optimizer.lr=")
+    assert (out / "table.txt").read_text().startswith("rank") and (out / "sweep.png").stat().st_size > 1000
+    assert nothing_left()
+
+
+@pytest.mark.timeout(400)
+def test_asha_stops_bad_trials_that_train_on_workers_and_leaves_nothing_behind(fields, ray_cluster, tmp_path):
+    changes = {"trials": "train", "max_concurrent": 1, "reduction_factor": 2, "grace_steps": 10, "metric": "loss"}
+    base = {**fields, "ray": {"num_workers": 1}}
+    manifest = run_tune(sweep(base, tmp_path / "sweep", 60, mode="min", **changes))
+    assert manifest.counts["trials"] == 3 and manifest.counts["stopped"] >= 1 and manifest.counts["failed"] == 0
+    assert manifest.metrics["training.optimizer.lr"] == 1e-2
+    wait_for(nothing_left, 30)
