@@ -56,5 +56,11 @@ def train_settings(poll_s: float, start_timeout_s: float) -> None:
 
 
 def tune_settings() -> None:
-    """Ray Tune without its own loggers: every trial writes its history and curves itself."""
+    """Ray Tune without its own loggers and tables: every trial writes its history and curves itself."""
     set_default("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    set_default("RAY_AIR_NEW_OUTPUT", "0")
+
+
+def name_cluster(address: str) -> None:
+    """Tell processes that look for a Ray cluster which one is meant, should the machine run several."""
+    set_default("RAY_ADDRESS", address)

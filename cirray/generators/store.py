@@ -23,6 +23,7 @@ from cirray.generators.config import DecodingConfig, GeneratorConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.template import TemplateGenerator
 from cirray.generators.writer import TextWriter
+from cirray.models.quiet import quiet
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.language import load_language_model
 
@@ -41,7 +42,8 @@ def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
     config, language = model.config, model.language
     embedded = config.embed_language_model or config.tuning == "full"
     if embedded:
-        _base_model(model).save_pretrained(str(root / "lm"))
+        with quiet():
+            _base_model(model).save_pretrained(str(root / "lm"))
         language.tokenizer.save_pretrained(str(root / "lm"))
     if config.tuning == "lora":
         model.lm.save_pretrained(str(root / "adapter"))

@@ -50,7 +50,8 @@ class FaissTokenIndex:
                 if result is not None:
                     found[number] = result
             waiting, hits = [number for number in waiting if number not in found], hits * _WIDEN
-        found.update(zip(waiting, scan(queries_BD[waiting], self._tokens_NQD, k), strict=True))
+        if waiting:
+            found.update(zip(waiting, scan(queries_BD[waiting], self._tokens_NQD, k), strict=True))
         return named(self._ids, [found[number] for number in range(len(queries_BD))], k)
 
     def _grouped(self, query_D: np.ndarray, scores_H: np.ndarray, vectors_H: np.ndarray, k: int) -> Found | None:
@@ -59,16 +60,15 @@ class FaissTokenIndex:
         An approximate index that has nothing more to give (it pads with -1) may answer fewer than k.
         """
         exhausted = bool((vectors_H < 0).any())
-        vectors_H = vectors_H[vectors_H >= 0]
-        rows = np.unique(vectors_H // self._tokens_NQD.shape[1])
+        scores_H, vectors_H = scores_H[vectors_H >= 0], vectors_H[vectors_H >= 0]
+        rows, first = np.unique(vectors_H // self._tokens_NQD.shape[1], return_index=True)
         if len(rows) < k and (self._certain or not exhausted):
             return None
-        found = best_rows(token_scores(query_D, self._tokens_NQD[rows]), rows, k)
+        margin = rounding_margin(query_D, len(query_D), self._largest_norm)
         if self._certain:
-            margin = rounding_margin(query_D, len(query_D), self._largest_norm)
-            if found[1][-1] <= scores_H[len(vectors_H) - 1] + margin:
-                return None
-        return found
+            rows = _possible(rows, scores_H[first], k, margin)
+        found = best_rows(token_scores(query_D, self._tokens_NQD[rows]), rows, k)
+        return None if self._certain and found[1][-1] <= scores_H[-1] + margin else found
 
 
 class PooledRerankIndex:
@@ -93,6 +93,12 @@ class PooledRerankIndex:
             rows = np.sort(rows_C[rows_C >= 0])
             found.append(best_rows(token_scores(query_D, self._tokens_NQD[rows]), rows, k))
         return named(self._ids, found, k)
+
+
+def _possible(rows: np.ndarray, coarse: np.ndarray, k: int, margin: float) -> np.ndarray:
+    """Rows that may be among the k best when every coarse score is within `margin` of the true one."""
+    threshold = np.partition(coarse, len(coarse) - k)[len(coarse) - k]
+    return rows[coarse >= threshold - 2.0 * margin]
 
 
 def build_faiss(tokens_NQD: np.ndarray, config: IndexConfig) -> Any:

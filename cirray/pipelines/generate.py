@@ -11,7 +11,7 @@ from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
 from cirray.pipelines.actors import GenerateTexts, GeneratorLoader, load_generator
-from cirray.pipelines.config import GenerateRun
+from cirray.pipelines.config import GenerateRun, PoolConfig
 from cirray.pipelines.judging import text_accuracy
 from cirray.pipelines.mine import PAIR_SCHEMA, read_pairs
 from cirray.pipelines.ordering import order_pairs
@@ -67,8 +67,8 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     todo = [plan.table(number) for number in range(len(plan.parts)) if number not in done]
     with progress("write texts", sum(len(part) for part in plan.parts), "pairs") as advance:
         advance(sum(len(plan.parts[number]) for number in done), "finished before" if done else "")
-        step = Step(GenerateTexts, actor_settings(run, stage, plan, load), run.pool)
-        for summary in stream(todo, [step], run.ray, run.part_rows * _ROW_BYTES):
+        steps = generate_steps(actor_settings(run, stage, plan, load), run.pool)
+        for summary in stream(todo, steps, run.ray, run.part_rows * _ROW_BYTES):
             advance(int(summary["rows"][0]))
     account(stage, plan)
     _filter(stage, run)
@@ -108,6 +108,11 @@ def actor_settings(run: GenerateRun, stage: Stage, plan: Plan, load: GeneratorLo
         "work_uri": stage.work_uri, "row": row, "recipe": plan.recipe, "both": run.directions == "both",
         "threads": run.pool.threads,
     }  # fmt: skip
+
+
+def generate_steps(settings: dict[str, Any], pool: PoolConfig) -> list[Step]:
+    """The one step of generation: a pool of `GenerateTexts`."""
+    return [Step(GenerateTexts, settings, pool)]
 
 
 def account(stage: Stage, plan: Plan) -> None:

@@ -17,7 +17,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.environ import train_settings, tune_settings
 from cirray.core.errors import CirrayError, ConfigError
-from cirray.core.progress import Advance, progress
+from cirray.core.progress import Advance, progress, silent
 from cirray.evaluation.plots import save_figure, sweep_plot
 from cirray.pipelines.config import RayConfig, TuneRun
 from cirray.pipelines.resources import ClusterInfo, cluster
@@ -109,9 +109,10 @@ def run_trial(config: Mapping[str, Any], run: Mapping[str, Any], trials: Mapping
     elif sweep.trials == "process":
         manifest = run_train(training, [TuneReport(sweep.metric)])
     else:
-        from ray.tune.integration.ray_train import TuneReportCallback
+        from cirray.pipelines.tune_train import ReportOnTheWay, show_cluster_to_cleaners
 
-        manifest = run_train(training, reports=[TuneReportCallback()])
+        show_cluster_to_cleaners()
+        manifest = run_train(training, reports=[ReportOnTheWay(sweep.metric, training.training.steps)])
     last = {name: value for name, value in manifest.metrics.items() if isinstance(value, int | float)}
     if sweep.metric in last:
         ray.tune.report({**last, "step": training.training.steps, "finished": True})
@@ -131,16 +132,23 @@ class TuneReport(Callback):
 
 
 class Watch(ray.tune.Callback):
-    """Moves the driver's progress bar."""
+    """Moves the driver's progress bar. Tune stores its callbacks for restoring; the bar stays out of that."""
 
-    def __init__(self, advance: Advance, metric: str) -> None:
+    def __init__(self, metric: str, advance: Advance = silent) -> None:
         """Take the bar's advance function."""
-        self._advance, self._metric = advance, metric
+        self.metric, self.advance = metric, advance
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"metric": self.metric, "advance": silent}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """One trial less."""
-        value = (trial.last_result or {}).get(self._metric)
-        self._advance(1, f"{trial.config['trial']}: {self._metric} {value:.4f}" if value is not None else "")
+        value = (trial.last_result or {}).get(self.metric)
+        self.advance(1, f"{trial.config['trial']}: {self.metric} {value:.4f}" if value is not None else "")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """One trial less."""
+        self.advance(1, f"{trial.config['trial']} failed")
 
 
 def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concurrent: int) -> Any:
@@ -157,21 +165,36 @@ def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concu
         if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
             tuner = ray.tune.Tuner.restore(place, function, resume_errored=True, storage_filesystem=filesystem)
             advance(sum(is_complete(storage.join(artifacts, name)) for name in trials), "finished before")
+            _show_again(tuner, advance)
         else:
-            tuner = ray.tune.Tuner(
-                function,
-                param_space={"trial": ray.tune.grid_search(list(trials))},
-                tune_config=ray.tune.TuneConfig(
-                    metric=run.metric, mode=run.mode, scheduler=_scheduler(run), max_concurrent_trials=concurrent,
-                    reuse_actors=True, trial_dirname_creator=lambda trial: str(trial.config["trial"]),
-                ),
-                run_config=ray.tune.RunConfig(
-                    name=EXPERIMENT, storage_path=root, storage_filesystem=filesystem, verbose=0,
-                    failure_config=ray.tune.FailureConfig(max_failures=run.max_failures),
-                    callbacks=[Watch(advance, run.metric)],
-                ),
-            )  # fmt: skip
+            watch = Watch(run.metric, advance)
+            tuner = _tuner(run, function, list(trials), concurrent, root, filesystem, watch)
         return tuner.fit()
+
+
+def _tuner(
+    run: TuneRun, function: Any, names: list[str], concurrent: int, root: str, filesystem: Any, watch: Watch
+) -> ray.tune.Tuner:
+    return ray.tune.Tuner(
+        function,
+        param_space={"trial": ray.tune.grid_search(names)},
+        tune_config=ray.tune.TuneConfig(
+            metric=run.metric, mode=run.mode, scheduler=_scheduler(run), max_concurrent_trials=concurrent,
+            reuse_actors=run.trials == "process", trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+        ),
+        run_config=ray.tune.RunConfig(
+            name=EXPERIMENT, storage_path=root, storage_filesystem=filesystem, verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=run.max_failures), callbacks=[watch],
+        ),
+    )  # fmt: skip
+
+
+def _show_again(tuner: ray.tune.Tuner, advance: Advance) -> None:
+    """Give a restored sweep's callback this process's progress bar (Tune has no public way to reach it)."""
+    settings = getattr(getattr(tuner, "_local_tuner", None), "_run_config", None)
+    for callback in getattr(settings, "callbacks", None) or ():
+        if isinstance(callback, Watch):
+            callback.advance = advance
 
 
 def _scheduler(run: TuneRun) -> TrialScheduler | None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, Blip2VisionConfig, Blip2VisionModel
 from cirray.core.errors import ArtifactError
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
+from cirray.models.quiet import quiet
 
 PREPROCESSOR = "preprocessor_config.json"
 _POSITION_STD = 0.7
@@ -72,7 +73,8 @@ class VisionTower(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the preprocessor file."""
-        self.model.save_pretrained(str(folder))
+        with quiet():
+            self.model.save_pretrained(str(folder))
         text = json.dumps(_preprocessor(self.transform), indent=2, sort_keys=True)
         (Path(folder) / PREPROCESSOR).write_text(text + "\n")
 
@@ -118,7 +120,8 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
     """
     try:
         settings = AutoConfig.from_pretrained(str(source)) if not _is_tower(source) else None
-        model = Blip2VisionModel.from_pretrained(str(source), dtype=dtype or "auto", **_part(settings))
+        with quiet():
+            model = Blip2VisionModel.from_pretrained(str(source), dtype=dtype or "auto", **_part(settings))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"No vision tower could be read from {str(source)!r}: {reason}") from None

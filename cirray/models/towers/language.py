@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from cirray.core.errors import ArtifactError, DataError
+from cirray.models.quiet import quiet
 from cirray.models.towers.config import LanguageModelConfig
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
@@ -75,7 +76,8 @@ class LanguageModel:
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the tokenizer files."""
-        self.model.save_pretrained(str(folder))
+        with quiet():
+            self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
 
 
@@ -125,7 +127,8 @@ def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.fl
         ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto")
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto")
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

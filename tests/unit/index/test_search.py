@@ -83,6 +83,15 @@ def test_a_flat_index_asks_again_until_the_answer_is_certain():
     assert len(calls) > 1 and calls[1] > calls[0]
 
 
+def test_nothing_is_scanned_when_the_index_was_certain(monkeypatch):
+    ids, tokens = gallery(count=400)
+    index = build("tokens", ids, tokens)
+    monkeypatch.setattr("cirray.index.faiss_index.scan", None)
+    assert index.search(queries(3), 5)[0]
+    with pytest.raises(TypeError):
+        index.search(queries(3), 200)
+
+
 @pytest.mark.parametrize("kind", ["exact", "tokens", "pooled"])
 def test_asking_for_more_than_there_is_gives_everything(kind):
     ids, tokens = gallery(count=6)

@@ -1,0 +1,141 @@
+"""Texts per second: a loop over pairs, batches, one actor, two actors; and what Ray costs on top.
+
+    python jobs/benchmarks/bench_generate.py root=~/cirray/quickstart pairs=4096
+
+Needs the artifacts `pairs`, `features` and `generator` below `root` (`make demo` leaves them there).
+"""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+import torch
+
+from cirray.cli.main import guarded, overrides_of
+from cirray.core.artifacts import open_stage
+from cirray.core.config import Config, load_config
+from cirray.core.environ import limit_threads
+from cirray.core.storage import join
+from cirray.features.store import FeatureStore
+from cirray.generators.config import DecodingConfig
+from cirray.pipelines.actors import find_generator, load_generator
+from cirray.pipelines.config import GenerateRun, PoolConfig, RayConfig
+from cirray.pipelines.generate import actor_settings, generate_steps, make_plan
+from cirray.pipelines.mine import read_pairs, write_pairs
+from cirray.pipelines.ordering import order_pairs
+from cirray.pipelines.resources import cluster
+from cirray.pipelines.streaming import stream
+
+
+class Bench(Config):
+    """What is measured."""
+
+    root: str = "~/cirray/quickstart"
+    """Where the artifacts lie."""
+    pairs: int = 4096
+    """Pairs that the batched rows write; the loop writes one in sixteen of them."""
+    part_rows: int = 256
+    """Pairs per part."""
+    decoding: DecodingConfig = DecodingConfig(batch=256)
+    """Decoding, the same in every row."""
+    repeats: int = 2
+    """Runs of each row; the best counts."""
+
+
+def main() -> None:
+    """Measure every row and print the table."""
+    limit_threads()
+    torch.set_num_threads(1)
+    bench = load_config(Bench, None, overrides_of(sys.argv[1:]))
+    with tempfile.TemporaryDirectory(prefix="cirray-bench-") as folder:
+        run = _inputs(bench, Path(folder))
+        rows = [*_by_hand(bench, run), *_by_stage(bench, run)]
+    _show(bench, rows)
+
+
+def _inputs(bench: Bench, folder: Path) -> GenerateRun:
+    """A run over the first pairs, with inputs at their places."""
+    pairs = read_pairs(join(bench.root, "pairs"))[: bench.pairs]
+    stage = open_stage(folder / "pairs", "pairs", {})
+    write_pairs(join(stage.work_uri, "pairs.parquet"), pairs)
+    stage.publish({"pairs": len(pairs)})
+    return GenerateRun(
+        pairs=str(folder / "pairs"), features=(join(bench.root, "features"),), generator=join(bench.root, "generator"),
+        out=str(folder / "out"), part_rows=bench.part_rows, decoding=bench.decoding,
+    )  # fmt: skip
+
+
+def _by_hand(bench: Bench, run: GenerateRun) -> Iterator[tuple[str, int, float, float]]:
+    """The generator called directly: one pair a call, and in batches."""
+    store, pairs = FeatureStore.open_many(run.features), order_pairs(read_pairs(run.pairs))
+    some = pairs[: max(len(pairs) // 16, 1)]
+
+    def once(chunk: int, chosen: list) -> float:
+        generator = load_generator(find_generator(run.generator), **bench.decoding.to_dict())
+        generator.generate(chosen[:1], store)
+        begin = time.perf_counter()
+        for start in range(0, len(chosen), chunk):
+            generator.generate(chosen[start : start + chunk], store)
+        return time.perf_counter() - begin
+
+    for name, chunk, chosen in (("one pair a call", 1, some), ("batches", bench.part_rows, pairs)):
+        seconds = min(once(chunk, chosen) for _ in range(bench.repeats))
+        yield name, len(chosen), seconds, seconds
+
+
+def _by_stage(bench: Bench, run: GenerateRun) -> Iterator[tuple[str, int, float, float]]:
+    """The stage's own actors: in this process, and by Ray Data in a pool of one and of two."""
+    yield ("stage, no Ray", *_best(bench, run, RayConfig(enabled=False), 1))
+    begin = time.perf_counter()
+    with cluster(RayConfig()):
+        yield "(start of Ray)", 0, time.perf_counter() - begin, 0.0
+        for size in (1, 2):
+            yield (f"stage, Ray Data, {size} actor{'s' * (size > 1)}", *_best(bench, run, RayConfig(), size))
+
+
+def _best(bench: Bench, run: GenerateRun, ray_config: RayConfig, size: int) -> tuple[int, float, float]:
+    return min((_stage(run, ray_config, size) for _ in range(bench.repeats)), key=lambda row: row[1])
+
+
+def _stage(run: GenerateRun, ray_config: RayConfig, size: int) -> tuple[int, float, float]:
+    """Pairs, wall seconds with start-up, and seconds for all pairs at the steady rate (after the first parts)."""
+    shutil.rmtree(f"{run.out}.partial", ignore_errors=True)
+    stage, plan = open_stage(run.out, "triplets", {}), make_plan(run)
+    settings = actor_settings(run, stage, plan, load_generator)
+    begin, ends = time.perf_counter(), []
+    parts = [plan.table(number) for number in range(len(plan.parts))]
+    for summary in stream(parts, generate_steps(settings, PoolConfig(size=size)), ray_config):
+        ends.append((time.perf_counter(), int(summary["rows"][0])))
+    total = sum(rows for _, rows in ends)
+    steady = (ends[-1][0] - ends[size - 1][0]) / max(sum(rows for _, rows in ends[size:]), 1) * total
+    return total, time.perf_counter() - begin, steady
+
+
+def _show(bench: Bench, rows: list[tuple[str, int, float, float]]) -> None:
+    base = next(seconds / count for name, count, seconds, _ in rows if name == "one pair a call")
+    wall = {name: seconds for name, _, seconds, _ in rows}
+    print(f"| generation, {bench.pairs:,} pairs, both directions | wall s | pairs/s, steady | against the loop |")
+    print("|---|---|---|---|")
+    for name, count, seconds, steady in rows:
+        rate = f"{count / steady:,.0f} | {base * count / steady:.1f}x" if steady else "|"
+        print(f"| {name} | {seconds:.1f} | {rate} |")
+    alone = wall["stage, no Ray"]
+    print(f"\nRay Data, one actor, adds {wall['stage, Ray Data, 1 actor'] - alone:.1f} s to {alone:.1f} s.")
+    cores, date = os.cpu_count(), time.strftime("%Y-%m-%d")
+    print(f"{_processor()}, {cores} cores; ray {ray.__version__}, torch {torch.__version__}; {date}.")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,78 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from cirray.core.errors import DataError
+from cirray.generators.config import AlignmentConfig, AnswerTrainingConfig
+from cirray.training.gather import NoGather
+from cirray.training.generation import AlignmentTask, GeneratorTask
+from cirray.training.loop import train
+from cirray.training.torch_engine import torch_engine
+from cirray.types import Triplet
+
+_PATH = Path(__file__).parents[1] / "generators" / "conftest.py"
+_SPEC = importlib.util.spec_from_file_location("generator_fixtures", _PATH)
+_MODULE = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_MODULE)
+language, model_of, features = _MODULE.language, _MODULE.model_of, _MODULE.features
+
+TRIPLETS = [
+    Triplet(f"t{number}", reference, target, text)
+    for number, (reference, target, text) in enumerate(
+        [("a", "b", "make it red"), ("b", "a", "make it blue"), ("c", "d", "add red"), ("d", "c", "remove red small")]
+    )
+]
+BAGS = {name: [("red",), ("blue", "small"), ("round",)] for name in "abcd"}
+
+
+def test_training_lowers_the_answer_loss_and_leaves_the_language_model_alone(model_of, features):
+    model = model_of()
+    before = [weight.clone() for weight in model.lm.parameters()]
+    config = AnswerTrainingConfig(steps=30, batch=4, log_every=1, optimizer={"lr": 1e-2})
+    history = train(GeneratorTask(model, TRIPLETS, features, config), config, torch_engine)
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert all(torch.equal(old, new) for old, new in zip(before, model.lm.parameters(), strict=True))
+
+
+def test_alignment_draws_soft_tokens_to_the_bags(model_of, features):
+    model = model_of()
+    config = AlignmentConfig(steps=30, batch=4, log_every=1, optimizer={"lr": 1e-2})
+    history = train(AlignmentTask(model, features, config, bags=BAGS), config, torch_engine)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+def test_alignment_without_cells_writes_captions_through_the_language_model(model_of, features):
+    model = model_of()
+    config = AlignmentConfig(steps=20, batch=4, log_every=1, optimizer={"lr": 1e-2})
+    captions = {name: f"it red {name}" for name in "abcd"}
+    history = train(AlignmentTask(model, features, config, captions=captions), config, torch_engine)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_the_loss_is_a_mean_over_tokens_of_the_global_batch(model_of, features):
+    class TwoRanks(NoGather):
+        world = 2
+
+        def total(self, value):
+            return value.detach() + 6
+
+    task = GeneratorTask(model_of(), TRIPLETS, features, AnswerTrainingConfig(batch=4))
+    batch = task.batch(TRIPLETS[:2])
+    one, shared = task.loss(task.model(), batch, NoGather()), task.loss(task.model(), batch, TwoRanks())
+    assert float(shared.total.detach()) == pytest.approx(2 * 8 / (8 + 6) * float(one.total.detach()), rel=1e-5)
+
+
+def test_rows_that_cannot_be_trained_on_are_named(model_of, features):
+    config = AnswerTrainingConfig(batch=1)
+    with pytest.raises(DataError, match="no labelled triplets"):
+        GeneratorTask(model_of(), [], features, config)
+    with pytest.raises(DataError, match="'t9' has an empty"):
+        GeneratorTask(model_of(), [Triplet("t9", "a", "b", " ")], features, config)
+    with pytest.raises(DataError, match="'z' of triplet 't9' has no features"):
+        GeneratorTask(model_of(), [Triplet("t9", "a", "z", "add")], features, config)
+    with pytest.raises(DataError, match="2 phrases for 3 queries"):
+        AlignmentTask(model_of(), features, AlignmentConfig(), bags={"a": [("red",), ("blue",)]})
+    with pytest.raises(DataError, match="Alignment needs captions"):
+        AlignmentTask(model_of(), features, AlignmentConfig(), captions={})
