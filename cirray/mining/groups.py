@@ -14,6 +14,7 @@ class _Sets:
         self._limit = limit
 
     def root(self, item: str) -> str:
+        """Name of the set that an item is in; a new item is a set of its own."""
         self._parent.setdefault(item, item)
         self._size.setdefault(item, 1)
         while self._parent[item] != item:
@@ -22,6 +23,7 @@ class _Sets:
         return item
 
     def join(self, first: str, second: str) -> None:
+        """Join the sets of two items unless the result would exceed the cap."""
         low, high = sorted((self.root(first), self.root(second)))
         if low != high and self._size[low] + self._size[high] <= self._limit:
             self._parent[high] = low

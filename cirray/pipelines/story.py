@@ -154,7 +154,7 @@ def _data_recipes(run: StoryRun) -> dict[str, Recipe]:
         ),
         "pairs": Recipe(
             MineRun, "cirray.pipelines.mine:run_mine",
-            {"data": data, "features": features, "mining": {"seed": run.seed}}, ("features",),
+            {"data": data, "features": features, "mining": {"rank_high": 1, "seed": run.seed}}, ("features",),
         ),
         "synthetic": Recipe(
             GenerateRun, "cirray.pipelines.generate:run_generate", {**generate, "pairs": _at(run, "pairs")},
@@ -178,7 +178,7 @@ def _data_recipes(run: StoryRun) -> dict[str, Recipe]:
 def _training_recipes(run: StoryRun) -> dict[str, Recipe]:
     base = {
         "data": {"format": "folder", "folder": {"root": _at(run, "world")}}, "features": [_at(run, "features")],
-        "towers": _at(run, "towers"),
+        "towers": _at(run, "towers"), "model": MODEL,
     }  # fmt: skip
 
     def recipe(cls: type[Config], after: tuple[str, ...], training: Mapping[str, Any], **fields: Any) -> Recipe:
@@ -197,7 +197,7 @@ def _training_recipes(run: StoryRun) -> dict[str, Recipe]:
         "labelled": recipe(FinetuneRun, ("features",), LABELLED, **labelled),
         "labelled_equal": recipe(FinetuneRun, ("features",), LABELLED_EQUAL, **labelled),
         "text_only": recipe(
-            PretrainRun, ("synthetic",), TEXT_ONLY, triplets=[_at(run, "synthetic")], model={"fusion": "text_only"}
+            PretrainRun, ("synthetic",), TEXT_ONLY, triplets=[_at(run, "synthetic")], model={**MODEL, "fusion": "text_only"}
         ),
         "oracle_pretrained": recipe(PretrainRun, ("oracle",), PRETRAIN, triplets=[_at(run, "oracle")]),
         "ptha": recipe(
@@ -232,12 +232,13 @@ def _result_recipes(run: StoryRun) -> dict[str, Recipe]:
     }  # fmt: skip
 
 
-PRETRAIN: dict[str, Any] = {"objective": "pretrain", "steps": 300, "batch": 128}
+MODEL: dict[str, Any] = {"qformer": {"initializer_range": 0.05, "intermediate": 256}}
+PRETRAIN: dict[str, Any] = {"objective": "pretrain", "steps": 300, "batch": 128, "optimizer": {"lr": 2e-3}}
 FINETUNE: dict[str, Any] = {"objective": "finetune", "steps": 80, "batch": 128, "optimizer": {"lr": 3e-4}}
 PTHA: dict[str, Any] = {**FINETUNE, "objective": "ptha", "lambda_m": 0.0, "lambda_p": 0.1}
-LABELLED: dict[str, Any] = {"objective": "finetune", "steps": 600, "batch": 128}
+LABELLED: dict[str, Any] = {"objective": "finetune", "steps": 600, "batch": 128, "optimizer": {"lr": 1e-3}}
 LABELLED_EQUAL: dict[str, Any] = {**LABELLED, "steps": 380}
-TEXT_ONLY: dict[str, Any] = {"objective": "pretrain", "steps": 150, "batch": 128}
+TEXT_ONLY: dict[str, Any] = {"objective": "pretrain", "steps": 150, "batch": 128, "optimizer": {"lr": 2e-3}}
 """Training fields of the story's rows; `jobs/LOG.md` says how they were found."""
 
 

@@ -16,10 +16,12 @@ import ray
 from cirray.core.config import validate
 from cirray.pipelines.config import RayConfig, TuneRun
 from cirray.pipelines.resources import cluster
+from cirray.pipelines.sweep import plan_trials
 from cirray.pipelines.tune import run_tune
 
 pytestmark = pytest.mark.integration
 TINY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_training.py"))
+BEST_FIRST = 1
 SPACE = {"training.optimizer.lr": {"grid": [1e-2, 1e-5, 1e-6]}}
 
 
@@ -88,10 +90,17 @@ def test_a_killed_sweep_goes_on_without_running_finished_trials_again(fields, ra
 
 
 @pytest.mark.timeout(400)
-def test_asha_stops_bad_trials_that_train_on_workers_and_leaves_nothing_behind(fields, ray_cluster, tmp_path):
+def test_asha_stops_the_worse_of_two_trials_that_train_on_workers_and_leaves_nothing_behind(
+    fields, ray_cluster, tmp_path
+):
     changes = {"trials": "train", "max_concurrent": 1, "reduction_factor": 2, "grace_steps": 10, "metric": "loss"}
+    space = {"training.optimizer.lr": {"grid": [1e-5, 1e-2]}}
     base = {**fields, "ray": {"num_workers": 1}}
-    manifest = run_tune(sweep(base, tmp_path / "sweep", 60, mode="min", **changes))
-    assert manifest.counts["trials"] == 3 and manifest.counts["stopped"] >= 1 and manifest.counts["failed"] == 0
+    run = sweep(base, tmp_path / "sweep", 40, mode="min", space=space, seed=BEST_FIRST, **changes)
+    assert next(iter(plan_trials(run).values())) == {"training.optimizer.lr": 1e-2}
+    manifest = run_tune(run)
+    assert manifest.counts == {"trials": 2, "done": 1, "stopped": 1, "failed": 0}
     assert manifest.metrics["training.optimizer.lr"] == 1e-2
-    wait_for(nothing_left, 30)
+    rows = json.loads((tmp_path / "sweep" / "results.json").read_text())["trials"]
+    assert [(row["status"], row["step"]) for row in rows] == [("done", 40), ("stopped", 10)]
+    wait_for(nothing_left, 60)

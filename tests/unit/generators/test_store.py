@@ -58,7 +58,9 @@ def test_the_language_model_can_be_a_reference_and_must_be_the_same_one(language
 
     from cirray.models.towers.config import LanguageModelConfig
 
-    other = build_language_model(LanguageModelConfig(width=16, layers=1, heads=2), build_word_tokenizer(["other words"]))
+    other = build_language_model(
+        LanguageModelConfig(width=16, layers=1, heads=2), build_word_tokenizer(["other words"])
+    )
     other.save(tmp_path / "shared")
     with pytest.raises(ArtifactError, match="has vocabulary .* was trained with"):
         load_model(tmp_path / "generator")
@@ -95,6 +97,9 @@ def test_the_template_twin_keeps_the_protocol(features, tmp_path):
     save_template(TemplateGenerator("from {reference} to {target}"), tmp_path)
     twin = load_generator(tmp_path, seed=1)
     made = twin.generate([*PAIRS, Pair("lost", "a", "nowhere")], features)
-    assert [(row.text, row.reverse_text) for row in made[:2]] == [("from a to b", "from b to a"), ("from c to d", "from d to c")]
+    assert [(row.text, row.reverse_text) for row in made[:2]] == [
+        ("from a to b", "from b to a"),
+        ("from c to d", "from d to c"),
+    ]
     assert made[2].text is None and "nowhere" in made[2].error
     assert twin.digest != load_generator(tmp_path, seed=2).digest and twin.prompt_version == "template/1"

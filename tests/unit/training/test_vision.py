@@ -21,7 +21,7 @@ def tower():
 
 
 def test_dense_heads_learn_and_the_saved_tower_has_none(tower, tmp_path):
-    config = VisionTrainingConfig(steps=20, batch=16, log_every=1)
+    config = VisionTrainingConfig(steps=40, batch=16, log_every=1, optimizer={"lr": 1e-2})
     task = VisionTask(tower, CELL_CLASSES, cell_source(SMALL, config))
     history = train(task, config, torch_engine)
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]

@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+from cirray.core.config import load_config
+from cirray.core.errors import ArtifactError, DataError
+from cirray.data.config import ShapesConfig
+from cirray.data.shapes.world import write_world
+from cirray.generators.store import load_generator
+from cirray.pipelines.config import GeneratorRun, TowersRun
+from cirray.pipelines.generator import build_generator, encode_live, run_generator, select_labels
+from cirray.pipelines.towers import run_towers
+from cirray.types import Pair
+
+QUICK = ("features=[]", "alignment_training.steps=3", "training.steps=3", "training.batch=8", "evaluate_pairs=6")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    root = tmp_path_factory.mktemp("home")
+    sizes = {"labelled_families": 6, "heldout_families": 3, "pool_families": 0, "gallery_references": 0}
+    write_world(ShapesConfig(**sizes), root / "world")
+    run_towers(load_config(TowersRun, None, [f"out={root / 'towers'}"]))
+    return root
+
+
+def settings(home, out, *overrides):
+    places = (f"towers={home / 'towers'}", f"data.folder.root={home / 'world'}", f"out={home / out}")
+    return load_config(GeneratorRun, None, [*QUICK, *places, *overrides])
+
+
+def test_the_stage_writes_a_generator_that_can_be_loaded_and_reports_both_directions(home):
+    run = settings(home, "generator")
+    manifest = run_generator(run)
+    assert manifest.kind == "generator" and manifest.counts == {"labels": 24, "captions": 30, "held_out": 12}
+    assert manifest.metrics["alignment"]["objective"] == "bags" and manifest.metrics["token_loss"] > 0
+    for row in ("zero_shot", "trained"):
+        assert {"forward", "reverse", "failed"} <= set(manifest.metrics[row])
+    assert run_generator(run) == manifest
+    samples = [json.loads(line) for line in (home / "generator" / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 6 and {"reference", "target", "human", "generated", "reverse"} <= set(samples[0])
+    assert not (home / "generator" / "work").exists()
+
+
+def test_a_loaded_generator_writes_what_the_stage_reported(home):
+    from cirray.data.readers import read_dataset
+    from cirray.models.towers.hf_blip2 import load_vision_tower
+
+    run = settings(home, "generator")
+    run_generator(run)
+    dataset, tower = read_dataset(run.data), load_vision_tower(home / "towers" / "vision")
+    rows = dataset.split("val")[:6]
+    ids = sorted({image for row in rows for image in (row.reference_id, row.target_id)})
+    pairs = [Pair(row.triplet_id, row.reference_id, row.target_id) for row in rows]
+    made = load_generator(home / "generator").generate(pairs, encode_live(tower, dataset, ids, run))
+    samples = [json.loads(line) for line in (home / "generator" / "samples.jsonl").read_text().splitlines()]
+    assert [(row.text, row.reverse_text) for row in made] == [(row["generated"], row["reverse"]) for row in samples]
+
+
+def test_fewer_labels_are_whole_families_with_their_captions_alone(home):
+    from cirray.data.readers import read_dataset
+
+    dataset = read_dataset(settings(home, "x").data)
+    labelled = select_labels(dataset, 6)
+    assert len(labelled.train) == 8 and len({row.group_id for row in labelled.train}) == 2
+    assert set(labelled.captions) == {image for row in labelled.train for image in (row.reference_id, row.target_id)}
+    assert len(labelled.held_out) == 12
+
+
+def test_the_paper_layout_and_other_alignments_run(home):
+    passes = "model.passes=[reference,target,difference]"
+    paper = run_generator(settings(home, "paper", passes, "alignment=captions", "zero_shot=false", "scenes=''"))
+    assert paper.metrics["alignment"]["objective"] == "captions" and "zero_shot" not in paper.metrics
+    assert "forward" not in paper.metrics["trained"]
+    bare = run_generator(settings(home, "bare", "alignment=none", "evaluate_pairs=0"))
+    assert bare.metrics["alignment"] == {"objective": "none"}
+
+
+def test_start_weights_follow_the_seed(home):
+    first, again, other = (build_generator(settings(home, "x", f"seed={seed}"), None).own_state() for seed in (0, 0, 1))
+    name = "projection.weight"
+    assert (first[name] == again[name]).all() and not (first[name] == other[name]).all()
+
+
+def test_a_stage_started_too_early_or_without_labels_says_so(home, tmp_path):
+    with pytest.raises(ArtifactError, match="Run the stage that makes it first"):
+        run_generator(settings(home, "early", f"towers={tmp_path / 'none'}"))
+    (tmp_path / "images").mkdir()
+    write_world(
+        ShapesConfig(labelled_families=0, heldout_families=1, pool_families=0, gallery_references=0), tmp_path / "world"
+    )
+    with pytest.raises(DataError, match="no triplets of split 'train'"):
+        run_generator(settings(home, "none", f"data.folder.root={tmp_path / 'world'}"))
