@@ -24,6 +24,8 @@ class RayConfig(Config):
     """Without it the same actors are called in this process, one part after another."""
     address: str = ""
     """A running cluster (`auto`, `host:port`). Empty: `RAY_ADDRESS` if set (as inside jobs), else a private one."""
+    autoscaling: bool = False
+    """The named cluster grows on demand: wait for nodes instead of refusing what it cannot hold now."""
     num_cpus: int | None = Field(None, ge=1)
     """Logical CPUs of a private cluster; default: the machine's, at least 8, so that no stage can starve another."""
     num_gpus: int | None = Field(None, ge=0)

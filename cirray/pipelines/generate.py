@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
-from cirray.core.errors import GenerationError
+from cirray.core.errors import GenerationError, IndexMismatchError
 from cirray.core.progress import progress
 from cirray.pipelines.actors import GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.config import GenerateRun, PoolConfig
@@ -57,6 +57,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
 
     Raises:
         ArtifactError: an input is missing, or another run's output stands at `out`.
+        IndexMismatchError: features of another vision tower than the generator's.
         GenerationError: when rows are lost or doubled, or every row was rejected.
     """
     stage = open_stage(run.out, "triplets", _result_config(run), _inputs(run))
@@ -193,11 +194,19 @@ def _result_config(run: GenerateRun) -> dict[str, Any]:
 
 
 def _inputs(run: GenerateRun) -> dict[str, str]:
-    features = [read_manifest(uri, "features").digest for uri in run.features]
+    features = {uri: read_manifest(uri, "features") for uri in run.features}
+    generator = read_manifest(run.generator, "generator")
+    wanted = generator.extra.get("encoder_digest")
+    for uri, manifest in features.items():
+        if wanted and manifest.extra.get("encoder_digest") != wanted:
+            raise IndexMismatchError(
+                f"The features {uri!r} were made by the vision tower {manifest.extra.get('encoder_digest')}; the "
+                f"generator {run.generator!r} reads those of {wanted}. Embed the images with the generator's tower."
+            )
     return {
         "pairs": read_manifest(run.pairs, "pairs").digest,
-        "features": "+".join(features),
-        "generator": read_manifest(run.generator, "generator").digest,
+        "features": "+".join(manifest.digest for manifest in features.values()),
+        "generator": generator.digest,
     }
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.images import open_image
 from cirray.data.readers import read_dataset
-from cirray.data.shapes.corpus import Bags, caption_bags
+from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import read_scenes
 from cirray.data.transforms import build_transform
@@ -82,7 +83,8 @@ def run_generator(run: GeneratorRun) -> Manifest:
     storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
     shutil.rmtree(work, ignore_errors=True)
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
-    return stage.publish(counts, metrics, {"prompt_version": run.model.prompt, "tuning": run.model.tuning})
+    extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning}
+    return stage.publish(counts, metrics, {**extra, "encoder_digest": features.info.encoder_digest})
 
 
 def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
@@ -182,9 +184,24 @@ def _align(
     objective = _objective(run, model, bags, captions)
     if objective == "none":
         return {"objective": "none"}
-    task = AlignmentTask(model, features, run.alignment_training, bags if objective == "bags" else None, captions)
+    by_cell = objective == "bags"
+    pairs = caption_pairs(labelled.train, bags) if by_cell and "difference" in run.model.passes else None
+    task = AlignmentTask(model, features, run.alignment_training, bags if by_cell else None, captions, pairs)
     history = train_stage(task, run.alignment_training, work, "align with captions")
-    return {"objective": objective, "loss": round(history[-1]["loss"], 5), "captions": len(captions)}
+    losses = {name: round(value, 5) for name, value in history[-1].items() if name in ("loss", "image", "difference")}
+    return {"objective": objective, **losses, "captions": len(captions), "pairs": len(pairs or {})}
+
+
+def caption_pairs(triplets: Sequence[Triplet], bags: Mapping[str, Bags]) -> dict[tuple[str, str], Bags]:
+    """What the captions of two images of one group differ in, for every such pair; no modification text is read."""
+    groups: dict[str, set[str]] = {}
+    for row in triplets:
+        groups.setdefault(row.group_id or row.triplet_id, set()).update((row.reference_id, row.target_id))
+    pairs: dict[tuple[str, str], Bags] = {}
+    for images in groups.values():
+        known = sorted(image for image in images if image in bags)
+        pairs |= {pair: difference_bags(bags[pair[0]], bags[pair[1]]) for pair in combinations(known, 2)}
+    return pairs
 
 
 def _objective(
@@ -193,8 +210,8 @@ def _objective(
     if run.alignment != "auto":
         if not captions or (run.alignment == "bags" and len(bags) < len(captions)):
             raise DataError(
-                f"alignment={run.alignment!r} cannot be done: {len(captions)} captions, {len(bags)} of them in the words "
-                "of the embedded world (bags needs all). Use alignment=auto or none."
+                f"alignment={run.alignment!r} cannot be done: {len(captions)} captions, {len(bags)} of them in the "
+                "words of the embedded world (bags needs all). Use alignment=auto or none."
             )
         return run.alignment
     if not captions:

@@ -18,7 +18,7 @@ from cirray.pipelines.train_inputs import (
     load_tower,
     read_inputs,
 )
-from cirray.pipelines.train_job import METRIC_PREFIX, ExportModel, TrainJob, build_job, engine_on
+from cirray.pipelines.train_job import METRIC_PREFIX, Clock, ExportModel, TrainJob, build_job, engine_on
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.loop import Callback, train
@@ -54,10 +54,10 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     if run.ray.enabled:
         from cirray.pipelines.train_ray import train_on_ray
 
-        history = train_on_ray(run, stage, reports)
+        history, rate = train_on_ray(run, stage, reports)
     else:
-        history = train_here(run, stage, job, callbacks)
-    return _publish(run, stage, inputs, history)
+        history, rate = train_here(run, stage, job, callbacks)
+    return _publish(run, stage, inputs, history, rate)
 
 
 def open_finished(run: TrainRun, inputs: TrainInputs) -> Manifest:
@@ -70,17 +70,18 @@ def open_finished(run: TrainRun, inputs: TrainInputs) -> Manifest:
     return read_manifest(run.out, "checkpoint")
 
 
-def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[Callback]) -> list[Row]:
-    """Train in this process."""
-    root = stage.local / CHECKPOINTS
+def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[Callback]) -> tuple[list[Row], float]:
+    """Train in this process; returns the history and the samples per second."""
+    root, clock = stage.local / CHECKPOINTS, Clock()
     with progress(title_of(run), run.training.steps, "steps") as advance:
         hooks = [
-            job.validate, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD), ShowProgress(advance),
+            clock, job.validate, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD), ShowProgress(advance),
             *([Checkpoints(root)] if run.training.checkpoint_every else []), ExportModel(stage.local / MODEL),
             *callbacks,
         ]  # fmt: skip
         engine = engine_on(run, run.device)
-        return train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))
+        history = train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))
+    return history, clock.rate
 
 
 def title_of(run: TrainRun) -> str:
@@ -96,13 +97,13 @@ def _content(run: TrainRun) -> dict[str, Any]:
     return {name: config[name] for name in _CONTENT}
 
 
-def _publish(run: TrainRun, stage: Stage, inputs: TrainInputs, history: Sequence[Row]) -> Manifest:
+def _publish(run: TrainRun, stage: Stage, inputs: TrainInputs, history: Sequence[Row], rate: float) -> Manifest:
     shutil.rmtree(stage.local / CHECKPOINTS, ignore_errors=True)
     write_history(stage.local / HISTORY, history)
     last = history[-1] if history else {}
     metrics = {name: value for name, value in last.items() if name == "loss" or name.startswith(METRIC_PREFIX)}
     counts = {"triplets": len(inputs.triplets), "steps": run.training.steps, **inputs.sources}
-    return stage.publish(counts, metrics, {"run": run.to_dict()})
+    return stage.publish(counts, metrics, {"run": run.to_dict(), "samples_per_second": round(rate, 1)})
 
 
 def write_history(path: Path, history: Sequence[Row]) -> None:

@@ -1,6 +1,7 @@
 """One training run made ready: task, engine, validation and the model's export. The same on Ray and without; no ray."""
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,22 @@ class Validate(Callback):
         with state.engine.full_weights() as model:
             if state.rank == 0:
                 row.update(recall_of(self._run, self._inputs, self._features, model))
+
+
+class Clock(Callback):
+    """Samples per second between the first step and the last (0 when there are fewer than two)."""
+
+    def __init__(self) -> None:
+        """Not started."""
+        self._first, self._begin, self.rate = 0, 0.0, 0.0
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """Note the time."""
+        now = time.perf_counter()
+        if not self._begin:
+            self._first, self._begin = state.step, now
+        elif state.finished:
+            self.rate = (state.step - self._first) * state.config.batch / (now - self._begin)
 
 
 class ExportModel(Callback):

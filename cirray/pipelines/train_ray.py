@@ -30,18 +30,18 @@ from cirray.core.progress import Advance, progress
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.resources import ClusterInfo, cluster
 from cirray.pipelines.train_inputs import MODEL, read_inputs
-from cirray.pipelines.train_job import build_job, engine_on, export
+from cirray.pipelines.train_job import Clock, build_job, engine_on, export
 from cirray.training.callbacks import HistoryFile, TensorBoard
 from cirray.training.checkpoint import LOOP, write_checkpoint
 from cirray.training.loop import Callback, train
 from cirray.training.state import LoopState, Row
 from cirray.types import stable_id
 
-STORAGE = "ray"
+STORAGE, RATE = "ray", "samples_per_second"
 _PULL_S = 0.5
 
 
-def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> list[Row]:
+def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> tuple[list[Row], float]:
     """Train on Ray's workers and bring the model home.
 
     Args:
@@ -50,7 +50,7 @@ def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> li
         reports: callbacks of Ray Train's controller.
 
     Returns:
-        The history.
+        The history, and samples per second.
 
     Raises:
         ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
@@ -62,15 +62,17 @@ def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> li
         result = _fit(run, stage, place, reports)
     history = _bring_home(result.checkpoint, stage)
     _clear(run, place)
-    return history
+    return history, float((result.metrics or {}).get(RATE, 0.0))
 
 
 def check_room(run: TrainRun, info: ClusterInfo) -> None:
-    """Refuse workers that no cluster of this size can ever hold; Ray would wait for ever.
+    """Refuse workers that a cluster of this size can never hold; Ray would wait for ever.
 
     Raises:
         ConfigError: naming what is wanted and what there is.
     """
+    if run.ray.autoscaling:
+        return
     wanted = {"CPU": run.ray.num_workers * run.ray.cpus_per_worker, "GPU": run.ray.num_workers * float(run.ray.use_gpu)}
     there = {"CPU": info.cpus, "GPU": info.gpus}
     for name, amount in wanted.items():
@@ -78,7 +80,7 @@ def check_room(run: TrainRun, info: ClusterInfo) -> None:
             raise ConfigError(
                 f"{run.ray.num_workers} training workers need {amount:g} {name}s, the cluster has {there[name]:g}. "
                 f"Lower ray.num_workers{' or ray.cpus_per_worker' if name == 'CPU' else ', set ray.use_gpu=false'}, "
-                "or name a larger cluster."
+                "name a larger cluster, or say that it grows (ray.autoscaling=true)."
             )
 
 
@@ -93,7 +95,8 @@ def work(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device() if run.ray.use_gpu else torch.device("cpu")
     job = build_job(run, read_inputs(run))
-    hooks = [job.validate, Bulletin(settings["bulletin"]), RayReport(run)]
+    clock = Clock()
+    hooks = [clock, job.validate, Bulletin(settings["bulletin"]), RayReport(run, clock)]
     checkpoint = ray.train.get_checkpoint()
     with ExitStack() as stack:
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
@@ -103,13 +106,14 @@ def work(settings: dict[str, Any]) -> None:
 class RayReport(Callback):
     """Reports a checkpoint on schedule and at the end (the last one also holds the model), and every validation."""
 
-    def __init__(self, run: TrainRun) -> None:
+    def __init__(self, run: TrainRun, clock: Clock) -> None:
         """Read the two schedules."""
+        self._clock = clock
         self._checkpoint, self._validation = run.training.checkpoint_every, run.validation.every
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """All ranks report at the same steps."""
-        figures = dict(row or {"step": float(state.step)})
+        figures = {**(row or {"step": float(state.step)}), RATE: self._clock.rate}
         if state.finished or _due(self._checkpoint, state.step):
             with tempfile.TemporaryDirectory(prefix="cirray-") as name:
                 ray.train.report(figures, checkpoint=_share(state, Path(name)))

@@ -68,17 +68,19 @@ def run_tune(run: TuneRun) -> Manifest:
 
 
 def fitting_trials(run: TuneRun, info: ClusterInfo) -> int:
-    """How many trials this cluster holds at a time.
+    """How many trials this cluster holds at a time (0: no limit but an autoscaling cluster's own).
 
     Raises:
         ConfigError: when not even one fits: Tune would wait for ever.
     """
+    if run.ray.autoscaling:
+        return run.max_concurrent or 0
     wanted, there = trial_resources(run), {"CPU": info.cpus, "GPU": info.gpus}
     for name, amount in wanted.items():
         if amount > there[name]:
             raise ConfigError(
                 f"One trial needs {amount:g} {name}s, the cluster has {there[name]:g}: the sweep can never start. "
-                f"Lower {_knobs(run, name)}, or name a larger cluster."
+                f"Lower {_knobs(run, name)}, name a larger cluster, or say that it grows (ray.autoscaling=true)."
             )
     fit = min(math.floor(there[name] / amount + 1e-6) for name, amount in wanted.items() if amount)
     return min(fit, run.max_concurrent or fit)
@@ -179,7 +181,7 @@ def _tuner(
         function,
         param_space={"trial": ray.tune.grid_search(names)},
         tune_config=ray.tune.TuneConfig(
-            metric=run.metric, mode=run.mode, scheduler=_scheduler(run), max_concurrent_trials=concurrent,
+            metric=run.metric, mode=run.mode, scheduler=_scheduler(run), max_concurrent_trials=concurrent or None,
             reuse_actors=run.trials == "process", trial_dirname_creator=lambda trial: str(trial.config["trial"]),
         ),
         run_config=ray.tune.RunConfig(

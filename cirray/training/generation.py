@@ -1,8 +1,9 @@
 """Training of the generator: alignment through captions, then the answer loss on labelled triplets."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import nn
 from cirray.core.errors import DataError
 from cirray.generators.mtg import AnswerLoss, Answers, ModificationTextModel
 from cirray.generators.prompts import prompt
-from cirray.losses.output import LossOutput
+from cirray.losses.output import LossOutput, weighted_sum
 from cirray.models.towers.language import bag_ids, embed_bags
 from cirray.training.config import LoopConfig
 from cirray.training.gather import Gather
@@ -39,18 +40,22 @@ class GeneratorBatch:
 
 @dataclass(frozen=True)
 class AlignmentBatch:
-    """Patches of images with what their soft tokens should be: bags `ids_BQW` (-1 fills), or captions to be written."""
+    """Patches of images with what their soft tokens should be: bags `ids_BQW` (-1 fills), or captions to be written.
+
+    `reference_BPD`, `target_BPD` and `difference_BQW` are pairs for the difference pass, with the bags of their slots.
+    """
 
     patches_BPD: torch.Tensor
     ids_BQW: torch.Tensor | None = None
     answers: Answers | None = None
+    reference_BPD: torch.Tensor | None = None
+    target_BPD: torch.Tensor | None = None
+    difference_BQW: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> "AlignmentBatch":
         """The same batch on another device."""
-        ids_BQW = self.ids_BQW.to(device) if self.ids_BQW is not None else None
-        return AlignmentBatch(
-            self.patches_BPD.to(device), ids_BQW, self.answers.to(device) if self.answers is not None else None
-        )
+        moved: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        return AlignmentBatch(**{name: value if value is None else value.to(device) for name, value in moved.items()})
 
 
 class _Task:
@@ -79,6 +84,7 @@ class AlignmentTask(_Task):
 
     `bags`: each soft token is drawn to the summed word embeddings of its cell's phrase (mean squared error).
     `captions`: the frozen language model must write the caption after the soft tokens (BLIP-2's second stage).
+    With `pairs` and bags, the difference pass is drawn to the bags of its slots too: what two captions differ in.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class AlignmentTask(_Task):
         config: LoopConfig,
         bags: Mapping[str, Bags] | None = None,
         captions: Mapping[str, str] | None = None,
+        pairs: Mapping[tuple[str, str], Bags] | None = None,
     ) -> None:
         """Prepare.
 
@@ -97,6 +104,7 @@ class AlignmentTask(_Task):
             config: batch and seed.
             bags: one bag of words per query, by image id.
             captions: used when there are no bags.
+            pairs: bags of the difference slots, by image pair.
 
         Raises:
             DataError: when neither is given, or the bags' number is not the number of queries.
@@ -105,7 +113,11 @@ class AlignmentTask(_Task):
         if not self._ids:
             raise DataError("Alignment needs captions, and there are none. Give some or set alignment=none.")
         self._captions = captions
-        self._bags_MQW = self._bag_table(generator, bags) if bags else None
+        self._bags_MQW = self._bag_table(generator, {name: bags[name] for name in self._ids}) if bags else None
+        self._pairs = sorted(pairs or {})
+        named = {" and ".join(pair): pairs[pair] for pair in self._pairs} if pairs else {}
+        self._difference_MQW = self._bag_table(generator, named) if named else None
+        self._pair_sampler = BatchSampler(len(named), min(config.batch, len(named)), config.seed + 1) if named else None
         super().__init__(generator, features, config, len(self._ids))
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[AlignmentBatch]:
@@ -115,7 +127,8 @@ class AlignmentTask(_Task):
             rows = self._sampler.rows(step, rank, world)
             ids = [self._ids[row] for row in rows]
             if self._bags_MQW is not None:
-                yield AlignmentBatch(self._patches(ids), ids_BQW=self._bags_MQW[torch.from_numpy(rows)])
+                batch = AlignmentBatch(self._patches(ids), ids_BQW=self._bags_MQW[torch.from_numpy(rows)])
+                yield self._with_pairs(batch, step, rank, world)
             else:
                 assert self._captions is not None
                 answers = self._generator.encode_answers([self._captions[name] for name in ids])
@@ -127,12 +140,38 @@ class AlignmentTask(_Task):
         generator = self._generator
         soft_BQE = generator.read_image(batch.patches_BPD)
         if batch.ids_BQW is not None:
-            with torch.no_grad():
-                wanted_BQE = embed_bags(generator.language, batch.ids_BQW)
-            return LossOutput(F.mse_loss(soft_BQE.float(), wanted_BQE.float()))
+            terms = {"image": F.mse_loss(soft_BQE.float(), self._vectors(batch.ids_BQW))}
+            if batch.difference_BQW is not None:
+                terms["difference"] = self._difference_loss(batch)
+            return weighted_sum(terms, dict.fromkeys(terms, 1.0))
         assert batch.answers is not None
         prefix_BLE = generator.image_prefix(soft_BQE, prompt(_DESCRIBE))
         return _mean_over_ranks(generator.answer_loss(prefix_BLE, batch.answers), gather)
+
+    def _with_pairs(self, batch: AlignmentBatch, step: int, rank: int, world: int) -> AlignmentBatch:
+        if self._pair_sampler is None or self._difference_MQW is None:
+            return batch
+        rows = self._pair_sampler.rows(step, rank, world)
+        first, second = zip(*(self._pairs[row] for row in rows), strict=True)
+        return replace(
+            batch,
+            reference_BPD=self._patches(first),
+            target_BPD=self._patches(second),
+            difference_BQW=self._difference_MQW[torch.from_numpy(rows)],
+        )
+
+    def _difference_loss(self, batch: AlignmentBatch) -> torch.Tensor:
+        """Squared error of q_c; changed cells, one or two of nine, weigh as much as all the others together."""
+        assert batch.reference_BPD is not None and batch.target_BPD is not None and batch.difference_BQW is not None
+        soft_BQE = self._generator.read_pair(batch.reference_BPD, batch.target_BPD).float()
+        error_BQ = (soft_BQE - self._vectors(batch.difference_BQW)).square().mean(dim=-1)
+        changed_BQ = ((batch.difference_BQW >= 0).sum(dim=-1) > 1).float()
+        parts = [(error_BQ * mask_BQ).sum() / mask_BQ.sum().clamp_min(1) for mask_BQ in (changed_BQ, 1 - changed_BQ)]
+        return (parts[0] + parts[1]) / 2
+
+    @torch.no_grad()
+    def _vectors(self, ids_BQW: torch.Tensor) -> torch.Tensor:
+        return embed_bags(self._generator.language, ids_BQW).float()
 
     @staticmethod
     def _bag_table(generator: ModificationTextModel, bags: Mapping[str, Bags]) -> torch.Tensor:
@@ -143,7 +182,7 @@ class AlignmentTask(_Task):
                 f"Image {wrong!r} has {len(bags[wrong])} phrases for {queries} queries. "
                 "Set qformer.queries to the number of cells, or alignment=captions."
             )
-        return torch.stack([bag_ids(generator.language, bags[name], _BAG_WIDTH) for name in sorted(bags)])
+        return torch.stack([bag_ids(generator.language, bags[name], _BAG_WIDTH) for name in bags])
 
 
 class GeneratorTask(_Task):

@@ -107,6 +107,8 @@ class DifferenceLearner(nn.Module):
         """Bag embeddings; slots of several words get noise of a random strength, as soft tokens are never exact."""
         vectors_BTD = embed_bags(self.language, ids_BTW)
         is_bag_BT1 = ((ids_BTW >= 0).sum(-1) > 1).unsqueeze(-1)
+        if not bool(is_bag_BT1.any()):  # a corpus without images has no slots, and no deviation to scale by
+            return vectors_BTD
         scale = self.config.noise * vectors_BTD.detach()[is_bag_BT1.expand_as(vectors_BTD)].std()
         strength_B11 = torch.rand(len(ids_BTW), 1, 1, device=ids_BTW.device)
         return vectors_BTD + is_bag_BT1 * scale * strength_B11 * torch.randn_like(vectors_BTD)

@@ -102,5 +102,5 @@ def test_asha_stops_the_worse_of_two_trials_that_train_on_workers_and_leaves_not
     assert manifest.counts == {"trials": 2, "done": 1, "stopped": 1, "failed": 0}
     assert manifest.metrics["training.optimizer.lr"] == 1e-2
     rows = json.loads((tmp_path / "sweep" / "results.json").read_text())["trials"]
-    assert [(row["status"], row["step"]) for row in rows] == [("done", 40), ("stopped", 10)]
+    assert [row["status"] for row in rows] == ["done", "stopped"] and rows[1]["step"] < 40
     wait_for(nothing_left, 60)

@@ -35,7 +35,7 @@ from cirray.data.shapes.scenes import (
 DESCRIBE = "describe the image"
 _ATTEMPTS = 10_000
 _EDIT_ATTEMPTS = 12
-_TWINS, _SWAPS = 0.3, 0.25
+_TWINS, _SWAPS, _PLACE_BEGIN = 0.3, 0.25, -2
 
 _THING = f"(?P<thing>({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}))"
 _PLACE = f"(?P<place>{'|'.join(PLACES)})"
@@ -157,17 +157,19 @@ def passage(rng: np.random.Generator, instruction: str, describe: float = 0.1) -
         images=(bags(reference), bags(target)),
         prompt=instruction,
         answer=change.text(rng),
-        difference=difference_bags(reference, target),
+        difference=difference_bags(bags(reference), bags(target)),
         marks=_marks(reference, target),
     )
 
 
-def difference_bags(reference: Scene, target: Scene) -> Bags:
-    """Nine bags for the optional difference slots: what a changed cell held and holds now, `same` elsewhere."""
-    pairs = zip(reference.cells, target.cells, PLACES, phrases(reference), phrases(target), strict=True)
+def difference_bags(first: Bags, second: Bags) -> Bags:
+    """Nine bags for the slots of the difference pass: what a changed cell held and holds, `same` for the others.
+
+    As a bag has no order, a difference and its reverse are the same: the paper's q_c is symmetric in the images too.
+    """
     return tuple(
-        ("same",) if old == new else tuple(f"{place} from {before} to {after}".split())
-        for old, new, place, before, after in pairs
+        ("same",) if old == new else ("from", *old, "to", *new[:_PLACE_BEGIN])
+        for old, new in zip(first, second, strict=True)
     )
 
 

@@ -74,6 +74,8 @@ def test_marks_and_difference_slots_tell_which_cells_changed(rng):
 
 def test_difference_slots_hold_both_states_of_a_changed_cell(rng):
     change = reserved_change(rng)
-    slots = difference_bags(change.reference, change.target)
+    slots = difference_bags(bags(change.reference), bags(change.target))
+    reverse = difference_bags(bags(change.target), bags(change.reference))
+    assert [sorted(slot) for slot in slots] == [sorted(slot) for slot in reverse]
     for slot, old, new in zip(slots, bags(change.reference), bags(change.target), strict=True):
         assert slot == ("same",) if old == new else {"from", "to", *old, *new} == set(slot)

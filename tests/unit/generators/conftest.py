@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cirray.generators.config import GeneratorConfig
+from cirray.generators.config import GeneratorConfig, ReaderConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.prompts import all_prompts
-from cirray.generators.config import ReaderConfig
 from cirray.models.towers.config import LanguageModelConfig
 from cirray.models.towers.language import LanguageModel, build_language_model, build_word_tokenizer
 

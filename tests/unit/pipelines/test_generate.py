@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from cirray.core.errors import ArtifactError, ConfigError, GenerationError
+from cirray.core.errors import ArtifactError, ConfigError, GenerationError, IndexMismatchError
 from cirray.core.storage import join
 from cirray.pipelines.actors import GenerateTexts
 from cirray.pipelines.config import GenerateRun, RayConfig
@@ -216,6 +216,13 @@ def test_missing_inputs_are_named_and_leave_nothing_behind(inputs):
     with pytest.raises(ConfigError, match="Unknown triplet filter"):
         run_generate(run_of(inputs, filters=FilterConfig(names=("nonsense",))), TINY.load_knobs)
     assert not (inputs / "out").exists()
+
+
+def test_features_of_another_tower_than_the_generators_are_refused(inputs):
+    other = TINY.write_features(inputs / "other-tower", TINY.random_vectors(41), encoder="another")
+    with pytest.raises(IndexMismatchError, match="vision tower another; the generator .* reads those of enc"):
+        run_generate(run_of(inputs, features=(other,)), TINY.load_knobs)
+    assert not (inputs / "out.partial").exists()
 
 
 def test_an_actor_is_a_plain_object_that_needs_no_cluster(inputs):

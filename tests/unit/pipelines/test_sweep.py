@@ -92,6 +92,7 @@ def test_trials_fit_the_cluster():
     assert fitting_trials(make_run(cpus_per_trial=1.5), info) == 2
     assert fitting_trials(make_run(max_concurrent=1), info) == 1
     assert fitting_trials(make_run(trials="train", base={"ray": {"num_workers": 2}}), info) == 1
+    assert fitting_trials(make_run(cpus_per_trial=64, max_concurrent=9, ray={"autoscaling": True}), info) == 9
 
 
 @pytest.mark.parametrize(
