@@ -236,7 +236,7 @@ MODEL: dict[str, Any] = {"qformer": {"initializer_range": 0.05, "intermediate": 
 PRETRAIN: dict[str, Any] = {"objective": "pretrain", "steps": 300, "batch": 128, "optimizer": {"lr": 2e-3}}
 FINETUNE: dict[str, Any] = {"objective": "finetune", "steps": 80, "batch": 128, "optimizer": {"lr": 3e-4}}
 PTHA: dict[str, Any] = {**FINETUNE, "objective": "ptha", "lambda_m": 0.0, "lambda_p": 0.1}
-LABELLED: dict[str, Any] = {"objective": "finetune", "steps": 600, "batch": 128, "optimizer": {"lr": 1e-3}}
+LABELLED: dict[str, Any] = {"objective": "finetune", "steps": 600, "batch": 128, "optimizer": {"lr": 2e-3}}
 LABELLED_EQUAL: dict[str, Any] = {**LABELLED, "steps": 380}
 TEXT_ONLY: dict[str, Any] = {"objective": "pretrain", "steps": 150, "batch": 128, "optimizer": {"lr": 2e-3}}
 """Training fields of the story's rows; `jobs/LOG.md` says how they were found."""

@@ -1,9 +1,8 @@
 """Training of the generator: alignment through captions, then the answer loss on labelled triplets."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +53,14 @@ class AlignmentBatch:
 
     def to(self, device: torch.device | str) -> "AlignmentBatch":
         """The same batch on another device."""
-        moved: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        return AlignmentBatch(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        return AlignmentBatch(
+            self.patches_BPD.to(device),
+            _moved(self.ids_BQW, device),
+            self.answers.to(device) if self.answers is not None else None,
+            _moved(self.reference_BPD, device),
+            _moved(self.target_BPD, device),
+            _moved(self.difference_BQW, device),
+        )
 
 
 class _Task:
@@ -249,3 +254,7 @@ def check_triplets(triplets: Sequence[Triplet], features: FeatureLookup) -> None
 def _mean_over_ranks(loss: AnswerLoss, gather: Gather) -> LossOutput:
     """Per-token mean over the global batch, scaled so that the mean over ranks of the ranks' losses is that mean."""
     return LossOutput(loss.total * gather.world / gather.total(loss.tokens.float()).clamp_min(1.0))
+
+
+def _moved(tensor: torch.Tensor | None, device: torch.device | str) -> torch.Tensor | None:
+    return tensor if tensor is None else tensor.to(device)
