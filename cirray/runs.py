@@ -99,8 +99,11 @@ class StoryRun(Config):
     """Use only the first so many labelled triplets (whole families); null: all."""
     stages: dict[str, Any] = {}
     """Fields of single stages over the story's own, by stage name: `stages.pretrain.training.steps=200`."""
-    rows: tuple[str, ...] = ()
-    """Rows of the table to make, by name; empty: all. What they build on is made too."""
+    rows: tuple[str, ...] = (
+        "text only", "labelled only (equal compute)", "MTST only", "oracle texts + fine-tuning", "MTST + PTHA",
+        "MTST + fine-tuning",
+    )  # fmt: skip
+    """Rows of the table to make, by name, and what they build on; empty: all (the saturated baseline too)."""
     slots: int = Field(2, ge=1)
     """Cores to keep busy."""
     ray: bool = True

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
 
     seeds = [item for item in arguments if item.startswith("seeds=")] or ["seeds=0,1,2"]
     rest = [item for item in arguments if not item.startswith("seeds=")]
-    base = load_config(StoryRun, {"root": "~/cirray/reproduce"}, rest)
+    base = load_config(StoryRun, {"root": "~/cirray/reproduce", "rows": []}, rest)
     results = []
     for seed in seeds[-1].removeprefix("seeds=").split(","):
         run = base.model_copy(update={"seed": int(seed), "root": join(base.root, f"seed-{seed}")})

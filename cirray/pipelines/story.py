@@ -30,7 +30,7 @@ from cirray.pipelines.schedule import Node, Outcome, run_graph, run_here
 from cirray.pipelines.watch import stage_lines
 from cirray.runs import CompareRun, OracleRun, StoryRun, WorldRun
 
-IMAGE_ONLY = "image only"
+IMAGE_ONLY, SERVED = "image only", "MTST + fine-tuning"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def run_story(run: StoryRun) -> StoryResult:
         ConfigError: an unknown row or stage.
     """
     begin = time.monotonic()
-    outcomes = run_stages(run, ("report", "index") if not run.rows else ("report",))
+    served = not run.rows or SERVED in run.rows
+    outcomes = run_stages(run, ("report", "index") if served else ("report",))
     return collect(run, outcomes, time.monotonic() - begin)
 
 
@@ -197,7 +198,8 @@ def _training_recipes(run: StoryRun) -> dict[str, Recipe]:
         "labelled": recipe(FinetuneRun, ("features",), LABELLED, **labelled),
         "labelled_equal": recipe(FinetuneRun, ("features",), LABELLED_EQUAL, **labelled),
         "text_only": recipe(
-            PretrainRun, ("synthetic",), TEXT_ONLY, triplets=[_at(run, "synthetic")], model={**MODEL, "fusion": "text_only"}
+            PretrainRun, ("synthetic",), TEXT_ONLY, triplets=[_at(run, "synthetic")],
+            model={**MODEL, "fusion": "text_only"},
         ),
         "oracle_pretrained": recipe(PretrainRun, ("oracle",), PRETRAIN, triplets=[_at(run, "oracle")]),
         "ptha": recipe(
@@ -244,6 +246,8 @@ TEXT_ONLY: dict[str, Any] = {"objective": "pretrain", "steps": 150, "batch": 128
 
 def _config(run: StoryRun, name: str, recipe: Recipe) -> Config:
     tree = _merged({**recipe.fields, "out": _at(run, name)}, run.stages.get(name, {}))
+    if not run.ray and "ray" in recipe.config.model_fields:
+        tree = _merged(tree, {"ray": {"enabled": False}})
     return load_config(recipe.config, tree)
 
 

@@ -75,7 +75,8 @@ def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[C
     root, clock = stage.local / CHECKPOINTS, Clock()
     with progress(title_of(run), run.training.steps, "steps") as advance:
         hooks = [
-            clock, job.validate, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD), ShowProgress(advance),
+            clock, job.validate, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD),
+            ShowProgress(advance),
             *([Checkpoints(root)] if run.training.checkpoint_every else []), ExportModel(stage.local / MODEL),
             *callbacks,
         ]  # fmt: skip

@@ -1,7 +1,8 @@
 """What one training run reads: triplets with their sources, features, start weights, held-out queries. No ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -111,16 +112,23 @@ def check_model_fields(run: TrainRun) -> None:
     Raises:
         ConfigError: naming the first such field.
     """
-    if not run.init or "model" not in run.model_fields_set:
+    if not run.init:
         return
-    own = load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict()
-    given = run.model.to_dict()
-    for name in run.model.model_fields_set:
-        if given[name] != own[name]:
+    own = _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
+    usual = _leaves(type(run)().model.to_dict())
+    for name, value in _leaves(run.model.to_dict()).items():
+        if value not in (usual.get(name), own.get(name)):
             raise ConfigError(
-                f"model.{name} is {given[name]!r}, but the checkpoint {run.init!r} has {own[name]!r} and keeps it. "
+                f"model.{name} is {value!r}, but the checkpoint {run.init!r} has {own.get(name)!r} and keeps it. "
                 "Leave the field out, or start without init."
             )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def _labelled(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:

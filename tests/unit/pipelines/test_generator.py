@@ -72,6 +72,8 @@ def test_the_paper_layout_and_other_alignments_run(home):
     paper = run_generator(settings(home, "paper", passes, "alignment=captions", "zero_shot=false", "scenes=''"))
     assert paper.metrics["alignment"]["objective"] == "captions" and "zero_shot" not in paper.metrics
     assert "forward" not in paper.metrics["trained"]
+    three = run_generator(settings(home, "three", passes, "evaluate_pairs=0"))
+    assert three.metrics["alignment"]["pairs"] == 60 and three.metrics["alignment"]["difference"] > 0
     bare = run_generator(settings(home, "bare", "alignment=none", "evaluate_pairs=0"))
     assert bare.metrics["alignment"] == {"objective": "none"}
 

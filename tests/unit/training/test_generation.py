@@ -43,6 +43,16 @@ def test_alignment_draws_soft_tokens_to_the_bags(model_of, features):
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
+def test_alignment_draws_the_difference_pass_to_what_two_captions_differ_in(model_of, features):
+    model = model_of(passes=("reference", "target", "difference"))
+    config = AlignmentConfig(steps=30, batch=4, log_every=1, optimizer={"lr": 1e-2})
+    slots = [("make", "red", "blue"), ("it",), ("it",)]
+    pairs = {pair: slots for pair in [("a", "b"), ("c", "d"), ("a", "d")]}
+    history = train(AlignmentTask(model, features, config, bags=BAGS, pairs=pairs), config, torch_engine)
+    assert history[-1]["difference"] < 0.5 * history[0]["difference"]
+    assert history[-1]["loss"] == pytest.approx(history[-1]["difference"] + history[-1]["image"], rel=1e-4)
+
+
 def test_alignment_without_cells_writes_captions_through_the_language_model(model_of, features):
     model = model_of()
     config = AlignmentConfig(steps=20, batch=4, log_every=1, optimizer={"lr": 1e-2})

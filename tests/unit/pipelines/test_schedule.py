@@ -1,0 +1,35 @@
+import pytest
+
+from cirray.core.errors import ConfigError
+from cirray.pipelines.schedule import Node, Outcome, _startable, check_graph, run_here
+
+
+def node(name, after=(), slots=1, run="builtins:str"):
+    return Node(name, run, name, tuple(after), slots)
+
+
+def test_stages_run_in_order_and_hand_back_their_results():
+    outcomes = run_here([node("a"), node("b", ["a"])])
+    assert {name: outcome.result for name, outcome in outcomes.items()} == {"a": "a", "b": "b"}
+
+
+def test_a_stage_before_its_prerequisite_is_refused_by_name():
+    with pytest.raises(ConfigError, match="'b' comes after 'a'"):
+        check_graph([node("b", ["a"]), node("a")])
+
+
+def test_what_is_ready_starts_and_slots_are_never_overbooked():
+    waiting = [node("big", slots=2), node("small"), node("late", ["big"])]
+    chosen = _startable(waiting, {}, {}, slots=2)
+    assert [item.name for item in chosen] == ["big"]
+    assert _startable(waiting[1:], {"ref": waiting[0]}, {}, slots=2) == []
+    assert [item.name for item in _startable(waiting[2:], {}, {"big": Outcome()}, slots=2)] == ["late"]
+
+
+def test_a_stage_larger_than_the_machine_still_runs_alone():
+    assert [item.name for item in _startable([node("huge", slots=8)], {}, {}, slots=2)] == ["huge"]
+
+
+def test_an_error_of_a_stage_reaches_the_caller():
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_here([node("x", run="builtins:int")])

@@ -1,0 +1,62 @@
+import pytest
+
+from cirray.core.config import load_config
+from cirray.core.errors import ConfigError
+from cirray.pipelines.schedule import check_graph
+from cirray.pipelines.story import ROWS, StoryResult, story_nodes, story_recipes
+from cirray.pipelines.story_table import place_lines, render_story
+from cirray.runs import StoryRun
+
+
+def result(seed=0, best=0.66, labelled=0.55, exact=0.9):
+    recalls = {name: {"R@1": 0.5, "R@5": 0.6, "R@10": 0.7} for name in ["image only", *ROWS]}
+    recalls["MTST + fine-tuning"]["R@1"] = best
+    recalls["oracle texts + fine-tuning"]["R@1"] = 0.67
+    for name in ("labelled only (equal compute)", "labelled only (saturated)"):
+        recalls[name]["R@1"] = labelled
+    ways = {way: {"exact": exact} for way in ("forward", "reverse")}
+    text = {"generator": {"trained": ways, "zero_shot": ways}, "synthetic": {"exact": 0.6}}
+    places = {name: f"x/{name}" for name in ("report", "checkpoint", "index")}
+    return StoryResult("x", seed, 2000, recalls, text, {"pretrained": 10.0}, 100.0, "shapes: protocol", places)
+
+
+def test_every_stage_comes_after_what_it_reads_and_its_config_resolves():
+    nodes = story_nodes(StoryRun(rows=()), ["report", "index"])
+    check_graph(nodes)
+    assert {node.name for node in nodes} == set(story_recipes(StoryRun()))
+
+
+def test_only_the_stages_that_a_row_needs_are_run():
+    names = {node.name for node in story_nodes(StoryRun(rows=("labelled only (equal compute)",)), ["labelled_equal"])}
+    assert names == {"world", "towers", "features", "labelled_equal"}
+
+
+def test_a_stage_can_be_overridden_by_name_and_an_unknown_one_is_named():
+    run = load_config(StoryRun, None, ["stages.pretrained.training.steps=7"])
+    node = next(node for node in story_nodes(run, ["pretrained"]) if node.name == "pretrained")
+    assert (node.config.training.steps, node.config.training.objective) == (7, "pretrain")
+    with pytest.raises(ConfigError, match="'pretrainde'. Did you mean 'pretrained'"):
+        story_nodes(load_config(StoryRun, None, ["stages.pretrainde.x=1"]), ["world"])
+    with pytest.raises(ConfigError, match="row of the table"):
+        story_nodes(StoryRun(rows=("nothing",)), ["report"])
+
+
+def test_labels_and_seed_reach_every_stage_that_uses_them():
+    configs = {node.name: node.config for node in story_nodes(StoryRun(labels=1000, seed=3, rows=()), ["report"])}
+    assert configs["generator"].labels == configs["labelled"].labels == configs["ptha"].labels == 1000
+    assert configs["pretrained"].labels == 0
+    assert configs["world"].shapes.seed == configs["pretrained"].training.seed == 3
+
+
+def test_without_ray_nothing_uses_it():
+    for node in story_nodes(StoryRun(ray=False), ["report", "index"]):
+        ray = getattr(node.config, "ray", None)
+        assert ray is None or not ray.enabled, node.name
+
+
+def test_the_table_says_mean_and_spread_and_which_promise_was_kept():
+    text = render_story([result(0), result(1, best=0.68)])
+    assert "MTST + fine-tuning" in text and "±" in text
+    assert text.count("MET") == 4 and "MISSED" not in text
+    assert "MISSED" in render_story([result(best=0.56)])
+    assert "cirray serve" in place_lines(result())
