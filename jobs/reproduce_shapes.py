@@ -1,4 +1,4 @@
-"""Every row of the table over several seeds: `python jobs/reproduce_shapes.py [seeds=0,1,2] [labels=1000] [root=DIR]`."""
+"""Every row of the table over seeds: `python jobs/reproduce_shapes.py [seeds=0,1,2] [labels=1000] [root=DIR]`."""
 
 import sys
 

@@ -8,12 +8,14 @@ import torch
 class _InwardClamp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        """The clamped value."""
         ctx.save_for_backward(value)
         ctx.low, ctx.high = low, high
         return value.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """The gradient, without the part that would push the value further out of the range."""
         (value,) = ctx.saved_tensors
         gradient = gradients[0]
         outward = ((value > ctx.high) & (gradient < 0)) | ((value < ctx.low) & (gradient > 0))

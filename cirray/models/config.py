@@ -72,7 +72,7 @@ class RetrieverConfig(Config):
 
     fusion: str = "two_pass"
     """How image and text become one query; a name of the fusion registry."""
-    qformer: QFormerConfig = QFormerConfig(intermediate=256, initializer_range=0.09)
+    qformer: QFormerConfig = QFormerConfig(intermediate=256, initializer_range=0.05)
     """The one Q-Former that all passes share."""
     embed_dim: int = Field(64, ge=2)
     """Width of query and gallery vectors (BLIP-2: 256)."""

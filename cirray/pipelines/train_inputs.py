@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from cirray.core.artifacts import localize, read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError
@@ -163,5 +163,5 @@ def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ..
     return tuple(dict.fromkeys([*both, *captions]))
 
 
-def _tokenizer(run: TrainRun, inputs: TrainInputs) -> PreTrainedTokenizerBase:
+def _tokenizer(run: TrainRun, inputs: TrainInputs) -> Any:
     return load_tokenizer(run.tokenizer) if run.tokenizer else build_tokenizer(inputs.texts)

@@ -240,6 +240,7 @@ class _Follower:
         self._shown, self._row_step = 0, 0.0
 
     def run(self, ended: threading.Event) -> None:
+        """Follow the bulletin until `ended` is set, then once more."""
         self._each("on_start", SimpleNamespace(rank=0, step=0, history=[]))
         last = False
         while not last:

@@ -75,11 +75,13 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        """Rows of all ranks, in rank order."""
         ctx.rows = tensor.shape[0]
         return _all_gather(tensor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """The own rows' part of the gradient, summed over ranks."""
         summed = gradients[0].contiguous().clone()
         dist.all_reduce(summed)
         begin = dist.get_rank() * ctx.rows

@@ -24,7 +24,8 @@ def test_a_cluster_without_a_shared_disk_writes_what_one_machine_writes(tmp_path
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0 and lines, done.stderr[-3000:]
     result = json.loads(lines[0].removeprefix("RESULT "))
-    assert result["nodes"] == 2 and result["workers"] == 2
+    assert result["nodes"] == 2 and result["workers"] >= 1
     assert result["two_nodes"] == result["here"]
     assert result["here"]["counts"][0] == {"images": 29, "rejected": 1}
-    assert result["caches"] == {name: ["features", "generator", "towers"] for name in ("cache-a", "cache-b")}
+    assert result["caches"]["cache-worker"] == ["features", "generator", "towers"]
+    assert result["caches"]["cache-driver"] == ["features", "pairs", "towers"]
