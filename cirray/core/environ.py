@@ -49,10 +49,15 @@ def private_cluster(quiet: bool = True) -> None:
         set_default("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def train_settings(poll_s: float, start_timeout_s: float) -> None:
-    """How often Ray Train's controller looks after its workers, and how long they may take to start (user's win)."""
+def train_settings(poll_s: float, start_timeout_s: float, one_node: bool = False) -> None:
+    """Ray Train's controller: how often it looks after its workers, how long they may take to start (user's win).
+
+    On one node there is no other to move to, so the process that watches for nodes being taken away is not started.
+    """
     set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_s))
     set_default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))
+    if one_node:
+        set_default("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def tune_settings() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,20 @@ def logical_cpus(config: RayConfig) -> int:
     return config.num_cpus or max(_LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
 
 
+def knock(address: str, timeout_s: float = 5.0) -> None:
+    """Try to reach a cluster's port; ray.init would wait for minutes where nobody listens.
+
+    Raises:
+        OSError, ValueError: when nothing answers at `host:port`, or it is not of that form.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("an address is `auto` or `host:port`")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+
+
 def _start_private(config: RayConfig) -> None:
     private_cluster(quiet=not config.show_output)
     options: dict[str, Any] = {"_temp_dir": config.temp_dir} if config.temp_dir else {}
@@ -95,11 +110,12 @@ def _start_private(config: RayConfig) -> None:
 
 def _join(address: str, config: RayConfig) -> None:
     try:
+        knock(address)
         ray.init(
             address=address, log_to_driver=config.show_output,
             logging_level=logging.INFO if config.show_output else logging.ERROR,
         )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"The Ray cluster at {address!r} cannot be joined: {reason}. Start it (`ray start --head`), correct "

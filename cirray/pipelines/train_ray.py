@@ -56,9 +56,9 @@ def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> tu
         ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
     """
     place = run.ray.storage or storage.join(stage.work_uri, STORAGE)
-    train_settings(run.ray.poll_s, run.ray.start_timeout_s)
     with cluster(run.ray) as info:
         check_room(run, info)
+        train_settings(run.ray.poll_s, run.ray.start_timeout_s, info.nodes == 1)
         result = _fit(run, stage, place, reports)
     history = _bring_home(result.checkpoint, stage)
     _clear(run, place)

@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
-from cirray.core.environ import train_settings, tune_settings
+from cirray.core.environ import tune_settings
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.progress import Advance, progress, silent
 from cirray.evaluation.plots import save_figure, sweep_plot
@@ -156,7 +156,6 @@ class Watch(ray.tune.Callback):
 def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concurrent: int) -> Any:
     """Start or continue the experiment; blocks until all trials have ended."""
     tune_settings()
-    train_settings(run.base.ray.poll_s, run.base.ray.start_timeout_s)
     artifacts = storage.join(stage.work_uri, TRIALS)
     settings = {"run": run.to_dict(), "trials": trials, "place": artifacts}
     wanted = trial_resources(run) if run.trials == "process" else {"CPU": _SLIVER}

@@ -71,7 +71,8 @@ def test_scoring_in_blocks_equals_scoring_at_once_and_a_loop():
     assert torch.allclose(torch.cat([part for _, part in blocks]), whole)
     for i in range(len(query)):
         for j in range(len(gallery)):
-            assert float(whole[i, j]) == pytest.approx(max(float(query[i] @ gallery[j, k]) for k in range(3)))
+            best = max((query[i] @ gallery[j, k]).item() for k in range(3))
+            assert whole[i, j].item() == pytest.approx(best)
 
 
 def test_the_prototype_distance_equals_a_loop():

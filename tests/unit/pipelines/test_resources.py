@@ -5,8 +5,9 @@ import os
 import pytest
 
 from cirray.core.environ import private_cluster, ray_address
+from cirray.core.errors import ConfigError
 from cirray.pipelines.config import RayConfig
-from cirray.pipelines.resources import logical_cpus
+from cirray.pipelines.resources import cluster, logical_cpus
 
 
 @pytest.fixture
@@ -48,3 +49,11 @@ def test_the_address_comes_from_the_environment(bare):
 def test_logical_cpus_leave_room_on_a_small_machine():
     assert logical_cpus(RayConfig()) >= 8
     assert logical_cpus(RayConfig(num_cpus=3)) == 3
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "host:port"])
+def test_a_cluster_that_does_not_answer_is_named_at_once(bare, address):
+    bare.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"The Ray cluster at '{address}' cannot be joined: .* ray.address=local"):
+        with cluster(RayConfig()):
+            pass
