@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from cirray.core.errors import DataError
@@ -141,11 +140,11 @@ class AlignmentTask(_Task):
             step += 1
 
     def loss(self, model: nn.Module, batch: AlignmentBatch, gather: Gather) -> LossOutput:
-        """Mean squared error to the bags' vectors, or the captions' cross-entropy per token."""
+        """Relative squared error to the bags' vectors, or the captions' cross-entropy per token."""
         generator = self._generator
         soft_BQE = generator.read_image(batch.patches_BPD)
         if batch.ids_BQW is not None:
-            terms = {"image": F.mse_loss(soft_BQE.float(), self._vectors(batch.ids_BQW))}
+            terms = {"image": _relative_error(soft_BQE, self._vectors(batch.ids_BQW)).mean()}
             if batch.difference_BQW is not None:
                 terms["difference"] = self._difference_loss(batch)
             return weighted_sum(terms, dict.fromkeys(terms, 1.0))
@@ -166,10 +165,10 @@ class AlignmentTask(_Task):
         )
 
     def _difference_loss(self, batch: AlignmentBatch) -> torch.Tensor:
-        """Squared error of q_c; changed cells, one or two of nine, weigh as much as all the others together."""
+        """Relative error of q_c; changed cells, one or two of nine, weigh as much as all the others together."""
         assert batch.reference_BPD is not None and batch.target_BPD is not None and batch.difference_BQW is not None
-        soft_BQE = self._generator.read_pair(batch.reference_BPD, batch.target_BPD).float()
-        error_BQ = (soft_BQE - self._vectors(batch.difference_BQW)).square().mean(dim=-1)
+        soft_BQE = self._generator.read_pair(batch.reference_BPD, batch.target_BPD)
+        error_BQ = _relative_error(soft_BQE, self._vectors(batch.difference_BQW))
         changed_BQ = ((batch.difference_BQW >= 0).sum(dim=-1) > 1).float()
         parts = [(error_BQ * mask_BQ).sum() / mask_BQ.sum().clamp_min(1) for mask_BQ in (changed_BQ, 1 - changed_BQ)]
         return (parts[0] + parts[1]) / 2
@@ -254,6 +253,14 @@ def check_triplets(triplets: Sequence[Triplet], features: FeatureLookup) -> None
 def _mean_over_ranks(loss: AnswerLoss, gather: Gather) -> LossOutput:
     """Per-token mean over the global batch, scaled so that the mean over ranks of the ranks' losses is that mean."""
     return LossOutput(loss.total * gather.world / gather.total(loss.tokens.float()).clamp_min(1.0))
+
+
+def _relative_error(soft_BQE: torch.Tensor, wanted_BQE: torch.Tensor) -> torch.Tensor:
+    """Squared error of every soft token over the variance of what is wanted, `[B, Q]`; 1 is no better than the mean.
+
+    Word embeddings are small: without the division the gradients lie at the size of AdamW's epsilon.
+    """
+    return (soft_BQE.float() - wanted_BQE).square().mean(dim=-1) / wanted_BQE.var()
 
 
 def _moved(tensor: torch.Tensor | None, device: torch.device | str) -> torch.Tensor | None:
