@@ -26,7 +26,7 @@ class ReaderConfig(QFormerConfig):
     """The generator's Q-Former."""
 
     initializer_range: float = Field(0.04, gt=0)
-    """Standard deviation of the start weights (BLIP-2's own: 0.02). From 0.09 on, alignment lingers at the places."""
+    """Standard deviation of the start weights (BLIP-2's own: 0.02)."""
 
 
 class GeneratorConfig(Config):
@@ -80,7 +80,7 @@ class AlignmentOptimizerConfig(OptimizerConfig):
     """AdamW and schedule of the alignment."""
 
     lr: float = Field(4e-3, gt=0)
-    """Peak learning rate; half of it takes twice the steps, or stays where soft tokens know only their place."""
+    """Peak learning rate."""
 
 
 class AlignmentConfig(LoopConfig):

@@ -13,7 +13,7 @@ import torch
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
-from cirray.core.errors import DataError
+from cirray.core.errors import DataError, IndexMismatchError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.images import open_image
@@ -57,6 +57,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
 
     Raises:
         ArtifactError: an input is missing, or another run's output stands at `out`.
+        IndexMismatchError: the features were made by another vision tower than the towers'.
         DataError: no usable triplet, or a vocabulary that does not fit.
     """
     inputs = {"towers": read_manifest(run.towers, "towers").digest}
@@ -167,7 +168,13 @@ def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run
 
 def _features(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) -> FeatureStore:
     if run.features:
-        return FeatureStore.open_many(list(run.features))
+        store, wanted = FeatureStore.open_many(list(run.features)), read_manifest(run.towers).extra["encoder_digest"]
+        if store.info.encoder_digest != wanted:
+            raise IndexMismatchError(
+                f"Features {list(run.features)} were made by vision tower {store.info.encoder_digest}, the towers at "
+                f"{run.towers!r} hold {wanted}. Embed the images with these towers."
+            )
+        return store
     rows = (*labelled.train, *labelled.held_out)
     ids = {image for row in rows for image in (row.reference_id, row.target_id)} | set(labelled.captions)
     tower = load_vision_tower(localize(run.towers, "towers") / VISION)

@@ -93,3 +93,31 @@ def test_a_stage_started_too_early_or_without_labels_says_so(home, tmp_path):
     )
     with pytest.raises(DataError, match="no triplets of split 'train'"):
         run_generator(settings(home, "none", f"data.folder.root={tmp_path / 'world'}"))
+
+
+def test_features_of_another_tower_are_refused_and_those_of_these_towers_are_read(home, tmp_path):
+    import numpy as np
+
+    from cirray.core.artifacts import open_stage
+    from cirray.core.errors import IndexMismatchError
+    from cirray.data.readers import read_dataset
+    from cirray.features.shards import FeatureShardWriter
+    from cirray.models.towers.hf_blip2 import load_vision_tower
+
+    run = settings(home, "stored")
+    dataset, tower = read_dataset(run.data), load_vision_tower(home / "towers" / "vision")
+    store = encode_live(tower, dataset, sorted(dataset.images.ids), run)
+
+    def write(name, digest):
+        stage = open_stage(tmp_path / name, "features", {})
+        FeatureShardWriter(stage.work_uri).write(0, list(store.ids), np.asarray(store.get(store.ids)), [])
+        extra = {"encoder_digest": digest, "transform_digest": "t", "shape": list(store.shape)}
+        stage.publish({"images": len(store)}, extra=extra)
+        return f"features=[{tmp_path / name}]"
+
+    quick = ("evaluate_pairs=0", "training.steps=1", "alignment=none")
+    with pytest.raises(IndexMismatchError, match="made by vision tower other"):
+        run_generator(settings(home, "refused", write("foreign", "other"), *quick))
+    stored = run_generator(settings(home, "stored", write("own", tower.digest), *quick))
+    live = run_generator(settings(home, "live", *quick))
+    assert stored.metrics["train_loss"] == live.metrics["train_loss"]
