@@ -52,6 +52,16 @@ class Query:
     modification: str
     target_ids: tuple[str, ...]
     edit: str = ""
+    gallery: str = ""
+    """Name of the gallery it searches (FashionIQ: its category; GeneCIS: its own); empty: the data set's only one."""
+    variants: tuple[str, ...] = ()
+    """Texts whose query vectors are averaged and normalised in place of `modification`'s alone (SEARLE on FashionIQ)."""
+    subset: tuple[str, ...] = ()
+    """Images among which the target is also ranked (CIRR: the similar images, reference included)."""
+    soft: tuple[tuple[str, float], ...] = ()
+    """Graded targets and their labels (CIRR's soft targets)."""
+    tags: tuple[str, ...] = ()
+    """Groups it is also reported under (CIRCO's semantic aspects)."""
 
 
 @dataclass(frozen=True)

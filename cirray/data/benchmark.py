@@ -15,22 +15,26 @@ _HINT_LIMIT = 20_000
 class Protocol:
     """What a number on this data set means.
 
-    `gallery_rule` and `label_rule` are words for the report; `reference_rule` is "remove" or "keep": whether a
-    query's own reference leaves its ranking. `ks` are the ranks of recall.
+    `reference_rule` is "remove" or "keep": whether a query's own reference leaves its ranking. `metrics` names what is
+    computed (`cirray.evaluation.protocol_metrics`), `ks` its cut-offs; the other fields are words for the report.
     """
 
     dataset: str
     split: str = "test"
     gallery_rule: str = "all gallery images"
     reference_rule: str = "remove"
+    caption_rule: str = "text as written"
     label_rule: str = "any target is a hit"
+    metrics: tuple[str, ...] = ("recall",)
     ks: tuple[int, ...] = (1, 5, 10, 50)
 
     def describe(self) -> str:
         """One line for tables and logs."""
         reference = {"remove": "own reference removed", "keep": "own reference kept"}[self.reference_rule]
         ranks = ", ".join(str(k) for k in self.ks)
-        return f"{self.dataset}/{self.split}: {self.gallery_rule}; {reference}; {self.label_rule}; recall at {ranks}"
+        words = "" if self.caption_rule == "text as written" else f"; {self.caption_rule}"
+        head = f"{self.dataset}/{self.split}: {self.gallery_rule}; {reference}{words}"
+        return f"{head}; {self.label_rule}; {', '.join(self.metrics)} at {ranks}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class CirDataset:
     pool_ids: tuple[str, ...] = ()
     queries: tuple[Query, ...] = ()
     gallery_ids: tuple[str, ...] = ()
+    galleries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Galleries by name, for benchmarks whose queries do not all search the same one (see `Query.gallery`)."""
     captions: Mapping[str, str] = field(default_factory=dict)
 
     def split(self, name: str) -> tuple[Triplet, ...]:
