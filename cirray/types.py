@@ -55,7 +55,7 @@ class Query:
     gallery: str = ""
     """Name of the gallery it searches (FashionIQ: its category; GeneCIS: its own); empty: the data set's only one."""
     variants: tuple[str, ...] = ()
-    """Texts whose query vectors are averaged and normalised in place of `modification`'s alone (SEARLE on FashionIQ)."""
+    """Texts whose query vectors are averaged, in place of `modification`'s alone (SEARLE on FashionIQ)."""
     subset: tuple[str, ...] = ()
     """Images among which the target is also ranked (CIRR: the similar images, reference included)."""
     soft: tuple[tuple[str, float], ...] = ()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from cirray.core.errors import ConfigError
@@ -18,7 +17,7 @@ from cirray.models.clamp import inward_clamp
 from cirray.models.config import RetrieverConfig
 from cirray.models.fusion.base import Fused, find_fusion
 from cirray.models.qformer import QueryingTransformer
-from cirray.models.scoring import score
+from cirray.models.scoring import score, unit
 from cirray.models.text import TextBatch, encode_texts
 
 NOTHING_MORE = Wanted()
@@ -97,10 +96,11 @@ class QFormerRetriever(nn.Module):
 
     def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """Gallery tokens `[B, Q, D]`, each of norm 1 (Q = 1 for `similarity: dot`)."""
-        tokens_BQD = self.vision_projection(self.qformer.image(self.encode_reference(patches_BPD)))
+        tokens_BQW = self.qformer.image(self.encode_reference(patches_BPD))
         if self.config.similarity == "dot":
-            tokens_BQD = tokens_BQD.mean(dim=1, keepdim=True)
-        return functional.normalize(tokens_BQD, dim=-1)
+            # The projection is affine: the mean before it is the mean after it.
+            tokens_BQW = tokens_BQW.mean(dim=1, keepdim=True)
+        return unit(tokens_BQW, self.vision_projection)
 
     def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
         """Similarities `[B, N]` by the package's one scorer."""
@@ -121,7 +121,7 @@ class QFormerRetriever(nn.Module):
 
     def project_text(self, summary_BW: torch.Tensor) -> torch.Tensor:
         """Text projection and L2 norm: `[B, D]`."""
-        return functional.normalize(self.text_projection(summary_BW), dim=-1)
+        return unit(summary_BW, self.text_projection)
 
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
         """Everything an objective needs, in one call, so that engines see one forward pass.

@@ -50,3 +50,16 @@ def test_the_loss_alone_would_not_have_seen_the_missing_gradient(worlds):
     first, blind = worlds[1]["paper"]["history"][0], worlds[2]["blind"]["history"][0]
     assert first["loss"] == pytest.approx(blind["loss"], rel=1e-5)
     assert first["loss"] != pytest.approx(worlds[2]["alone"]["history"][0]["loss"], rel=1e-2)
+
+
+def distance(one, other):
+    """Norm of the difference of two sets of gradients, relative to the first's norm."""
+    pairs = [(a, b) for name in one for a, b in zip(one[name], other[name], strict=True)]
+    return (sum((a - b) ** 2 for a, b in pairs) / sum(a**2 for a, _ in pairs)) ** 0.5
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_bf16_gradients_point_where_those_of_fp32_do_on_any_number_of_ranks(worlds, world):
+    exact, rounded = worlds[1]["fp32"], worlds[world]["bf16"]
+    assert 0 < distance(exact["gradients"], rounded["gradients"]) < 0.1
+    assert exact["history"][0]["grad_norm"] == pytest.approx(rounded["history"][0]["grad_norm"], rel=0.05)
