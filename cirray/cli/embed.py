@@ -1,6 +1,6 @@
 """`cirray embed`."""
 
-from cirray.cli.verb import Verb
+from cirray.cli.verb import Verb, partial_status
 
 VERB = Verb(
     name="embed",
@@ -8,4 +8,5 @@ VERB = Verb(
     config="cirray.pipelines.config:EmbedRun",
     run="cirray.pipelines.embed:run_embed",
     example="cirray embed jobs/configs/embed-shapes-small-cpu.yaml",
+    status=partial_status,
 )

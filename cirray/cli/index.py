@@ -1,6 +1,6 @@
 """`cirray index`."""
 
-from cirray.cli.verb import Verb
+from cirray.cli.verb import Verb, partial_status
 
 VERB = Verb(
     name="index",
@@ -8,4 +8,5 @@ VERB = Verb(
     config="cirray.pipelines.config:IndexRun",
     run="cirray.pipelines.index:run_index",
     example="cirray index --checkpoint DIR --images FOLDER --out DIR",
+    status=partial_status,
 )

@@ -18,6 +18,8 @@ VERBS = (
     "evaluate", "index", "search", "serve",
 )  # fmt: skip
 
+_REJECTED_SHOWN = 5
+
 
 def verb(name: str) -> Verb:
     """The verb of that name.
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `cirray` command.
 
     Returns:
-        Exit status: 0 done, 2 for an error of the user's (one sentence on standard error), 130 when interrupted.
+        Exit status: 0 done, 2 for an error of the user's (one sentence on standard error), 3 done but some images were
+        rejected (counted and named), 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -59,20 +62,24 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
     if any(_is_file_argument(item) for item in arguments) or {"-h", "--help", "--print-config"} & set(arguments):
         return guarded(lambda: _run_verb(name, arguments))
 
-    def work() -> None:
+    def work() -> int:
         if needs:
             limit_threads()
             load("cirray.pipelines.story:prepare")(needs)
-        _run_verb(name, [default_config, *arguments] if default_config else arguments)
+        return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 
     return guarded(work)
 
 
 def guarded(work: Any) -> int:
-    """Run `work`, turning this package's errors (also those that crossed a Ray worker) into one sentence and exit 2."""
+    """Run `work`, turning this package's errors (also those that crossed a Ray worker) into one sentence and exit 2.
+
+    Returns:
+        The status that `work` returns (0 for None), or that of its error.
+    """
     configure()
     try:
-        work()
+        return int(work() or 0)
     except KeyboardInterrupt:
         complain("interrupted; finished shards and checkpoints are kept: the same command goes on from there")
         return 130
@@ -84,7 +91,6 @@ def guarded(work: Any) -> int:
             raise
         complain(f"error: {sentence}")
         return 2
-    return 0
 
 
 def user_sentence(error: BaseException | None) -> str | None:
@@ -115,24 +121,25 @@ def overview() -> str:
     )
 
 
-def _run_verb(name: str, arguments: list[str]) -> None:
+def _run_verb(name: str, arguments: list[str]) -> int:
     chosen = verb(name)
     options, items = _parse(arguments)
     files = [item for item in items if _is_file_argument(item)]
     if options.help:
         say(verb_help(chosen))
-        return
+        return 0
     if len(files) > 1:
         raise ConfigError(f"One config file is accepted, {len(files)} were given: {', '.join(files)}.")
     config = load_config(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
     if options.print_config:
         say(config.to_yaml().rstrip())
-        return
+        return 0
     limit_threads()
     result = chosen.function()(config)
     text = chosen.show(result) if chosen.show else describe(result, config)
     if text:
         say(text)
+    return chosen.status(result)
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
@@ -169,7 +176,14 @@ def describe(manifest: Any, config: Any) -> str:
     counts = ", ".join(f"{value:,} {key}" for key, value in manifest.counts.items())
     scalars = {key: value for key, value in manifest.metrics.items() if isinstance(value, int | float)}
     metrics = "".join(f"\n  {key:<28}{value:.4g}" for key, value in scalars.items())
+    metrics += "".join(f"\n  rejected {name}: {reason}" for name, reason in _rejected(manifest))
     return f"{manifest.kind}: {getattr(config, 'out', '')}  ({counts})  digest {manifest.digest[:12]}{metrics}"
+
+
+def _rejected(manifest: Any) -> list[tuple[str, str]]:
+    """The first images that were left out, with their reasons."""
+    rows = manifest.extra.get("rejected", ())
+    return [(row[0], row[1]) for row in rows][:_REJECTED_SHOWN] if isinstance(rows, list | tuple) else []
 
 
 def verb_help(chosen: Verb) -> str:

@@ -7,6 +7,9 @@ from typing import Any
 
 from cirray.core.config import Config
 
+PARTIAL = 3
+"""Exit status of a run that completed without some of its images; each is named with its reason."""
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -19,6 +22,8 @@ class Verb:
     example: str = ""
     show: Callable[[Any], str] | None = None
     """Turns the result into the text printed on standard output; None prints the artifact's counts."""
+    status: Callable[[Any], int] = lambda result: 0
+    """Exit status of a run that completed (see `PARTIAL`)."""
 
     def config_class(self) -> type[Config]:
         """The root config class of this verb."""
@@ -27,6 +32,11 @@ class Verb:
     def function(self) -> Callable[[Any], Any]:
         """The stage function of this verb."""
         return load(self.run)
+
+
+def partial_status(manifest: Any) -> int:
+    """`PARTIAL` when the artifact is complete but images had to be left out, else 0."""
+    return PARTIAL if manifest.counts.get("rejected") else 0
 
 
 def load(spec: str) -> Any:

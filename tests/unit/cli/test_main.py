@@ -60,3 +60,29 @@ def test_a_bug_keeps_its_traceback():
 
 def test_every_verb_loads():
     assert verb("world").name == "world"
+
+
+def folder_with(tmp_path, broken):
+    """A gallery of three pictures, some of them cut short."""
+    from PIL import Image
+
+    gallery = tmp_path / "images"
+    gallery.mkdir()
+    for number in range(3):
+        path = gallery / f"{number}.png"
+        Image.effect_noise((48, 48), 40 + number).convert("RGB").save(path)
+        if number < broken:
+            path.write_bytes(path.read_bytes()[:200])
+    return gallery
+
+
+@pytest.mark.parametrize(("broken", "status"), [(0, 0), (1, 3)])
+def test_a_run_that_left_images_out_says_so_in_its_exit_status(tmp_path, capsys, broken, status):
+    gallery = folder_with(tmp_path, broken)
+    assert main(["towers", f"out={tmp_path / 'towers'}"]) == 0
+    arguments = [f"data.folder.root={gallery}", f"tower={tmp_path / 'towers'}", f"out={tmp_path / 'features'}"]
+    for _ in range(2):  # the second time the artifact is there already
+        assert main(["embed", *arguments, "ray.enabled=false"]) == status
+        shown = capsys.readouterr().out
+        assert f"{3 - broken} images" in shown
+        assert ("rejected 0: " in shown) == bool(broken)

@@ -1,0 +1,38 @@
+"""Every name that a config may say stands in CONTRIBUTING and is used by a test."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from cirray.data import readers
+from cirray.mining.pairs import POLICIES
+from cirray.models.fusion.heads import HEADS
+from cirray.training.engines import ENGINES
+from cirray.triplets.filters import FILTERS
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)}
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def formats():
+    """Data formats, once their modules have registered them."""
+    for module in readers._MODULES:
+        importlib.import_module(module)
+    return list(readers.READERS)
+
+
+NAMES = sorted({*formats(), *POLICIES, *FILTERS, *HEADS, *ENGINES})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_registered_name_is_documented(name):
+    assert f"`{name}`" in CONTRIBUTING
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_registered_name_has_a_test(name):
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    assert any(word.search(text) for text in TESTS.values())

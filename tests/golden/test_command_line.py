@@ -1,0 +1,28 @@
+"""`cirray --help` and the fields of every verb as users see them: a change here needs a CHANGELOG line.
+
+To accept one: `python tests/golden/test_command_line.py` writes the file anew.
+"""
+
+from pathlib import Path
+
+from cirray.cli.main import VERBS, overview, verb, verb_help
+
+GOLDEN = Path(__file__).with_name("command_line.txt")
+
+
+def interface():
+    """The overview, then every verb's fields with their defaults, without the explanations."""
+    lines = [overview()]
+    for name in VERBS:
+        fields = [line.strip().split("  ")[0] for line in verb_help(verb(name)).splitlines() if line.startswith("  ")]
+        lines += ["", f"[{name}]", *fields]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_command_line_is_the_recorded_one():
+    recorded = GOLDEN.read_text()
+    assert interface() == recorded
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(interface())
