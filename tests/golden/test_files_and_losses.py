@@ -1,4 +1,4 @@
-"""Columns of the files others may read, and the first losses of each objective: a change is a change of format or method.
+"""Columns of the files others may read, and the first losses of each objective: changes of format or method show here.
 
 To accept one: `python tests/golden/test_files_and_losses.py` writes the files anew.
 """
