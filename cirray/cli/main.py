@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cirray.cli.verb import Verb, load
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config, ConfigT, load_config
 from cirray.core.environ import limit_threads
 from cirray.core.errors import CirrayError, ConfigError, unknown_name
 from cirray.core.log import complain, configure, say
@@ -18,6 +18,8 @@ VERBS = (
     "evaluate", "index", "search", "serve",
 )  # fmt: skip
 
+HOME = "~/cirray/quickstart"
+"""Where artifacts lie unless something else is said."""
 _REJECTED_SHOWN = 5
 
 
@@ -65,7 +67,9 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
     def work() -> int:
         if needs:
             limit_threads()
-            load("cirray.pipelines.story:prepare")(needs)
+            roots = [item.partition("=")[2] for item in overrides_of(arguments) if item.startswith("root=")]
+            prepare, story = load("cirray.pipelines.story:prepare"), load("cirray.runs:StoryRun")
+            prepare(needs, story(root=[HOME, *roots][-1]))
         return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 
     return guarded(work)
@@ -112,13 +116,40 @@ def overview() -> str:
         [
             "cirray: composed image retrieval at scale, by generating modification text",
             "",
-            "usage: cirray VERB [CONFIG.yaml] [path.to.field=value ...] [--print-config]",
+            "usage: cirray VERB [CONFIG.yaml] [path.to.field=value ...] [--root DIR] [--print-config]",
             "",
             *lines,
             "",
-            "`cirray VERB --help` lists a verb's fields with their defaults.",
+            "`cirray VERB --help` lists a verb's fields with their defaults. Artifacts lie below ~/cirray/quickstart",
+            "unless `--root DIR` moves all of them, or a field names one of them.",
         ]
     )
+
+
+def resolve(cls: type[ConfigT], source: str | None, overrides: Sequence[str]) -> ConfigT:
+    """The config of a verb; `root=DIR` puts everything that would lie in the quickstart's folder below DIR.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    own = "root" in cls.model_fields
+    roots = [] if own else [item.partition("=")[2] for item in overrides if item.startswith("root=")]
+    rest = [item for item in overrides if own or not item.startswith("root=")]
+    config = load_config(cls, source, rest)
+    if not roots:
+        return config
+    return load_config(cls, _moved(config.to_dict(), roots[-1]), rest)
+
+
+def _moved(value: Any, root: str) -> Any:
+    """Plain values with the quickstart's folder replaced by another."""
+    if isinstance(value, dict):
+        return {key: _moved(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, root) for item in value]
+    if isinstance(value, str) and (value == HOME or value.startswith(f"{HOME}/")):
+        return root + value[len(HOME) :]
+    return value
 
 
 def _run_verb(name: str, arguments: list[str]) -> int:
@@ -130,7 +161,7 @@ def _run_verb(name: str, arguments: list[str]) -> int:
         return 0
     if len(files) > 1:
         raise ConfigError(f"One config file is accepted, {len(files)} were given: {', '.join(files)}.")
-    config = load_config(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
+    config = resolve(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
     if options.print_config:
         say(config.to_yaml().rstrip())
         return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirray.cli.main import VERBS, verb, verb_help
+from cirray.cli.main import VERBS, overrides_of, resolve, verb, verb_help
 from cirray.core.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,9 +58,7 @@ def test_every_cirray_command_of_the_readme_parses(command, monkeypatch):
         return
     chosen = verb(name)
     files = [ROOT / item for item in arguments if item.endswith(".yaml") and "=" not in item]
-    from cirray.cli.main import overrides_of
-
-    load_config(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
+    resolve(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
 
 
 def test_every_script_and_target_the_readme_names_exists():

@@ -1,6 +1,6 @@
 import pytest
 
-from cirray.cli.main import guarded, main, overrides_of, user_sentence, verb
+from cirray.cli.main import VERBS, guarded, main, overrides_of, resolve, user_sentence, verb
 from cirray.core.errors import ConfigError, DataError
 
 
@@ -32,6 +32,16 @@ def test_an_unknown_field_exits_with_2(capsys):
 def test_the_config_is_printed_resolved(capsys):
     assert main(["world", "shapes.seed=7", "--print-config"]) == 0
     assert "seed: 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in VERBS if name != "quickstart"])
+def test_one_word_moves_every_place_of_a_verb_and_a_named_one_stays(name):
+    cls, needed = verb(name).config_class(), ["text=x"] if name == "search" else []
+    assert "~/cirray/quickstart" in resolve(cls, None, needed).to_yaml()
+    moved = resolve(cls, None, [*needed, "root=mine"])
+    assert "~/cirray/quickstart" not in moved.to_yaml() and "mine/" in moved.to_yaml()
+    if "out" in cls.model_fields:
+        assert resolve(cls, None, [*needed, "root=mine", "out=there"]).out == "there"
 
 
 def test_an_error_that_crossed_a_worker_is_still_one_sentence():
