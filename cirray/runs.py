@@ -104,6 +104,8 @@ class StoryRun(Config):
         "MTST + fine-tuning",
     )  # fmt: skip
     """Rows of the table to make, by name, and what they build on; empty: all (the saturated baseline too)."""
+    generators: tuple[str, ...] = ()
+    """Further generators to train for the accuracy lines: LoRA, tuned, three passes, three passes tuned."""
     slots: int = Field(2, ge=1)
     """Cores to keep busy."""
     ray: bool = True

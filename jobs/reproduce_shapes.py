@@ -13,12 +13,12 @@ from cirray.runs import StoryRun
 def main(arguments: list[str]) -> None:
     """Run one story per seed below `root/seed-N`, then print the table over all of them with the bars."""
     limit_threads()
-    from cirray.pipelines.story import run_story
+    from cirray.pipelines.story import GENERATORS, run_story
     from cirray.pipelines.story_table import render_story
 
     seeds = [item for item in arguments if item.startswith("seeds=")] or ["seeds=0,1,2"]
     rest = [item for item in arguments if not item.startswith("seeds=")]
-    base = load_config(StoryRun, {"root": "~/cirray/reproduce", "rows": []}, rest)
+    base = load_config(StoryRun, {"root": "~/cirray/reproduce", "rows": [], "generators": [*GENERATORS]}, rest)
     results = []
     for seed in seeds[-1].removeprefix("seeds=").split(","):
         run = base.model_copy(update={"seed": int(seed), "root": join(base.root, f"seed-{seed}")})

@@ -12,7 +12,7 @@ Pass = Literal["reference", "target", "difference"]
 
 
 class LoraConfig(Config):
-    """Low-rank adapters on the language model (needs the `lora` extra)."""
+    """Low-rank adapters on the language model (peft)."""
 
     rank: int = Field(8, ge=1)
     """Rank of each update."""

@@ -65,6 +65,16 @@ ROWS: dict[str, Row] = {
 """In the table's order; the last row's queries are shown with pictures, and its checkpoint is indexed and served."""
 
 
+_ALL_PASSES = ["reference", "target", "difference"]
+GENERATORS: dict[str, dict[str, Any]] = {
+    "LoRA": {"tuning": "lora"},
+    "tuned": {"tuning": "full"},
+    "three passes": {"passes": _ALL_PASSES},
+    "three passes tuned": {"passes": _ALL_PASSES, "tuning": "full"},
+}
+"""Model fields of generators beside the method's own (language model frozen), which writes the texts."""
+
+
 @dataclass(frozen=True)
 class StoryResult:
     """What a story made: recalls (fractions) by row, text accuracy, seconds by stage and in all, places of things."""
@@ -88,7 +98,8 @@ def run_story(run: StoryRun) -> StoryResult:
     """
     begin = time.monotonic()
     served = not run.rows or SERVED in run.rows
-    outcomes = run_stages(run, ("report", "index") if served else ("report",))
+    wanted = ("report", "index") if served else ("report",)
+    outcomes = run_stages(run, (*wanted, *(_generator_stage(name) for name in run.generators)))
     return collect(run, outcomes, time.monotonic() - begin)
 
 
@@ -128,6 +139,8 @@ def collect(run: StoryRun, outcomes: Mapping[str, Outcome], wall: float) -> Stor
     """The table's figures from the finished artifacts."""
     report = read_manifest(_at(run, "report"), "report")
     text = {"generator": read_manifest(_at(run, "generator"), "generator").metrics}
+    for name in run.generators:
+        text[name] = read_manifest(_at(run, _generator_stage(name)), "generator").metrics
     for name in ("synthetic", "reverse"):
         if name in outcomes:
             text[name] = read_manifest(_at(run, name), "triplets").metrics
@@ -141,6 +154,10 @@ def collect(run: StoryRun, outcomes: Mapping[str, Outcome], wall: float) -> Stor
 def _data_recipes(run: StoryRun) -> dict[str, Recipe]:
     data = {"format": "folder", "folder": {"root": _at(run, "world")}}
     features, towers = [_at(run, "features")], _at(run, "towers")
+    trained = {
+        "data": data, "towers": towers, "features": features, "labels": run.labels, "seed": run.seed,
+        "training": {"seed": run.seed}, "alignment_training": {"seed": run.seed},
+    }  # fmt: skip
     generate = {"features": features, "generator": _at(run, "generator"), "judge": _at(run, "world"), "seed": run.seed}
     return {
         "world": Recipe(WorldRun, "cirray.pipelines.world:run_world", {"shapes": {"seed": run.seed}}),
@@ -148,11 +165,14 @@ def _data_recipes(run: StoryRun) -> dict[str, Recipe]:
         "features": Recipe(
             EmbedRun, "cirray.pipelines.embed:run_embed", {"data": data, "tower": towers}, ("world", "towers"), 2
         ),
-        "generator": Recipe(
-            GeneratorRun, "cirray.pipelines.generator:run_generator",
-            {"data": data, "towers": towers, "features": features, "labels": run.labels, "seed": run.seed,
-             "training": {"seed": run.seed}, "alignment_training": {"seed": run.seed}}, ("features",),
-        ),
+        "generator": Recipe(GeneratorRun, "cirray.pipelines.generator:run_generator", trained, ("features",)),
+        **{
+            _generator_stage(name): Recipe(
+                GeneratorRun, "cirray.pipelines.generator:run_generator",
+                {**trained, "model": model, "zero_shot": False}, ("features",),
+            )
+            for name, model in GENERATORS.items()
+        },
         "pairs": Recipe(
             MineRun, "cirray.pipelines.mine:run_mine",
             {"data": data, "features": features, "mining": {"rank_high": 1, "seed": run.seed}}, ("features",),
@@ -268,6 +288,17 @@ def _closure(recipes: Mapping[str, Recipe], wanted: Iterable[str]) -> set[str]:
             needed.add(name)
             waiting += recipes[name].after
     return needed
+
+
+def _generator_stage(name: str) -> str:
+    """Stage of a further generator.
+
+    Raises:
+        ConfigError: for an unknown one.
+    """
+    if name not in GENERATORS:
+        raise ConfigError(unknown_name("generator of the story", name, GENERATORS))
+    return f"generator_{name.lower().replace(' ', '_')}"
 
 
 def _at(run: StoryRun, stage: str) -> str:

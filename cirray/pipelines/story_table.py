@@ -5,7 +5,7 @@ from typing import Any
 
 from cirray.evaluation.metrics import spread
 from cirray.evaluation.tables import Bar, StoryRow, accuracy_bar, gain_bar, kept_gain_bar, render_story_table
-from cirray.pipelines.story import IMAGE_ONLY, ROWS, StoryResult
+from cirray.pipelines.story import GENERATORS, IMAGE_ONLY, ROWS, StoryResult
 
 _BEST, _ORACLE = "MTST + fine-tuning", "oracle texts + fine-tuning"
 _TEXT_BARS = {2000: 0.75, 1000: 0.68}
@@ -52,16 +52,22 @@ def story_bars(results: Sequence[StoryResult], rows: Mapping[str, StoryRow]) -> 
 def text_lines(results: Sequence[StoryResult]) -> str:
     """Accuracy of the generated texts: before and after the labels, and over the mined pool."""
     lines = ["generated texts, exact edits on held-out pairs (forward / reverse):"]
-    for key, words in (("zero_shot", "zero-shot, no label"), ("trained", "trained, language model frozen")):
-        if key in results[0].text["generator"]:
-            shares = [[_exact(result, key, way) for result in results] for way in ("forward", "reverse")]
-            lines.append(f"  {words:<32}{spread(shares[0]).mean:.3f} / {spread(shares[1]).mean:.3f}")
+    shown = [("generator", "zero_shot", "zero-shot, no label"), ("generator", "trained", "trained, LM frozen (used)")]
+    shown += [(name, "trained", f"trained, {name}") for name in GENERATORS]
+    for generator, key, words in shown:
+        if all(key in result.text.get(generator, {}) for result in results):
+            shares = [_share([_exact(item, key, way, generator) for item in results]) for way in ("forward", "reverse")]
+            lines.append(f"  {words:<32}{' / '.join(shares)}")
     mined = [value for result in results if (value := _mined(result)) is not None]
     if mined:
-        lines.append(
-            f"  {'over all mined pairs':<32}{spread(mined).mean:.3f}   (pairs several edits apart cannot be exact)"
-        )
+        lines.append(f"  {'over all mined pairs':<32}{_share(mined)}   (pairs several edits apart cannot be exact)")
     return "\n".join(lines)
+
+
+def _share(values: Sequence[float]) -> str:
+    """Mean of fractions, with the deviation of several."""
+    found = spread(values)
+    return f"{found.mean:.3f}" + ("" if found.deviation is None else f" ± {found.deviation:.3f}")
 
 
 def time_line(results: Sequence[StoryResult]) -> str:
@@ -100,8 +106,8 @@ def _nearest(labels: int) -> int | None:
     return labels if labels in _TEXT_BARS else None
 
 
-def _exact(result: StoryResult, key: str, direction: str) -> float:
-    return float(result.text["generator"][key][direction]["exact"])
+def _exact(result: StoryResult, key: str, direction: str, generator: str = "generator") -> float:
+    return float(result.text[generator][key][direction]["exact"])
 
 
 def _mined(result: StoryResult) -> float | None:

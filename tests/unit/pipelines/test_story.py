@@ -23,7 +23,8 @@ def result(seed=0, best=0.66, labelled=0.55, exact=0.9):
 def test_every_stage_comes_after_what_it_reads_and_its_config_resolves():
     nodes = story_nodes(StoryRun(rows=()), ["report", "index"])
     check_graph(nodes)
-    assert {node.name for node in nodes} == set(story_recipes(StoryRun()))
+    others = {name for name in story_recipes(StoryRun()) if name.startswith("generator_")}
+    assert {node.name for node in nodes} == set(story_recipes(StoryRun())) - others and others
 
 
 def test_only_the_stages_that_a_row_needs_are_run():
@@ -39,6 +40,17 @@ def test_a_stage_can_be_overridden_by_name_and_an_unknown_one_is_named():
         story_nodes(load_config(StoryRun, None, ["stages.pretrainde.x=1"]), ["world"])
     with pytest.raises(ConfigError, match="row of the table"):
         story_nodes(StoryRun(rows=("nothing",)), ["report"])
+
+
+def test_further_generators_are_trained_beside_the_method_s_own_and_printed():
+    run = StoryRun(generators=("LoRA", "three passes tuned"))
+    configs = {node.name: node.config for node in story_nodes(run, ["generator_lora", "generator_three_passes_tuned"])}
+    assert configs["generator_lora"].model.tuning == "lora"
+    assert configs["generator_three_passes_tuned"].model.passes == ("reference", "target", "difference")
+    found = result(exact=0.5)
+    found.text["LoRA"] = {"trained": {"forward": {"exact": 0.25}, "reverse": {"exact": 0.75}}}
+    line = next(line for line in render_story([found, found]).splitlines() if "trained, LoRA" in line)
+    assert line.split("LoRA")[1].split() == ["0.250", "±", "0.000", "/", "0.750", "±", "0.000"]
 
 
 def test_labels_and_seed_reach_every_stage_that_uses_them():
