@@ -1,0 +1,83 @@
+"""What Ray costs in the story: its stages with Ray on two cores against the same functions in one process.
+
+    python jobs/benchmarks/bench_ray.py root=~/cirray/bench
+
+Runs the story below `root` first where it is not there yet (minutes). Overhead = cluster start and stop + sum over the
+stages that use Ray of (seconds with Ray - seconds in one process / workers), as a share of the story's wall time.
+Work that does not divide perfectly counts as Ray's. Run it on an idle machine.
+"""
+
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cirray.cli.main import guarded, overrides_of
+from cirray.core.config import Config, load_config
+from cirray.core.environ import limit_threads
+from cirray.core.storage import join
+from cirray.runs import StoryRun
+
+STAGES = {"features": 2, "synthetic": 2, "reverse": 2, "pretrained": 2}
+"""Stages of the story that use Ray, and their workers on two cores."""
+
+
+class Bench(Config):
+    """What is measured."""
+
+    root: str = "~/cirray/bench"
+    """Where the story's artifacts lie, or shall lie."""
+    seed: int = 0
+    """Of the story."""
+
+
+def main() -> None:
+    """Measure every stage both ways and print the table."""
+    limit_threads()
+    bench = load_config(Bench, None, overrides_of(sys.argv[1:]))
+    from cirray.pipelines.config import RayConfig
+    from cirray.pipelines.resources import cluster
+    from cirray.pipelines.story import run_story
+
+    wall = run_story(StoryRun(root=join(bench.root, "story"), seed=bench.seed)).wall
+    with tempfile.TemporaryDirectory(prefix="cirray-bench-") as folder:
+        alone = {name: _seconds(bench, name, Path(folder) / "alone", ray=False) for name in STAGES}
+        begin = time.perf_counter()
+        with cluster(RayConfig()):
+            started = time.perf_counter() - begin
+            with_ray = {name: _seconds(bench, name, Path(folder) / "ray", ray=True) for name in STAGES}
+            begin = time.perf_counter()
+        start_stop = started + time.perf_counter() - begin
+    _show(alone, with_ray, start_stop, wall)
+
+
+def _seconds(bench: Bench, name: str, out: Path, ray: bool) -> float:
+    """Time of one stage, written elsewhere, reading what the story made."""
+    from cirray.cli.verb import load
+    from cirray.pipelines.story import story_nodes
+
+    run = StoryRun(root=join(bench.root, "story"), seed=bench.seed, ray=ray)
+    node: Any = next(node for node in story_nodes(run, [name]) if node.name == name)
+    begin = time.perf_counter()
+    load(node.run)(node.config.model_copy(update={"out": str(out / name)}))
+    return time.perf_counter() - begin
+
+
+def _show(alone: dict[str, float], with_ray: dict[str, float], start_stop: float, wall: float) -> None:
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+    )
+    print(f"{'stage':<14}{'one process s':>16}{'Ray s':>10}{'cost s':>10}")
+    costs = {name: with_ray[name] - alone[name] / workers for name, workers in STAGES.items()}
+    for name in STAGES:
+        print(f"{name:<14}{alone[name]:>16.1f}{with_ray[name]:>10.1f}{costs[name]:>10.1f}")
+    cost = start_stop + sum(costs.values())
+    print(f"{'start, stop':<14}{'':>16}{start_stop:>10.1f}{start_stop:>10.1f}")
+    print(f"story wall time {wall:.0f} s; Ray costs {cost:.0f} s of it: {100 * cost / wall:.0f} %" if wall > 60 else
+          f"Ray costs {cost:.0f} s (the story was there already: its wall time is in the first run's output)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
