@@ -75,8 +75,10 @@ def _show(alone: dict[str, float], with_ray: dict[str, float], start_stop: float
         print(f"{name:<14}{alone[name]:>16.1f}{with_ray[name]:>10.1f}{costs[name]:>10.1f}")
     cost = start_stop + sum(costs.values())
     print(f"{'start, stop':<14}{'':>16}{start_stop:>10.1f}{start_stop:>10.1f}")
-    print(f"story wall time {wall:.0f} s; Ray costs {cost:.0f} s of it: {100 * cost / wall:.0f} %" if wall > 60 else
-          f"Ray costs {cost:.0f} s (the story was there already: its wall time is in the first run's output)")  # fmt: skip
+    if wall > 60:
+        print(f"story wall time {wall:.0f} s; Ray costs {cost:.0f} s of it: {100 * cost / wall:.0f} %")
+    else:
+        print(f"Ray costs {cost:.0f} s (the story was there already: its first run printed its wall time)")
 
 
 if __name__ == "__main__":
