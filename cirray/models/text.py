@@ -65,13 +65,28 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer saved in Hugging Face layout.
 
     Raises:
-        ArtifactError: when the folder holds none.
+        ArtifactError: when the folder holds none, or one without a pad token.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"No tokenizer could be read from {str(folder)!r}: {reason}") from None
+    check_tokenizer(tokenizer, str(folder))
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Refuse a tokenizer that cannot put texts of different lengths into one batch.
+
+    Raises:
+        ArtifactError: when there is no pad token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ArtifactError(
+            f"The tokenizer of {place!r} has no pad token, so texts of different lengths cannot share a batch. Name "
+            "one as pad_token in its tokenizer_config.json, or give a BERT-style tokenizer."
+        )
 
 
 def encode_texts(

@@ -176,6 +176,8 @@ class TowersRun(Config):
     """Sizes of a trained vision tower."""
     transform: TransformConfig = TransformConfig()
     """How a trained vision tower's images are prepared; `size` is the tower's image size."""
+    image_mode: Literal["", "target_pad", "squash", "center_crop"] = ""
+    """How images of a fetched vision tower become square (SPRC and PTHA: `target_pad`); empty: as its own files say."""
     vision_training: VisionTrainingConfig = VisionTrainingConfig()
     """Pretraining of the vision tower."""
     language_model: LanguageModelConfig = LanguageModelConfig()
@@ -204,7 +206,12 @@ class GeneratorRun(Config):
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold the labelled images; without any, they are encoded here."""
     language: str = ""
-    """Another language model than the towers': a folder or hub id."""
+    """Another language model than the towers': a folder or hub id; a whole InstructBLIP checkpoint serves too."""
+    qformer_source: str = ""
+    """A BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former and projection are the start weights; its
+    sizes replace those of `model.qformer`."""
+    source_projection: bool = True
+    """Start the projection from `qformer_source` too; false: at random, for another language model than its own."""
     model: GeneratorConfig = GeneratorConfig()
     """The network."""
     labels: int | None = Field(None, ge=1)
@@ -283,8 +290,11 @@ class TrainRun(Config):
     """Towers or checkpoint artifact with the vision tower that made the features; it is copied into the checkpoint."""
     init: str = ""
     """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
+    qformer_source: str = ""
+    """Instead of `init`: a BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former, projections and
+    tokenizer are the start, or what `cirray convert` made of one."""
     model: RetrieverConfig = RetrieverConfig()
-    """The network; with `init`, the checkpoint's own sizes hold."""
+    """The network; with `init` or `qformer_source`, the checkpoint's own sizes hold."""
     tokenizer: str = ""
     """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Unused with
     `init`."""
@@ -302,6 +312,10 @@ class TrainRun(Config):
 
     @model_validator(mode="after")
     def _trainable(self) -> "TrainRun":
+        if self.init and self.qformer_source:
+            raise ValueError(
+                "init and qformer_source both give start weights; empty one of them (init= or qformer_source=)"
+            )
         if not self.features:
             raise ValueError("features needs at least one artifact")
         if not self.triplets and (self.data is None or self.labels == 0):

@@ -26,8 +26,10 @@ from cirray.evaluation.texts import judge_generations
 from cirray.features.store import FeatureStore
 from cirray.generators.base import FeatureLookup
 from cirray.generators.mtg import ModificationTextModel
+from cirray.generators.sources import generator_from
 from cirray.generators.store import save_generator
 from cirray.generators.writer import TextWriter
+from cirray.models.sources.blip2 import open_blip2
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.models.towers.language import load_language_model
 from cirray.pipelines.config import GeneratorRun
@@ -62,6 +64,8 @@ def run_generator(run: GeneratorRun) -> Manifest:
     """
     inputs = {"towers": read_manifest(run.towers, "towers").digest}
     inputs |= {f"features-{number}": read_manifest(uri, "features").digest for number, uri in enumerate(run.features)}
+    if run.qformer_source:
+        inputs["qformer_source"] = open_blip2(run.qformer_source).digest
     stage = open_stage(run.out, "generator", run.to_dict(), inputs)
     if stage.finished:
         return stage.finished
@@ -106,10 +110,17 @@ def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
 
 
 def build_generator(run: GeneratorRun, features: FeatureLookup) -> ModificationTextModel:
-    """A network with random start weights around the towers' language model."""
+    """A network around a language model, with random start weights or those of a BLIP-2 or InstructBLIP checkpoint.
+
+    Raises:
+        ArtifactError: when the checkpoint, or its projection, does not fit the towers or the language model.
+    """
     language = load_language_model(run.language or localize(run.towers, "towers") / LANGUAGE)
     width = load_vision_tower(localize(run.towers, "towers") / VISION).width
     torch.manual_seed(derive_seed(run.seed, "generator"))
+    if run.qformer_source:
+        source = open_blip2(run.qformer_source)
+        return generator_from(source, run.model, language, width, run.source_projection).to(run.device)
     return ModificationTextModel(run.model, language, width).to(run.device)
 
 

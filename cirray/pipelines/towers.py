@@ -129,7 +129,8 @@ def shapes_words() -> list[str]:
 def _vision(run: TowersRun, work: Path) -> tuple[VisionTower, dict[str, float]]:
     if run.vision != "train":
         tower = load_vision_tower(asset_folder(SHAPES_VISION) if run.vision == "asset" else run.vision)
-        return tower, {}
+        mode = run.image_mode or tower.transform.mode
+        return VisionTower(tower.model, tower.transform.model_copy(update={"mode": mode})), {}
     config = run.vision_training
     torch.manual_seed(derive_seed(config.seed, "vision tower"))
     tower = build_vision_tower(run.vision_model, run.transform).to(run.device)

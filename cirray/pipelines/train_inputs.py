@@ -13,6 +13,7 @@ from cirray.data.readers import read_dataset
 from cirray.features.store import FeatureStore
 from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.retriever_files import load_retriever
+from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
@@ -66,24 +67,30 @@ def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
     digests |= {f"reverse {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.reverse_texts)}
     if run.init:
         digests["init"] = read_manifest(run.init, "checkpoint").digest
+    if run.qformer_source:
+        digests["qformer_source"] = open_blip2(run.qformer_source).digest
     return {**digests, "rows": stable_id(*inputs.triplets, "queries", *inputs.queries, "texts", *inputs.texts)}
 
 
 def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> QFormerRetriever:
-    """Start weights: the checkpoint's, or random ones that depend on the seed alone.
+    """Start weights: the checkpoint's or the source's, or random ones that depend on the seed alone.
 
     Raises:
+        ArtifactError: when the source is no BLIP-2 or InstructBLIP checkpoint with a text side.
         ConfigError: when the checkpoint reads other features.
     """
     if run.init:
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
-        if retriever.patch_width != patch_width:
-            raise ConfigError(
-                f"The checkpoint {run.init!r} reads patch tokens of width {retriever.patch_width}, the features have "
-                f"{patch_width}. Embed the images with the checkpoint's own tower."
-            )
+    elif run.qformer_source:
+        words = load_tokenizer(run.tokenizer) if run.tokenizer else None
+        retriever = retriever_from(open_blip2(run.qformer_source), run.model, words, run.training.seed)
     else:
         retriever = build_retriever(run.model, _tokenizer(run, inputs), patch_width, run.training.seed)
+    if retriever.patch_width != patch_width:
+        raise ConfigError(
+            f"The checkpoint {(run.init or run.qformer_source)!r} reads patch tokens of width {retriever.patch_width}, "
+            f"the features have {patch_width}. Embed the images with the checkpoint's own tower."
+        )
     if run.temperature is not None:
         with torch.no_grad():
             retriever.raw_temperature.fill_(run.temperature)
@@ -111,16 +118,23 @@ def check_model_fields(run: TrainRun) -> None:
     Raises:
         ConfigError: naming the first such field.
     """
-    if not run.init:
+    if not run.init and not run.qformer_source:
         return
-    own = _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
+    own = _own_fields(run)
     usual = _leaves(type(run)().model.to_dict())
     for name, value in _leaves(run.model.to_dict()).items():
-        if value not in (usual.get(name), own.get(name)):
+        if name in own and value not in (usual.get(name), own[name]):
             raise ConfigError(
-                f"model.{name} is {value!r}, but the checkpoint {run.init!r} has {own.get(name)!r} and keeps it. "
-                "Leave the field out, or start without init."
+                f"model.{name} is {value!r}, but the checkpoint {(run.init or run.qformer_source)!r} has {own[name]!r} "
+                "and keeps it. Leave the field out, or start without that checkpoint."
             )
+
+
+def _own_fields(run: TrainRun) -> dict[str, Any]:
+    """What a checkpoint fixes: everything of a retriever's, only the Q-Former's sizes of a BLIP-2 source."""
+    if run.init:
+        return _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
+    return _leaves({"qformer": open_blip2(run.qformer_source).sizes(run.model.qformer).to_dict()})
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

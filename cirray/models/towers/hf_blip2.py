@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, Blip2VisionConfig, Blip2VisionModel
+from transformers.utils import cached_file
 
-from cirray.core.errors import ArtifactError
+from cirray.core.errors import ArtifactError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
-from cirray.models.quiet import quiet
+from cirray.models.quiet import forget_old_names, quiet
 
 PREPROCESSOR = "preprocessor_config.json"
 _POSITION_STD = 0.7
+_TOWER = "blip_2_vision_model"
 _FULL_MODELS = ("blip-2", "instructblip", "instructblipvideo")
 
 
@@ -28,6 +31,7 @@ class VisionTower(nn.Module):
         transform: how an image becomes the pixels this tower reads (the data layer builds it).
         width: width of the tokens.
         num_tokens: tokens per image, the class token included.
+        image_size: side of the images in pixels.
     """
 
     def __init__(self, model: Blip2VisionModel, transform: TransformConfig) -> None:
@@ -36,6 +40,7 @@ class VisionTower(nn.Module):
         self.model, self.transform = model, transform
         self.width = int(model.config.hidden_size)
         self.num_tokens = int(model.embeddings.num_positions)
+        self.image_size = _side(model.config)
         self.mean_C: torch.Tensor
         self.std_C: torch.Tensor
         self.register_buffer("mean_C", torch.tensor(transform.mean) * 255.0, persistent=False)
@@ -52,6 +57,7 @@ class VisionTower(nn.Module):
         Returns:
             patches_BPD: last hidden states after the final LayerNorm, class token first.
         """
+        check_pixels(images_BHWC, self.image_size)
         pixels_BCHW = ((images_BHWC.float() - self.mean_C) / self.std_C).permute(0, 3, 1, 2)
         return self.model(pixels_BCHW.to(self.model.dtype)).last_hidden_state
 
@@ -112,31 +118,64 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
 
     Args:
         source: folder written by `save`, a folder or hub id of a `Blip2VisionModel`, or of a whole BLIP-2 or
-            InstructBLIP checkpoint, of which only the vision part is read.
+            InstructBLIP checkpoint, of which only the vision part is read; its last LayerNorm is taken without the
+            affine part, which belongs to the trained side (`cirray.models.sources.blip2`).
         dtype: type of the weights; None keeps the stored one.
 
     Raises:
-        ArtifactError: when nothing readable is there.
+        ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
     try:
         settings = AutoConfig.from_pretrained(str(source)) if not _is_tower(source) else None
+        part = _part(settings)
         with quiet():
-            model = Blip2VisionModel.from_pretrained(str(source), dtype=dtype or "auto", **_part(settings))
-    except (OSError, ValueError, KeyError) as error:
+            model, report = Blip2VisionModel.from_pretrained(
+                str(source), dtype=dtype or "auto", output_loading_info=True, **part
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"No vision tower could be read from {str(source)!r}: {reason}") from None
-    return VisionTower(model, _read_transform(Path(source), model.config))
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ArtifactError(
+            f"{str(source)!r} lacks {len(missing)} tensors of its vision tower, e.g. {missing[0]!r}. Give a folder "
+            "with config.json and all weights of a BLIP-2 vision model or of a whole BLIP-2 or InstructBLIP checkpoint."
+        )
+    if part:
+        forget_old_names(model)
+        nn.init.ones_(model.post_layernorm.weight)
+        nn.init.zeros_(model.post_layernorm.bias)
+    transform = _read_transform(source, model.config)
+    _check_size(str(source), transform, model.config)
+    return VisionTower(model, transform)
+
+
+def check_pixels(images_BHWC: torch.Tensor, size: int) -> None:
+    """Refuse images that the position table has no places for; transformers would cut the table silently.
+
+    Raises:
+        DataError: naming both sizes.
+    """
+    if tuple(images_BHWC.shape[1:3]) != (size, size):
+        height, width = images_BHWC.shape[1:3]
+        raise DataError(
+            f"The images are {height} x {width} px, the tower's position table is for {size} x {size} px. Prepare them "
+            "with the tower's own transform."
+        )
 
 
 def _is_tower(source: str | Path) -> bool:
     path = Path(source) / "config.json"
-    return path.is_file() and json.loads(path.read_text()).get("model_type") == "blip_2_vision_model"
+    return path.is_file() and json.loads(path.read_text()).get("model_type") == _TOWER
 
 
 def _part(settings: Any) -> dict[str, Any]:
     """Arguments that read the vision part out of a whole checkpoint, whose weights are named `vision_model.*`."""
-    if settings is None or getattr(settings, "model_type", "") not in _FULL_MODELS:
+    family = _TOWER if settings is None else str(getattr(settings, "model_type", ""))
+    if family == _TOWER:
         return {}
+    if family not in _FULL_MODELS:
+        raise ValueError(f"wrong architecture. {unknown_name('model_type', family, (_TOWER, *_FULL_MODELS))}")
     vision = settings.vision_config.to_dict()
     names = {
         name: value for name, value in vision.items() if name in Blip2VisionConfig().to_dict() and name != "model_type"
@@ -160,14 +199,35 @@ def _preprocessor(transform: TransformConfig) -> dict[str, Any]:
     }
 
 
-def _read_transform(folder: Path, settings: Blip2VisionConfig) -> TransformConfig:
-    path = folder / PREPROCESSOR
-    if not path.is_file():
+def _read_transform(source: str | Path, settings: Blip2VisionConfig) -> TransformConfig:
+    path = _preprocessor_file(source)
+    if path is None:
         return TransformConfig(size=_side(settings))
     stored = json.loads(path.read_text())
     if "cirray_transform" in stored:
         return TransformConfig(**stored["cirray_transform"])
-    return TransformConfig(size=_side(settings), mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"]))
+    wanted = stored.get("size", {})
+    size = wanted.get("height", _side(settings)) if isinstance(wanted, dict) else int(wanted)
+    return TransformConfig(size=size, mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"]))
+
+
+def _preprocessor_file(source: str | Path) -> Path | None:
+    """The preprocessor's settings in a folder or, with the weights already fetched, on the hub."""
+    if Path(source).is_dir():
+        path = Path(source) / PREPROCESSOR
+        return path if path.is_file() else None
+    found = cached_file(str(source), PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+def _check_size(source: str, transform: TransformConfig, settings: Blip2VisionConfig) -> None:
+    side, patch = _side(settings), settings.patch_size
+    if transform.size != side:
+        raise ArtifactError(
+            f"The position table of {source!r} takes images of {side} px ({side // patch} x {side // patch} patches of "
+            f"{patch} px), its {PREPROCESSOR} makes {transform.size} px. Correct the preprocessor's size, or take a "
+            f"checkpoint that was trained at {transform.size} px."
+        )
 
 
 def _side(settings: Blip2VisionConfig) -> int:

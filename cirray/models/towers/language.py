@@ -9,13 +9,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -26,7 +29,7 @@ from transformers import (
 )
 
 from cirray.core.errors import ArtifactError, DataError
-from cirray.models.quiet import quiet
+from cirray.models.quiet import forget_old_names, quiet
 from cirray.models.towers.config import LanguageModelConfig
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
@@ -120,22 +123,42 @@ def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.fl
     """Load any decoder-only model with its tokenizer.
 
     Args:
-        source: folder or hub id that `AutoModelForCausalLM` and `AutoTokenizer` read.
+        source: folder or hub id that `AutoModelForCausalLM` and `AutoTokenizer` read, or of a whole BLIP-2 or
+            InstructBLIP checkpoint, of which only the language model is read.
         dtype: type of the weights; None keeps the stored one.
 
     Raises:
         ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
     """
     try:
+        inner = _inner(source)
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype or "auto")
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(source), dtype=dtype or "auto", output_loading_info=True, **inner
+            )
         tokenizer = AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"No causal language model could be read from {str(source)!r}: {reason}") from None
+        raise ArtifactError(
+            f"No causal language model could be read from {str(source)!r}: {reason} Give a folder with config.json, "
+            "weights and the tokenizer's files, or a hub id that can be reached."
+        ) from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ArtifactError(f"{str(source)!r} lacks {len(missing)} tensors of its language model, e.g. {missing[0]!r}.")
+    if inner:
+        forget_old_names(model)
     if len(tokenizer) > _table(model).shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     return LanguageModel(model.eval(), tokenizer, str(source))
+
+
+def _inner(source: str | Path) -> dict[str, Any]:
+    """Arguments that read the language model out of a whole checkpoint, whose weights are named `language_model.*`."""
+    settings = AutoConfig.from_pretrained(str(source))
+    if settings.model_type not in ("blip-2", "instructblip"):
+        return {}
+    return {"config": settings.text_config, "key_mapping": {r"^language_model\.": ""}}
 
 
 def bag_ids(language: LanguageModel, bags: Sequence[Sequence[str]], width: int) -> torch.Tensor:

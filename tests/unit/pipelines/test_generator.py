@@ -1,4 +1,6 @@
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +8,8 @@ from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.world import write_world
-from cirray.generators.store import load_generator
+from cirray.generators.store import load_generator, load_model
+from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.config import GeneratorRun, TowersRun
 from cirray.pipelines.generator import build_generator, encode_live, run_generator, select_labels
 from cirray.pipelines.towers import run_towers
@@ -44,7 +47,6 @@ def test_the_stage_writes_a_generator_that_can_be_loaded_and_reports_both_direct
 
 def test_a_loaded_generator_writes_what_the_stage_reported(home):
     from cirray.data.readers import read_dataset
-    from cirray.models.towers.hf_blip2 import load_vision_tower
 
     run = settings(home, "generator")
     run_generator(run)
@@ -102,7 +104,6 @@ def test_features_of_another_tower_are_refused_and_those_of_these_towers_are_rea
     from cirray.core.errors import IndexMismatchError
     from cirray.data.readers import read_dataset
     from cirray.features.shards import FeatureShardWriter
-    from cirray.models.towers.hf_blip2 import load_vision_tower
 
     run = settings(home, "stored")
     dataset, tower = read_dataset(run.data), load_vision_tower(home / "towers" / "vision")
@@ -121,3 +122,19 @@ def test_features_of_another_tower_are_refused_and_those_of_these_towers_are_rea
     stored = run_generator(settings(home, "stored", write("own", tower.digest), *quick))
     live = run_generator(settings(home, "live", *quick))
     assert stored.metrics["train_loss"] == live.metrics["train_loss"]
+
+
+def test_an_instructblip_checkpoint_gives_tower_language_model_q_former_and_projection(home):
+    blip2 = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "small_blip2.py"))
+    folder = blip2["save_instruct"](blip2["instruct"](), home / "instructblip")
+    towers = load_config(TowersRun, None, [f"vision={folder}", f"language={folder}", f"out={home / 'itowers'}"])
+    run_towers(load_config(TowersRun, towers.to_dict(), ["image_mode=target_pad"]))
+    passes = "model.passes=[reference,target,difference]"
+    given = (passes, f"qformer_source={folder}", f"towers={home / 'itowers'}", "alignment=none", "scenes=''")
+    manifest = run_generator(settings(home, "instructed", *given, "evaluate_pairs=2", "decoding.keep_unfinished=true"))
+    assert manifest.inputs["qformer_source"] and manifest.metrics["token_loss"] > 0
+    again = load_model(home / "instructed")
+    start = blip2["instruct"]()
+    assert 0 < (again.projection.weight - start.language_projection.weight).abs().max() < 0.01
+    assert again.config.qformer.queries == 3 and len(again.reader) == len(blip2["reader"]())
+    assert load_vision_tower(home / "itowers" / "vision").transform.mode == "target_pad"

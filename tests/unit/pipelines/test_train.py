@@ -10,7 +10,8 @@ import pytest
 from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
-from cirray.pipelines.config import FinetuneRun, PretrainRun, TrainRun
+from cirray.pipelines.config import EmbedRun, FinetuneRun, PretrainRun, TrainRun
+from cirray.pipelines.embed import run_embed
 from cirray.pipelines.train import run_train
 from cirray.pipelines.train_inputs import read_inputs
 from cirray.retriever import load_models
@@ -19,6 +20,7 @@ from cirray.triplets.schema import from_triplets, rejected_table
 from cirray.triplets.store import write_part
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
+BLIP2 = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "small_blip2.py"))
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +172,32 @@ def test_what_cannot_be_trained_is_refused_in_words(fields, tmp_path, changes, e
 def test_pretraining_and_fine_tuning_have_their_own_defaults():
     assert PretrainRun().training.objective == "pretrain" and PretrainRun().labels == 0
     assert FinetuneRun().training.objective == "ptha" and FinetuneRun().init == PretrainRun().out
+
+
+@pytest.fixture(scope="module")
+def stage1(fields, tmp_path_factory):
+    """A small BLIP-2 folder, and the features that its own tower makes."""
+    root = tmp_path_factory.mktemp("blip2")
+    folder = BLIP2["save_retrieval"](BLIP2["retrieval"](), root / "stage1")
+    embed = {"data": fields["data"], "parts": ["labelled"], "tower": folder, "out": str(root / "features")}
+    run_embed(EmbedRun.model_validate({**embed, "ray": {"enabled": False}}))
+    return {**fields, "qformer_source": folder, "towers": folder, "features": [str(root / "features")], "model": {}}
+
+
+def test_a_blip2_checkpoint_starts_a_training(stage1, tmp_path):
+    manifest = run_train(make_run(stage1, tmp_path / "out", training={"steps": 2}))
+    encoder, vision, _ = load_models(str(tmp_path / "out"))
+    assert encoder.config.qformer.queries == 3 and vision.image_size == 16
+    assert set(manifest.inputs) >= {"qformer_source"}
+    start = BLIP2["retrieval"]().query_tokens
+    moved = (encoder.qformer.query_tokens - start).abs().max()
+    assert 0 < moved < 0.05
+
+
+def test_sizes_beside_a_blip2_checkpoint_and_two_starts_are_refused(stage1, fields, tmp_path):
+    with pytest.raises(ConfigError, match="model.qformer.width is 64.*has 16"):
+        run_train(make_run({**stage1, "model": {"qformer": {"width": 64}}}, tmp_path / "a"))
+    with pytest.raises(ConfigError, match="init and qformer_source both"):
+        make_run(stage1, tmp_path / "b", init="somewhere")
+    with pytest.raises(ConfigError, match="reads patch tokens of width 24, the features have 16"):
+        run_train(make_run({**fields, "qformer_source": stage1["qformer_source"], "model": {}}, tmp_path / "c"))

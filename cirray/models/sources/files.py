@@ -1,0 +1,235 @@
+"""Weights in Hugging Face layout, in a folder or on the hub: found, checked and read by name, no more than asked for.
+
+Nothing here runs code from a file: safetensors holds none, and `.bin` is read with `weights_only`.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from cirray.core.artifacts import file_digest
+from cirray.core.errors import ArtifactError
+from cirray.types import stable_id
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+Find = Callable[[str], Path | None]
+"""A file's name -> its place, or None when the source has no such file."""
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """A checkpoint: `config` is its `config.json`, `places` says which file holds a tensor."""
+
+    name: str
+    config: dict[str, Any]
+    places: dict[str, str]
+    find: Find
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self.places)
+
+    def has(self, prefix: str) -> bool:
+        """Whether some tensor's name starts so."""
+        return any(name.startswith(prefix) for name in self.places)
+
+    def file(self, name: str) -> Path:
+        """Local place of a file of weights; fetched when the source is on the hub.
+
+        Raises:
+            ArtifactError: when it is missing.
+        """
+        path = self.find(name)
+        if path is None:
+            raise ArtifactError(
+                f"The file {name!r} of {self.name!r} is missing, though its index names it. Fetch the checkpoint again."
+            )
+        return path
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Tensors by name, in the type they are stored in.
+
+        Raises:
+            ArtifactError: naming a missing, damaged or non-float tensor.
+        """
+        wanted = sorted(set(names))
+        missing = [name for name in wanted if name not in self.places]
+        if missing:
+            raise ArtifactError(
+                f"{self.name!r} lacks {len(missing)} of the tensors that are needed: {listed(missing)}. "
+                "Give a checkpoint of the architecture that its config.json names."
+            )
+        found: dict[str, torch.Tensor] = {}
+        for file in sorted({self.places[name] for name in wanted}):
+            found |= read_tensors(self.file(file), [name for name in wanted if self.places[name] == file])
+        check_floats(self.name, found)
+        return found
+
+    def digest(self, names: Iterable[str]) -> str:
+        """16 hex digits over the configuration and the files that hold the named tensors."""
+        files = sorted({self.places[name] for name in names if name in self.places})
+        return stable_id(
+            json.dumps(self.config, sort_keys=True), *(file_digest(str(self.file(name))) for name in files)
+        )
+
+
+def open_weights(source: str | Path) -> WeightSource:
+    """Look into a folder or a hub repository; reads `config.json` and the list of tensors, no weights.
+
+    Raises:
+        ArtifactError: when it is neither, or holds no config or no weights; says which files belong where.
+    """
+    find = _finder(str(source))
+    path = find(CONFIG)
+    if path is None:
+        raise ArtifactError(f"{str(source)!r} holds no {CONFIG}. {_needed(str(source))}")
+    config = read_json(path)
+    return WeightSource(str(source), config, _places(str(source), find), find)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file.
+
+    Raises:
+        ArtifactError: when the file holds something else.
+    """
+    try:
+        tree = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{str(path)!r} is not readable JSON ({_short(error)}). Fetch the file again.") from None
+    if not isinstance(tree, dict):
+        raise ArtifactError(f"{str(path)!r} holds a {type(tree).__name__}; a JSON object is needed.")
+    return tree
+
+
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    """Tensors of one `.safetensors` or pickled file, all or the named ones.
+
+    Raises:
+        ArtifactError: when the file is truncated, damaged, or a pickle that holds more than tensors and plain values.
+    """
+    if path.suffix != ".safetensors":
+        tree = read_pickle(path)
+        return {name: tree[name] for name in (tree if names is None else names)}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{str(path)!r} is truncated or no safetensors file ({_short(error)}). Fetch or write it again."
+        ) from None
+
+
+def read_pickle(path: Path) -> Any:
+    """What `torch.save` wrote, if it holds tensors and plain values alone; code in it is refused, never run.
+
+    Raises:
+        ArtifactError: when the file is damaged, or would need code of its own to be read.
+    """
+    try:
+        return torch.load(str(path), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ArtifactError(
+            f"{str(path)!r} holds more than weights and was not read: {_refused(error)}. Only tensors, numbers, texts "
+            "and containers of them are accepted; save the model's state_dict() alone."
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{str(path)!r} is truncated or no torch file ({_short(error)}). Fetch it again.") from None
+
+
+def check_floats(name: str, tensors: dict[str, Any]) -> None:
+    """Refuse weights of a type that cannot be converted to a float without knowing how they were packed.
+
+    Raises:
+        ArtifactError: naming the first such tensor.
+    """
+    for key, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise ArtifactError(f"{name!r} holds a {type(value).__name__} under {key!r} where a tensor is needed.")
+        if value.dtype not in FLOATS:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ArtifactError(
+                f"The tensor {key!r} of {name!r} has type {kind}; float32, float16 and bfloat16 are accepted. "
+                "Give the checkpoint before it was quantised."
+            )
+
+
+def listed(names: Iterable[str], shown: int = 5) -> str:
+    """The first names and how many more there are."""
+    every = sorted(names)
+    more = f" and {len(every) - shown:,} more" if len(every) > shown else ""
+    return ", ".join(every[:shown]) + more
+
+
+def _finder(source: str) -> Find:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return lambda name: folder / name if (folder / name).is_file() else None
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise ArtifactError(f"The checkpoint {source!r} is no folder. {_needed(source)}")
+    return lambda name: _from_hub(source, name)
+
+
+def _from_hub(repository: str, name: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name))
+    except LocalEntryNotFoundError:
+        pass
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{repository!r} cannot be fetched ({_short(error)}). {_needed(repository)}") from None
+    raise ArtifactError(f"{repository!r} is no folder here and the hub does not answer. {_needed(repository)}")
+
+
+def _needed(source: str) -> str:
+    return (
+        f"Put {CONFIG}, {SINGLE} (or its shards with {INDEX}) and the tokenizer's files into one folder and name that "
+        f"folder, or run once with network access so that {source!r} is kept in the hub's cache."
+    )
+
+
+def _places(source: str, find: Find) -> dict[str, str]:
+    for index, single in ((INDEX, SINGLE), (OLD_INDEX, OLD_SINGLE)):
+        found = find(index)
+        if found is not None:
+            return {str(name): str(file) for name, file in dict(read_json(found).get("weight_map", {})).items()}
+        path = find(single)
+        if path is not None:
+            return dict.fromkeys(_names(path), single)
+    raise ArtifactError(f"{source!r} holds no weights ({SINGLE} or {INDEX}). {_needed(source)}")
+
+
+def _names(path: Path) -> list[str]:
+    if path.suffix != ".safetensors":
+        return list(read_pickle(path))
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{str(path)!r} is truncated or no safetensors file ({_short(error)}). Fetch or write it again."
+        ) from None
+
+
+def _refused(error: Exception) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it wants to import {found.group(1)}" if found else _short(error)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
