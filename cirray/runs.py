@@ -1,11 +1,12 @@
 """Roots of the configuration tree that no single package owns. No torch, no ray."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ShapesConfig
+from cirray.models.config import RetrieverConfig
 
 
 class WorldRun(Config):
@@ -71,6 +72,33 @@ class SearchRun(Config):
     """Answers wanted."""
     out: str = ""
     """Where the page with the pictures goes; default `cirray-search.html` here."""
+
+
+class ConvertRun(Config):
+    """Read the authors' checkpoint files, or write them again."""
+
+    source: str
+    """A file of LAVIS, SPRC or MTST_PTHA (`.pth`, `.pt`, `.bin`, `.safetensors`), a folder that this verb made of one,
+    or (`to: original`) a checkpoint artifact."""
+    to: Literal["weights", "checkpoint", "original"] = "weights"
+    """`weights`: a folder in Hugging Face layout, for `qformer_source` and `vision`. `checkpoint`: a checkpoint
+    artifact, to evaluate, index and serve. `original`: the authors' layout, `weights.pt`."""
+    format: Literal["auto", "blip2", "sprc", "ptha", "instructblip-vicuna", "instructblip-t5"] = "auto"
+    """What the file is; `auto` tells it by its tensors."""
+    tokenizer: str = ""
+    """Folder or hub id of the Q-Former's tokenizer (bert-base-uncased); [DEC] is added where LAVIS adds it."""
+    vision: str = ""
+    """With `to: checkpoint`: the vision tower of a file that holds none (towers artifact, folder or hub id)."""
+    qformer_heads: int = Field(12, ge=1)
+    """Attention heads of the Q-Former, which the file does not tell."""
+    vision_heads: int = Field(16, ge=1)
+    """Attention heads of the vision tower, which the file does not tell."""
+    model: RetrieverConfig | None = None
+    """With `to: checkpoint`: readout, mask, temperature; null: as the authors' code infers ([CLS])."""
+    image_mode: Literal["", "target_pad", "squash", "center_crop"] = "target_pad"
+    """With `to: checkpoint`: how images become square (SPRC and PTHA: `target_pad`)."""
+    out: str = "~/cirray/quickstart/converted"
+    """Artifact to write (path or URI)."""
 
 
 class ServeRun(Config):

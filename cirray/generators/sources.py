@@ -54,6 +54,6 @@ def _check_width(source: Blip2Source, language: LanguageModel) -> None:
     if width != language.width:
         raise ArtifactError(
             f"The projection of {source.name!r} is for a language model of width {width}; {language.source!r} has "
-            f"width {language.width}. Name its own language model (language={source.name}), or set source_projection=false "
-            "to start the projection at random."
+            f"width {language.width}. Name its own language model (language={source.name}), or set "
+            "source_projection=false to start the projection at random."
         )

@@ -36,7 +36,7 @@ def test_the_config_is_printed_resolved(capsys):
 
 @pytest.mark.parametrize("name", [name for name in VERBS if name != "quickstart"])
 def test_one_word_moves_every_place_of_a_verb_and_a_named_one_stays(name):
-    cls, needed = verb(name).config_class(), ["text=x"] if name == "search" else []
+    cls, needed = verb(name).config_class(), {"search": ["text=x"], "convert": ["source=x"]}.get(name, [])
     assert "~/cirray/quickstart" in resolve(cls, None, needed).to_yaml()
     moved = resolve(cls, None, [*needed, "root=mine"])
     assert "~/cirray/quickstart" not in moved.to_yaml() and "mine/" in moved.to_yaml()

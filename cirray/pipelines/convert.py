@@ -1,0 +1,149 @@
+"""Checkpoints of LAVIS, SPRC and MTST_PTHA into artifacts of this package, and back. Nothing in a file is ever run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cirray.core.artifacts import Manifest, Stage, file_digest, is_complete, localize, open_stage, read_manifest
+from cirray.core.errors import ArtifactError, CirrayError
+from cirray.models.config import RetrieverConfig
+from cirray.models.conversion import FORMATS
+from cirray.models.conversion_files import (
+    RECORD,
+    Heads,
+    Original,
+    Record,
+    convert,
+    extend_tokenizer,
+    read_original,
+    read_weights,
+    write_original,
+    write_weights,
+)
+from cirray.models.retriever_files import load_retriever
+from cirray.models.sources.backward import retriever_tensors
+from cirray.models.sources.blip2 import open_blip2, retriever_from
+from cirray.models.text import load_tokenizer
+from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.pipelines.actors import find_tower
+from cirray.runs import ConvertRun
+
+WEIGHTS, MODEL, VISION, WORK = "weights.pt", "model", "vision", "work"
+
+
+def run_convert(run: ConvertRun) -> Manifest:
+    """Convert one checkpoint.
+
+    Returns:
+        Manifest of kind "weights" (both layouts) or "checkpoint"; counts `tensors` and `values`; `extra` tells the
+        format, and what beside the weights was left out of the file (optimiser states).
+
+    Raises:
+        ArtifactError: for anything that is not exactly a known checkpoint: wrong architecture, missing or left over
+            tensors, code in a pickle, a truncated file.
+        ConfigError: heads that do not divide the widths.
+    """
+    kind = "checkpoint" if run.to == "checkpoint" else "weights"
+    stage = open_stage(run.out, kind, run.to_dict(), {"source": _digest(run.source)})
+    if stage.finished:
+        return stage.finished
+    try:
+        return _write_back(run, stage) if run.to == "original" else _write(run, stage)
+    except CirrayError:
+        stage.discard()  # nothing of a refused file is worth resuming
+        raise
+
+
+def _write(run: ConvertRun, stage: Stage) -> Manifest:
+    folder = stage.local / WORK if run.to == "checkpoint" else stage.local
+    original, tensors, record = _read(run)
+    write_weights(folder, tensors, record, Heads(run.qformer_heads, run.vision_heads), _tokenizer(run, record))
+    extra: dict[str, Any] = {"format": record.format, "left_out": list(original.left_out)}
+    if run.to == "checkpoint":
+        extra["encoder_digest"] = _checkpoint(run, stage, record)
+    return stage.publish(_counts(tensors), extra=extra)
+
+
+def _read(run: ConvertRun) -> tuple[Original, dict[str, Any], Record]:
+    source = Path(run.source).expanduser()
+    if not source.is_dir():
+        original = read_original(source)
+        return (original, *convert(original, run.format))
+    if run.to == "weights":
+        raise ArtifactError(f"{run.source!r} is converted already; use to=checkpoint or to=original.")
+    tensors, record = read_weights(source)
+    return Original({}), tensors, record
+
+
+def _tokenizer(run: ConvertRun, record: Record) -> Any:
+    """The named tokenizer, or that of an already converted folder, or none."""
+    place: str | Path = run.tokenizer
+    if not place:
+        folder = Path(run.source).expanduser()
+        place = folder / "qformer_tokenizer" if FORMATS[record.format].instruct else folder
+        if not (place / "tokenizer_config.json").is_file():
+            return None
+    return extend_tokenizer(load_tokenizer(place), record.sizes.vocabulary)
+
+
+def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
+    """Turn the weights folder into `model/`; returns the tower's digest."""
+    work = stage.local / WORK
+    if not any(work.rglob("tokenizer_config.json")):
+        raise ArtifactError(
+            f"{run.source!r} brings no tokenizer. Name BERT's with tokenizer=FOLDER (holding tokenizer.json or "
+            "vocab.txt) or, with network, tokenizer=bert-base-uncased."
+        )
+    if not run.vision and not record.sizes.tower_layers:
+        raise ArtifactError(
+            f"{run.source!r} holds no vision tower (LAVIS leaves frozen weights out); name one with vision=, e.g. "
+            "vision=Salesforce/blip2-itm-vit-g."
+        )
+    retriever = retriever_from(open_blip2(str(work)), run.model or _inference(record.format))
+    tower = load_vision_tower(find_tower(run.vision) if run.vision else work)
+    if tower.width != retriever.patch_width:
+        raise ArtifactError(
+            f"The vision tower of {run.vision!r} makes tokens of width {tower.width}, the checkpoint reads "
+            f"{retriever.patch_width}. Name the tower it was trained on."
+        )
+    mode = run.image_mode or tower.transform.mode
+    tower = VisionTower(tower.model, tower.transform.model_copy(update={"mode": mode}))
+    retriever.save(stage.local / MODEL)
+    tower.save(stage.local / MODEL / VISION)
+    shutil.rmtree(work)
+    return tower.digest
+
+
+def _inference(form: str) -> RetrieverConfig:
+    """As the released code infers: [CLS] after pass B; PTHA trains on the mean of 33."""
+    if form == "ptha":
+        return RetrieverConfig.for_mode("released_compat")
+    return RetrieverConfig.for_mode("paper", readout="cls")
+
+
+def _write_back(run: ConvertRun, stage: Stage) -> Manifest:
+    if is_complete(run.source) and read_manifest(run.source).kind == "checkpoint":
+        folder = localize(run.source, "checkpoint") / MODEL
+        tensors, record = retriever_tensors(load_retriever(folder), load_vision_tower(folder / VISION))
+    else:
+        tensors, record = read_weights(Path(run.source).expanduser())
+    write_original(stage.local / WEIGHTS, tensors, record)
+    return stage.publish(_counts(tensors), extra={"format": record.format})
+
+
+def _counts(tensors: dict[str, Any]) -> dict[str, int]:
+    return {"tensors": len(tensors), "values": sum(value.numel() for value in tensors.values())}
+
+
+def _digest(source: str) -> str:
+    path = Path(source).expanduser()
+    if is_complete(source):
+        return read_manifest(source).digest
+    if path.is_dir() and (path / RECORD).is_file():
+        return open_blip2(str(path)).digest
+    if not path.is_file():
+        raise ArtifactError(
+            f"No checkpoint stands at {source!r}. Give a file of LAVIS, SPRC or MTST_PTHA (.pth, .pt), or a folder "
+            "that `cirray convert` made."
+        )
+    return file_digest(str(path))
