@@ -112,3 +112,70 @@ class RetrieverConfig(Config):
             "released_compat": {"temperature_clamp": None, "text_mask": "ones", "inference_readout": "cls"},
         }
         return cls.model_validate({**modes[mode], **fields})
+
+
+class TextTowerConfig(Config):
+    """Sizes of a CLIP text encoder that is built from scratch (a pretrained one brings its own)."""
+
+    width: int = Field(64, ge=8)
+    """Width of the token vectors."""
+    layers: int = Field(2, ge=1)
+    """Transformer layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; divide the width."""
+    intermediate: int = Field(256, ge=8)
+    """Width inside the feed-forward."""
+    positions: int = Field(77, ge=8)
+    """Longest text in tokens."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TextTowerConfig":
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} must divide width {self.width}")
+        return self
+
+
+class DualEncoderConfig(Config):
+    """A dual-encoder retriever: one vector an image, one vector a text, and a head that fuses the two into a query."""
+
+    source: str = ""
+    """Where the text encoder comes from: a CLIP folder or hub id, a folder of open_clip, or `open_clip:NAME=FILE`;
+    empty: one of `text`'s sizes with random weights."""
+    fusion: str = "sum"
+    """How image and text vector become the query; a name of the dual heads: sum, combiner, cross_attention."""
+    embed_dim: int = Field(64, ge=2)
+    """Width of the common space; with `source`, its own."""
+    text: TextTowerConfig = TextTowerConfig()
+    """Sizes of a text encoder without `source`."""
+    train_text: bool = True
+    """Train the text encoder (CLIP4CIR's first stage), or the head alone (its second)."""
+    pooling: Literal["first", "mean"] = "first"
+    """An image's vector: token 0 (CLIP's image embedding), or the mean of its tokens."""
+    image_projection: bool = False
+    """A learned linear layer on the tower's tokens: needed where they are not of the common space's width."""
+    head_layers: int = Field(2, ge=1)
+    """Layers of the cross-attention head."""
+    head_heads: int = Field(4, ge=1)
+    """Attention heads of the cross-attention head; divide `embed_dim`."""
+    projection_factor: int = Field(4, ge=1)
+    """Combiner: width of each side's projection over `embed_dim` (CLIP4CIR: 640 -> 2560)."""
+    hidden_factor: int = Field(8, ge=1)
+    """Combiner: width of the hidden layers over `embed_dim` (CLIP4CIR: 5120)."""
+    head_dropout: float = Field(0.5, ge=0, lt=1)
+    """Combiner: dropout on hidden layers (CLIP4CIR: 0.5)."""
+    text_length: int = Field(77, ge=2)
+    """Longest text in tokens, special ones included."""
+    temperature: float = Field(0.01, gt=0)
+    """Temperature of the contrastive loss (CLIP4CIR: 100 x cosine)."""
+    learn_temperature: bool = False
+    """Whether the temperature is trained."""
+    similarity: Literal["dot"] = "dot"
+    """Query against an image's one vector."""
+    gradient_checkpointing: bool = False
+    """Trade compute for memory in the text encoder."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DualEncoderConfig":
+        if self.fusion == "cross_attention" and self.embed_dim % self.head_heads and not self.source:
+            raise ValueError(f"head_heads {self.head_heads} must divide embed_dim {self.embed_dim}")
+        return self

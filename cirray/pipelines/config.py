@@ -9,7 +9,7 @@ from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.generators.config import AlignmentConfig, AnswerTrainingConfig, DecodingConfig, GeneratorConfig
 from cirray.index.config import IndexConfig
 from cirray.mining.config import MiningConfig
-from cirray.models.config import RetrieverConfig, VisionTowerConfig
+from cirray.models.config import DualEncoderConfig, RetrieverConfig, VisionTowerConfig
 from cirray.models.towers.config import LanguageModelConfig, LanguageTrainingConfig, VisionTrainingConfig
 from cirray.training.config import TrainingConfig
 from cirray.triplets.config import FilterConfig
@@ -169,9 +169,12 @@ class TowersRun(Config):
     """Make or fetch the towers that stay frozen from then on: vision and language model."""
 
     vision: str = "asset"
-    """`asset` (shipped, embedded world), `train`, or a folder or hub id of a BLIP-2 vision model."""
+    """`asset` (shipped, embedded world), `train`, a folder or hub id of BLIP-2, InstructBLIP or CLIP, a folder of
+    open_clip, or `open_clip:NAME=FILE` (an open_clip architecture and its weights)."""
     language: str = "asset"
     """`asset` (shipped, embedded world), `train`, or a folder or hub id of a causal language model."""
+    clip_tokens: Literal["embedding", "all"] = "embedding"
+    """What a CLIP tower gives: the image embedding alone (sum, Combiner), or all tokens projected (cross-attention)."""
     vision_model: VisionTowerConfig = VisionTowerConfig()
     """Sizes of a trained vision tower."""
     transform: TransformConfig = TransformConfig()
@@ -295,6 +298,9 @@ class TrainRun(Config):
     tokenizer are the start, or what `cirray convert` made of one."""
     model: RetrieverConfig = RetrieverConfig()
     """The network; with `init` or `qformer_source`, the checkpoint's own sizes hold."""
+    dual: DualEncoderConfig | None = None
+    """Instead of `model`: a dual encoder (CLIP, open_clip, or small from scratch) with a sum, Combiner or
+    cross-attention head."""
     tokenizer: str = ""
     """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Unused with
     `init`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from cirray.core.artifacts import Manifest, Stage, file_digest, is_complete, localize, open_stage, read_manifest
 from cirray.core.errors import ArtifactError, CirrayError
+from cirray.models.composed import QFormerRetriever
 from cirray.models.config import RetrieverConfig
 from cirray.models.conversion import FORMATS
 from cirray.models.conversion_files import (
@@ -24,7 +25,7 @@ from cirray.models.retriever_files import load_retriever
 from cirray.models.sources.backward import retriever_tensors
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import load_tokenizer
-from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.actors import find_tower
 from cirray.runs import ConvertRun
 
@@ -107,7 +108,7 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
             f"{retriever.patch_width}. Name the tower it was trained on."
         )
     mode = run.image_mode or tower.transform.mode
-    tower = VisionTower(tower.model, tower.transform.model_copy(update={"mode": mode}))
+    tower = tower.with_transform(tower.transform.model_copy(update={"mode": mode}))
     retriever.save(stage.local / MODEL)
     tower.save(stage.local / MODEL / VISION)
     shutil.rmtree(work)
@@ -124,7 +125,12 @@ def _inference(form: str) -> RetrieverConfig:
 def _write_back(run: ConvertRun, stage: Stage) -> Manifest:
     if is_complete(run.source) and read_manifest(run.source).kind == "checkpoint":
         folder = localize(run.source, "checkpoint") / MODEL
-        tensors, record = retriever_tensors(load_retriever(folder), load_vision_tower(folder / VISION))
+        retriever = load_retriever(folder)
+        if not isinstance(retriever, QFormerRetriever):
+            raise ArtifactError(
+                f"{run.source!r} holds a dual encoder; only Q-Former retrievers have an authors' layout."
+            )
+        tensors, record = retriever_tensors(retriever, load_vision_tower(folder / VISION))
     else:
         tensors, record = read_weights(Path(run.source).expanduser())
     write_original(stage.local / WEIGHTS, tensors, record)

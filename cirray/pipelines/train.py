@@ -95,7 +95,8 @@ def _content(run: TrainRun) -> dict[str, Any]:
     config = run.to_dict()
     if run.init:
         config["model"] = config["tokenizer"] = None
-    return {name: config[name] for name in _CONTENT}
+    content = {name: config[name] for name in _CONTENT}
+    return {**content, "dual": config["dual"]} if run.dual else content
 
 
 def _publish(run: TrainRun, stage: Stage, inputs: TrainInputs, history: Sequence[Row], rate: float) -> Manifest:

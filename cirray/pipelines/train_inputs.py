@@ -11,8 +11,9 @@ from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.features.store import FeatureStore
-from cirray.models.composed import QFormerRetriever, build_retriever
-from cirray.models.retriever_files import load_retriever
+from cirray.models.composed import build_retriever
+from cirray.models.dual import build_dual
+from cirray.models.retriever_files import Retriever, load_retriever
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
@@ -72,15 +73,18 @@ def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
     return {**digests, "rows": stable_id(*inputs.triplets, "queries", *inputs.queries, "texts", *inputs.texts)}
 
 
-def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> QFormerRetriever:
+def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Retriever:
     """Start weights: the checkpoint's or the source's, or random ones that depend on the seed alone.
 
     Raises:
         ArtifactError: when the source is no BLIP-2 or InstructBLIP checkpoint with a text side.
         ConfigError: when the checkpoint reads other features.
     """
+    retriever: Retriever
     if run.init:
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
+    elif run.dual is not None:
+        retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
     elif run.qformer_source:
         words = load_tokenizer(run.tokenizer) if run.tokenizer else None
         retriever = retriever_from(open_blip2(run.qformer_source), run.model, words, run.training.seed)
@@ -120,6 +124,8 @@ def check_model_fields(run: TrainRun) -> None:
     """
     if not run.init and not run.qformer_source:
         return
+    if run.dual is not None:
+        raise ConfigError("dual builds a new dual encoder; empty init and qformer_source, or leave dual out.")
     own = _own_fields(run)
     usual = _leaves(type(run)().model.to_dict())
     for name, value in _leaves(run.model.to_dict()).items():

@@ -12,7 +12,7 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.features.store import FeatureStore
-from cirray.models.composed import QFormerRetriever
+from cirray.models.retriever_files import Retriever
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.train_inputs import TrainInputs, start_retriever
 from cirray.training.config import LoopConfig
@@ -65,7 +65,7 @@ def engine_on(run: TrainRun, device: str | torch.device) -> EngineFactory:
 
 def recall_of(run: TrainRun, inputs: TrainInputs, features: FeatureStore, model: nn.Module) -> Row:
     """Recall on the held-out triplets: `val_R@1` and so on, fractions."""
-    assert isinstance(model, QFormerRetriever)
+    assert isinstance(model, Retriever)
     result = evaluate_retriever(
         model, features, inputs.queries, inputs.gallery_ids, protocol_of(run, inputs), batch=run.validation.batch
     )

@@ -43,7 +43,7 @@ def retrieval_loss(model: nn.Module, batch: RetrievalBatch, config: TrainingConf
     """The configured objective of this rank's rows; the mean over ranks is the global batch's loss.
 
     Args:
-        model: a `QFormerRetriever` or an engine's wrapper of it.
+        model: a `QFormerRetriever`, a `DualEncoderRetriever` or an engine's wrapper of it.
         batch: this rank's rows, equally many on every rank.
         config: objective and weights.
         gather: access to the other ranks' candidates.

@@ -12,7 +12,7 @@ from torch import nn
 from cirray.core.errors import DataError
 from cirray.losses.output import LossOutput
 from cirray.models.batch import RetrievalBatch
-from cirray.models.composed import QFormerRetriever
+from cirray.models.retriever_files import Retriever
 from cirray.models.text import TextBatch
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
@@ -35,7 +35,7 @@ class RetrievalTask:
     """Trains a retriever on triplets, by the objective its configuration names."""
 
     def __init__(
-        self, retriever: QFormerRetriever, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig
+        self, retriever: Retriever, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig
     ) -> None:
         """Check the triplets and prepare the sampler.
 
@@ -89,7 +89,7 @@ class RetrievalTask:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the retriever as `load_retriever` reads it."""
         inner = getattr(model, "module", model)
-        assert isinstance(inner, QFormerRetriever)
+        assert isinstance(inner, Retriever)
         inner.save(folder)
 
     def _reverse_texts(self, rows: Sequence[Triplet]) -> tuple[TextBatch | None, torch.Tensor | None]:

@@ -8,7 +8,10 @@ import pytest
 
 from cirray.data import readers
 from cirray.mining.pairs import POLICIES
+from cirray.models.conversion import FORMATS
+from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.fusion.heads import HEADS
+from cirray.models.towers import backbones
 from cirray.training.engines import ENGINES
 from cirray.triplets.filters import FILTERS
 
@@ -24,7 +27,13 @@ def formats():
     return list(readers.READERS)
 
 
-NAMES = sorted({*formats(), *POLICIES, *FILTERS, *HEADS, *ENGINES})
+def all_backbones():
+    """Dual-encoder backbones, once their modules have registered them."""
+    backbones._load()
+    return backbones.BACKBONES.names()
+
+
+NAMES = sorted({*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -181,7 +181,7 @@ def test_an_sprc_forward_written_out_naively_gives_the_same_query_scores_and_los
 
 
 # LAVIS' own computation, written out on its own tensor names (heads 2 each, 4 layers, cross-attention every 2nd).
-# Sources: eva_vit.py (Attention, Block) and Qformer.py (BertLayer) of LAVIS; EVA's eps 1e-6, ln_vision 1e-5, BERT 1e-12.
+# Sources: eva_vit.py and Qformer.py of LAVIS; epsilons: EVA 1e-6, ln_vision 1e-5, BERT 1e-12.
 
 
 def linear(state, name, x):

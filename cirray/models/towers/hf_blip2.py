@@ -4,7 +4,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,7 @@ from cirray.core.errors import ArtifactError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.quiet import forget_old_names, quiet
+from cirray.models.towers.backbones import backbone_of
 
 PREPROCESSOR = "preprocessor_config.json"
 _POSITION_STD = 0.7
@@ -27,20 +28,18 @@ class VisionTower(nn.Module):
     """Frozen patch encoder. It always runs in eval mode and never receives gradients unless `trainable()` is called.
 
     Attributes:
-        model: the `Blip2VisionModel`.
+        model: the `Blip2VisionModel` (other backbones' towers are subclasses around their own).
         transform: how an image becomes the pixels this tower reads (the data layer builds it).
         width: width of the tokens.
         num_tokens: tokens per image, the class token included.
         image_size: side of the images in pixels.
     """
 
-    def __init__(self, model: Blip2VisionModel, transform: TransformConfig) -> None:
+    def __init__(self, model: Any, transform: TransformConfig) -> None:
         """Wrap and freeze a model."""
         super().__init__()
         self.model, self.transform = model, transform
-        self.width = int(model.config.hidden_size)
-        self.num_tokens = int(model.embeddings.num_positions)
-        self.image_size = _side(model.config)
+        self.width, self.num_tokens, self.image_size = self._sizes()
         self.mean_C: torch.Tensor
         self.std_C: torch.Tensor
         self.register_buffer("mean_C", torch.tensor(transform.mean) * 255.0, persistent=False)
@@ -59,7 +58,11 @@ class VisionTower(nn.Module):
         """
         check_pixels(images_BHWC, self.image_size)
         pixels_BCHW = ((images_BHWC.float() - self.mean_C) / self.std_C).permute(0, 3, 1, 2)
-        return self.model(pixels_BCHW.to(self.model.dtype)).last_hidden_state
+        return self._tokens(pixels_BCHW)
+
+    def with_transform(self, transform: TransformConfig) -> "VisionTower":
+        """The same tower behind another transform of the same size."""
+        return type(self)(self.model, transform)
 
     def trainable(self) -> "VisionTower":
         """Unfreeze, for the tower's own pretraining alone."""
@@ -70,7 +73,7 @@ class VisionTower(nn.Module):
     def digest(self) -> str:
         """32 hex digits over configuration, transform and weights."""
         total = hashlib.blake2b(digest_size=16)
-        total.update(json.dumps(_architecture(self.model.config), sort_keys=True).encode())
+        total.update(json.dumps(self._description(), sort_keys=True).encode())
         total.update(json.dumps(self.transform.to_dict(), sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             total.update(name.encode())
@@ -81,8 +84,19 @@ class VisionTower(nn.Module):
         """Write `config.json`, `model.safetensors` and the preprocessor file."""
         with quiet():
             self.model.save_pretrained(str(folder))
-        text = json.dumps(_preprocessor(self.transform), indent=2, sort_keys=True)
-        (Path(folder) / PREPROCESSOR).write_text(text + "\n")
+        write_preprocessor(folder, self.transform)
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Width of the tokens, tokens per image, side of the images."""
+        settings = self.model.config
+        return int(settings.hidden_size), int(self.model.embeddings.num_positions), _side(settings)
+
+    def _tokens(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.model(pixels_BCHW.to(self.model.dtype)).last_hidden_state
+
+    def _description(self) -> dict[str, Any]:
+        """What beside the weights and the transform decides the tokens."""
+        return _architecture(self.model.config)
 
 
 def build_vision_tower(config: VisionTowerConfig, transform: TransformConfig) -> VisionTower:
@@ -117,7 +131,8 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
     """Load a frozen tower.
 
     Args:
-        source: folder written by `save`, a folder or hub id of a `Blip2VisionModel`, or of a whole BLIP-2 or
+        source: folder written by `save`, a source of another backbone (`cirray.models.towers.backbones`), or a folder
+            or hub id of a `Blip2VisionModel`, or of a whole BLIP-2 or
             InstructBLIP checkpoint, of which only the vision part is read; its last LayerNorm is taken without the
             affine part, which belongs to the trained side (`cirray.models.sources.blip2`).
         dtype: type of the weights; None keeps the stored one.
@@ -125,6 +140,9 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
     Raises:
         ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
+    backbone = backbone_of(str(source))
+    if backbone is not None:
+        return backbone.load_tower(str(source), dtype)
     try:
         settings = AutoConfig.from_pretrained(str(source)) if not _is_tower(source) else None
         part = _part(settings)
@@ -145,8 +163,8 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
         forget_old_names(model)
         nn.init.ones_(model.post_layernorm.weight)
         nn.init.zeros_(model.post_layernorm.bias)
-    transform = _read_transform(source, model.config)
-    _check_size(str(source), transform, model.config)
+    transform = read_transform(source, _side(model.config))
+    check_size(str(source), transform, _side(model.config), model.config.patch_size)
     return VisionTower(model, transform)
 
 
@@ -188,6 +206,13 @@ def _architecture(settings: Blip2VisionConfig) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in (*names, "hidden_act", "layer_norm_eps", "qkv_bias")}
 
 
+def write_preprocessor(folder: str | Path, transform: TransformConfig, **more: Any) -> None:
+    """Write the preprocessor file that `read_transform` reads."""
+    text = json.dumps({**_preprocessor(transform), **more}, indent=2, sort_keys=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / PREPROCESSOR).write_text(text + "\n")
+
+
 def _preprocessor(transform: TransformConfig) -> dict[str, Any]:
     """The transform in the words of Hugging Face image processors, with cirray's own settings beside them."""
     return {
@@ -199,16 +224,23 @@ def _preprocessor(transform: TransformConfig) -> dict[str, Any]:
     }
 
 
-def _read_transform(source: str | Path, settings: Blip2VisionConfig) -> TransformConfig:
+def read_transform(source: str | Path, side: int) -> TransformConfig:
+    """The transform that a preprocessor file describes, in cirray's own words or in Hugging Face's.
+
+    Args:
+        source: folder or hub id.
+        side: side of the images in pixels where the file does not say it, or there is none.
+    """
     path = _preprocessor_file(source)
     if path is None:
-        return TransformConfig(size=_side(settings))
+        return TransformConfig(size=side)
     stored = json.loads(path.read_text())
     if "cirray_transform" in stored:
         return TransformConfig(**stored["cirray_transform"])
-    wanted = stored.get("size", {})
-    size = wanted.get("height", _side(settings)) if isinstance(wanted, dict) else int(wanted)
-    return TransformConfig(size=size, mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"]))
+    wanted = stored.get("crop_size", stored.get("size", side))
+    size = wanted.get("height", wanted.get("shortest_edge", side)) if isinstance(wanted, dict) else int(wanted)
+    mode: Literal["center_crop", "squash"] = "center_crop" if stored.get("do_center_crop") else "squash"
+    return TransformConfig(size=size, mode=mode, mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"]))
 
 
 def _preprocessor_file(source: str | Path) -> Path | None:
@@ -220,8 +252,12 @@ def _preprocessor_file(source: str | Path) -> Path | None:
     return Path(found) if found else None
 
 
-def _check_size(source: str, transform: TransformConfig, settings: Blip2VisionConfig) -> None:
-    side, patch = _side(settings), settings.patch_size
+def check_size(source: str, transform: TransformConfig, side: int, patch: int) -> None:
+    """Refuse a transform that makes images of another size than the position table is for.
+
+    Raises:
+        ArtifactError: naming both sizes.
+    """
     if transform.size != side:
         raise ArtifactError(
             f"The position table of {source!r} takes images of {side} px ({side // patch} x {side // patch} patches of "

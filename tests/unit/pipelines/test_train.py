@@ -10,8 +10,9 @@ import pytest
 from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
-from cirray.pipelines.config import EmbedRun, FinetuneRun, PretrainRun, TrainRun
+from cirray.pipelines.config import EmbedRun, FinetuneRun, PretrainRun, TowersRun, TrainRun
 from cirray.pipelines.embed import run_embed
+from cirray.pipelines.towers import run_towers
 from cirray.pipelines.train import run_train
 from cirray.pipelines.train_inputs import read_inputs
 from cirray.retriever import load_models
@@ -201,3 +202,39 @@ def test_sizes_beside_a_blip2_checkpoint_and_two_starts_are_refused(stage1, fiel
         make_run(stage1, tmp_path / "b", init="somewhere")
     with pytest.raises(ConfigError, match="reads patch tokens of width 24, the features have 16"):
         run_train(make_run({**fields, "qformer_source": stage1["qformer_source"], "model": {}}, tmp_path / "c"))
+
+
+DUAL = {"text": {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}, "embed_dim": 8, "image_projection": True}
+
+
+@pytest.mark.parametrize("fusion", ["sum", "combiner", "cross_attention"])
+def test_a_small_dual_encoder_trains_in_the_same_loop(fields, fusion, tmp_path):
+    dual = {**DUAL, "fusion": fusion, "pooling": "mean", "head_heads": 2}
+    training = {"negatives": "targets", "mask_duplicates": False, "optimizer": {"lr": 3e-3}}
+    manifest = run_train(make_run({**fields, "model": {}}, tmp_path / "out", dual=dual, training=training))
+    history = rows_of(tmp_path / "out")
+    assert history[-1]["loss"] < history[0]["loss"] and manifest.metrics["val_R@10"] >= 0
+    encoder, vision, _ = load_models(str(tmp_path / "out"))
+    assert encoder.config.fusion == fusion and encoder.patch_width == vision.width == 16
+    more = make_run({**fields, "model": {}}, tmp_path / "more", init=str(tmp_path / "out"), training={"steps": 2})
+    assert run_train(more).metrics["loss"] > 0
+
+
+def test_a_clip_folder_is_tower_and_text_encoder_of_a_run(fields, tmp_path):
+    clip = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "small_clip.py"))
+    folder = clip["save_hf"](clip["hf_model"](), tmp_path / "clip")
+    run_towers(TowersRun(vision=folder, clip_tokens="all", out=str(tmp_path / "towers")))
+    embed = {"data": fields["data"], "parts": ["labelled"], "tower": str(tmp_path / "towers")}
+    run_embed(EmbedRun.model_validate({**embed, "out": str(tmp_path / "features"), "ray": {"enabled": False}}))
+    dual = {"source": folder, "fusion": "cross_attention", "head_heads": 2}
+    places = {"towers": str(tmp_path / "towers"), "features": [str(tmp_path / "features")], "model": {}}
+    run_train(make_run({**fields, **places}, tmp_path / "out", dual=dual, training={"steps": 2}))
+    encoder, vision, _ = load_models(str(tmp_path / "out"))
+    assert encoder.backbone == "hf_clip" and vision.num_tokens == 5 and encoder.config.embed_dim == vision.width == 12
+
+
+def test_a_dual_encoder_is_refused_beside_a_checkpoint_and_under_ptha(fields, trained, tmp_path):
+    with pytest.raises(ConfigError, match="dual builds a new dual encoder"):
+        run_train(make_run({**fields, "model": {}}, tmp_path / "a", dual=DUAL, init=str(trained[0])))
+    with pytest.raises(ConfigError, match="needs prototypes.*lambda_p=0"):
+        run_train(make_run({**fields, "model": {}}, tmp_path / "b", dual=DUAL, training={"objective": "ptha"}))

@@ -1,0 +1,183 @@
+"""The dual-encoder retriever: frozen image vectors, a text encoder, a fusion head. CLIP4CIR and its kin.
+
+It stands where `QFormerRetriever` stands: same inputs (cached tokens of a frozen tower), same outputs, same loop.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cirray.core.errors import ConfigError
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.config import DualEncoderConfig
+from cirray.models.fusion.dual import DUAL_HEADS
+from cirray.models.scoring import score
+from cirray.models.text import TextBatch
+from cirray.models.towers.backbones import backbone_name, find_backbone
+
+NOTHING_MORE = Wanted()
+SCRATCH = "hf_clip"
+"""Backbone of text encoders that are built from scratch."""
+
+
+class DualEncoderRetriever(nn.Module):
+    """Encodes (reference, text) into a query vector and images into one vector each; all outputs L2-normalised."""
+
+    def __init__(self, config: DualEncoderConfig, text_encoder: Any, backbone: str, patch_width: int) -> None:
+        """Random head from the global torch generator around a given text encoder.
+
+        Args:
+            config: fusion, pooling, temperature.
+            text_encoder: a `TextEncoder` of the backbone.
+            backbone: its name in the registry.
+            patch_width: width of the frozen tower's tokens.
+
+        Raises:
+            ConfigError: when tokens and texts do not share a space.
+        """
+        super().__init__()
+        width = int(text_encoder.embed_dim)
+        if patch_width != width and not config.image_projection:
+            raise ConfigError(
+                f"The tower's tokens have width {patch_width}, the texts' vectors {width}. Make the towers from the "
+                "same checkpoint, or set dual.image_projection=true to learn a map."
+            )
+        self.config = config.model_copy(update={"embed_dim": width})
+        self.backbone, self.patch_width, self.text_encoder = backbone, patch_width, text_encoder
+        self.image_projection = nn.Linear(patch_width, width) if config.image_projection else nn.Identity()
+        self.head = DUAL_HEADS.get(config.fusion)(config, width)
+        self.raw_temperature = nn.Parameter(torch.tensor([config.temperature]), requires_grad=config.learn_temperature)
+        text_encoder.requires_grad_(config.train_text)
+        if config.gradient_checkpointing and hasattr(text_encoder.model, "gradient_checkpointing_enable"):
+            text_encoder.model.gradient_checkpointing_enable()
+
+    def train(self, mode: bool = True) -> "DualEncoderRetriever":
+        """Training mode for what is trained: a frozen text encoder stays in eval mode."""
+        super().train(mode)
+        if not self.config.train_text:
+            self.text_encoder.eval()
+        return self
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """The temperature of the contrastive loss."""
+        return self.raw_temperature[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.raw_temperature.device
+
+    @property
+    def digest(self) -> str:
+        """Digest of configuration, vocabulary and weights: equal for encoders that give equal vectors."""
+        from cirray.models.retriever_files import dual_digest
+
+        return dual_digest(self)
+
+    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+        """Token ids on the model's device.
+
+        Raises:
+            DataError: for an empty list or a blank text.
+        """
+        return self.text_encoder.tokenize(texts, self.config.text_length).to(self.device)
+
+    def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """What of the query side does not depend on the text: the tower's tokens in the common space."""
+        return self.image_projection(patches_BPD.to(self.device, self.raw_temperature.dtype))
+
+    def compose(self, state_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """Query vectors `[B, D]`, norm 1."""
+        return self._fuse(state_BPD, self.text_encoder(text))
+
+    def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """Gallery vectors `[B, 1, D]`, norm 1."""
+        return _unit(self._pooled(self.encode_reference(patches_BPD)))[:, None]
+
+    def encode_text(self, text: TextBatch) -> torch.Tensor:
+        """Text vectors `[B, D]`, norm 1."""
+        return _unit(self.text_encoder(text))
+
+    def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
+        """Similarities `[B, N]` by the package's one scorer."""
+        return score(query_BD, gallery_NQD)
+
+    def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
+        """Everything an objective needs, in one call, so that engines see one forward pass.
+
+        Raises:
+            ConfigError: when prototypes are wanted, which a dual encoder does not have.
+        """
+        if wanted.reverse:
+            raise ConfigError("Objective ptha needs prototypes, which a dual encoder has not; set training.lambda_p=0.")
+        state_BPD, text_BD = self.encode_reference(batch.reference_BPD), self.text_encoder(batch.text)
+        references_BQD = _unit(self._pooled(state_BPD))[:, None] if wanted.references else None
+        return RetrieverOutput(
+            query_BD=self._fuse(state_BPD, text_BD), target_BQD=self.encode_gallery(batch.target_BPD),
+            temperature=self.temperature, reference_BQD=references_BQD,
+            text_query_BD=_unit(text_BD) if wanted.text_only else None,
+        )  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        """Write configuration, weights and the tokenizer; `load_retriever` reads them."""
+        from cirray.models.retriever_files import save_dual
+
+        save_dual(self, folder)
+
+    def _fuse(self, state_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        return _unit(self.head(self._pooled(state_BPD), state_BPD, text_BD))
+
+    def _pooled(self, state_BPD: torch.Tensor) -> torch.Tensor:
+        return state_BPD[:, 0] if self.config.pooling == "first" else state_BPD.mean(dim=1)
+
+
+def build_dual(
+    config: DualEncoderConfig, texts: Sequence[str], patch_width: int, seed: int = 0
+) -> DualEncoderRetriever:
+    """A dual encoder with the source's text encoder, or one from scratch; what is random depends on the seed alone.
+
+    Args:
+        config: source or sizes, fusion.
+        texts: whose words a text encoder from scratch must know.
+        patch_width: width of the frozen tower's tokens.
+        seed: of the head, and of a text encoder from scratch.
+
+    Raises:
+        ArtifactError: when the source cannot be read.
+        ConfigError: when the source is of no known backbone, or tokens and texts do not share a space.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not config.source:
+            return DualEncoderRetriever(config, _scratch(config, texts), SCRATCH, patch_width)
+        name = backbone_name(config.source)
+        if not name:
+            raise ConfigError(
+                f"dual.source {config.source!r} is no CLIP or open_clip checkpoint. Give a folder with their files, a "
+                "hub id that can be reached, or open_clip:NAME=FILE."
+            )
+        return DualEncoderRetriever(config, find_backbone(name).load_text(config.source), name, patch_width)
+
+
+def _scratch(config: DualEncoderConfig, texts: Sequence[str]) -> Any:
+    from cirray.models.text import build_tokenizer
+    from cirray.models.towers.hf_clip import new_text
+
+    tokenizer, sizes = build_tokenizer(texts), config.text
+    settings: Mapping[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": sizes.width, "intermediate_size": sizes.intermediate,
+        "projection_dim": config.embed_dim, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.positions, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
+    }  # fmt: skip
+    return new_text(settings, tokenizer)
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """L2-normalised in float32, also under autocast."""
+    return functional.normalize(vectors.float(), dim=-1)

@@ -1,0 +1,85 @@
+"""Heads of dual encoders: image vector and text vector to one query. A new head is one class and one name here.
+
+`sum` and `combiner` after Baldrati et al., "Effective conditioned and composed image retrieval combining CLIP-based
+features" (CLIP4CIR, 2022); `cross_attention` lets the text vector read the image's tokens.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cirray.core.errors import ConfigError
+from cirray.core.registry import Registry
+from cirray.models.config import DualEncoderConfig
+
+DUAL_HEADS: Registry[type[nn.Module]] = Registry("dual-encoder fusion")
+
+
+@DUAL_HEADS.register("sum")
+class Sum(nn.Module):
+    """n(image + text), element-wise; no weights."""
+
+    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+        """Nothing to build."""
+        super().__init__()
+
+    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Query `[B, D]`, not normalised."""
+        return image_BD + text_BD
+
+
+@DUAL_HEADS.register("combiner")
+class Combiner(nn.Module):
+    """A + s text + (1 - s) image: A and the gate s in (0, 1) are read from both, each projected first."""
+
+    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+        """Random weights from the global torch generator."""
+        super().__init__()
+        projected, hidden = config.projection_factor * width, config.hidden_factor * width
+        self.text_side, self.image_side = nn.Linear(width, projected), nn.Linear(width, projected)
+        self.mix_hidden, self.mix = nn.Linear(2 * projected, hidden), nn.Linear(hidden, width)
+        self.gate_hidden, self.gate = nn.Linear(2 * projected, hidden), nn.Linear(hidden, 1)
+        self.dropout = nn.Dropout(config.head_dropout)
+
+    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Query `[B, D]`, not normalised."""
+        mixed_BD, share_B1 = self.parts(image_BD, text_BD)
+        return mixed_BD + share_B1 * text_BD + (1 - share_B1) * image_BD
+
+    def parts(self, image_BD: torch.Tensor, text_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `[B, D]` and s `[B, 1]`."""
+        sides = (self.text_side(text_BD), self.image_side(image_BD))
+        both = torch.cat([self.dropout(functional.relu(side)) for side in sides], dim=-1)
+        mixed = self.mix(self.dropout(functional.relu(self.mix_hidden(both))))
+        return mixed, torch.sigmoid(self.gate(self.dropout(functional.relu(self.gate_hidden(both)))))
+
+
+@DUAL_HEADS.register("cross_attention")
+class CrossAttention(nn.Module):
+    """The text vector attends to the image's tokens; what it finds is added to the sum. Starts as the sum."""
+
+    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+        """Random weights from the global torch generator; the last layer starts at zero.
+
+        Raises:
+            ConfigError: when the heads do not divide the width.
+        """
+        super().__init__()
+        if width % config.head_heads:
+            raise ConfigError(f"dual.head_heads {config.head_heads} does not divide the common width {width}.")
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                width, config.head_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(config.head_layers)
+        )
+        self.norm_in, self.norm_out, self.out = nn.LayerNorm(width), nn.LayerNorm(width), nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Query `[B, D]`, not normalised."""
+        state_B1D, memory_BPD = text_BD[:, None], self.norm_in(tokens_BPD)
+        for layer in self.layers:
+            state_B1D = layer(state_B1D, memory_BPD)
+        return image_BD + text_BD + self.out(self.norm_out(state_B1D[:, 0]))

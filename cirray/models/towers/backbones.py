@@ -1,0 +1,86 @@
+"""The registry of dual-encoder backbones: one file a backbone, named here, and nothing else to touch.
+
+A backbone brings a frozen vision tower (uint8 pixels -> image embedding or projected tokens) and a text encoder (texts
+-> vectors in the same space), and knows its own files.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from cirray.core.registry import Registry
+from cirray.models.text import TextBatch
+
+if TYPE_CHECKING:
+    from cirray.models.towers.hf_blip2 import VisionTower
+
+_MODULES = ("cirray.models.towers.hf_clip", "cirray.models.towers.open_clip")
+
+
+class TextEncoder(Protocol):
+    """A module that turns texts into vectors of the image embeddings' space."""
+
+    embed_dim: int
+
+    def __call__(self, text: TextBatch) -> torch.Tensor:
+        """Vectors `[B, D]`, not normalised."""
+
+    def tokenize(self, texts: Sequence[str], length: int) -> TextBatch:
+        """Token ids, cut at `length`."""
+
+    def description(self) -> dict[str, Any]:
+        """Plain values from which `build_text` makes the same module, without its weights."""
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token -> id."""
+
+    def save_words(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What one file registers."""
+
+    fits: Callable[[str], bool]
+    """Whether a source (folder, hub id) is this backbone's; looks at names and small files only."""
+    load_tower: Callable[[str, torch.dtype | None], "VisionTower"]
+    """Source -> frozen vision tower."""
+    load_text: Callable[[str], Any]
+    """Source -> `TextEncoder` with the source's weights."""
+    build_text: Callable[[Mapping[str, Any], Path], Any]
+    """(description, folder of the tokenizer's files) -> `TextEncoder` with random weights."""
+
+
+BACKBONES: Registry[Backbone] = Registry("backbone")
+
+
+def find_backbone(name: str) -> Backbone:
+    """The backbone of that name.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    _load()
+    return BACKBONES.get(name)
+
+
+def backbone_of(source: str) -> Backbone | None:
+    """The dual-encoder backbone that a source belongs to, or None (BLIP-2)."""
+    _load()
+    return next((BACKBONES.get(name) for name in BACKBONES if BACKBONES.get(name).fits(source)), None)
+
+
+def backbone_name(source: str) -> str:
+    """Name of the backbone that a source belongs to, or an empty string."""
+    _load()
+    return next((name for name in BACKBONES if BACKBONES.get(name).fits(source)), "")
+
+
+def _load() -> None:
+    for module in _MODULES:
+        importlib.import_module(module)

@@ -1,0 +1,155 @@
+"""CLIP in Hugging Face layout: vision tower with projection, text encoder with projection, tokenizer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerBase,
+)
+
+from cirray.core.errors import ArtifactError
+from cirray.models.quiet import quiet
+from cirray.models.text import TextBatch, encode_texts, load_tokenizer
+from cirray.models.towers.backbones import BACKBONES, Backbone
+from cirray.models.towers.clip_tower import ClipTower
+from cirray.models.towers.hf_blip2 import PREPROCESSOR, check_size, read_transform
+
+NAME = "hf_clip"
+_FAMILIES = ("clip", "clip_vision_model", "clip_text_model")
+
+
+class HfClipTower(ClipTower):
+    """`CLIPVisionModelWithProjection`, frozen."""
+
+    def _sizes(self) -> tuple[int, int, int]:
+        settings = self.model.config
+        patches = (settings.image_size // settings.patch_size) ** 2
+        return int(settings.projection_dim), 1 + (patches if self.tokens == "all" else 0), int(settings.image_size)
+
+    def _embedding(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixels_BCHW.to(self.model.dtype)).image_embeds
+
+    def _all_tokens(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        hidden_BPW = self.model.vision_model(pixel_values=pixels_BCHW.to(self.model.dtype)).last_hidden_state
+        return self.model.visual_projection(self.model.vision_model.post_layernorm(hidden_BPW))
+
+    def _description(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, **json.loads(self.model.config.to_json_string())}
+
+    def _save_model(self, folder: Path) -> None:
+        with quiet():
+            self.model.save_pretrained(str(folder))
+
+
+class HfClipText(nn.Module):
+    """`CLIPTextModelWithProjection` with its tokenizer."""
+
+    def __init__(self, model: CLIPTextModelWithProjection, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Wrap a model."""
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.embed_dim = int(model.config.projection_dim)
+
+    def forward(self, text: TextBatch) -> torch.Tensor:
+        """Vectors `[B, D]`, not normalised."""
+        return self.model(input_ids=text.ids_BT, attention_mask=text.mask_BT).text_embeds
+
+    def tokenize(self, texts: Sequence[str], length: int) -> TextBatch:
+        """Token ids, cut at `length` and at the model's own limit.
+
+        Raises:
+            DataError: for an empty list or a blank text.
+        """
+        return encode_texts(self.tokenizer, texts, min(length, int(self.model.config.max_position_embeddings)))
+
+    def description(self) -> dict[str, Any]:
+        """The text model's configuration."""
+        return dict(json.loads(self.model.config.to_json_string()))
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token -> id."""
+        return dict(self.tokenizer.get_vocab())
+
+    def save_words(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self.tokenizer.save_pretrained(str(folder))
+
+
+def build_text(description: Mapping[str, Any], words: Path) -> HfClipText:
+    """A text encoder of a configuration, with random weights and the tokenizer of a folder."""
+    return new_text(description, load_tokenizer(words))
+
+
+def new_text(description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> HfClipText:
+    """A text encoder of a configuration, with random weights from the global torch generator."""
+    return HfClipText(CLIPTextModelWithProjection(CLIPTextConfig(**dict(description))), tokenizer)
+
+
+def load_text(source: str) -> HfClipText:
+    """Text encoder and tokenizer of a CLIP folder or hub id.
+
+    Raises:
+        ArtifactError: when nothing readable is there.
+    """
+    model, missing = _load(CLIPTextModelWithProjection, source, torch.float32)
+    _whole(source, missing, "text encoder")
+    return HfClipText(model, load_tokenizer(source))
+
+
+def load_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
+    """Vision tower of a CLIP folder or hub id, or of a folder that `save` wrote.
+
+    Raises:
+        ArtifactError: when nothing readable is there, or its images have another size than its position table.
+    """
+    model, missing = _load(CLIPVisionModelWithProjection, source, dtype)
+    _whole(source, missing, "vision tower")
+    side = int(model.config.image_size)
+    transform = read_transform(source, side)
+    check_size(source, transform, side, int(model.config.patch_size))
+    path = Path(source) / PREPROCESSOR
+    tokens = json.loads(path.read_text()).get("cirray_tokens", "embedding") if path.is_file() else "embedding"
+    return HfClipTower(model, transform, tokens)
+
+
+def fits(source: str) -> bool:
+    """Whether a folder's or hub repository's config is CLIP's."""
+    path = Path(source) / "config.json"
+    if path.is_file():
+        return str(json.loads(path.read_text()).get("model_type", "")) in _FAMILIES
+    if Path(source).exists() or source.count("/") != 1 or ":" in source:
+        return False
+    try:
+        return AutoConfig.from_pretrained(source).model_type in _FAMILIES
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _load(cls: Any, source: str, dtype: torch.dtype | None) -> tuple[Any, list[str]]:
+    try:
+        with quiet():
+            model, report = cls.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"No CLIP model could be read from {source!r}: {reason}") from None
+    return model.eval(), sorted(report["missing_keys"])
+
+
+def _whole(source: str, missing: list[str], part: str) -> None:
+    if missing:
+        raise ArtifactError(
+            f"{source!r} lacks {len(missing)} tensors of its {part}, e.g. {missing[0]!r}. Give a folder with "
+            "config.json and all weights of a CLIP model."
+        )
+
+
+BACKBONES.register(NAME)(Backbone(fits, load_tower, load_text, build_text))

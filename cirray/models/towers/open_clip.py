@@ -1,0 +1,225 @@
+"""open_clip: any of its architectures from a folder (`open_clip_config.json` and weights) or `open_clip:NAME=FILE`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transformer import VisionTransformer
+from safetensors.torch import save_file
+from torch import nn
+
+from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
+from cirray.data.config import TransformConfig
+from cirray.models.sources.files import check_floats, listed, read_json, read_tensors
+from cirray.models.text import TextBatch
+from cirray.models.towers.backbones import BACKBONES, Backbone
+from cirray.models.towers.clip_tower import ClipTower
+from cirray.models.towers.hf_blip2 import PREPROCESSOR, read_transform
+
+NAME, CONFIG, PREFIX = "open_clip", "open_clip_config.json", "open_clip:"
+_WEIGHTS = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
+    "open_clip_pytorch_model.bin", "pytorch_model.bin",
+)  # fmt: skip
+_REDUCE = {"shortest": "center_crop", "squash": "squash", "longest": "center_crop"}
+
+
+class VisualPart(nn.Module):
+    """open_clip's visual module with the configuration that it came from."""
+
+    def __init__(self, visual: Any, settings: Mapping[str, Any]) -> None:
+        """Keep both."""
+        super().__init__()
+        self.visual, self.settings = visual, dict(settings)
+
+
+class OpenClipTower(ClipTower):
+    """The visual part of an open_clip model, frozen."""
+
+    def _sizes(self) -> tuple[int, int, int]:
+        size = self.model.visual.image_size
+        side = int(size[0] if isinstance(size, tuple | list) else size)
+        return int(self.model.settings["embed_dim"]), 1 + (self._patches() if self.tokens == "all" else 0), side
+
+    def _patches(self) -> int:
+        visual = self.model.visual
+        if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
+            raise ConfigError(
+                "clip_tokens=all needs a plain ViT whose class token is the embedding; this open_clip tower is a "
+                f"{type(visual).__name__}. Use clip_tokens=embedding."
+            )
+        return int(visual.grid_size[0] * visual.grid_size[1])
+
+    def _embedding(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.model.visual(pixels_BCHW)
+
+    def _all_tokens(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        visual = self.model.visual
+        visual.output_tokens = True
+        try:
+            embedding_BD, patches_BPW = visual(pixels_BCHW)
+        finally:
+            visual.output_tokens = False
+        return torch.cat([embedding_BD[:, None], patches_BPW @ visual.proj], dim=1)
+
+    def _description(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, **self.model.settings}
+
+    def _save_model(self, folder: Path) -> None:
+        (folder / CONFIG).write_text(json.dumps({"model_cfg": self.model.settings}, indent=2, sort_keys=True) + "\n")
+        weights = {name: value.contiguous().clone() for name, value in self.model.state_dict().items()}
+        save_file(weights, str(folder / _WEIGHTS[0]), {"format": "pt"})
+
+
+class OpenClipText(nn.Module):
+    """The text part of an open_clip model with its tokenizer."""
+
+    def __init__(self, model: Any, settings: Mapping[str, Any]) -> None:
+        """Drop the visual part."""
+        super().__init__()
+        model.visual = None
+        self.model, self.settings = model, dict(settings)
+        self.embed_dim = int(settings["embed_dim"])
+        self.tokenizer = _tokenizer(settings)
+
+    def forward(self, text: TextBatch) -> torch.Tensor:
+        """Vectors `[B, D]`, not normalised."""
+        return self.model.encode_text(text.ids_BT)
+
+    def tokenize(self, texts: Sequence[str], length: int) -> TextBatch:
+        """Token ids, always of the model's full context.
+
+        Raises:
+            DataError: for an empty list or a blank text.
+        """
+        blank = next((text for text in texts if not text.strip()), None)
+        if not texts or blank is not None:
+            raise DataError("There is no text to encode. Give a modification text of one word or more.")
+        ids_BT = self.tokenizer(list(texts)).long()
+        return TextBatch(ids_BT, (ids_BT != 0).long())
+
+    def description(self) -> dict[str, Any]:
+        """open_clip's own configuration of the model."""
+        return self.settings
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token -> id."""
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        return dict(inner.get_vocab()) if inner is not None else dict(self.tokenizer.encoder)
+
+    def save_words(self, folder: Path) -> None:
+        """Nothing to write: open_clip brings its vocabulary, or names a tokenizer in its configuration."""
+
+
+def build_text(description: Mapping[str, Any], words: Path) -> OpenClipText:
+    """A text encoder of a configuration, with random weights from the global torch generator."""
+    return OpenClipText(_build(description), description)
+
+
+def load_text(source: str) -> OpenClipText:
+    """Text encoder of a source, with its weights.
+
+    Raises:
+        ArtifactError: when nothing readable is there.
+    """
+    model, settings, _ = _load(source)
+    return OpenClipText(model, settings)
+
+
+def load_tower(source: str, dtype: torch.dtype | None) -> OpenClipTower:
+    """Vision tower of a source, or of a folder that `save` wrote.
+
+    Raises:
+        ArtifactError: when nothing readable is there.
+    """
+    saved = Path(source) / PREPROCESSOR
+    model, settings, preprocess = _load(source, visual_only=saved.is_file())
+    part = VisualPart(model.visual, settings)
+    part = part.to(dtype) if dtype is not None else part
+    if saved.is_file():
+        tokens = read_json(saved).get("cirray_tokens", "embedding")
+        return OpenClipTower(part.eval(), read_transform(source, 224), tokens)
+    return OpenClipTower(part.eval(), _transform(part, preprocess))
+
+
+def fits(source: str) -> bool:
+    """Whether a source is a folder with open_clip's configuration, or `open_clip:NAME=FILE`."""
+    return source.startswith(PREFIX) or (Path(source) / CONFIG).is_file()
+
+
+def _load(source: str, visual_only: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    settings, preprocess, file = _find(source)
+    model = _build(settings)
+    tensors = _state(read_tensors(file))
+    check_floats(source, {name: value for name, value in tensors.items() if value.is_floating_point()})
+    wanted = {
+        name: value for name, value in model.state_dict().items() if not visual_only or name.startswith("visual.")
+    }
+    missing, left = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(model.state_dict()))
+    odd = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
+    if missing or left or odd:
+        raise ArtifactError(
+            f"The weights of {source!r} do not fit its architecture: missing {listed(missing, 3) or 'none'}; left over "
+            f"{listed(left, 3) or 'none'}; of another shape {listed(odd, 3) or 'none'}. Give the weights of this model."
+        )
+    model.load_state_dict(tensors, strict=False)
+    return model.eval(), settings, preprocess
+
+
+def _find(source: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Model configuration, preprocessing and weights file of a source."""
+    if source.startswith(PREFIX):
+        name, mark, file = source.removeprefix(PREFIX).partition("=")
+        settings = open_clip.get_model_config(name)
+        if settings is None:
+            raise ArtifactError(unknown_name("open_clip architecture", name, open_clip.list_models()))
+        if not mark or not Path(file).expanduser().is_file():
+            raise ArtifactError(
+                f"{source!r} names no file of weights. Write open_clip:NAME=FILE with a .safetensors or .bin file that "
+                "holds the model's state dict."
+            )
+        return settings, {}, Path(file).expanduser()
+    tree = read_json(Path(source) / CONFIG)
+    found = next((Path(source) / name for name in _WEIGHTS if (Path(source) / name).is_file()), None)
+    if found is None or "model_cfg" not in tree:
+        raise ArtifactError(f"{source!r} needs {CONFIG} with a model_cfg, and weights ({', '.join(_WEIGHTS)}).")
+    return dict(tree["model_cfg"]), dict(tree.get("preprocess_cfg", {})), found
+
+
+def _build(settings: Mapping[str, Any]) -> Any:
+    tree = deepcopy(dict(settings))
+    custom = tree.pop("custom_text", False) or "hf_model_name" in tree.get("text_cfg", {})
+    try:
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**tree)
+    except (TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"The open_clip configuration cannot be built: {reason}") from None
+
+
+def _state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict as open_clip saves it: bare, or with the prefix of data-parallel training."""
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _tokenizer(settings: Mapping[str, Any]) -> Any:
+    text = settings.get("text_cfg", {})
+    length = int(text.get("context_length", 77))
+    if text.get("hf_tokenizer_name"):
+        return open_clip.HFTokenizer(text["hf_tokenizer_name"], context_length=length)
+    return open_clip.SimpleTokenizer(context_length=length)
+
+
+def _transform(part: VisualPart, preprocess: Mapping[str, Any]) -> TransformConfig:
+    size = part.visual.image_size
+    side = int(size[0] if isinstance(size, tuple | list) else size)
+    mode: Any = _REDUCE.get(str(preprocess.get("resize_mode", "shortest")), "center_crop")
+    mean = tuple(preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN)
+    std = tuple(preprocess.get("std") or open_clip.OPENAI_DATASET_STD)
+    return TransformConfig(size=side, mode=mode, mean=mean, std=std)
+
+
+BACKBONES.register(NAME)(Backbone(fits, load_tower, load_text, build_text))

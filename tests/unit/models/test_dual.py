@@ -1,0 +1,144 @@
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.models.batch import RetrievalBatch, Wanted
+from cirray.models.config import DualEncoderConfig
+from cirray.models.dual import build_dual
+from cirray.models.fusion.dual import DUAL_HEADS
+from cirray.models.retriever_files import load_retriever
+from cirray.models.towers.backbones import BACKBONES, find_backbone
+from cirray.models.towers.hf_blip2 import load_vision_tower
+
+small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "small_clip.py")))
+TEXTS = ["paint the red circle blue", "remove it", "move the small square"]
+HEADS = ("combiner", "cross_attention", "sum")
+
+
+def tiny(fusion="sum", **fields):
+    text = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
+    config = DualEncoderConfig(fusion=fusion, embed_dim=8, text=text, image_projection=True, **fields)
+    return build_dual(config, TEXTS, patch_width=6, seed=3).eval()
+
+
+@pytest.fixture
+def patches():
+    return torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def batch_of(retriever, patches):
+    keys = torch.arange(3)
+    return RetrievalBatch(patches, patches.flip(0), retriever.tokenize(TEXTS), keys, keys + 3, torch.ones(3))
+
+
+def test_the_heads_and_backbones_are_these():
+    assert tuple(DUAL_HEADS) == HEADS
+    find_backbone("hf_clip")
+    assert BACKBONES.names() == ["hf_clip", "open_clip"]
+    with pytest.raises(ConfigError, match="Did you mean 'hf_clip'"):
+        find_backbone("hf_clp")
+    with pytest.raises(ConfigError, match="Unknown dual-encoder fusion 'add'.*combiner"):
+        tiny("add")
+
+
+@pytest.mark.parametrize("fusion", HEADS)
+def test_outputs_have_norm_one_and_the_shapes_of_the_protocol(fusion, patches):
+    retriever = tiny(fusion)
+    output = retriever(batch_of(retriever, patches), Wanted(references=True, text_only=True))
+    assert output.query_BD.shape == (3, 8) and output.target_BQD.shape == output.reference_BQD.shape == (3, 1, 8)
+    for vectors in (output.query_BD, output.target_BQD, output.reference_BQD, output.text_query_BD):
+        assert torch.allclose(vectors.norm(dim=-1), torch.ones(()), atol=1e-5)
+    query = retriever.compose(retriever.encode_reference(patches), retriever.tokenize(TEXTS))
+    assert torch.equal(query, output.query_BD)
+    assert retriever.score(query, output.target_BQD).shape == (3, 3)
+
+
+@pytest.mark.parametrize("fusion", HEADS)
+def test_a_dual_encoder_comes_back_with_its_vectors_and_digest(fusion, patches, tmp_path):
+    retriever = tiny(fusion)
+    retriever.save(tmp_path)
+    again = load_retriever(tmp_path)
+    assert again.digest == retriever.digest
+    text = retriever.tokenize(TEXTS)
+    assert torch.equal(again.compose(again.encode_reference(patches), again.tokenize(TEXTS)), retriever.compose(
+        retriever.encode_reference(patches), text))  # fmt: skip
+    with torch.no_grad():
+        next(again.text_encoder.parameters()).add_(1)
+    assert again.digest != retriever.digest
+
+
+@pytest.mark.parametrize("make", ["hf", "open"])
+def test_towers_and_text_encoders_of_both_libraries_come_back(make, tmp_path):
+    model = getattr(small, f"{make}_model")()
+    folder = getattr(small, f"save_{make}")(model, tmp_path / "source")
+    tower = load_vision_tower(folder)
+    assert tower.transform.mode == "center_crop" and tower.transform.mean == (0.5, 0.4, 0.3)
+    for name, chosen in (("one", tower), ("all", tower.with_tokens("all"))):
+        chosen.save(tmp_path / name)
+        again = load_vision_tower(tmp_path / name)
+        assert again.digest == chosen.digest and torch.equal(again(small.images()), chosen(small.images()))
+    retriever = build_dual(DualEncoderConfig(source=folder, fusion="combiner"), [], small.EMBED)
+    retriever.save(tmp_path / "retriever")
+    again = load_retriever(tmp_path / "retriever")
+    assert again.digest == retriever.digest and again.config.source == "" and again.config.embed_dim == small.EMBED
+
+
+def test_a_frozen_text_encoder_gets_no_gradient_and_the_temperature_only_where_asked(patches):
+    frozen, learned = tiny("combiner", train_text=False), tiny("combiner", learn_temperature=True)
+    for retriever, text_moves in ((frozen, False), (learned, True)):
+        output = retriever.train()(batch_of(retriever, patches))
+        (retriever.score(output.query_BD, output.target_BQD).diagonal().sum() / output.temperature).backward()
+        moved = [weight.grad is not None for weight in retriever.text_encoder.parameters()]
+        assert any(moved) == text_moves and retriever.head.mix.weight.grad is not None
+        assert (retriever.raw_temperature.grad is not None) == text_moves
+    assert not frozen.text_encoder.training
+
+
+def test_cross_attention_starts_as_the_sum_and_reads_tokens_after_a_step(patches):
+    crossed, summed = tiny("cross_attention"), tiny("sum")
+    crossed.text_encoder, crossed.image_projection = summed.text_encoder, summed.image_projection
+    text = summed.tokenize(TEXTS)
+    state = summed.encode_reference(patches)
+    assert torch.allclose(crossed.compose(state, text), summed.compose(state, text), atol=1e-6)
+    torch.nn.init.normal_(crossed.head.out.weight)
+    others = torch.cat([state[:, :1], state[:, 1:].flip(0)], dim=1)
+    assert not torch.allclose(crossed.compose(state, text), crossed.compose(others, text), atol=1e-4)
+
+
+def test_a_combiner_gate_lies_between_zero_and_one(patches):
+    retriever = tiny("combiner")
+    mixed, share = retriever.head.parts(torch.randn(50, 8) * 5, torch.randn(50, 8) * 5)
+    assert mixed.shape == (50, 8) and bool(((share > 0) & (share < 1)).all())
+
+
+def test_what_does_not_fit_is_refused_in_words(patches, tmp_path):
+    with pytest.raises(ConfigError, match="tokens have width 6, the texts' vectors 8.*image_projection"):
+        build_dual(DualEncoderConfig(embed_dim=8), TEXTS, patch_width=6)
+    with pytest.raises(ConfigError, match="is no CLIP or open_clip checkpoint"):
+        build_dual(DualEncoderConfig(source=str(tmp_path)), TEXTS, patch_width=6)
+    retriever = tiny()
+    with pytest.raises(ConfigError, match="needs prototypes.*lambda_p=0"):
+        retriever(batch_of(retriever, patches), Wanted(reverse=True))
+    with pytest.raises(DataError, match="is empty"):
+        retriever.tokenize(["red", " "])
+
+
+def test_open_clip_sources_that_do_not_fit_are_refused_in_words(tmp_path):
+    folder = Path(small.save_open(small.open_model(), tmp_path / "model"))
+    with pytest.raises(ArtifactError, match="Unknown open_clip architecture 'ViT-L-15'"):
+        load_vision_tower("open_clip:ViT-L-15=x")
+    with pytest.raises(ArtifactError, match="names no file of weights"):
+        load_vision_tower("open_clip:ViT-B-32=nowhere.safetensors")
+    wide = json.loads((folder / "open_clip_config.json").read_text())
+    wide["model_cfg"]["vision_cfg"]["layers"] = 3
+    (folder / "open_clip_config.json").write_text(json.dumps(wide))
+    with pytest.raises(ArtifactError, match="do not fit its architecture: missing visual.transformer.resblocks.2"):
+        load_vision_tower(folder)
+    resnet = small.save_open(small.open_model(small.RESNET), tmp_path / "resnet", small.RESNET)
+    with pytest.raises(ConfigError, match="needs a plain ViT.*ModifiedResNet"):
+        load_vision_tower(resnet).with_tokens("all")
