@@ -202,6 +202,59 @@ class ComposedRetriever:
         return ComposedQuery("probe", pixels_HWC=np.full((size, size, 3), 127, np.uint8), k=1)
 
 
+class ImageTextEncoder:
+    """Vectors of composed queries and of images, and their scores: a trained model without any index."""
+
+    def __init__(
+        self, encoder: Any, vision: Vision, transform: ImageTransform, device: torch.device | str = "cpu",
+        limits: ImageLimits | None = None,
+    ) -> None:  # fmt: skip
+        """Put together parts that are already loaded; `load_encoder()` and `cirray.load()` load them."""
+        self.encoder, self.vision, self.transform = encoder, vision, transform
+        self.device, self.limits = torch.device(device), limits or ImageLimits()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the encoder: an index made with another one does not fit."""
+        return str(self.encoder.digest)
+
+    @torch.inference_mode()
+    def queries(self, images: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
+        """Query vectors `[B, D]` (float32, norm 1) of references and what to change in them.
+
+        Raises:
+            DataError: for an unusable picture or text, or lists of different lengths.
+        """
+        if len(images) != len(texts):
+            raise DataError(f"{len(images)} images and {len(texts)} texts were given; a query needs one of each.")
+        text = self.encoder.tokenize([clean_text(text) for text in texts]).to(self.device)
+        query_BD = self.encoder.compose(self.encoder.encode_reference(self._patches(images)), text)
+        return query_BD.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """Gallery vectors `[N, Q, D]` (float32, norm 1) of images.
+
+        Raises:
+            DataError: for an unusable picture.
+        """
+        return self.encoder.encode_gallery(self._patches(images)).float().cpu().numpy()
+
+    def score(self, query_BD: np.ndarray, gallery_NQD: np.ndarray) -> np.ndarray:
+        """Similarities `[B, N]` by the package's one scorer."""
+        return self.encoder.score(torch.from_numpy(query_BD), torch.from_numpy(gallery_NQD)).numpy()
+
+    def _patches(self, images: Sequence[ImageSource]) -> torch.Tensor:
+        """Patch tokens, rounded to fp16 as the feature store keeps them."""
+        if not images:
+            raise DataError("There is no image to encode. Give at least one.")
+        names = ["upload" if isinstance(image, bytes) else None for image in images]
+        pixels = [
+            self.transform(open_image(image, self.limits, name)) for image, name in zip(images, names, strict=True)
+        ]
+        return self.vision(torch.from_numpy(np.stack(pixels)).to(self.device)).to(torch.float16).float()
+
+
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:
     """A modification text in NFC with single spaces.
 
@@ -225,12 +278,21 @@ def load_models(checkpoint: str, device: str = "cpu") -> tuple[Any, Any, ImageTr
     Raises:
         ArtifactError: the checkpoint is missing, half-written, or holds no vision tower.
     """
+    found = load_encoder(localize(checkpoint, "checkpoint") / "model", device)
+    return found.encoder, found.vision, found.transform
+
+
+def load_encoder(folder: Path, device: str = "cpu") -> ImageTextEncoder:
+    """Encoder, vision tower and image transform of a model folder, in evaluation mode on a device.
+
+    Raises:
+        ArtifactError: the folder holds no retriever or no vision tower.
+    """
     from cirray.models.retriever_files import load_retriever
     from cirray.models.towers.hf_blip2 import load_vision_tower
 
-    folder = localize(checkpoint, "checkpoint") / "model"
     vision = load_vision_tower(folder / "vision").to(device)
-    return load_retriever(folder, device), vision, build_transform(vision.transform)
+    return ImageTextEncoder(load_retriever(folder, device), vision, build_transform(vision.transform), device)
 
 
 def _ranking(query: ComposedQuery, names: tuple[str, ...], scores_K: np.ndarray) -> Ranking:

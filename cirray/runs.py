@@ -101,6 +101,23 @@ class ConvertRun(Config):
     """Artifact to write (path or URI)."""
 
 
+class ExportRun(Config):
+    """Write a model as one folder in Hugging Face style, with a card; `cirray.load(folder)` reads it."""
+
+    model: str = "~/cirray/quickstart/checkpoint"
+    """Checkpoint or generator artifact."""
+    reports: tuple[str, ...] = ()
+    """Report artifacts whose figures go into the card."""
+    name: str = "composed image retriever"
+    """Heading of the card."""
+    license: str = "other"
+    """License of the weights, as the card's metadata name it; weights made from others' keep theirs."""
+    notes: str = ""
+    """A paragraph for the card."""
+    out: str = "~/cirray/quickstart/export"
+    """Folder to write (path or URI)."""
+
+
 class ServeRun(Config):
     """Serve a retriever over HTTP on this machine or on the cluster that `RAY_ADDRESS` names."""
 

@@ -22,6 +22,9 @@ from cirray.core.version import __version__
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 _WHOLE_FILE_BYTES = 64 * 2**20
+_MODEL_KINDS = {
+    "cirray_retriever": "retriever", "cirray_dual_encoder": "retriever", "mtg": "generator", "template": "generator",
+}  # fmt: skip
 _PLACES = ("out", "ray", "pool", "device")
 
 
@@ -167,6 +170,24 @@ def localize(uri: str | Path, kind: str | None = None) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         storage.download_folder(uri, target)
     return target
+
+
+def model_folder(folder: Path) -> tuple[Path, str]:
+    """Where in an artifact the model's files lie, and what they are: "retriever" or "generator".
+
+    Raises:
+        ArtifactError: when there is none.
+    """
+    for place in (folder, folder / "model"):
+        try:
+            kind = str(json.loads((place / "config.json").read_text()).get("kind", ""))
+        except (OSError, ValueError):
+            continue
+        if kind in _MODEL_KINDS:
+            return place, _MODEL_KINDS[kind]
+    raise ArtifactError(
+        f"{str(folder)!r} holds no model of cirray's. Give a checkpoint or generator artifact, or an exported folder."
+    )
 
 
 def directory_digest(uri: str | Path) -> str:

@@ -75,6 +75,12 @@ class GeneratorConfig(Config):
         paper: dict[str, Any] = {"passes": ("reference", "target", "difference"), "role_tags": False, "separators": ()}
         return cls.model_validate({**(paper if mode == "paper" else {}), **fields})
 
+    @classmethod
+    def published(cls, mode: Literal["improved", "paper"] = "paper", **fields: Any) -> "GeneratorConfig":
+        """MTG's size: BLIP-2's Q-Former before any language model; the language model is kept by reference."""
+        sizes: dict[str, Any] = {"qformer": ReaderConfig.blip2(), "embed_language_model": False}
+        return cls.for_mode(mode, **{**sizes, **fields})
+
 
 class AlignmentOptimizerConfig(OptimizerConfig):
     """AdamW and schedule of the alignment."""

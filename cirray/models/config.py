@@ -1,6 +1,6 @@
 """Configuration of encoders: frozen vision tower, Q-Former, composed-image retriever. No torch."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,11 @@ class VisionTowerConfig(Config):
     """Standard deviation of the start weights."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention implementation of transformers."""
+
+    @classmethod
+    def eva_g(cls, image_size: int = 224) -> "VisionTowerConfig":
+        """EVA-CLIP ViT-g/14 without its last block, as BLIP-2, SPRC and PTHA use it: 257 tokens of width 1408."""
+        return cls(image_size=image_size, patch_size=14, width=1408, layers=39, heads=16, intermediate=6144)
 
     @model_validator(mode="after")
     def _fits(self) -> "VisionTowerConfig":
@@ -59,6 +64,14 @@ class QFormerConfig(Config):
     """Longest text, learned prompts included."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention implementation; "eager" is faster for bf16 training on a CPU."""
+
+    @classmethod
+    def blip2(cls) -> Self:
+        """The published size: BERT-base with 32 queries, cross-attention in every second layer, dropout 0.1."""
+        return cls(
+            width=768, layers=12, heads=12, queries=32, cross_attention_frequency=2, intermediate=3072, dropout=0.1,
+            initializer_range=0.02, positions=512,
+        )  # fmt: skip
 
     @model_validator(mode="after")
     def _fits(self) -> "QFormerConfig":
@@ -112,6 +125,13 @@ class RetrieverConfig(Config):
             "released_compat": {"temperature_clamp": None, "text_mask": "ones", "inference_readout": "cls"},
         }
         return cls.model_validate({**modes[mode], **fields})
+
+    @classmethod
+    def published(
+        cls, mode: Literal["improved", "paper", "released_compat"] = "improved", **fields: object
+    ) -> "RetrieverConfig":
+        """SPRC's and PTHA's size: BLIP-2's Q-Former, 256-d vectors, 32 word pieces; `fields` override single ones."""
+        return cls.for_mode(mode, **{"qformer": QFormerConfig.blip2(), "embed_dim": 256, "text_length": 32, **fields})
 
 
 class TextTowerConfig(Config):

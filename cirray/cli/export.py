@@ -1,0 +1,11 @@
+"""`cirray export`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="export",
+    help="write a model as one folder with a card, for cirray.load()",
+    config="cirray.runs:ExportRun",
+    run="cirray.pipelines.export:run_export",
+    example="cirray export model=~/cirray/quickstart/checkpoint out=my-retriever",
+)
