@@ -44,6 +44,10 @@ class QueryEncoder(Protocol):
 class Vision(Protocol):
     """The frozen tower: uint8 pictures `[B, H, W, 3]` in, patch tokens `[B, P, D]` out; `VisionTower` is one."""
 
+    @property
+    def digest(self) -> str:
+        """Digest of weights, sizes and transform."""
+
     def __call__(self, images_BHWC: torch.Tensor) -> torch.Tensor:
         """Patch tokens."""
 

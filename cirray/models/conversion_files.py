@@ -113,7 +113,7 @@ def huggingface_settings(record: Record, heads: Heads) -> dict[str, Any]:
             raise ConfigError(
                 f"{name}_heads={count} does not divide the width {width}; give the number it was built with."
             )
-    qformer = {
+    qformer: dict[str, Any] = {
         "vocab_size": sizes.vocabulary, "hidden_size": sizes.width, "num_hidden_layers": sizes.layers,
         "num_attention_heads": heads.qformer, "intermediate_size": sizes.intermediate,
         "max_position_embeddings": sizes.positions, "cross_attention_frequency": sizes.frequency,
@@ -125,7 +125,7 @@ def huggingface_settings(record: Record, heads: Heads) -> dict[str, Any]:
             "num_hidden_layers": sizes.tower_layers, "intermediate_size": sizes.tower_intermediate,
             "patch_size": sizes.patch, "image_size": sizes.image_size,
         }  # fmt: skip
-    common = {"vision_config": vision, "num_query_tokens": sizes.queries}
+    common: dict[str, Any] = {"vision_config": vision, "num_query_tokens": sizes.queries}
     if instruct:
         settings: Any = InstructBlipConfig(qformer_config=qformer, text_config=_speaker(record), **common)
         settings.architectures = ["InstructBlipForConditionalGeneration"]

@@ -147,9 +147,10 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
         settings = AutoConfig.from_pretrained(str(source)) if not _is_tower(source) else None
         part = _part(settings)
         with quiet():
-            model, report = Blip2VisionModel.from_pretrained(
+            loaded: Any = Blip2VisionModel.from_pretrained(
                 str(source), dtype=dtype or "auto", output_loading_info=True, **part
             )
+        model, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"No vision tower could be read from {str(source)!r}: {reason}") from None

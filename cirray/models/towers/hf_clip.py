@@ -20,7 +20,7 @@ from cirray.core.errors import ArtifactError
 from cirray.models.quiet import quiet
 from cirray.models.text import TextBatch, encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
-from cirray.models.towers.clip_tower import ClipTower
+from cirray.models.towers.clip_tower import ClipTower, Tokens
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, check_size, read_transform
 
 NAME = "hf_clip"
@@ -57,7 +57,7 @@ class HfClipText(nn.Module):
         """Wrap a model."""
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.embed_dim = int(model.config.projection_dim)
+        self.embed_dim = int(model.config.projection_dim or model.config.hidden_size)
 
     def forward(self, text: TextBatch) -> torch.Tensor:
         """Vectors `[B, D]`, not normalised."""
@@ -117,7 +117,8 @@ def load_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
     transform = read_transform(source, side)
     check_size(source, transform, side, int(model.config.patch_size))
     path = Path(source) / PREPROCESSOR
-    tokens = json.loads(path.read_text()).get("cirray_tokens", "embedding") if path.is_file() else "embedding"
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    tokens: Tokens = "all" if stored.get("cirray_tokens") == "all" else "embedding"
     return HfClipTower(model, transform, tokens)
 
 

@@ -133,9 +133,10 @@ def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.fl
     try:
         inner = _inner(source)
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source), dtype=dtype or "auto", output_loading_info=True, **inner
             )
+        model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]

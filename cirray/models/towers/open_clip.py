@@ -17,7 +17,7 @@ from cirray.data.config import TransformConfig
 from cirray.models.sources.files import check_floats, listed, read_json, read_tensors
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
-from cirray.models.towers.clip_tower import ClipTower
+from cirray.models.towers.clip_tower import ClipTower, Tokens
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, read_transform
 
 NAME, CONFIG, PREFIX = "open_clip", "open_clip_config.json", "open_clip:"
@@ -141,7 +141,7 @@ def load_tower(source: str, dtype: torch.dtype | None) -> OpenClipTower:
     part = VisualPart(model.visual, settings)
     part = part.to(dtype) if dtype is not None else part
     if saved.is_file():
-        tokens = read_json(saved).get("cirray_tokens", "embedding")
+        tokens: Tokens = "all" if read_json(saved).get("cirray_tokens") == "all" else "embedding"
         return OpenClipTower(part.eval(), read_transform(source, 224), tokens)
     return OpenClipTower(part.eval(), _transform(part, preprocess))
 
