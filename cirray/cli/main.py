@@ -14,8 +14,8 @@ from cirray.core.log import complain, configure, say
 from cirray.core.version import __version__
 
 VERBS = (
-    "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "pretrain", "finetune", "tune",
-    "evaluate", "index", "search", "serve",
+    "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "check", "pretrain", "finetune",
+    "tune", "evaluate", "index", "search", "serve",
 )  # fmt: skip
 
 HOME = "~/cirray/quickstart"
