@@ -40,7 +40,7 @@ def test_every_config_file_resolves(path):
 
 def test_config_files_exist_for_every_stage():
     named = {verb_of(path) for path in CONFIGS}
-    wanted = "towers embed train-generator mine generate pretrain finetune tune evaluate index"
+    wanted = "towers embed train-generator mine generate check pretrain finetune tune evaluate index"
     assert named >= set(wanted.split())
 
 
