@@ -31,7 +31,7 @@ def _accelerators() -> list[str]:
 
 
 def worker_environment(threads: int = 1) -> dict[str, str]:
-    """Environment of Ray workers: one thread per process. What a driver without a GPU chose for DeepSpeed stays there."""
+    """Environment of Ray workers: one thread per process. A driver's DS_ACCELERATOR is not theirs."""
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     for name in ("CIRRAY_CACHE", "TORCH_EXTENSIONS_DIR"):
         if name in os.environ:
