@@ -16,7 +16,7 @@ from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError, IndexMismatchError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
-from cirray.data.images import open_image
+from cirray.data.images import open_place
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
 from cirray.data.shapes.scenes import Scene
@@ -160,7 +160,7 @@ def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run
     with torch.inference_mode():
         for begin in range(0, len(ids), _EVALUATION_BATCH):
             names = ids[begin : begin + _EVALUATION_BATCH]
-            images = [transform(open_image(dataset.images.path(name), run.limits)) for name in names]
+            images = [transform(open_place(dataset.images.place(name), run.limits)) for name in names]
             blocks.append(tower(torch.from_numpy(np.stack(images))).half().numpy())
     info = FeatureInfo(tower.digest, transform.digest, (tower.num_tokens, tower.width))
     return FeatureStore(blocks, ids, info)
