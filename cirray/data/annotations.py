@@ -1,4 +1,4 @@
-"""Annotation files of the public benchmarks: read with errors that name file, entry, key and remedy; texts untouched."""
+"""Annotation files of the public benchmarks: errors name file, entry, key and remedy; texts stay as written."""
 
 import json
 import math

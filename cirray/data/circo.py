@@ -5,7 +5,16 @@ from pathlib import Path
 
 from cirray.core.errors import DataError
 from cirray.data import protocols
-from cirray.data.annotations import Record, count_note, find_file, find_root, image_folder, load_json, load_records, once
+from cirray.data.annotations import (
+    Record,
+    count_note,
+    find_file,
+    find_root,
+    image_folder,
+    load_json,
+    load_records,
+    once,
+)
 from cirray.data.benchmark import CirDataset, ImageTable
 from cirray.data.config import CircoConfig
 from cirray.data.readers import READERS

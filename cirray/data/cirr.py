@@ -73,7 +73,9 @@ def read_cirr(config: CirrConfig) -> CirDataset:
     names = {split: files.names(split) for split in _SPLITS}
     if not names[config.split]:
         find_file(files.folders, f"image_splits/split.rc2.{config.split}.json")
-        raise DataError(f"The image list of CIRR's split {config.split!r} under {str(root)!r} is empty; fetch it again.")
+        raise DataError(
+            f"The image list of CIRR's split {config.split!r} under {str(root)!r} is empty; fetch it again."
+        )
     records = files.captions(config.split)
     queries = tuple(_query(record, config.split) for record in records)
     triplets, notes = _triplets(files, config.extended)
@@ -172,4 +174,6 @@ def _query_notes(queries: Sequence[Query]) -> tuple[str, ...]:
 def _unknown(queries: Sequence[Query], triplets: Iterable[Triplet], paths: dict[str, str]) -> tuple[str, ...]:
     named = {image: None for q in queries for image in (q.reference_id, *q.target_ids, *q.subset, *dict(q.soft))}
     named |= {image: None for t in triplets for image in (t.reference_id, t.target_id)}
-    return count_note("images are named by captions but by no image list", [name for name in named if name not in paths])
+    return count_note(
+        "images are named by captions but by no image list", [name for name in named if name not in paths]
+    )

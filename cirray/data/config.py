@@ -89,7 +89,9 @@ class FashionIQConfig(Config):
     """All images of the split, or the union of references and targets (VAL): smaller, hence higher numbers."""
     reference_rule: Literal["remove", "keep"] = "keep"
     """Whether a query's own reference leaves its ranking."""
-    captions: Literal["clip4cir", "plain_and", "reverse_and", "both_averaged", "both_separate", "each_alone"] = "clip4cir"
+    captions: Literal["clip4cir", "plain_and", "reverse_and", "both_averaged", "both_separate", "each_alone"] = (
+        "clip4cir"
+    )
     """How the two captions of a triplet become a query, see `cirray.data.caption_rules`."""
     train_captions: Literal["joined", "four_ways"] = "joined"
     """`joined`: one text for a triplet; `four_ways`: c1 and c2, c2 and c1, c1, c2 as rows of weight 1/4 (CLIP4CIR)."""

@@ -1,5 +1,6 @@
 """Fashion200k (Han et al. 2017) as TIRG (Vo et al. 2019) uses it: one-word changes of captions, any image that has
-the target's caption is a hit."""
+the target's caption is a hit.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -78,13 +79,17 @@ def _labels(root: Path, split: str) -> dict[str, str]:
     """Image path -> caption over all label files of a split; lines are `path <tab> score <tab> caption`."""
     files = sorted(path for path in (root / "labels").glob("*.txt") if split in path.name)
     if not files:
-        raise DataError(f"There is no label file *{split}*.txt in {str(root / 'labels')!r}; put the published ones there.")
+        raise DataError(
+            f"There is no label file *{split}*.txt in {str(root / 'labels')!r}; put the published ones there."
+        )
     found: dict[str, str] = {}
     for path in files:
         for number, line in load_lines(path):
             parts = line.split("\t")
             if len(parts) != 3:
-                raise DataError(f"{str(path)!r}, line {number}: path, score and caption with tabs between are expected.")
+                raise DataError(
+                    f"{str(path)!r}, line {number}: path, score and caption with tabs between are expected."
+                )
             if found.setdefault(parts[0], clean_caption(parts[2])) != clean_caption(parts[2]):
                 raise DataError(f"{str(path)!r}, line {number}: image {parts[0]!r} has another caption already.")
     return found

@@ -55,7 +55,9 @@ def _labels(path: Path) -> dict[str, int]:
     for number, line in load_lines(path):
         name, _, label = line.rpartition(" ")
         if not name or not label.isdecimal():
-            raise DataError(f"{str(path)!r}, line {number}: a path and a whole number are expected, found {line[:80]!r}.")
+            raise DataError(
+                f"{str(path)!r}, line {number}: a path and a whole number are expected, found {line[:80]!r}."
+            )
         if name.strip() in found:
             raise DataError(f"{str(path)!r}, line {number}: image {name!r} stands twice; each has one line.")
         found[name.strip()] = int(label)

@@ -14,7 +14,8 @@ READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format")
 """Format name -> reader of the `DataConfig` section of the same name."""
 
 _MODULES = (
-    "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r",
+    "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r", "huggingface",
+    "webdataset",
 )  # fmt: skip
 _LOGGER = get_logger("data")
 

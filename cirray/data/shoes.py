@@ -1,4 +1,4 @@
-"""Shoes (Berg et al. 2010; relative captions of Guo et al. 2018) with the train and eval lists of the VAL repository."""
+"""Shoes (Berg et al. 2010; captions of Guo et al. 2018) with the train and eval lists of the VAL repository."""
 
 import os
 import re
@@ -6,8 +6,16 @@ from pathlib import Path
 
 from cirray.core.errors import DataError
 from cirray.data import protocols
-from cirray.data.annotations import Record, count_note, find_file, find_root, has_file, image_folder, load_lines
-from cirray.data.annotations import load_records as load
+from cirray.data.annotations import (
+    Record,
+    count_note,
+    find_file,
+    find_root,
+    has_file,
+    image_folder,
+    load_lines,
+    load_records,
+)
 from cirray.data.benchmark import CirDataset, ImageTable
 from cirray.data.config import ShoesConfig
 from cirray.data.readers import READERS
@@ -27,7 +35,7 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
     """
     root = find_root(config.root, "shoes")
     names = {part: _names(find_file((root,), f"{part}_im_names.txt")) for part in ("train", "eval")}
-    records = load(find_file((root,), "relative_captions_shoes.json"))
+    records = load_records(find_file((root,), "relative_captions_shoes.json"))
     pairs: dict[str, list[tuple[int, Record, str, str]]] = {"train": [], "eval": [], "neither": []}
     for row, record in enumerate(records):
         reference, target = record.id("ReferenceImageName"), record.id("ImageName")
