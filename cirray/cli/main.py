@@ -15,7 +15,7 @@ from cirray.core.version import __version__
 
 VERBS = (
     "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "pretrain", "finetune", "tune",
-    "evaluate", "index", "search", "serve",
+    "evaluate", "index", "search", "serve", "doctor",
 )  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `cirray` command.
 
     Returns:
-        Exit status: 0 done, 2 for an error of the user's (one sentence on standard error), 130 when interrupted.
+        Exit status: 0 done (or what the verb's result says), 2 for an error of the user's (one sentence on standard
+        error), 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -59,20 +60,23 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
     if any(_is_file_argument(item) for item in arguments) or {"-h", "--help", "--print-config"} & set(arguments):
         return guarded(lambda: _run_verb(name, arguments))
 
-    def work() -> None:
+    def work() -> int:
         if needs:
             limit_threads()
             load("cirray.pipelines.story:prepare")(needs)
-        _run_verb(name, [default_config, *arguments] if default_config else arguments)
+        return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 
     return guarded(work)
 
 
 def guarded(work: Any) -> int:
-    """Run `work`, turning this package's errors (also those that crossed a Ray worker) into one sentence and exit 2."""
+    """Run `work`, turning this package's errors (also those that crossed a Ray worker) into one sentence and exit 2.
+
+    Otherwise the exit status is what `work` returns, 0 for nothing.
+    """
     configure()
     try:
-        work()
+        return int(work() or 0)
     except KeyboardInterrupt:
         complain("interrupted; finished shards and checkpoints are kept: the same command goes on from there")
         return 130
@@ -84,7 +88,6 @@ def guarded(work: Any) -> int:
             raise
         complain(f"error: {sentence}")
         return 2
-    return 0
 
 
 def user_sentence(error: BaseException | None) -> str | None:
@@ -115,24 +118,27 @@ def overview() -> str:
     )
 
 
-def _run_verb(name: str, arguments: list[str]) -> None:
+def _run_verb(name: str, given: list[str]) -> int:
+    """Run a verb; its result may carry an `exit_status`."""
     chosen = verb(name)
+    arguments = chosen.assignments(given)
     options, items = _parse(arguments)
     files = [item for item in items if _is_file_argument(item)]
     if options.help:
         say(verb_help(chosen))
-        return
+        return 0
     if len(files) > 1:
         raise ConfigError(f"One config file is accepted, {len(files)} were given: {', '.join(files)}.")
     config = load_config(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
     if options.print_config:
         say(config.to_yaml().rstrip())
-        return
+        return 0
     limit_threads()
     result = chosen.function()(config)
     text = chosen.show(result) if chosen.show else describe(result, config)
     if text:
         say(text)
+    return int(getattr(result, "exit_status", 0))
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:

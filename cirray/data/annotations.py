@@ -14,6 +14,10 @@ _EXAMPLES = 3
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
+class MissingFileError(DataError):
+    """An annotation file that is not there (it may belong to a split that nobody fetched)."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One entry of an annotation file and where it stands."""
@@ -98,13 +102,13 @@ def find_file(folders: Sequence[Path], name: str) -> Path:
     """The first of `folder / name` that is a file.
 
     Raises:
-        DataError: naming where it was looked for.
+        MissingFileError: naming where it was looked for.
     """
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
     places = " or ".join(repr(str(folder / name)) for folder in folders)
-    raise DataError(f"There is no file {places}; put the published file there or correct the root.")
+    raise MissingFileError(f"There is no file {places}; put the published file there or correct the root.")
 
 
 def has_file(folders: Sequence[Path], name: str) -> bool:

@@ -75,25 +75,34 @@ def read_span(stream: BinaryIO, span: Span, limits: ImageLimits) -> bytes:
 
 
 def crop_to_box(image: Image.Image, box: Box) -> Image.Image:
-    """GeneCIS's crop: the box with a margin of 0.7 of its sides, on a black centred square.
+    """GeneCIS's crop: the box with its margin (`crop_bounds`), on a black centred square.
+
+    Raises:
+        ValueError: when nothing of the box lies in the image.
+    """
+    crop = image.crop(crop_bounds(image.size, box))
+    side = max(crop.size)
+    square = Image.new("RGB", (side, side))
+    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+    return square
+
+
+def crop_bounds(size: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in pixels of a box with a margin of 0.7 of its sides.
 
     left = max(0, x - 0.7 w), right = min(W, left + 1.7 w) with the moved left, alike for top and bottom: without
     clamping the box grows to the left and to the top only. This is what the official code does (Vaze et al. 2023).
 
     Raises:
-        ValueError: when nothing of the box lies in the image.
+        ValueError: when nothing of the box lies in an image of that size.
     """
     x, y, width, height = box
     left, top = max(0.0, x - CROP_MARGIN * width), max(0.0, y - CROP_MARGIN * height)
-    right = min(float(image.width), left + (1 + CROP_MARGIN) * width)
-    bottom = min(float(image.height), top + (1 + CROP_MARGIN) * height)
+    right = min(float(size[0]), left + (1 + CROP_MARGIN) * width)
+    bottom = min(float(size[1]), top + (1 + CROP_MARGIN) * height)
     if round(right) <= round(left) or round(bottom) <= round(top):
-        raise ValueError(f"the box {box} lies outside its {image.width} x {image.height} pixels")
-    crop = image.crop((round(left), round(top), round(right), round(bottom)))
-    side = max(crop.size)
-    square = Image.new("RGB", (side, side))
-    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
-    return square
+        raise ValueError(f"the box {box} lies outside its {size[0]} x {size[1]} pixels")
+    return round(left), round(top), round(right), round(bottom)
 
 
 def check_size(size: tuple[int, int], limits: ImageLimits, label: str) -> None:
