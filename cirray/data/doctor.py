@@ -259,7 +259,7 @@ def _bytes(place: Place, limits: ImageLimits) -> bytes:
 def _decode(image: Image.Image) -> None:
     """Decode every byte; a JPEG at an eighth of its size, which still reads all of its data."""
     if image.format == "JPEG":
-        image.draft("L", (image.width // 8, image.height // 8))
+        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
     image.load()
 
 
