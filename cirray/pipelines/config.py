@@ -114,9 +114,13 @@ class MineRun(Config):
     parts: tuple[Part, ...] = ("pool",)
     """Images to pair."""
     exclude_parts: tuple[Part, ...] = ("gallery",)
-    """Images that no pair may hold, whatever part they are in."""
+    """Images that no pair may hold, whatever part they are in; a benchmark's own val and test images never are."""
     exclude_ids: str = ""
     """A text file of further image ids that no pair may hold, one per line."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
     split: str = "train"
     """Split of the triplets that `existing` and `reverse` read."""
     mining: MiningConfig = MiningConfig()
@@ -152,6 +156,10 @@ class GenerateRun(Config):
     filters: FilterConfig = FilterConfig()
     judge: str = ""
     """Root of a shapes world whose scenes judge the texts; the shares of right ones become metrics of the artifact."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
     pool: PoolConfig = PoolConfig()
     ray: RayConfig = RayConfig()
 
@@ -252,6 +260,10 @@ class GeneratorRun(Config):
     """Also evaluate before any labelled triplet was seen."""
     scenes: str = "auto"
     """Root of a shapes world whose scenes judge the texts; `auto`: the data's root when it has scenes; empty: none."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
     limits: ImageLimits = ImageLimits()
     """Caps on images that are read."""
     device: str = "cpu"
@@ -322,6 +334,10 @@ class TrainRun(Config):
     """Objective, steps, optimiser, engine."""
     validation: ValidationConfig = ValidationConfig()
     """Recall on held-out triplets."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
     device: str = "cpu"
     """Where the model is, when it is trained in this process."""
     out: str = "~/cirray/quickstart/checkpoint"

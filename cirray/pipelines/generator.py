@@ -31,6 +31,7 @@ from cirray.generators.writer import TextWriter
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.models.towers.language import load_language_model
 from cirray.pipelines.config import GeneratorRun
+from cirray.pipelines.leaks import check_leaks, images_of
 from cirray.pipelines.towers import LANGUAGE, VISION, train_stage
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.types import Pair, Triplet
@@ -62,6 +63,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
     """
     inputs = {"towers": read_manifest(run.towers, "towers").digest}
     inputs |= {f"features-{number}": read_manifest(uri, "features").digest for number, uri in enumerate(run.features)}
+    guard = _guard(run)
     stage = open_stage(run.out, "generator", run.to_dict(), inputs)
     if stage.finished:
         return stage.finished
@@ -85,7 +87,15 @@ def run_generator(run: GeneratorRun) -> Manifest:
     shutil.rmtree(work, ignore_errors=True)
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
     extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning}
-    return stage.publish(counts, metrics, {**extra, "encoder_digest": features.info.encoder_digest})
+    return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
+
+
+def _guard(run: GeneratorRun) -> dict[str, Any]:
+    if not run.guard:
+        return {}
+    labelled = select_labels(read_dataset(run.data), run.labels)
+    seen = images_of(labelled.train) | set(labelled.captions)
+    return check_leaks(run.guard, seen, run.allow_leaks, "The generator's training data")
 
 
 def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
