@@ -1,7 +1,7 @@
 """CIRR (Liu et al. 2021, release rc2) in its published layout: captions, extended captions, image splits."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cirray.core.errors import DataError
@@ -101,16 +101,17 @@ def _read(config: CirrConfig) -> CirDataset:
 
 
 def _query(record: Record, split: str) -> Query:
-    members = record.section("img_set").ids("members")
-    common = {
-        "query_id": record.id("pairid"), "reference_id": record.id("reference"), "modification": record.text("caption"),
-        "subset": members,
-    }  # fmt: skip
+    query = Query(
+        query_id=record.id("pairid"),
+        reference_id=record.id("reference"),
+        modification=record.text("caption"),
+        target_ids=() if split == "test1" else (record.id("target_hard"),),
+        subset=record.section("img_set").ids("members"),
+    )
     if split == "test1":
-        return Query(**common, target_ids=())
+        return query
     soft = record.mapping("target_soft")
-    labels = tuple((image, record.number("target_soft", label)) for image, label in soft.items())
-    return Query(**common, target_ids=(record.id("target_hard"),), soft=labels)
+    return replace(query, soft=tuple((image, record.number("target_soft", label)) for image, label in soft.items()))
 
 
 def _triplets(files: _Files, extended: bool) -> tuple[tuple[Triplet, ...], tuple[str, ...]]:

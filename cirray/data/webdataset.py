@@ -70,6 +70,7 @@ class _Found:
     left: list[str] = field(default_factory=list)
 
     def add(self, image_id: str, sample: Sample, role: str) -> str:
+        """Remember a picture by its id, once."""
         if image_id in self.paths:
             raise DataError(
                 f"Image {image_id!r} of {sample.shard!r} is in {self.paths[image_id]!r} already; keys must be unique "
@@ -143,7 +144,7 @@ def read_samples(shard: str) -> Iterator[Sample]:
         with filesystem.open_input_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 # Tarfile keeps every header it has seen; an index of millions must not hold them too.
-                tar.members = []  # type: ignore[misc]
+                tar.members = []  # type: ignore[attr-defined]
                 key, _, kind = posixpath.basename(member.name).partition(".")
                 if not member.isfile() or not key:
                     continue
@@ -196,11 +197,11 @@ def _content(sample: Sample, member: tarfile.TarInfo, tar: tarfile.TarFile) -> s
 def _file(sample: Sample, found: _Found) -> None:
     """Put a sample where it belongs: triplet by pictures, triplet by names, single picture, or left out."""
     if {"reference", "target"} <= set(sample.pictures):
-        sides = [
+        reference, target = (
             found.add(sample.word(f"{role}_id") or f"{sample.key}/{role}", sample, role)
             for role in ("reference", "target")
-        ]
-        found.rows.append((sample.key, *sides, sample.modification))
+        )
+        found.rows.append((sample.key, reference, target, sample.modification))
     elif "" in sample.pictures:
         image = found.add(sample.key, sample, "")
         found.singles.append(image)

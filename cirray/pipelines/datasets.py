@@ -95,7 +95,8 @@ def _sizes(root: str, places: Sequence[Place]) -> list[int]:
     if not storage.is_local(root):
         filesystem, base = storage.resolve(root)
         found = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        known = {storage.join(root, info.path.removeprefix(base).lstrip("/")): int(info.size) for info in found}
+        files = [info for info in found if info.type == pafs.FileType.File]
+        known = {storage.join(root, info.path.removeprefix(base).lstrip("/")): int(info.size) for info in files}
     return [place.span[1] if place.span else known.get(place.uri, _size(place.uri)) for place in places]
 
 
