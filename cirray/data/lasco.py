@@ -1,5 +1,7 @@
 """LaSCo (Levy et al. 2024): large generated triplets over COCO 2014, searched in its validation corpus."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cirray.data import protocols
@@ -23,10 +25,9 @@ def read_lasco(config: LascoConfig) -> CirDataset:
     corpus = _corpus(folders, "val", images)
     paths, queries, named = dict(corpus), [], dict[str, str]()
     records = load_records(find_file(folders, "lasco_val.json"))
-    once(((record, record.id("qid")) for record in records), "qid")
-    for record in records:
+    for name, record in _named(records):
         reference, target = (_image(record, key, images, named) for key in ("query-image", "target-image"))
-        queries.append(Query(record.id("qid"), reference, record.text("query-text"), (target,)))
+        queries.append(Query(name, reference, record.text("query-text"), (target,)))
     absent = sorted(image for image in named if image not in corpus)
     pool = _corpus(folders, "train", images) if has_file(folders, "lasco_train_corpus.json") else {}
     triplets, notes = _triplets(folders, images, paths)
@@ -64,6 +65,15 @@ def _path(images: Path, name: str) -> str:
     return str(images.joinpath(*name.split("/")[-2:]))
 
 
+def _named(records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
+    """Entries with their qid; one that stands again gets its number behind it, so that nothing is merged or lost."""
+    seen: Counter[str] = Counter()
+    for record in records:
+        qid = record.id("qid")
+        seen[qid] += 1
+        yield qid if seen[qid] == 1 else f"{qid}-{seen[qid]}", record
+
+
 def _image(record: Record, key: str, images: Path, paths: dict[str, str]) -> str:
     """Id of `[id, path]`; its path is remembered."""
     value = record.list(key)
@@ -80,13 +90,12 @@ def _triplets(
     if not has_file(folders, "lasco_train.json"):
         return (), ("lasco_train.json is not here, so there are no train triplets",)
     records = load_records(find_file(folders, "lasco_train.json"))
-    once(((record, record.id("qid")) for record in records), "qid")
     found, left = [], []
-    for record in records:
+    for name, record in _named(records):
         reference, target = (_image(record, key, images, paths) for key in ("query-image", "target-image"))
         text = record.text("query-text")
         if not text.strip() or reference == target:
-            left.append(record.id("qid"))
+            left.append(name)
             continue
-        found.append(Triplet(f"lasco-train-{record.id('qid')}", reference, target, text, group_id=reference))
+        found.append(Triplet(f"lasco-train-{name}", reference, target, text, group_id=reference))
     return tuple(found), count_note("train triplets left out (blank text, or one image twice)", left)

@@ -97,6 +97,8 @@ class DoctorRun(Config):
     """Images per part."""
     tasks: int = Field(2, ge=1)
     """Processes that decode."""
+    ray_from: int = Field(5000, ge=0)
+    """With fewer images this process checks them alone: it is done before a cluster has started."""
     as_json: bool = False
     """Print the whole report as JSON (`--json`)."""
     out: str = ""

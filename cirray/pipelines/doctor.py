@@ -148,9 +148,10 @@ def _check(run: DoctorRun, places: Mapping[str, Place]) -> dict[str, ImageCheck]
         chunk = files[start : start + run.shard_rows]
         parts.append(pa.table({"part": [number] * len(chunk), "part_rows": [len(chunk)] * len(chunk), "place": chunk}))
     step = Step(check_images, {"limits": run.limits.to_dict()}, tasks=run.tasks)
+    ray = run.ray.model_copy(update={"enabled": run.ray.enabled and len(files) >= run.ray_from})
     by_file: dict[str, ImageCheck] = {}
     with progress("check images", len(files), "images") as advance:
-        for columns in stream(parts, [step], run.ray, run.shard_rows * _ROW_BYTES):
+        for columns in stream(parts, [step], ray, run.shard_rows * _ROW_BYTES):
             values = zip(*(columns[name].tolist() for name in ("place", *_NAMES)), strict=True)
             by_file |= {file: ImageCheck(*row) for file, *row in values}
             advance(len(columns["place"]))
@@ -171,7 +172,7 @@ def _digest(checks: Mapping[str, ImageCheck] | None) -> str:
 def _publish(
     run: DoctorRun, report: DoctorReport, places: Mapping[str, Place], checks: Mapping[str, ImageCheck] | None
 ) -> None:
-    config = {**run.to_dict(), "as_json": False}
+    config = {**run.to_dict(), "as_json": False, "tasks": 0, "ray_from": 0}
     stage = open_stage(run.out, KIND, config, {"images": report.digest, "report": stable_id(report.to_dict())})
     if stage.finished:
         return

@@ -57,6 +57,15 @@ def test_lasco_corpora_and_triplets_name_the_same_files(tmp_path):
     assert dataset.protocol.ks == (1, 5, 10, 50, 500) and dataset.protocol.reference_rule == "remove"
 
 
+def test_a_lasco_id_that_stands_twice_gives_two_queries(tmp_path):
+    root = MADE.write_lasco(tmp_path)
+    path = root / "downloads/lasco_val.json"
+    rows = MADE.json.loads(path.read_text())
+    MADE.put_json(path, [*rows, {**rows[0], "query-text": "again"}])
+    queries = read_lasco(LascoConfig(root=str(root))).queries
+    assert [q.query_id for q in queries] == ["420", "740", "420-2"] and queries[2].modification == "again"
+
+
 def test_a_lasco_image_that_is_no_pair_is_refused(tmp_path):
     root = MADE.write_lasco(tmp_path)
     path = root / "downloads/lasco_val.json"

@@ -177,6 +177,17 @@ def test_the_command_line_takes_a_root_a_data_set_and_json(cirr, capsys):
     assert main([*words[:-1], "accept=[typo]"]) == 2
 
 
+def test_few_images_are_checked_without_a_cluster(cirr, monkeypatch):
+    asked = []
+    real = doctor.stream
+    monkeypatch.setattr(
+        doctor, "stream", lambda *a: asked.append(a[2].enabled) or real(a[0], a[1], RayConfig(enabled=False))
+    )
+    run(cirr, ray=RayConfig())
+    run(cirr, ray=RayConfig(), ray_from=18)
+    assert asked == [False, True]
+
+
 def test_nothing_that_can_be_read_is_an_error(tmp_path):
     with pytest.raises(DataError, match="There is no file"):
         run(tmp_path)
