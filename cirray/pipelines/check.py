@@ -10,9 +10,9 @@ from cirray.core.errors import ArtifactError, GenerationError
 from cirray.core.progress import progress
 from cirray.evaluation.round_trip import round_trip_ranks, worse_of_both
 from cirray.features.store import FeatureStore
-from cirray.pipelines.config import CheckRun
 from cirray.pipelines.judging import text_accuracy
 from cirray.retriever import load_models
+from cirray.runs import CheckRun
 from cirray.triplets.schema import REJECTED_SCHEMA, to_triplets
 from cirray.triplets.store import KIND, TripletStore, write_part
 

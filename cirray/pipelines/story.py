@@ -15,7 +15,6 @@ from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.log import get_logger
 from cirray.pipelines.config import (
-    CheckRun,
     EmbedRun,
     FinetuneRun,
     GenerateRun,
@@ -29,7 +28,7 @@ from cirray.pipelines.config import (
 from cirray.pipelines.resources import cluster
 from cirray.pipelines.schedule import Node, Outcome, run_graph, run_here
 from cirray.pipelines.watch import stage_lines
-from cirray.runs import CompareRun, OracleRun, StoryRun, WorldRun
+from cirray.runs import CheckRun, CompareRun, OracleRun, StoryRun, WorldRun
 
 IMAGE_ONLY, SERVED = "image only", "MTST + fine-tuning"
 

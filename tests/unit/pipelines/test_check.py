@@ -13,7 +13,7 @@ from cirray.core.errors import ArtifactError, GenerationError
 from cirray.evaluation.round_trip import round_trip_ranks, worse_of_both
 from cirray.features.store import FeatureStore
 from cirray.pipelines import check
-from cirray.pipelines.config import CheckRun
+from cirray.runs import CheckRun
 from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
 from cirray.triplets.store import TripletStore, write_part
 from cirray.types import Triplet
