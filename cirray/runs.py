@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ShapesConfig
@@ -15,6 +15,35 @@ class WorldRun(Config):
     shapes: ShapesConfig = ShapesConfig()
     out: str = "~/cirray/quickstart/world"
     """Where the folder layout is written (path or URI)."""
+
+
+class CheckRun(Config):
+    """Keep the generated triplets whose target a base retriever finds by the text (round trip)."""
+
+    triplets: str = "~/cirray/quickstart/synthetic"
+    """Triplets artifact to check."""
+    checkpoint: str = "~/cirray/quickstart/labelled_equal"
+    """The base retriever: a checkpoint that was not trained on these triplets, e.g. on labelled ones alone."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts, made by the checkpoint's vision tower, that hold the triplets' images."""
+    top_k: int = Field(20, ge=1)
+    """A triplet stays when its target is among the first so many of all their images, its own reference removed."""
+    both: bool = True
+    """Its reverse twin must stay too, where it has one: texts of one pair are right or wrong together."""
+    batch: int = Field(256, ge=1)
+    """Images and queries per forward pass."""
+    judge: str = ""
+    """Root of a shapes world whose scenes judge the kept texts; the shares of right ones become metrics."""
+    device: str = "cpu"
+    """Where the model runs."""
+    out: str = "~/cirray/quickstart/checked"
+    """Triplets artifact (path or URI); what did not pass is in its rejected rows, with the rank."""
+
+    @model_validator(mode="after")
+    def _named(self) -> "CheckRun":
+        if not self.features:
+            raise ValueError("features needs at least one artifact")
+        return self
 
 
 class OracleRun(Config):

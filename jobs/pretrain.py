@@ -8,4 +8,4 @@ from cirray.cli.main import job
 CONFIG = Path(__file__).parent / "configs" / "pretrain-shapes-small-cpu.yaml"
 
 if __name__ == "__main__":
-    sys.exit(job("pretrain", str(CONFIG), needs=("synthetic",)))
+    sys.exit(job("pretrain", str(CONFIG), needs=("checked",)))

@@ -14,8 +14,8 @@ from cirray.core.log import complain, configure, say
 from cirray.core.version import __version__
 
 VERBS = (
-    "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "pretrain", "finetune", "tune",
-    "evaluate", "index", "search", "serve", "convert", "export",
+    "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "check", "pretrain", "finetune",
+    "tune", "evaluate", "index", "search", "serve", "doctor", "convert", "export",
 )  # fmt: skip
 
 HOME = "~/cirray/quickstart"
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `cirray` command.
 
     Returns:
-        Exit status: 0 done, 2 for an error of the user's (one sentence on standard error), 3 done but some images were
-        rejected (counted and named), 130 when interrupted.
+        Exit status: 0 done (or what the verb says of its result), 2 for an error of the user's (one sentence on
+        standard error), 3 done but some images were rejected (counted and named), 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -152,8 +152,9 @@ def _moved(value: Any, root: str) -> Any:
     return value
 
 
-def _run_verb(name: str, arguments: list[str]) -> int:
+def _run_verb(name: str, given: list[str]) -> int:
     chosen = verb(name)
+    arguments = chosen.assignments(given)
     options, items = _parse(arguments)
     files = [item for item in items if _is_file_argument(item)]
     if options.help:

@@ -1,8 +1,8 @@
 """What a verb of the command line is: a config tree, a function that runs it, and a line that says what came out."""
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cirray.core.config import Config
@@ -22,8 +22,12 @@ class Verb:
     example: str = ""
     show: Callable[[Any], str] | None = None
     """Turns the result into the text printed on standard output; None prints the artifact's counts."""
-    status: Callable[[Any], int] = lambda result: 0
-    """Exit status of a run that completed (see `PARTIAL`)."""
+    status: Callable[[Any], int] = lambda result: getattr(result, "exit_status", 0)
+    """Exit status of a run that completed: what its result says, else 0 (see also `PARTIAL`)."""
+    positional: str = ""
+    """Field that a word without a name sets: `cirray doctor ROOT`."""
+    switches: Mapping[str, str] = field(default_factory=dict)
+    """Flags without a value -> the assignment they stand for: `--json` -> `as_json=true`."""
 
     def config_class(self) -> type[Config]:
         """The root config class of this verb."""
@@ -32,6 +36,23 @@ class Verb:
     def function(self) -> Callable[[Any], Any]:
         """The stage function of this verb."""
         return load(self.run)
+
+    def assignments(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments with this verb's switches and its unnamed word written as `field=value`."""
+        words: list[str] = []
+        for at, word in enumerate(arguments):
+            before = arguments[at - 1] if at else ""
+            is_value = (
+                before.startswith("--") and "=" not in before and before not in (*self.switches, "--print-config")
+            )
+            is_bare = not word.startswith("-") and "=" not in word and not word.endswith((".yaml", ".yml"))
+            if word in self.switches:
+                words.append(self.switches[word])
+            elif self.positional and is_bare and not is_value:
+                words.append(f"{self.positional}={word}")
+            else:
+                words.append(word)
+        return words
 
 
 def partial_status(manifest: Any) -> int:

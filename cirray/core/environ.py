@@ -1,8 +1,11 @@
 """Environment variables this package reads or sets; nobody else touches `os.environ`."""
 
+import glob
 import os
 import secrets
 from pathlib import Path
+
+_DEVICES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri/renderD*", "/dev/accel*", "/dev/davinci*", "/dev/hl*")
 
 
 def cache_folder() -> Path:
@@ -15,12 +18,22 @@ def limit_threads(threads: int = 1) -> None:
     """Set the OpenMP thread count for libraries imported later (two threads are slower than one beside a neighbour)."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))
+    if not _accelerators():
+        # DeepSpeed, which transformers imports when it is installed, would warn that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _accelerators() -> list[str]:
+    """Device files of GPUs and the like on Linux; a guess elsewhere (as if there were one)."""
+    if not os.path.isdir("/dev/shm"):
+        return ["unknown"]
+    return [path for pattern in _DEVICES for path in glob.glob(pattern)]
 
 
 def worker_environment(threads: int = 1) -> dict[str, str]:
-    """Environment of Ray workers: one thread per process, DeepSpeed on the CPU where there is no GPU."""
+    """Environment of Ray workers: one thread per process. A driver's DS_ACCELERATOR is not theirs."""
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    for name in ("DS_ACCELERATOR", "CIRRAY_CACHE", "TORCH_EXTENSIONS_DIR"):
+    for name in ("CIRRAY_CACHE", "TORCH_EXTENSIONS_DIR"):
         if name in os.environ:
             variables[name] = os.environ[name]
     return variables

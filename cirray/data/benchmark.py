@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cirray.core.errors import DataError
+from cirray.data.places import Box, Place, Span
 from cirray.types import Query, Triplet
 
 _HINT_LIMIT = 20_000
@@ -39,9 +40,15 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Where every image lies: id -> absolute path. Ids are opaque keys."""
+    """Where every image lies: id -> absolute path. Ids are opaque keys.
+
+    `boxes` are cut from the image (GeneCIS's crops), `spans` are the bytes of the file that are the image (shards). A
+    file may be missing: annotations alone are usable.
+    """
 
     paths: Mapping[str, str] = field(default_factory=dict)
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    spans: Mapping[str, Span] = field(default_factory=dict)
 
     def path(self, image_id: str) -> Path:
         """File of an image.
@@ -52,6 +59,16 @@ class ImageTable:
         if image_id not in self.paths:
             raise DataError(f"Image {image_id!r} is not among the {len(self.paths)} images.{self._hint(image_id)}")
         return Path(self.paths[image_id])
+
+    def place(self, image_id: str) -> Place:
+        """File, bytes and box of an image: all that opening it needs.
+
+        Raises:
+            DataError: for an unknown id.
+        """
+        if image_id not in self.paths:
+            self.path(image_id)
+        return Place(self.paths[image_id], self.spans.get(image_id), self.boxes.get(image_id))
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -91,6 +108,10 @@ class CirDataset:
     galleries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Galleries by name, for benchmarks whose queries do not all search the same one (see `Query.gallery`)."""
     captions: Mapping[str, str] = field(default_factory=dict)
+    guarded: frozenset[str] = frozenset()
+    """Images of the benchmark's own val and test splits: no mined pair may hold them (`cirray.data.leaks`)."""
+    notes: tuple[str, ...] = ()
+    """What reading met and how it was handled: rows left out, names without a file entry, texts that are blank."""
 
     def split(self, name: str) -> tuple[Triplet, ...]:
         """Triplets of one split, `train` or `val`."""

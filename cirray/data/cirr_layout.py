@@ -76,7 +76,12 @@ def _write(
 def _copy_images(dataset: CirDataset, split: str, ids: Sequence[str], folder: Path) -> dict[str, str]:
     paths = {}
     for number, image_id in enumerate(ids):
-        source = dataset.images.path(image_id)
+        place = dataset.images.place(image_id)
+        if place.span or place.box:
+            raise DataError(
+                f"Image {image_id!r} is a part of {place.uri!r}; CIRR's layout holds whole image files only."
+            )
+        source = Path(place.uri)
         shelf = f"{_FOLDERS[split]}/{number % 100}" if split == "train" else _FOLDERS[split]
         paths[image_id] = f"./{shelf}/{image_id}{source.suffix}"
         copy = folder / paths[image_id]

@@ -44,23 +44,217 @@ class FolderConfig(Config):
     gallery: str = "gallery"
     """Images to search in; without it, a data set with queries searches all images."""
     triplets: str = "triplets"
-    """CSV or JSONL of reference, target, modification [, split, group, edit, weight, reverse_modification]."""
+    """CSV, JSONL or Parquet of reference, target, modification [, split, group, edit, weight, reverse_modification]."""
     queries: str = "queries"
-    """CSV or JSONL of reference, target, modification [, query_id, edit]."""
+    """CSV, JSONL or Parquet of reference, target, modification [, query_id, edit]."""
     captions: str = "captions"
-    """CSV or JSONL of image, caption. A name without suffix stands for `.jsonl` or `.csv`."""
+    """CSV, JSONL or Parquet of image, caption. A name without suffix stands for any of the three."""
     reference_rule: Literal["remove", "keep"] = "remove"
     """Whether a query's own reference is taken out of its ranking."""
     ks: tuple[int, ...] = (1, 5, 10, 50)
     """Ranks at which recall is reported."""
 
 
+class CirrConfig(Config):
+    """CIRR (release rc2): `captions/`, `image_splits/` below `root/cirr` or `root`."""
+
+    root: str = "~/data/cirr"
+    """Folder that holds `cirr/captions/...` (or `captions/...`)."""
+    images: str = ""
+    """Folder of `train/`, `dev/` and `test1/`, below `root` or absolute; empty: `root`."""
+    split: Literal["train", "val", "test1"] = "val"
+    """Whose queries and gallery are read; `test1` has no targets. Training triplets are read whatever it is."""
+    labels: Literal["hard", "soft", "soft_subset"] = "hard"
+    """`hard`: the annotated target; `soft`: graded targets; `soft_subset`: graded in the subset only (CoVR)."""
+    reference_rule: Literal["remove", "keep"] = "remove"
+    """Whether a query's own reference leaves its ranking."""
+    extended: bool = False
+    """Also train on the extended captions, one more triplet for each text that is not a placeholder."""
+    ks: tuple[int, ...] = (1, 5, 10, 50)
+    """Cut-offs of recall; the subset's are 1, 2, 3."""
+
+
+class FashionIQConfig(Config):
+    """Fashion IQ: `captions/`, `image_splits/`, `images/<id>.jpg` or `.png`."""
+
+    root: str = "~/data/fashioniq"
+    """Folder that holds `captions/` and `image_splits/`."""
+    images: str = "images"
+    """Folder of the images, below `root` or absolute."""
+    category: Literal["dress", "shirt", "toptee", "all"] = "all"
+    """One category, or all three, each with its own gallery."""
+    split: Literal["train", "val", "test"] = "val"
+    """Whose queries and galleries are read; the published `test` has no targets."""
+    gallery: Literal["original", "val_split"] = "original"
+    """All images of the split, or the union of references and targets (VAL): smaller, hence higher numbers."""
+    reference_rule: Literal["remove", "keep"] = "keep"
+    """Whether a query's own reference leaves its ranking."""
+    captions: Literal["clip4cir", "plain_and", "reverse_and", "both_averaged", "both_separate", "each_alone"] = (
+        "clip4cir"
+    )
+    """How the two captions of a triplet become a query, see `cirray.data.caption_rules`."""
+    train_captions: Literal["joined", "four_ways"] = "joined"
+    """`joined`: one text for a triplet; `four_ways`: c1 and c2, c2 and c1, c1, c2 as rows of weight 1/4 (CLIP4CIR)."""
+    ks: tuple[int, ...] = (10, 50)
+    """Cut-offs of recall."""
+
+
+class CircoConfig(Config):
+    """CIRCO: `annotations/{val,test}.json`, images and image list of COCO 2017 unlabeled."""
+
+    root: str = "~/data/circo"
+    """Folder that holds `annotations/` and `COCO2017_unlabeled/`."""
+    images: str = "COCO2017_unlabeled/unlabeled2017"
+    """Folder of the images, below `root` or absolute."""
+    info: str = "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+    """The list of all gallery images; without it the gallery is empty, and only submissions can be scored."""
+    split: Literal["val", "test"] = "val"
+    """Whose queries are read; `test` has no ground truths."""
+    reference_rule: Literal["remove", "keep"] = "keep"
+    """Whether a query's own reference leaves its ranking; it is never a ground truth."""
+    text: Literal["relative", "with_concept"] = "relative"
+    """The relative caption alone, or `<shared concept> that <relative caption>` (not like for like)."""
+    ks: tuple[int, ...] = (5, 10, 25, 50)
+    """Cut-offs of mAP and recall."""
+
+
+class GeneCisConfig(Config):
+    """GeneCIS: `genecis/<task>.json`; each template searches its own ten or fifteen images."""
+
+    root: str = "~/data/genecis"
+    """Folder that holds `genecis/<task>.json` (or the files themselves)."""
+    coco: str = "val2017"
+    """COCO val2017, for the object tasks, below `root` or absolute."""
+    visual_genome: str = "VG_100K_all"
+    """Visual Genome 1.2, for the attribute tasks, below `root` or absolute."""
+    task: Literal["focus_attribute", "change_attribute", "focus_object", "change_object", "all"] = "all"
+    """One task or all four."""
+    ks: tuple[int, ...] = (1, 2, 3)
+    """Cut-offs of recall."""
+
+
+class ShoesConfig(Config):
+    """Shoes: relative captions and name lists as in the VAL repository."""
+
+    root: str = "~/data/shoes"
+    """Folder that holds `relative_captions_shoes.json`, `train_im_names.txt` and `eval_im_names.txt`."""
+    images: str = "attributedata"
+    """Folder of the images in their type folders, below `root` or absolute."""
+    reference_rule: Literal["remove", "keep"] = "remove"
+    """Whether a query's own reference leaves its ranking."""
+    ks: tuple[int, ...] = (1, 10, 50)
+    """Cut-offs of recall, and of their mean."""
+
+
+class LascoConfig(Config):
+    """LaSCo: `downloads/lasco_{train,val}.json` with their corpora, images of COCO 2014."""
+
+    root: str = "~/data/lasco"
+    """Folder that holds `downloads/` (or the files themselves)."""
+    images: str = ""
+    """Folder of `train2014/` and `val2014/`, below `root` or absolute; empty: `root`."""
+    reference_rule: Literal["remove", "keep"] = "remove"
+    """Whether a query's own reference leaves its ranking."""
+    ks: tuple[int, ...] = (1, 5, 10, 50, 500)
+    """Cut-offs of recall."""
+
+
+class Fashion200kConfig(Config):
+    """Fashion200k as TIRG uses it: `labels/*.txt`, `test_queries.txt`, images where the label files say."""
+
+    root: str = "~/data/fashion200k"
+    """Folder that holds `labels/`, `test_queries.txt` and `women/`."""
+    reference_rule: Literal["remove", "keep"] = "remove"
+    """Whether a query's own reference leaves its ranking (TIRG sets its score to a very low value)."""
+    triplets_per_image: int = Field(1, ge=0)
+    """Training triplets drawn for each image that has a one-word neighbour."""
+    seed: int = Field(0, ge=0)
+    """Of that draw."""
+    ks: tuple[int, ...] = (1, 5, 10, 50, 100)
+    """Cut-offs of recall."""
+
+
+class ImageNetRConfig(Config):
+    """Domain conversion from ImageNet to ImageNet-R (Pic2Word): lists of queries and targets with labels."""
+
+    root: str = "~/data/imgnet"
+    """Folder that holds `imgnet_real_query.txt` and `imgnet_targets.txt`, or a folder `imgnet` with them."""
+    images: str = ""
+    """Folder that the paths of the lists start from; empty: the folder around the `imgnet` of the lists."""
+    domain: Literal["cartoon", "origami", "toy", "sculpture", "all"] = "all"
+    """One domain or all four; each photograph is a query once for each."""
+    text: str = "{domain}"
+    """Modification text; `{domain}` stands for the domain's name."""
+    reference_rule: Literal["remove", "keep"] = "keep"
+    """Whether a query's own photograph leaves its ranking; it is never a target."""
+    ks: tuple[int, ...] = (10, 50)
+    """Cut-offs of set recall and precision."""
+
+
+class HuggingFaceConfig(Config):
+    """A Hugging Face data set: a folder of `save_to_disk` (read without that library), or a hub id (read with it)."""
+
+    root: str = "~/data/hf"
+    """Folder, or hub id such as `owner/name`."""
+    name: str = ""
+    """Configuration of a hub data set."""
+    triplets: str = "train"
+    """Split whose rows are training triplets; empty: none."""
+    queries: str = ""
+    """Split whose rows are queries; empty: none."""
+    gallery: str = ""
+    """Split whose rows are gallery images; empty: the queries' own images."""
+    reference: str = "reference"
+    """Column of the reference: an image, or the id of one."""
+    target: str = "target"
+    """Column of the target: an image, or the id of one."""
+    modification: str = "modification"
+    """Column of the text."""
+    image: str = "image"
+    """Column of gallery images."""
+    id: str = "id"
+    """Column of their ids; without it, the file name that the image carries, else its row."""
+    reference_rule: Literal["remove", "keep"] = "remove"
+    """Whether a query's own reference leaves its ranking."""
+    ks: tuple[int, ...] = (1, 5, 10, 50)
+    """Cut-offs of recall."""
+
+
+class WebDatasetConfig(Config):
+    """WebDataset tar shards; images are read at their place inside the shards, never unpacked."""
+
+    root: str = "~/data/shards"
+    """Folder of the shards (path or URI)."""
+    shards: str = "*.tar"
+    """Which files are shards. They must not be compressed."""
+    part: Literal["pool", "gallery"] = "pool"
+    """What single images are: unlabelled ones to mine from, or a gallery."""
+    triplets: Literal["train", "val", "query"] = "train"
+    """What samples with reference, target and text are: triplets of a split, or queries."""
+    reference_rule: Literal["remove", "keep"] = "remove"
+    """Whether a query's own reference leaves its ranking."""
+    ks: tuple[int, ...] = (1, 5, 10, 50)
+    """Cut-offs of recall."""
+
+
 class DataConfig(Config):
     """Which reader, and what it reads."""
 
     format: str = "folder"
-    """Name of a reader, see `cirray.data.readers`."""
+    """Name of a reader: `folder`, `cirr`, `fashioniq`, `circo`, `genecis`, `shoes`, `lasco`, ... (`cirray.data`)."""
+    preset: str = ""
+    """Protocol of a method family over the format's defaults (`cirray.data.presets`); fields set by hand win."""
     folder: FolderConfig = FolderConfig()
+    cirr: CirrConfig = CirrConfig()
+    fashioniq: FashionIQConfig = FashionIQConfig()
+    circo: CircoConfig = CircoConfig()
+    genecis: GeneCisConfig = GeneCisConfig()
+    shoes: ShoesConfig = ShoesConfig()
+    lasco: LascoConfig = LascoConfig()
+    fashion200k: Fashion200kConfig = Fashion200kConfig()
+    imagenet_r: ImageNetRConfig = ImageNetRConfig()
+    huggingface: HuggingFaceConfig = HuggingFaceConfig()
+    webdataset: WebDatasetConfig = WebDatasetConfig()
 
 
 class ImageLimits(Config):

@@ -10,6 +10,7 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import FolderConfig
 from cirray.data.readers import READERS
+from cirray.data.tables import SUFFIXES as TABLES
 from cirray.data.tables import TableRow, read_rows
 from cirray.data.writing import MARKER
 from cirray.types import Query, Triplet, stable_id
@@ -124,7 +125,7 @@ def _scan(root: Path, folders: dict[str, Path | None]) -> tuple[dict[str, tuple[
 def _table(root: Path, part: str, value: str) -> Path | None:
     """The file of a table, or None where the default name is absent."""
     path = root / Path(value).expanduser()
-    options = [path] if path.suffix else [path.with_suffix(".jsonl"), path.with_suffix(".csv")]
+    options = [path] if path.suffix else [path.with_suffix(suffix) for suffix in TABLES]
     present = [option for option in options if option.is_file()]
     if len(present) > 1:
         raise DataError(f"Both {str(present[0])!r} and {present[1].name!r} exist; keep one or set `folder.{part}`.")

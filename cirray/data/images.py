@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
+from cirray.data.places import Box, Place, Span
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """The only decoders that are tried; Pillow's other forty (EPS, PDF, FITS, PSD, ...) never see a user's bytes."""
@@ -18,15 +19,20 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 """Pillow warns from 89 million pixels on; the cap here refuses earlier, in words."""
 
 Source = Path | str | bytes | BinaryIO
+CROP_MARGIN = 0.7
+"""GeneCIS widens a box by this share of its sides on every side."""
 
 
-def open_image(source: Source, limits: ImageLimits | None = None, name: str | None = None) -> Image.Image:
+def open_image(
+    source: Source, limits: ImageLimits | None = None, name: str | None = None, box: Box | None = None
+) -> Image.Image:
     """The first frame as an RGB image, upright, without metadata.
 
     Args:
         source: a path, the bytes of a file, or a binary stream (read up to the byte limit).
         limits: caps, checked on the header before any pixel is decoded.
         name: what to call the image in errors; the path, or "uploaded image", by default.
+        box: cut this out (`crop_to_box`); its pixels are those of the file, so nothing is turned or shrunk before.
 
     Raises:
         DataError: missing, empty, too large, not one of `FORMATS`, out of limits, truncated or damaged.
@@ -41,7 +47,62 @@ def open_image(source: Source, limits: ImageLimits | None = None, name: str | No
     except Exception as error:
         raise DataError(f"Image {label} is not a readable {'/'.join(FORMATS)} file ({_reason(error)}).") from error
     check_size(image.size, limits, label)
-    return _decode(image, limits, label)
+    return _decode(image, limits, label) if box is None else _decode_crop(image, label, box)
+
+
+def open_place(place: Place, limits: ImageLimits | None = None, name: str | None = None) -> Image.Image:
+    """The image at a local place: a file, some bytes of one, or a crop.
+
+    Raises:
+        DataError: as `open_image`.
+    """
+    label = name or place.uri
+    limits = limits or ImageLimits()
+    if place.span is None:
+        return open_image(Path(place.uri), limits, name, place.box)
+    try:
+        with open(place.uri, "rb") as stream:
+            data = read_span(stream, place.span, limits)
+    except OSError as error:
+        raise DataError(f"Image {label!r} cannot be read from {place.uri!r}: {error.strerror or error}.") from None
+    return open_image(data, limits, label, place.box)
+
+
+def read_span(stream: BinaryIO, span: Span, limits: ImageLimits) -> bytes:
+    """Some bytes of a seekable stream, at most one more than the byte limit (which `open_image` then refuses)."""
+    stream.seek(span[0])
+    return stream.read(min(span[1], limits.max_bytes + 1))
+
+
+def crop_to_box(image: Image.Image, box: Box) -> Image.Image:
+    """GeneCIS's crop: the box with its margin (`crop_bounds`), on a black centred square.
+
+    Raises:
+        ValueError: when nothing of the box lies in the image.
+    """
+    crop = image.crop(crop_bounds(image.size, box))
+    side = max(crop.size)
+    square = Image.new("RGB", (side, side))
+    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+    return square
+
+
+def crop_bounds(size: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in pixels of a box with a margin of 0.7 of its sides.
+
+    left = max(0, x - 0.7 w), right = min(W, left + 1.7 w) with the moved left, alike for top and bottom: without
+    clamping the box grows to the left and to the top only. This is what the official code does (Vaze et al. 2023).
+
+    Raises:
+        ValueError: when nothing of the box lies in an image of that size.
+    """
+    x, y, width, height = box
+    left, top = max(0.0, x - CROP_MARGIN * width), max(0.0, y - CROP_MARGIN * height)
+    right = min(float(size[0]), left + (1 + CROP_MARGIN) * width)
+    bottom = min(float(size[1]), top + (1 + CROP_MARGIN) * height)
+    if round(right) <= round(left) or round(bottom) <= round(top):
+        raise ValueError(f"the box {box} lies outside its {size[0]} x {size[1]} pixels")
+    return round(left), round(top), round(right), round(bottom)
 
 
 def check_size(size: tuple[int, int], limits: ImageLimits, label: str) -> None:
@@ -114,6 +175,14 @@ def _decode(image: Image.Image, limits: ImageLimits, label: str) -> Image.Image:
         return Image.frombytes("RGB", upright.size, upright.tobytes())
     except Exception as error:
         raise DataError(f"Image {label} is truncated or damaged ({_reason(error)}).") from error
+
+
+def _decode_crop(image: Image.Image, label: str, box: Box) -> Image.Image:
+    try:
+        image.load()
+        return crop_to_box(to_rgb(image), box)
+    except Exception as error:
+        raise DataError(f"Image {label} is truncated or damaged, or has no such crop ({_reason(error)}).") from error
 
 
 def _draft_size(size: tuple[int, int], side: int) -> tuple[int, int]:

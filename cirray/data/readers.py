@@ -4,23 +4,33 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from cirray.core.log import get_logger
 from cirray.core.registry import Registry
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig
+from cirray.data.presets import with_preset
 
 READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format")
 """Format name -> reader of the `DataConfig` section of the same name."""
 
-_MODULES = ("cirray.data.folder",)
+_MODULES = (
+    "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r", "huggingface",
+    "webdataset",
+)  # fmt: skip
+_LOGGER = get_logger("data")
 
 
 def read_dataset(config: DataConfig) -> CirDataset:
-    """Read the data set that a config names.
+    """Read the data set that a config names; what reading left out or found odd is logged, and stays in `notes`.
 
     Raises:
-        ConfigError: for an unknown format.
+        ConfigError: for an unknown format or preset.
         DataError: for files that cannot be used.
     """
     for module in _MODULES:
-        importlib.import_module(module)
-    return READERS.get(config.format)(getattr(config, config.format))
+        importlib.import_module(f"cirray.data.{module}")
+    reader = READERS.get(config.format)
+    dataset = reader(getattr(with_preset(config), config.format))
+    for note in dataset.notes:
+        _LOGGER.info("%s: %s", dataset.name, note)
+    return dataset

@@ -1,4 +1,4 @@
-"""Rows of a CSV or JSONL file with their line numbers, and errors that name file, line, value and remedy."""
+"""Rows of a CSV, JSONL or Parquet file with their line numbers, and errors that name file, line, value and remedy."""
 
 import csv
 import json
@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from cirray.core.errors import DataError, unknown_name
+
+_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -72,18 +77,19 @@ class TableRow:
 
 
 def read_rows(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
-    """Rows of a `.csv` file with a header line, or of a `.jsonl` file with one object per line.
+    """Rows of a `.csv` file with a header line, a `.jsonl` file with one object per line, or a `.parquet` file.
+
+    Parquet is read some thousand rows at a time; the line of a row is its number, from 1.
 
     Raises:
         DataError: unreadable or not UTF-8, a bad line, or a required column that is nowhere in the file's header.
     """
-    if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise DataError(f"{str(path)!r} is neither .csv nor .jsonl; write it as one of the two.")
-    read = _read_csv if path.suffix.lower() == ".csv" else _read_jsonl
+    if path.suffix.lower() not in _READERS:
+        raise DataError(f"{str(path)!r} is none of {', '.join(SUFFIXES)}; write it as one of them.")
     try:
-        yield from read(path, required)
+        yield from _READERS[path.suffix.lower()](path, required)
     except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{str(path)!r} is not UTF-8 text ({error.reason} at byte {error.start}); save it so."
@@ -126,3 +132,31 @@ def _read_jsonl(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
             if missing:
                 row.fail(f"column {missing[0]!r} is missing; the line has: {', '.join(row.values) or '(nothing)'}.")
             yield row
+
+
+def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
+    try:
+        table = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{str(path)!r} is not a Parquet file ({_reason(error)}); write it again.") from None
+    names = table.schema_arrow.names
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise DataError(f"{str(path)!r}: column {missing[0]!r} is missing; the file has: {', '.join(names)}.")
+    line = 0
+    try:
+        for batch in table.iter_batches(batch_size=_BATCH):
+            for values in batch.to_pylist():
+                line += 1
+                yield TableRow(path, line, values)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{str(path)!r} is damaged after row {line} ({_reason(error)}); write it again.") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+_READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+SUFFIXES = tuple(_READERS)
+"""Suffixes of tables, in the order in which they are looked for."""

@@ -6,7 +6,7 @@ import io
 from cirray.core.errors import DataError
 from cirray.core.log import get_logger
 from cirray.data.benchmark import ImageTable
-from cirray.data.images import open_image
+from cirray.data.images import open_place
 
 _LOGGER = get_logger("evaluation.pictures")
 
@@ -34,7 +34,7 @@ class Thumbnails:
         return self._made[image_id]
 
     def _encode(self, image_id: str) -> str:
-        image = open_image(self._images.path(image_id))
+        image = open_place(self._images.place(image_id))
         small = max(image.size) <= self._side
         image.thumbnail((self._side, self._side))
         stream = io.BytesIO()

@@ -11,7 +11,8 @@ from cirray.core import storage
 from cirray.core.artifacts import is_complete, localize
 from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import ImageLimits, TransformConfig
-from cirray.data.images import open_image
+from cirray.data.images import open_image, read_span
+from cirray.data.places import Place
 from cirray.data.transforms import build_transform
 from cirray.features.shards import FeatureShardWriter
 from cirray.features.store import FeatureStore
@@ -29,7 +30,7 @@ def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mappin
     """Read and decode images, once.
 
     Args:
-        columns: `part`, `part_rows`, `image_id`, `place` (path or URI).
+        columns: `part`, `part_rows`, `image_id`, `place` (what `Place.text` wrote).
         transform: fields of a `TransformConfig`.
         limits: fields of an `ImageLimits`.
 
@@ -246,14 +247,18 @@ def load_tower(uri: str) -> Any:
     return load_vision_tower(find_tower(uri))
 
 
-def _open(place: str, image_id: str, caps: ImageLimits) -> Any:
+def _open(text: str, image_id: str, caps: ImageLimits) -> Any:
     """The image, called by its id in errors: reasons are data, equal wherever the images lie."""
-    if storage.is_local(place):
-        return open_image(storage.local_path(place), caps, name=image_id)
-    filesystem, path = storage.resolve(place)
+    place = Place.parse(text)
+    if storage.is_local(place.uri) and place.span is None:
+        return open_image(storage.local_path(place.uri), caps, name=image_id, box=place.box)
+    filesystem, path = storage.resolve(place.uri)
     try:
-        with filesystem.open_input_stream(path) as stream:
-            return open_image(stream, caps, name=image_id)
+        if place.span is None:
+            with filesystem.open_input_stream(path) as stream:
+                return open_image(stream, caps, name=image_id, box=place.box)
+        with filesystem.open_input_file(path) as stream:
+            return open_image(read_span(stream, place.span, caps), caps, name=image_id, box=place.box)
     except OSError as error:
         raise DataError(f"Image {image_id!r} cannot be read: {' '.join(str(error).split())[:200]}.") from None
 

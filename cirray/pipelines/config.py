@@ -76,6 +76,36 @@ class EmbedRun(Config):
     ray: RayConfig = RayConfig()
 
 
+class DoctorRun(Config):
+    """Check a data set on disk."""
+
+    root: str = ""
+    """Root of the data set; empty: as `data` says. On the command line: `cirray doctor ROOT`."""
+    dataset: str = ""
+    """Its format (`cirr`, `fashioniq`, ...); empty: as `data` says."""
+    data: DataConfig = DataConfig()
+    """Everything else about it, e.g. `data.cirr.images`."""
+    splits: tuple[str, ...] = ()
+    """Splits that must be there; empty: all whose files are."""
+    decode: bool = True
+    """Read and decode every image; without it only annotations are checked."""
+    accept: tuple[str, ...] = ()
+    """Codes of findings that are told but do not count, e.g. `[duplicate, wrong_extension]`."""
+    limits: ImageLimits = ImageLimits()
+    """Caps on images."""
+    shard_rows: int = Field(512, ge=1)
+    """Images per part."""
+    tasks: int = Field(2, ge=1)
+    """Processes that decode."""
+    ray_from: int = Field(5000, ge=0)
+    """With fewer images this process checks them alone: it is done before a cluster has started."""
+    as_json: bool = False
+    """Print the whole report as JSON (`--json`)."""
+    out: str = ""
+    """Artifact with the report and a table of every image's hash (path or URI); empty: none."""
+    ray: RayConfig = RayConfig()
+
+
 class MineRun(Config):
     """Choose image pairs that are worth a text."""
 
@@ -86,9 +116,13 @@ class MineRun(Config):
     parts: tuple[Part, ...] = ("pool",)
     """Images to pair."""
     exclude_parts: tuple[Part, ...] = ("gallery",)
-    """Images that no pair may hold, whatever part they are in."""
+    """Images that no pair may hold, whatever part they are in; a benchmark's own val and test images never are."""
     exclude_ids: str = ""
     """A text file of further image ids that no pair may hold, one per line."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
     split: str = "train"
     """Split of the triplets that `existing` and `reverse` read."""
     mining: MiningConfig = MiningConfig()
@@ -124,6 +158,10 @@ class GenerateRun(Config):
     filters: FilterConfig = FilterConfig()
     judge: str = ""
     """Root of a shapes world whose scenes judge the texts; the shares of right ones become metrics of the artifact."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
     pool: PoolConfig = PoolConfig()
     ray: RayConfig = RayConfig()
 
@@ -234,6 +272,10 @@ class GeneratorRun(Config):
     """Also evaluate before any labelled triplet was seen."""
     scenes: str = "auto"
     """Root of a shapes world whose scenes judge the texts; `auto`: the data's root when it has scenes; empty: none."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
     limits: ImageLimits = ImageLimits()
     """Caps on images that are read."""
     device: str = "cpu"
@@ -310,6 +352,10 @@ class TrainRun(Config):
     """Objective, steps, optimiser, engine."""
     validation: ValidationConfig = ValidationConfig()
     """Recall on held-out triplets."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
     device: str = "cpu"
     """Where the model is, when it is trained in this process."""
     out: str = "~/cirray/quickstart/checkpoint"

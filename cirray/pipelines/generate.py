@@ -1,6 +1,7 @@
 """Stage 4b: pairs through a pool of generator actors, into the triplet store, every row accounted for."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from cirray.core.progress import progress
 from cirray.pipelines.actors import GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.config import GenerateRun, PoolConfig
 from cirray.pipelines.judging import text_accuracy
+from cirray.pipelines.leaks import check_leaks, guard_inputs
 from cirray.pipelines.mine import PAIR_SCHEMA, read_pairs
 from cirray.pipelines.ordering import order_pairs
 from cirray.pipelines.streaming import Step, stream
@@ -59,8 +61,10 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
         ArtifactError: an input is missing, or another run's output stands at `out`.
         IndexMismatchError: features of another vision tower than the generator's.
         GenerationError: when rows are lost or doubled, or every row was rejected.
+        DataError: when a pair holds a guarded image.
     """
-    stage = open_stage(run.out, "triplets", _result_config(run), _inputs(run))
+    guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
+    stage = open_stage(run.out, "triplets", _result_config(run), {**_inputs(run), **guard_inputs(guard)})
     if stage.finished:
         return stage.finished
     plan = make_plan(run)
@@ -73,7 +77,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
             advance(int(summary["rows"][0]))
     account(stage, plan)
     _filter(stage, run)
-    return _publish(stage, plan, run)
+    return _publish(stage, plan, run, guard)
 
 
 def make_plan(run: GenerateRun) -> Plan:
@@ -171,7 +175,7 @@ def _filter(stage: Stage, run: GenerateRun) -> None:
             write_table(storage.join(stage.work_uri, DATA, f"{name}.parquet"), table.take(pa.array(keep, pa.int64())))
 
 
-def _publish(stage: Stage, plan: Plan, run: GenerateRun) -> Manifest:
+def _publish(stage: Stage, plan: Plan, run: GenerateRun, guard: dict[str, Any]) -> Manifest:
     table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
     rejected = read_tables(stage.work_uri, REJECTED, REJECTED_SCHEMA)
     expected = sum(len(ids) for ids in plan.expected)
@@ -183,7 +187,8 @@ def _publish(stage: Stage, plan: Plan, run: GenerateRun) -> Manifest:
         raise GenerationError(f"All {len(rejected)} rows were rejected, most often: {reasons[0][0]}.")
     counts = {"pairs": sum(len(part) for part in plan.parts), "triplets": len(table), "rejected": len(rejected)}
     metrics = text_accuracy(table, run.judge) if run.judge else {}
-    return stage.publish(counts, metrics, {"generator": plan.generator, "reasons": [list(item) for item in reasons]})
+    facts = {"generator": plan.generator, "reasons": [list(item) for item in reasons], **guard}
+    return stage.publish(counts, metrics, facts)
 
 
 def _result_config(run: GenerateRun) -> dict[str, Any]:
@@ -191,6 +196,12 @@ def _result_config(run: GenerateRun) -> dict[str, Any]:
     config = run.to_dict()
     names = ("decoding", "directions", "reverse_texts", "source", "split", "seed", "part_rows", "filters")
     return {name: config[name] for name in names}
+
+
+def _images(run: GenerateRun) -> Iterator[str]:
+    """Images of the pairs, read only when somebody asks."""
+    for pair in read_pairs(run.pairs):
+        yield from (pair.reference_id, pair.target_id)
 
 
 def _inputs(run: GenerateRun) -> dict[str, str]:

@@ -16,7 +16,7 @@ from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError, IndexMismatchError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
-from cirray.data.images import open_image
+from cirray.data.images import open_place
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
 from cirray.data.shapes.scenes import Scene
@@ -33,6 +33,7 @@ from cirray.models.sources.blip2 import open_blip2
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.models.towers.language import load_language_model
 from cirray.pipelines.config import GeneratorRun
+from cirray.pipelines.leaks import check_leaks, images_of
 from cirray.pipelines.towers import LANGUAGE, VISION, train_stage
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.types import Pair, Triplet
@@ -66,6 +67,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
     inputs |= {f"features-{number}": read_manifest(uri, "features").digest for number, uri in enumerate(run.features)}
     if run.qformer_source:
         inputs["qformer_source"] = open_blip2(run.qformer_source).digest
+    guard = _guard(run)
     stage = open_stage(run.out, "generator", run.to_dict(), inputs)
     if stage.finished:
         return stage.finished
@@ -89,7 +91,15 @@ def run_generator(run: GeneratorRun) -> Manifest:
     shutil.rmtree(work, ignore_errors=True)
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
     extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning}
-    return stage.publish(counts, metrics, {**extra, "encoder_digest": features.info.encoder_digest})
+    return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
+
+
+def _guard(run: GeneratorRun) -> dict[str, Any]:
+    if not run.guard:
+        return {}
+    labelled = select_labels(read_dataset(run.data), run.labels)
+    seen = images_of(labelled.train) | set(labelled.captions)
+    return check_leaks(run.guard, seen, run.allow_leaks, "The generator's training data")
 
 
 def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
@@ -171,7 +181,7 @@ def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run
     with torch.inference_mode():
         for begin in range(0, len(ids), _EVALUATION_BATCH):
             names = ids[begin : begin + _EVALUATION_BATCH]
-            images = [transform(open_image(dataset.images.path(name), run.limits)) for name in names]
+            images = [transform(open_place(dataset.images.place(name), run.limits)) for name in names]
             blocks.append(tower(torch.from_numpy(np.stack(images))).half().numpy())
     info = FeatureInfo(tower.digest, transform.digest, (tower.num_tokens, tower.width))
     return FeatureStore(blocks, ids, info)

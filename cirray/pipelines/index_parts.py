@@ -12,7 +12,8 @@ from PIL import Image
 
 from cirray.core.errors import DataError, IndexMismatchError
 from cirray.data.config import ImageLimits
-from cirray.data.images import open_image
+from cirray.data.images import open_place
+from cirray.data.places import Place
 from cirray.data.readers import read_dataset
 from cirray.data.transforms import ImageTransform
 from cirray.features.store import FeatureStore
@@ -86,7 +87,7 @@ class FolderSource:
     def __init__(
         self, paths: dict[str, str], transform: ImageTransform, thumbnail_size: int, limits: ImageLimits
     ) -> None:
-        """`paths`: id -> file."""
+        """`paths`: id -> place (`Place.text`)."""
         self._paths, self._transform, self._size, self._limits = paths, transform, thumbnail_size, limits
 
     def load(self, ids: Sequence[str]) -> Loaded:
@@ -94,7 +95,7 @@ class FolderSource:
         kept, pixels, pictures, rejected = [], [], [], []
         for name in ids:
             try:
-                image = open_image(self._paths[name], self._limits)
+                image = open_place(Place.parse(self._paths[name]), self._limits)
             except DataError as error:
                 rejected.append((name, str(error)))
                 continue
@@ -108,14 +109,14 @@ class FeatureSource:
     """Stored vision features; pictures are read from the data set's files where it has them."""
 
     def __init__(self, store: FeatureStore, paths: dict[str, str], thumbnail_size: int, limits: ImageLimits) -> None:
-        """`paths`: id -> file, empty for an index without pictures."""
+        """`paths`: id -> place (`Place.text`), empty for an index without pictures."""
         self._store, self._paths, self._size, self._limits = store, paths, thumbnail_size, limits
 
     def load(self, ids: Sequence[str]) -> Loaded:
         """See `Source`."""
         pictures = []
         if self._paths and self._size:
-            pictures = [thumbnail(open_image(self._paths[name], self._limits), self._size) for name in ids]
+            pictures = [thumbnail(open_place(Place.parse(self._paths[name]), self._limits), self._size) for name in ids]
         return Loaded(list(ids), self._store.get(list(ids)), None, pictures, [])
 
 
@@ -195,4 +196,4 @@ def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str]]:
         return (), {}
     dataset = read_dataset(run.data)
     ids = dataset.gallery_ids or dataset.images.ids
-    return ids, {name: str(dataset.images.path(name)) for name in ids}
+    return ids, {name: dataset.images.place(name).text() for name in ids}

@@ -16,6 +16,7 @@ from cirray.mining.pairs import MiningInput, mine_pairs
 from cirray.pipelines.config import MineRun
 from cirray.pipelines.datasets import open_dataset, part_ids
 from cirray.pipelines.judging import is_shapes_world, single_edit_share
+from cirray.pipelines.leaks import check_leaks, guard_inputs, images_of
 from cirray.triplets.store import write_table
 from cirray.types import Pair, stable_id
 
@@ -35,16 +36,17 @@ def run_mine(run: MineRun) -> Manifest:
         of pairs that are exactly one edit apart (the miner never sees the scenes).
 
     Raises:
-        DataError: when images have no features or no pair is found.
+        DataError: when images have no features, no pair is found, or a guarded image is among those to pair.
     """
     dataset = open_dataset(run.data)
-    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, dataset))
+    guard = check_leaks(run.guard, _candidates(run, dataset), run.allow_leaks, "The pair pool")
+    stage = open_stage(run.out, KIND, _result_config(run), {**_inputs(run, dataset), **guard_inputs(guard)})
     if stage.finished:
         return stage.finished
     pairs = mine_pairs(_source(run, dataset), run.mining)
     write_pairs(storage.join(stage.work_uri, FILE), pairs)
     images = {image for pair in pairs for image in (pair.reference_id, pair.target_id)}
-    return stage.publish({"pairs": len(pairs), "images": len(images)}, _metrics(run, pairs))
+    return stage.publish({"pairs": len(pairs), "images": len(images)}, _metrics(run, pairs), guard)
 
 
 def write_pairs(uri: str, pairs: Sequence[Pair]) -> None:
@@ -102,8 +104,17 @@ def _rejected(run: MineRun) -> frozenset[str]:
     return frozenset(image for rows in parts for image, _ in rows)
 
 
+def _candidates(run: MineRun, dataset: CirDataset) -> set[str]:
+    """Images that may come into a pair."""
+    labelled = run.mining.policy in _LABELLED
+    ids = images_of(dataset.split(run.split)) if labelled else set(part_ids(dataset, run.parts))
+    return ids - _excluded(run, dataset)
+
+
 def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
+    """What no pair may hold: parts and ids that the run names, and the benchmark's own val and test images."""
     ids = set(part_ids(dataset, run.exclude_parts)) if run.exclude_parts else set()
+    ids |= dataset.guarded
     if run.exclude_ids:
         path = Path(run.exclude_ids).expanduser()
         try:

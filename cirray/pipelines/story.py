@@ -28,7 +28,7 @@ from cirray.pipelines.config import (
 from cirray.pipelines.resources import cluster
 from cirray.pipelines.schedule import Node, Outcome, run_graph, run_here
 from cirray.pipelines.watch import stage_lines
-from cirray.runs import CompareRun, OracleRun, StoryRun, WorldRun
+from cirray.runs import CheckRun, CompareRun, OracleRun, StoryRun, WorldRun
 
 IMAGE_ONLY, SERVED = "image only", "MTST + fine-tuning"
 
@@ -141,9 +141,10 @@ def collect(run: StoryRun, outcomes: Mapping[str, Outcome], wall: float) -> Stor
     text = {"generator": read_manifest(_at(run, "generator"), "generator").metrics}
     for name in run.generators:
         text[name] = read_manifest(_at(run, _generator_stage(name)), "generator").metrics
-    for name in ("synthetic", "reverse"):
+    for name in ("synthetic", "checked", "reverse"):
         if name in outcomes:
-            text[name] = read_manifest(_at(run, name), "triplets").metrics
+            written = read_manifest(_at(run, name), "triplets")
+            text[name] = {**written.metrics, "triplets": written.counts["triplets"]}
     recalls = {name: {key: float(value) for key, value in row.items()} for name, row in report.metrics.items()}
     labels = int(read_manifest(_at(run, "generator")).counts["labels"])
     seconds = {name: outcome.seconds for name, outcome in outcomes.items()}
@@ -211,14 +212,19 @@ def _training_recipes(run: StoryRun) -> dict[str, Recipe]:
     pretrained = {"init": _at(run, "pretrained")}
     workers = {"ray": {"enabled": run.ray, "num_workers": 2}} if run.ray else {}
     return {
-        "pretrained": recipe(
-            PretrainRun, ("synthetic",), {**PRETRAIN, "engine": "deepspeed" if run.ray else "torch"},
-            triplets=[_at(run, "synthetic")], **workers,
-        ),
         "labelled": recipe(FinetuneRun, ("features",), LABELLED, **labelled),
         "labelled_equal": recipe(FinetuneRun, ("features",), LABELLED_EQUAL, **labelled),
+        "checked": Recipe(
+            CheckRun, "cirray.pipelines.check:run_check",
+            {"triplets": _at(run, "synthetic"), "checkpoint": _at(run, "labelled_equal"),
+             "features": [_at(run, "features")], "judge": _at(run, "world")}, ("synthetic", "labelled_equal"),
+        ),
+        "pretrained": recipe(
+            PretrainRun, ("checked",), {**PRETRAIN, "engine": "deepspeed" if run.ray else "torch"},
+            triplets=[_at(run, "checked")], **workers,
+        ),
         "text_only": recipe(
-            PretrainRun, ("synthetic",), TEXT_ONLY, triplets=[_at(run, "synthetic")],
+            PretrainRun, ("checked",), TEXT_ONLY, triplets=[_at(run, "checked")],
             model={**MODEL, "fusion": "text_only"},
         ),
         "oracle_pretrained": recipe(PretrainRun, ("oracle",), PRETRAIN, triplets=[_at(run, "oracle")]),
@@ -242,13 +248,13 @@ def _result_recipes(run: StoryRun) -> dict[str, Recipe]:
     compare = {
         "data": data, "features": [_at(run, "features")], "seed": run.seed, "judge": _at(run, "world"),
         "checkpoints": {name: _at(run, row.stage) for name, row in rows.items()},
-        "triplets": [_at(run, "synthetic")], "title": "cirray on the embedded world",
+        "triplets": [_at(run, "checked")], "title": "cirray on the embedded world",
     }  # fmt: skip
     index = {"checkpoint": _at(run, "checkpoint"), "features": [_at(run, "features")], "data": data}
     return {
         "report": Recipe(
             CompareRun, "cirray.pipelines.compare:run_compare", compare,
-            ("synthetic", *(row.stage for row in rows.values())),
+            ("checked", *(row.stage for row in rows.values())),
         ),
         "index": Recipe(IndexRun, "cirray.pipelines.index:run_index", index, ("checkpoint",)),
     }  # fmt: skip

@@ -1,7 +1,6 @@
 """The story's results as text: one table over one or more seeds, the bars, what was generated, where things are."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cirray.evaluation.metrics import spread
 from cirray.evaluation.tables import Bar, StoryRow, accuracy_bar, gain_bar, kept_gain_bar, render_story_table
@@ -58,9 +57,13 @@ def text_lines(results: Sequence[StoryResult]) -> str:
         if all(key in result.text.get(generator, {}) for result in results):
             shares = [_share([_exact(item, key, way, generator) for item in results]) for way in ("forward", "reverse")]
             lines.append(f"  {words:<32}{' / '.join(shares)}")
-    mined = [value for result in results if (value := _mined(result)) is not None]
-    if mined:
-        lines.append(f"  {'over all mined pairs':<32}{_share(mined)}   (pairs several edits apart cannot be exact)")
+    for stage, words in (("synthetic", "all mined pairs, both ways"), ("checked", "after the round-trip check")):
+        judged = [result.text[stage] for result in results if "exact" in result.text.get(stage, {})]
+        if judged:
+            count = spread([float(found["triplets"]) for found in judged]).mean
+            lines.append(
+                f"  {words:<32}{_share([float(found['exact']) for found in judged])}   ({count:,.0f} triplets)"
+            )
     return "\n".join(lines)
 
 
@@ -108,8 +111,3 @@ def _nearest(labels: int) -> int | None:
 
 def _exact(result: StoryResult, key: str, direction: str, generator: str = "generator") -> float:
     return float(result.text[generator][key][direction]["exact"])
-
-
-def _mined(result: StoryResult) -> float | None:
-    metrics: dict[str, Any] = result.text.get("synthetic", {})
-    return float(metrics["exact"]) if "exact" in metrics else None

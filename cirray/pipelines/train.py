@@ -2,13 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.progress import progress
 from cirray.pipelines.config import TrainRun
+from cirray.pipelines.leaks import check_leaks, guard_inputs, images_of
 from cirray.pipelines.train_inputs import (
     MODEL,
     VISION,
@@ -45,11 +46,13 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     """
     check_model_fields(run)
     inputs = read_inputs(run)
+    guard = check_leaks(run.guard, images_of(inputs.triplets), run.allow_leaks, "The training data")
+    digests = {**input_digests(run, inputs), **guard_inputs(guard)}
     if is_complete(run.out):
-        return open_finished(run, inputs)
+        return open_finished(run, digests)
     job = build_job(run, inputs)
     tower = load_tower(run, job.features)
-    stage = open_stage(run.out, "checkpoint", _content(run), input_digests(run, inputs))
+    stage = open_stage(run.out, "checkpoint", _content(run), digests)
     tower.save(stage.local / MODEL / VISION)
     if run.ray.enabled:
         from cirray.pipelines.train_ray import train_on_ray
@@ -57,16 +60,16 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
         history, rate = train_on_ray(run, stage, reports)
     else:
         history, rate = train_here(run, stage, job, callbacks)
-    return _publish(run, stage, inputs, history, rate)
+    return _publish(run, stage, inputs, history, {"samples_per_second": round(rate, 1), **guard})
 
 
-def open_finished(run: TrainRun, inputs: TrainInputs) -> Manifest:
+def open_finished(run: TrainRun, digests: Mapping[str, str]) -> Manifest:
     """The manifest of a run that was completed before.
 
     Raises:
         ArtifactError: when it was another run.
     """
-    open_stage(run.out, "checkpoint", _content(run), input_digests(run, inputs))
+    open_stage(run.out, "checkpoint", _content(run), digests)
     return read_manifest(run.out, "checkpoint")
 
 
@@ -99,13 +102,15 @@ def _content(run: TrainRun) -> dict[str, Any]:
     return {**content, "dual": config["dual"]} if run.dual else content
 
 
-def _publish(run: TrainRun, stage: Stage, inputs: TrainInputs, history: Sequence[Row], rate: float) -> Manifest:
+def _publish(
+    run: TrainRun, stage: Stage, inputs: TrainInputs, history: Sequence[Row], facts: dict[str, Any]
+) -> Manifest:
     shutil.rmtree(stage.local / CHECKPOINTS, ignore_errors=True)
     write_history(stage.local / HISTORY, history)
     last = history[-1] if history else {}
     metrics = {name: value for name, value in last.items() if name == "loss" or name.startswith(METRIC_PREFIX)}
     counts = {"triplets": len(inputs.triplets), "steps": run.training.steps, **inputs.sources}
-    return stage.publish(counts, metrics, {"run": run.to_dict(), "samples_per_second": round(rate, 1)})
+    return stage.publish(counts, metrics, {"run": run.to_dict(), **facts})
 
 
 def write_history(path: Path, history: Sequence[Row]) -> None:

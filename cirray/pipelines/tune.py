@@ -20,6 +20,7 @@ from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.progress import Advance, progress, silent
 from cirray.evaluation.plots import save_figure, sweep_plot
 from cirray.pipelines.config import RayConfig, TuneRun
+from cirray.pipelines.leaks import check_leaks, guard_inputs, images_of
 from cirray.pipelines.resources import ClusterInfo, cluster
 from cirray.pipelines.sweep import (
     Assignment,
@@ -56,7 +57,9 @@ def run_tune(run: TuneRun) -> Manifest:
     trials = plan_trials(run)
     for assignment in trials.values():
         trial_run(run, assignment, "unused")
-    inputs = input_digests(run.base, read_inputs(run.base))
+    read = read_inputs(run.base)
+    guard = check_leaks(run.base.guard, images_of(read.triplets), run.base.allow_leaks, "The training data")
+    inputs = {**input_digests(run.base, read), **guard_inputs(guard)}
     stage = open_stage(run.out, "sweep", _content(run), inputs)
     if stage.finished:
         return stage.finished
@@ -64,7 +67,7 @@ def run_tune(run: TuneRun) -> Manifest:
         concurrent = fitting_trials(run, info)
         grid = _run_trials(run, stage, trials, concurrent)
     results = rank([_result(run, stage, trials, item) for item in grid], run.mode)
-    return _publish(run, stage, results)
+    return _publish(run, stage, results, guard)
 
 
 def fitting_trials(run: TuneRun, info: ClusterInfo) -> int:
@@ -243,7 +246,7 @@ def _sentence(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _publish(run: TuneRun, stage: Stage, results: list[TrialResult]) -> Manifest:
+def _publish(run: TuneRun, stage: Stage, results: list[TrialResult], guard: dict[str, Any]) -> Manifest:
     best = results[0]
     if best.metric is None:
         raise ConfigError(f"No trial reported {run.metric!r}; {best.name} says: {best.reason or 'nothing'}")
@@ -258,7 +261,7 @@ def _publish(run: TuneRun, stage: Stage, results: list[TrialResult]) -> Manifest
         **{word: sum(item.status == word for item in results) for word in ("done", "stopped", "failed")},
     }
     metrics = {run.metric: best.metric, **{path: value for path, value in best.assignment.items()}}
-    return stage.publish(counts, metrics, {"table": table, "best": best.name, "run": run.to_dict()})
+    return stage.publish(counts, metrics, {"table": table, "best": best.name, "run": run.to_dict(), **guard})
 
 
 def _plot(run: TuneRun, stage: Stage, results: list[TrialResult]) -> None:

@@ -8,7 +8,7 @@ import torch
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import progress
 from cirray.core.seeding import derive_seed, numpy_generator
-from cirray.data.images import open_image
+from cirray.data.images import open_place
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import reserved_scene
 from cirray.data.shapes.render import render_array
@@ -74,7 +74,7 @@ def caption_source(run: TowersRun) -> tuple[Source, int]:
     transform, images = build_transform(run.transform), []
     with progress("read captioned images", len(ids), "images") as advance:
         for name in ids:
-            images.append(transform(open_image(dataset.images.path(name), run.limits)))
+            images.append(transform(open_place(dataset.images.place(name), run.limits)))
             advance()
     images_NHWC = torch.from_numpy(np.stack(images))
     words_NV = word_labels([dataset.captions[name] for name in ids], words)

@@ -40,7 +40,7 @@ def test_every_config_file_resolves(path):
 
 def test_config_files_exist_for_every_stage():
     named = {verb_of(path) for path in CONFIGS}
-    wanted = "towers embed train-generator mine generate pretrain finetune tune evaluate index"
+    wanted = "towers embed train-generator mine generate check pretrain finetune tune evaluate index"
     assert named >= set(wanted.split())
 
 
@@ -57,6 +57,7 @@ def test_every_cirray_command_of_the_readme_parses(command, monkeypatch):
     if "--help" in arguments or name.startswith("--"):
         return
     chosen = verb(name)
+    arguments = chosen.assignments(arguments)
     files = [ROOT / item for item in arguments if item.endswith(".yaml") and "=" not in item]
     resolve(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
 

@@ -23,7 +23,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 def formats():
     """Data formats, once their modules have registered them."""
     for module in readers._MODULES:
-        importlib.import_module(module)
+        importlib.import_module(f"cirray.data.{module}")
     return list(readers.READERS)
 
 

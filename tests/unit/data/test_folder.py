@@ -200,7 +200,7 @@ def test_text_that_is_not_utf8_is_refused(mine):
 
 
 def test_an_unknown_format_answers_with_the_known_ones():
-    assert READERS.names() == ["folder"]
+    assert "folder" in READERS.names()
     with pytest.raises(ConfigError, match="Did you mean 'folder'"):
         read_dataset(load_config(DataConfig, {"format": "foldr"}))
 

@@ -78,6 +78,15 @@ def test_a_data_set_too_small_for_subsets_is_refused(tmp_path):
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
+def test_crops_and_pictures_inside_shards_cannot_be_copied_into_the_layout(world, tmp_path):
+    from dataclasses import replace
+
+    dataset = read_folder(FolderConfig(root=str(world)))
+    images = replace(dataset.images, boxes={name: (0.0, 0.0, 5.0, 5.0) for name in dataset.images})
+    with pytest.raises(DataError, match="whole image files only"):
+        write_cirr(replace(dataset, images=images), tmp_path / "out")
+
+
 @pytest.mark.skipif(not (SHARED / "cirr").is_dir(), reason="the published CIRR files are not here")
 def test_our_cirr_files_have_the_schema_of_the_published_ones(cirr):
     def schema(value):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cirray.core.errors import ArtifactError, DataError
-from cirray.data.config import DataConfig, FolderConfig
+from cirray.data.config import CirrConfig, DataConfig, FolderConfig
 from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
 from cirray.pipelines import actors
@@ -138,3 +138,14 @@ def test_limits_of_the_configuration_reach_the_decoder(made, tmp_path):
     run = run_of(made, tmp_path / "f", limits={"min_side": 100})
     with pytest.raises(DataError, match="both sides must be at least 100 pixels"):
         run_embed(run)
+
+
+def test_a_benchmark_with_missing_images_is_embedded_and_they_are_rejected_with_a_reason(made, tmp_path):
+    benchmarks = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "benchmarks.py")))
+    root = benchmarks.write_cirr(tmp_path / "cirr")
+    names = benchmarks.cirr_names("val")
+    benchmarks.put_images(root / "dev" / f"{name}.png" for name in names[1:])
+    data = DataConfig(format="cirr", cirr=CirrConfig(root=str(root)))
+    manifest = run_embed(run_of(made, tmp_path / "f", data=data, parts=("gallery",)))
+    assert manifest.counts == {"images": 5, "rejected": 1} and FeatureStore.open(tmp_path / "f").shape == (5, 8)
+    assert manifest.extra["rejected"][0][0] == names[0] and "No such file" in manifest.extra["rejected"][0][1]

@@ -1,0 +1,11 @@
+"""`cirray check`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="check",
+    help="keep the generated triplets whose target a base retriever finds by the text",
+    config="cirray.runs:CheckRun",
+    run="cirray.pipelines.check:run_check",
+    example="cirray check triplets=DIR checkpoint=DIR top_k=20 out=DIR",
+)

@@ -1,0 +1,218 @@
+"""Annotation files of the public benchmarks: errors name file, entry, key and remedy; texts stay as written."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cirray.core.errors import DataError
+
+_EXAMPLES = 3
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class MissingFileError(DataError):
+    """An annotation file that is not there (it may belong to a split that nobody fetched)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of an annotation file and where it stands."""
+
+    path: Path
+    place: str
+    values: Mapping[str, Any]
+
+    def fail(self, problem: str) -> NoReturn:
+        """Raise a DataError that names this entry."""
+        raise DataError(f"{str(self.path)!r}, {self.place}: {problem}")
+
+    def get(self, key: str) -> Any:
+        """Value of a key.
+
+        Raises:
+            DataError: with the keys there are, when it is missing.
+        """
+        if key not in self.values:
+            self.fail(f"key {key!r} is missing; the entry has: {', '.join(map(str, self.values)) or '(nothing)'}.")
+        return self.values[key]
+
+    def text(self, key: str) -> str:
+        """A text exactly as written, blank ones too."""
+        value = self.get(key)
+        if not isinstance(value, str):
+            self.fail(f"key {key!r} has the value {value!r}, which is not a text.")
+        return value
+
+    def id(self, key: str) -> str:
+        """An id that is a text or a whole number, as text."""
+        return self.as_id(key, self.get(key))
+
+    def ids(self, key: str) -> tuple[str, ...]:
+        """A list of ids."""
+        return tuple(self.as_id(key, value) for value in self.list(key))
+
+    def list(self, key: str) -> list[Any]:
+        """A list."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            self.fail(f"key {key!r} has the value {value!r}, which is not a list.")
+        return value
+
+    def section(self, key: str) -> "Record":
+        """A nested object."""
+        return Record(self.path, f"{self.place}, {key}", self.mapping(key))
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """A nested object's plain values."""
+        value = self.get(key)
+        if not isinstance(value, dict):
+            self.fail(f"key {key!r} has the value {value!r}, which is not an object.")
+        return value
+
+    def number(self, key: str, value: Any) -> float:
+        """A finite number."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self.fail(f"key {key!r} has the value {value!r}, which is not a number.")
+        return float(value)
+
+    def as_id(self, key: str, value: Any) -> str:
+        """A value as an id."""
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            self.fail(f"key {key!r} has the value {value!r}, which is no id (a text or a whole number).")
+        return str(value)
+
+
+def find_root(root: str, setting: str) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        DataError: naming the config field, when it does not exist.
+    """
+    path = Path(root).expanduser().absolute()
+    if not path.is_dir():
+        raise DataError(f"Data folder {str(path)!r} does not exist; set `{setting}.root` to where the files lie.")
+    return path
+
+
+def find_file(folders: Sequence[Path], name: str) -> Path:
+    """The first of `folder / name` that is a file.
+
+    Raises:
+        MissingFileError: naming where it was looked for.
+    """
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    places = " or ".join(repr(str(folder / name)) for folder in folders)
+    raise MissingFileError(f"There is no file {places}; put the published file there or correct the root.")
+
+
+def has_file(folders: Sequence[Path], name: str) -> bool:
+    """Whether `find_file` would find it."""
+    return any((folder / name).is_file() for folder in folders)
+
+
+def load_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        DataError: unreadable, not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{str(path)!r} is not a JSON file in UTF-8 ({reason}); fetch it again.") from None
+
+
+def load_records(path: Path) -> list[Record]:
+    """Entries of a JSON file that is a list of objects.
+
+    Raises:
+        DataError: also for anything else than a list of objects.
+    """
+    values = load_json(path)
+    if not isinstance(values, list):
+        raise DataError(f"{str(path)!r} holds {_kind(values)}; a list of objects is expected.")
+    for number, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise DataError(f"{str(path)!r}, entry {number}: {_kind(value)} found where an object is expected.")
+    return [Record(path, f"entry {number}", value) for number, value in enumerate(values)]
+
+
+def load_names(path: Path) -> list[str]:
+    """Names of a JSON file that is a list of texts, each once.
+
+    Raises:
+        DataError: for anything else, and for a name that stands twice.
+    """
+    values = load_json(path)
+    if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+        raise DataError(f"{str(path)!r} holds {_kind(values)}; a list of image ids is expected.")
+    if len(set(values)) < len(values):
+        double = next(value for number, value in enumerate(values) if value in values[:number])
+        raise DataError(f"{str(path)!r} names the image {double!r} twice; fetch the file again.")
+    return values
+
+
+def load_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines that are not blank, without blanks at the ends.
+
+    Raises:
+        DataError: unreadable or not UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}.") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def image_paths(folder: Path, ids: Iterable[str]) -> dict[str, str]:
+    """`<folder>/<id>` with the suffix found on disk; `.jpg` where the image is missing, so that reading goes on."""
+    found: dict[str, str] = {}
+    if folder.is_dir():
+        for entry in os.scandir(folder):
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() in _SUFFIXES and found.get(stem, entry.name) >= entry.name:
+                found[stem] = entry.name
+    base = str(folder)
+    return {image_id: os.path.join(base, found.get(image_id, f"{image_id}.jpg")) for image_id in ids}
+
+
+def image_folder(root: Path, value: str) -> Path:
+    """The image folder that a config names: below the root, or absolute."""
+    return root / Path(value).expanduser() if value else root
+
+
+def once(records: Iterable[tuple[Record, str]], key: str) -> None:
+    """Refuse an id that two entries share.
+
+    Raises:
+        DataError: naming both entries.
+    """
+    seen: dict[str, str] = {}
+    for record, value in records:
+        if value in seen:
+            record.fail(f"{key} {value!r} is that of {seen[value]} already; ids must be unique inside a split.")
+        seen[value] = record.place
+
+
+def count_note(what: str, found: Sequence[str]) -> tuple[str, ...]:
+    """A sentence `12 <what>, e.g. a, b, c`, or nothing when there is nothing to say."""
+    if not found:
+        return ()
+    return (f"{len(found):,} {what}, e.g. {', '.join(repr(item) for item in found[:_EXAMPLES])}",)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", type(None): "nothing"}
+    return names.get(type(value), repr(value)[:40])

@@ -1,0 +1,118 @@
+"""CIRCO (Baldrati et al. 2023): several ground truths for a query, all of COCO 2017 unlabeled as the gallery."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cirray.core.errors import DataError
+from cirray.data import protocols
+from cirray.data.annotations import (
+    Record,
+    count_note,
+    find_file,
+    find_root,
+    image_folder,
+    load_json,
+    load_records,
+    once,
+)
+from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.config import CircoConfig
+from cirray.data.readers import READERS
+from cirray.types import Query
+
+ASPECTS = (
+    "cardinality", "addition", "negation", "direct_addressing", "compare_change", "comparative_statement",
+    "statement_with_conjunction", "spatial_relations_background", "viewpoint",
+)  # fmt: skip
+"""The nine semantic aspects that a val query may be tagged with."""
+
+
+def read_circo(config: CircoConfig) -> CirDataset:
+    """Read CIRCO; no image is opened, and images may be missing.
+
+    Image and query ids are the whole numbers of the files as text, never zero-padded (file names are). The first
+    target is the annotated one. Tags are the semantic aspects.
+
+    Raises:
+        DataError: the annotation file is missing, or an entry is wrong.
+    """
+    root = find_root(config.root, "circo")
+    records = load_records(find_file((root / "annotations", root), f"{config.split}.json"))
+    once(((record, record.id("id")) for record in records), "id")
+    queries = tuple(_query(record, config) for record in records)
+    named = tuple(dict.fromkeys(image for q in queries for image in (q.reference_id, *q.target_ids)))
+    folder, gallery = image_folder(root, config.images), _gallery(root / Path(config.info).expanduser())
+    paths = {image: str(folder / f"{image:0>12}.jpg") for image in named} | {
+        image: str(folder / name) for image, name in gallery.items()
+    }
+    return CirDataset(
+        name="circo",
+        images=ImageTable(paths),
+        protocol=protocols.circo(config, len(gallery)),
+        queries=queries,
+        gallery_ids=tuple(gallery),
+        guarded=frozenset(paths),
+        notes=_notes(config, queries, named, gallery),
+    )
+
+
+@READERS.register("circo")
+def _read(config: CircoConfig) -> CirDataset:
+    return read_circo(config)
+
+
+def _query(record: Record, config: CircoConfig) -> Query:
+    text = record.text("relative_caption")
+    if config.text == "with_concept":
+        text = f"{record.text('shared_concept')} that {text}"
+    query_id, reference = record.id("id"), record.id("reference_img_id")
+    if config.split == "test":
+        return Query(query_id, reference, text, ())
+    targets, first = record.ids("gt_img_ids"), record.id("target_img_id")
+    if not targets or targets[0] != first:
+        record.fail(f"gt_img_ids {list(targets)[:3]} does not begin with target_img_id {first}.")
+    if len(set(targets)) < len(targets):
+        record.fail("gt_img_ids names an image twice; each ground truth stands once.")
+    return Query(query_id, reference, text, targets, tags=_aspects(record))
+
+
+def _aspects(record: Record) -> tuple[str, ...]:
+    tags = record.ids("semantic_aspects")
+    unknown = [tag for tag in tags if tag not in ASPECTS]
+    if unknown:
+        record.fail(f"semantic aspect {unknown[0]!r} is none of: {', '.join(ASPECTS)}.")
+    return tags
+
+
+def _gallery(info: Path) -> dict[str, str]:
+    """Image id -> file name of COCO's list; empty where the list is absent."""
+    if not info.is_file():
+        return {}
+    values = load_json(info)
+    images = values.get("images") if isinstance(values, dict) else None
+    if not isinstance(images, list) or not images or not all(isinstance(image, dict) for image in images):
+        raise DataError(f"{str(info)!r} has no list `images`; fetch COCO's image_info_unlabeled2017.json again.")
+    found: dict[str, str] = {}
+    for number, values in enumerate(images):
+        record = Record(info, f"image {number}", values)
+        image = record.id("id")
+        if image in found:
+            record.fail(f"id {image} stands twice.")
+        name = values.get("file_name") or f"{image:0>12}.jpg"
+        found[image] = str(name)
+    return found
+
+
+def _notes(
+    config: CircoConfig, queries: Sequence[Query], named: Sequence[str], gallery: dict[str, str]
+) -> tuple[str, ...]:
+    if not gallery:
+        return (
+            f"{config.info} is not here, so the gallery (123,403 images) is unknown: ranked lists can be scored, a "
+            "model cannot. COCO publishes the file with its 2017 unlabeled images.",
+        )
+    same = [query.query_id for query in queries if query.reference_id in query.target_ids]
+    return (
+        *count_note("images are named by queries but not by the image list", [i for i in named if i not in gallery]),
+        *count_note("queries whose reference is one of their targets", same),
+    )

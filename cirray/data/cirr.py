@@ -1,0 +1,180 @@
+"""CIRR (Liu et al. 2021, release rc2) in its published layout: captions, extended captions, image splits."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cirray.core.errors import DataError
+from cirray.data import protocols
+from cirray.data.annotations import (
+    Record,
+    count_note,
+    find_file,
+    find_root,
+    has_file,
+    image_folder,
+    load_json,
+    load_records,
+    once,
+)
+from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.config import CirrConfig
+from cirray.data.readers import READERS
+from cirray.types import Query, Triplet
+
+_SPLITS = ("train", "val", "test1")
+_TRIPLETS = ("train", "val")
+_PLACEHOLDERS = ("[c]", "[cr0]", "[cr1]")
+"""Beginnings of extended texts that say that there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where annotations are looked for, and where images start."""
+
+    folders: tuple[Path, ...]
+    images: Path
+
+    def names(self, split: str) -> dict[str, str]:
+        """Image name -> expected path, in the split file's order; nothing where the file is absent."""
+        name = f"image_splits/split.rc2.{split}.json"
+        if not has_file(self.folders, name):
+            return {}
+        path = find_file(self.folders, name)
+        values = load_json(path)
+        if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+            raise DataError(f"{str(path)!r} is not an object of image names and relative paths; fetch it again.")
+        return {image: str(self.images / value.removeprefix("./")) for image, value in values.items()}
+
+    def captions(self, split: str, extended: bool = False) -> list[Record]:
+        """Entries of a caption file, their pair ids checked."""
+        name = f"captions_ext/cap.ext.rc2.{split}.json" if extended else f"captions/cap.rc2.{split}.json"
+        records = load_records(find_file(self.folders, name))
+        once(((record, record.id("pairid")) for record in records), "pairid")
+        return records
+
+    def has_captions(self, split: str) -> bool:
+        """Whether the split's caption file is here."""
+        return has_file(self.folders, f"captions/cap.rc2.{split}.json")
+
+
+def read_cirr(config: CirrConfig) -> CirDataset:
+    """Read CIRR; no image is opened, and images may be missing.
+
+    Query ids are pair ids as text, image ids are CIRR's names. `triplets` hold the train and val captions that are
+    there (`split` says which); the pool is the train images. A caption is kept exactly as written, blank ones too;
+    a triplet with a blank text or with one image twice is left out of training and noted.
+
+    Raises:
+        DataError: a file of the chosen split is missing, or an entry lacks a key or repeats a pair id.
+    """
+    root = find_root(config.root, "cirr")
+    files = _Files((root / "cirr", root), image_folder(root, config.images))
+    names = {split: files.names(split) for split in _SPLITS}
+    if not names[config.split]:
+        find_file(files.folders, f"image_splits/split.rc2.{config.split}.json")
+        raise DataError(
+            f"The image list of CIRR's split {config.split!r} under {str(root)!r} is empty; fetch it again."
+        )
+    records = files.captions(config.split)
+    queries = tuple(_query(record, config.split) for record in records)
+    triplets, notes = _triplets(files, config.extended)
+    used = {config.split, *(t.split for t in triplets), *(("train",) if names["train"] else ())}
+    paths = {image: path for split in _SPLITS if split in used for image, path in names[split].items()}
+    gallery = tuple(names[config.split])
+    return CirDataset(
+        name="cirr",
+        images=ImageTable(paths),
+        protocol=protocols.cirr(config, len(gallery)),
+        triplets=triplets,
+        pool_ids=tuple(names["train"]),
+        queries=queries,
+        gallery_ids=gallery,
+        guarded=frozenset(names["val"]) | frozenset(names["test1"]),
+        notes=(*notes, *_query_notes(queries), *_unknown(queries, triplets, paths)),
+    )
+
+
+@READERS.register("cirr")
+def _read(config: CirrConfig) -> CirDataset:
+    return read_cirr(config)
+
+
+def _query(record: Record, split: str) -> Query:
+    query = Query(
+        query_id=record.id("pairid"),
+        reference_id=record.id("reference"),
+        modification=record.text("caption"),
+        target_ids=() if split == "test1" else (record.id("target_hard"),),
+        subset=record.section("img_set").ids("members"),
+    )
+    if split == "test1":
+        return query
+    soft = record.mapping("target_soft")
+    return replace(query, soft=tuple((image, record.number("target_soft", label)) for image, label in soft.items()))
+
+
+def _triplets(files: _Files, extended: bool) -> tuple[tuple[Triplet, ...], tuple[str, ...]]:
+    found: list[Triplet] = []
+    left: list[str] = []
+    notes: list[str] = []
+    for split in _TRIPLETS:
+        if not files.has_captions(split):
+            notes.append(f"captions/cap.rc2.{split}.json is not here, so there are no {split} triplets")
+            continue
+        rows = [_triplet(record, split) for record in files.captions(split)]
+        if extended and split == "train":
+            rows += _extended(files.captions(split, extended=True), split)
+        for row in rows:
+            usable = row.modification.strip() and row.reference_id != row.target_id
+            found += [row] if usable else []
+            left += [] if usable else [row.triplet_id]
+    return tuple(found), (*notes, *count_note("triplets left out (blank text, or one image twice)", left))
+
+
+def _triplet(record: Record, split: str) -> Triplet:
+    reference = record.id("reference")
+    return Triplet(
+        triplet_id=f"cirr-{split}-{record.id('pairid')}",
+        reference_id=reference,
+        target_id=record.id("target_hard"),
+        modification=record.text("caption"),
+        split=split,
+        group_id=reference,
+    )
+
+
+def _extended(records: Sequence[Record], split: str) -> Iterator[Triplet]:
+    for record in records:
+        for key, text in record.mapping("caption_extend").items():
+            if not isinstance(text, str):
+                record.fail(f"caption_extend {key!r} has the value {text!r}, which is not a text.")
+            if text.strip() and not text.strip().startswith(_PLACEHOLDERS):
+                yield Triplet(
+                    triplet_id=f"cirr-{split}-{record.id('pairid')}-ext{key}",
+                    reference_id=record.id("reference"),
+                    target_id=record.id("target_hard"),
+                    modification=text,
+                    split=split,
+                    group_id=record.id("reference"),
+                    edit=f"extended {key}",
+                )
+
+
+def _query_notes(queries: Sequence[Query]) -> tuple[str, ...]:
+    blank = [query.query_id for query in queries if not query.modification.strip()]
+    same = [query.query_id for query in queries if query.reference_id in query.target_ids]
+    outside = [q.query_id for q in queries if q.target_ids and not set(q.target_ids) <= set(q.subset)]
+    return (
+        *count_note("queries with a blank text, kept as they are", blank),
+        *count_note("queries whose target is their reference: they cannot be hit", same),
+        *count_note("queries whose target is not among their similar images", outside),
+    )
+
+
+def _unknown(queries: Sequence[Query], triplets: Iterable[Triplet], paths: dict[str, str]) -> tuple[str, ...]:
+    named = {image: None for q in queries for image in (q.reference_id, *q.target_ids, *q.subset, *dict(q.soft))}
+    named |= {image: None for t in triplets for image in (t.reference_id, t.target_id)}
+    return count_note(
+        "images are named by captions but by no image list", [name for name in named if name not in paths]
+    )

@@ -1,0 +1,313 @@
+"""What is wrong with a data set on disk: checks of one image, of annotations, and the report. Pure but for reading."""
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from cirray.core import storage
+from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
+from cirray.data.benchmark import CirDataset
+from cirray.data.config import ImageLimits
+from cirray.data.images import FORMATS, check_size, crop_bounds
+from cirray.data.places import Box, Place
+from cirray.data.quirks import Sizes, known_blank, known_same, official_sizes
+from cirray.types import Query
+
+SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "BMP": (".bmp",)}
+"""Suffixes that agree with a format."""
+IMAGE_CODES = {
+    "missing": "images are missing on disk",
+    "unreadable": "images cannot be read",
+    "empty": "images have 0 bytes",
+    "undecodable": "images are no picture of a known format",
+    "truncated": "images are truncated or damaged",
+    "limits": "images are out of the limits on size or shape",
+    "box_outside": "crops lie outside their image",
+    "wrong_extension": "images have a suffix of another format",
+    "duplicate": "images have the content of another one",
+}
+"""Code of an image finding -> what it says; all but the last two make an image unusable."""
+CODES = (*IMAGE_CODES, "absent_ids", "outside_gallery", "blank", "same_image", "query_count", "gallery_size",
+         "annotations")  # fmt: skip
+"""Codes of everything that may be a problem."""
+USABLE = ("", "wrong_extension")
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of oddity. A `problem` counts for the exit status; a `note` is known, or harmless, and only told."""
+
+    code: str
+    level: str
+    words: str
+    items: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """One line for people."""
+        examples = f", e.g. {', '.join(self.items[:_EXAMPLES])}" if self.items else ""
+        return f"{self.level}: {f'{len(self.items):,} ' if self.items else ''}{self.words}{examples}  [{self.code}]"
+
+
+@dataclass(frozen=True)
+class GallerySize:
+    """Images of one gallery: listed by the files, usable on disk, and as published (None where that is unknown)."""
+
+    name: str
+    listed: int
+    usable: int | None
+    official: int | None
+
+    def line(self) -> str:
+        """One line for people."""
+        usable = "not checked" if self.usable is None else f"{self.usable:,} usable"
+        official = "published size unknown" if self.official is None else f"{self.official:,} published"
+        return f"gallery {self.name}: {self.listed:,} listed, {usable}, {official}"
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """Everything found. `exit_status`: 0 clean, 1 there are problems."""
+
+    dataset: str
+    counts: dict[str, int]
+    galleries: tuple[GallerySize, ...]
+    findings: tuple[Finding, ...]
+    digest: str = ""
+    """Of all images' ids and contents; empty when they were not read."""
+    as_json: bool = field(default=False, compare=False)
+
+    @property
+    def exit_status(self) -> int:
+        """0 without problems, else 1."""
+        return int(any(finding.level == "problem" for finding in self.findings))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every item of every finding included."""
+        values = asdict(self)
+        del values["as_json"]
+        return {**values, "clean": self.exit_status == 0}
+
+    def text(self) -> str:
+        """Lines for people: galleries, problems, notes, verdict."""
+        order = sorted(self.findings, key=lambda finding: finding.level != "problem")
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        verdict = "clean" if not self.exit_status else f"{sum(f.level == 'problem' for f in order)} kinds of problems"
+        lines = [f"{self.dataset}: {counts}", *(gallery.line() for gallery in self.galleries)]
+        return "\n".join([*lines, *(finding.line() for finding in order), verdict])
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """What one image file is. `code` is empty for a good one; `digest` is that of its bytes."""
+
+    code: str
+    reason: str = ""
+    bytes: int = 0
+    digest: str = ""
+    format: str = ""
+    width: int = 0
+    height: int = 0
+
+
+def check_image(place: Place, limits: ImageLimits) -> ImageCheck:
+    """Read, hash and decode one image, whole (see `check_box`); nothing is raised for what is wrong with it."""
+    try:
+        data = _bytes(place, limits)
+    except FileNotFoundError:
+        return ImageCheck("missing", "no such file")
+    except (OSError, ArtifactError) as error:
+        return ImageCheck("unreadable", _line(error))
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    if not data:
+        return ImageCheck("empty", "0 bytes")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # noqa: BLE001  any decoder may raise anything; the reason is the finding
+        return ImageCheck("undecodable", _line(error), len(data), digest)
+    known = (len(data), digest, str(image.format), image.width, image.height)
+    if len(data) > limits.max_bytes:
+        return ImageCheck("limits", f"more than {limits.max_bytes:,} bytes", *known)
+    try:
+        check_size(image.size, limits, repr(place.uri))
+        _decode(image)
+    except DataError as error:
+        return ImageCheck("limits", str(error), *known)
+    except Exception as error:  # noqa: BLE001
+        return ImageCheck("truncated", _line(error), *known)
+    suffix = PurePosixPath(place.uri).suffix.lower()
+    if place.span is None and suffix not in SUFFIXES.get(str(image.format), (suffix,)):
+        return ImageCheck("wrong_extension", f"{image.format} named {suffix or 'without suffix'}", *known)
+    return ImageCheck("", "", *known)
+
+
+def check_box(check: ImageCheck, box: Box | None) -> ImageCheck:
+    """The check of a crop, from that of its whole image."""
+    if box is None or check.code not in USABLE:
+        return check
+    try:
+        crop_bounds((check.width, check.height), box)
+    except ValueError as error:
+        return replace(check, code="box_outside", reason=_line(error))
+    return check
+
+
+def image_findings(checks: Mapping[str, ImageCheck], files: Mapping[str, str]) -> list[Finding]:
+    """Findings over all images.
+
+    Args:
+        checks: by image id.
+        files: image id -> file (and part of it); crops of one file are no duplicates of each other.
+    """
+    by_code: dict[str, list[str]] = defaultdict(list)
+    same: dict[str, dict[str, str]] = defaultdict(dict)
+    for image, check in checks.items():
+        if check.code:
+            by_code[check.code].append(image)
+        if check.bytes:
+            same[check.digest].setdefault(files[image], image)
+    by_code["duplicate"] = ["=".join(sorted(group.values())) for group in same.values() if len(group) > 1]
+    return [Finding(code, "problem", IMAGE_CODES[code], tuple(by_code[code])) for code in IMAGE_CODES if by_code[code]]
+
+
+def annotation_findings(dataset: CirDataset, fmt: str, split: str) -> list[Finding]:
+    """Findings in ids and texts of one split; oddities that the published files have are notes."""
+    queries, place = dataset.queries, f" in {split}"
+    found = [
+        Finding("absent_ids", "problem", f"ids are named by annotations{place} but are no images", _absent(dataset)),
+        Finding("outside_gallery", "problem", f"queries{place} have a target outside their gallery", _outside(dataset)),
+        _counted("blank", "texts are blank", place, _blank(queries, fmt), known_blank(fmt, split)),
+        _counted("same_image", "queries have their reference as a target", place, _same(queries), known_same(fmt)),
+    ]
+    notes = {
+        "non_ascii": ("texts are not ASCII", [q.query_id for q in queries if not q.modification.isascii()]),
+        "double_space": ("texts hold double spaces", [q.query_id for q in queries if "  " in q.modification]),
+        "repeated": ("queries repeat another's reference, text and targets", _repeated(queries)),
+        "soft": ("queries have a target that is not among their graded ones", _ungraded(queries)),
+    }
+    found += [Finding(code, "note", words + place, tuple(items)) for code, (words, items) in notes.items()]
+    found = [finding for finding in found if finding.items]
+    return found + [Finding("reader", "note", note) for note in dataset.notes]
+
+
+def size_findings(dataset: CirDataset, fmt: str, split: str) -> list[Finding]:
+    """Problems where the number of queries or a gallery is not as published."""
+    official = official_sizes(fmt, split)
+    if official is None:
+        return []
+    found = []
+    if official.queries is not None and official.queries != len(dataset.queries):
+        words = f"{split} has {len(dataset.queries):,} queries; {official.queries:,} are published"
+        found.append(Finding("query_count", "problem", words))
+    for name, ids in _galleries(dataset, official).items():
+        if official.galleries.get(name) not in (None, len(ids)):
+            words = f"gallery {name} of {split} lists {len(ids):,} images; {official.galleries[name]:,} are published"
+            found.append(Finding("gallery_size", "problem", words))
+    return found
+
+
+def gallery_sizes(
+    dataset: CirDataset, fmt: str, split: str, checks: Mapping[str, ImageCheck] | None
+) -> list[GallerySize]:
+    """Listed, usable and published size of the split's galleries (of GeneCIS's thousands only their union)."""
+    official = official_sizes(fmt, split) or Sizes()
+    sizes = []
+    for name, ids in _galleries(dataset, official).items():
+        usable = None
+        if checks is not None:
+            usable = sum(image in checks and checks[image].code in USABLE for image in ids)
+        label = split if name == "" else f"{split}/{name}"
+        sizes.append(GallerySize(label, len(ids), usable, official.galleries.get(name)))
+    return sizes
+
+
+def with_accepted(findings: Iterable[Finding], accept: Sequence[str]) -> tuple[Finding, ...]:
+    """Findings with the accepted codes turned from problems into notes, each once.
+
+    Raises:
+        ConfigError: for a code that no finding has.
+    """
+    for code in accept:
+        if code not in CODES:
+            raise ConfigError(unknown_name("code of findings", code, CODES))
+    findings = dict.fromkeys(findings)
+    return tuple(Finding(f.code, "note" if f.code in accept else f.level, f.words, f.items) for f in findings)
+
+
+def _galleries(dataset: CirDataset, official: Sizes) -> dict[str, Sequence[str]]:
+    few = 1 < len(dataset.galleries) <= 10 or (dataset.galleries and set(dataset.galleries) <= set(official.galleries))
+    return dict(dataset.galleries) if few else {"": dataset.gallery_ids}
+
+
+def _bytes(place: Place, limits: ImageLimits) -> bytes:
+    if storage.is_local(place.uri):
+        with open(storage.local_path(place.uri), "rb") as stream:
+            stream.seek(place.span[0] if place.span else 0)
+            return stream.read(min(place.span[1] if place.span else limits.max_bytes + 1, limits.max_bytes + 1))
+    filesystem, path = storage.resolve(place.uri)
+    with filesystem.open_input_file(path) as stream:
+        stream.seek(place.span[0] if place.span else 0)
+        return stream.read(min(place.span[1] if place.span else limits.max_bytes + 1, limits.max_bytes + 1))
+
+
+def _decode(image: Image.Image) -> None:
+    """Decode every byte; a JPEG at an eighth of its size, which still reads all of its data."""
+    if image.format == "JPEG":
+        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+    image.load()
+
+
+def _absent(dataset: CirDataset) -> tuple[str, ...]:
+    named: dict[str, None] = {}
+    for query in dataset.queries:
+        named |= dict.fromkeys((query.reference_id, *query.target_ids, *query.subset, *dict(query.soft)))
+    for row in dataset.triplets:
+        named |= dict.fromkeys((row.reference_id, row.target_id))
+    for ids in (dataset.gallery_ids, dataset.pool_ids, *dataset.galleries.values()):
+        named |= dict.fromkeys(ids)
+    return tuple(image for image in named if image not in dataset.images)
+
+
+def _outside(dataset: CirDataset) -> tuple[str, ...]:
+    galleries = {name: frozenset(ids) for name, ids in dataset.galleries.items()} | {"": frozenset(dataset.gallery_ids)}
+    if not any(galleries.values()):
+        return ()
+    return tuple(
+        query.query_id for query in dataset.queries if not set(query.target_ids) <= galleries.get(query.gallery, set())
+    )
+
+
+def _blank(queries: Sequence[Query], fmt: str) -> list[str]:
+    """Blank texts; of Fashion IQ's joined captions also those that lack a side."""
+    found = [q for q in queries if not q.modification.strip()]
+    if fmt == "fashioniq":
+        found += [q for q in queries if q.modification.startswith(" and ") or q.modification.endswith(" and ")]
+    return [query.query_id for query in found]
+
+
+def _same(queries: Sequence[Query]) -> list[str]:
+    return [q.query_id for q in queries if q.reference_id in q.target_ids]
+
+
+def _repeated(queries: Sequence[Query]) -> list[str]:
+    seen = Counter((q.reference_id, q.modification, q.target_ids, q.gallery) for q in queries)
+    return [q.query_id for q in queries if seen[(q.reference_id, q.modification, q.target_ids, q.gallery)] > 1]
+
+
+def _ungraded(queries: Sequence[Query]) -> list[str]:
+    return [q.query_id for q in queries if q.soft and not set(q.target_ids) <= set(dict(q.soft))]
+
+
+def _counted(code: str, words: str, place: str, items: Sequence[str], known: int) -> Finding:
+    level = "note" if len(items) == known else "problem"
+    return Finding(code, level, words + place + (" (as published)" if level == "note" else ""), tuple(items))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,258 @@
+"""Hugging Face data sets of triplets: Arrow files are mapped, pictures stay in them and are read by their place.
+
+A folder that `save_to_disk` wrote is read with pyarrow alone; a hub id needs the optional library `datasets`, which
+fetches the same kind of files.
+"""
+
+import hashlib
+import importlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cirray.core.errors import DataError, unknown_name
+from cirray.data.annotations import count_note, load_json
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.config import HuggingFaceConfig
+from cirray.data.places import Span
+from cirray.data.readers import READERS
+from cirray.types import Query, Triplet
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_TAIL = 4096
+
+
+class _Cell(NamedTuple):
+    """An image of a row: the bytes of a file that are it, or the path of one; and the name it carries."""
+
+    file: str
+    span: Span | None
+    name: str
+
+
+@dataclass
+class _Images:
+    """Images met so far. Rows repeat them: equal names with equal size and end are one image."""
+
+    root: Path
+    paths: dict[str, str] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+    clashes: list[str] = field(default_factory=list)
+    _known: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def add(self, cell: "_Cell | str", row_name: str, given: str | None = None) -> str:
+        """Id of an image: the given one, the name it carries, or its row."""
+        if isinstance(cell, str):
+            self.paths.setdefault(cell, str(self.root / cell))
+            return cell
+        image_id, looks = given or Path(cell.name).stem or row_name, _looks(cell)
+        if self._known.get(image_id, looks) != looks:
+            self.clashes.append(f"{image_id} in {row_name}")
+            image_id = row_name
+        if image_id not in self._known:
+            self._known[image_id] = looks
+            self.paths[image_id] = cell.file
+            if cell.span is not None:
+                self.spans[image_id] = cell.span
+        return image_id
+
+
+def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
+    """Read triplets, queries and gallery from splits; no picture is decoded or copied.
+
+    Raises:
+        DataError: no such folder, hub data set or split, a missing column, compressed Arrow files, or a text or image
+            that is none.
+    """
+    root = Path(config.root).expanduser()
+    images, left = _Images(root), list[str]()
+    gallery = [_gallery_id(config, images, row) for row in _rows(config, config.gallery, (config.image,), (config.id,))]
+    triplets = []
+    for row in _labelled(config, config.triplets):
+        reference, target, text = _triple(config, images, row)
+        if not text.strip() or reference == target:
+            left.append(row.name)
+            continue
+        split = "val" if config.triplets in ("val", "validation", "dev") else "train"
+        triplets.append(Triplet(f"hf-{row.name}", reference, target, text, split=split, group_id=reference))
+    queries = []
+    for row in _labelled(config, config.queries):
+        reference, target, text = _triple(config, images, row)
+        queries.append(Query(row.name, reference, text, (target,)))
+    own = dict.fromkeys(image for query in queries for image in (*query.target_ids, query.reference_id))
+    ids = tuple(dict.fromkeys(gallery)) or tuple(own)
+    return CirDataset(
+        name=Path(config.root).name,
+        images=ImageTable(images.paths, spans=images.spans),
+        protocol=Protocol(
+            dataset=Path(config.root).name,
+            split=config.queries or "none",
+            gallery_rule=f"{len(ids):,} images of " + (f"split {config.gallery!r}" if gallery else "the queries"),
+            reference_rule=config.reference_rule,
+            ks=config.ks,
+        ),
+        triplets=tuple(triplets),
+        queries=tuple(queries),
+        gallery_ids=ids,
+        notes=(
+            *count_note("triplets left out (blank text, or one image twice)", left),
+            *count_note("images share a name with another picture and are called by their row", images.clashes),
+        ),
+    )
+
+
+@READERS.register("huggingface")
+def _read(config: HuggingFaceConfig) -> CirDataset:
+    return read_huggingface(config)
+
+
+class _Row(NamedTuple):
+    """One row: what to call it, and its values; pictures are `_Cell`s."""
+
+    name: str
+    values: dict[str, Any]
+
+
+def _labelled(config: HuggingFaceConfig, split: str) -> Iterator[_Row]:
+    wanted = (config.reference, config.target, config.modification)
+    yield from _rows(config, split, wanted, (f"{config.reference}_id", f"{config.target}_id"))
+
+
+def _triple(config: HuggingFaceConfig, images: _Images, row: _Row) -> tuple[str, str, str]:
+    ids = []
+    for column in (config.reference, config.target):
+        given = row.values.get(f"{column}_id")
+        cell = _image(row, column)
+        ids.append(images.add(cell, f"{row.name}/{column}", None if given is None else str(given)))
+    text = row.values[config.modification]
+    if not isinstance(text, str):
+        raise DataError(f"Row {row.name} has {text!r} in column {config.modification!r}, which is not a text.")
+    return ids[0], ids[1], text
+
+
+def _gallery_id(config: HuggingFaceConfig, images: _Images, row: _Row) -> str:
+    given = row.values.get(config.id)
+    return images.add(_image(row, config.image), row.name, None if given is None else str(given))
+
+
+def _image(row: _Row, column: str) -> "_Cell | str":
+    value = row.values[column]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, _Cell | str) or not value:
+        raise DataError(f"Row {row.name} has {value!r} in column {column!r}, which is neither an image nor an id.")
+    return value
+
+
+def _rows(config: HuggingFaceConfig, split: str, needed: Sequence[str], more: Sequence[str]) -> Iterator[_Row]:
+    if not split:
+        return
+    row = 0
+    for path in _arrow_files(config, split):
+        for batch, base in _batches(path):
+            missing = [name for name in needed if name not in batch.schema.names]
+            if missing:
+                raise DataError(
+                    f"Split {split!r} of {config.root!r} has no column {missing[0]!r}; it has: "
+                    f"{', '.join(batch.schema.names)}. Name the right one in the `huggingface` section."
+                )
+            present = [name for name in (*needed, *more) if name in batch.schema.names]
+            columns = {name: _column(path, batch, base, name) for name in present}
+            for at in range(batch.num_rows):
+                yield _Row(f"{split}-{row}", {name: value(at) for name, value in columns.items()})
+                row += 1
+
+
+def _arrow_files(config: HuggingFaceConfig, split: str) -> list[Path]:
+    root = Path(config.root).expanduser()
+    if root.is_dir():
+        return _saved_files(root, split)
+    if not _HUB_ID.match(config.root):
+        raise DataError(f"{config.root!r} is neither a folder of `save_to_disk` nor a hub id of the form owner/name.")
+    try:
+        library = importlib.import_module("datasets")
+    except ImportError:
+        raise DataError(
+            f"Reading {config.root!r} from the hub needs the library `datasets`: pip install datasets. A folder that "
+            "`save_to_disk` wrote is read without it."
+        ) from None
+    try:
+        loaded = library.load_dataset(config.root, config.name or None, split=split)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"Split {split!r} of {config.root!r} cannot be loaded from the hub: {reason}.") from None
+    return [Path(item["filename"]) for item in loaded.cache_files]
+
+
+def _saved_files(root: Path, split: str) -> list[Path]:
+    """Data files of a split, as `state.json` lists them."""
+    index = root / "dataset_dict.json"
+    if index.is_file():
+        splits = load_json(index).get("splits", [])
+        if split not in splits:
+            raise DataError(f"{str(root)!r}: {unknown_name('split', split, splits)}")
+        root = root / split
+    state = root / "state.json"
+    if not state.is_file():
+        raise DataError(f"{str(root)!r} holds no `state.json`; give a folder that `save_to_disk` wrote.")
+    values = load_json(state)
+    if values.get("_indices_data_files"):
+        raise DataError(f"{str(root)!r} selects rows by an index; save it again after `flatten_indices()`.")
+    return [root / item["filename"] for item in values.get("_data_files", [])]
+
+
+def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Record batches of a mapped Arrow stream, and the address where the file begins; their buffers lie in it."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            whole = source.read_buffer()
+            for batch in pa.ipc.open_stream(pa.BufferReader(whole)):
+                yield batch, whole.address
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{str(path)!r} is not an Arrow file ({' '.join(str(error).split())[:120]}).") from None
+
+
+def _column(path: Path, batch: pa.RecordBatch, base: int, name: str) -> Callable[[int], Any]:
+    """Value of a row; the bytes of pictures are not touched."""
+    column = batch.column(name)
+    if not pa.types.is_struct(column.type):
+        return lambda at: column[at].as_py()
+    fields = [column.type.field(number).name for number in range(column.type.num_fields)]
+    if "bytes" not in fields:
+        raise DataError(f"Column {name!r} of {str(path)!r} is a structure without `bytes`; an image is expected.")
+    data, names = column.field("bytes"), column.field("path") if "path" in fields else None
+    first_B, bytes_B = _spans(path, data, base)
+
+    def value(at: int) -> _Cell | None:
+        own = str(names[at].as_py() or "") if names is not None else ""
+        if data[at].is_valid:
+            return _Cell(str(path), (int(first_B[at]), int(bytes_B[at])), own)
+        return _Cell(str(path.parent / own), None, own) if own else None
+
+    return value
+
+
+def _spans(path: Path, data: pa.BinaryArray, base: int) -> tuple[np.ndarray, np.ndarray]:
+    """First byte in the file and length of every value, from the addresses of a mapped file's buffers."""
+    wide = pa.types.is_large_binary(data.type)
+    buffers = data.buffers()
+    ends = np.frombuffer(buffers[1], dtype=np.int64 if wide else np.int32)[data.offset : data.offset + len(data) + 1]
+    start = buffers[2].address - base if buffers[2] is not None else 0
+    if not 0 <= start <= path.stat().st_size:
+        raise DataError(f"{str(path)!r} is compressed inside; save the data set again without compression.")
+    return start + ends[:-1].astype(np.int64), np.diff(ends).astype(np.int64)
+
+
+def _looks(cell: _Cell) -> tuple[Any, ...]:
+    """Size and digest of the last bytes, which differ between different compressed pictures."""
+    if cell.span is None:
+        return (cell.file,)
+    begin, size = cell.span
+    with open(cell.file, "rb") as stream:
+        stream.seek(begin + max(0, size - _TAIL))
+        return size, hashlib.blake2b(stream.read(min(size, _TAIL)), digest_size=8).hexdigest()

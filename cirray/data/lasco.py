@@ -1,0 +1,101 @@
+"""LaSCo (Levy et al. 2024): large generated triplets over COCO 2014, searched in its validation corpus."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cirray.data import protocols
+from cirray.data.annotations import Record, count_note, find_file, find_root, has_file, image_folder, load_records, once
+from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.config import LascoConfig
+from cirray.data.readers import READERS
+from cirray.types import Query, Triplet
+
+
+def read_lasco(config: LascoConfig) -> CirDataset:
+    """Read LaSCo; no image is opened, and images may be missing.
+
+    Image ids are COCO's numbers as text. Train triplets and the train corpus (the pool) are read where they are.
+
+    Raises:
+        DataError: the val triplets or the val corpus are missing, or an entry is wrong.
+    """
+    root = find_root(config.root, "lasco")
+    folders, images = (root / "downloads", root), image_folder(root, config.images)
+    corpus = _corpus(folders, "val", images)
+    paths, queries, named = dict(corpus), [], dict[str, str]()
+    records = load_records(find_file(folders, "lasco_val.json"))
+    for name, record in _named(records):
+        reference, target = (_image(record, key, images, named) for key in ("query-image", "target-image"))
+        queries.append(Query(name, reference, record.text("query-text"), (target,)))
+    absent = sorted(image for image in named if image not in corpus)
+    pool = _corpus(folders, "train", images) if has_file(folders, "lasco_train_corpus.json") else {}
+    triplets, notes = _triplets(folders, images, paths)
+    same = [query.query_id for query in queries if query.reference_id in query.target_ids]
+    return CirDataset(
+        name="lasco",
+        images=ImageTable(pool | paths | named),
+        protocol=protocols.lasco(config, len(corpus)),
+        triplets=triplets,
+        pool_ids=tuple(pool),
+        queries=tuple(queries),
+        gallery_ids=tuple(corpus),
+        guarded=frozenset(corpus),
+        notes=(
+            *notes,
+            *count_note("images are named by queries but not by the val corpus", absent),
+            *count_note("queries whose target is their reference: they cannot be hit", same),
+        ),
+    )
+
+
+@READERS.register("lasco")
+def _read(config: LascoConfig) -> CirDataset:
+    return read_lasco(config)
+
+
+def _corpus(folders: tuple[Path, ...], split: str, images: Path) -> dict[str, str]:
+    records = load_records(find_file(folders, f"lasco_{split}_corpus.json"))
+    once(((record, record.id("id")) for record in records), "id")
+    return {record.id("id"): _path(images, record.text("path")) for record in records}
+
+
+def _path(images: Path, name: str) -> str:
+    """Corpora say `val/val2014/x.jpg`, triplets `val2014/x.jpg`: the last two parts are COCO's own layout."""
+    return str(images.joinpath(*name.split("/")[-2:]))
+
+
+def _named(records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
+    """Entries with their qid; one that stands again gets its number behind it, so that nothing is merged or lost."""
+    seen: Counter[str] = Counter()
+    for record in records:
+        qid = record.id("qid")
+        seen[qid] += 1
+        yield qid if seen[qid] == 1 else f"{qid}-{seen[qid]}", record
+
+
+def _image(record: Record, key: str, images: Path, paths: dict[str, str]) -> str:
+    """Id of `[id, path]`; its path is remembered."""
+    value = record.list(key)
+    if len(value) != 2 or not isinstance(value[1], str):
+        record.fail(f"key {key!r} has the value {value!r}; [id, path] is expected.")
+    image_id = record.as_id(key, value[0])
+    paths[image_id] = _path(images, value[1])
+    return image_id
+
+
+def _triplets(
+    folders: tuple[Path, ...], images: Path, paths: dict[str, str]
+) -> tuple[tuple[Triplet, ...], tuple[str, ...]]:
+    if not has_file(folders, "lasco_train.json"):
+        return (), ("lasco_train.json is not here, so there are no train triplets",)
+    records = load_records(find_file(folders, "lasco_train.json"))
+    found, left = [], []
+    for name, record in _named(records):
+        reference, target = (_image(record, key, images, paths) for key in ("query-image", "target-image"))
+        text = record.text("query-text")
+        if not text.strip() or reference == target:
+            left.append(name)
+            continue
+        found.append(Triplet(f"lasco-train-{name}", reference, target, text, group_id=reference))
+    return tuple(found), count_note("train triplets left out (blank text, or one image twice)", left)

@@ -1,0 +1,82 @@
+"""Keep a benchmark's val and test images out of what is trained on: find them, refuse them, record an override."""
+
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cirray.core.errors import DataError
+from cirray.data.benchmark import CirDataset
+
+_SHOWN = 20
+_CROP = re.compile(r"@-?\d[-\d.,e]*$")
+_SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp)$", re.IGNORECASE)
+_COCO = re.compile(r"^(?:COCO_(?:train|val|test)\d{4}_)?(?=\d{12}$)0*(\d+)$")
+_SPEAKING = re.compile(r"^(?:(?:train|dev|test1)-\d+-\d+-img[01]|B0[0-9A-Z]{8})$")
+"""Names that say which image it is in whatever folder: CIRR's, and the ASINs of Fashion IQ."""
+
+
+def guarded_ids(dataset: CirDataset) -> frozenset[str]:
+    """Images that training must not see: what the reader says, else the gallery and everything the queries name."""
+    if dataset.guarded:
+        return dataset.guarded
+    named = (image for q in dataset.queries for image in (q.reference_id, *q.target_ids, *q.subset))
+    return frozenset((*dataset.gallery_ids, *named))
+
+
+def image_key(image_id: str) -> str:
+    """What an id is compared by: crops by their image, COCO files by their number, speaking names without folder."""
+    whole = _SUFFIX.sub("", _CROP.sub("", image_id))
+    base = posixpath.basename(whole)
+    coco = _COCO.match(base)
+    if coco:
+        return coco.group(1)
+    return base if _SPEAKING.match(base) else whole
+
+
+def find_leaks(ids: Iterable[str], guards: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
+    """Ids that are guarded images, sorted, by the name of the guard; guards that nothing touches are left out."""
+    wanted = sorted(set(ids))
+    found = {}
+    for name, guarded in guards.items():
+        keys = {image_key(image) for image in guarded}
+        leaks = tuple(image for image in wanted if image in guarded or image_key(image) in keys)
+        if leaks:
+            found[name] = leaks
+    return found
+
+
+def refuse_leaks(
+    ids: Iterable[str], guards: Mapping[str, frozenset[str]], allow: bool = False, what: str = "the training data"
+) -> dict[str, Any]:
+    """Refuse images of a benchmark's val and test splits.
+
+    Args:
+        ids: images of a pair pool or of triplets.
+        guards: benchmark -> its guarded images.
+        allow: go on all the same; what was found is in the record.
+        what: what the ids are of, for the error.
+
+    Returns:
+        The record for a manifest: guarded images by benchmark, leaks by benchmark, whether they were allowed.
+
+    Raises:
+        DataError: with the list, unless allowed.
+    """
+    leaks = find_leaks(ids, guards)
+    if leaks and not allow:
+        parts = [f"{len(found):,} val or test images of {name}: {_list(found)}" for name, found in leaks.items()]
+        raise DataError(
+            f"{what} holds {'; '.join(parts)}. Leave them out (`exclude_ids` when mining), or set allow_leaks=true, "
+            "which the manifest then records."
+        )
+    return {
+        "guarded": {name: len(guarded) for name, guarded in guards.items()},
+        "leaks": {name: list(found) for name, found in leaks.items()},
+        "allowed": bool(leaks),
+    }
+
+
+def _list(ids: tuple[str, ...]) -> str:
+    more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
+    return ", ".join(ids[:_SHOWN]) + more

@@ -1,0 +1,34 @@
+"""Where an image lies: a file, some bytes of a file (tar shard, Arrow file), and the box that is cut from it."""
+
+import json
+from dataclasses import dataclass
+
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels of the stored image; the corner may be slightly negative."""
+Span = tuple[int, int]
+"""First byte and number of bytes."""
+
+_PREFIX = "cirray-place:"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path or URI; `span` when the image is a part of that file, `box` when it is a crop."""
+
+    uri: str
+    span: Span | None = None
+    box: Box | None = None
+
+    def text(self) -> str:
+        """One string, as columns of a table carry it; the URI itself when there is nothing else to say."""
+        if self.span is None and self.box is None:
+            return self.uri
+        return _PREFIX + json.dumps({"uri": self.uri, "span": self.span, "box": self.box})
+
+    @classmethod
+    def parse(cls, text: str) -> "Place":
+        """The place that `text()` wrote."""
+        if not text.startswith(_PREFIX):
+            return cls(text)
+        values = json.loads(text.removeprefix(_PREFIX))
+        return cls(values["uri"], *(tuple(values[name]) if values[name] else None for name in ("span", "box")))

@@ -1,0 +1,103 @@
+"""Shoes (Berg et al. 2010; captions of Guo et al. 2018) with the train and eval lists of the VAL repository."""
+
+import os
+import re
+from pathlib import Path
+
+from cirray.core.errors import DataError
+from cirray.data import protocols
+from cirray.data.annotations import (
+    Record,
+    count_note,
+    find_file,
+    find_root,
+    has_file,
+    image_folder,
+    load_lines,
+    load_records,
+)
+from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.config import ShoesConfig
+from cirray.data.readers import READERS
+from cirray.types import Query, Triplet
+
+_TYPE = re.compile(r"^img_(.+)_\d+\.\w+$")
+
+
+def read_shoes(config: ShoesConfig) -> CirDataset:
+    """Read Shoes; no image is opened, and images may be missing.
+
+    Image ids are file names. A pair trains or is a query when both names are in that list; others are left out and
+    counted. A training pair of one image with itself is left out; such an eval pair stays, although nothing hits it.
+
+    Raises:
+        DataError: a file is missing or an entry is wrong.
+    """
+    root = find_root(config.root, "shoes")
+    names = {part: _names(find_file((root,), f"{part}_im_names.txt")) for part in ("train", "eval")}
+    records = load_records(find_file((root,), "relative_captions_shoes.json"))
+    pairs: dict[str, list[tuple[int, Record, str, str]]] = {"train": [], "eval": [], "neither": []}
+    for row, record in enumerate(records):
+        reference, target = record.id("ReferenceImageName"), record.id("ImageName")
+        homes = [part for part, known in names.items() if reference in known and target in known]
+        pairs[homes[0] if homes else "neither"].append((row, record, reference, target))
+    queries = tuple(
+        Query(f"eval-{row}", reference, record.text("RelativeCaption"), (target,))
+        for row, record, reference, target in pairs["eval"]
+    )
+    triplets, left = _triplets(pairs["train"])
+    same = [query.query_id for query in queries if query.reference_id in query.target_ids]
+    return CirDataset(
+        name="shoes",
+        images=ImageTable(_paths(root, config, (*names["train"], *names["eval"]))),
+        protocol=protocols.shoes(config, len(names["eval"])),
+        triplets=triplets,
+        pool_ids=tuple(names["train"]),
+        queries=queries,
+        gallery_ids=tuple(names["eval"]),
+        guarded=frozenset(names["eval"]),
+        notes=(
+            *count_note("pairs are left out, being in neither list", [f"row {item[0]}" for item in pairs["neither"]]),
+            *count_note("train pairs left out (blank text, or one image twice)", left),
+            *count_note("queries whose target is their reference: they cannot be hit", same),
+        ),
+    )
+
+
+@READERS.register("shoes")
+def _read(config: ShoesConfig) -> CirDataset:
+    return read_shoes(config)
+
+
+def _names(path: Path) -> dict[str, None]:
+    names = [line for _, line in load_lines(path)]
+    if len(set(names)) < len(names) or not names:
+        raise DataError(f"{str(path)!r} names no image, or one of them twice; fetch the file again.")
+    return dict.fromkeys(names)
+
+
+def _triplets(pairs: list[tuple[int, Record, str, str]]) -> tuple[tuple[Triplet, ...], list[str]]:
+    found, left = [], []
+    for row, record, reference, target in pairs:
+        text = record.text("RelativeCaption")
+        if not text.strip() or reference == target:
+            left.append(f"row {row}")
+            continue
+        found.append(Triplet(f"shoes-train-{row}", reference, target, text, group_id=reference))
+    return tuple(found), left
+
+
+def _paths(root: Path, config: ShoesConfig, names: tuple[str, ...]) -> dict[str, str]:
+    """Where each image lies on disk; else where the published list says; else in its type's folder `0`."""
+    folder = image_folder(root, config.images)
+    found = {name: os.path.join(parent, name) for parent, _, files in os.walk(folder) for name in files}
+    listed: dict[str, str] = {}
+    if has_file((root,), "shoes-test-all.txt"):
+        for _, line in load_lines(root / "shoes-test-all.txt"):
+            listed[line.rsplit("/", 1)[-1]] = str(folder.joinpath(*line.split("/")[-3:]))
+    return {name: found.get(name) or listed.get(name) or str(folder / _type(name) / "0" / name) for name in names}
+
+
+def _type(name: str) -> str:
+    match = _TYPE.match(name)
+    return match.group(1) if match else ""

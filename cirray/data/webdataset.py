@@ -1,0 +1,230 @@
+"""WebDataset tar shards: an index of keys and byte ranges; pictures are read where they lie, shards never unpacked.
+
+Members of one key stand next to each other, the key being the name up to its first dot. A sample is a picture
+(`key.jpg`, with `key.txt` or `key.json` as caption), or a triplet: `key.reference.jpg`, `key.target.jpg` and the text
+in `key.txt` or `key.json` (`modification`), or only `key.json` with `reference`, `target` and `modification` naming
+pictures of the shards by their keys.
+"""
+
+import fnmatch
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cirray.core import storage
+from cirray.core.errors import ArtifactError, DataError
+from cirray.data.annotations import count_note
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.config import WebDatasetConfig
+from cirray.data.places import Span
+from cirray.data.readers import READERS
+from cirray.types import Query, Triplet
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+ROLES = {"reference": "reference", "ref": "reference", "source": "reference", "candidate": "reference",
+         "target": "target"}  # fmt: skip
+"""What stands between key and suffix of a triplet's pictures."""
+_TEXT_BYTES = 2**20
+
+
+@dataclass
+class Sample:
+    """What one key holds: places of its pictures by role ("" for a single picture), texts and values."""
+
+    key: str
+    shard: str
+    pictures: dict[str, Span] = field(default_factory=dict)
+    text: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    other: list[str] = field(default_factory=list)
+
+    def word(self, name: str) -> str:
+        """A text of the JSON member, or nothing.
+
+        Raises:
+            DataError: when it is something else than a text or a number.
+        """
+        value = self.values.get(name, "")
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise DataError(f"Sample {self.key!r} of {self.shard!r} has {value!r} as {name!r}, which is not a text.")
+        return str(value)
+
+    @property
+    def modification(self) -> str:
+        """Text of a triplet."""
+        return self.word("modification") or self.text
+
+
+@dataclass
+class _Found:
+    """What reading has gathered."""
+
+    paths: dict[str, str] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+    singles: list[str] = field(default_factory=list)
+    captions: dict[str, str] = field(default_factory=dict)
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def add(self, image_id: str, sample: Sample, role: str) -> str:
+        """Remember a picture by its id, once."""
+        if image_id in self.paths:
+            raise DataError(
+                f"Image {image_id!r} of {sample.shard!r} is in {self.paths[image_id]!r} already; keys must be unique "
+                "over all shards."
+            )
+        self.paths[image_id], self.spans[image_id] = sample.shard, sample.pictures[role]
+        return image_id
+
+
+def read_webdataset(config: WebDatasetConfig) -> CirDataset:
+    """Index all shards; only headers and texts are read, so memory grows with the number of samples alone.
+
+    Raises:
+        DataError: no shard, a compressed or damaged one, a key used twice, or a triplet of unknown pictures.
+    """
+    found = _Found()
+    for shard in list_shards(config):
+        for sample in read_samples(shard):
+            _file(sample, found)
+    triplets, queries = _rows(config, found)
+    singles = tuple(found.singles)
+    gallery = singles if config.part == "gallery" else ()
+    if queries and not gallery:
+        gallery = tuple(dict.fromkeys(image for q in queries for image in (*q.target_ids, q.reference_id)))
+    name = posixpath.basename(config.root.split("?")[0].rstrip("/")) or "webdataset"
+    return CirDataset(
+        name=name,
+        images=ImageTable(found.paths, spans=found.spans),
+        protocol=Protocol(name, gallery_rule=f"{len(gallery):,} images of the shards",
+                          reference_rule=config.reference_rule, ks=config.ks),
+        triplets=triplets,
+        pool_ids=singles if config.part == "pool" else (),
+        queries=queries,
+        gallery_ids=gallery,
+        captions=found.captions,
+        notes=count_note("samples left out (no picture, no text, or one image twice)", found.left),
+    )  # fmt: skip
+
+
+@READERS.register("webdataset")
+def _read(config: WebDatasetConfig) -> CirDataset:
+    return read_webdataset(config)
+
+
+def list_shards(config: WebDatasetConfig) -> list[str]:
+    """Paths or URIs of the shards, sorted.
+
+    Raises:
+        DataError: when there is none.
+    """
+    try:
+        names = [name for name in storage.list_files(config.root) if fnmatch.fnmatch(name, config.shards)]
+    except (ArtifactError, OSError) as error:
+        raise DataError(f"Shards below {config.root!r} cannot be listed: {error}") from None
+    if not names:
+        raise DataError(
+            f"No file {config.shards!r} below {config.root!r}; set `webdataset.root` or `webdataset.shards`."
+        )
+    return [storage.join(config.root, name) for name in names]
+
+
+def read_samples(shard: str) -> Iterator[Sample]:
+    """Samples of one shard in its order, one at a time.
+
+    Raises:
+        DataError: naming a shard that is compressed, damaged or cannot be read.
+    """
+    filesystem, path = storage.resolve(shard)
+    sample: Sample | None = None
+    try:
+        with filesystem.open_input_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                # Tarfile keeps every header it has seen; an index of millions must not hold them too.
+                tar.members = []  # type: ignore[attr-defined]
+                key, _, kind = posixpath.basename(member.name).partition(".")
+                if not member.isfile() or not key:
+                    continue
+                key = posixpath.join(posixpath.dirname(member.name.removeprefix("./")), key)
+                if sample is not None and sample.key != key:
+                    yield sample
+                    sample = None
+                sample = sample or Sample(key, shard)
+                _add_member(sample, kind.lower(), member, tar)
+    except tarfile.TarError as error:
+        raise DataError(
+            f"Shard {shard!r} is compressed, damaged or no tar file ({error}); write it as a plain .tar."
+        ) from None
+    except OSError as error:
+        raise DataError(f"Shard {shard!r} cannot be read: {' '.join(str(error).split())[:200]}.") from None
+    if sample is not None:
+        yield sample
+
+
+def _add_member(sample: Sample, kind: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    role, _, suffix = kind.rpartition(".")
+    if suffix in PICTURES and (role in ROLES or not role):
+        sample.pictures[ROLES.get(role, "")] = (member.offset_data, member.size)
+    elif kind == "txt":
+        sample.text = _content(sample, member, tar).strip()
+    elif kind == "json":
+        try:
+            values = json.loads(_content(sample, member, tar))
+        except ValueError as error:
+            raise DataError(f"{member.name!r} in {sample.shard!r} is not JSON ({error}).") from None
+        if not isinstance(values, dict):
+            raise DataError(f"{member.name!r} in {sample.shard!r} is not a JSON object.")
+        sample.values = values
+    else:
+        sample.other.append(kind)
+
+
+def _content(sample: Sample, member: tarfile.TarInfo, tar: tarfile.TarFile) -> str:
+    if member.size > _TEXT_BYTES:
+        raise DataError(
+            f"{member.name!r} in {sample.shard!r} has {member.size:,} bytes; a text is at most {_TEXT_BYTES:,}."
+        )
+    stream = tar.extractfile(member)
+    try:
+        return stream.read().decode("utf-8") if stream else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"{member.name!r} in {sample.shard!r} is not UTF-8 text ({error.reason}).") from None
+
+
+def _file(sample: Sample, found: _Found) -> None:
+    """Put a sample where it belongs: triplet by pictures, triplet by names, single picture, or left out."""
+    if {"reference", "target"} <= set(sample.pictures):
+        reference, target = (
+            found.add(sample.word(f"{role}_id") or f"{sample.key}/{role}", sample, role)
+            for role in ("reference", "target")
+        )
+        found.rows.append((sample.key, reference, target, sample.modification))
+    elif "" in sample.pictures:
+        image = found.add(sample.key, sample, "")
+        found.singles.append(image)
+        if sample.word("reference"):
+            found.rows.append((sample.key, sample.word("reference"), image, sample.modification))
+        elif sample.word("caption") or sample.text:
+            found.captions[image] = sample.word("caption") or sample.text
+    elif sample.word("reference") and sample.word("target"):
+        found.rows.append((sample.key, sample.word("reference"), sample.word("target"), sample.modification))
+    else:
+        found.left.append(sample.key)
+
+
+def _rows(config: WebDatasetConfig, found: _Found) -> tuple[tuple[Triplet, ...], tuple[Query, ...]]:
+    triplets, queries = [], []
+    for key, reference, target, text in found.rows:
+        unknown = [image for image in (reference, target) if image not in found.paths]
+        if unknown:
+            raise DataError(f"Sample {key!r} names the image {unknown[0]!r}, which is in no shard of {config.root!r}.")
+        if config.triplets == "query":
+            queries.append(Query(key, reference, text, (target,)))
+        elif text and reference != target:
+            triplets.append(Triplet(f"wds-{key}", reference, target, text, split=config.triplets, group_id=reference))
+        else:
+            found.left.append(key)
+    return tuple(triplets), tuple(queries)

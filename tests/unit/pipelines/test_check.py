@@ -1,0 +1,118 @@
+"""The round-trip check with a retriever whose answers are known: it goes where the text says."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cirray.core.artifacts import open_stage
+from cirray.core.errors import ArtifactError, GenerationError
+from cirray.evaluation.round_trip import round_trip_ranks, worse_of_both
+from cirray.features.store import FeatureStore
+from cirray.pipelines import check
+from cirray.runs import CheckRun
+from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
+from cirray.triplets.store import TripletStore, write_part
+from cirray.types import Triplet
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
+SIZE = 6
+
+
+class Obedient:
+    """Images are corners of a cube; the text `to 3 then 1` ranks image 3 first and image 1 second."""
+
+    def encode_gallery(self, patches_BPD):
+        return patches_BPD[:, :1]
+
+    def encode_reference(self, patches_BPD):
+        return patches_BPD
+
+    def tokenize(self, texts):
+        return [[int(word) for word in text.split() if word.isdigit()] for text in texts]
+
+    def compose(self, state_BPD, wishes):
+        query_BD = torch.zeros(len(wishes), SIZE)
+        for row, wish in enumerate(wishes):
+            for place, image in enumerate(wish):
+                query_BD[row, image] = 1.0 / (1 + place)
+        return query_BD
+
+    def score(self, query_BD, gallery_NQD):
+        return query_BD @ gallery_NQD[:, 0].T
+
+
+def pair(number, reference, target, there, back):
+    """Both directions of a pair."""
+    names = f"im-{reference}", f"im-{target}"
+    return [
+        Triplet(f"{number}a", names[0], names[1], there, back), Triplet(f"{number}b", names[1], names[0], back, there)
+    ]  # fmt: skip
+
+
+TRIPLETS = [
+    *pair(0, 0, 1, "to 1", "to 0"),
+    *pair(1, 2, 3, "to 4 then 3", "to 2"),
+    *pair(2, 4, 5, "to 5", "to 0 then 1 then 4"),
+]
+
+
+@pytest.fixture
+def features(tmp_path):
+    vectors = {f"im-{n}": np.eye(SIZE, dtype=np.float16)[n : n + 1] for n in range(SIZE)}
+    return TINY.write_features(tmp_path / "features", vectors)
+
+
+@pytest.fixture
+def run(tmp_path, features, monkeypatch):
+    stage = open_stage(tmp_path / "synthetic", "triplets", {})
+    write_part(stage.work_uri, "part-00000", from_triplets(TRIPLETS), REJECTED_SCHEMA.empty_table())
+    stage.publish({"triplets": len(TRIPLETS)}, extra={"generator": "abc"})
+    open_stage(tmp_path / "base", "checkpoint", {}).publish({"steps": 1})
+    tower = SimpleNamespace(digest="enc")
+    monkeypatch.setattr(check, "load_models", lambda *_: (Obedient(), tower, None))
+    places = {"triplets": str(tmp_path / "synthetic"), "checkpoint": str(tmp_path / "base"), "features": (features,)}
+    return lambda **fields: CheckRun(**{**places, "out": str(tmp_path / "checked"), **fields})
+
+
+def ids(store):
+    return [row.triplet_id for row in store.read()]
+
+
+def test_the_rank_counts_the_images_that_the_text_prefers(features):
+    ranks = round_trip_ranks(Obedient(), FeatureStore.open(features), TRIPLETS)
+    assert ranks.tolist() == [0, 0, 1, 0, 0, 2]
+    assert worse_of_both(TRIPLETS, ranks).tolist() == [0, 0, 1, 1, 2, 2]
+    assert worse_of_both(TRIPLETS[:1], ranks[:1]).tolist() == [0]
+
+
+def test_pairs_stay_or_go_together_and_reasons_are_kept(run, tmp_path):
+    manifest = check.run_check(run(top_k=2))
+    store = TripletStore.open(tmp_path / "checked")
+    assert ids(store) == ["0a", "0b", "1a", "1b"] and manifest.counts == {"triplets": 4, "rejected": 2}
+    assert manifest.extra["generator"] == "abc"
+    reasons = store.rejected().to_pylist()
+    assert [row["triplet_id"] for row in reasons] == ["2a", "2b"]
+    assert reasons[0]["reason"] == "round trip: its target is number 3, not among the first 2"
+    assert check.run_check(run(top_k=2)) == manifest
+
+
+def test_each_direction_can_be_judged_alone(run, tmp_path):
+    check.run_check(run(top_k=1, both=False))
+    assert ids(TripletStore.open(tmp_path / "checked")) == ["0a", "0b", "1b", "2a"]
+
+
+def test_a_check_that_nothing_passes_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "round_trip_ranks", lambda *_, **__: np.full(len(TRIPLETS), 4))
+    with pytest.raises(GenerationError, match="among the first 3: the best rank is 5. Raise top_k"):
+        check.run_check(run(top_k=3))
+    assert not (tmp_path / "checked").exists()
+
+
+def test_features_of_another_tower_are_refused(run, monkeypatch):
+    monkeypatch.setattr(check, "load_models", lambda *_: (Obedient(), SimpleNamespace(digest="other"), None))
+    with pytest.raises(ArtifactError, match="Embed the images with that tower"):
+        check.run_check(run())
