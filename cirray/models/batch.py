@@ -37,6 +37,7 @@ class Wanted:
     references: bool = False
     text_only: bool = False
     reverse: bool = False
+    prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,4 @@ class RetrieverOutput:
     text_query_BD: torch.Tensor | None = None
     prototype_BQW: torch.Tensor | None = None
     reverse_prototype_BQW: torch.Tensor | None = None
+    prompts_BQW: torch.Tensor | None = None

@@ -136,6 +136,7 @@ class QFormerRetriever(nn.Module):
             reference_BQD=references_BQD, prototype_BQW=fused.prototype_BQW,
             text_query_BD=self.encode_text(batch.text) if wanted.text_only else None,
             reverse_prototype_BQW=self._reverse_prototypes(batch, fused) if wanted.reverse else None,
+            prompts_BQW=self._held_prompts(fused) if wanted.prompts else None,
         )  # fmt: skip
 
     def with_fusion(self, name: str) -> "QFormerRetriever":
@@ -158,6 +159,12 @@ class QFormerRetriever(nn.Module):
         both = self.encode_gallery(torch.cat(sides))
         targets, others = both.chunk(2)
         return targets, others
+
+    def _held_prompts(self, fused: Fused) -> torch.Tensor:
+        """The learned prompts as what prototypes are drawn to (SPRC); a copy, as ZeRO 3 takes parameters away again."""
+        if fused.prototype_BQW is None:
+            raise ConfigError(f"Fusion {self.config.fusion!r} makes no prototypes; objective sprc needs 'two_pass'.")
+        return self.prompts.detach().clone().expand(len(fused.query_BD), -1, -1)
 
     def _reverse_prototypes(self, batch: RetrievalBatch, fused: Fused) -> torch.Tensor | None:
         if fused.prototype_BQW is None:

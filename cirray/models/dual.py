@@ -113,8 +113,9 @@ class DualEncoderRetriever(nn.Module):
         Raises:
             ConfigError: when prototypes are wanted, which a dual encoder does not have.
         """
-        if wanted.reverse:
-            raise ConfigError("Objective ptha needs prototypes, which a dual encoder has not; set training.lambda_p=0.")
+        if wanted.reverse or wanted.prompts:
+            name = "ptha" if wanted.reverse else "sprc"
+            raise ConfigError(f"Objective {name} needs prototypes, which a dual encoder has not; set lambda_p=0.")
         state_BPD, text_BD = self.encode_reference(batch.reference_BPD), self.text_encoder(batch.text)
         references_BQD = _unit(self._pooled(state_BPD))[:, None] if wanted.references else None
         return RetrieverOutput(

@@ -1,6 +1,6 @@
 """Configuration of training. No torch."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,8 @@ class LoopConfig(Config):
     """Name of the engine: "torch" or "deepspeed"."""
     zero_stage: int = Field(1, ge=0, le=3)
     """DeepSpeed's ZeRO stage."""
+    deepspeed: dict[str, Any] = {}
+    """Further DeepSpeed settings in its own words, over the engine's (offload, bucket sizes, communication)."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Steps between checkpoints for resuming, or null for the last step only."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -60,12 +62,13 @@ class LoopConfig(Config):
 class TrainingConfig(LoopConfig):
     """One training run of a retriever."""
 
-    objective: Literal["pretrain", "finetune", "ptha"] = "finetune"
-    """pretrain: contrastive only, reverse texts ignored. finetune: same loss. ptha: two-hop alignment, section 5."""
+    objective: Literal["pretrain", "finetune", "sprc", "ptha"] = "finetune"
+    """pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a text-only branch, prototypes
+    drawn to learned prompts. ptha: two-hop alignment, section 5."""
     lambda_m: float = Field(0.4, ge=0)
-    """Weight of the text-only branch (ptha only)."""
+    """Weight of the text-only branch (ptha, sprc)."""
     lambda_p: float = Field(0.4, ge=0)
-    """Weight of the reverse-prototype term (ptha only)."""
+    """Weight of the prototype term: towards the reverse prototype (ptha), or the learned prompts (sprc)."""
     prototype_loss: Literal["mse", "cosine"] = "mse"
     """Distance of the prototype term; the paper's is the plain mean squared error."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)

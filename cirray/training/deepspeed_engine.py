@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -50,7 +50,27 @@ def deepspeed_config(config: LoopConfig, world: int) -> dict[str, Any]:
     if config.precision == "bf16":
         # An empty list keeps the gradients' all-reduce in fp32, as in the torch engine.
         tree["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
-    return tree
+    return _over(tree, config.deepspeed)
+
+
+def _over(tree: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's DeepSpeed settings over the engine's; batch and stage belong to fields of their own.
+
+    Raises:
+        ConfigError: for a setting that a field of `training` decides.
+    """
+    for name in ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping", "optimizer", "scheduler"):
+        if name in more:
+            raise ConfigError(
+                f"training.deepspeed.{name} is decided by training.batch, optimizer and the like; drop it."
+            )
+    if "stage" in dict(more.get("zero_optimization", {})):
+        raise ConfigError("training.deepspeed.zero_optimization.stage is decided by training.zero_stage; drop it.")
+    merged = dict(tree)
+    for name, value in more.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = {**merged[name], **value} if both else value
+    return merged
 
 
 class DeepSpeedEngine:

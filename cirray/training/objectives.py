@@ -1,6 +1,7 @@
-"""The objectives: synthetic pretraining, plain fine-tuning, and PTHA, over the global batch.
+"""The objectives: synthetic pretraining, plain fine-tuning, SPRC and PTHA, over the global batch.
 
-L = L_q2t + lambda_m L_m2t + lambda_p L_p2p (PTHA, section 5); pretraining and plain fine-tuning are L_q2t alone.
+L = L_q2t + lambda_m L_m2t + lambda_p L_p2p (PTHA, section 5); pretraining and plain fine-tuning are L_q2t alone. SPRC
+has the same first two terms; in place of L_p2p it draws the mean prototype to the mean of its learned prompts.
 """
 
 from dataclasses import dataclass
@@ -31,11 +32,12 @@ class Candidates:
 
 def wanted_outputs(config: TrainingConfig) -> Wanted:
     """The optional outputs that a configuration's loss uses."""
-    ptha = config.objective == "ptha"
+    ptha, sprc = config.objective == "ptha", config.objective == "sprc"
     return Wanted(
         references=config.negatives == "batch_images",
-        text_only=ptha and config.lambda_m > 0,
+        text_only=(ptha or sprc) and config.lambda_m > 0,
         reverse=ptha and config.lambda_p > 0,
+        prompts=sprc and config.lambda_p > 0,
     )
 
 
@@ -61,6 +63,11 @@ def retrieval_loss(model: nn.Module, batch: RetrievalBatch, config: TrainingConf
     if config.objective == "ptha" and config.lambda_p > 0:
         terms["p2p"] = _prototype_term(output, batch, config, gather)
         weights["p2p"] = config.lambda_p
+    if output.prompts_BQW is not None and output.prototype_BQW is not None:
+        distance_B = prototype_distance(output.prototype_BQW, output.prompts_BQW, config.prototype_loss)
+        mean_total = gather.total(batch.weight_B.sum()) / gather.world
+        terms["align"] = weighted_mean(distance_B, batch.weight_B, mean_total)
+        weights["align"] = config.lambda_p
     result = weighted_sum(terms, weights)
     return LossOutput(result.total, {**result.terms, "temperature": output.temperature.detach()})
 

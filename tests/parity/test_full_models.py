@@ -13,6 +13,7 @@ import torch
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.mtg import Answers
 from cirray.generators.sources import generator_from
+from cirray.models.batch import RetrievalBatch
 from cirray.models.config import RetrieverConfig
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import encode_texts
@@ -21,6 +22,9 @@ from cirray.models.towers.language import load_language_model
 from cirray.pipelines.convert import run_convert
 from cirray.retriever import load_models
 from cirray.runs import ConvertRun
+from cirray.training.config import TrainingConfig
+from cirray.training.gather import NoGather
+from cirray.training.objectives import retrieval_loss
 
 _SPEC = importlib.util.spec_from_file_location("small_blip2", Path(__file__).parents[1] / "fixtures" / "small_blip2.py")
 small = importlib.util.module_from_spec(_SPEC)
@@ -277,6 +281,38 @@ def test_a_converted_checkpoint_computes_what_the_authors_code_computes(released
     assert apart(retriever.encode_gallery(tower(images)), gallery) < CLOSE
     swapped = {**state, "visual_encoder.blocks.0.norm1.bias": state["visual_encoder.blocks.0.norm2.bias"]}
     assert apart(retriever.qformer.vision_norm(tower(images)), eva(swapped, pixels_of(tower, images))) > 100 * CLOSE
+
+
+@torch.inference_mode()
+def test_the_sprc_objective_is_the_loss_of_the_authors_code(released):
+    """L_itc + 0.4 L_rtc + 0.4 L_align in one direction over the batch, written out on the authors' tensors."""
+    state, retriever, tower = released
+    reference, target, text = small.images(seed=1), small.images(seed=2), tokens(retriever)
+    seen, sought = (eva(state, pixels_of(tower, images)) for images in (reference, target))
+    queries = state["query_tokens"].expand(3, -1, -1)
+    mask = torch.cat([text.mask_BT.new_ones(queries.shape[:2]), text.mask_BT], dim=1)
+    sentence = bert(state, queries, text.ids_BT, mask, seen)[:, : small.QUERIES]
+    fused = bert(state, sentence, text.ids_BT, mask)[:, small.QUERIES]
+    words = state["Qformer.bert.embeddings.word_embeddings.weight"][text.ids_BT]
+    mixed = torch.cat([words[:, :1], state["prompt_tokens"].expand(3, -1, -1), words[:, 1:]], dim=1)
+    mixed = mixed + state["Qformer.bert.embeddings.position_embeddings.weight"][: mixed.shape[1]]
+    alone = bert(state, mixed, mask=mask)[:, 0]
+    gallery = torch.nn.functional.normalize(linear(state, "vision_proj", bert(state, queries, patches=sought)), dim=-1)
+
+    def contrast(summary):
+        query = torch.nn.functional.normalize(linear(state, "text_proj", summary), dim=-1)
+        scores = torch.einsum("bd,nqd->bnq", query, gallery).amax(-1) / state["temp"]
+        return torch.nn.functional.cross_entropy(scores, torch.arange(3))
+
+    align = (sentence.mean(1) - state["prompt_tokens"].mean(1)).square().mean()
+    theirs = contrast(fused) + 0.4 * contrast(alone) + 0.4 * align
+    settings = TrainingConfig.for_mode("paper", objective="sprc", batch=3)
+    keys = torch.arange(3)
+    batch = RetrievalBatch(tower(reference), tower(target), text, keys, keys + 3, torch.ones(3))
+    ours = retrieval_loss(retriever, batch, settings, NoGather())
+    assert apart(ours.total, theirs) < 20 * CLOSE
+    other = retrieval_loss(retriever, batch, settings.model_copy(update={"lambda_m": 0.5}), NoGather())
+    assert apart(other.total, theirs) > 1000 * CLOSE
 
 
 def question_of(generator):

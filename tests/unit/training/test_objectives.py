@@ -147,3 +147,33 @@ def test_the_modes_differ_where_the_table_says():
     assert paper.label_smoothing == 0.1 and paper.optimizer.clip is None
     assert TrainingConfig.for_mode("paper", objective="pretrain").label_smoothing == 0.0
     assert (improved.negatives, improved.mask_duplicates, improved.missing_reverse) == ("batch_images", True, "skip")
+
+
+def test_sprc_adds_the_text_branch_and_draws_prototypes_to_its_prompts(make_task, triplets):
+    task, config = make_task(objective="sprc", lambda_m=0.3, lambda_p=0.7)
+    assert wanted_outputs(config).prompts and not wanted_outputs(config).reverse
+    model, batch = task.model().train(), task.batch(triplets[:6])
+    output = retrieval_loss(model, batch, config, NoGather())
+    wanted = output.terms["q2t"] + 0.3 * output.terms["m2t"] + 0.7 * output.terms["align"]
+    assert float(output.total.detach()) == pytest.approx(float(wanted), rel=1e-6)
+    means = model.prototypes(batch.reference_BPD, batch.text).mean(dim=1)
+    naive = (means - model.prompts.mean(dim=0)).square().mean()
+    assert torch.allclose(output.terms["align"], naive.detach(), atol=1e-6)
+    assert batch.reverse is None
+
+
+def test_no_gradient_of_sprc_alignment_reaches_the_prompts(make_task, triplets):
+    task, config = make_task(objective="sprc", lambda_m=0.0, lambda_p=1.0)
+    model, batch = task.model().train(), task.batch(triplets[:6])
+    loss = retrieval_loss(model, batch, config, NoGather()).total
+    assert torch.autograd.grad(loss, model.prompts, allow_unused=True, retain_graph=True)[0] is None
+    assert torch.autograd.grad(loss, model.qformer.query_tokens)[0].abs().max() > 0
+    plain = retrieval_loss(model, batch, config.model_copy(update={"lambda_p": 0.0}), NoGather()).total
+    assert float(loss) > float(plain)
+
+
+def test_sprc_needs_a_fusion_that_makes_prototypes(make_task, triplets):
+    task, config = make_task(objective="sprc")
+    twin = task.model().with_fusion("image_only")
+    with pytest.raises(ConfigError, match="objective sprc needs 'two_pass'"):
+        retrieval_loss(twin, task.batch(triplets[:4]), config, NoGather())
