@@ -1,0 +1,74 @@
+"""Released checkpoints at work: converted, embedded with, indexed, searched and evaluated; nothing is trained."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cirray.cli.main import main
+from cirray.core.config import validate
+from cirray.evaluation.config import EvaluateRun
+from cirray.pipelines.config import EmbedRun, IndexRun, TrainRun
+from cirray.pipelines.embed import run_embed
+from cirray.pipelines.evaluate import run_evaluate
+from cirray.pipelines.index import run_index
+from cirray.pipelines.train import run_train
+from cirray.pipelines.world import run_world
+from cirray.retriever import ComposedRetriever
+from cirray.runs import WorldRun
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))
+small = SimpleNamespace(**runpy.run_path(str(FIXTURES / "small_blip2.py")))
+TINY = runpy.run_path(str(FIXTURES / "tiny_training.py"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A small world, an SPRC file as the authors save it, and a tokenizer."""
+    root = tmp_path_factory.mktemp("c")
+    world = {"labelled_families": 0, "heldout_families": 0, "pool_families": 0, "gallery_references": 4}
+    run_world(WorldRun.model_validate({"shapes": world, "out": str(root / "world")}))
+    lavis.write(root / "tuned.pt", "sprc", words=len(small.reader()))
+    small.reader().save_pretrained(str(root / "words"))
+    return root
+
+
+def test_the_command_line_converts_embeds_indexes_searches_and_evaluates(home, capsys):
+    heads = ["qformer_heads=2", "vision_heads=2", "to=checkpoint", f"tokenizer={home / 'words'}"]
+    assert main(["convert", f"source={home / 'tuned.pt'}", *heads, f"out={home / 'sprc'}"]) == 0
+    assert "checkpoint: " in capsys.readouterr().out
+    data = {"folder": {"root": str(home / "world")}}
+    embed = {"data": data, "parts": ["gallery"], "tower": str(home / "sprc"), "out": str(home / "features")}
+    run_embed(validate(EmbedRun, {**embed, "ray": {"enabled": False}}))
+    common = {"data": data, "checkpoint": str(home / "sprc"), "features": [str(home / "features")]}
+    run_index(validate(IndexRun, {**common, "index": {"backend": "exact"}, "out": str(home / "index")}))
+    retriever = ComposedRetriever.open(str(home / "sprc"), str(home / "index"))
+    image = retriever.gallery.ids[0]
+    assert len(retriever.search("paint it blue", gallery_id=image, k=3).ids) == 3
+    manifest = run_evaluate(validate(EvaluateRun, {**common, "html": False, "out": str(home / "report")}))
+    assert manifest.counts["queries"] == 32 and 0 <= manifest.metrics["R@1"] <= 1
+
+
+def test_a_refused_file_is_one_sentence_with_status_2_and_leaves_nothing_behind(home, capsys):
+    (home / "broken.pt").write_bytes((home / "tuned.pt").read_bytes()[:4000])
+    assert main(["convert", f"source={home / 'broken.pt'}", f"out={home / 'nothing'}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1 and "truncated or no torch file" in error
+    assert not list(home.glob("nothing*"))
+
+
+def test_a_dual_encoder_is_indexed_and_searched_like_any_other(tmp_path):
+    dual = {
+        "text": {"width": 16, "layers": 1, "heads": 2, "intermediate": 16},
+        "embed_dim": 8,
+        "image_projection": True,
+    }
+    fields = {**TINY["make"](tmp_path), "model": {}, "dual": dual, "training": {"steps": 2, "batch": 8}}
+    run_train(validate(TrainRun, {**fields, "out": str(tmp_path / "dual")}))
+    index = {"checkpoint": str(tmp_path / "dual"), "features": fields["features"], "data": None}
+    run_index(validate(IndexRun, {**index, "index": {"backend": "exact"}, "out": str(tmp_path / "index")}))
+    retriever = ComposedRetriever.open(str(tmp_path / "dual"), str(tmp_path / "index"))
+    answer = retriever.search("make it red", gallery_id=retriever.gallery.ids[0], k=4)
+    assert len(answer.ids) == 4 and retriever.gallery.ids[0] not in answer.ids
