@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from cirray.core.errors import GenerationError
 from cirray.generators.config import DecodingConfig
@@ -33,7 +34,7 @@ def decode(
     """Continue every prefix.
 
     Args:
-        lm: causal language model of transformers (reads `inputs_embeds`, `input_ids`, `past_key_values`).
+        lm: causal or encoder-decoder language model of transformers, which reads a prefix as `inputs_embeds`.
         prefix_BLE: embedded prefixes of one length.
         config: greedy (beams 1), sampling or beam search.
         end_id: token that ends a row.
@@ -67,7 +68,7 @@ def _single(
     lm: Any, prefix_BLE: torch.Tensor, config: DecodingConfig, end_id: int, uniforms_BT: torch.Tensor | None
 ) -> list[Decoded]:
     """Greedy or sampled continuation, one hypothesis per row; ended rows are dropped from batch and cache."""
-    rows, cache = len(prefix_BLE), DynamicCache()
+    rows, cache = len(prefix_BLE), _new_cache(lm)
     logits_BV = _advance(lm, cache, inputs_embeds=prefix_BLE)
     written_BT = torch.empty(rows, 0, dtype=torch.int64, device=prefix_BLE.device)
     logprob_B = torch.zeros(rows, device=prefix_BLE.device)
@@ -102,7 +103,7 @@ def _beam_search(lm: Any, prefix_BLE: torch.Tensor, config: DecodingConfig, end_
     """
     rows, beams, device = len(prefix_BLE), config.beams, prefix_BLE.device
     search = _Beams(rows, config, end_id)
-    cache = DynamicCache()
+    cache = _new_cache(lm)
     logits_BV = _advance(lm, cache, inputs_embeds=prefix_BLE)
     logits_BV = logits_BV.repeat_interleave(beams, dim=0)
     cache.batch_repeat_interleave(beams)
@@ -191,9 +192,37 @@ class _Beams:
         return score / length**self.config.length_penalty
 
 
-def _advance(lm: Any, cache: DynamicCache, **inputs: torch.Tensor) -> torch.Tensor:
+def _new_cache(lm: Any) -> Any:
+    """Keys and values of the decoder, and of the encoder where the model has one."""
+    if lm.config.is_encoder_decoder:
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+    return DynamicCache()
+
+
+def _advance(lm: Any, cache: Any, **inputs: torch.Tensor) -> torch.Tensor:
     """Logits of the next token, `[B, V]`; the cache grows in place."""
+    if lm.config.is_encoder_decoder:
+        return _advance_decoder(lm, cache, **inputs)
     return lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+
+
+def _advance_decoder(
+    lm: Any, cache: Any, inputs_embeds: torch.Tensor | None = None, input_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """An encoder-decoder reads the prefix once; afterwards its keys and values come from the cache.
+
+    The decoder still asks for encoder outputs of the right shape, whose values it then does not read.
+    """
+    if inputs_embeds is not None:
+        start = torch.full((len(inputs_embeds), 1), lm.config.decoder_start_token_id, device=inputs_embeds.device)
+        given: dict[str, Any] = {"inputs_embeds": inputs_embeds, "decoder_input_ids": start}
+    else:
+        assert input_ids is not None
+        keys_BHLD = cache.cross_attention_cache.layers[0].keys
+        width = lm.get_input_embeddings().weight.shape[1]
+        unread_BLE = keys_BHLD.new_zeros(1).expand(len(input_ids), keys_BHLD.shape[2], width)
+        given = {"encoder_outputs": BaseModelOutput(last_hidden_state=unread_BLE), "decoder_input_ids": input_ids}
+    return lm(**given, past_key_values=cache, use_cache=True).logits[:, -1].float()
 
 
 def _processed(

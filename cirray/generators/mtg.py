@@ -121,12 +121,12 @@ class ModificationTextModel(nn.Module):
         for (_, tokens_BQE), separator in zip(chosen, separators, strict=True):
             if tokens_BQE is not None:
                 parts += [*self._words(separator, tokens_BQE), tokens_BQE.to(self.lm.dtype)]
-        return torch.cat([*parts, *self._words(self.instruction, parts[-1])], dim=1)
+        return torch.cat([*parts, *self._words(self.instruction, parts[-1], last=True)], dim=1)
 
     def image_prefix(self, image_BQE: torch.Tensor, instruction: str) -> torch.Tensor:
         """One image's soft tokens and an instruction, as alignment through captions reads them: `[B, L, E]`."""
         tokens_BQE = image_BQE.to(self.lm.dtype)
-        return torch.cat([tokens_BQE, *self._words(instruction, tokens_BQE)], dim=1)
+        return torch.cat([tokens_BQE, *self._words(instruction, tokens_BQE, last=True)], dim=1)
 
     def pair_prefix(self, reference_BPD: torch.Tensor, target_BPD: torch.Tensor) -> torch.Tensor:
         """All passes the configuration asks for, then `prefix`: `[B, L, E]`."""
@@ -145,10 +145,7 @@ class ModificationTextModel(nn.Module):
 
     def answer_loss(self, prefix_BLE: torch.Tensor, answers: Answers) -> AnswerLoss:
         """Cross-entropy of the answers after a prefix: answer text and end token count, nothing else does."""
-        length = answers.ids_BT.shape[1]
-        words_BTE = self.lm.get_input_embeddings()(answers.ids_BT[:, : length - 1])
-        inputs_BLE = torch.cat([prefix_BLE, words_BTE.to(prefix_BLE.dtype)], dim=1)
-        logits_BTV = self.lm(inputs_embeds=inputs_BLE, logits_to_keep=length, use_cache=False).logits
+        logits_BTV = self._answer_logits(prefix_BLE, answers.ids_BT)
         labels_BT = answers.ids_BT.masked_fill(~answers.mask_BT, IGNORE)
         total = F.cross_entropy(
             logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum"
@@ -168,13 +165,26 @@ class ModificationTextModel(nn.Module):
         """Weights of everything but the language model."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("lm.")}
 
+    def _answer_logits(self, prefix_BLE: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Logits at every answer position, `[B, T, V]`: after the prefix, or in the decoder behind its encoder."""
+        length = ids_BT.shape[1]
+        if self.language.encodes:
+            start_B1 = torch.full_like(ids_BT[:, :1], self.lm.config.decoder_start_token_id)
+            shifted_BT = torch.cat([start_B1, ids_BT[:, : length - 1]], dim=1)
+            return self.lm(inputs_embeds=prefix_BLE, decoder_input_ids=shifted_BT, use_cache=False).logits
+        words_BTE = self.lm.get_input_embeddings()(ids_BT[:, : length - 1])
+        inputs_BLE = torch.cat([prefix_BLE, words_BTE.to(prefix_BLE.dtype)], dim=1)
+        return self.lm(inputs_embeds=inputs_BLE, logits_to_keep=length, use_cache=False).logits
+
     def _question(self, like_BPD: torch.Tensor) -> TextBatch:
         text = encode_texts(self.reader, [self.instruction], self.config.instruction_length).to(like_BPD.device)
         rows = len(like_BPD)
         return TextBatch(text.ids_BT.expand(rows, -1), text.mask_BT.expand(rows, -1))
 
-    def _words(self, text: str, like_BQE: torch.Tensor) -> list[torch.Tensor]:
+    def _words(self, text: str, like_BQE: torch.Tensor, last: bool = False) -> list[torch.Tensor]:
         ids = self.language.token_ids(text)[-self.config.instruction_length :] if text else []
+        if last and self.language.encodes:
+            ids = [*ids, self.language.end_id]  # T5's encoder was trained on inputs that end
         if not ids:
             return []
         ids_T = torch.tensor(ids, device=like_BQE.device)
@@ -196,6 +206,6 @@ def _tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
         lora_alpha=config.lora.alpha,
         target_modules=modules,
         lora_dropout=0.0,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if language.encodes else "CAUSAL_LM",
     )
     return get_peft_model(model, adapter)

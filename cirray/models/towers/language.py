@@ -20,6 +20,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -37,7 +38,7 @@ SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal model with its tokenizer. `source` says where it came from (a folder, a hub id, or "built")."""
+    """A causal or encoder-decoder model with its tokenizer. `source`: a folder, a hub id, or "built"."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -47,6 +48,11 @@ class LanguageModel:
     def width(self) -> int:
         """Width of the input embeddings."""
         return int(_table(self.model).shape[1])
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the answer (T5), or one model does both."""
+        return bool(self.model.config.is_encoder_decoder)
 
     @property
     def pad_id(self) -> int:
@@ -120,10 +126,10 @@ def build_language_model(config: LanguageModelConfig, tokenizer: PreTrainedToken
 
 
 def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.float32) -> LanguageModel:
-    """Load any decoder-only model with its tokenizer.
+    """Load any decoder-only or encoder-decoder model with its tokenizer.
 
     Args:
-        source: folder or hub id that `AutoModelForCausalLM` and `AutoTokenizer` read, or of a whole BLIP-2 or
+        source: folder or hub id that transformers' auto classes read, or of a whole BLIP-2 or
             InstructBLIP checkpoint, of which only the language model is read.
         dtype: type of the weights; None keeps the stored one.
 
@@ -131,17 +137,15 @@ def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.fl
         ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
     """
     try:
-        inner = _inner(source)
+        family, inner = _inner(source)
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(source), dtype=dtype or "auto", output_loading_info=True, **inner
-            )
+            loaded: Any = family.from_pretrained(str(source), dtype=dtype or "auto", output_loading_info=True, **inner)
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
-            f"No causal language model could be read from {str(source)!r}: {reason} Give a folder with config.json, "
+            f"No language model could be read from {str(source)!r}: {reason} Give a folder with config.json, "
             "weights and the tokenizer's files, or a hub id that can be reached."
         ) from None
     if report["missing_keys"]:
@@ -154,12 +158,15 @@ def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.fl
     return LanguageModel(model.eval(), tokenizer, str(source))
 
 
-def _inner(source: str | Path) -> dict[str, Any]:
-    """Arguments that read the language model out of a whole checkpoint, whose weights are named `language_model.*`."""
+def _inner(source: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The auto class, and arguments that read a whole checkpoint's language model (weights `language_model.*`)."""
     settings = AutoConfig.from_pretrained(str(source))
-    if settings.model_type not in ("blip-2", "instructblip"):
-        return {}
-    return {"config": settings.text_config, "key_mapping": {r"^language_model\.": ""}}
+    whole = settings.model_type in ("blip-2", "instructblip")
+    text = settings.text_config if whole else settings
+    family = AutoModelForSeq2SeqLM if text.is_encoder_decoder else AutoModelForCausalLM
+    if not whole:
+        return family, {}
+    return family, {"config": settings.text_config, "key_mapping": {r"^language_model\.": ""}}
 
 
 def bag_ids(language: LanguageModel, bags: Sequence[Sequence[str]], width: int) -> torch.Tensor:

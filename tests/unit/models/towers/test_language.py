@@ -68,5 +68,5 @@ def test_other_words_have_another_hash(language):
 def test_texts_without_words_and_unreadable_sources_are_refused(tmp_path):
     with pytest.raises(DataError, match="hold no word"):
         build_word_tokenizer(["  "])
-    with pytest.raises(ArtifactError, match="No causal language model"):
+    with pytest.raises(ArtifactError, match="No language model"):
         load_language_model(tmp_path)
