@@ -23,6 +23,8 @@ class EvaluateRun(Config):
     """Cut-offs of recall; empty means the data set's own."""
     top_k: int = Field(50, ge=1)
     """Length of the ranked lists that are kept."""
+    intervals: bool = False
+    """Also give every metric of the protocol its 95 % bootstrap interval; recall has one anyway."""
     batch: int = Field(128, ge=1)
     """Images and queries per forward pass."""
     device: str = "cpu"

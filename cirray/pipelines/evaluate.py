@@ -66,7 +66,8 @@ def _inputs(run: EvaluateRun, dataset: CirDataset) -> dict[str, str]:
     for kind, uris in (("features", run.features), ("triplets", run.triplets)):
         inputs |= {f"{kind} {at}": read_manifest(uri, kind).digest for at, uri in enumerate(uris)}
     inputs |= {f"history {at}": read_manifest(uri).digest for at, uri in enumerate(run.histories)}
-    return {**inputs, "queries": stable_id(*dataset.queries, "gallery", *sorted(dataset.gallery_ids))}
+    galleries = [part for name, ids in sorted(dataset.galleries.items()) for part in (name, *sorted(ids))]
+    return {**inputs, "queries": stable_id(*dataset.queries, "gallery", *sorted(dataset.gallery_ids), *galleries)}
 
 
 def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tuple[ReportRow, ...]:
@@ -74,7 +75,8 @@ def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tupl
     check_tower(run, features.info.encoder_digest, vision.digest)
     rows = []
     if run.image_only_row:
-        baseline = ImageOnly.fit(features, dataset.gallery_ids)
+        named = (image for ids in dataset.galleries.values() for image in ids)
+        baseline = ImageOnly.fit(features, tuple(dict.fromkeys((*dataset.gallery_ids, *named))))
         rows.append(ReportRow("image only", (_score(run, dataset, features, baseline, "image only"),)))
     rows.append(ReportRow(run.name, (_score(run, dataset, features, encoder, run.name),), (run.seed,)))
     return tuple(rows)
@@ -97,11 +99,12 @@ def check_tower(run: EvaluateRun, features_digest: str, tower_digest: str) -> No
 def _score(
     run: EvaluateRun, dataset: CirDataset, features: FeatureStore, retriever: Any, name: str
 ) -> EvaluationResult:
-    total = len(dataset.gallery_ids) + len(dataset.queries)
+    named = {image for ids in dataset.galleries.values() for image in ids}
+    total = len(named or dataset.gallery_ids) + len(dataset.queries)
     with progress(f"evaluate {name}", total, "images and queries") as advance:
         return evaluate_retriever(
             retriever, features, dataset.queries, dataset.gallery_ids, dataset.protocol,
-            batch=run.batch, top_k=run.top_k, advance=advance,
+            galleries=dataset.galleries, batch=run.batch, top_k=run.top_k, intervals=run.intervals, advance=advance,
         )  # fmt: skip
 
 
