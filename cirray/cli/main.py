@@ -15,7 +15,7 @@ from cirray.core.version import __version__
 
 VERBS = (
     "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "pretrain", "finetune", "tune",
-    "evaluate", "index", "search", "serve",
+    "evaluate", "submit", "index", "search", "serve",
 )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Configuration of the evaluation stage. No torch, no ray."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
@@ -53,3 +55,32 @@ class EvaluateRun(Config):
         if any(k < 1 for k in self.ks):
             raise ValueError("every cut-off in ks must be at least 1")
         return self
+
+
+class SubmitRun(Config):
+    """Write the files that a benchmark's test server takes, or check one."""
+
+    check: str = ""
+    """Check this file instead of writing one; `data` is needed only to check names and keys against the benchmark."""
+    data: DataConfig | None = None
+    """The benchmark and its split."""
+    rankings: str = ""
+    """A report artifact, or a Parquet or JSON file of ranked ids; or rank with `checkpoint` and `features`."""
+    subsets: str = ""
+    """A JSON file of the subsets' ranked ids (CIRR), where `rankings` does not hold them."""
+    row: str = ""
+    """Which model of the rankings; empty: the last."""
+    seed: int | None = None
+    """Which seed of that model; null: its first."""
+    checkpoint: str = ""
+    """Checkpoint artifact that ranks the queries."""
+    features: tuple[str, ...] = ()
+    """Features artifacts of every reference and gallery image, made by the checkpoint's vision tower."""
+    kind: Literal["", "cirr", "circo"] = ""
+    """Which server; empty: what the data set or the checked file says."""
+    out: str = "submission"
+    """Folder (path or URI) for the files."""
+    batch: int = Field(128, ge=1)
+    """Images and queries per forward pass."""
+    device: str = "cpu"
+    """Where the model runs."""
