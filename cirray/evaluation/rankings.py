@@ -1,4 +1,4 @@
-"""Read rankings back: a report's `rankings.parquet`, or any Parquet or JSON file of query id -> ranked ids. No torch."""
+"""Read rankings back: a report's `rankings.parquet`, or any Parquet or JSON of query id -> ranked ids. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
