@@ -1,11 +1,12 @@
 """Roots of the configuration tree that no single package owns. No torch, no ray."""
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ShapesConfig
+from cirray.pipelines.config import RayConfig
 
 
 class WorldRun(Config):
@@ -52,6 +53,63 @@ class CompareRun(Config):
     """Of the queries and samples drawn for the page."""
     out: str = "~/cirray/quickstart/report"
     """Report artifact (path or URI)."""
+
+
+class ScoreRun(Config):
+    """The figures of saved vectors, ranked lists or a submission file; no model is needed."""
+
+    data: DataConfig = DataConfig()
+    """Benchmark whose queries, galleries and protocol are used; its images are not read."""
+    queries: str = ""
+    """Vectors of the queries: .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside it."""
+    query_ids: str = ""
+    """JSON list of the query ids, where it lies elsewhere."""
+    gallery: tuple[str, ...] = ()
+    """Vectors of the gallery: one file or several (shards), [N, D] or [N, tokens, D], with ids like the queries'."""
+    gallery_ids: tuple[str, ...] = ()
+    """JSON lists of their ids, one a file, where they lie elsewhere."""
+    ranks: str = ""
+    """Or ranked lists: a report, a Parquet file, a JSON object query id -> image ids, or a submission file."""
+    subsets: str = ""
+    """JSON of the subsets' ranked ids (CIRR's recall_subset file), where `ranks` does not hold them."""
+    row: str = ""
+    """Which model of a report's rankings; empty: the last."""
+    seed: int | None = None
+    """Which seed of that model; null: its first."""
+    name: str = "scored"
+    """What the table calls it."""
+    reference_rule: Literal["", "remove", "keep"] = ""
+    """Over the benchmark's own rule."""
+    normalize: bool = True
+    """Bring vectors to unit length first: protocols score cosines."""
+    top_k: int = Field(50, ge=1)
+    """Length of the ranked lists that are kept."""
+    sums: Literal["float64", "float32"] = "float64"
+    """Precision in which products are added up; scores are float32. float64 gives the same integers on any machine."""
+    device: str = "cpu"
+    """Where vectors are compared."""
+    budget_mb: int = Field(256, ge=1)
+    """MiB of one block of scores."""
+    parts: int = Field(1, ge=1)
+    """Pieces that every gallery file is cut into."""
+    intervals: bool = False
+    """Give every figure its 95 % bootstrap interval."""
+    out: str = ""
+    """Report artifact with metrics.json and rankings.parquet; empty writes nothing."""
+    ray: RayConfig = RayConfig()
+    """Cluster that works on several files or parts side by side (one part needs none); its nodes must see the files."""
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> "ScoreRun":
+        vectors, lists = bool(self.queries or self.gallery), bool(self.ranks or self.subsets)
+        if vectors == lists:
+            given = "both" if vectors else "neither"
+            raise ValueError(f"give vectors (queries=FILE gallery=[FILE]) or lists (ranks=FILE); {given} was given")
+        if vectors and not (self.queries and self.gallery):
+            raise ValueError("vectors are needed of both sides: queries=FILE and gallery=[FILE]")
+        if self.gallery_ids and len(self.gallery_ids) != len(self.gallery):
+            raise ValueError(f"gallery_ids names {len(self.gallery_ids)} files for {len(self.gallery)} of vectors")
+        return self
 
 
 class SearchRun(Config):

@@ -119,7 +119,7 @@ def merge_probes(question: Question, parts: Sequence[tuple[np.ndarray, np.ndarra
     """Scores [P] of all probes from those of the shards.
 
     Raises:
-        DataError: when a probe lies in no shard, or its score is not a number, naming the query.
+        DataError: when a probe lies in no shard, or its vector holds NaN, naming the image.
     """
     scores, found = np.full(len(question.probe_row), np.nan, dtype=np.float32), 0
     for positions, values in parts:
@@ -128,8 +128,7 @@ def merge_probes(question: Question, parts: Sequence[tuple[np.ndarray, np.ndarra
     if found != len(scores):
         raise DataError(f"{len(scores) - found:,} of {len(scores):,} targets lie in no shard; give all of the gallery.")
     if np.isnan(scores).any():
-        name = question.query_ids[int(question.probe_query[int(np.isnan(scores).argmax())])]
-        raise DataError(f"Query {name!r} has a score that is not a number: the vector of one of its targets holds NaN.")
+        raise _broken_image(question, int(question.probe_row[int(np.isnan(scores).argmax())]))
     return scores
 
 
@@ -341,6 +340,9 @@ def check_question(question: Question, shard: Shard) -> None:
 def _refuse_broken(gallery_NQD: torch.Tensor, keys: np.ndarray, question: Question) -> None:
     broken_N = ~torch.isfinite(gallery_NQD).flatten(1).all(dim=1)
     if bool(broken_N.any()):
-        row = int(keys[int(broken_N.int().argmax())])
-        name = repr(question.image_ids[row]) if question.image_ids else f"in row {row}"
-        raise DataError(f"The vector of gallery image {name} holds NaN or infinity; make the gallery features again.")
+        raise _broken_image(question, int(keys[int(broken_N.int().argmax())]))
+
+
+def _broken_image(question: Question, row: int) -> DataError:
+    name = repr(question.image_ids[row]) if question.image_ids else f"in row {row}"
+    return DataError(f"The vector of gallery image {name} holds NaN or infinity; make the gallery features again.")

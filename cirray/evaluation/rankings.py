@@ -19,12 +19,15 @@ _NEEDED = ("query_id", "ids")
 
 @dataclass(frozen=True)
 class SavedRankings:
-    """Ranked ids by query; `subsets` is empty where the file has none. `rows` are the file's other columns, if any."""
+    """Ranked ids by query; `subsets` is empty where the file has none. `rows` are the file's other columns, if any;
+    `metric` is what a CIRR submission says it ranks for.
+    """
 
     name: str
     lists: Mapping[str, tuple[str, ...]]
     subsets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metric: str = ""
 
 
 def read_rankings(uri: str, row: str = "", seed: int | None = None) -> SavedRankings:
@@ -77,7 +80,7 @@ def _file(uri: str) -> Path:
 
 def _from_json(path: Path) -> SavedRankings:
     payload = decode(path.read_bytes(), str(path))
-    return SavedRankings(path.stem, as_lists(payload, str(path)))
+    return SavedRankings(path.stem, as_lists(payload, str(path)), metric=str(payload.get("metric", "")))
 
 
 def _chosen(rows: Sequence[dict[str, Any]], path: str, row: str, seed: int | None) -> SavedRankings:
