@@ -112,6 +112,41 @@ class ScoreRun(Config):
         return self
 
 
+class BrowseRun(Config):
+    """Write a page that shows a saved evaluation query by query, alone or beside another one."""
+
+    data: DataConfig = DataConfig()
+    """Benchmark of the rankings: texts, targets and images (missing ones become placeholders)."""
+    run: str = "~/cirray/quickstart/report"
+    """Rankings: a report, a Parquet or a JSON file."""
+    row: str = ""
+    """Which model of a report; empty: the last."""
+    seed: int | None = None
+    """Which seed of that model; null: its first."""
+    name: str = ""
+    """What the page calls it; empty: its row."""
+    other: str = ""
+    """Second rankings to compare with: it wins or loses queries against `run`."""
+    other_row: str = ""
+    """Which model of the second; empty: `row`."""
+    other_seed: int | None = None
+    """Which seed of the second; null: its first."""
+    other_name: str = ""
+    """What the page calls it."""
+    pictured: int = Field(100, ge=0, le=5000)
+    """Queries with embedded pictures: the worst and the best, or the most lost and most won."""
+    listed: int = Field(10_000, ge=1)
+    """Queries on the page."""
+    strip: int = Field(10, ge=1, le=50)
+    """Answers shown of each query."""
+    side: int = Field(128, ge=16, le=512)
+    """Longest side of a thumbnail in pixels."""
+    title: str = ""
+    """Heading; empty: the runs' names and the data set's."""
+    out: str = "cirray-browse.html"
+    """The page (path or URI)."""
+
+
 class SearchRun(Config):
     """Answer one composed query."""
 

@@ -15,7 +15,7 @@ from cirray.core.version import __version__
 
 VERBS = (
     "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "pretrain", "finetune", "tune",
-    "evaluate", "score", "submit", "index", "search", "serve",
+    "evaluate", "browse", "score", "submit", "index", "search", "serve",
 )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ class EvaluateRun(Config):
     """Write report.html (reads the images of the data set)."""
     shown: int = Field(6, ge=1, le=100)
     """Queries per group on the page."""
+    browse: int = Field(0, ge=0, le=5000)
+    """Also write browse.html, a page of all queries with pictures of so many of them; 0 writes none."""
     image_only_row: bool = True
     """Also show what the frozen features rank without any text."""
     triplets: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.evaluation.baselines import ImageOnly
+from cirray.evaluation.browse import Limits, render_browser, seen_result
 from cirray.evaluation.config import EvaluateRun
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.report import ReportContent, ReportRow, TextSample, render_table, write_report
@@ -46,6 +47,12 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     )  # fmt: skip
     write_report(stage.local, content, run.html)
     result = rows[-1].results[0]
+    if run.browse:
+        limits, runs = Limits(pictured=run.browse), [seen_result(result, run.name)]
+        page = render_browser(
+            content.title, result.protocol, result.queries, runs, dataset.images, limits, dataset.protocol.ks
+        )
+        (stage.local / "browse.html").write_text(page, encoding="utf-8")
     counts = {"queries": result.query_count, "gallery": result.gallery_size, "rows": len(rows)}
     return stage.publish(counts, _metrics(result), {"protocol": result.protocol, "table": render_table(rows)})
 

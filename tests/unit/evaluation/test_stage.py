@@ -147,3 +147,26 @@ def test_generated_texts_are_shown_with_their_verdict(run, world, tmp_path):
 def test_a_history_that_is_not_there_is_an_error(run, parts):
     with pytest.raises(ArtifactError, match="holds no history.jsonl"):
         run_evaluate(run(histories=[parts["features"]]))
+
+
+def test_a_page_of_all_queries_and_intervals_come_on_request(run, tmp_path):
+    plain = run_evaluate(run(html=False))
+    assert not (tmp_path / "report" / "browse.html").exists()
+    done = run_evaluate(run(html=False, browse=4, intervals=True, out=str(tmp_path / "browsed")))
+    page = (tmp_path / "browsed" / "browse.html").read_text()
+    assert "32 of 32 queries are listed" in page and "pictures are embedded for 4 of them" in page
+    assert done.metrics["R@1"] == plain.metrics["R@1"] and set(done.metrics["intervals_95"]) >= {"R@1", "R@5"}
+
+
+def test_a_report_can_be_scored_and_browsed_again(run, world, tmp_path):
+    from cirray.pipelines.browse import run_browse
+    from cirray.pipelines.score import run_score
+    from cirray.runs import BrowseRun, ScoreRun
+
+    done, data = run_evaluate(run(html=False, top_k=36)), {"folder": {"root": str(world)}}
+    scored = run_score(ScoreRun.model_validate({"data": data, "ranks": str(tmp_path / "report")})).result
+    assert {name: done.metrics[name] for name in scored.metrics} == scored.metrics
+    page = tmp_path / "page.html"
+    fields = {"data": data, "run": str(tmp_path / "report"), "row": "image only", "other": str(tmp_path / "report")}
+    run_browse(BrowseRun.model_validate({**fields, "other_row": "MTST only", "out": str(page)}))
+    assert "image only and MTST only on" in page.read_text()
