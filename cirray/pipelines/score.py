@@ -1,6 +1,6 @@
 """Score what somebody saved: vectors, ranked lists or a submission file. No model; Ray only where it is asked for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -49,26 +49,30 @@ def run_score(run: ScoreRun) -> Scored:
     if run.ranks or run.subsets:
         result, notes = _score_lists(run, dataset, protocol)
     else:
-        result, notes = _score_vectors(run, dataset, protocol), ()
+        result, notes = _score_vectors(run, dataset, protocol)
     if run.out:
         _write(run, dataset, result)
     return Scored(result, notes, run.out)
 
 
-def _plan(dataset: CirDataset, protocol: Protocol) -> Plan:
-    return make_plan(dataset.queries, dataset.gallery_ids or dataset.images.ids, protocol, dataset.galleries)
+def _plan(dataset: CirDataset, protocol: Protocol, fallback: Iterable[str]) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and a note where the data set's files do not say what its gallery is (CIRCO without COCO's list)."""
+    if dataset.gallery_ids or dataset.galleries:
+        return make_plan(dataset.queries, dataset.gallery_ids, protocol, dataset.galleries), ()
+    named = tuple(dict.fromkeys(fallback))
+    note = f"The data set's gallery is unknown; the {len(named):,} images named by the given files stand for it, unchecked."
+    return make_plan(dataset.queries, named, protocol), (note,)
 
 
-def _score_vectors(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> EvaluationResult:
-    plan = _plan(dataset, protocol)
-    queries = read_vectors(run.queries, run.query_ids)
-    gallery = _gallery(run)
+def _score_vectors(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tuple[EvaluationResult, tuple[str, ...]]:
+    queries, gallery = read_vectors(run.queries, run.query_ids), _gallery(run)
+    plan, notes = _plan(dataset, protocol, (name for file in gallery for name in file.ids))
     settings = Settings(run.device, run.sums, run.normalize, run.budget_mb * 2**20)
     with _runner(run) as work, progress("score", len(plan.queries), "queries") as advance:
         ranked = rank_vectors(
             plan, queries, gallery, settings, top_k=run.top_k, parts=run.parts, run=work, advance=advance
         )
-    return count_result(ranked, run.intervals, SCORE_TIES)
+    return count_result(ranked, run.intervals, SCORE_TIES), notes
 
 
 @contextmanager
@@ -90,16 +94,19 @@ def _gallery(run: ScoreRun) -> list[VectorFile]:
 
 def _score_lists(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tuple[EvaluationResult, tuple[str, ...]]:
     lists, subsets = _lists(run)
+    targets = (image for query in dataset.queries for image in query.target_ids)
+    named = (*targets, *(image for given in (lists, subsets) for ids in given.values() for image in ids))
     known = bool(subsets)
     if lists and not subsets and any(query.subset for query in dataset.queries):
-        known = knows_subsets(_plan(dataset, protocol), lists)
+        known = knows_subsets(_plan(dataset, protocol, named)[0], lists)
     usable, left_out = split_metrics(protocol, bool(lists), known)
-    plan = _plan(dataset, usable)
+    plan, notes = _plan(dataset, usable, named)
     ranked = rank_lists(plan, lists, subsets, run.ranks or run.subsets)
     missing = "a subset ranking (subsets=FILE)" if lists else "lists of the gallery (ranks=FILE)"
-    notes = [f"Left out for want of {missing}: {', '.join(left_out)}."] if left_out else []
-    notes += [note for note in (depth_note(lists, plan),) if note]
-    return count_result(ranked, run.intervals, LIST_TIES), tuple(notes)
+    if left_out:
+        notes = (*notes, f"Left out for want of {missing}: {', '.join(left_out)}.")
+    depth = depth_note(lists, plan)
+    return count_result(ranked, run.intervals, LIST_TIES), (*notes, *((depth,) if depth else ()))
 
 
 def _lists(run: ScoreRun) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:

@@ -75,13 +75,9 @@ def _check_file(run: SubmitRun) -> Submission:
 
 
 def _validate(payload: Mapping[str, Any], size: int, kind: str, dataset: CirDataset, name: str) -> Checked:
-    checked = check(payload, size, kind, dataset.queries, _gallery(dataset))
+    checked = check(payload, size, kind, dataset.queries, dataset.gallery_ids)
     refuse(checked, name)
     return checked
-
-
-def _gallery(dataset: CirDataset) -> Sequence[str]:
-    return dataset.gallery_ids or dataset.images.ids
 
 
 def _dataset(data: DataConfig | None) -> CirDataset:
@@ -135,7 +131,7 @@ def _ranked(run: SubmitRun, dataset: CirDataset) -> tuple[dict[str, tuple[str, .
     features = FeatureStore.open_many(run.features)
     settings = EvaluateRun(checkpoint=run.checkpoint, features=run.features)
     check_tower(settings, features.info.encoder_digest, vision.digest)
-    plan = make_plan(dataset.queries, _gallery(dataset), dataset.protocol, dataset.galleries, scored=False)
+    plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries, scored=False)
     with progress(f"rank {dataset.name}", len(plan.ids) + len(plan.queries), "images and queries") as advance:
         ranked = rank_queries(encoder, features, plan, batch=run.batch, top_k=_TOP, judge=False, advance=advance)
     lists = {ranking.query_id: ranking.ids for ranking in ranked.rankings}

@@ -178,6 +178,11 @@ def test_two_metrics_that_share_a_figures_name_are_refused():
         values([query()], [np.zeros(12)], dataclasses.replace(EVERY, metrics=("cirr_avg", "category_recall")))
 
 
+def test_an_empty_gallery_is_refused_before_anything_is_encoded():
+    with pytest.raises(DataError, match="gallery of data set 'toy' holds no image"):
+        make_plan([query(gallery="")], (), EVERY)
+
+
 def test_subset_images_and_graded_targets_must_be_in_the_gallery():
     for change in ({"subset": (0, 3, 11)}, {"soft": ((11, 0.5),)}):
         with pytest.raises(DataError, match="'im-11', which is not among the 11 gallery images"):

@@ -14,6 +14,7 @@ from cirray.evaluation.metrics import NEVER, group_recall
 from cirray.evaluation.page import choose_queries, render_page
 from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.plots import data_size_curve
+from cirray.evaluation.measures import measure
 from cirray.evaluation.report import RANKING_SCHEMA, ReportRow, file_name, render_table, story_row, write_report
 from cirray.evaluation.tables import Bar
 
@@ -204,3 +205,14 @@ def test_a_run_name_becomes_a_harmless_file_name(name):
         re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", file_name(name))
         and ".." not in file_name(name).replace("-", "")[:2]
     )
+
+
+def test_protocols_whose_figures_are_no_plain_recall_still_get_a_page(content, tmp_path):
+    row = content.rows[-1]
+    results = tuple(
+        dataclasses.replace(result, measures=(measure("dress R@10", result.ranks < 10),)) for result in row.results
+    )
+    changed = dataclasses.replace(content, rows=(dataclasses.replace(row, results=results),))
+    write_report(tmp_path / "r", changed)
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "dress R@10" in page and "By type of edit" in page

@@ -204,3 +204,17 @@ def test_a_test_split_has_no_figures(monkeypatch, tmp_path):
     demo = REAL.ROOT / "cirr" / "demo_files" / "test1_pred_ranks_recall.json"
     with pytest.raises(DataError, match=r"has no target.*cirray submit"):
         run_score(ScoreRun(ranks=str(demo)))
+
+
+def test_a_benchmark_whose_image_list_is_missing_can_still_be_scored_and_says_so(monkeypatch, tmp_path):
+    queries, _ = REAL.circo("val")
+    dataset = CirDataset("circo", ImageTable(), Protocol("circo", metrics=("map",), ks=(5,)), queries=tuple(queries))
+    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    file = REAL.ROOT / "circo" / "submission_examples" / "submission_val.json"
+    scored = run_score(ScoreRun(ranks=str(file)))
+    assert "gallery is unknown" in scored.notes[0] and "mAP@5" in scored.result.metrics
+    ids = REAL.circo_images()
+    rng = np.random.default_rng(0)
+    asked = save(tmp_path, "queries", [q.query_id for q in queries], rng.standard_normal((220, 4)).astype(np.float32))
+    run = ScoreRun(queries=asked, gallery=(save(tmp_path, "g", ids, rng.standard_normal((len(ids), 4))),))
+    assert f"the {len(ids):,} images named by the given files" in run_score(run).text()
