@@ -103,8 +103,8 @@ def make_plan(
     lists = {name: _sorted_gallery(name, gallery_ids, galleries or {}) for name in _names(queries)}
     if empty := [name for name, ids in lists.items() if not ids]:
         raise DataError(
-            f"The gallery{f' {empty[0]!r}' if empty[0] else ''} of data set {protocol.dataset!r} holds no image, so there "
-            f"is nothing to rank ({protocol.gallery_rule}). Add the benchmark's list of gallery images."
+            f"The gallery {empty[0]!r} of data set {protocol.dataset!r} holds no image, so there is nothing to rank "
+            f"({protocol.gallery_rule}). Add the benchmark's list of gallery images."
         )
     union = tuple(sorted({image for ids in lists.values() for image in ids}))
     row_of = {name: row for row, name in enumerate(union)}

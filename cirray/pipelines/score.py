@@ -60,7 +60,7 @@ def _plan(dataset: CirDataset, protocol: Protocol, fallback: Iterable[str]) -> t
     if dataset.gallery_ids or dataset.galleries:
         return make_plan(dataset.queries, dataset.gallery_ids, protocol, dataset.galleries), ()
     named = tuple(dict.fromkeys(fallback))
-    note = f"The data set's gallery is unknown; the {len(named):,} images named by the given files stand for it, unchecked."
+    note = f"The gallery is unknown; the {len(named):,} images named by the given files stand for it, unchecked."
     return make_plan(dataset.queries, named, protocol), (note,)
 
 

@@ -179,7 +179,7 @@ def test_two_metrics_that_share_a_figures_name_are_refused():
 
 
 def test_an_empty_gallery_is_refused_before_anything_is_encoded():
-    with pytest.raises(DataError, match="gallery of data set 'toy' holds no image"):
+    with pytest.raises(DataError, match="gallery '' of data set 'toy' holds no image"):
         make_plan([query(gallery="")], (), EVERY)
 
 
