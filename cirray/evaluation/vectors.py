@@ -45,9 +45,9 @@ Runner = Callable[[Question, Sequence[Job], np.ndarray | None], list[Any]]
 """Works off jobs: `run_job` of each, in any order, results in the jobs' order."""
 
 
-def run_job(question: Question, job: Job, scores_P: np.ndarray | None) -> Any:
-    """Probe scores of a part of a gallery, or with them its partial result."""
-    vectors = open_array(job.path)
+def run_job(question: Question, job: Job, scores_P: np.ndarray | None, vectors: np.ndarray | None = None) -> Any:
+    """Probe scores of a part of a gallery, or with them its partial result; opens the file where it is not given."""
+    vectors = open_array(job.path) if vectors is None else vectors
     whole = len(job.picked) == len(vectors) and bool((job.picked == np.arange(len(vectors))).all())
     shard = Shard(vectors, rows=job.rows, picked=None if whole else job.picked)
     if scores_P is None:
@@ -55,14 +55,15 @@ def run_job(question: Question, job: Job, scores_P: np.ndarray | None) -> Any:
     return scan(question, shard, scores_P, job.settings)
 
 
-def in_process(question: Question, jobs: Sequence[Job], scores_P: np.ndarray | None) -> list[Any]:
-    """The simplest runner."""
-    return [run_job(question, job, scores_P) for job in jobs]
+def in_process(files: Sequence[VectorFile]) -> Runner:
+    """The simplest runner: one part after another, on files that are open already."""
+    opened = {file.path: file.vectors for file in files}
+    return lambda question, jobs, scores_P: [run_job(question, job, scores_P, opened[job.path]) for job in jobs]
 
 
 def rank_vectors(
     plan: Plan, queries: VectorFile, gallery: Sequence[VectorFile], settings: Settings | None = None, *,
-    top_k: int = 50, parts: int = 1, judge: bool = True, run: Runner = in_process, advance: Advance = silent,
+    top_k: int = 50, parts: int = 1, judge: bool = True, run: Runner | None = None, advance: Advance = silent,
 ) -> RankedQueries:  # fmt: skip
     """Top K and verdict of every query from saved vectors, in bounded memory.
 
@@ -74,7 +75,7 @@ def rank_vectors(
         top_k: length of the lists.
         parts: pieces that every file is cut into, for runners that work side by side.
         judge: also judge every query by its targets.
-        run: works off the parts.
+        run: works off the parts; None does so in this process.
         advance: progress, one unit per query.
 
     Raises:
@@ -82,7 +83,7 @@ def rank_vectors(
     """
     started, settings = time.perf_counter(), settings or Settings()
     query_BD = _query_matrix(plan, queries, settings)
-    where = _locate(plan, gallery)
+    where, run = _locate(plan, gallery), run or in_process(gallery)
     found: dict[int, tuple[Ranking, Ranking | None, Verdict | None]] = {}
     for name, positions in plan.by_gallery(range(len(plan.queries))).items():
         own = plan.galleries[name]

@@ -17,7 +17,7 @@ from cirray.evaluation.rankings import SavedRankings, read_rankings
 from cirray.evaluation.report import ReportContent, ReportRow, write_report
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.tables import figures_table, percent
-from cirray.evaluation.vectors import Runner, in_process, rank_vectors
+from cirray.evaluation.vectors import Runner, rank_vectors
 from cirray.features.vector_files import VectorFile, read_vectors
 from cirray.runs import ScoreRun
 
@@ -76,10 +76,10 @@ def _score_vectors(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tu
 
 
 @contextmanager
-def _runner(run: ScoreRun) -> Iterator[Runner]:
+def _runner(run: ScoreRun) -> Iterator[Runner | None]:
     """Ray tasks for several parts, this process for one: starting a cluster takes longer than most scorings."""
     if not run.ray.enabled or (run.parts == 1 and len(run.gallery) == 1):
-        yield in_process
+        yield None
         return
     from cirray.pipelines.shards import ray_runner
 

@@ -1,4 +1,4 @@
-"""Work off the parts of a gallery as Ray tasks, wherever the cluster has room; `in_process` is the simple twin."""
+"""Work off the parts of a gallery as Ray tasks; `cirray.evaluation.vectors.in_process` is the simple twin."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import numpy as np
 import ray
 
 from cirray.evaluation.chunked import Question
-from cirray.evaluation.vectors import Job, Runner, in_process, run_job
+from cirray.evaluation.vectors import Job, Runner, run_job
 from cirray.pipelines.config import RayConfig
 from cirray.pipelines.resources import cluster
 
@@ -33,7 +33,7 @@ def ray_runner(
 
         def run(question: Question, jobs: Sequence[Job], scores_P: np.ndarray | None) -> list[Any]:
             if max(len(job.rows) for job in jobs) < least_rows:
-                return in_process(question, jobs, scores_P)
+                return [run_job(question, job, scores_P) for job in jobs]
             shared, scores = ray.put(question), ray.put(scores_P)
             return ray.get([task.remote(shared, job, scores) for job in jobs])
 
