@@ -17,6 +17,9 @@ class EvaluateRun(Config):
     """Checkpoint artifact (path or URI)."""
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold every reference and gallery image, made by the checkpoint's vision tower."""
+    index: str = ""
+    """Index artifact of the checkpoint that holds the gallery's vectors (fp16, memory-mapped): the gallery is neither
+    encoded again nor held in memory. Empty: encode it here."""
     out: str = "~/cirray/quickstart/report"
     """Report artifact (path or URI)."""
     name: str = "composed"

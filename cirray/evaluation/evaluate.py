@@ -133,6 +133,19 @@ def rank_queries(
     )
 
 
+def encode_queries(
+    retriever: ComposedEncoder, features: FeatureLookup, queries: Sequence[Query], batch: int = 128,
+    advance: Advance = silent,
+) -> np.ndarray:  # fmt: skip
+    """Query vectors [B, D] (float32), several texts of one query averaged; progress is one unit per query."""
+    blocks = []
+    with _evaluation_mode(retriever), torch.inference_mode():
+        for rows in _slices(len(queries), batch):
+            blocks.append(_query_vectors(retriever, features, queries[rows]).cpu().numpy())
+            advance(rows.stop - rows.start, "queries")
+    return np.concatenate(blocks)
+
+
 def protocol_line(protocol: Protocol, counts: str, ties: str = SCORE_TIES) -> str:
     """The protocol in one line, to be printed with every figure; `counts` says how many queries and images."""
     return f"{protocol.describe()}; {counts}; {ties}"

@@ -322,3 +322,21 @@ def test_an_unreachable_target_is_never_a_hit_at_any_depth():
     (query,) = plan.queries
     verdict = row_verdict(query, np.ones(len(plan.ids)), plan.gallery(query).columns, plan.removed(query), "remove")
     assert verdict.rank == NEVER and verdict.places == (NEVER,)
+
+
+def test_a_genecis_gallery_without_its_target_is_refused():
+    """Common mistake 6: candidates are the target and the gallery."""
+    queries, galleries = REAL.genecis()
+    bare = {name: ids[1:] for name, ids in galleries.items()}
+    with pytest.raises(DataError, match="Query 'focus_attribute/0' has the target .* not among the 9 gallery images"):
+        make_plan(queries, (), GENECIS, bare)
+
+
+def test_the_fashioniq_galleries_of_the_two_rules_are_told_apart_by_the_protocol_s_line():
+    """Common mistake 4: the smaller gallery gives higher numbers."""
+    lines = {
+        rule: make_plan(REAL.fashioniq_val(rule)[0], (), FASHIONIQ, REAL.fashioniq_val(rule)[1]).describe()
+        for rule in ("original", "val_split")
+    }
+    assert "dress 3,817, shirt 6,346, toptee 5,373 images; 15,415 distinct" in lines["original"]
+    assert "dress 2,628, shirt 3,089, toptee 2,902" in lines["val_split"]

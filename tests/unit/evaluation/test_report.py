@@ -217,3 +217,10 @@ def test_protocols_whose_figures_are_no_plain_recall_still_get_a_page(content, t
     write_report(tmp_path / "r", changed)
     page = (tmp_path / "r" / "report.html").read_text()
     assert "dress R@10" in page and "By type of edit" in page
+
+
+def test_val_and_test_figures_do_not_stand_in_one_table(content, make_result):
+    """CIRR's val split is easier than its test split by points; a report compares one protocol only."""
+    rows = [ReportRow(split, (make_result([0, 1], f"cirr/{split}: recall"),)) for split in ("val", "test1")]
+    with pytest.raises(DataError, match="different protocols do not compare: cirr/test1.*cirr/val"):
+        write_report(None, dataclasses.replace(content, rows=tuple(rows)))
