@@ -152,9 +152,9 @@ def scan(question: Question, shard: Shard, scores_P: np.ndarray, settings: Setti
     thresholds, slots = _threshold_table(question, scores_P, device)
     for start, stop in _blocks(question, shard, settings):
         keys = shard.keys(start, stop)
-        gallery_NQD = _gallery(shard, start, stop, device, settings)
-        _refuse_broken(gallery_NQD, keys, question)
-        scores_BN = _block_scores(query_BD, gallery_NQD)
+        block = shard.read(start, stop)
+        _refuse_broken(block, keys, question)
+        scores_BN = _block_scores(query_BD, _gallery(block, device, settings))
         if settings.sums == "float32":
             _refuse_nan(scores_BN, question.query_ids)
         _hide(scores_BN, np.arange(len(scores_BN)), question.removed, keys)
@@ -188,11 +188,11 @@ def _tensor(array: np.ndarray, device: torch.device, settings: Settings) -> torc
     return torch.from_numpy(array).to(device).to(getattr(torch, settings.sums))
 
 
-def _gallery(shard: Shard, start: int, stop: int, device: torch.device, settings: Settings) -> torch.Tensor:
-    """Vectors [n, Q, D] of a block."""
-    block = _tensor(shard.read(start, stop), device, settings)
-    block_NQD = block[:, None] if block.dim() == 2 else block
-    return torch.nn.functional.normalize(block_NQD, dim=-1) if settings.normalize else block_NQD
+def _gallery(block: np.ndarray, device: torch.device, settings: Settings) -> torch.Tensor:
+    """Vectors [n, Q, D] of a block, in the precision of the sums."""
+    vectors = _tensor(block, device, settings)
+    vectors_NQD = vectors[:, None] if vectors.dim() == 2 else vectors
+    return torch.nn.functional.normalize(vectors_NQD, dim=-1) if settings.normalize else vectors_NQD
 
 
 def _block_scores(query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
@@ -229,8 +229,7 @@ def _pair_scores(
     rows = places if shard.picked is None else shard.picked[places]
     for start in range(0, len(positions), size):
         own, block = positions[start : start + size], np.array(shard.vectors[rows[start : start + size]])
-        gallery = Shard(block)
-        gallery_NQD = _gallery(gallery, 0, len(block), device, settings)
+        gallery_NQD = _gallery(block, device, settings)
         query_BD = _tensor(question.query_BD[question.probe_query[own]], device, settings)
         scores = torch.einsum("nqd,nd->nq", gallery_NQD, query_BD).amax(dim=1).to(torch.float32).cpu().numpy()
         found.append(scores)
@@ -337,8 +336,8 @@ def check_question(question: Question, shard: Shard) -> None:
         raise DataError(f"The vector of query {name!r} holds NaN or infinity; make the query features again.")
 
 
-def _refuse_broken(gallery_NQD: torch.Tensor, keys: np.ndarray, question: Question) -> None:
-    broken_N = ~torch.isfinite(gallery_NQD).flatten(1).all(dim=1)
+def _refuse_broken(block: np.ndarray, keys: np.ndarray, question: Question) -> None:
+    broken_N = ~torch.isfinite(torch.from_numpy(block)).flatten(1).all(dim=1)
     if bool(broken_N.any()):
         raise _broken_image(question, int(keys[int(broken_N.int().argmax())]))
 
