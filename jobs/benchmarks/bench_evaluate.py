@@ -3,8 +3,8 @@
     python jobs/benchmarks/bench_evaluate.py [tokens=32] [images=123403] [queries=800] [sums=float32] [device=cuda]
 
 tokens=1 is one pooled vector an image. Writing the file is not part of the time; it is removed afterwards. Peak memory
-is the process's largest resident set, which counts the pages of the mapped file that were in memory at once. Processor seconds
-are those of all threads together: on a busy machine they say more than seconds.
+is the process's largest resident set, which counts the pages of the mapped file that were in memory at once. Processor
+seconds are those of all threads together: on a busy machine they say more than seconds.
 """
 
 import json
