@@ -15,7 +15,7 @@ from cirray.core.version import __version__
 
 VERBS = (
     "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "check", "pretrain", "finetune",
-    "tune", "evaluate", "index", "search", "serve", "doctor", "convert", "export",
+    "tune", "evaluate", "browse", "score", "submit", "doctor", "index", "search", "serve", "convert", "export",
 )  # fmt: skip
 
 HOME = "~/cirray/quickstart"
@@ -132,7 +132,7 @@ def resolve(cls: type[ConfigT], source: str | None, overrides: Sequence[str]) ->
     Raises:
         ConfigError: as `load_config`.
     """
-    own = "root" in cls.model_fields
+    own = "root" in cls.model_fields or not any(HOME in line for line in _field_lines(cls, ""))
     roots = [] if own else [item.partition("=")[2] for item in overrides if item.startswith("root=")]
     rest = [item for item in overrides if own or not item.startswith("root=")]
     config = load_config(cls, source, rest)

@@ -73,6 +73,8 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
     path, separator, raw = assignment.partition("=")
     if not separator or not path.strip():
         raise ConfigError(f"Override {assignment!r} is not of the form path.to.field=value.")
+    if not raw.strip():
+        return path.strip(), ""  # `init=` empties a text; `null` is written out
     try:
         value = yaml.safe_load(raw)
     except yaml.YAMLError as error:

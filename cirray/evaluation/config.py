@@ -1,5 +1,7 @@
 """Configuration of the evaluation stage. No torch, no ray."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
@@ -15,6 +17,9 @@ class EvaluateRun(Config):
     """Checkpoint artifact (path or URI)."""
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold every reference and gallery image, made by the checkpoint's vision tower."""
+    index: str = ""
+    """Index artifact of the checkpoint that holds the gallery's vectors (fp16, memory-mapped): the gallery is neither
+    encoded again nor held in memory. Empty: encode it here."""
     out: str = "~/cirray/quickstart/report"
     """Report artifact (path or URI)."""
     name: str = "composed"
@@ -23,6 +28,8 @@ class EvaluateRun(Config):
     """Cut-offs of recall; empty means the data set's own."""
     top_k: int = Field(50, ge=1)
     """Length of the ranked lists that are kept."""
+    intervals: bool = False
+    """Also give every metric of the protocol its 95 % bootstrap interval; recall has one anyway."""
     batch: int = Field(128, ge=1)
     """Images and queries per forward pass."""
     device: str = "cpu"
@@ -33,6 +40,8 @@ class EvaluateRun(Config):
     """Write report.html (reads the images of the data set)."""
     shown: int = Field(6, ge=1, le=100)
     """Queries per group on the page."""
+    browse: int = Field(0, ge=0, le=5000)
+    """Also write browse.html, a page of all queries with pictures of so many of them; 0 writes none."""
     image_only_row: bool = True
     """Also show what the frozen features rank without any text."""
     triplets: tuple[str, ...] = ()
@@ -51,3 +60,32 @@ class EvaluateRun(Config):
         if any(k < 1 for k in self.ks):
             raise ValueError("every cut-off in ks must be at least 1")
         return self
+
+
+class SubmitRun(Config):
+    """Write the files that a benchmark's test server takes, or check one."""
+
+    check: str = ""
+    """Check this file instead of writing one; `data` is needed only to check names and keys against the benchmark."""
+    data: DataConfig | None = None
+    """The benchmark and its split."""
+    rankings: str = ""
+    """A report artifact, or a Parquet or JSON file of ranked ids; or rank with `checkpoint` and `features`."""
+    subsets: str = ""
+    """A JSON file of the subsets' ranked ids (CIRR), where `rankings` does not hold them."""
+    row: str = ""
+    """Which model of the rankings; empty: the last."""
+    seed: int | None = None
+    """Which seed of that model; null: its first."""
+    checkpoint: str = ""
+    """Checkpoint artifact that ranks the queries."""
+    features: tuple[str, ...] = ()
+    """Features artifacts of every reference and gallery image, made by the checkpoint's vision tower."""
+    kind: Literal["", "cirr", "circo"] = ""
+    """Which server; empty: what the data set or the checked file says."""
+    out: str = "submission"
+    """Folder (path or URI) for the files."""
+    batch: int = Field(128, ge=1)
+    """Images and queries per forward pass."""
+    device: str = "cpu"
+    """Where the model runs."""

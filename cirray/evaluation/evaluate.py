@@ -1,4 +1,4 @@
-"""Score any composed-image retriever on any hit-rate benchmark, in bounded memory.
+"""Score any composed-image retriever on any benchmark, in bounded memory.
 
 The retriever's own `score` does the scoring: the function that training used and that serving calls.
 Shapes: B queries of a batch, N gallery images, P patches, D width, K top-k.
@@ -6,22 +6,27 @@ Shapes: B queries of a batch, N gallery images, P patches, D width, K top-k.
 
 import time
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
-from cirray.core.errors import DataError
 from cirray.core.progress import Advance, silent
 from cirray.data.benchmark import Protocol
-from cirray.evaluation.metrics import bootstrap_interval, group_recall, recall_by, target_ranks
+from cirray.evaluation.measures import interval
+from cirray.evaluation.metrics import bootstrap_interval, group_recall, recall_by, refuse_nan
+from cirray.evaluation.plan import Plan, make_plan
+from cirray.evaluation.protocol_metrics import Judged, compute
 from cirray.evaluation.result import EvaluationResult
+from cirray.evaluation.verdicts import Verdict, row_verdict
 from cirray.index.similarity import best_rows
 from cirray.types import Query, Ranking
 
+SCORE_TIES = "ties against the method; float32 scores"
 _SCORE_BYTES = 64 * 2**20
 
 
@@ -52,12 +57,16 @@ class FeatureLookup(typing.Protocol):
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Queries resolved to gallery columns."""
+class RankedQueries:
+    """What the model made of every query, before anything is counted."""
 
-    gallery_ids: tuple[str, ...]
-    targets: list[list[int]]
-    removed: list[int | None]
+    plan: Plan
+    rankings: tuple[Ranking, ...]
+    subset_rankings: tuple[Ranking, ...]
+    """The subset's images without the reference, best first (CIRR); empty where queries have none."""
+    verdicts: tuple[Verdict, ...]
+    """One per query; empty when targets were not asked for."""
+    seconds: float
 
 
 def evaluate_retriever(
@@ -67,69 +76,103 @@ def evaluate_retriever(
     gallery_ids: Sequence[str],
     protocol: Protocol,
     *,
+    galleries: Mapping[str, Sequence[str]] | None = None,
     batch: int = 128,
     top_k: int = 50,
+    intervals: bool = False,
     advance: Advance = silent,
 ) -> EvaluationResult:
-    """Recall of a retriever, per edit type, with the ranks and the top K of every query.
+    """The protocol's metrics of a retriever, with the ranks and the top K of every query.
 
     Args:
         retriever: model or baseline; put into evaluation mode for the duration.
         features: cached patch tokens of every reference and gallery image.
-        queries: at least one; every target must be in the gallery.
-        gallery_ids: distinct image ids; their order does not matter.
-        protocol: cut-offs and reference rule.
+        queries: at least one; every target must be in the query's gallery.
+        gallery_ids: distinct image ids; their order does not matter. Gallery of the queries that name none.
+        protocol: metrics, cut-offs and reference rule.
+        galleries: further galleries by the names that queries give (`Query.gallery`).
         batch: images and queries per forward pass.
         top_k: length of the lists that are kept.
+        intervals: also give every metric its bootstrap interval; those of recall are always there.
         advance: progress, one unit per gallery image and per query.
 
     Raises:
-        DataError: no query, a doubled gallery id, a target outside the gallery, a score that is not a number.
+        DataError: no query, a query without target, a doubled gallery id, a target outside the gallery, a score that
+            is not a number.
+        ConfigError: a metric that is not known.
+    """
+    plan = make_plan(queries, gallery_ids, protocol, galleries)
+    ranked = rank_queries(retriever, features, plan, batch=batch, top_k=top_k, judge=True, advance=advance)
+    return count_result(ranked, intervals)
+
+
+def rank_queries(
+    retriever: ComposedEncoder, features: FeatureLookup, plan: Plan, *, batch: int = 128, top_k: int = 50,
+    judge: bool = True, advance: Advance = silent,
+) -> RankedQueries:  # fmt: skip
+    """Top K of every query, and its verdict where `judge` is set; a submission needs no targets.
+
+    Raises:
+        DataError: for a score that is not a number, or an image without features.
     """
     started = time.perf_counter()
-    plan = _plan(queries, gallery_ids, protocol.reference_rule)
+    largest = max(len(gallery) for gallery in plan.galleries.values())
     with _evaluation_mode(retriever), torch.inference_mode():
-        gallery_NQD = _encode_gallery(retriever, features, plan.gallery_ids, batch, advance)
-        parts = [
-            _judge(retriever, features, queries, plan, gallery_NQD, rows, top_k, advance)
-            for rows in _slices(len(queries), _query_batch(batch, len(plan.gallery_ids)))
+        gallery_NQD = _encode_gallery(retriever, features, plan.ids, batch, advance)
+        answers = [
+            answer
+            for rows in _slices(len(plan.queries), _query_batch(batch, largest))
+            for answer in _judge(retriever, features, plan, gallery_NQD, rows, top_k, judge, advance)
         ]
-    ranks = np.concatenate([ranks_B for ranks_B, _ in parts])
-    rankings = tuple(ranking for _, found in parts for ranking in found)
-    return _result(queries, plan, protocol, ranks, rankings, time.perf_counter() - started)
+    return RankedQueries(
+        plan,
+        tuple(answer.ranking for answer in answers),
+        tuple(answer.subset for answer in answers if answer.subset is not None),
+        tuple(answer.verdict for answer in answers if answer.verdict is not None),
+        time.perf_counter() - started,
+    )
 
 
-def protocol_line(protocol: Protocol, gallery_size: int, queries: int) -> str:
-    """The protocol in one line, to be printed with every figure."""
-    counts = f"{queries:,} queries over {gallery_size:,} images"
-    return f"{protocol.describe()}; {counts}; ties against the method; float32 scores"
+def encode_queries(
+    retriever: ComposedEncoder, features: FeatureLookup, queries: Sequence[Query], batch: int = 128,
+    advance: Advance = silent,
+) -> np.ndarray:  # fmt: skip
+    """Query vectors [B, D] (float32), several texts of one query averaged; progress is one unit per query."""
+    blocks = []
+    with _evaluation_mode(retriever), torch.inference_mode():
+        for rows in _slices(len(queries), batch):
+            blocks.append(_query_vectors(retriever, features, queries[rows]).cpu().numpy())
+            advance(rows.stop - rows.start, "queries")
+    return np.concatenate(blocks)
 
 
-def _plan(queries: Sequence[Query], gallery_ids: Sequence[str], rule: str) -> _Plan:
-    if not queries:
-        raise DataError("There are no queries to evaluate. Give a data set with queries.")
-    if rule not in ("remove", "keep"):
-        raise DataError(f"Reference rule {rule!r} is unknown. Known: keep, remove.")
-    ordered = tuple(sorted(gallery_ids))
-    columns = {name: column for column, name in enumerate(ordered)}
-    if len(columns) != len(ordered):
-        twice = next(name for name, after in zip(ordered, ordered[1:], strict=False) if name == after)
-        raise DataError(f"Image {twice!r} stands twice in the gallery; every gallery id must be there once.")
-    targets = [[_column(query, name, columns) for name in query.target_ids] for query in queries]
-    for query, found in zip(queries, targets, strict=True):
-        if not found:
-            raise DataError(f"Query {query.query_id!r} has no target. Every query needs at least one.")
-    removed = [columns.get(query.reference_id) if rule == "remove" else None for query in queries]
-    return _Plan(ordered, targets, removed)
+def protocol_line(protocol: Protocol, counts: str, ties: str = SCORE_TIES) -> str:
+    """The protocol in one line, to be printed with every figure; `counts` says how many queries and images."""
+    return f"{protocol.describe()}; {counts}; {ties}"
 
 
-def _column(query: Query, name: str, columns: dict[str, int]) -> int:
-    if name not in columns:
-        raise DataError(
-            f"Query {query.query_id!r} has the target {name!r}, which is not among the {len(columns):,} "
-            "gallery images. Add it to the gallery, or drop the query from the query file."
-        )
-    return columns[name]
+def count_result(ranked: RankedQueries, intervals: bool = False, ties: str = SCORE_TIES) -> EvaluationResult:
+    """The protocol's metrics of ranked and judged queries."""
+    plan, protocol = ranked.plan, ranked.plan.protocol
+    judged = Judged(plan.queries, ranked.verdicts)
+    ks, families, ranks = tuple(protocol.ks), [query.reference_id for query in plan.queries], judged.ranks
+    measures = compute(protocol, judged)
+    ends = {f"R@{k}": bootstrap_interval(ranks < k, families) for k in ks} if "recall" in protocol.metrics else {}
+    if intervals:
+        ends |= {item.name: interval(item, families) for item in measures if item.name not in ends}
+    return EvaluationResult(
+        protocol=protocol_line(protocol, plan.describe(), ties),
+        gallery_size=len(plan.ids),
+        queries=plan.queries,
+        ranks=ranks,
+        rankings=ranked.rankings,
+        overall=group_recall(ranks, ks),
+        per_edit=recall_by(ranks, [query.edit for query in plan.queries], ks),
+        intervals=ends,
+        seconds=ranked.seconds,
+        measures=measures,
+        subset_rankings=ranked.subset_rankings,
+    )
 
 
 def _query_batch(batch: int, gallery: int) -> int:
@@ -173,23 +216,66 @@ def _encode_gallery(
     return torch.cat(blocks)
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """One query's outcome."""
+
+    ranking: Ranking
+    subset: Ranking | None
+    verdict: Verdict | None
+
+
 def _judge(
-    retriever: ComposedEncoder, features: FeatureLookup, queries: Sequence[Query], plan: _Plan,
-    gallery_NQD: torch.Tensor, rows: slice, top_k: int, advance: Advance,
-) -> tuple[np.ndarray, list[Ranking]]:  # fmt: skip
-    """Ranks [B] and top-K lists of one batch of queries."""
-    chosen = queries[rows]
-    state = retriever.encode_reference(_patches(retriever, features, [query.reference_id for query in chosen]))
-    query_BD = retriever.compose(state, retriever.tokenize([query.modification for query in chosen])).float()
-    scores_BN = score_rows(retriever, query_BD, gallery_NQD)
-    removed, names = plan.removed[rows], [query.query_id for query in chosen]
-    ranks_B = target_ranks(scores_BN, plan.targets[rows], removed, names)
-    rankings = [
-        _top(name, scores_N, gone, plan.gallery_ids, top_k)
-        for name, scores_N, gone in zip(names, scores_BN, removed, strict=True)
-    ]
+    retriever: ComposedEncoder, features: FeatureLookup, plan: Plan, gallery_NQD: torch.Tensor, rows: slice,
+    top_k: int, judge: bool, advance: Advance,
+) -> list[_Answer]:  # fmt: skip
+    """Answers of one batch of queries, in their order."""
+    chosen = range(rows.start, rows.stop)
+    query_BD = _query_vectors(retriever, features, plan.queries[rows])
+    answers: dict[int, _Answer] = {}
+    for name, group in plan.by_gallery(chosen).items():
+        gallery = plan.galleries[name]
+        own_NQD = gallery_NQD if gallery.ids == plan.ids else gallery_NQD[torch.from_numpy(gallery.rows)]
+        scores_BN = score_rows(retriever, query_BD[[at - rows.start for at in group]], own_NQD)
+        refuse_nan(scores_BN, [plan.queries[at].query_id for at in group])
+        for at, scores_N in zip(group, scores_BN, strict=True):
+            answers[at] = _answer(plan, plan.queries[at], scores_N, top_k, judge)
     advance(len(chosen), "queries")
-    return ranks_B, rankings
+    return [answers[at] for at in chosen]
+
+
+def _answer(plan: Plan, query: Query, scores_N: np.ndarray, top_k: int, judge: bool) -> _Answer:
+    gallery, removed = plan.gallery(query), plan.removed(query)
+    verdict = row_verdict(query, scores_N, gallery.columns, removed, plan.protocol.reference_rule) if judge else None
+    ranking = _top(query.query_id, scores_N, removed, gallery.ids, top_k)
+    return _Answer(ranking, _subset_ranking(query, scores_N, gallery.columns), verdict)
+
+
+def _subset_ranking(query: Query, scores_N: np.ndarray, columns: Mapping[str, int]) -> Ranking | None:
+    """The subset's images without the reference, best first, ties by image id."""
+    members = sorted({name for name in query.subset if name != query.reference_id and name in columns})
+    if not members:
+        return None
+    ordered = sorted(members, key=lambda name: -scores_N[columns[name]])
+    return Ranking(query.query_id, tuple(ordered), tuple(float(scores_N[columns[name]]) for name in ordered))
+
+
+def _query_vectors(retriever: ComposedEncoder, features: FeatureLookup, queries: Sequence[Query]) -> torch.Tensor:
+    """Vectors [B, D]; of a query with several texts the normalised mean of their normalised vectors."""
+    counts = [max(1, len(query.variants)) for query in queries]
+    references = [query.reference_id for query, count in zip(queries, counts, strict=True) for _ in range(count)]
+    texts = [text for query in queries for text in (query.variants or (query.modification,))]
+    state = retriever.encode_reference(_patches(retriever, features, references))
+    flat_TD = retriever.compose(state, retriever.tokenize(texts)).float()
+    if len(texts) == len(queries):
+        return flat_TD
+    parts = torch.split(flat_TD, counts)
+    return torch.stack(
+        [
+            normalize(normalize(part, dim=-1).mean(dim=0), dim=-1) if query.variants else part[0]
+            for query, part in zip(queries, parts, strict=True)
+        ]
+    )
 
 
 def score_rows(
@@ -209,21 +295,3 @@ def _top(name: str, scores_N: np.ndarray, removed: int | None, ids: Sequence[str
         scores_N, rows_N = np.delete(scores_N, removed), np.delete(rows_N, removed)
     rows_K, scores_K = best_rows(scores_N, rows_N, top_k)
     return Ranking(name, tuple(ids[row] for row in rows_K), tuple(float(score) for score in scores_K))
-
-
-def _result(
-    queries: Sequence[Query], plan: _Plan, protocol: Protocol, ranks: np.ndarray,
-    rankings: tuple[Ranking, ...], seconds: float,
-) -> EvaluationResult:  # fmt: skip
-    ks, families = tuple(protocol.ks), [query.reference_id for query in queries]
-    return EvaluationResult(
-        protocol=protocol_line(protocol, len(plan.gallery_ids), len(queries)),
-        gallery_size=len(plan.gallery_ids),
-        queries=tuple(queries),
-        ranks=ranks,
-        rankings=rankings,
-        overall=group_recall(ranks, ks),
-        per_edit=recall_by(ranks, [query.edit for query in queries], ks),
-        intervals={f"R@{k}": bootstrap_interval(ranks < k, families) for k in ks},
-        seconds=seconds,
-    )

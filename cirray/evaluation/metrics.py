@@ -52,6 +52,17 @@ def target_ranks(
     Raises:
         DataError: for a score that is not a number, naming the query.
     """
+    refuse_nan(scores_BN, query_ids)
+    rows = zip(scores_BN, targets, removed, strict=True)
+    return np.asarray([_rank(scores_N, list(columns), gone) for scores_N, columns, gone in rows], dtype=np.int64)
+
+
+def refuse_nan(scores_BN: np.ndarray, query_ids: Sequence[str]) -> None:
+    """Refuse scores [B, N] that are not numbers.
+
+    Raises:
+        DataError: naming the first such query and how many there are.
+    """
     broken_B = np.isnan(scores_BN).any(axis=1)
     if broken_B.any():
         name, count = query_ids[int(broken_B.argmax())], int(broken_B.sum())
@@ -59,8 +70,6 @@ def target_ranks(
             f"Query {name!r} has a score that is not a number ({count} of {len(query_ids)} queries in this batch do). "
             "The model or its features hold NaN: check the checkpoint's training curves."
         )
-    rows = zip(scores_BN, targets, removed, strict=True)
-    return np.asarray([_rank(scores_N, list(columns), gone) for scores_N, columns, gone in rows], dtype=np.int64)
 
 
 def _rank(scores_N: np.ndarray, targets: list[int], removed: int | None) -> int:

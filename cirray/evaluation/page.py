@@ -176,7 +176,8 @@ def _edits(rows: Sequence[ReportRow]) -> str:
     edits = rows[-1].results[0].per_edit
     if not edits:
         return f"<h2>Recall at k</h2>\n{figure}"
-    metric = next(iter(rows[-1].metrics))
+    recalls = next(iter(edits.values())).recalls
+    metric = next((name for name in rows[-1].metrics if name in recalls), next(iter(recalls)))
     spreads = [per_edit_spread(row, metric) for row in rows]
     head = "".join(f"<th>{escape(name)}</th>" for name in ["edit", "queries", *(row.name for row in rows)])
     body = ""

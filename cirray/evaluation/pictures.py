@@ -9,13 +9,14 @@ from cirray.data.benchmark import ImageTable
 from cirray.data.images import open_place
 
 _LOGGER = get_logger("evaluation.pictures")
+_LOGGED = 5
 
 
 class Thumbnails:
     """Data URI of any image of a data set, at most `side` pixels wide and high; made once per image.
 
-    Small images stay as they are (PNG), larger ones become JPEG. An image that cannot be read is logged and has no
-    thumbnail: figures do not depend on pictures.
+    Small images stay as they are (PNG), larger ones become JPEG. An image that cannot be read has no thumbnail, for
+    figures do not depend on pictures; the first few are logged, and `missing` counts them all.
     """
 
     def __init__(self, images: ImageTable, side: int = 160) -> None:
@@ -23,14 +24,20 @@ class Thumbnails:
         self._images, self._side = images, side
         self._made: dict[str, str | None] = {}
 
+    @property
+    def missing(self) -> int:
+        """Images asked for that could not be read."""
+        return sum(made is None for made in self._made.values())
+
     def uri(self, image_id: str) -> str | None:
         """`data:image/...;base64,...`, or None when the image cannot be read."""
         if image_id not in self._made:
             try:
                 self._made[image_id] = self._encode(image_id)
             except DataError as error:
-                _LOGGER.warning("no picture in the report: %s", error)
                 self._made[image_id] = None
+                if self.missing <= _LOGGED:
+                    _LOGGER.warning("no picture in the report: %s", error)
         return self._made[image_id]
 
     def _encode(self, image_id: str) -> str:

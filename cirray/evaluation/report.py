@@ -24,6 +24,7 @@ RANKING_SCHEMA = pa.schema(
         ("row", pa.string()), ("seed", pa.int64()), ("query_id", pa.string()), ("edit", pa.string()),
         ("reference_id", pa.string()), ("modification", pa.string()), ("target_ids", pa.list_(pa.string())),
         ("rank", pa.int64()), ("ids", pa.list_(pa.string())), ("scores", pa.list_(pa.float32())),
+        ("gallery", pa.string()), ("subset_ids", pa.list_(pa.string())),
     ]
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cirray.evaluation.measures import Measure
 from cirray.evaluation.metrics import NEVER, GroupRecall
 from cirray.types import Query, Ranking
 
@@ -29,11 +30,21 @@ class EvaluationResult:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 % bootstrap interval of every recall; queries of one reference are resampled together."""
     seconds: float = 0.0
+    measures: tuple[Measure, ...] = ()
+    """The protocol's metrics with the integers behind them."""
+    subset_rankings: tuple[Ranking, ...] = ()
+    """Order of every query's subset (CIRR), by query; empty where queries have none."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Recalls as fractions in [0, 1] by name ("R@1")."""
-        return self.overall.recalls
+        """The protocol's metrics as fractions in [0, 1] by name ("R@1", "Rs@1", "mAP@10")."""
+        return {item.name: item.value for item in self.measures} or self.overall.recalls
+
+    @property
+    def hit_counts(self) -> dict[str, int]:
+        """Integer hits of every metric that has them."""
+        counts = {item.name: item.hits for item in self.measures if item.hits is not None}
+        return counts if self.measures else {f"R@{k}": count for k, count in self.overall.hits.items()}
 
     @property
     def query_count(self) -> int:
@@ -52,7 +63,7 @@ class EvaluationResult:
             "gallery_size": self.gallery_size,
             "queries": self.query_count,
             "metrics": self.metrics,
-            "hits": {f"R@{k}": count for k, count in self.overall.hits.items()},
+            "hits": self.hit_counts,
             "intervals_95": {name: list(ends) for name, ends in self.intervals.items()},
             "per_edit": {
                 name: {"queries": group.queries, **group.recalls} for name, group in sorted(self.per_edit.items())
@@ -64,6 +75,7 @@ class EvaluationResult:
 
 def ranking_rows(name: str, seed: int, result: EvaluationResult) -> list[dict[str, Any]]:
     """One row per query for `rankings.parquet`; `rank` counts from 1 and is null where no target can be hit."""
+    subsets = {ranking.query_id: list(ranking.ids) for ranking in result.subset_rankings}
     lines: Sequence[tuple[Query, int, Ranking]] = list(
         zip(result.queries, result.ranks.tolist(), result.rankings, strict=True)
     )
@@ -72,7 +84,8 @@ def ranking_rows(name: str, seed: int, result: EvaluationResult) -> list[dict[st
             "row": name, "seed": seed, "query_id": query.query_id, "edit": query.edit,
             "reference_id": query.reference_id, "modification": query.modification,
             "target_ids": list(query.target_ids), "rank": None if rank == NEVER else rank + 1,
-            "ids": list(ranking.ids), "scores": list(ranking.scores),
+            "ids": list(ranking.ids), "scores": list(ranking.scores), "gallery": query.gallery,
+            "subset_ids": subsets.get(query.query_id, []),
         }
         for query, rank, ranking in lines
     ]  # fmt: skip

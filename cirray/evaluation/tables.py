@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cirray.core.errors import DataError
 from cirray.evaluation.metrics import Spread, spread
+from cirray.evaluation.result import EvaluationResult
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,17 @@ def percent(value: Spread | float) -> str:
     if not isinstance(value, Spread):
         return f"{100 * value:.1f}"
     return f"{100 * value.mean:.1f}" + ("" if value.deviation is None else f" ± {100 * value.deviation:.1f}")
+
+
+def figures_table(result: EvaluationResult) -> str:
+    """Every figure of one evaluation in percent, with its integer hits and interval, then the protocol."""
+    lines = [["figure", "%", "hits", "queries", "95 %"]]
+    for item in result.measures:
+        low, high = result.intervals.get(item.name, (None, None))
+        span = "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
+        hits = "" if item.hits is None else f"{item.hits:,}"
+        lines.append([item.name, f"{100 * item.value:.2f}", hits, f"{item.queries:,}", span])
+    return f"{text_table(lines)}\n\nProtocol: {result.protocol}."
 
 
 def text_table(lines: Sequence[Sequence[str]], title: str = "") -> str:

@@ -147,6 +147,19 @@ def open_index(uri: str | Path, encoder_digest: str | None = None, verify: bool 
     return GalleryIndex(search_index, meta, config, manifest.digest, open_pictures(folder, names), patches)
 
 
+def open_vectors(uri: str | Path, encoder_digest: str) -> tuple[Path, tuple[str, ...]]:
+    """The gallery vectors of an index artifact without its search: file of fp16 [N, Q, D], and the ids of its rows.
+
+    Raises:
+        ArtifactError: missing or incomplete.
+        IndexMismatchError: when another encoder made the vectors.
+    """
+    folder = localize(uri, KIND)
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))["meta"]
+    check_encoder(meta["encoder_digest"], encoder_digest, str(uri))
+    return folder / TOKENS, tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
+
+
 def check_encoder(built_by: str, encoder_digest: str, uri: str) -> None:
     """Refuse an index of another encoder.
 

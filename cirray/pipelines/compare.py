@@ -30,9 +30,12 @@ def run_compare(run: CompareRun) -> Manifest:
     rows = []
     with progress("evaluate", len(run.checkpoints) + 1, "models") as advance:
         for name, encoder in _encoders(run, dataset, features):
-            result = evaluate_retriever(encoder, features, dataset.queries, dataset.gallery_ids, dataset.protocol)
+            result = evaluate_retriever(
+                encoder, features, dataset.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries
+            )
+            headline = next(iter(result.metrics))
             rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
-            advance(1, f"{name}: R@1 {result.metrics['R@1']:.3f}")
+            advance(1, f"{name}: {headline} {result.metrics[headline]:.3f}")
     generated = [item for uri in run.triplets for item in TripletStore.open(uri).read()]
     content = ReportContent(
         rows=tuple(rows), dataset=dataset, title=run.title, seed=run.seed,

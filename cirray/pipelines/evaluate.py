@@ -11,12 +11,18 @@ from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.evaluation.baselines import ImageOnly
+from cirray.evaluation.browse import Limits, render_browser, seen_result
+from cirray.evaluation.chunked import Settings
 from cirray.evaluation.config import EvaluateRun
-from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.evaluation.evaluate import count_result, encode_queries, evaluate_retriever
+from cirray.evaluation.plan import make_plan
 from cirray.evaluation.report import ReportContent, ReportRow, TextSample, render_table, write_report
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.samples import draw_samples
+from cirray.evaluation.vectors import rank_vectors
 from cirray.features.store import FeatureStore
+from cirray.features.vector_files import VectorFile, open_array
+from cirray.index.store import open_vectors
 from cirray.retriever import load_models
 from cirray.triplets.store import TripletStore
 from cirray.types import stable_id
@@ -46,6 +52,12 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     )  # fmt: skip
     write_report(stage.local, content, run.html)
     result = rows[-1].results[0]
+    if run.browse:
+        limits, runs = Limits(pictured=run.browse), [seen_result(result, run.name)]
+        page = render_browser(
+            content.title, result.protocol, result.queries, runs, dataset.images, limits, dataset.protocol.ks
+        )
+        (stage.local / "browse.html").write_text(page, encoding="utf-8")
     counts = {"queries": result.query_count, "gallery": result.gallery_size, "rows": len(rows)}
     return stage.publish(counts, _metrics(result), {"protocol": result.protocol, "table": render_table(rows)})
 
@@ -65,8 +77,10 @@ def _inputs(run: EvaluateRun, dataset: CirDataset) -> dict[str, str]:
     inputs = {"checkpoint": read_manifest(run.checkpoint, "checkpoint").digest}
     for kind, uris in (("features", run.features), ("triplets", run.triplets)):
         inputs |= {f"{kind} {at}": read_manifest(uri, kind).digest for at, uri in enumerate(uris)}
+    inputs |= {"index": read_manifest(run.index, "index").digest} if run.index else {}
     inputs |= {f"history {at}": read_manifest(uri).digest for at, uri in enumerate(run.histories)}
-    return {**inputs, "queries": stable_id(*dataset.queries, "gallery", *sorted(dataset.gallery_ids))}
+    galleries = [part for name, ids in sorted(dataset.galleries.items()) for part in (name, *sorted(ids))]
+    return {**inputs, "queries": stable_id(*dataset.queries, "gallery", *sorted(dataset.gallery_ids), *galleries)}
 
 
 def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tuple[ReportRow, ...]:
@@ -74,9 +88,11 @@ def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tupl
     check_tower(run, features.info.encoder_digest, vision.digest)
     rows = []
     if run.image_only_row:
-        baseline = ImageOnly.fit(features, dataset.gallery_ids)
+        named = (image for ids in dataset.galleries.values() for image in ids)
+        baseline = ImageOnly.fit(features, tuple(dict.fromkeys((*dataset.gallery_ids, *named))))
         rows.append(ReportRow("image only", (_score(run, dataset, features, baseline, "image only"),)))
-    rows.append(ReportRow(run.name, (_score(run, dataset, features, encoder, run.name),), (run.seed,)))
+    score = _score_index if run.index else _score
+    rows.append(ReportRow(run.name, (score(run, dataset, features, encoder, run.name),), (run.seed,)))
     return tuple(rows)
 
 
@@ -97,12 +113,27 @@ def check_tower(run: EvaluateRun, features_digest: str, tower_digest: str) -> No
 def _score(
     run: EvaluateRun, dataset: CirDataset, features: FeatureStore, retriever: Any, name: str
 ) -> EvaluationResult:
-    total = len(dataset.gallery_ids) + len(dataset.queries)
+    named = {image for ids in dataset.galleries.values() for image in ids}
+    total = len(named or dataset.gallery_ids) + len(dataset.queries)
     with progress(f"evaluate {name}", total, "images and queries") as advance:
         return evaluate_retriever(
             retriever, features, dataset.queries, dataset.gallery_ids, dataset.protocol,
-            batch=run.batch, top_k=run.top_k, advance=advance,
+            galleries=dataset.galleries, batch=run.batch, top_k=run.top_k, intervals=run.intervals, advance=advance,
         )  # fmt: skip
+
+
+def _score_index(
+    run: EvaluateRun, dataset: CirDataset, features: FeatureStore, retriever: Any, name: str
+) -> EvaluationResult:
+    """Score with the gallery vectors of an index: they stay on disk, whatever the gallery's size."""
+    plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries)
+    path, ids = open_vectors(run.index, retriever.digest)
+    with progress(f"evaluate {name}", 2 * len(plan.queries), "queries") as advance:
+        query_BD = encode_queries(retriever, features, plan.queries, run.batch, advance)
+        queries = VectorFile("the checkpoint", tuple(query.query_id for query in plan.queries), query_BD)
+        gallery = VectorFile(str(path), ids, open_array(path))
+        ranked = rank_vectors(plan, queries, [gallery], Settings(run.device), top_k=run.top_k, advance=advance)
+    return count_result(ranked, run.intervals)
 
 
 def _histories(run: EvaluateRun) -> dict[str, list[dict[str, float]]]:

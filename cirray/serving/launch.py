@@ -1,7 +1,8 @@
 """`cirray serve`: the same application as `serve run serve_configs/retriever.yaml`, with flags instead of a file."""
 
+import signal
 import socket
-import time
+import threading
 
 from ray import serve
 
@@ -36,12 +37,19 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
     serve.start(http_options={"host": run.host, "port": run.port})
     serve.run(application, name="cirray", route_prefix="/")
     _LOG.info("http://%s:%d answers; Ctrl-C stops it", run.host, run.port)
-    try:
-        while wait:
-            time.sleep(1.0)
-    except KeyboardInterrupt:
+    if wait:
+        wait_for_signal()
         serve.shutdown()
         _LOG.info("stopped")
+
+
+def wait_for_signal() -> None:
+    """Return at Ctrl-C or SIGTERM (containers, systemd), also where a shell started this process without Ctrl-C."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    while not stop.wait(1.0):
+        pass
 
 
 def check_port(host: str, port: int) -> None:

@@ -77,8 +77,8 @@ class TrainingConfig(LoopConfig):
     """Candidates: the batch's targets (paper), or all its images, the own reference included (improved)."""
     mask_duplicates: bool = True
     """Hide other copies of a query's own target among the candidates (improved); the paper leaves them."""
-    one_per_group: bool = True
-    """At most one triplet of a group (image family) in a batch."""
+    one_per_group: bool | Literal["auto"] = "auto"
+    """At most one triplet of a group (image family) in a batch; auto: where there are groups enough to fill one."""
     chunk: int | None = Field(None, ge=1)
     """Rows per block of the contrastive loss (less memory, same gradient), or null for the full matrix."""
     swapped: bool = False

@@ -17,7 +17,7 @@ from cirray.models.text import TextBatch
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
 from cirray.training.objectives import retrieval_loss, wanted_outputs
-from cirray.training.sampler import BatchSampler
+from cirray.training.sampler import BatchSampler, spread_groups
 from cirray.types import Triplet
 
 
@@ -53,7 +53,8 @@ class RetrievalTask:
         _check(rows, features)
         self._retriever, self._triplets, self._features, self._config = retriever, rows, features, config
         groups = [row.group_id for row in rows]
-        self._sampler = BatchSampler(groups, config.batch, config.seed, config.one_per_group)
+        one_each = spread_groups(groups, config.batch, config.one_per_group)
+        self._sampler = BatchSampler(groups, config.batch, config.seed, one_each)
         ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
         self._keys = {image: key for key, image in enumerate(sorted(ids))}
         self._reverse = wanted_outputs(config).reverse

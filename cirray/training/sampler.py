@@ -5,7 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from cirray.core.errors import ConfigError
+from cirray.core.log import get_logger
 from cirray.core.seeding import numpy_generator
+
+
+def spread_groups(groups: Sequence[str], batch: int, wanted: bool | str) -> bool:
+    """Whether batches hold at most one row of a group: as wanted, or ("auto") where there are groups enough for one."""
+    if wanted != "auto":
+        return bool(wanted)
+    count = len(set(groups) - {""}) + sum(not name for name in groups)
+    if count < batch:
+        get_logger(__name__).info(
+            "%d groups do not fill a batch of %d with one triplet each: batches mix triplets of a group", count, batch
+        )
+    return count >= batch
 
 
 class BatchSampler:
@@ -37,7 +50,9 @@ class BatchSampler:
         if self.batches_per_epoch == 0:
             groups_count = int(rounds[0]) if len(rounds) else 0
             what = f"{groups_count} groups (one triplet of a group per batch)" if one_per_group else f"{count} rows"
-            raise ConfigError(f"A batch of {batch} cannot be filled from {what}. Use batch <= {max(groups_count, 1)}.")
+            other = ", or one_per_group=false" if one_per_group and count >= batch else ""
+            most = max(groups_count, 1)
+            raise ConfigError(f"A batch of {batch} cannot be filled from {what}. Use batch <= {most}{other}.")
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """Row numbers of one rank's equal share of the global batch of `step` (int64, contiguous slice)."""

@@ -3,6 +3,8 @@ import pytest
 from cirray.cli.main import VERBS, guarded, main, overrides_of, resolve, user_sentence, verb
 from cirray.core.errors import ConfigError, DataError
 
+WITHOUT_PLACES = ("quickstart", "doctor", "score", "submit")
+
 
 def test_flags_and_assignments_are_one_grammar():
     assert overrides_of(["a.yaml", "x.y=1", "--out", "d", "--train-rate=3", "--print-config"]) == [
@@ -34,7 +36,7 @@ def test_the_config_is_printed_resolved(capsys):
     assert "seed: 7" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in VERBS if name not in ("quickstart", "doctor")])
+@pytest.mark.parametrize("name", [name for name in VERBS if name not in WITHOUT_PLACES])
 def test_one_word_moves_every_place_of_a_verb_and_a_named_one_stays(name):
     cls, needed = verb(name).config_class(), {"search": ["text=x"], "convert": ["source=x"]}.get(name, [])
     assert "~/cirray/quickstart" in resolve(cls, None, needed).to_yaml()
@@ -42,6 +44,11 @@ def test_one_word_moves_every_place_of_a_verb_and_a_named_one_stays(name):
     assert "~/cirray/quickstart" not in moved.to_yaml() and "mine/" in moved.to_yaml()
     if "out" in cls.model_fields:
         assert resolve(cls, None, [*needed, "root=mine", "out=there"]).out == "there"
+
+
+def test_a_verb_without_such_places_knows_no_root():
+    with pytest.raises(ConfigError, match="'root'"):
+        resolve(verb("submit").config_class(), None, ["root=mine"])
 
 
 def test_an_error_that_crossed_a_worker_is_still_one_sentence():

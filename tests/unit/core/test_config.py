@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config, load_config, parse_assignment
 from cirray.core.errors import ConfigError
 
 
@@ -73,3 +73,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_config_cannot_be_changed_after_it_is_made():
     with pytest.raises(Exception, match="frozen"):
         Outer().path = "y"
+
+
+def test_an_assignment_without_a_value_is_an_empty_text():
+    assert parse_assignment("judge=") == ("judge", "")
+    assert parse_assignment("labels=null") == ("labels", None)

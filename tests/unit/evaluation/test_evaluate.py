@@ -5,7 +5,8 @@ import torch
 from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.baselines import ImageOnly
-from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.evaluation.evaluate import evaluate_retriever, rank_queries
+from cirray.evaluation.plan import make_plan
 from cirray.evaluation.result import ranking_rows
 from cirray.types import Query
 
@@ -161,3 +162,59 @@ def test_image_only_is_centred_on_the_gallery():
     baseline = ImageOnly.fit(Table(patches), IDS)
     vectors = baseline.encode_gallery(torch.from_numpy(Table(patches).get(IDS).astype(np.float32)))
     assert vectors.mean(dim=0).norm() < 0.2
+
+
+def test_a_query_searches_the_gallery_it_names(table):
+    asked = [
+        Query("a", IDS[0], "1", (IDS[1],), gallery="left"),
+        Query("b", IDS[3], "5", (IDS[5],), gallery="right"),
+        Query("c", IDS[0], "2", (IDS[2],), gallery="left"),
+    ]
+    galleries = {"left": IDS[:3], "right": IDS[3:][::-1]}
+    protocol = Protocol("toy", metrics=("category_recall",), ks=(1,))
+    result = evaluate_retriever(Oracle(), table, asked, (), protocol, galleries=galleries, batch=2)
+    assert [len(ranking.ids) for ranking in result.rankings] == [2, 2, 2]
+    assert [ranking.query_id for ranking in result.rankings] == ["a", "b", "c"]
+    assert result.metrics == {"left R@1": 1.0, "right R@1": 1.0, "Avg R@1": 1.0, "Avg": 1.0}
+    assert "left 3, right 3 images; 6 distinct" in result.protocol and "category_recall" in result.protocol
+
+
+def test_a_gallery_that_nobody_has_is_refused(table):
+    with pytest.raises(DataError, match="Unknown gallery 'middle'. Known: left"):
+        asked = [Query("a", IDS[0], "1", (IDS[1],), gallery="middle")]
+        evaluate_retriever(Oracle(), table, asked, IDS, PROTOCOL, galleries={"left": IDS})
+
+
+def test_several_texts_of_one_query_are_averaged_after_normalising(table):
+    """Texts 1, 1 and 2: the mean vector points at column 1 first; summed without normalising it would not change."""
+    asked = [
+        Query("a", IDS[0], "5", (IDS[1],), variants=("1", "2", "1")),
+        Query("b", IDS[0], "3", (IDS[3],)),
+    ]
+    result = evaluate_retriever(Oracle(), table, asked, IDS, PROTOCOL)
+    assert result.rankings[0].ids[:2] == (IDS[1], IDS[2])
+    assert result.rankings[0].scores[:2] == pytest.approx((2 / 5**0.5, 1 / 5**0.5))
+    assert result.rankings[1].scores[0] == 1.0 and result.metrics["R@1"] == 1.0
+
+
+def test_a_subset_is_ranked_and_kept_without_the_reference(table):
+    asked = [Query("a", IDS[0], "1", (IDS[1],), subset=(IDS[0], IDS[4], IDS[1]))]
+    protocol = Protocol("toy", metrics=("recall", "recall_subset", "cirr_avg"))
+    result = evaluate_retriever(Oracle(), table, asked, IDS, protocol)
+    assert result.subset_rankings[0].ids == (IDS[1], IDS[4])
+    assert result.metrics["Avg"] == 1.0 and result.hit_counts["Rs@1"] == 1
+    assert ranking_rows("m", 0, result)[0]["subset_ids"] == [IDS[1], IDS[4]]
+
+
+def test_every_metric_has_an_interval_on_request(table):
+    protocol = Protocol("toy", metrics=("map", "target_recall"), ks=(1, 5))
+    plain = evaluate_retriever(Oracle(), table, QUERIES, IDS, protocol)
+    asked = evaluate_retriever(Oracle(), table, QUERIES, IDS, protocol, intervals=True)
+    assert plain.intervals == {} and set(asked.intervals) == set(asked.metrics)
+    assert asked.to_dict()["hits"] == {"mAP@1": 3, "mAP@5": 3, "target R@1": 3, "target R@5": 3}
+
+
+def test_ranking_alone_needs_no_target(table):
+    plan = make_plan([Query("a", IDS[0], "1", ())], IDS, PROTOCOL, scored=False)
+    ranked = rank_queries(Oracle(), table, plan, judge=False, top_k=2)
+    assert ranked.rankings[0].ids[0] == IDS[1] and ranked.verdicts == ()

@@ -147,3 +147,76 @@ def test_generated_texts_are_shown_with_their_verdict(run, world, tmp_path):
 def test_a_history_that_is_not_there_is_an_error(run, parts):
     with pytest.raises(ArtifactError, match="holds no history.jsonl"):
         run_evaluate(run(histories=[parts["features"]]))
+
+
+def test_a_page_of_all_queries_and_intervals_come_on_request(run, tmp_path):
+    plain = run_evaluate(run(html=False))
+    assert not (tmp_path / "report" / "browse.html").exists()
+    done = run_evaluate(run(html=False, browse=4, intervals=True, out=str(tmp_path / "browsed")))
+    page = (tmp_path / "browsed" / "browse.html").read_text()
+    assert "32 of 32 queries are listed" in page and "pictures are embedded for 4 of them" in page
+    assert done.metrics["R@1"] == plain.metrics["R@1"] and set(done.metrics["intervals_95"]) >= {"R@1", "R@5"}
+
+
+def test_a_report_can_be_scored_and_browsed_again(run, world, tmp_path):
+    from cirray.pipelines.browse import run_browse
+    from cirray.pipelines.score import run_score
+    from cirray.runs import BrowseRun, ScoreRun
+
+    done, data = run_evaluate(run(html=False, top_k=36)), {"folder": {"root": str(world)}}
+    scored = run_score(ScoreRun.model_validate({"data": data, "ranks": str(tmp_path / "report")})).result
+    assert {name: done.metrics[name] for name in scored.metrics} == scored.metrics
+    page = tmp_path / "page.html"
+    fields = {"data": data, "run": str(tmp_path / "report"), "row": "image only", "other": str(tmp_path / "report")}
+    run_browse(BrowseRun.model_validate({**fields, "other_row": "MTST only", "out": str(page)}))
+    assert "image only and MTST only on" in page.read_text()
+
+
+def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run, parts, world, tmp_path):
+    from cirray.index.config import IndexConfig
+    from cirray.pipelines.config import IndexRun, RayConfig
+    from cirray.pipelines.index import run_index
+
+    index = IndexRun(
+        checkpoint=parts["checkpoint"], features=(parts["features"],), out=str(tmp_path / "index"),
+        data=DataConfig(folder=FolderConfig(root=str(world))), index=IndexConfig(backend="exact", thumbnail_size=0),
+        ray=RayConfig(enabled=False),
+    )  # fmt: skip
+    run_index(index)
+    plain = run_evaluate(run(html=False))
+    mapped = run_evaluate(run(html=False, index=index.out, out=str(tmp_path / "mapped")))
+    assert mapped.metrics["R@50"] == plain.metrics["R@50"] and mapped.counts == plain.counts
+    assert mapped.metrics["R@5"] == pytest.approx(plain.metrics["R@5"], abs=0.1), "fp16 vectors move few ranks"
+    rows = [pq.read_table(tmp_path / name / "rankings.parquet").to_pylist()[-1] for name in ("report", "mapped")]
+    assert rows[0]["scores"] == pytest.approx(rows[1]["scores"], abs=2e-3) and len(rows[1]["ids"]) == 35
+
+
+def test_an_index_of_another_checkpoint_is_refused(run, tmp_path):
+    from cirray.core.errors import IndexMismatchError
+
+    stage = open_stage(tmp_path / "index", "index", {})
+    (stage.local / "meta.json").write_text(json.dumps({"meta": {"encoder_digest": "0" * 32}}))
+    (stage.local / "ids.json").write_text("[]")
+    stage.publish({"images": 0})
+    with pytest.raises(IndexMismatchError, match="was built by encoder 000000000000"):
+        run_evaluate(run(html=False, index=str(tmp_path / "index")))
+
+
+def test_a_checkpoint_ranks_a_submission_without_targets(run, parts, world, monkeypatch, tmp_path):
+    """The small gallery has too few images for a server, which is said only after everything has been ranked."""
+    import dataclasses
+
+    from cirray.evaluation.config import SubmitRun
+    from cirray.pipelines import submit
+
+    whole = read_dataset(DataConfig(folder=FolderConfig(root=str(world))))
+    blind = tuple(dataclasses.replace(query, target_ids=()) for query in whole.queries)
+    monkeypatch.setattr(submit, "read_dataset", lambda data: dataclasses.replace(whole, queries=blind))
+    fields = {"data": {}, "checkpoint": parts["checkpoint"], "kind": "cirr", "out": str(tmp_path / "out")}
+    with pytest.raises(DataError, match=r"holds 35 images \(reference left out\); cirr-recall needs 50"):
+        submit.run_submit(SubmitRun.model_validate({**fields, "features": [parts["features"]]}))
+    with pytest.raises(ArtifactError, match="made by vision tower"):
+        submit.run_submit(SubmitRun.model_validate({**fields, "features": [parts["foreign"]]}))
+    with pytest.raises(DataError, match="has no target.*cirray submit"):
+        monkeypatch.setattr("cirray.pipelines.evaluate.read_dataset", submit.read_dataset)
+        run_evaluate(run())

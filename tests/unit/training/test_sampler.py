@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cirray.core.errors import ConfigError
-from cirray.training.sampler import BatchSampler
+from cirray.training.sampler import BatchSampler, spread_groups
 
 GROUPS = [f"g{row // 4}" for row in range(40)]
 
@@ -21,6 +21,13 @@ def test_an_epoch_without_groups_visits_every_row_once():
     assert sampler.batches_per_epoch == 5 and sorted(epoch) == list(range(40))
     following = np.concatenate([sampler.rows(step) for step in range(5, 10)])
     assert sorted(following) == list(range(40)) and following.tolist() != epoch.tolist()
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(3, True), (4, True), (5, False)])
+def test_auto_spreads_groups_where_there_are_enough(batch, expected):
+    groups = ["a", "a", "a", "b", "b", "", ""]
+    assert spread_groups(groups, batch, "auto") == expected
+    assert spread_groups(groups, batch, True) and not spread_groups(groups, batch, False)
 
 
 def test_one_per_group_never_repeats_a_group_in_a_batch_and_still_visits_all():

@@ -1,0 +1,12 @@
+"""`cirray browse`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="browse",
+    help="a page with every query of a saved evaluation, or of two side by side",
+    config="cirray.runs:BrowseRun",
+    run="cirray.pipelines.browse:run_browse",
+    example="cirray browse run=report-before other=report-after out=compared.html",
+    show=lambda browser: browser.text(),
+)

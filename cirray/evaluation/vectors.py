@@ -1,0 +1,207 @@
+"""Evaluate saved vectors: queries resolved to rows of files, worked through by `chunked`, turned into verdicts.
+
+What runs on a part of the gallery is a `Job`: plain data that any process can work off. `in_process` does so one after
+another; `cirray.pipelines.shards` hands the same jobs to Ray.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cirray.core.errors import DataError
+from cirray.core.progress import Advance, silent
+from cirray.evaluation.chunked import (
+    Partial,
+    Question,
+    Settings,
+    Shard,
+    merge,
+    merge_probes,
+    probe_scores,
+    scan,
+    split_rows,
+)
+from cirray.evaluation.evaluate import RankedQueries
+from cirray.evaluation.plan import Gallery, Plan
+from cirray.evaluation.verdicts import Verdict, probes_of, verdict_from_scores
+from cirray.features.vector_files import VectorFile, open_array
+from cirray.types import Query, Ranking
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part of a gallery: rows of a file, and where they stand in the gallery. Without `scores`: find the probes."""
+
+    path: str
+    picked: np.ndarray
+    rows: np.ndarray
+    settings: Settings
+
+
+Runner = Callable[[Question, Sequence[Job], np.ndarray | None], list[Any]]
+"""Works off jobs: `run_job` of each, in any order, results in the jobs' order."""
+
+
+def run_job(question: Question, job: Job, scores_P: np.ndarray | None, vectors: np.ndarray | None = None) -> Any:
+    """Probe scores of a part of a gallery, or with them its partial result; opens the file where it is not given."""
+    vectors = open_array(job.path) if vectors is None else vectors
+    whole = len(job.picked) == len(vectors) and bool((job.picked == np.arange(len(vectors))).all())
+    shard = Shard(vectors, rows=job.rows, picked=None if whole else job.picked)
+    if scores_P is None:
+        return probe_scores(question, shard, job.settings)
+    return scan(question, shard, scores_P, job.settings)
+
+
+def in_process(files: Sequence[VectorFile]) -> Runner:
+    """The simplest runner: one part after another, on files that are open already."""
+    opened = {file.path: file.vectors for file in files}
+    return lambda question, jobs, scores_P: [run_job(question, job, scores_P, opened[job.path]) for job in jobs]
+
+
+def rank_vectors(
+    plan: Plan, queries: VectorFile, gallery: Sequence[VectorFile], settings: Settings | None = None, *,
+    top_k: int = 50, parts: int = 1, judge: bool = True, run: Runner | None = None, advance: Advance = silent,
+) -> RankedQueries:  # fmt: skip
+    """Top K and verdict of every query from saved vectors, in bounded memory.
+
+    Args:
+        plan: queries and galleries.
+        queries: a vector for every query id (others are ignored).
+        gallery: one file or several; together they hold a vector for every image of the plan, each once.
+        settings: device, precision, memory.
+        top_k: length of the lists.
+        parts: pieces that every file is cut into, for runners that work side by side.
+        judge: also judge every query by its targets.
+        run: works off the parts; None does so in this process.
+        advance: progress, one unit per query.
+
+    Raises:
+        DataError: a query or image without a vector, an image in two files, vectors that do not fit or are not finite.
+    """
+    started, settings = time.perf_counter(), settings or Settings()
+    query_BD = _query_matrix(plan, queries, settings)
+    where, run = _locate(plan, gallery), run or in_process(gallery)
+    found: dict[int, tuple[Ranking, Ranking | None, Verdict | None]] = {}
+    for name, positions in plan.by_gallery(range(len(plan.queries))).items():
+        own = plan.galleries[name]
+        jobs = _jobs(own, plan, gallery, where, settings, parts)
+        question, probes = _question(plan, own, positions, query_BD[positions], top_k, judge)
+        scores_P = merge_probes(question, run(question, jobs, None))
+        partial = merge(run(question, jobs, scores_P))
+        for at, answer in zip(positions, _answers(plan, own, positions, probes, scores_P, partial, judge), strict=True):
+            found[at] = answer
+        advance(len(positions), name or "queries")
+    answers = [found[at] for at in range(len(plan.queries))]
+    return RankedQueries(
+        plan, tuple(ranking for ranking, _, _ in answers),
+        tuple(subset for _, subset, _ in answers if subset is not None),
+        tuple(verdict for _, _, verdict in answers if verdict is not None), time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _query_matrix(plan: Plan, queries: VectorFile, settings: Settings) -> np.ndarray:
+    """Vectors [B, D] (float32) of the plan's queries."""
+    if queries.vectors.ndim != 2:
+        raise DataError(f"Query vectors have the shape {queries.vectors.shape}; one vector a query, [N, D], is needed.")
+    row_of = {name: row for row, name in enumerate(queries.ids)}
+    missing = [query.query_id for query in plan.queries if query.query_id not in row_of]
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of {len(plan.queries):,} queries have no vector in {queries.path!r}; the first is "
+            f"{missing[0]!r}."
+        )
+    query_BD = np.asarray(queries.vectors[[row_of[query.query_id] for query in plan.queries]], dtype=np.float32)
+    if not settings.normalize:
+        return query_BD
+    lengths = np.linalg.norm(query_BD.astype(np.float64), axis=1, keepdims=True)
+    return (query_BD / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def _locate(plan: Plan, gallery: Sequence[VectorFile]) -> tuple[np.ndarray, np.ndarray]:
+    """File number and row of every image of the plan's union."""
+    union = {name: row for row, name in enumerate(plan.ids)}
+    file_of, row_of = np.full(len(union), -1), np.zeros(len(union), dtype=np.int64)
+    for number, file in enumerate(gallery):
+        for row, name in enumerate(file.ids):
+            place = union.get(name)
+            if place is None:
+                continue
+            if file_of[place] >= 0:
+                raise DataError(f"Image {name!r} stands in {gallery[int(file_of[place])].path!r} and in {file.path!r}.")
+            file_of[place], row_of[place] = number, row
+    missing = np.flatnonzero(file_of < 0)
+    if len(missing):
+        raise DataError(
+            f"{len(missing):,} of {len(union):,} gallery images have no vector; the first is "
+            f"{plan.ids[int(missing[0])]!r}. Give features of the whole gallery."
+        )
+    return file_of, row_of
+
+
+def _jobs(
+    own: Gallery, plan: Plan, gallery: Sequence[VectorFile], where: tuple[np.ndarray, np.ndarray], settings: Settings,
+    parts: int,
+) -> list[Job]:  # fmt: skip
+    file_of, row_of = where[0][own.rows], where[1][own.rows]
+    jobs = []
+    for number in np.unique(file_of):
+        columns = np.flatnonzero(file_of == number)
+        columns = columns[np.argsort(row_of[columns], kind="stable")]
+        for start, stop in split_rows(len(columns), min(parts, len(columns))):
+            piece = columns[start:stop]
+            jobs.append(Job(gallery[int(number)].path, row_of[piece], piece.astype(np.int64), settings))
+    return jobs
+
+
+def _question(
+    plan: Plan, own: Gallery, positions: Sequence[int], query_BD: np.ndarray, top_k: int, judge: bool
+) -> tuple[Question, list[tuple[str, ...]]]:
+    rule = plan.protocol.reference_rule
+    chosen = [plan.queries[at] for at in positions]
+    probes = [tuple(name for name in _probes(query, rule, judge) if name in own.columns) for query in chosen]
+    removed = [plan.removed(query) for query in chosen]
+    question = Question(
+        query_BD, tuple(query.query_id for query in chosen),
+        np.repeat(np.arange(len(chosen)), [len(names) for names in probes]),
+        np.asarray([own.columns[name] for names in probes for name in names], dtype=np.int64),
+        np.asarray([-1 if row is None else row for row in removed], dtype=np.int64),
+        min(top_k, len(own)), own.ids,
+    )  # fmt: skip
+    return question, probes
+
+
+def _probes(query: Query, rule: str, judge: bool) -> tuple[str, ...]:
+    return probes_of(query if judge else replace(query, target_ids=(), soft=()), rule)
+
+
+def _answers(
+    plan: Plan, own: Gallery, positions: Sequence[int], probes: Sequence[tuple[str, ...]], scores_P: np.ndarray,
+    partial: Partial, judge: bool,
+) -> list[tuple[Ranking, Ranking | None, Verdict | None]]:  # fmt: skip
+    found, start = [], 0
+    for place, at in enumerate(positions):
+        query, names = plan.queries[at], probes[place]
+        span = slice(start, start + len(names))
+        scores = dict(zip(names, scores_P[span].tolist(), strict=True))
+        above = dict(zip(names, partial.above[span].tolist(), strict=True))
+        verdict = verdict_from_scores(query, scores, above, plan.protocol.reference_rule) if judge else None
+        found.append((_ranking(query, own, partial, place), _subset(query, scores), verdict))
+        start += len(names)
+    return found
+
+
+def _ranking(query: Query, own: Gallery, partial: Partial, place: int) -> Ranking:
+    filled = partial.rows[place] < len(own)
+    ids = tuple(own.ids[row] for row in partial.rows[place][filled])
+    return Ranking(query.query_id, ids, tuple(partial.scores[place][filled].tolist()))
+
+
+def _subset(query: Query, scores: Mapping[str, float]) -> Ranking | None:
+    members = sorted(name for name in set(query.subset) if name != query.reference_id and name in scores)
+    if not members:
+        return None
+    ordered = sorted(members, key=lambda name: -scores[name])
+    return Ranking(query.query_id, tuple(ordered), tuple(scores[name] for name in ordered))

@@ -1,0 +1,210 @@
+"""Where the images that a query is judged by stand in its ranking: from scores, or from a list. NumPy only.
+
+From scores, ties count against the method: a target stands after every other candidate that scores as high, so a
+constant score is never a hit. From a list the order is what the list says.
+
+Positions are 0-based; `NEVER` is the position of what cannot be found (a target that is the removed reference, or that
+is not in the list). A *probe* is an image whose exact score is needed: a target, a graded target, a subset member.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cirray.core.errors import DataError
+from cirray.evaluation.metrics import NEVER
+from cirray.types import Query
+
+Levels = tuple[tuple[float, int], ...]
+"""(label, position of the best target with at least this label), highest label first."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All that a metric may know about one query.
+
+    `places` are the positions of all distinct targets, ascending; `rank` is that of the best one (targets do not push
+    each other down), `first` that of the first target when the others count as ordinary images. `subset` and
+    `subset_levels` are the same among the subset's images without the reference; None where that is not known.
+    """
+
+    rank: int
+    places: tuple[int, ...]
+    first: int
+    levels: Levels = ()
+    subset: int | None = None
+    subset_levels: Levels = ()
+
+
+def probes_of(query: Query, reference_rule: str) -> tuple[str, ...]:
+    """Distinct images of which a query's verdict needs the exact score.
+
+    Its own reference is one only as a target that the protocol keeps: no subset ranks it, and no grade counts for it.
+    """
+    graded = (name for name, label in query.soft if label > 0)
+    wanted = dict.fromkeys((*query.target_ids, *graded, *query.subset))
+    if reference_rule == "remove" or query.reference_id not in query.target_ids:
+        wanted.pop(query.reference_id, None)
+    return tuple(wanted)
+
+
+def verdict_from_scores(
+    query: Query, scores: Mapping[str, float], above: Mapping[str, int], reference_rule: str
+) -> Verdict:
+    """Judge a query by exact scores.
+
+    Args:
+        query: with at least one target.
+        scores: score of every image of `probes_of`.
+        above: for each of these, how many images of the ranking that are no probes score at least as high.
+        reference_rule: "remove" or "keep".
+    """
+    gone = {query.reference_id} if reference_rule == "remove" else set()
+    live = [name for name in dict.fromkeys(query.target_ids) if name not in gone]
+    graded = _graded(query)
+    members = [name for name in dict.fromkeys(query.subset) if name != query.reference_id]
+    inside = set(members)
+    return Verdict(
+        rank=_best(live, scores, above),
+        places=_places(query, live, scores, above),
+        first=_best(live[:1], scores, above) if query.target_ids[0] not in gone else NEVER,
+        levels=_levels(graded, scores, above),
+        subset=_best_among([name for name in live if name in inside], members, scores) if members else None,
+        subset_levels=_subset_levels(graded, members, scores),
+    )
+
+
+def verdict_from_list(
+    query: Query, ids: Sequence[str], subset_ids: Sequence[str] | None, reference_rule: str
+) -> Verdict:
+    """Judge a query by its ranked list, best first; what is not in the list counts as no hit.
+
+    Args:
+        query: with at least one target.
+        ids: the list, whole or cut; the reference in it is passed over where the rule is "remove".
+        subset_ids: the subset's images, best first; None to look them up in `ids`.
+        reference_rule: "remove" or "keep".
+    """
+    kept = [name for name in ids if not (reference_rule == "remove" and name == query.reference_id)]
+    places = {name: place for place, name in reversed(list(enumerate(kept)))}
+    wanted = list(dict.fromkeys(query.target_ids))
+    graded = _graded(query)
+    order = _subset_order(query, kept, subset_ids)
+    inner = None if order is None else {name: place for place, name in enumerate(order)}
+    return Verdict(
+        rank=_listed_rank(wanted, places),
+        places=tuple(sorted(places.get(name, NEVER) for name in wanted)),
+        first=places.get(wanted[0], NEVER),
+        levels=_listed_levels(graded, places),
+        subset=None if inner is None else _listed_rank(wanted, inner),
+        subset_levels=() if inner is None else _listed_levels(graded, inner),
+    )
+
+
+def check_list(query: Query, ids: Sequence[str], gallery: Collection[str] | None) -> None:
+    """Refuse a list with a doubled or an unknown id.
+
+    Raises:
+        DataError: naming the query and the id.
+    """
+    if len(set(ids)) != len(ids):
+        twice = next(name for at, name in enumerate(ids) if name in ids[:at])
+        raise DataError(f"The list of query {query.query_id!r} holds {twice!r} twice; an image may stand there once.")
+    if gallery is None:
+        return
+    for name in ids:
+        if name not in gallery:
+            raise DataError(
+                f"The list of query {query.query_id!r} holds {name!r}, which is not among the {len(gallery):,} images "
+                "of its gallery. Use the data set's own image ids."
+            )
+
+
+def _graded(query: Query) -> dict[str, float]:
+    return {name: label for name, label in query.soft if label > 0 and name != query.reference_id}
+
+
+def _best(names: Sequence[str], scores: Mapping[str, float], above: Mapping[str, int]) -> int:
+    """Position of the best of some probes; the other probes count as ordinary images."""
+    if not names:
+        return NEVER
+    best = max(names, key=scores.__getitem__)
+    own = set(names)
+    return above[best] + sum(scores[other] >= scores[best] for other in scores if other not in own)
+
+
+def _places(
+    query: Query, live: Sequence[str], scores: Mapping[str, float], above: Mapping[str, int]
+) -> tuple[int, ...]:
+    ordered = sorted(live, key=lambda name: -scores[name])
+    own = set(live)
+    others = [scores[name] for name in scores if name not in own]
+    found = [place + above[name] + sum(score >= scores[name] for score in others) for place, name in enumerate(ordered)]
+    return tuple(found + [NEVER] * (len(set(query.target_ids)) - len(live)))
+
+
+def _levels(graded: Mapping[str, float], scores: Mapping[str, float], above: Mapping[str, int]) -> Levels:
+    steps = sorted(set(graded.values()), reverse=True)
+    return tuple((step, _best([name for name in graded if graded[name] >= step], scores, above)) for step in steps)
+
+
+def _best_among(names: Sequence[str], members: Sequence[str], scores: Mapping[str, float]) -> int:
+    if not names:
+        return NEVER
+    best, own = max(scores[name] for name in names), set(names)
+    return sum(scores[other] >= best for other in members if other not in own)
+
+
+def _subset_levels(graded: Mapping[str, float], members: Sequence[str], scores: Mapping[str, float]) -> Levels:
+    inside = {name: label for name, label in graded.items() if name in set(members)}
+    steps = sorted(set(inside.values()), reverse=True)
+    return tuple(
+        (step, _best_among([name for name in inside if inside[name] >= step], members, scores)) for step in steps
+    )
+
+
+def _subset_order(query: Query, kept: Sequence[str], subset_ids: Sequence[str] | None) -> list[str] | None:
+    """The subset's order; None where a cut list leaves the target's place open."""
+    members = {name for name in query.subset if name != query.reference_id}
+    if not members:
+        return None
+    if subset_ids is not None:
+        return [name for name in subset_ids if name in members]
+    listed = [name for name in kept if name in members]
+    judged = {*query.target_ids, *(name for name, label in query.soft if label > 0)} & members
+    return listed if judged <= set(listed) or len(listed) >= len(members) - 1 else None
+
+
+def _listed_rank(names: Sequence[str], places: Mapping[str, int]) -> int:
+    """Position of the first of some images in a list, which is the same with the others of them taken out."""
+    return min((places.get(name, NEVER) for name in names), default=NEVER)
+
+
+def _listed_levels(graded: Mapping[str, float], places: Mapping[str, int]) -> Levels:
+    steps = sorted(set(graded.values()), reverse=True)
+    return tuple((step, _listed_rank([name for name in graded if graded[name] >= step], places)) for step in steps)
+
+
+def row_verdict(
+    query: Query, scores_N: np.ndarray, columns: Mapping[str, int], removed: int | None, reference_rule: str
+) -> Verdict:
+    """Judge a query by its whole row of scores.
+
+    Args:
+        query: with at least one target.
+        scores_N: finite or infinite scores of its gallery.
+        columns: column of every image; of one that stands there twice, its first.
+        removed: the reference's column where it is taken out.
+        reference_rule: "remove" or "keep".
+    """
+    names = probes_of(query, reference_rule)
+    places = [columns[name] for name in names]
+    others_N = np.ones(len(scores_N), dtype=bool)
+    others_N[places] = False
+    if removed is not None:
+        others_N[removed] = False
+    rest = scores_N[others_N]
+    scores = {name: float(scores_N[place]) for name, place in zip(names, places, strict=True)}
+    above = {name: int(np.count_nonzero(rest >= score)) for name, score in scores.items()}
+    return verdict_from_scores(query, scores, above, reference_rule)

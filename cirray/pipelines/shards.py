@@ -1,0 +1,40 @@
+"""Work off the parts of a gallery as Ray tasks; `cirray.evaluation.vectors.in_process` is the simple twin."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import ray
+
+from cirray.evaluation.chunked import Question
+from cirray.evaluation.vectors import Job, Runner, run_job
+from cirray.pipelines.config import RayConfig
+from cirray.pipelines.resources import cluster
+
+LEAST_ROWS = 4096
+"""A gallery whose largest part is smaller is not worth a task's start."""
+
+
+@contextmanager
+def ray_runner(
+    config: RayConfig, cpus: float = 1.0, gpus: float = 0.0, least_rows: int = LEAST_ROWS
+) -> Iterator[Runner]:
+    """Runner for `rank_vectors` that hands every part to a Ray task; a task that dies with its node runs again.
+
+    Args:
+        config: which cluster; a private one lives as long as the block.
+        cpus: logical CPUs of a task; Ray gives it as many threads.
+        gpus: GPUs of a task.
+        least_rows: smaller parts are worked off here.
+    """
+    with cluster(config):
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(run_job)
+
+        def run(question: Question, jobs: Sequence[Job], scores_P: np.ndarray | None) -> list[Any]:
+            if max(len(job.rows) for job in jobs) < least_rows:
+                return [run_job(question, job, scores_P) for job in jobs]
+            shared, scores = ray.put(question), ray.put(scores_P)
+            return ray.get([task.remote(shared, job, scores) for job in jobs])
+
+        yield run
