@@ -13,7 +13,7 @@ from cirray.core.config import load_config
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
-BENCHMARKS = (ROOT / "jobs" / "BENCHMARKS.md").read_text()
+PAGES = "".join(path.read_text() for path in sorted((ROOT / "jobs").glob("*.md")))
 PREFIX = {"generator": "train-generator"}
 
 
@@ -26,7 +26,7 @@ def verb_of(path: Path) -> str:
 def readme_commands() -> list[str]:
     """Every command line inside the pages' bash blocks, continuation lines joined, comments dropped."""
     commands = []
-    for block in re.findall(r"```bash\n(.*?)```", README + BENCHMARKS, flags=re.S):
+    for block in re.findall(r"```bash\n(.*?)```", README + PAGES, flags=re.S):
         for line in block.replace("\\\n", " ").splitlines():
             text = line.split(" #")[0].strip()
             if text and not text.startswith("#"):
