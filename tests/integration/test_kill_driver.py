@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(480)]
 PAIRS, PART = 400, 20
 
 
@@ -33,7 +33,7 @@ def finished(root):
     return len(list((root / "out.partial" / "data").glob("part-*.parquet")))
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=150):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
