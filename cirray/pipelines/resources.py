@@ -16,6 +16,7 @@ from cirray.core.errors import ConfigError
 from cirray.core.log import get_logger
 from cirray.pipelines.config import RayConfig
 
+_TOO_SLOW = "timed out during startup"
 _LEAST_LOGICAL_CPUS = 8
 _RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
@@ -98,14 +99,32 @@ def knock(address: str, timeout_s: float = 5.0) -> None:
 
 
 def _start_private(config: RayConfig) -> None:
+    """Start a cluster of this process's own; on a busy machine Ray's fixed 30 s may pass, so there is a second try.
+
+    Raises:
+        ConfigError: when that fails too.
+    """
     private_cluster(quiet=not config.show_output)
     options: dict[str, Any] = {"_temp_dir": config.temp_dir} if config.temp_dir else {}
-    ray.init(
-        address="local", num_cpus=logical_cpus(config), num_gpus=config.num_gpus,
-        object_store_memory=config.object_store_memory, include_dashboard=config.dashboard,
-        log_to_driver=config.show_output, logging_level=logging.INFO if config.show_output else logging.ERROR,
-        **options,
-    )  # fmt: skip
+    for attempt in (1, 2):
+        try:
+            ray.init(
+                address="local", num_cpus=logical_cpus(config), num_gpus=config.num_gpus,
+                object_store_memory=config.object_store_memory, include_dashboard=config.dashboard,
+                log_to_driver=config.show_output, logging_level=logging.INFO if config.show_output else logging.ERROR,
+                **options,
+            )  # fmt: skip
+            return
+        except Exception as error:
+            # Ray raises no narrower class here.
+            if _TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            get_logger(__name__).info("Ray did not start in its time (try %d of 2): the machine is busy", attempt)
+    raise ConfigError(
+        "Ray could not be started on this machine within twice 30 s. End other programs, or join a cluster that runs "
+        "(ray.address=HOST:PORT), or do without where the stage allows it (ray.enabled=false)."
+    )
 
 
 def _join(address: str, config: RayConfig) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from cirray.core.environ import private_cluster, ray_address
 from cirray.core.errors import ConfigError
+from cirray.pipelines import resources
 from cirray.pipelines.config import RayConfig
 from cirray.pipelines.resources import cluster, logical_cpus
 
@@ -57,3 +58,34 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(bare, address):
     with pytest.raises(ConfigError, match=f"The Ray cluster at '{address}' cannot be joined: .* ray.address=local"):
         with cluster(RayConfig()):
             pass
+
+
+class SlowRay:
+    """Stands for ray.init on a busy machine: the first starts take too long."""
+
+    def __init__(self, failures, text="The current node timed out during startup. This could happen"):
+        self.left, self.text, self.calls = failures, text, 0
+
+    def __call__(self, **_):
+        self.calls += 1
+        if self.left:
+            self.left -= 1
+            raise Exception(self.text)
+
+
+def test_a_cluster_that_starts_too_slowly_gets_a_second_try(bare):
+    slow = SlowRay(1)
+    bare.setattr(resources.ray, "init", slow)
+    resources._start_private(RayConfig())
+    assert slow.calls == 2
+
+
+def test_two_slow_starts_are_one_sentence_and_other_errors_stay_themselves(bare):
+    bare.setattr(resources.ray, "init", SlowRay(2))
+    with pytest.raises(ConfigError, match="could not be started on this machine"):
+        resources._start_private(RayConfig())
+    other = SlowRay(1, "no space left")
+    bare.setattr(resources.ray, "init", other)
+    with pytest.raises(Exception, match="no space left"):
+        resources._start_private(RayConfig())
+    assert other.calls == 1
