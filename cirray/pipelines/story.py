@@ -180,7 +180,7 @@ def _data_recipes(run: StoryRun) -> dict[str, Recipe]:
         ),
         "synthetic": Recipe(
             GenerateRun, "cirray.pipelines.generate:run_generate", {**generate, "pairs": _at(run, "pairs")},
-            ("generator", "pairs"), 2,
+            ("generator", "pairs"),
         ),
         "labelled_pairs": Recipe(
             MineRun, "cirray.pipelines.mine:run_mine", {"data": data, "features": features, "parts": ["labelled"],
@@ -188,7 +188,7 @@ def _data_recipes(run: StoryRun) -> dict[str, Recipe]:
         ),
         "reverse": Recipe(
             GenerateRun, "cirray.pipelines.generate:run_generate",
-            {**generate, "pairs": _at(run, "labelled_pairs"), "source": "reverse"}, ("generator", "labelled_pairs"), 2,
+            {**generate, "pairs": _at(run, "labelled_pairs"), "source": "reverse"}, ("generator", "labelled_pairs"),
         ),
         "oracle": Recipe(
             OracleRun, "cirray.pipelines.oracle:run_oracle",
