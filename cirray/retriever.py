@@ -154,7 +154,7 @@ class ComposedRetriever:
     def encode(self, queries: Sequence[ComposedQuery]) -> np.ndarray:
         """Query vectors `[B, D]` (float32), normalised."""
         patches_BPD = self._patches(queries)
-        text = self.encoder.tokenize([query.text for query in queries]).to(self.device)
+        text = self.encoder.tokenize([clean_text(query.text) for query in queries]).to(self.device)
         query_BD = self.encoder.compose(self.encoder.encode_reference(patches_BPD), text)
         return query_BD.float().cpu().numpy()
 

@@ -76,7 +76,7 @@ class QFormerRetriever(nn.Module):
         """Token ids on the model's device; the paper's mode pads training texts to the full length.
 
         Raises:
-            DataError: for an empty list or a blank text.
+            DataError: for an empty list.
         """
         full = self.training and self.config.text_mask == "ones"
         length = self.config.text_length

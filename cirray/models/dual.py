@@ -83,7 +83,7 @@ class DualEncoderRetriever(nn.Module):
         """Token ids on the model's device.
 
         Raises:
-            DataError: for an empty list or a blank text.
+            DataError: for an empty list.
         """
         return self.text_encoder.tokenize(texts, self.config.text_length).to(self.device)
 

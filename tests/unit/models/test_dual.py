@@ -124,8 +124,13 @@ def test_what_does_not_fit_is_refused_in_words(patches, tmp_path):
     retriever = tiny()
     with pytest.raises(ConfigError, match="needs prototypes.*lambda_p=0"):
         retriever(batch_of(retriever, patches), Wanted(reverse=True))
-    with pytest.raises(DataError, match="is empty"):
-        retriever.tokenize(["red", " "])
+    with pytest.raises(DataError, match="no text"):
+        retriever.tokenize([])
+
+
+def test_a_blank_text_of_a_benchmark_passes_through():
+    retriever = tiny()
+    assert len(retriever.tokenize(["red", " "])) == 2
 
 
 def test_open_clip_sources_that_do_not_fit_are_refused_in_words(tmp_path):
