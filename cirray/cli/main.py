@@ -132,13 +132,11 @@ def resolve(cls: type[ConfigT], source: str | None, overrides: Sequence[str]) ->
     Raises:
         ConfigError: as `load_config`.
     """
-    own = "root" in cls.model_fields or not any(HOME in line for line in _field_lines(cls, ""))
-    roots = [] if own else [item.partition("=")[2] for item in overrides if item.startswith("root=")]
-    rest = [item for item in overrides if own or not item.startswith("root=")]
-    config = load_config(cls, source, rest)
-    if not roots:
-        return config
-    return load_config(cls, _moved(config.to_dict(), roots[-1]), rest)
+    roots = [item.partition("=")[2] for item in overrides if item.startswith("root=")]
+    if not roots or "root" in cls.model_fields or not any(HOME in line for line in _field_lines(cls, "")):
+        return load_config(cls, source, overrides)
+    rest = [item for item in overrides if not item.startswith("root=")]
+    return load_config(cls, _moved(load_config(cls, source, rest).to_dict(), roots[-1]), rest)
 
 
 def _moved(value: Any, root: str) -> Any:

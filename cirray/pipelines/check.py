@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
-from cirray.core.errors import ArtifactError, GenerationError
+from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
 from cirray.evaluation.round_trip import round_trip_ranks, worse_of_both
 from cirray.features.store import FeatureStore
+from cirray.pipelines.evaluate import check_tower
 from cirray.pipelines.judging import text_accuracy
 from cirray.retriever import load_models
 from cirray.runs import CheckRun
@@ -49,11 +50,7 @@ def run_check(run: CheckRun) -> Manifest:
 
 def _ranks(run: CheckRun, table: pa.Table, features: FeatureStore) -> np.ndarray:
     encoder, vision, _ = load_models(run.checkpoint, run.device)
-    if vision.digest != features.info.encoder_digest:
-        raise ArtifactError(
-            f"The features {list(run.features)} were made by vision tower {features.info.encoder_digest[:12]}, the "
-            f"checkpoint {run.checkpoint!r} reads those of {vision.digest[:12]}. Embed the images with that tower."
-        )
+    check_tower(run, features.info.encoder_digest, vision.digest)
     triplets = to_triplets(table)
     images = {image for row in triplets for image in (row.reference_id, row.target_id)}
     with progress("check texts", len(triplets) + len(images), "images and triplets") as advance:

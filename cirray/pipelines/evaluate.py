@@ -24,6 +24,7 @@ from cirray.features.store import FeatureStore
 from cirray.features.vector_files import VectorFile, open_array
 from cirray.index.store import open_vectors
 from cirray.retriever import load_models
+from cirray.runs import CheckRun
 from cirray.triplets.store import TripletStore
 from cirray.types import stable_id
 
@@ -96,7 +97,7 @@ def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tupl
     return tuple(rows)
 
 
-def check_tower(run: EvaluateRun, features_digest: str, tower_digest: str) -> None:
+def check_tower(run: EvaluateRun | CheckRun, features_digest: str, tower_digest: str) -> None:
     """Refuse features of another vision tower than the checkpoint was trained on.
 
     Raises:
