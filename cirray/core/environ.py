@@ -33,10 +33,15 @@ def _accelerators() -> list[str]:
 def worker_environment(threads: int = 1) -> dict[str, str]:
     """Environment of Ray workers: one thread per process. A driver's DS_ACCELERATOR is not theirs."""
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    for name in ("CIRRAY_CACHE", "TORCH_EXTENSIONS_DIR"):
+    for name in ("CIRRAY_CACHE", "CIRRAY_PLUGINS", "TORCH_EXTENSIONS_DIR"):
         if name in os.environ:
             variables[name] = os.environ[name]
     return variables
+
+
+def plugin_modules() -> tuple[str, ...]:
+    """Modules named in `CIRRAY_PLUGINS`, which register components of other packages."""
+    return tuple(name.strip() for name in os.environ.get("CIRRAY_PLUGINS", "").split(",") if name.strip())
 
 
 def set_default(name: str, value: str) -> None:

@@ -1,9 +1,13 @@
-"""Named components: a config says a name, the registry says the class or function."""
+"""Named components: a config says a name, the registry says the class or function.
+
+Names that are not known at first are looked for in other packages (`cirray.core.plugins`).
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.plugins import load_plugins
 
 ItemT = TypeVar("ItemT")
 
@@ -33,6 +37,8 @@ class Registry(Generic[ItemT]):
         Raises:
             ConfigError: for an unknown name, with the known names and a did-you-mean.
         """
+        if name not in self._items:
+            load_plugins()
         if name not in self._items:
             raise ConfigError(unknown_name(self.kind, name, self._items))
         return self._items[name]

@@ -1,6 +1,7 @@
 """What a retriever's training forward pass takes and gives."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -38,6 +39,13 @@ class Wanted:
     text_only: bool = False
     reverse: bool = False
     prompts: bool = False
+    more: frozenset[str] = frozenset()
+    """Names of further outputs, which only some kinds of retriever make."""
+
+    def __or__(self, other: "Wanted") -> "Wanted":
+        """What either of the two wants."""
+        flags = {item.name: getattr(self, item.name) or getattr(other, item.name) for item in fields(self)[:-1]}
+        return Wanted(**flags, more=self.more | other.more)
 
 
 @dataclass(frozen=True)
@@ -52,3 +60,4 @@ class RetrieverOutput:
     prototype_BQW: torch.Tensor | None = None
     reverse_prototype_BQW: torch.Tensor | None = None
     prompts_BQW: torch.Tensor | None = None
+    more: Mapping[str, torch.Tensor] = field(default_factory=dict)

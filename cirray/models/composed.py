@@ -4,27 +4,31 @@ BLIP-2's gallery side, SPRC's two-pass query side, PTHA's readout and extra outp
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from cirray.core.config import validate
 from cirray.core.errors import ConfigError
+from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.clamp import inward_clamp
 from cirray.models.config import RetrieverConfig
 from cirray.models.fusion.base import Fused, find_fusion
 from cirray.models.qformer import QueryingTransformer
-from cirray.models.scoring import score, unit
-from cirray.models.text import TextBatch, encode_texts
-
-NOTHING_MORE = Wanted()
+from cirray.models.scoring import unit
+from cirray.models.text import TextBatch, build_tokenizer, encode_texts, load_tokenizer
 
 
-class QFormerRetriever(nn.Module):
+class QFormerRetriever(Retriever):
     """Encodes (reference, text) into a query vector and images into gallery tokens; all outputs L2-normalised."""
+
+    kind = "cirray_retriever"
+    config: RetrieverConfig
 
     def __init__(self, config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase, patch_width: int) -> None:
         """Random start weights from the global torch generator (see `build_retriever` for a seeded one).
@@ -60,18 +64,6 @@ class QFormerRetriever(nn.Module):
         """Pass B's summary now: training's, or inference's where the configuration names another."""
         return self.config.readout if self.training else (self.config.inference_readout or self.config.readout)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.raw_temperature.device
-
-    @property
-    def digest(self) -> str:
-        """Digest of configuration, vocabulary and weights: equal for encoders that give equal vectors."""
-        from cirray.models.retriever_files import retriever_digest
-
-        return retriever_digest(self)
-
     def tokenize(self, texts: Sequence[str]) -> TextBatch:
         """Token ids on the model's device; the paper's mode pads training texts to the full length.
 
@@ -102,10 +94,6 @@ class QFormerRetriever(nn.Module):
             tokens_BQW = tokens_BQW.mean(dim=1, keepdim=True)
         return unit(tokens_BQW, self.vision_projection)
 
-    def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
-        """Similarities `[B, N]` by the package's one scorer."""
-        return score(query_BD, gallery_NQD)
-
     def prototypes(self, patches_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """Pass A, PTHA's P: `[B, Q, W]`, neither projected nor normalised."""
         return self.qformer.image(patches_BPD, text)
@@ -129,6 +117,7 @@ class QFormerRetriever(nn.Module):
         Raises:
             ConfigError: when prototypes are wanted of a fusion head that makes none.
         """
+        self.refuse(wanted)
         fused = self.fuse(self.encode_reference(batch.reference_BPD), batch.text)
         targets_BQD, references_BQD = self._gallery_sides(batch, wanted.references)
         return RetrieverOutput(
@@ -146,11 +135,17 @@ class QFormerRetriever(nn.Module):
         twin.fusion = find_fusion(name)
         return twin
 
-    def save(self, folder: Path) -> None:
-        """Write configuration, weights (safetensors) and tokenizer; `load_retriever` reads them."""
-        from cirray.models.retriever_files import save_retriever
+    def description(self) -> dict[str, Any]:
+        """Configuration, for `config.json`."""
+        return {"retriever": self.config.to_dict()}
 
-        save_retriever(self, folder)
+    def save_words(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self.tokenizer.save_pretrained(str(folder))
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Word piece -> id."""
+        return self.tokenizer.get_vocab()
 
     def _gallery_sides(self, batch: RetrievalBatch, references: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not references:
@@ -182,3 +177,15 @@ def build_retriever(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return QFormerRetriever(config, tokenizer, patch_width)
+
+
+def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> QFormerRetriever:
+    return build_retriever(validate(RetrieverConfig, settings), build_tokenizer(texts), patch_width, seed)
+
+
+def _load(description: Mapping[str, Any], folder: Path) -> QFormerRetriever:
+    config = validate(RetrieverConfig, description["retriever"])
+    return QFormerRetriever(config, load_tokenizer(folder), int(description["patch_width"]))
+
+
+KINDS.register(QFormerRetriever.kind)(RetrieverKind(_build, _load))

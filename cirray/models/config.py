@@ -1,6 +1,6 @@
 """Configuration of encoders: frozen vision tower, Q-Former, composed-image retriever. No torch."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -199,3 +199,12 @@ class DualEncoderConfig(Config):
         if self.fusion == "cross_attention" and self.embed_dim % self.head_heads and not self.source:
             raise ValueError(f"head_heads {self.head_heads} must divide embed_dim {self.embed_dim}")
         return self
+
+
+class EncoderChoice(Config):
+    """A retriever by the name of its kind."""
+
+    kind: str
+    """A name of the registry of kinds."""
+    settings: dict[str, Any] = {}
+    """Fields of that kind's own configuration."""

@@ -11,21 +11,24 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from cirray.core.config import validate
 from cirray.core.errors import ConfigError
+from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.fusion.dual import DUAL_HEADS
-from cirray.models.scoring import score
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import backbone_name, find_backbone
 
-NOTHING_MORE = Wanted()
 SCRATCH = "hf_clip"
 """Backbone of text encoders that are built from scratch."""
 
 
-class DualEncoderRetriever(nn.Module):
+class DualEncoderRetriever(Retriever):
     """Encodes (reference, text) into a query vector and images into one vector each; all outputs L2-normalised."""
+
+    kind = "cirray_dual_encoder"
+    config: DualEncoderConfig
 
     def __init__(self, config: DualEncoderConfig, text_encoder: Any, backbone: str, patch_width: int) -> None:
         """Random head from the global torch generator around a given text encoder.
@@ -62,23 +65,6 @@ class DualEncoderRetriever(nn.Module):
             self.text_encoder.eval()
         return self
 
-    @property
-    def temperature(self) -> torch.Tensor:
-        """The temperature of the contrastive loss."""
-        return self.raw_temperature[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.raw_temperature.device
-
-    @property
-    def digest(self) -> str:
-        """Digest of configuration, vocabulary and weights: equal for encoders that give equal vectors."""
-        from cirray.models.retriever_files import dual_digest
-
-        return dual_digest(self)
-
     def tokenize(self, texts: Sequence[str]) -> TextBatch:
         """Token ids on the model's device.
 
@@ -103,16 +89,13 @@ class DualEncoderRetriever(nn.Module):
         """Text vectors `[B, D]`, norm 1."""
         return _unit(self.text_encoder(text))
 
-    def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
-        """Similarities `[B, N]` by the package's one scorer."""
-        return score(query_BD, gallery_NQD)
-
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
         """Everything an objective needs, in one call, so that engines see one forward pass.
 
         Raises:
             ConfigError: when prototypes are wanted, which a dual encoder does not have.
         """
+        self.refuse(wanted)
         if wanted.reverse or wanted.prompts:
             name = "ptha" if wanted.reverse else "sprc"
             raise ConfigError(f"Objective {name} needs prototypes, which a dual encoder has not; set lambda_p=0.")
@@ -124,11 +107,18 @@ class DualEncoderRetriever(nn.Module):
             text_query_BD=_unit(text_BD) if wanted.text_only else None,
         )  # fmt: skip
 
-    def save(self, folder: Path) -> None:
-        """Write configuration, weights and the tokenizer; `load_retriever` reads them."""
-        from cirray.models.retriever_files import save_dual
+    def description(self) -> dict[str, Any]:
+        """Configuration, backbone and the text encoder's sizes, for `config.json`; no path of the source."""
+        config = self.config.model_copy(update={"source": ""})
+        return {"retriever": config.to_dict(), "backbone": self.backbone, "text": self.text_encoder.description()}
 
-        save_dual(self, folder)
+    def save_words(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self.text_encoder.save_words(folder)
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Word piece -> id."""
+        return self.text_encoder.vocabulary()
 
     def _fuse(self, state_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         return _unit(self.head(self._pooled(state_BPD), state_BPD, text_BD))
@@ -182,3 +172,17 @@ def _scratch(config: DualEncoderConfig, texts: Sequence[str]) -> Any:
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     """L2-normalised in float32, also under autocast."""
     return functional.normalize(vectors.float(), dim=-1)
+
+
+def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> DualEncoderRetriever:
+    return build_dual(validate(DualEncoderConfig, settings), texts, patch_width, seed)
+
+
+def _load(description: Mapping[str, Any], folder: Path) -> DualEncoderRetriever:
+    backbone = str(description["backbone"])
+    text = find_backbone(backbone).build_text(description["text"], folder)
+    config = validate(DualEncoderConfig, description["retriever"])
+    return DualEncoderRetriever(config, text, backbone, int(description["patch_width"]))
+
+
+KINDS.register(DualEncoderRetriever.kind)(RetrieverKind(_build, _load))

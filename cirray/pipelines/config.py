@@ -9,7 +9,7 @@ from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.generators.config import AlignmentConfig, AnswerTrainingConfig, DecodingConfig, GeneratorConfig
 from cirray.index.config import IndexConfig
 from cirray.mining.config import MiningConfig
-from cirray.models.config import DualEncoderConfig, RetrieverConfig, VisionTowerConfig
+from cirray.models.config import DualEncoderConfig, EncoderChoice, RetrieverConfig, VisionTowerConfig
 from cirray.models.towers.config import LanguageModelConfig, LanguageTrainingConfig, VisionTrainingConfig
 from cirray.training.config import TrainingConfig
 from cirray.triplets.config import FilterConfig
@@ -343,6 +343,8 @@ class TrainRun(Config):
     dual: DualEncoderConfig | None = None
     """Instead of `model`: a dual encoder (CLIP, open_clip, or small from scratch) with a sum, Combiner or
     cross-attention head."""
+    encoder: EncoderChoice | None = None
+    """Instead of `model`: a retriever of another registered kind, also of another package."""
     tokenizer: str = ""
     """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Unused with
     `init`."""
@@ -368,6 +370,8 @@ class TrainRun(Config):
             raise ValueError(
                 "init and qformer_source both give start weights; empty one of them (init= or qformer_source=)"
             )
+        if self.dual is not None and self.encoder is not None:
+            raise ValueError("dual and encoder both name a network; leave one of them out")
         if not self.features:
             raise ValueError("features needs at least one artifact")
         if not self.triplets and (self.data is None or self.labels == 0):

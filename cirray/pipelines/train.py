@@ -99,7 +99,7 @@ def _content(run: TrainRun) -> dict[str, Any]:
     if run.init:
         config["model"] = config["tokenizer"] = None
     content = {name: config[name] for name in _CONTENT}
-    return {**content, "dual": config["dual"]} if run.dual else content
+    return {**content, **{name: config[name] for name in ("dual", "encoder") if config[name]}}
 
 
 def _publish(

@@ -11,9 +11,10 @@ from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.features.store import FeatureStore
+from cirray.models.base import Retriever
 from cirray.models.composed import build_retriever
 from cirray.models.dual import build_dual
-from cirray.models.retriever_files import Retriever, load_retriever
+from cirray.models.retriever_files import find_kind, load_retriever
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
@@ -85,6 +86,9 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
+    elif run.encoder is not None:
+        build = find_kind(run.encoder.kind).build
+        retriever = build(run.encoder.settings, inputs.texts, patch_width, run.training.seed)
     elif run.qformer_source:
         words = load_tokenizer(run.tokenizer) if run.tokenizer else None
         retriever = retriever_from(open_blip2(run.qformer_source), run.model, words, run.training.seed)
@@ -124,8 +128,9 @@ def check_model_fields(run: TrainRun) -> None:
     """
     if not run.init and not run.qformer_source:
         return
-    if run.dual is not None:
-        raise ConfigError("dual builds a new dual encoder; empty init and qformer_source, or leave dual out.")
+    if run.dual is not None or run.encoder is not None:
+        name = "dual" if run.dual is not None else "encoder"
+        raise ConfigError(f"{name} builds a new network; empty init and qformer_source, or leave {name} out.")
     own = _own_fields(run)
     usual = _leaves(type(run)().model.to_dict())
     for name, value in _leaves(run.model.to_dict()).items():

@@ -12,7 +12,7 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.features.store import FeatureStore
-from cirray.models.retriever_files import Retriever
+from cirray.models.base import Retriever
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.train_inputs import TrainInputs, start_retriever
 from cirray.training.config import LoopConfig

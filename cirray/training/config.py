@@ -62,9 +62,11 @@ class LoopConfig(Config):
 class TrainingConfig(LoopConfig):
     """One training run of a retriever."""
 
-    objective: Literal["pretrain", "finetune", "sprc", "ptha"] = "finetune"
-    """pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a text-only branch, prototypes
-    drawn to learned prompts. ptha: two-hop alignment, section 5."""
+    objective: str = "finetune"
+    """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
+    text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5."""
+    terms: dict[str, float] = {}
+    """Weights of single loss terms over the objective's own: adds a term, or takes one out with weight 0."""
     lambda_m: float = Field(0.4, ge=0)
     """Weight of the text-only branch (ptha, sprc)."""
     lambda_p: float = Field(0.4, ge=0)

@@ -1,124 +1,76 @@
-"""The objectives: synthetic pretraining, plain fine-tuning, SPRC and PTHA, over the global batch.
+"""Objectives: which loss terms with which weights. A method's loss is a line here, or `training.terms` in a config.
 
-L = L_q2t + lambda_m L_m2t + lambda_p L_p2p (PTHA, section 5); pretraining and plain fine-tuning are L_q2t alone. SPRC
+PTHA: L = L_q2t + lambda_m L_m2t + lambda_p L_p2p (section 5); pretraining and plain fine-tuning are L_q2t alone. SPRC
 has the same first two terms; in place of L_p2p it draws the mean prototype to the mean of its learned prompts.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import reduce
 
-import torch
 from torch import nn
 
-from cirray.core.errors import DataError
-from cirray.losses.contrastive import contrastive, contrastive_chunked
-from cirray.losses.duplicates import other_copies
-from cirray.losses.mean import weighted_mean
+from cirray.core.errors import ConfigError
+from cirray.core.registry import Registry
 from cirray.losses.output import LossOutput, weighted_sum
-from cirray.losses.prototype import prototype_distance
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
-from cirray.models.scoring import score
+from cirray.training import terms  # noqa: F401  (files the terms)
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
+from cirray.training.terms.base import TERMS, TermInput, TermSetup
+
+Weights = dict[str, float]
+OBJECTIVES: Registry[Callable[[TrainingConfig], Weights]] = Registry("objective")
+"""Name -> weights of its terms, by the configuration."""
+
+OBJECTIVES.register("pretrain")(lambda config: {"infonce": 1.0})
+OBJECTIVES.register("finetune")(lambda config: {"infonce": 1.0})
+OBJECTIVES.register("sprc")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "prompt_align": c.lambda_p})
+OBJECTIVES.register("ptha")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "two_hop": c.lambda_p})
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """What the local rows are contrasted with: tokens of all ranks, their image keys, and the rows' positives."""
+def term_weights(config: TrainingConfig) -> Weights:
+    """The objective's terms with `config.terms` over them, those of weight 0 left out.
 
-    tokens_NQD: torch.Tensor
-    positive_B: torch.Tensor
-    hidden_BN: torch.Tensor | None
+    Raises:
+        ConfigError: for an unknown objective or term, or when no term is left.
+    """
+    weights = {**OBJECTIVES.get(config.objective)(config), **config.terms}
+    for name in weights:
+        TERMS.get(name)
+    kept = {name: weight for name, weight in weights.items() if weight}
+    if not kept:
+        raise ConfigError(f"training.terms {config.terms} leaves no loss term. Give one a weight above 0.")
+    return kept
 
 
 def wanted_outputs(config: TrainingConfig) -> Wanted:
-    """The optional outputs that a configuration's loss uses."""
-    ptha, sprc = config.objective == "ptha", config.objective == "sprc"
-    return Wanted(
-        references=config.negatives == "batch_images",
-        text_only=(ptha or sprc) and config.lambda_m > 0,
-        reverse=ptha and config.lambda_p > 0,
-        prompts=sprc and config.lambda_p > 0,
-    )
+    """The optional outputs that a configuration's terms use."""
+    return reduce(Wanted.__or__, (TERMS.get(name).wanted(config) for name in term_weights(config)), Wanted())
 
 
-def retrieval_loss(model: nn.Module, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> LossOutput:
-    """The configured objective of this rank's rows; the mean over ranks is the global batch's loss.
+class Objective:
+    """The configured loss, its terms prepared."""
 
-    Args:
-        model: a `QFormerRetriever`, a `DualEncoderRetriever` or an engine's wrapper of it.
-        batch: this rank's rows, equally many on every rank.
-        config: objective and weights.
-        gather: access to the other ranks' candidates.
+    def __init__(self, setup: TermSetup) -> None:
+        """Prepare the terms.
 
-    Raises:
-        DataError: in PTHA's paper mode (`missing_reverse: error`), for a row without a reverse text.
-    """
-    output: RetrieverOutput = model(batch, wanted_outputs(config))
-    candidates = gather_candidates(output, batch, config, gather)
-    terms = {"q2t": _contrast(output.query_BD, candidates, output, batch, config, gather, config.label_smoothing)}
-    weights = {"q2t": 1.0}
-    if output.text_query_BD is not None:
-        terms["m2t"] = _contrast(output.text_query_BD, candidates, output, batch, config, gather, 0.0)
-        weights["m2t"] = config.lambda_m
-    if config.objective == "ptha" and config.lambda_p > 0:
-        terms["p2p"] = _prototype_term(output, batch, config, gather)
-        weights["p2p"] = config.lambda_p
-    if output.prompts_BQW is not None and output.prototype_BQW is not None:
-        distance_B = prototype_distance(output.prototype_BQW, output.prompts_BQW, config.prototype_loss)
-        mean_total = gather.total(batch.weight_B.sum()) / gather.world
-        terms["align"] = weighted_mean(distance_B, batch.weight_B, mean_total)
-        weights["align"] = config.lambda_p
-    result = weighted_sum(terms, weights)
-    return LossOutput(result.total, {**result.terms, "temperature": output.temperature.detach()})
+        Raises:
+            ConfigError: for an unknown objective or term, or one that the encoder cannot serve.
+        """
+        self.config, self.weights = setup.config, term_weights(setup.config)
+        self.wanted = wanted_outputs(setup.config)
+        self._terms = {name: TERMS.get(name)(setup) for name in self.weights}
 
+    def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
+        """The objective of this rank's rows; the mean over ranks is the global batch's loss.
 
-def gather_candidates(
-    output: RetrieverOutput, batch: RetrievalBatch, config: TrainingConfig, gather: Gather
-) -> Candidates:
-    """Targets of all ranks first, then (improved) the references of all ranks; a row's positive is its own target."""
-    tokens_NQD, key_N = gather.rows(output.target_BQD), gather.rows(batch.target_key_B)
-    rows = output.target_BQD.shape[0]
-    positive_B = torch.arange(rows, device=key_N.device) + gather.rank * rows
-    if output.reference_BQD is not None:
-        tokens_NQD = torch.cat([tokens_NQD, gather.rows(output.reference_BQD)])
-        key_N = torch.cat([key_N, gather.rows(batch.reference_key_B)])
-    hidden_BN = other_copies(key_N, positive_B) if config.mask_duplicates else None
-    return Candidates(tokens_NQD, positive_B, hidden_BN)
-
-
-def _contrast(
-    query_BD: torch.Tensor,
-    candidates: Candidates,
-    output: RetrieverOutput,
-    batch: RetrievalBatch,
-    config: TrainingConfig,
-    gather: Gather,
-    smoothing: float,
-) -> torch.Tensor:
-    hidden, positive, tau = candidates.hidden_BN, candidates.positive_B, output.temperature
-    if config.chunk is None:
-        scores_BN = score(query_BD, candidates.tokens_NQD)
-        loss_B = contrastive(scores_BN, positive, tau, hidden, smoothing)
-    else:
-        loss_B = contrastive_chunked(
-            score, query_BD, candidates.tokens_NQD, positive, tau, hidden, smoothing, config.chunk
-        )
-    return weighted_mean(loss_B, batch.weight_B, gather.total(batch.weight_B.sum()) / gather.world)
-
-
-def _prototype_term(
-    output: RetrieverOutput, batch: RetrievalBatch, config: TrainingConfig, gather: Gather
-) -> torch.Tensor:
-    mask_B = batch.reverse_mask_B if batch.reverse_mask_B is not None else torch.zeros_like(batch.weight_B)
-    if config.missing_reverse == "error" and not bool((mask_B > 0).all()):
-        row = int(torch.argmin(mask_B))
-        raise DataError(
-            f"Row {row} of a batch has no reverse text, which objective ptha needs in paper mode. "
-            "Generate reverse texts first, or set missing_reverse to skip."
-        )
-    weight_B = mask_B.to(batch.weight_B.dtype) * batch.weight_B
-    mean_total = gather.total(weight_B.sum()) / gather.world
-    if output.reverse_prototype_BQW is None or output.prototype_BQW is None:
-        return output.query_BD.new_zeros(())
-    distance_B = prototype_distance(output.prototype_BQW, output.reverse_prototype_BQW, config.prototype_loss)
-    return weighted_mean(distance_B, weight_B, mean_total)
+        Args:
+            model: a `Retriever` or an engine's wrapper of it.
+            batch: this rank's rows, equally many on every rank.
+            gather: access to the other ranks' rows.
+        """
+        output: RetrieverOutput = model(batch, self.wanted)
+        given = TermInput(output, batch, self.config, gather)
+        values = {name: term(given) for name, term in self._terms.items()}
+        result = weighted_sum(values, self.weights)
+        return LossOutput(result.total, {**result.terms, "temperature": output.temperature.detach()})

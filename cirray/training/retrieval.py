@@ -3,32 +3,21 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
 from cirray.core.errors import DataError
 from cirray.losses.output import LossOutput
+from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch
-from cirray.models.retriever_files import Retriever
 from cirray.models.text import TextBatch
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
-from cirray.training.objectives import retrieval_loss, wanted_outputs
+from cirray.training.objectives import Objective, wanted_outputs
 from cirray.training.sampler import BatchSampler, spread_groups
+from cirray.training.terms.base import FeatureLookup, TermSetup
 from cirray.types import Triplet
-
-
-class FeatureLookup(Protocol):
-    """Frozen patch tokens by image id; the feature store is one."""
-
-    def get(self, ids: Sequence[str]) -> np.ndarray:
-        """Tokens `[n, P, D]`, any float type, in the order of `ids`."""
-
-    def __contains__(self, image_id: object) -> bool:
-        """Whether the image has features."""
 
 
 class RetrievalTask:
@@ -47,7 +36,7 @@ class RetrievalTask:
 
         Raises:
             DataError: naming the first row with a blank text or an image without features.
-            ConfigError: when a batch cannot be filled.
+            ConfigError: when a batch cannot be filled, or for an objective or term that is unknown or does not fit.
         """
         rows = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
         _check(rows, features)
@@ -57,7 +46,8 @@ class RetrievalTask:
         self._sampler = BatchSampler(groups, config.batch, config.seed, one_each)
         ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
         self._keys = {image: key for key, image in enumerate(sorted(ids))}
-        self._reverse = wanted_outputs(config).reverse
+        self.setup = TermSetup(retriever, tuple(rows), tuple(self._keys), features, config)
+        self._objective, self._reverse = Objective(self.setup), wanted_outputs(config).reverse
 
     def model(self) -> nn.Module:
         """The retriever."""
@@ -85,7 +75,7 @@ class RetrievalTask:
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
         """The configured objective."""
-        return retrieval_loss(model, batch, self._config, gather)
+        return self._objective.loss(model, batch, gather)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the retriever as `load_retriever` reads it."""

@@ -13,6 +13,8 @@ from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.fusion.heads import HEADS
 from cirray.models.towers import backbones
 from cirray.training.engines import ENGINES
+from cirray.training.objectives import OBJECTIVES
+from cirray.training.terms.base import TERMS
 from cirray.triplets.filters import FILTERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +35,9 @@ def all_backbones():
     return backbones.BACKBONES.names()
 
 
-NAMES = sorted({*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES})
+NAMES = sorted(
+    {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -40,7 +40,7 @@ def column(case: dict, name: str) -> list[float]:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_of_any_zero_stage_take_the_torch_engines_steps(results, stage):
     found, wanted = results[2][f"zero{stage}"], results[2]["torch"]
-    for name in ("loss", "grad_norm", "lr", "q2t", "m2t", "p2p"):
+    for name in ("loss", "grad_norm", "lr", "infonce", "rtc", "two_hop"):
         assert column(found, name) == pytest.approx(column(wanted, name), rel=1e-4, abs=1e-6), name
     assert found["gap"] < (CLOSE if stage == 3 else EXACT)
 

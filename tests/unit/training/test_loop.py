@@ -66,7 +66,7 @@ def test_training_lowers_the_loss_and_logs_every_row(make_task):
     history = train(task, config, torch_engine)
     assert [row["step"] for row in history] == [8, 16, 24]
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
-    assert {"loss", "q2t", "temperature", "lr", "grad_norm"} <= set(history[0])
+    assert {"loss", "infonce", "temperature", "lr", "grad_norm"} <= set(history[0])
 
 
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(make_task, tmp_path):

@@ -6,13 +6,21 @@ import torch
 from cirray.core.errors import ConfigError, DataError
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
-from cirray.training.objectives import gather_candidates, retrieval_loss, wanted_outputs
+from cirray.training.objectives import Objective, term_weights, wanted_outputs
+from cirray.training.terms.base import TermInput
+
+
+def retrieval_loss(model, batch, config, task):
+    return Objective(replace(task.setup, config=config)).loss(model, batch, NoGather())
 
 
 def loss_of(task, config, rows, **changes):
     model = task.model().train()
-    config = config.model_copy(update=changes)
-    return retrieval_loss(model, task.batch(rows), config, NoGather())
+    return retrieval_loss(model, task.batch(rows), config.model_copy(update=changes), task)
+
+
+def candidates_of(task, config, batch):
+    return TermInput(task.model()(batch, wanted_outputs(config)), batch, config, NoGather()).candidates
 
 
 def test_weights_of_zero_reproduce_the_pretraining_loss_up_to_smoothing(make_task, triplets):
@@ -27,14 +35,14 @@ def test_label_smoothing_touches_the_main_term_only(make_task, triplets):
     task, config = make_task(objective="ptha")
     plain = loss_of(task, config, triplets[:6], label_smoothing=0.0).terms
     smooth = loss_of(task, config, triplets[:6], label_smoothing=0.1).terms
-    assert torch.equal(plain["m2t"], smooth["m2t"]) and torch.equal(plain["p2p"], smooth["p2p"])
-    assert not torch.allclose(plain["q2t"], smooth["q2t"], atol=1e-3)
+    assert torch.equal(plain["rtc"], smooth["rtc"]) and torch.equal(plain["two_hop"], smooth["two_hop"])
+    assert not torch.allclose(plain["infonce"], smooth["infonce"], atol=1e-3)
 
 
 def test_the_total_is_the_weighted_sum(make_task, triplets):
     task, config = make_task(objective="ptha", lambda_m=0.3, lambda_p=0.7)
     output = loss_of(task, config, triplets[:6])
-    wanted = output.terms["q2t"] + 0.3 * output.terms["m2t"] + 0.7 * output.terms["p2p"]
+    wanted = output.terms["infonce"] + 0.3 * output.terms["rtc"] + 0.7 * output.terms["two_hop"]
     assert float(output.total.detach()) == pytest.approx(float(wanted), rel=1e-6)
 
 
@@ -52,10 +60,10 @@ def test_no_gradient_flows_through_the_reverse_side(make_task, triplets):
     task, config = make_task(objective="ptha", lambda_m=0.0, lambda_p=1.0)
     model, batch = task.model().train(), task.batch(triplets[:5])
     name = "qformer.query_tokens"
-    found = torch.autograd.grad(retrieval_loss(model, batch, config, NoGather()).total, _weight(model, name))[0]
+    found = torch.autograd.grad(retrieval_loss(model, batch, config, task).total, _weight(model, name))[0]
     constant = model.prototypes(batch.target_BPD, batch.reverse).detach().mean(dim=1)
     forward = model.prototypes(batch.reference_BPD, batch.text).mean(dim=1)
-    plain = retrieval_loss(model, batch, config.model_copy(update={"objective": "finetune"}), NoGather()).total
+    plain = retrieval_loss(model, batch, config.model_copy(update={"objective": "finetune"}), task).total
     right = torch.autograd.grad(plain + (forward - constant).square().mean(), _weight(model, name), retain_graph=True)[
         0
     ]
@@ -72,16 +80,16 @@ def _weight(model, name):
 def test_rows_without_reverse_text_do_not_count_in_the_prototype_term(make_task, triplets):
     task, config = make_task(objective="ptha")
     some = [replace(row, reverse_modification=None) if index >= 3 else row for index, row in enumerate(triplets[:6])]
-    alone = loss_of(task, config, triplets[:3]).terms["p2p"]
-    assert torch.allclose(loss_of(task, config, some).terms["p2p"], alone, atol=1e-6)
-    assert not torch.allclose(loss_of(task, config, triplets[:6]).terms["p2p"], alone, atol=1e-4)
+    alone = loss_of(task, config, triplets[:3]).terms["two_hop"]
+    assert torch.allclose(loss_of(task, config, some).terms["two_hop"], alone, atol=1e-6)
+    assert not torch.allclose(loss_of(task, config, triplets[:6]).terms["two_hop"], alone, atol=1e-4)
 
 
 def test_a_batch_without_any_reverse_text_has_no_prototype_term(make_task, triplets):
     task, config = make_task(objective="ptha", lambda_m=0.0)
     none = [replace(row, reverse_modification=None) for row in triplets[:4]]
     output = loss_of(task, config, none)
-    assert float(output.terms["p2p"]) == 0.0
+    assert float(output.terms["two_hop"]) == 0.0
     assert torch.equal(output.total, loss_of(task, config, none, objective="finetune").total)
 
 
@@ -96,18 +104,16 @@ def test_prototypes_are_refused_of_a_head_that_makes_none(make_task, triplets):
     task, config = make_task(objective="ptha")
     twin = task.model().with_fusion("text_only")
     with pytest.raises(ConfigError, match="two_pass"):
-        retrieval_loss(twin, task.batch(triplets[:4]), config, NoGather())
+        retrieval_loss(twin, task.batch(triplets[:4]), config, task)
 
 
 def test_all_images_of_the_batch_are_candidates_and_the_positives_come_first(make_task, triplets):
     task, config = make_task()
     batch = task.batch(triplets[:4:3] + triplets[6:8])
-    output = task.model()(batch, wanted_outputs(config))
-    candidates = gather_candidates(output, batch, config, NoGather())
+    candidates = candidates_of(task, config, batch)
     assert candidates.tokens_NQD.shape[0] == 8 and candidates.positive_B.tolist() == [0, 1, 2, 3]
     paper = config.model_copy(update={"negatives": "targets", "mask_duplicates": False})
-    output = task.model()(batch, wanted_outputs(paper))
-    candidates = gather_candidates(output, batch, paper, NoGather())
+    candidates = candidates_of(task, paper, batch)
     assert candidates.tokens_NQD.shape[0] == 4 and candidates.hidden_BN is None
 
 
@@ -115,9 +121,9 @@ def test_a_second_copy_of_the_own_target_does_not_count_as_negative(make_task, t
     task, config = make_task(negatives="targets")
     rows = [triplets[0], replace(triplets[4], weight=0.0)]
     doubled = [*rows, replace(triplets[0], triplet_id="copy")]
-    single = float(loss_of(task, config, rows).terms["q2t"])
-    assert float(loss_of(task, config, doubled).terms["q2t"]) == pytest.approx(single, rel=1e-5)
-    assert float(loss_of(task, config, doubled, mask_duplicates=False).terms["q2t"]) > single + 1e-2
+    single = float(loss_of(task, config, rows).terms["infonce"])
+    assert float(loss_of(task, config, doubled).terms["infonce"]) == pytest.approx(single, rel=1e-5)
+    assert float(loss_of(task, config, doubled, mask_duplicates=False).terms["infonce"]) > single + 1e-2
 
 
 def test_row_weights_weigh_the_loss(make_task, triplets):
@@ -126,7 +132,7 @@ def test_row_weights_weigh_the_loss(make_task, triplets):
 
     def weighted(*weights):
         return float(
-            loss_of(task, config, [replace(r, weight=w) for r, w in zip(rows, weights, strict=True)]).terms["q2t"]
+            loss_of(task, config, [replace(r, weight=w) for r, w in zip(rows, weights, strict=True)]).terms["infonce"]
         )
 
     first, second, both = weighted(1.0, 0.0), weighted(0.0, 1.0), weighted(3.0, 1.0)
@@ -153,27 +159,51 @@ def test_sprc_adds_the_text_branch_and_draws_prototypes_to_its_prompts(make_task
     task, config = make_task(objective="sprc", lambda_m=0.3, lambda_p=0.7)
     assert wanted_outputs(config).prompts and not wanted_outputs(config).reverse
     model, batch = task.model().train(), task.batch(triplets[:6])
-    output = retrieval_loss(model, batch, config, NoGather())
-    wanted = output.terms["q2t"] + 0.3 * output.terms["m2t"] + 0.7 * output.terms["align"]
+    output = retrieval_loss(model, batch, config, task)
+    wanted = output.terms["infonce"] + 0.3 * output.terms["rtc"] + 0.7 * output.terms["prompt_align"]
     assert float(output.total.detach()) == pytest.approx(float(wanted), rel=1e-6)
     means = model.prototypes(batch.reference_BPD, batch.text).mean(dim=1)
     naive = (means - model.prompts.mean(dim=0)).square().mean()
-    assert torch.allclose(output.terms["align"], naive.detach(), atol=1e-6)
+    assert torch.allclose(output.terms["prompt_align"], naive.detach(), atol=1e-6)
     assert batch.reverse is None
 
 
 def test_no_gradient_of_sprc_alignment_reaches_the_prompts(make_task, triplets):
     task, config = make_task(objective="sprc", lambda_m=0.0, lambda_p=1.0)
     model, batch = task.model().train(), task.batch(triplets[:6])
-    loss = retrieval_loss(model, batch, config, NoGather()).total
+    loss = retrieval_loss(model, batch, config, task).total
     assert torch.autograd.grad(loss, model.prompts, allow_unused=True, retain_graph=True)[0] is None
     assert torch.autograd.grad(loss, model.qformer.query_tokens)[0].abs().max() > 0
-    plain = retrieval_loss(model, batch, config.model_copy(update={"lambda_p": 0.0}), NoGather()).total
-    assert float(loss) > float(plain)
+    plain = retrieval_loss(model, batch, config.model_copy(update={"lambda_p": 0.0}), task).total
+    assert float(loss.detach()) > float(plain.detach())
 
 
 def test_sprc_needs_a_fusion_that_makes_prototypes(make_task, triplets):
     task, config = make_task(objective="sprc")
     twin = task.model().with_fusion("image_only")
     with pytest.raises(ConfigError, match="objective sprc needs 'two_pass'"):
-        retrieval_loss(twin, task.batch(triplets[:4]), config, NoGather())
+        retrieval_loss(twin, task.batch(triplets[:4]), config, task)
+
+
+def test_terms_of_the_configuration_stand_over_the_objectives_own(make_task, triplets):
+    task, config = make_task(objective="ptha", lambda_m=0.3, lambda_p=0.7)
+    assert term_weights(config) == {"infonce": 1.0, "rtc": 0.3, "two_hop": 0.7}
+    other = config.model_copy(update={"terms": {"rtc": 0.0, "two_hop": 0.2}})
+    assert term_weights(other) == {"infonce": 1.0, "two_hop": 0.2}
+    assert wanted_outputs(config).text_only and not wanted_outputs(other).text_only
+    found = loss_of(task, other, triplets[:6])
+    assert "rtc" not in found.terms
+    assert float(found.total.detach()) == pytest.approx(float(found.terms["infonce"] + 0.2 * found.terms["two_hop"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"objective": "fintune"}, "Unknown objective 'fintune'. Did you mean 'finetune'"),
+        ({"terms": {"infonse": 1.0}}, "Unknown loss term 'infonse'. Did you mean 'infonce'"),
+        ({"terms": {"infonce": 0.0}}, "leaves no loss term"),
+    ],
+)
+def test_unknown_objectives_and_terms_are_named_before_the_first_step(make_task, fields, words):
+    with pytest.raises(ConfigError, match=words):
+        make_task(**fields)

@@ -1,0 +1,130 @@
+"""What a composed-image retriever is: (reference image, text) -> query, image -> gallery vectors, one similarity.
+
+Training, evaluation, the index and the server know this class alone. A new kind is one file that derives from it and
+files a `RetrieverKind` under its name.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cirray.core.errors import ConfigError
+from cirray.core.registry import Registry
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.scoring import score
+from cirray.models.text import TextBatch
+
+NOTHING_MORE = Wanted()
+
+
+class Retriever(nn.Module, ABC):
+    """Over cached tokens of a frozen vision tower (`patches_BPD`); every vector it gives is L2-normalised."""
+
+    kind: str
+    """Name in the registry of kinds; stands in the saved config."""
+    config: Any
+    """Its configuration, with the fields `embed_dim` (width of the vectors) and `similarity` ("dot" or "max_tokens")."""
+    patch_width: int
+    """Width of the frozen tower's tokens."""
+    raw_temperature: nn.Parameter
+    """Temperature of the contrastive loss, one element, before any clamp."""
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """The temperature of the contrastive loss."""
+        return self.raw_temperature[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.raw_temperature.device
+
+    @property
+    def digest(self) -> str:
+        """Digest of configuration, vocabulary and weights: equal for encoders that give equal vectors."""
+        from cirray.models.retriever_files import retriever_digest
+
+        return retriever_digest(self)
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+        """Token ids on the model's device.
+
+        Raises:
+            DataError: for an empty list.
+        """
+
+    @abstractmethod
+    def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """What of the query side does not depend on the text (cacheable), first dimension B."""
+
+    @abstractmethod
+    def compose(self, state: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """Query vectors `[B, D]` of reference states and texts, norm 1."""
+
+    @abstractmethod
+    def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """Gallery tokens `[B, Q, D]`, each of norm 1 (Q = 1 for `similarity: dot`)."""
+
+    @abstractmethod
+    def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
+        """Everything an objective needs, in one call, so that engines see one forward pass.
+
+        Raises:
+            ConfigError: for an output that this kind does not make.
+        """
+
+    def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
+        """Similarities `[B, N]` by the package's one scorer."""
+        return score(query_BD, gallery_NQD)
+
+    def save(self, folder: Path) -> None:
+        """Write configuration, weights (safetensors) and words; `load_retriever` reads them."""
+        from cirray.models.retriever_files import save_retriever
+
+        save_retriever(self, folder)
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What `config.json` holds, plain values; `kind` and `patch_width` are added."""
+
+    @abstractmethod
+    def save_words(self, folder: Path) -> None:
+        """Write the tokenizer's files into an existing folder."""
+
+    @abstractmethod
+    def vocabulary(self) -> Mapping[str, int]:
+        """Word piece -> id; part of the digest."""
+
+    def refuse(self, wanted: Wanted, known: frozenset[str] = frozenset()) -> None:
+        """Refuse further outputs (`Wanted.more`) that are not among the known ones.
+
+        Raises:
+            ConfigError: naming the output and what this kind makes.
+        """
+        unknown = sorted(wanted.more - known)
+        if unknown:
+            makes = f"It makes: {', '.join(sorted(known))}." if known else "It makes none."
+            raise ConfigError(
+                f"A loss term wants the output {unknown[0]!r} of a {self.kind!r} retriever. {makes} Use another term, "
+                "or another encoder."
+            )
+
+
+@dataclass(frozen=True)
+class RetrieverKind:
+    """How retrievers of one kind are made."""
+
+    build: Callable[[Mapping[str, Any], Sequence[str], int, int], Retriever]
+    """(settings, training texts whose words it must know, patch width, seed) -> one with start weights."""
+    load: Callable[[Mapping[str, Any], Path], Retriever]
+    """(saved description, its folder) -> one with any weights, which are then replaced."""
+
+
+KINDS: Registry[RetrieverKind] = Registry("kind of retriever")
+"""Kind -> how it is made."""

@@ -1,0 +1,111 @@
+"""What a loss term is. An objective is a set of terms with weights; a new term is one file and one `register`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from cirray.core.registry import Registry
+from cirray.losses.contrastive import contrastive, contrastive_chunked
+from cirray.losses.duplicates import other_copies
+from cirray.losses.mean import weighted_mean
+from cirray.models.base import Retriever
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.scoring import score
+from cirray.training.config import TrainingConfig
+from cirray.training.gather import Gather
+from cirray.types import Triplet
+
+
+class FeatureLookup(Protocol):
+    """Frozen patch tokens by image id; the feature store is one."""
+
+    def get(self, ids: Sequence[str]) -> np.ndarray:
+        """Tokens `[n, P, D]`, any float type, in the order of `ids`."""
+
+    def __contains__(self, image_id: object) -> bool:
+        """Whether the image has features."""
+
+
+@dataclass(frozen=True)
+class TermSetup:
+    """What a term may prepare itself from, once, before the first step; every rank has its own."""
+
+    retriever: Retriever
+    """With its start weights, on the CPU."""
+    triplets: tuple[Triplet, ...]
+    """All rows that are trained on."""
+    image_ids: tuple[str, ...]
+    """Their images; a batch's keys (`target_key_B`, ...) are places in this list."""
+    features: FeatureLookup
+    config: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the local rows are contrasted with: tokens of all ranks, their image keys, and the rows' positives."""
+
+    tokens_NQD: torch.Tensor
+    positive_B: torch.Tensor
+    hidden_BN: torch.Tensor | None
+
+
+class TermInput:
+    """One step's values; what several terms need is made once."""
+
+    def __init__(self, output: RetrieverOutput, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> None:
+        """Hold the rank's outputs and rows."""
+        self.output, self.batch, self.config, self.gather = output, batch, config, gather
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """Targets of all ranks first, then (improved) the references of all ranks; positives are the own targets."""
+        tokens_NQD, key_N = self.gather.rows(self.output.target_BQD), self.gather.rows(self.batch.target_key_B)
+        rows = self.output.target_BQD.shape[0]
+        positive_B = torch.arange(rows, device=key_N.device) + self.gather.rank * rows
+        if self.output.reference_BQD is not None:
+            tokens_NQD = torch.cat([tokens_NQD, self.gather.rows(self.output.reference_BQD)])
+            key_N = torch.cat([key_N, self.gather.rows(self.batch.reference_key_B)])
+        hidden_BN = other_copies(key_N, positive_B) if self.config.mask_duplicates else None
+        return Candidates(tokens_NQD, positive_B, hidden_BN)
+
+    def contrast(self, query_BD: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+        """Weighted mean over all ranks' rows of InfoNCE against `candidates` (scalar)."""
+        found, tau, chunk = self.candidates, self.output.temperature, self.config.chunk
+        if chunk is None:
+            scores_BN = score(query_BD, found.tokens_NQD)
+            loss_B = contrastive(scores_BN, found.positive_B, tau, found.hidden_BN, smoothing)
+        else:
+            loss_B = contrastive_chunked(
+                score, query_BD, found.tokens_NQD, found.positive_B, tau, found.hidden_BN, smoothing, chunk
+            )
+        return self.mean(loss_B)
+
+    def mean(self, loss_B: torch.Tensor, weight_B: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean of the rows' losses by weight (the batch's, or others); its mean over ranks is that over all rows."""
+        weights = self.batch.weight_B if weight_B is None else weight_B
+        return weighted_mean(loss_B, weights, self.gather.total(weights.sum()) / self.gather.world)
+
+
+class Term(ABC):
+    """One summand of a loss; lives as long as the training."""
+
+    def __init__(self, setup: TermSetup) -> None:
+        """Prepare what does not change from step to step."""
+
+    @classmethod
+    def wanted(cls, config: TrainingConfig) -> Wanted:
+        """The retriever's optional outputs that the term reads."""
+        return Wanted()
+
+    @abstractmethod
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """The term over this rank's rows (scalar); the mean over ranks is the global batch's."""
+
+
+TERMS: Registry[type[Term]] = Registry("loss term")
+"""Name -> term; the name stands in the history and on the curves."""

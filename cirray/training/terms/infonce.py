@@ -1,0 +1,21 @@
+"""The contrastive term L_q2t: every query against the batch's images (InfoNCE; PTHA section 5, SPRC, CLIP4CIR)."""
+
+import torch
+
+from cirray.models.batch import Wanted
+from cirray.training.config import TrainingConfig
+from cirray.training.terms.base import TERMS, Term, TermInput
+
+
+@TERMS.register("infonce")
+class InfoNCE(Term):
+    """-log softmax of the own target's similarity over temperature, with label smoothing where configured."""
+
+    @classmethod
+    def wanted(cls, config: TrainingConfig) -> Wanted:
+        """The references' vectors, where they are candidates."""
+        return Wanted(references=config.negatives == "batch_images")
+
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """Scalar, in nats."""
+        return given.contrast(given.output.query_BD, given.config.label_smoothing)

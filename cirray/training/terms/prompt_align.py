@@ -1,0 +1,25 @@
+"""SPRC's alignment: the mean prototype is drawn to the mean of the learned prompts, which are held fixed."""
+
+import torch
+
+from cirray.losses.prototype import prototype_distance
+from cirray.models.batch import Wanted
+from cirray.training.config import TrainingConfig
+from cirray.training.terms.base import TERMS, Term, TermInput
+
+
+@TERMS.register("prompt_align")
+class PromptAlign(Term):
+    """Mean squared (or cosine) distance of the two means."""
+
+    @classmethod
+    def wanted(cls, config: TrainingConfig) -> Wanted:
+        """The learned prompts, without gradient."""
+        return Wanted(prompts=True)
+
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """Scalar."""
+        assert given.output.prompts_BQW is not None and given.output.prototype_BQW is not None
+        return given.mean(
+            prototype_distance(given.output.prototype_BQW, given.output.prompts_BQW, given.config.prototype_loss)
+        )

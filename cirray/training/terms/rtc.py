@@ -1,0 +1,22 @@
+"""The text-only term L_m2t: the text alone, with learned prompts, against the same images (PTHA section 5; SPRC)."""
+
+import torch
+
+from cirray.models.batch import Wanted
+from cirray.training.config import TrainingConfig
+from cirray.training.terms.base import TERMS, Term, TermInput
+
+
+@TERMS.register("rtc")
+class TextContrast(Term):
+    """InfoNCE of the text-only branch f_m, without label smoothing (SPRC's relative text contrast)."""
+
+    @classmethod
+    def wanted(cls, config: TrainingConfig) -> Wanted:
+        """The text-only query, and the references where they are candidates."""
+        return Wanted(references=config.negatives == "batch_images", text_only=True)
+
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """Scalar, in nats."""
+        assert given.output.text_query_BD is not None
+        return given.contrast(given.output.text_query_BD)
