@@ -95,7 +95,8 @@ class Term(ABC):
     """One summand of a loss; lives as long as the training."""
 
     def __init__(self, setup: TermSetup) -> None:
-        """Prepare what does not change from step to step."""
+        """Prepare what does not change from step to step; here: keep the setup."""
+        self.setup = setup
 
     @classmethod
     def wanted(cls, config: TrainingConfig) -> Wanted:

@@ -193,7 +193,8 @@ def test_terms_of_the_configuration_stand_over_the_objectives_own(make_task, tri
     assert wanted_outputs(config).text_only and not wanted_outputs(other).text_only
     found = loss_of(task, other, triplets[:6])
     assert "rtc" not in found.terms
-    assert float(found.total.detach()) == pytest.approx(float(found.terms["infonce"] + 0.2 * found.terms["two_hop"]), rel=1e-6)
+    total = found.terms["infonce"] + 0.2 * found.terms["two_hop"]
+    assert float(found.total.detach()) == pytest.approx(float(total), rel=1e-6)
 
 
 @pytest.mark.parametrize(
