@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ShapesConfig
-from cirray.models.config import RetrieverConfig
+from cirray.models.config import DualEncoderConfig, RetrieverConfig
 from cirray.pipelines.config import RayConfig
 
 
@@ -27,8 +27,11 @@ class CheckRun(Config):
     """The base retriever: a checkpoint that was not trained on these triplets, e.g. on labelled ones alone."""
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts, made by the checkpoint's vision tower, that hold the triplets' images."""
+    tests: tuple[Literal["rank", "outrank", "direction"], ...] = ("rank",)
+    """What a triplet must pass. rank: its target is found. outrank: its target beats its own reference. direction:
+    its text leads rather from reference to target than back."""
     top_k: int = Field(20, ge=1)
-    """A triplet stays when its target is among the first so many of all their images, its own reference removed."""
+    """`rank`: a triplet stays when its target is among the first so many of all their images, own reference removed."""
     both: bool = True
     """Its reverse twin must stay too, where it has one: texts of one pair are right or wrong together."""
     batch: int = Field(256, ge=1)
@@ -44,6 +47,8 @@ class CheckRun(Config):
     def _named(self) -> "CheckRun":
         if not self.features:
             raise ValueError("features needs at least one artifact")
+        if not self.tests:
+            raise ValueError("tests is empty; name at least one of rank, outrank, direction")
         return self
 
 
@@ -69,6 +74,11 @@ class CompareRun(Config):
     """Row name -> checkpoint artifact, in the order of the table."""
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts of every reference and gallery image."""
+    row_features: dict[str, tuple[str, ...]] = {}
+    """Row name -> features artifacts of its own tower, where they are not `features`."""
+    duals: dict[str, DualEncoderConfig] = {}
+    """Row name -> a dual encoder that is not trained (image + text arithmetic); its tower's features in
+    `row_features`."""
     labels: dict[str, int] = {}
     """Row name -> labelled triplets that the row has seen."""
     triplets: tuple[str, ...] = ()

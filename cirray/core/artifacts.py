@@ -22,9 +22,6 @@ from cirray.core.version import __version__
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 _WHOLE_FILE_BYTES = 64 * 2**20
-_MODEL_KINDS = {
-    "cirray_retriever": "retriever", "cirray_dual_encoder": "retriever", "mtg": "generator", "template": "generator",
-}  # fmt: skip
 _PLACES = ("out", "ray", "pool", "device")
 
 
@@ -41,6 +38,8 @@ class Manifest:
     created: str
     cirray_version: str = __version__
     schema_version: int = SCHEMA_VERSION
+    seconds: float = 0.0
+    """Wall time of the run that finished it; of a resumed one, since it was resumed."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -62,6 +61,7 @@ class Stage:
     config: dict[str, Any]
     inputs: dict[str, str]
     finished: Manifest | None = None
+    begin: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def work_uri(self) -> str:
@@ -92,6 +92,7 @@ class Stage:
             kind=self.kind, config=self.config, inputs=dict(self.inputs), counts=dict(counts),
             metrics=dict(metrics or {}), digest=directory_digest(self.work_uri),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), extra=dict(extra or {}),
+            seconds=round(time.monotonic() - self.begin, 2),
         )  # fmt: skip
         storage.write_bytes(storage.join(self.work_uri, MANIFEST), manifest.to_json().encode())
         if storage.is_local(self.uri):
@@ -180,11 +181,11 @@ def model_folder(folder: Path) -> tuple[Path, str]:
     """
     for place in (folder, folder / "model"):
         try:
-            kind = str(json.loads((place / "config.json").read_text()).get("kind", ""))
+            description = json.loads((place / "config.json").read_text())
         except (OSError, ValueError):
             continue
-        if kind in _MODEL_KINDS:
-            return place, _MODEL_KINDS[kind]
+        if isinstance(description, dict) and "kind" in description:
+            return place, "retriever" if "retriever" in description else "generator"
     raise ArtifactError(
         f"{str(folder)!r} holds no model of cirray's. Give a checkpoint or generator artifact, or an exported folder."
     )

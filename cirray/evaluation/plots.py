@@ -89,14 +89,15 @@ def sweep_plot(trials: Sequence[Mapping[str, Any]], parameters: Sequence[str], m
 
 def data_size_curve(
     series: Mapping[str, Sequence[tuple[float, float, float | None]]], x_label: str = "labelled triplets",
-    y_label: str = "R@1 in %",
+    y_label: str = "R@1 in %", scale: str = "log",
 ) -> "Figure":  # fmt: skip
-    """A figure over the amount of data, one line per method.
+    """A figure over the amount of data (or any other number), one line per method.
 
     Args:
         series: method -> (amount, mean, deviation or None) points; fractions in [0, 1].
-        x_label: what is counted, on a logarithmic axis.
+        x_label: what is counted.
         y_label: what is measured.
+        scale: of the first axis, "log" or "linear".
     """
     figure, axes = _figure(1, f"{y_label} over {x_label}", 6.0, 3.2)
     for colour, (name, points) in zip(_colours(), series.items(), strict=False):
@@ -105,7 +106,7 @@ def data_size_curve(
         axes[0].errorbar(amounts, means, yerr=errors, color=colour, marker="o", markersize=4, linewidth=1.6,
                          capsize=3, label=name)  # fmt: skip
     amounts = sorted({point[0] for points in series.values() for point in points})
-    axes[0].set_xscale("log")
+    axes[0].set_xscale(scale)
     axes[0].set_xticks(amounts, [f"{amount:,g}" for amount in amounts])
     axes[0].minorticks_off()
     _finish(axes[0], x_label, y_label)

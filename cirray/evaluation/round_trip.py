@@ -1,12 +1,15 @@
 """Round-trip check of generated triplets: does a base retriever find the target by the generated text?
 
 A text that tells only part of the change, or a change that never was, leads a retriever that never saw it to other
-images. The check asks for the target's rank among all images of the triplets, own reference removed.
+images. `rank` asks for the target's rank among all images of the triplets, own reference removed; `outrank`, whether
+the target beats the own reference; `direction`, whether the text leads rather from reference to target than back.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cirray.core.progress import Advance, silent
 from cirray.data.benchmark import Protocol
@@ -43,8 +46,59 @@ def round_trip_ranks(
     return result.ranks
 
 
+@dataclass(frozen=True)
+class PairScores:
+    """Similarities of every triplet `[n]`: of (reference, text) to target and to the reference itself, and back."""
+
+    target: np.ndarray
+    reference: np.ndarray
+    back: np.ndarray
+    """Of (target, text) to the reference: high where the text tells the opposite change."""
+
+
+def pair_scores(
+    encoder: ComposedEncoder,
+    features: FeatureLookup,
+    triplets: Sequence[Triplet],
+    *,
+    batch: int = 128,
+    advance: Advance = silent,
+) -> PairScores:
+    """How near a base retriever's queries come to either end of their pair.
+
+    Args:
+        encoder: the base retriever; not one that was trained on these triplets.
+        features: patch tokens of every image.
+        triplets: at least one.
+        batch: triplets per forward pass.
+        advance: progress, one unit per triplet.
+    """
+    parts = []
+    with torch.inference_mode():
+        for begin in range(0, len(triplets), batch):
+            rows = triplets[begin : begin + batch]
+            parts.append(_scores(encoder, features, rows))
+            advance(len(rows))
+    return PairScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _scores(encoder: ComposedEncoder, features: FeatureLookup, rows: Sequence[Triplet]) -> tuple[np.ndarray, ...]:
+    ends = [[row.reference_id for row in rows], [row.target_id for row in rows]]
+    patches = [torch.from_numpy(np.asarray(features.get(ids), dtype=np.float32)) for ids in ends]
+    text = encoder.tokenize([row.modification for row in rows])
+    there, back = (encoder.compose(encoder.encode_reference(item), text) for item in patches)
+    reference, target = (encoder.encode_gallery(item) for item in patches)
+    pairs = ((there, target), (there, reference), (back, reference))
+    return tuple(encoder.score(query, gallery).diagonal().float().cpu().numpy() for query, gallery in pairs)
+
+
 def worse_of_both(triplets: Sequence[Triplet], ranks: np.ndarray) -> np.ndarray:
     """The larger rank of a triplet and its reverse twin (target and reference swapped); its own without a twin."""
+    return np.maximum(ranks, ranks[twins(triplets)])
+
+
+def twins(triplets: Sequence[Triplet]) -> np.ndarray:
+    """Place of every triplet's reverse twin, its own where it has none: int64 `[n]`."""
     places = {(row.reference_id, row.target_id): at for at, row in enumerate(triplets)}
-    twins = [places.get((row.target_id, row.reference_id), at) for at, row in enumerate(triplets)]
-    return np.maximum(ranks, ranks[np.asarray(twins, dtype=np.int64)])
+    found = [places.get((row.target_id, row.reference_id), at) for at, row in enumerate(triplets)]
+    return np.asarray(found, dtype=np.int64)

@@ -91,7 +91,7 @@ class Retriever(nn.Module, ABC):
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What `config.json` holds, plain values; `kind` and `patch_width` are added."""
+        """What `config.json` holds, plain values: `retriever`, the configuration, and what else loading needs."""
 
     @abstractmethod
     def save_words(self, folder: Path) -> None:

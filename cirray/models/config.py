@@ -162,7 +162,8 @@ class DualEncoderConfig(Config):
     """Where the text encoder comes from: a CLIP folder or hub id, a folder of open_clip, or `open_clip:NAME=FILE`;
     empty: one of `text`'s sizes with random weights."""
     fusion: str = "sum"
-    """How image and text vector become the query; a name of the dual heads: sum, combiner, cross_attention."""
+    """How image and text vector become the query: sum, combiner, cross_attention, tirg; without weights: slerp, text,
+    image."""
     embed_dim: int = Field(64, ge=2)
     """Width of the common space; with `source`, its own."""
     text: TextTowerConfig = TextTowerConfig()
@@ -183,6 +184,10 @@ class DualEncoderConfig(Config):
     """Combiner: width of the hidden layers over `embed_dim` (CLIP4CIR: 5120)."""
     head_dropout: float = Field(0.5, ge=0, lt=1)
     """Combiner: dropout on hidden layers (CLIP4CIR: 0.5)."""
+    text_share: float = Field(0.8, ge=0, le=1)
+    """Slerp: how far from the image towards the text the query lies."""
+    tirg_norm: Literal["layer", "batch"] = "layer"
+    """TIRG: layer norm, or the paper's batch norm (a row's query then depends on its batch)."""
     text_length: int = Field(77, ge=2)
     """Longest text in tokens, special ones included."""
     temperature: float = Field(0.01, gt=0)

@@ -16,6 +16,7 @@ from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
+from cirray.models.fusion import arithmetic, tirg  # noqa: F401  (files their heads)
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import backbone_name, find_backbone

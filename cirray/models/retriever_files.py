@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,31 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
 
 
 def retriever_digest(retriever: Retriever) -> str:
-    """32 hex digits over configuration, vocabulary and weights; independent of device and file."""
-    total = hashlib.blake2b(json.dumps(_description(retriever), sort_keys=True).encode(), digest_size=16)
+    """32 hex digits over configuration, vocabulary and weights; independent of device and file.
+
+    Fields that have their default do not enter, so that a field added later leaves older digests as they are.
+    """
+    description = _description(retriever)
+    settings = _changed(description["retriever"], type(retriever.config)().to_dict())
+    said = json.dumps({**description, "retriever": settings}, sort_keys=True)
+    total = hashlib.blake2b(said.encode(), digest_size=16)
     total.update(json.dumps(sorted(retriever.vocabulary().items())).encode())
     for name, tensor in sorted(retriever.state_dict().items()):
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def _changed(tree: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that differ from their defaults, at any depth."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        default = usual.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value, default = _changed(value, default), {}
+        if value != default:
+            found[name] = value
+    return found
 
 
 def _description(retriever: Retriever) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Stage 4b: keep the generated triplets whose target a base retriever finds by the text (round trip). One process."""
+"""Stage 4b: keep the generated triplets that a base retriever confirms (round trip, direction). One process."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
 from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
-from cirray.evaluation.round_trip import round_trip_ranks, worse_of_both
+from cirray.evaluation.round_trip import PairScores, pair_scores, round_trip_ranks, twins, worse_of_both
 from cirray.features.store import FeatureStore
 from cirray.pipelines.evaluate import check_tower
 from cirray.pipelines.judging import text_accuracy
@@ -34,41 +35,72 @@ def run_check(run: CheckRun) -> Manifest:
         return stage.finished
     store = TripletStore.open(run.triplets)
     table = store.table()
-    ranks = _ranks(run, table, features)
-    keep = ranks < run.top_k
+    reasons = _reasons(run, table, features)
+    keep = np.array([reason is None for reason in reasons])
     if not keep.any():
         stage.discard()
         raise GenerationError(
-            f"No triplet of {run.triplets!r} has its target among the first {run.top_k}: the best rank is "
-            f"{int(ranks.min()) + 1}. Raise top_k, or use a better base checkpoint than {run.checkpoint!r}."
+            f"No triplet of {run.triplets!r} passes {' and '.join(run.tests)}; the first one: {reasons[0]}. Raise "
+            f"top_k, ask less, or use a better base checkpoint than {run.checkpoint!r}."
         )
     kept = table.filter(pa.array(keep))
-    write_part(stage.work_uri, "part-00000", kept, _rejected(table, ranks, keep, run.top_k))
+    write_part(stage.work_uri, "part-00000", kept, _rejected(table, reasons))
     metrics = text_accuracy(kept, run.judge) if run.judge else {}
     return stage.publish({"triplets": len(kept), "rejected": int((~keep).sum())}, metrics, dict(store.manifest.extra))
 
 
-def _ranks(run: CheckRun, table: pa.Table, features: FeatureStore) -> np.ndarray:
+def _reasons(run: CheckRun, table: pa.Table, features: FeatureStore) -> list[str | None]:
+    """Why a row does not pass, by the first test it fails, or None."""
     encoder, vision, _ = load_models(run.checkpoint, run.device)
     check_tower(run, features.info.encoder_digest, vision.digest)
     triplets = to_triplets(table)
     images = {image for row in triplets for image in (row.reference_id, row.target_id)}
-    with progress("check texts", len(triplets) + len(images), "images and triplets") as advance:
-        ranks = round_trip_ranks(encoder, features, triplets, batch=run.batch, advance=advance)
-    return worse_of_both(triplets, ranks) if run.both else ranks
+    ranked, scored = "rank" in run.tests, bool({"outrank", "direction"} & set(run.tests))
+    total = ranked * (len(triplets) + len(images)) + scored * len(triplets)
+    reasons: list[str | None] = [None] * len(triplets)
+    with progress("check texts", total, "images and triplets") as advance:
+        if ranked:
+            ranks = round_trip_ranks(encoder, features, triplets, batch=run.batch, advance=advance)
+            _note(reasons, _rank_reasons(worse_of_both(triplets, ranks) if run.both else ranks, run.top_k))
+        if scored:
+            scores = pair_scores(encoder, features, triplets, batch=run.batch, advance=advance)
+            for name in run.tests:
+                if name != "rank":
+                    failed = _failed(name, scores)
+                    both = failed | failed[twins(triplets)] if run.both else failed
+                    _note(reasons, [_WORDS[name] if bad else None for bad in both])
+    return reasons
 
 
-def _rejected(table: pa.Table, ranks: np.ndarray, keep: np.ndarray, top_k: int) -> pa.Table:
-    rows = table.filter(pa.array(~keep))
-    reasons = [f"round trip: its target is number {rank + 1:,}, not among the first {top_k}" for rank in ranks[~keep]]
-    return (
-        rows.append_column("reason", pa.array(reasons, pa.string())).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA)
-    )
+_WORDS = {
+    "outrank": "outrank: its target is not nearer to the query than its own reference",
+    "direction": "direction: the text leads rather from target to reference",
+}
+
+
+def _failed(name: str, scores: PairScores) -> np.ndarray:
+    return scores.target <= (scores.reference if name == "outrank" else scores.back)
+
+
+def _rank_reasons(ranks: np.ndarray, top_k: int) -> list[str | None]:
+    words = "round trip: its target is number {:,}, not among the first {}"
+    return [None if rank < top_k else words.format(int(rank) + 1, top_k) for rank in ranks]
+
+
+def _note(reasons: list[str | None], more: Sequence[str | None]) -> None:
+    """Keep the first reason of each row."""
+    reasons[:] = [first or other for first, other in zip(reasons, more, strict=True)]
+
+
+def _rejected(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
+    rows = table.filter(pa.array([reason is not None for reason in reasons]))
+    told = pa.array([reason for reason in reasons if reason], pa.string())
+    return rows.append_column("reason", told).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA)
 
 
 def _result_config(run: CheckRun) -> dict[str, Any]:
     config = run.to_dict()
-    return {name: config[name] for name in ("top_k", "both")}
+    return {name: config[name] for name in ("tests", "top_k", "both")}
 
 
 def _inputs(run: CheckRun) -> dict[str, str]:

@@ -1,15 +1,19 @@
 """Stage 7 for several models at once: every row of a results table, scored on the same queries, in one report."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.errors import ArtifactError, ConfigError, unknown_name
 from cirray.core.progress import progress
+from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.evaluation.baselines import ImageOnly
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.report import ReportContent, ReportRow, render_table, write_report
 from cirray.evaluation.samples import draw_samples
 from cirray.features.store import FeatureStore
+from cirray.models.dual import build_dual
 from cirray.pipelines.evaluate import read_history
 from cirray.retriever import load_models
 from cirray.runs import CompareRun
@@ -23,15 +27,18 @@ def run_compare(run: CompareRun) -> Manifest:
         Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.
     """
     inputs = {name: read_manifest(uri, "checkpoint").digest for name, uri in run.checkpoints.items()}
+    for name in run.row_features:
+        if name not in (*run.checkpoints, *run.duals):
+            raise ConfigError(unknown_name("row in row_features", name, (*run.checkpoints, *run.duals)))
     stage = open_stage(run.out, "report", run.to_dict(), inputs)
     if stage.finished:
         return stage.finished
     dataset, features = read_dataset(run.data), FeatureStore.open_many(run.features)
     rows = []
-    with progress("evaluate", len(run.checkpoints) + 1, "models") as advance:
-        for name, encoder in _encoders(run, dataset, features):
+    with progress("evaluate", len(run.checkpoints) + len(run.duals) + 1, "models") as advance:
+        for name, encoder, seen in _encoders(run, dataset, features):
             result = evaluate_retriever(
-                encoder, features, dataset.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries
+                encoder, seen, dataset.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries
             )
             headline = next(iter(result.metrics))
             rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
@@ -48,7 +55,22 @@ def run_compare(run: CompareRun) -> Manifest:
     return stage.publish(counts, metrics, {"protocol": rows[0].results[0].protocol, "table": render_table(rows)})
 
 
-def _encoders(run: CompareRun, dataset: Any, features: FeatureStore) -> Any:
-    yield "image only", ImageOnly.fit(features, dataset.gallery_ids)
+def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> Iterator[tuple[str, Any, FeatureStore]]:
+    """Name, encoder and the features of its tower, row by row."""
+    yield "image only", ImageOnly.fit(features, dataset.gallery_ids), features
+
+    def seen(name: str) -> FeatureStore:
+        return FeatureStore.open_many(run.row_features[name]) if name in run.row_features else features
+
+    for name, dual in run.duals.items():
+        store = seen(name)
+        yield name, build_dual(dual, [query.modification for query in dataset.queries], store.shape[1]).eval(), store
     for name, uri in run.checkpoints.items():
-        yield name, load_models(uri)[0]
+        encoder, tower, _ = load_models(uri)
+        store = seen(name)
+        if tower.digest != store.info.encoder_digest:
+            raise ArtifactError(
+                f"Row {name!r} was trained over vision tower {tower.digest[:12]}, the features are those of "
+                f"{store.info.encoder_digest[:12]}. Name its own in row_features."
+            )
+        yield name, encoder, store

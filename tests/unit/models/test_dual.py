@@ -17,7 +17,7 @@ from cirray.models.towers.hf_blip2 import load_vision_tower
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "small_clip.py")))
 TEXTS = ["paint the red circle blue", "remove it", "move the small square"]
-HEADS = ("combiner", "cross_attention", "sum")
+HEADS = ("combiner", "cross_attention", "image", "slerp", "sum", "text", "tirg")
 
 
 def tiny(fusion="sum", **fields):
@@ -147,3 +147,43 @@ def test_open_clip_sources_that_do_not_fit_are_refused_in_words(tmp_path):
     resnet = small.save_open(small.open_model(small.RESNET), tmp_path / "resnet", small.RESNET)
     with pytest.raises(ConfigError, match="needs a plain ViT.*ModifiedResNet"):
         load_vision_tower(resnet).with_tokens("all")
+
+
+def test_tirg_without_its_residual_and_with_an_open_gate_is_the_scaled_image():
+    head, image, text = DUAL_HEADS.get("tirg")(DualEncoderConfig(), 6), torch.randn(4, 6), torch.randn(4, 6)
+    with torch.no_grad():
+        head.weights[1] = 0.0
+        head.gate[-1].weight.zero_()
+        head.gate[-1].bias.fill_(50.0)
+        assert torch.allclose(head(image, image[:, None], text), 4 * image, atol=1e-5)
+        head.gate[-1].bias.fill_(-50.0)
+        assert torch.allclose(head(image, image[:, None], text), torch.zeros(4, 6), atol=1e-5)
+        head.weights[1] = 10.0
+        assert not torch.allclose(head(image, image[:, None], text), torch.zeros(4, 6), atol=1e-2)
+
+
+def test_tirg_with_batch_norm_makes_a_query_depend_on_its_batch_and_layer_norm_does_not():
+    image, text = torch.randn(4, 6), torch.randn(4, 6)
+    for norm, depends in (("batch", True), ("layer", False)):
+        head = DUAL_HEADS.get("tirg")(DualEncoderConfig(tirg_norm=norm), 6)
+        alone, among = head(image[:2], image[:2, None], text[:2]), head(image, image[:, None], text)[:2]
+        assert torch.allclose(alone, among, atol=1e-5) is not depends
+
+
+def test_slerp_keeps_norm_one_and_the_share_of_the_angle():
+    image, text = torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 3.0], [5.0, 0.0]])
+    for share in (0.0, 0.25, 1.0):
+        query = DUAL_HEADS.get("slerp")(DualEncoderConfig(text_share=share), 2)(image, image[:, None], text)
+        assert torch.allclose(query.norm(dim=-1), torch.ones(2), atol=1e-4)
+        assert float(torch.atan2(query[0, 1], query[0, 0])) == pytest.approx(share * torch.pi / 2, abs=1e-3)
+        assert torch.allclose(query[1], torch.tensor([1.0, 0.0]), atol=1e-4)
+
+
+def test_the_heads_of_one_side_ignore_the_other(patches):
+    for fusion, other in (("text", "image"), ("image", "text")):
+        retriever = tiny(fusion)
+        first = retriever.compose(retriever.encode_reference(patches), retriever.tokenize(TEXTS))
+        swapped_image = retriever.compose(retriever.encode_reference(patches.flip(0)), retriever.tokenize(TEXTS))
+        swapped_text = retriever.compose(retriever.encode_reference(patches), retriever.tokenize(TEXTS[::-1]))
+        same, moved = (swapped_image, swapped_text) if other == "image" else (swapped_text, swapped_image)
+        assert torch.equal(first, same) and not torch.allclose(first, moved, atol=1e-3)

@@ -10,7 +10,7 @@ import torch
 
 from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, GenerationError
-from cirray.evaluation.round_trip import round_trip_ranks, worse_of_both
+from cirray.evaluation.round_trip import pair_scores, round_trip_ranks, worse_of_both
 from cirray.features.store import FeatureStore
 from cirray.pipelines import check
 from cirray.runs import CheckRun
@@ -66,11 +66,15 @@ def features(tmp_path):
     return TINY.write_features(tmp_path / "features", vectors)
 
 
+def write_rows(place, rows):
+    stage = open_stage(place, "triplets", {})
+    write_part(stage.work_uri, "part-00000", from_triplets(rows), REJECTED_SCHEMA.empty_table())
+    stage.publish({"triplets": len(rows)}, extra={"generator": "abc"})
+
+
 @pytest.fixture
 def run(tmp_path, features, monkeypatch):
-    stage = open_stage(tmp_path / "synthetic", "triplets", {})
-    write_part(stage.work_uri, "part-00000", from_triplets(TRIPLETS), REJECTED_SCHEMA.empty_table())
-    stage.publish({"triplets": len(TRIPLETS)}, extra={"generator": "abc"})
+    write_rows(tmp_path / "synthetic", TRIPLETS)
     open_stage(tmp_path / "base", "checkpoint", {}).publish({"steps": 1})
     tower = SimpleNamespace(digest="enc")
     monkeypatch.setattr(check, "load_models", lambda *_: (Obedient(), tower, None))
@@ -107,7 +111,9 @@ def test_each_direction_can_be_judged_alone(run, tmp_path):
 
 def test_a_check_that_nothing_passes_leaves_nothing_behind(run, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "round_trip_ranks", lambda *_, **__: np.full(len(TRIPLETS), 4))
-    with pytest.raises(GenerationError, match="among the first 3: the best rank is 5. Raise top_k"):
+    with pytest.raises(
+        GenerationError, match="passes rank; the first one: round trip: its target is number 5.*Raise top_k"
+    ):
         check.run_check(run(top_k=3))
     assert not (tmp_path / "checked").exists()
 
@@ -116,3 +122,30 @@ def test_features_of_another_tower_are_refused(run, monkeypatch):
     monkeypatch.setattr(check, "load_models", lambda *_: (Obedient(), SimpleNamespace(digest="other"), None))
     with pytest.raises(ArtifactError, match="Embed the images with that tower"):
         check.run_check(run())
+
+
+def test_outrank_drops_a_text_that_leads_back_to_its_own_reference(run, tmp_path):
+    rows = [*pair(0, 0, 1, "to 1 then 0", "to 1 then 0")]
+    scores = pair_scores(Obedient(), FeatureStore.open(run().features[0]), rows)
+    assert scores.target.tolist() == [1.0, 0.5] and scores.reference.tolist() == [0.5, 1.0]
+    write_rows(tmp_path / "own", rows)
+    check.run_check(run(triplets=str(tmp_path / "own"), tests=("outrank",), both=False))
+    store = TripletStore.open(tmp_path / "checked")
+    assert ids(store) == ["0a"] and "its own reference" in store.rejected().to_pylist()[0]["reason"]
+
+
+def test_direction_drops_a_text_that_tells_the_opposite_change_and_its_twin_with_it(run, tmp_path):
+    rows = [*pair(0, 0, 1, "to 1", "to 0"), *pair(1, 2, 3, "to 2", "to 2")]
+    write_rows(tmp_path / "own", rows)
+    check.run_check(run(triplets=str(tmp_path / "own"), tests=("direction",)))
+    store = TripletStore.open(tmp_path / "checked")
+    assert ids(store) == ["0a", "0b"]
+    assert {row["reason"].partition(":")[0] for row in store.rejected().to_pylist()} == {"direction"}
+
+
+def test_the_first_test_that_fails_gives_the_reason_and_none_is_refused(run, tmp_path):
+    check.run_check(run(tests=("rank", "outrank"), top_k=2))
+    reasons = [row["reason"] for row in TripletStore.open(tmp_path / "checked").rejected().to_pylist()]
+    assert [reason.partition(":")[0] for reason in reasons] == ["round trip", "round trip"]
+    with pytest.raises(ValueError, match="tests is empty"):
+        run(tests=())

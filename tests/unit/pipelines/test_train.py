@@ -234,7 +234,7 @@ def test_a_clip_folder_is_tower_and_text_encoder_of_a_run(fields, tmp_path):
 
 
 def test_a_dual_encoder_is_refused_beside_a_checkpoint_and_under_ptha(fields, trained, tmp_path):
-    with pytest.raises(ConfigError, match="dual builds a new dual encoder"):
+    with pytest.raises(ConfigError, match="dual builds a new network"):
         run_train(make_run({**fields, "model": {}}, tmp_path / "a", dual=DUAL, init=str(trained[0])))
     with pytest.raises(ConfigError, match="needs prototypes.*lambda_p=0"):
         run_train(make_run({**fields, "model": {}}, tmp_path / "b", dual=DUAL, training={"objective": "ptha"}))

@@ -1,0 +1,210 @@
+"""What a study shows: methods in one table over seeds, expectations confirmed or refuted, curves. Text and page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from cirray.core.version import __version__
+from cirray.evaluation.metrics import Spread, spread
+from cirray.evaluation.plots import inline_svg
+from cirray.evaluation.tables import percent, text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_LEVELS = {"confirmed": "good", "refuted": "bad", "not settled": "fair", "one seed": "fair"}
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One method: every figure (a fraction) as one value per seed."""
+
+    name: str
+    metrics: Mapping[str, tuple[float, ...]]
+    labels: int = 0
+    """Labelled triplets used anywhere on the way."""
+    seconds: tuple[float, ...] = ()
+    """Wall time of all stages it needs beyond the features, per seed."""
+    texts: tuple[float, ...] = ()
+    """Share of exact texts among the generated ones it was trained on, per seed; empty where there are none."""
+    source: str = ""
+    """Paper or idea."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An expectation and what was measured; `differences` are fractions, one per seed, `over` the row compared with."""
+
+    text: str
+    row: str
+    over: str
+    metric: str
+    differences: tuple[float, ...]
+    wanted: tuple[float, ...]
+
+    @property
+    def word(self) -> str:
+        """confirmed: every seed is above what is wanted. refuted: none is. One seed settles nothing."""
+        if len(self.differences) < 2:
+            return "one seed"
+        above = [found > least for found, least in zip(self.differences, self.wanted, strict=True)]
+        return "confirmed" if all(above) else "refuted" if not any(above) else "not settled"
+
+    def line(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.word.upper():<12} {self.text}: {_points(spread(self.differences))} {self.metric} over {self.over!r}"
+        )
+
+
+@dataclass(frozen=True)
+class StudyContent:
+    """All that a study's report shows."""
+
+    title: str
+    rows: tuple[StudyRow, ...]
+    protocol: str
+    seeds: tuple[int, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    figures: Mapping[str, "Figure"] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Words -> page beside this one (the seeds' own reports, with pictures)."""
+
+
+def judge_claim(
+    text: str, row: StudyRow, others: Sequence[StudyRow], metric: str, points: float = 0.0, relative: float = 0.0
+) -> Verdict:
+    """Compare a row, seed by seed, with the best (by mean) of others.
+
+    Args:
+        text: the claim.
+        row: what should be better.
+        others: at least one row.
+        metric: a figure of both.
+        points: wanted advantage in points of a percentage.
+        relative: wanted advantage as a share of the other's figure.
+    """
+    best = max(others, key=lambda item: spread(item.metrics[metric]).mean)
+    pairs = list(zip(row.metrics[metric], best.metrics[metric], strict=True))
+    wanted = tuple(max(points / 100, relative * base) for _, base in pairs)
+    return Verdict(text, row.name, best.name, metric, tuple(own - base for own, base in pairs), wanted)
+
+
+def study_dict(content: StudyContent) -> dict[str, Any]:
+    """JSON-ready: every row with its values and means, every verdict."""
+    return {
+        "title": content.title,
+        "protocol": content.protocol,
+        "seeds": list(content.seeds),
+        "rows": [{**asdict(row), "mean": {k: spread(v).mean for k, v in row.metrics.items()}} for row in content.rows],
+        "claims": [{**asdict(item), "verdict": item.word} for item in content.verdicts],
+        "facts": dict(content.facts),
+    }
+
+
+def render_study(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", "R@10")) -> str:
+    """The table (percent, mean ± sample deviation over seeds), its protocol and the verdicts as text."""
+    lines = [["", *metrics, "labels", "texts exact", "seconds"]]
+    for row in content.rows:
+        cells = [percent(spread(row.metrics[name])) for name in metrics]
+        lines.append([row.name, *cells, f"{row.labels:,}", _share(row.texts), _seconds(row.seconds)])
+    seeds = ", ".join(str(seed) for seed in content.seeds)
+    parts = [text_table(lines, f"{content.title} (seeds {seeds})"), f"Protocol: {content.protocol}."]
+    if content.verdicts:
+        parts += ["", *(item.line() for item in content.verdicts)]
+    return "\n".join(parts)
+
+
+def study_page(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", "R@10")) -> str:
+    """The study as one HTML page without script or outside resource."""
+    style = resources.files("cirray.evaluation").joinpath("templates/report.css").read_text(encoding="utf-8")
+    sections = [
+        '<p class="eyebrow">cirray · composed image retrieval</p>\n'
+        f'<h1>{escape(content.title)}</h1>\n<p class="soft">{escape(content.protocol)}.</p>\n',
+        _table(content, metrics), _links(content), _verdicts(content.verdicts),
+        "".join(_figure(name, figure) for name, figure in content.figures.items()), _facts(content.facts),
+    ]  # fmt: skip
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(content.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{''.join(sections)}</main>\n</body>\n</html>\n"
+    )
+
+
+def _table(content: StudyContent, metrics: Sequence[str]) -> str:
+    best = max(range(len(content.rows)), key=lambda at: spread(content.rows[at].metrics[metrics[0]]).mean)
+    head = "".join(f"<th>{escape(name)}</th>" for name in ["method", *metrics, "labels", "texts exact", "seconds"])
+    body = ""
+    for at, row in enumerate(content.rows):
+        source = f" <small>{escape(row.source)}</small>" if row.source else ""
+        cells = f"<td>{escape(row.name)}{source}</td>"
+        cells += "".join(_cell(spread(row.metrics[name]), name == metrics[0]) for name in metrics)
+        extra = (f"{row.labels:,}", _share(row.texts), _seconds(row.seconds))
+        cells += "".join(f'<td class="dim">{escape(value)}</td>' for value in extra)
+        body += f"<tr{' class=main' if at == best else ''}>{cells}</tr>\n"
+    return (
+        f'<h2>Results over {len(content.seeds)} seed(s)</h2>\n<p class="soft">Percent, mean and sample deviation; '
+        "<b>seconds</b> are all stages a row needs beyond the features.</p>\n"
+        f'<div class="card scroll prose"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table></div>\n"
+    )
+
+
+def _cell(value: Spread, bar: bool) -> str:
+    small = "" if value.deviation is None else f" <small>± {100 * value.deviation:.1f}</small>"
+    attributes = f' class="bar" style="--v:{100 * value.mean:.1f}%"' if bar else ""
+    return f"<td{attributes}>{100 * value.mean:.1f}{small}</td>"
+
+
+def _links(content: StudyContent) -> str:
+    items = " · ".join(f'<a href="{escape(to)}">{escape(words)}</a>' for words, to in content.links.items())
+    return f'<p class="soft" style="margin-top:12px">Queries with pictures: {items}</p>\n' if items else ""
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return ""
+    body = "".join(
+        f'<tr><td><span class="rank {_LEVELS[item.word]}">{item.word}</span> {escape(item.text)}</td>'
+        f"<td>{escape(_points(spread(item.differences)))} {escape(item.metric)}</td>"
+        f'<td class="dim">{escape(item.over)}</td></tr>\n'
+        for item in verdicts
+    )
+    return (
+        '<h2>Expected and measured</h2>\n<p class="soft">Differences seed by seed; confirmed where every seed agrees, '
+        'refuted where none does.</p>\n<div class="card scroll prose"><table>\n'
+        "<thead><tr><th>claim</th><th>measured</th>"
+        f"<th>compared with</th></tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+    )
+
+
+def _figure(name: str, figure: "Figure") -> str:
+    card = f'<figure class="card">{inline_svg(figure, name)}</figure>'
+    return f'<h2>{escape(name)}</h2>\n<div class="figures wide">{card}</div>\n'
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in {"cirray": __version__, **facts}.items()
+    )
+    opening = '<h2>How this was made</h2>\n<details class="card" open><summary>Settings</summary>'
+    return f"{opening}<dl>\n{items}</dl></details>\n"
+
+
+def _points(value: Spread) -> str:
+    deviation = "" if value.deviation is None else f" ± {100 * value.deviation:.1f}"
+    return f"{100 * value.mean:+.1f}{deviation} points of"
+
+
+def _share(values: Sequence[float]) -> str:
+    return percent(spread(values)) if values else ""
+
+
+def _seconds(values: Sequence[float]) -> str:
+    return f"{spread(values).mean:,.0f}" if values else ""

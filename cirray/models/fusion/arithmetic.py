@@ -1,0 +1,55 @@
+"""Heads without weights: what image and text vector say without training, alone or on the arc between them.
+
+`slerp` walks the great circle from the image's to the text's unit vector (spherical linear interpolation):
+q = (sin((1 - a) w) v + sin(a w) t) / sin(w), where w is the angle between the two and a the text's share.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cirray.models.config import DualEncoderConfig
+from cirray.models.fusion.dual import DUAL_HEADS
+
+_SMALL = 1e-4
+
+
+class _NoWeights(nn.Module):
+    """Base of the heads below."""
+
+    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+        """Nothing to build."""
+        super().__init__()
+        self.share = config.text_share
+
+
+@DUAL_HEADS.register("slerp")
+class Slerp(_NoWeights):
+    """The point at `text_share` of the arc from image to text; training-free."""
+
+    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Query `[B, D]`, norm 1; nearly parallel vectors are interpolated on the chord, which is then the arc."""
+        image_BD, text_BD = functional.normalize(image_BD, dim=-1), functional.normalize(text_BD, dim=-1)
+        cosine_B1 = (image_BD * text_BD).sum(dim=-1, keepdim=True).clamp(-1 + 1e-6, 1 - 1e-6)
+        angle_B1 = torch.acos(cosine_B1)
+        arc = torch.sin((1 - self.share) * angle_B1) * image_BD + torch.sin(self.share * angle_B1) * text_BD
+        chord = (1 - self.share) * image_BD + self.share * text_BD
+        return torch.where(torch.sin(angle_B1) < _SMALL, chord, arc / torch.sin(angle_B1))
+
+
+@DUAL_HEADS.register("text")
+class TextAlone(_NoWeights):
+    """The text's vector; the image is ignored."""
+
+    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Query `[B, D]`, not normalised."""
+        return text_BD
+
+
+@DUAL_HEADS.register("image")
+class ImageAlone(_NoWeights):
+    """The reference's vector; the text is ignored."""
+
+    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Query `[B, D]`, not normalised."""
+        return image_BD

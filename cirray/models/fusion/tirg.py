@@ -1,0 +1,41 @@
+"""TIRG's head: the reference passes a gate, a residual adds what the text changes.
+
+Vo et al., "Composing Text and Image for Image Retrieval - An Empirical Odyssey" (CVPR 2019):
+q = w_g sigmoid(gate([v, t])) v + w_r residual([v, t]), scaled by a learned factor. The paper trains it over ResNet-18
+and an LSTM; here it stands over any frozen tower and text encoder, which a result row must say.
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from cirray.models.config import DualEncoderConfig
+from cirray.models.fusion.dual import DUAL_HEADS
+
+
+@DUAL_HEADS.register("tirg")
+class Tirg(nn.Module):
+    """Gate and residual over both vectors; the weights w start at 1 and 10."""
+
+    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+        """Random weights from the global torch generator."""
+        super().__init__()
+        both = 2 * width
+        self.gate = nn.Sequential(_norm(config.tirg_norm, both), nn.ReLU(), nn.Linear(both, width))
+        self.residual = nn.Sequential(
+            _norm(config.tirg_norm, both), nn.ReLU(), nn.Linear(both, both), nn.ReLU(), nn.Linear(both, width)
+        )
+        self.weights = nn.Parameter(torch.tensor([1.0, 10.0]))
+        self.scale = nn.Parameter(torch.tensor([4.0]))
+
+    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Query `[B, D]`, not normalised."""
+        both = torch.cat([image_BD, text_BD], dim=-1)
+        kept, added = torch.sigmoid(self.gate(both)) * image_BD, self.residual(both)
+        return self.scale * (self.weights[0] * kept + self.weights[1] * added)
+
+
+def _norm(kind: Literal["layer", "batch"], width: int) -> nn.Module:
+    """The paper's batch norm, or layer norm, with which a row's query does not depend on its batch."""
+    return nn.BatchNorm1d(width) if kind == "batch" else nn.LayerNorm(width)

@@ -1,0 +1,133 @@
+"""Configuration of a study. A method is a config: stages that name components, and a row that names a stage."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cirray.core.config import Config
+
+Value = str | int | float | bool | None
+
+
+class StageSpec(Config):
+    """One stage: a verb of the command line and the fields that differ from its defaults.
+
+    In `fields`, the text `@NAME` stands for the artifact of stage NAME (`@NAME/part` for a place in it), and `$NAME`
+    for a variable of the study; `$seed` is the seed.
+    """
+
+    verb: str
+    """Verb that runs it: mine, generate, pretrain, finetune, ..."""
+    like: str = ""
+    """A template whose fields are taken first."""
+    fields: dict[str, Any] = {}
+    """Fields of the verb's config, over those of the template."""
+    slots: int = Field(1, ge=1)
+    """Cores it keeps busy."""
+
+
+class RowSpec(Config):
+    """One line of the table."""
+
+    stage: str = ""
+    """Stage that makes the checkpoint."""
+    features: tuple[str, ...] = ()
+    """Features artifacts (`@NAME`) its tower made; empty: the study's."""
+    labelled: bool = True
+    """Whether labelled triplets were used anywhere on the way; the column `labels` says `$labels` or 0."""
+    texts: str = ""
+    """Triplets stage whose share of exact texts stands beside the row."""
+    source: str = ""
+    """Which paper or idea; shown beside the name."""
+    dual: dict[str, Any] | None = None
+    """Instead of `stage`: a dual encoder that is not trained (fields of a `DualEncoderConfig`)."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "RowSpec":
+        if bool(self.stage) == (self.dual is not None):
+            raise ValueError("a row needs a stage, or (untrained) a dual encoder; give one of the two")
+        return self
+
+
+class ClaimSpec(Config):
+    """What a paper leads one to expect: one row above another, tested over the seeds, pair by pair."""
+
+    text: str
+    """The claim in words."""
+    row: str
+    """Row that should be better."""
+    over: tuple[str, ...]
+    """Than the best of these."""
+    metric: str = "R@1"
+    points: float = 0.0
+    """By more than so many points."""
+    relative: float = 0.0
+    """And by more than this share of the other's."""
+
+
+class CurveSpec(Config):
+    """Rows over the values of one variable, all other variables at their defaults."""
+
+    variable: str
+    values: tuple[Value, ...]
+    rows: tuple[str, ...]
+    """Rows drawn."""
+    x_label: str = ""
+    """What the axis says; empty: the variable."""
+    metric: str = "R@1"
+    scale: Literal["log", "linear"] = "log"
+
+
+class StudyRun(Config):
+    """Run the methods of a study over seeds and write one report: table, claims, curves."""
+
+    title: str = "Methods compared"
+    root: str = "~/cirray/compare"
+    """Folder of all artifacts: `seed-N/STAGE`, and the report."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; each has its own world, models and order of rows."""
+    data: dict[str, Any] = {}
+    """Data set whose queries are scored (fields of a `DataConfig`)."""
+    features: tuple[str, ...] = ("@features",)
+    """Features artifacts of its images."""
+    judge: str = ""
+    """Root of a shapes world that judges generated texts (`@world`)."""
+    variables: dict[str, Value] = {}
+    """Variables and their defaults; `labels` is the number of labelled triplets."""
+    templates: dict[str, dict[str, Any]] = {}
+    """Named sets of fields for stages."""
+    stages: dict[str, StageSpec] = {}
+    """Every stage by name."""
+    table: dict[str, RowSpec] = {}
+    """Rows by name, in the table's order; the last one is shown with pictures."""
+    rows: tuple[str, ...] = ()
+    """Only these rows; empty: all."""
+    claims: tuple[ClaimSpec, ...] = ()
+    """Expectations that are confirmed or refuted; those whose rows are not run are left out."""
+    curves: dict[str, CurveSpec] = {}
+    """Curves by name."""
+    curve: tuple[str, ...] = ()
+    """Curves that are run, beside the table; empty: none."""
+    slots: int = Field(2, ge=1)
+    """Cores; stages that do not build on each other run side by side."""
+    ray: bool = True
+    """Run stages as Ray tasks; false: one after another in this process."""
+    out: str = ""
+    """Report artifact (path or URI); empty: `report` below root, with the seeds' names."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "StudyRun":
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one")
+        for kind, names, known in (
+            ("rows", self.rows, self.table),
+            ("curve", self.curve, self.curves),
+            ("curves", [row for item in self.curves.values() for row in item.rows], self.table),
+            ("curves", [item.variable for item in self.curves.values()], self.variables),
+            ("table", [row.stage for row in self.table.values() if row.stage], self.stages),
+            ("stages", [item.like for item in self.stages.values() if item.like], self.templates),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{kind} name {name!r}, which is unknown; known: {', '.join(known) or '(none)'}")
+        return self

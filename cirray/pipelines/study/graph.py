@@ -1,0 +1,152 @@
+"""A study's stages as a graph of runs: references resolved, variables filled in, equal stages shared."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cirray.core import storage
+from cirray.core.config import Config, load_config
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.pipelines.schedule import Node
+from cirray.pipelines.study.config import StageSpec, StudyRun
+
+Find = Callable[[str], tuple[type[Config], str]]
+"""Verb -> (its config class, `module:function` that runs it)."""
+Assignment = Mapping[str, Any]
+
+
+@dataclass
+class Graph:
+    """The runs of one seed, in an order in which each comes after what it reads."""
+
+    run: StudyRun
+    seed: int
+    find: Find
+    nodes: dict[str, Node] = field(default_factory=dict)
+    trail: tuple[str, ...] = ()
+
+    def add(self, stage: str, values: Assignment | None = None) -> str:
+        """Add a stage and all it builds on; returns its name, which says the variables that differ from their default.
+
+        Args:
+            stage: name in the study.
+            values: variables that differ from their defaults.
+
+        Raises:
+            ConfigError: for an unknown stage or variable, a circle, or fields that the verb does not take.
+        """
+        spec = self._spec(stage)
+        name = self.name(stage, values)
+        if name in self.nodes:
+            return name
+        if stage in self.trail:
+            raise ConfigError(f"Stages {' -> '.join([*self.trail, stage])} read each other; break the circle.")
+        inner = Graph(self.run, self.seed, self.find, self.nodes, (*self.trail, stage))
+        fields = self._fields(spec)
+        after = tuple(dict.fromkeys(inner.add(other, values) for other in references(fields)))
+        config_class, function = self.find(spec.verb)
+        tree = {**_as_mapping(self.fill(fields, values)), "out": self.place(stage, values)}
+        if "ray" in config_class.model_fields and (not self.run.ray or _is_training(config_class)):
+            tree["ray"] = {"enabled": False, **tree.get("ray", {})}
+        try:
+            config = load_config(config_class, tree)
+        except ConfigError as error:
+            raise ConfigError(f"Stage {stage!r} of the study: {error}") from None
+        self.nodes[name] = Node(name, function, config, after, spec.slots)
+        return name
+
+    def name(self, stage: str, values: Assignment | None = None) -> str:
+        """`stage`, or `stage@variable=value` where a variable on its way differs from the default."""
+        needed = self.needs(stage)
+        odd = {key: value for key, value in (values or {}).items() if value != self.run.variables.get(key)}
+        told = [f"{key}={odd[key]}" for key in sorted(odd) if key in needed]
+        return "@".join([stage, ",".join(told)]) if told else stage
+
+    def place(self, stage: str, values: Assignment | None = None) -> str:
+        """Artifact of a stage."""
+        return storage.join(seed_root(self.run, self.seed), self.name(stage, values))
+
+    def needs(self, stage: str, trail: tuple[str, ...] = ()) -> frozenset[str]:
+        """Variables that a stage or anything it builds on depends on."""
+        if stage in trail:
+            return frozenset()
+        fields = self._fields(self._spec(stage))
+        inner = (self.needs(other, (*trail, stage)) for other in references(fields))
+        return frozenset(variables(fields)).union(*inner)
+
+    def fill(self, tree: Any, values: Assignment | None = None) -> Any:
+        """Plain values with `@stage` and `$variable` replaced.
+
+        Raises:
+            ConfigError: for an unknown variable.
+        """
+        known = {**self.run.variables, **(values or {}), "seed": self.seed}
+        if isinstance(tree, Mapping):
+            return {key: self.fill(value, values) for key, value in tree.items()}
+        if isinstance(tree, list | tuple):
+            return [self.fill(value, values) for value in tree]
+        if isinstance(tree, str) and tree.startswith("@"):
+            stage, slash, rest = tree[1:].partition("/")
+            return storage.join(self.place(stage, values), rest) if slash else self.place(stage, values)
+        if isinstance(tree, str) and tree.startswith("$"):
+            if tree[1:] not in known:
+                raise ConfigError(unknown_name("variable of the study", tree[1:], known))
+            return known[tree[1:]]
+        return tree
+
+    def closure(self, name: str) -> frozenset[str]:
+        """Names of a run and of all it builds on."""
+        node = self.nodes[name]
+        return frozenset({name}).union(*(self.closure(other) for other in node.after))
+
+    def _spec(self, stage: str) -> StageSpec:
+        if stage not in self.run.stages:
+            raise ConfigError(unknown_name("stage of the study", stage, self.run.stages))
+        return self.run.stages[stage]
+
+    def _fields(self, spec: StageSpec) -> dict[str, Any]:
+        return merged(self.run.templates.get(spec.like, {}), spec.fields)
+
+
+def seed_root(run: StudyRun, seed: int) -> str:
+    """Folder of one seed's artifacts."""
+    return storage.join(run.root, f"seed-{seed}")
+
+
+def references(tree: Any) -> list[str]:
+    """Stages named by `@NAME` anywhere in plain values, each once."""
+    return list(dict.fromkeys(text[1:].partition("/")[0] for text in _texts(tree) if text.startswith("@")))
+
+
+def variables(tree: Any) -> list[str]:
+    """Variables named by `$NAME`, each once; the seed is none."""
+    return [name for name in dict.fromkeys(text[1:] for text in _texts(tree) if text.startswith("$")) if name != "seed"]
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, `over` winning."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _texts(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _texts(value)
+
+
+def _is_training(cls: type[Config]) -> bool:
+    """Whether a run trains: a study has many runs side by side, so each trains in its own process, without workers."""
+    return "training" in cls.model_fields
+
+
+def _as_mapping(tree: Any) -> dict[str, Any]:
+    return dict(tree)

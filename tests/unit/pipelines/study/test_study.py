@@ -1,0 +1,131 @@
+"""A study: references, variables and shared stages, a tiny one from end to end, and what it refuses."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from cirray.cli.compare import find
+from cirray.core.config import load_config, validate
+from cirray.core.errors import ConfigError
+from cirray.pipelines.study.config import StudyRun
+from cirray.pipelines.study.graph import Graph, merged, references, variables
+from cirray.pipelines.study.run import run_study, study_nodes
+
+ROOT = Path(__file__).resolve().parents[4]
+SHIPPED = ROOT / "jobs" / "configs" / "compare-shapes-small-cpu.yaml"
+TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    TINY["make_towers"](root / "towers")
+    sizes = {"labelled_families": 20, "heldout_families": 2, "pool_families": 0, "gallery_references": 4}
+    world, plain = {"data": {"folder": {"root": "@world"}}}, {"objective": "finetune"}
+    training = {"steps": 4, "batch": 8, "log_every": 2, "seed": "$seed"}
+    tree = {
+        "root": str(root / "runs"), "seeds": [0, 1], "ray": False, "data": {"folder": {"root": "@world"}},
+        "variables": {"labels": 40, "width": 8},
+        "templates": {"train": {
+            "data": {"folder": {"root": "@world"}}, "features": ["@features"], "towers": str(root / "towers"),
+            "init": "", "reverse_texts": [], "labels": "$labels", "training": training, "validation": {"queries": 0},
+            "model": {"qformer": {"width": 16, "heads": 2, "queries": 2, "intermediate": 32}, "embed_dim": "$width"},
+        }},
+        "stages": {
+            "world": {"verb": "world", "fields": {"shapes": {**sizes, "seed": "$seed"}}},
+            "features": {"verb": "embed", "fields": {**world, "tower": str(root / "towers")}},
+            "plain": {"verb": "finetune", "like": "train", "fields": {"training": plain}},
+            "other": {"verb": "finetune", "like": "train", "fields": {"training": {**plain, "steps": 6}}},
+        },
+        "table": {"plain": {"stage": "plain", "source": "paper"}, "other": {"stage": "other", "labelled": False}},
+        "claims": [{"text": "longer is better", "row": "other", "over": ["plain"]}],
+        "curves": {"labels": {"variable": "labels", "values": [16, 40], "rows": ["plain"]}},
+        "curve": ["labels"],
+    }  # fmt: skip
+    return validate(StudyRun, tree)
+
+
+def test_references_and_variables_are_found_anywhere_and_templates_are_overridden_leaf_by_leaf():
+    tree = {"a": ["@one/part", {"b": "$two"}], "c": "@three", "d": "$seed", "e": "plain"}
+    assert references(tree) == ["one", "three"] and variables(tree) == ["two"]
+    assert merged({"x": {"y": 1, "z": 2}}, {"x": {"y": 3}}) == {"x": {"y": 3, "z": 2}}
+
+
+def test_a_stage_is_named_by_the_variables_on_its_way_and_shared_where_none_differs(study):
+    graph = Graph(study, 0, find)
+    assert graph.add("plain", {"labels": 40}) == "plain" and graph.add("plain", {"labels": 16}) == "plain@labels=16"
+    assert sorted(graph.nodes) == ["features", "plain", "plain@labels=16", "world"]
+    config = graph.nodes["plain@labels=16"].config
+    assert config.labels == 16 and config.data.folder.root.endswith("seed-0/world") and not config.ray.enabled
+    assert graph.nodes["features"].after == ("world",)
+
+
+def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(study):
+    manifest = run_study(study, find)
+    table = manifest.extra["table"]
+    assert "plain" in table and "image only" in table and "longer is better" in table and "seeds 0, 1" in table
+    out = Path(manifest.extra["out"])
+    found = json.loads((out / "metrics.json").read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["plain"]["labels"] == 40 and rows["other"]["labels"] == 0
+    assert len(rows["plain"]["metrics"]["R@1"]) == 2 and all(seconds > 0 for seconds in rows["plain"]["seconds"])
+    assert found["claims"][0]["verdict"] in ("confirmed", "refuted", "not settled")
+    page = (out / "report.html").read_text()
+    assert "<svg" in page and "Expected and measured" in page and "<script" not in page
+    for link in ("../seed-0/", "../seed-1/"):
+        place = page.split(f'href="{link}')[1].split('"')[0]
+        assert (out / link / place).resolve().is_file()
+    assert (out / "curve-0.png").stat().st_size > 1000
+    before = {path: path.stat().st_mtime_ns for path in Path(study.root).rglob("manifest.json")}
+    again = run_study(study, find)
+    assert again.extra["table"] == table
+    assert {path: path.stat().st_mtime_ns for path in Path(study.root).rglob("manifest.json")} == before
+
+
+def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
+    run = load_config(StudyRun, SHIPPED)
+    names = study_nodes(run, find)
+    assert names.index("features") < names.index("labelled") < names.index("checked") < names.index("pretrained")
+    graph = Graph(run, 0, find)
+    for curve in run.curves.values():
+        for value in curve.values:
+            for row in curve.rows:
+                graph.add(run.table[row].stage, {curve.variable: value})
+    assert {row for claim in run.claims for row in (claim.row, *claim.over)} <= set(run.table)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows": ["plan"]}, "rows name 'plan', which is unknown; known: plain, other"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"curve": ["x"]}, "curve name 'x'"),
+        ({"table": {"plain": {}}}, "a row needs a stage"),
+        (
+            {"stages": {name: {"verb": "finetune", "like": "tran"} for name in ("plain", "other")}},
+            "'tran', which is unk",
+        ),
+    ],
+)
+def test_a_study_that_names_unknown_things_is_refused(study, change, words):
+    with pytest.raises(ConfigError, match=words):
+        validate(StudyRun, {**study.to_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"verb": "finetun"}, "Unknown verb 'finetun'. Did you mean 'finetune'"),
+        ({"verb": "finetune", "fields": {"labls": 3}}, "Stage 'plain' of the study: Unknown config field 'labls'"),
+        ({"verb": "finetune", "fields": {"init": "@nothing"}}, "Unknown stage of the study 'nothing'"),
+        ({"verb": "finetune", "fields": {"labels": "$lables"}}, "Unknown variable of the study 'lables'"),
+        ({"verb": "finetune", "fields": {"init": "@plain"}}, "plain -> plain read each other"),
+    ],
+)
+def test_a_stage_that_cannot_run_is_refused_before_anything_runs(study, spec, words):
+    tree = study.to_dict()
+    tree["stages"]["plain"] = {**spec, "like": ""}
+    with pytest.raises(ConfigError, match=words):
+        study_nodes(validate(StudyRun, tree), find)
