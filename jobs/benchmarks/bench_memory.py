@@ -29,7 +29,8 @@ def main(words: list[str]) -> int:
             largest = sorted(found, reverse=True)[:SHOWN]
         time.sleep(EVERY_S)
     print(f"\n{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
-    print(f"peak memory {peak / 2**30:.2f} GB (PSS) after {when:.0f} of {time.monotonic() - begin:.0f} s; largest then:")
+    total = time.monotonic() - begin
+    print(f"peak memory {peak / 2**30:.2f} GB (PSS) after {when:.0f} of {total:.0f} s; largest then:")
     for size, words_of in largest:
         print(f"  {size / 2**30:6.2f} GB  {words_of[:90]}")
     return command.returncode
