@@ -113,6 +113,33 @@ def data_size_curve(
     return figure
 
 
+def method_plot(values: Mapping[str, Sequence[float]], metric: str = "R@1") -> "Figure":
+    """One line per method: mean with deviation, and every seed as a dot.
+
+    Args:
+        values: method -> one fraction per seed, in the table's order (drawn from top to bottom).
+        metric: what they are.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 0.7 + 0.3 * len(values)), layout="constrained")
+    axis = figure.subplots()
+    for place, (seeds, colour) in enumerate(zip(values.values(), _colours() * len(values), strict=False)):
+        points = 100 * np.asarray(seeds, dtype=float)
+        axis.barh(place, points.mean(), height=0.62, color=colour, alpha=0.25, linewidth=0)
+        axis.scatter(points, np.full(len(points), place), s=16, color=colour, linewidths=0, zorder=3)
+        spread = points.std(ddof=1) if len(points) > 1 else 0.0
+        axis.errorbar(points.mean(), place, xerr=spread, color=colour, capsize=3, linewidth=1.2)
+        axis.annotate(f"{points.mean():.1f}", (max(points.max(), points.mean() + spread), place), xytext=(7, 0),
+                      textcoords="offset points", va="center", color=_INK, fontsize=8)  # fmt: skip
+    axis.set_yticks(range(len(values)), list(values))
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+    _finish(axis, f"{metric} in %", "", legend=False)
+    axis.grid(visible=False, axis="y")
+    return figure
+
+
 def save_figure(figure: "Figure", uri: str | Path) -> None:
     """Write a figure to a path or URI; the suffix (.png, .svg, .pdf) says how."""
     stream = io.BytesIO()

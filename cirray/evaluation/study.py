@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_LEVELS = {"confirmed": "good", "refuted": "bad", "not settled": "fair", "one seed": "fair"}
+_LEVELS = {"confirmed": "good", "refuted": "bad", "not settled": "fair", "no difference": "fair", "one seed": "fair"}
+_SAME = 5e-4
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,15 @@ class Verdict:
         """confirmed: every seed is above what is wanted. refuted: none is. One seed settles nothing."""
         if len(self.differences) < 2:
             return "one seed"
+        if max(abs(found) for found in self.differences) < _SAME:
+            return "no difference"
         above = [found > least for found, least in zip(self.differences, self.wanted, strict=True)]
         return "confirmed" if all(above) else "refuted" if not any(above) else "not settled"
 
     def line(self) -> str:
         """One line for people."""
         return (
-            f"{self.word.upper():<12} {self.text}: {_points(spread(self.differences))} {self.metric} over {self.over!r}"
+            f"{self.word.upper():<14} {self.text}: {_points(spread(self.differences))} {self.metric} over {self.over!r}"
         )
 
 

@@ -12,7 +12,8 @@ from cirray.core.artifacts import Manifest, is_complete, open_stage, read_manife
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.evaluation.metrics import spread
-from cirray.evaluation.plots import data_size_curve, save_figure
+from cirray.evaluation.plots import data_size_curve, method_plot, save_figure
+from cirray.evaluation.report import file_name
 from cirray.evaluation.study import StudyContent, StudyRow, Verdict, judge_claim, render_study, study_dict, study_page
 from cirray.pipelines.config import RayConfig
 from cirray.pipelines.resources import cluster
@@ -64,7 +65,8 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
     everything = [*main, *(item for points in curves.values() for point in points for item in point)]
     _run(run, graphs, {item.node.name: item for item in everything})
     rows = {name: _row(name, main) for name in (IMAGE_ONLY, *names)}
-    figures = {_curve_title(run.curves[name]): _curve(run.curves[name], points) for name, points in curves.items()}
+    figures = {"R@1 by method": method_plot({name: row.metrics["R@1"] for name, row in rows.items()})}
+    figures |= {_curve_title(run.curves[name]): _curve(run.curves[name], points) for name, points in curves.items()}
     content = StudyContent(
         run.title, tuple(rows.values()), _result(main[0]).extra["protocol"], run.seeds, _verdicts(run, rows), figures,
         _facts(run), {f"seed {item.graph.seed}": _link(run, item) for item in main},
@@ -250,8 +252,8 @@ def _publish(run: StudyRun, content: StudyContent, scorings: list[Scoring]) -> M
     (stage.local / "metrics.json").write_text(json.dumps(study_dict(content), indent=2) + "\n", encoding="utf-8")
     (stage.local / "table.txt").write_text(table + "\n", encoding="utf-8")
     (stage.local / "report.html").write_text(study_page(content), encoding="utf-8")
-    for number, figure in enumerate(content.figures.values()):
-        save_figure(figure, stage.local / f"curve-{number}.png")
+    for name, figure in content.figures.items():
+        save_figure(figure, stage.local / f"{file_name(name)}.png")
     metrics = {row.name: {key: spread(values).mean for key, values in row.metrics.items()} for row in content.rows}
     counts = {"rows": len(content.rows), "seeds": len(run.seeds), "claims": len(content.verdicts)}
     return stage.publish(counts, metrics, {"table": table, "out": out})

@@ -67,3 +67,10 @@ def test_importing_the_plots_loads_no_plotting_library():
     code = "import sys, cirray.evaluation.plots, cirray.evaluation.report; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_methods_stand_from_top_to_bottom_with_their_means():
+    figure = plots.method_plot({"old": [0.4, 0.42], "new": [0.6]})
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["old", "new"] and axis.yaxis_inverted()
+    assert [text.get_text() for text in axis.texts] == ["41.0", "60.0"]

@@ -37,3 +37,7 @@ def test_table_and_page_say_the_same_and_escape_names():
     assert (
         "&lt;new&gt;" in page and "<new>" not in page and "A &amp; B" in page and 'href="../seed-0/report.html"' in page
     )
+
+
+def test_equal_figures_are_no_difference_and_not_a_refutation():
+    assert judge_claim("new wins", NEW, [row("same", 0.45, 0.46, 0.42)], "R@1").word == "no difference"
