@@ -66,12 +66,14 @@ class ClaimSpec(Config):
 
 
 class CurveSpec(Config):
-    """Rows over the values of one variable, all other variables at their defaults."""
+    """Rows over the values of one variable, the other variables at their defaults or at fixed values."""
 
     variable: str
     values: tuple[Value, ...]
     rows: tuple[str, ...]
     """Rows drawn."""
+    at: dict[str, Value] = {}
+    """Values of other variables on this curve."""
     x_label: str = ""
     """What the axis says; empty: the variable."""
     metric: str = "R@1"
@@ -123,7 +125,7 @@ class StudyRun(Config):
             ("rows", self.rows, self.table),
             ("curve", self.curve, self.curves),
             ("curves", [row for item in self.curves.values() for row in item.rows], self.table),
-            ("curves", [item.variable for item in self.curves.values()], self.variables),
+            ("curves", [name for item in self.curves.values() for name in (item.variable, *item.at)], self.variables),
             ("table", [row.stage for row in self.table.values() if row.stage], self.stages),
             ("stages", [item.like for item in self.stages.values() if item.like], self.templates),
         ):

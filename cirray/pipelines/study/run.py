@@ -58,9 +58,9 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
     graphs = [Graph(run, seed, find) for seed in run.seeds]
     main = [_scoring(graph, names, {}) for graph in graphs]
     curves = {
-        name: [[_scoring(graph, run.curves[name].rows, {run.curves[name].variable: value}) for graph in graphs]
-               for value in run.curves[name].values]
-        for name in run.curve
+        name: [[_scoring(graph, spec.rows, {**spec.at, spec.variable: value}) for graph in graphs]
+               for value in spec.values]
+        for name, spec in ((name, run.curves[name]) for name in run.curve)
     }  # fmt: skip
     everything = [*main, *(item for points in curves.values() for point in points for item in point)]
     _run(run, graphs, {item.node.name: item for item in everything})
@@ -158,7 +158,9 @@ class Ledger:
 
 
 def _digest(node: Node) -> str:
-    return stable_id("stage", node.run, node.config.to_yaml())
+    """Over what differs from the defaults, so that a field added in a later version does not undo what is done."""
+    told = node.config.model_dump(mode="json", exclude_defaults=True)
+    return stable_id("stage", node.run, json.dumps(told, sort_keys=True))
 
 
 def _seeded(name: str, graph: Graph) -> str:
