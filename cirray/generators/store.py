@@ -25,11 +25,13 @@ from cirray.generators.template import TemplateGenerator
 from cirray.generators.writer import TextWriter
 from cirray.models.quiet import quiet
 from cirray.models.text import load_tokenizer
-from cirray.models.towers.language import load_language_model
+from cirray.models.towers.config import FrozenLanguageConfig
+from cirray.models.towers.language import language_dtype, load_language_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KINDS = ("mtg", "template")
 _PRESETS = ("greedy", "paper", "long", "diverse")
+_HELD = tuple(FrozenLanguageConfig.model_fields)
 
 
 def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
@@ -71,8 +73,8 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **opt
         folder: local folder written by `save_generator` or `save_template`.
         device: where it runs.
         seed: of sampled decoding.
-        options: `preset` ("greedy", "paper", "long", "diverse"), `directions` ("both", "forward"), and any field of
-            `DecodingConfig`.
+        options: `preset` ("greedy", "paper", "long", "diverse"), `directions` ("both", "forward"), `language_dtype` and
+            `language_quantization` (`FrozenLanguageConfig`), and any field of `DecodingConfig`.
 
     Raises:
         ArtifactError: when the folder holds no complete generator or its language model has another vocabulary.
@@ -81,13 +83,21 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **opt
     description = _read_description(Path(folder))
     if description["kind"] == "template":
         return TemplateGenerator(description["template"], seed)
+    held = validate(FrozenLanguageConfig, {name: options.pop(name) for name in _HELD if name in options})
     decoding, directions = _decoding(options)
-    model = load_model(folder).to(device)
+    model = load_model(folder, held, device).to(device)
     return TextWriter(model, decoding, directory_digest(folder), seed, directions)
 
 
-def load_model(folder: str | Path) -> ModificationTextModel:
+def load_model(
+    folder: str | Path, held: FrozenLanguageConfig | None = None, device: str = "cpu"
+) -> ModificationTextModel:
     """The network alone, for evaluation or further training.
+
+    Args:
+        folder: as `load_generator`.
+        held: type of the language model's weights; fp32 by default.
+        device: where quantised weights go.
 
     Raises:
         ArtifactError: as `load_generator`.
@@ -96,7 +106,9 @@ def load_model(folder: str | Path) -> ModificationTextModel:
     description = _read_description(root)
     config = validate(GeneratorConfig, description["generator"])
     where = description["language_model"]
-    language = load_language_model(root / "lm" if where == "lm" else where)
+    held = held or FrozenLanguageConfig()
+    source = root / "lm" if where == "lm" else where
+    language = load_language_model(source, language_dtype(held.language_dtype), held.language_quantization, device)
     if language.vocabulary_hash != description["vocabulary_hash"]:
         raise ArtifactError(
             f"The language model at {where!r} has vocabulary {language.vocabulary_hash}, "

@@ -53,17 +53,26 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
         raise ArtifactError(
             f"{str(folder)!r} holds no readable retriever ({reason}). Give a checkpoint's model folder."
         ) from None
-    kind = str(description.get("kind"))
-    if kind not in _BUILDERS:
-        raise ArtifactError(f"{str(path / CONFIG)!r} describes {kind!r}, not a {KIND} or {DUAL_KIND}.")
     with torch.random.fork_rng(devices=[]):
-        retriever = _BUILDERS[kind](description, path)
+        retriever = build_described(description, path)
     try:
         retriever.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(f"The weights in {str(folder)!r} do not fit its config: {reason}") from None
     return retriever.to(device).eval()
+
+
+def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
+    """The retriever that a folder's `config.json` describes, with random weights and the folder's tokenizer.
+
+    Raises:
+        ArtifactError: when it describes something else.
+    """
+    kind = str(description.get("kind"))
+    if kind not in _BUILDERS:
+        raise ArtifactError(f"{str(folder / CONFIG)!r} describes {kind!r}, not a {KIND} or {DUAL_KIND}.")
+    return _BUILDERS[kind](description, folder)
 
 
 def _build_qformer(description: Mapping[str, Any], path: Path) -> QFormerRetriever:

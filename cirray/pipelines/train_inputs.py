@@ -10,7 +10,6 @@ from cirray.core.artifacts import localize, read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
-from cirray.features.store import FeatureStore
 from cirray.models.composed import build_retriever
 from cirray.models.dual import build_dual
 from cirray.models.retriever_files import Retriever, load_retriever
@@ -20,6 +19,7 @@ from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.generator import select_labels
+from cirray.pipelines.live import Features, live_digests
 from cirray.triplets.store import TripletStore, attach_reverse
 from cirray.types import Query, Triplet, stable_id
 
@@ -64,6 +64,8 @@ def read_inputs(run: TrainRun) -> TrainInputs:
 def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
     """Name -> digest of everything the run reads."""
     digests = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
+    if not run.features:
+        digests |= live_digests(run)
     digests |= {f"triplets {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.triplets)}
     digests |= {f"reverse {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.reverse_texts)}
     if run.init:
@@ -101,7 +103,7 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     return retriever
 
 
-def load_tower(run: TrainRun, features: FeatureStore) -> VisionTower:
+def load_tower(run: TrainRun, features: Features) -> VisionTower:
     """The vision tower that made the features: it goes into the checkpoint, which can then encode images.
 
     Raises:
