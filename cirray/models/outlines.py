@@ -1,15 +1,18 @@
-"""Modules of a source's sizes without its weights, for planning: build them under `FakeTensorMode` or on `meta`.
+"""Modules of a source's sizes without its weights, for planning; build them under `weightless`.
 
 Sizes come from a folder's own configuration, or from the table of published ones here, so that a run can be planned
 before anything was downloaded.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +27,7 @@ from transformers import (
     LlamaConfig,
     T5Config,
 )
+from transformers.initialization import no_init_weights
 
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.storage import local_path
@@ -40,6 +44,22 @@ BERT_WORDS = 30523
 """Rows of BLIP-2's word table: bert-base-uncased with LAVIS' [DEC]."""
 _WHOLE = ("blip-2", "instructblip")
 _ASSETS = {"vision": SHAPES_VISION, "language": SHAPES_LANGUAGE}
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Tensors made inside have shapes and types and no memory; start weights are not drawn.
+
+    What is nowhere need not be moved: `Module.to`, which peft calls on its adapters, and which fails on weightless
+    parameters, returns the module as it is.
+    """
+    moved = nn.Module.to
+    nn.Module.to = lambda module, *places, **options: module  # type: ignore[assignment, method-assign]
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
+            yield
+    finally:
+        nn.Module.to = moved  # type: ignore[method-assign]
 
 
 class Words:

@@ -1,13 +1,13 @@
 """One training step or forward pass on tensors without memory: what it would save, hold at most, and compute.
 
-The real modules run under torch's `FakeTensorMode`: every operator tells the shapes it would return, nothing is
+The real modules run under `cirray.models.outlines.weightless`: every operator tells the shapes it would return, nothing is
 allocated and no weight exists. Sizes are those of a CPU run; `gpu=True` follows a GPU where the two differ (attention
 with dropout keeps no matrix of weights there, and LayerNorm under bf16 autocast works in fp32).
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -28,19 +27,15 @@ Loss = Callable[[], torch.Tensor]
 class Trace:
     """Bytes that the backward pass waits for, most bytes alive at once beside the weights, floating-point operations.
 
-    `saved` counts every storage once, without weights and inputs; `peak` includes gradients as they appear.
+    `saved` counts every storage once, without weights and inputs; `peak` includes gradients as they appear. `kernels`
+    operators made new tensors, `written` bytes in all.
     """
 
     saved: int
     peak: int
     flops: int
-
-
-@contextmanager
-def weightless() -> Iterator[None]:
-    """Tensors made inside have shapes and types, and no memory."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    kernels: int = 0
+    written: int = 0
 
 
 def trace_step(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = False, gpu: bool = True) -> Trace:
@@ -63,9 +58,9 @@ def trace_step(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = Fa
                 value = loss()
             value.backward()
 
-        peak, flops = _measured(step, modules, inputs)
+        alive, flops = _measured(step, modules, inputs)
     modules.zero_grad(set_to_none=True)
-    return Trace(saved, peak, flops)
+    return Trace(saved, alive.peak, flops, alive.kernels, alive.written)
 
 
 def trace_forward(forward: Callable[[], Any], modules: nn.Module, inputs: Any = (), gpu: bool = True) -> Trace:
@@ -74,8 +69,8 @@ def trace_forward(forward: Callable[[], Any], modules: nn.Module, inputs: Any = 
         if gpu:
             stack.enter_context(_GpuRules(False))
         stack.enter_context(torch.no_grad())
-        peak, flops = _measured(forward, modules, inputs)
-    return Trace(0, peak, flops)
+        alive, flops = _measured(forward, modules, inputs)
+    return Trace(0, alive.peak, flops, alive.kernels, alive.written)
 
 
 def saved_bytes(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = False) -> int:
@@ -98,12 +93,12 @@ def saved_bytes(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = F
     return sum(storage.nbytes() for storage in found.values())
 
 
-def _measured(work: Callable[[], Any], modules: nn.Module, inputs: Any) -> tuple[int, int]:
+def _measured(work: Callable[[], Any], modules: nn.Module, inputs: Any) -> tuple["_Alive", int]:
     tracker = _Alive(_storages(modules, inputs))
     counter = FlopCounterMode(display=False)
     with tracker, counter:
         work()
-    return tracker.peak, int(counter.get_total_flops())
+    return tracker, int(counter.get_total_flops())
 
 
 def _storages(modules: nn.Module, inputs: Any) -> dict[int, torch.UntypedStorage]:
@@ -130,7 +125,7 @@ class _Alive(TorchDispatchMode):
     def __init__(self, outside: Mapping[int, torch.UntypedStorage]) -> None:
         super().__init__()
         self._outside, self._live = outside, dict[int, int]()
-        self._now = self.peak = 0
+        self._now = self.peak = self.kernels = self.written = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -145,6 +140,7 @@ class _Alive(TorchDispatchMode):
             return
         self._live[key] = storage.nbytes()
         self._now += self._live[key]
+        self.kernels, self.written = self.kernels + 1, self.written + self._live[key]
         self.peak = max(self.peak, self._now)
         weakref.finalize(storage, partial(self._drop, key))
 

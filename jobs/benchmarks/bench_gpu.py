@@ -27,6 +27,7 @@ from cirray.generators.writer import TextWriter
 from cirray.models.batch import RetrievalBatch
 from cirray.models.composed import QFormerRetriever
 from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
+from cirray.models.outlines import weightless
 from cirray.models.text import build_tokenizer
 from cirray.models.towers.config import LanguageModelConfig
 from cirray.models.towers.hf_blip2 import VisionTower, build_vision_tower
@@ -40,7 +41,7 @@ from cirray.training.generation import GeneratorTask
 from cirray.training.objectives import retrieval_loss
 from cirray.training.retrieval import RetrievalTask
 from cirray.training.torch_engine import TorchEngine
-from cirray.training.tracing import weightless
+
 from cirray.types import Pair, Triplet
 
 GIB = 2**30
@@ -259,7 +260,8 @@ def train_row(
     card = GPUS[bench.gpu]
     floor = counter.get_total_flops() / (card.tflops * 1e12)
     say(f"\n| {name} | |\n|---|---|")
-    say(f"| samples/s | {config.batch / seconds:,.1f} |\n| TFLOP/s | {counter.get_total_flops() / seconds / 1e12:.1f} |")
+    speed = counter.get_total_flops() / seconds / 1e12
+    say(f"| samples/s | {config.batch / seconds:,.1f} |\n| TFLOP/s | {speed:.1f} |")
     say(f"| of the floor at {card.tflops:g} TFLOP/s | {floor / seconds:.1%} |\n| peak GiB | {_peak(bench):.3f} |")
     if loss is None:
         planned = estimate(bench, config)

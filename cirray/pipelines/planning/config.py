@@ -44,7 +44,9 @@ class PlanConfig(Config):
     utilisation: float = Field(0.4, gt=0, le=1)
     """Share of the products that training and encoding reach (a statement; large matrices reach 0.3 to 0.5)."""
     traffic: float = Field(0.7, gt=0, le=1)
-    """Share of the memory traffic that decoding reaches (a statement)."""
+    """Share of the memory traffic that is reached (a statement)."""
+    launch_us: float = Field(6.0, gt=0)
+    """Microseconds that Python needs to start a kernel: the floor of small batches (a statement; 5 to 10)."""
     reserve_gib: float = Field(2.0, ge=0)
     """Memory of the CUDA context, library workspaces and fragmentation."""
     samples_per_second: float | None = Field(None, gt=0)
@@ -81,6 +83,19 @@ class PlanConfig(Config):
         return Gpu(
             self.memory_gib or stated.memory_gib, self.bandwidth or stated.bandwidth, self.tflops or stated.tflops
         )
+
+    def seconds(self, flops: float, written: float, kernels: float, bf16: bool = True) -> float:
+        """Time of a pass: products and traffic one after the other, or starting its kernels, whichever is longer.
+
+        Args:
+            flops: floating-point operations of matrix products; in fp32 they run as tf32 at half the rate.
+            written: bytes that operators write; they read as many.
+            kernels: operators.
+            bf16: products in 16 bits.
+        """
+        products = flops / (self.card.tflops * 1e12 * self.utilisation * (1.0 if bf16 else 0.5))
+        traffic = 2 * written / (self.card.bandwidth * 1e12 * self.traffic)
+        return max(products + traffic, kernels * self.launch_us * 1e-6)
 
 
 class PlanRun(Config):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from cirray.generators.mtg import ModificationTextModel
+from cirray.models.outlines import weightless
 from cirray.pipelines.config import EmbedRun, GenerateRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inputs import Beside, image_count, pair_count, tokens_of, tower_of
@@ -12,12 +13,10 @@ from cirray.pipelines.planning.memory import cache_bytes, count_weights, feature
 from cirray.pipelines.planning.models import written_generator
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
 from cirray.pipelines.planning.steps import Tokens
-from cirray.training.tracing import Trace, trace_forward, weightless
+from cirray.training.tracing import Trace, trace_forward
 
 _CACHED_IMAGES = 20_000
 """`TextWriter` keeps the soft tokens of so many images on the device."""
-_FP32_SHARE = 0.5
-"""Products in fp32 run as tf32 at half the bf16 rate at best."""
 
 
 def plan_embed(run: EmbedRun, plan: PlanConfig, beside: Beside) -> PlanReport:
@@ -34,7 +33,10 @@ def plan_embed(run: EmbedRun, plan: PlanConfig, beside: Beside) -> PlanReport:
     images, told = (plan.images, "plan.images") if plan.images else image_count(run.data)
     actors = run.pool.size
     total = weights.frozen_bytes + trace.peak + pixels.numel()
-    rate, source = _rate(plan, trace.flops / run.batch, actors, fp32=True)
+    rate, source = plan.samples_per_second, "plan.samples_per_second"
+    if rate is None:
+        rate = actors * run.batch / plan.seconds(trace.flops, trace.written, trace.kernels, bf16=False)
+        source = f"estimate: {plan.utilisation:.0%} of the products in tf32, memory traffic"
     disk = feature_bytes(images, tower.num_tokens, tower.width, run.shard_rows) if images else None
     sections = {
         "tower": (
@@ -88,9 +90,10 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: Beside) -> PlanRep
     # A reordered cache is copied layer by layer: one layer more than its size.
     steps = cache + cache // max(int(settings.num_hidden_layers), 1) + logits
     total = kept + soft + max(trace.peak, steps)
-    step_s = _step_seconds(plan, kept, cache, weights.frozen + weights.trained, rows)
-    batch_s = _prefix_seconds(plan, trace, element) + plan.answer_tokens * step_s
-    rate, source = decoding.batch / ways / batch_s * run.pool.size, "floor of the products and of memory traffic"
+    step_s = _step_seconds(plan, kept, cache, weights.frozen + weights.trained, rows, trace.kernels)
+    read_s = plan.seconds(trace.flops, trace.written, trace.kernels, element == 2)
+    batch_s = read_s + plan.answer_tokens * step_s
+    rate, source = decoding.batch / ways / batch_s * run.pool.size, "estimate: prompt pass, then steps of decoding"
     if plan.samples_per_second:
         rate, source = plan.samples_per_second, "plan.samples_per_second"
     sections = {
@@ -121,7 +124,7 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: Beside) -> PlanRep
 
 def trace_prefix(model: ModificationTextModel, tokens: Tokens, rows: int) -> tuple[int, Trace]:
     """Length of the prompt, and the trace of reading it: Q-Former passes and the language model's first step."""
-    model.eval()
+    model.eval().requires_grad_(False)
     reference_BPD, target_BPD = (torch.zeros(rows, tokens.count, tokens.width) for _ in range(2))
     lengths: list[int] = []
 
@@ -142,22 +145,10 @@ def _remedies(run: GenerateRun, batch: int) -> list[str]:
     return [*wider, f"decoding.batch={max(batch // 2, 1)}"]
 
 
-def _step_seconds(plan: PlanConfig, weights: int, cache: int, parameters: int, rows: int) -> float:
-    """One decoding step: as long as reading weights and cache, or as computing, whichever is longer."""
+def _step_seconds(plan: PlanConfig, weights: int, cache: int, parameters: int, rows: int, kernels: int) -> float:
+    """One decoding step: reading weights and cache, or computing, or starting its kernels, whichever is longest."""
     traffic = (weights + cache) / (plan.card.bandwidth * 1e12 * plan.traffic)
-    return max(traffic, 2.0 * parameters * rows / (plan.card.tflops * 1e12 * plan.utilisation))
-
-
-def _prefix_seconds(plan: PlanConfig, trace: Trace, element: int) -> float:
-    share = 1.0 if element == 2 else _FP32_SHARE
-    return trace.flops / (plan.card.tflops * 1e12 * plan.utilisation * share)
-
-
-def _rate(plan: PlanConfig, operations: float, actors: int, fp32: bool) -> tuple[float, str]:
-    if plan.samples_per_second:
-        return plan.samples_per_second, "plan.samples_per_second"
-    products = plan.card.tflops * 1e12 * plan.utilisation * (_FP32_SHARE if fp32 else 1.0)
-    return actors * products / max(operations, 1), f"{plan.utilisation:.0%} of the products, half in tf32"
+    return max(traffic, plan.seconds(2.0 * parameters * rows, 0, kernels))
 
 
 def _fits(total: int, plan: PlanConfig, *remedies: str) -> tuple[str, ...]:

@@ -14,12 +14,12 @@ from cirray.core.config import Config, load_config
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
-from cirray.models.outlines import outline_tower
+from cirray.models.outlines import outline_tower, weightless
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.steps import Tokens
-from cirray.training.tracing import weightless
+
 
 TRIPLETS = {"cirr": 28_225, "fashioniq": 18_000}
 """Training triplets as published (Liu et al. 2021, table 2; Wu et al. 2021: 5,985 + 5,988 + 6,027)."""

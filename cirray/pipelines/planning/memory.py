@@ -58,7 +58,7 @@ def training_states(weights: Weights, config: LoopConfig, world: int) -> States:
     """What an engine holds between and during steps (Rajbhandari et al., "ZeRO", 2020, figure 1, for fp32 weights).
 
     torch: weights, gradients, AdamW's two moments and a counter of four bytes a tensor, all whole on every GPU.
-    DeepSpeed shares moments and an fp32 copy of the weights from stage 1 on, gradients from stage 2, weights from stage 3.
+    DeepSpeed shares moments and an fp32 copy of the weights from stage 1, gradients from stage 2, weights from stage 3.
     """
     moments = 2 * _MOMENTS * weights.trained + 4 * weights.tensors
     whole = weights.trained_bytes + weights.frozen_bytes

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from cirray.models.outlines import weightless
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.pipelines.config import GeneratorRun, TrainRun
 from cirray.pipelines.planning.config import PlanConfig
@@ -13,7 +14,7 @@ from cirray.pipelines.planning.memory import count_weights
 from cirray.pipelines.planning.models import generator_of, retriever_of
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
 from cirray.pipelines.planning.steps import Counted, Tokens, count_generator, count_retriever
-from cirray.training.tracing import trace_forward, weightless
+from cirray.training.tracing import trace_forward
 
 _LIVE_BATCH = 64
 """`LiveFeatures` encodes so many images at once."""
@@ -123,9 +124,9 @@ def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line
     loop = counted.loop
     rate, origin = plan.samples_per_second, "plan.samples_per_second"
     if rate is None:
-        products = plan.card.tflops * 1e12 * plan.utilisation * (1.0 if counted.bf16 else 0.5)
-        rate = counted.rows * counted.world * products / max(counted.trace.flops, 1)
-        origin = f"{plan.utilisation:.0%} of {plan.card.tflops:g} TFLOP/s{'' if counted.bf16 else ', half in tf32'}"
+        trace = counted.trace
+        rate = counted.rows * counted.world / plan.seconds(trace.flops, trace.written, trace.kernels, counted.bf16)
+        origin = f"estimate: {plan.utilisation:.0%} of the products, memory traffic, {trace.kernels:,} kernels a step"
     samples = loop.steps * loop.batch
     read = rate * counted.batch_bytes / counted.rows
     epochs, seen = None, "rows are not known; set plan.rows"
@@ -146,7 +147,10 @@ def _with_tower(counted: Counted, tower: VisionTower) -> Counted:
     pixels = torch.zeros(_LIVE_BATCH, tower.image_size, tower.image_size, 3, dtype=torch.uint8)
     live = trace_forward(lambda: tower(pixels), tower, pixels)
     flops = counted.trace.flops + live.flops * 2 * counted.rows // _LIVE_BATCH
-    trace = replace(counted.trace, flops=flops)
+    passes = 2 * counted.rows / _LIVE_BATCH
+    written = counted.trace.written + int(live.written * passes)
+    kernels = counted.trace.kernels + int(live.kernels * passes)
+    trace = replace(counted.trace, flops=flops, written=written, kernels=kernels)
     return replace(counted, trace=trace, tower=count_weights(tower).frozen_bytes + live.peak)
 
 
