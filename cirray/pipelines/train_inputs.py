@@ -10,7 +10,7 @@ from cirray.core.artifacts import localize, read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
-from cirray.models.composed import build_retriever
+from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.dual import build_dual
 from cirray.models.retriever_files import Retriever, load_retriever
 from cirray.models.sources.blip2 import open_blip2, retriever_from
@@ -85,6 +85,8 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     retriever: Retriever
     if run.init:
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
+        if run.model.gradient_checkpointing and isinstance(retriever, QFormerRetriever):
+            retriever.qformer.enable_checkpointing()
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
     elif run.qformer_source:
@@ -141,7 +143,9 @@ def check_model_fields(run: TrainRun) -> None:
 def _own_fields(run: TrainRun) -> dict[str, Any]:
     """What a checkpoint fixes: everything of a retriever's, only the Q-Former's sizes of a BLIP-2 source."""
     if run.init:
-        return _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
+        own = _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
+        own.pop("gradient_checkpointing")  # no size: how a run trains, also from a checkpoint
+        return own
     return _leaves({"qformer": open_blip2(run.qformer_source).sizes(run.model.qformer).to_dict()})
 
 

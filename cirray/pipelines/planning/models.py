@@ -35,7 +35,10 @@ def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside
     if run.dual is not None:
         return outline_dual(run.dual, tokens.width, plan.vocabulary), run.dual.source or "dual"
     if run.init:
-        return _from_init(run, plan, tokens, beside)
+        model, origin = _from_init(run, plan, tokens, beside)
+        if run.model.gradient_checkpointing and isinstance(model, QFormerRetriever):
+            model.qformer.enable_checkpointing()
+        return model, origin
     if run.qformer_source:
         sized, rows, _, vectors = qformer_sizes(run.qformer_source, run.model.qformer)
         config = run.model.model_copy(update={"qformer": sized, "embed_dim": vectors or run.model.embed_dim})

@@ -72,7 +72,7 @@ def fit_warnings(counted: Counted, plan: PlanConfig, remedies: list[str]) -> tup
     if counted.total <= room:
         return ()
     fixed, per_row = counted.states.total, (counted.trace.peak + counted.batch_bytes) / counted.rows
-    fitting = int((room - fixed) / per_row) * counted.world if room > fixed else 0
+    fitting = int(0.95 * (room - fixed) / per_row) * counted.world if room > fixed else 0
     options = [*remedies]
     if fitting:
         options.append(f"training.batch={_round(fitting)} (about what fits)")
