@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cirray.core.artifacts import directory_digest
@@ -24,6 +25,7 @@ from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.template import TemplateGenerator
 from cirray.generators.writer import TextWriter
 from cirray.models.quiet import quiet
+from cirray.models.sources.files import check_floats
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.models.towers.language import language_dtype, load_language_model
@@ -122,19 +124,33 @@ def load_model(
 
 
 def _load_weights(model: ModificationTextModel, root: Path) -> None:
-    own = model.own_state()
-    try:
-        stored = load_file(str(root / WEIGHTS))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"The weights of the generator at {str(root)!r} cannot be read: {error}.") from None
+    own, stored = model.own_state(), _stored(root / WEIGHTS, root)
     if set(stored) != set(own):
         odd = sorted(set(stored) ^ set(own))[:3]
         raise ArtifactError(f"The weights of the generator at {str(root)!r} do not fit its configuration: {odd}.")
-    model.load_state_dict(stored, strict=False)
+    check_floats(str(root), stored)
+    try:
+        model.load_state_dict(stored, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(
+            f"The weights of the generator at {str(root)!r} do not fit its configuration: {reason}"
+        ) from None
     if model.config.tuning == "lora":
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model.lm, load_file(str(root / "adapter" / "adapter_model.safetensors")))
+        set_peft_model_state_dict(model.lm, _stored(root / "adapter" / "adapter_model.safetensors", root))
+
+
+def _stored(path: Path, root: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(str(path)))
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ArtifactError(
+            f"The weights of the generator at {str(root)!r} cannot be read: {path.name} is missing or truncated "
+            f"({reason}). Copy the artifact again, or train it again."
+        ) from None
 
 
 def _base_model(model: ModificationTextModel) -> Any:

@@ -15,6 +15,7 @@ from cirray.core.errors import ArtifactError
 from cirray.models.composed import QFormerRetriever
 from cirray.models.config import DualEncoderConfig, RetrieverConfig
 from cirray.models.dual import DualEncoderRetriever
+from cirray.models.sources.files import check_floats
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.backbones import find_backbone
 
@@ -55,6 +56,9 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
         ) from None
     with torch.random.fork_rng(devices=[]):
         retriever = build_described(description, path)
+    own = retriever.state_dict()
+    floats = {name: value for name, value in weights.items() if name in own and own[name].is_floating_point()}
+    check_floats(str(folder), floats)
     try:
         retriever.load_state_dict(weights)
     except RuntimeError as error:

@@ -1,8 +1,8 @@
 """One training step or forward pass on tensors without memory: what it would save, hold at most, and compute.
 
-The real modules run under `cirray.models.outlines.weightless`: every operator tells the shapes it would return, nothing is
-allocated and no weight exists. Sizes are those of a CPU run; `gpu=True` follows a GPU where the two differ (attention
-with dropout keeps no matrix of weights there, and LayerNorm under bf16 autocast works in fp32).
+The real modules run under `cirray.models.outlines.weightless`: every operator tells the shapes it would return, nothing
+is allocated and no weight exists. Sizes are those of a CPU run; `gpu=True` follows a GPU where the two differ
+(attention with dropout keeps no matrix of weights there, and LayerNorm under bf16 autocast works in fp32).
 """
 
 import weakref

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,6 @@ from cirray.training.generation import GeneratorTask
 from cirray.training.objectives import retrieval_loss
 from cirray.training.retrieval import RetrievalTask
 from cirray.training.torch_engine import TorchEngine
-
 from cirray.types import Pair, Triplet
 
 GIB = 2**30
@@ -197,7 +197,7 @@ def generate(bench: Bench, sizes: Sizes) -> None:
         say(f"| {how}, one pair at a time | {rates} | | {peak} | 1.0x; {equal:.0%} of tokens as in a batch |")
         for rows in bench.sweep:
             writer = TextWriter(model, decoding.model_copy(update={"batch": rows}), directions=("forward",))
-            rate = bench.pairs / timed(bench, lambda: write(writer, bench, features), 1)
+            rate = bench.pairs / timed(bench, partial(write, writer, bench, features), 1)
             floor = floor_seconds(model, rows * beams, bench.tokens, card) / rows * rate
             say(
                 f"| {how}, {rows} rows | {rate:.1f} | {rate * bench.tokens:,.0f} | {floor:.0%} | {_peak(bench):.1f} | "

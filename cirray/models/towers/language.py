@@ -33,6 +33,7 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.quiet import forget_old_names, quiet
+from cirray.models.sources.files import check_stored_types
 from cirray.models.towers.config import LanguageModelConfig
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
@@ -143,6 +144,7 @@ def load_language_model(
         ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
         ConfigError: when bitsandbytes is asked for and not there.
     """
+    check_stored_types(source)
     packed = quantized_arguments(quantization, dtype, device)
     try:
         family, inner = _inner(source)

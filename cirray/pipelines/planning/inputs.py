@@ -20,7 +20,6 @@ from cirray.pipelines.actors import find_tower
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.steps import Tokens
 
-
 TRIPLETS = {"cirr": 28_225, "fashioniq": 18_000}
 """Training triplets as published (Liu et al. 2021, table 2; Wu et al. 2021: 5,985 + 5,988 + 6,027)."""
 IMAGES = {"cirr": 21_551, "fashioniq": 77_684}

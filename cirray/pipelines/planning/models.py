@@ -90,9 +90,7 @@ def written_generator(
     return model, f"recipe {recipe[0]}"
 
 
-def _described_generator(
-    place: str, dtype: str, description: dict[str, Any], folder: Path
-) -> ModificationTextModel:
+def _described_generator(place: str, dtype: str, description: dict[str, Any], folder: Path) -> ModificationTextModel:
     if description["kind"] != "mtg":
         raise ConfigError(f"The generator at {place!r} is a {description['kind']!r}, which needs no accelerator.")
     where = description["language_model"]

@@ -159,6 +159,8 @@ def test_a_broken_neighbour_file_is_passed_over(tmp_path):
 
 
 def test_assignments_are_sorted_into_the_plans_and_the_runs():
-    words = verb("plan").assignments(["a.yaml", "training.batch=8", "--model.embed-dim", "16", "plan.gpu=a100", "--json"])
+    words = verb("plan").assignments(
+        ["a.yaml", "training.batch=8", "--model.embed-dim", "16", "plan.gpu=a100", "--json"]
+    )
     assert words[:3] == ["file=a.yaml", "plan.gpu=a100", "as_json=true"]
     assert load_config(PlanRun, None, words).assignments == ("training.batch=8", "model.embed_dim=16")
