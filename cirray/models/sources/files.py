@@ -183,7 +183,7 @@ def check_stored_types(source: str | Path) -> None:
         for name, kind in _stored_types(path).items():
             if kind not in _PLAIN:
                 raise ArtifactError(
-                    f"The tensor {name!r} of {str(path)!r} has type {kind}; float32, float16 and bfloat16 are accepted. "
+                    f"The tensor {name!r} of {str(path)!r} is {kind}; float32, float16 and bfloat16 are accepted. "
                     "Give the checkpoint before it was quantised."
                 )
 
