@@ -15,7 +15,7 @@ from cirray.core.version import __version__
 
 VERBS = (
     "quickstart", "world", "towers", "embed", "train-generator", "mine", "generate", "check", "pretrain", "finetune",
-    "tune", "evaluate", "compare", "browse", "score", "submit", "doctor", "index", "search", "serve", "convert",
+    "tune", "evaluate", "compare", "browse", "score", "submit", "doctor", "plan", "index", "search", "serve", "convert",
     "export",
 )  # fmt: skip
 

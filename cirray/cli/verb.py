@@ -1,6 +1,7 @@
 """What a verb of the command line is: a config tree, a function that runs it, and a line that says what came out."""
 
 import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ class Verb:
     """Field that a word without a name sets: `cirray doctor ROOT`."""
     switches: Mapping[str, str] = field(default_factory=dict)
     """Flags without a value -> the assignment they stand for: `--json` -> `as_json=true`."""
+    gathers: tuple[str, str] = ("", "")
+    """Fields that take a config file of another verb, and the assignments meant for it (`cirray plan RUN.yaml ...`)."""
 
     def config_class(self) -> type[Config]:
         """The root config class of this verb."""
@@ -52,7 +55,23 @@ class Verb:
                 words.append(f"{self.positional}={word}")
             else:
                 words.append(word)
-        return words
+        return self._gathered(words) if self.gathers[0] else words
+
+    def _gathered(self, words: Sequence[str]) -> list[str]:
+        """The file as a field's value, and all assignments to fields of another verb as one list."""
+        own, kept, foreign, rest = set(self.config_class().model_fields), list[str](), list[str](), list(words)
+        while rest:
+            word = rest.pop(0)
+            if word.startswith("--") and word not in ("--help", "--print-config") and ("=" in word or rest):
+                name, mark, value = word[2:].partition("=")
+                word = f"{name.replace('-', '_')}={value if mark else rest.pop(0)}"
+            if word.endswith((".yaml", ".yml")) and "=" not in word:
+                kept.append(f"{self.gathers[0]}={word}")
+            elif "=" in word and word.partition("=")[0].split(".")[0] not in own:
+                foreign.append(word)
+            else:
+                kept.append(word)
+        return [*kept, f"{self.gathers[1]}={json.dumps(foreign)}"] if foreign else kept
 
 
 def partial_status(manifest: Any) -> int:

@@ -4,7 +4,9 @@ An artifact of kind "features" holds `shards/part-XXXXX.npy` (fp16, n x P x D) w
 it, and its manifest says which encoder and which image transform made it.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from cirray.features.shards import FOLDER, read_shard_ids, shard_digest
 VERIFIED_BYTES = 2**30
 """Stores up to this size have every byte checked when they are opened; of larger ones sizes and shapes only."""
 _SHOWN_IDS = 3
+_LARGE_ROW, _THREADED, _THREADS, _KEPT = 2**15, 2**24, 4, 3
+"""Rows from so many bytes on are copied one by one; batches from so many bytes on by so many threads, into memory of
+the last few batches."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class FeatureStore:
         """
         self.info = info
         self._shards = list(shards)
+        self._buffers: list[np.ndarray] = []
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
         self._row = {image_id: row for row, image_id in enumerate(ids)}
         if len(ids) != self._starts[-1] or len(self._row) != len(ids):
@@ -101,8 +107,11 @@ class FeatureStore:
             DataError: naming ids that are not in the store.
         """
         rows = self._rows_of(ids)
-        result = np.empty((len(rows), *self.shape), dtype=np.float16)
+        result = self._memory(len(rows))
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        if result[:1].nbytes >= _LARGE_ROW:
+            self._copy(rows, shard_of, result)
+            return result
         for number in np.unique(shard_of):
             places = np.flatnonzero(shard_of == number)
             places = places[np.argsort(rows[places], kind="stable")]
@@ -125,6 +134,35 @@ class FeatureStore:
 
     def __len__(self) -> int:
         return len(self._row)
+
+    def _memory(self, rows: int) -> np.ndarray:
+        """Room for a batch: an earlier one's that nobody holds any more, for the kernel clears every new page first."""
+        shape = (rows, *self.shape)
+        if rows * self.shape[0] * self.shape[1] * 2 < _THREADED:
+            return np.empty(shape, dtype=np.float16)
+        for at in range(len(self._buffers)):
+            # Held by the list and by getrefcount's own argument; a view or a tensor of it would be one more.
+            if sys.getrefcount(self._buffers[at]) == 2 and self._buffers[at].shape == shape:
+                return self._buffers[at]
+        self._buffers = [*self._buffers[-_KEPT + 1 :], np.empty(shape, dtype=np.float16)]
+        return self._buffers[-1]
+
+    def _copy(self, rows: np.ndarray, shard_of: np.ndarray, result: np.ndarray) -> None:
+        """Row by row from the mapped files into place: one copy, by threads, which NumPy lets run side by side."""
+        starts = rows - self._starts[shard_of]
+        plain = {number: np.asarray(self._shards[number]) for number in np.unique(shard_of).tolist()}
+
+        def copy(places: Sequence[int]) -> None:
+            for place in places:
+                result[place] = plain[shard_of[place]][starts[place]]
+
+        order = np.lexsort((starts, shard_of)).tolist()
+        if result.nbytes < _THREADED:
+            copy(order)
+            return
+        with ThreadPoolExecutor(_THREADS) as pool:
+            share = -(-len(order) // _THREADS)
+            list(pool.map(copy, [order[begin : begin + share] for begin in range(0, len(order), share)]))
 
     def _rows_of(self, ids: Sequence[str]) -> np.ndarray:
         try:

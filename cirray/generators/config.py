@@ -167,3 +167,29 @@ class DecodingConfig(Config):
             "diverse": {"sample": True, "top_p": 0.9, "temperature": 0.8},
         }
         return cls.model_validate({**presets[name], **fields})
+
+
+def check_language(run: Any) -> Any:
+    """Refuse types of the language model's weights that a generator's training cannot use.
+
+    Args:
+        run: has `model` (a `GeneratorConfig`), `language_dtype` and `language_quantization`.
+
+    Raises:
+        ValueError: naming the setting to change.
+    """
+    if run.model.tuning == "full" and run.language_dtype != "float32":
+        raise ValueError(
+            f"language_dtype {run.language_dtype!r} loses small updates where the language model itself is trained; "
+            "use float32 with training.precision=bf16, or model.tuning=lora"
+        )
+    if run.language_quantization == "none":
+        return run
+    if run.model.tuning == "full":
+        raise ValueError("a quantised language model cannot be trained in full; set model.tuning=lora or frozen")
+    if run.model.embed_language_model:
+        raise ValueError(
+            "language_quantization needs model.embed_language_model=false: the artifact then names the language model "
+            "instead of copying quantised weights"
+        )
+    return run

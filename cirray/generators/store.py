@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cirray.core.artifacts import directory_digest
@@ -24,12 +25,15 @@ from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.template import TemplateGenerator
 from cirray.generators.writer import TextWriter
 from cirray.models.quiet import quiet
+from cirray.models.sources.files import check_floats
 from cirray.models.text import load_tokenizer
-from cirray.models.towers.language import load_language_model
+from cirray.models.towers.config import FrozenLanguageConfig
+from cirray.models.towers.language import language_dtype, load_language_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KINDS = ("mtg", "template")
 _PRESETS = ("greedy", "paper", "long", "diverse")
+_HELD = tuple(FrozenLanguageConfig.model_fields)
 
 
 def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
@@ -71,8 +75,8 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **opt
         folder: local folder written by `save_generator` or `save_template`.
         device: where it runs.
         seed: of sampled decoding.
-        options: `preset` ("greedy", "paper", "long", "diverse"), `directions` ("both", "forward"), and any field of
-            `DecodingConfig`.
+        options: `preset` ("greedy", "paper", "long", "diverse"), `directions` ("both", "forward"), `language_dtype` and
+            `language_quantization` (`FrozenLanguageConfig`), and any field of `DecodingConfig`.
 
     Raises:
         ArtifactError: when the folder holds no complete generator or its language model has another vocabulary.
@@ -81,13 +85,21 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **opt
     description = _read_description(Path(folder))
     if description["kind"] == "template":
         return TemplateGenerator(description["template"], seed)
+    held = validate(FrozenLanguageConfig, {name: options.pop(name) for name in _HELD if name in options})
     decoding, directions = _decoding(options)
-    model = load_model(folder).to(device)
+    model = load_model(folder, held, device).to(device)
     return TextWriter(model, decoding, directory_digest(folder), seed, directions)
 
 
-def load_model(folder: str | Path) -> ModificationTextModel:
+def load_model(
+    folder: str | Path, held: FrozenLanguageConfig | None = None, device: str = "cpu"
+) -> ModificationTextModel:
     """The network alone, for evaluation or further training.
+
+    Args:
+        folder: as `load_generator`.
+        held: type of the language model's weights; fp32 by default.
+        device: where quantised weights go.
 
     Raises:
         ArtifactError: as `load_generator`.
@@ -96,7 +108,9 @@ def load_model(folder: str | Path) -> ModificationTextModel:
     description = _read_description(root)
     config = validate(GeneratorConfig, description["generator"])
     where = description["language_model"]
-    language = load_language_model(root / "lm" if where == "lm" else where)
+    held = held or FrozenLanguageConfig()
+    source = root / "lm" if where == "lm" else where
+    language = load_language_model(source, language_dtype(held.language_dtype), held.language_quantization, device)
     if language.vocabulary_hash != description["vocabulary_hash"]:
         raise ArtifactError(
             f"The language model at {where!r} has vocabulary {language.vocabulary_hash}, "
@@ -110,19 +124,33 @@ def load_model(folder: str | Path) -> ModificationTextModel:
 
 
 def _load_weights(model: ModificationTextModel, root: Path) -> None:
-    own = model.own_state()
-    try:
-        stored = load_file(str(root / WEIGHTS))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"The weights of the generator at {str(root)!r} cannot be read: {error}.") from None
+    own, stored = model.own_state(), _stored(root / WEIGHTS, root)
     if set(stored) != set(own):
         odd = sorted(set(stored) ^ set(own))[:3]
         raise ArtifactError(f"The weights of the generator at {str(root)!r} do not fit its configuration: {odd}.")
-    model.load_state_dict(stored, strict=False)
+    check_floats(str(root), stored)
+    try:
+        model.load_state_dict(stored, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(
+            f"The weights of the generator at {str(root)!r} do not fit its configuration: {reason}"
+        ) from None
     if model.config.tuning == "lora":
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model.lm, load_file(str(root / "adapter" / "adapter_model.safetensors")))
+        set_peft_model_state_dict(model.lm, _stored(root / "adapter" / "adapter_model.safetensors", root))
+
+
+def _stored(path: Path, root: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(str(path)))
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ArtifactError(
+            f"The weights of the generator at {str(root)!r} cannot be read: {path.name} is missing or truncated "
+            f"({reason}). Copy the artifact again, or train it again."
+        ) from None
 
 
 def _base_model(model: ModificationTextModel) -> Any:

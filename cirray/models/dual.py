@@ -156,18 +156,23 @@ def build_dual(
         return DualEncoderRetriever(config, find_backbone(name).load_text(config.source), name, patch_width)
 
 
-def _scratch(config: DualEncoderConfig, texts: Sequence[str]) -> Any:
-    from cirray.models.text import build_tokenizer
-    from cirray.models.towers.hf_clip import new_text
-
-    tokenizer, sizes = build_tokenizer(texts), config.text
-    settings: Mapping[str, Any] = {
+def text_settings(config: DualEncoderConfig, tokenizer: Any) -> Mapping[str, Any]:
+    """Fields of a `CLIPTextConfig` for a text encoder from scratch behind a tokenizer."""
+    sizes = config.text
+    return {
         "vocab_size": len(tokenizer), "hidden_size": sizes.width, "intermediate_size": sizes.intermediate,
         "projection_dim": config.embed_dim, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
         "max_position_embeddings": sizes.positions, "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
     }  # fmt: skip
-    return new_text(settings, tokenizer)
+
+
+def _scratch(config: DualEncoderConfig, texts: Sequence[str]) -> Any:
+    from cirray.models.text import build_tokenizer
+    from cirray.models.towers.hf_clip import new_text
+
+    tokenizer = build_tokenizer(texts)
+    return new_text(text_settings(config, tokenizer), tokenizer)
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

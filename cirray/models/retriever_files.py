@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.models.base import KINDS, Retriever, RetrieverKind
+from cirray.models.sources.files import check_floats
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _MODULES = ("cirray.models.composed", "cirray.models.dual")
@@ -53,18 +54,30 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
         raise ArtifactError(
             f"{str(folder)!r} holds no readable retriever ({reason}). Give a checkpoint's model folder."
         ) from None
-    try:
-        kind = find_kind(str(description.get("kind")))
-    except ConfigError as error:
-        raise ArtifactError(f"{str(path / CONFIG)!r} describes no retriever that is known here. {error}") from None
     with torch.random.fork_rng(devices=[]):
-        retriever = kind.load(description, path)
+        retriever = build_described(description, path)
+    own = retriever.state_dict()
+    floats = {name: value for name, value in weights.items() if name in own and own[name].is_floating_point()}
+    check_floats(str(folder), floats)
     try:
         retriever.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(f"The weights in {str(folder)!r} do not fit its config: {reason}") from None
     return retriever.to(device).eval()
+
+
+def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
+    """The retriever that a folder's `config.json` describes, with random weights and the folder's tokenizer.
+
+    Raises:
+        ArtifactError: when it describes something else.
+    """
+    try:
+        kind = find_kind(str(description.get("kind")))
+    except ConfigError as error:
+        raise ArtifactError(f"{str(folder / CONFIG)!r} describes no retriever that is known here. {error}") from None
+    return kind.load(description, folder)
 
 
 def retriever_digest(retriever: Retriever) -> str:

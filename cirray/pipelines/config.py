@@ -6,12 +6,23 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
-from cirray.generators.config import AlignmentConfig, AnswerTrainingConfig, DecodingConfig, GeneratorConfig
+from cirray.generators.config import (
+    AlignmentConfig,
+    AnswerTrainingConfig,
+    DecodingConfig,
+    GeneratorConfig,
+    check_language,
+)
 from cirray.index.config import IndexConfig
 from cirray.mining.config import MiningConfig
 from cirray.models.config import DualEncoderConfig, EncoderChoice, RetrieverConfig, VisionTowerConfig
-from cirray.models.towers.config import LanguageModelConfig, LanguageTrainingConfig, VisionTrainingConfig
-from cirray.training.config import TrainingConfig
+from cirray.models.towers.config import (
+    FrozenLanguageConfig,
+    LanguageModelConfig,
+    LanguageTrainingConfig,
+    VisionTrainingConfig,
+)
+from cirray.training.config import SpaceConfig, TrainingConfig
 from cirray.triplets.config import FilterConfig
 
 Part = Literal["labelled", "pool", "gallery"]
@@ -130,7 +141,7 @@ class MineRun(Config):
     """Pairs artifact (path or URI)."""
 
 
-class GenerateRun(Config):
+class GenerateRun(FrozenLanguageConfig):
     """Stream pairs through generator actors and write triplets."""
 
     pairs: str = "~/cirray/quickstart/pairs"
@@ -237,7 +248,7 @@ class TowersRun(Config):
     """Towers artifact (path or URI)."""
 
 
-class GeneratorRun(Config):
+class GeneratorRun(FrozenLanguageConfig):
     """Train the modification-text generator on the small labelled part."""
 
     data: DataConfig = DataConfig()
@@ -285,6 +296,8 @@ class GeneratorRun(Config):
     out: str = "~/cirray/quickstart/generator"
     """Generator artifact (path or URI)."""
 
+    _fits = model_validator(mode="after")(check_language)
+
 
 class RayTrainConfig(RayConfig):
     """Where training runs: Ray Train's workers, or this process (`enabled: false`: one function, equal numbers)."""
@@ -330,7 +343,9 @@ class TrainRun(Config):
     reverse_texts: tuple[str, ...] = ()
     """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
-    """Features artifacts that hold every image of the triplets."""
+    """Features artifacts with every image of the triplets; empty: images are encoded while training, by `towers`."""
+    images: tuple[DataConfig, ...] = ()
+    """Without features: further data sets whose image files are read, for triplets on other images than `data`'s."""
     towers: str = "~/cirray/quickstart/towers"
     """Towers or checkpoint artifact with the vision tower that made the features; it is copied into the checkpoint."""
     init: str = ""
@@ -372,8 +387,8 @@ class TrainRun(Config):
             )
         if self.dual is not None and self.encoder is not None:
             raise ValueError("dual and encoder both name a network; leave one of them out")
-        if not self.features:
-            raise ValueError("features needs at least one artifact")
+        if not self.features and self.data is None and not self.images:
+            raise ValueError("features is empty, so images are encoded while training: name their files (data, images)")
         if not self.triplets and (self.data is None or self.labels == 0):
             raise ValueError("there is nothing to train on; name triplets artifacts, or data with labels other than 0")
         every, rows = self.validation.every, self.training.log_every
@@ -408,41 +423,6 @@ class FinetuneRun(TrainRun):
     """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
     training: TrainingConfig = TrainingConfig(objective="ptha")
     """Objective, steps, optimiser, engine."""
-
-
-class SpaceConfig(Config):
-    """Values of one swept field: exactly one of the five."""
-
-    grid: tuple[str | int | float | bool | None, ...] | None = None
-    """Every value, combined with every value of the other grids."""
-    choice: tuple[str | int | float | bool | None, ...] | None = None
-    """One of these, drawn evenly."""
-    uniform: tuple[float, float] | None = None
-    """A number between the two."""
-    loguniform: tuple[float, float] | None = None
-    """A number between the two, its logarithm drawn evenly."""
-    randint: tuple[int, int] | None = None
-    """A whole number from the first to the second, both included."""
-
-    @model_validator(mode="after")
-    def _one(self) -> "SpaceConfig":
-        given = {name: value for name, value in self.to_dict().items() if value is not None}
-        if len(given) != 1:
-            names = ", ".join(given) or "none"
-            raise ValueError(f"give exactly one of grid, choice, uniform, loguniform, randint; {names} given")
-        kind, values = next(iter(given.items()))
-        if kind in ("grid", "choice") and not values:
-            raise ValueError(f"{kind} needs at least one value")
-        if kind not in ("grid", "choice") and not values[0] <= values[1]:
-            raise ValueError(f"{kind} goes from the smaller to the larger number, found {values}")
-        if kind == "loguniform" and values[0] <= 0:
-            raise ValueError(f"loguniform needs positive numbers, found {values}")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """Name of the one that is set."""
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
 class TuneRun(Config):

@@ -11,6 +11,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.core.errors import GenerationError, IndexMismatchError
 from cirray.core.progress import progress
+from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.pipelines.actors import GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.config import GenerateRun, PoolConfig
 from cirray.pipelines.judging import text_accuracy
@@ -91,7 +92,7 @@ def make_plan(run: GenerateRun) -> Plan:
     if double:
         raise GenerationError(f"{double} pairs stand twice in the pairs artifact {run.pairs!r}; mine them again.")
     generator = read_manifest(run.generator, "generator").digest
-    recipe = stable_id("recipe", generator, run.decoding.to_yaml(), run.seed)
+    recipe = stable_id("recipe", generator, run.decoding.to_yaml(), run.seed, *sorted(_held(run).items()))
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
     parts = tuple(tuple(pairs[start : start + run.part_rows]) for start in range(0, len(pairs), run.part_rows))
     expected = tuple(
@@ -105,7 +106,7 @@ def actor_settings(run: GenerateRun, stage: Stage, plan: Plan, load: GeneratorLo
     """Constructor arguments of `GenerateTexts`."""
     options = {
         **run.decoding.to_dict(), "device": "cuda" if run.pool.gpus else "cpu", "seed": run.seed,
-        "directions": "both" if run.reverse_texts else "forward",
+        "directions": "both" if run.reverse_texts else "forward", **_held(run),
     }  # fmt: skip
     row = {"source": run.source, "split": run.split, "generator": plan.generator, "seed": run.seed}
     return {
@@ -191,11 +192,18 @@ def _publish(stage: Stage, plan: Plan, run: GenerateRun, guard: dict[str, Any]) 
     return stage.publish(counts, metrics, facts)
 
 
+def _held(run: GenerateRun) -> dict[str, str]:
+    """How the language model's weights are held, where it is not as usual: fp32."""
+    held = {"language_dtype": run.language_dtype, "language_quantization": run.language_quantization}
+    usual = FrozenLanguageConfig().to_dict()
+    return {name: value for name, value in held.items() if value != usual[name]}
+
+
 def _result_config(run: GenerateRun) -> dict[str, Any]:
     """What decides the content: everything but places, devices and workers (digests stand for the inputs)."""
     config = run.to_dict()
     names = ("decoding", "directions", "reverse_texts", "source", "split", "seed", "part_rows", "filters")
-    return {name: config[name] for name in names}
+    return {**{name: config[name] for name in names}, **_held(run)}
 
 
 def _images(run: GenerateRun) -> Iterator[str]:

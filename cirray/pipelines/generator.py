@@ -31,7 +31,7 @@ from cirray.generators.store import save_generator
 from cirray.generators.writer import TextWriter
 from cirray.models.sources.blip2 import open_blip2
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
-from cirray.models.towers.language import load_language_model
+from cirray.models.towers.language import language_dtype, load_language_model
 from cirray.pipelines.config import GeneratorRun
 from cirray.pipelines.leaks import check_leaks, images_of
 from cirray.pipelines.towers import LANGUAGE, VISION, train_stage
@@ -125,7 +125,9 @@ def build_generator(run: GeneratorRun, features: FeatureLookup) -> ModificationT
     Raises:
         ArtifactError: when the checkpoint, or its projection, does not fit the towers or the language model.
     """
-    language = load_language_model(run.language or localize(run.towers, "towers") / LANGUAGE)
+    source_of = run.language or localize(run.towers, "towers") / LANGUAGE
+    dtype = language_dtype(run.language_dtype)
+    language = load_language_model(source_of, dtype, run.language_quantization, run.device)
     width = load_vision_tower(localize(run.towers, "towers") / VISION).width
     torch.manual_seed(derive_seed(run.seed, "generator"))
     if run.qformer_source:

@@ -50,7 +50,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     digests = {**input_digests(run, inputs), **guard_inputs(guard)}
     if is_complete(run.out):
         return open_finished(run, digests)
-    job = build_job(run, inputs)
+    job = build_job(run, inputs, "cpu" if run.ray.enabled else run.device)
     tower = load_tower(run, job.features)
     stage = open_stage(run.out, "checkpoint", _content(run), digests)
     tower.save(stage.local / MODEL / VISION)

@@ -10,9 +10,8 @@ from cirray.core.artifacts import localize, read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
-from cirray.features.store import FeatureStore
 from cirray.models.base import Retriever
-from cirray.models.composed import build_retriever
+from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.dual import build_dual
 from cirray.models.retriever_files import find_kind, load_retriever
 from cirray.models.sources.blip2 import open_blip2, retriever_from
@@ -21,6 +20,7 @@ from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.generator import select_labels
+from cirray.pipelines.live import Features, live_digests
 from cirray.triplets.store import TripletStore, attach_reverse
 from cirray.types import Query, Triplet, stable_id
 
@@ -65,6 +65,8 @@ def read_inputs(run: TrainRun) -> TrainInputs:
 def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
     """Name -> digest of everything the run reads."""
     digests = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
+    if not run.features:
+        digests |= live_digests(run)
     digests |= {f"triplets {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.triplets)}
     digests |= {f"reverse {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.reverse_texts)}
     if run.init:
@@ -84,6 +86,8 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     retriever: Retriever
     if run.init:
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
+        if run.model.gradient_checkpointing and isinstance(retriever, QFormerRetriever):
+            retriever.qformer.enable_checkpointing()
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
     elif run.encoder is not None:
@@ -105,7 +109,7 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     return retriever
 
 
-def load_tower(run: TrainRun, features: FeatureStore) -> VisionTower:
+def load_tower(run: TrainRun, features: Features) -> VisionTower:
     """The vision tower that made the features: it goes into the checkpoint, which can then encode images.
 
     Raises:
@@ -144,7 +148,9 @@ def check_model_fields(run: TrainRun) -> None:
 def _own_fields(run: TrainRun) -> dict[str, Any]:
     """What a checkpoint fixes: everything of a retriever's, only the Q-Former's sizes of a BLIP-2 source."""
     if run.init:
-        return _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
+        own = _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
+        own.pop("gradient_checkpointing")  # no size: how a run trains, also from a checkpoint
+        return own
     return _leaves({"qformer": open_blip2(run.qformer_source).sizes(run.model.qformer).to_dict()})
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
-from cirray.features.store import FeatureStore
 from cirray.models.base import Retriever
 from cirray.pipelines.config import TrainRun
+from cirray.pipelines.live import Features, open_features
 from cirray.pipelines.train_inputs import TrainInputs, start_retriever
 from cirray.training.config import LoopConfig
 from cirray.training.engine import Engine, EngineFactory
@@ -30,18 +30,23 @@ class TrainJob:
     """What every worker builds for itself."""
 
     task: RetrievalTask
-    features: FeatureStore
+    features: Features
     validate: Callback
 
 
-def build_job(run: TrainRun, inputs: TrainInputs) -> TrainJob:
+def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "cpu") -> TrainJob:
     """Open the features, make the model and check the rows.
+
+    Args:
+        run: the configuration.
+        inputs: its rows.
+        device: where images are encoded, should the run name no features.
 
     Raises:
         ArtifactError, ConfigError, DataError: naming what cannot be used.
     """
     find_engine(run.training.engine)
-    features = FeatureStore.open_many(run.features)
+    features = open_features(run, device)
     missing = features.missing(inputs.gallery_ids)
     if missing:
         raise DataError(
@@ -63,7 +68,7 @@ def engine_on(run: TrainRun, device: str | torch.device) -> EngineFactory:
     return build
 
 
-def recall_of(run: TrainRun, inputs: TrainInputs, features: FeatureStore, model: nn.Module) -> Row:
+def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.Module) -> Row:
     """Recall on the held-out triplets: `val_R@1` and so on, fractions."""
     assert isinstance(model, Retriever)
     result = evaluate_retriever(
@@ -82,7 +87,7 @@ def protocol_of(run: TrainRun, inputs: TrainInputs) -> Protocol:
 class Validate(Callback):
     """Adds recall on held-out triplets to the history row, on schedule and at the end. Rank 0 computes it."""
 
-    def __init__(self, run: TrainRun, inputs: TrainInputs, features: FeatureStore) -> None:
+    def __init__(self, run: TrainRun, inputs: TrainInputs, features: Features) -> None:
         """Remember what to score."""
         self._run, self._inputs, self._features = run, inputs, features
 

@@ -94,7 +94,7 @@ def work(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device() if run.ray.use_gpu else torch.device("cpu")
-    job = build_job(run, read_inputs(run))
+    job = build_job(run, read_inputs(run), device)
     clock = Clock()
     hooks = [clock, job.validate, Bulletin(settings["bulletin"]), RayReport(run, clock)]
     checkpoint = ray.train.get_checkpoint()

@@ -30,6 +30,8 @@ class OptimizerConfig(Config):
     """Length of the schedule over the steps really taken (the released PTHA code sizes 80 epochs for 50: 1.6)."""
     clip: float | None = Field(1.0, gt=0)
     """Largest gradient norm, or null for no clipping (paper)."""
+    fused: bool | Literal["auto"] = "auto"
+    """AdamW in one kernel; auto: with the torch engine where all weights lie on an accelerator."""
 
 
 class LoopConfig(Config):
@@ -57,6 +59,10 @@ class LoopConfig(Config):
     """Steps between history rows."""
     seed: int = Field(0, ge=0)
     """Order of the rows, dropout and start weights follow from it."""
+    compile: bool = False
+    """torch.compile the forward pass (engine torch): some minutes at the start, fewer kernels a step."""
+    compile_backend: str = "inductor"
+    """torch.compile's backend; `inductor` needs a C++ compiler on a CPU, `eager` only traces."""
 
 
 class TrainingConfig(LoopConfig):
@@ -109,3 +115,38 @@ class TrainingConfig(LoopConfig):
             "label_smoothing": 0.1 if fields.get("objective") == "ptha" else 0.0,
         }  # fmt: skip
         return cls.model_validate({**(paper if mode == "paper" else {}), **fields})
+
+
+class SpaceConfig(Config):
+    """Values of one swept field: exactly one of the five."""
+
+    grid: tuple[str | int | float | bool | None, ...] | None = None
+    """Every value, combined with every value of the other grids."""
+    choice: tuple[str | int | float | bool | None, ...] | None = None
+    """One of these, drawn evenly."""
+    uniform: tuple[float, float] | None = None
+    """A number between the two."""
+    loguniform: tuple[float, float] | None = None
+    """A number between the two, its logarithm drawn evenly."""
+    randint: tuple[int, int] | None = None
+    """A whole number from the first to the second, both included."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "SpaceConfig":
+        given = {name: value for name, value in self.to_dict().items() if value is not None}
+        if len(given) != 1:
+            names = ", ".join(given) or "none"
+            raise ValueError(f"give exactly one of grid, choice, uniform, loguniform, randint; {names} given")
+        kind, values = next(iter(given.items()))
+        if kind in ("grid", "choice") and not values:
+            raise ValueError(f"{kind} needs at least one value")
+        if kind not in ("grid", "choice") and not values[0] <= values[1]:
+            raise ValueError(f"{kind} goes from the smaller to the larger number, found {values}")
+        if kind == "loguniform" and values[0] <= 0:
+            raise ValueError(f"loguniform needs positive numbers, found {values}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Name of the one that is set."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)

@@ -87,6 +87,8 @@ class DeepSpeedEngine:
                 gets one that talks to nobody.
         """
         self._model, self._config, self._rank, self._world = model, config, rank, world
+        if config.compile:
+            raise ConfigError("training.compile works with engine torch, not with deepspeed, which hooks into modules.")
         _check_shapes(model)
         self._names = _signature(model)
         self._factor, self._steps = lr_factor(config), 0

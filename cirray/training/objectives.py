@@ -4,14 +4,16 @@ PTHA: L = L_q2t + lambda_m L_m2t + lambda_p L_p2p (section 5); pretraining and p
 has the same first two terms; in place of L_p2p it draws the mean prototype to the mean of its learned prompts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 
+import numpy as np
 from torch import nn
 
-from cirray.core.errors import ConfigError
+from cirray.core.errors import ConfigError, DataError
 from cirray.core.registry import Registry
 from cirray.losses.output import LossOutput, weighted_sum
+from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.training import terms  # noqa: F401  (files the terms)
 from cirray.training.config import TrainingConfig
@@ -74,3 +76,26 @@ class Objective:
         values = {name: term(given) for name, term in self._terms.items()}
         result = weighted_sum(values, self.weights)
         return LossOutput(result.total, {**result.terms, "temperature": output.temperature.detach()})
+
+
+def retrieval_loss(model: Retriever, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> LossOutput:
+    """The objective of one batch alone, for terms that prepare nothing from the data (a negative bank does).
+
+    Args:
+        model: the retriever itself.
+        batch: this rank's rows.
+        config: objective and weights.
+        gather: access to the other ranks' rows.
+    """
+    return Objective(TermSetup(model, (), (), _NoFeatures(), config)).loss(model, batch, gather)
+
+
+class _NoFeatures:
+    """Features of no image."""
+
+    def get(self, ids: Sequence[str]) -> np.ndarray:
+        """Nothing is there."""
+        raise DataError(f"Image {next(iter(ids), '')!r} has no features here: this loss has only its batch.")
+
+    def __contains__(self, image_id: object) -> bool:
+        return False

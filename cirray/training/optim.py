@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from cirray.core.errors import ConfigError
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
@@ -19,10 +20,28 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def build_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW over the model's trainable parameters."""
+    """AdamW over the model's trainable parameters, in one kernel where `optimizer.fused` and the devices allow it.
+
+    Raises:
+        ConfigError: when a fused step is asked for and weights lie where torch has none.
+    """
     settings = config.optimizer
     groups = parameter_groups(model, settings)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    fused = _fused(model, config)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused or None)
+
+
+def _fused(model: nn.Module, config: LoopConfig) -> bool:
+    wanted = config.optimizer.fused
+    trained = [item for item in model.parameters() if item.requires_grad]
+    devices = {item.device.type for item in trained}
+    if wanted == "auto":
+        return config.engine == "torch" and devices == {"cuda"} and all(item.is_floating_point() for item in trained)
+    if wanted and not devices <= {"cuda", "cpu", "xpu", "mps"}:
+        raise ConfigError(
+            f"optimizer.fused=true has no kernel for weights on {', '.join(sorted(devices))}; use auto or false."
+        )
+    return bool(wanted)
 
 
 def lr_factor(config: LoopConfig) -> Callable[[int], float]:

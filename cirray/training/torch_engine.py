@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cirray.core.errors import ArtifactError
+from cirray.core.errors import ArtifactError, ConfigError, unknown_name
 from cirray.training.config import LoopConfig
 from cirray.training.optim import build_optimizer, build_schedule
 
@@ -31,6 +31,8 @@ class TorchEngine:
         self._device = torch.device(device) if device else next(model.parameters()).device
         self._model, self._config, self._rank, self._world = model.to(self._device), config, rank, world
         self._optimizer = build_optimizer(self._model, config)
+        if config.compile:
+            compile_forward(self._model, config.compile_backend)
         self._schedule = build_schedule(self._optimizer, config)
 
     @property
@@ -103,6 +105,18 @@ class TorchEngine:
     def full_weights(self) -> AbstractContextManager[nn.Module]:
         """The model itself: every rank holds all of it."""
         return nullcontext(self._model)
+
+
+def compile_forward(model: nn.Module, backend: str) -> None:
+    """Let torch.compile trace a model's forward pass at its next call; names and weights stay what they are.
+
+    Raises:
+        ConfigError: for a backend that torch does not have.
+    """
+    known = torch.compiler.list_backends(())
+    if backend not in known:
+        raise ConfigError(unknown_name("training.compile_backend", backend, known))
+    model.compile(backend=backend)
 
 
 def _average(gradients: list[torch.Tensor], world: int) -> None:

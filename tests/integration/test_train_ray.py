@@ -130,3 +130,17 @@ def test_more_workers_than_the_cluster_holds_are_refused(fields, ray_cluster, tm
     run = validate(TrainRun, {**fields, "out": str(tmp_path / "c"), "ray": {"num_workers": 8}})
     with pytest.raises(ConfigError, match=r"8 training workers need 8 CPUs, the cluster has 4"):
         run_train(run)
+
+
+@pytest.mark.timeout(300)
+def test_two_workers_without_features_encode_their_own_images_and_end_as_with_the_cache(fields, ray_cluster, tmp_path):
+    training = {**TRAINING, "steps": 20, "log_every": 5, "checkpoint_every": None}
+    cached = {**fields, "training": training, "out": str(tmp_path / "cached")}
+    run_train(validate(TrainRun, cached))
+    live = {**cached, "features": [], "out": str(tmp_path / "live"), "ray": {"num_workers": 2}}
+    run_train(validate(TrainRun, live))
+    rows = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        for name in ("cached", "live")
+    ]
+    assert len(rows[0]) == 4 and rows[1] == pytest.approx(rows[0], rel=1e-3)

@@ -21,6 +21,7 @@ from cirray.types import stable_id
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 
 Find = Callable[[str], Path | None]
 """A file's name -> its place, or None when the source has no such file."""
@@ -163,6 +164,38 @@ def check_floats(name: str, tensors: dict[str, Any]) -> None:
                 f"The tensor {key!r} of {name!r} has type {kind}; float32, float16 and bfloat16 are accepted. "
                 "Give the checkpoint before it was quantised."
             )
+
+
+def check_stored_types(source: str | Path) -> None:
+    """Refuse a local folder whose safetensors files hold packed weights (8 bits and fewer) and do not say how.
+
+    transformers would convert such numbers to floats one by one, which gives a model that runs and means nothing. A
+    folder whose `config.json` has a `quantization_config` is transformers' own to read.
+
+    Raises:
+        ArtifactError: naming the first such tensor, or a file that is truncated.
+    """
+    folder = Path(source)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files or ((folder / CONFIG).is_file() and "quantization_config" in read_json(folder / CONFIG)):
+        return
+    for path in files:
+        for name, kind in _stored_types(path).items():
+            if kind not in _PLAIN:
+                raise ArtifactError(
+                    f"The tensor {name!r} of {str(path)!r} is {kind}; float32, float16 and bfloat16 are accepted. "
+                    "Give the checkpoint before it was quantised."
+                )
+
+
+def _stored_types(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{str(path)!r} is truncated or no safetensors file ({_short(error)}). Fetch or write it again."
+        ) from None
 
 
 def listed(names: Iterable[str], shown: int = 5) -> str:

@@ -81,3 +81,13 @@ class VisionTrainingConfig(LoopConfig):
     """Images per step."""
     optimizer: VisionOptimizerConfig = VisionOptimizerConfig()
     """AdamW and schedule."""
+
+
+class FrozenLanguageConfig(Config):
+    """How the weights of a generator's language model are held."""
+
+    language_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type of the language model's weights; `auto` keeps the stored one. 16 bits halve the memory and the time of a
+    step, and suit a model that stays frozen."""
+    language_quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Hold the frozen language model in 8 or 4 bits (needs the package bitsandbytes)."""

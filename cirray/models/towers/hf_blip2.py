@@ -16,6 +16,7 @@ from cirray.core.errors import ArtifactError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.quiet import forget_old_names, quiet
+from cirray.models.sources.files import check_stored_types
 from cirray.models.towers.backbones import backbone_of
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -140,6 +141,7 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
     Raises:
         ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
+    check_stored_types(source)
     backbone = backbone_of(str(source))
     if backbone is not None:
         return backbone.load_tower(str(source), dtype)

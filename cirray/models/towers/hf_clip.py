@@ -18,6 +18,7 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError
 from cirray.models.quiet import quiet
+from cirray.models.sources.files import check_stored_types
 from cirray.models.text import TextBatch, encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, Tokens
@@ -136,6 +137,7 @@ def fits(source: str) -> bool:
 
 
 def _load(cls: Any, source: str, dtype: torch.dtype | None) -> tuple[Any, list[str]]:
+    check_stored_types(source)
     try:
         with quiet():
             model, report = cls.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)

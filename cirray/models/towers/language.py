@@ -5,6 +5,7 @@ soft token of a projected Q-Former is to the model.
 """
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -29,8 +31,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.quiet import forget_old_names, quiet
+from cirray.models.sources.files import check_stored_types
 from cirray.models.towers.config import LanguageModelConfig
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
@@ -125,21 +128,29 @@ def build_language_model(config: LanguageModelConfig, tokenizer: PreTrainedToken
     return LanguageModel(LlamaForCausalLM(settings), tokenizer)
 
 
-def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.float32) -> LanguageModel:
+def load_language_model(
+    source: str | Path, dtype: torch.dtype | None = torch.float32, quantization: str = "none", device: str = "cpu"
+) -> LanguageModel:
     """Load any decoder-only or encoder-decoder model with its tokenizer.
 
     Args:
         source: folder or hub id that transformers' auto classes read, or of a whole BLIP-2 or
             InstructBLIP checkpoint, of which only the language model is read.
         dtype: type of the weights; None keeps the stored one.
+        quantization: "none", "8bit" or "4bit" (bitsandbytes; the model must stay frozen).
+        device: where quantised weights go; others stay on the CPU.
 
     Raises:
         ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
+        ConfigError: when bitsandbytes is asked for and not there.
     """
+    check_stored_types(source)
+    packed = quantized_arguments(quantization, dtype, device)
     try:
         family, inner = _inner(source)
+        options = {"dtype": dtype or "auto", "output_loading_info": True, **inner, **packed}
         with quiet():
-            loaded: Any = family.from_pretrained(str(source), dtype=dtype or "auto", output_loading_info=True, **inner)
+            loaded: Any = family.from_pretrained(str(source), **options)
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -156,6 +167,34 @@ def load_language_model(source: str | Path, dtype: torch.dtype | None = torch.fl
     if len(tokenizer) > _table(model).shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     return LanguageModel(model.eval(), tokenizer, str(source))
+
+
+def language_dtype(name: str) -> torch.dtype | None:
+    """The type behind a config's `language_dtype`; None keeps the stored one."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
+
+
+def quantized_arguments(quantization: str, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that hold weights in 8 or 4 bits; none for "none".
+
+    Raises:
+        ConfigError: when the package bitsandbytes is not installed.
+    """
+    if quantization == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"language_quantization={quantization} needs the package bitsandbytes, which is not installed. Install it, "
+            "or set language_quantization=none language_dtype=bfloat16."
+        )
+    compute = dtype if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    if quantization == "8bit":
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        )
+    return {"quantization_config": settings, "device_map": {"": device}, "dtype": compute}
 
 
 def _inner(source: str | Path) -> tuple[Any, dict[str, Any]]:

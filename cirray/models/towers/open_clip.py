@@ -117,7 +117,7 @@ class OpenClipText(nn.Module):
 
 def build_text(description: Mapping[str, Any], words: Path) -> OpenClipText:
     """A text encoder of a configuration, with random weights from the global torch generator."""
-    return OpenClipText(_build(description), description)
+    return OpenClipText(build_model(description), description)
 
 
 def load_text(source: str) -> OpenClipText:
@@ -153,7 +153,7 @@ def fits(source: str) -> bool:
 
 def _load(source: str, visual_only: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     settings, preprocess, file = _find(source)
-    model = _build(settings)
+    model = build_model(settings)
     tensors = _state(read_tensors(file))
     check_floats(source, {name: value for name, value in tensors.items() if value.is_floating_point()})
     wanted = {
@@ -190,7 +190,12 @@ def _find(source: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
     return dict(tree["model_cfg"]), dict(tree.get("preprocess_cfg", {})), found
 
 
-def _build(settings: Mapping[str, Any]) -> Any:
+def build_model(settings: Mapping[str, Any]) -> Any:
+    """A whole model of a configuration, with random weights from the global torch generator.
+
+    Raises:
+        ArtifactError: when open_clip cannot build it.
+    """
     tree = deepcopy(dict(settings))
     custom = tree.pop("custom_text", False) or "hf_model_name" in tree.get("text_cfg", {})
     try:

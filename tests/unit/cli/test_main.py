@@ -3,7 +3,7 @@ import pytest
 from cirray.cli.main import VERBS, guarded, main, overrides_of, resolve, user_sentence, verb
 from cirray.core.errors import ConfigError, DataError
 
-WITHOUT_PLACES = ("compare", "quickstart", "doctor", "score", "submit")
+WITHOUT_PLACES = ("compare", "quickstart", "doctor", "plan", "score", "submit")
 
 
 def test_flags_and_assignments_are_one_grammar():

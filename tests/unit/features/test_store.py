@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
-from cirray.features.store import FeatureStore
+from cirray.features.store import FeatureInfo, FeatureStore
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
 
@@ -124,3 +124,33 @@ def test_features_of_different_encoders_or_transforms_are_not_mixed(stored, tmp_
 def test_an_absent_artifact_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="does not exist"):
         FeatureStore.open(tmp_path / "nothing")
+
+
+def large_store(images=24, shape=(1100, 512)):
+    rng = np.random.default_rng(0)
+    shards = [rng.random((images // 3, *shape)).astype(np.float16) for _ in range(3)]
+    ids = [str(number) for number in range(images)]
+    return FeatureStore(shards, ids, FeatureInfo("e", "t", shape)), np.concatenate(shards)
+
+
+def test_large_rows_are_read_as_small_ones_are_in_any_order_and_more_than_once():
+    store, rows = large_store()
+    for seed in range(4):
+        chosen = np.random.default_rng(seed).integers(0, len(rows), 20)
+        assert np.array_equal(store.get([str(row) for row in chosen]), rows[chosen])
+
+
+def test_memory_of_a_batch_is_used_again_once_nobody_holds_it_and_never_before():
+    import torch
+
+    store, rows = large_store()
+    first = store.get([str(row) for row in range(20)])
+    view, tensor = store.get([str(row) for row in range(20)])[3:5], torch.from_numpy(store.get(["1"] * 20))
+    for seed in range(6):
+        store.get([str(row) for row in np.random.default_rng(seed).integers(0, 24, 20)])
+    assert np.array_equal(first, rows[:20]) and np.array_equal(view, rows[3:5])
+    assert np.array_equal(tensor.numpy(), rows[[1] * 20])
+    place = store.get(["2"] * 20).ctypes.data
+    assert store.get(["4"] * 20).ctypes.data == place
+    kept = store.get(["5"] * 20)
+    assert store.get(["6"] * 20).ctypes.data != kept.ctypes.data and np.array_equal(kept, rows[[5] * 20])

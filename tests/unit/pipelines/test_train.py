@@ -155,7 +155,7 @@ def test_a_tower_that_did_not_make_the_features_is_refused(fields, tmp_path):
     ("changes", "error", "words"),
     [
         ({"labels": 0}, ConfigError, "nothing to train on"),
-        ({"features": []}, ConfigError, "features needs at least one"),
+        ({"features": [], "data": None, "triplets": ["x"]}, ConfigError, "features is empty"),
         ({"validation": {"every": 7}}, ConfigError, "multiple of training.log_every"),
         ({"ray": {"num_workers": 3}}, ConfigError, "does not divide by ray.num_workers 3"),
         ({"training": {"engine": "turbo"}}, ConfigError, "Unknown engine 'turbo'"),

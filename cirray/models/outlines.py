@@ -1,0 +1,262 @@
+"""Modules of a source's sizes without its weights, for planning; build them under `weightless`.
+
+Sizes come from a folder's own configuration, or from the table of published ones here, so that a run can be planned
+before anything was downloaded.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    Blip2Config,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    CLIPConfig,
+    CLIPVisionModelWithProjection,
+    InstructBlipConfig,
+    LlamaConfig,
+    T5Config,
+)
+from transformers.initialization import no_init_weights
+
+from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.storage import local_path
+from cirray.data.config import TransformConfig
+from cirray.models.config import DualEncoderConfig, QFormerConfig
+from cirray.models.dual import DualEncoderRetriever, text_settings
+from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
+from cirray.models.towers.backbones import find_backbone
+from cirray.models.towers.hf_blip2 import PREPROCESSOR, VisionTower
+from cirray.models.towers.hf_clip import HfClipTower
+from cirray.models.towers.language import LanguageModel
+
+BERT_WORDS = 30523
+"""Rows of BLIP-2's word table: bert-base-uncased with LAVIS' [DEC]."""
+_WHOLE = ("blip-2", "instructblip")
+_ASSETS = {"vision": SHAPES_VISION, "language": SHAPES_LANGUAGE}
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Tensors made inside have shapes and types and no memory; start weights are not drawn.
+
+    What is nowhere need not be moved: `Module.to`, which peft calls on its adapters, and which fails on weightless
+    parameters, returns the module as it is.
+    """
+    moved = nn.Module.to
+    nn.Module.to = lambda module, *places, **options: module  # type: ignore[assignment, method-assign]
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
+            yield
+    finally:
+        nn.Module.to = moved  # type: ignore[method-assign]
+
+
+class Words:
+    """A tokenizer as far as sizes go: so many tokens in all, and one for each word of a text."""
+
+    pad_token_id, bos_token_id, eos_token_id, cls_token_id, sep_token_id = 0, 1, 2, 3, 4
+
+    def __init__(self, count: int) -> None:
+        """Remember the number of tokens."""
+        self._count = count
+
+    def __len__(self) -> int:
+        """Size of the vocabulary."""
+        return self._count
+
+    def __call__(self, texts: str | Sequence[str], **options: Any) -> dict[str, Any]:
+        """Ids of a text, or padded tensors of several."""
+        if isinstance(texts, str):
+            return {"input_ids": [self.eos_token_id] * len(texts.split())}
+        length = min(max(len(text.split()) for text in texts) + 2, int(options.get("max_length", 512)))
+        ids_BT = torch.full((len(texts), length), self.eos_token_id)
+        return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+
+
+def _llama(width: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
+    """LLaMA as Vicuna has it, with InstructBLIP's pad token added."""
+    settings = LlamaConfig(
+        vocab_size=32001, hidden_size=width, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=2048,
+    )  # fmt: skip
+    return dict(settings.to_dict())
+
+
+def _flan_t5(width: int, inner: int, heads: int) -> dict[str, Any]:
+    settings = T5Config(
+        vocab_size=32128, d_model=width, d_kv=64, d_ff=inner, num_layers=24, num_heads=heads,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
+    )  # fmt: skip
+    return dict(settings.to_dict())
+
+
+def _instruct(text: dict[str, Any]) -> Any:
+    return InstructBlipConfig(qformer_config={"vocab_size": BERT_WORDS}, text_config=text, num_query_tokens=32)
+
+
+def published(name: str) -> Any | None:
+    """Configuration of a published checkpoint, from its model card and its paper; None for an unknown name.
+
+    BLIP-2 and InstructBLIP: transformers' defaults are ViT-g and the BERT-base Q-Former (Li et al. 2023, section 3).
+    Vicuna 7B and 13B: LLaMA's sizes (Touvron et al. 2023, table 2). Flan-T5 XL and XXL: T5 v1.1's.
+    """
+    tables: dict[str, Any] = {
+        "Salesforce/blip2-itm-vit-g": lambda: Blip2Config(
+            qformer_config={"vocab_size": BERT_WORDS, "use_qformer_text_input": True}, num_query_tokens=32,
+            image_text_hidden_size=256,
+        ),
+        "Salesforce/instructblip-vicuna-7b": lambda: _instruct(_llama(4096, 11008, 32, 32)),
+        "Salesforce/instructblip-vicuna-13b": lambda: _instruct(_llama(5120, 13824, 40, 40)),
+        "Salesforce/instructblip-flan-t5-xl": lambda: _instruct(_flan_t5(2048, 5120, 32)),
+        "Salesforce/instructblip-flan-t5-xxl": lambda: _instruct(_flan_t5(4096, 10240, 64)),
+    }  # fmt: skip
+    return tables[name]() if name in tables else None
+
+
+def settings_of(source: str, kind: str = "") -> Any:
+    """Configuration of a source: shipped, published, or in a folder's `config.json`.
+
+    Args:
+        source: `asset`, the name of a published checkpoint, or a folder.
+        kind: "vision" or "language", which of the shipped ones `asset` is.
+
+    Raises:
+        ConfigError: when its sizes cannot be known without fetching it.
+    """
+    stated = published(source)
+    if stated is not None:
+        return stated
+    folder = asset_folder(_ASSETS[kind]) if source == "asset" else local_path(source)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"The sizes of {source!r} are not known here: it is no folder with a config.json and none of the published "
+            "ones (Salesforce/blip2-itm-vit-g, Salesforce/instructblip-vicuna-7b, ...). Fetch its config.json into a "
+            "folder, and name that."
+        )
+    try:
+        return AutoConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ArtifactError(f"The config.json of {source!r} cannot be read: {reason}") from None
+
+
+def qformer_sizes(source: str, base: QFormerConfig) -> tuple[QFormerConfig, int, int, int]:
+    """Q-Former of a BLIP-2 or InstructBLIP source: sizes, rows of its word table, patch width, width of the vectors.
+
+    Raises:
+        ConfigError: when the source is of another family.
+    """
+    settings = settings_of(source)
+    if settings.model_type not in _WHOLE:
+        raise ConfigError(f"{source!r} is a {settings.model_type!r}; a Q-Former comes from one of {_WHOLE}.")
+    inner = settings.qformer_config
+    sized = base.model_copy(
+        update={
+            "width": inner.hidden_size, "layers": inner.num_hidden_layers, "heads": inner.num_attention_heads,
+            "queries": settings.num_query_tokens, "intermediate": inner.intermediate_size,
+            "cross_attention_frequency": inner.cross_attention_frequency, "dropout": inner.hidden_dropout_prob,
+            "positions": inner.max_position_embeddings,
+        }
+    )  # fmt: skip
+    vectors = int(getattr(settings, "image_text_hidden_size", 0)) if settings.model_type == "blip-2" else 0
+    return sized, int(inner.vocab_size), int(settings.vision_config.hidden_size), vectors
+
+
+def outline_tower(source: str) -> VisionTower:
+    """A vision tower of a source's sizes; its weights are whatever the caller's mode makes of them.
+
+    Raises:
+        ConfigError: when the sizes cannot be known.
+    """
+    if source.startswith("open_clip:") or (local_path(source) / "open_clip_config.json").is_file():
+        return _open_clip_tower(source)
+    settings = settings_of(source, "vision")
+    if settings.model_type == "clip" or isinstance(settings, CLIPConfig):
+        return _clip_tower(source, settings)
+    vision = settings.vision_config if settings.model_type in _WHOLE else settings
+    names = set(Blip2VisionConfig().to_dict()) - {"model_type"}
+    plain = Blip2VisionConfig(**{name: value for name, value in vision.to_dict().items() if name in names})
+    model = Blip2VisionModel._from_config(plain, attn_implementation="sdpa")
+    return VisionTower(model, TransformConfig(size=int(plain.image_size)))
+
+
+def outline_language(source: str, dtype: torch.dtype = torch.float32, words: int | None = None) -> LanguageModel:
+    """A language model of a source's sizes with a tokenizer that only counts, or the real one of a folder.
+
+    Raises:
+        ConfigError: when the sizes cannot be known.
+    """
+    settings = settings_of(source, "language")
+    text = settings.text_config if settings.model_type in _WHOLE else settings
+    family: Any = AutoModelForSeq2SeqLM if text.is_encoder_decoder else AutoModelForCausalLM
+    model = family.from_config(text, dtype=dtype, attn_implementation="sdpa")
+    return LanguageModel(model.eval(), _tokenizer(source, words or int(text.vocab_size)), source)
+
+
+def outline_dual(config: DualEncoderConfig, patch_width: int, words: int = BERT_WORDS) -> DualEncoderRetriever:
+    """A dual encoder of a configuration's sizes.
+
+    Raises:
+        ConfigError: when the sizes of its source cannot be known, or tokens and texts share no space.
+    """
+    if not config.source:
+        from cirray.models.towers.hf_clip import new_text
+
+        stub: Any = Words(words)
+        text = new_text(text_settings(config, stub), stub)
+        return DualEncoderRetriever(config, text, "hf_clip", patch_width)
+    if config.source.startswith("open_clip:") or (local_path(config.source) / "open_clip_config.json").is_file():
+        settings = _open_clip_settings(config.source)
+        part = find_backbone("open_clip").build_text(settings, Path("."))
+        return DualEncoderRetriever(config, part, "open_clip", patch_width)
+    from cirray.models.towers.hf_clip import new_text
+
+    inner = settings_of(config.source).text_config
+    stub = Words(int(inner.vocab_size))
+    return DualEncoderRetriever(config, new_text(inner.to_dict(), stub), "hf_clip", patch_width)
+
+
+def _tokenizer(source: str, words: int) -> Any:
+    folder = asset_folder(SHAPES_LANGUAGE) if source == "asset" else local_path(source)
+    if (folder / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(str(folder))
+    return Words(words)
+
+
+def _clip_tower(source: str, settings: Any) -> VisionTower:
+    saved = local_path(source) / PREPROCESSOR
+    tokens = json.loads(saved.read_text()).get("cirray_tokens", "embedding") if saved.is_file() else "embedding"
+    vision = settings.vision_config
+    return HfClipTower(CLIPVisionModelWithProjection(vision), TransformConfig(size=int(vision.image_size)), tokens)
+
+
+def _open_clip_settings(source: str) -> dict[str, Any]:
+    import open_clip
+
+    if not source.startswith("open_clip:"):
+        return dict(json.loads((local_path(source) / "open_clip_config.json").read_text())["model_cfg"])
+    settings = open_clip.get_model_config(source.removeprefix("open_clip:").partition("=")[0])
+    if settings is None:
+        raise ConfigError(f"{source!r} names no architecture of open_clip; see open_clip.list_models().")
+    return dict(settings)
+
+
+def _open_clip_tower(source: str) -> VisionTower:
+    from cirray.models.towers.open_clip import OpenClipTower, VisualPart, build_model
+
+    settings = _open_clip_settings(source)
+    part = VisualPart(build_model(settings).visual, settings)
+    size = part.visual.image_size
+    side = int(size[0] if isinstance(size, tuple | list) else size)
+    return OpenClipTower(part.eval(), TransformConfig(size=side))

@@ -1,0 +1,168 @@
+"""What a run reads, as far as sizes go: artifacts that are there, else recipes beside its file that will write them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cirray.core import storage
+from cirray.core.artifacts import is_complete, localize, read_manifest
+from cirray.core.config import Config, load_config
+from cirray.core.errors import CirrayError, ConfigError
+from cirray.data.config import DataConfig
+from cirray.data.readers import read_dataset
+from cirray.models.outlines import outline_tower, weightless
+from cirray.models.towers.hf_blip2 import VisionTower
+from cirray.pipelines.actors import find_tower
+from cirray.pipelines.planning.config import PlanConfig
+from cirray.pipelines.planning.steps import Tokens
+
+TRIPLETS = {"cirr": 28_225, "fashioniq": 18_000}
+"""Training triplets as published (Liu et al. 2021, table 2; Wu et al. 2021: 5,985 + 5,988 + 6,027)."""
+IMAGES = {"cirr": 21_551, "fashioniq": 77_684}
+"""Images as published: CIRR 16,939 + 2,297 + 2,315; FashionIQ's three categories together."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Recipes in one folder, by what they write: artifact -> (file name, plain values)."""
+
+    written: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, file: str | Path) -> "Beside":
+        """The recipes beside a file; those that cannot be read are passed over."""
+        found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for path in sorted(Path(file).resolve().parent.glob("*.yaml")):
+            try:
+                tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                continue
+            if isinstance(tree, dict) and isinstance(tree.get("out"), str):
+                found.setdefault(tree["out"], (path.name, tree))
+        return cls(found)
+
+    def recipe(self, place: str) -> tuple[str, Mapping[str, Any]] | None:
+        """File name and plain values of the recipe that writes an artifact."""
+        return self.written.get(place)
+
+    def config(self, place: str, cls: type[Config]) -> Any | None:
+        """That recipe as a config of some class; None when there is none, or it is for another verb."""
+        found = self.recipe(place)
+        try:
+            return load_config(cls, found[1]) if found else None
+        except ConfigError:
+            return None
+
+
+def tower_of(place: str, beside: Beside) -> tuple[VisionTower, str]:
+    """The vision tower behind a `towers` or `tower` field, without weights, and what said its sizes.
+
+    Call it under `weightless`.
+
+    Raises:
+        ConfigError: when neither the artifact nor a recipe that writes it is there, or its source is unknown.
+    """
+    if storage.exists(place):
+        return outline_tower(str(find_tower(place))), place
+    found = beside.recipe(place)
+    if found is None:
+        if _is_path(place):
+            raise ConfigError(
+                f"{place!r} is not there, and no recipe beside the run's file writes it. Give plan.patch_tokens and "
+                "plan.patch_width (ViT-g at 224 px: 257 and 1408), or run the stage that makes it."
+            )
+        return outline_tower(place), place
+    name, tree = found
+    if "vision" not in tree and "towers" in tree:
+        return tower_of(str(tree["towers"]), beside)
+    tower = outline_tower(str(tree.get("vision", "asset")))
+    if tree.get("clip_tokens") == "all" and hasattr(tower, "with_tokens"):
+        tower = tower.with_tokens("all")
+    return tower, f"recipe {name}"
+
+
+def tokens_of(features: tuple[str, ...], towers: str, plan: PlanConfig, beside: Beside) -> Tokens:
+    """Tokens of an image: as said, as a features artifact has them, or as the towers make them.
+
+    Raises:
+        ConfigError: when nothing tells.
+    """
+    if plan.patch_tokens and plan.patch_width:
+        return Tokens(plan.patch_tokens, plan.patch_width, "plan.patch_tokens, plan.patch_width")
+    for uri in features:
+        if is_complete(uri):
+            count, width = read_manifest(uri, "features").extra["shape"]
+            return Tokens(int(count), int(width), uri)
+    made = next((found for uri in features if (found := beside.recipe(uri))), None)
+    place = towers
+    if made and not (towers and storage.exists(towers)):
+        place = str(made[1].get("tower", towers))
+    if not place:
+        raise ConfigError(
+            f"{features[0]!r} is not there, and no recipe beside the run's file makes it. Give plan.patch_tokens and "
+            "plan.patch_width (ViT-g at 224 px: 257 and 1408), or embed the images."
+        )
+    with weightless():
+        tower, origin = tower_of(place, beside)
+    return Tokens(plan.patch_tokens or tower.num_tokens, plan.patch_width or tower.width, origin)
+
+
+def labelled_rows(data: DataConfig | None) -> tuple[int | None, str]:
+    """Training triplets of a data set, and what told."""
+    if data is None:
+        return 0, "no data"
+    try:
+        return len(read_dataset(data).split("train")), "read"
+    except (CirrayError, OSError):
+        return TRIPLETS.get(data.format), "published count"
+
+
+def image_count(data: DataConfig) -> tuple[int | None, str]:
+    """Images of a data set, and what told."""
+    try:
+        return len(read_dataset(data).images), "read"
+    except (CirrayError, OSError):
+        return IMAGES.get(data.format), "published count"
+
+
+def triplet_count(uri: str, beside: Beside) -> int | None:
+    """Rows of a triplets artifact, or as many as its recipe's pairs will give at most."""
+    if is_complete(uri):
+        return int(read_manifest(uri, "triplets").counts.get("triplets", 0))
+    found = beside.recipe(uri)
+    if found is None or "pairs" not in found[1]:
+        return None
+    pairs, ways = pair_count(str(found[1]["pairs"]), beside), found[1].get("directions", "both")
+    return None if pairs is None else pairs * (2 if ways == "both" else 1)
+
+
+def pair_count(uri: str, beside: Beside) -> int | None:
+    """Pairs of an artifact, or as its recipe says."""
+    if is_complete(uri):
+        return int(read_manifest(uri, "pairs").counts.get("pairs", 0)) or None
+    found = beside.recipe(uri)
+    if found is None:
+        return None
+    mining = dict(found[1].get("mining", {}))
+    if mining.get("policy") in ("reverse", "existing"):
+        return TRIPLETS.get(str(dict(found[1].get("data", {})).get("format")))
+    return int(mining["count"]) if mining.get("count") else None
+
+
+def description_of(place: str, folder: str) -> tuple[dict[str, Any], Path] | None:
+    """`config.json` of a model inside an artifact that is there, and the folder it lies in."""
+    if not is_complete(place):
+        return None
+    root = localize(place)
+    for where in (root / folder, root):
+        if (where / "config.json").is_file():
+            return json.loads((where / "config.json").read_text()), where
+    return None
+
+
+def _is_path(place: str) -> bool:
+    return place.startswith(("/", "~", ".")) or "://" in place

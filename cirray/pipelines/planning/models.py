@@ -1,0 +1,148 @@
+"""The networks of a run, built without weights. Everything here is called under `weightless`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cirray.core.artifacts import is_complete
+from cirray.core.config import validate
+from cirray.core.errors import CirrayError, ConfigError
+from cirray.core.storage import exists, is_local, local_path
+from cirray.generators.config import GeneratorConfig
+from cirray.generators.mtg import ModificationTextModel
+from cirray.models.base import Retriever
+from cirray.models.composed import QFormerRetriever
+from cirray.models.config import RetrieverConfig
+from cirray.models.outlines import Words, outline_dual, outline_language, qformer_sizes
+from cirray.models.retriever_files import build_described
+from cirray.models.text import build_tokenizer, load_tokenizer
+from cirray.pipelines.config import FinetuneRun, GeneratorRun, PretrainRun, TrainRun
+from cirray.pipelines.planning.config import PlanConfig
+from cirray.pipelines.planning.inputs import Beside, description_of
+from cirray.pipelines.planning.steps import Tokens
+from cirray.pipelines.train_inputs import read_inputs
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}
+"""Types of a frozen language model; published ones are stored in 16 bits, which `auto` keeps."""
+
+
+def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) -> tuple[Retriever, str]:
+    """The retriever that a run trains, and what said its sizes.
+
+    Raises:
+        ConfigError: when the sizes of a named source cannot be known.
+    """
+    if run.dual is not None:
+        return outline_dual(run.dual, tokens.width, plan.vocabulary), run.dual.source or "dual"
+    if run.init:
+        model, origin = _from_init(run, plan, tokens, beside)
+        if run.model.gradient_checkpointing and isinstance(model, QFormerRetriever):
+            model.qformer.enable_checkpointing()
+        return model, origin
+    if run.qformer_source:
+        sized, rows, _, vectors = qformer_sizes(run.qformer_source, run.model.qformer)
+        config = run.model.model_copy(update={"qformer": sized, "embed_dim": vectors or run.model.embed_dim})
+        words: Any = _named_tokenizer(run.tokenizer) or Words(rows)
+        return QFormerRetriever(config, words, tokens.width), run.qformer_source
+    words, origin = _words(run, plan)
+    return QFormerRetriever(run.model, words, tokens.width), f"model, {origin}"
+
+
+def generator_of(
+    run: GeneratorRun, plan: PlanConfig, tokens: Tokens, beside: Beside
+) -> tuple[ModificationTextModel, str]:
+    """The generator that a run trains, and what said its sizes.
+
+    Raises:
+        ConfigError: when the sizes of a named source cannot be known.
+    """
+    source = run.language or _language_source(run.towers, beside)
+    language = outline_language(source, DTYPES[run.language_dtype])
+    config, reader, origin = run.model, None, f"model, language model {source}"
+    if run.qformer_source:
+        sized, rows, _, _ = qformer_sizes(run.qformer_source, run.model.qformer)
+        config = validate(GeneratorConfig, {**config.to_dict(), "qformer": sized.to_dict()})
+        reader, origin = Words(rows), f"{run.qformer_source}, language model {source}"
+    if "difference" not in config.passes:
+        reader = None
+    stub: Any = reader
+    return ModificationTextModel(config, language, tokens.width, stub), origin
+
+
+def written_generator(
+    place: str, dtype: str, tokens: Tokens, plan: PlanConfig, beside: Beside
+) -> tuple[ModificationTextModel, str]:
+    """The generator of an artifact, or of the recipe that trains it, and what said its sizes.
+
+    Raises:
+        ConfigError: when neither is there, or the artifact's generator has no network.
+    """
+    found = description_of(place, "generator")
+    if found is not None:
+        return _described_generator(place, dtype, *found), place
+    run, recipe = beside.config(place, GeneratorRun), beside.recipe(place)
+    if run is None or recipe is None:
+        raise ConfigError(
+            f"The generator {place!r} is not there, and no recipe beside the run's file trains it. Train it first, or "
+            "put its recipe beside this one."
+        )
+    model, _ = generator_of(run.model_copy(update={"language_dtype": dtype}), plan, tokens, beside)
+    return model, f"recipe {recipe[0]}"
+
+
+def _described_generator(place: str, dtype: str, description: dict[str, Any], folder: Path) -> ModificationTextModel:
+    if description["kind"] != "mtg":
+        raise ConfigError(f"The generator at {place!r} is a {description['kind']!r}, which needs no accelerator.")
+    where = description["language_model"]
+    language = outline_language(str(folder / "lm") if where == "lm" else where, DTYPES[dtype])
+    config = validate(GeneratorConfig, description["generator"])
+    reader = load_tokenizer(folder / "reader") if "difference" in config.passes else None
+    return ModificationTextModel(config, language, int(description["patch_width"]), reader)
+
+
+def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) -> tuple[Retriever, str]:
+    found = description_of(run.init, "model")
+    if found is not None:
+        return build_described(*found), run.init
+    recipe = beside.recipe(run.init)
+    if recipe is None:
+        words, origin = _words(run, plan)
+        return QFormerRetriever(run.model, words, tokens.width), f"model ({run.init} is not there), {origin}"
+    name, tree = recipe
+    if "training" not in tree:  # `cirray convert to=checkpoint` of an SPRC or PTHA file
+        stub: Any = Words(plan.vocabulary)
+        return QFormerRetriever(RetrieverConfig.published(), stub, tokens.width), f"recipe {name}"
+    pretrain = dict(tree["training"]).get("objective") == "pretrain"
+    before = beside.config(run.init, PretrainRun if pretrain else FinetuneRun)
+    if before is None or before.init == run.init:
+        raise ConfigError(f"The recipe {name!r}, which writes {run.init!r}, cannot be read.")
+    return retriever_of(before, plan, tokens, beside)[0], f"recipe {name}"
+
+
+def _words(run: TrainRun, plan: PlanConfig) -> tuple[Any, str]:
+    named = _named_tokenizer(run.tokenizer)
+    if named is not None:
+        return named, f"tokenizer {run.tokenizer}"
+    try:
+        return build_tokenizer(read_inputs(run).texts), "words of the training texts"
+    except (CirrayError, OSError):
+        return Words(plan.vocabulary), "plan.vocabulary words"
+
+
+def _named_tokenizer(name: str) -> Any | None:
+    there = bool(name) and is_local(name) and local_path(name).is_dir()
+    return load_tokenizer(local_path(name)) if there else None
+
+
+def _language_source(towers: str, beside: Beside) -> str:
+    """Where the language model of a towers artifact comes from."""
+    if exists(towers) and is_complete(towers):
+        return str(local_path(towers) / "lm")
+    found = beside.recipe(towers)
+    if found is None:
+        raise ConfigError(
+            f"The towers {towers!r} are not there, and no recipe beside the run's file makes them. Name the language "
+            "model (language=FOLDER)."
+        )
+    return str(found[1].get("language", "asset"))

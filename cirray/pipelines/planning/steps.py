@@ -1,0 +1,135 @@
+"""One step of a training, counted on the real network without weights. Needs torch and transformers alone."""
+
+from dataclasses import dataclass
+
+import torch
+
+from cirray.generators.mtg import Answers, ModificationTextModel
+from cirray.models.base import Retriever
+from cirray.models.batch import RetrievalBatch
+from cirray.models.dual import DualEncoderRetriever
+from cirray.models.text import TextBatch
+from cirray.pipelines.planning.memory import States, Weights, count_weights, training_states
+from cirray.training.config import LoopConfig, TrainingConfig
+from cirray.training.objectives import retrieval_loss, wanted_outputs
+from cirray.training.tracing import Trace, trace_step
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Patch tokens of an image, and where the numbers are from."""
+
+    count: int
+    width: int
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a step on one GPU is made of. `tower` is what a vision tower beside the model takes, where there is one."""
+
+    weights: Weights
+    states: States
+    trace: Trace
+    loop: LoopConfig
+    world: int
+    batch_bytes: int
+    tower: int = 0
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the forward pass runs under autocast."""
+        return self.loop.precision == "bf16"
+
+    @property
+    def rows(self) -> int:
+        """Rows of one GPU's batch."""
+        return max(self.loop.batch // self.world, 1)
+
+    @property
+    def total(self) -> int:
+        """Bytes of a step on one GPU, without the reserve."""
+        return self.states.total + self.trace.peak + self.batch_bytes + self.tower
+
+
+class Ranks:
+    """Stands for the other ranks: their rows have the shapes of this one's."""
+
+    rank = 0
+
+    def __init__(self, world: int) -> None:
+        """Remember how many there are."""
+        self.world = world
+
+    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As many rows as all ranks have."""
+        return tensor if self.world == 1 else torch.cat([tensor, *[tensor.detach()] * (self.world - 1)])
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """A value of the same shape."""
+        return value.detach() * self.world
+
+
+def count_retriever(
+    model: Retriever, config: TrainingConfig, tokens: Tokens, world: int = 1, text_tokens: int | None = None
+) -> Counted:
+    """Count a retriever's step; called where the model was made (`weightless`)."""
+    batch = retrieval_batch(model, config, tokens, max(config.batch // world, 1), text_tokens)
+    # Whether a row lacks its reverse text is looked up in the data, which is not there.
+    checked = config.model_copy(update={"missing_reverse": "skip"})
+    model.train()
+    bf16 = config.precision == "bf16"
+    trace = trace_step(lambda: retrieval_loss(model, batch, checked, Ranks(world)).total, model, batch, bf16)
+    weights = count_weights(model)
+    patches = 2 * batch.reference_BPD.numel() * batch.reference_BPD.element_size()
+    return Counted(weights, training_states(weights, config, world), trace, config, world, patches)
+
+
+def retrieval_batch(
+    model: Retriever, config: TrainingConfig, tokens: Tokens, rows: int, text_tokens: int | None = None
+) -> RetrievalBatch:
+    """A batch of the shapes that training has, with texts of the greatest length."""
+    length = text_tokens or _text_length(model)
+    reverse = wanted_outputs(config).reverse
+    return RetrievalBatch(
+        reference_BPD=torch.zeros(rows, tokens.count, tokens.width, dtype=torch.float16),
+        target_BPD=torch.zeros(rows, tokens.count, tokens.width, dtype=torch.float16),
+        text=_texts(rows, length), reference_key_B=torch.arange(rows), target_key_B=torch.arange(rows) + rows,
+        weight_B=torch.ones(rows), reverse=_texts(rows, length) if reverse else None,
+        reverse_mask_B=torch.ones(rows) if reverse else None,
+    )  # fmt: skip
+
+
+def count_generator(model: ModificationTextModel, config: LoopConfig, tokens: Tokens, answer: int) -> Counted:
+    """Count a generator's step; called where the model was made (`weightless`)."""
+    inputs = generator_batch(config.batch, tokens, answer)
+    model.train()
+
+    def loss() -> torch.Tensor:
+        found = model(*inputs)
+        return found.total / found.tokens
+
+    trace = trace_step(loss, model, inputs, config.precision == "bf16")
+    weights = count_weights(model)
+    patches = 2 * inputs[0].numel() * inputs[0].element_size()
+    return Counted(weights, training_states(weights, config, 1), trace, config, 1, patches)
+
+
+def generator_batch(rows: int, tokens: Tokens, answer: int) -> tuple[torch.Tensor, torch.Tensor, Answers]:
+    """Reference and target patches and answers of the shapes that training has."""
+    sides = [torch.zeros(rows, tokens.count, tokens.width) for _ in range(2)]
+    answers = Answers(torch.ones(rows, answer, dtype=torch.int64), torch.ones(rows, answer, dtype=torch.bool))
+    return sides[0], sides[1], answers
+
+
+def _texts(rows: int, length: int) -> TextBatch:
+    return TextBatch(torch.ones(rows, length, dtype=torch.int64), torch.ones(rows, length, dtype=torch.int64))
+
+
+def _text_length(model: Retriever) -> int:
+    if not isinstance(model, DualEncoderRetriever):
+        return model.config.text_length
+    inner = model.text_encoder.model
+    own = getattr(inner, "context_length", None)
+    limit = getattr(getattr(inner, "config", None), "max_position_embeddings", None) or model.config.text_length
+    return int(own or min(model.config.text_length, int(limit)))

@@ -1,0 +1,185 @@
+"""Plans of training runs: retriever and generator."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cirray.models.outlines import weightless
+from cirray.models.towers.hf_blip2 import VisionTower
+from cirray.pipelines.config import GeneratorRun, TrainRun
+from cirray.pipelines.planning.config import PlanConfig
+from cirray.pipelines.planning.inputs import Beside, labelled_rows, tokens_of, tower_of, triplet_count
+from cirray.pipelines.planning.memory import count_weights
+from cirray.pipelines.planning.models import generator_of, retriever_of
+from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
+from cirray.pipelines.planning.steps import Counted, Tokens, count_generator, count_retriever
+from cirray.training.tracing import trace_forward
+
+_LIVE_BATCH = 64
+"""`LiveFeatures` encodes so many images at once."""
+
+
+def plan_retriever(run: TrainRun, plan: PlanConfig, beside: Beside) -> PlanReport:
+    """Memory, disk traffic and time of a retriever's training.
+
+    Raises:
+        ConfigError: when the sizes of a named source cannot be known.
+    """
+    tokens = tokens_of(run.features, run.towers, plan, beside)
+    world = run.ray.num_workers if run.ray.enabled else 1
+    with weightless():
+        model, origin = retriever_of(run, plan, tokens, beside)
+        counted = count_retriever(model, run.training, tokens, world, plan.text_tokens)
+        if not run.features:
+            counted = _with_tower(counted, tower_of(run.towers, beside)[0])
+    rows, told = _training_rows(run, plan, beside)
+    candidates = run.training.batch * (2 if run.training.negatives == "batch_images" else 1)
+    vectors = 1 if model.config.similarity == "dot" else model.config.qformer.queries
+    block = min(run.training.chunk or counted.rows, counted.rows)
+    contrast = Line(
+        "score matrix", block * candidates * vectors * 4, "bytes",
+        f"{block} queries x {candidates} images x {vectors} vectors, part of the activations",
+    )  # fmt: skip
+    frame = _Frame(f"retriever, objective {run.training.objective}", origin, tokens, rows, told)
+    warnings = fit_warnings(counted, plan, _retriever_remedies(run, counted))
+    return _report(frame, counted, plan, [contrast], warnings)
+
+
+def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: Beside) -> PlanReport:
+    """Memory and time of a generator's training on labelled triplets.
+
+    Raises:
+        ConfigError: when the sizes of a named source cannot be known.
+    """
+    tokens = tokens_of(run.features, run.towers, plan, beside)
+    with weightless():
+        model, origin = generator_of(run, plan, tokens, beside)
+        counted = count_generator(model, run.training, tokens, plan.answer_tokens)
+    rows, told = (plan.rows, "plan.rows") if plan.rows else labelled_rows(run.data)
+    frame = _Frame(f"generator, language model {run.model.tuning}", origin, tokens, run.labels or rows, told)
+    language = sum(item.numel() * item.element_size() for item in model.lm.parameters())
+    extra = [Line("language model", language, "bytes", f"{run.language_dtype}, part of the weights")]
+    remedies = ["training.precision=bf16"] if run.training.precision == "fp32" else []
+    if run.language_dtype == "float32" and run.model.tuning != "full":
+        remedies.insert(0, "language_dtype=bfloat16 (a frozen language model needs no fp32)")
+    return _report(frame, counted, plan, extra, fit_warnings(counted, plan, remedies))
+
+
+def fit_warnings(counted: Counted, plan: PlanConfig, remedies: list[str]) -> tuple[str, ...]:
+    """A warning that names the settings to change, when a step needs more than a card has."""
+    room = (plan.card.memory_gib - plan.reserve_gib) * GIB
+    if counted.total <= room:
+        return ()
+    fixed, per_row = counted.states.total, (counted.trace.peak + counted.batch_bytes) / counted.rows
+    fitting = int(0.95 * (room - fixed) / per_row) * counted.world if room > fixed else 0
+    options = [*remedies]
+    if fitting:
+        options.append(f"training.batch={_round(fitting)} (about what fits)")
+    if fixed > room and counted.loop.engine != "deepspeed":
+        options.append("training.engine=deepspeed training.zero_stage=3 over more workers")
+    need = f"A step needs {size(counted.total)} of {size(room)} on one {plan.gpu}"
+    return (f"{need}; change {', or '.join(options) or 'the card (plan.gpu)'}.",)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    title: str
+    origin: str
+    tokens: Tokens
+    rows: int | None
+    told: str
+
+
+def _report(
+    frame: _Frame, counted: Counted, plan: PlanConfig, extra: list[Line], warnings: tuple[str, ...]
+) -> PlanReport:
+    loop, weights, states = counted.loop, counted.weights, counted.states
+    stage = f"ZeRO {loop.zero_stage}" if loop.engine == "deepspeed" else "every GPU holds all of it"
+    live = [Line("vision tower", counted.tower, "bytes", "images are encoded while training")] if counted.tower else []
+    sections = {
+        "model": (
+            Line("trained weights", weights.trained, "count", frame.origin),
+            Line("frozen weights", weights.frozen, "count"),
+            Line("patch tokens", f"{frame.tokens.count} x {frame.tokens.width}", "", frame.tokens.origin),
+        ),
+        f"memory of one GPU of {counted.world}": (
+            Line("weights", states.weights, "bytes", stage),
+            Line("gradients", states.gradients, "bytes"),
+            Line("optimiser", states.optimizer, "bytes", f"and {size(states.host)} of the host" if states.host else ""),
+            Line("activations saved", counted.trace.saved, "bytes", f"{counted.rows} rows, {loop.precision}"),
+            Line("activations at most", counted.trace.peak, "bytes", "saved ones, temporaries, gradients as they come"),
+            Line("batch", counted.batch_bytes, "bytes", "patch tokens of references and targets"),
+            *live,
+            Line("all of it", counted.total, "bytes", f"without plan.reserve_gib={plan.reserve_gib:g}"),
+            Line("room", int(plan.card.memory_gib * GIB), "bytes", plan.gpu),
+            *extra,
+        ),
+        "time": _time_lines(frame, counted, plan),
+    }  # fmt: skip
+    return PlanReport(f"plan of {frame.title}", sections, warnings)
+
+
+def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line, ...]:
+    loop = counted.loop
+    rate, origin = plan.samples_per_second, "plan.samples_per_second"
+    if rate is None:
+        trace = counted.trace
+        rate = counted.rows * counted.world / plan.seconds(trace.flops, trace.written, trace.kernels, counted.bf16)
+        origin = f"estimate: {plan.utilisation:.0%} of the products, memory traffic, {trace.kernels:,} kernels a step"
+    samples = loop.steps * loop.batch
+    read = rate * counted.batch_bytes / counted.rows
+    epochs, seen = None, "rows are not known; set plan.rows"
+    if frame.rows:
+        epochs, seen = samples / frame.rows, f"of {frame.rows:,} rows ({frame.told})"
+    return (
+        Line("steps", loop.steps, "count", f"of {loop.batch} rows over all GPUs"),
+        Line("epochs", epochs, "count", seen),
+        Line("operations of a step", counted.trace.flops, "operations", "one GPU, forward and backward"),
+        Line("samples", rate, "per second", origin),
+        Line("features read", read, "bytes", "a second, from page cache or disk"),
+        Line("all steps", samples / rate, "seconds", "without validation and checkpoints"),
+    )
+
+
+def _with_tower(counted: Counted, tower: VisionTower) -> Counted:
+    """With the frozen tower that encodes each batch's images: its weights, its pass, its operations."""
+    pixels = torch.zeros(_LIVE_BATCH, tower.image_size, tower.image_size, 3, dtype=torch.uint8)
+    live = trace_forward(lambda: tower(pixels), tower, pixels)
+    flops = counted.trace.flops + live.flops * 2 * counted.rows // _LIVE_BATCH
+    passes = 2 * counted.rows / _LIVE_BATCH
+    written = counted.trace.written + int(live.written * passes)
+    kernels = counted.trace.kernels + int(live.kernels * passes)
+    trace = replace(counted.trace, flops=flops, written=written, kernels=kernels)
+    return replace(counted, trace=trace, tower=count_weights(tower).frozen_bytes + live.peak)
+
+
+def _retriever_remedies(run: TrainRun, counted: Counted) -> list[str]:
+    found, training = [], run.training
+    activations = counted.trace.peak > counted.states.total
+    checkpointed = run.dual.gradient_checkpointing if run.dual else run.model.gradient_checkpointing
+    if activations and not checkpointed:
+        found.append(f"{'dual' if run.dual else 'model'}.gradient_checkpointing=true")
+    if training.precision == "fp32":
+        found.append("training.precision=bf16")
+    if activations and training.chunk is None and counted.rows >= 1024:
+        found.append("training.chunk=256 (the score matrix in blocks)")
+    if not activations and counted.world > 1 and (training.engine != "deepspeed" or training.zero_stage < 3):
+        found.append("training.engine=deepspeed training.zero_stage=3")
+    return found
+
+
+def _training_rows(run: TrainRun, plan: PlanConfig, beside: Beside) -> tuple[int | None, str]:
+    if plan.rows:
+        return plan.rows, "plan.rows"
+    generated = [triplet_count(uri, beside) for uri in run.triplets]
+    labelled, told = (0, "none") if run.labels == 0 else labelled_rows(run.data)
+    counts: list[Any] = [*generated, min(labelled, run.labels) if labelled and run.labels else labelled]
+    if any(count is None for count in counts):
+        return None, "unknown"
+    return sum(counts) or None, told if run.labels != 0 else "of the triplets' recipes or artifacts"
+
+
+def _round(rows: int) -> int:
+    """A batch that people would choose: a multiple of 8, or fewer rows as they are."""
+    return rows // 8 * 8 if rows >= 8 else max(rows, 1)

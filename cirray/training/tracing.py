@@ -1,0 +1,165 @@
+"""One training step or forward pass on tensors without memory: what it would save, hold at most, and compute.
+
+The real modules run under `cirray.models.outlines.weightless`: every operator tells the shapes it would return, nothing
+is allocated and no weight exists. Sizes are those of a CPU run; `gpu=True` follows a GPU where the two differ
+(attention with dropout keeps no matrix of weights there, and LayerNorm under bf16 autocast works in fp32).
+"""
+
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+Loss = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Bytes that the backward pass waits for, most bytes alive at once beside the weights, floating-point operations.
+
+    `saved` counts every storage once, without weights and inputs; `peak` includes gradients as they appear. `kernels`
+    operators made new tensors, `written` bytes in all.
+    """
+
+    saved: int
+    peak: int
+    flops: int
+    kernels: int = 0
+    written: int = 0
+
+
+def trace_step(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = False, gpu: bool = True) -> Trace:
+    """Trace forward and backward of a loss.
+
+    Args:
+        loss: computes it; modules and inputs were made under `weightless`, inside which this is called too.
+        modules: whose weights do not count.
+        inputs: tree of tensors that do not count.
+        bf16: the forward pass under autocast, as the engines do.
+        gpu: as on a GPU.
+    """
+    with ExitStack() as stack:
+        if gpu:
+            stack.enter_context(_GpuRules(bf16))
+        saved = saved_bytes(loss, modules, inputs, bf16)
+
+        def step() -> None:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                value = loss()
+            value.backward()
+
+        alive, flops = _measured(step, modules, inputs)
+    modules.zero_grad(set_to_none=True)
+    return Trace(saved, alive.peak, flops, alive.kernels, alive.written)
+
+
+def trace_forward(forward: Callable[[], Any], modules: nn.Module, inputs: Any = (), gpu: bool = True) -> Trace:
+    """Trace a pass without gradients."""
+    with ExitStack() as stack:
+        if gpu:
+            stack.enter_context(_GpuRules(False))
+        stack.enter_context(torch.no_grad())
+        alive, flops = _measured(forward, modules, inputs)
+    return Trace(0, alive.peak, flops, alive.kernels, alive.written)
+
+
+def saved_bytes(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = False) -> int:
+    """Bytes of the distinct storages that a forward pass keeps for its backward pass, without weights and inputs.
+
+    Works on real tensors too: that is how the estimate is checked.
+    """
+    outside = _storages(modules, inputs)
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in outside:
+            found[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss()
+    return sum(storage.nbytes() for storage in found.values())
+
+
+def _measured(work: Callable[[], Any], modules: nn.Module, inputs: Any) -> tuple["_Alive", int]:
+    tracker = _Alive(_storages(modules, inputs))
+    counter = FlopCounterMode(display=False)
+    with tracker, counter:
+        work()
+    return tracker, int(counter.get_total_flops())
+
+
+def _storages(modules: nn.Module, inputs: Any) -> dict[int, torch.UntypedStorage]:
+    """Storages of weights and inputs; holding them keeps their numbers from being given to others."""
+    own = [*modules.parameters(), *modules.buffers()]
+    own += [item for item in tree_iter(_plain(inputs)) if isinstance(item, torch.Tensor)]
+    storages = (tensor.untyped_storage() for tensor in own)
+    return {storage._cdata: storage for storage in storages}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, which the tree functions know."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    names = getattr(value, "__dataclass_fields__", None)
+    return {name: _plain(getattr(value, name)) for name in names} if names else value
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of all storages that operators have returned and that still live."""
+
+    def __init__(self, outside: Mapping[int, torch.UntypedStorage]) -> None:
+        super().__init__()
+        self._outside, self._live = outside, dict[int, int]()
+        self._now = self.peak = self.kernels = self.written = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._live or key in self._outside:
+            return
+        self._live[key] = storage.nbytes()
+        self._now += self._live[key]
+        self.kernels, self.written = self.kernels + 1, self.written + self._live[key]
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, partial(self._drop, key))
+
+    def _drop(self, key: int) -> None:
+        self._now -= self._live.pop(key, 0)
+
+
+class _GpuRules(TorchFunctionMode):
+    """Makes a CPU trace keep what a GPU would keep."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        self._bf16 = bf16
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs.pop("dropout_p", None)
+        elif self._bf16 and func in (F.layer_norm, torch.layer_norm) and args[0].dtype == torch.bfloat16:
+            args = (args[0].float(), *args[1:])
+        return func(*args, **kwargs)

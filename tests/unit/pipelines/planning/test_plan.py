@@ -1,0 +1,166 @@
+"""`cirray plan`: what it says of recipes and of runs that are there, and what it advises."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from cirray.cli.main import main, verb
+from cirray.cli.plan import plan_file, verb_of
+from cirray.core.config import load_config, validate
+from cirray.core.errors import ConfigError
+from cirray.pipelines.config import EmbedRun, GenerateRun, GeneratorRun, MineRun, TrainRun, TuneRun
+from cirray.pipelines.planning.config import PlanConfig, PlanRun
+from cirray.pipelines.planning.inputs import Beside
+from cirray.pipelines.planning.plan import plan_run
+from cirray.pipelines.train_inputs import read_inputs, start_retriever
+
+ROOT = Path(__file__).resolve().parents[4]
+CONFIGS = ROOT / "jobs" / "configs"
+TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
+
+
+def plan_of(name, *assignments, **plan):
+    return plan_file(PlanRun(file=str(CONFIGS / f"{name}.yaml"), assignments=assignments, plan=PlanConfig(**plan)))
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    return TINY["make"](tmp_path_factory.mktemp("p"))
+
+
+def test_a_recipe_of_full_size_is_planned_before_anything_is_there():
+    report = plan_of("finetune-cirr-ptha-improved-blip2-h200")
+    assert report.warnings == () and report.exit_status == 0
+    assert report.value("trained weights") == pytest.approx(186.1e6, rel=1e-3)
+    assert report.value("patch tokens") == "257 x 1408"
+    assert report.value("weights") == 4 * report.value("trained weights") == report.value("gradients")
+    assert report.value("steps") == 11_000 and report.value("epochs") == pytest.approx(49.9, abs=0.1)
+    assert 0.001 < report.value("all steps") / 3600 < 48
+    assert "recipe pretrain-cirr" in report.text() and report.text().endswith("it fits")
+
+
+def test_what_does_not_fit_names_the_setting_and_following_it_helps(fields):
+    def told(room, **training):
+        tree = {**fields, "out": "x", "training": {**fields["training"], "batch": 64, **training}}
+        return plan_run(validate(TrainRun, tree), PlanConfig(reserve_gib=0, memory_gib=room / 2**30))
+
+    whole = told(2**40).value("all of it")
+    report = told(whole // 2)
+    (warning,) = report.warnings
+    assert report.exit_status == 1 and "model.gradient_checkpointing=true" in warning and "precision=bf16" in warning
+    less = int(warning.split("training.batch=")[1].split()[0])
+    assert 8 <= less < 64
+    assert told(whole // 2, batch=less).warnings == ()
+    assert "deepspeed" in told(100_000).warnings[0]
+
+
+def test_a_frozen_language_model_in_fp32_is_advised_to_take_16_bits():
+    fields = ("language_dtype=float32", "training.batch=4")
+    report = plan_of("generator-cirr-instructblip-vicuna7b-h200", *fields, gpu="a10")
+    assert "language_dtype=bfloat16" in report.warnings[0]
+    assert report.value("language model") == pytest.approx(4 * 6.74e9, rel=0.01)
+
+
+def test_a_generation_counts_cache_soft_tokens_and_steps():
+    report = plan_of("generate-cirr-reverse-vicuna7b-h200")
+    rows, beams = 64, 5
+    assert report.value("key-value cache") == 2 * 32 * 4096 * 2 * rows * beams * (report.value("prompt") + 47)
+    assert report.value("pairs to write") == 28_225
+    assert report.value("soft tokens of images") == 20_000 * 32 * 4096 * 4
+    assert report.value("tokens") > 0 and report.value("all pairs") > 0
+
+
+def test_embedding_tells_the_disk_and_compares_it():
+    report = plan_of("embed-cirr-blip2-h200", disk_gib=1)
+    assert report.value("features") == pytest.approx(21_551 * 257 * 1408 * 2, rel=1e-3)
+    assert "of 1 GiB" in report.warnings[0] and "features=[]" in report.warnings[0]
+
+
+def test_a_measured_throughput_replaces_the_estimate(fields):
+    report = plan_run(validate(TrainRun, {**fields, "out": "x"}), PlanConfig(samples_per_second=500.0))
+    assert report.value("all steps") == pytest.approx(20 * 8 / 500)
+
+
+def test_more_workers_and_stages_take_less_of_each_card(fields):
+    def told(**more):
+        training = {**fields["training"], "batch": 64, "engine": "deepspeed", "zero_stage": 3}
+        return plan_run(validate(TrainRun, {**fields, "out": "x", "training": training, **more}))
+
+    one, eight = told(), told(ray={"num_workers": 8})
+    assert eight.value("weights") * 7 < one.value("weights") and eight.value("optimiser") * 7 < one.value("optimiser")
+    assert eight.value("activations saved") < one.value("activations saved") / 4
+
+
+def test_a_run_whose_inputs_are_there_is_counted_as_it_will_be(fields):
+    run = validate(TrainRun, {**fields, "out": "x"})
+    report = plan_run(run)
+    real = start_retriever(run, read_inputs(run), 16)
+    assert report.value("trained weights") == sum(item.numel() for item in real.parameters())
+    assert report.value("patch tokens") == "5 x 16"
+    assert report.value("epochs") == pytest.approx(20 * 8 / 96)
+    assert plan_run(TuneRun(base=run.to_dict() | {"validation": {"every": 5}})).title.endswith("one trial")
+
+
+def test_a_run_without_features_counts_the_tower_too(fields):
+    report = plan_run(validate(TrainRun, {**fields, "features": [], "out": "x"}))
+    assert report.value("vision tower") > 0 and report.value("patch tokens") == "5 x 16"
+    cached = plan_run(validate(TrainRun, {**fields, "out": "x"}))
+    assert report.value("all of it") > cached.value("all of it")
+
+
+def test_the_shipped_recipes_of_the_embedded_world_are_planned():
+    assert plan_of("generator-shapes-small-cpu").value("trained weights") > 0
+    assert plan_of("embed-shapes-small-cpu").value("patch tokens") == "10 x 96"
+
+
+def test_the_command_prints_a_table_or_json_and_exits_with_1_when_it_does_not_fit(capsys):
+    file = str(CONFIGS / "embed-cirr-clip-rn50x4-h200.yaml")
+    assert main(["plan", file, "batch=32", "--plan.gpu", "a10"]) == 0
+    assert "32 images" in capsys.readouterr().out
+    assert main(["plan", file, "--json", "plan.memory_gib=3"]) == 1
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["warnings"] and {line["unit"] for line in tree["sections"]["disk"]} == {"bytes"}
+
+
+def test_what_cannot_be_planned_is_said_in_words(tmp_path):
+    with pytest.raises(ConfigError, match="say verb=NAME"):
+        verb_of("mine-cirr.yaml")
+    assert verb_of("run.yaml", "finetune") == "finetune" and verb_of("generator-x.yaml") == "train-generator"
+    with pytest.raises(ConfigError, match="needs no plan"):
+        plan_run(MineRun())
+    with pytest.raises(ConfigError, match="Did you mean 'h200'"):
+        load_config(PlanRun, None, ["plan.gpu=h20"])
+    with pytest.raises(ConfigError, match="plan.patch_tokens"):
+        plan_run(GenerateRun(features=("~/nowhere/f",), generator="~/nowhere/g"))
+    with pytest.raises(ConfigError, match="no recipe beside"):
+        plan_run(EmbedRun(tower="~/nowhere/towers"))
+    with pytest.raises(ConfigError, match="are not known here"):
+        plan_run(EmbedRun(tower="some/model"))
+    with pytest.raises(ConfigError, match="no field|Unknown config field"):
+        main_config(tmp_path)
+
+
+def main_config(folder):
+    path = folder / "embed-x.yaml"
+    path.write_text("bach: 3\n")
+    return plan_file(PlanRun(file=str(path)))
+
+
+def test_a_broken_neighbour_file_is_passed_over(tmp_path):
+    (tmp_path / "a.yaml").write_text("out: [\n")
+    (tmp_path / "b.yaml").write_text("out: ~/x\nvision: asset\n")
+    beside = Beside.of(tmp_path / "run.yaml")
+    assert list(beside.written) == ["~/x"]
+    report = plan_run(EmbedRun(tower="~/x"), beside=beside)
+    assert report.value("frozen weights") > 0
+    assert beside.config("~/x", GeneratorRun) is None
+
+
+def test_assignments_are_sorted_into_the_plans_and_the_runs():
+    words = verb("plan").assignments(
+        ["a.yaml", "training.batch=8", "--model.embed-dim", "16", "plan.gpu=a100", "--json"]
+    )
+    assert words[:3] == ["file=a.yaml", "plan.gpu=a100", "as_json=true"]
+    assert load_config(PlanRun, None, words).assignments == ("training.batch=8", "model.embed_dim=16")
