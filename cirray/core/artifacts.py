@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 _WHOLE_FILE_BYTES = 64 * 2**20
 _MODEL_KINDS = {
     "cirray_retriever": "retriever", "cirray_dual_encoder": "retriever", "mtg": "generator", "template": "generator",
+    "cirray_forked": "retriever", "caption_template": "generator",
 }  # fmt: skip
 _PLACES = ("out", "ray", "pool", "device")
 
