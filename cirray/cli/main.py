@@ -14,7 +14,7 @@ from cirray.core.log import complain, configure, say
 from cirray.core.version import __version__
 
 VERBS = (
-    "quickstart", "world", "towers", "embed", "train-generator", "mine", "caption", "caption-generator", "generate", "check", "pretrain", "finetune",
+    "quickstart", "world", "towers", "embed", "train-generator", "mine", "caption", "templates", "generate", "check", "pretrain", "finetune",
     "tune", "evaluate", "browse", "score", "submit", "doctor", "index", "search", "serve", "convert", "export",
 )  # fmt: skip
 
