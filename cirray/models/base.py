@@ -34,6 +34,9 @@ class Retriever(nn.Module, ABC):
     raw_temperature: nn.Parameter
     """Temperature of the contrastive loss, one element, before any clamp."""
 
+    state_depends_on_text: bool = False
+    """Whether `encode_reference` gives something made for one text, which must not be kept by image."""
+
     @property
     def temperature(self) -> torch.Tensor:
         """The temperature of the contrastive loss."""

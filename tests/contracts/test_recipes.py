@@ -114,7 +114,9 @@ def test_the_second_stage_of_spn_has_the_settings_of_its_document(name, steps, b
 
 def test_the_windows_of_spn_are_those_of_its_document():
     windows = {
-        path.stem: (lambda m: (m.rank_low, m.rank_high, m.quantiles, m.references_only, m.count))(config_of(path).mining)
+        path.stem: (lambda m: (m.rank_low, m.rank_high, m.quantiles, m.references_only, m.count))(
+            config_of(path).mining
+        )
         for path in FULL
         if path.name.startswith("mine") and "-spn-" in path.name
     }

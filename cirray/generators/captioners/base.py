@@ -12,7 +12,7 @@ from cirray.core.registry import Registry
 from cirray.data.config import ImageLimits
 from cirray.generators.base import FeatureLookup
 
-_MODULES = ("existing", "small", "hf")
+_MODULES = ("existing", "small", "cells", "hf")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,9 @@ class HfCaptioner:
             with filesystem.open_input_file(path) as stream:
                 return place, read_span(stream, place.span, limits)
         except OSError as error:
-            raise DataError(f"Image {picture.image_id!r} cannot be read: {' '.join(str(error).split())[:200]}.") from None
+            raise DataError(
+                f"Image {picture.image_id!r} cannot be read: {' '.join(str(error).split())[:200]}."
+            ) from None
 
     def _text(self) -> str:
         """The prompt, in the model's own frame where it has one (LLaVA's conversation with its image token)."""

@@ -86,7 +86,9 @@ class CaptionImages:
         texts |= {picture.image_id: text for picture, text in zip(fresh, made, strict=True)}
         for image in [image for image, text in texts.items() if not text.strip()]:
             reasons[image] = "the captioner wrote nothing, or no end"
-        rows = [self._row(p.image_id, texts[p.image_id], keys[p.image_id]) for p in pictures if p.image_id not in reasons]
+        rows = [
+            self._row(p.image_id, texts[p.image_id], keys[p.image_id]) for p in pictures if p.image_id not in reasons
+        ]
         return rows, [{"image_id": image, "reason": reason} for image, reason in reasons.items()], reused
 
     def _key(self, picture: Picture) -> str:

@@ -14,7 +14,7 @@ from cirray.data.shapes.corpus import bags, caption_bags
 from cirray.data.shapes.world import read_scenes
 from cirray.generators.captioners.base import caption_prompt, find_captioner
 from cirray.pipelines.captions.actors import CaptionImages
-from cirray.pipelines.captions.config import CaptionRun
+from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
 from cirray.pipelines.datasets import open_dataset, part_ids
 from cirray.pipelines.streaming import Step, stream
 from cirray.triplets.captions import KIND, caption_table, finished_images, rejected_captions
@@ -77,7 +77,7 @@ def _step(run: CaptionRun, stage: Stage, prompt: str) -> Step:
     }  # fmt: skip
     actor = {
         "captioner": run.captioner, "settings": settings, "prompt_version": run.prompt, "work_uri": stage.work_uri,
-        "features": list(run.features) if run.captioner == "small" else [],
+        "features": list(run.features) if run.captioner in READ_FEATURES else [],
         "reuse": [str(localize(uri, KIND)) for uri in run.reuse], "threads": run.pool.threads,
     }  # fmt: skip
     return Step(CaptionImages, actor, run.pool)
@@ -88,7 +88,9 @@ def _publish(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: tuple[str,
     found = [*table.column("image_id").to_pylist(), *rejected.column("image_id").to_pylist()]
     if sorted(found) != sorted(ids):
         odd = set(found) ^ set(ids)
-        raise GenerationError(f"{len(odd)} images are lost or unknown in {stage.work_uri!r}, e.g. {min(odd)!r}; run again.")
+        raise GenerationError(
+            f"{len(odd)} images are lost or unknown in {stage.work_uri!r}, e.g. {min(odd)!r}; run again."
+        )
     reasons = Counter(rejected.column("reason").to_pylist()).most_common(1)
     if not len(table):
         stage.discard()
@@ -117,7 +119,7 @@ def _result_config(run: CaptionRun) -> dict[str, Any]:
 def _inputs(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...]) -> dict[str, str]:
     known = [dataset.captions.get(name, "") for name in ids] if run.captioner == "existing" else []
     inputs = {"images": stable_id("caption", *ids, "known", *known), "source": ""}
-    if run.captioner == "small":
+    if run.captioner in READ_FEATURES:
         inputs["source"] = read_manifest(run.source, "generator").digest
         inputs |= {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
     elif run.captioner != "existing":

@@ -6,6 +6,9 @@ from cirray.core.config import Config
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.pipelines.config import Part, PoolConfig, RayConfig
 
+READ_FEATURES = ("small", "cells")
+"""Captioners that start from a generator artifact and read features; the others read image files or nothing."""
+
 
 class CaptionRun(Config):
     """Write one short caption for every image."""
@@ -15,12 +18,12 @@ class CaptionRun(Config):
     parts: tuple[Part, ...] = ("pool",)
     """Which images: those of the triplets and captions, the unlabelled pool, the gallery."""
     captioner: str = "small"
-    """`small` (a generator artifact's Q-Former and language model), `hf` (an image-to-text model of Hugging Face), or
+    """`small` (a generator artifact's Q-Former and language model), `cells` (the embedded world's exact one), `hf` (an image-to-text model of Hugging Face), or
     `existing` (the data set's own captions)."""
     source: str = "~/cirray/quickstart/generator"
-    """Generator artifact (`small`), or folder or hub id (`hf`)."""
+    """Generator artifact (`small`, `cells`), or folder or hub id (`hf`)."""
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
-    """Features artifacts that hold the images; read by `small` alone."""
+    """Features artifacts that hold the images; read by `small` and `cells` alone."""
     prompt: str = "caption/1"
     """Version of the instruction (`hf`)."""
     noun: str = "image"
@@ -45,8 +48,8 @@ class CaptionRun(Config):
 
     @model_validator(mode="after")
     def _named(self) -> "CaptionRun":
-        if self.captioner == "small" and not self.features:
-            raise ValueError("captioner small needs features; name at least one artifact")
+        if self.captioner in READ_FEATURES and not self.features:
+            raise ValueError(f"captioner {self.captioner} needs features; name at least one artifact")
         return self
 
 

@@ -131,9 +131,7 @@ class NegativeBank:
         hidden = share.total(further_Nm.sum()) / (len(positive_N) * len(self))
         if self.config.neg_num is not None:
             further_Nm = further_Nm | self._unsampled(positive_N, share.rows(_row_seeds(positive_B)))
-        loss_B = bank_infonce(
-            score, query_BD, self.rows, positive_B, temperature, further_Nm, share, self.config.chunk
-        )
+        loss_B = bank_infonce(score, query_BD, self.rows, positive_B, temperature, further_Nm, share, self.config.chunk)
         return loss_B, hidden.float()
 
     def further_targets(self, positive_N: torch.Tensor) -> torch.Tensor:

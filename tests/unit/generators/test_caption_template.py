@@ -68,7 +68,9 @@ def test_a_pair_with_an_image_without_caption_fails_as_a_value():
 def test_version_and_hash_of_the_templates_are_kept():
     version = generator().prompt_version
     assert version.startswith("caption_templates/1:0+1#") and version != generator(("0",)).prompt_version
-    other = CaptionTemplateGenerator(CAPTIONS, {"0": "{target} not {reference}", "1": "{target}"}, "caption_templates/1")
+    other = CaptionTemplateGenerator(
+        CAPTIONS, {"0": "{target} not {reference}", "1": "{target}"}, "caption_templates/1"
+    )
     assert other.prompt_version.split("#")[0] == version.split("#")[0] and other.prompt_version != version
     assert len({generator().digest, generator(seed=1).digest, generator(token_limit=20).digest, other.digest}) == 4
 
@@ -96,6 +98,8 @@ def test_rewriting_is_a_pure_function_of_text_and_seed_and_off_without_a_source(
     drawn = {rewriter("make it red", seed) for seed in range(6)}
     assert rewriter("make it red", 2) == rewriter("make it red", 2) and len(drawn) > 1
     assert all(before in Rewriter.prompt("x") and after in Rewriter.prompt("x") for before, after in EXAMPLES)
-    save_caption_generator(tmp_path / "g", rows(), ("0",), 77, {"source": str(tmp_path / "lm"), "top_k": 3, "new_tokens": 4})
+    save_caption_generator(
+        tmp_path / "g", rows(), ("0",), 77, {"source": str(tmp_path / "lm"), "top_k": 3, "new_tokens": 4}
+    )
     plain = generator(("0",)).generate(PAIRS[:1], None)[0]
     assert load_generator(tmp_path / "g").generate(PAIRS[:1], None)[0].text != plain.text

@@ -18,7 +18,7 @@ MODELS = SimpleNamespace(**runpy.run_path(str(FIXTURES / "small_captioner.py")))
 
 def test_captioners_are_found_by_name():
     find_captioner("existing")
-    assert CAPTIONERS.names() == ["existing", "hf", "small"]
+    assert CAPTIONERS.names() == ["cells", "existing", "hf", "small"]
     with pytest.raises(ConfigError, match="Unknown captioner 'smal'. Did you mean 'small'"):
         find_captioner("smal")
 
@@ -71,3 +71,51 @@ def test_models_of_hugging_face_caption_in_batches_without_repeating_the_prompt(
 def test_a_folder_without_a_model_is_refused_in_words(tmp_path):
     with pytest.raises(ArtifactError, match="No image-to-text model could be read from"):
         find_captioner("hf")(CaptionerSettings(str(tmp_path)))
+
+
+def test_soft_tokens_are_read_back_as_the_phrases_they_stand_for(tmp_path, monkeypatch):
+    """A generator whose soft tokens are the bags' own vectors, with some noise, gives the scenes' captions."""
+    import numpy as np
+    import torch
+
+    from cirray.data.shapes.corpus import bags, caption_bags
+    from cirray.data.shapes.grammar import vocabulary
+    from cirray.data.shapes.scenes import random_scene
+    from cirray.generators.config import GeneratorConfig, ReaderConfig
+    from cirray.generators.mtg import ModificationTextModel
+    from cirray.generators.prompts import all_prompts
+    from cirray.models.towers.config import LanguageModelConfig
+    from cirray.models.towers.language import bag_ids, build_language_model, build_word_tokenizer, embed_bags
+
+    torch.manual_seed(0)
+    tokenizer = build_word_tokenizer([*all_prompts(), " ".join(vocabulary())])
+    language = build_language_model(LanguageModelConfig(width=64, layers=1, heads=2, intermediate=32), tokenizer)
+    scenes = [random_scene(np.random.default_rng(seed)) for seed in range(6)]
+    for queries in (9, 3):
+        qformer = ReaderConfig(width=16, layers=1, heads=2, queries=queries, intermediate=16)
+        stage = open_stage(str(tmp_path / f"generator{queries}"), "generator", {})
+        save_generator(ModificationTextModel(GeneratorConfig(qformer=qformer), language, 12), stage.local)
+        stage.publish({})
+
+    class Features:
+        def get(self, ids):
+            return np.zeros((len(ids), 4, 12), dtype=np.float16) + np.array([int(n) for n in ids])[:, None, None]
+
+        def __contains__(self, name):
+            return True
+
+    made = find_captioner("cells")(CaptionerSettings(str(tmp_path / "generator9"), features=Features(), batch=4))
+
+    def soft(patches_BPD):
+        numbers = patches_BPD[:, 0, 0].int().tolist()
+        vectors = [embed_bags(language, bag_ids(language, bags(scenes[n]), 12)) for n in numbers]
+        exact = torch.stack(vectors).detach()
+        return exact + 0.2 * exact.std() * torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
+
+    monkeypatch.setattr(made._model, "read_image", soft)
+    texts = made.caption([Picture(str(number)) for number in range(6)])
+    assert [caption_bags(text) for text in texts] == [bags(scene) for scene in scenes]
+    with pytest.raises(ConfigError, match="needs one soft token for each of 9 cells.*has 3. Use captioner=small"):
+        find_captioner("cells")(CaptionerSettings(str(tmp_path / "generator3"), features=Features()))
+    with pytest.raises(ConfigError, match="'cells' reads features"):
+        find_captioner("cells")(CaptionerSettings(str(tmp_path / "generator9")))

@@ -156,7 +156,9 @@ def naive_ranks(reference):
 
 
 def test_rank_windows_give_each_reference_a_target_of_its_window_never_itself_never_a_real_pair():
-    real = [Triplet(str(n), image, other, "x") for n, image in enumerate(IDS[:10]) for other in IDS if other != image][:300]
+    real = [Triplet(str(n), image, other, "x") for n, image in enumerate(IDS[:10]) for other in IDS if other != image][
+        :300
+    ]
     settings = {"rank_low": 20, "rank_high": 30, "draws": 1, "exclude_known": True}
     pairs = mine("rank_window", triplets=real, **settings)
     known = {(t.reference_id, t.target_id) for t in real} | {(t.target_id, t.reference_id) for t in real}
@@ -174,7 +176,9 @@ def test_rank_windows_follow_the_seed_and_neither_memory_nor_the_order_of_ids():
     pairs = mine("rank_window", **settings)
     assert pairs == mine("rank_window", memory_mib=8, **settings) == mine("rank_window", ids=IDS[::-1], **settings)
     assert pairs != mine("rank_window", seed=3, **settings)
-    assert {pair.rank for pair in pairs} <= set(range(int(0.6 * 47), int(0.9 * 47))) and len({p.rank for p in pairs}) > 5
+    assert {pair.rank for pair in pairs} <= set(range(int(0.6 * 47), int(0.9 * 47))) and len(
+        {p.rank for p in pairs}
+    ) > 5
 
 
 def test_references_come_from_the_triplets_where_asked_and_their_number_is_drawn():

@@ -173,6 +173,8 @@ def test_a_fork_can_be_exported_as_a_model_folder(tiny, tmp_path):
 
     folder, kind = model_folder(Path(write_fork(tmp_path / "fork", tiny.checkpoint)))
     assert kind == "retriever" and (folder / "config.json").is_file()
-    (folder / "config.json").write_text((folder / "config.json").read_text().replace("cirray_retriever", "cirray_forked"))
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace("cirray_retriever", "cirray_forked")
+    )
     with pytest.raises(ArtifactError, match="fork of a fork"):
         load_retriever(folder)

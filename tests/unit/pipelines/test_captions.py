@@ -27,7 +27,6 @@ TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixture
 CALLS = []
 
 
-@CAPTIONERS.register("counted")
 class Counted:
     """Tells the name; remembers what it was asked."""
 
@@ -44,6 +43,13 @@ class Counted:
     def caption(self, pictures):
         CALLS.append([picture.image_id for picture in pictures])
         return [f"a picture of {picture.image_id.replace('-', ' ')}" for picture in pictures]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    CAPTIONERS.register("counted")(Counted)
+    yield
+    del CAPTIONERS._items["counted"]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,9 @@ def test_known_captions_give_no_model_call_and_identical_triplets(world, tmp_pat
     other = run_caption(run_of(world, tmp_path / "third", reuse=[str(tmp_path / "first")], words=5))
     assert other.extra["reused"] == 0 and len(CALLS) > asked
     ids = list(read_dataset(validate(CaptionRun, {"data": world}).data).pool_ids)
-    TINY.write_features(tmp_path / "features", {image: vector for image, vector in zip(ids, TINY.random_vectors(12).values())})
+    TINY.write_features(
+        tmp_path / "features", {image: vector for image, vector in zip(ids, TINY.random_vectors(12).values())}
+    )
     TINY.write_pairs_artifact(tmp_path / "pairs", [Pair(pair_id(a, b), a, b) for a, b in zip(ids, ids[1:])])
     tables = []
     for name in ("first", "second"):
@@ -110,7 +118,9 @@ def test_known_captions_give_no_model_call_and_identical_triplets(world, tmp_pat
         assert manifest.counts["rejected"] > 0 and "no caption" in manifest.extra["reasons"][0][0]
     assert tables[0] == tables[1] and len(tables[0]) > 0
     row = tables[0].to_pylist()[0]
-    assert row["weight"] == 0.5 and row["source"] == "spn" and row["prompt_version"].startswith("caption_templates/1:0+1#")
+    assert (
+        row["weight"] == 0.5 and row["source"] == "spn" and row["prompt_version"].startswith("caption_templates/1:0+1#")
+    )
     assert row["reverse_modification"] and row["modification"] != row["reverse_modification"]
 
 
@@ -124,9 +134,9 @@ def test_the_captions_of_the_data_set_are_exact_and_images_without_one_are_rejec
 
 
 def test_the_judge_counts_captions_that_tell_the_whole_scene(world, tmp_path, monkeypatch):
+    from cirray.core.seeding import numpy_generator
     from cirray.data.shapes.grammar import caption
     from cirray.data.shapes.world import read_scenes
-    from cirray.core.seeding import numpy_generator
 
     scenes = read_scenes(Path(world["folder"]["root"]))
 

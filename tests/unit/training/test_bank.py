@@ -81,7 +81,9 @@ def test_masked_duplicates_do_not_contribute_and_the_own_reference_does(make_tas
     """Two images copy the first target to the byte, a third is near; one of the copies is the row's own reference."""
     rows = [triplets[0]]
     target, reference, copy, near = rows[0].target_id, rows[0].reference_id, "f5-1", "f6-1"
-    task = with_features(make_task(objective="spn")[0], Twins(features, {copy: target, reference: target}, {near: target}))
+    task = with_features(
+        make_task(objective="spn")[0], Twins(features, {copy: target, reference: target}, {near: target})
+    )
     masked = bank_of(task)
     further = masked.further_targets(places(masked, target))[0]
     assert further[places(masked, target, reference, copy, near)].all()
@@ -160,7 +162,9 @@ def test_a_target_side_that_moved_is_refused(make_task, triplets, tmp_path, when
     with torch.no_grad():
         model.gallery.vision_projection.weight.add_(0.1)
     with pytest.raises(ConfigError, match="its weights have moved, so the bank is stale"):
-        task.loss(model, task.batch(triplets[:4]), NoGather()) if when != "after training" else task.save(model, tmp_path)
+        task.loss(model, task.batch(triplets[:4]), NoGather()) if when != "after training" else task.save(
+            model, tmp_path
+        )
 
 
 def test_held_out_images_are_refused_in_the_bank(make_task):
