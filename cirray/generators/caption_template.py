@@ -115,7 +115,7 @@ def pick_templates(ids: Sequence[str]) -> tuple[str, dict[str, str]]:
 def save_caption_generator(
     folder: str | Path, rows: Sequence[Mapping[str, Any]], ids: Sequence[str], token_limit: int, rewrite: dict[str, Any]
 ) -> None:
-    """Write a generator: the templates as they are now and a copy of the captions, so that it depends on nothing else."""
+    """Write a generator: the templates as they are now and a copy of the captions, so that it needs nothing else."""
     version, templates = pick_templates(ids)
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_captions(str(folder), _PART, sorted(rows, key=lambda row: row["image_id"]))

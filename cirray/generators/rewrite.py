@@ -1,4 +1,4 @@
-"""A filled template in other words, by a language model that is shown examples (SPN's optional step; off by default)."""
+"""A filled template in other words, by a language model shown examples (SPN's optional step; off by default)."""
 
 import torch
 

@@ -1,8 +1,8 @@
-"""The embedded world's exact captioner: each soft token is read as the cell's phrase whose word embeddings are nearest.
+"""The embedded world's exact captioner: each soft token is read as the phrase whose word embeddings are nearest.
 
-The alignment by `bags` draws the Q-Former's soft token of a cell to the summed word embeddings of its phrase (trained on
-the captions of the labelled part alone), so the phrase can be read back; no text is decoded. The small language model
-describes worse than it tells differences (`small`; figures in jobs/LOG.md).
+The alignment by `bags` draws the Q-Former's soft token of a cell to the summed word embeddings of its phrase (trained
+on the captions of the labelled part alone), so the phrase can be read back; no text is decoded. The small language
+model describes worse than it tells differences (`small`).
 """
 
 from collections.abc import Sequence

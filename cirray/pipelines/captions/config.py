@@ -17,9 +17,9 @@ class CaptionRun(Config):
     """Whose images; also the captions that `existing` takes over."""
     parts: tuple[Part, ...] = ("pool",)
     """Which images: those of the triplets and captions, the unlabelled pool, the gallery."""
-    captioner: str = "small"
-    """`small` (a generator artifact's Q-Former and language model), `cells` (the embedded world's exact one), `hf` (an image-to-text model of Hugging Face), or
-    `existing` (the data set's own captions)."""
+    captioner: str = "cells"
+    """`cells` (the embedded world's exact one) and `small` (Q-Former and language model of a generator artifact), `hf`
+    (an image-to-text model of Hugging Face), or `existing` (the data set's own captions)."""
     source: str = "~/cirray/quickstart/generator"
     """Generator artifact (`small`, `cells`), or folder or hub id (`hf`)."""
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)

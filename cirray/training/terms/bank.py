@@ -135,7 +135,7 @@ class NegativeBank:
         return loss_B, hidden.float()
 
     def further_targets(self, positive_N: torch.Tensor) -> torch.Tensor:
-        """`[N, m]`: own rows that show a target's picture again, or one too near to it; the target itself among them."""
+        """`[N, m]`: own rows that show a target's picture again, or one too near; the target itself among them."""
         place_N, here_N = self.rows.local(positive_N)
         stop = self.rows.start + len(self.rows.tokens_MQD)
         found_Nm = torch.zeros(len(positive_N), len(self.rows.tokens_MQD), dtype=torch.bool, device=self.device)

@@ -107,7 +107,7 @@ class Term(ABC):
         """The retriever as the term needs it, before anything else sees it; here: as it is."""
         return retriever
 
-    def finish(self, retriever: Retriever) -> None:
+    def finish(self, retriever: Retriever) -> None:  # noqa: B027 - most terms have nothing to say
         """Look at the trained retriever before it is saved; here: nothing.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A fork: equal vectors, a frozen target side, files that come back; evaluation, index, search and serving unchanged."""
+"""A fork: equal vectors, a frozen target side, files that come back; evaluation, index and serving unchanged."""
 
 import runpy
 from pathlib import Path

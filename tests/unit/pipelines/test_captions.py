@@ -104,9 +104,12 @@ def test_known_captions_give_no_model_call_and_identical_triplets(world, tmp_pat
     assert other.extra["reused"] == 0 and len(CALLS) > asked
     ids = list(read_dataset(validate(CaptionRun, {"data": world}).data).pool_ids)
     TINY.write_features(
-        tmp_path / "features", {image: vector for image, vector in zip(ids, TINY.random_vectors(12).values())}
+        tmp_path / "features",
+        {image: vector for image, vector in zip(ids, TINY.random_vectors(12).values(), strict=False)},
     )
-    TINY.write_pairs_artifact(tmp_path / "pairs", [Pair(pair_id(a, b), a, b) for a, b in zip(ids, ids[1:])])
+    TINY.write_pairs_artifact(
+        tmp_path / "pairs", [Pair(pair_id(a, b), a, b) for a, b in zip(ids, ids[1:], strict=False)]
+    )
     tables = []
     for name in ("first", "second"):
         captions, made = str(tmp_path / name), str(tmp_path / f"{name}-generator")
