@@ -108,6 +108,7 @@ class _Job:
     rows: int
 
     def blocks(self) -> range:
+        """First row of every block."""
         return range(0, len(self.bank.tokens_MQD), self.rows)
 
     def logits(self, query_ND: torch.Tensor, tau: torch.Tensor, begin: int) -> torch.Tensor:
