@@ -93,7 +93,8 @@ class ComposedRetriever:
             IndexMismatchError: the index was built by another encoder.
         """
         encoder, vision, transform = load_models(checkpoint, device)
-        return cls(encoder, vision, transform, open_index(index, encoder.digest, verify), device, limits)
+        gallery = open_index(index, encoder.index_digests, verify, vision.digest)
+        return cls(encoder, vision, transform, gallery, device, limits)
 
     def prepare(
         self, text: str, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,

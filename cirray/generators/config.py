@@ -110,8 +110,8 @@ class AnswerOptimizerConfig(OptimizerConfig):
 class AnswerTrainingConfig(LoopConfig):
     """Training of the aligned generator on labelled triplets."""
 
-    steps: int = Field(240, ge=1)
-    """Optimiser steps."""
+    steps: int = Field(240, ge=0)
+    """Optimiser steps; 0 leaves it aligned with captions alone."""
     batch: int = Field(64, ge=1)
     """Triplets per step."""
     optimizer: AnswerOptimizerConfig = AnswerOptimizerConfig()

@@ -10,6 +10,7 @@ generator/
 
 import copy
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from cirray.core.artifacts import directory_digest
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, unknown_name
+from cirray.core.registry import Registry
 from cirray.generators.base import ModificationGenerator
+from cirray.generators.caption_template import CaptionTemplateGenerator, load_caption_generator
 from cirray.generators.config import DecodingConfig, GeneratorConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.template import TemplateGenerator
@@ -31,7 +34,10 @@ from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.models.towers.language import language_dtype, load_language_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-KINDS = ("mtg", "template")
+Description = Mapping[str, Any]
+Loader = Callable[..., ModificationGenerator]
+KINDS: Registry[Loader] = Registry("kind of generator")
+"""Kind in `config.json` -> loader: (folder, description, device, seed, options) -> generator."""
 _PRESETS = ("greedy", "paper", "long", "diverse")
 _HELD = tuple(FrozenLanguageConfig.model_fields)
 
@@ -83,12 +89,29 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **opt
         ConfigError: for an unknown option.
     """
     description = _read_description(Path(folder))
-    if description["kind"] == "template":
-        return TemplateGenerator(description["template"], seed)
+    return KINDS.get(description["kind"])(folder, description, device, seed, options)
+
+
+@KINDS.register("mtg")
+def _load_mtg(folder: str | Path, description: Description, device: str, seed: int, options: Any) -> TextWriter:
     held = validate(FrozenLanguageConfig, {name: options.pop(name) for name in _HELD if name in options})
     decoding, directions = _decoding(options)
     model = load_model(folder, held, device).to(device)
     return TextWriter(model, decoding, directory_digest(folder), seed, directions)
+
+
+@KINDS.register("template")
+def _load_template(
+    folder: str | Path, description: Description, device: str, seed: int, options: Any
+) -> TemplateGenerator:
+    return TemplateGenerator(description["template"], seed)
+
+
+@KINDS.register("caption_template")
+def _load_captions(
+    folder: str | Path, description: Description, device: str, seed: int, options: Any
+) -> CaptionTemplateGenerator:
+    return load_caption_generator(folder, description, device, seed)
 
 
 def load_model(
@@ -165,8 +188,10 @@ def _read_description(root: Path) -> dict[str, Any]:
         kind = description["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{str(root)!r} holds no generator (no readable {CONFIG}). Train one first.") from None
-    if kind not in KINDS:
-        raise ArtifactError(f"{str(path)!r}: {unknown_name('kind of generator', kind, KINDS)}")
+    try:
+        KINDS.get(kind)
+    except ConfigError as error:
+        raise ArtifactError(f"{str(path)!r}: {error}") from None
     return dict(description)
 
 

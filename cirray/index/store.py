@@ -120,13 +120,17 @@ def write_index(
     return {name: whole_digest(folder / name) for name in sorted(names)}
 
 
-def open_index(uri: str | Path, encoder_digest: str | None = None, verify: bool = True) -> GalleryIndex:
+def open_index(
+    uri: str | Path, encoder_digest: str | Sequence[str] | None = None, verify: bool = True, vision_digest: str = ""
+) -> GalleryIndex:
     """Open an index artifact.
 
     Args:
         uri: the artifact.
-        encoder_digest: digest of the encoder that will query it; None skips that check (e.g. to look at ids only).
+        encoder_digest: digest of the encoder that will query it, or its `index_digests` (of the target side first);
+            None skips that check (e.g. to look at ids only).
         verify: compare every file with its digest first (reads all bytes once).
+        vision_digest: digest of the encoder's vision tower.
 
     Raises:
         ArtifactError: missing, incomplete or damaged, naming the file.
@@ -139,7 +143,7 @@ def open_index(uri: str | Path, encoder_digest: str | None = None, verify: bool 
     description = json.loads((folder / META).read_text(encoding="utf-8"))
     meta, config = IndexMeta(**description["meta"]), IndexConfig.model_validate(description["config"])
     if encoder_digest is not None:
-        check_encoder(meta.encoder_digest, encoder_digest, str(uri))
+        check_encoder(meta.encoder_digest, encoder_digest, str(uri), (meta.vision_digest, vision_digest))
     ids = tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
     tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
     patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
@@ -147,7 +151,9 @@ def open_index(uri: str | Path, encoder_digest: str | None = None, verify: bool 
     return GalleryIndex(search_index, meta, config, manifest.digest, open_pictures(folder, names), patches)
 
 
-def open_vectors(uri: str | Path, encoder_digest: str) -> tuple[Path, tuple[str, ...]]:
+def open_vectors(
+    uri: str | Path, encoder_digest: str | Sequence[str], vision_digest: str = ""
+) -> tuple[Path, tuple[str, ...]]:
     """The gallery vectors of an index artifact without its search: file of fp16 [N, Q, D], and the ids of its rows.
 
     Raises:
@@ -156,25 +162,31 @@ def open_vectors(uri: str | Path, encoder_digest: str) -> tuple[Path, tuple[str,
     """
     folder = localize(uri, KIND)
     meta = json.loads((folder / META).read_text(encoding="utf-8"))["meta"]
-    check_encoder(meta["encoder_digest"], encoder_digest, str(uri))
+    check_encoder(meta["encoder_digest"], encoder_digest, str(uri), (meta["vision_digest"], vision_digest))
     return folder / TOKENS, tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
 
 
-def check_encoder(built_by: str, encoder_digest: str, uri: str) -> None:
-    """Refuse an index of another encoder.
+def check_encoder(
+    built_by: str, encoder_digest: str | Sequence[str], uri: str, towers: tuple[str, str] = ("", "")
+) -> None:
+    """Refuse an index of another encoder; one whose target side is the index's may have a new query side.
 
     Args:
-        built_by: digest of the encoder that made the index.
-        encoder_digest: digest of the encoder that is to query it.
+        built_by: digest of the encoder, or of its target side, that made the index.
+        encoder_digest: digest of the encoder that is to query it, or its `index_digests`, its own one last.
         uri: the index, for the sentence.
+        towers: digests of the vision towers of the index and of the encoder; they must agree where the two encoders
+            agree in their target side alone.
 
     Raises:
         IndexMismatchError: naming both digests and the remedy.
     """
-    if built_by != encoder_digest:
+    digests = (encoder_digest,) if isinstance(encoder_digest, str) else tuple(encoder_digest)
+    same_tower = towers[0] == towers[1] != ""
+    if built_by != digests[-1] and not (built_by in digests and same_tower):
         raise IndexMismatchError(
             f"The index {uri!r} was built by encoder {built_by[:12]}, the checkpoint is encoder "
-            f"{encoder_digest[:12]}: their vectors cannot be compared. Build the index again with this checkpoint "
+            f"{digests[-1][:12]}: their vectors cannot be compared. Build the index again with this checkpoint "
             "(cirray index), or load the checkpoint it was built with."
         )
 

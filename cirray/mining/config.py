@@ -11,7 +11,8 @@ class MiningConfig(Config):
     """How image pairs are chosen. Ranks count from 0, self and near-duplicates left out."""
 
     policy: str = "neighbour_band"
-    """`neighbour_band`, `uniform`, `existing` (pairs of the labelled triplets) or `reverse` (the same, swapped)."""
+    """`neighbour_band`, `rank_window` (SPN: targets drawn from a far window of each reference), `uniform`, `existing`
+    (pairs of the labelled triplets) or `reverse` (the same, swapped)."""
     rank_low: int = Field(0, ge=0)
     """First rank of the window in a reference's list of neighbours."""
     rank_high: int = Field(2, ge=1)
@@ -26,10 +27,19 @@ class MiningConfig(Config):
     """Pairs with a higher cosine are near-duplicates, left out of the list before ranks are counted."""
     min_score: float = Field(-1.0, ge=-1.0)
     """Pairs with a lower cosine are unrelated and dropped."""
+    exclude_known: bool = False
+    """Leave out pairs that labelled triplets hold already, in either order."""
+    triplet_images: bool = False
+    """Pair only images of the labelled triplets."""
+    references_only: bool = False
+    """`rank_window`: only references of the labelled triplets are references of pairs."""
+    merge_identical: bool = False
+    """Of images with features equal to the byte keep the first id alone: one picture under two names."""
     representation: Literal["flat", "mean"] = "flat"
     """One vector per image: all its tokens in a row (place-sensitive), or their mean (small)."""
     count: int = Field(0, ge=0)
-    """At most so many unordered pairs, best ranks and scores first; 0: all. For `uniform`: how many (0: one each)."""
+    """At most so many unordered pairs, best ranks and scores first; 0: all. For `uniform`: how many (0: one each);
+    for `rank_window`: so many references, drawn at random."""
     group_limit: int = Field(8, ge=2)
     """Images of one group at most; groups join most similar pairs first, one per training batch."""
     memory_mib: int = Field(256, ge=8)

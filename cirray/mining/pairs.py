@@ -1,5 +1,6 @@
 """Policies that choose image pairs worth a text: unordered pairs, each once, in a deterministic order."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,7 @@ class MiningInput:
     excluded: frozenset[str] = field(default_factory=frozenset)
 
 
+_HASHED_TOGETHER = 1024
 Policy = Callable[[MiningInput, MiningConfig], list[Pair]]
 
 POLICIES: Registry[Policy] = Registry("mining policy")
@@ -45,7 +47,14 @@ def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
         ids=tuple(sorted(set(source.ids) - excluded)),
         triplets=tuple(t for t in source.triplets if not {t.reference_id, t.target_id} & excluded),
     )
-    pairs = sorted(policy(clean, config), key=lambda pair: (pair.rank, -pair.score, pair.pair_id))
+    if config.triplet_images:
+        named = {image for t in clean.triplets for image in (t.reference_id, t.target_id)}
+        clean = replace(clean, ids=tuple(image for image in clean.ids if image in named))
+    if config.merge_identical:
+        clean = replace(clean, ids=first_of_identical(clean.ids, _features(clean)))
+    known = known_pairs(clean.triplets) if config.exclude_known else set()
+    found = [pair for pair in policy(clean, config) if (pair.reference_id, pair.target_id) not in known]
+    pairs = sorted(found, key=lambda pair: (pair.rank, -pair.score, pair.pair_id))
     pairs = pairs[: config.count] if config.count else pairs
     if not pairs:
         raise DataError(
@@ -57,6 +66,22 @@ def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
         return pairs
     groups = group_of_images(pairs, config.group_limit)
     return [replace(pair, group_id=groups[pair.reference_id]) for pair in pairs]
+
+
+def known_pairs(triplets: Sequence[Triplet]) -> set[tuple[str, str]]:
+    """(reference, target) of labelled triplets, in both orders."""
+    ordered = {(t.reference_id, t.target_id) for t in triplets}
+    return ordered | {(target, reference) for reference, target in ordered}
+
+
+def first_of_identical(ids: Sequence[str], features: FeatureStore) -> tuple[str, ...]:
+    """The ids without those whose features equal an earlier one's to the byte."""
+    seen: dict[bytes, str] = {}
+    for start in range(0, len(ids), _HASHED_TOGETHER):
+        names = ids[start : start + _HASHED_TOGETHER]
+        for name, tokens in zip(names, features.get(names), strict=True):
+            seen.setdefault(hashlib.blake2b(tokens.tobytes(), digest_size=16).digest(), name)
+    return tuple(seen.values())
 
 
 def pair_id(reference_id: str, target_id: str) -> str:
@@ -88,6 +113,39 @@ def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
         for (first, second), (rank, score, found) in best.items()
         if found >= wanted
     ]
+
+
+@POLICIES.register("rank_window")
+def rank_window(source: MiningInput, config: MiningConfig) -> list[Pair]:
+    """Ordered pairs: for each reference, `draws` targets (0: all) from a window of ranks in its own list of neighbours.
+
+    Source: SPN's pairs (ranks 10,000 to 15,000 of some 17,000 and the like; `quantiles` says it for any size). A pair
+    of the labelled triplets is never drawn with `exclude_known`; the others keep their ranks.
+    """
+    features, memory = _features(source), config.memory_mib * 2**20 // 2
+    vectors = CentredVectors(features, source.ids, config.representation, memory)
+    known = known_pairs(source.triplets) if config.exclude_known else set()
+    wanted, pairs = _references(source, config), list[Pair]()
+    for window in windows(vectors, config, memory):
+        reference = source.ids[window.reference]
+        if reference not in wanted:
+            continue
+        free = [place for place, target in enumerate(window.targets) if (reference, source.ids[target]) not in known]
+        left = replace(window, targets=window.targets[free], ranks=window.ranks[free], scores=window.scores[free])
+        for target, rank, score in _drawn(left, config):
+            name = source.ids[target]
+            pairs.append(Pair(pair_id(reference, name), reference, name, score=round(score, 6), rank=rank))
+    return pairs
+
+
+def _references(source: MiningInput, config: MiningConfig) -> set[str]:
+    """Images that may be references: all, or those of triplets; at most `count`, drawn at random."""
+    labelled = {t.reference_id for t in source.triplets}
+    names = [image for image in source.ids if not config.references_only or image in labelled]
+    if config.count and config.count < len(names):
+        rng = numpy_generator(config.seed, "references")
+        names = [names[place] for place in np.sort(rng.choice(len(names), size=config.count, replace=False))]
+    return set(names)
 
 
 @POLICIES.register("uniform")

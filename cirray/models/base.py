@@ -34,6 +34,9 @@ class Retriever(nn.Module, ABC):
     raw_temperature: nn.Parameter
     """Temperature of the contrastive loss, one element, before any clamp."""
 
+    state_depends_on_text: bool = False
+    """Whether `encode_reference` gives something made for one text, which must not be kept by image."""
+
     @property
     def temperature(self) -> torch.Tensor:
         """The temperature of the contrastive loss."""
@@ -50,6 +53,33 @@ class Retriever(nn.Module, ABC):
         from cirray.models.retriever_files import retriever_digest
 
         return retriever_digest(self)
+
+    @property
+    def target_digest(self) -> str:
+        """Digest of what makes gallery vectors; the whole encoder's where query and target side share weights."""
+        return self.digest
+
+    @property
+    def index_digests(self) -> tuple[str, str]:
+        """Digests of the encoders whose indexes this one can search: of its target side, and its own."""
+        return (self.target_digest, self.digest)
+
+    def target_weights(self) -> dict[str, nn.Parameter]:
+        """Weights that gallery vectors depend on; all of them unless a kind knows better."""
+        return dict(self.named_parameters())
+
+    def fork_for_query_tuning(self, trains: str = "query_side") -> "Retriever":
+        """One with equal vectors whose target side stays frozen while queries train; its query side is this one.
+
+        Args:
+            trains: what of the query side trains; a name of `cirray.models.forked.SCOPES`.
+
+        Raises:
+            ConfigError: for a part that this kind has not.
+        """
+        from cirray.models.forked import fork
+
+        return fork(self, trains)
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> TextBatch:

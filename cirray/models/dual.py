@@ -20,6 +20,7 @@ from cirray.models.fusion import arithmetic, tirg  # noqa: F401  (files their he
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import backbone_name, find_backbone
+from cirray.types import stable_id
 
 SCRATCH = "hf_clip"
 """Backbone of text encoders that are built from scratch."""
@@ -73,6 +74,27 @@ class DualEncoderRetriever(Retriever):
             DataError: for an empty list.
         """
         return self.text_encoder.tokenize(texts, self.config.text_length).to(self.device)
+
+    @property
+    def target_digest(self) -> str:
+        """Of pooling and image projection: the text side may be another one."""
+        state = self.image_projection.state_dict()
+        content = [(name, weight.detach().cpu().numpy().tobytes().hex()) for name, weight in sorted(state.items())]
+        return stable_id("dual target", self.config.pooling, self.patch_width, self.config.embed_dim, *content)
+
+    def target_weights(self) -> dict[str, nn.Parameter]:
+        """The image projection's, where there is one."""
+        return {f"image_projection.{name}": weight for name, weight in self.image_projection.named_parameters()}
+
+    def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
+        """Itself where images have no weights of their own, else forked.
+
+        Raises:
+            ConfigError: for another part than the query side; a dual encoder has no second pass.
+        """
+        if self.config.image_projection or trains != "query_side":
+            return super().fork_for_query_tuning(trains)
+        return self
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """What of the query side does not depend on the text: the tower's tokens in the common space."""

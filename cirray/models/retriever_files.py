@@ -16,7 +16,7 @@ from cirray.models.base import KINDS, Retriever, RetrieverKind
 from cirray.models.sources.files import check_floats
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_MODULES = ("cirray.models.composed", "cirray.models.dual")
+_MODULES = ("cirray.models.composed", "cirray.models.dual", "cirray.models.forked")
 
 
 def find_kind(name: str) -> RetrieverKind:

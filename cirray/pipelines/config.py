@@ -160,6 +160,8 @@ class GenerateRun(FrozenLanguageConfig):
     """Write reverse texts; needed by `directions: both`."""
     source: str = "mtst"
     """Source tag of the rows."""
+    weight: float = Field(1.0, ge=0)
+    """Weight of the rows in training."""
     split: str = "train"
     """Split of the rows."""
     seed: int = Field(0, ge=0)

@@ -128,7 +128,7 @@ def _score_index(
 ) -> EvaluationResult:
     """Score with the gallery vectors of an index: they stay on disk, whatever the gallery's size."""
     plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries)
-    path, ids = open_vectors(run.index, retriever.digest)
+    path, ids = open_vectors(run.index, retriever.index_digests, features.info.encoder_digest)
     with progress(f"evaluate {name}", 2 * len(plan.queries), "queries") as advance:
         query_BD = encode_queries(retriever, features, plan.queries, run.batch, advance)
         queries = VectorFile("the checkpoint", tuple(query.query_id for query in plan.queries), query_BD)

@@ -108,7 +108,8 @@ def actor_settings(run: GenerateRun, stage: Stage, plan: Plan, load: GeneratorLo
         **run.decoding.to_dict(), "device": "cuda" if run.pool.gpus else "cpu", "seed": run.seed,
         "directions": "both" if run.reverse_texts else "forward", **_held(run),
     }  # fmt: skip
-    row = {"source": run.source, "split": run.split, "generator": plan.generator, "seed": run.seed}
+    row: dict[str, Any] = {"source": run.source, "split": run.split, "generator": plan.generator, "seed": run.seed}
+    row |= {"weight": run.weight} if run.weight != 1 else {}
     return {
         "load": load, "generator": run.generator, "options": options, "features": list(run.features),
         "work_uri": stage.work_uri, "row": row, "recipe": plan.recipe, "both": run.directions == "both",
@@ -203,7 +204,8 @@ def _result_config(run: GenerateRun) -> dict[str, Any]:
     """What decides the content: everything but places, devices and workers (digests stand for the inputs)."""
     config = run.to_dict()
     names = ("decoding", "directions", "reverse_texts", "source", "split", "seed", "part_rows", "filters")
-    return {**{name: config[name] for name in names}, **_held(run)}
+    weight = {"weight": run.weight} if run.weight != 1 else {}
+    return {**{name: config[name] for name in names}, **_held(run), **weight}
 
 
 def _images(run: GenerateRun) -> Iterator[str]:

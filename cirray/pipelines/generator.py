@@ -82,8 +82,9 @@ def run_generator(run: GeneratorRun) -> Manifest:
     if run.zero_shot and run.evaluate_pairs:
         metrics["zero_shot"], _ = evaluate_texts(run, model, labelled.held_out, features, scenes)
     task = GeneratorTask(model, labelled.train, features, run.training)
-    history = train_stage(task, run.training, work / "training", "train the generator")
-    metrics["train_loss"] = round(history[-1]["loss"], 4)
+    if run.training.steps:
+        history = train_stage(task, run.training, work / "training", "train the generator")
+        metrics["train_loss"] = round(history[-1]["loss"], 4)
     metrics["token_loss"] = token_loss(task, model, labelled.held_out)
     metrics["trained"], samples = evaluate_texts(run, model, labelled.held_out, features, scenes)
     save_generator(model.cpu(), stage.local)

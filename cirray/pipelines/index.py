@@ -67,7 +67,7 @@ def run_index(run: IndexRun) -> Manifest:
     if run.index.backend == "faiss":
         check_faiss(encoder.encoder.config.embed_dim, run.index)
     stage = open_stage(run.out, KIND, stage_config(run), plan.inputs)
-    meta = IndexMeta(encoder.encoder.digest, encoder.vision.digest, encoder.encoder.config.similarity)
+    meta = IndexMeta(encoder.encoder.target_digest, encoder.vision.digest, encoder.encoder.config.similarity)
     feature_bytes = len(plan.ids) * encoder.vision.num_tokens * encoder.vision.width * 2
     keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9
     with progress("encode the gallery", len(plan.ids), "images") as advance:
@@ -204,7 +204,8 @@ def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta) -> Manifest:
     pictures = (picture for number in numbers for picture in _read_part(stage, number).pictures)
     files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None)
     storage.remove(storage.join(stage.work_uri, "parts"))
-    extra = {"files": files, "encoder_digest": meta.encoder_digest, "rejected": rejected[:_REASONS_SHOWN]}
+    made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
+    extra = {"files": files, **made_by, "rejected": rejected[:_REASONS_SHOWN]}
     return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
 
 

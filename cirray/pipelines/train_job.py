@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from cirray.core.errors import DataError
-from cirray.data.benchmark import Protocol
+from cirray.data.benchmark import CirDataset, Protocol
+from cirray.data.leaks import guarded_ids
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.models.base import Retriever
 from cirray.pipelines.config import TrainRun
+from cirray.pipelines.leaks import images_of
 from cirray.pipelines.live import Features, open_features
 from cirray.pipelines.train_inputs import TrainInputs, start_retriever
 from cirray.training.config import LoopConfig
@@ -54,8 +56,14 @@ def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "
             "validation.queries=0."
         )
     retriever = start_retriever(run, inputs, features.shape[1])
-    task = RetrievalTask(retriever, inputs.triplets, features, run.training)
+    held_out = frozenset() if run.allow_leaks or inputs.dataset is None else held_out_images(inputs.dataset)
+    task = RetrievalTask(retriever, inputs.triplets, features, run.training, held_out)
     return TrainJob(task, features, Validate(run, inputs, features) if inputs.queries else Callback())
+
+
+def held_out_images(dataset: CirDataset) -> frozenset[str]:
+    """Images of a data set's val and test parts."""
+    return guarded_ids(dataset) | images_of(dataset.split("val"))
 
 
 def engine_on(run: TrainRun, device: str | torch.device) -> EngineFactory:

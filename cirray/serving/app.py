@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from cirray.core.artifacts import localize, read_manifest
+from cirray.core.artifacts import read_manifest
 from cirray.index.store import check_encoder
-from cirray.models.retriever_files import load_retriever
+from cirray.retriever import load_models
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs
 from cirray.serving.deployments import Retriever, current_service
@@ -59,5 +59,6 @@ def check_pair(checkpoint: str, index: str) -> None:
     """
     encoder, gallery = read_manifest(checkpoint, "checkpoint"), read_manifest(index, "index")
     if gallery.inputs.get("checkpoint") != encoder.digest:
-        digest = load_retriever(localize(checkpoint, "checkpoint") / "model").digest
-        check_encoder(str(gallery.extra.get("encoder_digest", "")), digest, index)
+        model, vision, _ = load_models(checkpoint)
+        towers = (str(gallery.extra.get("vision_digest", "")), vision.digest)
+        check_encoder(str(gallery.extra.get("encoder_digest", "")), model.index_digests, index, towers)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.training.bank_config import PAPER, BankConfig
 
 
 class OptimizerConfig(Config):
@@ -70,7 +71,8 @@ class TrainingConfig(LoopConfig):
 
     objective: str = "finetune"
     """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
-    text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5."""
+    text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5. spn: all training images
+    as negatives, target side frozen."""
     terms: dict[str, float] = {}
     """Weights of single loss terms over the objective's own: adds a term, or takes one out with weight 0."""
     lambda_m: float = Field(0.4, ge=0)
@@ -93,6 +95,8 @@ class TrainingConfig(LoopConfig):
     """Also train on (target, reverse text, reference) where there is a reverse text; an ablation, off in the method."""
     missing_reverse: Literal["skip", "error"] = "skip"
     """ptha rows without a reverse text: skipped by the prototype term (improved) or an error (paper)."""
+    bank: BankConfig = BankConfig()
+    """The negative bank (spn, and wherever `terms` names `bank_infonce`)."""
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingConfig":
@@ -114,6 +118,8 @@ class TrainingConfig(LoopConfig):
             "optimizer": {"clip": None, "schedule_stretch": 1.6, "warmup": 0.02},
             "label_smoothing": 0.1 if fields.get("objective") == "ptha" else 0.0,
         }  # fmt: skip
+        if fields.get("objective") == "spn":
+            paper |= {"bank": PAPER, "optimizer": {"clip": None, "schedule": "constant", "warmup": 0.0}}
         return cls.model_validate({**(paper if mode == "paper" else {}), **fields})
 
 

@@ -27,6 +27,9 @@ class Gather(Protocol):
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over ranks, without gradient."""
 
+    def largest(self, value: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum of a tensor over ranks, without gradient."""
+
 
 class NoGather:
     """One process: nothing to gather."""
@@ -39,6 +42,10 @@ class NoGather:
         return tensor
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The value itself, detached."""
+        return value.detach()
+
+    def largest(self, value: torch.Tensor) -> torch.Tensor:
         """The value itself, detached."""
         return value.detach()
 
@@ -63,6 +70,12 @@ class DistributedGather:
         summed = value.detach().clone()
         dist.all_reduce(summed)
         return summed
+
+    def largest(self, value: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum over ranks, without gradient."""
+        top = value.detach().clone()
+        dist.all_reduce(top, op=dist.ReduceOp.MAX)
+        return top
 
 
 def build_gather(world: int) -> Gather:

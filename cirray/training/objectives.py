@@ -27,6 +27,7 @@ OBJECTIVES: Registry[Callable[[TrainingConfig], Weights]] = Registry("objective"
 OBJECTIVES.register("pretrain")(lambda config: {"infonce": 1.0})
 OBJECTIVES.register("finetune")(lambda config: {"infonce": 1.0})
 OBJECTIVES.register("sprc")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "prompt_align": c.lambda_p})
+OBJECTIVES.register("spn")(lambda config: {"bank_infonce": 1.0})
 OBJECTIVES.register("ptha")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "two_hop": c.lambda_p})
 
 
@@ -43,6 +44,13 @@ def term_weights(config: TrainingConfig) -> Weights:
     if not kept:
         raise ConfigError(f"training.terms {config.terms} leaves no loss term. Give one a weight above 0.")
     return kept
+
+
+def prepared(retriever: Retriever, config: TrainingConfig) -> Retriever:
+    """The retriever as the configured terms need it: forked where one of them wants a frozen target side."""
+    for name in term_weights(config):
+        retriever = TERMS.get(name).prepared(retriever, config)
+    return retriever
 
 
 def wanted_outputs(config: TrainingConfig) -> Wanted:
@@ -75,7 +83,17 @@ class Objective:
         given = TermInput(output, batch, self.config, gather)
         values = {name: term(given) for name, term in self._terms.items()}
         result = weighted_sum(values, self.weights)
-        return LossOutput(result.total, {**result.terms, "temperature": output.temperature.detach()})
+        figures = {name: figure for term in self._terms.values() for name, figure in term.figures.items()}
+        return LossOutput(result.total, {**result.terms, **figures, "temperature": output.temperature.detach()})
+
+    def finish(self, retriever: Retriever) -> None:
+        """What the terms have to say of the trained retriever before it is saved.
+
+        Raises:
+            ConfigError: when it broke a term's rule.
+        """
+        for term in self._terms.values():
+            term.finish(retriever)
 
 
 def retrieval_loss(model: Retriever, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> LossOutput:

@@ -14,7 +14,7 @@ from cirray.models.batch import RetrievalBatch
 from cirray.models.text import TextBatch
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
-from cirray.training.objectives import Objective, wanted_outputs
+from cirray.training.objectives import Objective, prepared, wanted_outputs
 from cirray.training.sampler import BatchSampler, spread_groups
 from cirray.training.terms.base import FeatureLookup, TermSetup
 from cirray.types import Triplet
@@ -24,15 +24,17 @@ class RetrievalTask:
     """Trains a retriever on triplets, by the objective its configuration names."""
 
     def __init__(
-        self, retriever: Retriever, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig
-    ) -> None:
+        self, retriever: Retriever, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig,
+        held_out: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
         """Check the triplets and prepare the sampler.
 
         Args:
-            retriever: trained in place.
+            retriever: trained in place (as the query side, where a term wants the target side frozen).
             triplets: rows with non-empty texts; `group_id` names the image family, `weight` scales the row's loss.
             features: holds every reference and target.
             config: objective, batch, seed.
+            held_out: images that no term may add to what is trained on.
 
         Raises:
             DataError: naming the first row with a blank text or an image without features.
@@ -40,13 +42,14 @@ class RetrievalTask:
         """
         rows = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
         _check(rows, features)
+        retriever = prepared(retriever, config)
         self._retriever, self._triplets, self._features, self._config = retriever, rows, features, config
         groups = [row.group_id for row in rows]
         one_each = spread_groups(groups, config.batch, config.one_per_group)
         self._sampler = BatchSampler(groups, config.batch, config.seed, one_each)
         ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
         self._keys = {image: key for key, image in enumerate(sorted(ids))}
-        self.setup = TermSetup(retriever, tuple(rows), tuple(self._keys), features, config)
+        self.setup = TermSetup(retriever, tuple(rows), tuple(self._keys), features, config, held_out)
         self._objective, self._reverse = Objective(self.setup), wanted_outputs(config).reverse
 
     def model(self) -> nn.Module:
@@ -78,9 +81,14 @@ class RetrievalTask:
         return self._objective.loss(model, batch, gather)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the retriever as `load_retriever` reads it."""
+        """Write the retriever as `load_retriever` reads it.
+
+        Raises:
+            ConfigError: when a term refuses what training made of it.
+        """
         inner = getattr(model, "module", model)
         assert isinstance(inner, Retriever)
+        self._objective.finish(inner)
         inner.save(folder)
 
     def _reverse_texts(self, rows: Sequence[Triplet]) -> tuple[TextBatch | None, torch.Tensor | None]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cirray.data import readers
+from cirray.generators.captioners import base as captioners
+from cirray.generators.store import KINDS as GENERATOR_KINDS
 from cirray.mining.pairs import POLICIES
 from cirray.models.conversion import FORMATS
 from cirray.models.fusion.dual import DUAL_HEADS
@@ -35,8 +37,15 @@ def all_backbones():
     return backbones.BACKBONES.names()
 
 
+def all_captioners():
+    """Captioners, once their modules have registered them."""
+    captioners.load_captioners()
+    return captioners.CAPTIONERS.names()
+
+
 NAMES = sorted(
     {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
+    | {*all_captioners(), *GENERATOR_KINDS}
 )
 
 

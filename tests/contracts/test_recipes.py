@@ -36,7 +36,7 @@ def places(value):
 def test_there_are_recipes_for_every_stage_and_size():
     assert {path.stem.split("-")[-1] for path in FULL} == HARDWARE
     stages = {path.name.split("-")[0] for path in FULL}
-    wanted = "towers embed generator mine generate pretrain finetune evaluate index convert export"
+    wanted = "caption templates towers embed generator mine generate pretrain finetune evaluate index convert export"
     assert stages == set(wanted.split())
 
 
@@ -48,6 +48,7 @@ def test_what_a_recipe_reads_another_writes(path):
 
 
 PAPER = [path for path in FULL if "-paper-" in path.name or path.name.startswith("finetune") and "-sprc-" in path.name]
+PAPER = [path for path in PAPER if "-spn-" not in path.name]
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
@@ -89,3 +90,39 @@ def test_the_same_recipe_on_other_hardware_trains_the_same_thing():
             )
             compared += 1
     assert compared > 8
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "batch", "lr", "tau"),
+    [
+        ("finetune-cirr-spn-paper-clip4cir-sum-rn50x4-h200", 3 * 176, 256, 2e-5, 0.02),
+        ("finetune-fashioniq-spn-paper-clip4cir-sum-rn50x4-h200", 356, 256, 2e-5, 0.02),
+        ("finetune-cirr-spn-paper-sprc-blip2-h200", 3 * 1410, 32, 1e-5, 0.05),
+        ("finetune-fashioniq-spn-paper-sprc-blip2-h200", 3 * 750, 32, 1e-5, 0.05),
+    ],
+)
+def test_the_second_stage_of_spn_has_the_settings_of_its_document(name, steps, batch, lr, tau):
+    run = config_of(next(path for path in FULL if path.stem == name))
+    training, paper = run.training, TrainingConfig.for_mode("paper", objective="spn")
+    assert (training.steps, training.batch, training.optimizer.lr, run.temperature) == (steps, batch, lr, tau)
+    assert training.objective == "spn" and training.optimizer.schedule == "constant" and training.optimizer.eps == 1e-7
+    sprc = "-sprc-" in name
+    assert training.optimizer.betas == ((0.9, 0.98) if sprc else (0.9, 0.999)) and training.optimizer.clip is None
+    assert training.bank.duplicate_cosine is paper.bank.duplicate_cosine is None
+    assert (training.bank.trains == "second_pass") == sprc == training.bank.learn_temperature
+
+
+def test_the_windows_of_spn_are_those_of_its_document():
+    windows = {
+        path.stem: (lambda m: (m.rank_low, m.rank_high, m.quantiles, m.references_only, m.count))(
+            config_of(path).mining
+        )
+        for path in FULL
+        if path.name.startswith("mine") and "-spn-" in path.name
+    }
+    assert windows["mine-cirr-spn-clip-cpu"] == (10_000, 15_000, None, False, 0)
+    assert windows["mine-fashioniq-spn-clip-cpu"] == (10_000, 20_000, None, True, 0)
+    assert windows["mine-cirr-spn-sprc-cpu"][2:] == ((0.0, 1.0), True, 0)
+    assert windows["mine-fashioniq-spn-sprc-cpu"][2:] == ((0.0, 1.0), True, 6000)
+    assert windows["mine-cirr-spn-improved-cpu"][2] == (0.6, 0.9)
+    assert windows["mine-fashioniq-spn-improved-cpu"][2] == (0.4, 0.8)

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 def two_pass(model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBatch) -> Fused:
     """Pass A: QF([queries, text]; patches) -> prototypes P. Pass B: QF_text([P, text]) -> summary -> query."""
-    prototype_BQW = model.prototypes(patches_BPD, text)
+    return second_pass(model, model.prototypes(patches_BPD, text), text)
+
+
+def second_pass(model: "QFormerRetriever", prototype_BQW: torch.Tensor, text: TextBatch) -> Fused:
+    """Pass B alone, behind prototypes of whatever origin."""
     tokens_BLW = torch.cat([prototype_BQW, model.qformer.embed_text(text)], dim=1)
     hidden_BLW = model.qformer.text_only(tokens_BLW, _mask(model, prototype_BQW, text))
     return Fused(model.project_text(_summary(model, hidden_BLW)), prototype_BQW)

@@ -43,6 +43,8 @@ class TermSetup:
     """Their images; a batch's keys (`target_key_B`, ...) are places in this list."""
     features: FeatureLookup
     config: TrainingConfig
+    held_out: frozenset[str] = frozenset()
+    """Images of the data set's val and test parts: no term may train on them."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,20 @@ class Term(ABC):
     def __init__(self, setup: TermSetup) -> None:
         """Prepare what does not change from step to step; here: keep the setup."""
         self.setup = setup
+        self.figures: dict[str, torch.Tensor] = {}
+        """Further numbers for the history (scalars), the same names after every call."""
+
+    @classmethod
+    def prepared(cls, retriever: Retriever, config: TrainingConfig) -> Retriever:
+        """The retriever as the term needs it, before anything else sees it; here: as it is."""
+        return retriever
+
+    def finish(self, retriever: Retriever) -> None:  # noqa: B027 - most terms have nothing to say
+        """Look at the trained retriever before it is saved; here: nothing.
+
+        Raises:
+            ConfigError: when it must not be saved.
+        """
 
     @classmethod
     def wanted(cls, config: TrainingConfig) -> Wanted:

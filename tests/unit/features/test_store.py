@@ -154,3 +154,18 @@ def test_memory_of_a_batch_is_used_again_once_nobody_holds_it_and_never_before()
     assert store.get(["4"] * 20).ctypes.data == place
     kept = store.get(["5"] * 20)
     assert store.get(["6"] * 20).ctypes.data != kept.ctypes.data and np.array_equal(kept, rows[[5] * 20])
+
+
+def test_features_keep_their_names_whatever_the_order_they_are_written_and_read_in(tmp_path):
+    """The released SPN code reads features by position in another order than it wrote them."""
+    vectors = TINY.random_vectors(20)
+    order = np.random.default_rng(3).permutation(20)
+    shuffled = {list(vectors)[n]: vectors[list(vectors)[n]] for n in order}
+    stores = [
+        FeatureStore.open(TINY.write_features(tmp_path / name, given, rows=rows))
+        for name, given, rows in (("one", vectors, 20), ("two", shuffled, 3))
+    ]
+    assert stores[0].ids != stores[1].ids
+    for asked in (list(vectors), list(shuffled), sorted(vectors, reverse=True)):
+        wanted = np.stack([vectors[name] for name in asked])
+        assert all(np.array_equal(store.get(asked), wanted) for store in stores)

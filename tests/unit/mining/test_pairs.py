@@ -7,6 +7,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.features.store import FeatureInfo, FeatureStore
 from cirray.mining.config import MiningConfig
 from cirray.mining.groups import group_of_images
+from cirray.mining.neighbours import CentredVectors
 from cirray.mining.pairs import POLICIES, MiningInput, mine_pairs
 from cirray.types import Pair, Triplet
 
@@ -143,3 +144,64 @@ def test_nothing_found_images_without_features_and_unknown_policies_are_named():
 def test_impossible_windows_are_refused(fields):
     with pytest.raises(ValueError):
         MiningConfig(**fields)
+
+
+def naive_ranks(reference):
+    """Rank of every other image in a reference's list, by a full sort."""
+    vectors = CentredVectors(families(), IDS, "flat", 2**20)
+    every = vectors.block(0, len(IDS))
+    row = IDS.index(reference)
+    others = sorted((-float(score), n) for n, score in enumerate(every @ every[row]) if n != row)
+    return {IDS[n]: rank for rank, (_, n) in enumerate(others)}
+
+
+def test_rank_windows_give_each_reference_a_target_of_its_window_never_itself_never_a_real_pair():
+    real = [Triplet(str(n), image, other, "x") for n, image in enumerate(IDS[:10]) for other in IDS if other != image][
+        :300
+    ]
+    settings = {"rank_low": 20, "rank_high": 30, "draws": 1, "exclude_known": True}
+    pairs = mine("rank_window", triplets=real, **settings)
+    known = {(t.reference_id, t.target_id) for t in real} | {(t.target_id, t.reference_id) for t in real}
+    assert len({pair.reference_id for pair in pairs}) == len(pairs) > 30
+    for pair in pairs:
+        rank = naive_ranks(pair.reference_id)[pair.target_id]
+        assert rank == pair.rank and 20 <= rank < 30 and pair.reference_id != pair.target_id
+        assert (pair.reference_id, pair.target_id) not in known
+    open_to_all = mine("rank_window", triplets=real, **{**settings, "exclude_known": False})
+    assert any((pair.reference_id, pair.target_id) in known for pair in open_to_all) and len(open_to_all) == 48
+
+
+def test_rank_windows_follow_the_seed_and_neither_memory_nor_the_order_of_ids():
+    settings = {"quantiles": (0.6, 0.9), "draws": 1}
+    pairs = mine("rank_window", **settings)
+    assert pairs == mine("rank_window", memory_mib=8, **settings) == mine("rank_window", ids=IDS[::-1], **settings)
+    assert pairs != mine("rank_window", seed=3, **settings)
+    assert {pair.rank for pair in pairs} <= set(range(int(0.6 * 47), int(0.9 * 47))) and len(
+        {p.rank for p in pairs}
+    ) > 5
+
+
+def test_references_come_from_the_triplets_where_asked_and_their_number_is_drawn():
+    labelled = [Triplet(str(n), IDS[n], IDS[n + 1], "x") for n in range(0, 20, 2)]
+    pairs = mine("rank_window", triplets=labelled, references_only=True, draws=1, rank_high=40)
+    assert {pair.reference_id for pair in pairs} == {t.reference_id for t in labelled}
+    few = mine("rank_window", triplets=labelled, references_only=True, draws=1, rank_high=40, count=4)
+    assert len(few) == 4 and {p.pair_id for p in few} < {p.pair_id for p in pairs}
+    inside = mine("rank_window", triplets=labelled, triplet_images=True, draws=1, rank_high=10)
+    assert {image for p in inside for image in (p.reference_id, p.target_id)} <= set(IDS[:20]) and len(inside) == 20
+
+
+def test_known_pairs_are_left_out_of_any_policy_where_asked():
+    every = mine(rank_high=3)
+    real = [Triplet(str(n), p.target_id, p.reference_id, "x") for n, p in enumerate(every[:20])]
+    left = mine(rank_high=3, triplets=real, exclude_known=True)
+    assert {p.pair_id for p in left} == {p.pair_id for p in every[20:]}
+
+
+def test_identical_pictures_are_one_image_where_asked():
+    array = np.repeat(np.random.default_rng(0).normal(size=(6, 2, 16)).astype(np.float16), 2, axis=0)
+    store = FeatureStore([array], IDS[:12], FeatureInfo("e", "t", (2, 16)))
+    source = MiningInput(IDS[:12], store)
+    merged = mine_pairs(source, MiningConfig(policy="rank_window", rank_high=20, merge_identical=True))
+    assert {p.reference_id for p in merged} == set(IDS[:12:2]) == {p.target_id for p in merged}
+    assert len({p.reference_id for p in mine_pairs(source, MiningConfig(policy="rank_window", rank_high=20))}) == 12

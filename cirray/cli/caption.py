@@ -1,0 +1,12 @@
+"""`cirray caption`."""
+
+from cirray.cli.verb import Verb, partial_status
+
+VERB = Verb(
+    name="caption",
+    help="write one short caption for every image (Ray Data), for SPN's templates",
+    config="cirray.pipelines.captions.config:CaptionRun",
+    run="cirray.pipelines.captions.caption:run_caption",
+    example="cirray caption jobs/configs/caption-shapes-small-cpu.yaml",
+    status=partial_status,
+)

@@ -1,0 +1,11 @@
+"""`cirray templates`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="templates",
+    help="make a generator that fills templates with captions (SPN), for `cirray generate`",
+    config="cirray.pipelines.captions.config:CaptionGeneratorRun",
+    run="cirray.pipelines.captions.generator:run_caption_generator",
+    example="cirray templates jobs/configs/templates-shapes-small-cpu.yaml",
+)

@@ -1,0 +1,138 @@
+"""Modification texts from two captions and a template (SPN, step 3): no model call per pair.
+
+The pairs of SPN are dissimilar, so that the text carries the whole target. The templates are data
+(`caption_templates.json`); which one a pair gets follows from the seed and the pair, and their version and hash are
+kept with every text.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cirray.core.artifacts import directory_digest
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.seeding import derive_seed
+from cirray.generators.base import FeatureLookup
+from cirray.generators.rewrite import Rewriter
+from cirray.triplets.captions import caption_table, write_captions
+from cirray.types import Generation, Pair, stable_id
+
+KIND, CONFIG = "caption_template", "config.json"
+_PART = "part-00000"
+
+
+class CaptionTemplateGenerator:
+    """Fills templates with the captions of a pair's images; the reverse text has them swapped."""
+
+    def __init__(
+        self,
+        captions: Mapping[str, str],
+        templates: Mapping[str, str],
+        version: str,
+        seed: int = 0,
+        token_limit: int = 77,
+        rewrite: Callable[[str, int], str] | None = None,
+        source_digest: str = "",
+    ) -> None:
+        """Put captions and templates together.
+
+        Args:
+            captions: image id -> caption.
+            templates: id -> pattern with `{reference}` and `{target}`.
+            version: name of the templates' file.
+            seed: of the draw of templates (and of the rewriting).
+            token_limit: a text of more CLIP tokens falls back to the target's caption alone.
+            rewrite: (text, seed) -> text in other words, or None.
+            source_digest: digest of the artifact that all of this came from.
+        """
+        self._captions, self._templates, self._version = captions, dict(templates), version
+        self._seed, self._limit, self._rewrite, self._source = seed, token_limit, rewrite, source_digest
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over captions, templates, limit and seed."""
+        content = self._source or stable_id(*(f"{image}:{text}" for image, text in sorted(self._captions.items())))
+        return stable_id("caption-template", content, self.prompt_version, self._limit, self._seed)
+
+    @cached_property
+    def prompt_version(self) -> str:
+        """File, ids and hash of the templates: `caption_templates/1:0+1#1a2b3c4d`."""
+        content = stable_id(*(part for item in sorted(self._templates.items()) for part in item))
+        return f"{self._version}:{'+'.join(self._templates)}#{content[:8]}"
+
+    def generate(self, pairs: Sequence[Pair], features: FeatureLookup) -> list[Generation]:
+        """One text and one reverse text per pair; a pair with an image that has no caption fails."""
+        return [self._one(pair) for pair in pairs]
+
+    def _one(self, pair: Pair) -> Generation:
+        for image in (pair.reference_id, pair.target_id):
+            if not self._captions.get(image, "").strip():
+                return Generation(pair.pair_id, None, error=f"image {image!r} has no caption")
+        names = list(self._templates)
+        template = self._templates[names[derive_seed(self._seed, "template", pair.pair_id) % len(names)]]
+        reference, target = self._captions[pair.reference_id], self._captions[pair.target_id]
+        texts = [self._filled(template, *ends) for ends in ((reference, target), (target, reference))]
+        if self._rewrite is not None:
+            texts = [
+                self._rewrite(text, derive_seed(self._seed, "rewrite", pair.pair_id, way)) or text
+                for way, text in enumerate(texts)
+            ]
+        return Generation(pair.pair_id, texts[0], texts[1])
+
+    def _filled(self, template: str, reference: str, target: str) -> str:
+        text = template.format(reference=reference, target=target)
+        return text if clip_tokens(text) <= self._limit else target
+
+
+def clip_tokens(text: str) -> int:
+    """Tokens of a text as CLIP counts them, start and end included."""
+    return len(_tokenizer().encode(text)) + 2
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def pick_templates(ids: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Version of the file, and the templates of some ids in their order.
+
+    Raises:
+        ConfigError: for an unknown id.
+    """
+    table = json.loads(files("cirray.generators").joinpath("caption_templates.json").read_text(encoding="utf-8"))
+    unknown = [name for name in ids if name not in table["templates"]]
+    if unknown:
+        raise ConfigError(unknown_name("caption template", unknown[0], table["templates"]))
+    return str(table["version"]), {name: table["templates"][name] for name in ids}
+
+
+def save_caption_generator(
+    folder: str | Path, rows: Sequence[Mapping[str, Any]], ids: Sequence[str], token_limit: int, rewrite: dict[str, Any]
+) -> None:
+    """Write a generator: the templates as they are now and a copy of the captions, so that it needs nothing else."""
+    version, templates = pick_templates(ids)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_captions(str(folder), _PART, sorted(rows, key=lambda row: row["image_id"]))
+    description = {
+        "kind": KIND, "version": version, "templates": templates, "token_limit": token_limit, "rewrite": rewrite,
+    }  # fmt: skip
+    (Path(folder) / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_caption_generator(
+    folder: str | Path, description: Mapping[str, Any], device: str, seed: int
+) -> CaptionTemplateGenerator:
+    """Read what `save_caption_generator` wrote."""
+    table = caption_table(str(folder))
+    captions = dict(zip(*(table.column(name).to_pylist() for name in ("image_id", "caption")), strict=True))
+    rewrite = dict(description["rewrite"])
+    return CaptionTemplateGenerator(
+        captions, description["templates"], str(description["version"]), seed, int(description["token_limit"]),
+        Rewriter(device=device, **rewrite) if rewrite.get("source") else None, directory_digest(folder),
+    )  # fmt: skip

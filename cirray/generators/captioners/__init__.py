@@ -1,0 +1,1 @@
+"""Captioners: image -> one short text, one kind a file, chosen by name."""

@@ -1,0 +1,87 @@
+"""What a captioner is, and the registry of them. A caption costs one call per image, whatever the number of pairs."""
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Protocol
+
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.registry import Registry
+from cirray.data.config import ImageLimits
+from cirray.generators.base import FeatureLookup
+
+_MODULES = ("existing", "small", "cells", "hf")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to be told. `place` is what `Place.text` wrote; `known` a caption that the data set has."""
+
+    image_id: str
+    place: str = ""
+    known: str = ""
+
+
+@dataclass(frozen=True)
+class CaptionerSettings:
+    """What captioners are made from; each takes what it needs."""
+
+    source: str = ""
+    prompt: str = ""
+    words: int = 10
+    features: FeatureLookup | None = None
+    device: str = "cpu"
+    batch: int = 64
+    limits: ImageLimits = ImageLimits()
+
+
+class Captioner(Protocol):
+    """Tells images; deterministic, so that a caption can be kept."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies weights and decoding."""
+
+    def content(self, picture: Picture) -> bytes:
+        """What the captioner reads of an image: equal content, equal caption.
+
+        Raises:
+            DataError: for an image that cannot be used.
+        """
+
+    def caption(self, pictures: Sequence[Picture]) -> list[str]:
+        """One text per image, in order; an empty text is a failure."""
+
+
+CAPTIONERS: Registry[Callable[[CaptionerSettings], Captioner]] = Registry("captioner")
+"""Name -> how it is made."""
+
+
+def find_captioner(name: str) -> Callable[[CaptionerSettings], Captioner]:
+    """How captioners of that name are made.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    load_captioners()
+    return CAPTIONERS.get(name)
+
+
+def load_captioners() -> None:
+    """Import every captioner's file, which registers it."""
+    for module in _MODULES:
+        importlib.import_module(f"cirray.generators.captioners.{module}")
+
+
+def caption_prompt(version: str, noun: str, words: int) -> str:
+    """The instruction filed under `name/version`, filled in.
+
+    Raises:
+        ConfigError: for an unknown version.
+    """
+    table: dict[str, str] = json.loads(files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
+    if version not in table:
+        raise ConfigError(unknown_name("caption prompt", version, table))
+    return table[version].format(noun=noun, words=words)

@@ -1,0 +1,127 @@
+"""Any image-to-text model of Hugging Face (LLaVA, BLIP, BLIP-2 ...): batched, greedy.
+
+SPN captions with LLaVA, one image a call, at a temperature and top-p of 0.01; greedy decoding is the limit of that.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cirray.core.artifacts import directory_digest
+from cirray.core.errors import ArtifactError, DataError
+from cirray.core.storage import resolve
+from cirray.data.images import open_image, read_span
+from cirray.data.places import Place
+from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
+from cirray.models.quiet import quiet
+from cirray.types import stable_id
+
+_TOKENS_PER_WORD, _SPARE = 3, 12
+
+
+@CAPTIONERS.register("hf")
+class HfCaptioner:
+    """A folder or hub id that `AutoModelForImageTextToText` and `AutoProcessor` read."""
+
+    def __init__(self, settings: CaptionerSettings) -> None:
+        """Load model and processor.
+
+        Raises:
+            ArtifactError: when nothing readable is there.
+        """
+        self._settings = settings
+        try:
+            with quiet():
+                self._processor: Any = AutoProcessor.from_pretrained(settings.source)
+                kind = torch.float32 if settings.device == "cpu" else torch.bfloat16
+                model: Any = AutoModelForImageTextToText.from_pretrained(settings.source, dtype=kind)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(
+                f"No image-to-text model could be read from {settings.source!r}: {reason} Give a folder with weights, "
+                "tokenizer and processor files, or a hub id that can be reached."
+            ) from None
+        self._model = model.to(settings.device).eval()
+        self._limit = _TOKENS_PER_WORD * settings.words + _SPARE
+        tokenizer = getattr(self._processor, "tokenizer", self._processor)
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        local = Path(settings.source).is_dir()
+        version = directory_digest(settings.source) if local else getattr(model.config, "_commit_hash", "")
+        self.digest = stable_id("hf-captioner", version or settings.source, self._text(), self._limit)
+
+    def content(self, picture: Picture) -> bytes:
+        """The image file's bytes.
+
+        Raises:
+            DataError: for a file that cannot be read.
+        """
+        place, data = self._read(picture)
+        open_image(data, self._settings.limits, picture.image_id, place.box)
+        return data + repr(place.box).encode()
+
+    @torch.inference_mode()
+    def caption(self, pictures: Sequence[Picture]) -> list[str]:
+        """The first line that the model writes of each image."""
+        texts: list[str] = []
+        for begin in range(0, len(pictures), self._settings.batch):
+            texts += self._batch(pictures[begin : begin + self._settings.batch])
+        return texts
+
+    def _batch(self, pictures: Sequence[Picture]) -> list[str]:
+        images = [self._open(picture) for picture in pictures]
+        inputs = self._processor(
+            images=images, text=[self._text()] * len(images), return_tensors="pt", padding=True
+        ).to(self._settings.device)  # fmt: skip
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        known = {name: value for name, value in inputs.items() if self._takes(name)}
+        ids_BT = self._model.generate(**known, do_sample=False, num_beams=1, max_new_tokens=self._limit)
+        prompt_BT = inputs["input_ids"]
+        length = prompt_BT.shape[1]
+        if ids_BT.shape[1] >= length and bool((ids_BT[:, :length] == prompt_BT).all()):
+            ids_BT = ids_BT[:, length:]  # some models give the prompt back, others do not
+        rows = self._processor.batch_decode(ids_BT, skip_special_tokens=True)
+        return [_line(text) for text in rows]
+
+    def _open(self, picture: Picture) -> Any:
+        place, data = self._read(picture)
+        return open_image(data, self._settings.limits, picture.image_id, place.box)
+
+    def _read(self, picture: Picture) -> tuple[Place, bytes]:
+        """Where an image lies, and its bytes: of its own file, or its share of one."""
+        place, limits = Place.parse(picture.place), self._settings.limits
+        try:
+            filesystem, path = resolve(place.uri)
+            if place.span is None:
+                with filesystem.open_input_stream(path) as stream:
+                    return place, bytes(stream.read(limits.max_bytes + 1))
+            with filesystem.open_input_file(path) as stream:
+                return place, read_span(stream, place.span, limits)
+        except OSError as error:
+            raise DataError(
+                f"Image {picture.image_id!r} cannot be read: {' '.join(str(error).split())[:200]}."
+            ) from None
+
+    def _text(self) -> str:
+        """The prompt, in the model's own frame where it has one (LLaVA's conversation with its image token)."""
+        if not getattr(self._processor, "chat_template", None):
+            return self._settings.prompt
+        content = [{"type": "image"}, {"type": "text", "text": self._settings.prompt}]
+        messages = [{"role": "user", "content": content}]
+        return str(self._processor.apply_chat_template(messages, add_generation_prompt=True))
+
+    def _takes(self, name: str) -> bool:
+        """BERT-style tokenizers add token types, which not every model knows."""
+        return name != "token_type_ids" or name in inspect.signature(self._model.forward).parameters
+
+
+def _line(text: str) -> str:
+    """The first line that says something, spaces in order."""
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return next((line for line in lines if line), "")

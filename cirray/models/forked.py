@@ -1,0 +1,190 @@
+"""A retriever in two halves: a query side that trains, and a frozen copy of the whole as its target side (SPN).
+
+The second stage of SPN contrasts queries against images encoded once, so the gallery side must not move. Where query
+and gallery share weights (SPRC, PTHA), the query side gets weights of its own; gallery vectors, and therefore indexes,
+stay those of the retriever that was forked.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cirray.core.errors import ArtifactError, ConfigError, unknown_name
+from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.composed import QFormerRetriever
+from cirray.models.fusion.base import Fused
+from cirray.models.fusion.two_pass import second_pass
+from cirray.models.text import TextBatch
+
+SCOPES = ("query_side", "second_pass")
+"""What of the query side trains: all of it (improved), or SPRC's second pass behind the frozen first one (paper)."""
+
+
+class ForkedRetriever(Retriever):
+    """Queries by one retriever, gallery vectors by its frozen twin."""
+
+    kind = "cirray_forked"
+
+    def __init__(self, query: Retriever, gallery: Retriever, trains: str = "query_side") -> None:
+        """Put the halves together; the gallery's is frozen.
+
+        Args:
+            query: trains.
+            gallery: same kind, sizes and words.
+            trains: a name of `SCOPES`.
+
+        Raises:
+            ConfigError: for another name, or when a second pass is wanted of a retriever that has none.
+        """
+        super().__init__()
+        if trains not in SCOPES:
+            raise ConfigError(unknown_name("part of the query side to train", trains, SCOPES))
+        self.query, self.gallery, self.trains = query, gallery.requires_grad_(False).eval(), trains
+        self.config, self.patch_width = query.config, query.patch_width
+        if trains == "second_pass":
+            self._freeze_first_pass()
+
+    @property
+    def raw_temperature(self) -> nn.Parameter:  # type: ignore[override]
+        """The query side's."""
+        return self.query.raw_temperature
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """The query side's."""
+        return self.query.temperature
+
+    @property
+    def target_digest(self) -> str:
+        """The frozen half's: the digest of the retriever that was forked, whose indexes stay valid."""
+        return self.gallery.target_digest
+
+    def target_weights(self) -> dict[str, nn.Parameter]:
+        """The frozen half's."""
+        return self.gallery.target_weights()
+
+    def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
+        """Itself, trained on from where it stands.
+
+        Raises:
+            ConfigError: when another part of it would train than before.
+        """
+        if trains != self.trains:
+            raise ConfigError(
+                f"The checkpoint was forked to train its {self.trains!r}, the run asks for {trains!r}. Set "
+                f"training.bank.trains={self.trains}, or start from a checkpoint that is not forked."
+            )
+        return self
+
+    def train(self, mode: bool = True) -> "ForkedRetriever":
+        """Training mode for the query side; the frozen half has no dropout, ever."""
+        super().train(mode)
+        self.gallery.eval()
+        return self
+
+    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+        """Token ids on the model's device.
+
+        Raises:
+            DataError: for an empty list.
+        """
+        return self.query.tokenize(texts)
+
+    def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """The query side's."""
+        return self.query.encode_reference(patches_BPD)
+
+    def compose(self, state: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """Query vectors `[B, D]`, norm 1."""
+        return self.query.compose(state, text)
+
+    @torch.no_grad()
+    def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """Gallery tokens `[B, Q, D]` of the frozen half, each of norm 1."""
+        return self.gallery.encode_gallery(patches_BPD)
+
+    def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
+        """As the query side's, with targets and references of the frozen half.
+
+        Raises:
+            ConfigError: for an output that the query side does not make.
+        """
+        # Without reverse texts nothing is made of the query side's own targets: one row is the least it takes.
+        seen = batch if wanted.reverse else replace(batch, target_BPD=batch.target_BPD[:1])
+        output = self.query(seen, replace(wanted, references=False))
+        references_BQD = self.encode_gallery(batch.reference_BPD) if wanted.references else None
+        return replace(output, target_BQD=self.encode_gallery(batch.target_BPD), reference_BQD=references_BQD)
+
+    def with_fusion(self, name: str) -> Retriever:
+        """The query side's weights behind another fusion head, with their own gallery (ablations)."""
+        if not isinstance(self.query, QFormerRetriever):
+            raise ConfigError(f"A {self.query.kind!r} retriever has no other fusion to take; {name!r} was asked for.")
+        return ForkedRetriever(self.query.with_fusion(name), self.gallery)
+
+    def description(self) -> dict[str, Any]:
+        """The halves' own description, once, and what trains."""
+        query = {"kind": self.query.kind, "patch_width": self.patch_width, **self.query.description()}
+        return {"query": query, "trains": self.trains}
+
+    def save_words(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self.query.save_words(folder)
+
+    def vocabulary(self) -> Mapping[str, int]:
+        """Word piece -> id."""
+        return self.query.vocabulary()
+
+    def _freeze_first_pass(self) -> None:
+        query, gallery = self.query, self.gallery
+        if not isinstance(query, QFormerRetriever) or query.config.fusion != "two_pass":
+            raise ConfigError(
+                f"A {query.kind!r} retriever has no second pass to train alone. Set training.bank.trains=query_side."
+            )
+        assert isinstance(gallery, QFormerRetriever)
+        query.fusion = FrozenFirstPass(gallery)
+
+
+class FrozenFirstPass:
+    """Fusion head: prototypes by a frozen retriever, for each (image, text) anew; the second pass by the one at hand.
+
+    The released SPN code keeps prototypes by image although they depend on the text, so that a row gets those of
+    whichever triplet came last. Patch tokens are what may be kept by image.
+    """
+
+    def __init__(self, frozen: QFormerRetriever) -> None:
+        """Remember who makes the prototypes."""
+        self._frozen = frozen
+
+    def __call__(self, model: QFormerRetriever, patches_BPD: torch.Tensor, text: TextBatch) -> Fused:
+        """Query of reference patches and text."""
+        with torch.no_grad():
+            prototype_BQW = self._frozen.prototypes(patches_BPD, text)
+        return second_pass(model, prototype_BQW, text)
+
+
+def fork(retriever: Retriever, trains: str = "query_side") -> ForkedRetriever:
+    """A retriever with equal vectors whose target side is a frozen deep copy; `retriever` itself is the query side."""
+    return ForkedRetriever(retriever, copy.deepcopy(retriever), trains)
+
+
+def _load(description: Mapping[str, Any], folder: Path) -> ForkedRetriever:
+    from cirray.models.retriever_files import find_kind
+
+    inner = description["query"]
+    if inner["kind"] == ForkedRetriever.kind:
+        raise ArtifactError(f"{str(folder)!r} holds a fork of a fork, which nothing here writes.")
+    halves = [find_kind(str(inner["kind"])).load(inner, folder) for _ in range(2)]
+    return ForkedRetriever(halves[0], halves[1], str(description["trains"]))
+
+
+def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> ForkedRetriever:
+    raise ConfigError("A forked retriever starts from a trained checkpoint (init=...), not from random weights.")
+
+
+KINDS.register(ForkedRetriever.kind)(RetrieverKind(_build, _load))

@@ -1,0 +1,1 @@
+"""SPN's generated positives: one caption an image, and the generator that fills templates with them."""

@@ -1,0 +1,103 @@
+"""What Ray Data's workers run in the caption stage: images of a part in, a part of a captions artifact out."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cirray.core import storage
+from cirray.core.errors import ArtifactError, DataError
+from cirray.features.store import FeatureStore
+from cirray.generators.captioners.base import CaptionerSettings, Picture, find_captioner
+from cirray.pipelines.actors import limit_torch
+from cirray.pipelines.streaming import Columns, check_shared, whole_part
+from cirray.triplets.captions import caption_table, write_captions
+from cirray.types import stable_id
+
+
+class CaptionImages:
+    """Actor: captions of one part's images. An image whose caption is known by its key costs no call of the model."""
+
+    def __init__(
+        self,
+        captioner: str,
+        settings: Mapping[str, Any],
+        prompt_version: str,
+        work_uri: str,
+        features: Sequence[str] = (),
+        reuse: Sequence[str] = (),
+        threads: int = 1,
+    ) -> None:
+        """Load captioner, features and known captions (once per actor).
+
+        Args:
+            captioner: name in the registry.
+            settings: fields of `CaptionerSettings`.
+            prompt_version: version of the instruction, stored with every row.
+            work_uri: where the stage writes.
+            features: features artifacts.
+            reuse: folders of captions artifacts whose rows are taken over by their keys.
+            threads: threads of this process's matrix products.
+        """
+        check_shared(storage.join(work_uri, "stage.json"))
+        store = FeatureStore.open_many(list(features)) if features else None
+        self._settings = CaptionerSettings(**{**settings, "features": store})
+        self._captioner = find_captioner(captioner)(self._settings)
+        limit_torch(threads)
+        self._work_uri, self._prompt = work_uri, prompt_version
+        self._known = {row["key"]: row["caption"] for uri in reuse for row in caption_table(uri).to_pylist()}
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Caption and write one part.
+
+        Args:
+            columns: `part`, `part_rows`, `image_id`, `place`, `known`.
+
+        Returns:
+            One row: `part`, `rows`, `rejected`, `reused`.
+        """
+        part = whole_part(columns)
+        names = (columns[name].tolist() for name in ("image_id", "place", "known"))
+        rows, rejected, reused = self.rows([Picture(*values) for values in zip(*names, strict=True)])
+        write_captions(self._work_uri, f"part-{part:05d}", rows, rejected)
+        counts = {"part": part, "rows": len(rows) + len(rejected), "rejected": len(rejected), "reused": reused}
+        return {name: np.array([value]) for name, value in counts.items()}
+
+    def rows(self, pictures: Sequence[Picture]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+        """Rows of captions, rows of rejections (together one an image), and how many captions were known.
+
+        Raises:
+            ArtifactError: when the captioner breaks its promise of one text per image.
+        """
+        keys: dict[str, str] = {}
+        reasons: dict[str, str] = {}
+        for picture in pictures:
+            try:
+                keys[picture.image_id] = self._key(picture)
+            except DataError as error:
+                reasons[picture.image_id] = str(error)
+        texts = {image: self._known[key] for image, key in keys.items() if key in self._known}
+        reused = len(texts)
+        fresh = [picture for picture in pictures if picture.image_id in keys and picture.image_id not in texts]
+        made = self._captioner.caption(fresh) if fresh else []
+        if len(made) != len(fresh):
+            raise ArtifactError(f"The captioner returned {len(made)} texts for {len(fresh)} images.")
+        texts |= {picture.image_id: text for picture, text in zip(fresh, made, strict=True)}
+        for image in [image for image, text in texts.items() if not text.strip()]:
+            reasons[image] = "the captioner wrote nothing, or no end"
+        rows = [
+            self._row(p.image_id, texts[p.image_id], keys[p.image_id]) for p in pictures if p.image_id not in reasons
+        ]
+        return rows, [{"image_id": image, "reason": reason} for image, reason in reasons.items()], reused
+
+    def _key(self, picture: Picture) -> str:
+        """Digest of the image as the captioner reads it, captioner, prompt and number of words."""
+        content = hashlib.blake2b(self._captioner.content(picture), digest_size=16).hexdigest()
+        return stable_id("caption", content, self._captioner.digest, self._settings.prompt, self._settings.words)
+
+    def _row(self, image_id: str, caption: str, key: str) -> dict[str, Any]:
+        return {
+            "image_id": image_id, "caption": caption.strip(), "captioner": self._captioner.digest,
+            "prompt_version": self._prompt, "words": self._settings.words, "key": key,
+        }  # fmt: skip

@@ -1,0 +1,128 @@
+"""The caption stage: one text an image by a pool of captioners, cached by image, resumable by part (SPN, step 1)."""
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, Stage, directory_digest, localize, open_stage, read_manifest
+from cirray.core.errors import DataError, GenerationError
+from cirray.core.progress import progress
+from cirray.data.benchmark import CirDataset
+from cirray.data.shapes.corpus import bags, caption_bags
+from cirray.data.shapes.world import read_scenes
+from cirray.generators.captioners.base import caption_prompt, find_captioner
+from cirray.pipelines.captions.actors import CaptionImages
+from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
+from cirray.pipelines.datasets import open_dataset, part_ids
+from cirray.pipelines.streaming import Step, stream
+from cirray.triplets.captions import KIND, caption_table, finished_images, rejected_captions
+from cirray.types import stable_id
+
+_ROW_BYTES = 1024
+_REASONS_SHOWN = 20
+
+
+def run_caption(run: CaptionRun) -> Manifest:
+    """Caption every image of the asked parts; a killed run goes on after its last finished part.
+
+    Returns:
+        Manifest of kind "captions"; counts `images`, `captions`, `rejected`; with `judge` the metrics `exact` (share of
+        captions that tell the scene, among images that the data set does not caption) and `judged`.
+
+    Raises:
+        ArtifactError: an input is missing, or another run's output stands at `out`.
+        ConfigError: for an unknown captioner or prompt.
+        DataError: no image, or none that could be captioned.
+        GenerationError: when images are lost.
+    """
+    find_captioner(run.captioner)
+    prompt, dataset = caption_prompt(run.prompt, run.noun, run.words), open_dataset(run.data)
+    ids = part_ids(dataset, run.parts)
+    if not ids:
+        raise DataError(f"No image in the parts {', '.join(run.parts)} of {dataset.describe()}. Name parts it has.")
+    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, dataset, ids))
+    if stage.finished:
+        return stage.finished
+    parts = [_part(run, dataset, ids, start) for start in range(0, len(ids), run.part_rows)]
+    finished = finished_images(stage.work_uri)
+    todo = [table for number, table in enumerate(parts) if finished.get(f"part-{number:05d}") != _ids(table)]
+    reused = 0
+    with progress("caption images", len(ids), "images") as advance:
+        advance(len(ids) - sum(map(len, todo)), "finished before" if len(todo) < len(parts) else "")
+        for summary in stream(todo, [_step(run, stage, prompt)], run.ray, run.part_rows * _ROW_BYTES):
+            advance(int(summary["rows"][0]))
+            reused += int(summary["reused"][0])
+    return _publish(run, stage, dataset, ids, reused)
+
+
+def _part(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...], start: int) -> pa.Table:
+    names = ids[start : start + run.part_rows]
+    return pa.table({
+        "part": [start // run.part_rows] * len(names), "part_rows": [len(names)] * len(names), "image_id": names,
+        "place": [dataset.images.place(name).text() for name in names],
+        "known": [dataset.captions.get(name, "") for name in names],
+    })  # fmt: skip
+
+
+def _ids(table: pa.Table) -> set[str]:
+    return set(table.column("image_id").to_pylist())
+
+
+def _step(run: CaptionRun, stage: Stage, prompt: str) -> Step:
+    settings = {
+        "source": run.source, "prompt": prompt, "words": run.words, "batch": run.batch, "limits": run.limits,
+        "device": "cuda" if run.pool.gpus else "cpu",
+    }  # fmt: skip
+    actor = {
+        "captioner": run.captioner, "settings": settings, "prompt_version": run.prompt, "work_uri": stage.work_uri,
+        "features": list(run.features) if run.captioner in READ_FEATURES else [],
+        "reuse": [str(localize(uri, KIND)) for uri in run.reuse], "threads": run.pool.threads,
+    }  # fmt: skip
+    return Step(CaptionImages, actor, run.pool)
+
+
+def _publish(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: tuple[str, ...], reused: int) -> Manifest:
+    table, rejected = caption_table(stage.work_uri), rejected_captions(stage.work_uri)
+    found = [*table.column("image_id").to_pylist(), *rejected.column("image_id").to_pylist()]
+    if sorted(found) != sorted(ids):
+        odd = set(found) ^ set(ids)
+        raise GenerationError(
+            f"{len(odd)} images are lost or unknown in {stage.work_uri!r}, e.g. {min(odd)!r}; run again."
+        )
+    reasons = Counter(rejected.column("reason").to_pylist()).most_common(1)
+    if not len(table):
+        stage.discard()
+        raise DataError(f"None of {len(ids)} images was captioned, most often: {reasons[0][0]}")
+    counts = {"images": len(ids), "captions": len(table), "rejected": len(rejected)}
+    shown = [[row["image_id"], row["reason"]] for row in rejected.slice(0, _REASONS_SHOWN).to_pylist()]
+    extra = {"captioner": table.column("captioner")[0].as_py(), "reused": reused, "rejected": shown}
+    return stage.publish(counts, _exactness(run, dataset, table) if run.judge else {}, extra)
+
+
+def _exactness(run: CaptionRun, dataset: CirDataset, table: pa.Table) -> dict[str, Any]:
+    """Share of captions that tell every object, its looks and its place, and nothing else."""
+    scenes = read_scenes(storage.local_path(run.judge))
+    columns = (table.column(name).to_pylist() for name in ("image_id", "caption"))
+    fresh = [(image, text) for image, text in zip(*columns, strict=True) if image not in dataset.captions]
+    right = sum(caption_bags(text) == bags(scenes[image]) for image, text in fresh if image in scenes)
+    return {"exact": right / len(fresh) if fresh else 0.0, "judged": len(fresh)}
+
+
+def _result_config(run: CaptionRun) -> dict[str, Any]:
+    """What decides the content: everything but places, devices, workers and what is only saved work."""
+    config = run.to_dict()
+    return {name: config[name] for name in ("parts", "captioner", "prompt", "noun", "words", "part_rows", "limits")}
+
+
+def _inputs(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...]) -> dict[str, str]:
+    known = [dataset.captions.get(name, "") for name in ids] if run.captioner == "existing" else []
+    inputs = {"images": stable_id("caption", *ids, "known", *known), "source": ""}
+    if run.captioner in READ_FEATURES:
+        inputs["source"] = read_manifest(run.source, "generator").digest
+        inputs |= {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
+    elif run.captioner != "existing":
+        is_folder = storage.is_local(run.source) and storage.local_path(run.source).is_dir()
+        inputs["source"] = directory_digest(run.source) if is_folder else run.source
+    return inputs

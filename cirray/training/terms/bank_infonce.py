@@ -1,0 +1,102 @@
+"""The bank term of SPN: every query against all training images, which the frozen target side encoded once.
+
+L = -1/B sum_i log( exp(s(q_i, t_i) / tau) / sum_j exp(s(q_i, t_j) / tau) ), j over the whole bank (Feng et al., 2024).
+"""
+
+from collections import defaultdict
+
+import torch
+
+from cirray.core.errors import ConfigError
+from cirray.models.base import Retriever
+from cirray.models.clamp import inward_clamp
+from cirray.models.text import TextBatch
+from cirray.training.config import TrainingConfig
+from cirray.training.terms.bank import NegativeBank, check_digest, check_frozen, plan_bank
+from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
+
+
+@TERMS.register("bank_infonce")
+class BankInfoNCE(Term):
+    """InfoNCE against the bank. Reports `bank_hidden`: the share of the bank hidden from queries as further targets."""
+
+    def __init__(self, setup: TermSetup) -> None:
+        """Choose the bank's images; they are encoded at the first step, on the device that trains.
+
+        Raises:
+            ConfigError: when the target side is not frozen, or ZeRO 3 would take its weights apart.
+            DataError: for held-out images in the bank.
+        """
+        super().__init__(setup)
+        if setup.config.engine == "deepspeed" and setup.config.zero_stage == 3:
+            raise ConfigError(
+                "The negative bank is encoded outside the training step, where ZeRO 3 has no whole weights; "
+                "set training.zero_stage to 2 or less."
+            )
+        self._plan, self._bank = plan_bank(setup), None
+        self._row_K = torch.tensor([self._plan.place[image] for image in setup.image_ids])
+        self._valid = _valid_rows(setup, self._plan.place) if setup.config.bank.mask_known else {}
+
+    @classmethod
+    def prepared(cls, retriever: Retriever, config: TrainingConfig) -> Retriever:
+        """Forked, where query and target side share weights."""
+        return retriever.fork_for_query_tuning(config.bank.trains)
+
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """Scalar, in nats."""
+        bank = self._bank = self._bank or self._encode(given)
+        positive_B, reference_B = self._rows(given.batch.target_key_B), self._rows(given.batch.reference_key_B)
+        known_BM = self._known(given) if self._valid else None
+        loss_B, hidden = bank.loss(
+            given.output.query_BD, positive_B, reference_B, self._temperature(given.output.temperature), known_BM
+        )
+        self.figures = {"bank_hidden": hidden}
+        return given.mean(loss_B)
+
+    def finish(self, retriever: Retriever) -> None:
+        """Refuse a retriever whose target side has moved.
+
+        Raises:
+            ConfigError: naming both digests.
+        """
+        check_frozen(retriever)
+        check_digest(retriever, self._plan.target_digest, "After training")
+
+    def _encode(self, given: TermInput) -> NegativeBank:
+        setup = self.setup
+        return NegativeBank(setup.retriever, self._plan, setup.features, setup.config.bank, given.gather)
+
+    def _rows(self, key_B: torch.Tensor) -> torch.Tensor:
+        """Bank index of a batch's image keys."""
+        return self._row_K.to(key_B.device)[key_B]
+
+    def _temperature(self, tau: torch.Tensor) -> torch.Tensor:
+        """Held fixed, or learned inside its range."""
+        config = self.setup.config.bank
+        if not config.learn_temperature:
+            return tau.detach()
+        return tau if config.temperature_clamp is None else inward_clamp(tau, *config.temperature_clamp)
+
+    def _known(self, given: TermInput) -> torch.Tensor:
+        """`[B, M]`: every target of a triplet with the row's reference and text."""
+        texts, keys = _words(given.batch.text), given.batch.reference_key_B.tolist()
+        known_BM = torch.zeros(len(texts), len(self._plan.ids), dtype=torch.bool, device=given.output.query_BD.device)
+        for row, query in enumerate(zip(keys, texts, strict=True)):
+            known_BM[row, self._valid.get(query, [])] = True
+        return known_BM
+
+
+def _valid_rows(setup: TermSetup, place: dict[str, int]) -> dict[tuple[int, tuple[int, ...]], list[int]]:
+    """(reference key, token ids of the text) -> bank rows of all targets that triplets name for it."""
+    keys = {image: key for key, image in enumerate(setup.image_ids)}
+    found: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
+    for row in setup.triplets:
+        words = _words(setup.retriever.tokenize([row.modification]))[0]
+        found[keys[row.reference_id], words].append(place[row.target_id])
+    return dict(found)
+
+
+def _words(text: TextBatch) -> list[tuple[int, ...]]:
+    """Token ids of each text without its padding."""
+    rows = zip(text.ids_BT.tolist(), text.mask_BT.tolist(), strict=True)
+    return [tuple(token for token, real in zip(ids, mask, strict=True) if real) for ids, mask in rows]
