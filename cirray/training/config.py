@@ -64,7 +64,8 @@ class TrainingConfig(LoopConfig):
 
     objective: str = "finetune"
     """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
-    text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5."""
+    text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5. vdg: real rows alone and
+    with pseudo rows, hard negatives weighted (further term: tdm)."""
     terms: dict[str, float] = {}
     """Weights of single loss terms over the objective's own: adds a term, or takes one out with weight 0."""
     lambda_m: float = Field(0.4, ge=0)
@@ -87,11 +88,35 @@ class TrainingConfig(LoopConfig):
     """Also train on (target, reverse text, reference) where there is a reverse text; an ablation, off in the method."""
     missing_reverse: Literal["skip", "error"] = "skip"
     """ptha rows without a reverse text: skipped by the prototype term (improved) or an error (paper)."""
+    hn_alpha: float = Field(1.0, gt=0)
+    """hn_nce, tcc: factor of the positive in the denominator (VDG: 1)."""
+    hn_beta: float = Field(0.0, ge=0)
+    """hn_nce, tcc: how much harder negatives weigh more (VDG: 0 with the Combiner, 0.5 with BLIP)."""
+    hn_detach_weights: bool = False
+    """hn_nce, tcc: hold the negatives' weights fixed in the backward pass; the paper's are differentiable."""
+    mixing: str = "concat"
+    """How real and other rows share a batch: `concat` shuffles all; `paired` adds `mixing_ratio` other rows to each of
+    `batch` real ones (VDG); `curriculum` moves from the first to the second of `mixing_shares`."""
+    mixing_ratio: float = Field(1.0, ge=0, le=1.5)
+    """`paired`: other rows for each real one (VDG peaks at 1)."""
+    mixing_shares: tuple[float, float] = (0.0, 1.0)
+    """`curriculum`: share of real rows in a batch at the first and at the last step."""
+    real_sources: tuple[str, ...] = ("human",)
+    """Source tags of the real rows; every other row is a pseudo row."""
+    row_weights: Literal["flat", "real_twice"] = "flat"
+    """Every row as its own weight says, or the real rows alone plus all rows together (for terms other than tcc)."""
+    pair_texts: Literal["rows", "drawn"] = "rows"
+    """A generated text of a real (reference, target) is a row of its own, or a second text of the real row, of which
+    each visit draws one (VDG)."""
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingConfig":
         if self.negatives == "targets" and self.batch < 2:
             raise ValueError(f"batch {self.batch} leaves no negative; in-batch contrast needs batch >= 2")
+        if self.row_weights == "real_twice" and (self.objective == "vdg" or self.terms.get("tcc")):
+            raise ValueError("row_weights real_twice counts real rows twice, which the term tcc does already; use flat")
+        if not all(0 <= share <= 1 for share in self.mixing_shares):
+            raise ValueError(f"mixing_shares {self.mixing_shares} must be two shares in [0, 1]")
         return self
 
     @classmethod

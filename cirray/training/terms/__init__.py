@@ -1,3 +1,3 @@
 """Loss terms of retrieval training, one idea a file; importing the package files them all."""
 
-from cirray.training.terms import infonce, prompt_align, rtc, two_hop  # noqa: F401
+from cirray.training.terms import hard_negative, infonce, matching, prompt_align, rtc, two_hop  # noqa: F401
