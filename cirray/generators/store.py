@@ -19,7 +19,7 @@ from cirray.core.artifacts import directory_digest
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, unknown_name
 from cirray.generators.base import ModificationGenerator
-from cirray.generators.config import DecodingConfig, GeneratorConfig
+from cirray.generators.config import DecodingConfig, GeneratorConfig, LoraConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.template import TemplateGenerator
 from cirray.generators.writer import TextWriter
@@ -29,7 +29,7 @@ from cirray.models.towers.language import load_language_model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KINDS = ("mtg", "template")
-_PRESETS = ("greedy", "paper", "long", "diverse")
+_PRESETS = ("greedy", "paper", "long", "diverse", "vdg")
 
 
 def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
@@ -71,8 +71,8 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **opt
         folder: local folder written by `save_generator` or `save_template`.
         device: where it runs.
         seed: of sampled decoding.
-        options: `preset` ("greedy", "paper", "long", "diverse"), `directions` ("both", "forward"), and any field of
-            `DecodingConfig`.
+        options: `preset` ("greedy", "paper", "long", "diverse", "vdg"), `directions` ("both", "forward"), and any field
+            of `DecodingConfig`.
 
     Raises:
         ArtifactError: when the folder holds no complete generator or its language model has another vocabulary.
@@ -122,7 +122,25 @@ def _load_weights(model: ModificationTextModel, root: Path) -> None:
     if model.config.tuning == "lora":
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model.lm, load_file(str(root / "adapter" / "adapter_model.safetensors")))
+        set_peft_model_state_dict(model.lm, _read_adapter(root / "adapter", model.config.lora))
+
+
+def _read_adapter(folder: Path, wanted: LoraConfig) -> dict[str, Any]:
+    """Adapter weights, refused where they are of another rank or scale than the generator's configuration says."""
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        weights = load_file(str(folder / "adapter_model.safetensors"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"The adapter at {str(folder)!r} cannot be read: {error}.") from None
+    ranks = {value.shape[0] for name, value in weights.items() if "lora_A" in name}
+    found = (settings.get("r"), settings.get("lora_alpha"))
+    if found != (wanted.rank, wanted.alpha) or ranks != {wanted.rank}:
+        raise ArtifactError(
+            f"The adapter at {str(folder)!r} has rank {sorted(ranks)} (its settings say {found[0]}, alpha {found[1]}), "
+            f"the generator's configuration rank {wanted.rank} and alpha {wanted.alpha}. Put the adapter back that was "
+            "trained with this generator."
+        )
+    return weights
 
 
 def _base_model(model: ModificationTextModel) -> Any:

@@ -26,8 +26,6 @@ class RetrievalBatch:
     reverse_mask_B: torch.Tensor | None = None
     real_B: torch.Tensor | None = None
 
-    def to| None = None
-
     def to(self, device: torch.device | str) -> "RetrievalBatch":
         """The same batch on another device."""
         present = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) is not None}

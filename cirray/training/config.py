@@ -18,8 +18,9 @@ class OptimizerConfig(Config):
     """AdamW's moment decays (SPRC and PTHA: 0.9, 0.98)."""
     eps: float = Field(1e-7, gt=0)
     """AdamW's epsilon."""
-    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    """One-cycle (cosine up, cosine down), linear warm-up with cosine down, or linear warm-up and constant."""
+    schedule: Literal["one_cycle", "cosine", "constant", "step"] = "one_cycle"
+    """One-cycle (cosine up, cosine down), linear warm-up with cosine down, linear warm-up and constant, or that with a
+    tenth of the rate from half of the steps on (step: VDG's generator)."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the schedule that warms up."""
     start_divisor: float = Field(25.0, ge=1)
