@@ -90,7 +90,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
     storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
     shutil.rmtree(work, ignore_errors=True)
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
-    extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning}
+    extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning, "saw": {dataset.name: len(labelled.train)}}
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
 
 

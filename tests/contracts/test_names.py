@@ -13,6 +13,7 @@ from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.fusion.heads import HEADS
 from cirray.models.towers import backbones
 from cirray.training.engines import ENGINES
+from cirray.training.mixing import MIXERS
 from cirray.training.objectives import OBJECTIVES
 from cirray.training.terms.base import TERMS
 from cirray.triplets.filters import FILTERS
@@ -36,7 +37,7 @@ def all_backbones():
 
 
 NAMES = sorted(
-    {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
+    {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS, *MIXERS}
 )
 
 

@@ -42,7 +42,7 @@ def test_hn_nce_with_beta_0_is_infonce_in_both_directions_over_the_batch(make_ta
     rows = picked(triplets)
     output = task.model().train()(task.batch(rows))
     scores, own = score(output.query_BD, output.target_BQD), torch.arange(4)
-    tau = float(output.temperature)
+    tau = float(output.temperature.detach())
     wanted = contrastive(scores, own, tau).mean() + contrastive(scores.T, own, tau).mean()
     found = loss_of(task, config, rows, terms={"infonce": 0.0, "hn_nce": 1.0})
     assert float(found.total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
