@@ -52,7 +52,7 @@ def hard_negative_nce(
 
 
 def hard_log_weights(logits_BN: torch.Tensor, negative_BN: torch.Tensor, beta: float) -> torch.Tensor:
-    """log w: a row's weights add up to the number of its negatives; 0 where there is no negative.
+    """Logarithms of w: a row's weights add up to the number of its negatives; 0 where there is no negative.
 
     Args:
         logits_BN: similarities over temperature.

@@ -55,9 +55,7 @@ def subgroup_links(vectors: CentredVectors, config: MiningConfig, memory_bytes: 
     return list(found.values())
 
 
-def neighbour_table(
-    vectors: CentredVectors, config: MiningConfig, memory_bytes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def neighbour_table(vectors: CentredVectors, config: MiningConfig, memory_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices and cosines of every image's `top_k` neighbours, best first, near-duplicates among them: `[N, K]`."""
     bounds = {"quantiles": None, "max_score": np.inf, "min_score": -np.inf}
     wide = config.model_copy(update={"rank_low": 0, "rank_high": config.top_k, **bounds})

@@ -37,7 +37,19 @@ def all_backbones():
 
 
 NAMES = sorted(
-    {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS, *MIXERS}
+    {
+        *formats(),
+        *POLICIES,
+        *FILTERS,
+        *HEADS,
+        *DUAL_HEADS,
+        *all_backbones(),
+        *FORMATS,
+        *ENGINES,
+        *OBJECTIVES,
+        *TERMS,
+        *MIXERS,
+    }
 )
 
 

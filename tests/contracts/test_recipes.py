@@ -48,7 +48,11 @@ def test_what_a_recipe_reads_another_writes(path):
     assert places({name: value for name, value in tree.items() if name != "out"}) <= written
 
 
-PAPER = [path for path in FULL if "-paper-" in path.name and "-vdg-" not in path.name or path.name.startswith("finetune") and "-sprc-" in path.name]
+PAPER = [
+    path
+    for path in FULL
+    if "-paper-" in path.name and "-vdg-" not in path.name or path.name.startswith("finetune") and "-sprc-" in path.name
+]
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
@@ -109,7 +113,9 @@ def test_vdg_recipes_pair_each_human_row_with_a_mined_one_at_the_papers_batch(pa
         assert clamp == (0.01, 0.01) and not training.mask_duplicates and training.optimizer.clip is None
 
 
-@pytest.mark.parametrize("path", [p for p in FULL if p.name.startswith("generator") and "-vdg-" in p.name], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in FULL if p.name.startswith("generator") and "-vdg-" in p.name], ids=lambda p: p.stem
+)
 def test_vdg_generators_have_the_papers_adapter_and_second_stage(path):
     config = config_of(path)
     lora, training = config.model.lora, config.training

@@ -140,7 +140,9 @@ def task_with(make_task, triplets, features):
         plain, config = make_task(**fields)
         texts = [text for row in triplets for text in (row.modification, row.reverse_modification)]
         settings = plain.model().config.model_copy(update={"matching": matching})
-        return RetrievalTask(build_retriever(settings, build_tokenizer(texts), 6, 0), triplets, features, config), config
+        return RetrievalTask(
+            build_retriever(settings, build_tokenizer(texts), 6, 0), triplets, features, config
+        ), config
 
     return build
 
