@@ -59,6 +59,11 @@ class LoopConfig(Config):
     seed: int = Field(0, ge=0)
     """Order of the rows, dropout and start weights follow from it."""
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a global batch."""
+        return self.batch
+
 
 class TrainingConfig(LoopConfig):
     """One training run of a retriever."""
@@ -109,6 +114,11 @@ class TrainingConfig(LoopConfig):
     pair_texts: Literal["rows", "drawn"] = "rows"
     """A generated text of a real (reference, target) is a row of its own, or a second text of the real row, of which
     each visit draws one (VDG)."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a global batch; paired ones have pseudo rows beside their `batch` real ones."""
+        return self.batch + (round(self.mixing_ratio * self.batch) if self.mixing == "paired" else 0)
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingConfig":

@@ -78,7 +78,7 @@ class Paired:
         """
         self._seed, self._real = config.seed, rows.places(True)
         self._pseudo = Draw(rows, rows.places(False), config.one_per_group) if config.mixing_ratio else None
-        self._count = round(config.mixing_ratio * config.batch)
+        self._count = config.rows_per_step - config.batch
         groups = [rows.groups[row] for row in self._real]
         one_each = spread_groups(groups, config.batch, config.one_per_group)
         self._sampler = BatchSampler(groups, config.batch, config.seed, one_each)

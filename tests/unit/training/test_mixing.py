@@ -29,6 +29,7 @@ def counts(numbers, real=20):
 def test_paired_batches_hold_so_many_pseudo_rows_for_each_real_one(ratio, pseudo):
     paired = mixer("paired", rows(), mixing_ratio=ratio)
     assert all(counts(paired.rows(step)) == (8, pseudo) for step in range(7))
+    assert TrainingConfig(batch=8, mixing="paired", mixing_ratio=ratio).rows_per_step == 8 + pseudo
 
 
 def test_real_rows_come_once_an_epoch_and_pseudo_rows_with_replacement():

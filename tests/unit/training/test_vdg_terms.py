@@ -116,6 +116,19 @@ def test_likely_images_and_texts_are_drawn_more_often_each_by_its_own_direction(
     assert float((texts[:, 0] == 2).float().mean()) > 0.85
 
 
+def test_every_rank_ranks_its_negatives_by_its_own_rows_and_local_numbers():
+    """Two ranks of three rows: rank 1's block is [3:, 3:]; the released code reads [3:, :3] there."""
+    scores = torch.zeros(6, 6)
+    scores[3, 4] = scores[4, 5] = scores[5, 3] = 20.0
+    scores[3:, :3] = 20.0 * (1 - torch.eye(3)).flip(0)
+    text = text_of([[2, 5], [2, 6], [2, 7]])
+    for _ in range(20):
+        mine = draw_negatives(scores[3:, 3:], torch.arange(3), text)
+        assert mine.image_B.tolist() == [1, 2, 0] and mine.text_B.tolist() == [2, 0, 1]
+    released = [draw_negatives(scores[3:, :3], torch.arange(3), text).image_B.tolist() for _ in range(20)]
+    assert any(row != [1, 2, 0] for row in released)
+
+
 def test_a_row_without_any_negative_stands_in_for_itself_with_weight_zero():
     chosen = draw_negatives(torch.zeros(2, 2), torch.tensor([4, 4]), text_of([[2, 5], [2, 6]]))
     assert chosen.image_B.tolist() == [0, 1] and not chosen.has_image_B.any() and not chosen.has_text_B.any()
