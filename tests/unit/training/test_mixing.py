@@ -17,7 +17,9 @@ def rows(real=20, pseudo=30, group_of=lambda row: ""):
 
 
 def mixer(name, given, **fields):
-    return MIXERS.get(name)(given, TrainingConfig.model_validate({"batch": 8, "one_per_group": False, **fields}))
+    return MIXERS.get(name)(
+        given, TrainingConfig.model_validate({"mixing": name, "batch": 8, "one_per_group": False, **fields})
+    )
 
 
 def counts(numbers, real=20):
