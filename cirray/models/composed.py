@@ -54,8 +54,8 @@ class QFormerRetriever(Retriever):
             self.qformer.enable_checkpointing()
         # Last, so that the other start weights do not depend on it.
         self.matching_head = None if config.matching == "none" else MatchingHead(width)
-        if config.matching == "frozen":
-            self.matching_head.requires_grad_(False)
+        if self.matching_head is not None:
+            self.matching_head.requires_grad_(config.matching == "trained")
 
     @property
     def temperature(self) -> torch.Tensor:
