@@ -1,4 +1,4 @@
-"""VDG as configurations: semi-supervised training that resumes exactly, its generator's stages, what texts have seen."""
+"""VDG as configurations: semi-supervised training that resumes exactly, its generator, what the texts have seen."""
 
 import json
 import runpy
@@ -89,7 +89,8 @@ def test_a_checkpoint_with_a_matching_head_starts_one_that_is_fine_tuned_without
 def generator_run(fields, root, **changes):
     model = {
         "qformer": {"width": 16, "layers": 1, "heads": 2, "queries": 9, "intermediate": 16},
-        "separators": ["from", "to"], "opening": "delta-small/1", "reader_tuning": "alignment", "projection_bias": False, "tuning": "lora",
+        "separators": ["from", "to"], "opening": "delta-small/1", "reader_tuning": "alignment",
+        "projection_bias": False, "tuning": "lora",
         "lora": {"rank": 2, "modules": ["q_proj", "v_proj"], "in_alignment": False},
     }  # fmt: skip
     quick = {"steps": 2, "batch": 8}
