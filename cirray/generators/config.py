@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.data.config import DataConfig
 from cirray.models.config import QFormerConfig
 from cirray.training.config import LoopConfig, OptimizerConfig
 
@@ -20,6 +21,10 @@ class LoraConfig(Config):
     """Scale of the updates is alpha / rank."""
     modules: tuple[str, ...] | None = None
     """Names of the adapted linear layers; null adapts all of them but the head."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on what goes into the updates."""
+    in_alignment: bool = True
+    """Train the adapters in the alignment too, where that goes through the language model; VDG does not."""
 
 
 class ReaderConfig(QFormerConfig):
@@ -40,16 +45,24 @@ class GeneratorConfig(Config):
     """Learned reference and target embeddings on the patches of the difference pass, which is symmetric without."""
     separators: tuple[str, ...] = ()
     """Texts before each query group (improved, for large models), or empty for none (paper)."""
+    opening: str = ""
+    """Version of a prompt before the first query group (VDG: system lines and request), or empty for none."""
     prompt: str = "change/1"
-    """Version of the instruction; it enters the language model, and the Q-Former in the difference pass."""
+    """Version of the instruction; it enters the language model last, and the Q-Former in the difference pass."""
     instruction_length: int = Field(128, ge=1)
     """Tokens of the instruction; a longer one is cut on the left."""
     answer_length: int = Field(256, ge=2)
     """Tokens of an answer, end token included; a longer one is cut on the right."""
+    reader_tuning: Literal["always", "alignment", "never"] = "always"
+    """When the Q-Former is trained: always (MTG), in the alignment alone (VDG, none pretrained), or never (VDG)."""
+    projection_bias: bool = True
+    """Whether the projection has a bias; VDG's has not."""
     tuning: Literal["frozen", "lora", "full"] = "frozen"
     """What of the language model is trained: nothing (the method), adapters, or all of it."""
     lora: LoraConfig = LoraConfig()
     """Adapters of `tuning: lora`."""
+    gradient_checkpointing: bool = False
+    """Trade compute for memory in a language model that is trained."""
     embed_language_model: bool = True
     """Copy the language model into the artifact; false keeps a reference to its folder or hub id."""
 
@@ -64,16 +77,25 @@ class GeneratorConfig(Config):
         return self
 
     @classmethod
-    def for_mode(cls, mode: Literal["improved", "paper"], **fields: Any) -> "GeneratorConfig":
-        """Settings of one mode (design document, section 2); `fields` override single ones.
+    def for_mode(cls, mode: Literal["improved", "paper", "vdg"], **fields: Any) -> "GeneratorConfig":
+        """Settings of one mode (design documents, section 2); `fields` override single ones.
 
         Args:
-            mode: "improved" (readable q_r and q_t suffice a frozen model), or "paper": all three passes, no role
-                tags, no separators, frozen language model.
+            mode: "improved" (readable q_r and q_t suffice a frozen model); "paper": all three passes, no role tags, no
+                separators, frozen language model; "vdg" (Jang et al., 2024): named slots for reference and target, a
+                Q-Former that is never trained, a projection without bias, LoRA 64/16 on query and value layers.
             fields: any other field.
         """
-        paper: dict[str, Any] = {"passes": ("reference", "target", "difference"), "role_tags": False, "separators": ()}
-        return cls.model_validate({**(paper if mode == "paper" else {}), **fields})
+        modes: dict[str, dict[str, Any]] = {
+            "improved": {},
+            "paper": {"passes": ("reference", "target", "difference"), "role_tags": False, "separators": ()},
+            "vdg": {
+                "passes": ("reference", "target"), "separators": ("Reference:", "Target:"), "opening": "delta/1",
+                "prompt": "response/1", "reader_tuning": "never", "projection_bias": False, "tuning": "lora",
+                "lora": LoraConfig(rank=64, alpha=16, dropout=0.05, modules=("q_proj", "v_proj"), in_alignment=False),
+            },
+        }  # fmt: skip
+        return cls.model_validate({**modes[mode], **fields})
 
     @classmethod
     def published(cls, mode: Literal["improved", "paper"] = "paper", **fields: Any) -> "GeneratorConfig":
@@ -91,6 +113,11 @@ class AlignmentOptimizerConfig(OptimizerConfig):
 
 class AlignmentConfig(LoopConfig):
     """Alignment of the soft tokens with captions, before any labelled triplet."""
+
+    data: DataConfig | None = None
+    """Another data set whose captions are used (VDG: filtered CC3M); null: those of the generator's own."""
+    features: tuple[str, ...] = ()
+    """With `data`: features artifacts that hold its images."""
 
     steps: int = Field(300, ge=1)
     """Optimiser steps."""
@@ -127,6 +154,8 @@ class DecodingConfig(Config):
     """Draw tokens instead of taking the best."""
     temperature: float = Field(1.0, gt=0)
     """Flattens (above 1) or sharpens (below 1) the distribution that is sampled."""
+    top_k: int = Field(0, ge=0)
+    """Only the so many best tokens are sampled, before `top_p`; 0: all."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus: the smallest set of tokens with this probability is sampled."""
     min_new_tokens: int = Field(1, ge=1)
@@ -151,12 +180,13 @@ class DecodingConfig(Config):
         return self
 
     @classmethod
-    def preset(cls, name: Literal["greedy", "paper", "long", "diverse"], **fields: Any) -> "DecodingConfig":
+    def preset(cls, name: Literal["greedy", "paper", "long", "diverse", "vdg"], **fields: Any) -> "DecodingConfig":
         """A named setting (design document, section 2, Decoding); `fields` override single ones.
 
         Args:
             name: "greedy" (embedded world), "paper" (5 beams, repetition penalty 1.5, cap 48), "long" (as paper, at
-                least 12 tokens, length penalty 1.5), "diverse" (nucleus 0.9, temperature 0.8).
+                least 12 tokens, length penalty 1.5), "diverse" (nucleus 0.9, temperature 0.8), "vdg" (temperature 0.2,
+                50 best tokens, cap 32).
             fields: any other field.
         """
         beams = {"beams": 5, "repetition_penalty": 1.5, "keep_unfinished": True}
@@ -165,6 +195,7 @@ class DecodingConfig(Config):
             "paper": beams,
             "long": {**beams, "min_new_tokens": 12, "length_penalty": 1.5},
             "diverse": {"sample": True, "top_p": 0.9, "temperature": 0.8},
+            "vdg": {"sample": True, "top_k": 50, "temperature": 0.2, "max_new_tokens": 32, "keep_unfinished": True},
         }
         return cls.model_validate({**presets[name], **fields})
 

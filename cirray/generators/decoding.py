@@ -245,6 +245,9 @@ def _choose(scores_BV: torch.Tensor, config: DecodingConfig, uniform_B: torch.Te
     if not config.sample or uniform_B is None:
         return scores_BV.argmax(dim=-1)
     sorted_BV, order_BV = F.softmax(scores_BV / config.temperature, dim=-1).sort(dim=-1, descending=True)
+    if config.top_k:
+        sorted_BV = sorted_BV[:, : config.top_k]
+        sorted_BV = sorted_BV / sorted_BV.sum(dim=-1, keepdim=True)
     below_BV = sorted_BV.cumsum(dim=-1)
     kept_B = (below_BV - sorted_BV < config.top_p).sum(dim=-1, keepdim=True)
     threshold_B1 = uniform_B.to(below_BV)[:, None] * below_BV.gather(1, kept_B - 1)

@@ -6,7 +6,7 @@ q_r and q_t read one image each, q_c reads both with the instruction; the langua
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,15 +72,27 @@ class ModificationTextModel(nn.Module):
         self.reader = reader or build_tokenizer([self.instruction])
         vocabulary = len(self.reader) if "difference" in config.passes else 0
         self.qformer = QueryingTransformer(config.qformer, patch_width, vocabulary)
-        self.projection = nn.Linear(config.qformer.width, language.width)
+        self.opening = prompt(config.opening) if config.opening else ""
+        self.projection = nn.Linear(config.qformer.width, language.width, bias=config.projection_bias)
         self.role_tags_RD = nn.Parameter(torch.zeros(2, patch_width)) if config.role_tags else None
         self.lm = _tuned(language, config)
+        self.enter("answers")
+
+    def enter(self, stage: Literal["alignment", "answers"]) -> None:
+        """Make exactly what a stage trains trainable (VDG: projection, then projection and adapters)."""
+        self.qformer.requires_grad_(self.config.reader_tuning in ("always", stage))
+        if self.config.tuning == "lora":
+            adapted = stage == "answers" or self.config.lora.in_alignment
+            for name, weight in self.lm.named_parameters():
+                weight.requires_grad_(adapted and "lora_" in name)
 
     def train(self, mode: bool = True) -> "ModificationTextModel":
-        """Training mode for what is trained: a frozen language model stays in eval mode."""
+        """Training mode for what is trained: what is frozen stays in eval mode, without dropout."""
         super().train(mode)
         if self.config.tuning == "frozen":
             self.lm.eval()
+        if not self.qformer.query_tokens.requires_grad:
+            self.qformer.eval()
         return self
 
     def read_image(self, patches_BPD: torch.Tensor) -> torch.Tensor:
@@ -104,7 +116,7 @@ class ModificationTextModel(nn.Module):
         target_BQE: torch.Tensor | None,
         difference_BQE: torch.Tensor | None,
     ) -> torch.Tensor:
-        """What the language model reads before the answer: query groups in configured order, then the instruction.
+        """What the language model reads before the answer: opening, query groups in order, then the instruction.
 
         Args:
             reference_BQE: output of `read_image`; groups that the configuration leaves out may be None.
@@ -120,7 +132,8 @@ class ModificationTextModel(nn.Module):
         parts: list[torch.Tensor] = []
         for (_, tokens_BQE), separator in zip(chosen, separators, strict=True):
             if tokens_BQE is not None:
-                parts += [*self._words(separator, tokens_BQE), tokens_BQE.to(self.lm.dtype)]
+                opening = [] if parts else self._words(self.opening, tokens_BQE)
+                parts += [*opening, *self._words(separator, tokens_BQE), tokens_BQE.to(self.lm.dtype)]
         return torch.cat([*parts, *self._words(self.instruction, parts[-1], last=True)], dim=1)
 
     def image_prefix(self, image_BQE: torch.Tensor, instruction: str) -> torch.Tensor:
@@ -195,6 +208,8 @@ def _tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
     """The language model with exactly the configured weights trainable."""
     model = language.model
     model.requires_grad_(config.tuning == "full")
+    if config.gradient_checkpointing and config.tuning != "frozen":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tuning != "lora":
         return model
     from peft import LoraConfig as Adapter
@@ -205,7 +220,7 @@ def _tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         target_modules=modules,
-        lora_dropout=0.0,
+        lora_dropout=config.lora.dropout,
         task_type="SEQ_2_SEQ_LM" if language.encodes else "CAUSAL_LM",
     )
     return get_peft_model(model, adapter)

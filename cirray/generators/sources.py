@@ -31,7 +31,7 @@ def generator_from(
             f"{patch_width}. Make the towers with vision={source.name}."
         )
     if projection:
-        _check_width(source, language)
+        _check_projection(source, language, config)
     reader = None
     if "difference" in config.passes:
         require_text(source, "the difference pass")
@@ -45,7 +45,12 @@ def generator_from(
     return model
 
 
-def _check_width(source: Blip2Source, language: LanguageModel) -> None:
+def _check_projection(source: Blip2Source, language: LanguageModel, config: GeneratorConfig) -> None:
+    if not config.projection_bias:
+        raise ArtifactError(
+            f"The projection of {source.name!r} has a bias, and model.projection_bias is false. Set it to true, or "
+            "source_projection=false to start a projection without bias at random."
+        )
     if f"{PROJECTION}.weight" not in source.weights.places:
         raise ArtifactError(
             f"{source.name!r} has no projection to a language model; set source_projection=false to start it at random."

@@ -23,7 +23,7 @@ from cirray.core.errors import ArtifactError, ConfigError, unknown_name
 from cirray.core.registry import Registry
 from cirray.generators.base import ModificationGenerator
 from cirray.generators.caption_template import CaptionTemplateGenerator, load_caption_generator
-from cirray.generators.config import DecodingConfig, GeneratorConfig
+from cirray.generators.config import DecodingConfig, GeneratorConfig, LoraConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.template import TemplateGenerator
 from cirray.generators.writer import TextWriter
@@ -38,7 +38,7 @@ Description = Mapping[str, Any]
 Loader = Callable[..., ModificationGenerator]
 KINDS: Registry[Loader] = Registry("kind of generator")
 """Kind in `config.json` -> loader: (folder, description, device, seed, options) -> generator."""
-_PRESETS = ("greedy", "paper", "long", "diverse")
+_PRESETS = ("greedy", "paper", "long", "diverse", "vdg")
 _HELD = tuple(FrozenLanguageConfig.model_fields)
 
 
@@ -81,8 +81,8 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **opt
         folder: local folder written by `save_generator` or `save_template`.
         device: where it runs.
         seed: of sampled decoding.
-        options: `preset` ("greedy", "paper", "long", "diverse"), `directions` ("both", "forward"), `language_dtype` and
-            `language_quantization` (`FrozenLanguageConfig`), and any field of `DecodingConfig`.
+        options: `preset` ("greedy", "paper", "long", "diverse", "vdg"), `directions` ("both", "forward"),
+            `language_dtype` and `language_quantization` (`FrozenLanguageConfig`), and any field of `DecodingConfig`.
 
     Raises:
         ArtifactError: when the folder holds no complete generator or its language model has another vocabulary.
@@ -162,7 +162,25 @@ def _load_weights(model: ModificationTextModel, root: Path) -> None:
     if model.config.tuning == "lora":
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model.lm, _stored(root / "adapter" / "adapter_model.safetensors", root))
+        set_peft_model_state_dict(model.lm, _read_adapter(root / "adapter", model.config.lora, root))
+
+
+def _read_adapter(folder: Path, wanted: LoraConfig, root: Path) -> dict[str, Any]:
+    """Adapter weights, refused where they are of another rank or scale than the generator's configuration says."""
+    weights = _stored(folder / "adapter_model.safetensors", root)
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"The adapter at {str(folder)!r} cannot be read: {error}.") from None
+    ranks = {value.shape[0] for name, value in weights.items() if "lora_A" in name}
+    found = (settings.get("r"), settings.get("lora_alpha"))
+    if found != (wanted.rank, wanted.alpha) or ranks != {wanted.rank}:
+        raise ArtifactError(
+            f"The adapter at {str(folder)!r} has rank {sorted(ranks)} (its settings say {found[0]}, alpha {found[1]}), "
+            f"the generator's configuration rank {wanted.rank} and alpha {wanted.alpha}. Put the adapter back that was "
+            "trained with this generator."
+        )
+    return weights
 
 
 def _stored(path: Path, root: Path) -> dict[str, Any]:

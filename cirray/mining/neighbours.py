@@ -44,12 +44,24 @@ class CentredVectors:
         """Vectors [stop - start, D]; a constant image gives the zero vector, which is similar to nothing."""
         return self._make(start, stop) if self._kept is None else self._kept[start:stop]
 
+    def take(self, places: Sequence[int]) -> np.ndarray:
+        """Vectors of single images, in any order: `[len(places), D]`."""
+        if self._kept is not None:
+            return self._kept[list(places)]
+        return self._unit(self._flatten([self._ids[place] for place in places]))
+
     def _raw(self, start: int, stop: int) -> np.ndarray:
-        patches_NPD = self._store.get(self._ids[start:stop]).astype(np.float32)
+        return self._flatten(self._ids[start:stop])
+
+    def _flatten(self, ids: Sequence[str]) -> np.ndarray:
+        patches_NPD = self._store.get(ids).astype(np.float32)
         return patches_NPD.reshape(len(patches_NPD), -1) if self._flat else patches_NPD.mean(axis=1)
 
     def _make(self, start: int, stop: int) -> np.ndarray:
-        vectors_ND = self._raw(start, stop) - self.mean_D
+        return self._unit(self._raw(start, stop))
+
+    def _unit(self, raw_ND: np.ndarray) -> np.ndarray:
+        vectors_ND = raw_ND - self.mean_D
         return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), _EPSILON)
 
     def _mean(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from cirray.features.store import FeatureStore
 from cirray.mining.config import MiningConfig
 from cirray.mining.groups import group_of_images
 from cirray.mining.neighbours import CentredVectors, Window, windows
+from cirray.mining.subgroups import subgroup_links
 from cirray.types import Pair, Triplet, stable_id
 
 
@@ -62,7 +63,7 @@ def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
             f"{len(clean.triplets)} triplets ({len(excluded)} ids excluded). Widen the window or the scores, or "
             "exclude less."
         )
-    if config.policy in ("existing", "reverse"):
+    if config.policy in ("existing", "reverse", "subgroup"):
         return pairs
     groups = group_of_images(pairs, config.group_limit)
     return [replace(pair, group_id=groups[pair.reference_id]) for pair in pairs]
@@ -162,6 +163,23 @@ def uniform(source: MiningInput, config: MiningConfig) -> list[Pair]:
             if first != second and len(found) < wanted:
                 found[(min(first, second), max(first, second))] = None
     return [_oriented(source.ids[a], source.ids[b], config.seed, 0, 0.0) for a, b in found]
+
+
+@POLICIES.register("subgroup")
+def subgroup(source: MiningInput, config: MiningConfig) -> list[Pair]:
+    """Pairs inside neighbour subgroups (VDG): ring and chords, each unordered pair once, direction by a coin.
+
+    `rank` is the number of the group, so that `count` keeps whole groups first; `group_id` names the group.
+    """
+    memory = config.memory_mib * 2**20 // 2
+    vectors = CentredVectors(_features(source), source.ids, config.representation, memory)
+    return [
+        replace(
+            _oriented(source.ids[link.first], source.ids[link.second], config.seed, link.group, link.score),
+            group_id=stable_id("subgroup", config.seed, link.group),
+        )
+        for link in subgroup_links(vectors, config, memory)
+    ]
 
 
 @POLICIES.register("existing")

@@ -13,7 +13,7 @@ class RetrievalBatch:
     """Triplets of one rank. Keys are integers that are equal exactly for equal images.
 
     `reverse` holds one text per row; rows without one carry any text and `reverse_mask_B` 0. It is None when no row
-    has one or the objective ignores it.
+    has one or the objective ignores it. `real_B` is True for rows of `training.real_sources`; None: all are.
     """
 
     reference_BPD: torch.Tensor
@@ -24,6 +24,7 @@ class RetrievalBatch:
     weight_B: torch.Tensor
     reverse: TextBatch | None = None
     reverse_mask_B: torch.Tensor | None = None
+    real_B: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> "RetrievalBatch":
         """The same batch on another device."""

@@ -19,8 +19,9 @@ from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.clamp import inward_clamp
 from cirray.models.config import RetrieverConfig
 from cirray.models.fusion.base import Fused, find_fusion
+from cirray.models.matching import MATCHING, MatchingHead, draw_negatives, matching_pass
 from cirray.models.qformer import QueryingTransformer
-from cirray.models.scoring import unit
+from cirray.models.scoring import score, unit
 from cirray.models.text import TextBatch, build_tokenizer, encode_texts, load_tokenizer
 
 
@@ -51,6 +52,10 @@ class QFormerRetriever(Retriever):
         self.raw_temperature = nn.Parameter(torch.tensor([config.temperature]))
         if config.gradient_checkpointing:
             self.qformer.enable_checkpointing()
+        # Last, so that the other start weights do not depend on it.
+        self.matching_head = None if config.matching == "none" else MatchingHead(width)
+        if self.matching_head is not None:
+            self.matching_head.requires_grad_(config.matching == "trained")
 
     @property
     def temperature(self) -> torch.Tensor:
@@ -115,9 +120,9 @@ class QFormerRetriever(Retriever):
         """Everything an objective needs, in one call, so that engines see one forward pass.
 
         Raises:
-            ConfigError: when prototypes are wanted of a fusion head that makes none.
+            ConfigError: when prototypes are wanted of a fusion head that makes none, or matching without its head.
         """
-        self.refuse(wanted)
+        self.refuse(wanted, frozenset({MATCHING}))
         fused = self.fuse(self.encode_reference(batch.reference_BPD), batch.text)
         targets_BQD, references_BQD = self._gallery_sides(batch, wanted.references)
         return RetrieverOutput(
@@ -126,6 +131,7 @@ class QFormerRetriever(Retriever):
             text_query_BD=self.encode_text(batch.text) if wanted.text_only else None,
             reverse_prototype_BQW=self._reverse_prototypes(batch, fused) if wanted.reverse else None,
             prompts_BQW=self._held_prompts(fused) if wanted.prompts else None,
+            more=self._matching(batch, fused, targets_BQD) if MATCHING in wanted.more else {},
         )  # fmt: skip
 
     def with_fusion(self, name: str) -> "QFormerRetriever":
@@ -136,8 +142,11 @@ class QFormerRetriever(Retriever):
         return twin
 
     def description(self) -> dict[str, Any]:
-        """Configuration, for `config.json`."""
-        return {"retriever": self.config.to_dict()}
+        """Configuration, for `config.json`. Digests are made of it: without a matching head it does not name one."""
+        fields = self.config.to_dict()
+        if self.matching_head is None:
+            del fields["matching"]
+        return {"retriever": fields}
 
     def save_words(self, folder: Path) -> None:
         """Write the tokenizer's files."""
@@ -154,6 +163,24 @@ class QFormerRetriever(Retriever):
         both = self.encode_gallery(torch.cat(sides))
         targets, others = both.chunk(2)
         return targets, others
+
+    def _matching(self, batch: RetrievalBatch, fused: Fused, targets_BQD: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits of matched and mismatched (target, text) pairs (VDG's target-delta matching)."""
+        if self.matching_head is None:
+            raise ConfigError(
+                "The loss term tdm needs a matching head, which this retriever lacks. Set model.matching=trained, or "
+                "start from a checkpoint that has one."
+            )
+        similarity_BB = score(fused.query_BD.detach(), targets_BQD.detach()) / self.temperature.detach()
+        chosen = draw_negatives(similarity_BB, batch.target_key_B, batch.text)
+        targets_BPD = self.encode_reference(batch.target_BPD)
+        return matching_pass(self._read_text, self.matching_head, targets_BPD, batch.text, chosen)
+
+    def _read_text(self, patches_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
+        """Outputs of the text positions of the image pass: `[B, T, W]`."""
+        text_BTW = self.qformer.image_and_text(patches_BPD, text).text_BTD
+        assert text_BTW is not None
+        return text_BTW
 
     def _held_prompts(self, fused: Fused) -> torch.Tensor:
         """The learned prompts as what prototypes are drawn to (SPRC); a copy, as ZeRO 3 takes parameters away again."""

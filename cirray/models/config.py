@@ -105,6 +105,8 @@ class RetrieverConfig(Config):
     """Query against the best of an image's tokens, or against their mean."""
     prompt_std: float = Field(0.02, gt=0)
     """Standard deviation of the learned prompts' start (text-only branch)."""
+    matching: Literal["none", "trained", "frozen"] = "none"
+    """A head that tells whether a text leads to an image (term tdm): none, trained, or held fixed as loaded (VDG)."""
     gradient_checkpointing: bool = False
     """Trade compute for memory in training."""
     patch_input: bool = True

@@ -189,7 +189,8 @@ def _publish(stage: Stage, plan: Plan, run: GenerateRun, guard: dict[str, Any]) 
         raise GenerationError(f"All {len(rejected)} rows were rejected, most often: {reasons[0][0]}.")
     counts = {"pairs": sum(len(part) for part in plan.parts), "triplets": len(table), "rejected": len(rejected)}
     metrics = text_accuracy(table, run.judge) if run.judge else {}
-    facts = {"generator": plan.generator, "reasons": [list(item) for item in reasons], **guard}
+    saw = read_manifest(run.generator).extra.get("saw", {})
+    facts = {"generator": plan.generator, "generator_saw": saw, "reasons": [list(item) for item in reasons], **guard}
     return stage.publish(counts, metrics, facts)
 
 

@@ -91,7 +91,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
     storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
     shutil.rmtree(work, ignore_errors=True)
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
-    extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning}
+    extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning, "saw": {dataset.name: len(labelled.train)}}
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
 
 
@@ -210,7 +210,8 @@ def _align(
 ) -> dict[str, Any]:
     if run.alignment == "none":
         return {"objective": "none"}
-    captions = {name: text for name, text in labelled.captions.items() if name in features}
+    known, features = _alignment_data(run, features, labelled)
+    captions = {name: text for name, text in known.items() if name in features}
     bags = {name: found for name, text in captions.items() if (found := caption_bags(text)) is not None}
     objective = _objective(run, model, bags, captions)
     if objective == "none":
@@ -221,6 +222,22 @@ def _align(
     history = train_stage(task, run.alignment_training, work, "align with captions")
     losses = {name: round(value, 5) for name, value in history[-1].items() if name in ("loss", "image", "difference")}
     return {"objective": objective, **losses, "captions": len(captions), "pairs": len(pairs or {})}
+
+
+def _alignment_data(
+    run: GeneratorRun, features: FeatureLookup, labelled: Labelled
+) -> tuple[Mapping[str, str], FeatureLookup]:
+    """Captions and features of the generator's own data, or of another data set (VDG's first stage)."""
+    other = run.alignment_training
+    if other.data is None:
+        return labelled.captions, features
+    store, wanted = FeatureStore.open_many(list(other.features)), read_manifest(run.towers).extra["encoder_digest"]
+    if store.info.encoder_digest != wanted:
+        raise IndexMismatchError(
+            f"The features of alignment_training {list(other.features)} were made by another vision tower than that of "
+            f"{run.towers!r}. Embed the images with these towers."
+        )
+    return read_dataset(other.data).captions, store
 
 
 def caption_pairs(triplets: Sequence[Triplet], bags: Mapping[str, Bags]) -> dict[tuple[str, str], Bags]:

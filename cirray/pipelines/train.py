@@ -110,7 +110,19 @@ def _publish(
     last = history[-1] if history else {}
     metrics = {name: value for name, value in last.items() if name == "loss" or name.startswith(METRIC_PREFIX)}
     counts = {"triplets": len(inputs.triplets), "steps": run.training.steps, **inputs.sources}
-    return stage.publish(counts, metrics, {"run": run.to_dict(), **facts})
+    return stage.publish(counts, metrics, {"run": run.to_dict(), "generators_saw": texts_saw(run), **facts})
+
+
+def texts_saw(run: TrainRun) -> dict[str, int]:
+    """Data set -> labelled triplets that the generators of this run's texts were trained on.
+
+    A run without human triplets of a benchmark is only then without them when its generators had none either.
+    """
+    found: dict[str, int] = {}
+    for uri in (*run.triplets, *run.reverse_texts):
+        for name, count in read_manifest(uri, "triplets").extra.get("generator_saw", {}).items():
+            found[name] = max(count, found.get(name, 0))
+    return found
 
 
 def write_history(path: Path, history: Sequence[Row]) -> None:

@@ -122,7 +122,7 @@ class Clock(Callback):
         if not self._begin:
             self._first, self._begin = state.step, now
         elif state.finished:
-            self.rate = (state.step - self._first) * state.config.batch / (now - self._begin)
+            self.rate = (state.step - self._first) * state.config.rows_per_step / (now - self._begin)
 
 
 class ExportModel(Callback):

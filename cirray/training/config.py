@@ -19,8 +19,9 @@ class OptimizerConfig(Config):
     """AdamW's moment decays (SPRC and PTHA: 0.9, 0.98)."""
     eps: float = Field(1e-7, gt=0)
     """AdamW's epsilon."""
-    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    """One-cycle (cosine up, cosine down), linear warm-up with cosine down, or linear warm-up and constant."""
+    schedule: Literal["one_cycle", "cosine", "constant", "step"] = "one_cycle"
+    """One-cycle (cosine up, cosine down), linear warm-up with cosine down, linear warm-up and constant, or that with a
+    tenth of the rate from half of the steps on (step: VDG's generator)."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the schedule that warms up."""
     start_divisor: float = Field(25.0, ge=1)
@@ -65,6 +66,11 @@ class LoopConfig(Config):
     compile_backend: str = "inductor"
     """torch.compile's backend; `inductor` needs a C++ compiler on a CPU, `eager` only traces."""
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a global batch."""
+        return self.batch
+
 
 class TrainingConfig(LoopConfig):
     """One training run of a retriever."""
@@ -72,7 +78,8 @@ class TrainingConfig(LoopConfig):
     objective: str = "finetune"
     """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
     text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5. spn: all training images
-    as negatives, target side frozen."""
+    as negatives, target side frozen. vdg: real rows alone and with pseudo rows, hard negatives weighted (further term:
+    tdm)."""
     terms: dict[str, float] = {}
     """Weights of single loss terms over the objective's own: adds a term, or takes one out with weight 0."""
     lambda_m: float = Field(0.4, ge=0)
@@ -97,11 +104,40 @@ class TrainingConfig(LoopConfig):
     """ptha rows without a reverse text: skipped by the prototype term (improved) or an error (paper)."""
     bank: BankConfig = BankConfig()
     """The negative bank (spn, and wherever `terms` names `bank_infonce`)."""
+    hn_alpha: float = Field(1.0, gt=0)
+    """hn_nce, tcc: factor of the positive in the denominator (VDG: 1)."""
+    hn_beta: float = Field(0.0, ge=0)
+    """hn_nce, tcc: how much harder negatives weigh more (VDG: 0 with the Combiner, 0.5 with BLIP)."""
+    hn_detach_weights: bool = False
+    """hn_nce, tcc: hold the negatives' weights fixed in the backward pass; the paper's are differentiable."""
+    mixing: str = "concat"
+    """How real and other rows share a batch: `concat` shuffles all; `paired` adds `mixing_ratio` other rows to each of
+    `batch` real ones (VDG); `curriculum` moves from the first to the second of `mixing_shares`."""
+    mixing_ratio: float = Field(1.0, ge=0, le=1.5)
+    """`paired`: other rows for each real one (VDG peaks at 1)."""
+    mixing_shares: tuple[float, float] = (0.0, 1.0)
+    """`curriculum`: share of real rows in a batch at the first and at the last step."""
+    real_sources: tuple[str, ...] = ("human",)
+    """Source tags of the real rows; every other row is a pseudo row."""
+    row_weights: Literal["flat", "real_twice"] = "flat"
+    """Every row as its own weight says, or the real rows alone plus all rows together (for terms other than tcc)."""
+    pair_texts: Literal["rows", "drawn"] = "rows"
+    """A generated text of a real (reference, target) is a row of its own, or a second text of the real row, of which
+    each visit draws one (VDG)."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a global batch; paired ones have pseudo rows beside their `batch` real ones."""
+        return self.batch + (round(self.mixing_ratio * self.batch) if self.mixing == "paired" else 0)
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingConfig":
         if self.negatives == "targets" and self.batch < 2:
             raise ValueError(f"batch {self.batch} leaves no negative; in-batch contrast needs batch >= 2")
+        if self.row_weights == "real_twice" and (self.objective == "vdg" or self.terms.get("tcc")):
+            raise ValueError("row_weights real_twice counts real rows twice, which the term tcc does already; use flat")
+        if not all(0 <= share <= 1 for share in self.mixing_shares):
+            raise ValueError(f"mixing_shares {self.mixing_shares} must be two shares in [0, 1]")
         return self
 
     @classmethod

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -65,9 +66,12 @@ class AlignmentBatch:
 class _Task:
     """What both tasks share: the model, the features, and how the model is saved."""
 
+    stage: Literal["alignment", "answers"] = "answers"
+
     def __init__(
         self, generator: ModificationTextModel, features: FeatureLookup, config: LoopConfig, rows: int
     ) -> None:
+        generator.enter(self.stage)
         self._generator, self._features, self._config = generator, features, config
         self._sampler = BatchSampler(rows, min(config.batch, rows), config.seed)
 
@@ -90,6 +94,8 @@ class AlignmentTask(_Task):
     `captions`: the frozen language model must write the caption after the soft tokens (BLIP-2's second stage).
     With `pairs` and bags, the difference pass is drawn to the bags of its slots too: what two captions differ in.
     """
+
+    stage = "alignment"
 
     def __init__(
         self,

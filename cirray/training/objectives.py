@@ -2,6 +2,7 @@
 
 PTHA: L = L_q2t + lambda_m L_m2t + lambda_p L_p2p (section 5); pretraining and plain fine-tuning are L_q2t alone. SPRC
 has the same first two terms; in place of L_p2p it draws the mean prototype to the mean of its learned prompts.
+VDG: L_tcc, and L_tdm where `training.terms` adds it.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ OBJECTIVES.register("finetune")(lambda config: {"infonce": 1.0})
 OBJECTIVES.register("sprc")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "prompt_align": c.lambda_p})
 OBJECTIVES.register("spn")(lambda config: {"bank_infonce": 1.0})
 OBJECTIVES.register("ptha")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "two_hop": c.lambda_p})
+OBJECTIVES.register("vdg")(lambda config: {"tcc": 1.0})
 
 
 def term_weights(config: TrainingConfig) -> Weights:

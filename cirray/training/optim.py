@@ -57,6 +57,8 @@ def lr_factor(config: LoopConfig) -> Callable[[int], float]:
         return lambda step: _one_cycle(step, total, rise, start, end)
     if settings.schedule == "cosine":
         return lambda step: _warm(step, rise) * 0.5 * (1 + math.cos(math.pi * _progress(step, rise, total)))
+    if settings.schedule == "step":
+        return lambda step: _warm(step, rise) * (0.1 if 2 * step >= total else 1.0)
     return lambda step: _warm(step, rise)
 
 

@@ -14,8 +14,8 @@ from cirray.models.batch import RetrievalBatch
 from cirray.models.text import TextBatch
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
+from cirray.training.mixing import MIXERS, PairTexts, Rows
 from cirray.training.objectives import Objective, prepared, wanted_outputs
-from cirray.training.sampler import BatchSampler, spread_groups
 from cirray.training.terms.base import FeatureLookup, TermSetup
 from cirray.types import Triplet
 
@@ -43,10 +43,12 @@ class RetrievalTask:
         rows = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
         _check(rows, features)
         retriever = prepared(retriever, config)
+        self._texts = PairTexts(rows, config)
+        rows = self._texts.rows
         self._retriever, self._triplets, self._features, self._config = retriever, rows, features, config
-        groups = [row.group_id for row in rows]
-        one_each = spread_groups(groups, config.batch, config.one_per_group)
-        self._sampler = BatchSampler(groups, config.batch, config.seed, one_each)
+        self._real = [row.source in config.real_sources for row in rows]
+        groups = tuple(row.group_id for row in rows)
+        self._sampler = MIXERS.get(config.mixing)(Rows(groups, tuple(self._real)), config)
         ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
         self._keys = {image: key for key, image in enumerate(sorted(ids))}
         self.setup = TermSetup(retriever, tuple(rows), tuple(self._keys), features, config, held_out)
@@ -60,7 +62,9 @@ class RetrievalTask:
         """The calling rank's rows of step after step, without end."""
         step = start_step
         while True:
-            yield self.batch([self._triplets[row] for row in self._sampler.rows(step, rank, world)])
+            numbers = self._sampler.rows(step, rank, world)
+            batch = self.batch([self._texts.visit(self._triplets[row], step) for row in numbers])
+            yield self._weighted(batch, step)
             step += 1
 
     def batch(self, rows: Sequence[Triplet]) -> RetrievalBatch:
@@ -74,6 +78,7 @@ class RetrievalTask:
             target_key_B=torch.tensor([self._keys[row.target_id] for row in rows]),
             weight_B=torch.tensor([row.weight for row in rows], dtype=torch.float32),
             reverse=reverse, reverse_mask_B=mask_B,
+            real_B=torch.tensor([row.source in self._config.real_sources for row in rows]),
         )  # fmt: skip
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
@@ -90,6 +95,15 @@ class RetrievalTask:
         assert isinstance(inner, Retriever)
         self._objective.finish(inner)
         inner.save(folder)
+
+    def _weighted(self, batch: RetrievalBatch, step: int) -> RetrievalBatch:
+        """Real rows counted once among themselves and once with all others, as `row_weights` may ask."""
+        if self._config.row_weights == "flat":
+            return batch
+        rows = self._sampler.rows(step)
+        real = sum(self._real[row] for row in rows)
+        assert batch.real_B is not None
+        return replace(batch, weight_B=batch.weight_B * (1 + batch.real_B * (len(rows) / max(real, 1))))
 
     def _reverse_texts(self, rows: Sequence[Triplet]) -> tuple[TextBatch | None, torch.Tensor | None]:
         if not self._reverse:

@@ -15,6 +15,7 @@ from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.fusion.heads import HEADS
 from cirray.models.towers import backbones
 from cirray.training.engines import ENGINES
+from cirray.training.mixing import MIXERS
 from cirray.training.objectives import OBJECTIVES
 from cirray.training.terms.base import TERMS
 from cirray.triplets.filters import FILTERS
@@ -45,7 +46,7 @@ def all_captioners():
 
 NAMES = sorted(
     {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
-    | {*all_captioners(), *GENERATOR_KINDS}
+    | {*all_captioners(), *GENERATOR_KINDS, *MIXERS}
 )
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from cirray.cli.main import verb
 from cirray.core.config import load_config
+from cirray.generators.config import DecodingConfig, GeneratorConfig
 from cirray.training.config import TrainingConfig
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
@@ -48,7 +49,7 @@ def test_what_a_recipe_reads_another_writes(path):
 
 
 PAPER = [path for path in FULL if "-paper-" in path.name or path.name.startswith("finetune") and "-sprc-" in path.name]
-PAPER = [path for path in PAPER if "-spn-" not in path.name]
+PAPER = [path for path in PAPER if "-spn-" not in path.name and "-vdg-" not in path.name]
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
@@ -126,3 +127,36 @@ def test_the_windows_of_spn_are_those_of_its_document():
     assert windows["mine-fashioniq-spn-sprc-cpu"][2:] == ((0.0, 1.0), True, 6000)
     assert windows["mine-cirr-spn-improved-cpu"][2] == (0.6, 0.9)
     assert windows["mine-fashioniq-spn-improved-cpu"][2] == (0.4, 0.8)
+
+
+VDG = [path for path in FULL if path.name.startswith("finetune") and "-vdg-" in path.name]
+
+
+@pytest.mark.parametrize("path", VDG, ids=lambda path: path.stem)
+def test_vdg_recipes_pair_each_human_row_with_a_mined_one_at_the_papers_batch(path):
+    config = config_of(path)
+    training, matched = config.training, "-tdm-" in path.name
+    assert (training.objective, training.mixing, training.mixing_ratio) == ("vdg", "paired", 1.0)
+    assert training.terms == ({"tdm": 1.0} if matched else {}) and training.pair_texts == "drawn"
+    assert (training.batch, training.optimizer.lr, training.hn_beta) == (512, 1e-4, 0.5 if matched else 0.0)
+    rows = 28225 if "-cirr-" in path.name else 18000
+    assert training.steps == (6 if matched else 10) * (rows // 512)
+    if "-paper-" in path.name:
+        clamp = config.model.temperature_clamp if matched else (config.dual.temperature,) * 2
+        assert clamp == (0.01, 0.01) and not training.mask_duplicates and training.optimizer.clip is None
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FULL if p.name.startswith("generator") and "-vdg-" in p.name], ids=lambda p: p.stem
+)
+def test_vdg_generators_have_the_papers_adapter_and_second_stage(path):
+    config = config_of(path)
+    lora, training = config.model.lora, config.training
+    assert (lora.rank, lora.alpha, lora.dropout, lora.modules) == (64, 16, 0.05, ("q_proj", "v_proj"))
+    rows = 28225 if "-cirr-" in path.name else 18000
+    assert training.steps == 10 * (rows // 128) and training.batch == 128
+    assert training.optimizer.schedule == "step" and round(training.optimizer.warmup * training.steps) == 100
+    preset = GeneratorConfig.for_mode("vdg")
+    for name in ("passes", "separators", "opening", "prompt", "reader_tuning", "tuning"):
+        assert getattr(config.model, name) == getattr(preset, name)
+    assert DecodingConfig.preset("vdg", batch=config.decoding.batch) == config.decoding

@@ -19,10 +19,14 @@ def prompt(version: str) -> str:
 
 
 def all_prompts() -> list[str]:
-    """Every instruction of every version."""
-    return sorted(_table().values())
+    """Every instruction that the small language model is made to know; those of role slots are for large ones."""
+    return sorted(_read("prompts.json").values())
 
 
 def _table() -> dict[str, str]:
-    table: dict[str, str] = json.loads(files(__name__).joinpath("prompts.json").read_text(encoding="utf-8"))
+    return {**_read("prompts.json"), **_read("roles.json")}
+
+
+def _read(name: str) -> dict[str, str]:
+    table: dict[str, str] = json.loads(files(__name__).joinpath(name).read_text(encoding="utf-8"))
     return table

@@ -173,6 +173,7 @@ def retriever_from(
         source.load_linear(retriever.text_projection, "text_projection")
         source.load_linear(retriever.vision_projection, "vision_projection")
     _load_extras(source, retriever)
+    _load_matching(source, retriever)
     return retriever
 
 
@@ -214,6 +215,25 @@ def _load_extras(source: Blip2Source, retriever: QFormerRetriever) -> None:
             retriever.prompts.copy_(_fit(source.name, "prompt_tokens", prompts_QW, retriever.prompts))
         if "temperature" in found:
             retriever.raw_temperature.fill_(float(found["temperature"]))
+
+
+def _load_matching(source: Blip2Source, retriever: QFormerRetriever) -> None:
+    """BLIP-2's image-text matching layer as the start of the matching head.
+
+    It was trained on query positions, while VDG reads text positions: a start, or held fixed as VDG holds BLIP's.
+
+    Raises:
+        ArtifactError: when a fixed head is wanted and the checkpoint has none.
+    """
+    if retriever.matching_head is None:
+        return
+    if "itm_head.weight" in source.weights.places:
+        source.load_linear(retriever.matching_head.classifier, "itm_head")
+    elif retriever.config.matching == "frozen":
+        raise ArtifactError(
+            f"{source.name!r} has no matching head (itm_head) to hold fixed; set model.matching=trained, or start from "
+            "Salesforce/blip2-itm-vit-g."
+        )
 
 
 def _fit(source: str, name: str, value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -1,3 +1,11 @@
 """Loss terms of retrieval training, one idea a file; importing the package files them all."""
 
-from cirray.training.terms import bank_infonce, infonce, prompt_align, rtc, two_hop  # noqa: F401
+from cirray.training.terms import (  # noqa: F401
+    bank_infonce,
+    hard_negative,
+    infonce,
+    matching,
+    prompt_align,
+    rtc,
+    two_hop,
+)

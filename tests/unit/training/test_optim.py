@@ -52,3 +52,9 @@ def test_the_schedule_drives_the_optimiser():
         optimizer.step()
         schedule.step()
     assert seen == pytest.approx([1e-3 * lr_factor(LoopConfig(steps=10))(step) for step in range(3)])
+
+
+def test_the_step_schedule_warms_up_and_drops_to_a_tenth_at_half():
+    config = LoopConfig(steps=100, optimizer={"schedule": "step", "warmup": 0.1, "lr": 1.0})
+    factor = lr_factor(config)
+    assert [factor(step) for step in (0, 4, 9, 49, 50, 99)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.1, 0.1])

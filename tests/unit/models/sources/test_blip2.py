@@ -198,3 +198,25 @@ def test_a_hub_id_without_network_says_which_files_belong_where(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(ArtifactError, match="the hub does not answer. Put config.json, model.safetensors"):
         open_blip2("Salesforce/blip2-itm-vit-g")
+
+
+def test_the_matching_head_starts_as_the_checkpoints_and_a_fixed_one_needs_it(stage1, instruct):
+    source = open_blip2(stage1)
+    for matching, trained in (("trained", True), ("frozen", False)):
+        head = retriever_from(source, PAPER.model_copy(update={"matching": matching})).matching_head.classifier
+        stored = source.weights.read(["itm_head.weight", "itm_head.bias"])
+        assert torch.equal(head.weight, stored["itm_head.weight"]) and torch.equal(head.bias, stored["itm_head.bias"])
+        assert head.weight.requires_grad == trained
+    assert retriever_from(source, PAPER).matching_head is None
+    other = open_blip2(instruct)
+    assert retriever_from(other, PAPER.model_copy(update={"matching": "trained"})).matching_head is not None
+    with pytest.raises(ArtifactError, match="no matching head .itm_head. to hold fixed"):
+        retriever_from(other, PAPER.model_copy(update={"matching": "frozen"}))
+
+
+def test_a_projection_without_bias_does_not_take_over_one_with_a_bias(instruct):
+    source, language = open_blip2(instruct), load_language_model(instruct)
+    config = GeneratorConfig(projection_bias=False)
+    with pytest.raises(ArtifactError, match="source_projection=false"):
+        generator_from(source, config, language, small.PATCH_WIDTH)
+    assert generator_from(source, config, language, small.PATCH_WIDTH, projection=False).projection.bias is None

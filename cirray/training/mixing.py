@@ -1,0 +1,195 @@
+"""How real and pseudo rows share the batches: one policy a class, each a pure function of (seed, step).
+
+VDG, section 3: equal batches of real and pseudo rows, one pseudo row drawn with replacement for each real one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from cirray.core.errors import ConfigError
+from cirray.core.registry import Registry
+from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.training.config import TrainingConfig
+from cirray.training.sampler import BatchSampler, spread_groups
+from cirray.types import Triplet
+
+
+class Mixer(Protocol):
+    """Chooses the rows of every step."""
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """Row numbers of one rank's equal share of the global batch of `step` (int64, contiguous slice).
+
+        Raises:
+            ConfigError: when the global batch does not divide by the ranks.
+        """
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a mixer may know of the rows: their groups ("" stands alone), and which are real."""
+
+    groups: tuple[str, ...]
+    real: tuple[bool, ...]
+
+    def places(self, real: bool) -> np.ndarray:
+        """Numbers of the real rows, or of the others.
+
+        Raises:
+            ConfigError: when there are none.
+        """
+        found = np.flatnonzero(np.array(self.real, dtype=bool) == real)
+        if len(found) == 0:
+            kind = "real" if real else "pseudo"
+            raise ConfigError(
+                f"Mixing needs real and pseudo rows, and none of the {len(self.groups)} rows is a {kind} one. Name the "
+                "sources of real rows in training.real_sources, add triplets, or use mixing=concat."
+            )
+        return found
+
+
+MIXERS: Registry[Callable[[Rows, TrainingConfig], Mixer]] = Registry("mixing")
+"""Name -> policy that shares batches between real and pseudo rows."""
+
+
+@MIXERS.register("concat")
+def concat(rows: Rows, config: TrainingConfig) -> Mixer:
+    """All rows in one shuffled list."""
+    one_each = spread_groups(rows.groups, config.batch, config.one_per_group)
+    return BatchSampler(rows.groups, config.batch, config.seed, one_each)
+
+
+@MIXERS.register("paired")
+class Paired:
+    """`batch` real rows in shuffled epochs and round(`mixing_ratio` x `batch`) pseudo rows drawn with replacement.
+
+    One pseudo row for each real one (ratio 1) is the paper's. With one row of a group in a batch, a batch's pseudo rows
+    are of different groups; the next batch draws from all again.
+    """
+
+    def __init__(self, rows: Rows, config: TrainingConfig) -> None:
+        """Prepare.
+
+        Raises:
+            ConfigError: when one kind of row is missing, or a batch cannot be filled.
+        """
+        self._seed, self._real = config.seed, rows.places(True)
+        self._pseudo = Draw(rows, rows.places(False), config.one_per_group) if config.mixing_ratio else None
+        self._count = config.rows_per_step - config.batch
+        groups = [rows.groups[row] for row in self._real]
+        one_each = spread_groups(groups, config.batch, config.one_per_group)
+        self._sampler = BatchSampler(groups, config.batch, config.seed, one_each)
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """Real and pseudo rows of one rank, in equal parts on every rank."""
+        real = self._real[self._sampler.rows(step)]
+        if self._pseudo is None:
+            return share(real, rank, world)
+        rng = numpy_generator(self._seed, "pseudo rows", step)
+        return share(interleave(real, self._pseudo(rng, self._count)), rank, world)
+
+
+@MIXERS.register("curriculum")
+class Curriculum:
+    """`batch` rows whose share of real ones moves evenly from the first to the second of `mixing_shares`."""
+
+    def __init__(self, rows: Rows, config: TrainingConfig) -> None:
+        """Prepare.
+
+        Raises:
+            ConfigError: when one kind of row is missing.
+        """
+        self._config = config
+        self._draws = [Draw(rows, rows.places(real), config.one_per_group) for real in (True, False)]
+
+    def real_count(self, step: int) -> int:
+        """Real rows in the global batch of a step."""
+        first, last = self._config.mixing_shares
+        done = min(step / max(self._config.steps - 1, 1), 1.0)
+        return round((first + (last - first) * done) * self._config.batch)
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """Real and pseudo rows of one rank, in parts that are equal on every rank up to one row."""
+        real = self.real_count(step)
+        counts = (real, self._config.batch - real)
+        parts = [
+            draw(numpy_generator(self._config.seed, "curriculum", kind, step), count)
+            for kind, (draw, count) in enumerate(zip(self._draws, counts, strict=True))
+        ]
+        return share(interleave(*parts), rank, world)
+
+
+class Draw:
+    """Random rows of a pool: with replacement, or (one of a group) of different groups as far as these reach."""
+
+    def __init__(self, rows: Rows, pool: np.ndarray, one_per_group: bool | str) -> None:
+        """Sort the pool by groups."""
+        self._pool, members = pool, dict[str, list[int]]()
+        for row in pool.tolist():
+            members.setdefault(rows.groups[row] or f"\x1f{row}", []).append(row)
+        self._members = [np.array(numbers) for numbers in members.values()] if one_per_group else []
+
+    def __call__(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`count` row numbers."""
+        if len(self._members) < count or not count:
+            return self._pool[rng.integers(0, len(self._pool), size=count)]
+        chosen = rng.choice(len(self._members), size=count, replace=False)
+        return np.array([self._members[group][rng.integers(len(self._members[group]))] for group in chosen])
+
+
+class PairTexts:
+    """Second texts of real rows: generated rows of the same (reference, target). Each visit draws one of the texts."""
+
+    def __init__(self, rows: Sequence[Triplet], config: TrainingConfig) -> None:
+        """Take the second texts out of the rows (`pair_texts: drawn`), or leave every row as it is."""
+        self._seed, self._texts = config.seed, dict[str, list[str]]()
+        self.rows = list(rows)
+        if config.pair_texts == "rows":
+            return
+        real = {(row.reference_id, row.target_id) for row in rows if row.source in config.real_sources}
+        self.rows, found = [], dict[tuple[str, str], list[str]]()
+        for row in rows:
+            pair = (row.reference_id, row.target_id)
+            if row.source in config.real_sources or pair not in real:
+                self.rows.append(row)
+            else:
+                found.setdefault(pair, []).append(row.modification)
+        for row in self.rows:
+            if row.source in config.real_sources:
+                self._texts[row.triplet_id] = found.get((row.reference_id, row.target_id), [])
+
+    def visit(self, row: Triplet, step: int) -> Triplet:
+        """The row with the text of this step: its own or one of the others, all equally likely."""
+        others = self._texts.get(row.triplet_id)
+        if not others:
+            return row
+        choice = derive_seed(self._seed, "text", step, row.triplet_id) % (len(others) + 1)
+        return row if choice == len(others) else replace(row, modification=others[choice])
+
+
+def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Both lists in one, evenly spread: every contiguous equal slice holds the same part of each, up to one row."""
+    total = len(first) + len(second)
+    place = np.arange(total + 1) * len(first) // max(total, 1)
+    is_first = np.diff(place) > 0
+    result = np.empty(total, dtype=np.int64)
+    result[is_first], result[~is_first] = first, second
+    return result
+
+
+def share(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """One rank's contiguous part.
+
+    Raises:
+        ConfigError: when the rows do not divide by the ranks.
+    """
+    if len(rows) % world:
+        raise ConfigError(
+            f"A mixed batch of {len(rows)} rows does not divide by {world} workers. Choose training.batch and "
+            "training.mixing_ratio so that it does."
+        )
+    size = len(rows) // world
+    return rows[rank * size : (rank + 1) * size]

@@ -1,0 +1,140 @@
+"""How real and pseudo rows share batches: counts, equal parts on ranks, and everything a function of (seed, step)."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cirray.core.errors import ConfigError
+from cirray.training.config import TrainingConfig
+from cirray.training.mixing import MIXERS, Curriculum, PairTexts, Rows, interleave, share
+from cirray.types import Triplet
+
+
+def rows(real=20, pseudo=30, group_of=lambda row: ""):
+    return Rows(tuple(group_of(row) for row in range(real + pseudo)), (True,) * real + (False,) * pseudo)
+
+
+def mixer(name, given, **fields):
+    return MIXERS.get(name)(
+        given, TrainingConfig.model_validate({"mixing": name, "batch": 8, "one_per_group": False, **fields})
+    )
+
+
+def counts(numbers, real=20):
+    found = Counter(bool(row < real) for row in numbers)
+    return found[True], found[False]
+
+
+@pytest.mark.parametrize(("ratio", "pseudo"), [(1.0, 8), (0.5, 4), (0.25, 2), (1.5, 12), (0.0, 0)])
+def test_paired_batches_hold_so_many_pseudo_rows_for_each_real_one(ratio, pseudo):
+    paired = mixer("paired", rows(), mixing_ratio=ratio)
+    assert all(counts(paired.rows(step)) == (8, pseudo) for step in range(7))
+    assert TrainingConfig(batch=8, mixing="paired", mixing_ratio=ratio).rows_per_step == 8 + pseudo
+
+
+def test_real_rows_come_once_an_epoch_and_pseudo_rows_with_replacement():
+    paired = mixer("paired", rows(real=16, pseudo=5))
+    epoch = np.concatenate([paired.rows(step) for step in (0, 1)])
+    assert sorted(epoch[epoch < 16]) == list(range(16))
+    assert max(Counter(paired.rows(0)[paired.rows(0) >= 16].tolist()).values()) > 1
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", ["paired", "curriculum", "concat"])
+def test_ranks_share_the_global_batch_and_paired_ones_hold_equal_parts_of_each_kind(name, world):
+    made = mixer(name, rows(), steps=10)
+    for step in range(5):
+        parts = [made.rows(step, rank, world) for rank in range(world)]
+        assert np.concatenate(parts).tolist() == made.rows(step).tolist()
+        if name == "paired":
+            assert {counts(part) for part in parts} == {(8 // world, 8 // world)}
+
+
+@pytest.mark.parametrize("name", ["paired", "curriculum", "concat"])
+def test_rows_are_a_function_of_seed_and_step_whatever_was_asked_before(name):
+    used, fresh = mixer(name, rows(), steps=10), mixer(name, rows(), steps=10)
+    for step in (0, 3, 9, 2):
+        used.rows(step)
+    assert used.rows(5).tolist() == fresh.rows(5).tolist()
+    assert mixer(name, rows(), steps=10, seed=1).rows(5).tolist() != fresh.rows(5).tolist()
+
+
+def test_a_curriculum_moves_from_pseudo_to_real_rows():
+    made = mixer("curriculum", rows(), steps=9, mixing_shares=(0.0, 1.0))
+    assert isinstance(made, Curriculum)
+    assert [counts(made.rows(step))[0] for step in range(9)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert counts(made.rows(50)) == (8, 0)
+    still = mixer("curriculum", rows(), steps=9, mixing_shares=(0.5, 0.5))
+    assert {counts(still.rows(step)) for step in range(9)} == {(4, 4)}
+
+
+def test_with_one_row_of_a_group_a_batch_repeats_no_group_of_either_kind():
+    given = rows(real=24, pseudo=24, group_of=lambda row: f"{'r' if row < 24 else 'p'}{row // 3}")
+    made = mixer("paired", given, one_per_group=True, batch=4)
+    for step in range(6):
+        assert len({given.groups[row] for row in made.rows(step)}) == 8
+    loose = mixer("paired", given, one_per_group=False, batch=4)
+    assert any(len({given.groups[row] for row in loose.rows(step)}) < 8 for step in range(20))
+
+
+def test_mixing_needs_both_kinds_of_rows_and_says_which_is_missing():
+    with pytest.raises(ConfigError, match="none of the 20 rows is a pseudo one"):
+        mixer("paired", rows(pseudo=0))
+    with pytest.raises(ConfigError, match="real one.*real_sources"):
+        mixer("curriculum", rows(real=0))
+    assert mixer("paired", rows(pseudo=0), mixing_ratio=0.0).rows(0).size == 8
+
+
+def test_a_mixed_batch_that_does_not_divide_by_the_workers_is_refused():
+    with pytest.raises(ConfigError, match="10 rows does not divide by 4 workers"):
+        mixer("paired", rows(), mixing_ratio=0.25).rows(0, 0, 4)
+    assert share(np.arange(8), 3, 4).tolist() == [6, 7]
+
+
+def test_interleaved_rows_are_all_there_and_evenly_spread():
+    mixed = interleave(np.arange(4), np.arange(100, 112))
+    assert sorted(mixed) == [*range(4), *range(100, 112)]
+    assert [sum(part < 100) for part in mixed.reshape(4, 4)] == [1, 1, 1, 1]
+    assert interleave(np.arange(3), np.empty(0, dtype=np.int64)).tolist() == [0, 1, 2]
+
+
+HUMAN = [Triplet("h1", "a", "b", "make it red"), Triplet("h2", "c", "d", "add blue")]
+DELTAS = [
+    Triplet("g1", "a", "b", "turn it red", source="vdg"), Triplet("g2", "b", "a", "undo", source="vdg"),
+    Triplet("g3", "e", "f", "other", source="vdg"),
+]  # fmt: skip
+
+
+def test_a_second_text_of_a_human_pair_is_drawn_at_random_by_seed_and_step():
+    texts = PairTexts([*HUMAN, *DELTAS], TrainingConfig(pair_texts="drawn"))
+    assert [row.triplet_id for row in texts.rows] == ["h1", "h2", "g2", "g3"]
+    drawn = [texts.visit(HUMAN[0], step).modification for step in range(200)]
+    share_of_human = drawn.count("make it red") / 200
+    assert set(drawn) == {"make it red", "turn it red"} and 0.35 < share_of_human < 0.65
+    again = PairTexts([*HUMAN, *DELTAS], TrainingConfig(pair_texts="drawn"))
+    assert [again.visit(HUMAN[0], step).modification for step in range(199, -1, -1)] == drawn[::-1]
+    assert {texts.visit(HUMAN[1], step).modification for step in range(50)} == {"add blue"}
+
+
+def test_without_drawing_every_text_is_a_row_of_its_own():
+    texts = PairTexts([*HUMAN, *DELTAS], TrainingConfig())
+    assert texts.rows == [*HUMAN, *DELTAS]
+    assert all(texts.visit(HUMAN[0], step) == HUMAN[0] for step in range(20))
+
+
+def test_a_resumed_task_sees_the_batches_of_an_unbroken_one(make_task, triplets):
+    second = [replace(row, triplet_id=f"{row.triplet_id}+", source="vdg", modification="round") for row in triplets[:6]]
+    given = [*triplets[:12], *(replace(row, source="vdg") for row in triplets[12:]), *second]
+    fields = {"rows": given, "mixing": "paired", "pair_texts": "drawn", "batch": 4, "one_per_group": False}
+    task, other = make_task(**fields)[0], make_task(**fields)[0]
+    unbroken = task.batches(0, 0, 1)
+    for _ in range(3):
+        next(unbroken)
+    resumed = other.batches(3, 0, 1)
+    for _ in range(5):
+        mine, theirs = next(unbroken), next(resumed)
+        assert mine.text.ids_BT.tolist() == theirs.text.ids_BT.tolist()
+        assert mine.target_key_B.tolist() == theirs.target_key_B.tolist()
+        assert mine.real_B.sum() == 4 and len(mine.real_B) == 8

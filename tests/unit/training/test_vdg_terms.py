@@ -1,0 +1,224 @@
+"""VDG's loss terms on a small retriever: the concatenated contrast, and target-delta matching."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cirray.core.errors import ConfigError
+from cirray.losses.contrastive import contrastive
+from cirray.models.batch import Wanted
+from cirray.models.composed import build_retriever
+from cirray.models.config import RetrieverConfig
+from cirray.models.matching import MATCHING, MATCHING_ROWS, MatchingHead, draw_negatives
+from cirray.models.retriever_files import load_retriever
+from cirray.models.scoring import score
+from cirray.models.text import TextBatch, build_tokenizer
+from cirray.training.config import TrainingConfig
+from cirray.training.gather import NoGather
+from cirray.training.objectives import Objective
+from cirray.training.retrieval import RetrievalTask
+
+PLAIN = {"negatives": "targets", "mask_duplicates": False}
+
+
+def loss_of(task, config, rows, **changes):
+    config = config.model_copy(update=changes)
+    model = task.model().train()
+    return Objective(replace(task.setup, config=config)).loss(model, task.batch(rows), NoGather())
+
+
+def marked(rows, source="vdg"):
+    return [replace(row, source=source) for row in rows]
+
+
+def picked(triplets):
+    """Rows whose targets and texts all differ."""
+    return [triplets[number] for number in (0, 4, 8, 10)]
+
+
+def test_hn_nce_with_beta_0_is_infonce_in_both_directions_over_the_batch(make_task, triplets):
+    task, config = make_task(**PLAIN)
+    rows = picked(triplets)
+    output = task.model().train()(task.batch(rows))
+    scores, own = score(output.query_BD, output.target_BQD), torch.arange(4)
+    tau = float(output.temperature.detach())
+    wanted = contrastive(scores, own, tau).mean() + contrastive(scores.T, own, tau).mean()
+    found = loss_of(task, config, rows, terms={"infonce": 0.0, "hn_nce": 1.0})
+    assert float(found.total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_tcc_without_pseudo_rows_is_twice_the_loss_of_the_real_ones(make_task, triplets):
+    task, config = make_task(**PLAIN)
+    rows = picked(triplets)
+    once = loss_of(task, config, rows, terms={"infonce": 0.0, "hn_nce": 1.0}, hn_beta=0.5).total
+    assert torch.allclose(loss_of(task, config, rows, objective="vdg", hn_beta=0.5).total, 2 * once, rtol=1e-5)
+
+
+@pytest.mark.parametrize("negatives", ["targets", "batch_images"])
+def test_tcc_is_the_real_rows_among_themselves_plus_all_rows(make_task, triplets, negatives):
+    task, config = make_task(negatives=negatives)
+    real, pseudo = picked(triplets), marked(triplets[13:16])
+    terms = {"infonce": 0.0, "hn_nce": 1.0}
+    alone = loss_of(task, config, real, terms=terms, hn_beta=0.5).total
+    together = loss_of(task, config, [*real, *pseudo], terms=terms, hn_beta=0.5).total
+    found = loss_of(task, config, [*real[:2], *pseudo, *real[2:]], objective="vdg", hn_beta=0.5).total
+    assert torch.allclose(found, alone + together, rtol=1e-4)
+    assert not torch.allclose(found, 2 * together, rtol=1e-3)
+
+
+def test_pseudo_rows_never_stand_alone(make_task, triplets):
+    task, config = make_task(**PLAIN)
+    pseudo = marked(picked(triplets))
+    all_rows = loss_of(task, config, pseudo, terms={"infonce": 0.0, "hn_nce": 1.0}).total
+    assert torch.allclose(loss_of(task, config, pseudo, objective="vdg").total, all_rows, rtol=1e-5)
+
+
+def test_row_weights_real_twice_give_any_term_the_rows_of_tcc(make_task, triplets):
+    rows = [*triplets[:12], *marked(triplets[12:])]
+    fields = {"rows": rows, "mixing": "paired", "batch": 4, "one_per_group": False}
+    flat, _ = make_task(**fields)
+    task, _ = make_task(**fields, row_weights="real_twice")
+    batch, plain = next(task.batches(3, 0, 1)), next(flat.batches(3, 0, 1))
+    assert plain.weight_B.tolist() == [1.0] * 8
+    assert sorted(batch.weight_B.tolist()) == [1.0] * 4 + [3.0] * 4
+    assert all(weight == (3.0 if real else 1.0) for weight, real in zip(batch.weight_B, batch.real_B, strict=True))
+    with pytest.raises(ValueError, match="real_twice counts real rows twice"):
+        make_task(**fields, row_weights="real_twice", objective="vdg")
+
+
+def text_of(rows):
+    ids = torch.tensor(rows)
+    return TextBatch(ids, (ids > 0).long())
+
+
+def test_a_negative_is_never_the_own_image_or_text_nor_an_equal_one():
+    keys = torch.tensor([7, 8, 7, 9])
+    text = text_of([[2, 5, 3], [2, 6, 3], [2, 7, 3], [2, 6, 3]])
+    torch.manual_seed(0)
+    seen_images, seen_texts = set(), set()
+    for _ in range(200):
+        chosen = draw_negatives(torch.zeros(4, 4), keys, text)
+        seen_images |= set(zip(range(4), chosen.image_B.tolist(), strict=True))
+        seen_texts |= set(zip(range(4), chosen.text_B.tolist(), strict=True))
+    allowed = {(0, 1), (0, 3), (1, 0), (1, 2), (2, 1), (2, 3), (3, 0), (3, 2)}
+    assert seen_images == allowed and seen_texts == allowed
+
+
+def test_likely_images_and_texts_are_drawn_more_often_each_by_its_own_direction():
+    scores = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [3.0, 0.0, 0.0]])
+    text = text_of([[2, 5], [2, 6], [2, 7]])
+    torch.manual_seed(0)
+    chosen = [draw_negatives(scores, torch.arange(3), text) for _ in range(200)]
+    images = torch.stack([item.image_B for item in chosen]).float()
+    texts = torch.stack([item.text_B for item in chosen])
+    assert float((images[:, 0] == 1).float().mean()) > 0.85
+    assert float((texts[:, 0] == 2).float().mean()) > 0.85
+
+
+def test_every_rank_ranks_its_negatives_by_its_own_rows_and_local_numbers():
+    """Two ranks of three rows: rank 1's block is [3:, 3:]; the released code reads [3:, :3] there."""
+    scores = torch.zeros(6, 6)
+    scores[3, 4] = scores[4, 5] = scores[5, 3] = 20.0
+    scores[3:, :3] = 20.0 * (1 - torch.eye(3)).flip(0)
+    text = text_of([[2, 5], [2, 6], [2, 7]])
+    for _ in range(20):
+        mine = draw_negatives(scores[3:, 3:], torch.arange(3), text)
+        assert mine.image_B.tolist() == [1, 2, 0] and mine.text_B.tolist() == [2, 0, 1]
+    released = [draw_negatives(scores[3:, :3], torch.arange(3), text).image_B.tolist() for _ in range(20)]
+    assert any(row != [1, 2, 0] for row in released)
+
+
+def test_a_row_without_any_negative_stands_in_for_itself_with_weight_zero():
+    chosen = draw_negatives(torch.zeros(2, 2), torch.tensor([4, 4]), text_of([[2, 5], [2, 6]]))
+    assert chosen.image_B.tolist() == [0, 1] and not chosen.has_image_B.any() and not chosen.has_text_B.any()
+
+
+def test_the_matching_average_leaves_out_the_cls_token_and_padding():
+    torch.manual_seed(0)
+    head, tokens = MatchingHead(6), torch.randn(2, 5, 6)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = head(tokens, mask)
+    wanted = torch.stack([head.classifier(tokens[0, 1:3]).mean(dim=0), head.classifier(tokens[1, 1:]).mean(dim=0)])
+    assert torch.allclose(found, wanted, atol=1e-6)
+    other = tokens.clone()
+    other[:, 0], other[0, 3:] = 100.0, -100.0
+    assert torch.allclose(head(other, mask), found, atol=1e-6)
+    assert not torch.allclose(head.classifier(tokens).mean(dim=1), found, atol=1e-3)
+
+
+@pytest.fixture
+def task_with(make_task, triplets, features):
+    def build(matching="trained", **fields):
+        plain, config = make_task(**fields)
+        texts = [text for row in triplets for text in (row.modification, row.reverse_modification)]
+        settings = plain.model().config.model_copy(update={"matching": matching})
+        return RetrievalTask(
+            build_retriever(settings, build_tokenizer(texts), 6, 0), triplets, features, config
+        ), config
+
+    return build
+
+
+def test_tdm_is_cross_entropy_over_matched_wrong_image_and_wrong_text_rows(task_with, triplets):
+    task, config = task_with(objective="vdg", terms={"tdm": 1.0})
+    rows = picked(triplets)
+    torch.manual_seed(3)
+    found = loss_of(task, config, rows)
+    torch.manual_seed(3)
+    more = task.model()(task.batch(rows), Wanted(more=frozenset({MATCHING}))).more
+    logits = more[MATCHING].log_softmax(dim=1)
+    assert logits.shape == (12, 2) and more[MATCHING_ROWS].tolist() == [1.0] * 12
+    wanted = -(logits[:4, 1].sum() + logits[4:, 0].sum()) / 12
+    assert float(found.terms["tdm"]) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert float(found.total.detach()) == pytest.approx(float(found.terms["tcc"] + found.terms["tdm"]), rel=1e-5)
+
+
+def test_matching_reads_targets_and_texts_and_not_references(task_with, triplets):
+    task, _ = task_with()
+    batch, wanted = task.batch(picked(triplets)), Wanted(more=frozenset({MATCHING}))
+    other = replace(batch, reference_BPD=torch.zeros_like(batch.reference_BPD))
+    turned = replace(batch, target_BPD=batch.target_BPD.flip(0))
+    logits = {}
+    for name, given in (("own", batch), ("other", other), ("turned", turned)):
+        torch.manual_seed(0)
+        logits[name] = task.model().eval()(given, wanted).more[MATCHING][:4]
+    assert torch.equal(logits["own"], logits["other"])
+    assert not torch.allclose(logits["own"], logits["turned"], atol=1e-4)
+
+
+def test_a_frozen_head_gets_no_gradient_and_still_teaches_the_reader(task_with, triplets):
+    for matching, trained in (("trained", True), ("frozen", False)):
+        task, config = task_with(matching, terms={"infonce": 0.0, "tdm": 1.0})
+        loss_of(task, config, picked(triplets)).total.backward()
+        model = task.model()
+        assert (model.matching_head.classifier.weight.grad is not None) == trained
+        assert float(model.qformer.query_tokens.grad.abs().sum()) > 0
+
+
+def test_the_head_changes_no_other_weight_no_old_digest_and_survives_a_round_trip(task_with, make_task, tmp_path):
+    plain, headed = make_task()[0].model(), task_with()[0].model()
+    assert "matching" not in plain.description()["retriever"] and headed.description()["retriever"]["matching"]
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, headed.state_dict()[name])
+    assert plain.digest != headed.digest
+    headed.save(tmp_path)
+    again = load_retriever(tmp_path)
+    assert again.digest == headed.digest and again.matching_head is not None
+
+
+def test_tdm_of_a_retriever_without_its_head_says_what_to_set(make_task, triplets):
+    task, config = make_task(terms={"tdm": 1.0})
+    with pytest.raises(ConfigError, match="model.matching=trained"):
+        loss_of(task, config, picked(triplets))
+
+
+def test_the_old_description_of_a_retriever_without_head_is_unchanged():
+    fields = set(RetrieverConfig().to_dict()) - {"matching"}
+    retriever = build_retriever(RetrieverConfig(), build_tokenizer(["red"]), 6, 0)
+    assert set(retriever.description()["retriever"]) == fields
+
+
+def test_the_default_training_has_no_pseudo_rows_to_tell_apart():
+    config = TrainingConfig()
+    assert (config.mixing, config.row_weights, config.pair_texts, config.hn_beta) == ("concat", "flat", "rows", 0.0)
