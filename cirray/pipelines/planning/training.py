@@ -138,7 +138,7 @@ def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line
         Line("epochs", epochs, "count", seen),
         Line("operations of a step", counted.trace.flops, "operations", "one GPU, forward and backward"),
         Line("samples", rate, "per second", origin),
-        Line("tokens read", read, "bytes", "a second, of the cache" if not counted.tower else "a second, from the tower"),
+        Line("patch tokens read", read, "bytes", "a second, from the tower" if counted.tower else "a second, cached"),
         Line("all steps", samples / rate, "seconds", "without validation and checkpoints"),
     )
 
