@@ -36,6 +36,7 @@ from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.backbones import find_backbone
+from cirray.models.towers.clip_tower import Tokens
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, VisionTower
 from cirray.models.towers.hf_clip import HfClipTower
 from cirray.models.towers.language import LanguageModel
@@ -94,10 +95,11 @@ def _llama(width: int, intermediate: int, layers: int, heads: int) -> dict[str, 
 
 
 def _flan_t5(width: int, inner: int, heads: int) -> dict[str, Any]:
-    settings = T5Config(
-        vocab_size=32128, d_model=width, d_kv=64, d_ff=inner, num_layers=24, num_heads=heads,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "vocab_size": 32128, "d_model": width, "d_kv": 64, "d_ff": inner, "num_layers": 24, "num_heads": heads,
+        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    settings = T5Config(**fields)
     return dict(settings.to_dict())
 
 
@@ -188,7 +190,8 @@ def outline_tower(source: str) -> VisionTower:
     names = set(Blip2VisionConfig().to_dict()) - {"model_type"}
     plain = Blip2VisionConfig(**{name: value for name, value in vision.to_dict().items() if name in names})
     model = Blip2VisionModel._from_config(plain, attn_implementation="sdpa")
-    return VisionTower(model, TransformConfig(size=int(plain.image_size)))
+    side: Any = plain.image_size
+    return VisionTower(model, TransformConfig(size=int(side)))
 
 
 def outline_language(source: str, dtype: torch.dtype = torch.float32, words: int | None = None) -> LanguageModel:
@@ -201,6 +204,12 @@ def outline_language(source: str, dtype: torch.dtype = torch.float32, words: int
     text = settings.text_config if settings.model_type in _WHOLE else settings
     family: Any = AutoModelForSeq2SeqLM if text.is_encoder_decoder else AutoModelForCausalLM
     model = family.from_config(text, dtype=dtype, attn_implementation="sdpa")
+    head = getattr(model, "lm_head", None)
+    own = head.weight if head is not None and text.model_type == "t5" and published(source) else None
+    model.tie_weights()  # which starting the weights would have done
+    if own is not None:
+        # Flan-T5's files hold a head of its own, which transformers then keeps, though its configuration ties every T5.
+        model.lm_head.weight = own
     return LanguageModel(model.eval(), _tokenizer(source, words or int(text.vocab_size)), source)
 
 
@@ -236,7 +245,8 @@ def _tokenizer(source: str, words: int) -> Any:
 
 def _clip_tower(source: str, settings: Any) -> VisionTower:
     saved = local_path(source) / PREPROCESSOR
-    tokens = json.loads(saved.read_text()).get("cirray_tokens", "embedding") if saved.is_file() else "embedding"
+    stored = json.loads(saved.read_text()) if saved.is_file() else {}
+    tokens: Tokens = "all" if stored.get("cirray_tokens") == "all" else "embedding"
     vision = settings.vision_config
     return HfClipTower(CLIPVisionModelWithProjection(vision), TransformConfig(size=int(vision.image_size)), tokens)
 

@@ -308,7 +308,7 @@ def text_model(sizes: Sizes) -> ModificationTextModel:
     """MTG with random weights, the language model in bf16 on an accelerator."""
     language = build_language_model(sizes.language, build_word_tokenizer([f"w{at}" for at in range(sizes.words)]))
     if torch.empty(0).device.type != "cpu":
-        language.model.to(torch.bfloat16)
+        torch.nn.Module.to(language.model, torch.bfloat16)
     passes = ("reference", "target", "difference")
     config = GeneratorConfig(qformer=ReaderConfig(**sizes.qformer), passes=passes, embed_language_model=False)
     return ModificationTextModel(config, language, sizes.vision.width)

@@ -15,6 +15,7 @@ from cirray.core.errors import CirrayError, ConfigError
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
 from cirray.models.outlines import outline_tower, weightless
+from cirray.models.towers.clip_tower import ClipTower
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.planning.config import PlanConfig
@@ -80,7 +81,7 @@ def tower_of(place: str, beside: Beside) -> tuple[VisionTower, str]:
     if "vision" not in tree and "towers" in tree:
         return tower_of(str(tree["towers"]), beside)
     tower = outline_tower(str(tree.get("vision", "asset")))
-    if tree.get("clip_tokens") == "all" and hasattr(tower, "with_tokens"):
+    if tree.get("clip_tokens") == "all" and isinstance(tower, ClipTower):
         tower = tower.with_tokens("all")
     return tower, f"recipe {name}"
 

@@ -71,7 +71,8 @@ def fit_warnings(counted: Counted, plan: PlanConfig, remedies: list[str]) -> tup
     room = (plan.card.memory_gib - plan.reserve_gib) * GIB
     if counted.total <= room:
         return ()
-    fixed, per_row = counted.states.total, (counted.trace.peak + counted.batch_bytes) / counted.rows
+    fixed = counted.states.total + counted.tower
+    per_row = (counted.trace.peak + counted.batch_bytes) / counted.rows
     fitting = int(0.95 * (room - fixed) / per_row) * counted.world if room > fixed else 0
     options = [*remedies]
     if fitting:
@@ -137,7 +138,7 @@ def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line
         Line("epochs", epochs, "count", seen),
         Line("operations of a step", counted.trace.flops, "operations", "one GPU, forward and backward"),
         Line("samples", rate, "per second", origin),
-        Line("features read", read, "bytes", "a second, from page cache or disk"),
+        Line("patch tokens read", read, "bytes", "a second, from the tower" if counted.tower else "a second, cached"),
         Line("all steps", samples / rate, "seconds", "without validation and checkpoints"),
     )
 
