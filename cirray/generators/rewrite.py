@@ -23,7 +23,7 @@ class Rewriter:
             ArtifactError: when none can be read there.
         """
         self._language = load_language_model(source)
-        self._language.model.to(device)
+        torch.nn.Module.to(self._language.model, device)
         self._top_k, self._limit, self._device = top_k, new_tokens, device
 
     @torch.inference_mode()

@@ -130,7 +130,7 @@ class ForkedRetriever(Retriever):
     def description(self) -> dict[str, Any]:
         """The halves' own description, once, and what trains."""
         query = {"kind": self.query.kind, "patch_width": self.patch_width, **self.query.description()}
-        return {"query": query, "trains": self.trains}
+        return {"query": query, "retriever": {"trains": self.trains}}
 
     def save_words(self, folder: Path) -> None:
         """Write the tokenizer's files."""
@@ -180,7 +180,7 @@ def _load(description: Mapping[str, Any], folder: Path) -> ForkedRetriever:
     if inner["kind"] == ForkedRetriever.kind:
         raise ArtifactError(f"{str(folder)!r} holds a fork of a fork, which nothing here writes.")
     halves = [find_kind(str(inner["kind"])).load(inner, folder) for _ in range(2)]
-    return ForkedRetriever(halves[0], halves[1], str(description["trains"]))
+    return ForkedRetriever(halves[0], halves[1], str(description["retriever"]["trains"]))
 
 
 def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> ForkedRetriever:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from cirray.generators.config import DecodingConfig, GeneratorConfig, ReaderConf
 from cirray.generators.decoding import decode
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.writer import TextWriter
+from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch
 from cirray.models.composed import QFormerRetriever
 from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
@@ -258,7 +259,7 @@ def train_row(
     """Measure steps of an engine and print one table."""
     engine = TorchEngine(model, config, device=bench.device)
     engine.module.train()
-    find = loss or (lambda now: retrieval_loss(model, now, config, NoGather()).total)
+    find = loss or (lambda now: retrieval_loss(cast(Retriever, model), now, config, NoGather()).total)
 
     def step() -> None:
         now = encoded() if encoded else batch

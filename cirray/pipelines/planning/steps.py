@@ -69,6 +69,10 @@ class Ranks:
         """A value of the same shape."""
         return value.detach() * self.world
 
+    def largest(self, value: torch.Tensor) -> torch.Tensor:
+        """A value of the same shape."""
+        return value.detach()
+
 
 def count_retriever(
     model: Retriever, config: TrainingConfig, tokens: Tokens, world: int = 1, text_tokens: int | None = None
