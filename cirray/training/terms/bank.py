@@ -127,7 +127,8 @@ class NegativeBank:
         if known_BM is not None:
             stop = self.rows.start + len(self.rows.tokens_MQD)
             further_Nm |= share.rows(known_BM)[:, self.rows.start : stop]
-        self._keep(further_Nm, positive_N), self._keep(further_Nm, reference_N)
+        self._keep(further_Nm, positive_N)
+        self._keep(further_Nm, reference_N)
         hidden = share.total(further_Nm.sum()) / (len(positive_N) * len(self))
         if self.config.neg_num is not None:
             further_Nm = further_Nm | self._unsampled(positive_N, share.rows(_row_seeds(positive_B)))

@@ -33,7 +33,8 @@ class BankInfoNCE(Term):
                 "The negative bank is encoded outside the training step, where ZeRO 3 has no whole weights; "
                 "set training.zero_stage to 2 or less."
             )
-        self._plan, self._bank = plan_bank(setup), None
+        self._plan = plan_bank(setup)
+        self._bank: NegativeBank | None = None
         self._row_K = torch.tensor([self._plan.place[image] for image in setup.image_ids])
         self._valid = _valid_rows(setup, self._plan.place) if setup.config.bank.mask_known else {}
 
