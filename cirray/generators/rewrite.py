@@ -1,6 +1,6 @@
 """A filled template in other words, by a language model shown examples (SPN's optional step; off by default)."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,7 +25,7 @@ class Rewriter:
             ArtifactError: when none can be read there.
         """
         self._language = load_language_model(source)
-        self._model: Any = self._language.model
+        self._model = cast(Any, self._language.model)
         self._model.to(device)
         self._top_k, self._limit, self._device = top_k, new_tokens, device
 
