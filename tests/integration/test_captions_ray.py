@@ -9,7 +9,6 @@ from cirray.pipelines.captions.caption import run_caption
 from cirray.pipelines.captions.config import CaptionRun
 from cirray.triplets.captions import caption_table, rejected_captions
 
-
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
