@@ -1,5 +1,7 @@
 """A filled template in other words, by a language model shown examples (SPN's optional step; off by default)."""
 
+from typing import Any, cast
+
 import torch
 
 from cirray.models.towers.language import load_language_model
@@ -23,7 +25,8 @@ class Rewriter:
             ArtifactError: when none can be read there.
         """
         self._language = load_language_model(source)
-        torch.nn.Module.to(self._language.model, device)
+        self._model = cast(Any, self._language.model)
+        self._model.to(device)
         self._top_k, self._limit, self._device = top_k, new_tokens, device
 
     @torch.inference_mode()
@@ -33,7 +36,7 @@ class Rewriter:
         prompt_1T = torch.tensor([ids], device=self._device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**31)
-            made = self._language.model.generate(  # type: ignore[operator]
+            made = self._model.generate(
                 input_ids=prompt_1T, attention_mask=torch.ones_like(prompt_1T), do_sample=True, top_k=self._top_k,
                 max_new_tokens=self._limit, pad_token_id=self._language.pad_id,
             )  # fmt: skip

@@ -162,7 +162,7 @@ def open_vectors(
     """
     folder = localize(uri, KIND)
     meta = json.loads((folder / META).read_text(encoding="utf-8"))["meta"]
-    check_encoder(meta["encoder_digest"], encoder_digest, str(uri), (meta["vision_digest"], vision_digest))
+    check_encoder(meta["encoder_digest"], encoder_digest, str(uri), (meta.get("vision_digest", ""), vision_digest))
     return folder / TOKENS, tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
 
 

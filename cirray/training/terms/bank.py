@@ -144,7 +144,8 @@ class NegativeBank:
             found_Nm |= self.copy_M[positive_N][:, None] == self.copy_M[self.rows.start : stop][None, :]
         if self.config.duplicate_cosine is not None:
             own_ND = self.collective.total(self._means_mD[place_N] * here_N[:, None])
-            found_Nm |= own_ND @ self._means_mD.T > self.config.duplicate_cosine
+            with torch.autocast(self.device.type, enabled=False):  # two digits of a cosine do not tell 0.98 from 1
+                found_Nm |= own_ND @ self._means_mD.T > self.config.duplicate_cosine
         return found_Nm
 
     def _keep(self, hidden_Nm: torch.Tensor, index_N: torch.Tensor) -> None:
@@ -173,7 +174,8 @@ def encode_rows(retriever: Retriever, ids: Sequence[str], features: FeatureLooku
     blocks = []
     for begin in range(0, len(ids), _BATCH):
         patches_BPD = torch.from_numpy(features.get(list(ids[begin : begin + _BATCH]))).to(retriever.device)
-        block_BQD = retriever.encode_gallery(patches_BPD).float()
+        with torch.autocast(retriever.device.type, enabled=False):  # as evaluation and index encode them
+            block_BQD = retriever.encode_gallery(patches_BPD).float()
         blocks.append(block_BQD.half() if half else block_BQD)
     retriever.train(mode)
     return torch.cat(blocks)

@@ -138,3 +138,10 @@ def test_an_instructblip_checkpoint_gives_tower_language_model_q_former_and_proj
     assert 0 < (again.projection.weight - start.language_projection.weight).abs().max() < 0.01
     assert again.config.qformer.queries == 3 and len(again.reader) == len(blip2["reader"]())
     assert load_vision_tower(home / "itowers" / "vision").transform.mode == "target_pad"
+
+
+def test_no_training_step_leaves_a_generator_aligned_with_captions_alone(home):
+    manifest = run_generator(settings(home, "aligned", "training.steps=0"))
+    assert "train_loss" not in manifest.metrics and manifest.metrics["alignment"]["objective"] == "bags"
+    assert manifest.metrics["trained"] == manifest.metrics["zero_shot"]
+    assert load_model(home / "aligned").config.qformer.queries == 9

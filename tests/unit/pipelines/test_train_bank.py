@@ -1,4 +1,4 @@
-"""SPN's second stage as a run: from a checkpoint, resumed, guarded; with dual encoders; it serves as any other."""
+"""SPN's second stage as a run: from a checkpoint, resumed, guarded; with dual encoders; searched as any other."""
 
 import runpy
 from dataclasses import replace

@@ -219,3 +219,14 @@ def test_the_order_of_batches_is_that_of_any_other_objective(make_task):
     spn, plain = make_task(objective="spn")[0], make_task()[0]
     keys = [[batch.target_key_B.tolist() for batch in islice(task.batches(0, 0, 1), 3)] for task in (spn, plain)]
     assert keys[0] == keys[1]
+
+
+def test_bf16_training_neither_rounds_the_bank_nor_the_cosines_of_duplicates(make_task, triplets):
+    task, _ = make_task(objective="spn")
+    exact = bank_of(task)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = bank_of(task)
+        masks = [bank.further_targets(torch.arange(32)) for bank in (exact, rounded)]
+        assert task.loss(task.model(), task.batch(triplets[:4]), NoGather()).total.dtype == torch.float32
+    assert torch.equal(exact.rows.tokens_MQD, rounded.rows.tokens_MQD) and torch.equal(*masks)
+    assert torch.equal(masks[0], exact.further_targets(torch.arange(32)))
