@@ -23,7 +23,8 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 _WHOLE_FILE_BYTES = 64 * 2**20
 _MODEL_KINDS = {
-    "cirray_retriever": "retriever", "cirray_dual_encoder": "retriever", "mtg": "generator", "template": "generator",
+    "cirray_retriever": "retriever", "cirray_dual_encoder": "retriever", "word_map": "retriever",
+    "mtg": "generator", "template": "generator",
 }  # fmt: skip
 _PLACES = ("out", "ray", "pool", "device")
 

@@ -14,7 +14,7 @@ from cirray.core.errors import ArtifactError, ConfigError
 from cirray.models.base import KINDS, Retriever, RetrieverKind
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_MODULES = ("cirray.models.composed", "cirray.models.dual")
+_MODULES = ("cirray.models.composed", "cirray.models.dual", "cirray.models.words.word_map")
 
 
 def find_kind(name: str) -> RetrieverKind:
