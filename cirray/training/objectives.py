@@ -26,6 +26,7 @@ OBJECTIVES.register("pretrain")(lambda config: {"infonce": 1.0})
 OBJECTIVES.register("finetune")(lambda config: {"infonce": 1.0})
 OBJECTIVES.register("sprc")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "prompt_align": c.lambda_p})
 OBJECTIVES.register("ptha")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "two_hop": c.lambda_p})
+OBJECTIVES.register("composing")(lambda c: {"composing": 1.0, "retention": c.composing.lambda_ret})
 
 
 def term_weights(config: TrainingConfig) -> Weights:

@@ -57,7 +57,10 @@ class RetrievalTask:
         """The calling rank's rows of step after step, without end."""
         step = start_step
         while True:
-            yield self.batch([self._triplets[row] for row in self._sampler.rows(step, rank, world)])
+            rows = self._sampler.rows(step, rank, world)
+            epoch = torch.tensor(step // self._sampler.batches_per_epoch)
+            batch = self.batch([self._triplets[row] for row in rows])
+            yield replace(batch, row_B=torch.from_numpy(rows), epoch=epoch)
             step += 1
 
     def batch(self, rows: Sequence[Triplet]) -> RetrievalBatch:

@@ -37,10 +37,14 @@ class Phi(nn.Module):
 
     def forward(self, image_BD: torch.Tensor) -> torch.Tensor:
         """Tokens of image embeddings, or (text-only training) of text embeddings in their place."""
-        if self.config.reads == "unit":
-            image_BD = functional.normalize(image_BD, dim=-1) * image_BD.shape[1] ** 0.5
-        tokens_BM: torch.Tensor = self.layers(image_BD)
+        tokens_BM: torch.Tensor = self.layers(self.scaled(image_BD))
         return tokens_BM.unflatten(1, (self.tokens, -1))
+
+    def scaled(self, image_BD: torch.Tensor) -> torch.Tensor:
+        """Embeddings as phi reads them."""
+        if self.config.reads == "raw":
+            return image_BD
+        return functional.normalize(image_BD, dim=-1) * image_BD.shape[1] ** 0.5
 
     @torch.no_grad()
     def _scale(self, embed_dim: int, norm: float) -> None:

@@ -117,9 +117,9 @@ class WordMapRetriever(Retriever):
         return self._writer
 
     @property
-    def token_width(self) -> int:
-        """Width of the word embeddings."""
-        return self._sockets.width
+    def word_table(self) -> torch.Tensor:
+        """The word embeddings `[V, W]`."""
+        return self._sockets.table.weight
 
     @property
     def gallery_digest(self) -> str:

@@ -85,7 +85,7 @@ class SampleRun(Config):
     triplets: str = "~/cirray/quickstart/checked"
     """Triplets artifact."""
     count: int | None = Field(None, ge=1)
-    """Rows drawn, whole groups first come; null: all."""
+    """Rows drawn; null: all. A smaller sample is part of every larger one of the same seed."""
     shuffled: float = Field(0.0, ge=0, le=1)
     """Share of the rows whose texts are dealt out among them anew: wrong texts of the right kind."""
     template: str = ""
