@@ -96,7 +96,7 @@ def own_scores(query_BD: torch.Tensor, images_BKQD: torch.Tensor) -> torch.Tenso
     return torch.einsum("bd,bkqd->bkq", query_BD, images_BKQD).amax(dim=2)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def image_vectors(setup: TermSetup) -> torch.Tensor:
     """First gallery vector of every image by the start weights, `[I, D]` on the CPU."""
     setup.retriever.eval()
@@ -104,10 +104,10 @@ def image_vectors(setup: TermSetup) -> torch.Tensor:
         setup.retriever.encode_gallery(_patches(setup, setup.image_ids[begin : begin + _BLOCK]))[:, 0].float().cpu()
         for begin in range(0, len(setup.image_ids), _BLOCK)
     ]
-    return torch.cat(blocks).clone()
+    return torch.cat(blocks)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def query_vectors(setup: TermSetup) -> torch.Tensor:
     """Query of every triplet by the start weights, `[M, D]` on the CPU."""
     retriever, blocks = setup.retriever.eval(), []
@@ -116,7 +116,7 @@ def query_vectors(setup: TermSetup) -> torch.Tensor:
         state = retriever.encode_reference(_patches(setup, [row.reference_id for row in rows]))
         text = retriever.tokenize([row.modification for row in rows])
         blocks.append(retriever.compose(state, text).float().cpu())
-    return torch.cat(blocks).clone()
+    return torch.cat(blocks)
 
 
 def _patches(setup: TermSetup, ids: Sequence[str]) -> torch.Tensor:

@@ -70,14 +70,14 @@ class MapTask:
         self.setup.retriever.train_composing().save(folder)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def caption_vectors(retriever: WordMapRetriever, captions: Sequence[str]) -> torch.Tensor:
     """E0 of captions, frozen: `[N, D]` on the CPU, not normalised. Computed once."""
     retriever.eval()
     blocks = [
         retriever.read_captions(captions[begin : begin + _BLOCK]).cpu() for begin in range(0, len(captions), _BLOCK)
     ]
-    return torch.cat(blocks).clone()
+    return torch.cat(blocks)
 
 
 def places_among_all(rows: int, rank: int, device: torch.device) -> torch.Tensor:

@@ -196,11 +196,11 @@ def read_phrase(retriever: WordMapRetriever, phrase: str, tokens_BNW: torch.Tens
     return unit(retriever.read(retriever.writer.rows([row] * len(tokens_BNW)).to(retriever.device), tokens_BNW))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _meant(retriever: WordMapRetriever, phrases: Sequence[str], captions: Sequence[str]) -> torch.Tensor:
     """Vectors `[P, M, D]`, norm 1, of every phrase with every caption in its slot."""
     rows = [retriever.read_captions([phrase.replace(SLOT, text) for text in captions]) for phrase in phrases]
-    return torch.stack([unit(vectors_MD).cpu() for vectors_MD in rows]).clone()
+    return torch.stack([unit(vectors_MD).cpu() for vectors_MD in rows])
 
 
 def _apart(left_BD: torch.Tensor, right_BD: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ def test_the_soft_alignment_is_zero_when_pseudo_sentences_are_the_captions_at_on
     captions = rows(6, 0)
     teacher = caption_teacher(captions, captions, 0.07)
     assert soft_text(captions, captions, OWN, teacher, 0.07, hardness=0.0).abs().max() < 1e-6
-    assert soft_text(rows(6, 1), captions, OWN, teacher, 0.07, hardness=0.0).min() > 0.01
+    assert soft_text(rows(6, 1), captions, OWN, teacher, 0.07, hardness=0.0).mean() > 0.1
 
 
 def test_teacher_rows_sum_to_one_and_carry_no_gradient():
