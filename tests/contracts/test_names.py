@@ -15,6 +15,8 @@ from cirray.models.towers import backbones
 from cirray.training.engines import ENGINES
 from cirray.training.objectives import OBJECTIVES
 from cirray.training.terms.base import TERMS
+from cirray.training.zeroshot import mapping, text_only, token_search  # noqa: F401  (file their objectives)
+from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED
 from cirray.triplets.filters import FILTERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,7 @@ def all_backbones():
 
 NAMES = sorted(
     {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
+    | {*MAPPINGS, UNTRAINED, "word_map"}
 )
 
 
