@@ -86,9 +86,7 @@ class ClipLearner(nn.Module):
 class ClipTask:
     """Trains a CLIP on batches that a source makes from the step number."""
 
-    def __init__(
-        self, learner: ClipLearner, source: Callable[[int, int, int], ClipBatch], dense: float
-    ) -> None:
+    def __init__(self, learner: ClipLearner, source: Callable[[int, int, int], ClipBatch], dense: float) -> None:
         """Prepare.
 
         Args:

@@ -17,8 +17,8 @@ Tokens = Literal["embedding", "all", "unprojected"]
 class ClipTower(VisionTower):
     """Frozen CLIP-like encoder. Token 0 is the image embedding, not normalised.
 
-    `all` adds the patches' tokens in the embedding's space; `unprojected` adds them as the last block leaves them, before
-    norm and projection. The two may differ in width there: the narrower kind ends in zeros.
+    `all` adds the patches' tokens in the embedding's space; `unprojected` adds them as the last block
+    leaves them, before norm and projection. The two may differ in width there: the narrower kind ends in zeros.
     """
 
     def __init__(self, model: Any, transform: TransformConfig, tokens: Tokens = "embedding") -> None:
@@ -76,7 +76,9 @@ def with_tokens(tower: VisionTower, tokens: Tokens) -> VisionTower:
         ConfigError: for a tower that has no image embedding.
     """
     if not isinstance(tower, ClipTower):
-        raise ConfigError(f"clip_tokens={tokens} is for CLIP towers; BLIP-2's give all tokens as it is. Leave the field out.")
+        raise ConfigError(
+            f"clip_tokens={tokens} is for CLIP towers; BLIP-2's give all tokens as it is. Leave the field out."
+        )
     return tower.with_tokens(tokens)
 
 

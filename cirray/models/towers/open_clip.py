@@ -52,8 +52,8 @@ class OpenClipTower(ClipTower):
         visual = self.model.visual
         if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
             raise ConfigError(
-                f"clip_tokens={self.tokens} needs a plain ViT whose class token is the embedding; this open_clip tower is a "
-                f"{type(visual).__name__}. Use clip_tokens=embedding."
+                f"clip_tokens={self.tokens} needs a plain ViT whose class token is the embedding; this "
+                f"open_clip tower is a {type(visual).__name__}. Use clip_tokens=embedding."
             )
         return int(visual.grid_size[0] * visual.grid_size[1])
 

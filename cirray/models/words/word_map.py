@@ -1,8 +1,8 @@
 """The pseudo-word retriever: query = n(E("a photo of $ that {text}", s)), gallery = CLIP's image embedding.
 
-Two-stage mapping/composing, after arXiv 2504.17990, and its baselines Pic2Word, SEARLE and LinCIR, which differ in phi's
-shape and training alone. The image side is frozen throughout and has no weights here, so that an index outlives every
-update of the text side.
+Two-stage mapping/composing, after arXiv 2504.17990, and its baselines Pic2Word, SEARLE and LinCIR, which differ in
+phi's shape and training alone. The image side is frozen throughout and has no weights here, so that an index outlives
+every update of the text side.
 """
 
 import hashlib
@@ -265,8 +265,8 @@ def build_word_map(config: WordMapConfig, patch_width: int, seed: int = 0) -> Wo
     name = backbone_name(source) if source else ""
     if not name:
         raise ConfigError(
-            f"The source {config.source!r} is no CLIP. Give a towers artifact of `cirray clip`, a CLIP folder or hub id, "
-            "a folder of open_clip, or open_clip:NAME=FILE."
+            f"The source {config.source!r} is no CLIP. Give a towers artifact of `cirray clip`, a CLIP folder or hub "
+            "id, a folder of open_clip, or open_clip:NAME=FILE."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

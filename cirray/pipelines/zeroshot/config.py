@@ -17,7 +17,7 @@ class ClipRun(Config):
     source: Literal["asset", "train"] = "asset"
     """`asset`: shipped, for the embedded world. `train`: from scratch."""
     corpus: Literal["shapes", "data"] = "shapes"
-    """What is trained on: fresh scenes that no embedded world holds, with captions; or the captioned images of `data`."""
+    """What is trained on: fresh scenes that no embedded world holds, with captions; or captioned images of `data`."""
     data: DataConfig = DataConfig()
     """Images and captions of `corpus=data`."""
     model: ClipModelConfig = ClipModelConfig()

@@ -1,4 +1,4 @@
-"""Stage 1 of two-stage zero-shot retrieval and its baselines: train a map from images to pseudo-words. No triplet is read.
+"""Stage 1 of two-stage zero-shot retrieval and its baselines: a map from images to pseudo-words. No triplet is read.
 
 The result is a checkpoint like any other: `evaluate`, `index`, `serve` take it as it is, `finetune` (objective
 composing) goes on from it.
@@ -102,21 +102,19 @@ def _searched(setup: MapSetup, folder: Path) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-def _captioned(
-    run: MapRun, dataset: CirDataset, features: FeatureStore
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _captioned(run: MapRun, dataset: CirDataset, features: FeatureStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
     images = sorted(name for name, text in dataset.captions.items() if name in dataset.images and text.strip())
     images = images[: run.images]
     if not images:
         raise DataError(
-            f"{dataset.name!r} has no captioned image. Mapping needs images with one caption each: name a data set that "
-            "has them, or write captions with a captioner first (field captions of format folder)."
+            f"{dataset.name!r} has no captioned image. Mapping needs images with one caption each: name a data set "
+            "that has them, or write captions with a captioner first (field captions of format folder)."
         )
     missing = features.missing(images)
     if missing:
         raise DataError(
-            f"{len(missing):,} of {len(images):,} captioned images have no features, e.g. {missing[0]!r}. Embed them with "
-            "the CLIP's tower first (cirray embed)."
+            f"{len(missing):,} of {len(images):,} captioned images have no features, e.g. {missing[0]!r}. Embed them "
+            "with the CLIP's tower first (cirray embed)."
         )
     return tuple(images), tuple(dataset.captions[name] for name in images)
 

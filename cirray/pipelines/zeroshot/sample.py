@@ -1,4 +1,4 @@
-"""A part of a triplets artifact, for studies of scale and quality: so many rows, some with wrong or empty-handed texts."""
+"""A part of a triplets artifact, for studies of scale and quality: so many rows, some with wrong texts."""
 
 from typing import Any
 

@@ -1,4 +1,12 @@
 """Loss terms of retrieval training, one idea a file; importing the package files them all."""
 
-from cirray.training.terms import infonce, prompt_align, rtc, two_hop  # noqa: F401
-from cirray.training.terms import composing, retention, retention_distill, rtd_doubling  # noqa: F401, I001
+from cirray.training.terms import (  # noqa: F401  # noqa: F401, I001
+    composing,
+    infonce,
+    prompt_align,
+    retention,
+    retention_distill,
+    rtc,
+    rtd_doubling,
+    two_hop,
+)

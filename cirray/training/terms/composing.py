@@ -34,7 +34,8 @@ class Composing(Term):
             self._image_ID = image_vectors(setup)
             places = {name: place for place, name in enumerate(setup.image_ids)}
             reference_M, target_M = (
-                np.array([places[getattr(row, role)] for row in setup.triplets]) for role in ("reference_id", "target_id")
+                np.array([places[getattr(row, role)] for row in setup.triplets])
+                for role in ("reference_id", "target_id")
             )
             self._lists_MK = hard_lists(
                 query_vectors(setup).numpy(), self._image_ID.numpy(), reference_M, target_M, settings.ranks,
@@ -76,14 +77,12 @@ class Composing(Term):
         if settings.hard:
             if output.target_BQD.requires_grad:
                 raise ConfigError(
-                    "Hard negatives are mined once from frozen image vectors, but this retriever trains its image side. "
-                    "Set training.composing.hard=0, or use a retriever with a frozen one (word_map)."
+                    "Hard negatives are mined once from frozen image vectors, but this retriever trains its image "
+                    "side. Set training.composing.hard=0, or use a retriever with a frozen one (word_map)."
                 )
             assert batch.row_B is not None and batch.epoch is not None
             hard_BH = torch.from_numpy(
-                draw_hard(
-                    self._lists_MK, batch.row_B.cpu().numpy(), settings.hard, given.config.seed, int(batch.epoch)
-                )
+                draw_hard(self._lists_MK, batch.row_B.cpu().numpy(), settings.hard, given.config.seed, int(batch.epoch))
             )
             vectors_BHD = self._image_ID[hard_BH.clamp_min(0)].to(output.query_BD.device)
             scores.append(own_scores(output.query_BD, vectors_BHD[:, :, None]))

@@ -1,4 +1,4 @@
-"""What trains a map from images to pseudo-words: captioned images, a retriever whose phi learns, an objective's task."""
+"""What trains a map from images to pseudo-words: captioned images, a retriever whose phi learns, a task."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

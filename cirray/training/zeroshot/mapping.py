@@ -40,7 +40,7 @@ class Mapper(nn.Module):
         self.retriever = retriever
 
     def forward(self, batch: MapBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """u and v: pseudo-sentences and images `[B, D]`, norm 1."""
+        """U and v: pseudo-sentences and images `[B, D]`, norm 1."""
         tokens_BNW = self.retriever.encode_reference(batch.patches_BPD)
         return self.retriever.pseudo_sentences(tokens_BNW), self.retriever.encode_gallery(batch.patches_BPD)[:, 0]
 
@@ -83,6 +83,4 @@ class MappingTask(MapTask):
             caption_BD, captions_ND, config.teacher_temperature, image_BD.detach(), config.teacher_mix
         )
         hardness = _HARDNESS.get(config.alignment, config.hardness)
-        return soft_text(
-            pseudo_BD, captions_ND, positive_B, teacher_BN, config.student_temperature, hardness
-        ).mean()
+        return soft_text(pseudo_BD, captions_ND, positive_B, teacher_BN, config.student_temperature, hardness).mean()

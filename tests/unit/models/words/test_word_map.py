@@ -6,8 +6,8 @@ import torch
 from cirray.core.errors import ConfigError
 from cirray.models.batch import RetrievalBatch, Wanted
 from cirray.models.retriever_files import load_retriever
-from cirray.models.words.config import InjectionConfig, PhiConfig
 from cirray.models.words.adapters import Bottleneck
+from cirray.models.words.config import InjectionConfig, PhiConfig
 from cirray.models.words.injection import Injection
 from cirray.models.words.phi import Phi
 from cirray.models.words.word_map import PLAIN
@@ -107,7 +107,9 @@ def test_exactly_the_parts_of_a_stage_are_trained_and_all_others_keep_their_byte
         (output.query_BD[:, 0].sum() + output.more[PLAIN][:, 1].sum()).backward()
         assert all(item.grad is None for item in retriever.parameters() if not item.requires_grad)
         optimizer.step()
-    moved = {name.split(".")[0] for name, value in retriever.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name.split(".")[0] for name, value in retriever.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert moved == parts
 
 

@@ -152,10 +152,11 @@ def test_the_composing_stage_reads_features_alone_and_changes_nothing_else(root,
 
 
 def test_cached_tokens_give_the_vectors_of_live_encoding(root):
+    import torch
+
     from cirray.data.readers import read_dataset
     from cirray.data.transforms import build_transform
     from cirray.models.towers.hf_blip2 import load_vision_tower
-    import torch
 
     dataset, tower = read_dataset(mapping(root, "x").data), load_vision_tower(root / "mapped" / "model" / "vision")
     rows = dataset.triplets[::17][:6]
@@ -205,18 +206,21 @@ def test_mapping_refuses_features_of_another_tower_and_data_without_captions(roo
     (tmp_path / "bare").mkdir()
     for name in ("labelled", "triplets.jsonl"):
         (tmp_path / "bare" / name).symlink_to(root / "world" / name)
-    bare = MapRun.model_validate({**mapping(root, "never").to_dict(), "data": {"folder": {"root": str(tmp_path / "bare")}}})
+    bare = MapRun.model_validate(
+        {**mapping(root, "never").to_dict(), "data": {"folder": {"root": str(tmp_path / "bare")}}}
+    )
     with pytest.raises(DataError, match="has no captioned image"):
         run_map(bare)
 
 
 @pytest.fixture(scope="module")
 def rows(root):
+    import pyarrow as pa
+
+    from cirray.core.artifacts import open_stage
     from cirray.data.readers import read_dataset
     from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
-    from cirray.core.artifacts import open_stage
     from cirray.triplets.store import write_part
-    import pyarrow as pa
 
     stage = open_stage(str(root / "triplets"), "triplets", {})
     table = from_triplets(read_dataset(mapping(root, "x").data).split("train"))

@@ -146,8 +146,10 @@ def test_doubling_makes_the_reference_a_negative_by_construction(make_task):
     assert torch.allclose(value, functional.cross_entropy(scores, torch.arange(16)), atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", [{"objective": "composing"},
-                                       {"objective": "pretrain", "terms": {"infonce": 0.0, "rtd_doubling": 1.0}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "objective",
+    [{"objective": "composing"}, {"objective": "pretrain", "terms": {"infonce": 0.0, "rtd_doubling": 1.0}}],
+)
 def test_the_composing_stage_trains_adapters_alone_and_lowers_its_loss(make_task, objective):
     task, config = make_task(**objective, steps=40, optimizer={"lr": 3e-3})
     before = {name: value.clone() for name, value in task.model().state_dict().items()}
@@ -172,9 +174,7 @@ def test_retention_keeps_plain_prompt_retrieval(make_task, features):
 
     found = {}
     for weight in (0.0, 0.5):
-        task, config = make_task(
-            steps=60, optimizer={"lr": 5e-3}, composing={"lambda_ret": weight, "hard": 0}, seed=1
-        )
+        task, config = make_task(steps=60, optimizer={"lr": 5e-3}, composing={"lambda_ret": weight, "hard": 0}, seed=1)
         train(task, config, torch_engine)
         found[weight] = plain_loss(task.model())
     assert found[0.5] < found[0.0] - 0.3

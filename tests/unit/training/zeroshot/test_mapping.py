@@ -44,7 +44,9 @@ def test_only_phi_and_injection_train_whatever_the_objective(make_setup, objecti
     retriever = task.setup.retriever
     before = {name: value.clone() for name, value in retriever.state_dict().items()}
     history = train(task, task.setup.config, torch_engine)
-    moved = {name.split(".")[0] for name, value in retriever.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name.split(".")[0] for name, value in retriever.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert moved == ({"phi", "injection"} if objective == "mapping" else {"phi"}) and len(history) == 4
 
 
