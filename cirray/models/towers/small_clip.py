@@ -41,7 +41,8 @@ class SmallClip(nn.Module):
 
     def spell(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask of captions."""
-        text = encode_texts(self.tokenizer, captions, int(self.model.config.text_config.max_position_embeddings))
+        limit = self.model.text_model.embeddings.position_embedding.num_embeddings
+        text = encode_texts(self.tokenizer, captions, limit)
         return text.ids_BT, text.mask_BT
 
     def save(self, folder: Path) -> None:

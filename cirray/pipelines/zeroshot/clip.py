@@ -45,7 +45,8 @@ def run_clip(run: ClipRun) -> Manifest:
     stage = open_stage(run.out, "towers", run.to_dict())
     if stage.finished:
         return stage.finished
-    folder, metrics = stage.local / CLIP, {}
+    folder = stage.local / CLIP
+    metrics: dict[str, Any] = {}
     if run.source == "asset":
         shutil.copytree(asset_folder(SHAPES_CLIP), folder, dirs_exist_ok=True)
     else:

@@ -56,7 +56,7 @@ def run_map(run: MapRun) -> Manifest:
         finished = open_stage(run.out, "checkpoint", _content(run), inputs).finished
         assert finished is not None
         return finished
-    source = run.model.source or str(find_tower(run.towers).parent)
+    source = run.model.source or str(Path(find_tower(run.towers)).parent)
     model = run.model.model_copy(update={"source": source})
     retriever = build_word_map(model, features.shape[1], run.training.seed).to(run.device)
     if run.training.objective != UNTRAINED:
