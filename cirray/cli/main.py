@@ -14,9 +14,9 @@ from cirray.core.log import complain, configure, say
 from cirray.core.version import __version__
 
 VERBS = (
-    "quickstart", "world", "towers", "embed", "train-generator", "mine", "caption", "templates", "generate", "check",
-    "pretrain", "finetune", "tune", "evaluate", "compare", "browse", "score", "submit", "doctor", "plan", "index",
-    "search", "serve", "convert", "export",
+    "quickstart", "world", "towers", "clip", "embed", "map", "train-generator", "mine", "caption", "templates",
+    "generate", "check", "sample", "pretrain", "finetune", "tune", "evaluate", "compare", "browse", "score", "submit",
+    "doctor", "plan", "index", "search", "serve", "convert", "export",
 )  # fmt: skip
 
 HOME = "~/cirray/quickstart"

@@ -30,6 +30,8 @@ class ShapesConfig(Config):
     """Side of the square images in pixels; a multiple of 3 keeps the cells equal."""
     reverse_texts: bool = False
     """Also write the true reverse text of every labelled triplet (an oracle's privilege)."""
+    pool_captions: bool = False
+    """Also write a caption of every pool image: image-caption pairs for zero-shot methods, no modification text."""
 
 
 class FolderConfig(Config):

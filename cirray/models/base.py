@@ -109,6 +109,17 @@ class Retriever(nn.Module, ABC):
             ConfigError: for an output that this kind does not make.
         """
 
+    def changed(self, settings: Mapping[str, Any]) -> "Retriever":
+        """The same weights with other settings, where a kind has some that weights do not fix.
+
+        Raises:
+            ConfigError: where it has none.
+        """
+        raise ConfigError(
+            "encoder builds a new network; empty init and qformer_source, or leave encoder out: a retriever of kind "
+            f"{self.kind!r} has no setting that could be changed in a checkpoint."
+        )
+
     def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
         """Similarities `[B, N]` by the package's one scorer."""
         return score(query_BD, gallery_NQD)

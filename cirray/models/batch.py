@@ -25,6 +25,10 @@ class RetrievalBatch:
     reverse: TextBatch | None = None
     reverse_mask_B: torch.Tensor | None = None
     real_B: torch.Tensor | None = None
+    row_B: torch.Tensor | None = None
+    """Numbers of the rows among all that are trained on."""
+    epoch: torch.Tensor | None = None
+    """Which pass over the rows this is (scalar, int64)."""
 
     def to(self, device: torch.device | str) -> "RetrievalBatch":
         """The same batch on another device."""

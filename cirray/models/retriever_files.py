@@ -16,7 +16,9 @@ from cirray.models.base import KINDS, Retriever, RetrieverKind
 from cirray.models.sources.files import check_floats
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_MODULES = ("cirray.models.composed", "cirray.models.dual", "cirray.models.forked")
+_MODULES = (
+    "cirray.models.composed", "cirray.models.dual", "cirray.models.forked", "cirray.models.words.word_map",
+)  # fmt: skip
 
 
 def find_kind(name: str) -> RetrieverKind:

@@ -224,8 +224,9 @@ class TowersRun(Config):
     open_clip, or `open_clip:NAME=FILE` (an open_clip architecture and its weights)."""
     language: str = "asset"
     """`asset` (shipped, embedded world), `train`, or a folder or hub id of a causal language model."""
-    clip_tokens: Literal["embedding", "all"] = "embedding"
-    """What a CLIP tower gives: the image embedding alone (sum, Combiner), or all tokens projected (cross-attention)."""
+    clip_tokens: Literal["embedding", "all", "unprojected"] = "embedding"
+    """What a CLIP tower gives: the image embedding alone (sum, Combiner), with projected tokens (cross-attention), or
+    with the patches of the last block as they are (pseudo-words)."""
     vision_model: VisionTowerConfig = VisionTowerConfig()
     """Sizes of a trained vision tower."""
     transform: TransformConfig = TransformConfig()

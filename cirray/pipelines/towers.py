@@ -17,7 +17,7 @@ from cirray.generators.config import DecodingConfig
 from cirray.generators.decoding import decode
 from cirray.generators.prompts import all_prompts, prompt
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
-from cirray.models.towers.clip_tower import with_all_tokens
+from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import VisionTower, build_vision_tower, load_vision_tower
 from cirray.models.towers.language import (
     LanguageModel,
@@ -131,7 +131,7 @@ def _vision(run: TowersRun, work: Path) -> tuple[VisionTower, dict[str, float]]:
     if run.vision != "train":
         tower = load_vision_tower(asset_folder(SHAPES_VISION) if run.vision == "asset" else run.vision)
         if run.clip_tokens != "embedding":
-            tower = with_all_tokens(tower)
+            tower = with_tokens(tower, run.clip_tokens)
         mode = run.image_mode or tower.transform.mode
         return tower.with_transform(tower.transform.model_copy(update={"mode": mode})), {}
     config = run.vision_training

@@ -88,6 +88,7 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
         if run.model.gradient_checkpointing and isinstance(retriever, QFormerRetriever):
             retriever.qformer.enable_checkpointing()
+        retriever = retriever.changed(run.encoder.settings) if run.encoder is not None else retriever
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
     elif run.encoder is not None:
@@ -132,7 +133,7 @@ def check_model_fields(run: TrainRun) -> None:
     """
     if not run.init and not run.qformer_source:
         return
-    if run.dual is not None or run.encoder is not None:
+    if run.dual is not None or (run.encoder is not None and not run.init):
         name = "dual" if run.dual is not None else "encoder"
         raise ConfigError(f"{name} builds a new network; empty init and qformer_source, or leave {name} out.")
     own = _own_fields(run)

@@ -50,7 +50,7 @@ def cell_batch(model: VisionTowerConfig, rng: np.random.Generator, count: int) -
     scenes = [reserved_scene(rng) for _ in range(count)]
     images = [render_array(scene, int(rng.integers(2**40)), model.image_size) for scene in scenes]
     cell_P = _cell_of_patch(model)
-    labels_BCK = torch.tensor([_cell_labels(scene) for scene in scenes])
+    labels_BCK = torch.tensor([cell_labels(scene) for scene in scenes])
     cells = {name: labels_BCK[:, cell_P, number] for number, name in enumerate(CELL_CLASSES)}
     return VisionBatch(torch.from_numpy(np.stack(images)), cells)
 
@@ -97,7 +97,8 @@ def _cell_of_patch(model: VisionTowerConfig) -> torch.Tensor:
     return (line_S[:, None] * _GRID + line_S[None, :]).flatten()
 
 
-def _cell_labels(scene: Scene) -> list[tuple[int, int, int, int]]:
+def cell_labels(scene: Scene) -> list[tuple[int, int, int, int]]:
+    """Classes of every cell: object or not, colour, shape, size; -100 where there is no object."""
     return [
         (0, IGNORE, IGNORE, IGNORE)
         if thing is None

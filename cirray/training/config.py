@@ -72,6 +72,27 @@ class LoopConfig(Config):
         return self.batch
 
 
+class ComposingConfig(Config):
+    """The composing stage of two-stage zero-shot retrieval: which negatives a query has beside the batch's targets."""
+
+    reference: bool = True
+    """The own reference is always a negative (it leaves where it is the target)."""
+    hard: int = Field(5, ge=0)
+    """Mined images of its own, drawn anew in every epoch; 0: none."""
+    ranks: tuple[int, int] = (2, 50)
+    """First and last rank, from 1, of the start weights' ranking that they are drawn from."""
+    max_cosine: float = Field(0.9, le=1)
+    """Images nearer to the target than this are never drawn: they may show the same."""
+    lambda_ret: float = Field(0.5, ge=0)
+    """Weight of the retention term in objective composing."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> "ComposingConfig":
+        if not 1 <= self.ranks[0] <= self.ranks[1]:
+            raise ValueError(f"ranks {self.ranks} must be two rising numbers from 1")
+        return self
+
+
 class TrainingConfig(LoopConfig):
     """One training run of a retriever."""
 
@@ -79,7 +100,7 @@ class TrainingConfig(LoopConfig):
     """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
     text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5. spn: all training images
     as negatives, target side frozen. vdg: real rows alone and with pseudo rows, hard negatives weighted (further term:
-    tdm)."""
+    tdm). composing: stage 2 of two-stage zero-shot retrieval."""
     terms: dict[str, float] = {}
     """Weights of single loss terms over the objective's own: adds a term, or takes one out with weight 0."""
     lambda_m: float = Field(0.4, ge=0)
@@ -88,6 +109,8 @@ class TrainingConfig(LoopConfig):
     """Weight of the prototype term: towards the reverse prototype (ptha), or the learned prompts (sprc)."""
     prototype_loss: Literal["mse", "cosine"] = "mse"
     """Distance of the prototype term; the paper's is the plain mean squared error."""
+    composing: ComposingConfig = ComposingConfig()
+    """Negatives and retention (composing)."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Smoothing of the main contrastive term (PTHA's released code: 0.1; measured harmful on the embedded world)."""
     negatives: Literal["targets", "batch_images"] = "batch_images"

@@ -31,6 +31,7 @@ OBJECTIVES.register("sprc")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "promp
 OBJECTIVES.register("spn")(lambda config: {"bank_infonce": 1.0})
 OBJECTIVES.register("ptha")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "two_hop": c.lambda_p})
 OBJECTIVES.register("vdg")(lambda config: {"tcc": 1.0})
+OBJECTIVES.register("composing")(lambda c: {"composing": 1.0, "retention": c.composing.lambda_ret})
 
 
 def term_weights(config: TrainingConfig) -> Weights:

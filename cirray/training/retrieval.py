@@ -64,7 +64,8 @@ class RetrievalTask:
         while True:
             numbers = self._sampler.rows(step, rank, world)
             batch = self.batch([self._texts.visit(self._triplets[row], step) for row in numbers])
-            yield self._weighted(batch, step)
+            epoch = torch.tensor(step // max(len(self._triplets) // self._config.rows_per_step, 1))
+            yield replace(self._weighted(batch, step), row_B=torch.from_numpy(numbers), epoch=epoch)
             step += 1
 
     def batch(self, rows: Sequence[Triplet]) -> RetrievalBatch:

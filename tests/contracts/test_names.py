@@ -18,6 +18,8 @@ from cirray.training.engines import ENGINES
 from cirray.training.mixing import MIXERS
 from cirray.training.objectives import OBJECTIVES
 from cirray.training.terms.base import TERMS
+from cirray.training.zeroshot import mapping, text_only, token_search  # noqa: F401  (file their objectives)
+from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED
 from cirray.triplets.filters import FILTERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +48,7 @@ def all_captioners():
 
 NAMES = sorted(
     {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
-    | {*all_captioners(), *GENERATOR_KINDS, *MIXERS}
+    | {*all_captioners(), *GENERATOR_KINDS, *MIXERS, *MAPPINGS, UNTRAINED, "word_map"}
 )
 
 

@@ -37,7 +37,9 @@ def places(value):
 def test_there_are_recipes_for_every_stage_and_size():
     assert {path.stem.split("-")[-1] for path in FULL} == HARDWARE
     stages = {path.name.split("-")[0] for path in FULL}
-    wanted = "caption templates towers embed generator mine generate pretrain finetune evaluate index convert export"
+    wanted = (
+        "caption templates towers embed generator mine generate map pretrain finetune evaluate index convert export"
+    )
     assert stages == set(wanted.split())
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
-from cirray.models.towers.clip_tower import with_all_tokens
+from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import load_vision_tower
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "small_clip.py")))
@@ -74,7 +74,7 @@ def test_all_tokens_begin_with_the_embedding_and_live_in_its_space(tmp_path):
         small.save_open(small.open_model(), tmp_path / "b"),
     ):
         tower = load_vision_tower(folder)
-        every = with_all_tokens(tower)
+        every = with_tokens(tower, "all")
         assert every(images).shape == (3, 5, small.EMBED) == (3, every.num_tokens, every.width)
         assert apart(every(images)[:, 0], tower(images)[:, 0]) < CLOSE
         assert every.digest != tower.digest

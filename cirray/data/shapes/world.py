@@ -185,6 +185,8 @@ def describe(family: Family, config: ShapesConfig) -> Tables:
     members = family.members()
     tables: Tables = {"scenes": [{"image": image_id, "scene": scene.to_json()} for image_id, scene in members]}
     if family.part.name == "pool":
+        if config.pool_captions:
+            tables["captions"] = [{"image": name, "caption": caption(scene, rng)} for name, scene in members]
         return tables
     rows = [_row(family, number, rng) for number in range(len(family.edits))]
     if family.part.name == "gallery":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cirray.core.errors import ArtifactError, unknown_name
 
-SHAPES_VISION, SHAPES_LANGUAGE = "shapes-vision", "shapes-language"
+SHAPES_VISION, SHAPES_LANGUAGE, SHAPES_CLIP = "shapes-vision", "shapes-language", "shapes-clip"
 
 
 def asset_folder(name: str) -> Path:

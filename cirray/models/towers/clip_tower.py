@@ -1,19 +1,25 @@
-"""What the vision towers of CLIP-like backbones share: an image embedding, or all tokens in the embedding's space."""
+"""What the vision towers of CLIP-like backbones share: an image embedding, alone or with the patches' tokens."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.nn import functional
 
 from cirray.core.errors import ConfigError
 from cirray.data.config import TransformConfig
 from cirray.models.towers.hf_blip2 import VisionTower, write_preprocessor
 
-Tokens = Literal["embedding", "all"]
+Tokens = Literal["embedding", "all", "unprojected"]
 
 
 class ClipTower(VisionTower):
-    """Frozen CLIP-like encoder. Token 0 is the image embedding, not normalised; `all` adds the patches' tokens."""
+    """Frozen CLIP-like encoder. Token 0 is the image embedding, not normalised.
+
+    `all` adds the patches' tokens in the embedding's space; `unprojected` adds them as the last block
+    leaves them, before norm and projection. The two may differ in width there: the narrower kind ends in zeros.
+    """
 
     def __init__(self, model: Any, transform: TransformConfig, tokens: Tokens = "embedding") -> None:
         """Wrap and freeze a model."""
@@ -40,7 +46,10 @@ class ClipTower(VisionTower):
     def _tokens(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         if self.tokens == "embedding":
             return self._embedding(pixels_BCHW)[:, None]
-        return self._all_tokens(pixels_BCHW)
+        if self.tokens == "all":
+            return self._all_tokens(pixels_BCHW)
+        embedding_BD, patches_BPW = self._unprojected(pixels_BCHW)
+        return torch.cat([_widened(embedding_BD[:, None], self.width), _widened(patches_BPW, self.width)], dim=1)
 
     def _embedding(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Image embeddings `[B, D]`."""
@@ -50,13 +59,30 @@ class ClipTower(VisionTower):
         """Image embedding and projected patch tokens `[B, 1 + P, D]`."""
         raise NotImplementedError
 
+    def _unprojected(self, pixels_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image embedding `[B, D]`, and patch tokens `[B, P, W]` of the last block."""
+        raise NotImplementedError
 
-def with_all_tokens(tower: VisionTower) -> VisionTower:
-    """A CLIP tower that gives all tokens.
+
+def _widened(tokens_BPW: torch.Tensor, width: int) -> torch.Tensor:
+    """Tokens with zeros behind, up to a width."""
+    return functional.pad(tokens_BPW, (0, width - tokens_BPW.shape[-1]))
+
+
+def with_tokens(tower: VisionTower, tokens: Tokens) -> VisionTower:
+    """A CLIP tower that gives other tokens.
 
     Raises:
         ConfigError: for a tower that has no image embedding.
     """
     if not isinstance(tower, ClipTower):
-        raise ConfigError("clip_tokens=all is for CLIP towers; BLIP-2's give all tokens as it is. Leave the field out.")
-    return tower.with_tokens("all")
+        raise ConfigError(
+            f"clip_tokens={tokens} is for CLIP towers; BLIP-2's give all tokens as it is. Leave the field out."
+        )
+    return tower.with_tokens(tokens)
+
+
+def stored_tokens(preprocessor: Mapping[str, Any]) -> Tokens:
+    """Which tokens a saved tower gave."""
+    tokens: Tokens = preprocessor.get("cirray_tokens", "embedding")
+    return tokens

@@ -91,3 +91,57 @@ class FrozenLanguageConfig(Config):
     step, and suit a model that stays frozen."""
     language_quantization: Literal["none", "8bit", "4bit"] = "none"
     """Hold the frozen language model in 8 or 4 bits (needs the package bitsandbytes)."""
+
+
+class ClipModelConfig(Config):
+    """Sizes of a `CLIPModel` that is built from scratch (a pretrained one brings its own)."""
+
+    image_size: int = Field(48, ge=16)
+    """Side of the square images in pixels."""
+    patch_size: int = Field(16, ge=4)
+    """Side of one patch in pixels; divides the image size."""
+    vision_width: int = Field(128, ge=8)
+    """Width of the patch tokens."""
+    vision_layers: int = Field(2, ge=1)
+    """Layers of the vision tower."""
+    text_width: int = Field(128, ge=8)
+    """Width of the word embeddings."""
+    text_layers: int = Field(3, ge=1)
+    """Layers of the text encoder."""
+    heads: int = Field(4, ge=1)
+    """Attention heads of both; divide both widths."""
+    embed_dim: int = Field(128, ge=8)
+    """Width of the common space."""
+    positions: int = Field(77, ge=8)
+    """Longest text in tokens."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ClipModelConfig":
+        if self.vision_width % self.heads or self.text_width % self.heads:
+            raise ValueError(f"heads {self.heads} must divide widths {self.vision_width} and {self.text_width}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} must divide image_size {self.image_size}")
+        return self
+
+
+class ClipOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of a small CLIP's pretraining."""
+
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate."""
+
+
+class ClipTrainingConfig(LoopConfig):
+    """Contrastive pretraining of a small CLIP on images and captions."""
+
+    steps: int = Field(600, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(128, ge=2)
+    """Image-caption pairs per step."""
+    optimizer: ClipOptimizerConfig = ClipOptimizerConfig()
+    """AdamW and schedule."""
+    dense: float = Field(1.0, ge=0)
+    """Weight of the throw-away heads that read every cell from patches, image embedding and caption embedding (embedded
+    world only)."""
+    checkpoint_every: int | None = Field(100, ge=1)
+    """Steps between checkpoints for resuming."""

@@ -21,7 +21,7 @@ from cirray.models.quiet import quiet
 from cirray.models.sources.files import check_stored_types
 from cirray.models.text import TextBatch, encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
-from cirray.models.towers.clip_tower import ClipTower, Tokens
+from cirray.models.towers.clip_tower import ClipTower, stored_tokens
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, check_size, read_transform
 
 NAME = "hf_clip"
@@ -34,7 +34,10 @@ class HfClipTower(ClipTower):
     def _sizes(self) -> tuple[int, int, int]:
         settings = self.model.config
         patches = (settings.image_size // settings.patch_size) ** 2
-        return int(settings.projection_dim), 1 + (patches if self.tokens == "all" else 0), int(settings.image_size)
+        width = int(settings.projection_dim)
+        if self.tokens == "unprojected":
+            width = max(width, int(settings.hidden_size))
+        return width, 1 + (patches if self.tokens != "embedding" else 0), int(settings.image_size)
 
     def _embedding(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         return self.model(pixel_values=pixels_BCHW.to(self.model.dtype)).image_embeds
@@ -42,6 +45,10 @@ class HfClipTower(ClipTower):
     def _all_tokens(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         hidden_BPW = self.model.vision_model(pixel_values=pixels_BCHW.to(self.model.dtype)).last_hidden_state
         return self.model.visual_projection(self.model.vision_model.post_layernorm(hidden_BPW))
+
+    def _unprojected(self, pixels_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.model.vision_model(pixel_values=pixels_BCHW.to(self.model.dtype))
+        return self.model.visual_projection(output.pooler_output), output.last_hidden_state[:, 1:]
 
     def _description(self) -> dict[str, Any]:
         return {"tokens": self.tokens, **json.loads(self.model.config.to_json_string())}
@@ -119,7 +126,7 @@ def load_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
     check_size(source, transform, side, int(model.config.patch_size))
     path = Path(source) / PREPROCESSOR
     stored = json.loads(path.read_text()) if path.is_file() else {}
-    tokens: Tokens = "all" if stored.get("cirray_tokens") == "all" else "embedding"
+    tokens = stored_tokens(stored)
     return HfClipTower(model, transform, tokens)
 
 

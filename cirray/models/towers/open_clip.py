@@ -17,7 +17,7 @@ from cirray.data.config import TransformConfig
 from cirray.models.sources.files import check_floats, listed, read_json, read_tensors
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
-from cirray.models.towers.clip_tower import ClipTower, Tokens
+from cirray.models.towers.clip_tower import ClipTower, stored_tokens
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, read_transform
 
 NAME, CONFIG, PREFIX = "open_clip", "open_clip_config.json", "open_clip:"
@@ -43,14 +43,17 @@ class OpenClipTower(ClipTower):
     def _sizes(self) -> tuple[int, int, int]:
         size = self.model.visual.image_size
         side = int(size[0] if isinstance(size, tuple | list) else size)
-        return int(self.model.settings["embed_dim"]), 1 + (self._patches() if self.tokens == "all" else 0), side
+        width = int(self.model.settings["embed_dim"])
+        if self.tokens == "unprojected":
+            width = max(width, int(self.model.settings["vision_cfg"]["width"]))
+        return width, 1 + (self._patches() if self.tokens != "embedding" else 0), side
 
     def _patches(self) -> int:
         visual = self.model.visual
         if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
             raise ConfigError(
-                "clip_tokens=all needs a plain ViT whose class token is the embedding; this open_clip tower is a "
-                f"{type(visual).__name__}. Use clip_tokens=embedding."
+                f"clip_tokens={self.tokens} needs a plain ViT whose class token is the embedding; this "
+                f"open_clip tower is a {type(visual).__name__}. Use clip_tokens=embedding."
             )
         return int(visual.grid_size[0] * visual.grid_size[1])
 
@@ -65,6 +68,15 @@ class OpenClipTower(ClipTower):
         finally:
             visual.output_tokens = False
         return torch.cat([embedding_BD[:, None], patches_BPW @ visual.proj], dim=1)
+
+    def _unprojected(self, pixels_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kept: list[torch.Tensor] = []
+        handle = self.model.visual.transformer.register_forward_hook(lambda module, given, tokens: kept.append(tokens))
+        try:
+            embedding_BD = self.model.visual(pixels_BCHW)
+        finally:
+            handle.remove()
+        return embedding_BD, kept[0][:, 1:]
 
     def _description(self) -> dict[str, Any]:
         return {"tokens": self.tokens, **self.model.settings}
@@ -141,8 +153,7 @@ def load_tower(source: str, dtype: torch.dtype | None) -> OpenClipTower:
     part = VisualPart(model.visual, settings)
     part = part.to(dtype) if dtype is not None else part
     if saved.is_file():
-        tokens: Tokens = "all" if read_json(saved).get("cirray_tokens") == "all" else "embedding"
-        return OpenClipTower(part.eval(), read_transform(source, 224), tokens)
+        return OpenClipTower(part.eval(), read_transform(source, 224), stored_tokens(read_json(saved)))
     return OpenClipTower(part.eval(), _transform(part, preprocess))
 
 

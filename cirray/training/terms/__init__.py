@@ -2,10 +2,14 @@
 
 from cirray.training.terms import (  # noqa: F401
     bank_infonce,
+    composing,
     hard_negative,
     infonce,
     matching,
     prompt_align,
+    retention,
+    retention_distill,
     rtc,
+    rtd_doubling,
     two_hop,
 )

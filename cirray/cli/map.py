@@ -1,0 +1,11 @@
+"""`cirray map`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="map",
+    help="train the map from images to pseudo-words (zero-shot: two-stage, Pic2Word, SEARLE, LinCIR)",
+    config="cirray.pipelines.zeroshot.config:MapRun",
+    run="cirray.pipelines.zeroshot.map:run_map",
+    example="cirray map jobs/configs/map-shapes-small-cpu.yaml",
+)

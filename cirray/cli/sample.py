@@ -1,0 +1,11 @@
+"""`cirray sample`."""
+
+from cirray.cli.verb import Verb
+
+VERB = Verb(
+    name="sample",
+    help="draw a part of a triplets artifact, for studies of scale and quality",
+    config="cirray.pipelines.zeroshot.config:SampleRun",
+    run="cirray.pipelines.zeroshot.sample:run_sample",
+    example="cirray sample jobs/configs/sample-shapes-small-cpu.yaml",
+)

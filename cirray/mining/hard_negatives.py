@@ -1,0 +1,51 @@
+"""Hard negatives of triplets: images that a query ranks high and that are not what it asks for. NumPy alone."""
+
+import numpy as np
+
+from cirray.core.seeding import numpy_generator
+
+UNUSED = -1
+"""Fills the places of a list that is shorter than others."""
+
+
+def hard_lists(
+    query_MD: np.ndarray, image_ND: np.ndarray, reference_M: np.ndarray, target_M: np.ndarray, ranks: tuple[int, int],
+    max_cosine: float, block: int = 1024,
+) -> np.ndarray:  # fmt: skip
+    """For every query, the images at a window of ranks of its own ranking that may be negatives.
+
+    Args:
+        query_MD: queries, norm 1.
+        image_ND: the triplets' images, norm 1; equal ids stand once.
+        reference_M: row of each query's reference image.
+        target_M: row of each query's target image.
+        ranks: first and last rank, from 1.
+        max_cosine: images nearer to the target than this are left out: they may show the same.
+        block: queries at a time.
+
+    Returns:
+        int64 `[M, K]`: rows of images, best first, without target and reference; -1 fills.
+    """
+    low, high = ranks[0] - 1, min(ranks[1], len(image_ND))
+    lists_MK = np.full((len(query_MD), max(high - low, 0)), UNUSED, dtype=np.int64)
+    for begin in range(0, len(query_MD), block):
+        part = slice(begin, begin + block)
+        scores_BN = query_MD[part] @ image_ND.T
+        near_BN = image_ND[target_M[part]] @ image_ND.T > max_cosine
+        order_BN = np.argsort(-scores_BN, axis=1, kind="stable")[:, :high][:, low:]
+        for row, order_K in enumerate(order_BN, start=begin):
+            own = (order_K == target_M[row]) | (order_K == reference_M[row]) | near_BN[row - begin][order_K]
+            kept = order_K[~own]
+            lists_MK[row, : len(kept)] = kept
+    return lists_MK
+
+
+def draw_hard(lists_MK: np.ndarray, rows: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """So many images of each row's list, a pure function of (seed, epoch, row): int64 `[B, count]`, -1 fills."""
+    drawn_BH = np.full((len(rows), count), UNUSED, dtype=np.int64)
+    for place, row in enumerate(rows):
+        usable = lists_MK[row][lists_MK[row] != UNUSED]
+        rng = numpy_generator(seed, "hard negatives", epoch, int(row))
+        chosen = rng.permutation(len(usable))[:count]
+        drawn_BH[place, : len(chosen)] = usable[chosen]
+    return drawn_BH

@@ -1,0 +1,96 @@
+"""Configuration of the zero-shot stages. No torch, no ray."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cirray.core.config import Config
+from cirray.data.config import DataConfig, ImageLimits, TransformConfig
+from cirray.models.towers.config import ClipModelConfig, ClipTrainingConfig
+from cirray.models.words.config import WordMapConfig
+from cirray.training.zeroshot.config import MappingConfig
+
+
+class ClipRun(Config):
+    """Make a small CLIP (image and text encoder in one space) as towers: shipped, or trained on images and captions."""
+
+    source: Literal["asset", "train"] = "asset"
+    """`asset`: shipped, for the embedded world. `train`: from scratch."""
+    corpus: Literal["shapes", "data"] = "shapes"
+    """What is trained on: fresh scenes that no embedded world holds, with captions; or captioned images of `data`."""
+    data: DataConfig = DataConfig()
+    """Images and captions of `corpus=data`."""
+    model: ClipModelConfig = ClipModelConfig()
+    """Sizes of a trained CLIP."""
+    transform: TransformConfig = TransformConfig()
+    """How its images are prepared; `size` is the model's image size."""
+    training: ClipTrainingConfig = ClipTrainingConfig()
+    """Loop, heads."""
+    tokens: Literal["embedding", "all", "unprojected"] = "unprojected"
+    """What the vision tower gives: the image embedding, with projected tokens, or with the last block's patches."""
+    judged: int = Field(500, ge=0)
+    """Fresh pairs among which images and captions must find each other, for the manifest."""
+    limits: ImageLimits = ImageLimits()
+    """Caps on images that are read."""
+    device: str = "cpu"
+    """Where it is trained."""
+    out: str = "~/cirray/quickstart/clip"
+    """Towers artifact (path or URI): `vision/` the frozen tower, `clip/` the whole CLIP in Hugging Face layout."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "ClipRun":
+        if self.source == "train" and self.transform.size != self.model.image_size:
+            raise ValueError(f"transform.size {self.transform.size} must be model.image_size {self.model.image_size}")
+        return self
+
+
+class MapRun(Config):
+    """Train the map from images to pseudo-words (stage 1 of two-stage zero-shot retrieval, or one of its baselines)."""
+
+    data: DataConfig = DataConfig()
+    """Images with captions; no triplet is read."""
+    images: int | None = Field(None, ge=1)
+    """Use only the first so many captioned images; null: all."""
+    caption_origin: str = "data set"
+    """Where the captions come from (people, a captioner and its version), for the manifest."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/clip_features",)
+    """Features artifacts of these images, made by the CLIP's vision tower."""
+    towers: str = "~/cirray/quickstart/clip"
+    """Towers artifact with the CLIP's vision tower; it is copied into the checkpoint."""
+    model: WordMapConfig = WordMapConfig()
+    """phi, injection, prompts; an empty source is the towers artifact's own CLIP."""
+    training: MappingConfig = MappingConfig()
+    """Objective, steps, optimiser."""
+    judged: int = Field(500, ge=0)
+    """Captioned images among which pseudo-sentences must find their image, for the manifest."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
+    device: str = "cpu"
+    """Where it is trained."""
+    out: str = "~/cirray/quickstart/mapped"
+    """Checkpoint artifact (path or URI)."""
+
+    @model_validator(mode="after")
+    def _named(self) -> "MapRun":
+        if not self.features:
+            raise ValueError("features needs at least one artifact")
+        return self
+
+
+class SampleRun(Config):
+    """Draw a part of a triplets artifact, for studies of scale and of quality."""
+
+    triplets: str = "~/cirray/quickstart/checked"
+    """Triplets artifact."""
+    count: int | None = Field(None, ge=1)
+    """Rows drawn; null: all. A smaller sample is part of every larger one of the same seed."""
+    shuffled: float = Field(0.0, ge=0, le=1)
+    """Share of the rows whose texts are dealt out among them anew: wrong texts of the right kind."""
+    template: str = ""
+    """Replaces every text where given (template-only arm)."""
+    seed: int = Field(0, ge=0)
+    """Of the draw and of the shuffle."""
+    out: str = "~/cirray/quickstart/sampled"
+    """Triplets artifact (path or URI)."""

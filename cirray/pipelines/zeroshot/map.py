@@ -1,0 +1,148 @@
+"""Stage 1 of two-stage zero-shot retrieval and its baselines: a map from images to pseudo-words. No triplet is read.
+
+The result is a checkpoint like any other: `evaluate`, `index`, `serve` take it as it is, `finetune` (objective
+composing) goes on from it.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
+from cirray.core.errors import ArtifactError, DataError
+from cirray.core.progress import progress
+from cirray.data.benchmark import CirDataset
+from cirray.data.readers import read_dataset
+from cirray.features.store import FeatureStore
+from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.models.words.word_map import WordMapRetriever, build_word_map
+from cirray.pipelines.actors import find_tower
+from cirray.pipelines.leaks import check_leaks
+from cirray.pipelines.towers import train_stage
+from cirray.pipelines.train import HISTORY, write_history
+from cirray.pipelines.train_inputs import MODEL, VISION
+from cirray.pipelines.zeroshot.config import MapRun
+from cirray.training.zeroshot import mapping, text_only  # noqa: F401  (file their objectives)
+from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED, MapSetup
+from cirray.training.zeroshot.token_search import search_tokens
+from cirray.types import stable_id
+
+WORK = "work-map"
+_PLACES = ("out", "device", "towers", "features")
+
+
+def run_map(run: MapRun) -> Manifest:
+    """Train phi (and injection); a killed run goes on from its last checkpoint and its last block of searched tokens.
+
+    Returns:
+        Manifest of kind "checkpoint"; metric `pseudo_R@1`: how often, among `judged` captioned images, a
+        pseudo-sentence finds its image first.
+
+    Raises:
+        ArtifactError: an input is missing, or the towers did not make the features.
+        DataError: no captioned image, or one without features.
+        ConfigError: an unknown objective, or settings that do not fit.
+    """
+    dataset, features = read_dataset(run.data), FeatureStore.open_many(run.features)
+    images, captions = _captioned(run, dataset, features)
+    guard = check_leaks(run.guard, list(images), run.allow_leaks, "The captioned images")
+    tower = _tower(run, features)
+    inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
+    inputs |= {"rows": stable_id(*images, "captions", *captions), "tower": tower.digest}
+    if is_complete(run.out):
+        finished = open_stage(run.out, "checkpoint", _content(run), inputs).finished
+        assert finished is not None
+        return finished
+    source = run.model.source or str(Path(find_tower(run.towers)).parent)
+    model = run.model.model_copy(update={"source": source})
+    retriever = build_word_map(model, features.shape[1], run.training.seed).to(run.device)
+    if run.training.objective != UNTRAINED:
+        MAPPINGS.get(run.training.objective)
+    stage = open_stage(run.out, "checkpoint", _content(run), inputs)
+    setup = MapSetup(retriever, images, captions, features, run.training)
+    history = _train(stage, setup)
+    retriever.cpu().train_composing().save(stage.local / MODEL)
+    tower.save(stage.local / MODEL / VISION)
+    write_history(stage.local / HISTORY, history)
+    metrics = _metrics(retriever, setup, run.judged)
+    shutil.rmtree(stage.local / WORK, ignore_errors=True)
+    extra = {"run": run.to_dict(), "caption_origin": run.caption_origin, **guard}
+    return stage.publish({"images": len(images), "steps": len(history) and run.training.steps}, metrics, extra)
+
+
+def _train(stage: Stage, setup: MapSetup) -> list[dict[str, float]]:
+    if setup.config.objective == UNTRAINED:
+        return []
+    work = stage.local / WORK
+    if setup.config.objective == "distil":
+        tokens_MNW = _searched(setup, work / "tokens")
+        setup = MapSetup(
+            setup.retriever, setup.images, setup.captions, setup.features, setup.config, tokens_MNW
+        )  # fmt: skip
+    task = MAPPINGS.get(setup.config.objective)(setup)
+    return train_stage(task, setup.config, work, f"map images to words ({setup.config.objective})")
+
+
+def _searched(setup: MapSetup, folder: Path) -> np.ndarray:
+    """A token for every image, in blocks that are kept as they are done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks, size = [], setup.config.search.batch
+    with progress("search tokens", len(setup.images), "images") as advance:
+        for begin in range(0, len(setup.images), size):
+            rows, path = range(begin, min(begin + size, len(setup.images))), folder / f"{begin:09d}.npy"
+            if not path.is_file():
+                scratch = path.with_suffix(".tmp.npy")
+                np.save(scratch, search_tokens(setup, rows).numpy())
+                scratch.replace(path)
+            blocks.append(np.load(path))
+            advance(len(rows))
+    return np.concatenate(blocks)
+
+
+def _captioned(run: MapRun, dataset: CirDataset, features: FeatureStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    images = sorted(name for name, text in dataset.captions.items() if name in dataset.images and text.strip())
+    images = images[: run.images]
+    if not images:
+        raise DataError(
+            f"{dataset.name!r} has no captioned image. Mapping needs images with one caption each: name a data set "
+            "that has them, or write captions with a captioner first (field captions of format folder)."
+        )
+    missing = features.missing(images)
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of {len(images):,} captioned images have no features, e.g. {missing[0]!r}. Embed them "
+            "with the CLIP's tower first (cirray embed)."
+        )
+    return tuple(images), tuple(dataset.captions[name] for name in images)
+
+
+def _tower(run: MapRun, features: FeatureStore) -> VisionTower:
+    tower = load_vision_tower(find_tower(run.towers))
+    if tower.digest != features.info.encoder_digest:
+        raise ArtifactError(
+            f"The features were made by vision tower {features.info.encoder_digest[:12]}, {run.towers!r} holds tower "
+            f"{tower.digest[:12]}. Name the towers that made the features, or embed the images again."
+        )
+    return tower
+
+
+@torch.inference_mode()
+def _metrics(retriever: WordMapRetriever, setup: MapSetup, judged: int) -> dict[str, Any]:
+    ids = setup.images[:judged]
+    if not ids or retriever.config.query != "composed":
+        return {}
+    retriever.eval()
+    patches_BPD = torch.from_numpy(setup.features.get(list(ids)))
+    pseudo_BD = retriever.pseudo_sentences(retriever.encode_reference(patches_BPD))
+    scores_BB = retriever.score(pseudo_BD, retriever.encode_gallery(patches_BPD))
+    found = (scores_BB.argmax(1) == torch.arange(len(ids))).float().mean()
+    return {"pseudo_R@1": round(float(found), 4)}
+
+
+def _content(run: MapRun) -> dict[str, Any]:
+    """What decides the result; places and devices do not, and digests stand for the inputs."""
+    config = run.to_dict()
+    return {name: value for name, value in config.items() if name not in (*_PLACES, "data", "guard", "allow_leaks")}

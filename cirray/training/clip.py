@@ -1,0 +1,126 @@
+"""Pretraining of a small CLIP: images against captions (InfoNCE both ways), with dense heads where cells are known.
+
+The heads read every cell of a scene (which object, colour, shape, size) from a patch, from the image embedding and from
+the caption embedding, the last two by one and the same linear map: that puts both into one space within some hundred
+steps, where contrast alone takes thousands. They are thrown away.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cirray.losses.output import LossOutput, weighted_sum
+from cirray.losses.soft_text import symmetric_contrast
+from cirray.models.towers.small_clip import SmallClip
+from cirray.training.gather import Gather
+
+_IGNORE, _LOWEST, _HIGHEST = -100, 0.01, 0.2
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """uint8 `images_BHWC`, captions as ids and mask, and classes of every cell by head `cells[name]_BP` (or none)."""
+
+    images_BHWC: torch.Tensor
+    ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    cells: Mapping[str, torch.Tensor]
+
+    def to(self, device: torch.device | str) -> "ClipBatch":
+        """The same batch on another device."""
+        cells = {name: labels_BP.to(device) for name, labels_BP in self.cells.items()}
+        return ClipBatch(self.images_BHWC.to(device), self.ids_BT.to(device), self.mask_BT.to(device), cells)
+
+
+class ClipLearner(nn.Module):
+    """A CLIP with the throw-away heads of its pretraining."""
+
+    def __init__(self, clip: SmallClip, cells: Mapping[str, int], patches: int, vision_width: int, width: int) -> None:
+        """Add heads.
+
+        Args:
+            clip: trained in place.
+            cells: classes of each per-cell head, by name; none without known cells.
+            patches: cells (and patches) of an image.
+            vision_width: width of patch tokens.
+            width: width of the common space.
+        """
+        super().__init__()
+        self.clip = clip
+        self.by_patch = nn.ModuleDict({name: nn.Linear(vision_width, classes) for name, classes in cells.items()})
+        self.place = nn.Linear(vision_width, patches)
+        self.by_vector = nn.ModuleDict({name: nn.Linear(width, patches * classes) for name, classes in cells.items()})
+
+    def forward(self, batch: ClipBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Image and caption vectors of norm 1 `[B, D]`, and the heads' loss."""
+        image_BD, patches_BPW = self.clip.look(batch.images_BHWC)
+        text_BD = self.clip.read(batch.ids_BT, batch.mask_BT)
+        image_BD, text_BD = F.normalize(image_BD, dim=-1), F.normalize(text_BD, dim=-1)
+        return image_BD, text_BD, self._dense(batch, image_BD, text_BD, patches_BPW)
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """The learned temperature."""
+        return (-self.clip.model.logit_scale).exp().clamp(_LOWEST, _HIGHEST)
+
+    def _dense(
+        self, batch: ClipBatch, image_BD: torch.Tensor, text_BD: torch.Tensor, patches_BPW: torch.Tensor
+    ) -> torch.Tensor:
+        if not batch.cells:
+            return image_BD.new_zeros(())
+        places_BP = torch.arange(patches_BPW.shape[1], device=patches_BPW.device).expand(len(patches_BPW), -1)
+        losses = [_cross_entropy(self.place(patches_BPW), places_BP)]
+        scale = image_BD.shape[1] ** 0.5
+        for name, labels_BP in batch.cells.items():
+            losses.append(_cross_entropy(self.by_patch[name](patches_BPW), labels_BP))
+            for vector_BD in (image_BD, text_BD):
+                logits_BPC = self.by_vector[name](vector_BD * scale).unflatten(1, (labels_BP.shape[1], -1))
+                losses.append(_cross_entropy(logits_BPC, labels_BP))
+        return torch.stack(losses).sum()
+
+
+class ClipTask:
+    """Trains a CLIP on batches that a source makes from the step number."""
+
+    def __init__(self, learner: ClipLearner, source: Callable[[int, int, int], ClipBatch], dense: float) -> None:
+        """Prepare.
+
+        Args:
+            learner: trained in place.
+            source: (step, rank, world) -> the rank's share of the batch.
+            dense: weight of the heads.
+        """
+        self._learner, self._source, self._dense = learner, source, dense
+
+    def model(self) -> nn.Module:
+        """The CLIP with its heads."""
+        return self._learner
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[ClipBatch]:
+        """Batches of step after step, without end."""
+        step = start_step
+        while True:
+            yield self._source(step, rank, world)
+            step += 1
+
+    def loss(self, model: nn.Module, batch: ClipBatch, gather: Gather) -> LossOutput:
+        """Contrast over all ranks' rows, and the heads."""
+        image_BD, text_BD, dense = model(batch)
+        positive_B = torch.arange(len(image_BD), device=image_BD.device) + gather.rank * len(image_BD)
+        contrast = symmetric_contrast(
+            image_BD, text_BD, gather.rows(image_BD), gather.rows(text_BD), positive_B, self._learner.temperature
+        ).mean()
+        terms, weights = {"contrast": contrast, "cells": dense}, {"contrast": 1.0, "cells": self._dense}
+        return weighted_sum(terms, {name: weight for name, weight in weights.items() if weight})
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the CLIP; the heads are dropped."""
+        self._learner.clip.save(folder)
+
+
+def _cross_entropy(logits_BPC: torch.Tensor, labels_BP: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits_BPC.flatten(0, 1), labels_BP.flatten(), ignore_index=_IGNORE)

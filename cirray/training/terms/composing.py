@@ -1,0 +1,126 @@
+"""The composing term L_cmp: a query against the batch's targets, its own reference and mined images of its own.
+
+Two-stage mapping/composing, after arXiv 2504.17990; the form is ours. The image side is frozen, so vectors of all
+images are taken once, from the start weights, and a step reads no image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cirray.core.errors import ConfigError
+from cirray.losses.composing import composing
+from cirray.losses.duplicates import other_copies
+from cirray.mining.hard_negatives import UNUSED, draw_hard, hard_lists
+from cirray.models.batch import Wanted
+from cirray.models.scoring import score
+from cirray.training.config import TrainingConfig
+from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
+
+_BLOCK = 256
+
+
+@TERMS.register("composing")
+class Composing(Term):
+    """InfoNCE over targets, with the own reference and H_i as further candidates of each row."""
+
+    def __init__(self, setup: TermSetup) -> None:
+        """Encode all images once, rank them for every query by the start weights, keep each query's hard ones."""
+        super().__init__(setup)
+        settings = setup.config.composing
+        self._image_ID, self._lists_MK = torch.empty(0), np.empty((0, 0), dtype=np.int64)
+        if settings.hard:
+            self._image_ID = image_vectors(setup)
+            places = {name: place for place, name in enumerate(setup.image_ids)}
+            reference_M, target_M = (
+                np.array([places[getattr(row, role)] for row in setup.triplets])
+                for role in ("reference_id", "target_id")
+            )
+            self._lists_MK = hard_lists(
+                query_vectors(setup).numpy(), self._image_ID.numpy(), reference_M, target_M, settings.ranks,
+                settings.max_cosine,
+            )  # fmt: skip
+
+    @classmethod
+    def wanted(cls, config: TrainingConfig) -> Wanted:
+        """The references' vectors."""
+        return Wanted(references=True)
+
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """Scalar, in nats.
+
+        Raises:
+            ConfigError: where hard negatives are asked of a retriever that trains its image side.
+        """
+        output, batch, settings = given.output, given.batch, given.config.composing
+        key_N, rows = given.gather.rows(batch.target_key_B), len(output.query_BD)
+        positive_B = torch.arange(rows, device=key_N.device) + given.gather.rank * rows
+        hidden_BN = other_copies(key_N, positive_B) if given.config.mask_duplicates else None
+        if hidden_BN is not None and settings.reference:
+            # The own reference stands once among the candidates, also where it is another row's target.
+            hidden_BN = hidden_BN | ((key_N[None, :] == batch.reference_key_B[:, None]) & _not_own(positive_B, key_N))
+        negative_BH, dropped_BH = self._own_negatives(given)
+        loss_B = composing(
+            score(output.query_BD, given.gather.rows(output.target_BQD)), positive_B, output.temperature, hidden_BN,
+            negative_BH, dropped_BH,
+        )  # fmt: skip
+        return given.mean(loss_B)
+
+    def _own_negatives(self, given: TermInput) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        output, batch, settings = given.output, given.batch, given.config.composing
+        scores, dropped = [], []
+        if settings.reference:
+            assert output.reference_BQD is not None
+            scores.append(own_scores(output.query_BD, output.reference_BQD[:, None]))
+            dropped.append((batch.reference_key_B == batch.target_key_B)[:, None])
+        if settings.hard:
+            if output.target_BQD.requires_grad:
+                raise ConfigError(
+                    "Hard negatives are mined once from frozen image vectors, but this retriever trains its image "
+                    "side. Set training.composing.hard=0, or use a retriever with a frozen one (word_map)."
+                )
+            assert batch.row_B is not None and batch.epoch is not None
+            hard_BH = torch.from_numpy(
+                draw_hard(self._lists_MK, batch.row_B.cpu().numpy(), settings.hard, given.config.seed, int(batch.epoch))
+            )
+            vectors_BHD = self._image_ID[hard_BH.clamp_min(0)].to(output.query_BD.device)
+            scores.append(own_scores(output.query_BD, vectors_BHD[:, :, None]))
+            dropped.append((hard_BH == UNUSED).to(output.query_BD.device))
+        return (torch.cat(scores, dim=1), torch.cat(dropped, dim=1)) if scores else (None, None)
+
+
+def own_scores(query_BD: torch.Tensor, images_BKQD: torch.Tensor) -> torch.Tensor:
+    """Similarity of every query to images of its own: `[B, K]`, the best of an image's tokens."""
+    return torch.einsum("bd,bkqd->bkq", query_BD, images_BKQD).amax(dim=2)
+
+
+@torch.no_grad()
+def image_vectors(setup: TermSetup) -> torch.Tensor:
+    """First gallery vector of every image by the start weights, `[I, D]` on the CPU."""
+    setup.retriever.eval()
+    blocks = [
+        setup.retriever.encode_gallery(_patches(setup, setup.image_ids[begin : begin + _BLOCK]))[:, 0].float().cpu()
+        for begin in range(0, len(setup.image_ids), _BLOCK)
+    ]
+    return torch.cat(blocks)
+
+
+@torch.no_grad()
+def query_vectors(setup: TermSetup) -> torch.Tensor:
+    """Query of every triplet by the start weights, `[M, D]` on the CPU."""
+    retriever, blocks = setup.retriever.eval(), []
+    for begin in range(0, len(setup.triplets), _BLOCK):
+        rows = setup.triplets[begin : begin + _BLOCK]
+        state = retriever.encode_reference(_patches(setup, [row.reference_id for row in rows]))
+        text = retriever.tokenize([row.modification for row in rows])
+        blocks.append(retriever.compose(state, text).float().cpu())
+    return torch.cat(blocks)
+
+
+def _patches(setup: TermSetup, ids: Sequence[str]) -> torch.Tensor:
+    return torch.from_numpy(setup.features.get(list(ids))).to(setup.retriever.device)
+
+
+def _not_own(positive_B: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(key_N), device=key_N.device)[None, :] != positive_B[:, None]

@@ -1,0 +1,35 @@
+"""Retention: after the text encoder has been tuned, "a photo of $" must still find its image.
+
+L_ret = InfoNCE(y_i, v_{r_i}) over the batch's references, y_i the pseudo-sentence by the tuned encoder (two-stage
+mapping/composing, after arXiv 2504.17990; the form is ours). Tuning text alone to a frozen image side collapses
+without it.
+"""
+
+import torch
+
+from cirray.losses.composing import composing
+from cirray.losses.duplicates import other_copies
+from cirray.models.batch import Wanted
+from cirray.models.scoring import score
+from cirray.models.words.word_map import PLAIN
+from cirray.training.config import TrainingConfig
+from cirray.training.terms.base import TERMS, Term, TermInput
+
+
+@TERMS.register("retention")
+class Retention(Term):
+    """InfoNCE of pseudo-sentences against references; other copies of the own reference are hidden."""
+
+    @classmethod
+    def wanted(cls, config: TrainingConfig) -> Wanted:
+        """Pseudo-sentences and references."""
+        return Wanted(references=True, more=frozenset({PLAIN}))
+
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """Scalar, in nats."""
+        output, batch = given.output, given.batch
+        assert output.reference_BQD is not None
+        plain_BD, key_N = output.more[PLAIN], given.gather.rows(batch.reference_key_B)
+        positive_B = torch.arange(len(plain_BD), device=key_N.device) + given.gather.rank * len(plain_BD)
+        scores_BN = score(plain_BD, given.gather.rows(output.reference_BQD))
+        return given.mean(composing(scores_BN, positive_B, output.temperature, other_copies(key_N, positive_B)))

@@ -1,0 +1,48 @@
+"""Retention by distillation: the tuned pseudo-sentence stays near the frozen one, 1 - cos(y_i, u_i).
+
+The other form of L_ret (two-stage mapping/composing, after arXiv 2504.17990; the form is ours).
+"""
+
+import torch
+
+from cirray.core.errors import ConfigError
+from cirray.models.batch import Wanted
+from cirray.models.words.word_map import PLAIN, WordMapRetriever
+from cirray.training.config import TrainingConfig
+from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
+
+_BLOCK = 256
+
+
+@TERMS.register("retention_distill")
+class RetentionDistill(Term):
+    """Distance to the pseudo-sentence that the start weights make of the same image."""
+
+    def __init__(self, setup: TermSetup) -> None:
+        """Encode every reference's pseudo-sentence once, by the start weights.
+
+        Raises:
+            ConfigError: for a retriever without pseudo-words.
+        """
+        super().__init__(setup)
+        if not isinstance(setup.retriever, WordMapRetriever):
+            raise ConfigError(f"retention_distill is for word_map retrievers, not for {setup.retriever.kind!r}.")
+        retriever, references = setup.retriever.eval(), {row.reference_id for row in setup.triplets}
+        chosen = [place for place, name in enumerate(setup.image_ids) if name in references]
+        self._frozen_ID = torch.zeros(len(setup.image_ids), retriever.config.embed_dim)
+        with torch.no_grad():
+            for begin in range(0, len(chosen), _BLOCK):
+                part = chosen[begin : begin + _BLOCK]
+                patches_BPD = torch.from_numpy(setup.features.get([setup.image_ids[place] for place in part]))
+                self._frozen_ID[part] = retriever.pseudo_sentences(retriever.encode_reference(patches_BPD)).cpu()
+
+    @classmethod
+    def wanted(cls, config: TrainingConfig) -> Wanted:
+        """Pseudo-sentences."""
+        return Wanted(more=frozenset({PLAIN}))
+
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """Scalar, from 0 to 2."""
+        plain_BD = given.output.more[PLAIN]
+        frozen_BD = self._frozen_ID[given.batch.reference_key_B.cpu()].to(plain_BD.device)
+        return given.mean(1 - (plain_BD * frozen_BD).sum(dim=1))

@@ -1,0 +1,38 @@
+"""One batch of 2N rows: composed queries with their targets, and pseudo-sentences with their references.
+
+Among 2N candidates the own reference is a negative by construction, and the plain mapping is trained beside the
+composed one (RTD's doubling; a variant of stage 2 of two-stage mapping/composing, after arXiv 2504.17990).
+"""
+
+import torch
+
+from cirray.losses.composing import composing
+from cirray.losses.duplicates import other_copies
+from cirray.models.batch import Wanted
+from cirray.models.scoring import score
+from cirray.models.words.word_map import PLAIN
+from cirray.training.config import TrainingConfig
+from cirray.training.terms.base import TERMS, Term, TermInput
+
+
+@TERMS.register("rtd_doubling")
+class RtdDoubling(Term):
+    """InfoNCE over both halves; candidates that show a row's positive again are hidden."""
+
+    @classmethod
+    def wanted(cls, config: TrainingConfig) -> Wanted:
+        """Pseudo-sentences and references."""
+        return Wanted(references=True, more=frozenset({PLAIN}))
+
+    def __call__(self, given: TermInput) -> torch.Tensor:
+        """Scalar, in nats: the mean of the two halves."""
+        output, batch, gather = given.output, given.batch, given.gather
+        assert output.reference_BQD is not None
+        tokens_MQD = torch.cat([gather.rows(output.target_BQD), gather.rows(output.reference_BQD)])
+        key_M = torch.cat([gather.rows(batch.target_key_B), gather.rows(batch.reference_key_B)])
+        own_B = torch.arange(len(output.query_BD), device=key_M.device) + gather.rank * len(output.query_BD)
+        halves = []
+        for query_BD, positive_B in ((output.query_BD, own_B), (output.more[PLAIN], own_B + len(key_M) // 2)):
+            hidden_BM = other_copies(key_M, positive_B)
+            halves.append(composing(score(query_BD, tokens_MQD), positive_B, output.temperature, hidden_BM))
+        return given.mean((halves[0] + halves[1]) / 2)

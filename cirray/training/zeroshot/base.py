@@ -1,0 +1,85 @@
+"""What trains a map from images to pseudo-words: captioned images, a retriever whose phi learns, a task."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cirray.core.registry import Registry
+from cirray.models.words.word_map import WordMapRetriever
+from cirray.training.sampler import BatchSampler
+from cirray.training.task import Task
+from cirray.training.terms.base import FeatureLookup
+from cirray.training.zeroshot.config import MappingConfig
+
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class MapSetup:
+    """What a task is made from: every image once, with its one caption."""
+
+    retriever: WordMapRetriever
+    images: tuple[str, ...]
+    captions: tuple[str, ...]
+    features: FeatureLookup
+    config: MappingConfig
+    tokens_MNW: np.ndarray | None = None
+    """Tokens found image by image, where the objective distils them."""
+
+
+MAPPINGS: Registry[Callable[[MapSetup], Task]] = Registry("mapping objective")
+"""Name -> task of the one training loop."""
+UNTRAINED = "untrained"
+"""The objective that trains nothing: training-free rows of a table."""
+
+
+class MapTask:
+    """The part that all objectives share: rows by a sampler, saving. Subclasses make batches and the loss."""
+
+    def __init__(self, setup: MapSetup, learner: nn.Module) -> None:
+        """Let phi and injection learn, and cut the rows into epochs.
+
+        Raises:
+            ConfigError: when the images do not fill a batch.
+        """
+        setup.retriever.train_mapping()
+        self.setup, self._learner = setup, learner
+        self._sampler = BatchSampler(len(setup.images), setup.config.batch, setup.config.seed)
+
+    def model(self) -> nn.Module:
+        """The learner around the retriever."""
+        return self._learner
+
+    def rows(self, start_step: int, rank: int, world: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Step and the calling rank's rows, step after step, without end."""
+        step = start_step
+        while True:
+            yield step, self._sampler.rows(step, rank, world)
+            step += 1
+
+    def patches(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """The tower's tokens of some rows' images."""
+        return torch.from_numpy(self.setup.features.get([self.setup.images[int(row)] for row in rows]))
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the retriever, its text encoder's adapters ready to be trained."""
+        self.setup.retriever.train_composing().save(folder)
+
+
+@torch.no_grad()
+def caption_vectors(retriever: WordMapRetriever, captions: Sequence[str]) -> torch.Tensor:
+    """E0 of captions, frozen: `[N, D]` on the CPU, not normalised. Computed once."""
+    retriever.eval()
+    blocks = [
+        retriever.read_captions(captions[begin : begin + _BLOCK]).cpu() for begin in range(0, len(captions), _BLOCK)
+    ]
+    return torch.cat(blocks)
+
+
+def places_among_all(rows: int, rank: int, device: torch.device) -> torch.Tensor:
+    """Where a rank's rows stand among the gathered ones."""
+    return torch.arange(rows, device=device) + rank * rows

@@ -1,0 +1,82 @@
+"""Configuration of the mapping stage and its baselines. No torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cirray.training.config import LoopConfig, OptimizerConfig
+
+
+class MappingOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of the mapping stage."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay (Pic2Word: 0.1)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    schedule: Literal["one_cycle", "cosine", "constant"] = "cosine"
+    """Linear warm-up, then cosine down."""
+    warmup: float = Field(0.025, ge=0, lt=1)
+    """Share of the schedule that warms up (500 of 20,000 steps)."""
+
+
+class TokenSearchConfig(LoopConfig):
+    """SEARLE's first part: a token for every image, found by gradient descent (OTI)."""
+
+    steps: int = Field(350, ge=1)
+    """Steps for every image."""
+    batch: int = Field(256, ge=1)
+    """Images at a time."""
+    optimizer: MappingOptimizerConfig = MappingOptimizerConfig(lr=2e-2, schedule="constant", warmup=0.0)
+    """AdamW at a constant rate."""
+    average: float = Field(0.99, ge=0, lt=1)
+    """Decay of the moving average that is kept as the token."""
+    phrase_weight: float = Field(0.5, ge=0)
+    """Weight of the phrase term: a phrase with the token must mean what the phrase with the image's caption means."""
+
+
+class MappingConfig(LoopConfig):
+    """How phi and injection learn."""
+
+    objective: str = "mapping"
+    """`mapping`: pseudo-sentences against images and captions (two-stage; Pic2Word with `alignment=none`). `text_only`:
+    masked captions (LinCIR). `distil`: tokens found image by image, then distilled (SEARLE). `untrained`: nothing."""
+    steps: int = Field(20_000, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(512, ge=2)
+    """Images (or captions) per step."""
+    optimizer: MappingOptimizerConfig = MappingOptimizerConfig()
+    """AdamW and schedule."""
+    temperature: float = Field(0.01, gt=0)
+    """Of the mapping loss: CLIP's own, fixed."""
+    alignment: Literal["none", "hard", "soft", "mixed"] = "mixed"
+    """Soft text alignment: left out, its cross-entropy alone, its KL alone, or both."""
+    lambda_sta: float = Field(1.0, ge=0)
+    """Weight of the soft text alignment."""
+    teacher_temperature: float = Field(0.05, gt=0)
+    """tau_t of the captions' own distribution."""
+    student_temperature: float = Field(0.07, gt=0)
+    """tau_s of the pseudo-sentences' distribution."""
+    hardness: float = Field(0.5, ge=0, le=1)
+    """h of `alignment=mixed`."""
+    teacher_mix: float = Field(0.0, ge=0, le=1)
+    """eta: share of the image's own distribution over captions in the teacher."""
+    noise: float = Field(1.0, ge=0)
+    """text_only: scale of the noise, U(0, 1) a sample times N(0, 1) a number."""
+    keep_words: tuple[str, ...] = (
+        "in", "on", "at", "of", "to", "with", "and", "or", "by", "for", "from", "is", "are", "has", "have", "be",
+        "over", "under", "near", "into", "while", "as", "that", "which", "it", "its", "their", "there",
+    )  # fmt: skip
+    """text_only: words that are never masked; runs of all others become one slot."""
+    search: TokenSearchConfig = TokenSearchConfig()
+    """distil: the tokens that are distilled."""
+    distil_temperature: float = Field(0.25, gt=0)
+    """distil: temperature of the contrast of phi's tokens with the searched ones."""
+    phrase_weight: float = Field(0.75, ge=0)
+    """distil: weight of the phrase term."""
+    phrases: tuple[str, ...] = ("a photo of $", "a picture of $", "this shows $ and something else", "there is $")
+    """distil, search: phrases with a slot; one is drawn at each step."""
+    checkpoint_every: int | None = Field(500, ge=1)
+    """Steps between checkpoints for resuming."""

@@ -1,0 +1,86 @@
+"""Stage 1: pseudo-sentences find their images (L_map) and speak for captions as their own caption does (L_sta).
+
+L_1 = L_map + lambda_sta L_sta, after "two-stage mapping/composing", arXiv 2504.17990; with `alignment=none` and a phi
+of its shape this is Pic2Word. Only phi and injection learn; captions are encoded once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cirray.losses.output import LossOutput, weighted_sum
+from cirray.losses.soft_text import caption_teacher, soft_text, symmetric_contrast
+from cirray.models.words.word_map import WordMapRetriever, unit
+from cirray.training.gather import Gather
+from cirray.training.zeroshot.base import MAPPINGS, MapSetup, MapTask, caption_vectors, places_among_all
+
+_HARDNESS = {"soft": 0.0, "hard": 1.0}
+
+
+@dataclass(frozen=True)
+class MapBatch:
+    """Tower's tokens `patches_BPD` of images, and their captions' frozen vectors `caption_BD`."""
+
+    patches_BPD: torch.Tensor
+    caption_BD: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "MapBatch":
+        """The same batch on another device."""
+        return MapBatch(self.patches_BPD.to(device), self.caption_BD.to(device))
+
+
+class Mapper(nn.Module):
+    """A retriever whose forward pass gives images' vectors and their pseudo-sentences'."""
+
+    def __init__(self, retriever: WordMapRetriever) -> None:
+        """Wrap a retriever, trained in place."""
+        super().__init__()
+        self.retriever = retriever
+
+    def forward(self, batch: MapBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """U and v: pseudo-sentences and images `[B, D]`, norm 1."""
+        tokens_BNW = self.retriever.encode_reference(batch.patches_BPD)
+        return self.retriever.pseudo_sentences(tokens_BNW), self.retriever.encode_gallery(batch.patches_BPD)[:, 0]
+
+
+@MAPPINGS.register("mapping")
+class MappingTask(MapTask):
+    """L_map, and L_sta in the form that `alignment` names."""
+
+    def __init__(self, setup: MapSetup) -> None:
+        """Encode the captions once, where they are used."""
+        super().__init__(setup, Mapper(setup.retriever))
+        self._captions_ND = unit(caption_vectors(setup.retriever, setup.captions))
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[MapBatch]:
+        """The calling rank's images and captions, without end."""
+        for _, rows in self.rows(start_step, rank, world):
+            yield MapBatch(self.patches(rows), self._captions_ND[torch.as_tensor(rows)])
+
+    def loss(self, model: nn.Module, batch: MapBatch, gather: Gather) -> LossOutput:
+        """L_1 of this rank's rows against the rows of all ranks."""
+        config = self.setup.config
+        pseudo_BD, image_BD = model(batch)
+        positive_B = places_among_all(len(pseudo_BD), gather.rank, pseudo_BD.device)
+        terms = {
+            "map": symmetric_contrast(
+                pseudo_BD, image_BD, gather.rows(pseudo_BD), gather.rows(image_BD), positive_B, config.temperature
+            ).mean()
+        }
+        if config.alignment != "none":
+            terms["sta"] = self._alignment(pseudo_BD, image_BD, batch.caption_BD, positive_B, gather)
+        weights = {"map": 1.0, "sta": config.lambda_sta}
+        return weighted_sum(terms, {name: weights[name] for name in terms})
+
+    def _alignment(
+        self, pseudo_BD: torch.Tensor, image_BD: torch.Tensor, caption_BD: torch.Tensor, positive_B: torch.Tensor,
+        gather: Gather,
+    ) -> torch.Tensor:  # fmt: skip
+        config, captions_ND = self.setup.config, gather.rows(caption_BD)
+        teacher_BN = caption_teacher(
+            caption_BD, captions_ND, config.teacher_temperature, image_BD.detach(), config.teacher_mix
+        )
+        hardness = _HARDNESS.get(config.alignment, config.hardness)
+        return soft_text(pseudo_BD, captions_ND, positive_B, teacher_BN, config.student_temperature, hardness).mean()

@@ -1,0 +1,11 @@
+"""`cirray sample` as a Ray job: `python jobs/sample.py [CONFIG.yaml] [path.to.field=value ...]`."""
+
+import sys
+from pathlib import Path
+
+from cirray.cli.main import job
+
+CONFIG = Path(__file__).parent / "configs" / "sample-shapes-small-cpu.yaml"
+
+if __name__ == "__main__":
+    sys.exit(job("sample", str(CONFIG), needs=("checked",)))

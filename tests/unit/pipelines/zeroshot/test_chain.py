@@ -1,0 +1,257 @@
+"""The zero-shot chain on a tiny world: clip, embed, map, finetune, index, evaluate; and samples of triplets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cirray.core.artifacts import read_manifest
+from cirray.core.config import validate
+from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.data.images import open_place
+from cirray.evaluation.config import EvaluateRun
+from cirray.features.store import FeatureStore
+from cirray.index.store import open_index
+from cirray.models.retriever_files import load_retriever
+from cirray.pipelines.config import EmbedRun, FinetuneRun, IndexRun
+from cirray.pipelines.embed import run_embed
+from cirray.pipelines.evaluate import run_evaluate
+from cirray.pipelines.index import run_index
+from cirray.pipelines.train import run_train
+from cirray.pipelines.world import run_world
+from cirray.pipelines.zeroshot import map as map_stage
+from cirray.pipelines.zeroshot.clip import run_clip
+from cirray.pipelines.zeroshot.config import ClipRun, MapRun, SampleRun
+from cirray.pipelines.zeroshot.map import run_map
+from cirray.pipelines.zeroshot.sample import run_sample
+from cirray.retriever import ComposedRetriever
+from cirray.runs import WorldRun
+from cirray.triplets.store import TripletStore
+
+WORLD = {
+    "labelled_families": 24, "heldout_families": 6, "pool_families": 5, "gallery_references": 3, "pool_captions": True,
+}  # fmt: skip
+CLIP = {
+    "source": "train", "judged": 20,
+    "model": {"vision_width": 16, "text_width": 16, "embed_dim": 12, "vision_layers": 1, "text_layers": 1},
+    "training": {"steps": 3, "batch": 8, "checkpoint_every": None},
+}  # fmt: skip
+LOOP = {"steps": 4, "batch": 8, "log_every": 2, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("chain")
+    run_world(validate(WorldRun, {"shapes": WORLD, "out": str(root / "world")}))
+    run_clip(validate(ClipRun, {**CLIP, "out": str(root / "clip")}))
+    embed = {"data": data(root), "tower": str(root / "clip"), "out": str(root / "features"), "ray": {"enabled": False}}
+    run_embed(validate(EmbedRun, embed))
+    run_map(mapping(root, "mapped"))
+    return root
+
+
+def data(root):
+    return {"folder": {"root": str(root / "world")}}
+
+
+def mapping(root, name, model=None, **training):
+    return validate(
+        MapRun,
+        {
+            "data": data(root), "features": [str(root / "features")], "towers": str(root / "clip"), "judged": 20,
+            "model": {"injection": {"heads": 4}, "text_length": 32, **(model or {})},
+            "training": {**LOOP, **training}, "out": str(root / name),
+        },
+    )  # fmt: skip
+
+
+def composing(root, name, **fields):
+    tree = {
+        "data": data(root), "features": [str(root / "features")], "towers": str(root / "clip"), "reverse_texts": [],
+        "init": str(root / "mapped"), "ray": {"enabled": False}, "out": str(root / name), **fields,
+    }  # fmt: skip
+    tree["training"] = {"objective": "composing", **LOOP, **fields.get("training", {})}
+    return validate(FinetuneRun, tree)
+
+
+def test_a_clip_is_a_towers_artifact_whose_first_token_is_the_image_embedding(root):
+    from cirray.models.towers.hf_blip2 import load_vision_tower
+
+    manifest = read_manifest(root / "clip", "towers")
+    assert set(manifest.metrics) == {"image_to_text_R@1", "text_to_image_R@1"}
+    store = FeatureStore.open(root / "features")
+    assert store.shape == (10, 16) and store.info.encoder_digest == manifest.extra["encoder_digest"]
+    whole = load_vision_tower(root / "clip" / "clip")
+    assert whole.width == 12 and whole.num_tokens == 1
+    assert np.all(store.get(store.ids[:3])[:, 0, 12:] == 0)
+
+
+def test_a_clip_of_another_data_set_is_trained_on_its_captions(root, tmp_path):
+    run = validate(ClipRun, {**CLIP, "corpus": "data", "data": data(root), "out": str(tmp_path / "clip")})
+    assert run_clip(run).kind == "towers" and run_clip(run).digest == read_manifest(tmp_path / "clip").digest
+
+
+def test_pool_images_have_captions_where_asked_and_nothing_else_changes(root, tmp_path):
+    plain = tmp_path / "plain"
+    run_world(validate(WorldRun, {"shapes": {**WORLD, "pool_captions": False}, "out": str(plain)}))
+    names = ("triplets", "queries", "scenes")
+    assert all((plain / f"{n}.jsonl").read_bytes() == (root / "world" / f"{n}.jsonl").read_bytes() for n in names)
+    rows = (root / "world" / "captions.jsonl").read_text().splitlines()
+    assert rows[: 24 * 5] == (plain / "captions.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["image"].startswith("pool-") for row in rows[24 * 5 :]) and len(rows) == 24 * 5 + 20
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "training"),
+    [
+        ("pic2word", {"injection": {"layers": 0}, "phi": {"hidden": 16, "dropout": 0.1, "activation": "relu"},
+                      "query_prompt": "a photo of $ , {text}"}, {"alignment": "none"}),
+        ("searle", {"injection": {"layers": 0}}, {"objective": "distil", "search": {"steps": 2, "batch": 50}}),
+        ("lincir", {"injection": {"layers": 0}}, {"objective": "text_only"}),
+        ("sum", {"query": "sum"}, {"objective": "untrained"}),
+    ],
+)  # fmt: skip
+def test_the_baselines_are_configs_whose_checkpoints_evaluate(root, name, model, training):
+    manifest = run_map(mapping(root, name, model, **training))
+    assert manifest.counts["images"] == 140 and run_map(mapping(root, name, model, **training)) == manifest
+    run = {
+        "data": data(root), "checkpoint": str(root / name), "features": [str(root / "features")], "html": False,
+        "out": str(root / f"{name}-report"),
+    }  # fmt: skip
+    assert 0 <= run_evaluate(validate(EvaluateRun, run)).metrics["R@10"] <= 1
+
+
+def test_a_killed_search_goes_on_with_its_blocks_to_the_same_checkpoint(root, monkeypatch):
+    model = {"injection": {"layers": 0}}
+    training = {"objective": "distil", "search": {"steps": 2, "batch": 50}}
+    whole = run_map(mapping(root, "whole", model, **training))
+    original, calls = map_stage.search_tokens, []
+
+    def killed(setup, rows):
+        calls.append(rows[0])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(setup, rows)
+
+    monkeypatch.setattr(map_stage, "search_tokens", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_map(mapping(root, "killed", model, **training))
+    assert run_map(mapping(root, "killed", model, **training)).digest == whole.digest and calls == [0, 50, 100, 100]
+
+
+def test_the_composing_stage_reads_features_alone_and_changes_nothing_else(root, monkeypatch):
+    def refuse(*given, **more):
+        raise AssertionError("an image was opened")
+
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    manifest = run_train(composing(root, "composed"))
+    assert manifest.metrics["loss"] > 0 and "val_R@1" in manifest.metrics
+    one, two = (load_retriever(root / name / "model").state_dict() for name in ("mapped", "composed"))
+    assert {name.split(".")[0] for name in one if not np.array_equal(one[name], two[name])} == {"adapters"}
+
+
+def test_cached_tokens_give_the_vectors_of_live_encoding(root):
+    import torch
+
+    from cirray.data.readers import read_dataset
+    from cirray.data.transforms import build_transform
+    from cirray.models.towers.hf_blip2 import load_vision_tower
+
+    dataset, tower = read_dataset(mapping(root, "x").data), load_vision_tower(root / "mapped" / "model" / "vision")
+    rows = dataset.triplets[::17][:6]
+    ids = [row.reference_id for row in rows]
+    transform = build_transform(tower.transform)
+    pixels = np.stack([transform(open_place(dataset.images.place(name))) for name in ids])
+    live = tower(torch.from_numpy(pixels)).to(torch.float16).float()
+    cached = torch.from_numpy(FeatureStore.open(root / "features").get(ids)).float()
+    retriever = load_retriever(root / "mapped" / "model")
+    text = retriever.tokenize([row.modification for row in rows])
+    queries = [retriever.compose(retriever.encode_reference(patches), text) for patches in (live, cached)]
+    apart = (queries[0] - queries[1]).abs().max()
+    others = retriever.compose(retriever.encode_reference(cached.flip(0)), text)
+    assert apart < 3e-3 and (queries[0] - others).abs().max() > 3 * apart
+
+
+def test_the_gallery_of_stage_one_is_the_gallery_of_stage_two(root):
+    if not (root / "composed").exists():
+        run_train(composing(root, "composed"))
+    found = {}
+    for name in ("mapped", "composed"):
+        run = {"checkpoint": str(root / name), "features": [str(root / "features")], "data": None,
+               "out": str(root / f"index-{name}")}  # fmt: skip
+        run_index(validate(IndexRun, run))
+        found[name] = open_index(root / f"index-{name}")
+    tokens = [(root / f"index-{name}" / "tokens.npy").read_bytes() for name in found]
+    assert tokens[0] == tokens[1]
+    one, two = (load_retriever(root / name / "model") for name in found)
+    assert one.gallery_digest == two.gallery_digest and one.digest != two.digest
+    retriever = ComposedRetriever.open(str(root / "composed"), str(root / "index-composed"))
+    some = FeatureStore.open(root / "features").ids[0]
+    assert len(retriever.search("make it blue", gallery_id=some, k=3).ids) == 3
+
+
+def test_another_tuning_is_a_setting_beside_init(root):
+    run_train(composing(root, "lora", encoder={"kind": "word_map", "settings": {"tuning": "lora", "lora_rank": 2}}))
+    assert load_retriever(root / "lora" / "model").config.tuning == "lora"
+    with pytest.raises(ConfigError, match="encoder.settings.tokens cannot be changed"):
+        run_train(composing(root, "many", encoder={"kind": "word_map", "settings": {"tokens": 2}}))
+
+
+def test_mapping_refuses_features_of_another_tower_and_data_without_captions(root, tmp_path):
+    run_clip(validate(ClipRun, {**CLIP, "training": {**CLIP["training"], "seed": 5}, "out": str(tmp_path / "other")}))
+    other = mapping(root, "never").model_copy(update={"towers": str(tmp_path / "other")})
+    with pytest.raises(ArtifactError, match="were made by vision tower"):
+        run_map(other)
+    (tmp_path / "bare").mkdir()
+    for name in ("labelled", "triplets.jsonl"):
+        (tmp_path / "bare" / name).symlink_to(root / "world" / name)
+    bare = MapRun.model_validate(
+        {**mapping(root, "never").to_dict(), "data": {"folder": {"root": str(tmp_path / "bare")}}}
+    )
+    with pytest.raises(DataError, match="has no captioned image"):
+        run_map(bare)
+
+
+@pytest.fixture(scope="module")
+def rows(root):
+    import pyarrow as pa
+
+    from cirray.core.artifacts import open_stage
+    from cirray.data.readers import read_dataset
+    from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
+    from cirray.triplets.store import write_part
+
+    stage = open_stage(str(root / "triplets"), "triplets", {})
+    table = from_triplets(read_dataset(mapping(root, "x").data).split("train"))
+    write_part(stage.work_uri, "part-00000", table, pa.table({n: [] for n in REJECTED_SCHEMA.names}, REJECTED_SCHEMA))
+    stage.publish({"triplets": len(table)})
+    return TripletStore.open(root / "triplets").read()
+
+
+def sample(root, name, **fields):
+    run = validate(SampleRun, {"triplets": str(root / "triplets"), "out": str(root / name), **fields})
+    return run_sample(run), TripletStore.open(root / name).read()
+
+
+def test_a_sample_is_part_of_a_larger_one_of_its_seed(root, rows):
+    small, large = sample(root, "s20", count=20)[1], sample(root, "s50", count=50)[1]
+    assert {row.triplet_id for row in small} < {row.triplet_id for row in large} and len(large) == 50
+    assert all(row in rows for row in large)
+    assert {row.triplet_id for row in sample(root, "seed", count=20, seed=1)[1]} != {row.triplet_id for row in small}
+    with pytest.raises(DataError, match="has 96 training rows; count 97 asks for more"):
+        sample(root, "many", count=97)
+
+
+def test_shuffled_rows_hold_another_rows_text_and_the_others_their_own(root, rows):
+    manifest, found = sample(root, "shuffled", shuffled=0.3)
+    texts = {row.triplet_id: row.modification for row in rows}
+    wrong = [row for row in found if row.modification != texts[row.triplet_id]]
+    assert 0.15 < manifest.counts["shuffled"] / 96 < 0.45
+    assert manifest.counts["shuffled"] - 5 <= len(wrong) <= manifest.counts["shuffled"]
+    assert sorted(row.modification for row in found) == sorted(texts.values())
+    assert {row.modification for row in sample(root, "template", template="change it")[1]} == {"change it"}
+
+
+def test_paths_of_the_source_are_not_in_a_checkpoint(root):
+    assert str(Path(root)) not in (root / "mapped" / "model" / "config.json").read_text()
