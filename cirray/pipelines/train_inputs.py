@@ -150,7 +150,7 @@ def _own_fields(run: TrainRun) -> dict[str, Any]:
     """What a checkpoint fixes: everything of a retriever's, only the Q-Former's sizes of a BLIP-2 source."""
     if run.init:
         own = _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
-        own.pop("gradient_checkpointing")  # no size: how a run trains, also from a checkpoint
+        own.pop("gradient_checkpointing", None)  # no size: how a run trains, also from a checkpoint
         return own
     return _leaves({"qformer": open_blip2(run.qformer_source).sizes(run.model.qformer).to_dict()})
 

@@ -122,10 +122,22 @@ class WordMapRetriever(Retriever):
         return self._sockets.table.weight
 
     @property
-    def gallery_digest(self) -> str:
+    def target_digest(self) -> str:
         """Digest of the gallery side alone: an index serves every checkpoint that has this and the same tower."""
         facts = {"kind": self.kind, "embed_dim": self.config.embed_dim, "patch_width": self.patch_width}
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def target_weights(self) -> dict[str, nn.Parameter]:
+        """None: gallery vectors are the frozen tower's own."""
+        return {}
+
+    def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
+        """Itself: its gallery side has no weights that could move.
+
+        Raises:
+            ConfigError: for another part than the query side.
+        """
+        return self if trains == "query_side" else super().fork_for_query_tuning(trains)
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """The state of references: their tokens `[B, N, W]`, or (training-free rows) their embeddings `[B, 1, D]`.

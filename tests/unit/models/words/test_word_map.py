@@ -134,13 +134,13 @@ def test_outputs_have_norm_one_and_a_checkpoint_comes_back(make, patches, tmp_pa
 
 def test_the_gallery_side_keeps_its_digest_and_vectors_through_the_composing_stage(make, patches):
     retriever = make()
-    digest, gallery, whole = retriever.gallery_digest, retriever.encode_gallery(patches), retriever.digest
+    digest, gallery, whole = retriever.target_digest, retriever.encode_gallery(patches), retriever.digest
     with torch.no_grad():
         for weight in retriever.adapters.parameters():
             weight.normal_()
-    assert retriever.gallery_digest == digest and torch.equal(retriever.encode_gallery(patches), gallery)
+    assert retriever.target_digest == digest and torch.equal(retriever.encode_gallery(patches), gallery)
     assert retriever.digest != whole
-    assert make(patch_width=30).gallery_digest != digest
+    assert make(patch_width=30).target_digest != digest
 
 
 def test_training_free_rows_are_the_image_the_text_and_their_sum(make, patches):
