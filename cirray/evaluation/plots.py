@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PALETTE = ("#4c78ff", "#f08a3c", "#23a889", "#c25bd3", "#d8a514", "#e0507a", "#6f8aa8", "#8d6e53")
 _INK, _GRID = "#5d6672", "#8a93a0"
+_FEW = 9
+"""So many lines leave room for a legend inside the axes."""
 _NOT_LOSSES = ("step", "lr", "grad_norm", "temperature", "seconds", "epoch")
 
 
@@ -49,7 +51,8 @@ def recall_curves(ranks: Mapping[str, Sequence[np.ndarray]], up_to: int = 50) ->
         ranks: model name -> 0-based ranks [queries] of each seed's run.
         up_to: largest k.
     """
-    figure, axes = _figure(1, "Recall at k", 6.0, 3.2)
+    many = len(ranks) > _FEW
+    figure, axes = _figure(1, "Recall at k", 9.0 if many else 6.0, max(3.2, 0.9 + 0.17 * len(ranks)))
     ks = np.arange(1, up_to + 1)
     for colour, (name, runs) in zip(_colours(), ranks.items(), strict=False):
         curves_SK = np.stack([(np.asarray(run)[:, None] < ks).mean(axis=0) for run in runs])
@@ -61,7 +64,9 @@ def recall_curves(ranks: Mapping[str, Sequence[np.ndarray]], up_to: int = 50) ->
     ticks = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= up_to]
     axes[0].set_xticks(ticks, [str(k) for k in ticks])
     axes[0].minorticks_off()
-    _finish(axes[0], "k", "recall in %")
+    _finish(axes[0], "k", "recall in %", legend=not many)
+    if many:
+        axes[0].legend(frameon=False, fontsize=7.5, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 

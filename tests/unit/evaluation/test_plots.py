@@ -74,3 +74,14 @@ def test_the_methods_stand_from_top_to_bottom_with_their_means():
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["old", "new"] and axis.yaxis_inverted()
     assert [text.get_text() for text in axis.texts] == ["41.0", "60.0"]
+
+
+def test_a_legend_of_many_models_stands_beside_the_curves(recwarn):
+    for count, outside in ((3, False), (27, True)):
+        figure = plots.recall_curves(
+            {f"a rather long name of model {n}": [np.arange(60) % (n + 2)] for n in range(count)}
+        )
+        plots.inline_svg(figure, "curves")
+        legend, axis = figure.axes[0].get_legend().get_window_extent(), figure.axes[0].get_window_extent()
+        assert bool(legend.x0 >= axis.x1) is outside and axis.width > 100
+    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
