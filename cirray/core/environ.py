@@ -44,6 +44,17 @@ def plugin_modules() -> tuple[str, ...]:
     return tuple(name.strip() for name in os.environ.get("CIRRAY_PLUGINS", "").split(",") if name.strip())
 
 
+def working_folder() -> str:
+    """Where this process works; what a driver tells its workers, so that relative paths mean the same to them."""
+    return os.getcwd()
+
+
+def enter_folder(folder: str) -> None:
+    """Work in a driver's folder, where this node has it (Ray moves its training workers to folders of their own)."""
+    if os.path.isdir(folder):
+        os.chdir(folder)
+
+
 def set_default(name: str, value: str) -> None:
     """Set a variable unless the user has set it."""
     os.environ.setdefault(name, value)

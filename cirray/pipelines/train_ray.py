@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from cirray.core import storage
 from cirray.core.artifacts import Stage
 from cirray.core.config import validate
-from cirray.core.environ import train_settings, worker_environment
+from cirray.core.environ import enter_folder, train_settings, worker_environment, working_folder
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.log import get_logger
 from cirray.core.progress import Advance, progress
@@ -88,8 +88,10 @@ def work(settings: dict[str, Any]) -> None:
     """What every worker runs.
 
     Args:
-        settings: `run` (plain values of a `TrainRun`) and `bulletin` (URI of the file that the driver looks at).
+        settings: `run` (plain values of a `TrainRun`), `bulletin` (URI of the file that the driver looks at) and
+            `folder` (where the driver works).
     """
+    enter_folder(settings["folder"])
     run = validate(TrainRun, settings["run"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -190,7 +192,7 @@ def _fit(run: TrainRun, stage: Stage, place: str, reports: Sequence[Any]) -> ray
         resources_per_worker={"CPU": run.ray.cpus_per_worker, **({"GPU": 1} if run.ray.use_gpu else {})},
     )  # fmt: skip
     backend = TorchConfig(backend="nccl" if run.ray.use_gpu else "gloo")
-    loop_config = {"run": run.to_dict(), "bulletin": bulletin}
+    loop_config = {"run": run.to_dict(), "bulletin": bulletin, "folder": working_folder()}
     trainer = TorchTrainer(
         work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
     )

@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
-from cirray.core.environ import tune_settings
+from cirray.core.environ import enter_folder, tune_settings, working_folder
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.progress import Advance, progress, silent
 from cirray.evaluation.plots import save_figure, sweep_plot
@@ -97,7 +97,9 @@ def trial_resources(run: TuneRun) -> dict[str, float]:
     return {"CPU": train.num_workers * train.cpus_per_worker + _SLIVER, "GPU": train.num_workers * float(train.use_gpu)}
 
 
-def run_trial(config: Mapping[str, Any], run: Mapping[str, Any], trials: Mapping[str, Assignment], place: str) -> None:
+def run_trial(
+    config: Mapping[str, Any], run: Mapping[str, Any], trials: Mapping[str, Assignment], place: str, folder: str
+) -> None:
     """What Tune calls for one trial.
 
     Args:
@@ -105,7 +107,9 @@ def run_trial(config: Mapping[str, Any], run: Mapping[str, Any], trials: Mapping
         run: plain values of the `TuneRun`.
         trials: all trials by name.
         place: where the trials' artifacts are.
+        folder: where the driver works.
     """
+    enter_folder(folder)
     sweep = TuneRun.model_validate(run)
     name = str(config["trial"])
     training = trial_run(sweep, trials[name], storage.join(place, name))
@@ -160,7 +164,7 @@ def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concu
     """Start or continue the experiment; blocks until all trials have ended."""
     tune_settings()
     artifacts = storage.join(stage.work_uri, TRIALS)
-    settings = {"run": run.to_dict(), "trials": trials, "place": artifacts}
+    settings = {"run": run.to_dict(), "trials": trials, "place": artifacts, "folder": working_folder()}
     wanted = trial_resources(run) if run.trials == "process" else {"CPU": _SLIVER}
     function = ray.tune.with_resources(ray.tune.with_parameters(run_trial, **settings), wanted)
     filesystem, root = storage.resolve(stage.work_uri)

@@ -144,3 +144,13 @@ def test_two_workers_without_features_encode_their_own_images_and_end_as_with_th
         for name in ("cached", "live")
     ]
     assert len(rows[0]) == 4 and rows[1] == pytest.approx(rows[0], rel=1e-3)
+
+
+def test_relative_paths_mean_the_drivers_folder_to_workers_too(fields, ray_cluster, monkeypatch):
+    root = Path(fields["towers"]).parent
+    monkeypatch.chdir(root)
+    near = {"data": {"folder": {"root": "world"}}, "features": ["features"], "towers": "towers", "out": "near"}
+    training = {**TRAINING, "steps": 2, "log_every": 1, "checkpoint_every": None}
+    run = validate(TrainRun, {**fields, **near, "training": training, "ray": {"num_workers": 1}})
+    assert run_train(run).counts["steps"] == 2
+    assert (root / "near" / "manifest.json").is_file()
