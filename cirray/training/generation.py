@@ -188,7 +188,7 @@ class AlignmentTask(_Task):
         return AlignmentPass(self._generator)
 
     def loss(self, model: nn.Module, batch: AlignmentBatch, gather: Gather) -> LossOutput:
-        """Relative squared error to the bags' vectors, or the captions' cross-entropy per token; of the global batch."""
+        """Squared error to the bags' vectors, or the captions' cross-entropy per token, of the global batch."""
         found = model(batch)
         if isinstance(found, AnswerLoss):
             return _mean_over_ranks(found, gather)

@@ -11,7 +11,8 @@ from cirray.data.shapes.world import write_world
 from cirray.generators.store import load_generator, load_model
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.config import GeneratorRun, TowersRun
-from cirray.pipelines.generator import build_generator, encode_live, run_generator, select_labels
+from cirray.pipelines.generator import run_generator
+from cirray.pipelines.generator_inputs import build_generator, encode_live, select_labels
 from cirray.pipelines.towers import run_towers
 from cirray.types import Pair
 
@@ -81,7 +82,7 @@ def test_the_paper_layout_and_other_alignments_run(home):
 
 
 def test_start_weights_follow_the_seed(home):
-    first, again, other = (build_generator(settings(home, "x", f"seed={seed}"), None).own_state() for seed in (0, 0, 1))
+    first, again, other = (build_generator(settings(home, "x", f"seed={seed}")).own_state() for seed in (0, 0, 1))
     name = "projection.weight"
     assert (first[name] == again[name]).all() and not (first[name] == other[name]).all()
 
