@@ -25,12 +25,12 @@ from cirray.pipelines.towers import run_towers
 from cirray.types import Pair
 
 pytestmark = pytest.mark.integration
-EVERY = 5
+EVERY, STEPS = 20, 240
 # Adam's first steps divide small gradients by themselves: a larger epsilon keeps rounding from growing.
 QUICK = (
     "features=[]", "alignment=captions", "zero_shot=false", "evaluate_pairs=4", "model.tuning=lora",
     "alignment_training={steps: 2, batch: 8, optimizer: {lr: 1e-4, eps: 1e-5}}",
-    "training={steps: 60, batch: 4, log_every: 10, checkpoint_every: 5, optimizer: {lr: 1e-4, eps: 1e-5}}",
+    "training={steps: 240, batch: 4, log_every: 40, checkpoint_every: 20, optimizer: {lr: 1e-4, eps: 1e-5}}",
 )  # fmt: skip
 
 
@@ -50,16 +50,16 @@ def settings(home, out, *more):
 
 def kill_a_worker(out):
     """When the second loop has left a checkpoint or two behind."""
-    end = time.monotonic() + 100
+    end = time.monotonic() + 280
     while time.monotonic() < end:
         steps = [json.loads(item.read_text())["step"] for item in Path(f"{out}.partial/ray").glob("answers-*.json")]
         workers = [item for item in psutil.Process().children(recursive=True) if item.name().startswith("ray::RayTr")]
-        if steps and steps[0] > 2 * EVERY and workers:
+        if steps and steps[0] > EVERY and workers:
             return workers[-1].send_signal(signal.SIGKILL)
         time.sleep(0.01)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_workers_one_of_them_killed_train_the_generator_that_one_process_trains(home, caplog):
     here = run_generator(settings(home, "here"))
     killer = threading.Thread(target=kill_a_worker, args=(home / "there",), daemon=True)
@@ -69,7 +69,7 @@ def test_two_workers_one_of_them_killed_train_the_generator_that_one_process_tra
         there = run_generator(run)
     killer.join(timeout=10)
     restarts = re.findall(r"a worker was lost; training goes on from step (\d+)", caplog.text)
-    assert len(restarts) == 1 and int(restarts[0]) % EVERY == 0 and 0 < int(restarts[0]) < 60
+    assert len(restarts) == 1 and int(restarts[0]) % EVERY == 0 and 0 < int(restarts[0]) < STEPS
     assert there.stage_key["inputs"] == here.stage_key["inputs"] and there.counts == here.counts
     assert there.metrics["alignment"]["loss"] == pytest.approx(here.metrics["alignment"]["loss"], rel=1e-3)
     for name in ("train_loss", "token_loss"):
