@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cirray.core.config import load_config
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.world import write_world
 from cirray.generators.store import load_generator, load_model
@@ -79,6 +79,16 @@ def test_the_paper_layout_and_other_alignments_run(home):
     assert three.metrics["alignment"]["pairs"] == 60 and three.metrics["alignment"]["difference"] > 0
     bare = run_generator(settings(home, "bare", "alignment=none", "evaluate_pairs=0"))
     assert bare.metrics["alignment"] == {"objective": "none"}
+
+
+def test_workers_must_share_both_batches_and_deepspeed_needs_workers(home):
+    assert settings(home, "x").ray is None and settings(home, "x", "ray.num_workers=4").ray.enabled
+    with pytest.raises(ConfigError, match=r"training.batch 8 does not divide by ray.num_workers 3"):
+        settings(home, "x", "ray.num_workers=3", "alignment_training.batch=9")
+    with pytest.raises(ConfigError, match="alignment_training.batch 10 does not divide"):
+        settings(home, "x", "ray.num_workers=4", "alignment_training.batch=10")
+    with pytest.raises(ConfigError, match="training.engine 'deepspeed' needs workers"):
+        settings(home, "x", "training.engine=deepspeed", "ray={enabled: false, num_workers: 2}")
 
 
 def test_start_weights_follow_the_seed(home):
