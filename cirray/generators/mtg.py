@@ -5,6 +5,7 @@ q_r and q_t read one image each, q_c reads both with the instruction; the langua
 `proj(q_r) | proj(q_t) | proj(q_c) | instruction | answer` and is trained on the answer alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from cirray.core.errors import ArtifactError
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.prompts import prompt
 from cirray.models.qformer import QueryingTransformer
@@ -177,6 +179,26 @@ class ModificationTextModel(nn.Module):
     def own_state(self) -> dict[str, torch.Tensor]:
         """Weights of everything but the language model."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("lm.")}
+
+    def tuned_state(self) -> dict[str, torch.Tensor]:
+        """Weights that some stage trains: the own ones, and adapters or the language model where they are tuned."""
+        full, lora = self.config.tuning == "full", self.config.tuning == "lora"
+        return {
+            name: value
+            for name, value in self.state_dict().items()
+            if not name.startswith("lm.") or full or (lora and "lora_" in name)
+        }
+
+    def load_tuned(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take weights that `tuned_state` gave.
+
+        Raises:
+            ArtifactError: when they are of another model.
+        """
+        if set(state) != set(self.tuned_state()):
+            odd = sorted(set(state) ^ set(self.tuned_state()))[:3]
+            raise ArtifactError(f"These weights are of another generator: {odd}. Start the run in another place (out).")
+        self.load_state_dict(state, strict=False)
 
     def _answer_logits(self, prefix_BLE: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """Logits at every answer position, `[B, T, V]`: after the prefix, or in the decoder behind its encoder."""

@@ -251,6 +251,25 @@ class TowersRun(Config):
     """Towers artifact (path or URI)."""
 
 
+class RayTrainConfig(RayConfig):
+    """Where training runs: Ray Train's workers, or this process (`enabled: false`: one function, equal numbers)."""
+
+    num_workers: int = Field(1, ge=1)
+    """Workers; they share the global batch, and the numbers do not depend on how many there are."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """Logical CPUs of a worker."""
+    max_failures: int = Field(3, ge=0)
+    """Restarts from the last checkpoint after a worker died."""
+    storage: str = ""
+    """Where checkpoints are kept for resuming (path or URI that all nodes reach). Default: beside the output."""
+    poll_s: float = Field(0.5, gt=0)
+    """How often Ray Train's controller looks after its workers."""
+    start_timeout_s: float = Field(120.0, gt=0)
+    """How long workers may take to start."""
+
+
 class GeneratorRun(FrozenLanguageConfig):
     """Train the modification-text generator on the small labelled part."""
 
@@ -298,27 +317,20 @@ class GeneratorRun(FrozenLanguageConfig):
     """Start weights; the loops have seeds of their own."""
     out: str = "~/cirray/quickstart/generator"
     """Generator artifact (path or URI)."""
+    ray: RayTrainConfig | None = None
+    """Ray Train's workers for both loops, or null: this process. Texts are evaluated by this process on `device`."""
 
     _fits = model_validator(mode="after")(check_language)
 
-
-class RayTrainConfig(RayConfig):
-    """Where training runs: Ray Train's workers, or this process (`enabled: false`: one function, equal numbers)."""
-
-    num_workers: int = Field(1, ge=1)
-    """Workers; they share the global batch, and the numbers do not depend on how many there are."""
-    use_gpu: bool = False
-    """One GPU for each worker."""
-    cpus_per_worker: float = Field(1.0, gt=0)
-    """Logical CPUs of a worker."""
-    max_failures: int = Field(3, ge=0)
-    """Restarts from the last checkpoint after a worker died."""
-    storage: str = ""
-    """Where checkpoints are kept for resuming (path or URI that all nodes reach). Default: beside the output."""
-    poll_s: float = Field(0.5, gt=0)
-    """How often Ray Train's controller looks after its workers."""
-    start_timeout_s: float = Field(120.0, gt=0)
-    """How long workers may take to start."""
+    @model_validator(mode="after")
+    def _shared(self) -> "GeneratorRun":
+        workers = self.ray.num_workers if self.ray and self.ray.enabled else 0
+        for name, loop in (("alignment_training", self.alignment_training), ("training", self.training)):
+            if workers and loop.batch % workers:
+                raise ValueError(f"{name}.batch {loop.batch} does not divide by ray.num_workers {workers}")
+            if not workers and loop.engine != "torch":
+                raise ValueError(f"{name}.engine {loop.engine!r} needs workers; set ray.num_workers or engine=torch")
+        return self
 
 
 class ValidationConfig(Config):

@@ -2,57 +2,37 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
-from cirray.core.errors import DataError, IndexMismatchError
-from cirray.core.seeding import derive_seed
-from cirray.data.benchmark import CirDataset
-from cirray.data.images import open_place
+from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.data.readers import read_dataset
-from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import read_scenes
-from cirray.data.transforms import build_transform
 from cirray.evaluation.texts import judge_generations
-from cirray.features.store import FeatureStore
 from cirray.generators.base import FeatureLookup
 from cirray.generators.mtg import ModificationTextModel
-from cirray.generators.sources import generator_from
 from cirray.generators.store import save_generator
 from cirray.generators.writer import TextWriter
 from cirray.models.sources.blip2 import open_blip2
-from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
-from cirray.models.towers.language import language_dtype, load_language_model
 from cirray.pipelines.config import GeneratorRun
+from cirray.pipelines.generator_inputs import alignment_task, build_generator, read_features, select_labels
 from cirray.pipelines.leaks import check_leaks, images_of
-from cirray.pipelines.towers import LANGUAGE, VISION, train_stage
+from cirray.pipelines.towers import train_stage
 from cirray.training.generation import AlignmentTask, GeneratorTask
+from cirray.training.state import Row
 from cirray.types import Pair, Triplet
 
 WORK, SAMPLES = "work", "samples.jsonl"
 _EVALUATION_BATCH = 256
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """What the generator may see: training triplets, captions of their images, and held-out triplets."""
-
-    train: tuple[Triplet, ...]
-    held_out: tuple[Triplet, ...]
-    captions: Mapping[str, str]
-
-
 def run_generator(run: GeneratorRun) -> Manifest:
-    """Train the generator; a killed run goes on from its last checkpoint.
+    """Train the generator, in this process or on Ray's workers (`ray`); a killed run goes on from its last checkpoint.
 
     Returns:
         Manifest of kind "generator": metrics `token_loss` (held-out answers, nats per token), `trained` and `zero_shot`
@@ -73,26 +53,69 @@ def run_generator(run: GeneratorRun) -> Manifest:
         return stage.finished
     dataset = read_dataset(run.data)
     labelled = select_labels(dataset, run.labels)
-    features = _features(run, dataset, labelled)
-    model = build_generator(run, features)
+    features = read_features(run, dataset, labelled)
+    model = build_generator(run, _rest_device(run))
     scenes = _scenes(run)
-    work = stage.local / WORK
-    aligned = _align(run, model, features, labelled, work / "alignment")
-    metrics: dict[str, Any] = {"alignment": aligned}
+    aligned, metrics = _align(run, stage, model, alignment_task(run, model, features, labelled)), dict[str, Any]()
+    metrics["alignment"] = aligned
     if run.zero_shot and run.evaluate_pairs:
-        metrics["zero_shot"], _ = evaluate_texts(run, model, labelled.held_out, features, scenes)
+        with _at_work(run, model):
+            metrics["zero_shot"], _ = evaluate_texts(run, model, labelled.held_out, features, scenes)
     task = GeneratorTask(model, labelled.train, features, run.training)
     if run.training.steps:
-        history = train_stage(task, run.training, work / "training", "train the generator")
+        history = _train(run, stage, model, task, "train the generator")
         metrics["train_loss"] = round(history[-1]["loss"], 4)
-    metrics["token_loss"] = token_loss(task, model, labelled.held_out)
-    metrics["trained"], samples = evaluate_texts(run, model, labelled.held_out, features, scenes)
+    with _at_work(run, model):
+        metrics["token_loss"] = token_loss(task, model, labelled.held_out)
+        metrics["trained"], samples = evaluate_texts(run, model, labelled.held_out, features, scenes)
     save_generator(model.cpu(), stage.local)
     storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(stage.local / WORK, ignore_errors=True)
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
     extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning, "saw": {dataset.name: len(labelled.train)}}
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
+
+
+def _train(
+    run: GeneratorRun, stage: Stage, model: ModificationTextModel, task: AlignmentTask | GeneratorTask, title: str
+) -> list[Row]:
+    """One of the two loops, here or on workers: equal numbers, and the model holds the result."""
+    if isinstance(task, AlignmentTask):
+        loop, folder = run.alignment_training, stage.local / WORK / task.stage
+    else:
+        loop, folder = run.training, stage.local / WORK / "training"
+    if run.ray is None or not run.ray.enabled:
+        return train_stage(task, loop, folder, title)
+    from cirray.pipelines.generator_ray import train_on_workers
+
+    return train_on_workers(run, stage, model, task.stage, title, folder)
+
+
+def _align(
+    run: GeneratorRun, stage: Stage, model: ModificationTextModel, given: tuple[AlignmentTask | None, dict[str, Any]]
+) -> dict[str, Any]:
+    task, facts = given
+    if task is None:
+        return facts
+    last = _train(run, stage, model, task, "align with captions")[-1]
+    return facts | {name: round(value, 5) for name, value in last.items() if name in ("loss", "image", "difference")}
+
+
+def _rest_device(run: GeneratorRun) -> str:
+    """Where this process keeps the model while it is trained: quantised weights do not move, others leave the GPU."""
+    workers = run.ray is not None and run.ray.enabled
+    return "cpu" if workers and run.language_quantization == "none" else run.device
+
+
+@contextmanager
+def _at_work(run: GeneratorRun, model: ModificationTextModel) -> Iterator[None]:
+    """The model on the run's device while texts are written."""
+    rest = _rest_device(run)
+    if rest != run.device:
+        model.to(run.device)
+    yield
+    if rest != run.device:
+        model.to(rest)
 
 
 def _guard(run: GeneratorRun) -> dict[str, Any]:
@@ -101,40 +124,6 @@ def _guard(run: GeneratorRun) -> dict[str, Any]:
     labelled = select_labels(read_dataset(run.data), run.labels)
     seen = images_of(labelled.train) | set(labelled.captions)
     return check_leaks(run.guard, seen, run.allow_leaks, "The generator's training data")
-
-
-def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
-    """The first `labels` training triplets in whole groups, captions of their images, and the held-out triplets.
-
-    Raises:
-        DataError: when the data set has no training triplets.
-    """
-    train = dataset.split("train")
-    if not train:
-        raise DataError(f"{dataset.name!r} has no triplets of split 'train'; the generator learns from labelled ones.")
-    if labels is not None and labels < len(train):
-        groups = {row.group_id for row in train[:labels] if row.group_id}
-        train = tuple(row for number, row in enumerate(train) if number < labels or row.group_id in groups)
-    images = {image for row in train for image in (row.reference_id, row.target_id)}
-    captions = {name: text for name, text in dataset.captions.items() if labels is None or name in images}
-    return Labelled(train, dataset.split("val"), captions)
-
-
-def build_generator(run: GeneratorRun, features: FeatureLookup) -> ModificationTextModel:
-    """A network around a language model, with random start weights or those of a BLIP-2 or InstructBLIP checkpoint.
-
-    Raises:
-        ArtifactError: when the checkpoint, or its projection, does not fit the towers or the language model.
-    """
-    source_of = run.language or localize(run.towers, "towers") / LANGUAGE
-    dtype = language_dtype(run.language_dtype)
-    language = load_language_model(source_of, dtype, run.language_quantization, run.device)
-    width = load_vision_tower(localize(run.towers, "towers") / VISION).width
-    torch.manual_seed(derive_seed(run.seed, "generator"))
-    if run.qformer_source:
-        source = open_blip2(run.qformer_source)
-        return generator_from(source, run.model, language, width, run.source_projection).to(run.device)
-    return ModificationTextModel(run.model, language, width).to(run.device)
 
 
 @torch.inference_mode()
@@ -174,99 +163,6 @@ def evaluate_texts(
         judged = judge_generations(pairs, generations, scenes)
         metrics |= {name: quality.to_dict() for name, quality in judged.items()}
     return metrics, samples
-
-
-def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run: GeneratorRun) -> FeatureStore:
-    """Features of a few images without a features artifact, kept in memory as the store keeps them (fp16)."""
-    from cirray.features.store import FeatureInfo
-
-    transform, blocks = build_transform(tower.transform), []
-    with torch.inference_mode():
-        for begin in range(0, len(ids), _EVALUATION_BATCH):
-            names = ids[begin : begin + _EVALUATION_BATCH]
-            images = [transform(open_place(dataset.images.place(name), run.limits)) for name in names]
-            blocks.append(tower(torch.from_numpy(np.stack(images))).half().numpy())
-    info = FeatureInfo(tower.digest, transform.digest, (tower.num_tokens, tower.width))
-    return FeatureStore(blocks, ids, info)
-
-
-def _features(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) -> FeatureStore:
-    if run.features:
-        store, wanted = FeatureStore.open_many(list(run.features)), read_manifest(run.towers).extra["encoder_digest"]
-        if store.info.encoder_digest != wanted:
-            raise IndexMismatchError(
-                f"Features {list(run.features)} were made by vision tower {store.info.encoder_digest}, the towers at "
-                f"{run.towers!r} hold {wanted}. Embed the images with these towers."
-            )
-        return store
-    rows = (*labelled.train, *labelled.held_out)
-    ids = {image for row in rows for image in (row.reference_id, row.target_id)} | set(labelled.captions)
-    tower = load_vision_tower(localize(run.towers, "towers") / VISION)
-    return encode_live(tower, dataset, sorted(ids), run)
-
-
-def _align(
-    run: GeneratorRun, model: ModificationTextModel, features: FeatureLookup, labelled: Labelled, work: Path
-) -> dict[str, Any]:
-    if run.alignment == "none":
-        return {"objective": "none"}
-    known, features = _alignment_data(run, features, labelled)
-    captions = {name: text for name, text in known.items() if name in features}
-    bags = {name: found for name, text in captions.items() if (found := caption_bags(text)) is not None}
-    objective = _objective(run, model, bags, captions)
-    if objective == "none":
-        return {"objective": "none"}
-    by_cell = objective == "bags"
-    pairs = caption_pairs(labelled.train, bags) if by_cell and "difference" in run.model.passes else None
-    task = AlignmentTask(model, features, run.alignment_training, bags if by_cell else None, captions, pairs)
-    history = train_stage(task, run.alignment_training, work, "align with captions")
-    losses = {name: round(value, 5) for name, value in history[-1].items() if name in ("loss", "image", "difference")}
-    return {"objective": objective, **losses, "captions": len(captions), "pairs": len(pairs or {})}
-
-
-def _alignment_data(
-    run: GeneratorRun, features: FeatureLookup, labelled: Labelled
-) -> tuple[Mapping[str, str], FeatureLookup]:
-    """Captions and features of the generator's own data, or of another data set (VDG's first stage)."""
-    other = run.alignment_training
-    if other.data is None:
-        return labelled.captions, features
-    store, wanted = FeatureStore.open_many(list(other.features)), read_manifest(run.towers).extra["encoder_digest"]
-    if store.info.encoder_digest != wanted:
-        raise IndexMismatchError(
-            f"The features of alignment_training {list(other.features)} were made by another vision tower than that of "
-            f"{run.towers!r}. Embed the images with these towers."
-        )
-    return read_dataset(other.data).captions, store
-
-
-def caption_pairs(triplets: Sequence[Triplet], bags: Mapping[str, Bags]) -> dict[tuple[str, str], Bags]:
-    """What the captions of two images of one group differ in, for every such pair; no modification text is read."""
-    groups: dict[str, set[str]] = {}
-    for row in triplets:
-        groups.setdefault(row.group_id or row.triplet_id, set()).update((row.reference_id, row.target_id))
-    pairs: dict[tuple[str, str], Bags] = {}
-    for images in groups.values():
-        known = sorted(image for image in images if image in bags)
-        pairs |= {pair: difference_bags(bags[pair[0]], bags[pair[1]]) for pair in combinations(known, 2)}
-    return pairs
-
-
-def _objective(
-    run: GeneratorRun, model: ModificationTextModel, bags: Mapping[str, Bags], captions: Mapping[str, str]
-) -> str:
-    if run.alignment != "auto":
-        if not captions or (run.alignment == "bags" and len(bags) < len(captions)):
-            raise DataError(
-                f"alignment={run.alignment!r} cannot be done: {len(captions)} captions, {len(bags)} of them in the "
-                "words of the embedded world (bags needs all). Use alignment=auto or none."
-            )
-        return run.alignment
-    if not captions:
-        return "none"
-    fits = len(bags) == len(captions) and all(len(row) == model.config.qformer.queries for row in bags.values())
-    known = set(model.language.tokenizer.get_vocab())
-    return "bags" if fits and all(word in known for row in bags.values() for bag in row for word in bag) else "captions"
 
 
 def _scenes(run: GeneratorRun) -> dict[str, Scene] | None:

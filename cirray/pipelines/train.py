@@ -83,7 +83,7 @@ def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[C
             *([Checkpoints(root)] if run.training.checkpoint_every else []), ExportModel(stage.local / MODEL),
             *callbacks,
         ]  # fmt: skip
-        engine = engine_on(run, run.device)
+        engine = engine_on(run.training.engine, run.device)
         history = train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))
     return history, clock.rate
 

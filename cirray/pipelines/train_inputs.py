@@ -19,7 +19,7 @@ from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.config import TrainRun
-from cirray.pipelines.generator import select_labels
+from cirray.pipelines.generator_inputs import select_labels
 from cirray.pipelines.live import Features, live_digests
 from cirray.triplets.store import TripletStore, attach_reverse
 from cirray.types import Query, Triplet, stable_id

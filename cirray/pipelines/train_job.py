@@ -66,9 +66,9 @@ def held_out_images(dataset: CirDataset) -> frozenset[str]:
     return guarded_ids(dataset) | images_of(dataset.split("val"))
 
 
-def engine_on(run: TrainRun, device: str | torch.device) -> EngineFactory:
-    """The run's engine, on a device."""
-    factory = find_engine(run.training.engine)
+def engine_on(name: str, device: str | torch.device) -> EngineFactory:
+    """A named engine, on a device."""
+    factory = find_engine(name)
 
     def build(model: nn.Module, config: LoopConfig, rank: int, world: int) -> Engine:
         return factory(model.to(device), config, rank, world)

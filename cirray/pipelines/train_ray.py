@@ -1,5 +1,8 @@
 """Ray Train: workers that run the one training loop, report checkpoints, and are followed from the driver.
 
+A `Fit` says what the workers do, be it for a retriever or a generator: `train_share` is their part, `fit_on_ray` the
+driver's.
+
 Ray's `report` is a collective, so every rank reports at the same steps; each writes its share of a checkpoint into a
 folder of its own and Ray merges them in the run's storage. A restarted worker, or the same run started again after the
 driver died, goes on from the last checkpoint that was committed there.
@@ -10,8 +13,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,22 +31,54 @@ from cirray.core.environ import enter_folder, train_settings, worker_environment
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.log import get_logger
 from cirray.core.progress import Advance, progress
-from cirray.pipelines.config import TrainRun
+from cirray.pipelines.config import RayTrainConfig, TrainRun
 from cirray.pipelines.resources import ClusterInfo, cluster
 from cirray.pipelines.train_inputs import MODEL, read_inputs
 from cirray.pipelines.train_job import Clock, build_job, engine_on, export
 from cirray.training.callbacks import HistoryFile, TensorBoard
 from cirray.training.checkpoint import LOOP, write_checkpoint
+from cirray.training.config import LoopConfig
 from cirray.training.loop import Callback, train
 from cirray.training.state import LoopState, Row
+from cirray.training.task import Task
 from cirray.types import stable_id
 
 STORAGE, RATE = "ray", "samples_per_second"
 _PULL_S = 0.5
 
 
+@dataclass(frozen=True)
+class Fit:
+    """One training on Ray's workers.
+
+    Attributes:
+        work: what every worker runs; it gets `settings` with the bulletin's URI.
+        settings: plain values.
+        ray: cluster, workers, failures.
+        loop: steps and checkpoints.
+        name: the same for every start of one run; runs that share a storage folder differ.
+        place: URI where checkpoints and the bulletin are.
+        title: words for the progress bar.
+        writers: callbacks that the driver calls with the rows.
+    """
+
+    work: Callable[[dict[str, Any]], None]
+    settings: dict[str, Any]
+    ray: RayTrainConfig
+    loop: LoopConfig
+    name: str
+    place: str
+    title: str
+    writers: tuple[Callback, ...] = ()
+
+    @property
+    def bulletin(self) -> str:
+        """URI of the small file that tells where the run stands."""
+        return storage.join(self.place, f"{self.name}.json")
+
+
 def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> tuple[list[Row], float]:
-    """Train on Ray's workers and bring the model home.
+    """Train a retriever on Ray's workers and bring the model home.
 
     Args:
         run: the configuration.
@@ -55,30 +91,55 @@ def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> tu
     Raises:
         ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
     """
-    place = run.ray.storage or storage.join(stage.work_uri, STORAGE)
-    with cluster(run.ray) as info:
-        check_room(run, info)
-        train_settings(run.ray.poll_s, run.ray.start_timeout_s, info.nodes == 1)
-        result = _fit(run, stage, place, reports)
-    history = _bring_home(result.checkpoint, stage)
-    _clear(run, place)
+    from cirray.pipelines.train import BOARD, HISTORY, title_of
+
+    writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
+    fit = Fit(
+        work, {"run": run.to_dict()}, run.ray, run.training, run_name(run.out), place_of(run.ray, stage), title_of(run),
+        writers,
+    )  # fmt: skip
+    result = fit_on_ray(fit, reports)
+    history = bring_home(result.checkpoint, stage.local)
+    clear(fit)
     return history, float((result.metrics or {}).get(RATE, 0.0))
 
 
-def check_room(run: TrainRun, info: ClusterInfo) -> None:
+def fit_on_ray(fit: Fit, reports: Sequence[Any] = ()) -> ray.train.Result:
+    """Train on Ray's workers, or go on from the last checkpoint of an earlier start.
+
+    Raises:
+        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
+    """
+    with cluster(fit.ray) as info:
+        check_room(fit.ray, info)
+        train_settings(fit.ray.poll_s, fit.ray.start_timeout_s, info.nodes == 1)
+        return _fit(fit, reports)
+
+
+def run_name(out: str, what: str = "train") -> str:
+    """The same for every start of one run; runs that share a storage folder differ."""
+    return f"{what}-{stable_id(out)[:8]}"
+
+
+def place_of(config: RayTrainConfig, stage: Stage) -> str:
+    """URI where a run's checkpoints are kept: as configured, or beside the output."""
+    return config.storage or storage.join(stage.work_uri, STORAGE)
+
+
+def check_room(config: RayTrainConfig, info: ClusterInfo) -> None:
     """Refuse workers that a cluster of this size can never hold; Ray would wait for ever.
 
     Raises:
         ConfigError: naming what is wanted and what there is.
     """
-    if run.ray.autoscaling:
+    if config.autoscaling:
         return
-    wanted = {"CPU": run.ray.num_workers * run.ray.cpus_per_worker, "GPU": run.ray.num_workers * float(run.ray.use_gpu)}
+    wanted = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * float(config.use_gpu)}
     there = {"CPU": info.cpus, "GPU": info.gpus}
     for name, amount in wanted.items():
         if amount > there[name]:
             raise ConfigError(
-                f"{run.ray.num_workers} training workers need {amount:g} {name}s, the cluster has {there[name]:g}. "
+                f"{config.num_workers} training workers need {amount:g} {name}s, the cluster has {there[name]:g}. "
                 f"Lower ray.num_workers{' or ray.cpus_per_worker' if name == 'CPU' else ', set ray.use_gpu=false'}, "
                 "name a larger cluster, or say that it grows (ray.autoscaling=true)."
             )
@@ -93,25 +154,46 @@ def work(settings: dict[str, Any]) -> None:
     """
     enter_folder(settings["folder"])
     run = validate(TrainRun, settings["run"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = get_device() if run.ray.use_gpu else torch.device("cpu")
+    device = worker_device(run.ray)
     job = build_job(run, read_inputs(run), device)
-    clock = Clock()
-    hooks = [clock, job.validate, Bulletin(settings["bulletin"]), RayReport(run, clock)]
+    train_share(job.task, run.training, device, settings["bulletin"], job.validate, run.validation.every)
+
+
+def worker_device(config: RayTrainConfig) -> torch.device:
+    """Where the calling worker computes."""
+    return get_device() if config.use_gpu else torch.device("cpu")
+
+
+def train_share(
+    task: Task, loop: LoopConfig, device: torch.device, bulletin: str, validate: Callback | None = None,
+    validation_every: int | None = None,
+) -> None:  # fmt: skip
+    """The calling worker's part of a training; goes on from the last checkpoint that was reported.
+
+    Args:
+        task: what is trained.
+        loop: steps, engine, checkpoints.
+        device: where.
+        bulletin: URI of the file that the driver looks at.
+        validate: adds figures to the history's rows.
+        validation_every: steps between rows that are reported for them.
+    """
+    context, clock = ray.train.get_context(), Clock()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    report = RayReport(loop.checkpoint_every, validation_every, clock)
+    hooks = [clock, validate or Callback(), Bulletin(bulletin), report]
     checkpoint = ray.train.get_checkpoint()
     with ExitStack() as stack:
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        train(job.task, run.training, engine_on(run, device), hooks, rank, world, resume)
+        train(task, loop, engine_on(loop.engine, device), hooks, rank, world, resume)
 
 
 class RayReport(Callback):
     """Reports a checkpoint on schedule and at the end (the last one also holds the model), and every validation."""
 
-    def __init__(self, run: TrainRun, clock: Clock) -> None:
-        """Read the two schedules."""
-        self._clock = clock
-        self._checkpoint, self._validation = run.training.checkpoint_every, run.validation.every
+    def __init__(self, checkpoint_every: int | None, validation_every: int | None, clock: Clock) -> None:
+        """Remember the two schedules."""
+        self._clock, self._checkpoint, self._validation = clock, checkpoint_every, validation_every
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """All ranks report at the same steps."""
@@ -164,39 +246,33 @@ def read_bulletin(uri: str) -> dict[str, Any]:
     return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {"step": 0, "starts": [], "rows": []}
 
 
-def _name(run: TrainRun) -> str:
-    """The same for every start of one run; runs that share a storage folder differ."""
-    return f"train-{stable_id(run.out)[:8]}"
-
-
-def _clear(run: TrainRun, place: str) -> None:
+def clear(fit: Fit) -> None:
     """Drop the finished run's checkpoints."""
-    if not run.ray.storage:
-        storage.remove(place)
+    if not fit.ray.storage:
+        storage.remove(fit.place)
         return
-    storage.remove(storage.join(place, _name(run)))
-    storage.remove(storage.join(place, f"{_name(run)}.json"))
+    storage.remove(storage.join(fit.place, fit.name))
+    storage.remove(fit.bulletin)
 
 
-def _fit(run: TrainRun, stage: Stage, place: str, reports: Sequence[Any]) -> ray.train.Result:
-    bulletin = storage.join(place, f"{_name(run)}.json")
-    filesystem, path = storage.resolve(place)
+def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
+    filesystem, path = storage.resolve(fit.place)
     settings = ray.train.RunConfig(  # type: ignore[call-arg]
-        name=_name(run), storage_path=path, storage_filesystem=filesystem,
-        failure_config=ray.train.FailureConfig(max_failures=run.ray.max_failures),
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.training.keep_checkpoints),
+        name=fit.name, storage_path=path, storage_filesystem=filesystem,
+        failure_config=ray.train.FailureConfig(max_failures=fit.ray.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=fit.loop.keep_checkpoints),
         callbacks=list(reports), worker_runtime_env={"env_vars": worker_environment()},
     )  # fmt: skip
     scaling = ray.train.ScalingConfig(
-        num_workers=run.ray.num_workers, use_gpu=run.ray.use_gpu,
-        resources_per_worker={"CPU": run.ray.cpus_per_worker, **({"GPU": 1} if run.ray.use_gpu else {})},
+        num_workers=fit.ray.num_workers, use_gpu=fit.ray.use_gpu,
+        resources_per_worker={"CPU": fit.ray.cpus_per_worker, **({"GPU": 1} if fit.ray.use_gpu else {})},
     )  # fmt: skip
-    backend = TorchConfig(backend="nccl" if run.ray.use_gpu else "gloo")
-    loop_config = {"run": run.to_dict(), "bulletin": bulletin, "folder": working_folder()}
+    backend = TorchConfig(backend="nccl" if fit.ray.use_gpu else "gloo")
+    loop_config = {**fit.settings, "bulletin": fit.bulletin, "folder": working_folder()}
     trainer = TorchTrainer(
-        work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
+        fit.work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
     )
-    with _followed(run, stage, bulletin):
+    with _followed(fit):
         try:
             return trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -217,13 +293,11 @@ def _reason(error: Exception) -> Exception:
 
 
 @contextmanager
-def _followed(run: TrainRun, stage: Stage, bulletin: str) -> Iterator[None]:
-    """Progress, history file and TensorBoard on the driver while the workers train."""
-    from cirray.pipelines.train import BOARD, HISTORY, title_of
-
+def _followed(fit: Fit) -> Iterator[None]:
+    """Progress and the driver's writers while the workers train."""
     ended = threading.Event()
-    with progress(title_of(run), run.training.steps, "steps") as advance:
-        follower = _Follower(bulletin, advance, [HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD)])
+    with progress(fit.title, fit.loop.steps, "steps") as advance:
+        follower = _Follower(fit.bulletin, advance, list(fit.writers))
         thread = threading.Thread(target=follower.run, args=(ended,), daemon=True)
         thread.start()
         try:
@@ -275,9 +349,8 @@ class _Follower:
             getattr(writer, hook)(*arguments)
 
 
-def _bring_home(checkpoint: Any, stage: Stage) -> list[Row]:
-    """Copy the model from the last checkpoint beside the vision tower; returns the run's history."""
+def bring_home(checkpoint: Any, folder: Path) -> list[Row]:
+    """Copy the model from the last checkpoint to `folder/model`; returns the run's history."""
     with checkpoint.as_directory() as name:
-        folder = Path(name)
-        shutil.copytree(folder / MODEL, stage.local / MODEL, dirs_exist_ok=True)
-        return list(json.loads((folder / LOOP).read_text())["history"])
+        shutil.copytree(Path(name) / MODEL, folder / MODEL, dirs_exist_ok=True)
+        return list(json.loads((Path(name) / LOOP).read_text())["history"])

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from cirray.core.errors import DataError
+from cirray.core.errors import ConfigError, DataError
 from cirray.generators.mtg import AnswerLoss, Answers, ModificationTextModel
 from cirray.generators.prompts import prompt
 from cirray.losses.output import LossOutput, weighted_sum
@@ -20,6 +21,7 @@ from cirray.training.sampler import BatchSampler
 from cirray.types import Triplet
 
 Bags = Sequence[Sequence[str]]
+TUNED = "generator.pt"
 _BAG_WIDTH = 12
 _DESCRIBE = "describe/1"
 
@@ -63,6 +65,33 @@ class AlignmentBatch:
         )
 
 
+@dataclass(frozen=True)
+class Soft:
+    """Soft tokens `[B, Q, E]` of single images, and of pairs where the batch has any."""
+
+    image_BQE: torch.Tensor
+    difference_BQE: torch.Tensor | None = None
+
+
+class AlignmentPass(nn.Module):
+    """The generator's forward pass in the alignment as one call, which is what engines cast and partition."""
+
+    def __init__(self, generator: ModificationTextModel) -> None:
+        """Around a generator, which it shares."""
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, batch: AlignmentBatch) -> Soft | AnswerLoss:
+        """Soft tokens to be drawn to bags, or the loss of writing the captions."""
+        soft_BQE = self.generator.read_image(batch.patches_BPD)
+        if batch.answers is not None:
+            prefix_BLE = self.generator.image_prefix(soft_BQE, prompt(_DESCRIBE))
+            return self.generator.answer_loss(prefix_BLE, batch.answers)
+        if batch.reference_BPD is None or batch.target_BPD is None:
+            return Soft(soft_BQE)
+        return Soft(soft_BQE, self.generator.read_pair(batch.reference_BPD, batch.target_BPD))
+
+
 class _Task:
     """What both tasks share: the model, the features, and how the model is saved."""
 
@@ -80,8 +109,17 @@ class _Task:
         return self._generator
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the weights that are not the language model's."""
-        torch.save(self._generator.own_state(), folder / "generator.pt")
+        """Write every weight that training can have changed; a frozen language model stays out."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self._generator.tuned_state(), folder / TUNED)
+
+    def _rows(self, sampler: BatchSampler, step: int, rank: int, world: int) -> np.ndarray:
+        if sampler.batch % world:
+            raise ConfigError(
+                f"A batch of {sampler.batch}, all rows there are, cannot be shared evenly by {world} workers. "
+                f"Set the batch to {max(sampler.batch // world, 1) * world} or ray.num_workers=1."
+            )
+        return sampler.rows(step, rank, world)
 
     def _patches(self, ids: Sequence[str]) -> torch.Tensor:
         return torch.from_numpy(self._features.get(ids)).float()
@@ -134,7 +172,7 @@ class AlignmentTask(_Task):
         """The calling rank's images of step after step, without end."""
         step = start_step
         while True:
-            rows = self._sampler.rows(step, rank, world)
+            rows = self._rows(self._sampler, step, rank, world)
             ids = [self._ids[row] for row in rows]
             if self._bags_MQW is not None:
                 batch = AlignmentBatch(self._patches(ids), ids_BQW=self._bags_MQW[torch.from_numpy(rows)])
@@ -145,23 +183,25 @@ class AlignmentTask(_Task):
                 yield AlignmentBatch(self._patches(ids), answers=answers)
             step += 1
 
+    def model(self) -> nn.Module:
+        """The generator's network behind the forward pass of the alignment."""
+        return AlignmentPass(self._generator)
+
     def loss(self, model: nn.Module, batch: AlignmentBatch, gather: Gather) -> LossOutput:
-        """Relative squared error to the bags' vectors, or the captions' cross-entropy per token."""
-        generator = self._generator
-        soft_BQE = generator.read_image(batch.patches_BPD)
-        if batch.ids_BQW is not None:
-            terms = {"image": _relative_error(soft_BQE, self._vectors(batch.ids_BQW)).mean()}
-            if batch.difference_BQW is not None:
-                terms["difference"] = self._difference_loss(batch)
-            return weighted_sum(terms, dict.fromkeys(terms, 1.0))
-        assert batch.answers is not None
-        prefix_BLE = generator.image_prefix(soft_BQE, prompt(_DESCRIBE))
-        return _mean_over_ranks(generator.answer_loss(prefix_BLE, batch.answers), gather)
+        """Squared error to the bags' vectors, or the captions' cross-entropy per token, of the global batch."""
+        found = model(batch)
+        if isinstance(found, AnswerLoss):
+            return _mean_over_ranks(found, gather)
+        assert batch.ids_BQW is not None
+        terms = {"image": _relative_error(found.image_BQE, self._vectors(batch.ids_BQW), gather).mean()}
+        if found.difference_BQE is not None and batch.difference_BQW is not None:
+            terms["difference"] = self._difference_loss(found.difference_BQE, batch.difference_BQW, gather)
+        return weighted_sum(terms, dict.fromkeys(terms, 1.0))
 
     def _with_pairs(self, batch: AlignmentBatch, step: int, rank: int, world: int) -> AlignmentBatch:
         if self._pair_sampler is None or self._difference_MQW is None:
             return batch
-        rows = self._pair_sampler.rows(step, rank, world)
+        rows = self._rows(self._pair_sampler, step, rank, world)
         first, second = zip(*(self._pairs[row] for row in rows), strict=True)
         return replace(
             batch,
@@ -170,13 +210,14 @@ class AlignmentTask(_Task):
             difference_BQW=self._difference_MQW[torch.from_numpy(rows)],
         )
 
-    def _difference_loss(self, batch: AlignmentBatch) -> torch.Tensor:
+    def _difference_loss(self, soft_BQE: torch.Tensor, bags_BQW: torch.Tensor, gather: Gather) -> torch.Tensor:
         """Relative error of q_c; changed cells, one or two of nine, weigh as much as all the others together."""
-        assert batch.reference_BPD is not None and batch.target_BPD is not None and batch.difference_BQW is not None
-        soft_BQE = self._generator.read_pair(batch.reference_BPD, batch.target_BPD)
-        error_BQ = _relative_error(soft_BQE, self._vectors(batch.difference_BQW))
-        changed_BQ = ((batch.difference_BQW >= 0).sum(dim=-1) > 1).float()
-        parts = [(error_BQ * mask_BQ).sum() / mask_BQ.sum().clamp_min(1) for mask_BQ in (changed_BQ, 1 - changed_BQ)]
+        error_BQ = _relative_error(soft_BQE, self._vectors(bags_BQW), gather)
+        changed_BQ = ((bags_BQW >= 0).sum(dim=-1) > 1).float()
+        parts = [
+            (error_BQ * mask_BQ).sum() * gather.world / gather.total(mask_BQ.sum()).clamp_min(1)
+            for mask_BQ in (changed_BQ, 1 - changed_BQ)
+        ]
         return (parts[0] + parts[1]) / 2
 
     @torch.no_grad()
@@ -224,7 +265,8 @@ class GeneratorTask(_Task):
         """The calling rank's triplets of step after step, without end."""
         step = start_step
         while True:
-            yield self.batch([self._triplets[row] for row in self._sampler.rows(step, rank, world)])
+            rows = self._rows(self._sampler, step, rank, world)
+            yield self.batch([self._triplets[row] for row in rows])
             step += 1
 
     def batch(self, rows: Sequence[Triplet]) -> GeneratorBatch:
@@ -261,12 +303,21 @@ def _mean_over_ranks(loss: AnswerLoss, gather: Gather) -> LossOutput:
     return LossOutput(loss.total * gather.world / gather.total(loss.tokens.float()).clamp_min(1.0))
 
 
-def _relative_error(soft_BQE: torch.Tensor, wanted_BQE: torch.Tensor) -> torch.Tensor:
+def _relative_error(soft_BQE: torch.Tensor, wanted_BQE: torch.Tensor, gather: Gather) -> torch.Tensor:
     """Squared error of every soft token over the variance of what is wanted, `[B, Q]`; 1 is no better than the mean.
 
     Word embeddings are small: without the division the gradients lie at the size of AdamW's epsilon.
     """
-    return (soft_BQE.float() - wanted_BQE).square().mean(dim=-1) / wanted_BQE.var()
+    return (soft_BQE.float() - wanted_BQE).square().mean(dim=-1) / _variance(wanted_BQE, gather)
+
+
+def _variance(values: torch.Tensor, gather: Gather) -> torch.Tensor:
+    """Variance over the global batch; ranks have equal shapes."""
+    if gather.world == 1:
+        return values.var()
+    count = values.numel() * gather.world
+    mean = gather.total(values.sum()) / count
+    return gather.total((values - mean).square().sum()) / (count - 1)
 
 
 def _moved(tensor: torch.Tensor | None, device: torch.device | str) -> torch.Tensor | None:

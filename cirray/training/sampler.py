@@ -43,7 +43,7 @@ class BatchSampler:
         count = groups if isinstance(groups, int) else len(groups)
         names = [str(row) for row in range(count)] if isinstance(groups, int) or not one_per_group else groups
         self._group_M = _group_numbers(names)
-        self._batch, self._seed, self._cached = batch, seed, (-1, np.empty((0, batch), dtype=np.int64))
+        self.batch, self._seed, self._cached = batch, seed, (-1, np.empty((0, batch), dtype=np.int64))
         sizes = np.bincount(np.bincount(self._group_M)) if count else np.zeros(1, dtype=np.int64)
         rounds = np.cumsum(sizes[::-1])[::-1][1:]
         self.batches_per_epoch = int((rounds // batch).sum())
@@ -59,7 +59,7 @@ class BatchSampler:
         epoch, index = divmod(step, self.batches_per_epoch)
         if self._cached[0] != epoch:
             self._cached = (epoch, self._epoch(epoch))
-        share = self._batch // world
+        share = self.batch // world
         return self._cached[1][index][rank * share : (rank + 1) * share]
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -69,8 +69,8 @@ class BatchSampler:
         batches = []
         for number in range(int(turn.max()) + 1):
             rows = order[turn == number]
-            full = len(rows) // self._batch
-            batches.append(rows[: full * self._batch].reshape(full, self._batch))
+            full = len(rows) // self.batch
+            batches.append(rows[: full * self.batch].reshape(full, self.batch))
             if full == 0:
                 break
         stacked = np.concatenate(batches)

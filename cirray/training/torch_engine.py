@@ -76,10 +76,12 @@ class TorchEngine:
         return float(norm)
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimiser and schedule (rank 0; all ranks hold the same)."""
+        """Write trained weights, optimiser and schedule (rank 0; all ranks hold the same). Frozen weights stay out."""
         if self._rank == 0:
+            frozen = _frozen(self._model)
+            weights = {name: value for name, value in self._model.state_dict().items() if name not in frozen}
             state = {
-                "model": self._model.state_dict(), "optimizer": self._optimizer.state_dict(),
+                "model": weights, "optimizer": self._optimizer.state_dict(),
                 "schedule": self._schedule.state_dict(),
             }  # fmt: skip
             torch.save(state, folder / STATE)
@@ -95,7 +97,9 @@ class TorchEngine:
             raise ArtifactError(f"{str(folder)!r} holds no {STATE}: it is no checkpoint of the torch engine.")
         state = torch.load(path, map_location=self._device, weights_only=True)
         try:
-            self._model.load_state_dict(state["model"])
+            missing, unknown = self._model.load_state_dict(state["model"], strict=False)
+            if unknown or set(missing) - _frozen(self._model):
+                raise KeyError(f"no or unknown weights: {[*unknown, *missing][:3]}")
             self._optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -105,6 +109,11 @@ class TorchEngine:
     def full_weights(self) -> AbstractContextManager[nn.Module]:
         """The model itself: every rank holds all of it."""
         return nullcontext(self._model)
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    """Names of the weights that are not trained: the run's start has them, as it has a frozen language model."""
+    return {name for name, item in model.named_parameters(remove_duplicate=False) if not item.requires_grad}
 
 
 def compile_forward(model: nn.Module, backend: str) -> None:

@@ -80,19 +80,38 @@ def test_published_schedules_are_kept(name, steps, lr, weights, stretch):
     assert config.lambda_m == config.lambda_p == weights
 
 
+def what_it_trains(run):
+    """A retriever's loop, or all that decides what a generator becomes."""
+    tree = run.to_dict()
+    names = [name for name in tree if name not in ("ray", "device", "out")]
+    kept = names if "alignment_training" in tree else ["training"]
+    found = {name: dict(tree[name]) if isinstance(tree[name], dict) else tree[name] for name in kept}
+    for loop in ("training", "alignment_training"):
+        for name in ("engine", "zero_stage", "deepspeed"):
+            found.get(loop, {}).pop(name, None)
+    return found
+
+
+def test_generators_on_several_gpus_have_workers_that_share_their_batches():
+    several = [path for path in FULL if path.name.startswith("generator-") and not path.stem.endswith("-h200")]
+    assert len(several) == 8
+    for path in several:
+        run = config_of(path)
+        assert run.ray.num_workers == (32 if path.stem.endswith("-nodes") else 8) and run.ray.use_gpu
+        assert run.training.engine == "deepspeed" and run.training.zero_stage in (1, 2)
+        assert run.training.zero_stage == 2 or "-vdg-" not in path.name
+
+
 def test_the_same_recipe_on_other_hardware_trains_the_same_thing():
     by_name: dict[str, list] = {}
-    for path in (path for path in FULL if path.name.startswith(("finetune", "pretrain"))):
+    for path in (path for path in FULL if path.name.startswith(("finetune", "pretrain", "generator-"))):
         by_name.setdefault(path.stem.rpartition("-")[0], []).append(config_of(path))
     compared = 0
-    for configs in by_name.values():
-        for other in configs[1:]:
-            same = ("engine", "zero_stage", "deepspeed")
-            assert configs[0].training.model_copy(update=dict.fromkeys(same)) == other.training.model_copy(
-                update=dict.fromkeys(same)
-            )
+    for first, *others in by_name.values():
+        for other in others:
+            assert what_it_trains(first) == what_it_trains(other)
             compared += 1
-    assert compared > 8
+    assert compared > 16
 
 
 @pytest.mark.parametrize(

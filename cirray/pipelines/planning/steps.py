@@ -104,9 +104,11 @@ def retrieval_batch(
     )  # fmt: skip
 
 
-def count_generator(model: ModificationTextModel, config: LoopConfig, tokens: Tokens, answer: int) -> Counted:
-    """Count a generator's step; called where the model was made (`weightless`)."""
-    inputs = generator_batch(config.batch, tokens, answer)
+def count_generator(
+    model: ModificationTextModel, config: LoopConfig, tokens: Tokens, answer: int, world: int = 1
+) -> Counted:
+    """Count a generator's step on one of `world` GPUs; called where the model was made (`weightless`)."""
+    inputs = generator_batch(max(config.batch // world, 1), tokens, answer)
     model.train()
 
     def loss() -> torch.Tensor:
@@ -116,7 +118,7 @@ def count_generator(model: ModificationTextModel, config: LoopConfig, tokens: To
     trace = trace_step(loss, model, inputs, config.precision == "bf16")
     weights = count_weights(model)
     patches = 2 * inputs[0].numel() * inputs[0].element_size()
-    return Counted(weights, training_states(weights, config, 1), trace, config, 1, patches)
+    return Counted(weights, training_states(weights, config, world), trace, config, world, patches)
 
 
 def generator_batch(rows: int, tokens: Tokens, answer: int) -> tuple[torch.Tensor, torch.Tensor, Answers]:

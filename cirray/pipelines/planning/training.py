@@ -47,15 +47,16 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: Beside) -> PlanRepor
 
 
 def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: Beside) -> PlanReport:
-    """Memory and time of a generator's training on labelled triplets.
+    """Memory and time of a generator's training on labelled triplets (not of the alignment before it).
 
     Raises:
         ConfigError: when the sizes of a named source cannot be known.
     """
     tokens = tokens_of(run.features, run.towers, plan, beside)
+    world = run.ray.num_workers if run.ray and run.ray.enabled else 1
     with weightless():
         model, origin = generator_of(run, plan, tokens, beside)
-        counted = count_generator(model, run.training, tokens, plan.answer_tokens)
+        counted = count_generator(model, run.training, tokens, plan.answer_tokens, world)
     rows, told = (plan.rows, "plan.rows") if plan.rows else labelled_rows(run.data)
     frame = _Frame(f"generator, language model {run.model.tuning}", origin, tokens, run.labels or rows, told)
     language = sum(item.numel() * item.element_size() for item in model.lm.parameters())

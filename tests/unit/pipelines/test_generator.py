@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from cirray.core.config import load_config
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.world import write_world
 from cirray.generators.store import load_generator, load_model
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.config import GeneratorRun, TowersRun
-from cirray.pipelines.generator import build_generator, encode_live, run_generator, select_labels
+from cirray.pipelines.generator import run_generator
+from cirray.pipelines.generator_inputs import build_generator, encode_live, select_labels
 from cirray.pipelines.towers import run_towers
 from cirray.types import Pair
 
@@ -80,8 +81,18 @@ def test_the_paper_layout_and_other_alignments_run(home):
     assert bare.metrics["alignment"] == {"objective": "none"}
 
 
+def test_workers_must_share_both_batches_and_deepspeed_needs_workers(home):
+    assert settings(home, "x").ray is None and settings(home, "x", "ray.num_workers=4").ray.enabled
+    with pytest.raises(ConfigError, match=r"training.batch 8 does not divide by ray.num_workers 3"):
+        settings(home, "x", "ray.num_workers=3", "alignment_training.batch=9")
+    with pytest.raises(ConfigError, match="alignment_training.batch 10 does not divide"):
+        settings(home, "x", "ray.num_workers=4", "alignment_training.batch=10")
+    with pytest.raises(ConfigError, match="training.engine 'deepspeed' needs workers"):
+        settings(home, "x", "training.engine=deepspeed", "ray={enabled: false, num_workers: 2}")
+
+
 def test_start_weights_follow_the_seed(home):
-    first, again, other = (build_generator(settings(home, "x", f"seed={seed}"), None).own_state() for seed in (0, 0, 1))
+    first, again, other = (build_generator(settings(home, "x", f"seed={seed}")).own_state() for seed in (0, 0, 1))
     name = "projection.weight"
     assert (first[name] == again[name]).all() and not (first[name] == other[name]).all()
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cirray.core.errors import DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.generators.config import AlignmentConfig, AnswerTrainingConfig
+from cirray.training.callbacks import Checkpoints
 from cirray.training.gather import NoGather
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.training.loop import train
@@ -34,6 +35,31 @@ def test_training_lowers_the_answer_loss_and_leaves_the_language_model_alone(mod
     history = train(GeneratorTask(model, TRIPLETS, features, config), config, torch_engine)
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert all(torch.equal(old, new) for old, new in zip(before, model.lm.parameters(), strict=True))
+
+
+def test_a_checkpoint_leaves_the_frozen_language_model_out_and_a_run_goes_on_from_it(model_of, features, tmp_path):
+    config = AnswerTrainingConfig(steps=6, batch=4, log_every=1, checkpoint_every=3)
+    whole = train(GeneratorTask(model_of(), TRIPLETS, features, config), config, torch_engine, [Checkpoints(tmp_path)])
+    stored = torch.load(tmp_path / "step-00000003" / "engine.pt", weights_only=True)["model"]
+    assert "projection.weight" in stored and not [name for name in stored if name.startswith("lm.")]
+    task, half = GeneratorTask(model_of(), TRIPLETS, features, config), tmp_path / "step-00000003"
+    assert train(task, config, torch_engine, resume=half) == whole
+    other = GeneratorTask(model_of(tuning="full"), TRIPLETS, features, config)
+    with pytest.raises(ArtifactError, match="of another model"):
+        train(other, config, torch_engine, resume=half)
+
+
+def test_rows_that_workers_cannot_share_evenly_are_refused(model_of, features):
+    task = GeneratorTask(model_of(), TRIPLETS[:3], features, AnswerTrainingConfig(batch=4))
+    with pytest.raises(ConfigError, match="A batch of 3, all rows there are, cannot be shared evenly by 2 workers"):
+        next(task.batches(0, 0, 2))
+
+
+def test_trained_weights_of_another_generator_are_refused(model_of):
+    state = model_of().tuned_state()
+    model_of().load_tuned(state)
+    with pytest.raises(ArtifactError, match="another generator"):
+        model_of(tuning="full").load_tuned(state)
 
 
 def test_alignment_draws_soft_tokens_to_the_bags(model_of, features):

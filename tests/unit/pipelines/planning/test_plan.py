@@ -63,6 +63,16 @@ def test_a_frozen_language_model_in_fp32_is_advised_to_take_16_bits():
     assert report.value("language model") == pytest.approx(4 * 6.74e9, rel=0.01)
 
 
+def test_a_generator_on_eight_gpus_shares_rows_and_optimiser_and_holds_its_language_model_on_each():
+    one = plan_of("generator-cirr-instructblip-vicuna7b-h200")
+    many = plan_of("generator-cirr-instructblip-vicuna7b-8gpu")
+    assert one.value("steps") == many.value("steps") and one.value("weights") == many.value("weights")
+    assert one.value("language model") == many.value("language model") > 1.3e10
+    assert many.value("batch") * 8 == one.value("batch")
+    assert many.value("optimiser") < one.value("optimiser") / 4
+    assert many.value("activations saved") < one.value("activations saved") / 6
+
+
 def test_a_generation_counts_cache_soft_tokens_and_steps():
     report = plan_of("generate-cirr-reverse-vicuna7b-h200")
     rows, beams = 64, 5
