@@ -15,8 +15,8 @@ from cirray.core.version import __version__
 
 VERBS = (
     "quickstart", "world", "towers", "clip", "embed", "map", "train-generator", "mine", "caption", "templates",
-    "generate", "check", "sample", "pretrain", "finetune", "tune", "evaluate", "compare", "browse", "score", "submit",
-    "doctor", "plan", "index", "search", "serve", "convert", "export",
+    "rewrite", "generate", "check", "sample", "pretrain", "finetune", "tune", "evaluate", "compare", "browse", "score",
+    "submit", "doctor", "plan", "index", "search", "serve", "convert", "export",
 )  # fmt: skip
 
 HOME = "~/cirray/quickstart"

@@ -20,6 +20,8 @@ class EvaluateRun(Config):
     index: str = ""
     """Index artifact of the checkpoint that holds the gallery's vectors (fp16, memory-mapped): the gallery is neither
     encoded again nor held in memory. Empty: encode it here."""
+    texts: str = ""
+    """Rewrites artifact of these queries (`cirray rewrite`): they search with its texts in place of their own."""
     out: str = "~/cirray/quickstart/report"
     """Report artifact (path or URI)."""
     name: str = "composed"
@@ -81,6 +83,8 @@ class SubmitRun(Config):
     """Checkpoint artifact that ranks the queries."""
     features: tuple[str, ...] = ()
     """Features artifacts of every reference and gallery image, made by the checkpoint's vision tower."""
+    texts: str = ""
+    """With a checkpoint: rewrites artifact whose texts the queries search with."""
     kind: Literal["", "cirr", "circo"] = ""
     """Which server; empty: what the data set or the checked file says."""
     out: str = "submission"

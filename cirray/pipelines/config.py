@@ -25,7 +25,7 @@ from cirray.models.towers.config import (
 from cirray.training.config import SpaceConfig, TrainingConfig
 from cirray.triplets.config import FilterConfig
 
-Part = Literal["labelled", "pool", "gallery"]
+Part = Literal["labelled", "pool", "gallery", "references"]
 
 
 class RayConfig(Config):
@@ -71,7 +71,8 @@ class EmbedRun(Config):
 
     data: DataConfig = DataConfig()
     parts: tuple[Part, ...] = ("labelled", "pool", "gallery")
-    """Which images: those of the triplets and captions, the unlabelled pool, the gallery. All three: every image."""
+    """Which images: those of the triplets and captions, the unlabelled pool, the gallery, the queries' references. The
+    first three: every image."""
     tower: str = "~/cirray/quickstart/towers"
     """A `towers` or `checkpoint` artifact (path or URI), or whatever `load_vision_tower` reads."""
     out: str = "~/cirray/quickstart/features"

@@ -56,9 +56,9 @@ def _remote(root: str, mirror: Path, path: Path) -> str:
 def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> tuple[str, ...]:
     """Ids of the images in some parts of a data set, each once, in the data set's order.
 
-    The labelled part is whatever triplets and captions name; all three parts together are every image.
+    The labelled part is whatever triplets and captions name; labelled, pool and gallery together are every image.
     """
-    if set(parts) == {"labelled", "pool", "gallery"}:
+    if set(parts) >= {"labelled", "pool", "gallery"}:
         return dataset.images.ids
     wanted: set[str] = set()
     if "labelled" in parts:
@@ -68,6 +68,7 @@ def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> tuple[str, ...]:
         wanted.update(dataset.pool_ids)
     if "gallery" in parts:
         wanted.update(dataset.gallery_ids)
+    if "gallery" in parts or "references" in parts:
         wanted.update(item.reference_id for item in dataset.queries)
     return tuple(image for image in dataset.images.ids if image in wanted)
 

@@ -23,6 +23,7 @@ from cirray.evaluation.vectors import rank_vectors
 from cirray.features.store import FeatureStore
 from cirray.features.vector_files import VectorFile, open_array
 from cirray.index.store import open_vectors
+from cirray.pipelines.rewrites.texts import with_texts
 from cirray.retriever import load_models
 from cirray.runs import CheckRun
 from cirray.triplets.store import TripletStore
@@ -41,15 +42,16 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
         ArtifactError: an input is missing, or the features were made by another vision tower than the checkpoint's.
         DataError: the data set has no queries, or a query or image cannot be used.
     """
-    dataset = _dataset(run)
-    stage = open_stage(run.out, "report", run.to_dict(), _inputs(run, dataset))
+    dataset, rewrites = _dataset(run)
+    stage = open_stage(run.out, "report", _content(run), _inputs(run, dataset, rewrites))
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
     rows = _rows(run, dataset, features)
     content = ReportContent(
-        rows=rows, dataset=dataset, histories=_histories(run), samples=_samples(run), facts=_facts(run, stage.inputs),
-        title=f"{run.name} on {dataset.name}", shown=run.shown, seed=run.seed,
+        rows=rows, dataset=dataset, histories=_histories(run), samples=_samples(run),
+        facts=_facts(run, stage.inputs, rewrites), title=f"{run.name} on {dataset.name}", shown=run.shown,
+        seed=run.seed,
     )  # fmt: skip
     write_report(stage.local, content, run.html)
     result = rows[-1].results[0]
@@ -60,10 +62,12 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
         )
         (stage.local / "browse.html").write_text(page, encoding="utf-8")
     counts = {"queries": result.query_count, "gallery": result.gallery_size, "rows": len(rows)}
-    return stage.publish(counts, _metrics(result), {"protocol": result.protocol, "table": render_table(rows)})
+    extra = {"protocol": result.protocol, "table": render_table(rows)} | ({"texts": rewrites} if rewrites else {})
+    return stage.publish(counts, _metrics(result), extra)
 
 
-def _dataset(run: EvaluateRun) -> CirDataset:
+def _dataset(run: EvaluateRun) -> tuple[CirDataset, dict[str, Any]]:
+    """The data set as it is asked, and what rewrote its queries (nothing without `texts`)."""
     dataset = read_dataset(run.data)
     if not dataset.queries:
         raise DataError(
@@ -71,14 +75,21 @@ def _dataset(run: EvaluateRun) -> CirDataset:
             "(reference, target, modification)."
         )
     ks = run.ks or dataset.protocol.ks
-    return dataclasses.replace(dataset, protocol=dataclasses.replace(dataset.protocol, ks=tuple(ks)))
+    dataset = dataclasses.replace(dataset, protocol=dataclasses.replace(dataset.protocol, ks=tuple(ks)))
+    return with_texts(dataset, run.texts) if run.texts else (dataset, {})
 
 
-def _inputs(run: EvaluateRun, dataset: CirDataset) -> dict[str, str]:
+def _content(run: EvaluateRun) -> dict[str, Any]:
+    """The configuration without the place of the rewrites, whose digest is an input."""
+    return {name: value for name, value in run.to_dict().items() if name != "texts"}
+
+
+def _inputs(run: EvaluateRun, dataset: CirDataset, rewrites: dict[str, Any]) -> dict[str, str]:
     inputs = {"checkpoint": read_manifest(run.checkpoint, "checkpoint").digest}
     for kind, uris in (("features", run.features), ("triplets", run.triplets)):
         inputs |= {f"{kind} {at}": read_manifest(uri, kind).digest for at, uri in enumerate(uris)}
     inputs |= {"index": read_manifest(run.index, "index").digest} if run.index else {}
+    inputs |= {"texts": str(rewrites["digest"])} if rewrites else {}
     inputs |= {f"history {at}": read_manifest(uri).digest for at, uri in enumerate(run.histories)}
     galleries = [part for name, ids in sorted(dataset.galleries.items()) for part in (name, *sorted(ids))]
     return {**inputs, "queries": stable_id(*dataset.queries, "gallery", *sorted(dataset.gallery_ids), *galleries)}
@@ -163,11 +174,12 @@ def _samples(run: EvaluateRun) -> tuple[TextSample, ...]:
     return draw_samples(triplets, run.samples, run.seed, run.judge)
 
 
-def _facts(run: EvaluateRun, inputs: dict[str, str]) -> dict[str, str]:
+def _facts(run: EvaluateRun, inputs: dict[str, str], rewrites: dict[str, Any]) -> dict[str, str]:
     places = {"checkpoint": run.checkpoint}
     places |= {f"features {at}": uri for at, uri in enumerate(run.features)}
     places |= {f"triplets {at}": uri for at, uri in enumerate(run.triplets)}
     facts = {name: f"{uri}\ndigest {inputs[name]}" for name, uri in places.items()}
+    facts |= {"texts": json.dumps(rewrites, indent=2)} if rewrites else {}
     trained = read_manifest(run.checkpoint, "checkpoint")
     facts["trained"] = f"{trained.created}, cirray {trained.cirray_version}"
     facts["training config"] = json.dumps(trained.config, indent=2)

@@ -77,8 +77,8 @@ def work(settings: dict[str, Any]) -> None:
     """What every worker runs.
 
     Args:
-        settings: `run` (plain values of a `GeneratorRun`), `loop` (which one), `start` (URI of its start weights) and
-            `bulletin` (URI of the file that the driver looks at).
+        settings: `run` (plain values of a `GeneratorRun`), `loop` (which one), `start` (URI of its start weights),
+            `bulletin` (URI of the file that the driver looks at) and `folder` (where the driver works).
     """
     enter_folder(settings["folder"])
     run = validate(GeneratorRun, settings["run"])

@@ -17,6 +17,7 @@ from cirray.evaluation.rankings import read_rankings
 from cirray.evaluation.submissions import CIRCO, RECALL, SUBSET, Checked, build, check, decode, encode, refuse
 from cirray.features.store import FeatureStore
 from cirray.pipelines.evaluate import check_tower
+from cirray.pipelines.rewrites.texts import with_texts
 from cirray.retriever import load_models
 
 _KINDS = {"cirr": (RECALL, SUBSET), "circo": (CIRCO,)}
@@ -125,6 +126,7 @@ def _subsets_from(lists: Mapping[str, Sequence[str]], dataset: CirDataset) -> di
 
 
 def _ranked(run: SubmitRun, dataset: CirDataset) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    dataset = with_texts(dataset, run.texts)[0] if run.texts else dataset
     if not run.features:
         raise ConfigError("A checkpoint ranks by stored features: give features=[URI] of every image.")
     encoder, vision, _ = load_models(run.checkpoint, run.device)

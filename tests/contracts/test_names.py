@@ -8,6 +8,7 @@ import pytest
 
 from cirray.data import readers
 from cirray.generators.captioners import base as captioners
+from cirray.generators.rewriters import base as rewriters
 from cirray.generators.store import KINDS as GENERATOR_KINDS
 from cirray.mining.pairs import POLICIES
 from cirray.models.conversion import FORMATS
@@ -46,9 +47,15 @@ def all_captioners():
     return captioners.CAPTIONERS.names()
 
 
+def all_rewriters():
+    """Rewriters, once their modules have registered them."""
+    rewriters.load_rewriters()
+    return rewriters.REWRITERS.names()
+
+
 NAMES = sorted(
     {*formats(), *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *all_backbones(), *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
-    | {*all_captioners(), *GENERATOR_KINDS, *MIXERS, *MAPPINGS, UNTRAINED, "word_map"}
+    | {*all_captioners(), *all_rewriters(), *GENERATOR_KINDS, *MIXERS, *MAPPINGS, UNTRAINED, "word_map"}
 )
 
 

@@ -38,7 +38,8 @@ def test_there_are_recipes_for_every_stage_and_size():
     assert {path.stem.split("-")[-1] for path in FULL} == HARDWARE
     stages = {path.name.split("-")[0] for path in FULL}
     wanted = (
-        "caption templates towers embed generator mine generate map pretrain finetune evaluate index convert export"
+        "caption templates rewrite towers embed generator mine generate map pretrain finetune evaluate index convert "
+        "export"
     )
     assert stages == set(wanted.split())
 

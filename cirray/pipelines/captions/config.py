@@ -16,7 +16,7 @@ class CaptionRun(Config):
     data: DataConfig = DataConfig()
     """Whose images; also the captions that `existing` takes over."""
     parts: tuple[Part, ...] = ("pool",)
-    """Which images: those of the triplets and captions, the unlabelled pool, the gallery."""
+    """Which images: those of the triplets and captions, the unlabelled pool, the gallery, the queries' references."""
     captioner: str = "cells"
     """`cells` (the embedded world's exact one) and `small` (Q-Former and language model of a generator artifact), `hf`
     (an image-to-text model of Hugging Face), or `existing` (the data set's own captions)."""

@@ -43,7 +43,7 @@ def run_map(run: MapRun) -> Manifest:
 
     Raises:
         ArtifactError: an input is missing, or the towers did not make the features.
-        DataError: no captioned image, or one without features.
+        DataError: no captioned image (which `untrained` does not need), or one without features.
         ConfigError: an unknown objective, or settings that do not fit.
     """
     dataset, features = read_dataset(run.data), FeatureStore.open_many(run.features)
@@ -105,6 +105,8 @@ def _searched(setup: MapSetup, folder: Path) -> np.ndarray:
 def _captioned(run: MapRun, dataset: CirDataset, features: FeatureStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
     images = sorted(name for name, text in dataset.captions.items() if name in dataset.images and text.strip())
     images = images[: run.images]
+    if not images and run.training.objective == UNTRAINED:
+        return (), ()
     if not images:
         raise DataError(
             f"{dataset.name!r} has no captioned image. Mapping needs images with one caption each: name a data set "

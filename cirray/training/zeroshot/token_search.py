@@ -15,8 +15,8 @@ from torch import nn
 
 from cirray.core.errors import ConfigError
 from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.losses.nt_xent import nt_xent
 from cirray.losses.output import LossOutput, weighted_sum
-from cirray.losses.soft_text import symmetric_contrast
 from cirray.models.words.prompts import SLOT
 from cirray.models.words.word_map import WordMapRetriever, unit
 from cirray.training.gather import Gather
@@ -181,7 +181,7 @@ class DistilTask(MapTask):
         tokens_BNW, said_BD = model(batch)
         made_BM, found_BM = unit(tokens_BNW.flatten(1)), unit(batch.tokens_BNW.flatten(1))
         positive_B = places_among_all(len(made_BM), gather.rank, made_BM.device)
-        contrast_B = symmetric_contrast(
+        contrast_B = nt_xent(
             made_BM, found_BM, gather.rows(made_BM), gather.rows(found_BM), positive_B, config.distil_temperature
         )
         with torch.no_grad():

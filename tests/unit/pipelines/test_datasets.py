@@ -23,6 +23,7 @@ def test_parts_are_the_images_that_their_files_name(dataset):
     assert part_ids(dataset, ("labelled",)) == ("a", "b", "h")
     assert part_ids(dataset, ("pool",)) == ("c", "d")
     assert part_ids(dataset, ("gallery",)) == ("e", "f", "g")
+    assert part_ids(dataset, ("references",)) == ("g",)
     assert part_ids(dataset, ("gallery", "pool")) == ("c", "d", "e", "f", "g")
     assert part_ids(dataset, ("pool", "labelled", "gallery")) == tuple("abcdefgh")
 

@@ -1,15 +1,19 @@
 """The zero-shot chain on a tiny world: clip, embed, map, finetune, index, evaluate; and samples of triplets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from cirray.core.artifacts import read_manifest
+from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.images import open_place
+from cirray.data.readers import read_dataset
 from cirray.evaluation.config import EvaluateRun
 from cirray.features.store import FeatureStore
 from cirray.index.store import open_index
@@ -18,6 +22,8 @@ from cirray.pipelines.config import EmbedRun, FinetuneRun, IndexRun
 from cirray.pipelines.embed import run_embed
 from cirray.pipelines.evaluate import run_evaluate
 from cirray.pipelines.index import run_index
+from cirray.pipelines.rewrites.config import RewriteRun
+from cirray.pipelines.rewrites.rewrite import run_rewrite
 from cirray.pipelines.train import run_train
 from cirray.pipelines.world import run_world
 from cirray.pipelines.zeroshot import map as map_stage
@@ -27,6 +33,7 @@ from cirray.pipelines.zeroshot.map import run_map
 from cirray.pipelines.zeroshot.sample import run_sample
 from cirray.retriever import ComposedRetriever
 from cirray.runs import WorldRun
+from cirray.triplets.captions import write_captions
 from cirray.triplets.store import TripletStore
 
 WORLD = {
@@ -122,6 +129,61 @@ def test_the_baselines_are_configs_whose_checkpoints_evaluate(root, name, model,
     assert 0 <= run_evaluate(validate(EvaluateRun, run)).metrics["R@10"] <= 1
 
 
+@pytest.fixture(scope="module")
+def cirevl(root):
+    """CIReVL's stages: captions of the references, joined texts, a CLIP that reads text alone (of uncaptioned data)."""
+    captions = open_stage(str(root / "references"), "captions", {})
+    names = sorted({query.reference_id for query in read_dataset(mapping(root, "x").data).queries})
+    row = {"captioner": "people", "prompt_version": "", "words": 5, "key": "k"}
+    told = [{**row, "image_id": name, "caption": f"a red star and {at} circles"} for at, name in enumerate(names)]
+    write_captions(captions.work_uri, "part-0", told)
+    captions.publish({})
+    rewrite = {"data": data(root), "captions": [str(root / "references")], "ray": {"enabled": False}}
+    run_rewrite(validate(RewriteRun, {**rewrite, "out": str(root / "rewrites")}))
+    bare = root / "uncaptioned"
+    bare.mkdir()
+    for name in ("gallery", "queries.jsonl"):
+        (bare / name).symlink_to(root / "world" / name)
+    run = mapping(root, "text", {"query": "text", "injection": {"layers": 0}}, objective="untrained").to_dict()
+    assert run_map(validate(MapRun, {**run, "data": {"folder": {"root": str(bare)}}})).counts["images"] == 0
+    return root
+
+
+def rankings(root, name, **fields):
+    tree = {
+        "data": data(root), "checkpoint": str(root / "text"), "features": [str(root / "features")], "html": False,
+        "out": str(root / name), **fields,
+    }  # fmt: skip
+    manifest = run_evaluate(validate(EvaluateRun, tree))
+    table = pq.read_table(root / name / "rankings.parquet")
+    return manifest, table.filter(pc.equal(table.column("row"), "composed"))
+
+
+def test_cirevl_ranks_by_its_rewritten_texts_the_same_from_the_same_inputs(cirevl, tmp_path):
+    manifest, first = rankings(cirevl, "c1", texts=str(cirevl / "rewrites"))
+    shutil.copytree(cirevl / "rewrites", tmp_path / "moved")
+    assert rankings(cirevl, "c2", texts=str(tmp_path / "moved"))[1] == first
+    assert rankings(cirevl, "c1", texts=str(tmp_path / "moved"))[0] == manifest
+    plain = rankings(cirevl, "c3")[1]
+    assert plain.column("query_id") == first.column("query_id") and plain.column("ids") != first.column("ids")
+    assert manifest.extra["texts"]["rewriter"] == "join/1" and manifest.extra["texts"]["kept"] == 0
+    assert "rewritten by join/1" in manifest.extra["protocol"] and manifest.inputs["texts"]
+    assert first.column("modification")[0].as_py().startswith("a red star and ")
+
+
+def test_cirevls_query_is_clips_own_embedding_of_the_rewritten_text(cirevl):
+    import torch
+
+    row = rankings(cirevl, "c1", texts=str(cirevl / "rewrites"))[1].to_pylist()[0]
+    retriever = load_retriever(cirevl / "text" / "model")
+    store, gallery = FeatureStore.open(cirevl / "features"), read_dataset(mapping(cirevl, "x").data).gallery_ids
+    text = retriever.text_encoder(retriever.text_encoder.tokenize([row["modification"]], 32))
+    images = torch.from_numpy(store.get(list(gallery))[:, 0, :12]).float()
+    scores = torch.nn.functional.cosine_similarity(text, images)
+    best = [gallery[at] for at in scores.argsort(descending=True) if gallery[at] != row["reference_id"]]
+    assert list(row["ids"][:3]) == best[:3]
+
+
 def test_a_killed_search_goes_on_with_its_blocks_to_the_same_checkpoint(root, monkeypatch):
     model = {"injection": {"layers": 0}}
     training = {"objective": "distil", "search": {"steps": 2, "batch": 50}}
@@ -154,7 +216,6 @@ def test_the_composing_stage_reads_features_alone_and_changes_nothing_else(root,
 def test_cached_tokens_give_the_vectors_of_live_encoding(root):
     import torch
 
-    from cirray.data.readers import read_dataset
     from cirray.data.transforms import build_transform
     from cirray.models.towers.hf_blip2 import load_vision_tower
 
@@ -219,7 +280,6 @@ def rows(root):
     import pyarrow as pa
 
     from cirray.core.artifacts import open_stage
-    from cirray.data.readers import read_dataset
     from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
     from cirray.triplets.store import write_part
 

@@ -1,0 +1,12 @@
+"""`cirray rewrite`."""
+
+from cirray.cli.verb import Verb, partial_status
+
+VERB = Verb(
+    name="rewrite",
+    help="rewrite the queries' texts into captions of their targets by a language model (Ray Data), for CIReVL",
+    config="cirray.pipelines.rewrites.config:RewriteRun",
+    run="cirray.pipelines.rewrites.rewrite:run_rewrite",
+    example="cirray rewrite jobs/configs/rewrite-shapes-small-cpu.yaml",
+    status=partial_status,
+)

@@ -1,0 +1,90 @@
+"""What a rewriter is, and the registry of them: caption of the reference + modification -> caption of the target.
+
+CIReVL's second step (training-free retrieval: caption, rewrite, search by text; baselines.md, section 7).
+"""
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Protocol
+
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.registry import Registry
+from cirray.types import stable_id
+
+_MODULES = ("join", "language")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One text to write: the reference's caption, and what shall change."""
+
+    caption: str
+    modification: str
+
+
+@dataclass(frozen=True)
+class RewriterSettings:
+    """What rewriters are made from; each takes what it needs. `template` has `{caption}` and `{modification}`."""
+
+    source: str = ""
+    template: str = ""
+    new_tokens: int = 80
+    batch: int = 32
+    device: str = "cpu"
+    dtype: str = "float32"
+    quantization: str = "none"
+
+
+class Rewriter(Protocol):
+    """Writes captions of wanted images; deterministic, so that an answer can be kept."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies weights, instruction and decoding."""
+
+    def rewrite(self, asks: Sequence[Ask]) -> list[str]:
+        """One text per question, in order; an empty text is a failure."""
+
+
+REWRITERS: Registry[Callable[[RewriterSettings], Rewriter]] = Registry("rewriter")
+"""Name -> how it is made."""
+
+
+def find_rewriter(name: str) -> Callable[[RewriterSettings], Rewriter]:
+    """How rewriters of that name are made.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    load_rewriters()
+    return REWRITERS.get(name)
+
+
+def load_rewriters() -> None:
+    """Import every rewriter's file, which registers it."""
+    for module in _MODULES:
+        importlib.import_module(f"cirray.generators.rewriters.{module}")
+
+
+def rewrite_prompt(version: str) -> tuple[str, str]:
+    """The instruction filed under `data set/version`, and its name with a hash of its words: `circo/1#1a2b3c4d`.
+
+    No version is no instruction: two empty texts.
+
+    Raises:
+        ConfigError: for an unknown version.
+    """
+    if not version:
+        return "", ""
+    table: dict[str, str] = json.loads(files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
+    if version not in table:
+        raise ConfigError(unknown_name("rewrite prompt", version, table))
+    return table[version], f"{version}#{stable_id('rewrite prompt', table[version])[:8]}"
+
+
+def rewrite_key(ask: Ask, prompt_version: str, digest: str) -> str:
+    """Equal keys, equal answers: over caption, modification, instruction and rewriter."""
+    return stable_id("rewrite", ask.caption, ask.modification, prompt_version, digest)

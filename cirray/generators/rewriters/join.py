@@ -1,0 +1,23 @@
+"""The simple twin of a language model: "{caption}, {modification}". Nothing is understood, nothing is loaded.
+
+It is also the embedded world's rewriter, whose small language model cannot follow instructions: a row made with it
+shows what caption and text give side by side, not what CIReVL gives.
+"""
+
+from collections.abc import Sequence
+
+from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings
+
+
+@REWRITERS.register("join")
+class JoinRewriter:
+    """Caption, comma, modification."""
+
+    digest = "join/1"
+
+    def __init__(self, settings: RewriterSettings) -> None:
+        """Take nothing of the settings."""
+
+    def rewrite(self, asks: Sequence[Ask]) -> list[str]:
+        """One text per question."""
+        return [f"{ask.caption}, {ask.modification}" for ask in asks]

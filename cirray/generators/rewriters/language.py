@@ -1,0 +1,104 @@
+"""Any local language model as a rewriter: the data set's instruction, batched, greedy (CIReVL).
+
+CIReVL asks a hosted model; hosted models drift, so here the weights' digest, the instruction and its hash are kept with
+every text. Rows of a batch are padded on the left and masked: a neighbour may move an answer by rounding alone, and
+`batch=1` rules even that out. An answer that has no end is cut at `new_tokens`, above what CLIP reads.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from cirray.core.artifacts import directory_digest
+from cirray.core.errors import ConfigError
+from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings
+from cirray.models.towers.language import LanguageModel, language_dtype, load_language_model
+from cirray.types import stable_id
+
+_LABEL = re.compile(r"^(new|edited|changed)?\s*(caption|description)\s*:\s*", re.IGNORECASE)
+
+
+@REWRITERS.register("language")
+class LanguageRewriter:
+    """A folder or hub id that `load_language_model` reads; loaded at the first question that nobody has answered."""
+
+    def __init__(self, settings: RewriterSettings) -> None:
+        """Check the instruction.
+
+        Raises:
+            ConfigError: without source or instruction.
+        """
+        if not settings.source or not settings.template:
+            missing = "prompt" if settings.source else "source"
+            raise ConfigError(f"The rewriter 'language' needs a model and an instruction; set {missing}.")
+        self._settings = settings
+
+    @cached_property
+    def digest(self) -> str:
+        """Over weights, instruction, precision and the length of answers."""
+        settings = self._settings
+        local = Path(settings.source).expanduser()
+        known = directory_digest(str(local)) if local.is_dir() else self._commit()
+        return stable_id(
+            "language-rewriter", known, settings.template, settings.new_tokens, settings.dtype, settings.quantization
+        )
+
+    @torch.inference_mode()
+    def rewrite(self, asks: Sequence[Ask]) -> list[str]:
+        """The first line that the model writes of each question.
+
+        Raises:
+            ArtifactError: when no model can be read.
+        """
+        size = self._settings.batch
+        return [text for begin in range(0, len(asks), size) for text in self._batch(asks[begin : begin + size])]
+
+    @cached_property
+    def _language(self) -> LanguageModel:
+        settings = self._settings
+        source = str(Path(settings.source).expanduser()) if settings.source.startswith("~") else settings.source
+        dtype = language_dtype(settings.dtype)
+        loaded = load_language_model(source, dtype, settings.quantization, settings.device)
+        if settings.quantization == "none":
+            cast(Any, loaded.model).to(settings.device)
+        return loaded
+
+    def _commit(self) -> str:
+        """The hub's commit, or the name alone where a cache does not tell it."""
+        return str(getattr(self._language.model.config, "_commit_hash", None) or self._settings.source)
+
+    def _batch(self, asks: Sequence[Ask]) -> list[str]:
+        language, device = self._language, self._settings.device
+        rows = [self._ids(ask) for ask in asks]
+        length = max(map(len, rows))
+        ids_BT = torch.full((len(rows), length), language.pad_id, dtype=torch.int64)
+        mask_BT = torch.zeros((len(rows), length), dtype=torch.int64)
+        for number, row in enumerate(rows):
+            ids_BT[number, length - len(row) :] = torch.tensor(row)
+            mask_BT[number, length - len(row) :] = 1
+        made_BT = cast(Any, language.model).generate(
+            input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), do_sample=False, num_beams=1,
+            max_new_tokens=self._settings.new_tokens, pad_token_id=language.pad_id,
+        )  # fmt: skip
+        answers_BT = made_BT if language.encodes else made_BT[:, length:]
+        return [answer(text) for text in language.tokenizer.batch_decode(answers_BT, skip_special_tokens=True)]
+
+    def _ids(self, ask: Ask) -> list[int]:
+        """The filled instruction, in the model's own frame of a conversation where it has one."""
+        tokenizer: Any = self._language.tokenizer
+        text = self._settings.template.format(caption=ask.caption, modification=ask.modification)
+        if not getattr(tokenizer, "chat_template", None):
+            return list(tokenizer(text)["input_ids"])
+        messages = [{"role": "user", "content": text}]
+        framed = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(framed, add_special_tokens=False)["input_ids"])
+
+
+def answer(text: str) -> str:
+    """The first line that says something, without the instruction's label and without quotation marks around it."""
+    lines = (_LABEL.sub("", " ".join(line.split())).strip("\"'` ") for line in text.splitlines())
+    return next((line for line in lines if line), "")

@@ -1,0 +1,38 @@
+"""NT-Xent of two views of the same items (SimCLR; SEARLE's distillation): 2N vectors, one of them the right answer.
+
+Beside the other side's vectors a vector's own side counts as wrong, itself left out; that is what NT-Xent has over the
+symmetric contrast of `soft_text.py`. All vectors have norm 1.
+"""
+
+import torch
+from torch.nn import functional
+
+
+def nt_xent(
+    left_BD: torch.Tensor, right_BD: torch.Tensor, left_ND: torch.Tensor, right_ND: torch.Tensor,
+    positive_B: torch.Tensor, temperature: float,
+) -> torch.Tensor:  # fmt: skip
+    """Mean of both directions of -log softmax at the item's other vector, over all vectors but the asking one.
+
+    Args:
+        left_BD: the rank's vectors of one side (SEARLE: phi's tokens).
+        right_BD: the rank's vectors of the other (the tokens that were found).
+        left_ND: one side of all ranks.
+        right_ND: the other side of all ranks.
+        positive_B: place of the rank's rows among all.
+        temperature: SEARLE 0.25.
+
+    Returns:
+        Losses `[B]`, in nats.
+    """
+    forward_B = _one_way(left_BD, right_ND, left_ND, positive_B, temperature)
+    return 0.5 * (forward_B + _one_way(right_BD, left_ND, right_ND, positive_B, temperature))
+
+
+def _one_way(
+    asking_BD: torch.Tensor, other_ND: torch.Tensor, own_ND: torch.Tensor, positive_B: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    itself_BN = functional.one_hot(positive_B, len(own_ND)).bool()
+    own_BN = (asking_BD @ own_ND.T).masked_fill(itself_BN, -torch.inf)
+    logits_BM = torch.cat([asking_BD @ other_ND.T, own_BN], dim=1) / temperature
+    return functional.cross_entropy(logits_BM, positive_B, reduction="none")

@@ -1,0 +1,85 @@
+"""What Ray Data's workers run in the rewrite stage: query texts of a part in, a part of a rewrites artifact out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cirray.core import storage
+from cirray.core.errors import ArtifactError
+from cirray.generators.rewriters.base import Ask, RewriterSettings, find_rewriter, rewrite_key
+from cirray.pipelines.actors import limit_torch
+from cirray.pipelines.streaming import Columns, check_shared, whole_part
+from cirray.triplets.rewrites import rewrite_table, write_rewrites
+
+COLUMNS = ("query_id", "reference_id", "modification", "caption")
+
+
+class RewriteTexts:
+    """Actor: one part's texts. A text known by its key costs no call of the model, a text asked twice costs one."""
+
+    def __init__(
+        self,
+        rewriter: str,
+        settings: Mapping[str, Any],
+        prompt_version: str,
+        work_uri: str,
+        reuse: Sequence[str] = (),
+        threads: int = 1,
+    ) -> None:
+        """Make the rewriter and read known texts (once per actor).
+
+        Args:
+            rewriter: name in the registry.
+            settings: fields of `RewriterSettings`.
+            prompt_version: version and hash of the instruction, stored with every row.
+            work_uri: where the stage writes.
+            reuse: folders of rewrites artifacts whose rows are taken over by their keys.
+            threads: threads of this process's matrix products.
+        """
+        check_shared(storage.join(work_uri, "stage.json"))
+        self._rewriter = find_rewriter(rewriter)(RewriterSettings(**settings))
+        limit_torch(threads)
+        self._work_uri, self._prompt = work_uri, prompt_version
+        self._known = {row["key"]: row["text"] for uri in reuse for row in rewrite_table(uri).to_pylist()}
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Rewrite and write one part.
+
+        Args:
+            columns: `part`, `part_rows`, `query_id`, `reference_id`, `modification`, `caption` (empty: none).
+
+        Returns:
+            One row: `part`, `rows`, `rejected`, `asked` (questions put to the rewriter).
+        """
+        part = whole_part(columns)
+        values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+        rows, rejected, asked = self.rows([dict(zip(COLUMNS, row, strict=True)) for row in values])
+        write_rewrites(self._work_uri, f"part-{part:05d}", rows, rejected)
+        counts = {"part": part, "rows": len(rows) + len(rejected), "rejected": len(rejected), "asked": asked}
+        return {name: np.array([value]) for name, value in counts.items()}
+
+    def rows(self, items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+        """Rows of texts, rows of rejections (together one an item), and how many questions were asked.
+
+        Raises:
+            ArtifactError: when the rewriter breaks its promise of one text per question.
+        """
+        asks = [Ask(item["caption"], item["modification"]) for item in items]
+        keys = [rewrite_key(ask, self._prompt, self._rewriter.digest) for ask in asks]
+        fresh = {
+            key: ask for key, ask in zip(keys, asks, strict=True) if ask.caption.strip() and key not in self._known
+        }
+        made = self._rewriter.rewrite(list(fresh.values())) if fresh else []
+        if len(made) != len(fresh):
+            raise ArtifactError(f"The rewriter returned {len(made)} texts for {len(fresh)} questions.")
+        texts = {**self._known, **{key: text.strip() for key, text in zip(fresh, made, strict=True)}}
+        rows, rejected = [], []
+        for item, key in zip(items, keys, strict=True):
+            if texts.get(key):
+                own = {"text": texts[key], "rewriter": self._rewriter.digest, "prompt_version": self._prompt}
+                rows.append({**item, **own, "key": key})
+            else:
+                reason = "the rewriter wrote nothing" if item["caption"].strip() else "the reference has no caption"
+                rejected.append({**{name: item[name] for name in COLUMNS[:3]}, "reason": reason})
+        return rows, rejected, len(fresh)

@@ -1,0 +1,44 @@
+"""Configuration of the rewrite stage. No torch, no ray."""
+
+from pydantic import Field, model_validator
+
+from cirray.data.config import DataConfig
+from cirray.models.towers.config import FrozenLanguageConfig
+from cirray.pipelines.config import PoolConfig, RayConfig
+
+
+class RewriteRun(FrozenLanguageConfig):
+    """Rewrite the texts of a data set's queries into captions of the images that are wanted (CIReVL)."""
+
+    data: DataConfig = DataConfig()
+    """Whose queries; a query of several texts (`variants`) has each of them rewritten."""
+    captions: tuple[str, ...] = ("~/cirray/quickstart/captions",)
+    """Captions artifacts that hold the queries' reference images (`cirray caption parts=[references]`)."""
+    rewriter: str = "join"
+    """`language`: a language model follows the instruction. `join`: "{caption}, {modification}", no model: the simple
+    twin, and what the embedded world has, whose small language model cannot follow instructions."""
+    source: str = ""
+    """Folder or hub id of the language model (`language`)."""
+    prompt: str = ""
+    """Version of the instruction (`language`): `circo/1`, `cirr/1`, `fashioniq/1`, `plain/1`."""
+    new_tokens: int = Field(80, ge=1)
+    """Longest answer in tokens; CLIP reads 77."""
+    reuse: tuple[str, ...] = ()
+    """Rewrites artifacts whose texts are taken over where caption, text, instruction and rewriter are the same."""
+    batch: int = Field(32, ge=1)
+    """Questions answered together."""
+    part_rows: int = Field(256, ge=1)
+    """Texts per part: the unit of work, of progress and of what a kill may cost."""
+    pool: PoolConfig = PoolConfig(size=1)
+    """Actors with a rewriter each."""
+    ray: RayConfig = RayConfig()
+    out: str = "~/cirray/quickstart/rewrites"
+    """Rewrites artifact (path or URI), for `evaluate texts=` and `submit texts=`."""
+
+    @model_validator(mode="after")
+    def _named(self) -> "RewriteRun":
+        if not self.captions:
+            raise ValueError("captions needs at least one artifact")
+        if self.rewriter == "language" and not (self.source and self.prompt):
+            raise ValueError("rewriter language needs source (a language model) and prompt (e.g. plain/1)")
+        return self

@@ -1,0 +1,120 @@
+"""Rewriters: the join, and any local language model with an instruction."""
+
+import pytest
+import torch
+
+from cirray.core.errors import ArtifactError, ConfigError
+from cirray.generators.rewriters.base import (
+    REWRITERS,
+    Ask,
+    RewriterSettings,
+    find_rewriter,
+    rewrite_key,
+    rewrite_prompt,
+)
+from cirray.generators.rewriters.language import answer
+from cirray.models.towers.config import LanguageModelConfig
+from cirray.models.towers.language import build_language_model, build_word_tokenizer, load_language_model
+
+TEMPLATE = "caption : {caption} request : {modification} new caption :"
+ASKS = [
+    Ask("a red circle", "make it blue"), Ask("a small square at the top and a star", "remove the star"),
+    Ask("star", "add a circle"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lm") / "model"
+    words = " ".join([TEMPLATE.replace("{", " ").replace("}", " "), *(f"{a.caption} {a.modification}" for a in ASKS)])
+    sizes = {"width": 16, "intermediate": 32, "layers": 2, "heads": 2, "positions": 64, "initializer_range": 0.6}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        build_language_model(LanguageModelConfig(**sizes), build_word_tokenizer([words])).save(folder)
+    return str(folder)
+
+
+def made(source, **fields):
+    settings = {"template": TEMPLATE, "new_tokens": 6, **fields}
+    return find_rewriter("language")(RewriterSettings(source, **settings))
+
+
+def test_rewriters_are_found_by_name():
+    find_rewriter("join")
+    assert REWRITERS.names() == ["join", "language"]
+    with pytest.raises(ConfigError, match="Unknown rewriter 'langage'. Did you mean 'language'"):
+        find_rewriter("langage")
+
+
+def test_the_join_says_caption_and_modification_and_needs_nothing():
+    assert find_rewriter("join")(RewriterSettings()).rewrite(ASKS[:1]) == ["a red circle, make it blue"]
+
+
+def test_an_instruction_has_a_hash_of_its_words_and_places_for_both_texts():
+    versions = set()
+    for version in ("plain/1", "circo/1", "cirr/1", "fashioniq/1"):
+        template, name = rewrite_prompt(version)
+        assert template.format(caption="CAP", modification="MOD").count("CAP") == 1 and "MOD" in template.format(
+            caption="", modification="MOD"
+        )
+        assert name.startswith(f"{version}#") and len(name) == len(version) + 9
+        versions.add(name.partition("#")[2])
+    assert len(versions) == 4 and rewrite_prompt("") == ("", "")
+    with pytest.raises(ConfigError, match="Unknown rewrite prompt 'circo/2'"):
+        rewrite_prompt("circo/2")
+
+
+def test_a_language_models_batched_answers_are_greedy_decoding_one_by_one(model):
+    language = load_language_model(model)
+    wanted = []
+    for ask in ASKS:
+        ids = language.token_ids(TEMPLATE.format(caption=ask.caption, modification=ask.modification))
+        start = len(ids)
+        while len(ids) < start + 6:
+            ids.append(int(language.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == language.end_id:
+                break
+        wanted.append(answer(language.tokenizer.decode(ids[start:], skip_special_tokens=True)))
+    assert made(model, batch=3).rewrite(ASKS) == made(model, batch=1).rewrite(ASKS) == wanted
+    assert len(set(wanted)) > 1 and all(wanted)
+
+
+def test_the_digest_covers_weights_instruction_and_length_and_loads_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "cirray.generators.rewriters.language.load_language_model",
+        lambda *given: pytest.fail("the model was loaded"),
+    )
+    digests = {
+        made(model).digest, made(model, new_tokens=7).digest, made(model, template=TEMPLATE + " !").digest,
+        made(model, dtype="bfloat16").digest,
+    }  # fmt: skip
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    assert len(digests | {made(str(tmp_path / "other")).digest}) == 5 and made(model, batch=1).digest in digests
+    first, second = (rewrite_key(ask, "p/1", "d") for ask in ASKS[:2])
+    assert len({first, second, rewrite_key(ASKS[0], "p/2", "d"), rewrite_key(ASKS[0], "p/1", "e")}) == 4
+
+
+def test_an_answer_is_its_first_line_without_label_and_quotation_marks():
+    assert answer('\n  New caption: "a blue  circle"\nCaption: another') == "a blue circle"
+    assert answer("Description: two dogs") == "two dogs" and answer(" \n ") == ""
+    assert answer("captioned photos of dogs") == "captioned photos of dogs"
+
+
+def test_a_conversation_model_gets_the_instruction_in_its_own_frame(model):
+    plain, framed = made(model), made(model)
+    framed._language.tokenizer.chat_template = (
+        "{% for message in messages %}request : {{ message['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}caption :{% endif %}"
+    )
+    words = framed._language.tokenizer.decode(framed._ids(ASKS[0]))
+    assert words == f"request : {plain._language.tokenizer.decode(plain._ids(ASKS[0]))} caption :"
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="set source"):
+        made("")
+    with pytest.raises(ConfigError, match="set prompt"):
+        made("somewhere", template="")
+    with pytest.raises(ArtifactError, match="No language model could be read"):
+        made(str(tmp_path)).rewrite(ASKS)
