@@ -23,6 +23,7 @@ from cirray.pipelines.config import GeneratorRun
 from cirray.pipelines.generator_inputs import alignment_task, build_generator, read_features, select_labels
 from cirray.pipelines.leaks import check_leaks, images_of
 from cirray.pipelines.towers import train_stage
+from cirray.training.config import LoopConfig
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.training.state import Row
 from cirray.types import Pair, Triplet
@@ -80,6 +81,7 @@ def _train(
     run: GeneratorRun, stage: Stage, model: ModificationTextModel, task: AlignmentTask | GeneratorTask, title: str
 ) -> list[Row]:
     """One of the two loops, here or on workers: equal numbers, and the model holds the result."""
+    loop: LoopConfig
     if isinstance(task, AlignmentTask):
         loop, folder = run.alignment_training, stage.local / WORK / task.stage
     else:
