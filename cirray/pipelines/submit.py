@@ -112,6 +112,8 @@ def _lists(run: SubmitRun, dataset: CirDataset) -> tuple[Mapping[str, Sequence[s
         )
     if run.checkpoint:
         return _ranked(run, dataset)
+    if run.texts:
+        raise ConfigError("texts=REWRITES needs checkpoint=URI: saved rankings were made with the texts they have.")
     saved = read_rankings(run.rankings, run.row, run.seed)
     subsets = read_rankings(run.subsets).lists if run.subsets else saved.subsets
     return saved.lists, subsets or _subsets_from(saved.lists, dataset)

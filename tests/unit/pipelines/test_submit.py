@@ -85,6 +85,8 @@ def test_a_checked_file_with_broken_rules_is_one_sentence(tmp_path):
 def test_the_ways_in_are_exclusive_and_the_benchmark_is_needed(cirr, tmp_path):
     with pytest.raises(ConfigError, match="needs its benchmark"):
         run_submit(SubmitRun(rankings="x"))
+    with pytest.raises(ConfigError, match="texts=REWRITES needs checkpoint"):
+        run_submit(SubmitRun(data=cirr, rankings="x", texts="y"))
     with pytest.raises(ConfigError, match="neither was given"):
         run_submit(SubmitRun(data=cirr))
     with pytest.raises(ConfigError, match="features"):
