@@ -23,6 +23,7 @@ from cirray.pipelines.config import GeneratorRun
 from cirray.pipelines.generator_inputs import alignment_task, build_generator, read_features, select_labels
 from cirray.pipelines.leaks import check_leaks, images_of
 from cirray.pipelines.towers import train_stage
+from cirray.training.config import LoopConfig
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.training.state import Row
 from cirray.types import Pair, Triplet
@@ -80,10 +81,9 @@ def _train(
     run: GeneratorRun, stage: Stage, model: ModificationTextModel, task: AlignmentTask | GeneratorTask, title: str
 ) -> list[Row]:
     """One of the two loops, here or on workers: equal numbers, and the model holds the result."""
-    if isinstance(task, AlignmentTask):
-        loop, folder = run.alignment_training, stage.local / WORK / task.stage
-    else:
-        loop, folder = run.training, stage.local / WORK / "training"
+    aligns = isinstance(task, AlignmentTask)
+    loop: LoopConfig = run.alignment_training if aligns else run.training
+    folder = stage.local / WORK / ("alignment" if aligns else "training")
     if run.ray is None or not run.ray.enabled:
         return train_stage(task, loop, folder, title)
     from cirray.pipelines.generator_ray import train_on_workers
