@@ -88,12 +88,12 @@ def judge_claim(
         row: what should be better.
         others: at least one row.
         metric: a figure of both.
-        points: wanted advantage in points of a percentage.
+        points: wanted advantage in points of a percentage; below 0: by how much it may be worse.
         relative: wanted advantage as a share of the other's figure.
     """
     best = max(others, key=lambda item: spread(item.metrics[metric]).mean)
     pairs = list(zip(row.metrics[metric], best.metrics[metric], strict=True))
-    wanted = tuple(max(points / 100, relative * base) for _, base in pairs)
+    wanted = tuple(max(points / 100, relative * base) if relative else points / 100 for _, base in pairs)
     return Verdict(text, row.name, best.name, metric, tuple(own - base for own, base in pairs), wanted)
 
 

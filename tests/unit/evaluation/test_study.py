@@ -12,7 +12,13 @@ OLD, OLDER, NEW = row("old", 0.40, 0.42, 0.41), row("older", 0.3, 0.5, 0.1), row
 
 @pytest.mark.parametrize(
     ("points", "relative", "word"),
-    [(0.0, 0.0, "confirmed"), (2.0, 0.0, "not settled"), (9.0, 0.0, "refuted"), (0.0, 0.2, "refuted")],
+    [
+        (0.0, 0.0, "confirmed"),
+        (-0.5, 0.0, "confirmed"),
+        (2.0, 0.0, "not settled"),
+        (9.0, 0.0, "refuted"),
+        (0.0, 0.2, "refuted"),
+    ],
 )
 def test_a_claim_is_judged_seed_by_seed_against_the_best_of_the_others(points, relative, word):
     verdict = judge_claim("new wins", NEW, [OLDER, OLD], "R@1", points, relative)
@@ -41,3 +47,9 @@ def test_table_and_page_say_the_same_and_escape_names():
 
 def test_equal_figures_are_no_difference_and_not_a_refutation():
     assert judge_claim("new wins", NEW, [row("same", 0.45, 0.46, 0.42)], "R@1").word == "no difference"
+
+
+def test_a_tolerance_below_zero_allows_a_row_to_be_a_little_worse():
+    close = row("close", 0.398, 0.418, 0.409)
+    assert judge_claim("as good", close, [OLD], "R@1", -0.5).word == "confirmed"
+    assert judge_claim("as good", close, [OLD], "R@1", -0.1).word == "refuted"
