@@ -136,7 +136,7 @@ class TrainingConfig(LoopConfig):
     mixing: str = "concat"
     """How real and other rows share a batch: `concat` shuffles all; `paired` adds `mixing_ratio` other rows to each of
     `batch` real ones (VDG); `curriculum` moves from the first to the second of `mixing_shares`."""
-    mixing_ratio: float = Field(1.0, ge=0, le=1.5)
+    mixing_ratio: float = Field(1.0, ge=0, le=16)
     """`paired`: other rows for each real one (VDG peaks at 1)."""
     mixing_shares: tuple[float, float] = (0.0, 1.0)
     """`curriculum`: share of real rows in a batch at the first and at the last step."""
