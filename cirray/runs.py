@@ -76,6 +76,8 @@ class CompareRun(Config):
     """Features artifacts of every reference and gallery image."""
     row_features: dict[str, tuple[str, ...]] = {}
     """Row name -> features artifacts of its own tower, where they are not `features`."""
+    row_texts: dict[str, str] = {}
+    """Row name -> rewrites artifact whose texts its queries say instead of their own (training-free retrieval)."""
     duals: dict[str, DualEncoderConfig] = {}
     """Row name -> a dual encoder that is not trained (image + text arithmetic); its tower's features in
     `row_features`."""

@@ -157,6 +157,8 @@ def _sentence(cls: type[pydantic.BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ").rstrip(".")
     if item["type"] == "missing":
         return f"Config field {path!r} is required and was not given."
+    if isinstance(item["input"], Mapping | pydantic.BaseModel):
+        return f"Config section {path!r}: {message}." if path else f"Config: {message}."
     return f"Config field {path!r} has the value {item['input']!r}: {message}."
 
 

@@ -1,5 +1,6 @@
 """Stage 7 for several models at once: every row of a results table, scored on the same queries, in one report."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,21 +16,27 @@ from cirray.evaluation.samples import draw_samples
 from cirray.features.store import FeatureStore
 from cirray.models.dual import build_dual
 from cirray.pipelines.evaluate import read_history
+from cirray.pipelines.rewrites.texts import with_texts
 from cirray.retriever import load_models
 from cirray.runs import CompareRun
+from cirray.triplets.rewrites import KIND
 from cirray.triplets.store import TripletStore
 
 
 def run_compare(run: CompareRun) -> Manifest:
     """Evaluate every checkpoint and write one report; the last row's queries are shown with pictures.
 
+    A row with rewritten texts is a method that rewrites its queries: queries, gallery and rules are the others'.
+
     Returns:
         Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.
     """
     inputs = {name: read_manifest(uri, "checkpoint").digest for name, uri in run.checkpoints.items()}
-    for name in run.row_features:
-        if name not in (*run.checkpoints, *run.duals):
-            raise ConfigError(unknown_name("row in row_features", name, (*run.checkpoints, *run.duals)))
+    for field, names in (("row_features", run.row_features), ("row_texts", run.row_texts)):
+        for name in names:
+            if name not in (*run.checkpoints, *run.duals):
+                raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.duals)))
+    inputs |= {f"texts of {name}": read_manifest(uri, KIND).digest for name, uri in run.row_texts.items()}
     stage = open_stage(run.out, "report", run.to_dict(), inputs)
     if stage.finished:
         return stage.finished
@@ -37,9 +44,11 @@ def run_compare(run: CompareRun) -> Manifest:
     rows = []
     with progress("evaluate", len(run.checkpoints) + len(run.duals) + 1, "models") as advance:
         for name, encoder, seen in _encoders(run, dataset, features):
+            asked = with_texts(dataset, run.row_texts[name])[0] if name in run.row_texts else dataset
             result = evaluate_retriever(
-                encoder, seen, dataset.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries
+                encoder, seen, asked.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries
             )
+            result = dataclasses.replace(result, queries=tuple(dataset.queries))
             headline = next(iter(result.metrics))
             rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
             advance(1, f"{name}: {headline} {result.metrics[headline]:.3f}")

@@ -89,14 +89,25 @@ def name(scene: Scene, cell: int, rng: np.random.Generator) -> str:
     return pick(rng, usable[:2]) if way == 0 else usable[way + 1]
 
 
-def modification(scene: Scene, edit: Edit, rng: np.random.Generator) -> str:
-    """A text that tells the edit of this scene: a random paraphrase with random, unique names."""
+def shape_name(scene: Scene, cell: int, _: np.random.Generator) -> str:
+    """The name by shape alone, whatever else has that shape."""
+    thing = scene.cells[cell]
+    assert thing is not None
+    return NAMES[3].format(shape=thing.shape)
+
+
+def modification(scene: Scene, edit: Edit, rng: np.random.Generator, vague: float = 0.0) -> str:
+    """A text that tells the edit of this scene: a random paraphrase with random, unique names.
+
+    A share `vague` of the texts says only the shapes of its objects, which may mean several objects.
+    """
     template = pick(rng, TEMPLATES[edit.kind])
     if edit.kind == "add":
         return template.format(thing=phrase(edit.thing), place=PLACES[edit.cell])
-    slots = {"object": name(scene, edit.cell, rng)}
+    call = shape_name if vague and rng.random() < vague else name
+    slots = {"object": call(scene, edit.cell, rng)}
     if edit.kind == "swap":
-        slots["partner"] = name(scene, edit.other, rng)
+        slots["partner"] = call(scene, edit.other, rng)
         if rng.integers(2):
             slots = {"object": slots["partner"], "partner": slots["object"]}
     elif edit.kind == "move":

@@ -24,19 +24,21 @@ _NOISE_SIGMA = 5.0
 _GROUND = (30, 71)
 
 
-def render(scene: Scene, seed: int, size: int = 48) -> Image.Image:
-    """The scene as a `size` x `size` RGB image, fully determined by (scene, seed, size)."""
-    return Image.fromarray(render_array(scene, seed, size), "RGB")
+def render(scene: Scene, seed: int, size: int = 48, clutter: int = 0) -> Image.Image:
+    """The scene as a `size` x `size` RGB image, fully determined by (scene, seed, size, clutter)."""
+    return Image.fromarray(render_array(scene, seed, size, clutter), "RGB")
 
 
-def render_array(scene: Scene, seed: int, size: int = 48) -> np.ndarray:
+def render_array(scene: Scene, seed: int, size: int = 48, clutter: int = 0) -> np.ndarray:
     """The scene as uint8 pixels, height x width x 3.
 
-    Each sprite is pasted with up to one pixel of jitter per axis on a grey ground of level 30-70, then Gaussian
-    noise of sigma 5 is added.
+    Each sprite is pasted with up to one pixel of jitter per axis on a grey ground of level 30-70, with `clutter` small
+    coloured specks between ground and sprites, then Gaussian noise of sigma 5 is added.
     """
     rng = np.random.default_rng([seed, *_codes(scene)])
     pixels_HWC = np.full((size, size, 3), float(rng.integers(*_GROUND)), dtype=np.float32)
+    for _ in range(clutter):
+        _speck(pixels_HWC, rng)
     for cell in scene.occupied:
         thing = scene.cells[cell]
         assert thing is not None
@@ -55,6 +57,16 @@ def _codes(scene: Scene) -> list[int]:
     return codes
 
 
+def _speck(pixels_HWC: np.ndarray, rng: np.random.Generator) -> None:
+    """A disc of 1/24 to 1/12 of the side, in one of the objects' colours, anywhere."""
+    size = pixels_HWC.shape[0]
+    side = max(2, round(size * rng.uniform(1 / 24, 1 / 12)))
+    top, left = (int(value) for value in rng.integers(0, size - side + 1, size=2))
+    colour = np.asarray(RGB[COLOURS[int(rng.integers(len(COLOURS)))]], dtype=np.float32)
+    window = pixels_HWC[top : top + side, left : left + side]
+    window += _disc(side)[..., None] * (colour - window)
+
+
 def _paste(
     pixels_HWC: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int], cell: int, rng: np.random.Generator
 ) -> None:
@@ -64,6 +76,14 @@ def _paste(
     top, left = (min(max(value, 0), pixels_HWC.shape[0] - side) for value in corner)
     window = pixels_HWC[top : top + side, left : left + side]
     window += mask_HW[..., None] * (np.asarray(colour, dtype=np.float32) - window)
+
+
+@lru_cache(maxsize=32)
+def _disc(side: int) -> np.ndarray:
+    """Coverage in [0, 1] of a disc, side x side."""
+    canvas = Image.new("L", (side * _OVERSAMPLING,) * 2, 0)
+    ImageDraw.Draw(canvas).ellipse((0, 0, *(side * _OVERSAMPLING - 1,) * 2), fill=255)
+    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255.0
 
 
 @lru_cache(maxsize=256)

@@ -175,7 +175,7 @@ def _write(config: ShapesConfig, root: Path, progress: Progress | None) -> dict[
 def _write_images(family: Family, config: ShapesConfig, root: Path) -> None:
     for number, (image_id, scene) in enumerate(family.members()):
         seed = ((config.seed * 8 + family.part.stream) << 32) + (family.index << 8) + number
-        image = render(scene, seed, config.image_size)
+        image = render(scene, seed, config.image_size, config.clutter)
         image.save(root / family.part.folder / f"{image_id}.png", compress_level=1)
 
 
@@ -188,11 +188,11 @@ def describe(family: Family, config: ShapesConfig) -> Tables:
         if config.pool_captions:
             tables["captions"] = [{"image": name, "caption": caption(scene, rng)} for name, scene in members]
         return tables
-    rows = [_row(family, number, rng) for number in range(len(family.edits))]
+    rows = [_row(family, number, rng, config.vague) for number in range(len(family.edits))]
     if family.part.name == "gallery":
         tables["queries"] = [{"query_id": f"q-{row['target']}", **row} for row in rows]
         return tables
-    for row, reverse in zip(rows, _reverse_texts(family, rng), strict=True):
+    for row, reverse in zip(rows, _reverse_texts(family, rng, config.vague), strict=True):
         row |= {"split": family.part.name, "group": family.group}
         row |= {"reverse_modification": reverse} if config.reverse_texts else {}
     tables["triplets"] = rows
@@ -201,9 +201,9 @@ def describe(family: Family, config: ShapesConfig) -> Tables:
     return tables
 
 
-def _row(family: Family, number: int, rng: np.random.Generator) -> Row:
+def _row(family: Family, number: int, rng: np.random.Generator, vague: float) -> Row:
     edit = family.edits[number]
-    text = modification(family.reference, edit, rng)
+    text = modification(family.reference, edit, rng, vague)
     return {
         "reference": f"{family.group}-0",
         "target": f"{family.group}-{number + 1}",
@@ -212,6 +212,6 @@ def _row(family: Family, number: int, rng: np.random.Generator) -> Row:
     }
 
 
-def _reverse_texts(family: Family, rng: np.random.Generator) -> list[str]:
+def _reverse_texts(family: Family, rng: np.random.Generator, vague: float) -> list[str]:
     pairs = zip(family.edits, family.targets, strict=True)
-    return [modification(target, inverse(edit, family.reference), rng) for edit, target in pairs]
+    return [modification(target, inverse(edit, family.reference), rng, vague) for edit, target in pairs]

@@ -33,6 +33,8 @@ class RowSpec(Config):
     """Stage that makes the checkpoint."""
     features: tuple[str, ...] = ()
     """Features artifacts (`@NAME`) its tower made; empty: the study's."""
+    rewrites: str = ""
+    """Rewrites artifact (`@NAME`) whose texts are asked instead of the queries' own; it is one stage more."""
     labelled: bool = True
     """Whether labelled triplets were used anywhere on the way; the column `labels` says `$labels` or 0."""
     texts: str = ""

@@ -89,10 +89,11 @@ def _scoring(graph: Graph, names: tuple[str, ...], values: Assignment) -> Scorin
         "data": graph.fill(run.data, values), "features": graph.fill(run.features, values), "seed": graph.seed,
         "checkpoints": {name: graph.place(row.stage, values) for name, row in rows.items() if row.stage},
         "duals": {name: graph.fill(row.dual, values) for name, row in rows.items() if row.dual is not None},
+        "row_texts": {name: graph.fill(row.rewrites, values) for name, row in rows.items() if row.rewrites},
         "row_features": {name: graph.fill(row.features, values) for name, row in rows.items() if row.features},
         "title": run.title, "judge": "",
     }  # fmt: skip
-    own = [[list(row.features), row.dual or {}] for row in rows.values()]
+    own = [[list(row.features), row.rewrites, row.dual or {}] for row in rows.values()]
     needed = [*stages, *references([run.data, run.features]), *references(own)]
     after = tuple(dict.fromkeys(graph.add(name, values) for name in needed))
     told = ",".join(f"{key}={value}" for key, value in values.items())

@@ -7,7 +7,7 @@ import pytest
 from cirray.core.errors import DataError
 from cirray.data import writing
 from cirray.data.config import ShapesConfig
-from cirray.data.shapes.judge import judge
+from cirray.data.shapes.judge import judge, parse
 from cirray.data.shapes.scenes import difference
 from cirray.data.shapes.world import forbidden_scenes, fresh_scene, read_scenes, write_world
 
@@ -153,3 +153,29 @@ def test_a_folder_without_scenes_cannot_be_judged(tmp_path):
     (tmp_path / "scenes.jsonl").write_text('{"image": "a"}\n')
     with pytest.raises(DataError, match="not a scene table"):
         read_scenes(tmp_path)
+
+
+def test_vague_texts_name_objects_by_shape_alone_and_leave_scenes_and_images_as_they_are(small_config, world, tmp_path):
+    write_world(small_config.model_copy(update={"vague": 1.0}), tmp_path / "vague")
+    scenes, shapes, ambiguous = read_scenes(tmp_path / "vague"), 0, 0
+    assert scenes == read_scenes(world)
+    for row in rows(tmp_path / "vague", "triplets") + rows(tmp_path / "vague", "queries"):
+        instruction = parse(row["modification"])
+        if instruction.kind == "add":
+            continue
+        assert all(name.shape and not name.place and not name.colour for name in instruction.names)
+        meant = [len(name.cells(scenes[row["reference"]])) for name in instruction.names]
+        shapes, ambiguous = shapes + 1, ambiguous + (max(meant) > 1)
+        exact = judge(row["modification"], scenes[row["reference"]], scenes[row["target"]]).exact
+        assert exact == (max(meant) == 1)
+    assert 0.1 < ambiguous / shapes < 0.7
+
+
+def test_clutter_changes_every_image_and_no_text(small_config, world, tmp_path):
+    write_world(small_config.model_copy(update={"clutter": 12}), tmp_path / "cluttered")
+    before, after = digests(world), digests(tmp_path / "cluttered")
+    pictures = [name for name in before if name.endswith(".png")]
+    assert all(before[name] != after[name] for name in pictures)
+    assert {name: before[name] for name in before if name.endswith(".jsonl")} == {
+        name: after[name] for name in after if name.endswith(".jsonl")
+    }

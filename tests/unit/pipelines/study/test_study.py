@@ -7,21 +7,33 @@ from pathlib import Path
 import pytest
 
 from cirray.cli.compare import find
+from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.pipelines.study.config import StudyRun
 from cirray.pipelines.study.graph import Graph, merged, references, variables
 from cirray.pipelines.study.run import run_study, study_nodes
+from cirray.triplets.captions import write_captions
 
 ROOT = Path(__file__).resolve().parents[4]
 SHIPPED = ROOT / "jobs" / "configs" / "compare-shapes-small-cpu.yaml"
 TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
 
 
+def write_references(folder, images):
+    """A captions artifact that says the same of every image."""
+    stage = open_stage(str(folder), "captions", {})
+    row = {"captioner": "x", "prompt_version": "p", "words": 5, "caption": "a large red star in the top left"}
+    write_captions(stage.work_uri, "part-0", [{**row, "image_id": name, "key": name} for name in images])
+    stage.publish({})
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     TINY["make_towers"](root / "towers")
+    captions = write_references(root / "captions", [f"gal-{family:05d}-0" for family in range(4)])
     sizes = {"labelled_families": 20, "heldout_families": 2, "pool_families": 0, "gallery_references": 4}
     world, plain = {"data": {"folder": {"root": "@world"}}}, {"objective": "finetune"}
     training = {"steps": 4, "batch": 8, "log_every": 2, "seed": "$seed"}
@@ -38,8 +50,12 @@ def study(tmp_path_factory):
             "features": {"verb": "embed", "fields": {**world, "tower": str(root / "towers")}},
             "plain": {"verb": "finetune", "like": "train", "fields": {"training": plain}},
             "other": {"verb": "finetune", "like": "train", "fields": {"training": {**plain, "steps": 6}}},
+            "spoken": {"verb": "rewrite", "fields": {**world, "captions": [captions], "rewriter": "join"}},
         },
-        "table": {"plain": {"stage": "plain", "source": "paper"}, "other": {"stage": "other", "labelled": False}},
+        "table": {
+            "plain": {"stage": "plain", "source": "paper"}, "spoken": {"stage": "plain", "rewrites": "@spoken"},
+            "other": {"stage": "other", "labelled": False},
+        },
         "claims": [{"text": "longer is better", "row": "other", "over": ["plain"]}],
         "curves": {"labels": {"variable": "labels", "values": [16, 40], "rows": ["plain"]}},
         "curve": ["labels"],
@@ -84,6 +100,14 @@ def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(stud
     assert {path: path.stat().st_mtime_ns for path in Path(study.root).rglob("manifest.json")} == before
 
 
+def test_a_row_with_rewrites_is_scored_on_their_texts_and_not_on_its_own(study):
+    run_study(study, find)
+    score = read_manifest(next(Path(study.root).glob("seed-0/score-*")))
+    rewrites = read_manifest(str(Path(study.root) / "seed-0" / "spoken"))
+    assert score.inputs["texts of spoken"] == rewrites.digest and rewrites.counts["texts"] > 0
+    assert score.metrics["spoken"] != score.metrics["plain"]
+
+
 def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
     run = load_config(StudyRun, SHIPPED)
     names = study_nodes(run, find)
@@ -99,7 +123,7 @@ def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rows": ["plan"]}, "rows name 'plan', which is unknown; known: plain, other"),
+        ({"rows": ["plan"]}, "rows name 'plan', which is unknown; known: plain, spoken, other"),
         ({"seeds": []}, "seeds is empty"),
         ({"curve": ["x"]}, "curve name 'x'"),
         ({"table": {"plain": {}}}, "a row needs a stage"),
