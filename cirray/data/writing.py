@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core.errors import DataError
+from cirray.core.upgrades import with_new_fields
 
 MARKER = "dataset.json"
 FORMAT = 1
@@ -33,12 +34,12 @@ def publish_folder(out: Path, name: str, config: Mapping[str, Any], write: Calla
     key = {"name": name, "format": FORMAT, "config": dict(config)}
     existing = _read_marker(out)
     if existing is not None:
-        if _key(existing) == key:
+        if _same(existing, key):
             return existing
         raise DataError(f"{str(out)!r} already holds another data set; choose another folder or remove that one.")
     partial = out.with_name(f"{out.name}.partial")
     summary = _read_marker(partial)
-    if summary is None or _key(summary) != key:
+    if summary is None or not _same(summary, key):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         summary = {**key, "counts": _fill(partial, write)}
@@ -55,8 +56,9 @@ def _fill(partial: Path, write: Callable[[Path], Mapping[str, int]]) -> dict[str
         raise
 
 
-def _key(summary: Row) -> Row:
-    return {name: summary.get(name) for name in ("name", "format", "config")}
+def _same(summary: Row, key: Row) -> bool:
+    found = {name: summary.get(name) for name in key}
+    return found == key or {**found, "config": with_new_fields(found["config"], key["config"])} == key
 
 
 def _read_marker(folder: Path) -> Row | None:
