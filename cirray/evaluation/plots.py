@@ -102,7 +102,7 @@ def data_size_curve(
         series: method -> (amount, mean, deviation or None) points; fractions in [0, 1].
         x_label: what is counted.
         y_label: what is measured.
-        scale: of the first axis, "log" or "linear".
+        scale: of the first axis, "log" (with room for an amount of 0) or "linear".
     """
     figure, axes = _figure(1, f"{y_label} over {x_label}", 6.0, 3.2)
     for colour, (name, points) in zip(_colours(), series.items(), strict=False):
@@ -111,7 +111,10 @@ def data_size_curve(
         axes[0].errorbar(amounts, means, yerr=errors, color=colour, marker="o", markersize=4, linewidth=1.6,
                          capsize=3, label=name)  # fmt: skip
     amounts = sorted({point[0] for points in series.values() for point in points})
-    axes[0].set_xscale(scale)
+    if scale == "log" and amounts[0] <= 0:  # a logarithm has no 0: linear up to the first amount above it
+        axes[0].set_xscale("symlog", linthresh=min((amount for amount in amounts if amount > 0), default=1.0))
+    else:
+        axes[0].set_xscale(scale)
     axes[0].set_xticks(amounts, [f"{amount:,g}" for amount in amounts])
     axes[0].minorticks_off()
     _finish(axes[0], x_label, y_label)

@@ -49,6 +49,12 @@ def test_a_sweep_without_a_finished_trial_is_an_empty_picture():
     assert plots.sweep_plot([{"a": 1, "R@1": None}], ("a",)).axes
 
 
+def test_a_logarithmic_curve_shows_an_amount_of_zero_apart_from_the_others():
+    figure = plots.data_size_curve({"x": [(0.0, 0.3, None), (0.1, 0.4, None), (10.0, 0.5, None)]})
+    places = [figure.axes[0].transData.transform((amount, 0))[0] for amount in (0.0, 0.1, 10.0)]
+    assert places[0] < places[1] < places[2] and places[1] - places[0] > 0.1 * (places[2] - places[0])
+
+
 def test_the_data_size_curve_has_a_line_per_method(tmp_path):
     figure = plots.data_size_curve({"x": [(500, 0.3, 0.01), (1000, 0.4, None)], "y": [(500, 0.5, 0.0)]})
     assert figure.axes[0].get_legend_handles_labels()[1] == ["x", "y"]
