@@ -76,10 +76,20 @@ class CurveSpec(Config):
     """Rows drawn."""
     at: dict[str, Value] = {}
     """Values of other variables on this curve."""
+    where: dict[str, dict[str, Value]] = {}
+    """And at single values of it: `{8000: {families: 2000}}`; the value is written as text."""
     x_label: str = ""
     """What the axis says; empty: the variable."""
     metric: str = "R@1"
     scale: Literal["log", "linear"] = "log"
+
+    def names(self) -> tuple[str, ...]:
+        """Every variable that it sets."""
+        return (self.variable, *self.at, *(name for more in self.where.values() for name in more))
+
+    def assignment(self, value: Value) -> dict[str, Value]:
+        """All variables that differ at one value."""
+        return {**self.at, **self.where.get(str(value), {}), self.variable: value}
 
 
 class StudyRun(Config):
@@ -127,7 +137,12 @@ class StudyRun(Config):
             ("rows", self.rows, self.table),
             ("curve", self.curve, self.curves),
             ("curves", [row for item in self.curves.values() for row in item.rows], self.table),
-            ("curves", [name for item in self.curves.values() for name in (item.variable, *item.at)], self.variables),
+            ("curves", [name for item in self.curves.values() for name in item.names()], self.variables),
+            (
+                "where",
+                [name for item in self.curves.values() for name in item.where],
+                [str(value) for item in self.curves.values() for value in item.values],
+            ),
             ("table", [row.stage for row in self.table.values() if row.stage], self.stages),
             ("stages", [item.like for item in self.stages.values() if item.like], self.templates),
         ):

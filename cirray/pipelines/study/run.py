@@ -58,7 +58,7 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
     graphs = [Graph(run, seed, find) for seed in run.seeds]
     main = [_scoring(graph, names, {}) for graph in graphs]
     curves = {
-        name: [[_scoring(graph, spec.rows, {**spec.at, spec.variable: value}) for graph in graphs]
+        name: [[_scoring(graph, spec.rows, spec.assignment(value)) for graph in graphs]
                for value in spec.values]
         for name, spec in ((name, run.curves[name]) for name in run.curve)
     }  # fmt: skip

@@ -10,7 +10,7 @@ from cirray.cli.compare import find
 from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
-from cirray.pipelines.study.config import StudyRun
+from cirray.pipelines.study.config import CurveSpec, StudyRun
 from cirray.pipelines.study.graph import Graph, merged, references, variables
 from cirray.pipelines.study.run import run_study, study_nodes
 from cirray.triplets.captions import write_captions
@@ -76,6 +76,13 @@ def test_a_stage_is_named_by_the_variables_on_its_way_and_shared_where_none_diff
     config = graph.nodes["plain@labels=16"].config
     assert config.labels == 16 and config.data.folder.root.endswith("seed-0/world") and not config.ray.enabled
     assert graph.nodes["features"].after == ("world",)
+
+
+def test_a_curve_sets_other_variables_everywhere_or_at_single_values():
+    curve = CurveSpec(variable="labels", values=(100, 8000), rows=("plain",), at={"width": 4}, where={"100": {"b": 9}})
+    assert curve.assignment(100) == {"labels": 100, "width": 4, "b": 9}
+    assert curve.assignment(8000) == {"labels": 8000, "width": 4}
+    assert set(curve.names()) == {"labels", "width", "b"}
 
 
 def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(study):
