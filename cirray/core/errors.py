@@ -32,6 +32,10 @@ class ServingError(CirrayError):
     """A request or a deployment that cannot be served."""
 
 
+class StageError(CirrayError):
+    """A stage of several that was told to stop."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Sentence for an unknown name: the name, a did-you-mean when one is close, and every accepted name."""
     names = sorted(known)

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from cirray.core.environ import worker_environment
-from cirray.core.errors import ConfigError
+from cirray.core.errors import ConfigError, StageError
 from cirray.core.log import get_logger
 from cirray.core.progress import redirected
 
@@ -41,13 +41,19 @@ Watch = Callable[[str, str, int, int | None, str], None]
 
 @dataclass
 class Board:
-    """Ray actor body: the last progress of every stage, read by the driver."""
+    """Ray actor body: the last progress of every stage, read by the driver; closed, it tells the stages to stop."""
 
     rows: dict[str, tuple[str, int, int | None, str]] = field(default_factory=dict)
+    closed: bool = False
 
-    def put(self, stage: str, title: str, done: int, total: int | None, note: str) -> None:
-        """Keep one stage's progress."""
+    def put(self, stage: str, title: str, done: int, total: int | None, note: str) -> bool:
+        """Keep one stage's progress; whether that stage should go on."""
         self.rows[stage] = (title, done, total, note)
+        return not self.closed
+
+    def close(self) -> None:
+        """Nobody waits for the stages any more."""
+        self.closed = True
 
     def get(self) -> dict[str, tuple[str, int, int | None, str]]:
         """All stages' last progress."""
@@ -87,8 +93,9 @@ def run_graph(nodes: Sequence[Node], slots: int, watch: Watch) -> dict[str, Outc
         Outcome of every stage by name.
 
     Raises:
-        The first stage's error; the others are cancelled. Finished stages stay finished.
+        The first stage's error; the others stop at their next progress. Finished stages stay finished.
     """
+    # Not by ray.cancel: Ray 2.60 aborts the driver, error and all, when a task's answer crosses its cancellation.
     check_graph(nodes)
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     task = ray.remote(num_cpus=0.01, max_retries=0, runtime_env={"env_vars": worker_environment()})(_execute)
@@ -106,8 +113,7 @@ def run_graph(nodes: Sequence[Node], slots: int, watch: Watch) -> dict[str, Outc
             rows: dict[str, Any] = ray.get(board.get.remote())
             _tell(watch, rows, running, outcomes)
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        board.close.remote()
     return outcomes
 
 
@@ -123,7 +129,8 @@ def _startable(waiting: list[Node], running: dict[Any, Node], outcomes: dict[str
 
 def _execute(node: Node, board: Any) -> Outcome:
     def sink(title: str, done: int, total: int | None, note: str) -> None:
-        board.put.remote(node.name, title, done, total, note)
+        if not ray.get(board.put.remote(node.name, title, done, total, note)):
+            raise StageError(f"Stage {node.name!r} was stopped: another one failed, or its caller went away.")
 
     import torch
 

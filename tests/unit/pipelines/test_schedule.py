@@ -1,7 +1,14 @@
+import time
+from types import SimpleNamespace
+
 import pytest
 
-from cirray.core.errors import ConfigError
-from cirray.pipelines.schedule import Node, Outcome, _startable, check_graph, run_here
+from cirray.core.errors import ConfigError, StageError
+from cirray.core.progress import progress
+from cirray.pipelines import schedule
+from cirray.pipelines.schedule import Board, Node, Outcome, _startable, check_graph, run_here
+
+STEPS = []
 
 
 def node(name, after=(), slots=1, run="builtins:str"):
@@ -33,3 +40,26 @@ def test_a_stage_larger_than_the_machine_still_runs_alone():
 def test_an_error_of_a_stage_reaches_the_caller():
     with pytest.raises(ValueError, match="invalid literal"):
         run_here([node("x", run="builtins:int")])
+
+
+def noisy(config):
+    """A stage that reports progress after every step."""
+    with progress("steps", 3) as advance:
+        for _ in range(3):
+            STEPS.append(config)
+            advance(1)
+            time.sleep(0.6)
+    return len(STEPS)
+
+
+def test_a_stage_whose_board_was_closed_stops_at_its_next_progress(monkeypatch):
+    board = Board()
+    remote = SimpleNamespace(put=SimpleNamespace(remote=board.put))
+    monkeypatch.setattr(schedule.ray, "get", lambda value: value)
+    STEPS.clear()
+    node = Node("noisy", f"{__name__}:noisy", "x")
+    assert schedule._execute(node, remote).result == 3 and board.get()["noisy"][1] == 3
+    board.close()
+    with pytest.raises(StageError, match="'noisy' was stopped"):
+        schedule._execute(node, remote)
+    assert len(STEPS) == 3
