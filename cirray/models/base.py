@@ -167,5 +167,7 @@ class RetrieverKind:
     """(saved description, its folder) -> one with any weights, which are then replaced."""
 
 
-KINDS: Registry[RetrieverKind] = Registry("kind of retriever")
+KINDS: Registry[RetrieverKind] = Registry(
+    "kind of retriever", [f"cirray.models.{name}" for name in ("composed", "dual", "forked", "words.word_map")]
+)
 """Kind -> how it is made."""

@@ -1,7 +1,6 @@
 """A retriever on disk: `config.json`, `model.safetensors` and the tokenizer's files, in one folder."""
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,24 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cirray.core.errors import ArtifactError, ConfigError
-from cirray.models.base import KINDS, Retriever, RetrieverKind
+from cirray.models.base import KINDS, Retriever
 from cirray.models.sources.files import check_floats
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_MODULES = (
-    "cirray.models.composed", "cirray.models.dual", "cirray.models.forked", "cirray.models.words.word_map",
-)  # fmt: skip
-
-
-def find_kind(name: str) -> RetrieverKind:
-    """How retrievers of that kind are made.
-
-    Raises:
-        ConfigError: for an unknown kind.
-    """
-    for module in _MODULES:
-        importlib.import_module(module)
-    return KINDS.get(name)
 
 
 def save_retriever(retriever: Retriever, folder: Path) -> None:
@@ -76,7 +61,7 @@ def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
         ArtifactError: when it describes something else.
     """
     try:
-        kind = find_kind(str(description.get("kind")))
+        kind = KINDS.get(str(description.get("kind")))
     except ConfigError as error:
         raise ArtifactError(f"{str(folder / CONFIG)!r} describes no retriever that is known here. {error}") from None
     return kind.load(description, folder)

@@ -1,6 +1,5 @@
 """What a captioner is, and the registry of them. A caption costs one call per image, whatever the number of pairs."""
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.registry import Registry
 from cirray.data.config import ImageLimits
 from cirray.generators.base import FeatureLookup
-
-_MODULES = ("existing", "small", "cells", "hf")
 
 
 @dataclass(frozen=True)
@@ -55,24 +52,10 @@ class Captioner(Protocol):
         """One text per image, in order; an empty text is a failure."""
 
 
-CAPTIONERS: Registry[Callable[[CaptionerSettings], Captioner]] = Registry("captioner")
+CAPTIONERS: Registry[Callable[[CaptionerSettings], Captioner]] = Registry(
+    "captioner", [f"cirray.generators.captioners.{name}" for name in ("existing", "small", "cells", "hf")]
+)
 """Name -> how it is made."""
-
-
-def find_captioner(name: str) -> Callable[[CaptionerSettings], Captioner]:
-    """How captioners of that name are made.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    load_captioners()
-    return CAPTIONERS.get(name)
-
-
-def load_captioners() -> None:
-    """Import every captioner's file, which registers it."""
-    for module in _MODULES:
-        importlib.import_module(f"cirray.generators.captioners.{module}")
 
 
 def caption_prompt(version: str, noun: str, words: int) -> str:

@@ -12,7 +12,7 @@ from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.shapes.corpus import bags, caption_bags
 from cirray.data.shapes.world import read_scenes
-from cirray.generators.captioners.base import caption_prompt, find_captioner
+from cirray.generators.captioners.base import CAPTIONERS, caption_prompt
 from cirray.pipelines.captions.actors import CaptionImages
 from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
 from cirray.pipelines.datasets import open_dataset, part_ids
@@ -37,7 +37,7 @@ def run_caption(run: CaptionRun) -> Manifest:
         DataError: no image, or none that could be captioned.
         GenerationError: when images are lost.
     """
-    find_captioner(run.captioner)
+    CAPTIONERS.get(run.captioner)
     prompt, dataset = caption_prompt(run.prompt, run.noun, run.words), open_dataset(run.data)
     ids = part_ids(dataset, run.parts)
     if not ids:

@@ -14,7 +14,7 @@ from cirray.core.artifacts import Manifest, Stage, directory_digest, localize, o
 from cirray.core.errors import DataError, GenerationError
 from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
-from cirray.generators.rewriters.base import find_rewriter, rewrite_prompt
+from cirray.generators.rewriters.base import REWRITERS, rewrite_prompt
 from cirray.pipelines.datasets import open_dataset
 from cirray.pipelines.rewrites.actors import COLUMNS, RewriteTexts
 from cirray.pipelines.rewrites.config import RewriteRun
@@ -41,7 +41,7 @@ def run_rewrite(run: RewriteRun) -> Manifest:
         DataError: no query, or none whose reference has a caption.
         GenerationError: when texts are lost.
     """
-    find_rewriter(run.rewriter)
+    REWRITERS.get(run.rewriter)
     template, version = rewrite_prompt(run.prompt)
     dataset = open_dataset(run.data)
     table = _items(run, dataset)

@@ -25,7 +25,6 @@ from cirray.pipelines.towers import train_stage
 from cirray.pipelines.train import HISTORY, write_history
 from cirray.pipelines.train_inputs import MODEL, VISION
 from cirray.pipelines.zeroshot.config import MapRun
-from cirray.training.zeroshot import mapping, text_only  # noqa: F401  (file their objectives)
 from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED, MapSetup
 from cirray.training.zeroshot.token_search import search_tokens
 from cirray.types import stable_id
