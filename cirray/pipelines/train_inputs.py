@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from cirray.core.artifacts import localize, read_manifest
-from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.core.errors import ConfigError, DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
+from cirray.features.store import check_tower
 from cirray.models.base import KINDS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.dual import build_dual
@@ -114,14 +115,10 @@ def load_tower(run: TrainRun, features: Features) -> VisionTower:
     """The vision tower that made the features: it goes into the checkpoint, which can then encode images.
 
     Raises:
-        ArtifactError: when the named tower is another one.
+        IndexMismatchError: when the named tower is another one.
     """
     tower = load_vision_tower(find_tower(run.towers))
-    if tower.digest != features.info.encoder_digest:
-        raise ArtifactError(
-            f"The features were made by vision tower {features.info.encoder_digest[:12]}, {run.towers!r} holds tower "
-            f"{tower.digest[:12]}. Name the towers that made the features, or embed the images again."
-        )
+    check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
     return tower
 
 
