@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cirray.core import storage
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config, load_config, merged
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.pipelines.schedule import Node
 from cirray.pipelines.study.config import StageSpec, StudyRun
@@ -121,15 +121,6 @@ def references(tree: Any) -> list[str]:
 def variables(tree: Any) -> list[str]:
     """Variables named by `$NAME`, each once; the seed is none."""
     return [name for name in dict.fromkeys(text[1:] for text in _texts(tree) if text.startswith("$")) if name != "seed"]
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, `over` winning."""
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
 
 
 def _texts(tree: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ from cirray.cli.compare import find
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.pipelines.study.config import StudyRun
-from cirray.pipelines.study.graph import Graph, merged, references, variables
+from cirray.pipelines.study.graph import Graph, references, variables
 from cirray.pipelines.study.run import run_study, study_nodes
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -47,10 +47,9 @@ def study(tmp_path_factory):
     return validate(StudyRun, tree)
 
 
-def test_references_and_variables_are_found_anywhere_and_templates_are_overridden_leaf_by_leaf():
+def test_references_and_variables_are_found_anywhere():
     tree = {"a": ["@one/part", {"b": "$two"}], "c": "@three", "d": "$seed", "e": "plain"}
     assert references(tree) == ["one", "three"] and variables(tree) == ["two"]
-    assert merged({"x": {"y": 1, "z": 2}}, {"x": {"y": 3}}) == {"x": {"y": 3, "z": 2}}
 
 
 def test_a_stage_is_named_by_the_variables_on_its_way_and_shared_where_none_differs(study):
