@@ -1,15 +1,13 @@
 """What a captioner is, and the registry of them. A caption costs one call per image, whatever the number of pairs."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Protocol
 
-from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.registry import Registry
 from cirray.data.config import ImageLimits
 from cirray.generators.base import FeatureLookup
+from cirray.generators.prompts import find_prompt
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,4 @@ def caption_prompt(version: str, noun: str, words: int) -> str:
     Raises:
         ConfigError: for an unknown version.
     """
-    table: dict[str, str] = json.loads(files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
-    if version not in table:
-        raise ConfigError(unknown_name("caption prompt", version, table))
-    return table[version].format(noun=noun, words=words)
+    return find_prompt(version, "caption prompt", "cirray.generators.captioners").format(noun=noun, words=words)

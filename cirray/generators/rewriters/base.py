@@ -3,14 +3,12 @@
 CIReVL's second step (training-free retrieval: caption, rewrite, search by text; baselines.md, section 7).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Protocol
 
-from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.registry import Registry
+from cirray.generators.prompts import find_prompt
 from cirray.types import stable_id
 
 
@@ -62,10 +60,8 @@ def rewrite_prompt(version: str) -> tuple[str, str]:
     """
     if not version:
         return "", ""
-    table: dict[str, str] = json.loads(files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
-    if version not in table:
-        raise ConfigError(unknown_name("rewrite prompt", version, table))
-    return table[version], f"{version}#{stable_id('rewrite prompt', table[version])[:8]}"
+    text = find_prompt(version, "rewrite prompt", "cirray.generators.rewriters")
+    return text, f"{version}#{stable_id('rewrite prompt', text)[:8]}"
 
 
 def rewrite_key(ask: Ask, prompt_version: str, digest: str) -> str:
