@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from cirray.cli.compare import find
+from cirray.core.artifacts import read_manifest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
+from cirray.pipelines.study import run as study_run
 from cirray.pipelines.study.config import StudyRun
 from cirray.pipelines.study.graph import Graph, references, variables
 from cirray.pipelines.study.run import run_study, study_nodes
@@ -61,7 +63,7 @@ def test_a_stage_is_named_by_the_variables_on_its_way_and_shared_where_none_diff
     assert graph.nodes["features"].after == ("world",)
 
 
-def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(study):
+def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(study, monkeypatch):
     manifest = run_study(study, find)
     table = manifest.extra["table"]
     assert "plain" in table and "image only" in table and "longer is better" in table and "seeds 0, 1" in table
@@ -78,8 +80,13 @@ def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(stud
         assert (out / link / place).resolve().is_file()
     assert (out / "R-1-over-labels.png").stat().st_size > 1000
     before = {path: path.stat().st_mtime_ns for path in Path(study.root).rglob("manifest.json")}
+    read = []
+    monkeypatch.setattr(
+        study_run, "read_manifest", lambda uri, *kind: read.append((uri, kind)) or read_manifest(uri, *kind)
+    )
     again = run_study(study, find)
-    assert again.extra["table"] == table
+    reports = [uri for uri, kind in read if kind == ("report",)]
+    assert again.extra["table"] == table and len(reports) == len(set(reports)) > 2
     assert {path: path.stat().st_mtime_ns for path in Path(study.root).rglob("manifest.json")} == before
 
 
