@@ -29,7 +29,7 @@ class Config(pydantic.BaseModel):
         for name, field in cls.model_fields.items():
             given = filled.get(name)
             if isinstance(given, Mapping) and isinstance(field.default, Config):
-                filled[name] = _merged(field.default.model_dump(), given)
+                filled[name] = merged(field.default.model_dump(), given)
         return filled
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,11 +97,12 @@ def set_by_path(tree: dict[str, Any], path: str, value: Any) -> None:
     node[leaf] = value
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, `over` winning."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if both else value
+        result[key] = merged(result[key], value) if both else value
     return result
 
 

@@ -25,7 +25,7 @@ class GenerationError(CirrayError):
 
 
 class IndexMismatchError(CirrayError):
-    """An index that was built by another encoder than the one that queries it."""
+    """An index or features that another encoder made than the one that reads them."""
 
 
 class ServingError(CirrayError):

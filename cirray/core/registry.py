@@ -1,9 +1,11 @@
 """Named components: a config says a name, the registry says the class or function.
 
-Names that are not known at first are looked for in other packages (`cirray.core.plugins`).
+A registry names the modules that file its items; they are imported when somebody first asks. Names that are not known
+then are looked for in other packages (`cirray.core.plugins`).
 """
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from cirray.core.errors import ConfigError, unknown_name
@@ -15,9 +17,14 @@ ItemT = TypeVar("ItemT")
 class Registry(Generic[ItemT]):
     """Mapping from a name to a component of one kind; unknown names answer with the known ones."""
 
-    def __init__(self, kind: str) -> None:
-        """Create an empty registry; `kind` is the word used in error sentences."""
-        self.kind = kind
+    def __init__(self, kind: str, modules: Sequence[str] = ()) -> None:
+        """Create an empty registry.
+
+        Args:
+            kind: the word used in error sentences.
+            modules: what to import before names are listed or found missing; importing them files the items.
+        """
+        self.kind, self._modules = kind, modules
         self._items: dict[str, ItemT] = {}
 
     def register(self, name: str) -> Callable[[ItemT], ItemT]:
@@ -38,6 +45,8 @@ class Registry(Generic[ItemT]):
             ConfigError: for an unknown name, with the known names and a did-you-mean.
         """
         if name not in self._items:
+            self._load()
+        if name not in self._items:
             load_plugins()
         if name not in self._items:
             raise ConfigError(unknown_name(self.kind, name, self._items))
@@ -45,8 +54,13 @@ class Registry(Generic[ItemT]):
 
     def names(self) -> list[str]:
         """All names, sorted."""
+        self._load()
         return sorted(self._items)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, sorted."""
         return iter(self.names())
+
+    def _load(self) -> None:
+        for module in self._modules:
+            importlib.import_module(module)

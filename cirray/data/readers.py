@@ -1,6 +1,5 @@
 """Readers by name: `read_dataset` turns a `DataConfig` into a `CirDataset`, whatever the files look like."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,12 @@ from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig
 from cirray.data.presets import with_preset
 
-READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format")
-"""Format name -> reader of the `DataConfig` section of the same name."""
-
 _MODULES = (
     "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r", "huggingface",
     "webdataset",
 )  # fmt: skip
+READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format", [f"cirray.data.{name}" for name in _MODULES])
+"""Format name -> reader of the `DataConfig` section of the same name."""
 _LOGGER = get_logger("data")
 
 
@@ -27,8 +25,6 @@ def read_dataset(config: DataConfig) -> CirDataset:
         ConfigError: for an unknown format or preset.
         DataError: for files that cannot be used.
     """
-    for module in _MODULES:
-        importlib.import_module(f"cirray.data.{module}")
     reader = READERS.get(config.format)
     dataset = reader(getattr(with_preset(config), config.format))
     for note in dataset.notes:

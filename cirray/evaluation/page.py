@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cirray.core.seeding import numpy_generator
-from cirray.core.version import __version__
+from cirray.evaluation import frame
 from cirray.evaluation.metrics import NEVER, Spread
 from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.plots import inline_svg, recall_curves, training_curves
@@ -17,10 +15,6 @@ from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.tables import Bar, amount, percent
 from cirray.types import Query
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STRIP = 8
 
 
@@ -35,17 +29,12 @@ def render_page(content: ReportContent) -> str:
     """
     pictures = Thumbnails(content.dataset.images)
     sections = [
-        _heading(content), _tiles(content.rows[-1]), _models(content.rows), _bars(content.bars), _edits(content.rows),
-        _queries(content, pictures), _samples(content.samples, pictures), _curves(content), _facts(content),
+        frame.heading(content.title, content.rows[0].results[0].protocol), _tiles(content.rows[-1]),
+        _models(content.rows), _bars(content.bars), _edits(content.rows),
+        _queries(content, pictures), _samples(content.samples, pictures), _curves(content),
+        frame.facts({"data set": content.dataset.describe(), **content.facts}, "Inputs and settings"),
     ]  # fmt: skip
-    style = resources.files("cirray.evaluation").joinpath("templates/report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(content.title)} · {escape(content.dataset.name)}</title>\n<style>\n{style}</style>\n"
-        f"</head>\n<body>\n<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
-    )
+    return frame.page(f"{content.title} · {content.dataset.name}", sections)
 
 
 def choose_queries(result: EvaluationResult, count: int, seed: int) -> dict[str, list[int]]:
@@ -80,14 +69,6 @@ def _clearest(result: EvaluationResult, count: int) -> list[int]:
 
 def _margin(scores: Sequence[float]) -> float:
     return scores[0] - scores[1] if len(scores) > 1 else 0.0
-
-
-def _heading(content: ReportContent) -> str:
-    protocol = escape(content.rows[0].results[0].protocol)
-    return (
-        f'<p class="eyebrow">cirray · composed image retrieval</p>\n<h1>{escape(content.title)}</h1>\n'
-        f'<p class="soft">{protocol}.</p>\n'
-    )
 
 
 def _tiles(row: ReportRow) -> str:
@@ -130,17 +111,14 @@ def _models(rows: Sequence[ReportRow]) -> str:
         ("seconds", [_count(row.seconds) for row in rows]),
     ]
     extra = [(name, cells) for name, cells in extra if any(cells)]
-    head = "".join(f"<th>{escape(name)}</th>" for name in ["model", *names, *(name for name, _ in extra)])
+    head = ["model", *names, *(name for name, _ in extra)]
     body = ""
     for at, row in enumerate(rows):
         cells = f"<td>{escape(row.name)}{f' <small>{escape(row.note)}</small>' if row.note else ''}</td>"
-        cells += "".join(_cell(row.metrics[name], bar=name == names[0]) for name in names)
+        cells += "".join(frame.cell(row.metrics[name], bar=name == names[0]) for name in names)
         cells += "".join(f'<td class="dim">{escape(values[at])}</td>' for _, values in extra)
         body += f"<tr{' class=main' if row is rows[-1] else ''}>{cells}</tr>\n"
-    return (
-        '<h2>Results</h2>\n<div class="card scroll"><table>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
-    )
+    return f"<h2>Results</h2>\n{frame.table(head, body)}"
 
 
 def _bars(bars: Sequence[Bar]) -> str:
@@ -154,16 +132,8 @@ def _bars(bars: Sequence[Bar]) -> str:
             f'<tr><td><span class="rank {level}">{word}</span> {escape(bar.promise)}</td>'
             f'<td>{measured}</td><td class="dim">{wanted}</td></tr>\n'
         )
-    return (
-        '<h2>Expected and measured</h2>\n<div class="card scroll prose"><table>\n<thead><tr><th>promise</th>'
-        f"<th>measured</th><th>wanted, at least</th></tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
-    )
-
-
-def _cell(value: Spread, bar: bool = True) -> str:
-    spread = f" <small>± {100 * value.deviation:.1f}</small>" if value.deviation is not None else ""
-    attributes = f' class="bar" style="--v:{100 * value.mean:.1f}%"' if bar else ""
-    return f"<td{attributes}>{100 * value.mean:.1f}{spread}</td>"
+    head = ("promise", "measured", "wanted, at least")
+    return f"<h2>Expected and measured</h2>\n{frame.table(head, body, frame.PROSE)}"
 
 
 def _count(value: float | None) -> str:
@@ -179,15 +149,15 @@ def _edits(rows: Sequence[ReportRow]) -> str:
     recalls = next(iter(edits.values())).recalls
     metric = next((name for name in rows[-1].metrics if name in recalls), next(iter(recalls)))
     spreads = [per_edit_spread(row, metric) for row in rows]
-    head = "".join(f"<th>{escape(name)}</th>" for name in ["edit", "queries", *(row.name for row in rows)])
+    head = ["edit", "queries", *(row.name for row in rows)]
     body = ""
     for name, group in sorted(edits.items(), key=lambda item: -item[1].recalls[metric]):
-        cells = "".join(_cell(values[name]) for values in spreads)
+        cells = "".join(frame.cell(values[name]) for values in spreads)
         body += f'<tr><td>{escape(name)}</td><td class="dim">{group.queries:,}</td>{cells}</tr>\n'
+    attributes = f'class="card scroll columns" style="--least:{110 * len(head)}px"'
     return (
         f'<h2>By type of edit</h2>\n<p class="soft">{escape(metric)} in percent.</p>\n'
-        f'<div class="card scroll columns" style="--least:{110 * (len(rows) + 2)}px"><table>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+        f"{frame.table(head, body, attributes)}"
         f"<h2>By depth of the list</h2>\n{figure}"
     )
 
@@ -276,22 +246,6 @@ def _curves(content: ReportContent) -> str:
     ]
     body = "".join(figures)
     curves = f'<h2>Training</h2>\n<div class="figures">\n{body}</div>\n' if body else ""
-    return curves + "".join(_figure(name, figure) for name, figure in content.figures.items())
-
-
-def _figure(name: str, figure: "Figure") -> str:
-    panels = "figures" if len(figure.axes) > 1 else "figures wide"
-    card = f'<figure class="card">{inline_svg(figure, name)}</figure>'
-    return f'<h2>{escape(name)}</h2>\n<div class="{panels}">{card}</div>\n'
-
-
-def _facts(content: ReportContent) -> str:
-    facts = {"cirray": __version__, "data set": content.dataset.describe(), **content.facts}
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{_fact(str(value))}</dd>\n" for name, value in facts.items())
-    opening = '<h2>How this was made</h2>\n<details class="card" open><summary>Inputs and settings</summary>'
-    return f"{opening}<dl>\n{items}</dl></details>\n"
-
-
-def _fact(value: str) -> str:
-    lines = value.count("\n") + 1
-    return escape(value) if lines <= 3 else f"<details><summary>{lines} lines</summary>{escape(value)}</details>"
+    return curves + "".join(
+        frame.figure_card(name, figure, wide=len(figure.axes) < 2) for name, figure in content.figures.items()
+    )

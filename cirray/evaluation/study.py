@@ -3,18 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from cirray.core.version import __version__
+from cirray.evaluation import frame
 from cirray.evaluation.metrics import Spread, spread
-from cirray.evaluation.plots import inline_svg
 from cirray.evaluation.tables import percent, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _LEVELS = {"confirmed": "good", "refuted": "bad", "not settled": "fair", "no difference": "fair", "one seed": "fair"}
 _SAME = 5e-4
 
@@ -124,45 +121,29 @@ def render_study(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", 
 
 def study_page(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", "R@10")) -> str:
     """The study as one HTML page without script or outside resource."""
-    style = resources.files("cirray.evaluation").joinpath("templates/report.css").read_text(encoding="utf-8")
-    sections = [
-        '<p class="eyebrow">cirray · composed image retrieval</p>\n'
-        f'<h1>{escape(content.title)}</h1>\n<p class="soft">{escape(content.protocol)}.</p>\n',
-        _table(content, metrics), _links(content), _verdicts(content.verdicts),
-        "".join(_figure(name, figure) for name, figure in content.figures.items()), _facts(content.facts),
-    ]  # fmt: skip
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(content.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{''.join(sections)}</main>\n</body>\n</html>\n"
-    )
+    return frame.page(content.title, [
+        frame.heading(content.title, content.protocol), _table(content, metrics), _links(content),
+        _verdicts(content.verdicts), *(frame.figure_card(name, figure) for name, figure in content.figures.items()),
+        frame.facts(content.facts, "Settings"),
+    ])  # fmt: skip
 
 
 def _table(content: StudyContent, metrics: Sequence[str]) -> str:
     best = max(range(len(content.rows)), key=lambda at: spread(content.rows[at].metrics[metrics[0]]).mean)
-    head = "".join(f"<th>{escape(name)}</th>" for name in ["method", *metrics, "labels", "texts exact", "seconds"])
+    head = ["method", *metrics, "labels", "texts exact", "seconds"]
     body = ""
     for at, row in enumerate(content.rows):
         source = f" <small>{escape(row.source)}</small>" if row.source else ""
         cells = f"<td>{escape(row.name)}{source}</td>"
-        cells += "".join(_cell(spread(row.metrics[name]), name == metrics[0]) for name in metrics)
+        cells += "".join(frame.cell(spread(row.metrics[name]), name == metrics[0]) for name in metrics)
         extra = (f"{row.labels:,}", _share(row.texts), _seconds(row.seconds))
         cells += "".join(f'<td class="dim">{escape(value)}</td>' for value in extra)
         body += f"<tr{' class=main' if at == best else ''}>{cells}</tr>\n"
     return (
         f'<h2>Results over {len(content.seeds)} seed(s)</h2>\n<p class="soft">Percent, mean and sample deviation; '
         "<b>seconds</b> are all stages a row needs beyond the features.</p>\n"
-        f'<div class="card scroll prose"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody></table></div>\n"
+        f"{frame.table(head, body, frame.PROSE)}"
     )
-
-
-def _cell(value: Spread, bar: bool) -> str:
-    small = "" if value.deviation is None else f" <small>± {100 * value.deviation:.1f}</small>"
-    attributes = f' class="bar" style="--v:{100 * value.mean:.1f}%"' if bar else ""
-    return f"<td{attributes}>{100 * value.mean:.1f}{small}</td>"
 
 
 def _links(content: StudyContent) -> str:
@@ -181,23 +162,8 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     )
     return (
         '<h2>Expected and measured</h2>\n<p class="soft">Differences seed by seed; confirmed where every seed agrees, '
-        'refuted where none does.</p>\n<div class="card scroll prose"><table>\n'
-        "<thead><tr><th>claim</th><th>measured</th>"
-        f"<th>compared with</th></tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+        f"refuted where none does.</p>\n{frame.table(('claim', 'measured', 'compared with'), body, frame.PROSE)}"
     )
-
-
-def _figure(name: str, figure: "Figure") -> str:
-    card = f'<figure class="card">{inline_svg(figure, name)}</figure>'
-    return f'<h2>{escape(name)}</h2>\n<div class="figures wide">{card}</div>\n'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    items = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in {"cirray": __version__, **facts}.items()
-    )
-    opening = '<h2>How this was made</h2>\n<details class="card" open><summary>Settings</summary>'
-    return f"{opening}<dl>\n{items}</dl></details>\n"
 
 
 def _points(value: Spread) -> str:

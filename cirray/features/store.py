@@ -177,6 +177,26 @@ class FeatureStore:
             ) from None
 
 
+def check_tower(features: Sequence[str], made_by: str, reader: str, needed: str) -> None:
+    """Refuse features of another vision tower than the one whose tokens a model reads.
+
+    Args:
+        features: the artifacts' URIs.
+        made_by: digest of the tower that made them.
+        reader: URI of what reads them, or of the tower that it was given.
+        needed: digest of its tower.
+
+    Raises:
+        IndexMismatchError: naming both and the remedy.
+    """
+    if made_by != needed:
+        raise IndexMismatchError(
+            f"The features {', '.join(map(repr, features))} were made by vision tower {made_by[:12]}, {reader!r} needs "
+            f"those of tower {needed[:12]}. Embed the images with that tower (cirray embed), or name features and "
+            "model that belong together."
+        )
+
+
 def merge(stores: Sequence[FeatureStore], names: Sequence[str]) -> FeatureStore:
     """Several stores of one encoder as one; images that are in two of them with equal features count once.
 

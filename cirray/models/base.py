@@ -28,7 +28,7 @@ class Retriever(nn.Module, ABC):
     kind: str
     """Name in the registry of kinds; stands in the saved config."""
     config: Any
-    """Its configuration, with the fields `embed_dim` (width of the vectors) and `similarity` (dot, max_tokens)."""
+    """Its configuration, a `Config` with the fields `embed_dim` (width of the vectors) and `similarity`."""
     patch_width: int
     """Width of the frozen tower's tokens."""
     raw_temperature: nn.Parameter
@@ -167,5 +167,7 @@ class RetrieverKind:
     """(saved description, its folder) -> one with any weights, which are then replaced."""
 
 
-KINDS: Registry[RetrieverKind] = Registry("kind of retriever")
+KINDS: Registry[RetrieverKind] = Registry(
+    "kind of retriever", [f"cirray.models.{name}" for name in ("composed", "dual", "forked", "words.word_map")]
+)
 """Kind -> how it is made."""

@@ -16,10 +16,9 @@ from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
-from cirray.models.fusion import arithmetic, tirg  # noqa: F401  (files their heads)
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.text import TextBatch
-from cirray.models.towers.backbones import backbone_name, find_backbone
+from cirray.models.towers.backbones import BACKBONES, backbone_name
 from cirray.types import stable_id
 
 SCRATCH = "hf_clip"
@@ -175,7 +174,7 @@ def build_dual(
                 f"dual.source {config.source!r} is no CLIP or open_clip checkpoint. Give a folder with their files, a "
                 "hub id that can be reached, or open_clip:NAME=FILE."
             )
-        return DualEncoderRetriever(config, find_backbone(name).load_text(config.source), name, patch_width)
+        return DualEncoderRetriever(config, BACKBONES.get(name).load_text(config.source), name, patch_width)
 
 
 def text_settings(config: DualEncoderConfig, tokenizer: Any) -> Mapping[str, Any]:
@@ -208,7 +207,7 @@ def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, 
 
 def _load(description: Mapping[str, Any], folder: Path) -> DualEncoderRetriever:
     backbone = str(description["backbone"])
-    text = find_backbone(backbone).build_text(description["text"], folder)
+    text = BACKBONES.get(backbone).build_text(description["text"], folder)
     config = validate(DualEncoderConfig, description["retriever"])
     return DualEncoderRetriever(config, text, backbone, int(description["patch_width"]))
 

@@ -174,12 +174,10 @@ def fork(retriever: Retriever, trains: str = "query_side") -> ForkedRetriever:
 
 
 def _load(description: Mapping[str, Any], folder: Path) -> ForkedRetriever:
-    from cirray.models.retriever_files import find_kind
-
     inner = description["query"]
     if inner["kind"] == ForkedRetriever.kind:
         raise ArtifactError(f"{str(folder)!r} holds a fork of a fork, which nothing here writes.")
-    halves = [find_kind(str(inner["kind"])).load(inner, folder) for _ in range(2)]
+    halves = [KINDS.get(str(inner["kind"])).load(inner, folder) for _ in range(2)]
     return ForkedRetriever(halves[0], halves[1], str(description["retriever"]["trains"]))
 
 

@@ -35,7 +35,7 @@ from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
-from cirray.models.towers.backbones import find_backbone
+from cirray.models.towers.backbones import BACKBONES
 from cirray.models.towers.clip_tower import Tokens
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, VisionTower
 from cirray.models.towers.hf_clip import HfClipTower
@@ -227,7 +227,7 @@ def outline_dual(config: DualEncoderConfig, patch_width: int, words: int = BERT_
         return DualEncoderRetriever(config, text, "hf_clip", patch_width)
     if config.source.startswith("open_clip:") or (local_path(config.source) / "open_clip_config.json").is_file():
         settings = _open_clip_settings(config.source)
-        part = find_backbone("open_clip").build_text(settings, Path("."))
+        part = BACKBONES.get("open_clip").build_text(settings, Path("."))
         return DualEncoderRetriever(config, part, "open_clip", patch_width)
     from cirray.models.towers.hf_clip import new_text
 

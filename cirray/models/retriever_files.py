@@ -1,7 +1,6 @@
 """A retriever on disk: `config.json`, `model.safetensors` and the tokenizer's files, in one folder."""
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,24 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cirray.core.errors import ArtifactError, ConfigError
-from cirray.models.base import KINDS, Retriever, RetrieverKind
+from cirray.models.base import KINDS, Retriever
 from cirray.models.sources.files import check_floats
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_MODULES = (
-    "cirray.models.composed", "cirray.models.dual", "cirray.models.forked", "cirray.models.words.word_map",
-)  # fmt: skip
-
-
-def find_kind(name: str) -> RetrieverKind:
-    """How retrievers of that kind are made.
-
-    Raises:
-        ConfigError: for an unknown kind.
-    """
-    for module in _MODULES:
-        importlib.import_module(module)
-    return KINDS.get(name)
 
 
 def save_retriever(retriever: Retriever, folder: Path) -> None:
@@ -76,7 +61,7 @@ def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
         ArtifactError: when it describes something else.
     """
     try:
-        kind = find_kind(str(description.get("kind")))
+        kind = KINDS.get(str(description.get("kind")))
     except ConfigError as error:
         raise ArtifactError(f"{str(folder / CONFIG)!r} describes no retriever that is known here. {error}") from None
     return kind.load(description, folder)
@@ -85,17 +70,26 @@ def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
 def retriever_digest(retriever: Retriever) -> str:
     """32 hex digits over configuration, vocabulary and weights; independent of device and file.
 
-    Fields that have their default do not enter, so that a field added later leaves older digests as they are.
+    Fields that have their default do not enter, so that a field added later leaves older digests as they are. Defaults
+    are those of the field's place in the tree, which pydantic's `exclude_defaults` does not know.
     """
-    description = _description(retriever)
-    settings = _changed(description["retriever"], type(retriever.config)().to_dict())
-    said = json.dumps({**description, "retriever": settings}, sort_keys=True)
+    usual = type(retriever.config).model_construct().model_dump(mode="json")
+    said = json.dumps(_without_defaults(_description(retriever), usual), sort_keys=True)
     total = hashlib.blake2b(said.encode(), digest_size=16)
     total.update(json.dumps(sorted(retriever.vocabulary().items())).encode())
     for name, tensor in sorted(retriever.state_dict().items()):
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def _without_defaults(description: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """A description, and the one of a fork's halves in it, with changed fields alone."""
+    said = {**description, "retriever": _changed(description["retriever"], usual)}
+    inner = description.get("query")
+    if isinstance(inner, Mapping) and "retriever" in inner:
+        said["query"] = _without_defaults(inner, usual)
+    return said
 
 
 def _changed(tree: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from cirray.core.artifacts import Manifest, open_stage, read_manifest
 from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
 from cirray.evaluation.round_trip import PairScores, pair_scores, round_trip_ranks, twins, worse_of_both
-from cirray.features.store import FeatureStore
-from cirray.pipelines.evaluate import check_tower
+from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.judging import text_accuracy
 from cirray.retriever import load_models
 from cirray.runs import CheckRun
@@ -26,7 +25,8 @@ def run_check(run: CheckRun) -> Manifest:
         Manifest of kind "triplets"; counts `triplets` (kept), `rejected` (by the check alone); metrics as `generate`'s.
 
     Raises:
-        ArtifactError: an input is missing, or the features are of another vision tower than the checkpoint's.
+        ArtifactError: an input is missing.
+        IndexMismatchError: the features are of another vision tower than the checkpoint's.
         GenerationError: when no row passes.
     """
     features = FeatureStore.open_many(run.features)
@@ -52,7 +52,7 @@ def run_check(run: CheckRun) -> Manifest:
 def _reasons(run: CheckRun, table: pa.Table, features: FeatureStore) -> list[str | None]:
     """Why a row does not pass, by the first test it fails, or None."""
     encoder, vision, _ = load_models(run.checkpoint, run.device)
-    check_tower(run, features.info.encoder_digest, vision.digest)
+    check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
     triplets = to_triplets(table)
     images = {image for row in triplets for image in (row.reference_id, row.target_id)}
     ranked, scored = "rank" in run.tests, bool({"outrank", "direction"} & set(run.tests))

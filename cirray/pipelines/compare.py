@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
-from cirray.core.errors import ArtifactError, ConfigError, unknown_name
+from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
@@ -13,7 +13,7 @@ from cirray.evaluation.baselines import ImageOnly
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.report import ReportContent, ReportRow, render_table, write_report
 from cirray.evaluation.samples import draw_samples
-from cirray.features.store import FeatureStore
+from cirray.features.store import FeatureStore, check_tower
 from cirray.models.dual import build_dual
 from cirray.pipelines.evaluate import read_history
 from cirray.pipelines.rewrites.texts import with_texts
@@ -77,9 +77,5 @@ def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> I
     for name, uri in run.checkpoints.items():
         encoder, tower, _ = load_models(uri)
         store = seen(name)
-        if tower.digest != store.info.encoder_digest:
-            raise ArtifactError(
-                f"Row {name!r} was trained over vision tower {tower.digest[:12]}, the features are those of "
-                f"{store.info.encoder_digest[:12]}. Name its own in row_features."
-            )
+        check_tower(run.row_features.get(name, run.features), store.info.encoder_digest, uri, tower.digest)
         yield name, encoder, store

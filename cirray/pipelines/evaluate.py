@@ -20,12 +20,11 @@ from cirray.evaluation.report import ReportContent, ReportRow, TextSample, rende
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.samples import draw_samples
 from cirray.evaluation.vectors import rank_vectors
-from cirray.features.store import FeatureStore
+from cirray.features.store import FeatureStore, check_tower
 from cirray.features.vector_files import VectorFile, open_array
 from cirray.index.store import open_vectors
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.retriever import load_models
-from cirray.runs import CheckRun
 from cirray.triplets.store import TripletStore
 from cirray.types import stable_id
 
@@ -39,7 +38,8 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
         Manifest of kind "report"; metrics are the checkpoint's recalls (fractions), `extra["table"]` the text table.
 
     Raises:
-        ArtifactError: an input is missing, or the features were made by another vision tower than the checkpoint's.
+        ArtifactError: an input is missing.
+        IndexMismatchError: the features were made by another vision tower than the checkpoint's.
         DataError: the data set has no queries, or a query or image cannot be used.
     """
     dataset, rewrites = _dataset(run)
@@ -97,7 +97,7 @@ def _inputs(run: EvaluateRun, dataset: CirDataset, rewrites: dict[str, Any]) -> 
 
 def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tuple[ReportRow, ...]:
     encoder, vision, _ = load_models(run.checkpoint, run.device)
-    check_tower(run, features.info.encoder_digest, vision.digest)
+    check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
     rows = []
     if run.image_only_row:
         named = (image for ids in dataset.galleries.values() for image in ids)
@@ -106,20 +106,6 @@ def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tupl
     score = _score_index if run.index else _score
     rows.append(ReportRow(run.name, (score(run, dataset, features, encoder, run.name),), (run.seed,)))
     return tuple(rows)
-
-
-def check_tower(run: EvaluateRun | CheckRun, features_digest: str, tower_digest: str) -> None:
-    """Refuse features of another vision tower than the checkpoint was trained on.
-
-    Raises:
-        ArtifactError: naming both and the remedy.
-    """
-    if features_digest != tower_digest:
-        raise ArtifactError(
-            f"The features {', '.join(map(repr, run.features))} were made by vision tower {features_digest[:12]}, the "
-            f"checkpoint {run.checkpoint!r} was trained on tower {tower_digest[:12]}. Embed the images with that tower "
-            "(cirray embed, with the checkpoint as its tower), or choose the checkpoint that belongs to these features."
-        )
 
 
 def _score(

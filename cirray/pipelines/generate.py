@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
-from cirray.core.errors import GenerationError, IndexMismatchError
+from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
+from cirray.features.store import check_tower
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.pipelines.actors import GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.config import GenerateRun, PoolConfig
@@ -220,11 +221,8 @@ def _inputs(run: GenerateRun) -> dict[str, str]:
     generator = read_manifest(run.generator, "generator")
     wanted = generator.extra.get("encoder_digest")
     for uri, manifest in features.items():
-        if wanted and manifest.extra.get("encoder_digest") != wanted:
-            raise IndexMismatchError(
-                f"The features {uri!r} were made by the vision tower {manifest.extra.get('encoder_digest')}; the "
-                f"generator {run.generator!r} reads those of {wanted}. Embed the images with the generator's tower."
-            )
+        if wanted:
+            check_tower([uri], str(manifest.extra.get("encoder_digest")), run.generator, wanted)
     return {
         "pairs": read_manifest(run.pairs, "pairs").digest,
         "features": "+".join(manifest.digest for manifest in features.values()),

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from cirray.core.artifacts import localize, read_manifest
-from cirray.core.errors import DataError, IndexMismatchError
+from cirray.core.errors import DataError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.images import open_place
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
 from cirray.data.transforms import build_transform
-from cirray.features.store import FeatureInfo, FeatureStore
+from cirray.features.store import FeatureInfo, FeatureStore, check_tower
 from cirray.generators.base import FeatureLookup
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.sources import generator_from
@@ -99,11 +99,7 @@ def read_features(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) ->
     """
     if run.features:
         store, wanted = FeatureStore.open_many(list(run.features)), read_manifest(run.towers).extra["encoder_digest"]
-        if store.info.encoder_digest != wanted:
-            raise IndexMismatchError(
-                f"Features {list(run.features)} were made by vision tower {store.info.encoder_digest}, the towers at "
-                f"{run.towers!r} hold {wanted}. Embed the images with these towers."
-            )
+        check_tower(run.features, store.info.encoder_digest, run.towers, wanted)
         return store
     rows = (*labelled.train, *labelled.held_out)
     ids = {image for row in rows for image in (row.reference_id, row.target_id)} | set(labelled.captions)
@@ -141,11 +137,7 @@ def _alignment_data(
     if other.data is None:
         return labelled.captions, features
     store, wanted = FeatureStore.open_many(list(other.features)), read_manifest(run.towers).extra["encoder_digest"]
-    if store.info.encoder_digest != wanted:
-        raise IndexMismatchError(
-            f"The features of alignment_training {list(other.features)} were made by another vision tower than that of "
-            f"{run.towers!r}. Embed the images with these towers."
-        )
+    check_tower(other.features, store.info.encoder_digest, run.towers, wanted)
     return read_dataset(other.data).captions, store
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cirray.core.errors import DataError, IndexMismatchError
+from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_place
 from cirray.data.places import Place
 from cirray.data.readers import read_dataset
 from cirray.data.transforms import ImageTransform
-from cirray.features.store import FeatureStore
+from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.config import IndexRun
 from cirray.retriever import load_models
 
@@ -134,7 +134,7 @@ class PartEncoder:
         if run.images is not None:
             self._source: Source = FolderSource(paths, transform, run.index.thumbnail_size, run.limits)
         else:
-            check_features(run, self.vision.digest, vision_digest)
+            check_tower(run.features, vision_digest, run.checkpoint, self.vision.digest)
             store = FeatureStore.open_many(run.features)
             self._source = FeatureSource(store, paths, run.index.thumbnail_size, run.limits)
 
@@ -175,19 +175,6 @@ def thumbnail(image: Image.Image, size: int) -> bytes:
     else:
         small.save(stream, "JPEG", quality=88)
     return stream.getvalue()
-
-
-def check_features(run: IndexRun, tower_digest: str, features_digest: str) -> None:
-    """Refuse features of another vision tower.
-
-    Raises:
-        IndexMismatchError: naming both.
-    """
-    if features_digest and features_digest != tower_digest:
-        raise IndexMismatchError(
-            f"The features {list(run.features)} were made by vision tower {features_digest[:12]}, the checkpoint "
-            f"{run.checkpoint!r} was trained on tower {tower_digest[:12]}. Embed the images again with that tower."
-        )
 
 
 def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cirray.core import storage
 from cirray.core.artifacts import is_complete, read_manifest
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config, load_config, merged
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.log import get_logger
 from cirray.pipelines.config import (
@@ -271,18 +271,10 @@ TEXT_ONLY: dict[str, Any] = {"objective": "pretrain", "steps": 150, "batch": 128
 
 
 def _config(run: StoryRun, name: str, recipe: Recipe) -> Config:
-    tree = _merged({**recipe.fields, "out": _at(run, name)}, run.stages.get(name, {}))
+    tree = merged({**recipe.fields, "out": _at(run, name)}, run.stages.get(name, {}))
     if not run.ray and "ray" in recipe.config.model_fields:
-        tree = _merged(tree, {"ray": {"enabled": False}})
+        tree = merged(tree, {"ray": {"enabled": False}})
     return load_config(recipe.config, tree)
-
-
-def _merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(tree)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if both else value
-    return result
 
 
 def _closure(recipes: Mapping[str, Recipe], wanted: Iterable[str]) -> set[str]:

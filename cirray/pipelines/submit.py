@@ -10,13 +10,12 @@ from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
-from cirray.evaluation.config import EvaluateRun, SubmitRun
+from cirray.evaluation.config import SubmitRun
 from cirray.evaluation.evaluate import rank_queries
 from cirray.evaluation.plan import make_plan
 from cirray.evaluation.rankings import read_rankings
 from cirray.evaluation.submissions import CIRCO, RECALL, SUBSET, Checked, build, check, decode, encode, refuse
-from cirray.features.store import FeatureStore
-from cirray.pipelines.evaluate import check_tower
+from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.retriever import load_models
 
@@ -133,8 +132,7 @@ def _ranked(run: SubmitRun, dataset: CirDataset) -> tuple[dict[str, tuple[str, .
         raise ConfigError("A checkpoint ranks by stored features: give features=[URI] of every image.")
     encoder, vision, _ = load_models(run.checkpoint, run.device)
     features = FeatureStore.open_many(run.features)
-    settings = EvaluateRun(checkpoint=run.checkpoint, features=run.features)
-    check_tower(settings, features.info.encoder_digest, vision.digest)
+    check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
     plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries, scored=False)
     with progress(f"rank {dataset.name}", len(plan.ids) + len(plan.queries), "images and queries") as advance:
         ranked = rank_queries(encoder, features, plan, batch=run.batch, top_k=_TOP, judge=False, advance=advance)

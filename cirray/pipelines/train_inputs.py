@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from cirray.core.artifacts import localize, read_manifest
-from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.core.errors import ConfigError, DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
-from cirray.models.base import Retriever
+from cirray.features.store import check_tower
+from cirray.models.base import KINDS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.dual import build_dual
-from cirray.models.retriever_files import find_kind, load_retriever
+from cirray.models.retriever_files import load_retriever
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
@@ -92,7 +93,7 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
     elif run.encoder is not None:
-        build = find_kind(run.encoder.kind).build
+        build = KINDS.get(run.encoder.kind).build
         retriever = build(run.encoder.settings, inputs.texts, patch_width, run.training.seed)
     elif run.qformer_source:
         words = load_tokenizer(run.tokenizer) if run.tokenizer else None
@@ -114,14 +115,10 @@ def load_tower(run: TrainRun, features: Features) -> VisionTower:
     """The vision tower that made the features: it goes into the checkpoint, which can then encode images.
 
     Raises:
-        ArtifactError: when the named tower is another one.
+        IndexMismatchError: when the named tower is another one.
     """
     tower = load_vision_tower(find_tower(run.towers))
-    if tower.digest != features.info.encoder_digest:
-        raise ArtifactError(
-            f"The features were made by vision tower {features.info.encoder_digest[:12]}, {run.towers!r} holds tower "
-            f"{tower.digest[:12]}. Name the towers that made the features, or embed the images again."
-        )
+    check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
     return tower
 
 

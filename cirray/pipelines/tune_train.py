@@ -3,10 +3,10 @@
 from typing import Any
 
 import ray
-from ray.train.v2._internal import constants
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cirray.core.environ import name_cluster
+from cirray.core.log import get_logger
 
 
 class ReportOnTheWay(TuneReportCallback):
@@ -34,4 +34,25 @@ def show_cluster_to_cleaners() -> None:
     of the machine, gives up when there are several, and the workers' resources are then never freed.
     """
     name_cluster(ray.get_runtime_context().gcs_address)
-    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    names = _handed_on()
+    if names is not None:
+        names.add("RAY_ADDRESS")
+        return
+    get_logger(__name__).warning(
+        "Ray %s hands no cluster's name on to Ray Train's cleaners. Where a machine runs several clusters, stop the "
+        "others, or a trial that is ended early keeps its workers' CPUs and GPUs.", ray.__version__,
+    )  # fmt: skip
+
+
+def _handed_on() -> set[str] | None:
+    """Variables that Ray hands on to its controllers; None where this version keeps no such list.
+
+    It is Ray's own, for want of a public way (2.60): Tune gives its trials, and Train its controller and that one's
+    cleaner, no environment but what stands there; `worker_runtime_env` is the workers' alone.
+    """
+    try:
+        from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+    except ImportError:
+        return None
+    names: set[str] = ENV_VARS_TO_PROPAGATE
+    return names

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from cirray.core.config import merged
 from cirray.core.environ import set_default
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.training.config import LoopConfig
@@ -66,11 +67,7 @@ def _over(tree: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
             )
     if "stage" in dict(more.get("zero_optimization", {})):
         raise ConfigError("training.deepspeed.zero_optimization.stage is decided by training.zero_stage; drop it.")
-    merged = dict(tree)
-    for name, value in more.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = {**merged[name], **value} if both else value
-    return merged
+    return merged(tree, more)
 
 
 class DeepSpeedEngine:

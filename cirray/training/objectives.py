@@ -16,7 +16,6 @@ from cirray.core.registry import Registry
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
-from cirray.training import terms  # noqa: F401  (files the terms)
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
 from cirray.training.terms.base import TERMS, TermInput, TermSetup

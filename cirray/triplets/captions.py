@@ -9,10 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cirray.core import storage
 from cirray.core.artifacts import localize
 from cirray.core.errors import DataError
-from cirray.triplets.store import DATA, REJECTED, read_file, write_table
+from cirray.triplets.store import DATA, REJECTED, read_tables, refuse_duplicates, write_part
 
 KIND = "captions"
 CAPTION_SCHEMA = pa.schema(
@@ -27,24 +26,9 @@ REJECTED_CAPTIONS = pa.schema([pa.field(name, pa.string(), False) for name in ("
 def write_captions(
     work_uri: str, name: str, rows: Iterable[Mapping[str, Any]], rejected: Iterable[Mapping[str, Any]] = ()
 ) -> None:
-    """Write one part: rejected rows first, then data, whose presence says that the part is finished."""
+    """Write one part, as `write_part`."""
     refused = pa.Table.from_pylist(list(rejected), schema=REJECTED_CAPTIONS)
-    if len(refused):
-        write_table(storage.join(work_uri, REJECTED, f"{name}.parquet"), refused)
-    table = pa.Table.from_pylist(list(rows), schema=CAPTION_SCHEMA)
-    write_table(storage.join(work_uri, DATA, f"{name}.parquet"), table)
-
-
-def finished_images(work_uri: str) -> dict[str, set[str]]:
-    """Image ids (captioned and rejected) of every finished part: part name -> ids."""
-    found = {}
-    refused = storage.list_files(storage.join(work_uri, REJECTED))
-    for name in storage.list_files(storage.join(work_uri, DATA)):
-        ids = set(read_file(work_uri, DATA, name, CAPTION_SCHEMA).column("image_id").to_pylist())
-        if name in refused:
-            ids |= set(read_file(work_uri, REJECTED, name, REJECTED_CAPTIONS).column("image_id").to_pylist())
-        found[name.removesuffix(".parquet")] = ids
-    return found
+    write_part(work_uri, name, pa.Table.from_pylist(list(rows), schema=CAPTION_SCHEMA), refused)
 
 
 def caption_table(uri: str) -> pa.Table:
@@ -81,11 +65,6 @@ def read_captions(uris: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _sorted(uri: str, folder: str, schema: pa.Schema) -> pa.Table:
-    names = [name for name in storage.list_files(storage.join(uri, folder)) if name.endswith(".parquet")]
-    tables = [read_file(uri, folder, name, schema) for name in names]
-    table = (pa.concat_tables(tables) if tables else schema.empty_table()).sort_by("image_id").combine_chunks()
-    ids = table.column("image_id").to_pylist()
-    if len(set(ids)) != len(ids):
-        double = next(item for item, after in zip(ids, ids[1:], strict=False) if item == after)
-        raise DataError(f"Image {double!r} stands twice in {uri!r}; make the captions again.")
+    table = read_tables(uri, folder, schema, by=("image_id",))
+    refuse_duplicates(table.column("image_id").to_pylist(), repr(uri))
     return table

@@ -9,10 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cirray.core import storage
-from cirray.triplets.store import DATA, REJECTED, read_file, write_table
+from cirray.triplets.store import DATA, REJECTED, read_tables, row_keys, write_part
 
-KIND = "rewrites"
+KIND, KEY = "rewrites", ("query_id", "modification")
 _NAMES = ("query_id", "reference_id", "modification")
 REWRITE_SCHEMA = pa.schema(
     [pa.field(name, pa.string(), False) for name in (*_NAMES, "caption", "text", "rewriter", "prompt_version", "key")]
@@ -25,25 +24,9 @@ REJECTED_REWRITES = pa.schema([pa.field(name, pa.string(), False) for name in (*
 def write_rewrites(
     work_uri: str, name: str, rows: Iterable[Mapping[str, Any]], rejected: Iterable[Mapping[str, Any]] = ()
 ) -> None:
-    """Write one part: rejected rows first, then data, whose presence says that the part is finished."""
+    """Write one part, as `write_part`."""
     refused = pa.Table.from_pylist(list(rejected), schema=REJECTED_REWRITES)
-    if len(refused):
-        write_table(storage.join(work_uri, REJECTED, f"{name}.parquet"), refused)
-    write_table(
-        storage.join(work_uri, DATA, f"{name}.parquet"), pa.Table.from_pylist(list(rows), schema=REWRITE_SCHEMA)
-    )
-
-
-def finished_texts(work_uri: str) -> dict[str, set[tuple[str, str]]]:
-    """(query id, modification) of every finished part, rewritten or rejected: part name -> pairs."""
-    found = {}
-    refused = storage.list_files(storage.join(work_uri, REJECTED))
-    for name in storage.list_files(storage.join(work_uri, DATA)):
-        pairs = set(named(read_file(work_uri, DATA, name, REWRITE_SCHEMA)))
-        if name in refused:
-            pairs |= set(named(read_file(work_uri, REJECTED, name, REJECTED_REWRITES)))
-        found[name.removesuffix(".parquet")] = pairs
-    return found
+    write_part(work_uri, name, pa.Table.from_pylist(list(rows), schema=REWRITE_SCHEMA), refused)
 
 
 def rewrite_table(uri: str) -> pa.Table:
@@ -52,22 +35,14 @@ def rewrite_table(uri: str) -> pa.Table:
     Raises:
         DataError: naming a file that is damaged.
     """
-    return _sorted(uri, DATA, REWRITE_SCHEMA)
+    return read_tables(uri, DATA, REWRITE_SCHEMA, by=KEY)
 
 
 def rejected_rewrites(uri: str) -> pa.Table:
     """Texts that could not be rewritten, with reasons, sorted by query and modification."""
-    return _sorted(uri, REJECTED, REJECTED_REWRITES)
+    return read_tables(uri, REJECTED, REJECTED_REWRITES, by=KEY)
 
 
-def named(table: pa.Table) -> list[tuple[str, str]]:
+def named(table: pa.Table) -> list[tuple[str, ...]]:
     """(query id, modification) of every row."""
-    columns = (table.column(name).to_pylist() for name in ("query_id", "modification"))
-    return list(zip(*columns, strict=True))
-
-
-def _sorted(uri: str, folder: str, schema: pa.Schema) -> pa.Table:
-    names = [name for name in storage.list_files(storage.join(uri, folder)) if name.endswith(".parquet")]
-    tables = [read_file(uri, folder, name, schema) for name in names]
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
-    return table.sort_by([("query_id", "ascending"), ("modification", "ascending")]).combine_chunks()
+    return row_keys(table, KEY)

@@ -93,21 +93,34 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 
 def finished_ids(work_uri: str) -> dict[str, list[str]]:
-    """Ids (data and rejected) of every finished part of an artifact being written: part name -> ids."""
-    data = _ids_by_file(work_uri, DATA)
-    refused = _ids_by_file(work_uri, REJECTED)
-    return {name: [*ids, *refused.get(name, [])] for name, ids in data.items()}
+    """Triplet ids of `finished_keys`."""
+    return {name: [key[0] for key in keys] for name, keys in finished_keys(work_uri, ("triplet_id",)).items()}
 
 
-def read_tables(uri: str, folder: str, schema: pa.Schema) -> pa.Table:
-    """All rows of one folder of an artifact, sorted by triplet id.
+def finished_keys(work_uri: str, columns: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
+    """Keys (data and rejected) of every finished part of an artifact being written: part name -> `row_keys`.
+
+    Raises:
+        ArtifactError: naming a file that is damaged.
+    """
+    data, refused = (_keys_by_file(work_uri, folder, columns) for folder in (DATA, REJECTED))
+    return {name: [*keys, *refused.get(name, [])] for name, keys in data.items()}
+
+
+def row_keys(table: pa.Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """What tells rows apart: the values of some columns, row by row."""
+    return list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+
+
+def read_tables(uri: str, folder: str, schema: pa.Schema, by: Sequence[str] = ("triplet_id",)) -> pa.Table:
+    """All rows of one folder of an artifact, sorted by some columns.
 
     Raises:
         DataError: naming a file that is damaged or has other columns.
     """
     tables = [read_file(uri, folder, name, schema) for name in _files(uri, folder)]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
-    return table.sort_by("triplet_id").combine_chunks()
+    return table.sort_by([(name, "ascending") for name in by]).combine_chunks()
 
 
 def read_file(uri: str, folder: str, name: str, schema: pa.Schema) -> pa.Table:
@@ -187,13 +200,13 @@ def _files(uri: str, folder: str) -> list[str]:
     return [name for name in storage.list_files(storage.join(uri, folder)) if name.endswith(".parquet")]
 
 
-def _ids_by_file(uri: str, folder: str) -> dict[str, list[str]]:
+def _keys_by_file(uri: str, folder: str, columns: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
     found = {}
     for name in _files(uri, folder):
         path = storage.join(uri, folder, name)
         try:
-            ids = pq.read_table(pa.BufferReader(storage.read_bytes(path)), columns=["triplet_id"])
+            table = pq.read_table(pa.BufferReader(storage.read_bytes(path)), columns=list(columns))
         except (pa.ArrowInvalid, OSError) as error:
             raise ArtifactError(f"{path!r} is damaged ({error}); delete it and run the stage again.") from None
-        found[name.removesuffix(".parquet")] = ids.column("triplet_id").to_pylist()
+        found[name.removesuffix(".parquet")] = row_keys(table, columns)
     return found

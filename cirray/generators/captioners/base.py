@@ -1,18 +1,13 @@
 """What a captioner is, and the registry of them. A caption costs one call per image, whatever the number of pairs."""
 
-import importlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Protocol
 
-from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.registry import Registry
 from cirray.data.config import ImageLimits
 from cirray.generators.base import FeatureLookup
-
-_MODULES = ("existing", "small", "cells", "hf")
+from cirray.generators.prompts import find_prompt
 
 
 @dataclass(frozen=True)
@@ -55,24 +50,10 @@ class Captioner(Protocol):
         """One text per image, in order; an empty text is a failure."""
 
 
-CAPTIONERS: Registry[Callable[[CaptionerSettings], Captioner]] = Registry("captioner")
+CAPTIONERS: Registry[Callable[[CaptionerSettings], Captioner]] = Registry(
+    "captioner", [f"cirray.generators.captioners.{name}" for name in ("existing", "small", "cells", "hf")]
+)
 """Name -> how it is made."""
-
-
-def find_captioner(name: str) -> Callable[[CaptionerSettings], Captioner]:
-    """How captioners of that name are made.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    load_captioners()
-    return CAPTIONERS.get(name)
-
-
-def load_captioners() -> None:
-    """Import every captioner's file, which registers it."""
-    for module in _MODULES:
-        importlib.import_module(f"cirray.generators.captioners.{module}")
 
 
 def caption_prompt(version: str, noun: str, words: int) -> str:
@@ -81,7 +62,4 @@ def caption_prompt(version: str, noun: str, words: int) -> str:
     Raises:
         ConfigError: for an unknown version.
     """
-    table: dict[str, str] = json.loads(files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
-    if version not in table:
-        raise ConfigError(unknown_name("caption prompt", version, table))
-    return table[version].format(noun=noun, words=words)
+    return find_prompt(version, "caption prompt", "cirray.generators.captioners").format(noun=noun, words=words)

@@ -1,6 +1,7 @@
 """Versioned prompts: data files beside this module, one line per `name/version`."""
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 
 from cirray.core.errors import ConfigError, unknown_name
@@ -12,21 +13,26 @@ def prompt(version: str) -> str:
     Raises:
         ConfigError: for an unknown one, with the known ones.
     """
-    known = _table()
+    return find_prompt(version, "prompt version", __name__, ("prompts.json", "roles.json"))
+
+
+def find_prompt(version: str, kind: str, package: str, names: Sequence[str] = ("prompts.json",)) -> str:
+    """The text filed under `name/version` in a package's tables; `kind` is what the error's sentence calls it.
+
+    Raises:
+        ConfigError: for an unknown one, with the known ones.
+    """
+    known = {at: text for name in names for at, text in _read(package, name).items()}
     if version not in known:
-        raise ConfigError(unknown_name("prompt version", version, known))
+        raise ConfigError(unknown_name(kind, version, known))
     return known[version]
 
 
 def all_prompts() -> list[str]:
     """Every instruction that the small language model is made to know; those of role slots are for large ones."""
-    return sorted(_read("prompts.json").values())
+    return sorted(_read(__name__, "prompts.json").values())
 
 
-def _table() -> dict[str, str]:
-    return {**_read("prompts.json"), **_read("roles.json")}
-
-
-def _read(name: str) -> dict[str, str]:
-    table: dict[str, str] = json.loads(files(__name__).joinpath(name).read_text(encoding="utf-8"))
+def _read(package: str, name: str) -> dict[str, str]:
+    table: dict[str, str] = json.loads(files(package).joinpath(name).read_text(encoding="utf-8"))
     return table

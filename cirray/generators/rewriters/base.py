@@ -3,18 +3,13 @@
 CIReVL's second step (training-free retrieval: caption, rewrite, search by text; baselines.md, section 7).
 """
 
-import importlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Protocol
 
-from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.registry import Registry
+from cirray.generators.prompts import find_prompt
 from cirray.types import stable_id
-
-_MODULES = ("join", "language")
 
 
 @dataclass(frozen=True)
@@ -49,24 +44,10 @@ class Rewriter(Protocol):
         """One text per question, in order; an empty text is a failure."""
 
 
-REWRITERS: Registry[Callable[[RewriterSettings], Rewriter]] = Registry("rewriter")
+REWRITERS: Registry[Callable[[RewriterSettings], Rewriter]] = Registry(
+    "rewriter", [f"cirray.generators.rewriters.{name}" for name in ("join", "language")]
+)
 """Name -> how it is made."""
-
-
-def find_rewriter(name: str) -> Callable[[RewriterSettings], Rewriter]:
-    """How rewriters of that name are made.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    load_rewriters()
-    return REWRITERS.get(name)
-
-
-def load_rewriters() -> None:
-    """Import every rewriter's file, which registers it."""
-    for module in _MODULES:
-        importlib.import_module(f"cirray.generators.rewriters.{module}")
 
 
 def rewrite_prompt(version: str) -> tuple[str, str]:
@@ -79,10 +60,8 @@ def rewrite_prompt(version: str) -> tuple[str, str]:
     """
     if not version:
         return "", ""
-    table: dict[str, str] = json.loads(files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
-    if version not in table:
-        raise ConfigError(unknown_name("rewrite prompt", version, table))
-    return table[version], f"{version}#{stable_id('rewrite prompt', table[version])[:8]}"
+    text = find_prompt(version, "rewrite prompt", "cirray.generators.rewriters")
+    return text, f"{version}#{stable_id('rewrite prompt', text)[:8]}"
 
 
 def rewrite_key(ask: Ask, prompt_version: str, digest: str) -> str:

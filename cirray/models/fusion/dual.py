@@ -12,7 +12,9 @@ from cirray.core.errors import ConfigError
 from cirray.core.registry import Registry
 from cirray.models.config import DualEncoderConfig
 
-DUAL_HEADS: Registry[type[nn.Module]] = Registry("dual-encoder fusion")
+DUAL_HEADS: Registry[type[nn.Module]] = Registry(
+    "dual-encoder fusion", [f"cirray.models.fusion.{name}" for name in ("arithmetic", "tirg")]
+)
 
 
 @DUAL_HEADS.register("sum")

@@ -4,7 +4,6 @@ A backbone brings a frozen vision tower (uint8 pixels -> image embedding or proj
 -> vectors in the same space), and knows its own files.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
     from cirray.models.towers.hf_blip2 import VisionTower
-
-_MODULES = ("cirray.models.towers.hf_clip", "cirray.models.towers.open_clip")
 
 
 class TextEncoder(Protocol):
@@ -56,31 +53,16 @@ class Backbone:
     """(description, folder of the tokenizer's files) -> `TextEncoder` with random weights."""
 
 
-BACKBONES: Registry[Backbone] = Registry("backbone")
-
-
-def find_backbone(name: str) -> Backbone:
-    """The backbone of that name.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    _load()
-    return BACKBONES.get(name)
+BACKBONES: Registry[Backbone] = Registry(
+    "backbone", [f"cirray.models.towers.{name}" for name in ("hf_clip", "open_clip")]
+)
 
 
 def backbone_of(source: str) -> Backbone | None:
     """The dual-encoder backbone that a source belongs to, or None (BLIP-2)."""
-    _load()
     return next((BACKBONES.get(name) for name in BACKBONES if BACKBONES.get(name).fits(source)), None)
 
 
 def backbone_name(source: str) -> str:
     """Name of the backbone that a source belongs to, or an empty string."""
-    _load()
     return next((name for name in BACKBONES if BACKBONES.get(name).fits(source)), "")
-
-
-def _load() -> None:
-    for module in _MODULES:
-        importlib.import_module(module)

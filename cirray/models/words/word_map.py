@@ -20,7 +20,7 @@ from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.text import TextBatch
-from cirray.models.towers.backbones import backbone_name, find_backbone
+from cirray.models.towers.backbones import BACKBONES, backbone_name
 from cirray.models.words.adapters import Adapters
 from cirray.models.words.config import WordMapConfig
 from cirray.models.words.injection import Injection
@@ -282,7 +282,7 @@ def build_word_map(config: WordMapConfig, patch_width: int, seed: int = 0) -> Wo
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WordMapRetriever(config, find_backbone(name).load_text(source), name, patch_width)
+        return WordMapRetriever(config, BACKBONES.get(name).load_text(source), name, patch_width)
 
 
 def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> WordMapRetriever:
@@ -291,7 +291,7 @@ def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, 
 
 def _load(description: Mapping[str, Any], folder: Path) -> WordMapRetriever:
     backbone = str(description["backbone"])
-    text = find_backbone(backbone).build_text(description["text"], folder)
+    text = BACKBONES.get(backbone).build_text(description["text"], folder)
     config = validate(WordMapConfig, description["retriever"])
     return WordMapRetriever(config, text, backbone, int(description["patch_width"]))
 

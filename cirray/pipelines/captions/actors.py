@@ -9,7 +9,7 @@ import numpy as np
 from cirray.core import storage
 from cirray.core.errors import ArtifactError, DataError
 from cirray.features.store import FeatureStore
-from cirray.generators.captioners.base import CaptionerSettings, Picture, find_captioner
+from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
 from cirray.pipelines.actors import limit_torch
 from cirray.pipelines.streaming import Columns, check_shared, whole_part
 from cirray.triplets.captions import caption_table, write_captions
@@ -43,7 +43,7 @@ class CaptionImages:
         check_shared(storage.join(work_uri, "stage.json"))
         store = FeatureStore.open_many(list(features)) if features else None
         self._settings = CaptionerSettings(**{**settings, "features": store})
-        self._captioner = find_captioner(captioner)(self._settings)
+        self._captioner = CAPTIONERS.get(captioner)(self._settings)
         limit_torch(threads)
         self._work_uri, self._prompt = work_uri, prompt_version
         self._known = {row["key"]: row["caption"] for uri in reuse for row in caption_table(uri).to_pylist()}

@@ -12,16 +12,18 @@ from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.shapes.corpus import bags, caption_bags
 from cirray.data.shapes.world import read_scenes
-from cirray.generators.captioners.base import caption_prompt, find_captioner
+from cirray.generators.captioners.base import CAPTIONERS, caption_prompt
 from cirray.pipelines.captions.actors import CaptionImages
 from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
 from cirray.pipelines.datasets import open_dataset, part_ids
 from cirray.pipelines.streaming import Step, stream
-from cirray.triplets.captions import KIND, caption_table, finished_images, rejected_captions
+from cirray.triplets.captions import KIND, caption_table, rejected_captions
+from cirray.triplets.store import finished_keys, row_keys
 from cirray.types import stable_id
 
 _ROW_BYTES = 1024
 _REASONS_SHOWN = 20
+_KEY = ("image_id",)
 
 
 def run_caption(run: CaptionRun) -> Manifest:
@@ -37,7 +39,7 @@ def run_caption(run: CaptionRun) -> Manifest:
         DataError: no image, or none that could be captioned.
         GenerationError: when images are lost.
     """
-    find_captioner(run.captioner)
+    CAPTIONERS.get(run.captioner)
     prompt, dataset = caption_prompt(run.prompt, run.noun, run.words), open_dataset(run.data)
     ids = part_ids(dataset, run.parts)
     if not ids:
@@ -46,8 +48,8 @@ def run_caption(run: CaptionRun) -> Manifest:
     if stage.finished:
         return stage.finished
     parts = [_part(run, dataset, ids, start) for start in range(0, len(ids), run.part_rows)]
-    finished = finished_images(stage.work_uri)
-    todo = [table for number, table in enumerate(parts) if finished.get(f"part-{number:05d}") != _ids(table)]
+    finished = finished_keys(stage.work_uri, _KEY)
+    todo = [part for at, part in enumerate(parts) if set(finished.get(f"part-{at:05d}", ())) != {*row_keys(part, _KEY)}]
     reused = 0
     with progress("caption images", len(ids), "images") as advance:
         advance(len(ids) - sum(map(len, todo)), "finished before" if len(todo) < len(parts) else "")
@@ -64,10 +66,6 @@ def _part(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...], start: int
         "place": [dataset.images.place(name).text() for name in names],
         "known": [dataset.captions.get(name, "") for name in names],
     })  # fmt: skip
-
-
-def _ids(table: pa.Table) -> set[str]:
-    return set(table.column("image_id").to_pylist())
 
 
 def _step(run: CaptionRun, stage: Stage, prompt: str) -> Step:

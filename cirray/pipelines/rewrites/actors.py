@@ -7,7 +7,7 @@ import numpy as np
 
 from cirray.core import storage
 from cirray.core.errors import ArtifactError
-from cirray.generators.rewriters.base import Ask, RewriterSettings, find_rewriter, rewrite_key
+from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings, rewrite_key
 from cirray.pipelines.actors import limit_torch
 from cirray.pipelines.streaming import Columns, check_shared, whole_part
 from cirray.triplets.rewrites import rewrite_table, write_rewrites
@@ -38,7 +38,7 @@ class RewriteTexts:
             threads: threads of this process's matrix products.
         """
         check_shared(storage.join(work_uri, "stage.json"))
-        self._rewriter = find_rewriter(rewriter)(RewriterSettings(**settings))
+        self._rewriter = REWRITERS.get(rewriter)(RewriterSettings(**settings))
         limit_torch(threads)
         self._work_uri, self._prompt = work_uri, prompt_version
         self._known = {row["key"]: row["text"] for uri in reuse for row in rewrite_table(uri).to_pylist()}

@@ -14,14 +14,15 @@ from cirray.core.artifacts import Manifest, Stage, directory_digest, localize, o
 from cirray.core.errors import DataError, GenerationError
 from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
-from cirray.generators.rewriters.base import find_rewriter, rewrite_prompt
+from cirray.generators.rewriters.base import REWRITERS, rewrite_prompt
 from cirray.pipelines.datasets import open_dataset
 from cirray.pipelines.rewrites.actors import COLUMNS, RewriteTexts
 from cirray.pipelines.rewrites.config import RewriteRun
 from cirray.pipelines.rewrites.texts import own_texts
 from cirray.pipelines.streaming import Step, stream
 from cirray.triplets import captions
-from cirray.triplets.rewrites import KIND, finished_texts, named, rejected_rewrites, rewrite_table
+from cirray.triplets.rewrites import KEY, KIND, named, rejected_rewrites, rewrite_table
+from cirray.triplets.store import finished_keys
 from cirray.types import stable_id
 
 _ROW_BYTES = 2048
@@ -41,7 +42,7 @@ def run_rewrite(run: RewriteRun) -> Manifest:
         DataError: no query, or none whose reference has a caption.
         GenerationError: when texts are lost.
     """
-    find_rewriter(run.rewriter)
+    REWRITERS.get(run.rewriter)
     template, version = rewrite_prompt(run.prompt)
     dataset = open_dataset(run.data)
     table = _items(run, dataset)
@@ -49,8 +50,8 @@ def run_rewrite(run: RewriteRun) -> Manifest:
     if stage.finished:
         return stage.finished
     parts = [_part(run, table, start) for start in range(0, len(table), run.part_rows)]
-    finished = finished_texts(stage.work_uri)
-    todo = [part for number, part in enumerate(parts) if finished.get(f"part-{number:05d}") != set(named(part))]
+    finished = finished_keys(stage.work_uri, KEY)
+    todo = [part for at, part in enumerate(parts) if set(finished.get(f"part-{at:05d}", ())) != set(named(part))]
     asked = 0
     with progress("rewrite texts", len(table), "texts") as advance:
         advance(len(table) - sum(map(len, todo)), "finished before" if len(todo) < len(parts) else "")

@@ -40,7 +40,7 @@ def with_texts(dataset: CirDataset, uri: str) -> tuple[CirDataset, dict[str, Any
     return dataclasses.replace(dataset, queries=queries, protocol=protocol), record
 
 
-def _rewritten(query: Query, texts: dict[tuple[str, str], str], references: dict[str, str], uri: str) -> Query:
+def _rewritten(query: Query, texts: dict[tuple[str, ...], str], references: dict[str, str], uri: str) -> Query:
     found = [texts.get((query.query_id, text), "") for text in own_texts(query)]
     if not all(found) or references[query.query_id] != query.reference_id:
         raise DataError(

@@ -1,11 +1,11 @@
 """A study's stages as a graph of runs: references resolved, variables filled in, equal stages shared."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cirray.core import storage
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config, load_config, merged
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.pipelines.schedule import Node
 from cirray.pipelines.study.config import StageSpec, StudyRun
@@ -24,6 +24,8 @@ class Graph:
     find: Find
     nodes: dict[str, Node] = field(default_factory=dict)
     trail: tuple[str, ...] = ()
+    known: dict[str, frozenset[str]] = field(default_factory=dict)
+    """What `needs` found, by stage."""
 
     def add(self, stage: str, values: Assignment | None = None) -> str:
         """Add a stage and all it builds on; returns its name, which says the variables that differ from their default.
@@ -41,7 +43,7 @@ class Graph:
             return name
         if stage in self.trail:
             raise ConfigError(f"Stages {' -> '.join([*self.trail, stage])} read each other; break the circle.")
-        inner = Graph(self.run, self.seed, self.find, self.nodes, (*self.trail, stage))
+        inner = replace(self, trail=(*self.trail, stage))
         fields = self._fields(spec)
         after = tuple(dict.fromkeys(inner.add(other, values) for other in references(fields)))
         config_class, function = self.find(spec.verb)
@@ -70,9 +72,11 @@ class Graph:
         """Variables that a stage or anything it builds on depends on."""
         if stage in trail:
             return frozenset()
-        fields = self._fields(self._spec(stage))
-        inner = (self.needs(other, (*trail, stage)) for other in references(fields))
-        return frozenset(variables(fields)).union(*inner)
+        if stage not in self.known:
+            fields = self._fields(self._spec(stage))
+            inner = (self.needs(other, (*trail, stage)) for other in references(fields))
+            self.known[stage] = frozenset(variables(fields)).union(*inner)
+        return self.known[stage]
 
     def fill(self, tree: Any, values: Assignment | None = None) -> Any:
         """Plain values with `@stage` and `$variable` replaced.
@@ -121,15 +125,6 @@ def references(tree: Any) -> list[str]:
 def variables(tree: Any) -> list[str]:
     """Variables named by `$NAME`, each once; the seed is none."""
     return [name for name in dict.fromkeys(text[1:] for text in _texts(tree) if text.startswith("$")) if name != "seed"]
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, `over` winning."""
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
 
 
 def _texts(tree: Any) -> Iterator[str]:

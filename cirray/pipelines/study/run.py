@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from cirray.core import storage
@@ -39,6 +40,11 @@ class Scoring:
     rows: tuple[str, ...]
     node: Node
 
+    @cached_property
+    def result(self) -> Manifest:
+        """Its report, read once it stands."""
+        return read_manifest(self.node.config.out, "report")
+
 
 def run_study(run: StudyRun, find: Find) -> Manifest:
     """Run what is missing and write the report.
@@ -68,7 +74,7 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
     figures = {"R@1 by method": method_plot({name: row.metrics["R@1"] for name, row in rows.items()})}
     figures |= {_curve_title(run.curves[name]): _curve(run.curves[name], points) for name, points in curves.items()}
     content = StudyContent(
-        run.title, tuple(rows.values()), _result(main[0]).extra["protocol"], run.seeds, _verdicts(run, rows), figures,
+        run.title, tuple(rows.values()), main[0].result.extra["protocol"], run.seeds, _verdicts(run, rows), figures,
         _facts(run), {f"seed {item.graph.seed}": _link(run, item) for item in main},
     )  # fmt: skip
     return _publish(run, content, everything)
@@ -168,12 +174,8 @@ def _seeded(name: str, graph: Graph) -> str:
     return f"{name} ({graph.seed})"
 
 
-def _result(scoring: Scoring) -> Manifest:
-    return read_manifest(scoring.node.config.out, "report")
-
-
 def _row(name: str, scorings: list[Scoring]) -> StudyRow:
-    results = [_result(item) for item in scorings]
+    results = [item.result for item in scorings]
     metrics = {key: tuple(float(found.metrics[name][key]) for found in results) for key in results[0].metrics[name]}
     if name == IMAGE_ONLY:
         return StudyRow(name, metrics)
@@ -216,7 +218,7 @@ def _curve(spec: CurveSpec, points: list[list[Scoring]]) -> Any:
     series: dict[str, list[tuple[float, float, float | None]]] = {name: [] for name in spec.rows}
     for value, point in zip(spec.values, points, strict=True):
         for name in spec.rows:
-            found = spread([float(_result(item).metrics[name][spec.metric]) for item in point])
+            found = spread([float(item.result.metrics[name][spec.metric]) for item in point])
             series[name].append((float(value or 0), found.mean, found.deviation))
     return data_size_curve(series, spec.x_label or spec.variable, f"{spec.metric} in %", spec.scale)
 
@@ -245,7 +247,7 @@ def _link(run: StudyRun, item: Scoring) -> str:
 
 
 def _publish(run: StudyRun, content: StudyContent, scorings: list[Scoring]) -> Manifest:
-    inputs = {item.node.name: _result(item).digest for item in scorings}
+    inputs = {item.node.name: item.result.digest for item in scorings}
     label = stable_id("study", run.to_yaml(), *inputs.values())[:8]
     out = run.out or storage.join(run.root, f"report-{label}")
     stage = open_stage(out, "study", {"study": run.to_dict()}, inputs)

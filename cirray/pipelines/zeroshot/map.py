@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import DataError
 from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
-from cirray.features.store import FeatureStore
-from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.features.store import FeatureStore, check_tower
+from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.words.word_map import WordMapRetriever, build_word_map
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.leaks import check_leaks
@@ -25,7 +25,6 @@ from cirray.pipelines.towers import train_stage
 from cirray.pipelines.train import HISTORY, write_history
 from cirray.pipelines.train_inputs import MODEL, VISION
 from cirray.pipelines.zeroshot.config import MapRun
-from cirray.training.zeroshot import mapping, text_only  # noqa: F401  (file their objectives)
 from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED, MapSetup
 from cirray.training.zeroshot.token_search import search_tokens
 from cirray.types import stable_id
@@ -42,14 +41,16 @@ def run_map(run: MapRun) -> Manifest:
         pseudo-sentence finds its image first.
 
     Raises:
-        ArtifactError: an input is missing, or the towers did not make the features.
+        ArtifactError: an input is missing.
+        IndexMismatchError: the towers did not make the features.
         DataError: no captioned image (which `untrained` does not need), or one without features.
         ConfigError: an unknown objective, or settings that do not fit.
     """
     dataset, features = read_dataset(run.data), FeatureStore.open_many(run.features)
     images, captions = _captioned(run, dataset, features)
     guard = check_leaks(run.guard, list(images), run.allow_leaks, "The captioned images")
-    tower = _tower(run, features)
+    tower = load_vision_tower(find_tower(run.towers))
+    check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
     inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
     inputs |= {"rows": stable_id(*images, "captions", *captions), "tower": tower.digest}
     if is_complete(run.out):
@@ -119,16 +120,6 @@ def _captioned(run: MapRun, dataset: CirDataset, features: FeatureStore) -> tupl
             "with the CLIP's tower first (cirray embed)."
         )
     return tuple(images), tuple(dataset.captions[name] for name in images)
-
-
-def _tower(run: MapRun, features: FeatureStore) -> VisionTower:
-    tower = load_vision_tower(find_tower(run.towers))
-    if tower.digest != features.info.encoder_digest:
-        raise ArtifactError(
-            f"The features were made by vision tower {features.info.encoder_digest[:12]}, {run.towers!r} holds tower "
-            f"{tower.digest[:12]}. Name the towers that made the features, or embed the images again."
-        )
-    return tower
 
 
 @torch.inference_mode()

@@ -124,5 +124,9 @@ class Term(ABC):
         """The term over this rank's rows (scalar); the mean over ranks is the global batch's."""
 
 
-TERMS: Registry[type[Term]] = Registry("loss term")
+_MODULES = (
+    "bank_infonce", "composing", "hard_negative", "infonce", "matching", "prompt_align", "retention",
+    "retention_distill", "rtc", "rtd_doubling", "two_hop",
+)  # fmt: skip
+TERMS: Registry[type[Term]] = Registry("loss term", [f"cirray.training.terms.{name}" for name in _MODULES])
 """Name -> term; the name stands in the history and on the curves."""

@@ -31,7 +31,9 @@ class MapSetup:
     """Tokens found image by image, where the objective distils them."""
 
 
-MAPPINGS: Registry[Callable[[MapSetup], Task]] = Registry("mapping objective")
+MAPPINGS: Registry[Callable[[MapSetup], Task]] = Registry(
+    "mapping objective", [f"cirray.training.zeroshot.{name}" for name in ("mapping", "text_only", "token_search")]
+)
 """Name -> task of the one training loop."""
 UNTRAINED = "untrained"
 """The objective that trains nothing: training-free rows of a table."""

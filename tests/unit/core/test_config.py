@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from cirray.core.config import Config, load_config, parse_assignment
+from cirray.core.config import Config, load_config, merged, parse_assignment
 from cirray.core.errors import ConfigError
 
 
@@ -33,6 +33,13 @@ def test_a_section_given_in_part_keeps_the_defaults_of_its_place():
     config = load_config(Specialised, None, ["inner.name=c", "outer.inner.name=d"])
     assert (config.inner.rate, config.inner.name) == (0.7, "c")
     assert (config.outer.inner.rate, config.outer.inner.name, config.outer.sizes) == (0.9, "d", [1, 2])
+
+
+def test_mappings_are_merged_leaf_by_leaf_and_stay_as_they_were():
+    base = {"x": {"y": 1, "z": {"deep": 2}}, "plain": 4}
+    over = {"x": {"y": 3, "z": {"more": 5}}, "plain": {"now": "nested"}}
+    assert merged(base, over) == {"x": {"y": 3, "z": {"deep": 2, "more": 5}}, "plain": {"now": "nested"}}
+    assert base == {"x": {"y": 1, "z": {"deep": 2}}, "plain": 4}
 
 
 def test_the_resolved_tree_round_trips_through_yaml():

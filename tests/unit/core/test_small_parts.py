@@ -1,4 +1,6 @@
 import logging
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,27 @@ def test_an_unknown_name_answers_with_the_known_ones_and_a_suggestion():
     with pytest.raises(ConfigError, match="twice"):
         registry.register("uniform")(2)
     assert "(none)" in unknown_name("thing", "x", [])
+
+
+def test_a_registry_imports_its_modules_on_a_miss_or_when_names_are_listed_and_not_before(tmp_path, monkeypatch):
+    """A module that cannot be imported says so every time, and is read again once it is mended."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked, listed, broken = (Registry("policy", [f"filed_{name}"]) for name in ("asked", "listed", "broken"))
+    monkeypatch.setitem(sys.modules, "shelf", SimpleNamespace(asked=asked, listed=listed, broken=broken))
+    for name, registry in vars(sys.modules["shelf"]).items():
+        (tmp_path / f"filed_{name}.py").write_text(f"import shelf\nshelf.{name}.register('late')(1)\n")
+        registry.register("here")(0)
+        assert registry.get("here") == 0 and f"filed_{name}" not in sys.modules
+    assert asked.get("late") == asked.get("late") == 1
+    assert listed.names() == list(listed) == ["here", "late"]
+    good = (tmp_path / "filed_broken.py").read_text()
+    (tmp_path / "filed_broken.py").write_text("import no_such_library\n")
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+            broken.get("late")
+    assert broken.get("here") == 0
+    (tmp_path / "filed_broken.py").write_text(good)
+    assert broken.get("late") == 1
 
 
 def test_seeds_differ_by_purpose_and_are_stable():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cirray.core.artifacts import open_stage
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, TransformConfig
 from cirray.data.images import open_image
 from cirray.data.readers import read_dataset
@@ -99,7 +99,7 @@ def test_the_figures_do_not_depend_on_batch_sizes(run, tmp_path):
 
 
 def test_features_of_another_tower_are_refused_in_words(run, parts, tmp_path):
-    with pytest.raises(ArtifactError, match="made by vision tower .* was trained on tower"):
+    with pytest.raises(IndexMismatchError, match="made by vision tower .* needs those of tower"):
         run_evaluate(run(features=[parts["foreign"]]))
     assert not (tmp_path / "report").exists()
 
@@ -192,8 +192,6 @@ def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run,
 
 
 def test_an_index_of_another_checkpoint_is_refused(run, tmp_path):
-    from cirray.core.errors import IndexMismatchError
-
     stage = open_stage(tmp_path / "index", "index", {})
     (stage.local / "meta.json").write_text(json.dumps({"meta": {"encoder_digest": "0" * 32}}))
     (stage.local / "ids.json").write_text("[]")
@@ -215,7 +213,7 @@ def test_a_checkpoint_ranks_a_submission_without_targets(run, parts, world, monk
     fields = {"data": {}, "checkpoint": parts["checkpoint"], "kind": "cirr", "out": str(tmp_path / "out")}
     with pytest.raises(DataError, match=r"holds 35 images \(reference left out\); cirr-recall needs 50"):
         submit.run_submit(SubmitRun.model_validate({**fields, "features": [parts["features"]]}))
-    with pytest.raises(ArtifactError, match="made by vision tower"):
+    with pytest.raises(IndexMismatchError, match="made by vision tower"):
         submit.run_submit(SubmitRun.model_validate({**fields, "features": [parts["foreign"]]}))
     with pytest.raises(DataError, match="has no target.*cirray submit"):
         monkeypatch.setattr("cirray.pipelines.evaluate.read_dataset", submit.read_dataset)

@@ -8,7 +8,7 @@ import pytest
 
 from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, ConfigError, DataError
-from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture, caption_prompt, find_captioner
+from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture, caption_prompt
 from cirray.generators.store import save_generator
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -17,10 +17,9 @@ MODELS = SimpleNamespace(**runpy.run_path(str(FIXTURES / "small_captioner.py")))
 
 
 def test_captioners_are_found_by_name():
-    find_captioner("existing")
     assert CAPTIONERS.names() == ["cells", "existing", "hf", "small"]
     with pytest.raises(ConfigError, match="Unknown captioner 'smal'. Did you mean 'small'"):
-        find_captioner("smal")
+        CAPTIONERS.get("smal")
 
 
 def test_the_instruction_names_the_thing_and_the_number_of_words():
@@ -30,7 +29,7 @@ def test_the_instruction_names_the_thing_and_the_number_of_words():
 
 
 def test_existing_captions_are_passed_on_and_missing_ones_are_named():
-    made = find_captioner("existing")(CaptionerSettings())
+    made = CAPTIONERS.get("existing")(CaptionerSettings())
     told = Picture("a", known=" a red star ")
     assert made.caption([told]) == ["a red star"] and made.content(told)
     with pytest.raises(DataError, match="'b' has no caption"):
@@ -43,13 +42,13 @@ def test_the_small_captioner_reads_features_and_does_not_depend_on_the_batch(mod
     stage.publish({})
     pictures = [Picture(name) for name in "abcd"]
     settings = [CaptionerSettings(str(tmp_path / "generator"), features=features, batch=size) for size in (1, 4)]
-    one, four = (find_captioner("small")(item) for item in settings)
+    one, four = (CAPTIONERS.get("small")(item) for item in settings)
     assert one.caption(pictures) == four.caption(pictures) and one.digest == four.digest
     assert one.content(pictures[0]) != one.content(pictures[1])
     with pytest.raises(DataError, match="'ghost' has no features"):
         one.content(Picture("ghost"))
     with pytest.raises(ConfigError, match="reads features"):
-        find_captioner("small")(CaptionerSettings(str(tmp_path / "generator")))
+        CAPTIONERS.get("small")(CaptionerSettings(str(tmp_path / "generator")))
 
 
 @pytest.mark.parametrize("family", ["llava", "blip2"])
@@ -58,11 +57,11 @@ def test_models_of_hugging_face_caption_in_batches_without_repeating_the_prompt(
     images = Path(TINY.write_images(tmp_path / "images", 4, broken=(3,)))
     pictures = [Picture(path.stem, str(path)) for path in sorted(images.iterdir())]
     prompt = caption_prompt("caption/1", "image", 3)
-    made = [find_captioner("hf")(CaptionerSettings(folder, prompt, 3, batch=size)) for size in (1, 3)]
+    made = [CAPTIONERS.get("hf")(CaptionerSettings(folder, prompt, 3, batch=size)) for size in (1, 3)]
     alone, together = (captioner.caption(pictures[:3]) for captioner in made)
     assert alone == together and any(alone) and len(set(alone)) > 1
     assert not any("describe the image" in text.lower() or "USER" in text for text in alone)
-    assert made[0].digest == made[1].digest != find_captioner("hf")(CaptionerSettings(folder, prompt, 5)).digest
+    assert made[0].digest == made[1].digest != CAPTIONERS.get("hf")(CaptionerSettings(folder, prompt, 5)).digest
     assert made[0].content(pictures[0]) != made[0].content(pictures[1])
     with pytest.raises(DataError, match="img-0003"):
         made[0].content(pictures[3])
@@ -70,7 +69,7 @@ def test_models_of_hugging_face_caption_in_batches_without_repeating_the_prompt(
 
 def test_a_folder_without_a_model_is_refused_in_words(tmp_path):
     with pytest.raises(ArtifactError, match="No image-to-text model could be read from"):
-        find_captioner("hf")(CaptionerSettings(str(tmp_path)))
+        CAPTIONERS.get("hf")(CaptionerSettings(str(tmp_path)))
 
 
 def test_soft_tokens_are_read_back_as_the_phrases_they_stand_for(tmp_path, monkeypatch):
@@ -104,7 +103,7 @@ def test_soft_tokens_are_read_back_as_the_phrases_they_stand_for(tmp_path, monke
         def __contains__(self, name):
             return True
 
-    made = find_captioner("cells")(CaptionerSettings(str(tmp_path / "generator9"), features=Features(), batch=4))
+    made = CAPTIONERS.get("cells")(CaptionerSettings(str(tmp_path / "generator9"), features=Features(), batch=4))
 
     def soft(patches_BPD):
         numbers = patches_BPD[:, 0, 0].int().tolist()
@@ -116,6 +115,6 @@ def test_soft_tokens_are_read_back_as_the_phrases_they_stand_for(tmp_path, monke
     texts = made.caption([Picture(str(number)) for number in range(6)])
     assert [caption_bags(text) for text in texts] == [bags(scene) for scene in scenes]
     with pytest.raises(ConfigError, match="needs one soft token for each of 9 cells.*has 3. Use captioner=small"):
-        find_captioner("cells")(CaptionerSettings(str(tmp_path / "generator3"), features=Features()))
+        CAPTIONERS.get("cells")(CaptionerSettings(str(tmp_path / "generator3"), features=Features()))
     with pytest.raises(ConfigError, match="'cells' reads features"):
-        find_captioner("cells")(CaptionerSettings(str(tmp_path / "generator9")))
+        CAPTIONERS.get("cells")(CaptionerSettings(str(tmp_path / "generator9")))

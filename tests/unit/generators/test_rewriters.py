@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from cirray.core.errors import ArtifactError, ConfigError
-from cirray.generators.rewriters.base import (
-    REWRITERS,
-    Ask,
-    RewriterSettings,
-    find_rewriter,
-    rewrite_key,
-    rewrite_prompt,
-)
+from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings, rewrite_key, rewrite_prompt
 from cirray.generators.rewriters.language import answer
 from cirray.models.towers.config import LanguageModelConfig
 from cirray.models.towers.language import build_language_model, build_word_tokenizer, load_language_model
@@ -36,18 +29,17 @@ def model(tmp_path_factory):
 
 def made(source, **fields):
     settings = {"template": TEMPLATE, "new_tokens": 6, **fields}
-    return find_rewriter("language")(RewriterSettings(source, **settings))
+    return REWRITERS.get("language")(RewriterSettings(source, **settings))
 
 
 def test_rewriters_are_found_by_name():
-    find_rewriter("join")
     assert REWRITERS.names() == ["join", "language"]
     with pytest.raises(ConfigError, match="Unknown rewriter 'langage'. Did you mean 'language'"):
-        find_rewriter("langage")
+        REWRITERS.get("langage")
 
 
 def test_the_join_says_caption_and_modification_and_needs_nothing():
-    assert find_rewriter("join")(RewriterSettings()).rewrite(ASKS[:1]) == ["a red circle, make it blue"]
+    assert REWRITERS.get("join")(RewriterSettings()).rewrite(ASKS[:1]) == ["a red circle, make it blue"]
 
 
 def test_an_instruction_has_a_hash_of_its_words_and_places_for_both_texts():

@@ -12,7 +12,7 @@ from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.retriever_files import load_retriever
-from cirray.models.towers.backbones import BACKBONES, find_backbone
+from cirray.models.towers.backbones import BACKBONES
 from cirray.models.towers.hf_blip2 import load_vision_tower
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "small_clip.py")))
@@ -38,10 +38,9 @@ def batch_of(retriever, patches):
 
 def test_the_heads_and_backbones_are_these():
     assert tuple(DUAL_HEADS) == HEADS
-    find_backbone("hf_clip")
     assert BACKBONES.names() == ["hf_clip", "open_clip"]
     with pytest.raises(ConfigError, match="Did you mean 'hf_clip'"):
-        find_backbone("hf_clp")
+        BACKBONES.get("hf_clp")
     with pytest.raises(ConfigError, match="Unknown dual-encoder fusion 'add'.*combiner"):
         tiny("add")
 

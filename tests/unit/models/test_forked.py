@@ -12,11 +12,12 @@ from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, ConfigError, IndexMismatchError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.models.base import KINDS
 from cirray.models.batch import RetrievalBatch, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
 from cirray.models.forked import ForkedRetriever, fork
-from cirray.models.retriever_files import find_kind, load_retriever
+from cirray.models.retriever_files import load_retriever
 from cirray.pipelines.config import IndexRun
 from cirray.pipelines.index import run_index
 from cirray.retriever import ComposedRetriever, load_models
@@ -125,7 +126,7 @@ def test_a_dual_encoder_is_forked_only_where_its_images_have_weights(patches):
 
 def test_a_fork_cannot_start_from_random_weights():
     with pytest.raises(ConfigError, match="starts from a trained checkpoint"):
-        find_kind("cirray_forked").build({}, [], 6, 0)
+        KINDS.get("cirray_forked").build({}, [], 6, 0)
     with pytest.raises(ConfigError, match="Unknown part of the query side to train 'second_pas'. Did you mean"):
         ForkedRetriever(torch.nn.Identity(), torch.nn.Identity(), "second_pas")
 

@@ -1,11 +1,16 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cirray.core.config import Config
 from cirray.core.errors import ArtifactError, ConfigError
-from cirray.models.retriever_files import load_retriever
+from cirray.models.config import DualEncoderConfig, QFormerConfig
+from cirray.models.dual import build_dual
+from cirray.models.forked import fork
+from cirray.models.retriever_files import load_retriever, retriever_digest
 
 
 def test_a_saved_retriever_gives_the_same_vectors_and_digest(make, patches, texts, tmp_path):
@@ -24,6 +29,50 @@ def test_the_digest_sees_one_changed_weight_and_another_readout(make):
     assert before != make("released_compat").digest
     model.prompts.data[0, 0] += 1e-3
     assert model.digest != before
+
+
+def even(retriever):
+    """The same with all weights alike, so that a digest depends on no library's random numbers."""
+    with torch.no_grad():
+        for tensor in retriever.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.fill_(0.25)
+    return retriever
+
+
+def test_digests_of_composed_and_dual_encoders_are_those_of_checkpoints_made_before(make, texts):
+    """A change of one of these values breaks every index there is. (A fork's own digest may change: indexes name the
+    digest of its target side, which is the forked retriever's.)"""
+    text = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
+    dual = build_dual(DualEncoderConfig(embed_dim=8, text=text, image_projection=True), texts, patch_width=6)
+    plain = even(make())
+    assert plain.digest == "4530a29a74b35bd3a15ee42e119bc36d"
+    assert even(make("released_compat")).digest == "cf2dbc6e4a5b81882b22a456470a66fb"
+    assert even(dual).digest == "e71b7790e7790d28cae46112ccc7c0f3"
+    assert fork(plain).target_digest == fork(plain).index_digests[0] == plain.digest != fork(plain).digest
+
+
+class Demanding(Config):
+    """A plug-in's: one field has no default."""
+
+    embed_dim: int
+    rate: float = 1
+    inner: QFormerConfig = QFormerConfig(width=16, heads=2)
+
+
+def described(description, **fields):
+    return SimpleNamespace(
+        kind="toy", patch_width=4, config=Demanding(embed_dim=8, **fields), description=lambda: description,
+        vocabulary=dict, state_dict=dict,
+    )  # fmt: skip
+
+
+def test_fields_with_their_default_stay_out_of_a_digest_also_of_a_forks_inner_one_and_where_some_are_required():
+    full, usual = Demanding(embed_dim=8).to_dict(), {"embed_dim": 8}
+    other = Demanding(embed_dim=8, inner={"queries": 3}).to_dict()
+    for place in (lambda tree: {"retriever": tree}, lambda tree: {"query": {"retriever": tree}, "retriever": {}}):
+        digests = [retriever_digest(described(place(tree))) for tree in (full, usual, other, {"embed_dim": 9})]
+        assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
 def test_weights_are_plain_safetensors(make, tmp_path):

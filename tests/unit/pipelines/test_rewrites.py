@@ -8,7 +8,7 @@ from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
-from cirray.generators.rewriters.base import REWRITERS, find_rewriter
+from cirray.generators.rewriters.base import REWRITERS
 from cirray.pipelines.rewrites import rewrite as stage_module
 from cirray.pipelines.rewrites.config import RewriteRun
 from cirray.pipelines.rewrites.rewrite import run_rewrite
@@ -33,7 +33,6 @@ class Counted:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    find_rewriter("join")
     REWRITERS.register("counted")(Counted)
     yield
     del REWRITERS._items["counted"]

@@ -9,7 +9,7 @@ import pytest
 
 from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
-from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
 from cirray.pipelines.config import EmbedRun, FinetuneRun, PretrainRun, TowersRun, TrainRun
 from cirray.pipelines.embed import run_embed
 from cirray.pipelines.towers import run_towers
@@ -147,7 +147,7 @@ def test_model_sizes_beside_a_checkpoint_are_refused(fields, trained, tmp_path):
 def test_a_tower_that_did_not_make_the_features_is_refused(fields, tmp_path):
     other = tmp_path / "towers"
     TINY["make_towers"](other, layers=2)
-    with pytest.raises(ArtifactError, match="made by vision tower"):
+    with pytest.raises(IndexMismatchError, match="made by vision tower"):
         run_train(make_run(fields, tmp_path / "c", towers=str(other)))
 
 

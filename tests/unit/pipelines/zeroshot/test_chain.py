@@ -11,7 +11,7 @@ import pytest
 
 from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import validate
-from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.core.errors import ConfigError, DataError, IndexMismatchError
 from cirray.data.images import open_place
 from cirray.data.readers import read_dataset
 from cirray.evaluation.config import EvaluateRun
@@ -263,7 +263,7 @@ def test_another_tuning_is_a_setting_beside_init(root):
 def test_mapping_refuses_features_of_another_tower_and_data_without_captions(root, tmp_path):
     run_clip(validate(ClipRun, {**CLIP, "training": {**CLIP["training"], "seed": 5}, "out": str(tmp_path / "other")}))
     other = mapping(root, "never").model_copy(update={"towers": str(tmp_path / "other")})
-    with pytest.raises(ArtifactError, match="were made by vision tower"):
+    with pytest.raises(IndexMismatchError, match="were made by vision tower"):
         run_map(other)
     (tmp_path / "bare").mkdir()
     for name in ("labelled", "triplets.jsonl"):

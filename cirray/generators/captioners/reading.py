@@ -1,0 +1,61 @@
+"""What the embedded world's captioners share: a trained generator's Q-Former reads the patch tokens of one image."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from cirray.core.artifacts import directory_digest, localize
+from cirray.core.errors import ConfigError, DataError
+from cirray.generators.captioners.base import CaptionerSettings, Picture
+from cirray.generators.store import load_model
+
+
+class ReadingCaptioner(ABC):
+    """Loads a generator and reads images in batches; subclasses put the soft tokens into words."""
+
+    name: ClassVar[str]
+    """As it is registered."""
+
+    def __init__(self, settings: CaptionerSettings) -> None:
+        """Load a generator artifact.
+
+        Raises:
+            ArtifactError: when there is none.
+            ConfigError: without features.
+        """
+        if settings.features is None:
+            raise ConfigError(
+                f"The captioner {self.name!r} reads features; name the artifacts that hold them (features)."
+            )
+        folder = localize(settings.source, "generator")
+        self._model = load_model(folder).to(settings.device).eval()
+        self._features, self._batch = settings.features, settings.batch
+        self._generator_digest = directory_digest(folder)
+
+    def content(self, picture: Picture) -> bytes:
+        """The image's patch tokens.
+
+        Raises:
+            DataError: for an image without features.
+        """
+        if picture.image_id not in self._features:
+            raise DataError(f"Image {picture.image_id!r} has no features. Embed it first.")
+        return np.ascontiguousarray(self._features.get([picture.image_id])).tobytes()
+
+    @torch.inference_mode()
+    def caption(self, pictures: Sequence[Picture]) -> list[str]:
+        """One text per image; an empty one is a failure."""
+        texts: list[str] = []
+        for begin in range(0, len(pictures), self._batch):
+            ids = [picture.image_id for picture in pictures[begin : begin + self._batch]]
+            weight = self._model.projection.weight
+            patches_BPD = torch.from_numpy(self._features.get(ids)).to(weight.device, weight.dtype)
+            texts += self.describe(self._model.read_image(patches_BPD))
+        return texts
+
+    @abstractmethod
+    def describe(self, soft_BQE: torch.Tensor) -> list[str]:
+        """A text for each image's soft tokens."""
