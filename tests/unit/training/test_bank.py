@@ -111,7 +111,7 @@ def test_known_targets_of_the_same_reference_and_text_can_be_hidden(make_task, t
 
 
 def test_known_targets_of_a_text_that_was_not_drawn_first_are_hidden_too(make_task, triplets):
-    """Two texts of one pair are one row; the second one names another target elsewhere."""
+    """Two texts of one pair are one row; the second of them stands with another target too."""
     first, other = triplets[0], triplets[9]
     second = replace(first, triplet_id="second", modification="small star")
     elsewhere = replace(first, triplet_id="also", target_id="f5-2", modification="small star")
@@ -120,7 +120,7 @@ def test_known_targets_of_a_text_that_was_not_drawn_first_are_hidden_too(make_ta
         bank={"mask_known": True, "duplicate_cosine": None},
     )  # fmt: skip
     assert len(task.setup.triplets) == 3
-    terms = task.loss(task.model(), task.batch([second, other]), NoGather()).terms
+    terms = task.loss(task.model(), task.batch([elsewhere, other]), NoGather()).terms
     images = len(task.setup.image_ids)
     assert float(terms["bank_hidden"]) == pytest.approx(1 / (2 * images))
 
