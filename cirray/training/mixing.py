@@ -1,6 +1,7 @@
 """How real and pseudo rows share the batches: one policy a class, each a pure function of (seed, step).
 
-VDG, section 3: equal batches of real and pseudo rows, one pseudo row drawn with replacement for each real one.
+VDG (Jang et al., 2024), section 3: equal batches of real and pseudo rows, |B'| = |B|, one pseudo row drawn with
+replacement for each real one; L_tcc = L_c(B) + L_c(B u B').
 """
 
 from collections.abc import Callable, Sequence
