@@ -135,6 +135,6 @@ def test_the_second_stage_is_refused_from_a_random_projection(fields, home, tmp_
     bare = {"alignment": "none", "out": str(tmp_path / "refused")}
     with pytest.raises(ConfigError, match="projection starts at random.*alignment='none'.*source_projection"):
         run_generator(generator_run(fields, home, **bare))
-    trained = generator_run(fields, home, **bare).to_dict()
+    trained = generator_run(fields, home, **{**bare, "out": str(tmp_path / "trained")}).to_dict()
     trained["model"]["reader_tuning"] = "always"
     assert run_generator(validate(GeneratorRun, trained)).metrics["alignment"] == {"objective": "none"}
