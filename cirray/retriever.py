@@ -3,6 +3,7 @@
 Shapes: B queries, P patches, D width, N gallery, K answers, H and W pixels.
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from cirray.data.config import ImageLimits
 from cirray.data.images import open_image
 from cirray.data.transforms import ImageTransform, build_transform
 from cirray.index.store import GalleryIndex, open_index
+from cirray.models.states import ReferenceStates
 from cirray.types import Ranking
 
 MAX_TEXT = 512
@@ -69,16 +71,19 @@ class ComposedRetriever:
 
     def __init__(
         self, encoder: QueryEncoder, vision: Vision, transform: ImageTransform, gallery: GalleryIndex,
-        device: torch.device | str = "cpu", limits: ImageLimits | None = None,
+        device: torch.device | str = "cpu", limits: ImageLimits | None = None, kept_references: int = 0,
     ) -> None:  # fmt: skip
         """Put together parts that are already loaded; `open()` loads them from artifacts."""
         self.encoder, self.vision, self.transform, self.gallery = encoder, vision, transform, gallery
         self.device, self.limits = torch.device(device), limits or ImageLimits()
+        bound = getattr(encoder, "state_depends_on_text", False)
+        self._states = ReferenceStates(encoder, kept_references) if kept_references and not bound else None
 
     @classmethod
     def open(
-        cls, checkpoint: str, index: str, device: str = "cpu", verify: bool = True, limits: ImageLimits | None = None
-    ) -> "ComposedRetriever":
+        cls, checkpoint: str, index: str, device: str = "cpu", verify: bool = True, limits: ImageLimits | None = None,
+        kept_references: int = 0,
+    ) -> "ComposedRetriever":  # fmt: skip
         """Load a checkpoint (model and its vision tower) and an index.
 
         Args:
@@ -87,6 +92,8 @@ class ComposedRetriever:
             device: where the models run.
             verify: compare the index files with their digests before they are read.
             limits: caps on reference images.
+            kept_references: latest reference images whose encoding is kept for further texts about them (by one thread
+                at a time), where it does not depend on the text; 0: none.
 
         Raises:
             ArtifactError: an artifact is missing, half-written or damaged.
@@ -94,7 +101,7 @@ class ComposedRetriever:
         """
         encoder, vision, transform = load_models(checkpoint, device)
         gallery = open_index(index, encoder.index_digests, verify, vision.digest)
-        return cls(encoder, vision, transform, gallery, device, limits)
+        return cls(encoder, vision, transform, gallery, device, limits, kept_references)
 
     def prepare(
         self, text: str, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
@@ -154,10 +161,8 @@ class ComposedRetriever:
     @torch.inference_mode()
     def encode(self, queries: Sequence[ComposedQuery]) -> np.ndarray:
         """Query vectors `[B, D]` (float32), normalised."""
-        patches_BPD = self._patches(queries)
         text = self.encoder.tokenize([clean_text(query.text) for query in queries]).to(self.device)
-        query_BD = self.encoder.compose(self.encoder.encode_reference(patches_BPD), text)
-        return query_BD.float().cpu().numpy()
+        return self.encoder.compose(self._references(queries), text).float().cpu().numpy()
 
     def probe(self) -> None:
         """Run one query through everything, as a health check does.
@@ -175,6 +180,13 @@ class ComposedRetriever:
         return [
             _ranking(query, names, scores_K) for query, names, scores_K in zip(queries, ids, scores_BK, strict=True)
         ]
+
+    def _references(self, queries: Sequence[ComposedQuery]) -> Any:
+        """States of the references; the tower reads only images whose state is not kept."""
+        if self._states is None:
+            return self.encoder.encode_reference(self._patches(queries))
+        keys = [_reference_key(query) for query in queries]
+        return self._states.get(keys, lambda places: self._patches([queries[place] for place in places]))
 
     def _patches(self, queries: Sequence[ComposedQuery]) -> torch.Tensor:
         """Patch tokens of the references, rounded to fp16 as the feature store keeps them."""
@@ -205,6 +217,14 @@ class ComposedRetriever:
     def _probe_query(self) -> ComposedQuery:
         size = self.transform.size
         return ComposedQuery("probe", pixels_HWC=np.full((size, size, 3), 127, np.uint8), k=1)
+
+
+def _reference_key(query: ComposedQuery) -> str:
+    """Equal for equal reference images: the gallery's own patches by id, a picture by its transformed pixels."""
+    if query.pixels_HWC is None:
+        return f"gallery {query.gallery_id}"
+    content = hashlib.blake2b(np.ascontiguousarray(query.pixels_HWC).tobytes(), digest_size=16)
+    return f"pixels {query.pixels_HWC.shape} {content.hexdigest()}"
 
 
 class ImageTextEncoder:

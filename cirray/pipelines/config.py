@@ -22,6 +22,7 @@ from cirray.models.towers.config import (
     LanguageTrainingConfig,
     VisionTrainingConfig,
 )
+from cirray.pipelines.validation_config import ValidationConfig
 from cirray.training.config import SpaceConfig, TrainingConfig
 from cirray.triplets.config import FilterConfig
 
@@ -334,19 +335,6 @@ class GeneratorRun(FrozenLanguageConfig):
         return self
 
 
-class ValidationConfig(Config):
-    """Recall on held-out triplets while training: each is a query, their images the gallery."""
-
-    queries: int = Field(400, ge=0)
-    """Held-out triplets used, in the data set's order; 0 switches validation off."""
-    split: str = "val"
-    """Their split."""
-    every: int | None = Field(None, ge=1)
-    """Steps between two measurements (a multiple of training.log_every); null: at the end only."""
-    batch: int = Field(128, ge=1)
-    """Images and queries per forward pass."""
-
-
 class TrainRun(Config):
     """Train a retriever on triplets: generated ones, the data set's labelled ones, or both."""
 
@@ -483,6 +471,8 @@ class TuneRun(Config):
     def _sweepable(self) -> "TuneRun":
         if not self.space:
             raise ValueError("space is empty; name at least one field, e.g. training.lambda_p: {grid: [0, 0.4]}")
+        if self.base.validation.patience:
+            raise ValueError("base.validation.patience and the sweep's scheduler both stop trials; leave it null")
         if self.metric.startswith("val_") and not self.base.validation.queries:
             raise ValueError(f"metric {self.metric!r} needs base.validation.queries above 0")
         if self.scheduler != "none" and not self.base.validation.every:

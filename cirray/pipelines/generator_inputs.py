@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cirray.core.artifacts import localize, read_manifest
-from cirray.core.errors import DataError
+from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.images import open_place
@@ -114,19 +114,37 @@ def alignment_task(
 
     Raises:
         DataError: when the run names an objective that its captions do not allow.
+        ConfigError: when nothing would ever align a reader that the labelled triplets do not train.
     """
     if run.alignment == "none":
+        _check_aligned(run)
         return None, {"objective": "none"}
     known, features = _alignment_data(run, features, labelled)
     captions = {name: text for name, text in known.items() if name in features}
     bags = {name: found for name, text in captions.items() if (found := caption_bags(text)) is not None}
     objective = _objective(run, model, bags, captions)
     if objective == "none":
+        _check_aligned(run)
         return None, {"objective": "none"}
     by_cell = objective == "bags"
     pairs = caption_pairs(labelled.train, bags) if by_cell and "difference" in run.model.passes else None
     task = AlignmentTask(model, features, run.alignment_training, bags if by_cell else None, captions, pairs)
     return task, {"objective": objective, "captions": len(captions), "pairs": len(pairs or {})}
+
+
+def _check_aligned(run: GeneratorRun) -> None:
+    """VDG's second stage trains projection and adapters on few triplets: its first stage is no option without a start.
+
+    The released code goes from a random projection to the second stage although the paper requires the first.
+    """
+    given = bool(run.qformer_source) and run.source_projection
+    if run.model.reader_tuning == "always" or given:
+        return
+    raise ConfigError(
+        f"model.reader_tuning={run.model.reader_tuning!r} holds the reader fixed while the labelled triplets are "
+        f"trained on, its projection starts at random, and alignment={run.alignment!r} finds nothing to align it by. "
+        "Give captions (alignment=captions), or start from an aligned checkpoint (qformer_source, source_projection)."
+    )
 
 
 def _alignment_data(

@@ -19,10 +19,12 @@ from cirray.pipelines.train_inputs import (
     load_tower,
     read_inputs,
 )
-from cirray.pipelines.train_job import METRIC_PREFIX, Clock, ExportModel, TrainJob, build_job, engine_on
+from cirray.pipelines.train_job import Clock, ExportModel, TrainJob, build_job, engine_on
+from cirray.pipelines.validation_config import SLICE, SPLIT, ValidationConfig
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.loop import Callback, train
+from cirray.training.selection import best_row
 from cirray.training.state import Row
 
 HISTORY, BOARD, CHECKPOINTS = "history.jsonl", "tensorboard", "checkpoints"
@@ -39,7 +41,8 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
 
     Returns:
         Manifest of kind "checkpoint": `model/` (network, tokenizer, vision tower), `history.jsonl`, `tensorboard/`;
-        counts of rows by source; metrics `loss` and, with held-out triplets, `val_R@1` and so on.
+        counts of rows by source; metrics `loss` and, with held-out triplets, `val_R@1` and so on, of the weights that
+        were kept: the last step's, or with `validation.keep` those of count `kept_step`.
 
     Raises:
         ArtifactError, ConfigError, DataError: before anything starts, for inputs that cannot be used.
@@ -78,7 +81,7 @@ def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[C
     root, clock = stage.local / CHECKPOINTS, Clock()
     with progress(title_of(run), run.training.steps, "steps") as advance:
         hooks = [
-            clock, job.validate, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD),
+            clock, *job.measures, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD),
             ShowProgress(advance),
             *([Checkpoints(root)] if run.training.checkpoint_every else []), ExportModel(stage.local / MODEL),
             *callbacks,
@@ -98,6 +101,10 @@ def _content(run: TrainRun) -> dict[str, Any]:
     config = run.to_dict()
     if run.init:
         config["model"] = config["tokenizer"] = None
+    usual = ValidationConfig().to_dict()
+    for name in ("ks", "held_out", "keep", "patience"):  # later fields: earlier runs stay what they were
+        if config["validation"][name] == usual[name]:
+            del config["validation"][name]
     content = {name: config[name] for name in _CONTENT}
     return {**content, **{name: config[name] for name in ("dual", "encoder") if config[name]}}
 
@@ -107,9 +114,12 @@ def _publish(
 ) -> Manifest:
     shutil.rmtree(stage.local / CHECKPOINTS, ignore_errors=True)
     write_history(stage.local / HISTORY, history)
-    last = history[-1] if history else {}
-    metrics = {name: value for name, value in last.items() if name == "loss" or name.startswith(METRIC_PREFIX)}
-    counts = {"triplets": len(inputs.triplets), "steps": run.training.steps, **inputs.sources}
+    keep, last = run.validation.keep, history[-1] if history else {}
+    chosen = best_row(history, keep) if keep else last
+    metrics = {name: value for name, value in chosen.items() if name == "loss" or name.startswith((SPLIT, SLICE))}
+    counts = {"triplets": len(inputs.triplets), "steps": int(last.get("step", run.training.steps)), **inputs.sources}
+    if keep:
+        counts |= {"held_out": len(inputs.slice), "kept_step": int(chosen["step"])}
     return stage.publish(counts, metrics, {"run": run.to_dict(), "generators_saw": texts_saw(run), **facts})
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from cirray.core.artifacts import localize, read_manifest
-from cirray.core.errors import ConfigError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
@@ -37,6 +38,8 @@ class TrainInputs:
     queries: tuple[Query, ...]
     gallery_ids: tuple[str, ...]
     dataset: CirDataset | None
+    slice: tuple[Triplet, ...] = ()
+    """Labelled triplets that were taken out of training, to be measured (`validation.held_out`)."""
 
     @property
     def sources(self) -> dict[str, int]:
@@ -53,14 +56,49 @@ def read_inputs(run: TrainRun) -> TrainInputs:
         DataError: nothing to train on, or no held-out triplet where validation asks for some.
     """
     dataset = read_dataset(run.data) if run.data else None
-    labelled = _labelled(run, dataset)
+    labelled, held_out = set_aside(_labelled(run, dataset), run.validation.held_out)
+    apart = {frozenset((row.reference_id, row.target_id)) for row in held_out}
     generated = [row for uri in run.triplets for row in TripletStore.open(uri).read(split="train")]
-    rows = (*generated, *labelled)
+    rows = (*(row for row in generated if frozenset((row.reference_id, row.target_id)) not in apart), *labelled)
     if not rows:
         raise DataError("There is no triplet of split 'train' to train on. Check `triplets`, `data` and `labels`.")
-    queries = _queries(run, dataset)
-    gallery = {image for row in _held_out(run, dataset) for image in (row.reference_id, row.target_id)}
-    return TrainInputs(rows, _texts(rows, dataset), queries, tuple(sorted(gallery)), dataset)
+    queries, gallery = _queries(run, dataset), gallery_of(_held_out(run, dataset))
+    return TrainInputs(rows, _texts(rows, dataset), queries, gallery, dataset, held_out)
+
+
+def set_aside(rows: Sequence[Triplet], count: int) -> tuple[tuple[Triplet, ...], tuple[Triplet, ...]]:
+    """The rows without at least `count` ones in whole families, and these; which ones depends on their names alone.
+
+    Raises:
+        DataError: when nothing would be left to train on.
+    """
+    if not count:
+        return tuple(rows), ()
+    families: dict[str, list[Triplet]] = {}
+    for row in rows:
+        families.setdefault(row.group_id or row.triplet_id, []).append(row)
+    held_out: list[Triplet] = []
+    for name in sorted(families, key=lambda name: derive_seed(0, "held out", name)):
+        if len(held_out) < count:
+            held_out += families.pop(name)
+    if not families:
+        raise DataError(
+            f"validation.held_out={count} leaves none of the {len(rows)} labelled training triplets to train on. Lower "
+            "it, or set it to 0 and validation.keep to [val_R@1]."
+        )
+    return tuple(row for family in families.values() for row in family), tuple(held_out)
+
+
+def gallery_of(triplets: Sequence[Triplet]) -> tuple[str, ...]:
+    """The distinct images of triplets, sorted."""
+    return tuple(sorted({image for row in triplets for image in (row.reference_id, row.target_id)}))
+
+
+def queries_of(triplets: Sequence[Triplet]) -> tuple[Query, ...]:
+    """Held-out triplets as queries."""
+    return tuple(
+        Query(row.triplet_id, row.reference_id, row.modification, (row.target_id,), row.edit) for row in triplets
+    )
 
 
 def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
@@ -74,7 +112,9 @@ def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
         digests["init"] = read_manifest(run.init, "checkpoint").digest
     if run.qformer_source:
         digests["qformer_source"] = open_blip2(run.qformer_source).digest
-    return {**digests, "rows": stable_id(*inputs.triplets, "queries", *inputs.queries, "texts", *inputs.texts)}
+    held_out = ("held out", *inputs.slice) if inputs.slice else ()
+    rows = stable_id(*inputs.triplets, "queries", *inputs.queries, "texts", *inputs.texts, *held_out)
+    return {**digests, "rows": rows}
 
 
 def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Retriever:
@@ -180,7 +220,7 @@ def _queries(run: TrainRun, dataset: CirDataset | None) -> tuple[Query, ...]:
             f"validation.every is {run.validation.every}, but the data set has no triplet of split "
             f"{run.validation.split!r}. Mark some rows with that split, or set validation.every=null."
         )
-    return tuple(Query(row.triplet_id, row.reference_id, row.modification, (row.target_id,), row.edit) for row in rows)
+    return queries_of(rows)
 
 
 def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ...]:

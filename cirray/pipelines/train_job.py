@@ -16,15 +16,15 @@ from cirray.models.base import Retriever
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.leaks import images_of
 from cirray.pipelines.live import Features, open_features
-from cirray.pipelines.train_inputs import TrainInputs, start_retriever
+from cirray.pipelines.train_inputs import TrainInputs, gallery_of, queries_of, start_retriever
+from cirray.pipelines.validation_config import SLICE, SPLIT
 from cirray.training.config import LoopConfig
 from cirray.training.engine import Engine, EngineFactory
 from cirray.training.engines import find_engine
 from cirray.training.loop import Callback
 from cirray.training.retrieval import RetrievalTask
+from cirray.training.selection import KeepBest, put_best
 from cirray.training.state import LoopState, Row
-
-METRIC_PREFIX = "val_"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class TrainJob:
 
     task: RetrievalTask
     features: Features
-    validate: Callback
+    measures: tuple[Callback, ...]
+    """What measures recall on the way, and what keeps the best weights by it."""
 
 
 def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "cpu") -> TrainJob:
@@ -49,16 +50,24 @@ def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "
     """
     find_engine(run.training.engine)
     features = open_features(run, device)
-    missing = features.missing(inputs.gallery_ids)
+    missing = features.missing([*inputs.gallery_ids, *gallery_of(inputs.slice)])
     if missing:
         raise DataError(
             f"{len(missing)} images of held-out triplets have no features, e.g. {missing[0]!r}. Embed them, or set "
-            "validation.queries=0."
+            "validation.queries=0 and validation.held_out=0."
         )
     retriever = start_retriever(run, inputs, features.shape[1])
     held_out = frozenset() if run.allow_leaks or inputs.dataset is None else held_out_images(inputs.dataset)
     task = RetrievalTask(retriever, inputs.triplets, features, run.training, held_out)
-    return TrainJob(task, features, Validate(run, inputs, features) if inputs.queries else Callback())
+    return TrainJob(task, features, measures_of(run, inputs, features))
+
+
+def measures_of(run: TrainRun, inputs: TrainInputs, features: Features) -> tuple[Callback, ...]:
+    """Callbacks that measure recall, and choose weights by it where the run says so."""
+    config = run.validation
+    validate = (Validate(run, inputs, features),) if inputs.queries or inputs.slice else ()
+    keep = (KeepBest(config.keep, config.every, config.patience),) if config.keep and config.every else ()
+    return (*validate, *keep)
 
 
 def held_out_images(dataset: CirDataset) -> frozenset[str]:
@@ -77,23 +86,35 @@ def engine_on(name: str, device: str | torch.device) -> EngineFactory:
 
 
 def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.Module) -> Row:
-    """Recall on the held-out triplets: `val_R@1` and so on, fractions."""
-    assert isinstance(model, Retriever)
-    result = evaluate_retriever(
-        model, features, inputs.queries, inputs.gallery_ids, protocol_of(run, inputs), batch=run.validation.batch
+    """Recall on the held-out triplets, fractions: `val_R@1` and so on, and `held_R@1` on the training slice."""
+    assert isinstance(model, Retriever) and inputs.dataset is not None
+    rows: Row = {}
+    for prefix, queries, gallery in (
+        (SPLIT, inputs.queries, inputs.gallery_ids), (SLICE, queries_of(inputs.slice), gallery_of(inputs.slice))
+    ):  # fmt: skip
+        if queries:
+            protocol = protocol_of(run, inputs.dataset, len(queries), len(gallery))
+            result = evaluate_retriever(model, features, queries, gallery, protocol, batch=run.validation.batch)
+            rows |= {f"{prefix}{name}": value for name, value in result.metrics.items()}
+    return rows
+
+
+def protocol_of(run: TrainRun, dataset: CirDataset, queries: int, images: int) -> Protocol:
+    """The data set's reference rule over one small gallery.
+
+    Plain recall: held-out triplets name no category (Fashion IQ) and no subset (CIRR) that the published figures need.
+    """
+    rule = f"the {images} images of {queries} held-out triplets"
+    return dataclasses.replace(
+        dataset.protocol, split=run.validation.split, gallery_rule=rule, metrics=("recall",), ks=run.validation.ks
     )
-    return {f"{METRIC_PREFIX}{name}": value for name, value in result.metrics.items()}
-
-
-def protocol_of(run: TrainRun, inputs: TrainInputs) -> Protocol:
-    """The data set's protocol, named for its held-out part."""
-    assert inputs.dataset is not None
-    rule = f"the {len(inputs.gallery_ids)} images of {len(inputs.queries)} held-out triplets"
-    return dataclasses.replace(inputs.dataset.protocol, split=run.validation.split, gallery_rule=rule, ks=(1, 5, 10))
 
 
 class Validate(Callback):
-    """Adds recall on held-out triplets to the history row, on schedule and at the end. Rank 0 computes it."""
+    """Adds recall on held-out triplets to the history row, on schedule and at the end. Rank 0 computes it.
+
+    The row in which a run stops early (`validation.patience`) is one of the schedule, so it is measured too.
+    """
 
     def __init__(self, run: TrainRun, inputs: TrainInputs, features: Features) -> None:
         """Remember what to score."""
@@ -110,7 +131,7 @@ class Validate(Callback):
 
 
 class Clock(Callback):
-    """Samples per second between the first step and the last (0 when there are fewer than two)."""
+    """Samples per second between the first step and the present one (0 when there are fewer than two)."""
 
     def __init__(self) -> None:
         """Not started."""
@@ -121,7 +142,7 @@ class Clock(Callback):
         now = time.perf_counter()
         if not self._begin:
             self._first, self._begin = state.step, now
-        elif state.finished:
+        else:
             self.rate = (state.step - self._first) * state.config.rows_per_step / (now - self._begin)
 
 
@@ -132,14 +153,14 @@ class ExportModel(Callback):
         """Remember where."""
         self._folder = folder
 
-    def on_step(self, state: LoopState, row: Row | None) -> None:
-        """Save after the last step; all ranks take part, rank 0 writes."""
-        if state.finished:
-            export(state, self._folder)
+    def on_end(self, state: LoopState) -> None:
+        """Save after the last step, also of a run that was killed behind it; all ranks take part, rank 0 writes."""
+        export(state, self._folder)
 
 
 def export(state: LoopState, folder: Path) -> None:
-    """Write the whole model from rank 0; every rank calls it."""
+    """Write the whole model from rank 0, with the best weights where some were kept; every rank calls it."""
     with state.engine.full_weights() as model:
         if state.rank == 0:
+            put_best(state, model)
             state.task.save(model, folder)

@@ -156,7 +156,7 @@ def work(settings: dict[str, Any]) -> None:
     run = validate(TrainRun, settings["run"])
     device = worker_device(run.ray)
     job = build_job(run, read_inputs(run), device)
-    train_share(job.task, run.training, device, settings["bulletin"], job.validate, run.validation.every)
+    train_share(job.task, run.training, device, settings["bulletin"], job.measures, run.validation.every)
 
 
 def worker_device(config: RayTrainConfig) -> torch.device:
@@ -165,7 +165,7 @@ def worker_device(config: RayTrainConfig) -> torch.device:
 
 
 def train_share(
-    task: Task, loop: LoopConfig, device: torch.device, bulletin: str, validate: Callback | None = None,
+    task: Task, loop: LoopConfig, device: torch.device, bulletin: str, measures: Sequence[Callback] = (),
     validation_every: int | None = None,
 ) -> None:  # fmt: skip
     """The calling worker's part of a training; goes on from the last checkpoint that was reported.
@@ -175,13 +175,13 @@ def train_share(
         loop: steps, engine, checkpoints.
         device: where.
         bulletin: URI of the file that the driver looks at.
-        validate: adds figures to the history's rows.
+        measures: callbacks that add figures to the history's rows, and keep weights by them.
         validation_every: steps between rows that are reported for them.
     """
     context, clock = ray.train.get_context(), Clock()
     rank, world = context.get_world_rank(), context.get_world_size()
     report = RayReport(loop.checkpoint_every, validation_every, clock)
-    hooks = [clock, validate or Callback(), Bulletin(bulletin), report]
+    hooks = [clock, *measures, Bulletin(bulletin), report]
     checkpoint = ray.train.get_checkpoint()
     with ExitStack() as stack:
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None

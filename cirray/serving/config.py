@@ -22,6 +22,8 @@ class ServeArgs(Config):
     """Largest reference image, width times height (decoding takes about 6 bytes a pixel)."""
     body_timeout_s: float = Field(30.0, gt=0)
     """Seconds a client has to send its body before it is answered 408."""
+    kept_references: int = Field(64, ge=0)
+    """Latest reference images whose encoding is kept for further texts about them; 0: each query encodes its own."""
     verify: bool = True
     """Compare the index files with their digests at the start (reads every byte once)."""
 

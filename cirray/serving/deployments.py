@@ -36,7 +36,12 @@ class Retriever:
         torch.set_num_threads(args.threads)
         limit_faiss_threads(args.threads)
         self.retriever = ComposedRetriever.open(
-            args.checkpoint, args.index, args.device, args.verify, ImageLimits(max_pixels=args.max_pixels)
+            args.checkpoint,
+            args.index,
+            args.device,
+            args.verify,
+            ImageLimits(max_pixels=args.max_pixels),
+            args.kept_references,
         )
         self.settings, self._workers = ServingSettings(), Workers()
         self._batched: Any = serve.batch(

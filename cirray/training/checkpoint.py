@@ -5,28 +5,35 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from cirray.core.errors import ArtifactError
-from cirray.training.state import LoopState
+from cirray.training.state import Best, LoopState
 
-LOOP = "loop.json"
+LOOP, BEST = "loop.json", "best.pt"
 _NAME = re.compile(r"step-(\d{8})")
 
 
 def write_checkpoint(folder: Path, state: LoopState) -> None:
-    """Write this rank's share of a checkpoint into an existing folder (rank 0 adds step and history).
+    """Write this rank's share of a checkpoint into an existing folder (rank 0 adds step, history, best weights).
 
     Every rank calls it, with one folder on shared storage or one folder per node.
     """
     state.engine.save(folder)
-    if state.rank == 0:
-        (folder / LOOP).write_text(json.dumps({"step": state.step, "history": state.history}))
+    if state.rank:
+        return
+    loop: dict[str, Any] = {"step": state.step, "history": state.history}
+    if state.best is not None:
+        loop |= {"best": [state.best.step, state.best.value, state.best.misses], "stopped": state.stopped}
+        torch.save(state.best.weights, folder / BEST)
+    (folder / LOOP).write_text(json.dumps(loop))
 
 
 def read_checkpoint(folder: Path, state: LoopState) -> None:
-    """Restore engine, step and history in place.
+    """Restore engine, step, history and the best weights in place.
 
     Raises:
         ArtifactError: when the folder holds no complete checkpoint of this model and engine.
@@ -39,6 +46,9 @@ def read_checkpoint(folder: Path, state: LoopState) -> None:
     state.engine.load(folder)
     loop = json.loads(path.read_text())
     state.step, state.history = int(loop["step"]), list(loop["history"])
+    if "best" in loop:
+        kept = torch.load(folder / BEST, map_location="cpu", weights_only=True) if state.rank == 0 else {}
+        state.best, state.stopped = Best(*loop["best"], kept), bool(loop["stopped"])
 
 
 def latest_checkpoint(root: Path) -> Path | None:

@@ -145,8 +145,8 @@ class TrainingConfig(LoopConfig):
     row_weights: Literal["flat", "real_twice"] = "flat"
     """Every row as its own weight says, or the real rows alone plus all rows together (for terms other than tcc)."""
     pair_texts: Literal["rows", "drawn"] = "rows"
-    """A generated text of a real (reference, target) is a row of its own, or a second text of the real row, of which
-    each visit draws one (VDG)."""
+    """Every text is a row of its own, or all texts of one (reference, target) are one row, of which each visit draws
+    one in proportion to the weights (VDG: human or generated; SPN: either template; Fashion IQ: one of four ways)."""
 
     @property
     def rows_per_step(self) -> int:

@@ -41,7 +41,7 @@ def train(
     world: int = 1,
     resume: Path | None = None,
 ) -> list[Row]:
-    """Train until `config.steps` are done.
+    """Train until `config.steps` are done, or a callback says that it is enough.
 
     Args:
         task: what to train.
@@ -65,10 +65,12 @@ def train(
         read_checkpoint(resume, state)
     gather = build_gather(world)
     _each(callbacks, "on_start", state)
-    remaining = config.steps - state.step
-    for batch in islice(task.batches(state.step, rank, world), remaining) if remaining > 0 else ():
+    remaining = 0 if state.finished else config.steps - state.step
+    for batch in islice(task.batches(state.step, rank, world), remaining) if remaining else ():
         row = _step(state, batch, gather)
         _each(callbacks, "on_step", state, row)
+        if state.finished:
+            break
     if not state.finished:
         raise ConfigError(f"The task ran out of batches after step {state.step} of {config.steps}.")
     _each(callbacks, "on_end", state)

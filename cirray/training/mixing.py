@@ -1,6 +1,7 @@
 """How real and pseudo rows share the batches: one policy a class, each a pure function of (seed, step).
 
-VDG, section 3: equal batches of real and pseudo rows, one pseudo row drawn with replacement for each real one.
+VDG (Jang et al., 2024), section 3: equal batches of real and pseudo rows, |B'| = |B|, one pseudo row drawn with
+replacement for each real one; L_tcc = L_c(B) + L_c(B u B').
 """
 
 from collections.abc import Callable, Sequence
@@ -141,33 +142,43 @@ class Draw:
 
 
 class PairTexts:
-    """Second texts of real rows: generated rows of the same (reference, target). Each visit draws one of the texts."""
+    """Several texts of one (reference, target) as one row, of which each visit draws one, in proportion to the weights.
+
+    VDG, section 3: a human and a generated text of a pair; SPN: both templates of a generated pair on CIRR; Fashion IQ:
+    the four ways to join its two captions, a quarter each.
+    """
 
     def __init__(self, rows: Sequence[Triplet], config: TrainingConfig) -> None:
-        """Take the second texts out of the rows (`pair_texts: drawn`), or leave every row as it is."""
-        self._seed, self._texts = config.seed, dict[str, list[str]]()
+        """Fold the rows by pairs (`pair_texts: drawn`), or leave every row as it is.
+
+        A folded row is the pair's first real row, or its first one, with the weight of all rows of that kind.
+        """
+        self._seed, self._texts = config.seed, dict[str, list[Triplet]]()
         self.rows = list(rows)
         if config.pair_texts == "rows":
             return
-        real = {(row.reference_id, row.target_id) for row in rows if row.source in config.real_sources}
-        self.rows, found = [], dict[tuple[str, str], list[str]]()
+        pairs: dict[tuple[str, str], list[Triplet]] = {}
         for row in rows:
-            pair = (row.reference_id, row.target_id)
-            if row.source in config.real_sources or pair not in real:
-                self.rows.append(row)
-            else:
-                found.setdefault(pair, []).append(row.modification)
-        for row in self.rows:
-            if row.source in config.real_sources:
-                self._texts[row.triplet_id] = found.get((row.reference_id, row.target_id), [])
+            pairs.setdefault((row.reference_id, row.target_id), []).append(row)
+        self.rows = [self._folded(texts, config.real_sources) for texts in pairs.values()]
+
+    def _folded(self, texts: list[Triplet], real_sources: Sequence[str]) -> Triplet:
+        real = [row for row in texts if row.source in real_sources]
+        kind = real or [row for row in texts if row.source == texts[0].source]
+        if len(texts) > 1:
+            self._texts[kind[0].triplet_id] = texts
+        return replace(kind[0], weight=sum(row.weight for row in kind))
 
     def visit(self, row: Triplet, step: int) -> Triplet:
-        """The row with the text of this step: its own or one of the others, all equally likely."""
-        others = self._texts.get(row.triplet_id)
-        if not others:
+        """The row with the text of this step, a pure function of (seed, step, row)."""
+        texts = self._texts.get(row.triplet_id)
+        if not texts:
             return row
-        choice = derive_seed(self._seed, "text", step, row.triplet_id) % (len(others) + 1)
-        return row if choice == len(others) else replace(row, modification=others[choice])
+        ends = np.cumsum([text.weight for text in texts])
+        draw = derive_seed(self._seed, "text", step, row.triplet_id) / 2**63 * ends[-1]
+        chosen = texts[min(int(np.searchsorted(ends, draw, side="right")), len(texts) - 1)]
+        reverse = chosen.reverse_modification or row.reverse_modification
+        return replace(row, modification=chosen.modification, reverse_modification=reverse)
 
 
 def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:

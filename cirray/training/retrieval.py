@@ -40,10 +40,10 @@ class RetrievalTask:
             DataError: naming the first row with a blank text or an image without features.
             ConfigError: when a batch cannot be filled, or for an objective or term that is unknown or does not fit.
         """
-        rows = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
-        _check(rows, features)
+        given = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
+        _check(given, features)
         retriever = prepared(retriever, config)
-        self._texts = PairTexts(rows, config)
+        self._texts = PairTexts(given, config)
         rows = self._texts.rows
         self._retriever, self._triplets, self._features, self._config = retriever, rows, features, config
         self._real = [row.source in config.real_sources for row in rows]
@@ -51,7 +51,8 @@ class RetrievalTask:
         self._sampler = MIXERS.get(config.mixing)(Rows(groups, tuple(self._real)), config)
         ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
         self._keys = {image: key for key, image in enumerate(sorted(ids))}
-        self.setup = TermSetup(retriever, tuple(rows), tuple(self._keys), features, config, held_out)
+        every_text = () if config.pair_texts == "rows" else tuple(given)
+        self.setup = TermSetup(retriever, tuple(rows), tuple(self._keys), features, config, held_out, every_text)
         self._objective, self._reverse = Objective(self.setup), wanted_outputs(config).reverse
 
     def model(self) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import nn
 from cirray.core.errors import ArtifactError, ConfigError, unknown_name
 from cirray.training.config import LoopConfig
 from cirray.training.optim import build_optimizer, build_schedule
+from cirray.training.weights import frozen_names, trained_weights
 
 STATE = "engine.pt"
 
@@ -78,10 +79,8 @@ class TorchEngine:
     def save(self, folder: Path) -> None:
         """Write trained weights, optimiser and schedule (rank 0; all ranks hold the same). Frozen weights stay out."""
         if self._rank == 0:
-            frozen = _frozen(self._model)
-            weights = {name: value for name, value in self._model.state_dict().items() if name not in frozen}
             state = {
-                "model": weights, "optimizer": self._optimizer.state_dict(),
+                "model": trained_weights(self._model), "optimizer": self._optimizer.state_dict(),
                 "schedule": self._schedule.state_dict(),
             }  # fmt: skip
             torch.save(state, folder / STATE)
@@ -98,7 +97,7 @@ class TorchEngine:
         state = torch.load(path, map_location=self._device, weights_only=True)
         try:
             missing, unknown = self._model.load_state_dict(state["model"], strict=False)
-            if unknown or set(missing) - _frozen(self._model):
+            if unknown or set(missing) - frozen_names(self._model):
                 raise KeyError(f"no or unknown weights: {[*unknown, *missing][:3]}")
             self._optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -109,11 +108,6 @@ class TorchEngine:
     def full_weights(self) -> AbstractContextManager[nn.Module]:
         """The model itself: every rank holds all of it."""
         return nullcontext(self._model)
-
-
-def _frozen(model: nn.Module) -> set[str]:
-    """Names of the weights that are not trained: the run's start has them, as it has a frozen language model."""
-    return {name for name, item in model.named_parameters(remove_duplicate=False) if not item.requires_grad}
 
 
 def compile_forward(model: nn.Module, backend: str) -> None:

@@ -1,5 +1,6 @@
 """Documentation and configuration that cannot drift: every YAML resolves, every README command is one that exists."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -87,3 +88,23 @@ def test_serve_configs_name_importable_builders():
             module, _, name = application["import_path"].partition(":")
             source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
             assert f"def {name}(" in source
+
+
+def idea_files():
+    """Files of the first table of jobs/METHODS.md; a folder stands for the files that hold its ideas."""
+    text = (ROOT / "jobs" / "METHODS.md").read_text().partition("## The comparison")[0]
+    folders = {
+        "cirray/models/words/": ["cirray/models/words/injection.py"],
+        "cirray/training/zeroshot/": [f"cirray/training/zeroshot/{n}.py" for n in ("token_search", "text_only")],
+    }
+    named = [path for path in re.findall(r"`(cirray/[\w/.]+)`", text)]
+    return [path for name in named for path in folders.get(name, [name])]
+
+
+@pytest.mark.parametrize("name", idea_files())
+def test_a_papers_idea_stands_in_one_short_file_with_paper_and_equation(name):
+    text = (ROOT / name).read_text()
+    told = ast.get_docstring(ast.parse(text)) or ""
+    assert len(text.splitlines()) <= 260
+    assert re.search(r"et al\.|arXiv|LinCIR|SEARLE", told), "the module names no paper"
+    assert re.search(r" (=|<=) |1 - cos|mean squared error", told), "the module has no equation"

@@ -182,3 +182,100 @@ def test_vdg_generators_have_the_papers_adapter_and_second_stage(path):
     for name in ("passes", "separators", "opening", "prompt", "reader_tuning", "tuning"):
         assert getattr(config.model, name) == getattr(preset, name)
     assert DecodingConfig.preset("vdg", batch=config.decoding.batch) == config.decoding
+
+
+def named(stem):
+    return config_of(next(path for path in FULL if path.stem == stem))
+
+
+FINETUNE = [path for path in FULL if path.name.startswith("finetune")]
+
+
+@pytest.mark.parametrize("path", [p for p in FINETUNE if "-improved-" in p.name], ids=lambda path: path.stem)
+def test_improved_recipes_keep_the_best_weights_on_a_slice_that_is_not_trained_on(path):
+    run = config_of(path)
+    wanted = ("held_R@10", "held_R@50") if "-fashioniq-" in path.name else ("held_R@1", "held_R@5")
+    rows = 4000 if "-fashioniq-" in path.name else 1000  # four texts a triplet
+    assert run.validation.keep == wanted and run.validation.held_out == rows
+    assert run.training.steps % run.validation.every == 0 and run.training.steps > run.validation.every
+    if "-spn-" in path.name:
+        first = next(other for other in FINETUNE if tree_of(other)["out"] == run.init)
+        assert run.validation.patience == 1 and config_of(first).validation.held_out == rows
+
+
+@pytest.mark.parametrize("path", [p for p in FINETUNE if "-paper-" in p.name], ids=lambda path: path.stem)
+def test_paper_recipes_train_on_every_triplet_and_keep_the_last_weights(path):
+    validation = config_of(path).validation
+    assert validation.held_out == 0 and validation.keep == () and validation.patience is None
+
+
+def test_texts_of_one_pair_are_drawn_where_the_papers_draw_them():
+    for path in FINETUNE:
+        tree = tree_of(path)
+        if tree["data"].get("fashioniq", {}).get("train_captions") == "four_ways":
+            assert tree["training"]["pair_texts"] == "drawn", path.name
+        if "-cirr-spn-" in path.name:
+            assert tree["training"]["pair_texts"] == "drawn" and len(tree["triplets"]) == 2
+    for path in FULL:
+        if path.name.startswith("generate-cirr-spn"):
+            assert config_of(path).weight == 0.5
+    templates = {path.stem: config_of(path).templates for path in FULL if path.name.startswith("templates")}
+    assert templates["templates-cirr-spn-instead-cpu"] == ("0",)
+    assert templates["templates-cirr-spn-unlike-cpu"] == ("1",)
+    assert templates["templates-fashioniq-spn-cpu"] == ("2",)
+
+
+@pytest.mark.parametrize("data", ["cirr", "fashioniq"])
+def test_clip4cir_has_the_settings_of_its_document(data):
+    rows = {"cirr": 28225, "fashioniq": 18000}[data]
+    summed, combined = (named(f"finetune-{data}-clip4cir-{name}-rn50x4-h200") for name in ("sum", "combiner"))
+    for run in (summed, combined):
+        assert run.training.negatives == "targets" and not run.training.mask_duplicates
+        assert run.dual.temperature == 0.01 and not run.dual.learn_temperature
+    assert summed.training.steps == 100 * (rows // 128) and summed.training.batch == 128 and summed.dual.train_text
+    assert summed.training.optimizer.lr == 2e-6 and summed.training.optimizer.eps == 1e-7
+    assert combined.training.steps == 300 * (rows // 4096) and combined.training.batch == 4096
+    assert combined.training.optimizer.lr == 2e-5 and not combined.dual.train_text
+    dual = combined.dual
+    assert (dual.projection_factor * 640, dual.hidden_factor * 640, dual.head_dropout) == (2560, 5120, 0.5)
+
+
+@pytest.mark.parametrize("size", ["l14", "b32"])
+def test_both_stages_of_two_stage_retrieval_have_the_settings_of_their_document(size):
+    mapped, composed = named(f"map-cc3m-twostage-clip-{size}-h200"), named(f"finetune-lasco-twostage-clip-{size}-h200")
+    first, second = mapped.training, composed.training
+    assert (first.objective, first.steps, first.batch, mapped.images) == ("mapping", 20_000, 512, 500_000)
+    assert (first.optimizer.lr, first.optimizer.weight_decay, first.optimizer.clip) == (1e-4, 0.01, 1.0)
+    assert first.optimizer.schedule == "cosine" and first.optimizer.warmup * first.steps == 500
+    assert (first.alignment, first.lambda_sta, first.hardness, first.teacher_mix) == ("mixed", 1.0, 0.5, 0.0)
+    assert (first.teacher_temperature, first.student_temperature) == (0.05, 0.07)
+    injection, model = mapped.model.injection, mapped.model
+    assert (injection.layers, injection.heads, injection.factor, model.tokens) == (2, 8, 4, 1)
+    assert (model.phi.hidden, model.phi.dropout, model.phi.activation) == (0, 0.5, "gelu")
+    assert (model.tuning, model.adapter_width, model.temperature) == ("adapter", 64, 0.07)
+    assert (second.objective, second.steps, second.batch, composed.labels) == ("composing", 2000, 512, 10_000)
+    assert (second.optimizer.lr, second.optimizer.weight_decay, second.optimizer.schedule) == (1e-4, 0.01, "cosine")
+    assert second.optimizer.warmup * second.steps == 100 and second.composing.lambda_ret == 0.5
+    assert (second.composing.hard, second.composing.ranks, second.composing.max_cosine) == (5, (2, 50), 0.9)
+    assert second.composing.reference and second.mask_duplicates and composed.validation.keep == ()
+
+
+def test_pic2word_searle_and_lincir_have_the_settings_of_their_document():
+    pic, searle, lincir = (named(f"map-cc3m-{name}-clip-l14-h200") for name in ("pic2word", "searle", "lincir"))
+    phi, training = pic.model.phi, pic.training
+    assert (phi.hidden, phi.dropout, phi.activation, pic.model.query_prompt) == (
+        512, 0.1, "relu", "a photo of $ , {text}",
+    )  # fmt: skip
+    assert (training.objective, training.alignment, training.batch) == ("mapping", "none", 8 * 128)
+    assert (training.optimizer.lr, training.optimizer.weight_decay) == (1e-4, 0.1)
+    assert training.optimizer.warmup * training.steps == pytest.approx(10_000, abs=10)
+    search, training = searle.training.search, searle.training
+    assert (search.steps, search.optimizer.lr, search.average, search.phrase_weight) == (350, 2e-2, 0.99, 0.5)
+    assert (training.objective, training.batch, training.optimizer.lr) == ("distil", 256, 1e-4)
+    assert training.steps * 256 / searle.images == pytest.approx(100, rel=0.01)
+    training = lincir.training
+    assert (training.objective, training.batch, training.steps, training.noise) == ("text_only", 8 * 64, 20_000, 1.0)
+    assert (training.optimizer.lr, training.optimizer.weight_decay) == (1e-4, 0.01)
+    for run in (searle, lincir):
+        assert (run.model.phi.hidden, run.model.phi.dropout, run.model.phi.activation) == (0, 0.5, "gelu")
+    assert all(run.model.injection.layers == 0 and run.model.phi.reads == "raw" for run in (pic, searle, lincir))

@@ -31,7 +31,7 @@ def largest(one):
     return max(abs(value) for values in one.values() for value in values)
 
 
-@pytest.mark.parametrize("case", ["ptha", "paper", "chunked", "hn_nce", "vdg", "vdg_paired"])
+@pytest.mark.parametrize("case", ["ptha", "paper", "chunked", "sprc", "hn_nce", "vdg", "vdg_paired"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_gathered_ranks_equal_one_process(worlds, world, case):
     one, several = worlds[1][case], worlds[world][case]
@@ -64,3 +64,10 @@ def test_bf16_gradients_point_where_those_of_fp32_do_on_any_number_of_ranks(worl
     exact, rounded = worlds[1]["fp32"], worlds[world]["bf16"]
     assert 0 < distance(exact["gradients"], rounded["gradients"]) < 0.1
     assert exact["history"][0]["grad_norm"] == pytest.approx(rounded["history"][0]["grad_norm"], rel=0.05)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_rank_stops_at_the_same_step_and_rank_0_alone_holds_the_best_weights(worlds, world):
+    found = worlds[world]["stopped early"]
+    assert [row[:2] for row in found] == [[4, 2]] * world
+    assert found[0][2] > 10 and all(row[2] == 0 for row in found[1:])

@@ -30,7 +30,7 @@ def gradients(result):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("case", ["mapping", "composing", "doubling"])
+@pytest.mark.parametrize("case", ["mapping", "text_only", "distil", "composing", "retention_distill", "doubling"])
 def test_loss_and_gradient_of_several_ranks_are_those_of_one_process(found, case, world):
     one, many = found[1][case], found[world][case]
     assert losses(many) == pytest.approx(losses(one), rel=1e-4)

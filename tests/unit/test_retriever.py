@@ -127,3 +127,38 @@ def test_queries_need_exactly_one_reference_and_a_positive_k(retriever):
         retriever.search("blue", image=b"x", gallery_id="plain/00")
     with pytest.raises(DataError, match="k is 0"):
         retriever.search("blue", gallery_id="plain/00", k=0)
+
+
+def test_a_reference_that_is_asked_about_again_is_not_read_by_the_tower_again(tiny, retriever):
+    keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=2)
+    read, tower = [], keeping.vision
+    keeping.vision = lambda images: read.append(len(images)) or tower(images)
+    for text, seed in (("blue", 77), ("red circle", 77), ("blue", 78), ("green", 77)):
+        found, wanted = (item.search(text, image=TINY.picture(seed), k=24) for item in (keeping, retriever))
+        assert found.ids == wanted.ids and found.scores == pytest.approx(wanted.scores, abs=1e-6)
+    assert read == [1, 1]
+    both = [keeping.prepare("blue", image=TINY.picture(seed), k=3) for seed in (79, 78, 79)]
+    assert [answer.ids for answer in keeping.search_many(both)] == [
+        answer.ids for answer in retriever.search_many(both)
+    ] and read == [1, 1, 1]  # fmt: skip
+
+
+def test_references_by_id_are_kept_too_and_a_failing_one_is_not(tiny, retriever):
+    keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=8)
+    good = retriever.prepare("blue", gallery_id="plain/00", k=2)
+    asked = [good, replace(good, gallery_id="nobody"), replace(good, text="red")]
+    for _ in range(2):
+        found, wanted = keeping.search_many(asked), retriever.search_many(asked)
+        assert isinstance(found[1], DataError)
+        assert [found[at].ids for at in (0, 2)] == [wanted[at].ids for at in (0, 2)]
+
+
+def test_a_retriever_whose_states_hold_the_text_keeps_none(tiny, retriever, monkeypatch):
+    """The released SPN code keeps them by image and composes a row with another row's prompts."""
+    monkeypatch.setattr(type(retriever.encoder), "state_depends_on_text", True)
+    keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=8)
+    asked = {"gallery_id": "plain/00", "k": 24}
+    assert [keeping.search(text, **asked) for text in ("blue", "red")] == [
+        retriever.search(text, **asked) for text in ("blue", "red")
+    ]
+    assert keeping._states is None

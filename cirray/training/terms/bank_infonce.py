@@ -91,7 +91,7 @@ def _valid_rows(setup: TermSetup, place: dict[str, int]) -> dict[tuple[int, tupl
     """(reference key, token ids of the text) -> bank rows of all targets that triplets name for it."""
     keys = {image: key for key, image in enumerate(setup.image_ids)}
     found: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
-    for row in setup.triplets:
+    for row in setup.every_text or setup.triplets:
         words = _words(setup.retriever.tokenize([row.modification]))[0]
         found[keys[row.reference_id], words].append(place[row.target_id])
     return dict(found)

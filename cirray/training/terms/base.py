@@ -45,6 +45,8 @@ class TermSetup:
     config: TrainingConfig
     held_out: frozenset[str] = frozenset()
     """Images of the data set's val and test parts: no term may train on them."""
+    every_text: tuple[Triplet, ...] = ()
+    """The rows before texts of one pair were folded (`pair_texts: drawn`); empty: they are `triplets`."""
 
 
 @dataclass(frozen=True)

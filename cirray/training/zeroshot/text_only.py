@@ -69,12 +69,13 @@ class TextOnlyTask(MapTask):
         self._masked = [setup.retriever.writer.template(mask_words(text, keep)) for text in setup.captions]
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[TextOnlyBatch]:
-        """The calling rank's captions, without end; noise is a pure function of (seed, step, rank)."""
+        """The calling rank's captions, without end; the batch's noise is a pure function of (seed, step)."""
         config, writer = self.setup.config, self.setup.retriever.writer
         for step, rows in self.rows(start_step, rank, world):
             caption_BD = self._captions_ND[torch.as_tensor(rows)]
-            rng = numpy_generator(config.seed, "caption noise", step, rank)
-            noise_BD = draw_noise(rng, len(rows), caption_BD.shape[1]) * config.noise
+            rng = numpy_generator(config.seed, "caption noise", step)
+            noise_ND = draw_noise(rng, len(rows) * world, caption_BD.shape[1]) * config.noise
+            noise_BD = noise_ND[rank * len(rows) : (rank + 1) * len(rows)]
             yield TextOnlyBatch(caption_BD, noise_BD, writer.rows([self._masked[int(row)] for row in rows]))
 
     def loss(self, model: nn.Module, batch: TextOnlyBatch, gather: Gather) -> LossOutput:

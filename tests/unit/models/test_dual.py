@@ -115,6 +115,21 @@ def test_a_combiner_gate_lies_between_zero_and_one(patches):
     assert mixed.shape == (50, 8) and bool(((share > 0) & (share < 1)).all())
 
 
+def test_a_combiner_that_adds_nothing_with_its_gate_half_open_is_the_normalised_sum(patches):
+    combined, summed = tiny("combiner"), tiny("sum")
+    combined.text_encoder, combined.image_projection = summed.text_encoder, summed.image_projection
+    text, state = summed.tokenize(TEXTS), summed.encode_reference(patches)
+    assert not torch.allclose(combined.compose(state, text), summed.compose(state, text), atol=1e-3)
+    with torch.no_grad():
+        for layer in (combined.head.mix, combined.head.gate):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    assert torch.allclose(combined.compose(state, text), summed.compose(state, text), atol=1e-6)
+    with torch.no_grad():
+        combined.head.gate.bias.fill_(2.0)
+    assert not torch.allclose(combined.compose(state, text), summed.compose(state, text), atol=1e-3)
+
+
 def test_what_does_not_fit_is_refused_in_words(patches, tmp_path):
     with pytest.raises(ConfigError, match="tokens have width 6, the texts' vectors 8.*image_projection"):
         build_dual(DualEncoderConfig(embed_dim=8), TEXTS, patch_width=6)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
@@ -238,3 +239,116 @@ def test_a_dual_encoder_is_refused_beside_a_checkpoint_and_under_ptha(fields, tr
         run_train(make_run({**fields, "model": {}}, tmp_path / "a", dual=DUAL, init=str(trained[0])))
     with pytest.raises(ConfigError, match="needs prototypes.*lambda_p=0"):
         run_train(make_run({**fields, "model": {}}, tmp_path / "b", dual=DUAL, training={"objective": "ptha"}))
+
+
+KEEP = {"every": 5, "held_out": 12, "keep": ["held_R@1", "held_R@5"]}
+
+
+def measured(folder):
+    return {row["step"]: (row["held_R@1"] + row["held_R@5"]) / 2 for row in rows_of(folder) if "held_R@1" in row}
+
+
+class Spoil(Callback):
+    """From a step on the weights are noise, so that an earlier measurement is the best."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, state, row):
+        if state.step == self.step:
+            for weight in state.engine.module.parameters():
+                weight.data.normal_(generator=torch.Generator().manual_seed(state.step))
+
+
+def spoiled_run(run, step, *more):
+    """Train; the retriever is spoiled between two measurements."""
+    return run_train(run, [Spoil(step), *more])
+
+
+def test_a_slice_of_whole_families_is_taken_out_of_training_and_generated_texts_of_its_pairs_too(
+    fields, labelled, tmp_path
+):
+    second = [replace(row, triplet_id=f"g{at}", source="vdg") for at, row in enumerate(labelled)]
+    turned = replace(second[0], triplet_id="turned", reference_id=second[0].target_id,
+                     target_id=second[0].reference_id)  # fmt: skip
+    uri = write_triplets(tmp_path / "t", [*second, turned])
+    inputs = read_inputs(make_run(fields, "x", triplets=[uri], validation=KEEP))
+    held, trained_on = {row.group_id for row in inputs.slice}, {row.group_id for row in inputs.triplets}
+    assert len(inputs.slice) == 12 and not held & trained_on and held | trained_on == {r.group_id for r in labelled}
+    pairs = {frozenset((row.reference_id, row.target_id)) for row in inputs.slice}
+    assert not any(frozenset((row.reference_id, row.target_id)) in pairs for row in inputs.triplets)
+    assert len(inputs.triplets) in (84 + 84, 84 + 85)
+    again = read_inputs(make_run(fields, "x", triplets=[uri], validation={**KEEP, "held_out": 24})).slice
+    assert set(inputs.slice) < set(again)
+    with pytest.raises(DataError, match="held_out=96 leaves none of the 96 labelled"):
+        read_inputs(make_run(fields, "x", validation={**KEEP, "held_out": 96}))
+
+
+def test_the_weights_of_the_best_measurement_are_kept(fields, tmp_path):
+    from cirray.pipelines.train_job import build_job, recall_of
+
+    run = make_run(fields, tmp_path / "kept", validation=KEEP)
+    manifest, values = spoiled_run(run, 11), measured(tmp_path / "kept")
+    best = min(step for step, value in values.items() if value == max(values.values()))
+    assert list(values) == [5, 10, 15, 20] and best == manifest.counts["kept_step"] < 11
+    kept = next(row for row in rows_of(tmp_path / "kept") if row["step"] == best)
+    assert manifest.metrics["held_R@1"] == kept["held_R@1"] and manifest.metrics["loss"] == kept["loss"]
+    assert manifest.counts["held_out"] == 12 and "val_R@1" in manifest.metrics
+    inputs = read_inputs(run)
+    found = recall_of(run, inputs, build_job(run, inputs).features, load_models(str(tmp_path / "kept"))[0])
+    assert found == {name: value for name, value in manifest.metrics.items() if name != "loss"}
+    last = make_run(fields, tmp_path / "last", validation={**KEEP, "keep": []})
+    plain = spoiled_run(last, 11)
+    assert plain.metrics["held_R@1"] == rows_of(tmp_path / "last")[-1]["held_R@1"] and "kept_step" not in plain.counts
+    digests = [load_models(str(tmp_path / name))[0].digest for name in ("kept", "last")]
+    assert digests[0] != digests[1]
+
+
+def test_a_stopped_run_remembers_its_best_weights(fields, tmp_path):
+    whole, broken = (make_run(fields, tmp_path / name, validation=KEEP) for name in ("whole", "broken"))
+    wanted = spoiled_run(whole, 11)
+    with pytest.raises(KeyboardInterrupt):
+        spoiled_run(broken, 11, StopAt(17))
+    found = run_train(broken)
+    assert found.metrics == wanted.metrics and found.counts == wanted.counts
+    assert load_models(str(tmp_path / "broken"))[0].digest == load_models(str(tmp_path / "whole"))[0].digest
+
+
+def test_a_run_stops_when_no_measurement_is_better_for_long_enough(fields, tmp_path):
+    run = make_run(fields, tmp_path / "c", training={"steps": 100}, validation={**KEEP, "patience": 2})
+    manifest = spoiled_run(run, 11)
+    values = measured(tmp_path / "c")
+    assert manifest.counts["steps"] == max(values) < 100 and manifest.counts["kept_step"] < max(values)
+    best = manifest.counts["kept_step"]
+    assert [step for step in values if step > best] == [best + 5, best + 10]
+
+
+def test_a_run_that_was_killed_behind_its_last_step_still_writes_its_model(fields, trained, tmp_path):
+    run = make_run(fields, tmp_path / "c", validation={"every": 10})
+    with pytest.raises(KeyboardInterrupt):
+        run_train(run, [StopAt(20)])
+    run_train(run)
+    assert load_models(str(tmp_path / "c"))[0].digest == load_models(str(trained[0]))[0].digest
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        ({"every": 5, "keep": ["held_R@1"]}, "held_out=0 leaves no slice"),
+        ({"every": 5, "keep": ["val_R@3"]}, "known: val_R@1, val_R@5, val_R@10, held_R@1"),
+        ({"every": 5, "keep": ["val_R@1"], "queries": 0}, "queries=0 measures nothing"),
+        ({"keep": ["val_R@1"]}, "need measurements on the way"),
+        ({"every": 5, "patience": 2}, "patience needs figures"),
+        ({"ks": []}, "at least one cut-off"),
+    ],
+)
+def test_a_choice_by_what_is_not_measured_is_refused(fields, validation, words):
+    with pytest.raises(ConfigError, match=words):
+        make_run(fields, "x", validation=validation)
+
+
+def test_earlier_runs_stay_what_they_were(fields):
+    from cirray.pipelines.train import _content
+
+    assert set(_content(make_run(fields, "x"))["validation"]) == {"queries", "split", "every", "batch"}
+    assert _content(make_run(fields, "x", validation=KEEP))["validation"]["held_out"] == 12

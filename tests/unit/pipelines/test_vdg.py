@@ -10,7 +10,7 @@ import torch
 
 from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
-from cirray.core.errors import IndexMismatchError
+from cirray.core.errors import ConfigError, IndexMismatchError
 from cirray.pipelines.config import EmbedRun, GeneratorRun, TrainRun
 from cirray.pipelines.embed import run_embed
 from cirray.pipelines.generator import run_generator
@@ -128,3 +128,13 @@ def test_alignment_features_of_another_tower_are_refused(fields, home):
     other = {"steps": 2, "batch": 8, "data": fields["data"], "features": fields["features"]}
     with pytest.raises(IndexMismatchError, match="made by vision tower .* needs those of tower"):
         run_generator(generator_run(fields, home, alignment_training=other, out=str(home / "refused")))
+
+
+def test_the_second_stage_is_refused_from_a_random_projection(fields, home, tmp_path):
+    """The released code skips the stage that the paper requires."""
+    bare = {"alignment": "none", "out": str(tmp_path / "refused")}
+    with pytest.raises(ConfigError, match="projection starts at random.*alignment='none'.*source_projection"):
+        run_generator(generator_run(fields, home, **bare))
+    trained = generator_run(fields, home, **{**bare, "out": str(tmp_path / "trained")}).to_dict()
+    trained["model"]["reader_tuning"] = "always"
+    assert run_generator(validate(GeneratorRun, trained)).metrics["alignment"] == {"objective": "none"}

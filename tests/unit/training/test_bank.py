@@ -110,6 +110,21 @@ def test_known_targets_of_the_same_reference_and_text_can_be_hidden(make_task, t
     assert shares[0] == 0 and shares[1] == pytest.approx(1 / (2 * 32))
 
 
+def test_known_targets_of_a_text_that_was_not_drawn_first_are_hidden_too(make_task, triplets):
+    """Two texts of one pair are one row; the second of them stands with another target too."""
+    first, other = triplets[0], triplets[9]
+    second = replace(first, triplet_id="second", modification="small star")
+    elsewhere = replace(first, triplet_id="also", target_id="f5-2", modification="small star")
+    task, config = make_task(
+        objective="spn", batch=3, rows=[first, second, other, elsewhere], pair_texts="drawn",
+        bank={"mask_known": True, "duplicate_cosine": None},
+    )  # fmt: skip
+    assert len(task.setup.triplets) == 3
+    terms = task.loss(task.model(), task.batch([elsewhere, other]), NoGather()).terms
+    images = len(task.setup.image_ids)
+    assert float(terms["bank_hidden"]) == pytest.approx(1 / (2 * images))
+
+
 def test_a_random_subset_of_negatives_is_drawn_anew_and_keeps_the_target(make_task):
     bank = bank_of(make_task(objective="spn")[0], neg_num=5)
     at = torch.tensor([3, 3, 8])

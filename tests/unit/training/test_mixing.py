@@ -118,6 +118,40 @@ def test_a_second_text_of_a_human_pair_is_drawn_at_random_by_seed_and_step():
     assert {texts.visit(HUMAN[1], step).modification for step in range(50)} == {"add blue"}
 
 
+def drawn_texts(rows, row, count=400, **fields):
+    texts = PairTexts(rows, TrainingConfig(pair_texts="drawn", **fields))
+    assert row in texts.rows
+    drawn = [texts.visit(row, step).modification for step in range(count)]
+    return {text: drawn.count(text) / count for text in set(drawn)}
+
+
+def test_both_templates_of_a_generated_pair_are_one_row_of_which_each_visit_draws_one():
+    """SPN keeps two texts of a CIRR row; released code fixes none."""
+    both = [Triplet(name, "a", "b", f"template {name}", source="spn", weight=0.5) for name in ("0", "1")]
+    row = replace(both[0], weight=1.0)
+    shares = drawn_texts([*both, *HUMAN[1:]], row)
+    assert set(shares) == {"template 0", "template 1"} and all(0.4 < share < 0.6 for share in shares.values())
+
+
+def test_four_ways_of_a_human_text_and_a_generated_one_are_drawn_by_their_weights():
+    """Fashion IQ: a quarter each of the human half, and the folded row weighs as much as a row of any other pair."""
+    ways = [Triplet(f"h-{number}", "a", "b", f"way {number}", weight=0.25) for number in range(4)]
+    row = replace(ways[0], weight=1.0)
+    shares = drawn_texts([Triplet("g", "a", "b", "delta", source="vdg"), *ways], row)
+    assert len(shares) == 5 and 0.4 < shares.pop("delta") < 0.6 and all(0.06 < x < 0.19 for x in shares.values())
+    assert len(drawn_texts(ways, row)) == 4
+
+
+def test_the_reverse_text_is_the_drawn_texts_own_where_it_has_one():
+    rows = [
+        Triplet("h", "a", "b", "make it red", "make it blue"), Triplet("g", "a", "b", "redden", "bluish", source="vdg"),
+        Triplet("k", "a", "b", "red now", source="vdg"),
+    ]  # fmt: skip
+    texts = PairTexts(rows, TrainingConfig(pair_texts="drawn"))
+    found = {(row.modification, row.reverse_modification) for row in (texts.visit(rows[0], n) for n in range(60))}
+    assert found == {("make it red", "make it blue"), ("redden", "bluish"), ("red now", "make it blue")}
+
+
 def test_without_drawing_every_text_is_a_row_of_its_own():
     texts = PairTexts([*HUMAN, *DELTAS], TrainingConfig())
     assert texts.rows == [*HUMAN, *DELTAS]

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+import cirray
 from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, IndexMismatchError
@@ -21,6 +22,7 @@ from cirray.models.retriever_files import load_retriever
 from cirray.pipelines.config import EmbedRun, FinetuneRun, IndexRun
 from cirray.pipelines.embed import run_embed
 from cirray.pipelines.evaluate import run_evaluate
+from cirray.pipelines.export import run_export
 from cirray.pipelines.index import run_index
 from cirray.pipelines.rewrites.config import RewriteRun
 from cirray.pipelines.rewrites.rewrite import run_rewrite
@@ -32,7 +34,7 @@ from cirray.pipelines.zeroshot.config import ClipRun, MapRun, SampleRun
 from cirray.pipelines.zeroshot.map import run_map
 from cirray.pipelines.zeroshot.sample import run_sample
 from cirray.retriever import ComposedRetriever
-from cirray.runs import WorldRun
+from cirray.runs import ExportRun, WorldRun
 from cirray.triplets.captions import write_captions
 from cirray.triplets.store import TripletStore
 
@@ -127,6 +129,8 @@ def test_the_baselines_are_configs_whose_checkpoints_evaluate(root, name, model,
         "out": str(root / f"{name}-report"),
     }  # fmt: skip
     assert 0 <= run_evaluate(validate(EvaluateRun, run)).metrics["R@10"] <= 1
+    run_export(ExportRun(model=str(root / name), out=str(root / f"{name}-folder")))
+    assert cirray.load(str(root / f"{name}-folder")).digest == load_retriever(root / name / "model").digest
 
 
 @pytest.fixture(scope="module")
