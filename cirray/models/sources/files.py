@@ -166,6 +166,42 @@ def check_floats(name: str, tensors: dict[str, Any]) -> None:
             )
 
 
+def at_home(source: str | Path) -> str:
+    """A source as libraries take it: `~` stands for the home folder, hub ids stay as they are."""
+    name = str(source)
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def unreadable(
+    what: str, source: str | Path, error: Exception, files: str = f"{CONFIG} and {SINGLE} (or its shards)"
+) -> ArtifactError:
+    """The sentence for a folder or hub id of which nothing could be read.
+
+    Args:
+        what: "vision tower", "tokenizer" ...
+        source: folder or hub id.
+        error: what the library says.
+        files: names of the files that such a folder holds.
+    """
+    name = str(source)
+    reason = _short(error)
+    if not Path(at_home(name)).exists():
+        reason = "it is no folder here"
+        if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+            reason += ", and the hub does not answer, has no such model, or gives it to known users alone"
+            reason = _short(error) if _kept(name) else reason
+    return ArtifactError(
+        f"No {what} could be read from {name!r}: {reason.rstrip('.')}. Put {files} into one folder and name that "
+        "folder, or run once with network access so that the hub's cache keeps a hub id's files."
+    )
+
+
+def _kept(repository: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, CONFIG), str)
+
+
 def check_stored_types(source: str | Path) -> None:
     """Refuse a local folder whose safetensors files hold packed weights (8 bits and fewer) and do not say how.
 
@@ -175,7 +211,7 @@ def check_stored_types(source: str | Path) -> None:
     Raises:
         ArtifactError: naming the first such tensor, or a file that is truncated.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files or ((folder / CONFIG).is_file() and "quantization_config" in read_json(folder / CONFIG)):
         return
