@@ -34,6 +34,7 @@ from cirray.core.storage import local_path
 from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
+from cirray.models.sources.files import READ_ERRORS
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.backbones import find_backbone
 from cirray.models.towers.clip_tower import stored_tokens
@@ -168,7 +169,7 @@ def settings_of(source: str, kind: str = "") -> Any:
         )
     try:
         return AutoConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError, OSError) as error:
+    except READ_ERRORS as error:
         reason = " ".join(str(error).split())[:150]
         raise ArtifactError(f"The config.json of {source!r} cannot be read: {reason}") from None
 

@@ -71,7 +71,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(at_home(folder))
     except (OSError, ValueError) as error:
-        raise unreadable("tokenizer", folder, error, "tokenizer.json (or vocab.txt) and tokenizer_config.json") from None
+        files = "tokenizer.json (or vocab.txt) and tokenizer_config.json"
+        raise unreadable("tokenizer", folder, error, files) from None
     check_tokenizer(tokenizer, str(folder))
     return tokenizer
 

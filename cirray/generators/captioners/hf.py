@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirray.core.artifacts import directory_digest
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import DataError
 from cirray.core.storage import resolve
 from cirray.data.images import open_image, read_span
 from cirray.data.places import Place
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
 from cirray.models.quiet import quiet
-from cirray.models.sources.files import at_home, unreadable
+from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
 from cirray.types import stable_id
 
 _TOKENS_PER_WORD, _SPARE = 3, 12
@@ -42,7 +42,7 @@ class HfCaptioner:
                 self._processor: Any = AutoProcessor.from_pretrained(place)
                 kind = torch.float32 if settings.device == "cpu" else torch.bfloat16
                 model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=kind)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except READ_ERRORS as error:
             raise unreadable("image-to-text model", settings.source, error, _FILES) from None
         self._model = model.to(settings.device).eval()
         self._limit = _TOKENS_PER_WORD * settings.words + _SPARE

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from cirray.core.artifacts import file_digest
@@ -21,6 +22,8 @@ from cirray.types import stable_id
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+"""What transformers raises for files that it cannot read and configurations that contradict themselves."""
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 
 Find = Callable[[str], Path | None]

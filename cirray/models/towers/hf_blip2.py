@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, Blip2VisionConfig, Blip2VisionModel
 from transformers.utils import cached_file
@@ -16,7 +15,7 @@ from cirray.core.errors import ArtifactError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import at_home, check_stored_types, unreadable
+from cirray.models.sources.files import READ_ERRORS, at_home, check_stored_types, unreadable
 from cirray.models.towers.backbones import backbone_of
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -155,7 +154,7 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
                 str(source), dtype=dtype or "auto", output_loading_info=True, **part
             )
         model, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except READ_ERRORS as error:
         raise unreadable("vision tower", given, error, _FILES) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
@@ -33,7 +32,7 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import at_home, check_stored_types, unreadable
+from cirray.models.sources.files import READ_ERRORS, at_home, check_stored_types, unreadable
 from cirray.models.towers.config import LanguageModelConfig
 
 _FILES = "config.json, model.safetensors (or its shards) and the tokenizer's files"
@@ -155,7 +154,7 @@ def load_language_model(
             loaded: Any = family.from_pretrained(place, **options)
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except READ_ERRORS as error:
         raise unreadable("language model", source, error, _FILES) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -59,8 +59,8 @@ def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: B
         ConfigError: as `retriever_of`.
     """
     model, origin = retriever_of(run, plan, tokens, beside)
-    whole = isinstance(model, ForkedRetriever) or (isinstance(model, DualEncoderRetriever) and not model.target_weights())
-    if whole or "bank_infonce" not in term_weights(run.training):
+    shared = isinstance(model, DualEncoderRetriever) and not model.target_weights()
+    if shared or isinstance(model, ForkedRetriever) or "bank_infonce" not in term_weights(run.training):
         return model, origin
     # Weightless tensors cannot be copied, which `fork_for_query_tuning` would do.
     return ForkedRetriever(model, retriever_of(run, plan, tokens, beside)[0], run.training.bank.trains), origin

@@ -15,7 +15,6 @@ from cirray.training.config import LoopConfig, TrainingConfig
 from cirray.training.objectives import OBJECTIVES, retrieval_loss, term_weights, wanted_outputs
 from cirray.training.tracing import Trace, trace_step
 
-
 FROM_DATA = ("bank_infonce", "composing")
 """Terms that encode images of the data before the first step."""
 

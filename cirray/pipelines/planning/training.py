@@ -110,7 +110,7 @@ def _report(
 ) -> PlanReport:
     loop, weights, states = counted.loop, counted.weights, counted.states
     stage = f"ZeRO {loop.zero_stage}" if loop.engine == "deepspeed" else "every GPU holds all of it"
-    bank = [Line("negative bank", counted.bank, "bytes", "images encoded before the first step")] if counted.bank else []
+    bank = [Line("negative bank", counted.bank, "bytes", "all training images, encoded once")] if counted.bank else []
     live = [Line("vision tower", counted.tower, "bytes", "images are encoded while training")] if counted.tower else []
     sections = {
         "model": (

@@ -140,6 +140,18 @@ def test_tokenizers_without_a_pad_or_an_end_token_are_refused_or_have_a_stand_in
         _ = made.end_id
 
 
+@pytest.mark.parametrize("what", ["tower", "language model"])
+def test_a_configuration_that_contradicts_itself_is_refused(what, tmp_path):
+    write, load, _ = LOADERS[what]
+    write(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_attention_heads"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="could be read from") as caught:
+        load(tmp_path)
+    assert "3" in str(caught.value)
+
+
 HUB = "somebody/some-model"
 FROM_THE_HUB = {
     "vision tower": lambda: load_vision_tower(HUB),

@@ -128,8 +128,11 @@ def test_llama_2_has_its_published_size_and_a_folder_to_be_filled_is_known_by_it
     assert published("~/weights/clip-vit-large-patch14").projection_dim == 768
     folder = tmp_path / "clip-vit-large-patch14"
     folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+    assert settings_of(str(folder)).hidden_size == 64  # what is there says more than a name
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
-    assert settings_of(str(folder)).hidden_size == 8  # what is there says more than a name
+    with pytest.raises(ArtifactError, match="cannot be read: .*hidden size .8. is not a multiple"):
+        settings_of(str(folder))
 
 
 def test_unknown_sources_are_refused_in_words(tmp_path):

@@ -106,14 +106,15 @@ def test_more_workers_and_stages_take_less_of_each_card(fields):
 def test_states_are_told_for_every_zero_stage_and_the_runs_own_is_marked():
     report = plan_of("finetune-cirr-ptha-improved-blip2-8small")
     whole, one, two, three = (report.value(name) for name in ("engine torch", "ZeRO 1", "ZeRO 2", "ZeRO 3"))
-    assert whole > one > two > three and whole == 16 * report.value("trained weights") + 4 * 425
+    assert whole > one > two > three and whole == pytest.approx(16 * report.value("trained weights"), rel=1e-5)
     (own,) = [line for lines in report.sections.values() for line in lines if "this run" in line.note]
     assert own.name == "ZeRO 3" and "of the host" in own.note
     assert own.value == report.value("weights") + report.value("gradients") + report.value("optimiser")
 
 
 def test_a_training_tells_its_features_on_disk(fields):
-    assert plan_of("finetune-cirr-sprc-blip2-h200").value("features") == plan_of("embed-cirr-blip2-h200").value("features")
+    made = plan_of("embed-cirr-blip2-h200").value("features")
+    assert plan_of("finetune-cirr-sprc-blip2-h200").value("features") == made
     live = plan_run(validate(TrainRun, {**fields, "features": [], "out": "x"}))
     assert live.value("features") is None
 
