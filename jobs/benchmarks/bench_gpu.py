@@ -2,7 +2,7 @@
 
     python jobs/benchmarks/bench_gpu.py [--device cpu] [--small] [parts=[cached,pixels,generator,generate]] [out=FILE]
 
-Pure torch and transformers: neither ray, deepspeed, faiss nor open_clip is imported, nothing is fetched, and weights are
+Pure torch and transformers: no ray, deepspeed, faiss or open_clip is imported, nothing is fetched, and weights are
 random. Every figure is printed, and written to `out` as a line of JSON, as soon as it is there: a run that is cut keeps
 what it has measured, and `parts`, `beams` and `sweep` choose what is left.
 """
