@@ -232,7 +232,7 @@ def _advance_decoder(
 def _processed(
     logits_BV: torch.Tensor, written_BT: torch.Tensor, config: DecodingConfig, end_id: int, step: int
 ) -> torch.Tensor:
-    """Logits (with beams: log-probabilities) after repetition penalty (Keskar et al., CTRL) and the lower length limit."""
+    """Logits, or log-probabilities, after repetition penalty (Keskar et al., CTRL) and the lower length limit."""
     if config.repetition_penalty > 1 and written_BT.shape[1]:
         seen_BT = logits_BV.gather(1, written_BT)
         penalised_BT = torch.where(
