@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from cirray.models.base import Retriever
-from cirray.models.config import DualEncoderConfig
 from cirray.models.outlines import weightless
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.pipelines.config import GeneratorRun, TrainRun
@@ -47,8 +46,7 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: Beside) -> PlanRepor
         "score matrix", block * candidates * vectors * 4, "bytes",
         f"{block} queries x {candidates} images x {vectors} vectors, part of the activations",
     )  # fmt: skip
-    disk = feature_bytes(images, tokens.count, tokens.width, _SHARD_ROWS) if images and run.features else None
-    kept = Line("features", disk, "bytes", f"{images:,} images ({source}), fp16" if disk else _no_disk(run))
+    kept = _disk_line(run, tokens, images, source)
     frame = _Frame(f"retriever, objective {run.training.objective}", origin, tokens, rows, told, kept)
     warnings = fit_warnings(counted, plan, _retriever_remedies(run, counted))
     return _report(frame, counted, plan, [contrast], warnings)
@@ -67,8 +65,7 @@ def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: Beside) -> PlanR
         counted = count_generator(model, run.training, tokens, plan.answer_tokens, world)
     rows, told = (plan.rows, "plan.rows") if plan.rows else labelled_rows(run.data)
     images, source = (plan.images, "plan.images") if plan.images else images_of(run.data)
-    disk = feature_bytes(images, tokens.count, tokens.width, _SHARD_ROWS) if images and run.features else None
-    kept = Line("features", disk, "bytes", f"{images:,} images ({source}), fp16" if disk else _no_disk(run))
+    kept = _disk_line(run, tokens, images, source)
     frame = _Frame(f"generator, language model {run.model.tuning}", origin, tokens, run.labels or rows, told, kept)
     language = sum(item.numel() * item.element_size() for item in model.lm.parameters())
     extra = [Line("language model", language, "bytes", f"{run.language_dtype}, part of the weights")]
@@ -83,7 +80,7 @@ def fit_warnings(counted: Counted, plan: PlanConfig, remedies: list[str]) -> tup
     room = (plan.card.memory_gib - plan.reserve_gib) * GIB
     if counted.total <= room:
         return ()
-    fixed = counted.states.total + counted.tower
+    fixed = counted.states.total + counted.tower + counted.bank
     per_row = (counted.trace.peak + counted.batch_bytes) / counted.rows
     fitting = int(0.95 * (room - fixed) / per_row) * counted.world if room > fixed else 0
     options = [*remedies]
@@ -140,7 +137,8 @@ def _report(
 
 def stage_lines(counted: Counted) -> tuple[Line, ...]:
     """What the states would take under the torch engine and under every ZeRO stage, the run's own marked."""
-    loop, lines = counted.loop, []
+    loop = counted.loop
+    lines: list[Line] = []
     own = loop.zero_stage if loop.engine == "deepspeed" else 0
     for stage in range(4):
         engine = loop.model_copy(update={"engine": "deepspeed" if stage else "torch", "zero_stage": stage})
@@ -157,14 +155,18 @@ def _bank_bytes(run: TrainRun, model: Retriever, images: int | None, world: int)
     if "bank_infonce" not in term_weights(run.training):
         return 0
     settings, config = run.training.bank, model.config
-    vectors = 1 if isinstance(config, DualEncoderConfig) else config.qformer.queries
+    vectors = 1 if config.similarity == "dot" else config.qformer.queries
     whole = (images or 0) * vectors * config.embed_dim * (2 if settings.half else 4)
     sharded = whole > settings.replicate_gb * 1e9 if settings.sharded == "auto" else settings.sharded
     return -(-whole // world) if sharded else whole
 
 
-def _no_disk(run: TrainRun | GeneratorRun) -> str:
-    return "set plan.images" if run.features else "images are encoded in the run"
+def _disk_line(run: TrainRun | GeneratorRun, tokens: Tokens, images: int | None, source: str) -> Line:
+    """What the run's features take on disk."""
+    if not run.features or not images:
+        return Line("features", None, "bytes", "set plan.images" if run.features else "images are encoded in the run")
+    disk = feature_bytes(images, tokens.count, tokens.width, _SHARD_ROWS)
+    return Line("features", disk, "bytes", f"{images:,} images ({source}), fp16")
 
 
 def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line, ...]:
