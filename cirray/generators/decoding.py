@@ -20,7 +20,10 @@ from cirray.generators.config import DecodingConfig
 
 @dataclass(frozen=True)
 class Decoded:
-    """One decoded row: token ids without the end token, mean log-probability per token, whether it ended itself."""
+    """One decoded row: token ids without the end token, mean log-probability per token, whether it ended itself.
+
+    With beams and a repetition penalty, the mean is of the penalised scores that the beams were ranked by.
+    """
 
     ids: list[int]
     logprob: float
@@ -111,8 +114,9 @@ def _beam_search(lm: Any, prefix_BLE: torch.Tensor, config: DecodingConfig, end_
     score_RK[:, 0] = 0.0
     written_RKT = torch.empty(rows, beams, 0, dtype=torch.int64, device=device)
     for step in range(config.max_new_tokens):
-        scores_BV = _processed(logits_BV, written_RKT.flatten(0, 1), config, end_id, step)
-        total_RKV = score_RK[..., None] + F.log_softmax(scores_BV, -1).unflatten(0, (-1, beams))
+        # With beams, transformers penalises log-probabilities; on logits, as without beams, other beams would win.
+        scores_BV = _processed(F.log_softmax(logits_BV, -1), written_RKT.flatten(0, 1), config, end_id, step)
+        total_RKV = score_RK[..., None] + scores_BV.unflatten(0, (-1, beams))
         vocabulary = total_RKV.shape[-1]
         best_RC, index_RC = total_RKV.flatten(1).topk(min(2 * beams, beams * vocabulary), dim=1)
         last = step + 1 == config.max_new_tokens
@@ -228,7 +232,7 @@ def _advance_decoder(
 def _processed(
     logits_BV: torch.Tensor, written_BT: torch.Tensor, config: DecodingConfig, end_id: int, step: int
 ) -> torch.Tensor:
-    """Logits after repetition penalty (Keskar et al., CTRL) and the lower length limit."""
+    """Logits, or log-probabilities, after repetition penalty (Keskar et al., CTRL) and the lower length limit."""
     if config.repetition_penalty > 1 and written_BT.shape[1]:
         seen_BT = logits_BV.gather(1, written_BT)
         penalised_BT = torch.where(

@@ -18,7 +18,7 @@ from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.text import TextBatch
-from cirray.models.towers.backbones import BACKBONES, backbone_name
+from cirray.models.towers.backbones import BACKBONES, load_text_encoder
 from cirray.types import stable_id
 
 SCRATCH = "hf_clip"
@@ -168,13 +168,14 @@ def build_dual(
         torch.manual_seed(seed)
         if not config.source:
             return DualEncoderRetriever(config, _scratch(config, texts), SCRATCH, patch_width)
-        name = backbone_name(config.source)
+        name, encoder = load_text_encoder(config.source)
         if not name:
             raise ConfigError(
-                f"dual.source {config.source!r} is no CLIP or open_clip checkpoint. Give a folder with their files, a "
-                "hub id that can be reached, or open_clip:NAME=FILE."
+                f"dual.source {config.source!r} is no CLIP or open_clip checkpoint that can be reached. Give a folder "
+                "(CLIP: config.json, model.safetensors, the tokenizer's files; open_clip: open_clip_config.json and "
+                "weights), a hub id while the hub answers, or open_clip:NAME=FILE."
             )
-        return DualEncoderRetriever(config, BACKBONES.get(name).load_text(config.source), name, patch_width)
+        return DualEncoderRetriever(config, encoder, name, patch_width)
 
 
 def text_settings(config: DualEncoderConfig, tokenizer: Any) -> Mapping[str, Any]:

@@ -34,9 +34,10 @@ from cirray.core.storage import local_path
 from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
+from cirray.models.sources.files import READ_ERRORS
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.backbones import BACKBONES
-from cirray.models.towers.clip_tower import Tokens
+from cirray.models.towers.clip_tower import stored_tokens
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, VisionTower
 from cirray.models.towers.hf_clip import HfClipTower
 from cirray.models.towers.language import LanguageModel
@@ -85,10 +86,10 @@ class Words:
         return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
 
 
-def _llama(width: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
+def _llama(width: int, intermediate: int, layers: int, heads: int, words: int = 32001) -> dict[str, Any]:
     """LLaMA as Vicuna has it, with InstructBLIP's pad token added."""
     settings = LlamaConfig(
-        vocab_size=32001, hidden_size=width, intermediate_size=intermediate, num_hidden_layers=layers,
+        vocab_size=words, hidden_size=width, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=heads, max_position_embeddings=2048,
     )  # fmt: skip
     return dict(settings.to_dict())
@@ -103,6 +104,17 @@ def _flan_t5(width: int, inner: int, heads: int) -> dict[str, Any]:
     return dict(settings.to_dict())
 
 
+def _clip(width: int, vision: int, patch: int, layers: int) -> Any:
+    """OpenAI's CLIP ViTs: text of `width`, which is the common space's too; heads of 64 everywhere."""
+    text = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+    image = {
+        "hidden_size": vision, "intermediate_size": 4 * vision, "num_attention_heads": vision // 64,
+        "num_hidden_layers": layers, "patch_size": patch, "image_size": 224,
+    }  # fmt: skip
+    both = {"projection_dim": width}
+    return CLIPConfig(text_config={**text, **both}, vision_config={**image, **both}, projection_dim=width)
+
+
 def _instruct(text: dict[str, Any]) -> Any:
     return InstructBlipConfig(qformer_config={"vocab_size": BERT_WORDS}, text_config=text, num_query_tokens=32)
 
@@ -111,7 +123,8 @@ def published(name: str) -> Any | None:
     """Configuration of a published checkpoint, from its model card and its paper; None for an unknown name.
 
     BLIP-2 and InstructBLIP: transformers' defaults are ViT-g and the BERT-base Q-Former (Li et al. 2023, section 3).
-    Vicuna 7B and 13B: LLaMA's sizes (Touvron et al. 2023, table 2). Flan-T5 XL and XXL: T5 v1.1's.
+    Vicuna and LLaMA 2, 7B and 13B: LLaMA's sizes (Touvron et al. 2023, table 2). Flan-T5 XL and XXL: T5 v1.1's.
+    CLIP: Radford et al. 2021, tables 19 and 20.
     """
     tables: dict[str, Any] = {
         "Salesforce/blip2-itm-vit-g": lambda: Blip2Config(
@@ -122,8 +135,16 @@ def published(name: str) -> Any | None:
         "Salesforce/instructblip-vicuna-13b": lambda: _instruct(_llama(5120, 13824, 40, 40)),
         "Salesforce/instructblip-flan-t5-xl": lambda: _instruct(_flan_t5(2048, 5120, 32)),
         "Salesforce/instructblip-flan-t5-xxl": lambda: _instruct(_flan_t5(4096, 10240, 64)),
+        "openai/clip-vit-large-patch14": lambda: _clip(768, 1024, 14, 24),
+        "openai/clip-vit-base-patch32": lambda: _clip(512, 768, 32, 12),
+        "meta-llama/Llama-2-7b-hf": lambda: LlamaConfig(**_llama(4096, 11008, 32, 32, 32000)),
+        "meta-llama/Llama-2-13b-hf": lambda: LlamaConfig(**_llama(5120, 13824, 40, 40, 32000)),
+        "lmsys/vicuna-7b-v1.5": lambda: LlamaConfig(**_llama(4096, 11008, 32, 32, 32000)),
+        "lmsys/vicuna-13b-v1.5": lambda: LlamaConfig(**_llama(5120, 13824, 40, 40, 32000)),
     }  # fmt: skip
-    return tables[name]() if name in tables else None
+    # A folder that is yet to be filled is called as what goes into it.
+    known = name if name in tables else next((item for item in tables if item.endswith("/" + Path(name).name)), "")
+    return tables[known]() if known else None
 
 
 def settings_of(source: str, kind: str = "") -> Any:
@@ -136,11 +157,11 @@ def settings_of(source: str, kind: str = "") -> Any:
     Raises:
         ConfigError: when its sizes cannot be known without fetching it.
     """
-    stated = published(source)
-    if stated is not None:
-        return stated
     folder = asset_folder(_ASSETS[kind]) if source == "asset" else local_path(source)
     if not (folder / "config.json").is_file():
+        stated = published(source)
+        if stated is not None:
+            return stated
         raise ConfigError(
             f"The sizes of {source!r} are not known here: it is no folder with a config.json and none of the published "
             "ones (Salesforce/blip2-itm-vit-g, Salesforce/instructblip-vicuna-7b, ...). Fetch its config.json into a "
@@ -148,7 +169,7 @@ def settings_of(source: str, kind: str = "") -> Any:
         )
     try:
         return AutoConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError, OSError) as error:
+    except READ_ERRORS as error:
         reason = " ".join(str(error).split())[:150]
         raise ArtifactError(f"The config.json of {source!r} cannot be read: {reason}") from None
 
@@ -246,9 +267,9 @@ def _tokenizer(source: str, words: int) -> Any:
 def _clip_tower(source: str, settings: Any) -> VisionTower:
     saved = local_path(source) / PREPROCESSOR
     stored = json.loads(saved.read_text()) if saved.is_file() else {}
-    tokens: Tokens = "all" if stored.get("cirray_tokens") == "all" else "embedding"
     vision = settings.vision_config
-    return HfClipTower(CLIPVisionModelWithProjection(vision), TransformConfig(size=int(vision.image_size)), tokens)
+    model = CLIPVisionModelWithProjection(vision)
+    return HfClipTower(model, TransformConfig(size=int(vision.image_size)), stored_tokens(stored))
 
 
 def _open_clip_settings(source: str) -> dict[str, Any]:

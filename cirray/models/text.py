@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cirray.core.errors import ArtifactError, DataError
+from cirray.models.sources.files import at_home, unreadable
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -68,10 +69,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ArtifactError: when the folder holds none, or one without a pad token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(at_home(folder))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"No tokenizer could be read from {str(folder)!r}: {reason}") from None
+        files = "tokenizer.json (or vocab.txt) and tokenizer_config.json"
+        raise unreadable("tokenizer", folder, error, files) from None
     check_tokenizer(tokenizer, str(folder))
     return tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cirray.core.artifacts import localize, read_manifest
-from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset

@@ -1,13 +1,17 @@
 """Full-size models with random weights on one GPU: what a step takes, what it needs, how far it is from the floor.
 
-    python jobs/benchmarks/bench_gpu.py [--device cpu] [--small] [parts=[cached,pixels,generator,generate]]
+    python jobs/benchmarks/bench_gpu.py [--device cpu] [--small] [parts=[cached,pixels,generator,generate]] [out=FILE]
 
-Pure torch and transformers: neither ray, deepspeed, faiss nor open_clip is imported.
+Pure torch and transformers: no ray, deepspeed, faiss or open_clip is imported, nothing is fetched, and weights are
+random. Every figure is printed, and written to `out` as a line of JSON, as soon as it is there: a run that is cut keeps
+what it has measured, and `parts`, `beams` and `sweep` choose what is left.
 """
 
+import gc
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +52,7 @@ from cirray.training.torch_engine import TorchEngine
 from cirray.types import Pair, Triplet
 
 GIB = 2**30
+PARTS = ("cached", "pixels", "generator", "generate")
 
 
 class Bench(Config):
@@ -77,6 +82,8 @@ class Bench(Config):
     """Rows decoded together."""
     beams: tuple[int, ...] = (5, 1)
     """Beams; 1 is greedy."""
+    out: str = ""
+    """File to which each figure is added as a line of JSON; empty: printed alone."""
 
 
 @dataclass(frozen=True)
@@ -127,24 +134,23 @@ def main() -> None:
         bench = load_config(Bench, {**bench.to_dict(), **tiny}, [])
     sizes = SMALL if bench.small else FULL
     torch.backends.cuda.matmul.allow_tf32 = True
+    _check_device(bench)
+    say(f"{_device_name(bench)}; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}.")
     work: dict[str, Callable[[Bench, Sizes], None]] = {
         "cached": cached, "pixels": pixels, "generator": generator, "generate": generate,
     }  # fmt: skip
     for part in bench.parts:
-        if part not in work:
-            raise ConfigError(unknown_name("part", part, work))
         work[part](bench, sizes)
         _empty(bench)
-    say(f"\n{_device_name(bench)}; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}.")
 
 
 def cached(bench: Bench, sizes: Sizes) -> None:
     """PTHA training steps from cached tokens."""
     with torch.device(bench.device):
         model = retriever(sizes)
-    batch = triplet_batch(bench, sizes, model)
-    config = retriever_config(bench)
-    train_row(bench, f"PTHA step, cached tokens, batch {bench.batch}", model, config, batch)
+    reading = partial(triplet_batch, bench, sizes, model, Features(sizes))
+    name = f"PTHA step, cached tokens, batch {bench.batch}"
+    train_row(bench, name, model, retriever_config(bench), reading(), reading=reading)
 
 
 def pixels(bench: Bench, sizes: Sizes) -> None:
@@ -154,7 +160,7 @@ def pixels(bench: Bench, sizes: Sizes) -> None:
     tower.model.to(torch.bfloat16)
     side = sizes.vision.image_size
     images = torch.randint(256, (2 * bench.batch, side, side, 3), dtype=torch.uint8, device=bench.device)
-    batch = triplet_batch(bench, sizes, model)
+    batch = triplet_batch(bench, sizes, model, Features(sizes))
 
     @torch.no_grad()
     def encoded() -> RetrievalBatch:
@@ -194,16 +200,32 @@ def generate(bench: Bench, sizes: Sizes) -> None:
         how = f"{beams} beams" if beams > 1 else "greedy"
         seconds, equal = loop_seconds(bench, model, features, decoding)
         rates = f"{1 / seconds:.2f} | {bench.tokens / seconds:.1f}"
-        peak = f"{_peak(bench):.1f}"
-        say(f"| {how}, one pair at a time | {rates} | | {peak} | 1.0x; {equal:.0%} of tokens as in a batch |")
+        share = floor_seconds(model, beams, bench.tokens, card) / seconds
+        alone = {"pairs/s": 1 / seconds, "of the floor": share, "peak GiB": _peak(bench), "equal tokens": equal}
+        note(bench, f"{how}, one pair at a time", alone)
+        say(
+            f"| {how}, one pair at a time | {rates} | {share:.0%} | {_peak(bench):.1f} | 1.0x; "
+            f"{equal:.0%} of tokens as in a batch |"
+        )
         for rows in bench.sweep:
             writer = TextWriter(model, decoding.model_copy(update={"batch": rows}), directions=("forward",))
             rate = bench.pairs / timed(bench, partial(write, writer, bench, features), 1)
             floor = floor_seconds(model, rows * beams, bench.tokens, card) / rows * rate
+            found = {"pairs/s": rate, "tokens/s": rate * bench.tokens, "of the floor": floor, "peak GiB": _peak(bench)}
+            note(bench, f"{how}, {rows} rows", {**found, "against the loop": rate * seconds})
             say(
                 f"| {how}, {rows} rows | {rate:.1f} | {rate * bench.tokens:,.0f} | {floor:.0%} | {_peak(bench):.1f} | "
                 f"{rate * seconds:.1f}x |"
             )
+
+
+def note(bench: Bench, name: str, figures: Mapping[str, float]) -> None:
+    """Add figures to the file, with the machine and the time; nothing without a file."""
+    if not bench.out:
+        return
+    line = {"what": name, "device": _device_name(bench), "at": time.strftime("%Y-%m-%d %H:%M:%S"), **figures}
+    with open(bench.out, "a", encoding="utf-8") as file:
+        file.write(json.dumps({key: value if value == value else None for key, value in line.items()}) + "\n")
 
 
 def write(writer: TextWriter, bench: Bench, features: Features) -> None:
@@ -254,15 +276,15 @@ def floor_seconds(model: ModificationTextModel, rows: int, tokens: int, card: Gp
 
 def train_row(
     bench: Bench, name: str, model: nn.Module, config: Any, batch: Any, encoded: Callable[[], Any] | None = None,
-    frozen: Any = None, loss: Callable[[Any], torch.Tensor] | None = None,
+    frozen: Any = None, loss: Callable[[Any], torch.Tensor] | None = None, reading: Callable[[], Any] | None = None,
 ) -> None:  # fmt: skip
-    """Measure steps of an engine and print one table."""
+    """Measure steps of an engine and print one table; `reading` makes a batch from the features anew."""
     engine = TorchEngine(model, config, device=bench.device)
     engine.module.train()
     find = loss or (lambda now: retrieval_loss(cast(Retriever, model), now, config, NoGather()).total)
 
-    def step() -> None:
-        now = encoded() if encoded else batch
+    def step(given: Any = None) -> None:
+        now = encoded() if encoded else batch if given is None else given
         with engine.autocast():
             value = find(now)
         engine.backward(value)
@@ -271,18 +293,23 @@ def train_row(
     for _ in range(3):
         step()
     seconds = timed(bench, step, bench.steps)
+    peak = _peak(bench)
     with FlopCounterMode(display=False) as counter:
         step()
-    card = GPUS[bench.gpu]
-    floor = counter.get_total_flops() / (card.tflops * 1e12)
-    say(f"\n| {name} | |\n|---|---|")
-    speed = counter.get_total_flops() / seconds / 1e12
-    say(f"| samples/s | {config.batch / seconds:,.1f} |\n| TFLOP/s | {speed:.1f} |")
-    say(f"| of the floor at {card.tflops:g} TFLOP/s | {floor / seconds:.1%} |\n| peak GiB | {_peak(bench):.3f} |")
+    card, flops = GPUS[bench.gpu], counter.get_total_flops()
+    rows: dict[str, float] = {
+        "samples/s": config.batch / seconds, "ms a step": 1e3 * seconds, "TFLOP/s": flops / seconds / 1e12,
+        f"% of the floor at {card.tflops:g} TFLOP/s": 100 * flops / (card.tflops * 1e12) / seconds, "peak GiB": peak,
+    }  # fmt: skip
+    if reading is not None:
+        rows["samples/s with rows read and moved"] = config.batch / timed(bench, lambda: step(reading()), bench.steps)
     if loss is None:
-        planned = estimate(bench, config)
         extra = 0 if frozen is None else frozen.frozen_bytes
-        say(f"| planned GiB | {(planned + extra) / GIB:.3f} |")
+        rows["planned GiB"] = (estimate(bench, config) + extra) / GIB
+    say(f"\n| {name} | |\n|---|---|")
+    for label, value in rows.items():
+        say(f"| {label} | {value:,.3f} |")
+    note(bench, name, rows)
 
 
 def estimate(bench: Bench, config: TrainingConfig) -> int:
@@ -320,11 +347,11 @@ def retriever_config(bench: Bench) -> TrainingConfig:
     return TrainingConfig(steps=100, batch=bench.batch, objective="ptha", precision="bf16", one_per_group=False)
 
 
-def triplet_batch(bench: Bench, sizes: Sizes, model: QFormerRetriever) -> RetrievalBatch:
-    """One batch of random tokens and texts."""
+def triplet_batch(bench: Bench, sizes: Sizes, model: QFormerRetriever, features: Features) -> RetrievalBatch:
+    """One batch of random tokens and texts, read and moved to the device."""
     text, reverse = " ".join(["w1"] * 30), " ".join(["w2"] * 30)
     rows = [Triplet(str(at), str(at), str(at + 1), text, reverse) for at in range(bench.batch)]
-    task = RetrievalTask(model, rows, Features(sizes), retriever_config(bench))
+    task = RetrievalTask(model, rows, features, retriever_config(bench))
     return task.batch(rows).to(bench.device)
 
 
@@ -346,6 +373,16 @@ def _counted(bench: Bench) -> Iterator[None]:
     yield
 
 
+def _check_device(bench: Bench) -> None:
+    if bench.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {bench.device!r} is not there. Take another machine, or say --device cpu --small.")
+    unknown = [part for part in bench.parts if part not in PARTS]
+    if unknown:
+        raise ConfigError(unknown_name("part", unknown[0], PARTS))
+    if bench.gpu not in GPUS:
+        raise ConfigError(unknown_name("gpu", bench.gpu, GPUS))
+
+
 def _wait(bench: Bench) -> None:
     if bench.device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -356,6 +393,7 @@ def _peak(bench: Bench) -> float:
 
 
 def _empty(bench: Bench) -> None:
+    gc.collect()  # an engine and its model hold each other
     if bench.device.startswith("cuda"):
         torch.cuda.empty_cache()
 

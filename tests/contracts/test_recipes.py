@@ -1,6 +1,7 @@
 """The full-size recipes hang together: what one reads, another writes; and they say what the modes and papers say."""
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,43 @@ def test_there_are_recipes_for_every_stage_and_size():
         "export"
     )
     assert stages == set(wanted.split())
+
+
+EVERYWHERE = [
+    *(f"generator-{data}-instructblip-vicuna7b" for data in ("cirr", "fashioniq")),
+    *("generate-nlvr2-mtst-vicuna7b", "generate-fashioniq-mtst-vicuna7b"),
+    *(f"generate-{data}-reverse-vicuna7b" for data in ("cirr", "fashioniq")),
+    *(f"pretrain-{data}-mtst-{mode}-blip2" for data in ("cirr", "fashioniq") for mode in ("paper", "improved")),
+    *(f"finetune-{data}-ptha-{mode}-blip2" for data in ("cirr", "fashioniq") for mode in ("paper", "improved")),
+    *(f"finetune-{data}-sprc-blip2" for data in ("cirr", "fashioniq")),
+    *(f"finetune-{data}-clip4cir-{head}-rn50x4" for data in ("cirr", "fashioniq") for head in ("sum", "combiner")),
+]
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_mtst_ptha_and_its_baselines_have_a_recipe_for_one_gpu_for_eight_and_for_many_nodes(name):
+    one, eight, nodes = (config_of(CONFIGS[0].parent / f"{name}-{where}.yaml") for where in ("h200", "8gpu", "nodes"))
+
+    def workers(run):
+        ray = run.ray
+        return run.pool.size if hasattr(run, "pool") else ray.num_workers if ray and ray.enabled else 1
+
+    assert (workers(one), workers(eight), workers(nodes)) == (1, 8, 32)
+    assert nodes.ray.address == "auto" and eight.ray.address != "auto"
+    if hasattr(nodes, "training"):
+        assert [run.training.engine for run in (one, eight, nodes)] == ["torch", "deepspeed", "deepspeed"]
+        assert nodes.training.batch % workers(nodes) == 0 and nodes.training.zero_stage == 2
+
+
+DOCUMENTS = "baselines|eval_protocols|mtst_ptha|performance|spn|vdg|zeroshot_two_stage"
+
+
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
+def test_a_recipe_says_which_section_of_which_design_document_its_figures_come_from(path):
+    comment = " ".join(
+        line.removeprefix("# ") for line in takewhile(lambda x: x[0] == "#", path.read_text().splitlines())
+    )
+    assert re.search(rf"\b({DOCUMENTS})\.md, sections? \d", comment), comment
 
 
 @pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
@@ -95,11 +133,12 @@ def what_it_trains(run):
 
 def test_generators_on_several_gpus_have_workers_that_share_their_batches():
     several = [path for path in FULL if path.name.startswith("generator-") and not path.stem.endswith("-h200")]
-    assert len(several) == 8
+    assert len(several) == 9
     for path in several:
         run = config_of(path)
         assert run.ray.num_workers == (32 if path.stem.endswith("-nodes") else 8) and run.ray.use_gpu
-        assert run.training.engine == "deepspeed" and run.training.zero_stage in (1, 2)
+        assert run.training.engine == "deepspeed"
+        assert run.training.zero_stage in ((3,) if path.stem.endswith("-8small") else (1, 2))
         assert run.training.zero_stage == 2 or "-vdg-" not in path.name
 
 

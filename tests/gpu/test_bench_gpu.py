@@ -1,5 +1,6 @@
 """The GPU script runs, and needs none of the libraries that a bare machine lacks. (Speeds are not looked at.)"""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKED = ("ray", "deepspeed", "faiss", "open_clip")
 SCRIPT = """
-import runpy, sys
+import runpy, socket, sys
+socket.socket.connect = None  # nothing may be fetched
 for name in {blocked!r}:
     sys.modules[name] = None
 sys.argv = ["bench_gpu.py", *{arguments!r}]
@@ -24,12 +26,41 @@ def run(*arguments, blocked=BLOCKED):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=280)
 
 
-def test_everything_runs_small_on_a_cpu_without_ray_deepspeed_faiss_and_open_clip():
-    done = run("--device", "cpu", "--small")
+def test_everything_runs_small_on_a_cpu_without_network_ray_deepspeed_faiss_and_open_clip(tmp_path):
+    done = run("--device", "cpu", "--small", f"out={tmp_path / 'figures.jsonl'}")
     assert done.returncode == 0, done.stderr[-2000:]
     for part in ("cached tokens", "pixels", "MTG step", "5 beams, one pair at a time", "greedy, 8 rows"):
         assert part in done.stdout
-    assert "100% of tokens as in a batch" in done.stdout
+    # With beams as without: in fp32 the loop and the batch write the same tokens.
+    assert done.stdout.count("100% of tokens as in a batch") == 2
+    rows = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
+    named = [row["what"].split(",")[0] for row in rows]
+    assert named == ["PTHA step", "PTHA step", "MTG step", *["5 beams"] * 3, *["greedy"] * 3]
+    assert {"samples/s", "TFLOP/s", "peak GiB", "planned GiB", "samples/s with rows read and moved"} <= set(rows[0])
+    assert {"pairs/s", "tokens/s", "of the floor", "peak GiB", "against the loop"} <= set(rows[4])
+    assert all(row["samples/s"] > 0 for row in rows[:3]) and all(row["pairs/s"] > 0 for row in rows[3:])
+
+
+def test_a_run_that_breaks_off_keeps_what_it_has_measured(tmp_path):
+    code = SCRIPT.format(
+        blocked=BLOCKED, arguments=("--device", "cpu", "--small", "parts=[cached,generate]", f"out={tmp_path / 'f'}"),
+        path=str(ROOT / "jobs" / "benchmarks" / "bench_gpu.py"),
+    )  # fmt: skip
+    cut = "import cirray.generators.writer as w\nw.TextWriter.generate = lambda *a: sys.exit(9)\n"
+    code = code.replace("sys.argv =", cut + "sys.argv =")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=280)
+    assert done.returncode == 9, done.stderr[-2000:]
+    kept = [json.loads(line)["what"] for line in (tmp_path / "f").read_text().splitlines()]
+    assert kept == ["PTHA step, cached tokens, batch 8", "5 beams, one pair at a time"]
+    assert "PTHA step, cached tokens" in done.stdout
+
+
+def test_a_part_or_a_device_that_is_not_there_is_one_sentence():
+    done = run("--device", "cpu", "parts=[generat]")
+    assert done.returncode == 2 and "Did you mean 'generate'" in done.stderr
+    if not torch.cuda.is_available():
+        done = run()
+        assert done.returncode == 2 and "device 'cuda' is not there" in done.stderr
 
 
 def test_the_check_sees_a_library_that_is_needed():

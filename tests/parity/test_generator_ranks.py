@@ -48,9 +48,10 @@ def test_a_mean_of_the_ranks_own_means_is_seen(worlds, case):
     assert gap(worlds[1][case]["gradients"], worlds[2][f"alone_{case}"]["gradients"]) > 1e-3
 
 
+@pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("case", ["answers", "captions", "pairs"])
-def test_deepspeed_on_two_ranks_trains_and_saves_what_torch_does_in_one_process(worlds, case):
-    one, two = worlds[1][case], worlds[2][f"zero2_{case}"]
+def test_deepspeed_on_two_ranks_trains_and_saves_what_torch_does_in_one_process(worlds, case, stage):
+    one, two = worlds[1][case], worlds[2][f"zero{stage}_{case}"]
     for mine, theirs in zip(one["history"], two["history"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
     assert gap(one["saved"], two["saved"]) < 1e-3

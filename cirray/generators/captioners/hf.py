@@ -12,15 +12,17 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirray.core.artifacts import directory_digest
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import DataError
 from cirray.core.storage import resolve
 from cirray.data.images import open_image, read_span
 from cirray.data.places import Place
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
 from cirray.models.quiet import quiet
+from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
 from cirray.types import stable_id
 
 _TOKENS_PER_WORD, _SPARE = 3, 12
+_FILES = "config.json, weights, and the files of tokenizer and processor"
 
 
 @CAPTIONERS.register("hf")
@@ -36,23 +38,20 @@ class HfCaptioner:
         self._settings = settings
         try:
             with quiet():
-                self._processor: Any = AutoProcessor.from_pretrained(settings.source)
+                place = at_home(settings.source)
+                self._processor: Any = AutoProcessor.from_pretrained(place)
                 kind = torch.float32 if settings.device == "cpu" else torch.bfloat16
-                model: Any = AutoModelForImageTextToText.from_pretrained(settings.source, dtype=kind)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ArtifactError(
-                f"No image-to-text model could be read from {settings.source!r}: {reason} Give a folder with weights, "
-                "tokenizer and processor files, or a hub id that can be reached."
-            ) from None
+                model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=kind)
+        except READ_ERRORS as error:
+            raise unreadable("image-to-text model", settings.source, error, _FILES) from None
         self._model = model.to(settings.device).eval()
         self._limit = _TOKENS_PER_WORD * settings.words + _SPARE
         tokenizer = getattr(self._processor, "tokenizer", self._processor)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        local = Path(settings.source).is_dir()
-        version = directory_digest(settings.source) if local else getattr(model.config, "_commit_hash", "")
+        local = Path(place).is_dir()
+        version = directory_digest(place) if local else getattr(model.config, "_commit_hash", "")
         self.digest = stable_id("hf-captioner", version or settings.source, self._text(), self._limit)
 
     def content(self, picture: Picture) -> bytes:

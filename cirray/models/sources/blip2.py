@@ -18,7 +18,7 @@ from cirray.core.errors import ArtifactError, unknown_name
 from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.config import QFormerConfig, RetrieverConfig
 from cirray.models.qformer import QueryingTransformer
-from cirray.models.sources.files import WeightSource, listed, open_weights
+from cirray.models.sources.files import READ_ERRORS, WeightSource, at_home, listed, open_weights
 from cirray.models.text import check_tokenizer, load_tokenizer
 
 FAMILIES: dict[str, Any] = {"blip-2": Blip2Config, "instructblip": InstructBlipConfig}
@@ -65,7 +65,7 @@ class Blip2Source:
         if not self.instruct:
             return load_tokenizer(self.name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name, subfolder=_READER)
+            tokenizer = AutoTokenizer.from_pretrained(at_home(self.name), subfolder=_READER)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ArtifactError(
@@ -135,7 +135,7 @@ def open_blip2(source: str) -> Blip2Source:
         )
     try:
         settings = FAMILIES[family].from_dict(weights.config)
-    except (ValueError, TypeError, KeyError) as error:
+    except (*READ_ERRORS, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"The config.json of {source!r} is no {family} configuration: {reason}") from None
     if "query_tokens" not in weights.places:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from cirray.core.artifacts import file_digest
@@ -21,6 +22,8 @@ from cirray.types import stable_id
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+"""What transformers raises for files that it cannot read and configurations that contradict themselves."""
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 
 Find = Callable[[str], Path | None]
@@ -166,6 +169,42 @@ def check_floats(name: str, tensors: dict[str, Any]) -> None:
             )
 
 
+def at_home(source: str | Path) -> str:
+    """A source as libraries take it: `~` stands for the home folder, hub ids stay as they are."""
+    name = str(source)
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def unreadable(
+    what: str, source: str | Path, error: Exception, files: str = f"{CONFIG} and {SINGLE} (or its shards)"
+) -> ArtifactError:
+    """The sentence for a folder or hub id of which nothing could be read.
+
+    Args:
+        what: "vision tower", "tokenizer" ...
+        source: folder or hub id.
+        error: what the library says.
+        files: names of the files that such a folder holds.
+    """
+    name = str(source)
+    reason = _short(error)
+    if not Path(at_home(name)).exists():
+        reason = "it is no folder here"
+        if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+            reason += ", and the hub does not answer, has no such model, or gives it to known users alone"
+            reason = _short(error) if _kept(name) else reason
+    return ArtifactError(
+        f"No {what} could be read from {name!r}: {reason.rstrip('.')}. Put {files} into one folder and name that "
+        "folder, or run once with network access so that the hub's cache keeps a hub id's files."
+    )
+
+
+def _kept(repository: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, CONFIG), str)
+
+
 def check_stored_types(source: str | Path) -> None:
     """Refuse a local folder whose safetensors files hold packed weights (8 bits and fewer) and do not say how.
 
@@ -175,7 +214,7 @@ def check_stored_types(source: str | Path) -> None:
     Raises:
         ArtifactError: naming the first such tensor, or a file that is truncated.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files or ((folder / CONFIG).is_file() and "quantization_config" in read_json(folder / CONFIG)):
         return

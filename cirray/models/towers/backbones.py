@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from cirray.core.registry import Registry
+from cirray.models.sources.files import at_home
 from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
@@ -60,9 +61,21 @@ BACKBONES: Registry[Backbone] = Registry(
 
 def backbone_of(source: str) -> Backbone | None:
     """The dual-encoder backbone that a source belongs to, or None (BLIP-2)."""
-    return next((BACKBONES.get(name) for name in BACKBONES if BACKBONES.get(name).fits(source)), None)
+    name = backbone_name(source)
+    return BACKBONES.get(name) if name else None
 
 
 def backbone_name(source: str) -> str:
     """Name of the backbone that a source belongs to, or an empty string."""
-    return next((name for name in BACKBONES if BACKBONES.get(name).fits(source)), "")
+    place = at_home(source)
+    return next((name for name in BACKBONES if BACKBONES.get(name).fits(place)), "")
+
+
+def load_text_encoder(source: str) -> tuple[str, Any]:
+    """Backbone and text encoder of a source; an empty name where it is of no known backbone.
+
+    Raises:
+        ArtifactError: when its files cannot be read.
+    """
+    name = backbone_name(source)
+    return name, (BACKBONES.get(name).load_text(at_home(source)) if name else None)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, Blip2VisionConfig, Blip2VisionModel
 from transformers.utils import cached_file
@@ -16,10 +15,11 @@ from cirray.core.errors import ArtifactError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import check_stored_types
+from cirray.models.sources.files import READ_ERRORS, at_home, check_stored_types, unreadable
 from cirray.models.towers.backbones import backbone_of
 
 PREPROCESSOR = "preprocessor_config.json"
+_FILES = f"config.json, model.safetensors (or its shards) and {PREPROCESSOR}"
 _POSITION_STD = 0.7
 _TOWER = "blip_2_vision_model"
 _FULL_MODELS = ("blip-2", "instructblip", "instructblipvideo")
@@ -141,10 +141,11 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
     Raises:
         ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
+    given, source = source, at_home(source)
     check_stored_types(source)
-    backbone = backbone_of(str(source))
+    backbone = backbone_of(source)
     if backbone is not None:
-        return backbone.load_tower(str(source), dtype)
+        return backbone.load_tower(source, dtype)
     try:
         settings = AutoConfig.from_pretrained(str(source)) if not _is_tower(source) else None
         part = _part(settings)
@@ -153,9 +154,8 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
                 str(source), dtype=dtype or "auto", output_loading_info=True, **part
             )
         model, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"No vision tower could be read from {str(source)!r}: {reason}") from None
+    except READ_ERRORS as error:
+        raise unreadable("vision tower", given, error, _FILES) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,13 +17,14 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError
 from cirray.models.quiet import quiet
-from cirray.models.sources.files import check_stored_types
+from cirray.models.sources.files import READ_ERRORS, check_stored_types, unreadable
 from cirray.models.text import TextBatch, encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, stored_tokens
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, check_size, read_transform
 
 NAME = "hf_clip"
+_FILES = f"config.json, model.safetensors (or its shards), {PREPROCESSOR} and the tokenizer's files"
 _FAMILIES = ("clip", "clip_vision_model", "clip_text_model")
 
 
@@ -139,7 +139,7 @@ def fits(source: str) -> bool:
         return False
     try:
         return AutoConfig.from_pretrained(source).model_type in _FAMILIES
-    except (OSError, ValueError, KeyError):
+    except READ_ERRORS:
         return False
 
 
@@ -148,9 +148,8 @@ def _load(cls: Any, source: str, dtype: torch.dtype | None) -> tuple[Any, list[s
     try:
         with quiet():
             model, report = cls.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"No CLIP model could be read from {source!r}: {reason}") from None
+    except READ_ERRORS as error:
+        raise unreadable("CLIP model", source, error, _FILES) from None
     return model.eval(), sorted(report["missing_keys"])
 
 

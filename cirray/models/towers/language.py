@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
@@ -33,9 +32,10 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import check_stored_types
+from cirray.models.sources.files import READ_ERRORS, at_home, check_stored_types, unreadable
 from cirray.models.towers.config import LanguageModelConfig
 
+_FILES = "config.json, model.safetensors (or its shards) and the tokenizer's files"
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 
 
@@ -147,18 +147,15 @@ def load_language_model(
     check_stored_types(source)
     packed = quantized_arguments(quantization, dtype, device)
     try:
-        family, inner = _inner(source)
+        place = at_home(source)
+        family, inner = _inner(place)
         options = {"dtype": dtype or "auto", "output_loading_info": True, **inner, **packed}
         with quiet():
-            loaded: Any = family.from_pretrained(str(source), **options)
+            loaded: Any = family.from_pretrained(place, **options)
         model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(
-            f"No language model could be read from {str(source)!r}: {reason} Give a folder with config.json, "
-            "weights and the tokenizer's files, or a hub id that can be reached."
-        ) from None
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except READ_ERRORS as error:
+        raise unreadable("language model", source, error, _FILES) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(f"{str(source)!r} lacks {len(missing)} tensors of its language model, e.g. {missing[0]!r}.")

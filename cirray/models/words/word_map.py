@@ -20,7 +20,7 @@ from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.text import TextBatch
-from cirray.models.towers.backbones import BACKBONES, backbone_name
+from cirray.models.towers.backbones import BACKBONES, load_text_encoder
 from cirray.models.words.adapters import Adapters
 from cirray.models.words.config import WordMapConfig
 from cirray.models.words.injection import Injection
@@ -274,15 +274,16 @@ def build_word_map(config: WordMapConfig, patch_width: int, seed: int = 0) -> Wo
     """
     inside = Path(config.source).expanduser() / CLIP
     source = str(inside) if (inside / "config.json").is_file() else config.source
-    name = backbone_name(source) if source else ""
-    if not name:
-        raise ConfigError(
-            f"The source {config.source!r} is no CLIP. Give a towers artifact of `cirray clip`, a CLIP folder or hub "
-            "id, a folder of open_clip, or open_clip:NAME=FILE."
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WordMapRetriever(config, BACKBONES.get(name).load_text(source), name, patch_width)
+        name, encoder = load_text_encoder(source) if source else ("", None)
+        if not name:
+            raise ConfigError(
+                f"The source {config.source!r} is no CLIP that can be reached. Give a towers artifact of `cirray "
+                "clip`, a CLIP folder (config.json, model.safetensors, the tokenizer's files), a hub id while the hub "
+                "answers, a folder of open_clip, or open_clip:NAME=FILE."
+            )
+        return WordMapRetriever(config, encoder, name, patch_width)
 
 
 def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> WordMapRetriever:

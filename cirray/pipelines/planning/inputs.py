@@ -81,8 +81,8 @@ def tower_of(place: str, beside: Beside) -> tuple[VisionTower, str]:
     if "vision" not in tree and "towers" in tree:
         return tower_of(str(tree["towers"]), beside)
     tower = outline_tower(str(tree.get("vision", "asset")))
-    if tree.get("clip_tokens") == "all" and isinstance(tower, ClipTower):
-        tower = tower.with_tokens("all")
+    if "clip_tokens" in tree and isinstance(tower, ClipTower):
+        tower = tower.with_tokens(tree["clip_tokens"])
     return tower, f"recipe {name}"
 
 
@@ -128,6 +128,11 @@ def image_count(data: DataConfig) -> tuple[int | None, str]:
         return len(read_dataset(data).images), "read"
     except (CirrayError, OSError):
         return IMAGES.get(data.format), "published count"
+
+
+def images_of(data: DataConfig | None) -> tuple[int | None, str]:
+    """As `image_count`, where there is a data set at all."""
+    return image_count(data) if data is not None else (None, "no data")
 
 
 def triplet_count(uri: str, beside: Beside) -> int | None:

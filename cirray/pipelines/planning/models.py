@@ -14,6 +14,8 @@ from cirray.generators.mtg import ModificationTextModel
 from cirray.models.base import Retriever
 from cirray.models.composed import QFormerRetriever
 from cirray.models.config import RetrieverConfig
+from cirray.models.dual import DualEncoderRetriever
+from cirray.models.forked import ForkedRetriever
 from cirray.models.outlines import Words, outline_dual, outline_language, qformer_sizes
 from cirray.models.retriever_files import build_described
 from cirray.models.text import build_tokenizer, load_tokenizer
@@ -22,6 +24,7 @@ from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inputs import Beside, description_of
 from cirray.pipelines.planning.steps import Tokens
 from cirray.pipelines.train_inputs import read_inputs
+from cirray.training.objectives import term_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}
 """Types of a frozen language model; published ones are stored in 16 bits, which `auto` keeps."""
@@ -47,6 +50,20 @@ def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside
         return QFormerRetriever(config, words, tokens.width), run.qformer_source
     words, origin = _words(run, plan)
     return QFormerRetriever(run.model, words, tokens.width), f"model, {origin}"
+
+
+def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) -> tuple[Retriever, str]:
+    """As `retriever_of`, with a frozen twin as its target side where the objective has a negative bank.
+
+    Raises:
+        ConfigError: as `retriever_of`.
+    """
+    model, origin = retriever_of(run, plan, tokens, beside)
+    shared = isinstance(model, DualEncoderRetriever) and not model.target_weights()
+    if shared or isinstance(model, ForkedRetriever) or "bank_infonce" not in term_weights(run.training):
+        return model, origin
+    # Weightless tensors cannot be copied, which `fork_for_query_tuning` would do.
+    return ForkedRetriever(model, retriever_of(run, plan, tokens, beside)[0], run.training.bank.trains), origin
 
 
 def generator_of(
@@ -82,6 +99,8 @@ def written_generator(
     if found is not None:
         return _described_generator(place, dtype, *found), place
     run, recipe = beside.config(place, GeneratorRun), beside.recipe(place)
+    if recipe is not None and recipe[0].startswith("templates"):
+        raise ConfigError(f"The generator {place!r} fills templates, which needs no accelerator and no plan.")
     if run is None or recipe is None:
         raise ConfigError(
             f"The generator {place!r} is not there, and no recipe beside the run's file trains it. Train it first, or "
@@ -115,6 +134,11 @@ def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) 
         return QFormerRetriever(RetrieverConfig.published(), stub, tokens.width), f"recipe {name}"
     pretrain = dict(tree["training"]).get("objective") == "pretrain"
     before = beside.config(run.init, PretrainRun if pretrain else FinetuneRun)
+    if before is None and "mapping" in str(dict(tree["training"]).get("objective", "")):
+        raise ConfigError(
+            f"{run.init!r} is not there; the sizes of a pseudo-word retriever are read from what `cirray map` wrote. "
+            f"Run its recipe {name!r} first."
+        )
     if before is None or before.init == run.init:
         raise ConfigError(f"The recipe {name!r}, which writes {run.init!r}, cannot be read.")
     return retriever_of(before, plan, tokens, beside)[0], f"recipe {name}"

@@ -1,6 +1,7 @@
 """One step of a training, counted on the real network without weights. Needs torch and transformers alone."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,8 +12,11 @@ from cirray.models.dual import DualEncoderRetriever
 from cirray.models.text import TextBatch
 from cirray.pipelines.planning.memory import States, Weights, count_weights, training_states
 from cirray.training.config import LoopConfig, TrainingConfig
-from cirray.training.objectives import retrieval_loss, wanted_outputs
+from cirray.training.objectives import OBJECTIVES, retrieval_loss, term_weights, wanted_outputs
 from cirray.training.tracing import Trace, trace_step
+
+FROM_DATA = ("bank_infonce", "composing")
+"""Terms that encode images of the data before the first step."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Counted:
-    """What a step on one GPU is made of. `tower` is what a vision tower beside the model takes, where there is one."""
+    """What a step on one GPU is made of.
+
+    Where there are any: `tower` is what a vision tower beside the model takes, `bank` what images encoded before the
+    first step do.
+    """
 
     weights: Weights
     states: States
@@ -35,6 +43,7 @@ class Counted:
     world: int
     batch_bytes: int
     tower: int = 0
+    bank: int = 0
 
     @property
     def bf16(self) -> bool:
@@ -49,7 +58,7 @@ class Counted:
     @property
     def total(self) -> int:
         """Bytes of a step on one GPU, without the reserve."""
-        return self.states.total + self.trace.peak + self.batch_bytes + self.tower
+        return self.states.total + self.trace.peak + self.batch_bytes + self.tower + self.bank
 
 
 class Ranks:
@@ -78,15 +87,27 @@ def count_retriever(
     model: Retriever, config: TrainingConfig, tokens: Tokens, world: int = 1, text_tokens: int | None = None
 ) -> Counted:
     """Count a retriever's step; called where the model was made (`weightless`)."""
-    batch = retrieval_batch(model, config, tokens, max(config.batch // world, 1), text_tokens)
-    # Whether a row lacks its reverse text is looked up in the data, which is not there.
-    checked = config.model_copy(update={"missing_reverse": "skip"})
+    checked = without_data(config)
+    batch = retrieval_batch(model, checked, tokens, max(config.batch // world, 1), text_tokens)
     model.train()
     bf16 = config.precision == "bf16"
     trace = trace_step(lambda: retrieval_loss(model, batch, checked, Ranks(world)).total, model, batch, bf16)
     weights = count_weights(model)
     patches = 2 * batch.reference_BPD.numel() * batch.reference_BPD.element_size()
     return Counted(weights, training_states(weights, config, world), trace, config, world, patches)
+
+
+def without_data(config: TrainingConfig) -> TrainingConfig:
+    """The objective with a contrast inside the batch in place of terms that encode images before the first step.
+
+    Whether a row lacks its reverse text is looked up in the data too, which is not there.
+    """
+    prepare = [name for name in term_weights(config) if name in FROM_DATA]
+    told: dict[str, Any] = {"missing_reverse": "skip"}
+    if prepare:
+        own = {**OBJECTIVES.get(config.objective)(config), **config.terms}
+        told |= {"objective": "finetune", "terms": {**own, **dict.fromkeys(prepare, 0.0)}}
+    return config.model_copy(update=told)
 
 
 def retrieval_batch(

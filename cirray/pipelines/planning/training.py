@@ -5,17 +5,20 @@ from typing import Any
 
 import torch
 
+from cirray.models.base import Retriever
 from cirray.models.outlines import weightless
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.pipelines.config import GeneratorRun, TrainRun
 from cirray.pipelines.planning.config import PlanConfig
-from cirray.pipelines.planning.inputs import Beside, labelled_rows, tokens_of, tower_of, triplet_count
-from cirray.pipelines.planning.memory import count_weights
-from cirray.pipelines.planning.models import generator_of, retriever_of
+from cirray.pipelines.planning.inputs import Beside, images_of, labelled_rows, tokens_of, tower_of, triplet_count
+from cirray.pipelines.planning.memory import count_weights, feature_bytes, training_states
+from cirray.pipelines.planning.models import generator_of, trained_retriever
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
 from cirray.pipelines.planning.steps import Counted, Tokens, count_generator, count_retriever
+from cirray.training.objectives import term_weights
 from cirray.training.tracing import trace_forward
 
+_SHARD_ROWS = 512
 _LIVE_BATCH = 64
 """`LiveFeatures` encodes so many images at once."""
 
@@ -29,10 +32,12 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: Beside) -> PlanRepor
     tokens = tokens_of(run.features, run.towers, plan, beside)
     world = run.ray.num_workers if run.ray.enabled else 1
     with weightless():
-        model, origin = retriever_of(run, plan, tokens, beside)
+        model, origin = trained_retriever(run, plan, tokens, beside)
         counted = count_retriever(model, run.training, tokens, world, plan.text_tokens)
         if not run.features:
             counted = _with_tower(counted, tower_of(run.towers, beside)[0])
+    images, source = (plan.images, "plan.images") if plan.images else images_of(run.data)
+    counted = replace(counted, bank=_bank_bytes(run, model, images, world))
     rows, told = _training_rows(run, plan, beside)
     candidates = run.training.batch * (2 if run.training.negatives == "batch_images" else 1)
     vectors = 1 if model.config.similarity == "dot" else model.config.qformer.queries
@@ -41,7 +46,8 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: Beside) -> PlanRepor
         "score matrix", block * candidates * vectors * 4, "bytes",
         f"{block} queries x {candidates} images x {vectors} vectors, part of the activations",
     )  # fmt: skip
-    frame = _Frame(f"retriever, objective {run.training.objective}", origin, tokens, rows, told)
+    kept = _disk_line(run, tokens, images, source)
+    frame = _Frame(f"retriever, objective {run.training.objective}", origin, tokens, rows, told, kept)
     warnings = fit_warnings(counted, plan, _retriever_remedies(run, counted))
     return _report(frame, counted, plan, [contrast], warnings)
 
@@ -58,7 +64,9 @@ def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: Beside) -> PlanR
         model, origin = generator_of(run, plan, tokens, beside)
         counted = count_generator(model, run.training, tokens, plan.answer_tokens, world)
     rows, told = (plan.rows, "plan.rows") if plan.rows else labelled_rows(run.data)
-    frame = _Frame(f"generator, language model {run.model.tuning}", origin, tokens, run.labels or rows, told)
+    images, source = (plan.images, "plan.images") if plan.images else images_of(run.data)
+    kept = _disk_line(run, tokens, images, source)
+    frame = _Frame(f"generator, language model {run.model.tuning}", origin, tokens, run.labels or rows, told, kept)
     language = sum(item.numel() * item.element_size() for item in model.lm.parameters())
     extra = [Line("language model", language, "bytes", f"{run.language_dtype}, part of the weights")]
     remedies = ["training.precision=bf16"] if run.training.precision == "fp32" else []
@@ -72,7 +80,7 @@ def fit_warnings(counted: Counted, plan: PlanConfig, remedies: list[str]) -> tup
     room = (plan.card.memory_gib - plan.reserve_gib) * GIB
     if counted.total <= room:
         return ()
-    fixed = counted.states.total + counted.tower
+    fixed = counted.states.total + counted.tower + counted.bank
     per_row = (counted.trace.peak + counted.batch_bytes) / counted.rows
     fitting = int(0.95 * (room - fixed) / per_row) * counted.world if room > fixed else 0
     options = [*remedies]
@@ -91,6 +99,7 @@ class _Frame:
     tokens: Tokens
     rows: int | None
     told: str
+    disk: Line
 
 
 def _report(
@@ -98,6 +107,7 @@ def _report(
 ) -> PlanReport:
     loop, weights, states = counted.loop, counted.weights, counted.states
     stage = f"ZeRO {loop.zero_stage}" if loop.engine == "deepspeed" else "every GPU holds all of it"
+    bank = [Line("negative bank", counted.bank, "bytes", "all training images, encoded once")] if counted.bank else []
     live = [Line("vision tower", counted.tower, "bytes", "images are encoded while training")] if counted.tower else []
     sections = {
         "model": (
@@ -113,13 +123,50 @@ def _report(
             Line("activations at most", counted.trace.peak, "bytes", "saved ones, temporaries, gradients as they come"),
             Line("batch", counted.batch_bytes, "bytes", "patch tokens of references and targets"),
             *live,
+            *bank,
             Line("all of it", counted.total, "bytes", f"without plan.reserve_gib={plan.reserve_gib:g}"),
             Line("room", int(plan.card.memory_gib * GIB), "bytes", plan.gpu),
             *extra,
         ),
+        f"weights, gradients and optimiser of one GPU of {counted.world}, by ZeRO stage": stage_lines(counted),
+        "disk": (frame.disk,),
         "time": _time_lines(frame, counted, plan),
     }  # fmt: skip
     return PlanReport(f"plan of {frame.title}", sections, warnings)
+
+
+def stage_lines(counted: Counted) -> tuple[Line, ...]:
+    """What the states would take under the torch engine and under every ZeRO stage, the run's own marked."""
+    loop = counted.loop
+    lines: list[Line] = []
+    own = loop.zero_stage if loop.engine == "deepspeed" else 0
+    for stage in range(4):
+        engine = loop.model_copy(update={"engine": "deepspeed" if stage else "torch", "zero_stage": stage})
+        states = training_states(counted.weights, engine, counted.world)
+        name = f"ZeRO {stage}" if stage else "engine torch"
+        host = f"and {size(states.host)} of the host" if states.host else ""
+        note = ", ".join(text for text in ("this run" if stage == own else "", host) if text)
+        lines.append(Line(name, states.total, "bytes", note))
+    return tuple(lines)
+
+
+def _bank_bytes(run: TrainRun, model: Retriever, images: int | None, world: int) -> int:
+    """The negative bank's share of one GPU: every training image as the target side encodes it."""
+    if "bank_infonce" not in term_weights(run.training):
+        return 0
+    settings, config = run.training.bank, model.config
+    vectors = 1 if config.similarity == "dot" else config.qformer.queries
+    whole = (images or 0) * vectors * config.embed_dim * (2 if settings.half else 4)
+    sharded = whole > settings.replicate_gb * 1e9 if settings.sharded == "auto" else settings.sharded
+    return -(-whole // world) if sharded else whole
+
+
+def _disk_line(run: TrainRun | GeneratorRun, tokens: Tokens, images: int | None, source: str) -> Line:
+    """What the run's features take on disk."""
+    if not run.features or not images:
+        return Line("features", None, "bytes", "set plan.images" if run.features else "images are encoded in the run")
+    disk = feature_bytes(images, tokens.count, tokens.width, _SHARD_ROWS)
+    return Line("features", disk, "bytes", f"{images:,} images ({source}), fp16")
 
 
 def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line, ...]:

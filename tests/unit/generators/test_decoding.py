@@ -46,6 +46,16 @@ def test_beam_search_equals_transformers_generate(language, prefix, length_penal
     assert [row.ids for row in found] == expected
 
 
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.5}, {"min_new_tokens": 6, "length_penalty": 1.5}])
+def test_beam_search_with_the_papers_penalties_equals_transformers_generate(language, prefix, settings):
+    config = {"max_new_tokens": 8, **settings}
+    found = decode(language.model, prefix, DecodingConfig(beams=5, **config), END)
+    expected = reference(language, prefix, num_beams=5, early_stopping=False, **{"min_new_tokens": 1, **config})
+    assert [row.ids for row in found] == expected
+    plain = decode(language.model, prefix, DecodingConfig(beams=5, max_new_tokens=8), END)
+    assert [row.ids for row in plain] != expected
+
+
 def test_beam_search_is_at_least_as_probable_as_greedy(language, prefix):
     greedy = decode(language.model, prefix, DecodingConfig(max_new_tokens=8), END)
     beams = decode(language.model, prefix, DecodingConfig(max_new_tokens=8, beams=6, length_penalty=0.0), END)

@@ -6,15 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import TransformConfig
+from cirray.generators.captioners.base import CaptionerSettings
+from cirray.generators.captioners.hf import HfCaptioner
 from cirray.generators.config import GeneratorConfig, LoraConfig, ReaderConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.store import load_model, save_generator
 from cirray.models.composed import build_retriever
-from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
+from cirray.models.config import DualEncoderConfig, QFormerConfig, RetrieverConfig, VisionTowerConfig
+from cirray.models.dual import build_dual
 from cirray.models.retriever_files import load_retriever
 from cirray.models.text import build_tokenizer, load_tokenizer
+from cirray.models.towers import hf_clip
 from cirray.models.towers.config import LanguageModelConfig
 from cirray.models.towers.hf_blip2 import PREPROCESSOR, build_vision_tower, load_vision_tower
 from cirray.models.towers.language import build_language_model, build_word_tokenizer, load_language_model
@@ -134,3 +138,54 @@ def test_tokenizers_without_a_pad_or_an_end_token_are_refused_or_have_a_stand_in
     made.tokenizer.eos_token = None
     with pytest.raises(ArtifactError, match="no end token"):
         _ = made.end_id
+
+
+@pytest.mark.parametrize("what", ["tower", "language model"])
+def test_a_configuration_that_contradicts_itself_is_refused(what, tmp_path):
+    write, load, _ = LOADERS[what]
+    write(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_attention_heads"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="could be read from") as caught:
+        load(tmp_path)
+    assert "3" in str(caught.value)
+
+
+HUB = "somebody/some-model"
+FROM_THE_HUB = {
+    "vision tower": lambda: load_vision_tower(HUB),
+    "language model": lambda: load_language_model(HUB),
+    "tokenizer": lambda: load_tokenizer(HUB),
+    "CLIP model": lambda: hf_clip.load_text(HUB),
+    "image-to-text model": lambda: HfCaptioner(CaptionerSettings(source=HUB)),
+}
+
+
+@pytest.mark.parametrize("what", FROM_THE_HUB)
+def test_a_hub_id_without_network_is_one_sentence_that_says_which_files_to_put_where(what, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    wanted = f"No {what} could be read from '{HUB}': it is no folder here, and the hub does not answer.*Put .*json"
+    with pytest.raises(ArtifactError, match=f"{wanted}.* into one folder and name that folder, or run once with"):
+        FROM_THE_HUB[what]()
+
+
+def test_a_dual_encoder_from_the_hub_without_network_names_the_files_too(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="that can be reached. Give a folder .CLIP: config.json, model.safetensors"):
+        build_dual(DualEncoderConfig(source=HUB), ["make it red"], 8)
+
+
+def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(tmp_path):
+    with pytest.raises(ArtifactError, match="it is no folder here. Put config.json"):
+        load_language_model(tmp_path / "nowhere")
+
+
+def test_weights_below_the_home_folder_are_found_by_their_short_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tower(tmp_path / "tower")
+    write_language(tmp_path / "lm")
+    build_tokenizer(["make it red"]).save_pretrained(str(tmp_path / "words"))
+    assert load_vision_tower("~/tower").width == 8 and load_language_model("~/lm").width == 16
+    assert load_tokenizer("~/words").pad_token_id == 0
+    assert load_language_model("~/lm").source == "~/lm"  # what is written into artifacts names nobody's home

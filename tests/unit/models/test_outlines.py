@@ -110,6 +110,31 @@ def test_published_towers_have_their_published_sizes():
     assert isinstance(named, OpenClipTower) and named.width == 640
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens", "millions"),
+    [("openai/clip-vit-large-patch14", 1024, 427.6), ("openai/clip-vit-base-patch32", 768, 151.3)],
+)
+def test_published_clip_models_have_their_published_sizes(name, tokens, millions):
+    # 303.97 and 87.85 million in the vision towers with their projections, the rest in the texts' (and one scale).
+    tower = outlined(outline_tower, name)
+    dual = outlined(outline_dual, DualEncoderConfig(source=name), tower.width)
+    assert (count(tower) + count(dual.text_encoder)) / 1e6 == pytest.approx(millions, abs=0.1)
+    assert tower.with_tokens("unprojected").width == tokens and tower.num_tokens == 1
+
+
+def test_llama_2_has_its_published_size_and_a_folder_to_be_filled_is_known_by_its_name(tmp_path):
+    llama = outlined(outline_language, "meta-llama/Llama-2-13b-hf")
+    assert count(llama.model) / 1e9 == pytest.approx(13.02, abs=0.01) and len(llama.tokenizer) == 32000
+    assert published("~/weights/clip-vit-large-patch14").projection_dim == 768
+    folder = tmp_path / "clip-vit-large-patch14"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+    assert settings_of(str(folder)).hidden_size == 64  # what is there says more than a name
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    with pytest.raises(ArtifactError, match="cannot be read: .*hidden size .8. is not a multiple"):
+        settings_of(str(folder))
+
+
 def test_unknown_sources_are_refused_in_words(tmp_path):
     assert published("some/model") is None
     with pytest.raises(ConfigError, match="are not known here.*Fetch its config.json"):

@@ -103,6 +103,46 @@ def test_more_workers_and_stages_take_less_of_each_card(fields):
     assert eight.value("activations saved") < one.value("activations saved") / 4
 
 
+def test_states_are_told_for_every_zero_stage_and_the_runs_own_is_marked():
+    report = plan_of("finetune-cirr-ptha-improved-blip2-8small")
+    whole, one, two, three = (report.value(name) for name in ("engine torch", "ZeRO 1", "ZeRO 2", "ZeRO 3"))
+    assert whole > one > two > three and whole == pytest.approx(16 * report.value("trained weights"), rel=1e-5)
+    (own,) = [line for lines in report.sections.values() for line in lines if "this run" in line.note]
+    assert own.name == "ZeRO 3" and "of the host" in own.note
+    assert own.value == report.value("weights") + report.value("gradients") + report.value("optimiser")
+
+
+def test_a_training_tells_its_features_on_disk(fields):
+    made = plan_of("embed-cirr-blip2-h200").value("features")
+    assert plan_of("finetune-cirr-sprc-blip2-h200").value("features") == made
+    live = plan_run(validate(TrainRun, {**fields, "features": [], "out": "x"}))
+    assert live.value("features") is None
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_negative_bank_and_the_frozen_twin_that_encodes_it_are_counted(fields, half):
+    training = {**fields["training"], "objective": "spn", "bank": {"half": half}}
+    run = validate(TrainRun, {**fields, "out": "x", "training": training})
+    report = plan_run(run, PlanConfig(images=1000))
+    sizes = run.model
+    assert report.value("negative bank") == 1000 * sizes.qformer.queries * sizes.embed_dim * (2 if half else 4)
+    assert report.value("frozen weights") == report.value("trained weights") > 0
+    parts = ("weights", "gradients", "optimiser", "activations at most", "batch", "negative bank")
+    assert report.value("all of it") == sum(report.value(name) for name in parts)
+
+
+def test_recipes_of_clip_are_planned_with_the_tokens_that_their_towers_give():
+    assert plan_of("embed-cirr-clip-l14-tokens-h200").value("patch tokens") == "257 x 1024"
+    assert plan_of("embed-cirr-clip-l14-pooled-h200").value("patch tokens") == "1 x 768"
+
+
+def test_what_a_plan_cannot_know_or_need_not_is_said_in_words():
+    with pytest.raises(ConfigError, match="fills templates, which needs no accelerator"):
+        plan_of("generate-cirr-spn-clip-cpu")
+    with pytest.raises(ConfigError, match="'map-cc3m-twostage-clip-l14-h200.yaml' first"):
+        plan_of("finetune-lasco-twostage-clip-l14-h200")
+
+
 def test_a_run_whose_inputs_are_there_is_counted_as_it_will_be(fields):
     run = validate(TrainRun, {**fields, "out": "x"})
     report = plan_run(run)
