@@ -196,6 +196,8 @@ class DualEncoderConfig(Config):
     """Temperature of the contrastive loss (CLIP4CIR: 100 x cosine)."""
     learn_temperature: bool = False
     """Whether the temperature is trained."""
+    temperature_clamp: tuple[float, float] | None = (0.01, 0.1)
+    """Range of a trained temperature; null: free, and on few triplets it may cross 0, which turns the ranking round."""
     similarity: Literal["dot"] = "dot"
     """Query against an image's one vector."""
     gradient_checkpointing: bool = False

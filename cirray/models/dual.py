@@ -15,6 +15,7 @@ from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.clamp import inward_clamp
 from cirray.models.config import DualEncoderConfig
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.text import TextBatch
@@ -58,6 +59,13 @@ class DualEncoderRetriever(Retriever):
         text_encoder.requires_grad_(config.train_text)
         if config.gradient_checkpointing and hasattr(text_encoder.model, "gradient_checkpointing_enable"):
             text_encoder.model.gradient_checkpointing_enable()
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """The temperature: a trained one inside its range, a fixed one as it was given."""
+        if not self.config.learn_temperature or self.config.temperature_clamp is None:
+            return self.raw_temperature[0]
+        return inward_clamp(self.raw_temperature[0], *self.config.temperature_clamp)
 
     def train(self, mode: bool = True) -> "DualEncoderRetriever":
         """Training mode for what is trained: a frozen text encoder stays in eval mode."""

@@ -87,6 +87,17 @@ def test_towers_and_text_encoders_of_both_libraries_come_back(make, tmp_path):
     assert again.digest == retriever.digest and again.config.source == "" and again.config.embed_dim == small.EMBED
 
 
+def test_a_trained_temperature_stays_in_its_range_and_a_fixed_one_is_taken_as_given():
+    learned, free = (tiny("sum", learn_temperature=True, temperature_clamp=clamp) for clamp in ((0.01, 0.1), None))
+    for retriever, seen in ((learned, 0.01), (free, -0.001)):
+        with torch.no_grad():
+            retriever.raw_temperature.fill_(-0.001)
+        assert retriever.temperature.item() == pytest.approx(seen)
+    (1 / learned.temperature).backward()
+    assert learned.raw_temperature.grad.item() != 0, "a descent step leads back into the range"
+    assert tiny("sum", temperature=0.005).temperature.item() == pytest.approx(0.005)
+
+
 def test_a_frozen_text_encoder_gets_no_gradient_and_the_temperature_only_where_asked(patches):
     frozen, learned = tiny("combiner", train_text=False), tiny("combiner", learn_temperature=True)
     for retriever, text_moves in ((frozen, False), (learned, True)):
