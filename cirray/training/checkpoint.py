@@ -48,7 +48,10 @@ def read_checkpoint(folder: Path, state: LoopState) -> None:
     state.step, state.history = int(loop["step"]), list(loop["history"])
     if "best" in loop:
         kept = torch.load(folder / BEST, map_location="cpu", weights_only=True) if state.rank == 0 else {}
-        state.best, state.stopped = Best(int(loop["best"][0]), float(loop["best"][1]), int(loop["best"][2]), kept), bool(loop["stopped"])
+        state.best, state.stopped = (
+            Best(int(loop["best"][0]), float(loop["best"][1]), int(loop["best"][2]), kept),
+            bool(loop["stopped"]),
+        )
 
 
 def latest_checkpoint(root: Path) -> Path | None:

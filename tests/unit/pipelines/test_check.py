@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cirray.core.artifacts import open_stage
-from cirray.core.errors import ArtifactError, GenerationError
+from cirray.core.errors import GenerationError, IndexMismatchError
 from cirray.evaluation.round_trip import pair_scores, round_trip_ranks, worse_of_both
 from cirray.features.store import FeatureStore
 from cirray.pipelines import check
@@ -120,7 +120,7 @@ def test_a_check_that_nothing_passes_leaves_nothing_behind(run, tmp_path, monkey
 
 def test_features_of_another_tower_are_refused(run, monkeypatch):
     monkeypatch.setattr(check, "load_models", lambda *_: (Obedient(), SimpleNamespace(digest="other"), None))
-    with pytest.raises(ArtifactError, match="Embed the images with that tower"):
+    with pytest.raises(IndexMismatchError, match="Embed the images with that tower"):
         check.run_check(run())
 
 

@@ -138,7 +138,7 @@ def test_recipes_of_clip_are_planned_with_the_tokens_that_their_towers_give():
 
 def test_what_a_plan_cannot_know_or_need_not_is_said_in_words():
     with pytest.raises(ConfigError, match="fills templates, which needs no accelerator"):
-        plan_of("generate-cirr-spn-clip-cpu")
+        plan_of("generate-cirr-spn-clip-instead-cpu")
     with pytest.raises(ConfigError, match="'map-cc3m-twostage-clip-l14-h200.yaml' first"):
         plan_of("finetune-lasco-twostage-clip-l14-h200")
 
