@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cirray.evaluation import frame
 from cirray.evaluation.metrics import Spread, spread
+from cirray.evaluation.plots import data_size_curve
 from cirray.evaluation.tables import percent, text_table
 
 if TYPE_CHECKING:
@@ -61,6 +62,31 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Methods over the values of one variable."""
+
+    title: str
+    x_label: str
+    metric: str
+    points: Mapping[str, tuple[tuple[float, tuple[float, ...]], ...]]
+    """Method -> (value of the variable, one fraction per seed) in the order of the values."""
+    scale: str = "log"
+
+    def figure(self) -> "Figure":
+        """Means with sample deviations."""
+        found = {name: [(at, spread(seeds)) for at, seeds in points] for name, points in self.points.items()}
+        series = {name: [(at, item.mean, item.deviation) for at, item in points] for name, points in found.items()}
+        return data_size_curve(series, self.x_label, f"{self.metric} in %", self.scale)
+
+    def text(self) -> str:
+        """One line per method, one column per value."""
+        values = [at for at, _ in next(iter(self.points.values()))]
+        lines = [[self.x_label, *(f"{value:,g}" for value in values)]]
+        lines += [[name, *(percent(spread(seeds)) for _, seeds in points)] for name, points in self.points.items()]
+        return text_table(lines, self.title)
+
+
+@dataclass(frozen=True)
 class StudyContent:
     """All that a study's report shows."""
 
@@ -73,6 +99,8 @@ class StudyContent:
     facts: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     """Words -> page beside this one (the seeds' own reports, with pictures)."""
+    curves: tuple[Curve, ...] = ()
+    """In the text and the figures' file; their pictures are among `figures`."""
 
 
 def judge_claim(
@@ -102,6 +130,7 @@ def study_dict(content: StudyContent) -> dict[str, Any]:
         "seeds": list(content.seeds),
         "rows": [{**asdict(row), "mean": {k: spread(v).mean for k, v in row.metrics.items()}} for row in content.rows],
         "claims": [{**asdict(item), "verdict": item.word} for item in content.verdicts],
+        "curves": [asdict(item) for item in content.curves],
         "facts": dict(content.facts),
     }
 
@@ -116,6 +145,8 @@ def render_study(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", 
     parts = [text_table(lines, f"{content.title} (seeds {seeds})"), f"Protocol: {content.protocol}."]
     if content.verdicts:
         parts += ["", *(item.line() for item in content.verdicts)]
+    for curve in content.curves:
+        parts += ["", curve.text()]
     return "\n".join(parts)
 
 

@@ -13,9 +13,18 @@ from cirray.core.artifacts import Manifest, is_complete, open_stage, read_manife
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.evaluation.metrics import spread
-from cirray.evaluation.plots import data_size_curve, method_plot, save_figure
+from cirray.evaluation.plots import method_plot, save_figure
 from cirray.evaluation.report import file_name
-from cirray.evaluation.study import StudyContent, StudyRow, Verdict, judge_claim, render_study, study_dict, study_page
+from cirray.evaluation.study import (
+    Curve,
+    StudyContent,
+    StudyRow,
+    Verdict,
+    judge_claim,
+    render_study,
+    study_dict,
+    study_page,
+)
 from cirray.pipelines.config import RayConfig
 from cirray.pipelines.resources import cluster
 from cirray.pipelines.schedule import Node, Watch, run_graph, run_here
@@ -72,10 +81,11 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
     _run(run, graphs, {item.node.name: item for item in everything})
     rows = {name: _row(name, main) for name in (IMAGE_ONLY, *names)}
     figures = {"R@1 by method": method_plot({name: row.metrics["R@1"] for name, row in rows.items()})}
-    figures |= {_curve_title(run.curves[name]): _curve(run.curves[name], points) for name, points in curves.items()}
+    lines = tuple(_curve(run.curves[name], points) for name, points in curves.items())
+    figures |= {line.title: line.figure() for line in lines}
     content = StudyContent(
         run.title, tuple(rows.values()), main[0].result.extra["protocol"], run.seeds, _verdicts(run, rows), figures,
-        _facts(run), {f"seed {item.graph.seed}": _link(run, item) for item in main},
+        _facts(run), {f"seed {item.graph.seed}": _link(run, item) for item in main}, lines,
     )  # fmt: skip
     return _publish(run, content, everything)
 
@@ -214,17 +224,16 @@ def _verdicts(run: StudyRun, rows: Mapping[str, StudyRow]) -> tuple[Verdict, ...
     )  # fmt: skip
 
 
-def _curve(spec: CurveSpec, points: list[list[Scoring]]) -> Any:
-    series: dict[str, list[tuple[float, float, float | None]]] = {name: [] for name in spec.rows}
-    for value, point in zip(spec.values, points, strict=True):
-        for name in spec.rows:
-            found = spread([float(item.result.metrics[name][spec.metric]) for item in point])
-            series[name].append((float(value or 0), found.mean, found.deviation))
-    return data_size_curve(series, spec.x_label or spec.variable, f"{spec.metric} in %", spec.scale)
-
-
-def _curve_title(spec: CurveSpec) -> str:
-    return f"{spec.metric} over {spec.x_label or spec.variable}"
+def _curve(spec: CurveSpec, points: list[list[Scoring]]) -> Curve:
+    found = {
+        name: tuple(
+            (float(value or 0), tuple(float(item.result.metrics[name][spec.metric]) for item in point))
+            for value, point in zip(spec.values, points, strict=True)
+        )
+        for name in spec.rows
+    }
+    label = spec.x_label or spec.variable
+    return Curve(f"{spec.metric} over {label}", label, spec.metric, found, spec.scale)
 
 
 def _facts(run: StudyRun) -> dict[str, str]:

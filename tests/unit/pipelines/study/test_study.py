@@ -94,6 +94,9 @@ def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(stud
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["plain"]["labels"] == 40 and rows["other"]["labels"] == 0
     assert len(rows["plain"]["metrics"]["R@1"]) == 2 and all(seconds > 0 for seconds in rows["plain"]["seconds"])
+    points = dict(found["curves"][0]["points"]["plain"])
+    assert points[40.0] == rows["plain"]["metrics"]["R@1"] and list(points) == [16.0, 40.0]
+    assert "R@1 over labels" in table
     assert found["claims"][0]["verdict"] in ("confirmed", "refuted", "not settled", "no difference")
     page = (out / "report.html").read_text()
     assert "<svg" in page and "Expected and measured" in page and "<script" not in page
