@@ -141,6 +141,7 @@ def method_plot(values: Mapping[str, Sequence[float]], metric: str = "R@1") -> "
         axis.annotate(f"{points.mean():.1f}", (max(points.max(), points.mean() + spread), place), xytext=(7, 0),
                       textcoords="offset points", va="center", color=_INK, fontsize=8)  # fmt: skip
     axis.set_yticks(range(len(values)), list(values))
+    axis.set_ylim(-0.7, len(values) - 0.3)
     axis.invert_yaxis()
     axis.margins(x=0.1)
     _finish(axis, f"{metric} in %", "", legend=False)
