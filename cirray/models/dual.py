@@ -24,6 +24,7 @@ from cirray.types import stable_id
 
 SCRATCH = "hf_clip"
 """Backbone of text encoders that are built from scratch."""
+_FIXED = ("source", "text", "embed_dim", "image_projection", "pooling")
 
 
 class DualEncoderRetriever(Retriever):
@@ -136,6 +137,31 @@ class DualEncoderRetriever(Retriever):
             temperature=self.temperature, reference_BQD=references_BQD,
             text_query_BD=_unit(text_BD) if wanted.text_only else None,
         )  # fmt: skip
+
+    def changed(self, settings: Mapping[str, Any]) -> "DualEncoderRetriever":
+        """The same encoders under another head, or trained otherwise: CLIP4CIR's Combiner over its tuned text encoder.
+
+        A head of other weights starts at random, from the global torch generator.
+
+        Raises:
+            ConfigError: for a setting that the weights fix.
+        """
+        for name in settings:
+            if name in _FIXED:
+                raise ConfigError(
+                    f"encoder.settings.{name} cannot be changed in a checkpoint; of a dual encoder {', '.join(_FIXED)} "
+                    "stay as they are. Leave it out."
+                )
+        config = validate(DualEncoderConfig, {**self.config.to_dict(), **settings})
+        made = DualEncoderRetriever(config, self.text_encoder, self.backbone, self.patch_width)
+        made.image_projection.load_state_dict(self.image_projection.state_dict())
+        shapes = [{name: item.shape for name, item in head.state_dict().items()} for head in (made.head, self.head)]
+        if config.fusion == self.config.fusion and shapes[0] == shapes[1]:
+            made.head.load_state_dict(self.head.state_dict())
+        if "temperature" not in settings:
+            with torch.no_grad():
+                made.raw_temperature.copy_(self.temperature)
+        return made
 
     def description(self) -> dict[str, Any]:
         """Configuration, backbone and the text encoder's sizes, for `config.json`; no path of the source."""

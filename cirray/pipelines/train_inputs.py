@@ -129,7 +129,10 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
         if run.model.gradient_checkpointing and isinstance(retriever, QFormerRetriever):
             retriever.qformer.enable_checkpointing()
-        retriever = retriever.changed(run.encoder.settings) if run.encoder is not None else retriever
+        if run.encoder is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(run.training.seed)
+                retriever = retriever.changed(run.encoder.settings)
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
     elif run.encoder is not None:

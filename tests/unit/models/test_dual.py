@@ -98,6 +98,23 @@ def test_a_trained_temperature_stays_in_its_range_and_a_fixed_one_is_taken_as_gi
     assert tiny("sum", temperature=0.005).temperature.item() == pytest.approx(0.005)
 
 
+def test_a_combiner_is_put_over_the_tuned_encoders_of_a_checkpoint(patches):
+    tuned = tiny("sum", learn_temperature=True)
+    with torch.no_grad():
+        for weight in tuned.text_encoder.parameters():
+            weight.add_(0.01)
+        tuned.raw_temperature.fill_(0.03)
+    made = tuned.changed({"fusion": "combiner", "train_text": False})
+    assert made.config.fusion == "combiner" and made.temperature.item() == pytest.approx(0.03)
+    assert torch.equal(made.encode_gallery(patches), tuned.encode_gallery(patches))
+    assert {name.split(".")[0] for name, item in made.named_parameters() if item.requires_grad} >= {"head"}
+    assert not any(item.requires_grad for item in made.text_encoder.parameters())
+    trained = made.changed({"head_dropout": 0.1})
+    assert all(torch.equal(a, b) for a, b in zip(trained.head.parameters(), made.head.parameters(), strict=True))
+    with pytest.raises(ConfigError, match="encoder.settings.pooling cannot be changed"):
+        tuned.changed({"pooling": "mean"})
+
+
 def test_a_frozen_text_encoder_gets_no_gradient_and_the_temperature_only_where_asked(patches):
     frozen, learned = tiny("combiner", train_text=False), tiny("combiner", learn_temperature=True)
     for retriever, text_moves in ((frozen, False), (learned, True)):
