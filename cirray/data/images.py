@@ -18,7 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 """Pillow warns from 89 million pixels on; the cap here refuses earlier, in words."""
 
-Source = Path | str | bytes | BinaryIO
+Source = Path | str | bytes | BinaryIO | Image.Image
 CROP_MARGIN = 0.7
 """GeneCIS widens a box by this share of its sides on every side."""
 
@@ -29,7 +29,8 @@ def open_image(
     """The first frame as an RGB image, upright, without metadata.
 
     Args:
-        source: a path, the bytes of a file, or a binary stream (read up to the byte limit).
+        source: a path, the bytes of a file, a binary stream (read up to the byte limit), or an opened Pillow image, of
+            whatever format, which is left as it is.
         limits: caps, checked on the header before any pixel is decoded.
         name: what to call the image in errors; the path, or "uploaded image", by default.
         box: cut this out (`crop_to_box`); its pixels are those of the file, so nothing is turned or shrunk before.
@@ -39,6 +40,9 @@ def open_image(
     """
     limits = limits or ImageLimits()
     label = repr(name) if name else repr(str(source)) if isinstance(source, Path | str) else "uploaded image"
+    if isinstance(source, Image.Image):
+        check_size(source.size, limits, label)
+        return _decode(source.copy(), limits, label) if box is None else _decode_crop(source.copy(), label, box)
     data = _read(source, limits, label)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -141,7 +145,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _read(source: Source, limits: ImageLimits, label: str) -> bytes:
+def _read(source: Path | str | bytes | BinaryIO, limits: ImageLimits, label: str) -> bytes:
     try:
         data = (
             _read_path(Path(source), limits, label) if isinstance(source, Path | str) else _read_stream(source, limits)

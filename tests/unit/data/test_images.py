@@ -64,6 +64,15 @@ def test_every_mode_becomes_rgb(mode):
     assert (to_rgb(image) if mode == "HSV" else open_image(encoded(image, format))).mode == "RGB"
 
 
+def test_an_opened_image_is_taken_as_it_is_and_not_changed():
+    given = Image.new("RGBA", (12, 10), (10, 20, 30, 255))
+    found = open_image(given)
+    assert found.mode == "RGB" and found.size == (12, 10) and found.getpixel((0, 0)) == (10, 20, 30)
+    assert given.mode == "RGBA"
+    with pytest.raises(DataError, match="uploaded image"):
+        open_image(given, ImageLimits(max_pixels=100))
+
+
 def test_sixteen_bit_grey_keeps_its_brightness():
     values = np.linspace(0, 65535, 400).reshape(20, 20).astype(np.uint16)
     grey = np.asarray(open_image(encoded(Image.fromarray(values))))[..., 0]
