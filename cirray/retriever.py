@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cirray.core.artifacts import localize
 from cirray.core.errors import DataError
@@ -23,7 +24,7 @@ from cirray.models.states import ReferenceStates
 from cirray.types import Ranking
 
 MAX_TEXT = 512
-ImageSource = str | Path | bytes
+ImageSource = str | Path | bytes | Image.Image
 
 
 class QueryEncoder(Protocol):
