@@ -49,12 +49,13 @@ def settings(home, out, *more):
 
 
 def kill_a_worker(out):
-    """When the second loop has left a checkpoint or two behind."""
+    """When the second loop has left a checkpoint or two behind, and Ray has had a moment to hear of them."""
     end = time.monotonic() + 280
     while time.monotonic() < end:
         steps = [json.loads(item.read_text())["step"] for item in Path(f"{out}.partial/ray").glob("answers-*.json")]
         workers = [item for item in psutil.Process().children(recursive=True) if item.name().startswith("ray::RayTr")]
         if steps and steps[0] > EVERY and workers:
+            time.sleep(0.5)
             return workers[-1].send_signal(signal.SIGKILL)
         time.sleep(0.01)
 
