@@ -222,7 +222,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any], partial: bool = False) -> None:
     wanted, found = _content(wanted), _content(found)
-    if wanted == found or wanted == {**found, "config": with_new_fields(found["config"], wanted["config"])}:
+    if with_new_fields(found, wanted) == wanted:
         return
     names = [name for name in ("kind", "config", "inputs") if wanted[name] != found.get(name)]
     details = "; ".join(_difference(name, wanted[name], found.get(name)) for name in names)

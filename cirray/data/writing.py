@@ -57,8 +57,7 @@ def _fill(partial: Path, write: Callable[[Path], Mapping[str, int]]) -> dict[str
 
 
 def _same(summary: Row, key: Row) -> bool:
-    found = {name: summary.get(name) for name in key}
-    return found == key or {**found, "config": with_new_fields(found["config"], key["config"])} == key
+    return bool(with_new_fields({name: summary.get(name) for name in key}, key) == key)
 
 
 def _read_marker(folder: Path) -> Row | None:
