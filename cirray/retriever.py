@@ -4,9 +4,11 @@ Shapes: B queries, P patches, D width, N gallery, K answers, H and W pixels.
 """
 
 import hashlib
+import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +23,7 @@ from cirray.data.images import open_image
 from cirray.data.transforms import ImageTransform, build_transform
 from cirray.index.store import GalleryIndex, open_index
 from cirray.models.states import ReferenceStates
-from cirray.types import Ranking
+from cirray.types import Ranking, StepTimes
 
 MAX_TEXT = 512
 ImageSource = str | Path | bytes | Image.Image
@@ -65,6 +67,7 @@ class ComposedQuery:
     k: int = 10
     exclude_reference: bool = True
     query_id: str = ""
+    decode_ms: float = 0.0
 
 
 class ComposedRetriever:
@@ -130,9 +133,11 @@ class ComposedRetriever:
         if gallery_id is not None and self.gallery.patches_NPW is not None:
             self.gallery.row(gallery_id)
             return query
+        begin = time.perf_counter()
         source = image if image is not None else self._thumbnail(str(gallery_id))
         name = "upload" if isinstance(source, bytes) else None
-        return replace(query, pixels_HWC=self.transform(open_image(source, self.limits, name)))
+        pixels_HWC = self.transform(open_image(source, self.limits, name))
+        return replace(query, pixels_HWC=pixels_HWC, decode_ms=1000 * (time.perf_counter() - begin))
 
     def search(
         self, text: str, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
@@ -162,8 +167,7 @@ class ComposedRetriever:
     @torch.inference_mode()
     def encode(self, queries: Sequence[ComposedQuery]) -> np.ndarray:
         """Query vectors `[B, D]` (float32), normalised."""
-        text = self.encoder.tokenize([clean_text(query.text) for query in queries]).to(self.device)
-        return self.encoder.compose(self._references(queries), text).float().cpu().numpy()
+        return self._compose(self._references(queries), queries)
 
     def probe(self) -> None:
         """Run one query through everything, as a health check does.
@@ -175,12 +179,32 @@ class ComposedRetriever:
         if isinstance(answer, Exception):
             raise answer
 
+    @torch.inference_mode()
     def _rankings(self, queries: Sequence[ComposedQuery]) -> list[Ranking]:
+        """Rankings with the times of the three steps that the queries share."""
         wanted = max(query.k + int(query.exclude_reference) for query in queries)
-        ids, scores_BK = self.gallery.search_index.search(self.encode(queries), wanted)
+        marks = [self._now()]
+        state = self._references(queries)
+        marks.append(self._now())
+        vectors_BD = self._compose(state, queries)
+        marks.append(self._now())
+        ids, scores_BK = self.gallery.search_index.search(vectors_BD, wanted)
+        marks.append(self._now())
+        image, text, rank = (1000 * (end - begin) for begin, end in pairwise(marks))
         return [
-            _ranking(query, names, scores_K) for query, names, scores_K in zip(queries, ids, scores_BK, strict=True)
+            _ranking(query, names, scores_K, StepTimes(query.decode_ms, image, text, rank))
+            for query, names, scores_K in zip(queries, ids, scores_BK, strict=True)
         ]
+
+    def _compose(self, state: Any, queries: Sequence[ComposedQuery]) -> np.ndarray:
+        text = self.encoder.tokenize([clean_text(query.text) for query in queries]).to(self.device)
+        return self.encoder.compose(state, text).float().cpu().numpy()
+
+    def _now(self) -> float:
+        """Seconds, once the device has finished what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def _references(self, queries: Sequence[ComposedQuery]) -> Any:
         """States of the references; the tower reads only images whose state is not kept."""
@@ -321,7 +345,7 @@ def load_encoder(folder: Path, device: str = "cpu") -> ImageTextEncoder:
     return ImageTextEncoder(load_retriever(folder, device), vision, build_transform(vision.transform), device)
 
 
-def _ranking(query: ComposedQuery, names: tuple[str, ...], scores_K: np.ndarray) -> Ranking:
+def _ranking(query: ComposedQuery, names: tuple[str, ...], scores_K: np.ndarray, times: StepTimes) -> Ranking:
     dropped = query.gallery_id if query.exclude_reference else None
     kept = [(name, float(score)) for name, score in zip(names, scores_K, strict=False) if name != dropped][: query.k]
-    return Ranking(query.query_id, tuple(name for name, _ in kept), tuple(score for _, score in kept))
+    return Ranking(query.query_id, tuple(name for name, _ in kept), tuple(score for _, score in kept), times)

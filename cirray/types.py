@@ -76,9 +76,24 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class StepTimes:
+    """Milliseconds of the steps of a search. Queries answered together share all but `decode`: a step runs once."""
+
+    decode: float = 0.0
+    """Reading and transforming the reference picture."""
+    image: float = 0.0
+    """Vision tower and the reference's part of the model; next to nothing where the state is kept."""
+    text: float = 0.0
+    """Text encoder and fusion: reference and text to query vector."""
+    rank: float = 0.0
+    """Search in the index."""
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Ids of one query's answers, best first, with their scores."""
 
     query_id: str
     ids: tuple[str, ...]
     scores: tuple[float, ...] = field(default=())
+    times: StepTimes | None = field(default=None, compare=False)

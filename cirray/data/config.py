@@ -32,6 +32,10 @@ class ShapesConfig(Config):
     """Also write the true reverse text of every labelled triplet (an oracle's privilege)."""
     pool_captions: bool = False
     """Also write a caption of every pool image: image-caption pairs for zero-shot methods, no modification text."""
+    colours: int = Field(8, ge=2, le=8)
+    """How many colours objects have: the first ones of `cirray.data.shapes.scenes.COLOURS`."""
+    shapes: int = Field(6, ge=2, le=6)
+    """How many shapes objects have: the first ones of `SHAPES`."""
     clutter: int = Field(0, ge=0, le=64)
     """Coloured specks drawn behind the objects of every image; they mean nothing and differ from image to image."""
     vague: float = Field(0.0, ge=0, le=1)

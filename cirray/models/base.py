@@ -16,6 +16,7 @@ from torch import nn
 from cirray.core.errors import ConfigError
 from cirray.core.registry import Registry
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.clamp import inward_clamp
 from cirray.models.scoring import score
 from cirray.models.text import TextBatch
 
@@ -33,14 +34,18 @@ class Retriever(nn.Module, ABC):
     """Width of the frozen tower's tokens."""
     raw_temperature: nn.Parameter
     """Temperature of the contrastive loss, one element, before any clamp."""
+    temperature_range: tuple[float, float] | None = None
+    """Where a learned temperature stays; None: anywhere."""
 
     state_depends_on_text: bool = False
     """Whether `encode_reference` gives something made for one text, which must not be kept by image."""
 
     @property
     def temperature(self) -> torch.Tensor:
-        """The temperature of the contrastive loss."""
-        return self.raw_temperature[0]
+        """The temperature of the contrastive loss, inside its range."""
+        if self.temperature_range is None:
+            return self.raw_temperature[0]
+        return inward_clamp(self.raw_temperature[0], *self.temperature_range)
 
     @property
     def device(self) -> torch.device:

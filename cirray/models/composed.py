@@ -16,7 +16,6 @@ from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
-from cirray.models.clamp import inward_clamp
 from cirray.models.config import RetrieverConfig
 from cirray.models.fusion.base import Fused, find_fusion
 from cirray.models.matching import MATCHING, MatchingHead, draw_negatives, matching_pass
@@ -50,19 +49,13 @@ class QFormerRetriever(Retriever):
         nn.init.normal_(self.prompts, std=config.prompt_std)
         # One element, not a scalar: ZeRO cannot partition or broadcast parameters without a dimension.
         self.raw_temperature = nn.Parameter(torch.tensor([config.temperature]))
+        self.temperature_range = config.temperature_clamp
         if config.gradient_checkpointing:
             self.qformer.enable_checkpointing()
         # Last, so that the other start weights do not depend on it.
         self.matching_head = None if config.matching == "none" else MatchingHead(width)
         if self.matching_head is not None:
             self.matching_head.requires_grad_(config.matching == "trained")
-
-    @property
-    def temperature(self) -> torch.Tensor:
-        """The learnable temperature, inside its range when the configuration has one."""
-        if self.config.temperature_clamp is None:
-            return self.raw_temperature[0]
-        return inward_clamp(self.raw_temperature[0], *self.config.temperature_clamp)
 
     @property
     def active_readout(self) -> str:

@@ -15,7 +15,6 @@ from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
-from cirray.models.clamp import inward_clamp
 from cirray.models.config import DualEncoderConfig
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.text import TextBatch
@@ -57,16 +56,10 @@ class DualEncoderRetriever(Retriever):
         self.image_projection = nn.Linear(patch_width, width) if config.image_projection else nn.Identity()
         self.head = DUAL_HEADS.get(config.fusion)(config, width)
         self.raw_temperature = nn.Parameter(torch.tensor([config.temperature]), requires_grad=config.learn_temperature)
+        self.temperature_range = config.temperature_clamp if config.learn_temperature else None
         text_encoder.requires_grad_(config.train_text)
         if config.gradient_checkpointing and hasattr(text_encoder.model, "gradient_checkpointing_enable"):
             text_encoder.model.gradient_checkpointing_enable()
-
-    @property
-    def temperature(self) -> torch.Tensor:
-        """The temperature: a trained one inside its range, a fixed one as it was given."""
-        if not self.config.learn_temperature or self.config.temperature_clamp is None:
-            return self.raw_temperature[0]
-        return inward_clamp(self.raw_temperature[0], *self.config.temperature_clamp)
 
     def train(self, mode: bool = True) -> "DualEncoderRetriever":
         """Training mode for what is trained: a frozen text encoder stays in eval mode."""

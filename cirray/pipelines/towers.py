@@ -144,7 +144,8 @@ def _vision(run: TowersRun, work: Path) -> tuple[VisionTower, dict[str, float]]:
         return _frozen(tower), {}
     task = VisionTask(tower, CELL_CLASSES, cell_source(run.vision_model, config))
     train_stage(task, config, work, "train the vision tower")
-    fresh = cell_batch(run.vision_model, numpy_generator(config.seed, "vision evaluation"), _JUDGED)
+    rng = numpy_generator(config.seed, "vision evaluation")
+    fresh = cell_batch(run.vision_model, rng, _JUDGED, config.clutter)
     return _frozen(tower), task.accuracy(fresh.to(run.device))
 
 

@@ -40,15 +40,15 @@ def cell_source(model: VisionTowerConfig, config: VisionTrainingConfig) -> Sourc
 
     def source(step: int, rank: int, world: int) -> VisionBatch:
         rng = numpy_generator(config.seed, "vision scenes", step, rank)
-        return cell_batch(model, rng, config.batch // world)
+        return cell_batch(model, rng, config.batch // world, config.clutter)
 
     return source
 
 
-def cell_batch(model: VisionTowerConfig, rng: np.random.Generator, count: int) -> VisionBatch:
-    """Rendered reserved scenes with the labels of every patch's cell."""
+def cell_batch(model: VisionTowerConfig, rng: np.random.Generator, count: int, clutter: int = 0) -> VisionBatch:
+    """Rendered reserved scenes, with `clutter` specks each, and the labels of every patch's cell."""
     scenes = [reserved_scene(rng) for _ in range(count)]
-    images = [render_array(scene, int(rng.integers(2**40)), model.image_size) for scene in scenes]
+    images = [render_array(scene, int(rng.integers(2**40)), model.image_size, clutter) for scene in scenes]
     cell_P = _cell_of_patch(model)
     labels_BCK = torch.tensor([cell_labels(scene) for scene in scenes])
     cells = {name: labels_BCK[:, cell_P, number] for number, name in enumerate(CELL_CLASSES)}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,10 +30,11 @@ from cirray.serving.schemas import (
     SearchForm,
     SearchRequest,
     SearchResponse,
+    Times,
     Version,
 )
 from cirray.serving.service import SearchService
-from cirray.types import Ranking
+from cirray.types import Ranking, StepTimes
 
 ServiceGetter = Callable[[], SearchService]
 _STATIC = {"app.js": "text/javascript", "app.css": "text/css", "icon.svg": "image/svg+xml"}
@@ -85,8 +87,13 @@ def _search_response(request: Request, service: SearchService, ranking: Ranking,
     ]
     return SearchResponse(
         hits=hits, index_digest=gallery.digest, encoder_digest=gallery.meta.encoder_digest,
-        took_ms=round(1000 * (time.perf_counter() - begin), 3), request_id=request.state.request_id,
+        took_ms=round(1000 * (time.perf_counter() - begin), 3), times_ms=_times(ranking),
+        request_id=request.state.request_id,
     )  # fmt: skip
+
+
+def _times(ranking: Ranking) -> Times:
+    return Times(**{name: round(value, 3) for name, value in asdict(ranking.times or StepTimes()).items()})
 
 
 def _add_gallery(app: FastAPI, service: ServiceGetter) -> None:

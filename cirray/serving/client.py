@@ -11,14 +11,14 @@ from urllib.parse import quote
 import httpx
 
 from cirray.core.errors import ServingError
-from cirray.types import Ranking
+from cirray.types import Ranking, StepTimes
 
 _TRY_AGAIN = (429, 502, 503)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A ranking with the versions that made it."""
+    """A ranking with the versions that made it; `ranking.times` are the server's."""
 
     ranking: Ranking
     index_digest: str
@@ -68,7 +68,8 @@ class SearchClient:
             reply = self._ask("POST", "/v1/search", data=form, files={"image": ("image", picture)})
         body = reply.json()
         ids, scores = [hit["id"] for hit in body["hits"]], [hit["score"] for hit in body["hits"]]
-        ranking = Ranking(body["request_id"], tuple(ids), tuple(scores))
+        times = StepTimes(**body["times_ms"]) if "times_ms" in body else None
+        ranking = Ranking(body["request_id"], tuple(ids), tuple(scores), times)
         return Answer(ranking, body["index_digest"], body["encoder_digest"], body["request_id"])
 
     def image(self, image_id: str) -> bytes:

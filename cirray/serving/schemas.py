@@ -48,6 +48,19 @@ class Hit(_Wire):
     """Path of its picture, or null when the index keeps none."""
 
 
+class Times(_Wire):
+    """Milliseconds of the steps of a search. Queries answered together share all but `decode`: a step runs once."""
+
+    decode: float
+    """Reading and transforming the reference picture."""
+    image: float
+    """Vision tower and the reference's part of the model."""
+    text: float
+    """Text encoder and fusion."""
+    rank: float
+    """Search in the index."""
+
+
 class SearchResponse(_Wire):
     """Answers, best first, and what gave them."""
 
@@ -58,7 +71,9 @@ class SearchResponse(_Wire):
     encoder_digest: str
     """Version of the model that answered."""
     took_ms: float
-    """Time inside the server in milliseconds."""
+    """Time inside the server in milliseconds, waiting included."""
+    times_ms: Times
+    """What the steps of it took."""
     request_id: str
     """Id of the request (header X-Request-ID)."""
 

@@ -143,6 +143,29 @@ def test_a_reference_that_is_asked_about_again_is_not_read_by_the_tower_again(ti
     ] and read == [1, 1, 1]  # fmt: skip
 
 
+def test_an_answer_says_what_its_steps_took(tiny, monkeypatch):
+    """On a clock that only the tower (1 s), the text (2 s) and the index (3 s) move."""
+    clock = [0.0]
+
+    def slow(work, seconds):
+        def run(*given):
+            clock[0] += seconds
+            return work(*given)
+
+        return run
+
+    keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=2)
+    keeping.vision = slow(keeping.vision, 1.0)
+    monkeypatch.setattr(keeping.encoder, "compose", slow(keeping.encoder.compose, 2.0))
+    monkeypatch.setattr(keeping.gallery.search_index, "search", slow(keeping.gallery.search_index.search, 3.0))
+    monkeypatch.setattr(keeping, "_now", lambda: clock[0])
+    first, again = (keeping.search("blue", image=TINY.picture(91)).times for _ in range(2))
+    assert (first.image, first.text, first.rank) == (1000, 2000, 3000) and first.decode > 0
+    assert (again.image, again.text, again.rank) == (0, 2000, 3000)
+    pair = keeping.search_many([keeping.prepare("red", gallery_id=name) for name in ("plain/00", "plain/02")])
+    assert pair[0].times == pair[1].times and pair[0].times.decode == 0 and pair[0].times.text == 2000
+
+
 def test_references_by_id_are_kept_too_and_a_failing_one_is_not(tiny, retriever):
     keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=8)
     good = retriever.prepare("blue", gallery_id="plain/00", k=2)

@@ -20,7 +20,7 @@ MIN_OBJECTS, MAX_OBJECTS = 2, 5
 RESERVED_SHARE = 4
 """One scene in this many is kept for pretraining (text, or images drawn afresh): no world of any seed holds it."""
 
-_ATTRIBUTES = {"recolour": ("colour", COLOURS), "reshape": ("shape", SHAPES), "resize": ("size", SIZES)}
+_ATTRIBUTES = {"recolour": "colour", "reshape": "shape", "resize": "size"}
 
 ItemT = TypeVar("ItemT")
 
@@ -31,6 +31,17 @@ class Thing(NamedTuple):
     colour: str
     shape: str
     size: str
+
+
+class Palette(NamedTuple):
+    """The attributes that scenes are drawn from; fewer make objects, and so images, more alike."""
+
+    colour: tuple[str, ...] = COLOURS
+    shape: tuple[str, ...] = SHAPES
+    size: tuple[str, ...] = SIZES
+
+
+FULL = Palette()
 
 
 @dataclass(frozen=True)
@@ -91,16 +102,21 @@ def pick(rng: np.random.Generator, items: Sequence[ItemT]) -> ItemT:
     return items[int(rng.integers(len(items)))]
 
 
-def random_thing(rng: np.random.Generator) -> Thing:
+def random_thing(rng: np.random.Generator, palette: Palette = FULL) -> Thing:
     """An object with uniform attributes."""
-    return Thing(pick(rng, COLOURS), pick(rng, SHAPES), pick(rng, SIZES))
+    return Thing(*(pick(rng, values) for values in palette))
 
 
-def random_scene(rng: np.random.Generator, min_objects: int = MIN_OBJECTS, max_objects: int = MAX_OBJECTS) -> Scene:
+def random_scene(
+    rng: np.random.Generator,
+    min_objects: int = MIN_OBJECTS,
+    max_objects: int = MAX_OBJECTS,
+    palette: Palette = FULL,
+) -> Scene:
     """A scene with a uniform number of objects in uniform cells."""
     cells: list[Thing | None] = [None] * CELLS
     for index in rng.permutation(CELLS)[: int(rng.integers(min_objects, max_objects + 1))]:
-        cells[int(index)] = random_thing(rng)
+        cells[int(index)] = random_thing(rng, palette)
     return Scene(tuple(cells))
 
 
@@ -115,7 +131,7 @@ def feasible_kinds(scene: Scene) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if not barred.get(kind, False))
 
 
-def random_edit(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Edit:
+def random_edit(scene: Scene, rng: np.random.Generator, kind: str | None = None, palette: Palette = FULL) -> Edit:
     """An edit of the scene; uniform over feasible kinds unless `kind` is given.
 
     Raises:
@@ -128,7 +144,7 @@ def random_edit(scene: Scene, rng: np.random.Generator, kind: str | None = None)
         raise DataError(f"Edit kind {kind!r} is not possible in this scene; possible: {', '.join(kinds)}.")
     kind = kind or pick(rng, kinds)
     if kind == "add":
-        return Edit("add", pick(rng, scene.empty), thing=random_thing(rng))
+        return Edit("add", pick(rng, scene.empty), thing=random_thing(rng, palette))
     cell = pick(rng, scene.occupied)
     if kind == "remove":
         return Edit("remove", cell)
@@ -136,8 +152,9 @@ def random_edit(scene: Scene, rng: np.random.Generator, kind: str | None = None)
         return Edit("move", cell, other=pick(rng, scene.empty))
     if kind == "swap":
         return _random_swap(scene, rng)
-    name, values = _ATTRIBUTES[kind]
-    return Edit(kind, cell, value=pick(rng, [value for value in values if value != getattr(scene.cells[cell], name)]))
+    name = _ATTRIBUTES[kind]
+    own = getattr(scene.cells[cell], name)
+    return Edit(kind, cell, value=pick(rng, [value for value in getattr(palette, name) if value != own]))
 
 
 def apply(edit: Edit, scene: Scene) -> Scene:
@@ -169,7 +186,7 @@ def inverse(edit: Edit, scene: Scene) -> Edit:
         return Edit("move", edit.other, other=edit.cell)
     if edit.kind == "swap":
         return edit
-    return Edit(edit.kind, edit.cell, value=getattr(thing, _ATTRIBUTES[edit.kind][0]))
+    return Edit(edit.kind, edit.cell, value=getattr(thing, _ATTRIBUTES[edit.kind]))
 
 
 def difference(reference: Scene, target: Scene) -> Edit | None:
@@ -191,8 +208,7 @@ def difference(reference: Scene, target: Scene) -> Edit | None:
 
 def _thing_of(cell: Any) -> Thing:
     if isinstance(cell, list) and len(cell) == 3:
-        known = (COLOURS, SHAPES, SIZES)
-        if all(value in names for value, names in zip(cell, known, strict=True)):
+        if all(value in names for value, names in zip(cell, FULL, strict=True)):
             return Thing(*cell)
     raise DataError(f"Scene cell {cell!r} is not null or [colour, shape, size] with known names.")
 
@@ -214,8 +230,8 @@ def _change(edit: Edit, cells: list[Thing | None]) -> None:
         _require((cells[edit.other] is None) == (edit.kind == "move"), edit, "the second cell does not fit")
         cells[edit.cell], cells[edit.other] = cells[edit.other], thing
     else:
-        name, values = _ATTRIBUTES[edit.kind]
-        _require(edit.value in values, edit, f"the value is not a {name}")
+        name = _ATTRIBUTES[edit.kind]
+        _require(edit.value in getattr(FULL, name), edit, f"the value is not a {name}")
         cells[edit.cell] = thing._replace(**{name: edit.value})
 
 
@@ -224,10 +240,10 @@ def _cell_difference(cell: int, before: Thing | None, after: Thing | None) -> Ed
         return Edit("add", cell, thing=after)
     if after is None:
         return Edit("remove", cell)
-    kinds = [kind for kind, (name, _) in _ATTRIBUTES.items() if getattr(before, name) != getattr(after, name)]
+    kinds = [kind for kind, name in _ATTRIBUTES.items() if getattr(before, name) != getattr(after, name)]
     if len(kinds) != 1:
         return None
-    return Edit(kinds[0], cell, value=getattr(after, _ATTRIBUTES[kinds[0]][0]))
+    return Edit(kinds[0], cell, value=getattr(after, _ATTRIBUTES[kinds[0]]))
 
 
 def _require(condition: bool, edit: Edit, reason: str) -> None:

@@ -17,7 +17,20 @@ from cirray.core.errors import DataError
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.grammar import caption, modification
 from cirray.data.shapes.render import render
-from cirray.data.shapes.scenes import Edit, Scene, apply, feasible_kinds, inverse, pick, random_edit, random_scene
+from cirray.data.shapes.scenes import (
+    COLOURS,
+    FULL,
+    SHAPES,
+    Edit,
+    Palette,
+    Scene,
+    apply,
+    feasible_kinds,
+    inverse,
+    pick,
+    random_edit,
+    random_scene,
+)
 from cirray.data.writing import Row, publish_folder, write_jsonl
 
 _TABLES = ("triplets", "queries", "captions", "scenes")
@@ -72,9 +85,10 @@ def parts(config: ShapesConfig) -> tuple[Part, ...]:
 def families(config: ShapesConfig) -> Iterator[Family]:
     """Draw every family of the world; no scene occurs twice, within a part or across parts."""
     used: set[Scene] = set()
+    palette = Palette(COLOURS[: config.colours], SHAPES[: config.shapes])
     for part in parts(config):
         for index in range(part.families):
-            family = _draw(part, index, config.seed, used)
+            family = _draw(part, index, config.seed, used, palette)
             used.update((family.reference, *family.targets))
             yield family
 
@@ -114,30 +128,36 @@ def forbidden_scenes(root: Path) -> frozenset[Scene]:
     return frozenset(read_scenes(root).values())
 
 
-def fresh_scene(rng: np.random.Generator, forbidden: frozenset[Scene] | set[Scene], **limits: int) -> Scene:
+def fresh_scene(
+    rng: np.random.Generator, forbidden: frozenset[Scene] | set[Scene], palette: Palette = FULL, **limits: int
+) -> Scene:
     """A random scene that is neither forbidden nor reserved for pretraining; `limits` go to `random_scene`.
 
     Raises:
         DataError: when none is found, because nearly every scene is forbidden.
     """
     for _ in range(_ATTEMPTS):
-        scene = random_scene(rng, **limits)
+        scene = random_scene(rng, **limits, palette=palette)
         if scene not in forbidden and not scene.reserved:
             return scene
-    raise DataError(f"No unused scene found in {_ATTEMPTS} draws; ask for fewer families or more objects.")
+    raise DataError(
+        f"No unused scene found in {_ATTEMPTS} draws; ask for fewer families, or more objects, colours or shapes."
+    )
 
 
-def _draw(part: Part, index: int, seed: int, used: set[Scene]) -> Family:
+def _draw(part: Part, index: int, seed: int, used: set[Scene], palette: Palette) -> Family:
     rng = np.random.default_rng([seed, part.stream, index])
     for _ in range(_ATTEMPTS):
-        reference = fresh_scene(rng, used)
-        results = _draw_edits(reference, part.edits, rng, used)
+        reference = fresh_scene(rng, used, palette)
+        results = _draw_edits(reference, part.edits, rng, used, palette)
         if len(results) == part.edits:
             return Family(part, index, reference, tuple(results.values()), tuple(results))
     raise DataError(f"No family with {part.edits} unused edits found for {part.name} {index}; ask for fewer edits.")
 
 
-def _draw_edits(reference: Scene, count: int, rng: np.random.Generator, used: set[Scene]) -> dict[Scene, Edit]:
+def _draw_edits(
+    reference: Scene, count: int, rng: np.random.Generator, used: set[Scene], palette: Palette
+) -> dict[Scene, Edit]:
     """Edits by their distinct, unused results: every feasible kind once in random order, then any kind."""
     kinds = feasible_kinds(reference)
     order = [kinds[int(number)] for number in rng.permutation(len(kinds))]
@@ -146,7 +166,7 @@ def _draw_edits(reference: Scene, count: int, rng: np.random.Generator, used: se
         if len(results) == count:
             break
         kind = order[attempt] if attempt < len(order) else pick(rng, kinds)
-        edit = random_edit(reference, rng, kind)
+        edit = random_edit(reference, rng, kind, palette)
         target = apply(edit, reference)
         if target not in used and not target.reserved:
             results.setdefault(target, edit)

@@ -75,6 +75,8 @@ class VisionTrainingConfig(LoopConfig):
 
     objective: Literal["cells", "captions"] = "cells"
     """`cells`: per-patch heads on fresh scenes of the embedded world. `captions`: words of captions, on any images."""
+    clutter: int = Field(0, ge=0, le=64)
+    """Specks behind the objects of the fresh scenes, as in worlds with `clutter`."""
     steps: int = Field(200, ge=1)
     """Optimiser steps."""
     batch: int = Field(128, ge=1)

@@ -179,6 +179,7 @@ function showAnswers(answer, milliseconds) {
   $("grid").replaceChildren(...answer.hits.map((hit, place) => card(hit, place + 1, best)));
   $("title").textContent = `“${state.text}”`;
   $("subtitle").textContent = `${answer.hits.length} best of ${state.version.gallery_size.toLocaleString("en")} in ${milliseconds.toFixed(0)} ms`;
+  $("subtitle").title = Object.entries(answer.times_ms).map(([step, took]) => `${step} ${took.toFixed(1)} ms`).join(", ");
   $("more").hidden = $("shuffle").hidden = true;
   $("back").hidden = false;
   $("share").hidden = state.file !== null;

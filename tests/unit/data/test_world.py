@@ -8,7 +8,7 @@ from cirray.core.errors import DataError
 from cirray.data import writing
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.judge import judge, parse
-from cirray.data.shapes.scenes import difference
+from cirray.data.shapes.scenes import COLOURS, SHAPES, difference
 from cirray.data.shapes.world import forbidden_scenes, fresh_scene, read_scenes, write_world
 
 
@@ -179,3 +179,13 @@ def test_clutter_changes_every_image_and_no_text(small_config, world, tmp_path):
     assert {name: before[name] for name in before if name.endswith(".jsonl")} == {
         name: after[name] for name in after if name.endswith(".jsonl")
     }
+
+
+def test_fewer_colours_and_shapes_are_those_first_named_everywhere(small_config, tmp_path):
+    write_world(small_config.model_copy(update={"colours": 3, "shapes": 2}), tmp_path / "plain")
+    things = [thing for scene in read_scenes(tmp_path / "plain").values() for thing in scene.cells if thing is not None]
+    assert {thing.colour for thing in things} == set(COLOURS[:3])
+    assert {thing.shape for thing in things} == set(SHAPES[:2])
+    scenes = read_scenes(tmp_path / "plain")
+    for row in rows(tmp_path / "plain", "queries"):
+        assert judge(row["modification"], scenes[row["reference"]], scenes[row["target"]]).exact

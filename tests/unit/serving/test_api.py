@@ -54,6 +54,12 @@ def test_the_reference_is_left_out_unless_it_is_asked_for(call):
     assert len(ids()) == len(ids(exclude_reference=False)) == 8
 
 
+def test_an_answer_tells_the_four_steps_that_took_its_time(call):
+    answer = call.search(text="blue", gallery_id="plain/00").json()
+    assert set(answer["times_ms"]) == {"decode", "image", "text", "rank"}
+    assert 0 < sum(answer["times_ms"].values()) <= answer["took_ms"]
+
+
 def test_k_has_a_default_and_a_cap(call):
     assert len(call.search(text="blue", gallery_id="plain/00").json()["hits"]) == 5
     assert len(call.search(text="blue", gallery_id="plain/00", k=5000).json()["hits"]) == 8
@@ -239,10 +245,10 @@ def test_readiness_follows_the_model(make_caller, retriever, monkeypatch):
     call = make_caller(service)
     assert call("GET", "/readyz").json() == {"status": "ready"}
 
-    def broken(queries):
+    def broken(*given):
         raise ArtifactError("the weights are gone")
 
-    monkeypatch.setattr(retriever, "encode", broken)
+    monkeypatch.setattr(retriever.encoder, "compose", broken)
     service._workers._probed_at = float("-inf")
     reply = call("GET", "/readyz")
     assert_problem(reply, 503, "unavailable", "the weights are gone")
@@ -251,7 +257,7 @@ def test_readiness_follows_the_model(make_caller, retriever, monkeypatch):
 
 
 def test_an_unexpected_failure_shows_no_internals(make_caller, retriever, monkeypatch):
-    monkeypatch.setattr(retriever, "encode", lambda queries: 1 / 0)
+    monkeypatch.setattr(retriever.encoder, "compose", lambda *given: 1 / 0)
     reply = make_caller().search(text="blue", gallery_id="plain/00")
     assert_problem(reply, 500, "internal")
     assert "division" not in reply.text

@@ -3,10 +3,11 @@ import pytest
 
 from cirray.core.errors import ServingError
 from cirray.serving.client import SearchClient
+from cirray.types import StepTimes
 
 ANSWER = {
     "hits": [{"id": "a", "score": 0.5, "image": None}], "index_digest": "i", "encoder_digest": "e", "took_ms": 1.0,
-    "request_id": "r",
+    "times_ms": {"decode": 0.5, "image": 2.0, "text": 1.0, "rank": 0.25}, "request_id": "r",
 }  # fmt: skip
 
 
@@ -30,6 +31,7 @@ def test_a_search_by_id_sends_json_and_returns_a_ranking():
     with client(httpx.Response(200, json=ANSWER)) as talk:
         answer = talk.search("blue", gallery_id="a b/ü", k=3)
     assert answer.ranking.ids == ("a",) and answer.ranking.scores == (0.5,) and answer.index_digest == "i"
+    assert answer.ranking.times == StepTimes(decode=0.5, image=2.0, text=1.0, rank=0.25)
     assert talk.seen[0].url == "http://test/prefix/v1/search"
     assert b'"k":3' in talk.seen[0].content.replace(b" ", b"")
 
