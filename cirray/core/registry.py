@@ -6,6 +6,7 @@ then are looked for in other packages (`cirray.core.plugins`).
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Generic, TypeVar
 
 from cirray.core.errors import ConfigError, unknown_name
@@ -28,10 +29,13 @@ class Registry(Generic[ItemT]):
         self._items: dict[str, ItemT] = {}
 
     def register(self, name: str) -> Callable[[ItemT], ItemT]:
-        """Decorator that files a component under `name`; a second use of a name is an error."""
+        """Decorator that files a component under `name`; a second use of a name is an error.
+
+        The same definition read again takes its own place: a notebook's cell, or a module whose first import failed.
+        """
 
         def add(item: ItemT) -> ItemT:
-            if name in self._items:
+            if name in self._items and _definition(self._items[name]) != _definition(item):
                 raise ConfigError(f"The {self.kind} {name!r} is registered twice.")
             self._items[name] = item
             return item
@@ -64,3 +68,10 @@ class Registry(Generic[ItemT]):
     def _load(self) -> None:
         for module in self._modules:
             importlib.import_module(module)
+
+
+def _definition(item: object) -> object:
+    """Where a function or class is written; any other thing is itself."""
+    if isinstance(item, FunctionType):
+        return item.__code__.co_filename, item.__code__.co_firstlineno
+    return (item.__module__, item.__qualname__) if isinstance(item, type) else item

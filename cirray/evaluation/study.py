@@ -72,6 +72,10 @@ class Curve:
     """Method -> (value of the variable, one fraction per seed) in the order of the values."""
     scale: str = "log"
 
+    def rows(self, name: str) -> list[StudyRow]:
+        """A method's points as rows of a table, one for each value, which their names tell."""
+        return [StudyRow(f"{name}, {self.x_label} {at:g}", {self.metric: seeds}) for at, seeds in self.points[name]]
+
     def figure(self) -> "Figure":
         """Means with sample deviations."""
         found = {name: [(at, spread(seeds)) for at, seeds in points] for name, points in self.points.items()}

@@ -67,6 +67,27 @@ class ClaimSpec(Config):
     """And by more than this share of the other's."""
 
 
+class CurveClaimSpec(Config):
+    """What is expected along a curve: a row above another one at the same value, or best at one value of its own."""
+
+    text: str
+    """The claim in words."""
+    row: str
+    """Row of the curve."""
+    over: str = ""
+    """Row that it should beat at every value; empty: itself at the other values."""
+    best: Value = None
+    """Without `over`: the value at which it should be best."""
+    points: float = 0.0
+    """By more than so many points."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "CurveClaimSpec":
+        if bool(self.over) == (self.best is not None):
+            raise ValueError("a claim of a curve needs `over` (another row) or `best` (a value); give one of the two")
+        return self
+
+
 class CurveSpec(Config):
     """Rows over the values of one variable, the other variables at their defaults or at fixed values."""
 
@@ -82,6 +103,19 @@ class CurveSpec(Config):
     """What the axis says; empty: the variable."""
     metric: str = "R@1"
     scale: Literal["log", "linear"] = "log"
+    claims: tuple[CurveClaimSpec, ...] = ()
+    """What is expected of it."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CurveSpec":
+        for claim in self.claims:
+            for row in filter(None, (claim.row, claim.over)):
+                if row not in self.rows:
+                    raise ValueError(f"claims name row {row!r}; rows of the curve: {', '.join(self.rows)}")
+            if claim.best is not None and claim.best not in self.values:
+                known = ", ".join(map(str, self.values))
+                raise ValueError(f"claims say best at {claim.best!r}; values of the curve: {known}")
+        return self
 
     def names(self) -> tuple[str, ...]:
         """Every variable that it sets."""

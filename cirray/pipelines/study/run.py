@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -84,7 +84,8 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
     lines = tuple(_curve(run.curves[name], points) for name, points in curves.items())
     figures |= {line.title: line.figure() for line in lines}
     content = StudyContent(
-        run.title, tuple(rows.values()), main[0].result.extra["protocol"], run.seeds, _verdicts(run, rows), figures,
+        run.title, tuple(rows.values()), main[0].result.extra["protocol"], run.seeds,
+        (*_verdicts(run, rows), *_curve_verdicts(run, dict(zip(curves, lines, strict=True)))), figures,
         _facts(run), {f"seed {item.graph.seed}": _link(run, item) for item in main}, lines,
     )  # fmt: skip
     return _publish(run, content, everything)
@@ -222,6 +223,20 @@ def _verdicts(run: StudyRun, rows: Mapping[str, StudyRow]) -> tuple[Verdict, ...
         for claim in run.claims
         if claim.row in rows and all(name in rows for name in claim.over)
     )  # fmt: skip
+
+
+def _curve_verdicts(run: StudyRun, curves: Mapping[str, Curve]) -> Iterator[Verdict]:
+    """A verdict at every value of a claim over another row, one for a claim of the best value."""
+    for name, curve in curves.items():
+        spec = run.curves[name]
+        for claim in spec.claims:
+            own = dict(zip(spec.values, curve.rows(claim.row), strict=True))
+            if claim.best is not None:
+                others = [row for value, row in own.items() if value != claim.best]
+                yield judge_claim(claim.text, own[claim.best], others, spec.metric, claim.points)
+                continue
+            for row, other in zip(own.values(), curve.rows(claim.over), strict=True):
+                yield judge_claim(claim.text, row, [other], spec.metric, claim.points)
 
 
 def _curve(spec: CurveSpec, points: list[list[Scoring]]) -> Curve:

@@ -43,6 +43,30 @@ def test_a_registry_imports_its_modules_on_a_miss_or_when_names_are_listed_and_n
     assert broken.get("late") == 1
 
 
+def test_a_module_that_filed_its_items_and_then_failed_files_them_again_and_others_may_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry: Registry[object] = Registry("policy", ["filed_halfway"])
+    monkeypatch.setitem(sys.modules, "half_shelf", SimpleNamespace(registry=registry))
+    lines = """
+from half_shelf import registry
+registry.register("line")(lambda: 1)
+@registry.register("function")
+def function(): ...
+@registry.register("class")
+class Item: ...
+"""
+    module = tmp_path / "filed_halfway.py"
+    module.write_text(lines + "import no_such_library\n")
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError):
+            registry.get("absent")
+    module.write_text(lines)
+    assert registry.names() == ["class", "function", "line"]
+    for name, other in (("line", lambda: 2), ("function", derive_seed), ("class", SimpleNamespace)):
+        with pytest.raises(ConfigError, match=f"'{name}' is registered twice"):
+            registry.register(name)(other)
+
+
 def test_seeds_differ_by_purpose_and_are_stable():
     assert derive_seed(0, "a") != derive_seed(0, "b") != derive_seed(1, "a")
     assert derive_seed(7, "pool", 3) == derive_seed(7, "pool", 3)

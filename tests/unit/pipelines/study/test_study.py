@@ -1,6 +1,7 @@
 """A study: references, variables and shared stages, a tiny one from end to end, and what it refuses."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from cirray.cli.compare import find
 from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
+from cirray.evaluation.study import Curve
 from cirray.pipelines.study import run as study_run
 from cirray.pipelines.study.config import CurveSpec, StudyRun
 from cirray.pipelines.study.graph import Graph, references, variables
-from cirray.pipelines.study.run import run_study, study_nodes
+from cirray.pipelines.study.run import _curve_verdicts, run_study, study_nodes
 from cirray.triplets.captions import write_captions
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -83,6 +85,37 @@ def test_a_curve_sets_other_variables_everywhere_or_at_single_values():
     assert curve.assignment(100) == {"labels": 100, "width": 4, "b": 9}
     assert curve.assignment(8000) == {"labels": 8000, "width": 4}
     assert set(curve.names()) == {"labels", "width", "b"}
+
+
+def test_claims_of_a_curve_are_judged_at_its_values():
+    curve = Curve(
+        "t", "labels", "R@1", {"new": ((1, (0.5, 0.6)), (2, (0.7, 0.8))), "old": ((1, (0.4, 0.4)), (2, (0.7, 0.9)))}
+    )
+    claims = [{"text": "higher", "row": "new", "over": "old"}, {"text": "peak", "row": "new", "best": 1}]
+    spec = {"variable": "labels", "values": [1, 2], "rows": ["new", "old"], "claims": claims}
+    table = {name: {"stage": "s"} for name in ("new", "old")}
+    stages = {"s": {"verb": "mine"}}
+    run = validate(StudyRun, {"variables": {"labels": 1}, "stages": stages, "table": table, "curves": {"c": spec}})
+    found = list(_curve_verdicts(run, {"c": curve}))
+    assert [(item.word, item.row, item.over) for item in found] == [
+        ("confirmed", "new, labels 1", "old, labels 1"),
+        ("refuted", "new, labels 2", "old, labels 2"),
+        ("refuted", "new, labels 1", "new, labels 2"),
+    ]
+    assert found[0].differences == pytest.approx((0.1, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ({"row": "absent", "over": "new"}, "rows of the curve: new"),
+        ({"row": "new", "best": 3}, "best at 3; values of the curve: 1, 2"),
+        ({"row": "new"}, "`over`"),
+    ],
+)
+def test_a_claim_of_a_curve_that_cannot_be_judged_is_refused(claim, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        validate(CurveSpec, {"variable": "x", "values": [1, 2], "rows": ["new"], "claims": [{"text": "t", **claim}]})
 
 
 def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(study, monkeypatch):
