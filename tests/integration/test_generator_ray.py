@@ -3,12 +3,12 @@
 import json
 import logging
 import re
+import runpy
 import signal
 import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cirray.core.config import load_config
@@ -23,6 +23,8 @@ from cirray.pipelines.generator_inputs import encode_live
 from cirray.pipelines.resources import cluster
 from cirray.pipelines.towers import run_towers
 from cirray.types import Pair
+
+WORKERS = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "ray_workers.py"))
 
 pytestmark = pytest.mark.integration
 EVERY, STEPS = 20, 240
@@ -53,7 +55,7 @@ def kill_a_worker(out):
     end = time.monotonic() + 280
     while time.monotonic() < end:
         steps = [json.loads(item.read_text())["step"] for item in Path(f"{out}.partial/ray").glob("answers-*.json")]
-        workers = [item for item in psutil.Process().children(recursive=True) if item.name().startswith("ray::RayTr")]
+        workers = WORKERS["train_workers"]()
         if steps and steps[0] > EVERY and workers:
             time.sleep(0.5)
             return workers[-1].send_signal(signal.SIGKILL)

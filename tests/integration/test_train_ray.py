@@ -23,7 +23,9 @@ from cirray.pipelines.resources import cluster
 from cirray.pipelines.train import run_train
 
 pytestmark = pytest.mark.integration
-TINY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_training.py"))
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+TINY = runpy.run_path(str(FIXTURES / "tiny_training.py"))
+WORKERS = runpy.run_path(str(FIXTURES / "ray_workers.py"))
 STEPS, EVERY = 200, 25
 OPTIMIZER = {"lr": 2e-4, "eps": 1e-5}
 TRAINING = {
@@ -77,8 +79,7 @@ def wait_for(condition, seconds=280):
 
 def kill_a_worker(out):
     wait_for(lambda: reached(out, 60))
-    workers = [item for item in psutil.Process().children(recursive=True) if item.name().startswith("ray::RayTrain")]
-    workers[-1].send_signal(signal.SIGKILL)
+    WORKERS["train_workers"]()[-1].send_signal(signal.SIGKILL)
 
 
 @pytest.mark.timeout(600)
