@@ -40,17 +40,9 @@ def open_image(
     """
     limits = limits or ImageLimits()
     label = repr(name) if name else repr(str(source)) if isinstance(source, Path | str) else "uploaded image"
-    if isinstance(source, Image.Image):
-        check_size(source.size, limits, label)
-        return _decode(source.copy(), limits, label) if box is None else _decode_crop(source.copy(), label, box)
-    data = _read(source, limits, label)
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise DataError(f"Image {label} has far more than {limits.max_pixels:,} pixels; make it smaller.") from None
-    except Exception as error:
-        raise DataError(f"Image {label} is not a readable {'/'.join(FORMATS)} file ({_reason(error)}).") from error
+    image = source if isinstance(source, Image.Image) else _open(_read(source, limits, label), limits, label)
     check_size(image.size, limits, label)
+    image = image.copy() if image is source else image
     return _decode(image, limits, label) if box is None else _decode_crop(image, label, box)
 
 
@@ -143,6 +135,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, opaque).convert("RGB")
     return image.convert("RGB")
+
+
+def _open(data: bytes, limits: ImageLimits, label: str) -> Image.Image:
+    """The image of a file's bytes, its header read and no pixel."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise DataError(f"Image {label} has far more than {limits.max_pixels:,} pixels; make it smaller.") from None
+    except Exception as error:
+        raise DataError(f"Image {label} is not a readable {'/'.join(FORMATS)} file ({_reason(error)}).") from error
 
 
 def _read(source: Path | str | bytes | BinaryIO, limits: ImageLimits, label: str) -> bytes:

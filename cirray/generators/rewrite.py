@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 
+from cirray.models.seeded import torch_seed
 from cirray.models.towers.language import load_language_model
 
 EXAMPLES = (
@@ -34,8 +35,7 @@ class Rewriter:
         """The first line that the model writes after the examples; empty when it writes none."""
         ids = self._language.token_ids(self.prompt(text))
         prompt_1T = torch.tensor([ids], device=self._device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed % 2**31)
+        with torch_seed(seed % 2**31):
             made = self._model.generate(
                 input_ids=prompt_1T, attention_mask=torch.ones_like(prompt_1T), do_sample=True, top_k=self._top_k,
                 max_new_tokens=self._limit, pad_token_id=self._language.pad_id,

@@ -21,6 +21,7 @@ from cirray.models.fusion.base import Fused, find_fusion
 from cirray.models.matching import MATCHING, MatchingHead, draw_negatives, matching_pass
 from cirray.models.qformer import QueryingTransformer
 from cirray.models.scoring import score, unit
+from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch, build_tokenizer, encode_texts, load_tokenizer
 
 
@@ -194,8 +195,7 @@ def build_retriever(
     config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase, patch_width: int, seed: int = 0
 ) -> QFormerRetriever:
     """A retriever with start weights that depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         return QFormerRetriever(config, tokenizer, patch_width)
 
 

@@ -17,6 +17,7 @@ from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.fusion.dual import DUAL_HEADS
+from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, load_text_encoder
 from cirray.types import stable_id
@@ -191,8 +192,7 @@ def build_dual(
         ArtifactError: when the source cannot be read.
         ConfigError: when the source is of no known backbone, or tokens and texts do not share a space.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         if not config.source:
             return DualEncoderRetriever(config, _scratch(config, texts), SCRATCH, patch_width)
         name, encoder = load_text_encoder(config.source)

@@ -16,6 +16,7 @@ from cirray.models.base import KINDS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.dual import build_dual
 from cirray.models.retriever_files import load_retriever
+from cirray.models.seeded import torch_seed
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
@@ -130,8 +131,7 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
         if run.model.gradient_checkpointing and isinstance(retriever, QFormerRetriever):
             retriever.qformer.enable_checkpointing()
         if run.encoder is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(run.training.seed)
+            with torch_seed(run.training.seed):
                 retriever = retriever.changed(run.encoder.settings)
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)

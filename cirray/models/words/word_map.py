@@ -19,6 +19,7 @@ from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, load_text_encoder
 from cirray.models.words.adapters import Adapters
@@ -274,8 +275,7 @@ def build_word_map(config: WordMapConfig, patch_width: int, seed: int = 0) -> Wo
     """
     inside = Path(config.source).expanduser() / CLIP
     source = str(inside) if (inside / "config.json").is_file() else config.source
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         name, encoder = load_text_encoder(source) if source else ("", None)
         if not name:
             raise ConfigError(

@@ -81,12 +81,12 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
     _run(run, graphs, {item.node.name: item for item in everything})
     rows = {name: _row(name, main) for name in (IMAGE_ONLY, *names)}
     figures = {"R@1 by method": method_plot({name: row.metrics["R@1"] for name, row in rows.items()})}
-    lines = tuple(_curve(run.curves[name], points) for name, points in curves.items())
-    figures |= {line.title: line.figure() for line in lines}
+    lines = {name: _curve(run.curves[name], points) for name, points in curves.items()}
+    figures |= {line.title: line.figure() for line in lines.values()}
     content = StudyContent(
         run.title, tuple(rows.values()), main[0].result.extra["protocol"], run.seeds,
-        (*_verdicts(run, rows), *_curve_verdicts(run, dict(zip(curves, lines, strict=True)))), figures,
-        _facts(run), {f"seed {item.graph.seed}": _link(run, item) for item in main}, lines,
+        (*_verdicts(run, rows), *_curve_verdicts(run, lines)), figures, _facts(run),
+        {f"seed {item.graph.seed}": _link(run, item) for item in main}, tuple(lines.values()),
     )  # fmt: skip
     return _publish(run, content, everything)
 

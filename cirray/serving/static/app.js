@@ -198,6 +198,7 @@ async function showGallery(offset, add = false) {
     if (add) $("grid").append(...cards);
     else $("grid").replaceChildren(...cards);
     $("title").textContent = "Gallery";
+    $("subtitle").title = "";
     $("subtitle").textContent = `pick a reference among ${page.total.toLocaleString("en")} pictures`;
     $("more").hidden = state.offset >= page.total;
     $("shuffle").hidden = page.total <= PAGE;
