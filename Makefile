@@ -1,14 +1,18 @@
-# make demo   install and run the whole story on the embedded world, then say which command serves it
-# make test   install what tests need, lint, type-check and run all tests
-# make help   the other targets
+# make demo    install and run the whole story on the embedded world, then say which command serves it
+# make test    install what tests need, lint, type-check and run all tests
+# make latest  the tests again with the newest release of everything, in an environment of its own
+# make help    the other targets
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The releases that were tested together; `CONSTRAINTS=` takes whatever is newest.
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: help install demo test quick lint types format serve clean
+.PHONY: help install demo test quick lint types format serve latest constraints clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -16,12 +20,12 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+$(STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable .
 	touch $@
 
-$(TEST_STAMP): $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+$(TEST_STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable ".[test]"
 	touch $@ $(STAMP)
 
 install: $(STAMP)
@@ -49,5 +53,15 @@ test: lint types
 serve: $(STAMP)
 	$(BIN)/serve run serve_configs/retriever.yaml
 
+latest:
+	rm -rf .venv-latest
+	$(MAKE) VENV=.venv-latest CONSTRAINTS= test
+	@echo "The newest releases pass. To keep to them: make VENV=.venv-latest CONSTRAINTS= constraints"
+
+constraints: $(TEST_STAMP)
+	(sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip --disable-pip-version-check list --format freeze \
+	    --exclude-editable --exclude pip --exclude setuptools --exclude wheel | LC_ALL=C sort -f) > constraints.new
+	mv constraints.new constraints.txt
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-latest build *.egg-info

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core import storage
+from cirray.core.contents import content_digest, says_nothing
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError
 from cirray.core.upgrades import with_new_fields
@@ -22,7 +23,6 @@ from cirray.core.version import __version__
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
-_WHOLE_FILE_BYTES = 64 * 2**20
 _PLACES = ("out", "ray", "pool", "device")
 
 
@@ -193,27 +193,16 @@ def model_folder(folder: Path) -> tuple[Path, str]:
 
 
 def directory_digest(uri: str | Path) -> str:
-    """Digest of all data files below a URI (manifest and stage marker excluded), independent of their dates."""
+    """Digest of all data files below a URI (manifest and stage marker excluded), independent of their dates.
+
+    Settings files of libraries count by what they say (`cirray.core.contents`): the same model, saved by two releases
+    of transformers, has one digest.
+    """
     total = hashlib.blake2b(digest_size=16)
     for name in storage.list_files(uri):
-        if name not in (MANIFEST, "stage.json"):
-            total.update(f"{name}\x1f{file_digest(storage.join(uri, name))}\x1f".encode())
+        if name not in (MANIFEST, "stage.json") and not says_nothing(name):
+            total.update(f"{name}\x1f{content_digest(storage.join(uri, name))}\x1f".encode())
     return total.hexdigest()
-
-
-def file_digest(uri: str | Path) -> str:
-    """Digest of one file: its content up to 64 MiB, else its size with its first and last MiB."""
-    filesystem, path = storage.resolve(uri)
-    size = filesystem.get_file_info(path).size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with filesystem.open_input_file(path) as stream:
-        if size <= _WHOLE_FILE_BYTES:
-            digest.update(stream.read())
-        else:
-            digest.update(stream.read(2**20))
-            stream.seek(size - 2**20)
-            digest.update(stream.read(2**20))
-    return digest.hexdigest()
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

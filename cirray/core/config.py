@@ -40,6 +40,13 @@ class Config(pydantic.BaseModel):
         """The resolved tree as YAML, in declaration order."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
+    def changed(self) -> dict[str, Any]:
+        """Plain values of the fields that differ from their defaults, at any depth: what identifies a setting.
+
+        A field that a later version adds at its default does not enter, and the order of fields does not matter.
+        """
+        return differing(self.to_dict(), type(self).model_construct().model_dump(mode="json"))
+
 
 def load_config(
     cls: type[ConfigT], source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
@@ -66,6 +73,18 @@ def validate(cls: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
         return cls.model_validate(dict(tree))
     except pydantic.ValidationError as error:
         raise ConfigError(" ".join(_sentence(cls, item) for item in error.errors())) from None
+
+
+def differing(tree: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `tree` that `usual` has not, or has with another value; sections are compared field by field."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        default = usual.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value, default = differing(value, default), {}
+        if value != default:
+            found[name] = value
+    return found
 
 
 def parse_assignment(assignment: str) -> tuple[str, Any]:

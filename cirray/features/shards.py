@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cirray.core import storage
-from cirray.core.artifacts import file_digest
+from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError
 from cirray.types import stable_id
 

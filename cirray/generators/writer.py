@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from cirray.core.contents import canonical
 from cirray.core.seeding import derive_seed
 from cirray.generators.base import FeatureLookup
 from cirray.generators.config import DecodingConfig
@@ -48,7 +49,7 @@ class TextWriter:
     def digest(self) -> str:
         """16 hex digits over weights, decoding settings and, when sampling, the seed."""
         seed = self.seed if self.decoding.sample else 0
-        return stable_id(self._weights_digest, self.decoding.to_yaml(), seed)
+        return stable_id(self._weights_digest, canonical(self.decoding.changed()), seed)
 
     @property
     def prompt_version(self) -> str:

@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cirray.core.config import differing
+from cirray.core.contents import canonical, spoken
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.models.base import KINDS, Retriever
 from cirray.models.sources.files import check_floats
@@ -74,7 +76,7 @@ def retriever_digest(retriever: Retriever) -> str:
     are those of the field's place in the tree, which pydantic's `exclude_defaults` does not know.
     """
     usual = type(retriever.config).model_construct().model_dump(mode="json")
-    said = json.dumps(_without_defaults(_description(retriever), usual), sort_keys=True)
+    said = canonical(_without_defaults(_description(retriever), usual))
     total = hashlib.blake2b(said.encode(), digest_size=16)
     total.update(json.dumps(sorted(retriever.vocabulary().items())).encode())
     for name, tensor in sorted(retriever.state_dict().items()):
@@ -85,23 +87,12 @@ def retriever_digest(retriever: Retriever) -> str:
 
 def _without_defaults(description: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """A description, and the one of a fork's halves in it, with changed fields alone."""
-    said = {**description, "retriever": _changed(description["retriever"], usual)}
+    said = {**description, "retriever": differing(description["retriever"], usual)}
+    said |= {"text": spoken(description["text"])} if "text" in description else {}
     inner = description.get("query")
     if isinstance(inner, Mapping) and "retriever" in inner:
         said["query"] = _without_defaults(inner, usual)
     return said
-
-
-def _changed(tree: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that differ from their defaults, at any depth."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        default = usual.get(name)
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            value, default = _changed(value, default), {}
-        if value != default:
-            found[name] = value
-    return found
 
 
 def _description(retriever: Retriever) -> dict[str, Any]:

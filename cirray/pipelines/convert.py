@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cirray.core.artifacts import Manifest, Stage, file_digest, is_complete, localize, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, is_complete, localize, open_stage, read_manifest
+from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError, CirrayError
 from cirray.models.composed import QFormerRetriever
 from cirray.models.config import RetrieverConfig

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.contents import canonical
 from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
 from cirray.features.store import check_tower
@@ -93,7 +94,7 @@ def make_plan(run: GenerateRun) -> Plan:
     if double:
         raise GenerationError(f"{double} pairs stand twice in the pairs artifact {run.pairs!r}; mine them again.")
     generator = read_manifest(run.generator, "generator").digest
-    recipe = stable_id("recipe", generator, run.decoding.to_yaml(), run.seed, *sorted(_held(run).items()))
+    recipe = stable_id("recipe", generator, canonical(run.decoding.changed()), run.seed, *sorted(_held(run).items()))
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
     parts = tuple(tuple(pairs[start : start + run.part_rows]) for start in range(0, len(pairs), run.part_rows))
     expected = tuple(

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from cirray.core import storage
-from cirray.core.artifacts import file_digest, open_stage
+from cirray.core.artifacts import open_stage
+from cirray.core.contents import file_digest
 from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset, Protocol
 from cirray.data.readers import read_dataset

@@ -7,6 +7,7 @@ captions alone.
 
 import torch
 
+from cirray.core.contents import canonical
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings
 from cirray.generators.captioners.reading import ReadingCaptioner
 from cirray.generators.config import DecodingConfig
@@ -32,7 +33,7 @@ class SmallCaptioner(ReadingCaptioner):
             ConfigError: without features.
         """
         super().__init__(settings)
-        self.digest = stable_id("small-captioner", self._generator_digest, _DECODING.to_yaml(), _DESCRIBE)
+        self.digest = stable_id("small-captioner", self._generator_digest, canonical(_DECODING.changed()), _DESCRIBE)
 
     def describe(self, soft_BQE: torch.Tensor) -> list[str]:
         """One sentence per image; a text that does not end is a failure."""

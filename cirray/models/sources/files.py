@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
-from cirray.core.artifacts import file_digest
+from cirray.core.contents import file_digest, settings_text
 from cirray.core.errors import ArtifactError
 from cirray.types import stable_id
 
@@ -83,9 +83,7 @@ class WeightSource:
     def digest(self, names: Iterable[str]) -> str:
         """16 hex digits over the configuration and the files that hold the named tensors."""
         files = sorted({self.places[name] for name in names if name in self.places})
-        return stable_id(
-            json.dumps(self.config, sort_keys=True), *(file_digest(str(self.file(name))) for name in files)
-        )
+        return stable_id(settings_text(self.config), *(file_digest(str(self.file(name))) for name in files))
 
 
 def open_weights(source: str | Path) -> WeightSource:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, Blip2VisionConfig, Blip2VisionModel
 from transformers.utils import cached_file
 
+from cirray.core.contents import canonical
 from cirray.core.errors import ArtifactError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
@@ -74,8 +75,8 @@ class VisionTower(nn.Module):
     def digest(self) -> str:
         """32 hex digits over configuration, transform and weights."""
         total = hashlib.blake2b(digest_size=16)
-        total.update(json.dumps(self._description(), sort_keys=True).encode())
-        total.update(json.dumps(self.transform.to_dict(), sort_keys=True).encode())
+        total.update(canonical(self._description()).encode())
+        total.update(canonical(self.transform.changed()).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             total.update(name.encode())
             total.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
@@ -96,7 +97,7 @@ class VisionTower(nn.Module):
         return self.model(pixels_BCHW.to(self.model.dtype)).last_hidden_state
 
     def _description(self) -> dict[str, Any]:
-        """What beside the weights and the transform decides the tokens."""
+        """What beside the weights and the transform decides the tokens: fields named here, not a library's own list."""
         return _architecture(self.model.config)
 
 

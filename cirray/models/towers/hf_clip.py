@@ -25,6 +25,14 @@ from cirray.models.towers.hf_blip2 import PREPROCESSOR, check_size, read_transfo
 
 NAME = "hf_clip"
 _FILES = f"config.json, model.safetensors (or its shards), {PREPROCESSOR} and the tokenizer's files"
+_SIZES = (
+    "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads", "hidden_act",
+    "layer_norm_eps",
+)  # fmt: skip
+_VISION = (*_SIZES, "num_channels", "image_size", "patch_size")
+_TEXT = (*_SIZES, "vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+"""The settings that decide a vector. They identify a model and are written beside it; transformers' own list of fields
+changes with each release."""
 _FAMILIES = ("clip", "clip_vision_model", "clip_text_model")
 
 
@@ -51,7 +59,7 @@ class HfClipTower(ClipTower):
         return self.model.visual_projection(output.pooler_output), output.last_hidden_state[:, 1:]
 
     def _description(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, **json.loads(self.model.config.to_json_string())}
+        return {"tokens": self.tokens, **_fields(self.model.config, _VISION)}
 
     def _save_model(self, folder: Path) -> None:
         with quiet():
@@ -80,8 +88,8 @@ class HfClipText(nn.Module):
         return encode_texts(self.tokenizer, texts, min(length, int(self.model.config.max_position_embeddings)))
 
     def description(self) -> dict[str, Any]:
-        """The text model's configuration."""
-        return dict(json.loads(self.model.config.to_json_string()))
+        """The fields of the text model's configuration that decide its vectors."""
+        return _fields(self.model.config, _TEXT)
 
     def vocabulary(self) -> Mapping[str, int]:
         """Token -> id."""
@@ -141,6 +149,10 @@ def fits(source: str) -> bool:
         return AutoConfig.from_pretrained(source).model_type in _FAMILIES
     except READ_ERRORS:
         return False
+
+
+def _fields(settings: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in names}
 
 
 def _load(cls: Any, source: str, dtype: torch.dtype | None) -> tuple[Any, list[str]]:

@@ -12,6 +12,7 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import nn
 
+from cirray.core.contents import spoken
 from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.sources.files import check_floats, listed, read_json, read_tensors
@@ -79,7 +80,7 @@ class OpenClipTower(ClipTower):
         return embedding_BD, kept[0][:, 1:]
 
     def _description(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, **self.model.settings}
+        return {"tokens": self.tokens, **spoken(self.model.settings)}
 
     def _save_model(self, folder: Path) -> None:
         (folder / CONFIG).write_text(json.dumps({"model_cfg": self.model.settings}, indent=2, sort_keys=True) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, is_complete, open_stage, read_manifest
 from cirray.core.config import validate
+from cirray.core.contents import canonical
 from cirray.core.errors import ConfigError
 from cirray.evaluation.metrics import spread
 from cirray.evaluation.plots import method_plot, save_figure
@@ -177,8 +178,7 @@ class Ledger:
 
 def _digest(node: Node) -> str:
     """Over what differs from the defaults, so that a field added in a later version does not undo what is done."""
-    told = node.config.model_dump(mode="json", exclude_defaults=True)
-    return stable_id("stage", node.run, json.dumps(told, sort_keys=True))
+    return stable_id("stage", node.run, canonical(node.config.changed()))
 
 
 def _seeded(name: str, graph: Graph) -> str:
@@ -272,7 +272,7 @@ def _link(run: StudyRun, item: Scoring) -> str:
 
 def _publish(run: StudyRun, content: StudyContent, scorings: list[Scoring]) -> Manifest:
     inputs = {item.node.name: item.result.digest for item in scorings}
-    label = stable_id("study", run.to_yaml(), *inputs.values())[:8]
+    label = stable_id("study", canonical(run.changed()), *inputs.values())[:8]
     out = run.out or storage.join(run.root, f"report-{label}")
     stage = open_stage(out, "study", {"study": run.to_dict()}, inputs)
     if stage.finished:

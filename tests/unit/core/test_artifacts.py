@@ -3,7 +3,8 @@ import json
 import pytest
 
 from cirray.core import storage
-from cirray.core.artifacts import file_digest, localize, open_stage, read_manifest
+from cirray.core.artifacts import localize, open_stage, read_manifest
+from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError
 
 
@@ -78,7 +79,7 @@ def test_the_digest_depends_on_content_and_name_only(tmp_path):
 
 
 def test_a_large_file_is_digested_by_size_and_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("cirray.core.artifacts._WHOLE_FILE_BYTES", 10)
+    monkeypatch.setattr("cirray.core.contents._WHOLE_FILE_BYTES", 10)
     path = tmp_path / "big"
     path.write_bytes(b"a" * 3 * 2**20)
     before = file_digest(path)

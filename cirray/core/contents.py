@@ -1,0 +1,113 @@
+"""Digests of a folder's files by what they say.
+
+A settings file that a library writes (transformers, tokenizers, peft) changes with each of its releases: the release's
+own number, new fields at their defaults, other spellings of a type. None of that changes a vector, and none enters.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from cirray.core import storage
+
+_WHOLE_FILE_BYTES = 64 * 2**20
+_WRITER = frozenset({"transformers_version", "dtype", "torch_dtype", "_name_or_path", "_commit_hash"})
+"""Who wrote a model's settings, whence it was read, and its weights' type, which the weights say themselves."""
+_DROPPED = {
+    "config.json": _WRITER,
+    "generation_config.json": _WRITER,
+    "preprocessor_config.json": _WRITER | {"image_processor_type", "feature_extractor_type", "processor_class"},
+    "tokenizer.json": frozenset({"version", "truncation", "padding"}),
+}
+"""File -> fields that do not count; `truncation` and `padding` are what the last call before saving asked for."""
+_CHOSEN = {
+    "adapter_config.json": frozenset(
+        {"peft_type", "r", "lora_alpha", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora",
+         "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layers_to_transform"}
+    ),
+    "tokenizer_config.json": frozenset(
+        {"bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token", "add_bos_token",
+         "add_eos_token", "model_max_length", "do_lower_case", "padding_side", "truncation_side", "legacy",
+         "add_prefix_space", "chat_template"}
+    ),
+}  # fmt: skip
+"""File -> the fields that count, where a release adds fields at their defaults."""
+_LEFT_OUT = ("special_tokens_map.json",)
+"""Files that repeat another one, and that newer releases no longer write."""
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a file of a model's folder only repeats what another one says."""
+    return PurePosixPath(name).name in _LEFT_OUT
+
+
+def content_digest(uri: str) -> str:
+    """Digest of one file: a library's settings file by the fields that count, any other by `file_digest`."""
+    name = PurePosixPath(uri).name
+    if name in _DROPPED or name in _CHOSEN:
+        try:
+            tree = json.loads(storage.read_bytes(uri))
+        except ValueError:
+            return file_digest(uri)
+        if isinstance(tree, dict):
+            return hashlib.blake2b(canonical(_counted(name, tree)).encode(), digest_size=16).hexdigest()
+    return file_digest(uri)
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """A model's `config.json` as text by which it is known: without what the library says of itself, in one order."""
+    return canonical(_counted("config.json", settings))
+
+
+def spoken(tree: Any) -> Any:
+    """Plain values without the fields that say nothing (null, false, empty), at any depth: a library's new options."""
+    if isinstance(tree, Mapping):
+        kept = {name: spoken(value) for name, value in tree.items()}
+        return {name: value for name, value in kept.items() if value is not None and value is not False and value != {}}
+    return tree
+
+
+def canonical(tree: Any) -> str:
+    """JSON text of plain values, equal for equal values whatever their order."""
+    return json.dumps(tree, sort_keys=True, ensure_ascii=True)
+
+
+def file_digest(uri: str) -> str:
+    """Digest of one file: its content up to 64 MiB, else its size with its first and last MiB."""
+    filesystem, path = storage.resolve(uri)
+    size = filesystem.get_file_info(path).size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with filesystem.open_input_file(path) as stream:
+        if size <= _WHOLE_FILE_BYTES:
+            digest.update(stream.read())
+        else:
+            digest.update(stream.read(2**20))
+            stream.seek(size - 2**20)
+            digest.update(stream.read(2**20))
+    return digest.hexdigest()
+
+
+def _counted(name: str, tree: Mapping[str, Any]) -> Any:
+    if name in _CHOSEN:
+        return spoken({key: _sorted(value) for key, value in tree.items() if key in _CHOSEN[name]})
+    if name == "config.json" and "model_type" not in tree:
+        return dict(tree)  # cirray's own: every field counts
+    return _without(tree, _DROPPED[name])
+
+
+def _sorted(value: Any) -> Any:
+    """Peft writes the set of its target modules in any order."""
+    return sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+
+
+def _without(value: Any, dropped: frozenset[str]) -> Any:
+    """Plain values without some fields, at any depth; `vocab` and the like hold words, not fields, and stay whole."""
+    if isinstance(value, Mapping):
+        return {
+            key: (item if key in ("vocab", "model", "added_tokens") else _without(item, dropped))
+            for key, item in value.items()
+            if key not in dropped
+        }
+    return value
