@@ -1,4 +1,4 @@
-"""`constraints.txt` says what was tested: every direct dependency, inside the bounds of `pyproject.toml`, and no host."""
+"""`constraints.txt` says what was tested: every direct dependency, inside the bounds of `pyproject.toml`; no host."""
 
 import re
 import subprocess
