@@ -3,6 +3,7 @@
 import glob
 import os
 import secrets
+import sys
 from pathlib import Path
 
 _DEVICES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri/renderD*", "/dev/accel*", "/dev/davinci*", "/dev/hl*")
@@ -53,6 +54,12 @@ def enter_folder(folder: str) -> None:
     """Work in a driver's folder, where this node has it (Ray moves its training workers to folders of their own)."""
     if os.path.isdir(folder):
         os.chdir(folder)
+
+
+def this_program() -> list[str]:
+    """How this installation is called from a shell that knows nothing of it: `cirray` with its whole path."""
+    script = Path(sys.executable).parent / "cirray"
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "cirray"]
 
 
 def set_default(name: str, value: str) -> None:

@@ -26,6 +26,11 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def linked(address: str) -> str:
+    """An address as text; where standard output is a terminal, as one that can be clicked (OSC 8)."""
+    return f"\033]8;;{address}\033\\{address}\033]8;;\033\\" if sys.stdout.isatty() else address
+
+
 def complain(text: str) -> None:
     """Print one line to standard error."""
     sys.stderr.write(text + "\n")

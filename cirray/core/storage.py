@@ -37,6 +37,11 @@ def join(uri: str | Path, *parts: str) -> str:
     return posixpath.join(base.rstrip("/"), *parts) + mark + query
 
 
+def url(uri: str | Path) -> str:
+    """The address of a file for people to open: `file://` with the whole path, other URIs as they are."""
+    return local_path(uri).absolute().as_uri() if is_local(uri) else str(uri)
+
+
 def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     """Filesystem and path of a URI.
 

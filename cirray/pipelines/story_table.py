@@ -1,14 +1,20 @@
 """The story's results as text: one table over one or more seeds, the bars, what was generated, where things are."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 
+from cirray.core import storage
+from cirray.core.environ import this_program
+from cirray.core.log import linked
 from cirray.evaluation.metrics import spread
 from cirray.evaluation.tables import Bar, StoryRow, accuracy_bar, gain_bar, kept_gain_bar, render_story_table
 from cirray.pipelines.story import GENERATORS, IMAGE_ONLY, ROWS, StoryResult
+from cirray.runs import ServeRun
 
 _BEST, _ORACLE = "MTST + fine-tuning", "oracle texts + fine-tuning"
 _TEXT_BARS = {2000: 0.75, 1000: 0.68}
 _GAIN_BARS = {2000: 6.0, 1000: 10.0}
+_SERVED = ServeRun()
 
 
 def render_story(results: Sequence[StoryResult], bars: bool = True) -> str:
@@ -82,17 +88,25 @@ def time_line(results: Sequence[StoryResult]) -> str:
 
 
 def place_lines(result: StoryResult) -> str:
-    """Where the report, the checkpoint and the index are, and which command serves them."""
+    """Where the report (a link), the checkpoint and the index are, and the one command to type next, in any folder."""
     return "\n".join(
         [
-            f"report      {result.places['report']}/report.html",
+            f"report      {linked(storage.url(storage.join(result.places['report'], 'report.html')))}",
             f"checkpoint  {result.places['checkpoint']}",
             f"index       {result.places['index']}",
             "",
-            "search it   make serve        then open http://127.0.0.1:8000",
-            f"or          cirray serve checkpoint={result.places['checkpoint']} index={result.places['index']}",
+            "search it with pictures:",
+            f"  {serve_command(result)}",
+            f"then open {linked(f'http://{_SERVED.host}:{_SERVED.port}')}",
         ]
     )
+
+
+def serve_command(result: StoryResult) -> str:
+    """What serves the story's index, as typed in a new shell: the program with its whole path, a root only if needed."""
+    usual = storage.join(_SERVED.index) == storage.join(result.places["index"])
+    place = storage.local_path(result.root).absolute() if storage.is_local(result.root) else result.root
+    return shlex.join([*this_program(), "serve", *(() if usual else ("--root", str(place)))])
 
 
 def _row(name: str, results: Sequence[StoryResult]) -> StoryRow:

@@ -1,10 +1,16 @@
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from cirray.core import storage
 from cirray.core.config import load_config
 from cirray.core.errors import ConfigError
 from cirray.pipelines.schedule import check_graph
 from cirray.pipelines.story import ROWS, StoryResult, story_nodes, story_recipes
-from cirray.pipelines.story_table import place_lines, render_story
+from cirray.pipelines.story_table import place_lines, render_story, serve_command
 from cirray.runs import StoryRun
 
 
@@ -71,4 +77,22 @@ def test_the_table_says_mean_and_spread_and_which_promise_was_kept():
     assert "MTST + fine-tuning" in text and "±" in text
     assert text.count("MET") == 4 and "MISSED" not in text
     assert "MISSED" in render_story([result(best=0.56)])
-    assert "cirray serve" in place_lines(result())
+
+
+def test_the_closing_lines_link_the_report_and_name_one_command_for_a_new_shell(tmp_path, monkeypatch):
+    places = {name: str(tmp_path / "my world" / name) for name in ("report", "checkpoint", "index")}
+    text = place_lines(replace(result(), root=str(tmp_path / "my world"), places=places))
+    assert f"{(tmp_path / 'my world/report/report.html').as_uri()}\n" in text and "\033" not in text
+    commands = [shlex.split(line) for line in text.splitlines() if " serve" in line]
+    assert [words[1:] for words in commands] == [["serve", "--root", str(tmp_path / "my world")]]
+    assert Path(commands[0][0]).is_absolute() and "make serve" not in text
+    listed = subprocess.run([commands[0][0], "--version"], capture_output=True, text=True, cwd="/", env={})
+    assert listed.stdout.startswith("cirray ")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert "\033]8;;file:///" in place_lines(result())
+
+
+def test_a_story_in_its_usual_place_is_served_without_any_field():
+    run = StoryRun()
+    usual = {name: storage.join(run.root, name) for name in ("report", "checkpoint", "index")}
+    assert serve_command(replace(result(), root=run.root, places=usual)).endswith("/cirray serve")
