@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cirray.core.log import get_logger
@@ -12,17 +13,83 @@ from cirray.core.log import get_logger
 Sink = Callable[[str, int, int | None, str], None]
 """Receives (title, units done, total or None, note) in place of the terminal."""
 
+_SLOW_S = 1.0
 _SINK: ContextVar[Sink | None] = ContextVar("cirray_progress_sink", default=None)
 
 
 class Advance(Protocol):
-    """What long work calls: `advance(n)` after n more units, with an optional note such as the current loss."""
+    """What long work calls: `advance(n)` after n more units, with an optional note such as the current loss.
 
-    def __call__(self, amount: int = 1, note: str = "") -> None:
+    `earlier` marks units that an earlier run finished: they count as done, not towards the speed.
+    """
+
+    def __call__(self, amount: int = 1, note: str = "", earlier: bool = False) -> None:
         """Move the bar."""
 
 
-def silent(amount: int = 1, note: str = "") -> None:
+@dataclass
+class Pace:
+    """How far one piece of work is, how fast it goes, and when it ends at that speed."""
+
+    total: int | None
+    unit: str = "it"
+    done: int = 0
+    earlier: int = 0
+    begin: float = field(default_factory=lambda: time.monotonic())
+
+    def move(self, amount: int, earlier: bool = False) -> None:
+        """Count units; `earlier` ones were finished by an earlier run."""
+        self.done += amount
+        self.earlier += amount if earlier else 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self.begin
+
+    def speed(self) -> str:
+        """Units a second, or seconds a unit where that is the larger number; empty before the first one."""
+        made = self.done - self.earlier
+        if made <= 0:
+            return ""
+        each = max(self.seconds, 1e-9) / made
+        return f"{each:.3g} s/{_singular(self.unit)}" if each > 1 else f"{1 / each:.3g} {self.unit}/s"
+
+    def outlook(self) -> str:
+        """Speed, time left and the clock time of the end; as much of it as is known."""
+        made = self.done - self.earlier
+        if made <= 0 or not self.total or self.done >= self.total:
+            return self.speed()
+        left = self.seconds / made * (self.total - self.done)
+        form = "%H:%M" if left < _HALF_A_DAY else "%a %H:%M" if left < 14 * _HALF_A_DAY else "%Y-%m-%d"
+        return f"{self.speed()}, {_duration(left)} left, ends {time.strftime(form, time.localtime(time.time() + left))}"
+
+    def line(self, title: str, note: str) -> str:
+        """All of it as one line."""
+        share = f"{self.done}/{self.total}" if self.total else str(self.done)
+        outlook = self.outlook()
+        told = f"{title}: {share} {self.unit} in {self.seconds:.1f} s{f' ({outlook})' if outlook else ''}"
+        return f"{told} · {note}" if note else told
+
+
+_HALF_A_DAY = 12 * 3600
+
+
+def _duration(seconds: float) -> str:
+    for limit, size, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def _singular(unit: str) -> str:
+    """One of the units: `step` of `steps`; several kinds together have no name of one."""
+    if " " in unit:
+        return "each"
+    return f"{unit.removesuffix('ies')}y" if unit.endswith("ies") else unit.removesuffix("s")
+
+
+def silent(amount: int = 1, note: str = "", earlier: bool = False) -> None:
     """Progress for callers that want none."""
 
 
@@ -38,13 +105,13 @@ def progress(title: str, total: int | None, unit: str = "it", every_s: float = 1
     """
     sink = _SINK.get()
     if sink is not None:
-        yield from _report(sink, title, total)
+        yield from _report(sink, title, Pace(total, unit))
         return
     if sys.stderr.isatty():
-        with _bar(title, total) as advance:
+        with _bar(title, Pace(total, unit)) as advance:
             yield advance
         return
-    yield from _lines(title, total, unit, every_s)
+    yield from _lines(title, Pace(total, unit), every_s)
 
 
 @contextmanager
@@ -57,53 +124,51 @@ def redirected(sink: Sink) -> Iterator[None]:
         _SINK.reset(token)
 
 
-def _report(sink: Sink, title: str, total: int | None, every_s: float = 0.5) -> Iterator[Advance]:
-    state = {"done": 0, "last": 0.0}
+def _report(sink: Sink, title: str, pace: Pace, every_s: float = 0.5) -> Iterator[Advance]:
+    last = 0.0
 
-    def advance(amount: int = 1, note: str = "") -> None:
-        state["done"] += amount
-        now = time.monotonic()
-        if now - state["last"] >= every_s:
-            state["last"] = now
-            sink(title, int(state["done"]), total, note)
+    def advance(amount: int = 1, note: str = "", earlier: bool = False) -> None:
+        nonlocal last
+        pace.move(amount, earlier)
+        if time.monotonic() - last >= every_s:
+            last = time.monotonic()
+            sink(title, pace.done, pace.total, " · ".join(filter(None, [pace.outlook(), note])))
 
-    sink(title, 0, total, "")
+    sink(title, 0, pace.total, "")
     yield advance
-    sink(title, int(state["done"]), total, "done")
+    sink(title, pace.done, pace.total, "done")
 
 
-def _lines(title: str, total: int | None, unit: str, every_s: float) -> Iterator[Advance]:
-    logger, state, begin = get_logger("progress"), {"done": 0, "last": time.monotonic()}, time.monotonic()
+def _lines(title: str, pace: Pace, every_s: float) -> Iterator[Advance]:
+    """Lines at the end, every few seconds, and after the first unit where that one alone took long."""
+    logger, last = get_logger("progress"), pace.begin
 
-    def advance(amount: int = 1, note: str = "") -> None:
-        state["done"] += amount
-        now = time.monotonic()
-        if now - state["last"] >= every_s:
-            state["last"] = now
-            logger.info(_line(title, int(state["done"]), total, unit, now - begin, note))
+    def advance(amount: int = 1, note: str = "", earlier: bool = False) -> None:
+        nonlocal last
+        first = not earlier and pace.done == pace.earlier
+        pace.move(amount, earlier)
+        if time.monotonic() - last >= (min(_SLOW_S, every_s) if first else every_s):
+            last = time.monotonic()
+            logger.info(pace.line(title, note))
 
     yield advance
-    logger.info(_line(title, int(state["done"]), total, unit, time.monotonic() - begin, "done"))
-
-
-def _line(title: str, done: int, total: int | None, unit: str, seconds: float, note: str) -> str:
-    share = f"{done}/{total}" if total else str(done)
-    rate = done / seconds if seconds > 0 else 0.0
-    return f"{title}: {share} {unit} in {seconds:.1f} s ({rate:.0f}/s){' · ' + note if note else ''}"
+    logger.info(pace.line(title, "done"))
 
 
 @contextmanager
-def _bar(title: str, total: int | None) -> Iterator[Advance]:
+def _bar(title: str, pace: Pace) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=total, note="")
+    columns = (
+        TextColumn("{task.description:<22}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[outlook]}"), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(title, total=pace.total, note="", outlook="")
 
-        def advance(amount: int = 1, note: str = "") -> None:
-            bars.update(task, advance=amount)
-            if note:
-                bars.update(task, note=note)
+        def advance(amount: int = 1, note: str = "", earlier: bool = False) -> None:
+            pace.move(amount, earlier)
+            bars.update(task, completed=pace.done, outlook=pace.outlook(), **({"note": note} if note else {}))
 
         yield advance

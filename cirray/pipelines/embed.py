@@ -50,7 +50,7 @@ def run_embed(run: EmbedRun) -> Manifest:
     done = _done(stage, parts)
     todo = [table for number, table in enumerate(parts) if number not in done]
     with progress("embed images", len(images.ids), "images") as advance:
-        advance(sum(len(parts[number]) for number in done), "finished before" if done else "")
+        advance(sum(len(parts[number]) for number in done), "finished before" if done else "", earlier=True)
         for summary in stream(todo, embed_steps(run, stage, tower), run.ray, _part_bytes(run, tower)):
             advance(int(summary["rows"][0]))
     return _publish(stage, parts, tower)

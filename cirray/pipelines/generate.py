@@ -74,7 +74,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     done = _done(stage, plan)
     todo = [plan.table(number) for number in range(len(plan.parts)) if number not in done]
     with progress("write texts", sum(len(part) for part in plan.parts), "pairs") as advance:
-        advance(sum(len(plan.parts[number]) for number in done), "finished before" if done else "")
+        advance(sum(len(plan.parts[number]) for number in done), "finished before" if done else "", earlier=True)
         steps = generate_steps(actor_settings(run, stage, plan, load), run.pool)
         for summary in stream(todo, steps, run.ray, run.part_rows * _ROW_BYTES):
             advance(int(summary["rows"][0]))

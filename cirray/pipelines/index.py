@@ -138,7 +138,7 @@ def _encode(
     todo = []
     for number, ids in enumerate(shards):
         if storage.exists(_part_uri(stage, number)):
-            advance(len(ids), "finished before")
+            advance(len(ids), "finished before", earlier=True)
         else:
             todo.append((number, ids))
     if run.pool is None:

@@ -103,7 +103,7 @@ def place_lines(result: StoryResult) -> str:
 
 
 def serve_command(result: StoryResult) -> str:
-    """What serves the story's index, as typed in a new shell: the program with its whole path, a root only if needed."""
+    """What serves the story's index, as typed in a new shell: the program with its whole path; a root if needed."""
     usual = storage.join(_SERVED.index) == storage.join(result.places["index"])
     place = storage.local_path(result.root).absolute() if storage.is_local(result.root) else result.root
     return shlex.join([*this_program(), "serve", *(() if usual else ("--root", str(place)))])

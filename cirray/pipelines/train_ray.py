@@ -328,6 +328,9 @@ class _Follower:
         self._each("on_end", SimpleNamespace(rank=0))
 
     def _tell(self, starts: list[int]) -> None:
+        if self._told == self._before and (first := starts[self._before]):
+            self._advance(first, "finished before", earlier=True)
+            self._shown = first
         for number in range(self._told, len(starts)):
             lost = number > self._before
             if lost or starts[number]:

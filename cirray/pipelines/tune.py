@@ -172,7 +172,7 @@ def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concu
     with progress("sweep", len(trials), "trials") as advance:
         if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
             tuner = ray.tune.Tuner.restore(place, function, resume_errored=True, storage_filesystem=filesystem)
-            advance(sum(is_complete(storage.join(artifacts, name)) for name in trials), "finished before")
+            advance(sum(is_complete(storage.join(artifacts, name)) for name in trials), "finished before", earlier=True)
             _show_again(tuner, advance)
         else:
             watch = Watch(run.metric, advance)

@@ -80,7 +80,7 @@ class ShowProgress(Callback):
     def on_start(self, state: LoopState) -> None:
         """Move over the steps already done."""
         if state.rank == 0 and state.step:
-            self.advance(state.step)
+            self.advance(state.step, "finished before", earlier=True)
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """One step further."""

@@ -52,7 +52,7 @@ def run_caption(run: CaptionRun) -> Manifest:
     todo = [part for at, part in enumerate(parts) if set(finished.get(f"part-{at:05d}", ())) != {*row_keys(part, _KEY)}]
     reused = 0
     with progress("caption images", len(ids), "images") as advance:
-        advance(len(ids) - sum(map(len, todo)), "finished before" if len(todo) < len(parts) else "")
+        advance(len(ids) - sum(map(len, todo)), "finished before" if len(todo) < len(parts) else "", earlier=True)
         for summary in stream(todo, [_step(run, stage, prompt)], run.ray, run.part_rows * _ROW_BYTES):
             advance(int(summary["rows"][0]))
             reused += int(summary["reused"][0])

@@ -54,7 +54,7 @@ def run_rewrite(run: RewriteRun) -> Manifest:
     todo = [part for at, part in enumerate(parts) if set(finished.get(f"part-{at:05d}", ())) != set(named(part))]
     asked = 0
     with progress("rewrite texts", len(table), "texts") as advance:
-        advance(len(table) - sum(map(len, todo)), "finished before" if len(todo) < len(parts) else "")
+        advance(len(table) - sum(map(len, todo)), "finished before" if len(todo) < len(parts) else "", earlier=True)
         for summary in stream(todo, [_step(run, stage, template, version)], run.ray, run.part_rows * _ROW_BYTES):
             advance(int(summary["rows"][0]))
             asked += int(summary["asked"][0])

@@ -94,12 +94,13 @@ def _searched(setup: MapSetup, folder: Path) -> np.ndarray:
     with progress("search tokens", len(setup.images), "images") as advance:
         for begin in range(0, len(setup.images), size):
             rows, path = range(begin, min(begin + size, len(setup.images))), folder / f"{begin:09d}.npy"
-            if not path.is_file():
+            earlier = path.is_file()
+            if not earlier:
                 scratch = path.with_suffix(".tmp.npy")
                 np.save(scratch, search_tokens(setup, rows).numpy())
                 scratch.replace(path)
             blocks.append(np.load(path))
-            advance(len(rows))
+            advance(len(rows), earlier=earlier)
     return np.concatenate(blocks)
 
 

@@ -157,13 +157,13 @@ def test_tensorboard_gets_every_logged_value(tmp_path):
 
 def test_progress_moves_once_a_step_and_starts_where_the_run_does(tmp_path):
     moves = []
-    bar = ShowProgress(lambda amount=1, note="": moves.append((amount, note)))
+    bar = ShowProgress(lambda amount=1, note="", earlier=False: moves.append((amount, note, earlier)))
     config = LoopConfig(steps=4, log_every=4, checkpoint_every=3)
     train(Endless(), config, torch_engine, [bar, Checkpoints(tmp_path)])
-    assert [amount for amount, _ in moves] == [1, 1, 1, 1] and moves[-1][1].startswith("loss")
+    assert [amount for amount, *_ in moves] == [1, 1, 1, 1] and moves[-1][1].startswith("loss")
     moves.clear()
     train(Endless(), config, torch_engine, [bar], resume=tmp_path / "step-00000003")
-    assert [amount for amount, _ in moves] == [3, 1]
+    assert [(amount, earlier) for amount, _, earlier in moves] == [(3, True), (1, False)]
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_reported():
