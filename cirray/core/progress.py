@@ -169,6 +169,8 @@ def _bar(title: str, pace: Pace) -> Iterator[Advance]:
 
         def advance(amount: int = 1, note: str = "", earlier: bool = False) -> None:
             pace.move(amount, earlier)
-            bars.update(task, completed=pace.done, outlook=pace.outlook(), **({"note": note} if note else {}))
+            bars.update(task, completed=pace.done, outlook=pace.outlook())
+            if note:
+                bars.update(task, note=note)
 
         yield advance
