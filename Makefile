@@ -45,10 +45,10 @@ format: $(TEST_STAMP)
 	$(BIN)/ruff check --fix .
 
 quick: $(TEST_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/integration --numprocesses auto --maxprocesses 8 --dist loadfile
 
-test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --durations 15
+test: lint types quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration --durations 15
 
 serve: $(STAMP)
 	$(BIN)/serve run serve_configs/retriever.yaml

@@ -1,6 +1,7 @@
 """The full-size recipes hang together: what one reads, another writes; and they say what the modes and papers say."""
 
 import re
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,10 +18,12 @@ FULL = [path for path in CONFIGS if "-shapes-" not in path.name]
 HARDWARE = {"cpu", "h200", "8gpu", "nodes", "8small"}
 
 
+@cache
 def tree_of(path):
     return yaml.safe_load(path.read_text())
 
 
+@cache
 def config_of(path):
     what = path.name.split("-")[0]
     return load_config(verb({"generator": "train-generator"}.get(what, what)).config_class(), path)
