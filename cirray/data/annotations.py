@@ -1,6 +1,5 @@
 """Annotation files of the public benchmarks: errors name file, entry, key and remedy; texts stay as written."""
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cirray.core.errors import DataError
+from cirray.core.texts import decoded, parse_json
+from cirray.types import Query
 
 _EXAMPLES = 3
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -40,12 +41,13 @@ class Record:
             self.fail(f"key {key!r} is missing; the entry has: {', '.join(map(str, self.values)) or '(nothing)'}.")
         return self.values[key]
 
+    def lacks(self, keys: Sequence[str]) -> bool:
+        """Whether the value of one of these keys is null (or NaN): the entry names no such image."""
+        return any(key in self.values and is_null(self.values[key]) for key in keys)
+
     def text(self, key: str) -> str:
-        """A text exactly as written, blank ones too."""
-        value = self.get(key)
-        if not isinstance(value, str):
-            self.fail(f"key {key!r} has the value {value!r}, which is not a text.")
-        return value
+        """A text exactly as written, blank ones too; null is a blank one."""
+        return self.as_text(key, self.get(key))
 
     def id(self, key: str) -> str:
         """An id that is a text or a whole number, as text."""
@@ -79,11 +81,24 @@ class Record:
             self.fail(f"key {key!r} has the value {value!r}, which is not a number.")
         return float(value)
 
+    def as_text(self, key: str, value: Any) -> str:
+        """A value as a text; null is a blank one."""
+        if is_null(value):
+            return ""
+        if not isinstance(value, str):
+            self.fail(f"key {key!r} has the value {value!r}, which is not a text.")
+        return value
+
     def as_id(self, key: str, value: Any) -> str:
         """A value as an id."""
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             self.fail(f"key {key!r} has the value {value!r}, which is no id (a text or a whole number).")
         return str(value)
+
+
+def is_null(value: Any) -> bool:
+    """Whether a value says that there is none: null, or NaN, as pandas writes it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def find_root(root: str, setting: str) -> Path:
@@ -123,10 +138,10 @@ def load_json(path: Path) -> Any:
         DataError: unreadable, not UTF-8 or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{str(path)!r} is not a JSON file in UTF-8 ({reason}); fetch it again.") from None
 
@@ -168,7 +183,7 @@ def load_lines(path: Path) -> Iterator[tuple[int, str]]:
         DataError: unreadable or not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = decoded(path.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}.") from None
     for number, line in enumerate(lines, start=1):
@@ -204,6 +219,23 @@ def once(records: Iterable[tuple[Record, str]], key: str) -> None:
         if value in seen:
             record.fail(f"{key} {value!r} is that of {seen[value]} already; ids must be unique inside a split.")
         seen[value] = record.place
+
+
+def complete(records: Sequence[Record], keys: Sequence[str], left: list[str]) -> list[Record]:
+    """The entries that name all their images; the places of the others, where some is null, go to `left`."""
+    left += [record.place for record in records if record.lacks(keys)]
+    return [record for record in records if not record.lacks(keys)]
+
+
+def null_note(left: Sequence[str]) -> tuple[str, ...]:
+    """The note about entries that `complete` left out."""
+    return count_note("entries left out, an image of theirs being null", left)
+
+
+def blank_note(queries: Iterable[Query]) -> tuple[str, ...]:
+    """The note about queries that say nothing."""
+    blank = [query.query_id for query in queries if not query.modification.strip()]
+    return count_note("queries with a blank text, kept as they are", blank)
 
 
 def count_note(what: str, found: Sequence[str]) -> tuple[str, ...]:

@@ -7,12 +7,15 @@ from cirray.core.errors import DataError
 from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
+    blank_note,
+    complete,
     count_note,
     find_file,
     find_root,
     image_folder,
     load_json,
     load_records,
+    null_note,
     once,
 )
 from cirray.data.benchmark import CirDataset, ImageTable
@@ -39,7 +42,8 @@ def read_circo(config: CircoConfig) -> CirDataset:
     root = find_root(config.root, "circo")
     records = load_records(find_file((root / "annotations", root), f"{config.split}.json"))
     once(((record, record.id("id")) for record in records), "id")
-    queries = tuple(_query(record, config) for record in records)
+    left: list[str] = []
+    queries = tuple(_query(record, config) for record in complete(records, ("reference_img_id", "target_img_id"), left))
     named = tuple(dict.fromkeys(image for q in queries for image in (q.reference_id, *q.target_ids)))
     folder, gallery = image_folder(root, config.images), _gallery(root / Path(config.info).expanduser())
     paths = {image: str(folder / f"{image:0>12}.jpg") for image in named} | {
@@ -52,7 +56,7 @@ def read_circo(config: CircoConfig) -> CirDataset:
         queries=queries,
         gallery_ids=tuple(gallery),
         guarded=frozenset(paths),
-        notes=_notes(config, queries, named, gallery),
+        notes=(*null_note(left), *blank_note(queries), *_notes(config, queries, named, gallery)),
     )
 
 

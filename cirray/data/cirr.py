@@ -8,6 +8,8 @@ from cirray.core.errors import DataError
 from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
+    blank_note,
+    complete,
     count_note,
     find_file,
     find_root,
@@ -15,6 +17,7 @@ from cirray.data.annotations import (
     image_folder,
     load_json,
     load_records,
+    null_note,
     once,
 )
 from cirray.data.benchmark import CirDataset, ImageTable
@@ -24,6 +27,7 @@ from cirray.types import Query, Triplet
 
 _SPLITS = ("train", "val", "test1")
 _TRIPLETS = ("train", "val")
+_IMAGES = ("reference", "target_hard")
 _PLACEHOLDERS = ("[c]", "[cr0]", "[cr1]")
 """Beginnings of extended texts that say that there is nothing to say."""
 
@@ -70,13 +74,14 @@ def read_cirr(config: CirrConfig) -> CirDataset:
     """
     root = find_root(config.root, "cirr")
     files = _Files((root / "cirr", root), image_folder(root, config.images))
+    left: list[str] = []
     names = {split: files.names(split) for split in _SPLITS}
     if not names[config.split]:
         find_file(files.folders, f"image_splits/split.rc2.{config.split}.json")
         raise DataError(
             f"The image list of CIRR's split {config.split!r} under {str(root)!r} is empty; fetch it again."
         )
-    records = files.captions(config.split)
+    records = complete(files.captions(config.split), _IMAGES, left)
     queries = tuple(_query(record, config.split) for record in records)
     triplets, notes = _triplets(files, config.extended)
     used = {config.split, *(t.split for t in triplets), *(("train",) if names["train"] else ())}
@@ -91,7 +96,7 @@ def read_cirr(config: CirrConfig) -> CirDataset:
         queries=queries,
         gallery_ids=gallery,
         guarded=frozenset(names["val"]) | frozenset(names["test1"]),
-        notes=(*notes, *_query_notes(queries), *_unknown(queries, triplets, paths)),
+        notes=(*notes, *null_note(left), *_query_notes(queries), *_unknown(queries, triplets, paths)),
     )
 
 
@@ -122,14 +127,14 @@ def _triplets(files: _Files, extended: bool) -> tuple[tuple[Triplet, ...], tuple
         if not files.has_captions(split):
             notes.append(f"captions/cap.rc2.{split}.json is not here, so there are no {split} triplets")
             continue
-        rows = [_triplet(record, split) for record in files.captions(split)]
+        rows = [_triplet(record, split) for record in complete(files.captions(split), _IMAGES, left)]
         if extended and split == "train":
-            rows += _extended(files.captions(split, extended=True), split)
+            rows += _extended(complete(files.captions(split, extended=True), _IMAGES, left), split)
         for row in rows:
             usable = row.modification.strip() and row.reference_id != row.target_id
             found += [row] if usable else []
             left += [] if usable else [row.triplet_id]
-    return tuple(found), (*notes, *count_note("triplets left out (blank text, or one image twice)", left))
+    return tuple(found), (*notes, *count_note("triplets left out (blank text, or an image missing or twice)", left))
 
 
 def _triplet(record: Record, split: str) -> Triplet:
@@ -147,8 +152,7 @@ def _triplet(record: Record, split: str) -> Triplet:
 def _extended(records: Sequence[Record], split: str) -> Iterator[Triplet]:
     for record in records:
         for key, text in record.mapping("caption_extend").items():
-            if not isinstance(text, str):
-                record.fail(f"caption_extend {key!r} has the value {text!r}, which is not a text.")
+            text = record.as_text(f"caption_extend {key}", text)
             if text.strip() and not text.strip().startswith(_PLACEHOLDERS):
                 yield Triplet(
                     triplet_id=f"cirr-{split}-{record.id('pairid')}-ext{key}",
@@ -162,11 +166,10 @@ def _extended(records: Sequence[Record], split: str) -> Iterator[Triplet]:
 
 
 def _query_notes(queries: Sequence[Query]) -> tuple[str, ...]:
-    blank = [query.query_id for query in queries if not query.modification.strip()]
     same = [query.query_id for query in queries if query.reference_id in query.target_ids]
     outside = [q.query_id for q in queries if q.target_ids and not set(q.target_ids) <= set(q.subset)]
     return (
-        *count_note("queries with a blank text, kept as they are", blank),
+        *blank_note(queries),
         *count_note("queries whose target is their reference: they cannot be hit", same),
         *count_note("queries whose target is not among their similar images", outside),
     )

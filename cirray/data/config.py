@@ -54,11 +54,12 @@ class FolderConfig(Config):
     gallery: str = "gallery"
     """Images to search in; without it, a data set with queries searches all images."""
     triplets: str = "triplets"
-    """CSV, JSONL or Parquet of reference, target, modification [, split, group, edit, weight, reverse_modification]."""
+    """Table (CSV, TSV, JSON, JSONL, Parquet) of reference, target, modification [, split, group, edit, weight,
+    reverse_modification]."""
     queries: str = "queries"
-    """CSV, JSONL or Parquet of reference, target, modification [, query_id, edit]."""
+    """Table of reference, target, modification [, query_id, edit]."""
     captions: str = "captions"
-    """CSV, JSONL or Parquet of image, caption. A name without suffix stands for any of the three."""
+    """Table of image, caption. A name without suffix stands for any kind of table."""
     reference_rule: Literal["remove", "keep"] = "remove"
     """Whether a query's own reference is taken out of its ranking."""
     ks: tuple[int, ...] = (1, 5, 10, 50)

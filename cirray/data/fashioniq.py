@@ -7,6 +7,7 @@ from cirray.core.errors import DataError
 from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
+    complete,
     count_note,
     find_file,
     find_root,
@@ -15,6 +16,7 @@ from cirray.data.annotations import (
     image_paths,
     load_names,
     load_records,
+    null_note,
 )
 from cirray.data.benchmark import CirDataset, ImageTable
 from cirray.data.caption_rules import RULES, four_ways
@@ -24,6 +26,7 @@ from cirray.types import Query, Triplet
 
 CATEGORIES = ("dress", "shirt", "toptee")
 _TRIPLETS = ("train", "val")
+_IMAGES = ("candidate", "target")
 
 
 def read_fashioniq(config: FashionIQConfig) -> CirDataset:
@@ -97,18 +100,19 @@ def _gallery(config: FashionIQConfig, root: Path, category: str, records: Sequen
             "Gallery 'val_split' is made of references and targets, and Fashion IQ's test split has no targets; "
             "choose fashioniq.gallery=original or fashioniq.split=val."
         )
-    return tuple(dict.fromkeys(image for r in records for image in (r.id("candidate"), r.id("target"))))
+    named = complete(records, _IMAGES, [])
+    return tuple(dict.fromkeys(image for r in named for image in (r.id("candidate"), r.id("target"))))
 
 
 def _captions(record: Record) -> tuple[str, str]:
-    first, second = record.list("captions")
-    if not isinstance(first, str) or not isinstance(second, str):
-        record.fail(f"captions {record.list('captions')!r} are not two texts.")
+    first, second = (record.as_text("captions", caption) for caption in record.list("captions"))
     return first, second
 
 
 def _queries(config: FashionIQConfig, category: str, records: Sequence[Record]) -> Iterator[Query]:
     for row, record in enumerate(records):
+        if record.lacks(_IMAGES):
+            continue
         made = RULES[config.captions].queries(*_captions(record))
         targets = () if config.split == "test" else (record.id("target"),)
         for number, (text, variants) in enumerate(made):
@@ -136,7 +140,7 @@ def _triplets(
                 notes.append(f"captions/cap.{category}.{split}.json is not here, so there are none of its triplets")
                 continue
             for row, record in enumerate(_records(root, category, split)):
-                made = list(_rows(config, f"{category}-{split}-{row}", split, record))
+                made = [] if record.lacks(_IMAGES) else list(_rows(config, f"{category}-{split}-{row}", split, record))
                 usable = [t for t in made if t.modification.strip() and t.reference_id != t.target_id]
                 found += usable
                 left += [t.triplet_id for t in made if t not in usable]
@@ -171,4 +175,5 @@ def _query_notes(records: dict[str, list[Record]], config: FashionIQConfig) -> t
         if not all(caption.strip() for caption in _captions(record))
     ]
     fate = "dropped" if config.captions == "each_alone" else "joined as they are"
-    return count_note(f"queries with an empty caption, {fate}", places)
+    left = [f"{name} {record.place}" for name, rows in records.items() for record in rows if record.lacks(_IMAGES)]
+    return (*null_note(left), *count_note(f"queries with an empty caption, {fate}", places))

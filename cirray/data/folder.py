@@ -1,27 +1,30 @@
 """Read the open folder layout: folders of images, with triplets, queries and captions where there are any."""
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cirray.core.errors import DataError
+from cirray.core.texts import parse_json
+from cirray.data.annotations import count_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import FolderConfig
 from cirray.data.readers import READERS
-from cirray.data.tables import SUFFIXES as TABLES
-from cirray.data.tables import TableRow, read_rows
+from cirray.data.tables import TableRow, find_table, read_rows
 from cirray.data.writing import MARKER
 from cirray.types import Query, Triplet, stable_id
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 SPLITS = ("train", "val", "test")
 _PARTS = ("labelled", "pool", "gallery")
+_COMPOSED = ("reference", "target", "modification")
 
 
 def read_folder(config: FolderConfig) -> CirDataset:
     """Read a data set; no image is decoded.
+
+    A row whose reference, target or text is null is left out, and named in the notes; an empty text is an error.
 
     An image's id is its path below its folder, without suffix; ids are unique over all folders. Files may name an
     image with its suffix or with its folder in front. A root that holds images but none of the three folders is at
@@ -39,18 +42,20 @@ def read_folder(config: FolderConfig) -> CirDataset:
         kinds = ", ".join(SUFFIXES)
         raise DataError(f"No images ({kinds}) found under {str(root)!r}; put them there or into {', '.join(_PARTS)}/.")
     names = _Names(images, tuple(folder for folder in folders.values() if folder), root)
-    queries = _read_queries(_table(root, "queries", config.queries), names)
+    left: list[str] = []
+    queries = _read_queries(_rows(root, "queries", config.queries, _COMPOSED, left), names)
     name = _name(root)
     gallery = members["gallery"] or (tuple(images) if queries and folders["gallery"] is None else ())
     return CirDataset(
         name=name,
         images=ImageTable(images),
         protocol=_protocol(name, config, len(gallery)),
-        triplets=_read_triplets(_table(root, "triplets", config.triplets), names),
+        triplets=_read_triplets(_rows(root, "triplets", config.triplets, _COMPOSED, left), names),
         pool_ids=members["pool"],
         queries=queries,
         gallery_ids=gallery,
-        captions=_read_captions(_table(root, "captions", config.captions), names),
+        captions=_read_captions(_rows(root, "captions", config.captions, ("image", "caption"), left), names),
+        notes=count_note("rows left out, a needed value being null", left),
     )
 
 
@@ -125,23 +130,30 @@ def _scan(root: Path, folders: dict[str, Path | None]) -> tuple[dict[str, tuple[
 def _table(root: Path, part: str, value: str) -> Path | None:
     """The file of a table, or None where the default name is absent."""
     path = root / Path(value).expanduser()
-    options = [path] if path.suffix else [path.with_suffix(suffix) for suffix in TABLES]
-    present = [option for option in options if option.is_file()]
-    if len(present) > 1:
-        raise DataError(f"Both {str(present[0])!r} and {present[1].name!r} exist; keep one or set `folder.{part}`.")
-    if not present and value != FolderConfig.model_fields[part].default:
+    present = path if path.is_file() else find_table(path, f"folder.{part}", SUFFIXES)
+    if present is None and value != FolderConfig.model_fields[part].default:
         raise DataError(f"The {part} file {str(path)!r} does not exist; correct `folder.{part}`.")
-    return present[0] if present else None
+    return present
 
 
-def _read_triplets(path: Path | None, names: _Names) -> tuple[Triplet, ...]:
+def _rows(root: Path, part: str, value: str, needed: Sequence[str], left: list[str]) -> Iterator[TableRow]:
+    """Rows of a table, none where there is no such file; those that lack a needed value go to `left`."""
+    path = _table(root, part, value)
+    for row in read_rows(path, needed) if path else ():
+        if row.lacks(needed):
+            left.append(f"{row.path.name} {row.place}")
+        else:
+            yield row
+
+
+def _read_triplets(rows: Iterator[TableRow], names: _Names) -> tuple[Triplet, ...]:
     found: dict[str, Triplet] = {}
-    lines: dict[str, int] = {}
-    for row in read_rows(path, ("reference", "target", "modification")) if path else ():
+    places: dict[str, str] = {}
+    for row in rows:
         triplet = _triplet(row, names)
         if triplet.triplet_id in found:
-            row.fail(f"the same triplet as line {lines[triplet.triplet_id]}; remove one of the two.")
-        found[triplet.triplet_id], lines[triplet.triplet_id] = triplet, row.line
+            row.fail(f"the same triplet as {places[triplet.triplet_id]}; remove one of the two.")
+        found[triplet.triplet_id], places[triplet.triplet_id] = triplet, row.place
     return tuple(found.values())
 
 
@@ -164,9 +176,9 @@ def _triplet(row: TableRow, names: _Names) -> Triplet:
     )
 
 
-def _read_queries(path: Path | None, names: _Names) -> tuple[Query, ...]:
+def _read_queries(rows: Iterator[TableRow], names: _Names) -> tuple[Query, ...]:
     found: dict[str, Query] = {}
-    for row in read_rows(path, ("reference", "target", "modification")) if path else ():
+    for row in rows:
         reference = names.resolve(row, "reference", row.text("reference"))
         targets = tuple(dict.fromkeys(names.resolve(row, "target", name) for name in row.texts("target")))
         if reference in targets:
@@ -180,9 +192,9 @@ def _read_queries(path: Path | None, names: _Names) -> tuple[Query, ...]:
     return tuple(found.values())
 
 
-def _read_captions(path: Path | None, names: _Names) -> dict[str, str]:
+def _read_captions(rows: Iterator[TableRow], names: _Names) -> dict[str, str]:
     captions: dict[str, str] = {}
-    for row in read_rows(path, ("image", "caption")) if path else ():
+    for row in rows:
         image_id = names.resolve(row, "caption", row.text("image"))
         if image_id in captions:
             row.fail(f"image {image_id!r} has a caption already; keep one.")
@@ -195,7 +207,7 @@ def _name(root: Path) -> str:
     if not marker.is_file():
         return root.name
     try:
-        return str(json.loads(marker.read_text(encoding="utf-8"))["name"])
+        return str(parse_json(marker.read_bytes())["name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{str(marker)!r} is damaged ({error!r}); remove it or write the data set again.") from None
 

@@ -3,7 +3,16 @@
 from pathlib import Path
 
 from cirray.data import protocols
-from cirray.data.annotations import Record, count_note, find_file, find_root, image_folder, load_records
+from cirray.data.annotations import (
+    Record,
+    blank_note,
+    count_note,
+    find_file,
+    find_root,
+    image_folder,
+    load_records,
+    null_note,
+)
 from cirray.data.benchmark import CirDataset, ImageTable
 from cirray.data.config import GeneCisConfig
 from cirray.data.places import Box
@@ -53,8 +62,12 @@ def read_genecis(config: GeneCisConfig) -> CirDataset:
     queries: list[Query] = []
     galleries: dict[str, tuple[str, ...]] = {}
     sizes: dict[str, int] = {}
+    left: list[str] = []
     for task in TASKS if config.task == "all" else (config.task,):
         for number, record in enumerate(load_records(find_file((root / "genecis", root), f"{task}.json"))):
+            if record.lacks(("reference", "target", "gallery")):
+                left.append(f"{task} {record.place}")
+                continue
             query, candidates = _template(record, task, number, images)
             queries.append(query)
             galleries[query.query_id] = candidates
@@ -67,7 +80,7 @@ def read_genecis(config: GeneCisConfig) -> CirDataset:
         gallery_ids=tuple(dict.fromkeys(image for ids in galleries.values() for image in ids)),
         galleries=galleries,
         guarded=frozenset(images.paths),
-        notes=_notes(queries, galleries, images.boxes),
+        notes=(*null_note(left), *blank_note(queries), *_notes(queries, galleries, images.boxes)),
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core.errors import DataError, unknown_name
-from cirray.data.annotations import count_note, load_json
+from cirray.data.annotations import blank_note, count_note, is_null, load_json
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import HuggingFaceConfig
 from cirray.data.places import Span
@@ -70,20 +70,29 @@ def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
             that is none.
     """
     root = Path(config.root).expanduser()
-    images, left = _Images(root), list[str]()
-    gallery = [_gallery_id(config, images, row) for row in _rows(config, config.gallery, (config.image,), (config.id,))]
+    images, left, absent = _Images(root), list[str](), list[str]()
+    gallery = []
+    for row in _rows(config, config.gallery, (config.image,), (config.id,)):
+        if is_null(row.values[config.image]):
+            absent.append(row.name)
+        else:
+            gallery.append(_gallery_id(config, images, row))
     triplets = []
     for row in _labelled(config, config.triplets):
-        reference, target, text = _triple(config, images, row)
-        if not text.strip() or reference == target:
+        triple = _triple(config, images, row)
+        if triple is None or not triple[2].strip() or triple[0] == triple[1]:
             left.append(row.name)
             continue
+        reference, target, text = triple
         split = "val" if config.triplets in ("val", "validation", "dev") else "train"
         triplets.append(Triplet(f"hf-{row.name}", reference, target, text, split=split, group_id=reference))
-    queries = []
+    queries, missing = [], list[str]()
     for row in _labelled(config, config.queries):
-        reference, target, text = _triple(config, images, row)
-        queries.append(Query(row.name, reference, text, (target,)))
+        triple = _triple(config, images, row)
+        if triple is None:
+            missing.append(row.name)
+            continue
+        queries.append(Query(row.name, triple[0], triple[2], (triple[1],)))
     own = dict.fromkeys(image for query in queries for image in (*query.target_ids, query.reference_id))
     ids = tuple(dict.fromkeys(gallery)) or tuple(own)
     return CirDataset(
@@ -100,7 +109,10 @@ def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
         queries=tuple(queries),
         gallery_ids=ids,
         notes=(
-            *count_note("triplets left out (blank text, or one image twice)", left),
+            *count_note("triplets left out (blank text, or an image missing or twice)", left),
+            *count_note("queries left out, an image of theirs being null", missing),
+            *count_note("gallery rows left out, their image being null", absent),
+            *blank_note(queries),
             *count_note("images share a name with another picture and are called by their row", images.clashes),
         ),
     )
@@ -123,13 +135,17 @@ def _labelled(config: HuggingFaceConfig, split: str) -> Iterator[_Row]:
     yield from _rows(config, split, wanted, (f"{config.reference}_id", f"{config.target}_id"))
 
 
-def _triple(config: HuggingFaceConfig, images: _Images, row: _Row) -> tuple[str, str, str]:
+def _triple(config: HuggingFaceConfig, images: _Images, row: _Row) -> tuple[str, str, str] | None:
+    """Reference, target and text of a row, a null text being blank; None where an image is null."""
+    if is_null(row.values[config.reference]) or is_null(row.values[config.target]):
+        return None
     ids = []
     for column in (config.reference, config.target):
         given = row.values.get(f"{column}_id")
         cell = _image(row, column)
-        ids.append(images.add(cell, f"{row.name}/{column}", None if given is None else str(given)))
+        ids.append(images.add(cell, f"{row.name}/{column}", None if is_null(given) else str(given)))
     text = row.values[config.modification]
+    text = "" if is_null(text) else text
     if not isinstance(text, str):
         raise DataError(f"Row {row.name} has {text!r} in column {config.modification!r}, which is not a text.")
     return ids[0], ids[1], text
@@ -137,7 +153,7 @@ def _triple(config: HuggingFaceConfig, images: _Images, row: _Row) -> tuple[str,
 
 def _gallery_id(config: HuggingFaceConfig, images: _Images, row: _Row) -> str:
     given = row.values.get(config.id)
-    return images.add(_image(row, config.image), row.name, None if given is None else str(given))
+    return images.add(_image(row, config.image), row.name, None if is_null(given) else str(given))
 
 
 def _image(row: _Row, column: str) -> "_Cell | str":
@@ -227,8 +243,11 @@ def _column(path: Path, batch: pa.RecordBatch, base: int, name: str) -> Callable
         raise DataError(f"Column {name!r} of {str(path)!r} is a structure without `bytes`; an image is expected.")
     data, names = column.field("bytes"), column.field("path") if "path" in fields else None
     first_B, bytes_B = _spans(path, data, base)
+    valid = column.is_valid()
 
     def value(at: int) -> _Cell | None:
+        if not valid[at].as_py():  # the children of a null hold empty values, not nulls
+            return None
         own = str(names[at].as_py() or "") if names is not None else ""
         if data[at].is_valid:
             return _Cell(str(path), (int(first_B[at]), int(bytes_B[at])), own)

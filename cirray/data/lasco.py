@@ -5,11 +5,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cirray.data import protocols
-from cirray.data.annotations import Record, count_note, find_file, find_root, has_file, image_folder, load_records, once
+from cirray.data.annotations import (
+    Record,
+    blank_note,
+    complete,
+    count_note,
+    find_file,
+    find_root,
+    has_file,
+    image_folder,
+    load_records,
+    null_note,
+    once,
+)
 from cirray.data.benchmark import CirDataset, ImageTable
 from cirray.data.config import LascoConfig
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
+
+_IMAGES = ("query-image", "target-image")
 
 
 def read_lasco(config: LascoConfig) -> CirDataset:
@@ -25,8 +39,9 @@ def read_lasco(config: LascoConfig) -> CirDataset:
     corpus = _corpus(folders, "val", images)
     paths, queries, named = dict(corpus), [], dict[str, str]()
     records = load_records(find_file(folders, "lasco_val.json"))
-    for name, record in _named(records):
-        reference, target = (_image(record, key, images, named) for key in ("query-image", "target-image"))
+    left: list[str] = []
+    for name, record in _named(complete(records, _IMAGES, left)):
+        reference, target = (_image(record, key, images, named) for key in _IMAGES)
         queries.append(Query(name, reference, record.text("query-text"), (target,)))
     absent = sorted(image for image in named if image not in corpus)
     pool = _corpus(folders, "train", images) if has_file(folders, "lasco_train_corpus.json") else {}
@@ -43,6 +58,8 @@ def read_lasco(config: LascoConfig) -> CirDataset:
         guarded=frozenset(corpus),
         notes=(
             *notes,
+            *null_note(left),
+            *blank_note(queries),
             *count_note("images are named by queries but not by the val corpus", absent),
             *count_note("queries whose target is their reference: they cannot be hit", same),
         ),
@@ -91,11 +108,13 @@ def _triplets(
         return (), ("lasco_train.json is not here, so there are no train triplets",)
     records = load_records(find_file(folders, "lasco_train.json"))
     found, left = [], []
-    for name, record in _named(records):
-        reference, target = (_image(record, key, images, paths) for key in ("query-image", "target-image"))
+    missing: list[str] = []
+    for name, record in _named(complete(records, _IMAGES, missing)):
+        reference, target = (_image(record, key, images, paths) for key in _IMAGES)
         text = record.text("query-text")
         if not text.strip() or reference == target:
             left.append(name)
             continue
         found.append(Triplet(f"lasco-train-{name}", reference, target, text, group_id=reference))
-    return tuple(found), count_note("train triplets left out (blank text, or one image twice)", left)
+    left += missing
+    return tuple(found), count_note("train triplets left out (blank text, or an image missing or twice)", left)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cirray.core.errors import DataError
+from cirray.data.annotations import load_lines
 from cirray.data.images import open_image
 from cirray.data.writing import Row, publish_folder, write_jsonl
 
@@ -124,7 +125,7 @@ def read_boxes(path: Path) -> list[Box]:
         DataError: naming the line that is not as published.
     """
     boxes: dict[tuple[Placed, ...], Box] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in load_lines(path):
         try:
             row = json.loads(line)
             picture = f"images/{row['directory']}/dev-{row['identifier']}-0.png"

@@ -8,6 +8,7 @@ from cirray.core.errors import DataError
 from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
+    blank_note,
     count_note,
     find_file,
     find_root,
@@ -15,6 +16,7 @@ from cirray.data.annotations import (
     image_folder,
     load_lines,
     load_records,
+    null_note,
 )
 from cirray.data.benchmark import CirDataset, ImageTable
 from cirray.data.config import ShoesConfig
@@ -37,7 +39,11 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
     names = {part: _names(find_file((root,), f"{part}_im_names.txt")) for part in ("train", "eval")}
     records = load_records(find_file((root,), "relative_captions_shoes.json"))
     pairs: dict[str, list[tuple[int, Record, str, str]]] = {"train": [], "eval": [], "neither": []}
+    missing: list[str] = []
     for row, record in enumerate(records):
+        if record.lacks(("ReferenceImageName", "ImageName")):
+            missing.append(record.place)
+            continue
         reference, target = record.id("ReferenceImageName"), record.id("ImageName")
         homes = [part for part, known in names.items() if reference in known and target in known]
         pairs[homes[0] if homes else "neither"].append((row, record, reference, target))
@@ -57,6 +63,8 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
         gallery_ids=tuple(names["eval"]),
         guarded=frozenset(names["eval"]),
         notes=(
+            *null_note(missing),
+            *blank_note(queries),
             *count_note("pairs are left out, being in neither list", [f"row {item[0]}" for item in pairs["neither"]]),
             *count_note("train pairs left out (blank text, or one image twice)", left),
             *count_note("queries whose target is their reference: they cannot be hit", same),

@@ -1,17 +1,24 @@
-"""Rows of a CSV, JSONL or Parquet file with their line numbers, and errors that name file, line, value and remedy."""
+"""Rows of a table file with their line numbers, and errors that name file, line, value and remedy."""
 
+import bz2
 import csv
-import json
+import gzip
+import io
+import itertools
+import lzma
 import unicodedata
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cirray.core.errors import DataError, unknown_name
+from cirray.core.texts import encoding_of, parse_json
+from cirray.data.annotations import is_null
 
 _BATCH = 4096
 
@@ -23,10 +30,20 @@ class TableRow:
     path: Path
     line: int
     values: dict[str, Any]
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """`line 7`, or `row 7` where the file has no lines."""
+        return f"{self.unit} {self.line}"
 
     def fail(self, problem: str) -> NoReturn:
         """Raise a DataError that names this row."""
-        raise DataError(f"{str(self.path)!r}, line {self.line}: {problem}")
+        raise DataError(f"{str(self.path)!r}, {self.place}: {problem}")
+
+    def lacks(self, columns: Sequence[str]) -> bool:
+        """Whether the file says of one of these columns that it has no value: JSON's null, Parquet's, or NaN."""
+        return any(name in self.values and is_null(self.values[name]) for name in columns)
 
     def text(self, column: str, default: str | None = None) -> str:
         """A text in NFC with single spaces, never empty unless `default` stands in for it.
@@ -35,7 +52,7 @@ class TableRow:
             DataError: when the column is missing, empty without a default, or not text.
         """
         value = self.values.get(column)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if is_null(value) or (isinstance(value, str) and not value.strip()):
             if default is not None:
                 return default
             what = "is missing" if column not in self.values else "is empty"
@@ -53,12 +70,12 @@ class TableRow:
             return (self.text(column),)
         if not value:
             self.fail(f"column {column!r} is an empty list; name at least one.")
-        return tuple(TableRow(self.path, self.line, {column: item}).text(column) for item in value)
+        return tuple(TableRow(self.path, self.line, {column: item}, self.unit).text(column) for item in value)
 
     def number(self, column: str, default: float) -> float:
         """A number >= 0, or the default where there is none."""
-        value = self.values.get(column)
-        if value is None or value == "":
+        value: Any = self.values.get(column)
+        if is_null(value) or value == "":
             return default
         try:
             number = float(value)
@@ -76,62 +93,153 @@ class TableRow:
         return value
 
 
-def read_rows(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
-    """Rows of a `.csv` file with a header line, a `.jsonl` file with one object per line, or a `.parquet` file.
+def find_table(stem: Path, setting: str, others: Sequence[str] = ()) -> Path | None:
+    """The one table called `stem` with any suffix that is read, upper or lower case; None where nothing is so called.
 
-    Parquet is read some thousand rows at a time; the line of a row is its number, from 1.
+    Args:
+        stem: path without suffix.
+        setting: config field to name in an error.
+        others: suffixes of files that may be called so without being meant as a table (pictures).
 
     Raises:
-        DataError: unreadable or not UTF-8, a bad line, or a required column that is nowhere in the file's header.
+        DataError: two tables of that name, or only a file of that name that is not read.
     """
-    if path.suffix.lower() not in _READERS:
-        raise DataError(f"{str(path)!r} is none of {', '.join(SUFFIXES)}; write it as one of them.")
+    if not stem.parent.is_dir():
+        return None
+    start = f"{stem.name.lower()}."
+    entries = sorted(
+        path
+        for path in stem.parent.iterdir()
+        if path.name.lower().startswith(start) and path.suffix.lower() not in others
+    )
+    tables = [path for path in entries if path.name[len(stem.name) :].lower() in _ENDINGS and path.is_file()]
+    if len(tables) > 1:
+        raise DataError(f"Both {str(tables[0])!r} and {tables[1].name!r} exist; keep one or set `{setting}`.")
+    if not tables and entries:
+        raise DataError(
+            f"{str(entries[0])!r} is not read: a table is a file that ends in {_KNOWN}. Write it as one of them, or "
+            "rename it if it is none."
+        )
+    return tables[0] if tables else None
+
+
+def read_rows(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
+    """Rows of a `.csv` or `.tsv` file with a header line, a `.jsonl` file with one object a line, a `.json` file that
+    is a list of objects, or a `.parquet` file.
+
+    Texts may be UTF-8, or UTF-16 with its mark. A row's line is its first one; rows of Parquet and JSON are counted
+    from 1. Parquet is read some thousand rows at a time.
+
+    Raises:
+        DataError: unreadable or not such text, a bad line, or a required column that is nowhere in the file's header.
+    """
+    ending = "".join(path.suffixes[-2:]).lower()
+    ending = ending if ending in _ENDINGS else path.suffix.lower()
+    if ending not in _ENDINGS:
+        raise DataError(f"{str(path)!r} is none of {_KNOWN}; write it as one of them.")
+    kind, packing = _ENDINGS[ending]
     try:
-        yield from _READERS[path.suffix.lower()](path, required)
-    except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from None
+        if kind == ".parquet":
+            yield from _read_parquet(path, required)
+        else:
+            with _PACKINGS[packing](path) as raw:
+                head = raw.read(4)
+                raw.seek(0)
+                with io.TextIOWrapper(raw, encoding_of(head), newline="") as stream:
+                    yield from _READERS[kind](path, stream, required)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{str(path)!r} is not UTF-8 text ({error.reason} at byte {error.start}); save it so."
         ) from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        raise DataError(f"{str(path)!r} cannot be read: {reason}.") from None
 
 
-def _read_csv(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, restkey="", strict=True)
+def _read_csv(path: Path, stream: IO[str], required: Sequence[str], delimiter: str = ",") -> Iterator[TableRow]:
+    first = stream.readline()
+    found = [
+        mark for mark in (delimiter, ";", "\t") if required[0] in (name.strip(' "') for name in _cells(first, mark))
+    ]
+    records = _records(path, itertools.chain([first], stream), found[0] if found else delimiter)
+    line, header = next(records, (1, []))
+    header = [name.strip() for name in header]
+    missing = [name for name in required if name not in header]
+    if missing:
+        have = ", ".join(header) or "(nothing)"
+        raise DataError(f"{str(path)!r}, line {line}: column {missing[0]!r} is missing; the header has: {have}.")
+    for line, cells in records:
+        cells += [""] * (len(header) - len(cells))
+        row = TableRow(path, line, {name: cell for name, cell in zip(header, cells, strict=False) if name})
+        if any(cells[len(header) :]):
+            row.fail(f"{len(header)} columns expected, more found; put texts with commas in quotes.")
+        yield row
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return line.removesuffix("\n").removesuffix("\r").split(delimiter)
+
+
+def _records(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """First line and cells of every record; a quoted cell may run over several lines."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
         try:
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            missing = [name for name in required if name not in header]
-            if missing:
-                have = ", ".join(header) or "(nothing)"
-                raise DataError(f"{str(path)!r}, line 1: column {missing[0]!r} is missing; the header has: {have}.")
-            for values in reader:
-                row = TableRow(path, reader.line_num, {key: value for key, value in values.items() if key})
-                if values.get(""):
-                    row.fail(f"{len(header)} columns expected, more found; put texts with commas in quotes.")
-                yield row
+            cells = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
-            raise DataError(f"{str(path)!r}, line {reader.line_num}: not a CSV line ({error}).") from None
+            # A quote that is never closed is found at the end of the file; the fault is where its record begins.
+            at = line if "end of data" in str(error) else reader.line_num
+            raise DataError(f"{str(path)!r}, line {at}: not a CSV line ({error}).") from None
+        if cells:
+            yield line, cells
 
 
-def _read_jsonl(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                detail = f"{getattr(error, 'msg', error)}: {line.strip()[:60]!r}"
-                raise DataError(f"{str(path)!r}, line {number}: not JSON ({detail}).") from None
-            row = TableRow(path, number, values if isinstance(values, dict) else {})
-            missing = [name for name in required if name not in row.values]
-            if not isinstance(values, dict):
-                row.fail(f"a JSON object is needed, found {line.strip()[:60]!r}.")
-            if missing:
-                row.fail(f"column {missing[0]!r} is missing; the line has: {', '.join(row.values) or '(nothing)'}.")
-            yield row
+def _read_tsv(path: Path, stream: IO[str], required: Sequence[str]) -> Iterator[TableRow]:
+    return _read_csv(path, stream, required, "\t")
+
+
+def _read_jsonl(path: Path, stream: IO[str], required: Sequence[str]) -> Iterator[TableRow]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = parse_json(line)
+        except ValueError as error:
+            detail = f"{getattr(error, 'msg', error)}: {line.strip()[:60]!r}"
+            raise DataError(f"{str(path)!r}, line {number}: not JSON ({detail}).") from None
+        yield _object(path, number, values, required)
+
+
+def _read_json(path: Path, stream: IO[str], required: Sequence[str]) -> Iterator[TableRow]:
+    """A list of objects; or lines of them, as some programs call `.json` too."""
+    text = stream.read()
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        if not str(error).startswith("Extra data"):
+            reason = " ".join(str(error).split())[:120]
+            raise DataError(f"{str(path)!r} is not JSON ({reason}); write a list of objects.") from None
+        yield from _read_jsonl(path, io.StringIO(text), required)
+        return
+    if isinstance(values, dict) and set(required) <= set(values) and not isinstance(values[required[0]], dict | list):
+        values = [values]
+    if not isinstance(values, list):
+        raise DataError(f"{str(path)!r} holds {str(values)[:60]!r}; a list of objects, one a row, is needed.")
+    for number, value in enumerate(values, start=1):
+        yield _object(path, number, value, required, "entry")
+
+
+def _object(path: Path, number: int, values: Any, required: Sequence[str], unit: str = "line") -> TableRow:
+    row = TableRow(path, number, values if isinstance(values, dict) else {}, unit)
+    missing = [name for name in required if name not in row.values]
+    if not isinstance(values, dict):
+        row.fail(f"a JSON object is needed, found {str(values)[:60]!r}.")
+    if missing:
+        row.fail(f"column {missing[0]!r} is missing; the {unit} has: {', '.join(row.values) or '(nothing)'}.")
+    return row
 
 
 def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
@@ -148,7 +256,7 @@ def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
         for batch in table.iter_batches(batch_size=_BATCH):
             for values in batch.to_pylist():
                 line += 1
-                yield TableRow(path, line, values)
+                yield TableRow(path, line, values, "row")
     except pa.ArrowInvalid as error:
         raise DataError(f"{str(path)!r} is damaged after row {line} ({_reason(error)}); write it again.") from None
 
@@ -157,6 +265,14 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-_READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-SUFFIXES = tuple(_READERS)
-"""Suffixes of tables, in the order in which they are looked for."""
+_READERS: dict[str, Callable[[Path, IO[str], Sequence[str]], Iterator[TableRow]]] = {
+    ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_tsv,
+}  # fmt: skip
+_PACKINGS: dict[str, Callable[[Path], Any]] = {
+    "": lambda path: path.open("rb"), ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
+}  # fmt: skip
+_ENDINGS = {kind + packing: (kind, packing) for kind in _READERS for packing in _PACKINGS} | {
+    ".parquet": (".parquet", "")
+}
+"""Ending of a table's name -> kind of table, and how it is packed."""
+_KNOWN = f"{', '.join((*_READERS, '.parquet'))} (text also with {', '.join(filter(None, _PACKINGS))})"

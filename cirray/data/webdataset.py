@@ -7,7 +7,6 @@ pictures of the shards by their keys.
 """
 
 import fnmatch
-import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from typing import Any
 
 from cirray.core import storage
 from cirray.core.errors import ArtifactError, DataError
-from cirray.data.annotations import count_note
+from cirray.core.texts import parse_json
+from cirray.data.annotations import blank_note, count_note, is_null
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import WebDatasetConfig
 from cirray.data.places import Span
@@ -42,12 +42,14 @@ class Sample:
     other: list[str] = field(default_factory=list)
 
     def word(self, name: str) -> str:
-        """A text of the JSON member, or nothing.
+        """A text of the JSON member, or nothing where it has none or null.
 
         Raises:
             DataError: when it is something else than a text or a number.
         """
-        value = self.values.get(name, "")
+        value = self.values.get(name)
+        if is_null(value):
+            return ""
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise DataError(f"Sample {self.key!r} of {self.shard!r} has {value!r} as {name!r}, which is not a text.")
         return str(value)
@@ -106,7 +108,10 @@ def read_webdataset(config: WebDatasetConfig) -> CirDataset:
         queries=queries,
         gallery_ids=gallery,
         captions=found.captions,
-        notes=count_note("samples left out (no picture, no text, or one image twice)", found.left),
+        notes=(
+            *count_note("samples left out (no picture, no text, or one image twice)", found.left),
+            *blank_note(queries),
+        ),
     )  # fmt: skip
 
 
@@ -169,10 +174,10 @@ def _add_member(sample: Sample, kind: str, member: tarfile.TarInfo, tar: tarfile
     if suffix in PICTURES and (role in ROLES or not role):
         sample.pictures[ROLES.get(role, "")] = (member.offset_data, member.size)
     elif kind == "txt":
-        sample.text = _content(sample, member, tar).strip()
+        sample.text = _text(sample, member, tar).strip()
     elif kind == "json":
         try:
-            values = json.loads(_content(sample, member, tar))
+            values = parse_json(_bytes(sample, member, tar))
         except ValueError as error:
             raise DataError(f"{member.name!r} in {sample.shard!r} is not JSON ({error}).") from None
         if not isinstance(values, dict):
@@ -182,14 +187,18 @@ def _add_member(sample: Sample, kind: str, member: tarfile.TarInfo, tar: tarfile
         sample.other.append(kind)
 
 
-def _content(sample: Sample, member: tarfile.TarInfo, tar: tarfile.TarFile) -> str:
+def _bytes(sample: Sample, member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
     if member.size > _TEXT_BYTES:
         raise DataError(
             f"{member.name!r} in {sample.shard!r} has {member.size:,} bytes; a text is at most {_TEXT_BYTES:,}."
         )
     stream = tar.extractfile(member)
+    return stream.read() if stream else b""
+
+
+def _text(sample: Sample, member: tarfile.TarInfo, tar: tarfile.TarFile) -> str:
     try:
-        return stream.read().decode("utf-8") if stream else ""
+        return _bytes(sample, member, tar).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{member.name!r} in {sample.shard!r} is not UTF-8 text ({error.reason}).") from None
 

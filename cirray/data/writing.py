@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core.errors import DataError
+from cirray.core.texts import parse_json
 from cirray.core.upgrades import with_new_fields
 
 MARKER = "dataset.json"
@@ -65,7 +66,7 @@ def _read_marker(folder: Path) -> Row | None:
     if not path.is_file():
         return None
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{str(path)!r} is damaged ({error}); remove that folder and write it again.") from None
     return summary if isinstance(summary, dict) else {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cirray.core.errors import DataError, unknown_name
+from cirray.core.texts import parse_json
 from cirray.types import Query, Ranking
 
 RECALL, SUBSET, CIRCO = "cirr-recall", "cirr-recall-subset", "circo"
@@ -97,8 +98,8 @@ def decode(data: bytes, name: str) -> dict[str, Any]:
         return found
 
     try:
-        payload = json.loads(data.decode("utf-8"), object_pairs_hook=once)
-    except (UnicodeDecodeError, ValueError) as error:
+        payload = parse_json(data, once)
+    except ValueError as error:
         raise DataError(f"{name!r} is no JSON file: {' '.join(str(error).split())[:120]}.") from None
     if not isinstance(payload, dict):
         raise DataError(f"{name!r} holds a {type(payload).__name__}; a submission is one object, query id -> list.")

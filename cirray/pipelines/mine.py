@@ -9,6 +9,7 @@ import pyarrow as pa
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
+from cirray.core.texts import decoded
 from cirray.data.benchmark import CirDataset
 from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
@@ -118,7 +119,7 @@ def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
     if run.exclude_ids:
         path = Path(run.exclude_ids).expanduser()
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = decoded(path.read_bytes()).split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"The file of excluded ids {str(path)!r} cannot be read: {error}.") from None
         ids.update(line.strip() for line in lines if line.strip())

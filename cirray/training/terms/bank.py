@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from cirray.core.errors import ConfigError, DataError
+from cirray.core.texts import decoded
 from cirray.data.leaks import refuse_leaks
 from cirray.losses.bank import ALONE, BankRows, Collective, bank_infonce
 from cirray.models.base import Retriever
@@ -207,7 +208,7 @@ def _extra(path: str, features: FeatureLookup) -> list[str]:
     if not path:
         return []
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
+        lines = decoded(Path(path).expanduser().read_bytes()).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The file of further bank images {path!r} cannot be read: {error}.") from None
     ids = [line.strip() for line in lines if line.strip()]

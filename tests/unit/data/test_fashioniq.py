@@ -117,7 +117,7 @@ def test_the_guard_covers_every_category_and_shared_images_are_noted(root):
 
 @pytest.mark.parametrize(
     ("captions", "words"),
-    [(["one"], "1 captions found; exactly two"), (["one", None], "are not two texts"), ("one", "is not a list")],
+    [(["one"], "1 captions found; exactly two"), (["one", 5], "which is not a text"), ("one", "is not a list")],
 )
 def test_captions_that_are_not_two_texts_are_refused(root, captions, words):
     row = {"target": "dress-val-1", "candidate": "dress-val-0", "captions": captions}

@@ -224,6 +224,40 @@ def test_an_index_of_many_members_does_not_keep_their_headers(tmp_path, monkeypa
     assert max(kept) <= 1
 
 
+def test_nulls_and_byte_order_marks_in_shards_cost_no_more_than_their_sample(tmp_path):
+    marked = json.dumps({"reference": "a", "target": "b", "modification": "greener"}).encode("utf-8-sig")
+    put_shard(
+        tmp_path / "a.tar",
+        [
+            ("a.png", RED), ("a.json", b'{"caption": null}'), ("b.png", GREEN), ("b.txt", "\ufeffa green one".encode()),
+            ("t0.json", marked), ("t1.json", b'{"reference": null, "target": "b", "modification": "m"}'),
+            ("t2.json", b'{"reference": "b", "target": "a", "modification": null}'),
+            ("t3.json", b'{"reference": "b", "target": "a", "modification": "cut \\ud83d"}'),
+        ],
+    )  # fmt: skip
+    dataset = read_webdataset(WebDatasetConfig(root=str(tmp_path)))
+    assert dataset.captions == {"b": "a green one"}
+    assert [t.modification for t in dataset.triplets] == ["greener", "cut \ufffd"]
+    assert any("2 samples left out" in note and "'t1', 't2'" in note for note in dataset.notes)
+    queries = read_webdataset(WebDatasetConfig(root=str(tmp_path), triplets="query"))
+    assert len(queries.queries) == 3 and any("'t2'" in note and "blank" in note for note in queries.notes)
+
+
+def test_nulls_in_a_hugging_face_split_cost_no_more_than_their_row(tmp_path):
+    sides = [{"bytes": RED, "path": "r.png"}, {"bytes": BLUE, "path": "b.png"}, None]
+    columns = {
+        "reference": [sides[0], sides[2], sides[0], sides[0]],
+        "target": [sides[1], sides[1], sides[2], sides[1]],
+    }
+    arrays = {name: pa.array(values, IMAGE) for name, values in columns.items()}
+    save_split(tmp_path / "hf", pa.table({**arrays, "modification": ["x", "y", "z", None]}), files=1)
+    dataset = read_huggingface(HuggingFaceConfig(root=str(tmp_path / "hf"), triplets="t", queries="q"))
+    assert [t.modification for t in dataset.triplets] == ["x"]
+    assert [(q.query_id, q.modification) for q in dataset.queries] == [("q-0", "x"), ("q-3", "")]
+    told = " ".join(dataset.notes)
+    assert "3 triplets left out" in told and "2 queries left out, an image of theirs being null, e.g. 'q-1'" in told
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
