@@ -18,9 +18,9 @@ from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import RetrieverConfig
 from cirray.models.fusion.base import Fused, find_fusion
-from cirray.models.matching import MATCHING, MatchingHead, draw_negatives, matching_pass
+from cirray.models.matching import MATCHERS, MatchingHead, matching
 from cirray.models.qformer import QueryingTransformer
-from cirray.models.scoring import score, unit
+from cirray.models.scoring import unit
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch, build_tokenizer, encode_texts, load_tokenizer
 
@@ -116,7 +116,7 @@ class QFormerRetriever(Retriever):
         Raises:
             ConfigError: when prototypes are wanted of a fusion head that makes none, or matching without its head.
         """
-        self.refuse(wanted, frozenset({MATCHING}))
+        self.refuse(wanted, frozenset(MATCHERS))
         fused = self.fuse(self.encode_reference(batch.reference_BPD), batch.text)
         targets_BQD, references_BQD = self._gallery_sides(batch, wanted.references)
         return RetrieverOutput(
@@ -125,7 +125,7 @@ class QFormerRetriever(Retriever):
             text_query_BD=self.encode_text(batch.text) if wanted.text_only else None,
             reverse_prototype_BQW=self._reverse_prototypes(batch, fused) if wanted.reverse else None,
             prompts_BQW=self._held_prompts(fused) if wanted.prompts else None,
-            more=self._matching(batch, fused, targets_BQD) if MATCHING in wanted.more else {},
+            more=self._further(wanted, batch, fused.query_BD, targets_BQD),
         )  # fmt: skip
 
     def with_fusion(self, name: str) -> "QFormerRetriever":
@@ -158,23 +158,14 @@ class QFormerRetriever(Retriever):
         targets, others = both.chunk(2)
         return targets, others
 
-    def _matching(self, batch: RetrievalBatch, fused: Fused, targets_BQD: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of matched and mismatched (target, text) pairs (VDG's target-delta matching)."""
-        if self.matching_head is None:
-            raise ConfigError(
-                "The loss term tdm needs a matching head, which this retriever lacks. Set model.matching=trained, or "
-                "start from a checkpoint that has one."
-            )
-        similarity_BB = score(fused.query_BD.detach(), targets_BQD.detach()) / self.temperature.detach()
-        chosen = draw_negatives(similarity_BB, batch.target_key_B, batch.text)
-        targets_BPD = self.encode_reference(batch.target_BPD)
-        return matching_pass(self._read_text, self.matching_head, targets_BPD, batch.text, chosen)
-
-    def _read_text(self, patches_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
-        """Outputs of the text positions of the image pass: `[B, T, W]`."""
-        text_BTW = self.qformer.image_and_text(patches_BPD, text).text_BTD
-        assert text_BTW is not None
-        return text_BTW
+    def _further(
+        self, wanted: Wanted, batch: RetrievalBatch, query_BD: torch.Tensor, targets_BQD: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Logits of matched and mismatched (target, text) pairs (VDG's target-delta matching), in each wanted way."""
+        more: dict[str, torch.Tensor] = {}
+        for name in sorted(wanted.more):
+            more |= matching(self, name, batch, query_BD, targets_BQD)
+        return more
 
     def _held_prompts(self, fused: Fused) -> torch.Tensor:
         """The learned prompts as what prototypes are drawn to (SPRC); a copy, as ZeRO 3 takes parameters away again."""

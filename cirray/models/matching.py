@@ -2,22 +2,41 @@
 
 The pass reads the *target's* patches and the modification text; the head reads the text positions without [CLS] and
 padding, and their logits are averaged. For each matched (image, text) two others are made: one wrong image, one wrong
-text, drawn in proportion to the softmax of target-delta similarity. Everything is of the calling rank's rows: weights
-and indices are local, so that a rank's hard negatives are its own (the released code mixes the two up).
+text. Two ways of it, each the name of an output:
+
+`matching`       as released (VDG's `BLIP_tdm.py`, 245-303): nothing attends to [CLS]; negatives are drawn by the
+                 softmax, without a temperature, of the similarity of *target-grounded* texts with targets, plus 1e-4
+`matching_hard`  [CLS] is attended, as BLIP-2 learnt its own head; negatives are drawn by the softmax of the *queries'*
+                 similarity with targets over the loss's temperature, and an equal image or text is never a wrong one
+
+Everything is of the calling rank's rows: weights and indices are local, so that a rank's negatives are its own (the
+released code reads the first rank's columns on every rank).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from cirray.core.errors import ConfigError
+from cirray.models.batch import RetrievalBatch
+from cirray.models.scoring import score
 from cirray.models.text import TextBatch
 
-MATCHING = "matching"
-"""Name of the output in `Wanted.more` and `RetrieverOutput.more`: logits `[3B, 2]`, matched rows first."""
-MATCHING_ROWS = "matching_rows"
-"""Weights `[3B]`: 0 for a negative that does not exist in the batch, else 1."""
+if TYPE_CHECKING:
+    from cirray.models.composed import QFormerRetriever
+
+MATCHING, MATCHING_HARD = "matching", "matching_hard"
+"""Names of outputs in `Wanted.more` and `RetrieverOutput.more`: logits `[3B, 2]`, matched rows first."""
+_FLOOR = 1e-4
+"""What the released code adds to every weight, so that no row is beyond reach."""
+
+
+def rows_of(name: str) -> str:
+    """Name of the output beside the logits: weights `[3B]`, 0 for a negative that the batch does not hold, else 1."""
+    return f"{name}_rows"
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,15 @@ class Negatives:
     text_B: torch.Tensor
     has_image_B: torch.Tensor
     has_text_B: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """One way to match: whether [CLS] is hidden from every attention, and how negatives are chosen."""
+
+    hides_cls: bool
+    choose: Callable[["QFormerRetriever", RetrievalBatch, torch.Tensor, torch.Tensor], Negatives]
+    """(retriever, batch, queries `[B, D]`, targets `[B, Q, D]`) -> negatives."""
 
 
 class MatchingHead(nn.Module):
@@ -51,31 +79,74 @@ class MatchingHead(nn.Module):
         return (self.classifier(text_BTW) * weights_BT[..., None].to(text_BTW.dtype)).sum(dim=1)
 
 
-def matching_pass(
-    read: Callable[[torch.Tensor, TextBatch], torch.Tensor],
-    head: MatchingHead,
-    targets_BPD: torch.Tensor,
-    text: TextBatch,
-    chosen: Negatives,
+def matching(
+    model: "QFormerRetriever", name: str, batch: RetrievalBatch, query_BD: torch.Tensor, targets_BQD: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Logits of the matched rows, of wrong images with the own texts, and of own images with wrong texts.
 
     Args:
-        read: image-grounded pass, (patches, text) -> outputs of the text positions.
-        head: the two-way head.
-        targets_BPD: patches of the targets.
-        text: modification texts.
-        chosen: which rows stand in.
+        model: a retriever with a matching head.
+        name: of the output; says which way.
+        batch: this rank's rows.
+        query_BD: their queries.
+        targets_BQD: gallery tokens of their targets.
+
+    Raises:
+        ConfigError: for a retriever without a matching head.
     """
-    patches = torch.cat([targets_BPD, targets_BPD[chosen.image_B], targets_BPD])
+    if model.matching_head is None:
+        raise ConfigError(
+            "Target-delta matching (terms tdm, tdm_hard) needs a matching head, which this retriever lacks. Set "
+            "model.matching=trained, or start from a checkpoint that has one."
+        )
+    matcher, text = MATCHERS[name], batch.text
+    chosen = matcher.choose(model, batch, query_BD, targets_BQD)
+    own_BPD = model.encode_reference(batch.target_BPD)
     ids = torch.cat([text.ids_BT, text.ids_BT, text.ids_BT[chosen.text_B]])
     mask = torch.cat([text.mask_BT, text.mask_BT, text.mask_BT[chosen.text_B]])
+    if matcher.hides_cls:
+        mask[:, 0] = 0
+    patches = torch.cat([own_BPD, own_BPD[chosen.image_B], own_BPD])
+    words = model.qformer.image_and_text(patches, TextBatch(ids, mask)).text_BTD
+    assert words is not None
     rows = torch.cat([torch.ones_like(chosen.has_image_B), chosen.has_image_B, chosen.has_text_B])
-    return {MATCHING: head(read(patches, TextBatch(ids, mask)), mask), MATCHING_ROWS: rows.float()}
+    return {name: model.matching_head(words, mask), rows_of(name): rows.float()}
 
 
 @torch.no_grad()
-def draw_negatives(similarity_BB: torch.Tensor, target_key_B: torch.Tensor, text: TextBatch) -> Negatives:
+def _choose_released(
+    model: "QFormerRetriever", batch: RetrievalBatch, query_BD: torch.Tensor, targets_BQD: torch.Tensor
+) -> Negatives:
+    grounded_BD = model.compose(model.encode_reference(batch.target_BPD), batch.text)
+    image_BB, text_BB = released_weights(score(grounded_BD, targets_BQD))
+    has_B = image_BB.any(dim=1)
+    return Negatives(_drawn(image_BB, has_B), _drawn(text_BB, has_B), has_B, has_B)
+
+
+def released_weights(similarity_BB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The released code's weights of wrong images and of wrong texts, a row each: softmax + 1e-4, the own one 0.
+
+    Args:
+        similarity_BB: of the text of row i, read with its target, with the target of row j; no temperature.
+
+    Images are weighted by the similarity of the row's own *image* with the texts, texts by that of its own text with
+    the images, as released.
+    """
+    own_BB = torch.eye(len(similarity_BB), dtype=torch.bool, device=similarity_BB.device)
+    sides = (similarity_BB.float().T, similarity_BB.float())
+    image_BB, text_BB = ((side.softmax(dim=1) + _FLOOR).masked_fill(own_BB, 0.0) for side in sides)
+    return image_BB, text_BB
+
+
+@torch.no_grad()
+def _choose_hard(
+    model: "QFormerRetriever", batch: RetrievalBatch, query_BD: torch.Tensor, targets_BQD: torch.Tensor
+) -> Negatives:
+    return draw_hard(score(query_BD, targets_BQD) / model.temperature, batch.target_key_B, batch.text)
+
+
+@torch.no_grad()
+def draw_hard(similarity_BB: torch.Tensor, target_key_B: torch.Tensor, text: TextBatch) -> Negatives:
     """A wrong image for every text and a wrong text for every image, likely ones more often.
 
     Args:
@@ -88,15 +159,23 @@ def draw_negatives(similarity_BB: torch.Tensor, target_key_B: torch.Tensor, text
     same_image_BB = target_key_B[:, None] == target_key_B[None, :]
     same_text_BB = (text.ids_BT[:, None] == text.ids_BT[None, :]).all(dim=-1)
     wrong_BB = ~(same_image_BB | same_text_BB)
-    image_B, has_image_B = _draw(similarity_BB.float(), wrong_BB)
-    text_B, has_text_B = _draw(similarity_BB.float().T, wrong_BB)
-    return Negatives(image_B, text_B, has_image_B, has_text_B)
+    has_B = wrong_BB.any(dim=1)
+    image_B, text_B = (
+        _drawn(_softmax_among(side, wrong_BB), has_B) for side in (similarity_BB.float(), similarity_BB.float().T)
+    )
+    return Negatives(image_B, text_B, has_B, has_B)
 
 
-def _draw(scores_BB: torch.Tensor, allowed_BB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One allowed column a row, in proportion to its softmax; the row itself where nothing is allowed."""
-    has_B = allowed_BB.any(dim=1)
-    itself_BB = torch.eye(len(scores_BB), dtype=torch.bool, device=scores_BB.device)
-    open_BB = allowed_BB | (itself_BB & ~has_B[:, None])
-    probability_BB = scores_BB.masked_fill(~open_BB, float("-inf")).softmax(dim=1)
-    return torch.multinomial(probability_BB, 1)[:, 0], has_B
+def _softmax_among(scores_BB: torch.Tensor, allowed_BB: torch.Tensor) -> torch.Tensor:
+    """Softmax of a row's allowed columns; zeros where none is."""
+    return scores_BB.masked_fill(~allowed_BB, float("-inf")).softmax(dim=1).nan_to_num(0.0)
+
+
+def _drawn(weights_BB: torch.Tensor, has_B: torch.Tensor) -> torch.Tensor:
+    """One column a row, in proportion to its weights; the row itself where it has none."""
+    itself_BB = torch.eye(len(weights_BB), device=weights_BB.device)
+    return torch.multinomial(torch.where(has_B[:, None], weights_BB, itself_BB), 1)[:, 0]
+
+
+MATCHERS = {MATCHING: Matcher(True, _choose_released), MATCHING_HARD: Matcher(False, _choose_hard)}
+"""Name of an output -> how it is made."""

@@ -100,7 +100,7 @@ class TrainingConfig(LoopConfig):
     """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
     text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5. spn: all training images
     as negatives, target side frozen. vdg: real rows alone and with pseudo rows, hard negatives weighted (further term:
-    tdm). composing: stage 2 of two-stage zero-shot retrieval."""
+    tdm as released, or tdm_hard). composing: stage 2 of two-stage zero-shot retrieval."""
     terms: dict[str, float] = {}
     """Weights of single loss terms over the objective's own: adds a term, or takes one out with weight 0."""
     lambda_m: float = Field(0.4, ge=0)

@@ -201,7 +201,8 @@ def test_vdg_recipes_pair_each_human_row_with_a_mined_one_at_the_papers_batch(pa
     config = config_of(path)
     training, matched = config.training, "-tdm-" in path.name
     assert (training.objective, training.mixing, training.mixing_ratio) == ("vdg", "paired", 1.0)
-    assert training.terms == ({"tdm": 1.0} if matched else {}) and training.pair_texts == "drawn"
+    matching = "tdm" if "-paper-" in path.name else "tdm_hard"
+    assert training.terms == ({matching: 1.0} if matched else {}) and training.pair_texts == "drawn"
     assert (training.batch, training.optimizer.lr, training.hn_beta) == (512, 1e-4, 0.5 if matched else 0.0)
     rows = 28225 if "-cirr-" in path.name else 18000
     assert training.steps == (6 if matched else 10) * (rows // 512)

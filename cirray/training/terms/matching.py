@@ -1,14 +1,17 @@
 """L_tdm of VDG (section 3): is the text the way to this target? Matched pairs against one wrong image, one wrong text.
 
-The paper's head is BLIP's own and held fixed. Here it is part of the retriever (`model.matching`): trained with it, or
-loaded from a BLIP-2 checkpoint and held fixed.
+`tdm` is the released loss, `tdm_hard` ours (`cirray.models.matching` tells the two apart). The paper's head is BLIP's
+own and held fixed. Here it is part of the retriever (`model.matching`): trained with it, or loaded from a BLIP-2
+checkpoint and held fixed.
 """
+
+from typing import ClassVar
 
 import torch
 from torch.nn import functional
 
 from cirray.models.batch import Wanted
-from cirray.models.matching import MATCHING, MATCHING_ROWS
+from cirray.models.matching import MATCHING, MATCHING_HARD, rows_of
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
 
@@ -17,16 +20,26 @@ from cirray.training.terms.base import TERMS, Term, TermInput
 class TargetDeltaMatching(Term):
     """Two-way cross-entropy over this rank's matched and mismatched (image, text) pairs, each row's at its weight."""
 
+    reads: ClassVar[str] = MATCHING
+    """The output with the logits."""
+
     @classmethod
     def wanted(cls, config: TrainingConfig) -> Wanted:
         """The matching logits."""
-        return Wanted(more=frozenset({MATCHING}))
+        return Wanted(more=frozenset({cls.reads}))
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""
-        logits, rows = given.output.more[MATCHING].float(), given.output.more[MATCHING_ROWS]
+        logits, rows = given.output.more[self.reads].float(), given.output.more[rows_of(self.reads)]
         count = len(rows) // 3
         matched = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
         matched[:count] = 1
         loss = functional.cross_entropy(logits, matched, reduction="none")
         return given.mean(loss, given.batch.weight_B.repeat(3) * rows)
+
+
+@TERMS.register("tdm_hard")
+class HardTargetDeltaMatching(TargetDeltaMatching):
+    """The same with [CLS] attended, and with negatives that the retriever itself takes for likely."""
+
+    reads = MATCHING_HARD

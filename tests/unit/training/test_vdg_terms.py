@@ -10,7 +10,7 @@ from cirray.losses.contrastive import contrastive
 from cirray.models.batch import Wanted
 from cirray.models.composed import build_retriever
 from cirray.models.config import RetrieverConfig
-from cirray.models.matching import MATCHING, MATCHING_ROWS, MatchingHead, draw_negatives
+from cirray.models.matching import MATCHING, MATCHING_HARD, MatchingHead, draw_hard, released_weights, rows_of
 from cirray.models.retriever_files import load_retriever
 from cirray.models.scoring import score
 from cirray.models.text import TextBatch, build_tokenizer
@@ -94,24 +94,24 @@ def text_of(rows):
     return TextBatch(ids, (ids > 0).long())
 
 
-def test_a_negative_is_never_the_own_image_or_text_nor_an_equal_one():
+def test_a_hard_negative_is_never_the_own_image_or_text_nor_an_equal_one():
     keys = torch.tensor([7, 8, 7, 9])
     text = text_of([[2, 5, 3], [2, 6, 3], [2, 7, 3], [2, 6, 3]])
     torch.manual_seed(0)
     seen_images, seen_texts = set(), set()
     for _ in range(200):
-        chosen = draw_negatives(torch.zeros(4, 4), keys, text)
+        chosen = draw_hard(torch.zeros(4, 4), keys, text)
         seen_images |= set(zip(range(4), chosen.image_B.tolist(), strict=True))
         seen_texts |= set(zip(range(4), chosen.text_B.tolist(), strict=True))
     allowed = {(0, 1), (0, 3), (1, 0), (1, 2), (2, 1), (2, 3), (3, 0), (3, 2)}
     assert seen_images == allowed and seen_texts == allowed
 
 
-def test_likely_images_and_texts_are_drawn_more_often_each_by_its_own_direction():
+def test_likely_hard_negatives_are_drawn_more_often_each_by_its_own_direction():
     scores = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [3.0, 0.0, 0.0]])
     text = text_of([[2, 5], [2, 6], [2, 7]])
     torch.manual_seed(0)
-    chosen = [draw_negatives(scores, torch.arange(3), text) for _ in range(200)]
+    chosen = [draw_hard(scores, torch.arange(3), text) for _ in range(200)]
     images = torch.stack([item.image_B for item in chosen]).float()
     texts = torch.stack([item.text_B for item in chosen])
     assert float((images[:, 0] == 1).float().mean()) > 0.85
@@ -125,14 +125,52 @@ def test_every_rank_ranks_its_negatives_by_its_own_rows_and_local_numbers():
     scores[3:, :3] = 20.0 * (1 - torch.eye(3)).flip(0)
     text = text_of([[2, 5], [2, 6], [2, 7]])
     for _ in range(20):
-        mine = draw_negatives(scores[3:, 3:], torch.arange(3), text)
+        mine = draw_hard(scores[3:, 3:], torch.arange(3), text)
         assert mine.image_B.tolist() == [1, 2, 0] and mine.text_B.tolist() == [2, 0, 1]
-    released = [draw_negatives(scores[3:, :3], torch.arange(3), text).image_B.tolist() for _ in range(20)]
+    released = [draw_hard(scores[3:, :3], torch.arange(3), text).image_B.tolist() for _ in range(20)]
     assert any(row != [1, 2, 0] for row in released)
 
 
+def test_released_negatives_may_be_copies_and_only_a_row_alone_has_none(task_with, triplets):
+    """Four rows to one image: the released code draws among them, ours takes none."""
+    task, _ = task_with()
+    rows = [replace(row, target_id=triplets[0].target_id) for row in picked(triplets)]
+    both = Wanted(more=frozenset({MATCHING, MATCHING_HARD}))
+    more = task.model().eval()(task.batch(rows), both).more
+    assert more[rows_of(MATCHING)].tolist() == [1.0] * 12
+    assert more[rows_of(MATCHING_HARD)].tolist() == [1.0] * 4 + [0.0] * 8
+    alone = task.model()(task.batch(rows[:1]), both).more
+    assert alone[rows_of(MATCHING)].tolist() == alone[rows_of(MATCHING_HARD)].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_the_hard_way_sharpens_by_the_temperature_and_the_released_one_does_not():
+    similarity = torch.tensor([[0.0, 0.5, 0.4], [0.4, 0.0, 0.5], [0.5, 0.4, 0.0]])
+    text = text_of([[2, 5], [2, 6], [2, 7]])
+    torch.manual_seed(0)
+    hard = torch.stack([draw_hard(similarity / 0.01, torch.arange(3), text).image_B for _ in range(50)])
+    assert (hard == torch.tensor([1, 2, 0])).all()
+    _, weights = released_weights(similarity)
+    assert float(weights.max() / weights[weights > 0].min()) < 1.2
+
+
+def test_nothing_attends_to_the_cls_token_in_the_released_way(task_with, triplets):
+    """Its embedding may be anything there; the hard way reads it."""
+    task, _ = task_with()
+    model, batch = task.model().eval(), task.batch(picked(triplets))
+    logits = []
+    for changed in (False, True):
+        if changed:
+            words = model.qformer.embeddings.word_embeddings.weight.data
+            words[model.tokenizer.cls_token_id] += torch.linspace(-3, 3, words.shape[1])
+        torch.manual_seed(0)
+        more = model(batch, Wanted(more=frozenset({MATCHING, MATCHING_HARD}))).more
+        logits.append({name: more[name][:4].detach() for name in (MATCHING, MATCHING_HARD)})
+    assert torch.equal(logits[0][MATCHING], logits[1][MATCHING])
+    assert not torch.allclose(logits[0][MATCHING_HARD], logits[1][MATCHING_HARD], atol=1e-4)
+
+
 def test_a_row_without_any_negative_stands_in_for_itself_with_weight_zero():
-    chosen = draw_negatives(torch.zeros(2, 2), torch.tensor([4, 4]), text_of([[2, 5], [2, 6]]))
+    chosen = draw_hard(torch.zeros(2, 2), torch.tensor([4, 4]), text_of([[2, 5], [2, 6]]))
     assert chosen.image_B.tolist() == [0, 1] and not chosen.has_image_B.any() and not chosen.has_text_B.any()
 
 
@@ -162,29 +200,31 @@ def task_with(make_task, triplets, features):
     return build
 
 
-def test_tdm_is_cross_entropy_over_matched_wrong_image_and_wrong_text_rows(task_with, triplets):
-    task, config = task_with(objective="vdg", terms={"tdm": 1.0})
+@pytest.mark.parametrize(("term", "output"), [("tdm", MATCHING), ("tdm_hard", MATCHING_HARD)])
+def test_tdm_is_cross_entropy_over_matched_wrong_image_and_wrong_text_rows(task_with, triplets, term, output):
+    task, config = task_with(objective="vdg", terms={term: 1.0})
     rows = picked(triplets)
     torch.manual_seed(3)
     found = loss_of(task, config, rows)
     torch.manual_seed(3)
-    more = task.model()(task.batch(rows), Wanted(more=frozenset({MATCHING}))).more
-    logits = more[MATCHING].log_softmax(dim=1)
-    assert logits.shape == (12, 2) and more[MATCHING_ROWS].tolist() == [1.0] * 12
+    more = task.model()(task.batch(rows), Wanted(more=frozenset({output}))).more
+    logits = more[output].log_softmax(dim=1)
+    assert logits.shape == (12, 2) and more[rows_of(output)].tolist() == [1.0] * 12
     wanted = -(logits[:4, 1].sum() + logits[4:, 0].sum()) / 12
-    assert float(found.terms["tdm"]) == pytest.approx(float(wanted.detach()), rel=1e-5)
-    assert float(found.total.detach()) == pytest.approx(float(found.terms["tcc"] + found.terms["tdm"]), rel=1e-5)
+    assert float(found.terms[term]) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert float(found.total.detach()) == pytest.approx(float(found.terms["tcc"] + found.terms[term]), rel=1e-5)
 
 
-def test_matching_reads_targets_and_texts_and_not_references(task_with, triplets):
+@pytest.mark.parametrize("output", [MATCHING, MATCHING_HARD])
+def test_matching_reads_targets_and_texts_and_not_references(task_with, triplets, output):
     task, _ = task_with()
-    batch, wanted = task.batch(picked(triplets)), Wanted(more=frozenset({MATCHING}))
+    batch, wanted = task.batch(picked(triplets)), Wanted(more=frozenset({output}))
     other = replace(batch, reference_BPD=torch.zeros_like(batch.reference_BPD))
     turned = replace(batch, target_BPD=batch.target_BPD.flip(0))
     logits = {}
     for name, given in (("own", batch), ("other", other), ("turned", turned)):
         torch.manual_seed(0)
-        logits[name] = task.model().eval()(given, wanted).more[MATCHING][:4]
+        logits[name] = task.model().eval()(given, wanted).more[output][:4]
     assert torch.equal(logits["own"], logits["other"])
     assert not torch.allclose(logits["own"], logits["turned"], atol=1e-4)
 
@@ -228,8 +268,7 @@ def test_the_default_training_has_no_pseudo_rows_to_tell_apart():
 
 def test_the_matching_head_learns_more_than_how_many_pairs_match(task_with, triplets):
     """One of three shown pairs matches: a head that knows no more than that costs 0.6365 nats."""
-    task, config = task_with(
-        terms={"infonce": 0.0, "tdm": 1.0}, steps=80, batch=8, optimizer={"lr": 1e-2}, one_per_group=False, log_every=10
-    )
+    hard = {"infonce": 0.0, "tdm_hard": 1.0}
+    task, config = task_with(terms=hard, steps=80, batch=8, optimizer={"lr": 1e-2}, one_per_group=False, log_every=10)
     history = train(task, config, torch_engine)
-    assert sum(row["tdm"] for row in history[-3:]) / 3 < 0.5 < 0.6 < history[0]["tdm"]
+    assert sum(row["tdm_hard"] for row in history[-3:]) / 3 < 0.5 < 0.6 < history[0]["tdm_hard"]
