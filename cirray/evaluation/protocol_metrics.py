@@ -59,6 +59,15 @@ def compute(protocol: Protocol, judged: Judged) -> tuple[Measure, ...]:
     return tuple(found.values())
 
 
+def figure_names(protocol: Protocol, queries: Sequence[Query]) -> list[str]:
+    """Names of the figures that a protocol gives for these queries, without any score.
+
+    Raises:
+        ConfigError, DataError: as `compute`.
+    """
+    return [item.name for item in compute(protocol, Judged(queries, [Verdict(0, (0,), 0, subset=0)] * len(queries)))]
+
+
 def check_queries(protocol: Protocol, queries: Sequence[Query]) -> None:
     """Refuse queries that the protocol's metrics have no value for, before anything is computed.
 

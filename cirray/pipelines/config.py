@@ -1,6 +1,6 @@
 """Configuration of the stages that run on Ray. No torch, no ray."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,9 @@ from cirray.models.towers.config import (
 from cirray.pipelines.validation_config import ValidationConfig
 from cirray.training.config import SpaceConfig, TrainingConfig
 from cirray.triplets.config import FilterConfig
+
+SOURCE = "source"
+"""`temperature: source`: the one of the checkpoint that gives the start weights."""
 
 Part = Literal["labelled", "pool", "gallery", "references"]
 
@@ -367,8 +370,9 @@ class TrainRun(Config):
     tokenizer: str = ""
     """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Unused with
     `init`."""
-    temperature: float | None = Field(None, gt=0)
-    """Start temperature in place of the model's or the checkpoint's."""
+    temperature: Annotated[float, Field(gt=0)] | Literal["source"] | None = None
+    """Start temperature in place of the model's or the checkpoint's; source: that of `qformer_source`, refused where it
+    has none (SPRC and MTST go on with BLIP-2's)."""
     training: TrainingConfig = TrainingConfig()
     """Objective, steps, optimiser, engine."""
     validation: ValidationConfig = ValidationConfig()
@@ -389,6 +393,8 @@ class TrainRun(Config):
             raise ValueError(
                 "init and qformer_source both give start weights; empty one of them (init= or qformer_source=)"
             )
+        if self.temperature == SOURCE and not self.qformer_source:
+            raise ValueError("temperature=source is that of qformer_source; name one, or give a number")
         if self.dual is not None and self.encoder is not None:
             raise ValueError("dual and encoder both name a network; leave one of them out")
         if not self.features and self.data is None and not self.images:

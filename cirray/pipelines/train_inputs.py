@@ -17,11 +17,11 @@ from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.dual import build_dual
 from cirray.models.retriever_files import load_retriever
 from cirray.models.seeded import torch_seed
-from cirray.models.sources.blip2 import open_blip2, retriever_from
+from cirray.models.sources.blip2 import check_temperature, open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
-from cirray.pipelines.config import TrainRun
+from cirray.pipelines.config import SOURCE, TrainRun
 from cirray.pipelines.generator_inputs import select_labels
 from cirray.pipelines.live import Features, live_digests
 from cirray.triplets.store import TripletStore, attach_reverse
@@ -63,7 +63,7 @@ def read_inputs(run: TrainRun) -> TrainInputs:
     rows = (*(row for row in generated if frozenset((row.reference_id, row.target_id)) not in apart), *labelled)
     if not rows:
         raise DataError("There is no triplet of split 'train' to train on. Check `triplets`, `data` and `labels`.")
-    queries, gallery = _queries(run, dataset), gallery_of(_held_out(run, dataset))
+    queries, gallery = _queries(run, dataset)
     return TrainInputs(rows, _texts(rows, dataset), queries, gallery, dataset, held_out)
 
 
@@ -148,7 +148,9 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
             f"The checkpoint {(run.init or run.qformer_source)!r} reads patch tokens of width {retriever.patch_width}, "
             f"the features have {patch_width}. Embed the images with the checkpoint's own tower."
         )
-    if run.temperature is not None:
+    if run.temperature == SOURCE:
+        check_temperature(open_blip2(run.qformer_source))  # which it was started from above
+    elif isinstance(run.temperature, float):
         with torch.no_grad():
             retriever.raw_temperature.fill_(run.temperature)
     return retriever
@@ -212,18 +214,29 @@ def _labelled(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:
     return rows
 
 
-def _held_out(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:
-    return dataset.split(run.validation.split)[: run.validation.queries] if dataset else ()
-
-
-def _queries(run: TrainRun, dataset: CirDataset | None) -> tuple[Query, ...]:
-    rows = _held_out(run, dataset)
-    if run.validation.every and run.validation.queries and not rows:
+def _queries(run: TrainRun, dataset: CirDataset | None) -> tuple[tuple[Query, ...], tuple[str, ...]]:
+    """What is asked while training, and the images that are searched (those of all galleries)."""
+    count = run.validation.queries
+    if isinstance(count, str):
+        return _of_benchmark(dataset)
+    rows = dataset.split(run.validation.split)[:count] if dataset else ()
+    if run.validation.every and count and not rows:
         raise DataError(
             f"validation.every is {run.validation.every}, but the data set has no triplet of split "
             f"{run.validation.split!r}. Mark some rows with that split, or set validation.every=null."
         )
-    return queries_of(rows)
+    return queries_of(rows), gallery_of(rows)
+
+
+def _of_benchmark(dataset: CirDataset | None) -> tuple[tuple[Query, ...], tuple[str, ...]]:
+    if dataset is None or not dataset.queries:
+        raise DataError(
+            "validation.queries=benchmark asks the data set's own queries, but there are none. Name a data set that "
+            "has some, or give a number of held-out triplets."
+        )
+    searched = {image for ids in (dataset.gallery_ids, *dataset.galleries.values()) for image in ids}
+    asked = {query.reference_id for query in dataset.queries}
+    return dataset.queries, tuple(sorted(searched | asked))
 
 
 def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ...]:

@@ -2,22 +2,24 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cirray.core.errors import DataError
+from cirray.core.errors import ConfigError, DataError, unknown_name
 from cirray.data.benchmark import CirDataset, Protocol
 from cirray.data.leaks import guarded_ids
 from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.evaluation.protocol_metrics import figure_names
 from cirray.models.base import Retriever
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.leaks import images_of
 from cirray.pipelines.live import Features, open_features
 from cirray.pipelines.train_inputs import TrainInputs, gallery_of, queries_of, start_retriever
-from cirray.pipelines.validation_config import SLICE, SPLIT
+from cirray.pipelines.validation_config import BENCHMARK, SLICE, SPLIT
 from cirray.training.config import LoopConfig
 from cirray.training.engine import Engine, EngineFactory
 from cirray.training.engines import find_engine
@@ -65,9 +67,22 @@ def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "
 def measures_of(run: TrainRun, inputs: TrainInputs, features: Features) -> tuple[Callback, ...]:
     """Callbacks that measure recall, and choose weights by it where the run says so."""
     config = run.validation
+    if config.queries == BENCHMARK and inputs.dataset is not None:
+        check_figures(config.keep, [f"{SPLIT}{name}" for name in figure_names(inputs.dataset.protocol, inputs.queries)])
     validate = (Validate(run, inputs, features),) if inputs.queries or inputs.slice else ()
     keep = (KeepBest(config.keep, config.every, config.patience),) if config.keep and config.every else ()
     return (*validate, *keep)
+
+
+def check_figures(keep: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse to choose weights by a figure of the split that its benchmark does not have, before the first step.
+
+    Raises:
+        ConfigError: naming it, and those there are.
+    """
+    for name in keep:
+        if name.startswith(SPLIT) and name not in known:
+            raise ConfigError(unknown_name("validation.keep", name, known))
 
 
 def held_out_images(dataset: CirDataset) -> frozenset[str]:
@@ -86,15 +101,22 @@ def engine_on(name: str, device: str | torch.device) -> EngineFactory:
 
 
 def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.Module) -> Row:
-    """Recall on the held-out triplets, fractions: `val_R@1` and so on, and `held_R@1` on the training slice."""
+    """Recall on the held-out triplets, fractions: `val_R@1` and so on, and `held_R@1` on the training slice.
+
+    With `validation.queries: benchmark` the split's figures are those of the data set's own protocol.
+    """
     assert isinstance(model, Retriever) and inputs.dataset is not None
-    rows: Row = {}
+    dataset, rows = inputs.dataset, Row()
     for prefix, queries, gallery in (
         (SPLIT, inputs.queries, inputs.gallery_ids), (SLICE, queries_of(inputs.slice), gallery_of(inputs.slice))
     ):  # fmt: skip
         if queries:
-            protocol = protocol_of(run, inputs.dataset, len(queries), len(gallery))
-            result = evaluate_retriever(model, features, queries, gallery, protocol, batch=run.validation.batch)
+            protocol, galleries = protocol_of(run, dataset, len(queries), len(gallery)), None
+            if prefix == SPLIT and run.validation.queries == BENCHMARK:
+                protocol, gallery, galleries = dataset.protocol, dataset.gallery_ids, dataset.galleries
+            result = evaluate_retriever(
+                model, features, queries, gallery, protocol, galleries=galleries, batch=run.validation.batch
+            )
             rows |= {f"{prefix}{name}": value for name, value in result.metrics.items()}
     return rows
 

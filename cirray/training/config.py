@@ -15,6 +15,9 @@ class OptimizerConfig(Config):
     """Peak learning rate."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What decays: what has two dimensions or more, or every trained weight, biases, norms and the temperature too (one
+    group: SPRC, PTHA, SPN, CLIP4CIR, SEARLE, LinCIR, VDG)."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's moment decays (SPRC and PTHA: 0.9, 0.98)."""
     eps: float = Field(1e-7, gt=0)
@@ -28,12 +31,25 @@ class OptimizerConfig(Config):
     """One-cycle starts at lr / start_divisor (PTHA: CIRR 25, FashionIQ 100)."""
     final_divisor: float = Field(1e4, ge=1)
     """One-cycle would end at lr / start_divisor / final_divisor."""
+    cycled_beta1: tuple[float, float] | None = None
+    """One-cycle: beta1 where the rate is lowest and at its peak, in place of the first of `betas` (as torch's
+    `OneCycleLR`, and so SPRC and PTHA: 0.95, 0.85); null: it stays."""
     schedule_stretch: float = Field(1.0, ge=1)
     """Length of the schedule over the steps really taken (the released PTHA code sizes 80 epochs for 50: 1.6)."""
     clip: float | None = Field(1.0, gt=0)
     """Largest gradient norm, or null for no clipping (paper)."""
     fused: bool | Literal["auto"] = "auto"
     """AdamW in one kernel; auto: with the torch engine where all weights lie on an accelerator."""
+
+    @model_validator(mode="after")
+    def _cycles(self) -> "OptimizerConfig":
+        if self.cycled_beta1 is None:
+            return self
+        if self.schedule != "one_cycle":
+            raise ValueError(f"cycled_beta1 goes with schedule one_cycle, not with {self.schedule}; set it to null")
+        if not all(0 <= value < 1 for value in self.cycled_beta1):
+            raise ValueError(f"cycled_beta1 {self.cycled_beta1} must be two decays in [0, 1), e.g. [0.95, 0.85]")
+        return self
 
 
 class LoopConfig(Config):

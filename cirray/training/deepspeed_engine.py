@@ -27,7 +27,7 @@ from cirray.core.config import merged
 from cirray.core.environ import set_default
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.training.config import LoopConfig
-from cirray.training.optim import build_optimizer, lr_factor
+from cirray.training.optim import Schedule, build_optimizer
 
 ABOUT = "deepspeed.json"
 SHARDS = "deepspeed"
@@ -88,7 +88,7 @@ class DeepSpeedEngine:
             raise ConfigError("training.compile works with engine torch, not with deepspeed, which hooks into modules.")
         _check_shapes(model)
         self._names = _signature(model)
-        self._factor, self._steps = lr_factor(config), 0
+        self._schedule, self._steps = Schedule(config), 0
         optimizer = build_optimizer(model, config)
         self._settings = [
             {key: group[key] for key in ("weight_decay", "betas", "eps")} for group in optimizer.param_groups
@@ -108,7 +108,7 @@ class DeepSpeedEngine:
     @property
     def lr(self) -> float:
         """Learning rate of the step to come."""
-        return self._config.optimizer.lr * self._factor(self._steps)
+        return self._schedule.lr(self._steps)
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast when the configuration asks for it."""
@@ -122,8 +122,7 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         """Clip, update, advance the schedule; returns the norm before clipping, equal on all ranks."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = self.lr
+        self._schedule.apply(self._engine.optimizer, self._steps)
         norm = None if self._config.zero_stage else self._clip()
         self._engine.step()
         self._steps += 1

@@ -1,7 +1,7 @@
 """AdamW with the schedules of the method, built the same way for every engine."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +11,12 @@ from cirray.training.config import LoopConfig, OptimizerConfig
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
-    """Two groups: matrices with weight decay; vectors, scalars and norms (fewer than two dimensions) without."""
+    """Two groups: matrices, which decay; vectors, scalars and norms (fewer than two dimensions), if `decay="all"`."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    other = config.weight_decay if config.decay == "all" else 0.0
     return [
         {"params": [item for item in trained if item.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [item for item in trained if item.ndim < 2], "weight_decay": 0.0},
+        {"params": [item for item in trained if item.ndim < 2], "weight_decay": other},
     ]
 
 
@@ -44,33 +45,54 @@ def _fused(model: nn.Module, config: LoopConfig) -> bool:
     return bool(wanted)
 
 
-def lr_factor(config: LoopConfig) -> Callable[[int], float]:
-    """Learning rate over its peak as a pure function of the step (0 = first step).
+class Schedule:
+    """Learning rate and moment decays as a pure function of the step (0 = first step), the same for every engine.
 
-    one_cycle follows torch's `OneCycleLR` with cosine annealing over `steps * schedule_stretch` steps.
+    one_cycle follows torch's `OneCycleLR` with cosine annealing over `steps * schedule_stretch` steps, its cycled beta1
+    included where `cycled_beta1` asks for it.
     """
-    settings = config.optimizer
-    total = max(int(round(config.steps * settings.schedule_stretch)), 1)
-    rise = settings.warmup * total
-    if settings.schedule == "one_cycle":
-        start, end = 1 / settings.start_divisor, 1 / settings.start_divisor / settings.final_divisor
-        return lambda step: _one_cycle(step, total, rise, start, end)
-    if settings.schedule == "cosine":
-        return lambda step: _warm(step, rise) * 0.5 * (1 + math.cos(math.pi * _progress(step, rise, total)))
-    if settings.schedule == "step":
-        return lambda step: _warm(step, rise) * (0.1 if 2 * step >= total else 1.0)
-    return lambda step: _warm(step, rise)
 
+    def __init__(self, config: LoopConfig) -> None:
+        """Work out the phases of a run."""
+        self._settings = settings = config.optimizer
+        self._total = max(int(round(config.steps * settings.schedule_stretch)), 1)
+        self._rise = settings.warmup * self._total
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: LoopConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule as torch's `LambdaLR`, one step per optimiser step."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config))
+    def factor(self, step: int) -> float:
+        """Learning rate over its peak."""
+        settings, total, rise = self._settings, self._total, self._rise
+        if settings.schedule == "one_cycle":
+            start = 1 / settings.start_divisor
+            return self._cycle(step, start, 1.0, start / settings.final_divisor)
+        if settings.schedule == "cosine":
+            return _warm(step, rise) * 0.5 * (1 + math.cos(math.pi * _progress(step, rise, total)))
+        if settings.schedule == "step":
+            return _warm(step, rise) * (0.1 if 2 * step >= total else 1.0)
+        return _warm(step, rise)
 
+    def lr(self, step: int) -> float:
+        """Learning rate."""
+        return self._settings.lr * self.factor(step)
 
-def _one_cycle(step: int, total: int, rise: float, start: float, end: float) -> float:
-    if step < rise - 1:
-        return _cosine(start, 1.0, step / (rise - 1))
-    return _cosine(1.0, end, min((step - max(rise - 1, 0)) / max(total - 1 - max(rise - 1, 0), 1), 1.0))
+    def apply(self, optimizer: Any, step: int) -> None:
+        """Set the rate, and the decays where they are cycled, of every group for the step to come.
+
+        Args:
+            optimizer: torch's or DeepSpeed's; anything with `param_groups`.
+            step: number of the step.
+        """
+        first, second = self._settings.betas
+        if self._settings.cycled_beta1 is not None:
+            slow, peak = self._settings.cycled_beta1
+            first = self._cycle(step, slow, peak, slow)
+        for group in optimizer.param_groups:
+            group["lr"], group["betas"] = self.lr(step), (first, second)
+
+    def _cycle(self, step: int, start: float, peak: float, end: float) -> float:
+        top = max(self._rise - 1, 0)
+        if step < top:
+            return _cosine(start, peak, step / top)
+        return _cosine(peak, end, min((step - top) / max(self._total - 1 - top, 1), 1.0))
 
 
 def _cosine(begin: float, end: float, share: float) -> float:

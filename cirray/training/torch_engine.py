@@ -8,7 +8,7 @@ from torch import nn
 
 from cirray.core.errors import ArtifactError, ConfigError, unknown_name
 from cirray.training.config import LoopConfig
-from cirray.training.optim import build_optimizer, build_schedule
+from cirray.training.optim import Schedule, build_optimizer
 from cirray.training.weights import frozen_names, trained_weights
 
 STATE = "engine.pt"
@@ -34,7 +34,7 @@ class TorchEngine:
         self._optimizer = build_optimizer(self._model, config)
         if config.compile:
             compile_forward(self._model, config.compile_backend)
-        self._schedule = build_schedule(self._optimizer, config)
+        self._schedule, self._steps = Schedule(config), 0
 
     @property
     def module(self) -> nn.Module:
@@ -49,7 +49,7 @@ class TorchEngine:
     @property
     def lr(self) -> float:
         """Learning rate of the step to come."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        return self._schedule.lr(self._steps)
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast when the configuration asks for it."""
@@ -71,17 +71,18 @@ class TorchEngine:
             _average([item.grad for item in parameters if item.grad is not None], self._world)
         clip = self._config.optimizer.clip
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip else float("inf"))
+        self._schedule.apply(self._optimizer, self._steps)
         self._optimizer.step()
-        self._schedule.step()
+        self._steps += 1
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     def save(self, folder: Path) -> None:
-        """Write trained weights, optimiser and schedule (rank 0; all ranks hold the same). Frozen weights stay out."""
+        """Write trained weights, optimiser and step (rank 0; all ranks hold the same). Frozen weights stay out."""
         if self._rank == 0:
             state = {
                 "model": trained_weights(self._model), "optimizer": self._optimizer.state_dict(),
-                "schedule": self._schedule.state_dict(),
+                "steps": self._steps,
             }  # fmt: skip
             torch.save(state, folder / STATE)
 
@@ -103,7 +104,7 @@ class TorchEngine:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ArtifactError(f"The checkpoint {str(folder)!r} is of another model: {reason}") from None
-        self._schedule.load_state_dict(state["schedule"])
+        self._steps = int(state["steps"])
 
     def full_weights(self) -> AbstractContextManager[nn.Module]:
         """The model itself: every rank holds all of it."""

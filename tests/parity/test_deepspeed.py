@@ -67,6 +67,15 @@ def test_without_clipping_the_norm_is_still_reported(results):
 
 
 @pytest.mark.parametrize("stage", [1, 3])
+def test_a_cycled_beta1_and_one_decaying_group_take_the_torch_engines_steps(results, stage):
+    assert results[1][f"cycled{stage}"]["gap"] < (CLOSE if stage == 3 else EXACT)
+
+
+def test_a_beta1_that_stays_is_seen(results):
+    assert results[1]["steady"]["gap"] > 10 * CLOSE
+
+
+@pytest.mark.parametrize("stage", [1, 3])
 def test_bf16_is_autocast_over_fp32_weights_as_in_the_torch_engine(results, stage):
     assert results[2][f"bf16-zero{stage}"]["gap"] < CLOSE
     assert column(results[2][f"bf16-zero{stage}"], "loss") != column(results[2][f"zero{stage}"], "loss")

@@ -206,6 +206,19 @@ def check_vocabulary(source: Blip2Source, tokenizer: PreTrainedTokenizerBase) ->
         raise ArtifactError(f"The tokenizer of {source.name!r} has no [CLS] token; give a BERT-style one.")
 
 
+def check_temperature(source: Blip2Source) -> None:
+    """Refuse a checkpoint that brings no temperature, where its own was asked for.
+
+    Raises:
+        ArtifactError: saying which file has one.
+    """
+    if "temperature" not in source.weights.places:
+        raise ArtifactError(
+            f"{source.name!r} holds no temperature (Hugging Face's copies of BLIP-2 leave it out). Start from LAVIS' "
+            "own file (cirray convert source=blip2_pretrained.pth), or give a number, e.g. temperature=0.07."
+        )
+
+
 def _load_extras(source: Blip2Source, retriever: QFormerRetriever) -> None:
     """SPRC's and PTHA's prompts and LAVIS' temperature, where a converted checkpoint has them."""
     found = source.weights.read([name for name in ("prompt_tokens", "temperature") if name in source.weights.places])

@@ -2,11 +2,13 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
@@ -15,7 +17,7 @@ from cirray.pipelines.config import EmbedRun, FinetuneRun, PretrainRun, TowersRu
 from cirray.pipelines.embed import run_embed
 from cirray.pipelines.towers import run_towers
 from cirray.pipelines.train import run_train
-from cirray.pipelines.train_inputs import read_inputs
+from cirray.pipelines.train_inputs import read_inputs, start_retriever
 from cirray.retriever import load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import from_triplets, rejected_table
@@ -194,6 +196,27 @@ def test_a_blip2_checkpoint_starts_a_training(stage1, tmp_path):
     start = BLIP2["retrieval"]().query_tokens
     moved = (encoder.qformer.query_tokens - start).abs().max()
     assert 0 < moved < 0.05
+
+
+def test_the_temperature_of_stage_1_is_taken_where_it_is_asked_for_and_missed_where_there_is_none(
+    stage1, fields, tmp_path
+):
+    def start(folder, **changes):
+        run = make_run({**stage1, "qformer_source": folder, **changes}, tmp_path / "out")
+        return start_retriever(run, read_inputs(run), 24).temperature.item()
+
+    folder = stage1["qformer_source"]
+    assert start(folder) == pytest.approx(0.07)
+    with pytest.raises(ArtifactError, match="holds no temperature .*blip2_pretrained.pth"):
+        start(folder, temperature="source")
+    converted = tmp_path / "converted"
+    shutil.copytree(folder, converted)
+    tensors = load_file(converted / "model.safetensors")
+    save_file({**tensors, "temperature": torch.tensor(0.031)}, converted / "model.safetensors", {"format": "pt"})
+    assert start(str(converted), temperature="source") == pytest.approx(0.031)
+    assert start(str(converted), temperature=0.05) == pytest.approx(0.05)
+    with pytest.raises(ConfigError, match="temperature=source is that of qformer_source"):
+        make_run(fields, tmp_path / "x", temperature="source")
 
 
 def test_sizes_beside_a_blip2_checkpoint_and_two_starts_are_refused(stage1, fields, tmp_path):

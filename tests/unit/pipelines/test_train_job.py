@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from cirray.core.config import validate
+from cirray.core.errors import ConfigError, DataError
+from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
 from cirray.pipelines.config import TrainRun
@@ -30,18 +32,62 @@ class AnyImage:
         return True
 
 
+def run_on(name, root, **validation):
+    tree = {
+        "data": {"format": name, name: {"root": str(root)}}, "ray": {"enabled": False},
+        "training": {"log_every": 1}, "validation": {"every": 1, **validation},
+    }  # fmt: skip
+    run = validate(TrainRun, tree)
+    return run, read_inputs(run)
+
+
+def retriever_for(inputs):
+    text = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
+    return build_dual(DualEncoderConfig(embed_dim=8, text=text), inputs.texts, 8)
+
+
 @pytest.mark.parametrize("name", ["cirr", "fashioniq"])
 def test_held_out_triplets_of_a_benchmark_are_measured_by_plain_recall(name, tmp_path):
     root = getattr(FILES, f"write_{name}")(tmp_path)
-    tree = {
-        "data": {"format": name, name: {"root": str(root)}}, "ray": {"enabled": False},
-        "training": {"log_every": 1}, "validation": {"every": 1, "held_out": 1, "keep": ["held_R@50"], "ks": [1, 50]},
-    }  # fmt: skip
-    run = validate(TrainRun, tree)
-    inputs = read_inputs(run)
-    text = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
-    retriever = build_dual(DualEncoderConfig(embed_dim=8, text=text), inputs.texts, 8)
-    found = recall_of(run, inputs, AnyImage(), retriever)
+    run, inputs = run_on(name, root, held_out=1, keep=["held_R@50"], ks=[1, 50])
+    found = recall_of(run, inputs, AnyImage(), retriever_for(inputs))
     assert set(found) == {"val_R@1", "val_R@50", "held_R@1", "held_R@50"} and found["held_R@50"] == 1
     assert len(measures_of(run, inputs, AnyImage())) == 2
     assert inputs.slice and not {row.group_id for row in inputs.slice} & {row.group_id for row in inputs.triplets}
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "figures"),
+    [
+        ("cirr", [f"val_{n}" for n in ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3")], {"val_Avg"}),
+        ("fashioniq", ["val_Avg"], {"val_Avg R@10", "val_Avg R@50", "val_dress R@10", "val_toptee R@50"}),
+    ],
+)
+def test_a_benchmarks_own_queries_galleries_and_figures_choose_the_epoch_as_the_papers_do(
+    name, chosen, figures, tmp_path
+):
+    root = getattr(FILES, f"write_{name}")(tmp_path)
+    run, inputs = run_on(name, root, queries="benchmark", keep=chosen)
+    retriever, dataset = retriever_for(inputs), inputs.dataset
+    found = recall_of(run, inputs, AnyImage(), retriever)
+    assert set(found) >= {*chosen, *figures} and len(measures_of(run, inputs, AnyImage())) == 2
+    official = evaluate_retriever(
+        retriever, AnyImage(), dataset.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries
+    )
+    assert found == {f"val_{figure}": value for figure, value in official.metrics.items()}
+    assert set(inputs.gallery_ids) >= set(dataset.gallery_ids) > set()
+    if name == "fashioniq":
+        assert found["val_Avg"] == pytest.approx((found["val_Avg R@10"] + found["val_Avg R@50"]) / 2)
+
+
+def test_a_figure_that_the_benchmark_does_not_have_is_refused_before_the_first_step(tmp_path):
+    run, inputs = run_on("fashioniq", FILES.write_fashioniq(tmp_path), queries="benchmark", keep=["val_Rs@1"])
+    with pytest.raises(ConfigError, match="Unknown validation.keep 'val_Rs@1'.*Known: .*val_Avg R@10"):
+        measures_of(run, inputs, AnyImage())
+
+
+def test_a_split_without_published_targets_cannot_choose_weights(tmp_path):
+    tree = {"data": {"format": "cirr", "cirr": {"root": str(FILES.write_cirr(tmp_path)), "split": "test1"}}}
+    run = validate(TrainRun, {**tree, "validation": {"every": 10, "queries": "benchmark", "keep": ["val_R@1"]}})
+    with pytest.raises(DataError, match="'12' has no target"):
+        measures_of(run, read_inputs(run), AnyImage())
