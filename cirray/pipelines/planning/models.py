@@ -28,6 +28,7 @@ from cirray.training.objectives import term_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}
 """Types of a frozen language model; published ones are stored in 16 bits, which `auto` keeps."""
+_STAGE_1 = "Salesforce/blip2-itm-vit-g"
 
 
 def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) -> tuple[Retriever, str]:
@@ -44,7 +45,7 @@ def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside
             model.qformer.enable_checkpointing()
         return model, origin
     if run.qformer_source:
-        sized, rows, _, vectors = qformer_sizes(run.qformer_source, run.model.qformer)
+        sized, rows, _, vectors = qformer_sizes(_stated(run.qformer_source, beside), run.model.qformer)
         config = run.model.model_copy(update={"qformer": sized, "embed_dim": vectors or run.model.embed_dim})
         words: Any = _named_tokenizer(run.tokenizer) or Words(rows)
         return QFormerRetriever(config, words, tokens.width), run.qformer_source
@@ -142,6 +143,12 @@ def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) 
     if before is None or before.init == run.init:
         raise ConfigError(f"The recipe {name!r}, which writes {run.init!r}, cannot be read.")
     return retriever_of(before, plan, tokens, beside)[0], f"recipe {name}"
+
+
+def _stated(source: str, beside: Beside) -> str:
+    """Where a source says its sizes: LAVIS' BLIP-2 file, still to be converted, has those of the published one."""
+    recipe = None if exists(source) else beside.recipe(source)
+    return _STAGE_1 if recipe is not None and recipe[1].get("format") == "blip2" else source
 
 
 def _words(run: TrainRun, plan: PlanConfig) -> tuple[Any, str]:
