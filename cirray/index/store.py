@@ -1,14 +1,15 @@
 """The index artifact: write, check, open.
 
 Files: `tokens.npy` (fp16 [N, Q, D], memory-mapped), `ids.json` (ascending), `index.faiss`, `meta.json`, and optionally
-`patches.npy` (vision features of the gallery, fp16 [N, P, W]) and the packed pictures. The digest of every file's whole
-content is in the manifest and is checked before any of them is parsed: FAISS must never read a damaged file.
+`patches.npy` (vision features of the gallery, fp16 [N, P, W]), the packed pictures and the data set's own texts. The
+digest of every file's whole content is in the manifest and is checked before any of them is parsed: FAISS must never
+read a damaged file.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cirray.index.exact import ExactIndex
 from cirray.index.faiss_index import FaissTokenIndex, PooledRerankIndex, build_faiss, configure_search
 from cirray.index.pictures import PictureStore, open_pictures, write_pictures
 from cirray.index.protocol import VectorIndex
+from cirray.index.texts import Texts, open_texts, write_texts
 
 KIND = "index"
 TOKENS, IDS, META, FAISS, PATCHES = "tokens.npy", "ids.json", "meta.json", "index.faiss", "patches.npy"
@@ -50,6 +52,10 @@ class GalleryIndex:
     digest: str
     pictures: PictureStore | None = None
     patches_NPW: np.ndarray | None = None
+    texts: Texts = field(default_factory=dict)
+    """What the data set's people asked of a picture, by id; pictures without a text are left out."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Queries (reference id, text) whose first answer was right when the index was made, the clearest first."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -84,8 +90,9 @@ class GalleryIndex:
 
 
 def write_index(
-    folder: Path, ids: Sequence[str], meta: IndexMeta, config: IndexConfig, pictures: Iterable[bytes] | None = None
-) -> dict[str, str]:
+    folder: Path, ids: Sequence[str], meta: IndexMeta, config: IndexConfig, pictures: Iterable[bytes] | None = None,
+    texts: Texts | None = None,
+) -> dict[str, str]:  # fmt: skip
     """Finish an index in a folder that already holds `tokens.npy` (and perhaps `patches.npy`).
 
     Args:
@@ -94,6 +101,7 @@ def write_index(
         meta: what made the vectors.
         config: which index to build.
         pictures: encoded pictures in row order, or None.
+        texts: the data set's own texts by id, where it has some.
 
     Returns:
         File name -> digest, for the manifest's `extra["files"]`.
@@ -115,6 +123,7 @@ def write_index(
         names.append(FAISS)
     if pictures is not None:
         names += write_pictures(folder, pictures)
+    names += write_texts(folder, texts or {})
     description = {"meta": asdict(meta), "config": config.to_dict(), "shape": list(tokens_NQD.shape)}
     (folder / META).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
     return {name: whole_digest(folder / name) for name in sorted(names)}
@@ -148,7 +157,11 @@ def open_index(
     tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
     patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
     search_index = _search_index(folder, ids, tokens_NQD, config)
-    return GalleryIndex(search_index, meta, config, manifest.digest, open_pictures(folder, names), patches)
+    examples = tuple((str(name), str(text)) for name, text in manifest.extra.get("examples", ()))
+    return GalleryIndex(
+        search_index, meta, config, manifest.digest, open_pictures(folder, names), patches, open_texts(folder, names),
+        examples,
+    )  # fmt: skip
 
 
 def open_vectors(

@@ -26,6 +26,7 @@ from cirray.index.faiss_index import check_faiss
 from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
 from cirray.pipelines.config import IndexRun, PoolConfig
 from cirray.pipelines.index_parts import Part, PartEncoder, dataset_gallery
+from cirray.pipelines.index_texts import examples, indexed_dataset, own_texts
 
 Todo = tuple[int, tuple[str, ...]]
 _REASONS_SHOWN = 20
@@ -51,7 +52,8 @@ def run_index(run: IndexRun) -> Manifest:
     """Index a folder of pictures, or the gallery of a data set whose features are stored.
 
     Returns:
-        Manifest of kind "index"; counts `images` and `rejected`; `extra["rejected"]` holds the first reasons.
+        Manifest of kind "index"; counts `images` and `rejected`; `extra["rejected"]` holds the first reasons,
+        `extra["examples"]` the most convincing queries of the data set (reference id and text).
 
     Raises:
         ArtifactError: checkpoint or features are missing, or another artifact stands at `out`.
@@ -72,7 +74,7 @@ def run_index(run: IndexRun) -> Manifest:
     keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9
     with progress("encode the gallery", len(plan.ids), "images") as advance:
         _encode(run, plan, stage, encoder, keep_patches, advance)
-    return _join(run, plan, stage, meta)
+    return _join(run, plan, stage, meta, encoder)
 
 
 def stage_config(run: IndexRun) -> dict[str, Any]:
@@ -186,7 +188,7 @@ class PartWriter:
         return len(ids)
 
 
-def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta) -> Manifest:
+def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta, encoder: PartEncoder) -> Manifest:
     numbers = range(len(plan.shards(run.shard)))
     ids: list[str] = []
     rejected = list(plan.rejected)
@@ -202,10 +204,13 @@ def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta) -> Manifest:
     _stack(stage, numbers, TOKENS, len(ids))
     _stack(stage, numbers, PATCHES, len(ids))
     pictures = (picture for number in numbers for picture in _read_part(stage, number).pictures)
-    files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None)
+    dataset = indexed_dataset(run)
+    texts = own_texts(dataset, ids) if dataset else {}
+    files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None, texts)
+    shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
     storage.remove(storage.join(stage.work_uri, "parts"))
     made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
-    extra = {"files": files, **made_by, "rejected": rejected[:_REASONS_SHOWN]}
+    extra = {"files": files, **made_by, "rejected": rejected[:_REASONS_SHOWN], "examples": shown}
     return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
 
 

@@ -130,9 +130,9 @@ class PartEncoder:
             IndexMismatchError: when the features come from another vision tower than the checkpoint's.
         """
         self._run = run
-        self.encoder, self.vision, transform = load_models(run.checkpoint, run.device)
+        self.encoder, self.vision, self.transform = load_models(run.checkpoint, run.device)
         if run.images is not None:
-            self._source: Source = FolderSource(paths, transform, run.index.thumbnail_size, run.limits)
+            self._source: Source = FolderSource(paths, self.transform, run.index.thumbnail_size, run.limits)
         else:
             check_tower(run.features, vision_digest, run.checkpoint, self.vision.digest)
             store = FeatureStore.open_many(run.features)

@@ -22,6 +22,8 @@ from cirray.serving.config import ServeArgs
 from cirray.serving.guard import Guard
 from cirray.serving.problems import NOT_FOUND, UNAVAILABLE, UNUSABLE, ProblemError, problem_response, response_of
 from cirray.serving.schemas import (
+    ExampleQuery,
+    Examples,
     GalleryItem,
     GalleryPage,
     Health,
@@ -37,7 +39,7 @@ from cirray.serving.service import SearchService
 from cirray.types import Ranking, StepTimes
 
 ServiceGetter = Callable[[], SearchService]
-_STATIC = {"app.js": "text/javascript", "app.css": "text/css", "icon.svg": "image/svg+xml"}
+_STATIC = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _MAX_PAGE = 500
 
 
@@ -52,6 +54,7 @@ def make_api(service: ServiceGetter, args: ServeArgs, echo_request_id: bool = Tr
     app = FastAPI(title="cirray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     _add_search(app, service)
     _add_gallery(app, service)
+    _add_examples(app, service)
     _add_state(app, service, args)
     _add_page(app)
     _add_errors(app)
@@ -125,6 +128,21 @@ def _add_gallery(app: FastAPI, service: ServiceGetter) -> None:
         return Response(picture, media_type=media_type(picture), headers=headers)
 
 
+def _add_examples(app: FastAPI, service: ServiceGetter) -> None:
+    @app.get("/v1/examples", response_model=Examples, responses={404: _problem_doc("The gallery has no such image.")})
+    async def examples(request: Request, gallery_id: str | None = None) -> Examples:
+        """Queries to try: some that are answered well, or the data set's own texts about one gallery image."""
+        current = service()
+        gallery = current.retriever.gallery
+        if gallery_id is not None:
+            gallery.row(gallery_id)
+        asked = gallery.examples if gallery_id is None else [(gallery_id, t) for t in gallery.texts.get(gallery_id, ())]
+        queries = [
+            ExampleQuery(gallery_id=name, text=text, image=_image_path(request, current, name)) for name, text in asked
+        ]
+        return Examples(queries=queries)
+
+
 def _add_state(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
     @app.get("/healthz", response_model=Health)
     async def healthz() -> Health:
@@ -149,14 +167,14 @@ def _add_state(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
         return Version(
             cirray=__version__, index_digest=gallery.digest, encoder_digest=gallery.meta.encoder_digest,
             gallery_size=len(gallery.ids), default_k=settings.default_k, max_k=settings.max_k, max_text=MAX_TEXT,
-            max_body_bytes=int(args.max_body_mb * 2**20), examples=list(settings.examples),
+            max_body_bytes=int(args.max_body_mb * 2**20), max_pixels=args.max_pixels,
         )  # fmt: skip
 
 
 def _add_page(app: FastAPI) -> None:
     folder = Path(__file__).parent / "static"
     page = (folder / "index.html").read_bytes()
-    files = {name: (folder / name).read_bytes() for name in _STATIC}
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in _STATIC}
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
@@ -166,7 +184,7 @@ def _add_page(app: FastAPI) -> None:
     async def static(name: str) -> Response:
         if name not in files:
             raise ProblemError(NOT_FOUND, f"There is no file {name[:80]!r}.")
-        return Response(files[name], media_type=_STATIC[name], headers={"cache-control": "no-cache"})
+        return Response(files[name], media_type=_STATIC[Path(name).suffix], headers={"cache-control": "no-cache"})
 
 
 def _add_errors(app: FastAPI) -> None:

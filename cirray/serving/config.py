@@ -39,8 +39,6 @@ class ServingSettings(Config):
     """Most queries in one pass through the model."""
     batch_wait_timeout_s: float = Field(0.003, ge=0)
     """How long the first query of a batch waits for company, in seconds."""
-    examples: tuple[str, ...] = ()
-    """Modification texts that the web page offers."""
 
     @model_validator(mode="after")
     def _default_fits(self) -> "ServingSettings":

@@ -100,6 +100,24 @@ class GalleryPage(_Wire):
     """Most items of this page."""
 
 
+class ExampleQuery(_Wire):
+    """One query to try."""
+
+    gallery_id: str
+    """Id of the gallery image that is its reference."""
+    text: str
+    """What to change in it."""
+    image: str | None
+    """Path of the reference's picture, or null when the index keeps none."""
+
+
+class Examples(_Wire):
+    """Queries to try; empty when the index was made of pictures alone."""
+
+    queries: list[ExampleQuery]
+    """The clearest first."""
+
+
 class Health(_Wire):
     """State of the service."""
 
@@ -126,8 +144,8 @@ class Version(_Wire):
     """Most characters of a text."""
     max_body_bytes: int
     """Most bytes of a request."""
-    examples: list[str]
-    """Modification texts to try."""
+    max_pixels: int
+    """Most pixels of a reference image."""
 
 
 class Problem(_Wire):

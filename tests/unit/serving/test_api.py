@@ -2,6 +2,8 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cirray.core.errors import ArtifactError
+from cirray.retriever import ComposedRetriever
 from cirray.serving.service import DirectService
 
+STATIC = Path(__file__).parents[3] / "cirray" / "serving" / "static"
 PROBLEM_KEYS = {"type", "title", "status", "detail", "request_id"}
 
 
@@ -263,15 +267,32 @@ def test_an_unexpected_failure_shows_no_internals(make_caller, retriever, monkey
     assert "division" not in reply.text
 
 
+def test_queries_to_try_are_the_indexs_own_and_a_reference_has_only_its_texts(make_caller, retriever):
+    own = {"plain/04": ("make it red", "add a star")}
+    gallery = replace(retriever.gallery, texts=own, examples=(("a b/pïc 01", "make it blue"),))
+    parts = (retriever.encoder, retriever.vision, retriever.transform, gallery)
+    call = make_caller(DirectService(ComposedRetriever(*parts)))
+    assert call("GET", "/v1/examples").json()["queries"] == [
+        {"gallery_id": "a b/pïc 01", "text": "make it blue", "image": "/v1/images/a%20b%2Fp%C3%AFc%2001"}
+    ]
+    mine = call("GET", "/v1/examples?gallery_id=plain/04").json()["queries"]
+    assert [(query["gallery_id"], query["text"]) for query in mine] == [
+        (name, text) for name in own for text in own[name]
+    ]
+    assert call("GET", "/v1/examples?gallery_id=plain/06").json() == {"queries": []}
+    assert_problem(call("GET", "/v1/examples?gallery_id=nope"), 404, "unknown-image", "'nope'")
+
+
 def test_the_page_and_its_files_are_self_contained(call):
     page = call("GET", "/").text
     names = re.findall(r'(?:src|href)="(static/[^"]+)"', page)
     assert {"static/app.js", "static/app.css"} <= set(names)
     for name in set(names):
         assert call("GET", f"/{name}").status_code == 200
-    for text in [page, *(call("GET", f"/{name}").text for name in ("static/app.js", "static/app.css"))]:
-        assert not re.search(r"""(?:src|href|url|import|fetch)\s*[=(]\s*["']?(?:https?:)?//""", text)
-    assert "innerHTML" not in call("GET", "/static/app.js").text
+    scripts = [call("GET", f"/static/{path.name}").text for path in sorted(STATIC.glob("*.js"))]
+    for text in [page, call("GET", "/static/app.css").text, *scripts]:
+        assert not re.search(r"""(?:src|href|url|import|from|fetch)\s*[=(]?\s*["']?(?:https?:)?//""", text)
+    assert not any("innerHTML" in text for text in scripts)
     assert not re.search(r"<script(?![^>]*\ssrc=)|\sstyle=|\son\w+=", page)
 
 
@@ -281,6 +302,7 @@ def test_the_openapi_document_names_every_route_and_problem(call):
         "/v1/search",
         "/v1/gallery",
         "/v1/images/{image_id}",
+        "/v1/examples",
         "/healthz",
         "/readyz",
         "/version",

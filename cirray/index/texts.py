@@ -1,0 +1,41 @@
+"""The data set's own texts beside an index: what people asked of a gallery picture, for a page to suggest."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+TEXTS = "texts.json"
+MAX_TEXTS = 8
+"""Most texts kept of one picture."""
+
+Texts = Mapping[str, tuple[str, ...]]
+
+
+def texts_by_reference(asked: Iterable[tuple[str, str]], ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The first texts of every gallery picture, each once, in the order in which they were asked.
+
+    Args:
+        asked: reference id and text of every query, as it can be asked again.
+        ids: the gallery; texts about other pictures are left out.
+    """
+    found: dict[str, dict[str, None]] = {}
+    gallery = set(ids)
+    for reference, text in asked:
+        if reference in gallery and len(found.setdefault(reference, {})) < MAX_TEXTS:
+            found[reference][text] = None
+    return {name: tuple(texts) for name, texts in found.items()}
+
+
+def write_texts(folder: Path, texts: Texts) -> list[str]:
+    """Write the texts into an index folder; returns the names of the files written (none without texts)."""
+    if not texts:
+        return []
+    (folder / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
+    return [TEXTS]
+
+
+def open_texts(folder: Path, names: Sequence[str]) -> Texts:
+    """The texts of an index; empty when it was built without."""
+    if TEXTS not in names:
+        return {}
+    return {name: tuple(texts) for name, texts in json.loads((folder / TEXTS).read_text(encoding="utf-8")).items()}
