@@ -1,317 +1,373 @@
-// The page of the service. State lives in the address (?image=ID&text=...&k=N), so that a search can be linked;
-// an uploaded picture stays in this tab. Everything shown is set as text, never as HTML.
+// The page of the service: one state (`entry`, see state.js), one history entry a search, one `render`.
 
-const PAGE = 60;
-const $ = (id) => document.getElementById(id);
-const state = { id: null, file: null, preview: null, text: "", k: 12, offset: 0, trail: [], version: null, run: 0 };
+import { examples, find, gallery, imagePath, ask } from "./service.js";
+import { PAGE, address, answersWanted, readAddress, same, searched, settled, start } from "./state.js";
+import { accept, upload } from "./uploads.js";
+import { $, card, chip, complain, fill, narrow, query } from "./view.js";
 
-const imagePath = (id) => `v1/images/${encodeURIComponent(id)}`;
+const NAME = document.title;
+const answers = new Map(); // answers of this tab by search, so that Back is immediate
+let version, entry;
+let turn = 0; // number of the last load: what an earlier one brings is late and left alone
+let displayed; // what the grid shows: {shown, k, hits} or {offset, pages}
 
-async function ask(path, options) {
-  let reply;
-  try {
-    reply = await fetch(path, options);
-  } catch {
-    throw new Error("The service cannot be reached. Is it still running?");
-  }
-  const body = await reply.json().catch(() => ({}));
-  if (!reply.ok) {
-    const busy = reply.status === 429 || reply.status === 503;
-    throw new Error(body.detail || (busy ? "The service is busy; try again in a moment." : `Error ${reply.status}.`));
-  }
-  return body;
+function keep(next) {
+  entry = next;
+  history.replaceState(entry, "", address(entry, version.default_k));
 }
 
-function complain(error) {
-  $("problem").textContent = error ? error.message : "";
-  $("problem").hidden = !error;
+function push(next) {
+  entry = next;
+  history.pushState(entry, "", address(entry, version.default_k));
 }
 
-function card(item, rank, best) {
-  const node = $("card").content.firstElementChild.cloneNode(true);
-  const image = node.querySelector("img");
-  if (item.image) image.src = imagePath(item.id);
-  else {
-    image.remove();
-    node.querySelector(".frame").classList.add("blank");
-  }
-  const isAnswer = rank !== undefined;
-  image.alt = isAnswer ? `Answer ${rank}: ${item.id}` : item.id;
-  node.title = item.id;
-  node.querySelector(".id").textContent = item.id;
-  node.querySelector(".act").textContent = isAnswer ? "Refine from this one" : "";
-  if (isAnswer) {
-    node.querySelector(".rank").textContent = rank;
-    node.querySelector(".score").textContent = item.score.toFixed(3);
-    const share = best > 0 ? Math.max(0, Math.min(1, item.score / best)) : 0;
-    node.querySelector(".meter span").style.width = `${100 * share}%`;
-  }
-  node.dataset.id = item.id;
-  node.addEventListener("click", () => (isAnswer ? refine(item.id) : pick(item.id)));
-  return node;
+// Leave an entry as it was asked for, so that Back finds it; a draft gives its place away.
+function move(next) {
+  if (entry.draft) return keep(next);
+  keep(settled(entry));
+  push(next);
 }
 
-function markChosen() {
-  for (const node of $("grid").children) node.classList.toggle("chosen", node.dataset.id === state.id);
+// Take another reference. Beside answers it is a draft with an entry of its own, so that Back returns to the answers.
+function choose(reference, steps = [], text = entry.text) {
+  const next = { ...entry, reference, steps, text };
+  complain();
+  if (entry.shown && !entry.draft) move({ ...next, draft: true });
+  else keep(next);
+  renderQuery();
 }
 
-function showReference() {
-  const source = state.file ? state.preview : state.id === null ? null : imagePath(state.id);
-  $("reference").hidden = $("clear").hidden = source === null;
-  $("hint").hidden = source !== null;
-  $("drop").classList.toggle("filled", source !== null);
-  if (source) $("reference").src = source;
-  else $("reference").removeAttribute("src");
-  $("reference").alt = state.file ? "Your picture" : state.id || "";
-  $("name").textContent = state.file ? state.file.name || "your picture" : state.id || "";
-  $("submit").disabled = source === null || !$("text").value.trim();
-  markChosen();
+function search({ reference, text, steps } = entry) {
+  if (!reference) return miss("Pick a reference first: a picture of the gallery, or one of yours.", $("file"));
+  if (!text) return miss("Say what should be different in the picture.", $("text"));
+  const next = searched({ ...entry, reference, text, steps });
+  answers.delete(key(next)); // asked again, it is asked of the service
+  if (same(next.shown, entry.shown)) keep(next);
+  else move(next);
+  render();
+  arrive();
 }
 
-function setFile(file) {
-  if (!file || !file.type.startsWith("image/")) return;
-  if (state.preview) URL.revokeObjectURL(state.preview);
-  Object.assign(state, { file, preview: URL.createObjectURL(file), id: null, trail: [] });
-  complain(null);
-  showReference();
-  showTrail();
-  $("text").focus();
+// Bring the reader to the answers: one Tab leads from here to the first.
+function arrive() {
+  $("title").focus({ preventScroll: true });
+  if (narrow()) $("title").scrollIntoView();
 }
 
-function setId(id) {
-  Object.assign(state, { id, file: null });
-  showReference();
+function miss(message, field) {
+  complain(message);
+  field.focus();
+}
+
+const key = ({ shown, k }) => JSON.stringify([shown.reference, shown.text, k]);
+
+function refine(id) {
+  const { reference, text, steps } = displayed.shown;
+  choose({ id }, [...steps, { reference, text }], "");
+  compose();
 }
 
 function pick(id) {
-  state.trail = [];
-  setId(id);
-  showTrail();
-  $("text").focus({ preventScroll: matchMedia("(min-width: 821px)").matches });
+  choose({ id });
+  compose();
 }
 
-function refine(id) {
-  state.trail.push({ id: state.id, preview: state.file ? state.preview : null, file: state.file, text: state.text });
-  setId(id);
-  $("text").value = "";
-  showReference();
-  showTrail();
-  $("text").focus();
+// Bring the form to the reader: to the text with a keyboard, into sight with a finger.
+function compose() {
+  if (narrow()) $("query").scrollIntoView();
+  if (!matchMedia("(pointer: coarse)").matches) $("text").focus({ preventScroll: true });
 }
 
-function showTrail() {
-  $("trailbox").hidden = state.trail.length === 0;
-  $("trail").replaceChildren(
-    ...state.trail.map((step, number) => {
-      const line = document.createElement("li");
-      const button = document.createElement("button");
-      const image = document.createElement("img");
-      const words = document.createElement("span");
-      button.type = "button";
-      image.alt = "";
-      image.src = step.preview || imagePath(step.id);
-      words.textContent = step.text;
-      button.append(image, words);
-      button.addEventListener("click", () => returnTo(number));
-      line.append(button);
-      return line;
-    }),
-  );
-}
-
-function returnTo(number) {
-  const step = state.trail[number];
-  state.trail = state.trail.slice(0, number);
-  Object.assign(state, { id: step.id, file: step.file, preview: step.preview });
-  $("text").value = step.text;
-  showReference();
-  showTrail();
-  search();
-}
-
-// Pictures above the server's limit are made smaller here first.
-async function sendable(file) {
-  const limit = state.version.max_body_bytes - 65536;
-  if (file.size <= limit) return file;
-  const bitmap = await createImageBitmap(file);
-  const scale = Math.min(1, 1600 / Math.max(bitmap.width, bitmap.height));
-  const canvas = document.createElement("canvas");
-  canvas.width = Math.round(bitmap.width * scale);
-  canvas.height = Math.round(bitmap.height * scale);
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  return new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
-}
-
-async function request() {
-  if (state.file) {
-    const form = new FormData();
-    form.append("text", state.text);
-    form.append("k", state.k);
-    form.append("image", await sendable(state.file), "picture");
-    return { method: "POST", body: form };
+async function take(file) {
+  try {
+    choose(await accept(file, version));
+    compose();
+  } catch (error) {
+    complain(error.message);
   }
-  const body = { text: state.text, gallery_id: state.id, k: state.k };
-  return { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
 }
 
-async function search(push = true) {
-  state.text = $("text").value.trim();
-  if (!state.text || (!state.file && state.id === null)) return;
-  const run = ++state.run;
-  $("grid").classList.add("busy");
-  complain(null);
-  if (push) history.pushState(null, "", address());
+function toGallery() {
+  move(start(entry.k));
+  render();
+}
+
+const source = async (reference) =>
+  reference?.upload ? (await upload(reference.upload))?.url : reference && imagePath(reference.id);
+
+function render() {
+  complain();
+  if ($("large").open) $("large").close();
+  renderQuery();
+  renderResults();
+}
+
+function renderQuery() {
+  const { reference, steps } = entry;
+  if ($("text").value.trim() !== entry.text) $("text").value = entry.text;
+  $("hint").hidden = reference !== null;
+  $("enlarge").hidden = $("clear").hidden = reference === null;
+  $("drop").classList.toggle("filled", reference !== null);
+  $("name").textContent = reference?.name || reference?.id || "";
+  for (const cell of $("grid").children) cell.classList.toggle("chosen", cell.dataset.id === reference?.id);
+  const options = [...new Set([version.default_k, 24, 48, 96, entry.k])].filter((count) => count <= version.max_k);
+  $("count").replaceChildren(...options.sort((a, b) => a - b).map((k) => new Option(k, k, false, k === entry.k)));
+  $("trailbox").hidden = steps.length === 0;
+  renderPictures(reference, steps);
+  renderTexts(reference, steps);
+}
+
+async function renderPictures(reference, steps) {
+  const places = await Promise.all([reference, ...steps.map((step) => step.reference)].map(source));
+  if (!same(reference, entry.reference)) return;
+  fill($("enlarge"), places[0], reference?.name || reference?.id);
+  if (reference?.upload && !places[0]) complain("This picture is no longer kept in this browser. Choose it again.");
+  $("trail").replaceChildren(...steps.map((step, number) => stepBack(step, number, places[number + 1])));
+}
+
+async function renderTexts(reference, steps) {
+  const texts = reference?.id === undefined ? [] : await examples(reference.id);
+  if (!same(reference, entry.reference)) return;
+  $("chips").replaceChildren(...texts.map(({ text }) => chip(text, () => search({ reference, text, steps }))));
+  $("suggestions").hidden = texts.length === 0;
+}
+
+function stepBack(step, number, place) {
+  const line = document.createElement("li");
+  line.append(query(place, step.text, () => search({ ...step, steps: entry.steps.slice(0, number) })));
+  return line;
+}
+
+async function renderResults() {
+  const wanted = { ...entry };
+  const now = ++turn;
+  renderHead(wanted);
   try {
     const begin = performance.now();
-    const answer = await ask("v1/search", await request());
-    if (run === state.run) showAnswers(answer, performance.now() - begin);
+    const found = wanted.shown ? await answersOf(wanted) : await pagesOf(wanted);
+    if (now !== turn) return;
+    if (wanted.shown) showAnswers(wanted, found, performance.now() - begin);
+    else showGallery(wanted, found);
   } catch (error) {
-    if (run !== state.run) return;
-    await showGallery(0); // old answers under a new question would mislead
-    complain(error);
+    if (now !== turn) return;
+    $("grid").replaceChildren(); // old pictures under a new question would mislead
+    $("subtitle").textContent = "nothing to show";
+    complain(error.message, () => (render(), arrive()));
+  } finally {
+    if (now === turn) busy(false);
   }
 }
 
-function showAnswers(answer, milliseconds) {
-  const best = answer.hits.length ? answer.hits[0].score : 0;
-  $("grid").classList.remove("busy");
+function busy(yes) {
+  $("grid").classList.toggle("busy", yes);
+  $("grid").inert = yes;
+  $("submit").textContent = yes && entry.shown ? "Searching …" : "Search";
+}
+
+function renderHead({ shown }) {
+  busy(true);
+  displayed = null;
+  $("title").textContent = shown ? `“${shown.text}”` : "Gallery";
+  document.title = shown ? `“${shown.text}” · ${shown.reference.name || shown.reference.id} · cirray` : NAME;
+  $("subtitle").title = "";
+  $("subtitle").textContent = shown ? "searching …" : "";
+  $("back").hidden = !shown;
+  $("share").hidden = !shown || Boolean(shown.reference.upload);
+  $("trybox").hidden = $("shuffle").hidden = $("more").hidden = true;
+}
+
+async function answersOf(wanted) {
+  if (!answers.has(key(wanted))) {
+    const { reference } = wanted.shown;
+    const held = reference.upload ? await upload(reference.upload) : null;
+    if (reference.upload && !held) throw new Error("This picture is no longer kept in this browser. Choose it again.");
+    answers.set(key(wanted), await find(wanted.shown, wanted.k, held?.blob));
+  }
+  return answers.get(key(wanted));
+}
+
+function showAnswers({ shown, k }, { hits, times_ms: times }, milliseconds) {
+  displayed = { shown, k, hits };
+  const best = hits.length ? hits[0].score : 0;
   $("grid").classList.add("answers");
-  $("grid").replaceChildren(...answer.hits.map((hit, place) => card(hit, place + 1, best)));
-  $("title").textContent = `“${state.text}”`;
-  $("subtitle").textContent = `${answer.hits.length} best of ${state.version.gallery_size.toLocaleString("en")} in ${milliseconds.toFixed(0)} ms`;
-  $("subtitle").title = Object.entries(answer.times_ms).map(([step, took]) => `${step} ${took.toFixed(1)} ms`).join(", ");
-  $("more").hidden = $("shuffle").hidden = true;
-  $("back").hidden = false;
-  $("share").hidden = state.file !== null;
-  if (matchMedia("(max-width: 820px)").matches) $("title").scrollIntoView({ behavior: "smooth" });
+  $("grid").replaceChildren(...hits.map((hit, place) => card(hit, place + 1, best)));
+  const found = `${hits.length} best of ${version.gallery_size.toLocaleString("en")} in ${milliseconds.toFixed(0)} ms`;
+  $("subtitle").textContent = hits.length ? `${found} · pick one to refine from it` : "the gallery has no other picture";
+  $("subtitle").title = Object.entries(times).map(([step, took]) => `${step} ${took.toFixed(1)} ms`).join(", ");
+  renderQuery();
 }
 
-async function showGallery(offset, add = false) {
-  const run = ++state.run;
-  complain(null);
+async function pagesOf({ offset, pages }) {
+  const [found, tries] = await Promise.all([gallery(offset, PAGE * pages), examples()]);
+  return { ...found, tries };
+}
+
+function showGallery({ offset }, { items, total, tries }) {
+  displayed = { offset };
+  $("grid").classList.remove("answers");
+  $("grid").replaceChildren(...items.map((item) => card(item)));
+  $("subtitle").textContent = `pick a reference among ${total.toLocaleString("en")} pictures`;
+  $("more").hidden = offset + items.length >= total;
+  $("shuffle").hidden = total <= PAGE;
+  $("trybox").hidden = tries.length === 0;
+  $("tries").replaceChildren(...tries.map(attempt));
+  renderQuery();
+}
+
+function attempt({ gallery_id: id, text, image }) {
+  return query(image && imagePath(id), text, () => search({ reference: { id }, text, steps: [] }));
+}
+
+async function more() {
+  const now = turn;
+  $("more").disabled = true;
   try {
-    const page = await ask(`v1/gallery?limit=${PAGE}&offset=${offset}`);
-    if (run !== state.run) return;
-    state.offset = offset + page.items.length;
-    const cards = page.items.map((item) => card(item));
-    $("grid").classList.remove("answers", "busy");
-    if (add) $("grid").append(...cards);
-    else $("grid").replaceChildren(...cards);
-    $("title").textContent = "Gallery";
-    $("subtitle").title = "";
-    $("subtitle").textContent = `pick a reference among ${page.total.toLocaleString("en")} pictures`;
-    $("more").hidden = state.offset >= page.total;
-    $("shuffle").hidden = page.total <= PAGE;
-    $("back").hidden = $("share").hidden = true;
-    markChosen();
+    const { items, total } = await gallery(entry.offset + $("grid").children.length, PAGE);
+    if (now !== turn) return;
+    keep({ ...entry, pages: Math.min(8, entry.pages + 1) });
+    $("grid").append(...items.map((item) => card(item)));
+    $("more").hidden = entry.offset + $("grid").children.length >= total;
+    renderQuery();
   } catch (error) {
-    complain(error);
+    if (now === turn) complain(error.message, more);
+  } finally {
+    $("more").disabled = false;
   }
 }
 
-function address() {
-  const query = new URLSearchParams();
-  if (state.id !== null && !state.file) query.set("image", state.id);
-  query.set("text", state.text);
-  if (state.k !== state.version.default_k) query.set("k", state.k);
-  return `?${query}`;
+// A picture in the whole window; `place` is that of an answer, undefined for the reference.
+async function enlarge(place) {
+  const hit = displayed?.hits?.[place];
+  const reference = hit ? { id: hit.id } : entry.reference;
+  const path = await source(reference);
+  fill($("largeframe"), hit && !hit.image ? null : path, reference.name || reference.id);
+  $("largename").textContent = hit ? `${place + 1} · ${hit.id} · ${hit.score.toFixed(3)}` : reference.name || reference.id;
+  $("refine").hidden = $("previous").hidden = $("next").hidden = !hit;
+  $("previous").disabled = place === 0;
+  $("next").disabled = place === displayed?.hits?.length - 1;
+  $("large").dataset.place = hit ? place : "";
+  if (!$("large").open) $("large").showModal();
 }
 
-function readAddress() {
-  const query = new URLSearchParams(location.search);
-  state.k = Math.min(Number.parseInt(query.get("k"), 10) || state.version.default_k, state.version.max_k);
-  fillCounts();
-  $("text").value = query.get("text") || "";
-  if (query.has("image")) setId(query.get("image"));
-  else if (!query.has("text")) setId(null);
-  showReference();
-  if (state.id !== null && $("text").value.trim()) search(false);
-  else showGallery(0);
+function turnPage(step) {
+  const place = $("large").dataset.place;
+  if (place !== "" && displayed?.hits?.[Number(place) + step]) enlarge(Number(place) + step);
 }
 
-function fillCounts() {
-  const { default_k: usual, max_k: most } = state.version;
-  const counts = [...new Set([usual, 24, 48, 96, state.k])].filter((count) => count <= most).sort((a, b) => a - b);
-  $("count").replaceChildren(...counts.map((count) => new Option(count, count, false, count === state.k)));
-}
-
-function fillExamples() {
-  $("examples").hidden = state.version.examples.length === 0;
-  $("examples").replaceChildren(
-    ...state.version.examples.map((words) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = words;
-      button.addEventListener("click", () => {
-        $("text").value = words;
-        showReference();
-        search();
-      });
-      return button;
-    }),
-  );
-}
-
-function connect() {
-  $("query").addEventListener("submit", (event) => {
+function connectQuery() {
+  let pause;
+  const typed = () => {
+    clearTimeout(pause);
+    keep({ ...entry, text: $("text").value.trim() });
+  };
+  $("text").addEventListener("input", () => {
+    entry = { ...entry, text: $("text").value.trim() };
+    clearTimeout(pause);
+    pause = setTimeout(typed, 300); // browsers limit how often history may be written
+  });
+  window.addEventListener("beforeunload", typed);
+  $("query").addEventListener("submit", () => search());
+  $("text").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     search();
   });
-  $("text").addEventListener("input", showReference);
-  $("text").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      search();
-    }
-  });
   $("count").addEventListener("change", () => {
-    state.k = Number($("count").value);
-    if ($("grid").classList.contains("answers")) search();
+    keep({ ...entry, k: answersWanted($("count").value, version) });
+    if (entry.shown) renderResults();
   });
-  $("file").addEventListener("change", () => setFile($("file").files[0]));
-  $("clear").addEventListener("click", () => pick(null));
-  $("more").addEventListener("click", () => showGallery(state.offset, true));
-  $("shuffle").addEventListener("click", () =>
-    showGallery(Math.floor(Math.random() * Math.max(1, state.version.gallery_size - PAGE))),
-  );
-  $("back").addEventListener("click", () => {
-    history.pushState(null, "", location.pathname);
-    state.trail = [];
-    showTrail();
-    showGallery(0);
+  $("file").addEventListener("change", () => {
+    if ($("file").files.length) take($("file").files[0]);
+    $("file").value = "";
   });
-  $("share").addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(location.href);
-      $("share").textContent = "Copied";
-    } catch {
-      $("share").textContent = "Copy it from the address bar";
-    }
-    setTimeout(() => ($("share").textContent = "Copy link"), 1500);
-  });
-  const drop = $("drop");
-  for (const name of ["dragenter", "dragover"])
-    document.addEventListener(name, (event) => {
-      event.preventDefault();
-      drop.classList.add("over");
-    });
-  document.addEventListener("dragleave", (event) => event.relatedTarget || drop.classList.remove("over"));
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    setFile(event.dataTransfer.files[0]);
-  });
-  document.addEventListener("paste", (event) => setFile(event.clipboardData.files[0]));
-  window.addEventListener("popstate", readAddress);
+  $("clear").addEventListener("click", () => choose(null));
+  $("enlarge").addEventListener("click", () => enlarge());
 }
 
-try {
-  state.version = await ask("version");
-  const { gallery_size: size, index_digest: index, encoder_digest: encoder } = state.version;
-  $("facts").textContent = `${size.toLocaleString("en")} pictures · index ${index.slice(0, 8)} · encoder ${encoder.slice(0, 8)}`;
-  fillExamples();
-  connect();
-  readAddress();
-} catch (error) {
-  complain(error);
+function connectResults() {
+  $("grid").addEventListener("click", (event) => {
+    const cell = event.target.closest(".cell");
+    if (!cell || !displayed) return;
+    if (event.target.closest(".zoom")) enlarge([...$("grid").children].indexOf(cell));
+    else if (displayed.hits) refine(cell.dataset.id);
+    else pick(cell.dataset.id);
+  });
+  $("more").addEventListener("click", more);
+  $("shuffle").addEventListener("click", () => {
+    keep({ ...entry, offset: Math.floor(Math.random() * Math.max(1, version.gallery_size - PAGE)), pages: 1 });
+    renderResults();
+  });
+  $("back").addEventListener("click", toGallery);
+  $("share").addEventListener("click", share);
+  $("close").addEventListener("click", () => $("large").close());
+  $("previous").addEventListener("click", () => turnPage(-1));
+  $("next").addEventListener("click", () => turnPage(1));
+  $("refine").addEventListener("click", () => {
+    $("large").close();
+    refine(displayed.hits[Number($("large").dataset.place)].id);
+  });
+  $("large").addEventListener("click", (event) => event.target === $("large") && $("large").close());
+  $("large").addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") turnPage(-1);
+    if (event.key === "ArrowRight") turnPage(1);
+  });
 }
+
+async function share() {
+  try {
+    await navigator.clipboard.writeText(new URL(address(settled(entry), version.default_k), location.href).href);
+    $("share").textContent = "Copied";
+  } catch {
+    $("share").textContent = "Copy it from the address bar";
+  }
+  setTimeout(() => ($("share").textContent = "Copy link"), 1500);
+}
+
+function connectDrop() {
+  const over = (event) => {
+    if (event.target === $("text") && !event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    $("drop").classList.add("over");
+  };
+  document.addEventListener("dragenter", over);
+  document.addEventListener("dragover", over);
+  document.addEventListener("dragleave", (event) => event.relatedTarget || $("drop").classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    $("drop").classList.remove("over");
+    const file = event.dataTransfer.files[0];
+    if (!file && event.target === $("text")) return;
+    event.preventDefault();
+    if (file) take(file);
+    else complain("That was no file. Drop a picture from a folder of this computer.");
+  });
+  document.addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) take(event.clipboardData.files[0]);
+    else if (event.target !== $("text")) complain("The clipboard holds no picture.");
+  });
+}
+
+function enter(kept) {
+  entry = kept?.pages ? { ...kept, k: answersWanted(kept.k, version) } : readAddress(location.search, version);
+  if (!kept?.pages) keep(entry);
+  render();
+}
+
+async function begin() {
+  complain();
+  try {
+    version = await ask("version");
+  } catch (error) {
+    return complain(error.message, begin);
+  }
+  const { gallery_size: size, index_digest: index, encoder_digest: encoder } = version;
+  $("facts").textContent = `${size.toLocaleString("en")} pictures · index ${index.slice(0, 8)} · encoder ${encoder.slice(0, 8)}`;
+  connectQuery();
+  connectResults();
+  connectDrop();
+  window.addEventListener("popstate", (event) => enter(event.state));
+  enter(history.state);
+}
+
+$("dismiss").addEventListener("click", () => complain());
+$("query").addEventListener("submit", (event) => event.preventDefault());
+await begin();
