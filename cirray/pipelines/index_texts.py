@@ -29,8 +29,10 @@ def indexed_dataset(run: IndexRun) -> CirDataset | None:
 
 def own_texts(dataset: CirDataset, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Texts of queries and triplets about gallery pictures, queries first; those that cannot be asked are left out."""
-    asked = [(row.reference_id, _usable(row.modification)) for row in (*dataset.queries, *dataset.triplets)]
-    return texts_by_reference([(name, text) for name, text in asked if text], ids)
+    asked = [(query.reference_id, query.modification) for query in dataset.queries]
+    asked += [(triplet.reference_id, triplet.modification) for triplet in dataset.triplets]
+    cleaned = ((name, _usable(text)) for name, text in asked)
+    return texts_by_reference(((name, text) for name, text in cleaned if text), ids)
 
 
 def examples(
