@@ -36,6 +36,9 @@ class QueryEncoder(Protocol):
     def digest(self) -> str:
         """Digest of the weights and sizes."""
 
+    def processed(self, texts: Sequence[str]) -> list[str]:
+        """Texts as the encoder's tokenizer gets them."""
+
     def tokenize(self, texts: Sequence[str]) -> Any:
         """Texts as a batch of token ids."""
 
@@ -122,14 +125,14 @@ class ComposedRetriever:
             query_id: name of the query in the ranking.
 
         Raises:
-            DataError: for an empty or overlong text, an unusable picture, an unknown id, both or no reference.
+            DataError: for a text that is empty (also to this encoder) or overlong, an unusable picture, an unknown id, both or no reference.
         """
         if (image is None) == (gallery_id is None):
             given = "both" if image is not None else "neither"
             raise DataError(f"A query needs one reference: an image or a gallery id; {given} was given.")
         if k < 1:
             raise DataError(f"k is {k}; ask for at least 1 answer.")
-        query = ComposedQuery(clean_text(text), gallery_id, None, k, exclude_reference, query_id)
+        query = ComposedQuery(said(self.encoder, text), gallery_id, None, k, exclude_reference, query_id)
         if gallery_id is not None and self.gallery.patches_NPW is not None:
             self.gallery.row(gallery_id)
             return query
@@ -197,7 +200,7 @@ class ComposedRetriever:
         ]
 
     def _compose(self, state: Any, queries: Sequence[ComposedQuery]) -> np.ndarray:
-        text = self.encoder.tokenize([clean_text(query.text) for query in queries]).to(self.device)
+        text = self.encoder.tokenize([said(self.encoder, query.text) for query in queries]).to(self.device)
         return self.encoder.compose(state, text).float().cpu().numpy()
 
     def _now(self) -> float:
@@ -277,7 +280,7 @@ class ImageTextEncoder:
         """
         if len(images) != len(texts):
             raise DataError(f"{len(images)} images and {len(texts)} texts were given; a query needs one of each.")
-        text = self.encoder.tokenize([clean_text(text) for text in texts]).to(self.device)
+        text = self.encoder.tokenize([said(self.encoder, text) for text in texts]).to(self.device)
         query_BD = self.encoder.compose(self.encoder.encode_reference(self._patches(images)), text)
         return query_BD.float().cpu().numpy()
 
@@ -319,6 +322,21 @@ def clean_text(text: str, limit: int = MAX_TEXT) -> str:
         raise DataError("The text is empty. Say what to change, e.g. 'make it blue'.")
     if len(cleaned) > limit:
         raise DataError(f"The text has {len(cleaned):,} characters; at most {limit} are accepted. Shorten it.")
+    return cleaned
+
+
+def said(encoder: QueryEncoder, text: str) -> str:
+    """A clean text that the encoder's text processor leaves something of.
+
+    Raises:
+        DataError: as `clean_text`, or when nothing is left.
+    """
+    cleaned = clean_text(text)
+    if not encoder.processed([cleaned])[0].strip():
+        raise DataError(
+            f"The text {cleaned!r} is empty to this model, which reads no punctuation. Say what to change, e.g. 'make "
+            "it blue'."
+        )
     return cleaned
 
 

@@ -228,11 +228,19 @@ class ConvertRun(Config):
     vision_heads: int = Field(16, ge=1)
     """Attention heads of the vision tower, which the file does not tell."""
     model: RetrieverConfig | None = None
-    """With `to: checkpoint`: readout, mask, temperature; null: as the authors' code infers ([CLS])."""
+    """With `to: checkpoint`: readout, mask, text processor, temperature over those of the authors' code, which reads
+    captions as LAVIS does and infers from [CLS]."""
     image_mode: Literal["", "target_pad", "squash", "center_crop"] = "target_pad"
     """With `to: checkpoint`: how images become square (SPRC and PTHA: `target_pad`)."""
     out: str = "~/cirray/quickstart/converted"
     """Artifact to write (path or URI)."""
+
+    @model_validator(mode="after")
+    def _used(self) -> "ConvertRun":
+        for name, value in (("model", self.model), ("vision", self.vision)):
+            if value and self.to != "checkpoint":
+                raise ValueError(f"{name} has no effect with to={self.to}; leave it out, or set to=checkpoint")
+        return self
 
 
 class ExportRun(Config):

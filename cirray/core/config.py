@@ -12,6 +12,12 @@ from cirray.core.errors import ConfigError, unknown_name
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
+class _Filled(dict[str, Any]):
+    """A section with its place's defaults filled in; `said` is what was given of it."""
+
+    said: Mapping[str, Any]
+
+
 class Config(pydantic.BaseModel):
     """Base of every configuration node: frozen, unknown fields refused, defaults validated."""
 
@@ -19,18 +25,29 @@ class Config(pydantic.BaseModel):
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), use_attribute_docstrings=True
     )
 
-    @pydantic.model_validator(mode="before")
+    @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _over_defaults(cls, tree: Any) -> Any:
-        """A section that is given in part changes the section that stands as default here, not its class's defaults."""
+    def _over_defaults(cls, tree: Any, build: Any) -> Any:
+        """A section that is given in part changes the section that stands as default here, not its class's defaults.
+
+        `model_fields_set`, at any depth, holds what was given and not what was filled in.
+        """
         if not isinstance(tree, Mapping):
-            return tree
-        filled = dict(tree)
+            return build(tree)
+        said, filled = (tree.said if isinstance(tree, _Filled) else tree), dict(tree)
         for name, field in cls.model_fields.items():
             given = filled.get(name)
             if isinstance(given, Mapping) and isinstance(field.default, Config):
-                filled[name] = merged(field.default.model_dump(), given)
-        return filled
+                inner = said.get(name)
+                filled[name] = _Filled(merged(field.default.model_dump(), given))
+                filled[name].said = inner if isinstance(inner, Mapping) else {}
+        made = build(filled)
+        made.model_fields_set.intersection_update(said)
+        return made
+
+    def given(self) -> dict[str, Any]:
+        """Plain JSON-ready values of the fields that were given, at any depth."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values of the whole resolved tree."""
@@ -123,6 +140,14 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if both else value
     return result
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value of everything in nested mappings that is no mapping."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def _number(value: Any) -> Any:

@@ -19,6 +19,7 @@ from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.clamp import inward_clamp
 from cirray.models.scoring import score
 from cirray.models.text import TextBatch
+from cirray.models.text_processors import process
 
 NOTHING_MORE = Wanted()
 
@@ -86,9 +87,26 @@ class Retriever(nn.Module, ABC):
 
         return fork(self, trains)
 
-    @abstractmethod
+    @property
+    def text_processor(self) -> str:
+        """Name of what every text passes before it becomes tokens; `none` for kinds without such a field."""
+        return str(getattr(self.config, "text_processor", "none"))
+
+    def processed(self, texts: Sequence[str]) -> list[str]:
+        """Texts as the tokenizer gets them; one that the processor leaves nothing of is empty."""
+        return process(self.text_processor, texts)
+
     def tokenize(self, texts: Sequence[str]) -> TextBatch:
-        """Token ids on the model's device.
+        """Token ids of texts on the model's device, after its text processor: the one way from texts to an encoder.
+
+        Raises:
+            DataError: for an empty list.
+        """
+        return self.token_ids(self.processed(texts))
+
+    @abstractmethod
+    def token_ids(self, texts: Sequence[str]) -> TextBatch:
+        """Token ids of processed texts on the model's device (`tokenize` is what callers use).
 
         Raises:
             DataError: for an empty list.

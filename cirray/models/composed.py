@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from cirray.core.config import validate
+from cirray.core.config import leaves, merged, validate
 from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
@@ -23,6 +23,13 @@ from cirray.models.qformer import QueryingTransformer
 from cirray.models.scoring import unit
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch, build_tokenizer, encode_texts, load_tokenizer
+from cirray.models.text_processors import process
+
+CHANGEABLE = (
+    "fusion", "text_length", "text_processor", "temperature", "temperature_clamp", "readout", "inference_readout",
+    "text_mask", "similarity", "matching", "gradient_checkpointing", "qformer.dropout", "qformer.attention",
+)  # fmt: skip
+"""Fields of a `RetrieverConfig` that weights do not fix."""
 
 
 class QFormerRetriever(Retriever):
@@ -63,7 +70,7 @@ class QFormerRetriever(Retriever):
         """Pass B's summary now: training's, or inference's where the configuration names another."""
         return self.config.readout if self.training else (self.config.inference_readout or self.config.readout)
 
-    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+    def token_ids(self, texts: Sequence[str]) -> TextBatch:
         """Token ids on the model's device; the paper's mode pads training texts to the full length.
 
         Raises:
@@ -128,6 +135,23 @@ class QFormerRetriever(Retriever):
             more=self._further(wanted, batch, fused.query_BD, targets_BQD),
         )  # fmt: skip
 
+    def changed(self, settings: Mapping[str, Any]) -> "QFormerRetriever":
+        """The same weights with other settings; a matching head that there was none of starts at random.
+
+        Raises:
+            ConfigError: for a setting that the weights fix, or a matching head to hold fixed where there is none.
+        """
+        config = changed_config(self.config, settings, "the checkpoint")
+        if config.matching == "frozen" and self.matching_head is None:
+            raise ConfigError("The checkpoint has no matching head to hold fixed; set model.matching=trained.")
+        made = QFormerRetriever(config, self.tokenizer, self.patch_width)
+        own = made.state_dict()
+        made.load_state_dict({**own, **{name: value for name, value in self.state_dict().items() if name in own}})
+        if "temperature" in settings:
+            with torch.no_grad():
+                made.raw_temperature.fill_(config.temperature)
+        return made.to(self.device)
+
     def with_fusion(self, name: str) -> "QFormerRetriever":
         """The same weights behind another fusion head (for the table's single-modality rows)."""
         twin = copy.copy(self)
@@ -182,6 +206,28 @@ class QFormerRetriever(Retriever):
             return self.prototypes(self.encode_reference(batch.target_BPD), batch.reverse)
 
 
+def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: str) -> RetrieverConfig:
+    """A configuration with some of its fields changed.
+
+    Args:
+        config: of weights that are there.
+        settings: fields, nested as in the configuration; one that the weights fix may stand with its own value.
+        place: what the error's sentence calls the weights.
+
+    Raises:
+        ConfigError: naming the first field that the weights fix, or a value that no field takes.
+    """
+    wanted = validate(RetrieverConfig, merged(config.to_dict(), settings))
+    own, new = leaves(config.to_dict()), leaves(wanted.to_dict())
+    fixed = [name for name in leaves(settings) if name not in CHANGEABLE and new.get(name) != own.get(name)]
+    if fixed:
+        raise ConfigError(
+            f"model.{fixed[0]} is {new[fixed[0]]!r}, but {place} has {own[fixed[0]]!r} and keeps it. Leave the field "
+            f"out, or start without that checkpoint; beside one these can be changed: {', '.join(CHANGEABLE)}."
+        )
+    return wanted
+
+
 def build_retriever(
     config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase, patch_width: int, seed: int = 0
 ) -> QFormerRetriever:
@@ -191,7 +237,8 @@ def build_retriever(
 
 
 def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> QFormerRetriever:
-    return build_retriever(validate(RetrieverConfig, settings), build_tokenizer(texts), patch_width, seed)
+    config = validate(RetrieverConfig, settings)
+    return build_retriever(config, build_tokenizer(process(config.text_processor, texts)), patch_width, seed)
 
 
 def _load(description: Mapping[str, Any], folder: Path) -> QFormerRetriever:

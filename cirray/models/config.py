@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.models.text_processors import ProcessorName
 
 
 class VisionTowerConfig(Config):
@@ -91,6 +92,8 @@ class RetrieverConfig(Config):
     """Width of query and gallery vectors (BLIP-2: 256)."""
     text_length: int = Field(32, ge=2)
     """Longest text in word pieces, special tokens included; longer texts are cut on the right."""
+    text_processor: ProcessorName = "none"
+    """What a text passes before the tokenizer: none, or blip_caption (LAVIS; SPRC, PTHA and SPN read all texts so)."""
     temperature: float = Field(0.07, gt=0)
     """Start of the learnable temperature."""
     temperature_clamp: tuple[float, float] | None = (0.01, 0.1)
@@ -117,14 +120,16 @@ class RetrieverConfig(Config):
         """The settings of one mode of the method (design document, section 6); `fields` override single ones.
 
         Args:
-            mode: "improved" (same readout and mask in training and inference, clamped temperature), "paper" (all-ones
-                mask in training, free temperature) or "released_compat" (as paper, [CLS] readout at inference).
+            mode: "improved" (same readout and mask in training and inference, clamped temperature), "paper" (as PTHA is
+                fine-tuned: all-ones mask in training, free temperature, LAVIS's captions) or "released_compat" (as
+                paper, [CLS] readout at inference).
             fields: any other field.
         """
+        paper: dict[str, object] = {"temperature_clamp": None, "text_mask": "ones", "text_processor": "blip_caption"}
         modes: dict[str, dict[str, object]] = {
             "improved": {},
-            "paper": {"temperature_clamp": None, "text_mask": "ones"},
-            "released_compat": {"temperature_clamp": None, "text_mask": "ones", "inference_readout": "cls"},
+            "paper": paper,
+            "released_compat": {**paper, "inference_readout": "cls"},
         }
         return cls.model_validate({**modes[mode], **fields})
 
@@ -192,6 +197,8 @@ class DualEncoderConfig(Config):
     """TIRG: layer norm, or the paper's batch norm (a row's query then depends on its batch)."""
     text_length: int = Field(77, ge=2)
     """Longest text in tokens, special ones included."""
+    text_processor: ProcessorName = "none"
+    """What a text passes before the tokenizer: none, or blip_caption (LAVIS)."""
     temperature: float = Field(0.01, gt=0)
     """Temperature of the contrastive loss (CLIP4CIR: 100 x cosine)."""
     learn_temperature: bool = False

@@ -19,6 +19,7 @@ from cirray.models.config import DualEncoderConfig
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
+from cirray.models.text_processors import process
 from cirray.models.towers.backbones import BACKBONES, load_text_encoder
 from cirray.types import stable_id
 
@@ -69,7 +70,7 @@ class DualEncoderRetriever(Retriever):
             self.text_encoder.eval()
         return self
 
-    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+    def token_ids(self, texts: Sequence[str]) -> TextBatch:
         """Token ids on the model's device.
 
         Raises:
@@ -220,7 +221,7 @@ def _scratch(config: DualEncoderConfig, texts: Sequence[str]) -> Any:
     from cirray.models.text import build_tokenizer
     from cirray.models.towers.hf_clip import new_text
 
-    tokenizer = build_tokenizer(texts)
+    tokenizer = build_tokenizer(process(config.text_processor, texts))
     return new_text(text_settings(config, tokenizer), tokenizer)
 
 

@@ -88,13 +88,13 @@ class ForkedRetriever(Retriever):
         self.gallery.eval()
         return self
 
-    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+    def token_ids(self, texts: Sequence[str]) -> TextBatch:
         """Token ids on the model's device.
 
         Raises:
             DataError: for an empty list.
         """
-        return self.query.tokenize(texts)
+        return self.query.token_ids(texts)
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """The query side's."""
@@ -120,6 +120,17 @@ class ForkedRetriever(Retriever):
         output = self.query(seen, replace(wanted, references=False))
         references_BQD = self.encode_gallery(batch.reference_BPD) if wanted.references else None
         return replace(output, target_BQD=self.encode_gallery(batch.target_BPD), reference_BQD=references_BQD)
+
+    def changed(self, settings: Mapping[str, Any]) -> "ForkedRetriever":
+        """Both halves with other settings; the frozen one keeps its temperature.
+
+        Raises:
+            ConfigError: for a setting that their weights fix.
+        """
+        gallery = self.gallery.changed(settings)
+        with torch.no_grad():
+            gallery.raw_temperature.copy_(self.gallery.raw_temperature)
+        return ForkedRetriever(self.query.changed(settings), gallery, self.trains)
 
     def with_fusion(self, name: str) -> Retriever:
         """The query side's weights behind another fusion head, with their own gallery (ablations)."""

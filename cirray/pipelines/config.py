@@ -1,8 +1,8 @@
 """Configuration of the stages that run on Ray. No torch, no ray."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
@@ -361,15 +361,16 @@ class TrainRun(Config):
     """Instead of `init`: a BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former, projections and
     tokenizer are the start, or what `cirray convert` made of one."""
     model: RetrieverConfig = RetrieverConfig()
-    """The network; with `init` or `qformer_source`, the checkpoint's own sizes hold."""
+    """The network. With `init`, fields that are given change what the checkpoint has, where its weights allow it; with
+    `qformer_source`, the checkpoint's own sizes hold."""
     dual: DualEncoderConfig | None = None
     """Instead of `model`: a dual encoder (CLIP, open_clip, or small from scratch) with a sum, Combiner or
     cross-attention head."""
     encoder: EncoderChoice | None = None
     """Instead of `model`: a retriever of another registered kind, also of another package."""
     tokenizer: str = ""
-    """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Unused with
-    `init`."""
+    """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Not with `init`,
+    which brings its own."""
     temperature: Annotated[float, Field(gt=0)] | Literal["source"] | None = None
     """Start temperature in place of the model's or the checkpoint's; source: that of `qformer_source`, refused where it
     has none (SPRC and MTST go on with BLIP-2's)."""
@@ -386,6 +387,11 @@ class TrainRun(Config):
     out: str = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact (path or URI)."""
     ray: RayTrainConfig = RayTrainConfig()
+
+    @field_serializer("model", mode="wrap")
+    def _said(self, model: RetrieverConfig, dump: Any) -> dict[str, Any]:
+        """Beside start weights, which bring the other fields, those that were given alone."""
+        return model.given() if self.init or self.qformer_source else dump(model)
 
     @model_validator(mode="after")
     def _trainable(self) -> "TrainRun":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core.artifacts import Manifest, Stage, is_complete, localize, open_stage, read_manifest
+from cirray.core.config import leaves, merged, validate
 from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError, CirrayError
 from cirray.models.composed import QFormerRetriever
@@ -28,6 +29,7 @@ from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.actors import find_tower
+from cirray.pipelines.train_inputs import check_sizes
 from cirray.runs import ConvertRun
 
 WEIGHTS, MODEL, VISION, WORK = "weights.pt", "model", "vision", "work"
@@ -101,7 +103,11 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
             f"{run.source!r} holds no vision tower (LAVIS leaves frozen weights out); name one with vision=, e.g. "
             "vision=Salesforce/blip2-itm-vit-g."
         )
-    retriever = retriever_from(open_blip2(str(work)), run.model or _inference(record.format))
+    source = open_blip2(str(work))
+    given = run.model.given() if run.model else {}
+    check_sizes(run.model or RetrieverConfig(), source, leaves(given))
+    config = validate(RetrieverConfig, merged(_released(record.format), given))
+    retriever = retriever_from(source, config)
     tower = load_vision_tower(find_tower(run.vision) if run.vision else work)
     if tower.width != retriever.patch_width:
         raise ArtifactError(
@@ -116,11 +122,11 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
     return tower.digest
 
 
-def _inference(form: str) -> RetrieverConfig:
-    """As the released code infers: [CLS] after pass B; PTHA trains on the mean of 33."""
+def _released(form: str) -> dict[str, Any]:
+    """As the released code reads texts and infers: [CLS] after pass B; only PTHA trains on the mean of 33, unmasked."""
     if form == "ptha":
-        return RetrieverConfig.for_mode("released_compat")
-    return RetrieverConfig.for_mode("paper", readout="cls")
+        return RetrieverConfig.for_mode("released_compat").given()
+    return {"readout": "cls", "text_mask": "true", "temperature_clamp": None, "text_processor": "blip_caption"}
 
 
 def _write_back(run: ConvertRun, stage: Stage) -> Manifest:

@@ -99,8 +99,6 @@ def title_of(run: TrainRun) -> str:
 def _content(run: TrainRun) -> dict[str, Any]:
     """What decides the result; places, devices and workers do not, and digests stand for the inputs."""
     config = run.to_dict()
-    if run.init:
-        config["model"] = config["tokenizer"] = None
     usual = ValidationConfig().to_dict()
     for name in ("ks", "held_out", "keep", "patience"):  # later fields: earlier runs stay what they were
         if config["validation"][name] == usual[name]:

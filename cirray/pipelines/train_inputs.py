@@ -7,18 +7,22 @@ from typing import Any
 import torch
 
 from cirray.core.artifacts import localize, read_manifest
+from cirray.core.config import leaves
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
 from cirray.models.base import KINDS, Retriever
-from cirray.models.composed import QFormerRetriever, build_retriever
+from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
+from cirray.models.config import RetrieverConfig
 from cirray.models.dual import build_dual
+from cirray.models.forked import ForkedRetriever
 from cirray.models.retriever_files import load_retriever
 from cirray.models.seeded import torch_seed
-from cirray.models.sources.blip2 import check_temperature, open_blip2, retriever_from
+from cirray.models.sources.blip2 import Blip2Source, check_temperature, open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
+from cirray.models.text_processors import process
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.config import SOURCE, TrainRun
@@ -128,11 +132,10 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     retriever: Retriever
     if run.init:
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
-        if run.model.gradient_checkpointing and isinstance(retriever, QFormerRetriever):
-            retriever.qformer.enable_checkpointing()
-        if run.encoder is not None:
+        settings = run.model.given() if run.encoder is None else run.encoder.settings
+        if settings:
             with torch_seed(run.training.seed):
-                retriever = retriever.changed(run.encoder.settings)
+                retriever = retriever.changed(settings)
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
     elif run.encoder is not None:
@@ -168,40 +171,69 @@ def load_tower(run: TrainRun, features: Features) -> VisionTower:
 
 
 def check_model_fields(run: TrainRun) -> None:
-    """Refuse model sizes that were given beside a checkpoint and differ from it: they would have no effect.
+    """Refuse fields of the network that would have no effect, or that start weights fix.
 
     Raises:
         ConfigError: naming the first such field.
     """
-    if not run.init and not run.qformer_source:
-        return
-    if run.dual is not None or (run.encoder is not None and not run.init):
-        name = "dual" if run.dual is not None else "encoder"
-        raise ConfigError(f"{name} builds a new network; empty init and qformer_source, or leave {name} out.")
-    own = _own_fields(run)
-    usual = _leaves(type(run)().model.to_dict())
-    for name, value in _leaves(run.model.to_dict()).items():
-        if name in own and value not in (usual.get(name), own[name]):
+    other = "dual" if run.dual is not None else "encoder" if run.encoder is not None else ""
+    if (run.init or run.qformer_source) and (other == "dual" or (other and not run.init)):
+        raise ConfigError(f"{other} builds a new network; empty init and qformer_source, or leave {other} out.")
+    given, brings = leaves(run.model.given()), other or ("init" if run.init else "")
+    if run.tokenizer and brings:
+        raise ConfigError(f"tokenizer={run.tokenizer!r} has no effect beside {brings}, which brings its own.")
+    if given and other:
+        raise ConfigError(
+            f"model.{next(iter(given))} has no effect beside {other}, which names the network. Leave model out, or "
+            f"{other}."
+        )
+    if run.init:
+        _check_changes(run)
+    elif run.qformer_source:
+        check_sizes(run.model, open_blip2(run.qformer_source), given)
+
+
+def check_sizes(model: RetrieverConfig, source: Blip2Source, given: Mapping[str, Any]) -> None:
+    """Refuse given sizes that a BLIP-2 source has otherwise.
+
+    Args:
+        model: the configuration of the network.
+        source: whose sizes hold.
+        given: dotted path -> value of the configuration's fields that were given.
+
+    Raises:
+        ConfigError: naming the first such field.
+    """
+    own: dict[str, Any] = leaves({"qformer": source.sizes(model.qformer).to_dict()})
+    if source.projected:
+        own["embed_dim"] = source.projected
+    for name, value in given.items():
+        if own.get(name, value) != value:
             raise ConfigError(
-                f"model.{name} is {value!r}, but the checkpoint {(run.init or run.qformer_source)!r} has {own[name]!r} "
-                "and keeps it. Leave the field out, or start without that checkpoint."
+                f"model.{name} is {value!r}, but the checkpoint {source.name!r} has {own[name]!r} and keeps it. Leave "
+                "the field out, or start without that checkpoint."
             )
 
 
-def _own_fields(run: TrainRun) -> dict[str, Any]:
-    """What a checkpoint fixes: everything of a retriever's, only the Q-Former's sizes of a BLIP-2 source."""
-    if run.init:
-        own = _leaves(load_retriever(localize(run.init, "checkpoint") / MODEL).config.to_dict())
-        own.pop("gradient_checkpointing", None)  # no size: how a run trains, also from a checkpoint
-        return own
-    return _leaves({"qformer": open_blip2(run.qformer_source).sizes(run.model.qformer).to_dict()})
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
+def _check_changes(run: TrainRun) -> None:
+    """Refuse what a checkpoint's weights fix, and fields of another kind of network."""
+    given = run.model.given()
+    if not given and run.encoder is None:
+        return
+    retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
+    inner = retriever.query if isinstance(retriever, ForkedRetriever) else retriever
+    if run.encoder is not None and run.encoder.kind not in (retriever.kind, inner.kind):
+        raise ConfigError(
+            f"encoder.kind is {run.encoder.kind!r}, but the checkpoint {run.init!r} is a {retriever.kind!r}. Name that "
+            "kind, or start without that checkpoint."
+        )
+    if given and not isinstance(inner, QFormerRetriever):
+        raise ConfigError(
+            f"model.{next(iter(leaves(given)))} has no effect: the checkpoint {run.init!r} is a {retriever.kind!r}. "
+            f"Its settings stand under encoder ({{kind: {inner.kind}, settings: ...}})."
+        )
+    if isinstance(inner, QFormerRetriever):
+        changed_config(inner.config, given, f"the checkpoint {run.init!r}")
 
 
 def _labelled(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:
@@ -248,4 +280,6 @@ def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ..
 
 
 def _tokenizer(run: TrainRun, inputs: TrainInputs) -> Any:
-    return load_tokenizer(run.tokenizer) if run.tokenizer else build_tokenizer(inputs.texts)
+    if run.tokenizer:
+        return load_tokenizer(run.tokenizer)
+    return build_tokenizer(process(run.model.text_processor, inputs.texts))

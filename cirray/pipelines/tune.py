@@ -284,7 +284,8 @@ def _knobs(run: TuneRun, resource: str) -> str:
 def _content(run: TuneRun) -> dict[str, Any]:
     """What decides the result."""
     config = run.to_dict()
-    names = ("labels", "temperature", "training", "validation") + (() if run.base.init else ("model", "tokenizer"))
-    fixed = {name: config["base"][name] for name in names}
+    fixed = {
+        name: config["base"][name] for name in ("labels", "temperature", "training", "validation", "model", "tokenizer")
+    }
     keys = ("space", "samples", "metric", "mode", "scheduler", "grace_steps", "reduction_factor", "seed")
     return {"base": fixed, **{name: config[name] for name in keys}}

@@ -45,6 +45,12 @@ class Blip2Source:
         """Width of the vision tokens that the Q-Former reads."""
         return int(self.settings.vision_config.hidden_size)
 
+    @property
+    def projected(self) -> int:
+        """Width of the common space that it has projections to; 0: it has none."""
+        there = "text_projection.weight" in self.weights.places
+        return int(self.settings.image_text_hidden_size) if there else 0
+
     def sizes(self, base: QFormerConfig) -> QFormerConfig:
         """`base` with the checkpoint's sizes and dropout; what is no size (attention) stays as it is."""
         inner = self.settings.qformer_config
@@ -154,7 +160,7 @@ def retriever_from(
 
     Args:
         source: an opened checkpoint with a text side.
-        config: mode, readout, text length, temperature; its Q-Former sizes are replaced.
+        config: mode, readout, text length, temperature (where it is given); its Q-Former sizes are replaced.
         tokenizer: for a checkpoint that brings none.
         seed: of what starts at random.
 
@@ -164,12 +170,11 @@ def retriever_from(
     require_text(source, "a retriever")
     words = tokenizer or source.tokenizer()
     check_vocabulary(source, words)
-    projected = "text_projection.weight" in source.weights.places
-    width = int(source.settings.image_text_hidden_size) if projected else config.embed_dim
+    width = source.projected or config.embed_dim
     sized = config.model_copy(update={"qformer": source.sizes(config.qformer), "embed_dim": width})
     retriever = build_retriever(sized, words, source.patch_width, seed)
     source.load(retriever.qformer)
-    if projected:
+    if source.projected:
         source.load_linear(retriever.text_projection, "text_projection")
         source.load_linear(retriever.vision_projection, "vision_projection")
     _load_extras(source, retriever)
@@ -220,13 +225,13 @@ def check_temperature(source: Blip2Source) -> None:
 
 
 def _load_extras(source: Blip2Source, retriever: QFormerRetriever) -> None:
-    """SPRC's and PTHA's prompts and LAVIS' temperature, where a converted checkpoint has them."""
+    """SPRC's and PTHA's prompts and LAVIS' temperature, where a converted checkpoint has them and none was given."""
     found = source.weights.read([name for name in ("prompt_tokens", "temperature") if name in source.weights.places])
     with torch.no_grad():
         if "prompt_tokens" in found:
             prompts_QW = found["prompt_tokens"].reshape(-1, found["prompt_tokens"].shape[-1])
             retriever.prompts.copy_(_fit(source.name, "prompt_tokens", prompts_QW, retriever.prompts))
-        if "temperature" in found:
+        if "temperature" in found and "temperature" not in retriever.config.model_fields_set:
             retriever.raw_temperature.fill_(float(found["temperature"]))
 
 

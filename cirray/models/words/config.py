@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.models.text_processors import ProcessorName
 
 
 class PhiConfig(Config):
@@ -59,6 +60,8 @@ class WordMapConfig(Config):
     """Width of the common space; set from the source."""
     text_length: int = Field(77, ge=4)
     """Longest prompt in tokens; the text is trimmed, never the slot or the end."""
+    text_processor: ProcessorName = "none"
+    """What modifications and captions pass before they enter a prompt: none, or blip_caption (LAVIS)."""
     temperature: float = Field(0.07, gt=0)
     """Temperature of the composing stage, fixed."""
     similarity: Literal["dot"] = "dot"

@@ -33,7 +33,9 @@ PLAIN = "plain"
 """Further output of a training forward pass: the pseudo-sentences of the batch's references, `[B, D]`, norm 1."""
 CLIP = "clip"
 """Folder of the whole CLIP in a towers artifact of `cirray clip`."""
-_CHANGEABLE = frozenset({"query", "query_prompt", "tuning", "adapter_width", "lora_rank", "temperature"})
+_CHANGEABLE = frozenset(
+    {"query", "query_prompt", "text_processor", "tuning", "adapter_width", "lora_rank", "temperature"}
+)
 
 
 class WordMapRetriever(Retriever):
@@ -102,7 +104,7 @@ class WordMapRetriever(Retriever):
                 part.eval()
         return self
 
-    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+    def token_ids(self, texts: Sequence[str]) -> TextBatch:
         """The query prompts of texts, on the model's device; an empty text is the image's own prompt.
 
         Raises:
@@ -179,7 +181,8 @@ class WordMapRetriever(Retriever):
         Raises:
             DataError: for an empty list.
         """
-        return self.text_encoder(self.text_encoder.tokenize(list(captions), self.config.text_length).to(self.device))
+        text = self.text_encoder.tokenize(self.processed(captions), self.config.text_length)
+        return self.text_encoder(text.to(self.device))
 
     def pseudo_sentences(self, tokens_BNW: torch.Tensor) -> torch.Tensor:
         """u: vectors `[B, D]` of the images' own prompts, norm 1."""

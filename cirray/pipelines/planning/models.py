@@ -12,13 +12,14 @@ from cirray.core.storage import exists, is_local, local_path
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.models.base import Retriever
-from cirray.models.composed import QFormerRetriever
+from cirray.models.composed import QFormerRetriever, changed_config
 from cirray.models.config import RetrieverConfig
 from cirray.models.dual import DualEncoderRetriever
 from cirray.models.forked import ForkedRetriever
 from cirray.models.outlines import Words, outline_dual, outline_language, qformer_sizes
 from cirray.models.retriever_files import build_described
 from cirray.models.text import build_tokenizer, load_tokenizer
+from cirray.models.text_processors import process
 from cirray.pipelines.config import FinetuneRun, GeneratorRun, PretrainRun, TrainRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inputs import Beside, description_of
@@ -41,9 +42,7 @@ def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside
         return outline_dual(run.dual, tokens.width, plan.vocabulary), run.dual.source or "dual"
     if run.init:
         model, origin = _from_init(run, plan, tokens, beside)
-        if run.model.gradient_checkpointing and isinstance(model, QFormerRetriever):
-            model.qformer.enable_checkpointing()
-        return model, origin
+        return _with_changes(model, run), origin
     if run.qformer_source:
         sized, rows, _, vectors = qformer_sizes(_stated(run.qformer_source, beside), run.model.qformer)
         config = run.model.model_copy(update={"qformer": sized, "embed_dim": vectors or run.model.embed_dim})
@@ -151,12 +150,22 @@ def _stated(source: str, beside: Beside) -> str:
     return _STAGE_1 if recipe is not None and recipe[1].get("format") == "blip2" else source
 
 
+def _with_changes(model: Retriever, run: TrainRun) -> Retriever:
+    """A checkpoint's network with the fields that the run changes."""
+    if isinstance(model, ForkedRetriever):
+        return ForkedRetriever(_with_changes(model.query, run), _with_changes(model.gallery, run), model.trains)
+    if not isinstance(model, QFormerRetriever) or not run.model.given():
+        return model
+    config = changed_config(model.config, run.model.given(), f"the checkpoint {run.init!r}")
+    return QFormerRetriever(config, model.tokenizer, model.patch_width)
+
+
 def _words(run: TrainRun, plan: PlanConfig) -> tuple[Any, str]:
     named = _named_tokenizer(run.tokenizer)
     if named is not None:
         return named, f"tokenizer {run.tokenizer}"
     try:
-        return build_tokenizer(read_inputs(run).texts), "words of the training texts"
+        return build_tokenizer(process(run.model.text_processor, read_inputs(run).texts)), "words of the training texts"
     except (CirrayError, OSError):
         return Words(plan.vocabulary), "plan.vocabulary words"
 

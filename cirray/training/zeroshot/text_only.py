@@ -66,7 +66,8 @@ class TextOnlyTask(MapTask):
         super().__init__(setup, TextOnlyLearner(setup.retriever))
         self._captions_ND = caption_vectors(setup.retriever, setup.captions)
         keep = frozenset(setup.config.keep_words)
-        self._masked = [setup.retriever.writer.template(mask_words(text, keep)) for text in setup.captions]
+        captions = setup.retriever.processed(setup.captions)
+        self._masked = [setup.retriever.writer.template(mask_words(text, keep)) for text in captions]
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[TextOnlyBatch]:
         """The calling rank's captions, without end; the batch's noise is a pure function of (seed, step)."""

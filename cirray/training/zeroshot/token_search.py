@@ -192,7 +192,7 @@ class DistilTask(MapTask):
 
 def read_phrase(retriever: WordMapRetriever, phrase: str, tokens_BNW: torch.Tensor) -> torch.Tensor:
     """Vectors `[B, D]`, norm 1, of one phrase with every image's token in its slot."""
-    row = retriever.writer.template(phrase)
+    row = retriever.writer.template(retriever.processed([phrase])[0])
     return unit(retriever.read(retriever.writer.rows([row] * len(tokens_BNW)).to(retriever.device), tokens_BNW))
 
 

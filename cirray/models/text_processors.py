@@ -1,0 +1,59 @@
+"""What an encoder does to every text before its tokenizer: a registry of functions from text to text. No torch.
+
+Part of an encoder like its tokenizer: recorded in its checkpoint and its digest, applied by `Retriever.tokenize`, the
+one place where an encoder reads texts.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from cirray.core.errors import ConfigError
+from cirray.core.registry import Registry
+
+TEXT_PROCESSORS: Registry[Callable[[str], str]] = Registry("text processor")
+"""Name -> what it makes of a text."""
+_DROPPED = re.compile(r'[.!"()*#:;~]')
+_BLANKS = re.compile(r"\s{2,}")
+_WORDS = 50
+
+
+@TEXT_PROCESSORS.register("none")
+def unchanged(text: str) -> str:
+    """The text as it is."""
+    return text
+
+
+@TEXT_PROCESSORS.register("blip_caption")
+def blip_caption(text: str) -> str:
+    """LAVIS's caption processor, which SPRC, PTHA and SPN train, validate and submit with; nothing may be left.
+
+    Lower case; `. ! " ( ) * # : ; ~` become blanks; two or more blanks become one; newlines at the end, then blanks at
+    both ends are cut; the first 50 words between single blanks stay (`blip_processors.py`, lines 49 to 66).
+    """
+    text = _BLANKS.sub(" ", _DROPPED.sub(" ", text.lower())).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:_WORDS])
+
+
+def process(name: str, texts: Iterable[str]) -> list[str]:
+    """Texts after the processor of a name.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    made = TEXT_PROCESSORS.get(name)
+    return [made(text) for text in texts]
+
+
+def _known(name: str) -> str:
+    try:
+        TEXT_PROCESSORS.get(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+ProcessorName = Annotated[str, AfterValidator(_known)]
+"""A name of the registry, as the type of a configuration's field."""
