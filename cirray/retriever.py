@@ -125,7 +125,8 @@ class ComposedRetriever:
             query_id: name of the query in the ranking.
 
         Raises:
-            DataError: for a text that is empty (also to this encoder) or overlong, an unusable picture, an unknown id, both or no reference.
+            DataError: for a text that is empty (also to this encoder) or overlong, an unusable picture, an unknown id,
+                both or no reference.
         """
         if (image is None) == (gallery_id is None):
             given = "both" if image is not None else "neither"

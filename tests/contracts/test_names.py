@@ -13,6 +13,7 @@ from cirray.mining.pairs import POLICIES
 from cirray.models.conversion import FORMATS
 from cirray.models.fusion.dual import DUAL_HEADS
 from cirray.models.fusion.heads import HEADS
+from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.models.towers.backbones import BACKBONES
 from cirray.training.engines import ENGINES
 from cirray.training.mixing import MIXERS
@@ -26,7 +27,7 @@ TESTS = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if pa
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 NAMES = sorted(
     {*READERS, *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *BACKBONES, *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
-    | {*CAPTIONERS, *REWRITERS, *GENERATOR_KINDS, *MIXERS, *MAPPINGS, UNTRAINED, "word_map"}
+    | {*CAPTIONERS, *TEXT_PROCESSORS, *REWRITERS, *GENERATOR_KINDS, *MIXERS, *MAPPINGS, UNTRAINED, "word_map"}
 )
 
 

@@ -109,6 +109,19 @@ def test_paper_recipes_have_the_settings_of_the_paper_mode(path):
         assert config.label_smoothing == paper.label_smoothing == 0.1
 
 
+FROM_BLIP2 = [path for path in FULL if re.match(r"(pretrain|finetune)-.*-(mtst|ptha|sprc)-", path.name)]
+
+
+@pytest.mark.parametrize("path", FROM_BLIP2, ids=lambda path: path.stem)
+def test_sprc_mtst_ptha_and_spn_read_captions_as_lavis_does_and_only_ptha_attends_padding(path):
+    """Masks: SPRC, SPN and MTST pass the tokenizer's (`blip2_qformer_cir_align_prompt.py`, `blip2_qformer_cir_cat.py`,
+    line 129); PTHA's second pass takes ones (`blip2_qformer_tgir_concatembedding_sim.py`). Captions pass LAVIS's
+    processor in all of them."""
+    model = config_of(path).model
+    assert model.text_processor == "blip_caption" and {"text_mask", "text_processor"} <= model.model_fields_set
+    assert model.text_mask == ("ones" if "ptha-paper" in path.name else "true")
+
+
 @pytest.mark.parametrize(
     ("name", "steps", "lr", "weights", "stretch"),
     [

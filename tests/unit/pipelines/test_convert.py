@@ -5,18 +5,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from cirray.cli.main import main
 from cirray.core.config import validate
+from cirray.core.errors import ConfigError
 from cirray.evaluation.config import EvaluateRun
 from cirray.pipelines.config import EmbedRun, IndexRun, TrainRun
+from cirray.pipelines.convert import run_convert
 from cirray.pipelines.embed import run_embed
 from cirray.pipelines.evaluate import run_evaluate
 from cirray.pipelines.index import run_index
 from cirray.pipelines.train import run_train
 from cirray.pipelines.world import run_world
-from cirray.retriever import ComposedRetriever
-from cirray.runs import WorldRun
+from cirray.retriever import ComposedRetriever, load_models
+from cirray.runs import ConvertRun, WorldRun
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))
@@ -49,6 +52,45 @@ def test_the_command_line_converts_embeds_indexes_searches_and_evaluates(home, c
     assert len(retriever.search("paint it blue", gallery_id=image, k=3).ids) == 3
     manifest = run_evaluate(validate(EvaluateRun, {**common, "html": False, "out": str(home / "report")}))
     assert manifest.counts["queries"] == 32 and 0 <= manifest.metrics["R@1"] <= 1
+
+
+@pytest.fixture(scope="module")
+def released(home):
+    """Files of three formats as checkpoints, by format; fields of `model` change what the format says."""
+
+    def made(kind, **fields):
+        source, number = home / f"{kind}.pt", len(list(home.glob("made-*")))
+        lavis.write(source, kind, words=len(small.reader()))
+        run = {"source": str(source), "to": "checkpoint", "tokenizer": str(home / "words"), "qformer_heads": 2}
+        run |= {"vision_heads": 2, "out": str(home / f"made-{number}")}
+        run_convert(validate(ConvertRun, {**run, **({"model": fields} if fields else {})}))
+        return load_models(run["out"])[0]
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask", "readouts"),
+    [("sprc", "true", {"cls"}), ("blip2", "true", {"cls"}), ("ptha", "ones", {"mean33", "cls"})],
+)
+def test_a_released_checkpoint_reads_texts_as_its_authors_code_does(released, kind, mask, readouts):
+    model = released(kind)
+    assert (model.config.text_mask, model.text_processor) == (mask, "blip_caption")
+    assert {model.config.readout, model.active_readout} == readouts and model.config.temperature_clamp is None
+    assert torch.equal(*(model.tokenize([text]).ids_BT for text in ('Paint it: "BLUE"!', "paint it blue")))
+
+
+def test_a_field_that_is_given_changes_that_field_alone(released):
+    plain, changed = released("sprc"), released("sprc", text_length=20, temperature=0.03)
+    assert changed.config == plain.config.model_copy(update={"text_length": 20, "temperature": 0.03})
+    assert changed.raw_temperature.item() == pytest.approx(0.03) != plain.raw_temperature.item()
+
+
+def test_a_size_that_the_file_has_otherwise_is_refused_and_so_is_a_model_that_nobody_builds(released, home):
+    with pytest.raises(ConfigError, match="model.embed_dim is 64, but the checkpoint .* has 8 and keeps it"):
+        released("sprc", embed_dim=64)
+    with pytest.raises(ConfigError, match="model has no effect with to=weights"):
+        validate(ConvertRun, {"source": str(home / "tuned.pt"), "model": {"text_length": 20}})
 
 
 def test_a_refused_file_is_one_sentence_with_status_2_and_leaves_nothing_behind(home, capsys):

@@ -155,8 +155,8 @@ def test_a_field_given_with_its_default_has_its_effect_too(start, fields, tmp_pa
 
 def test_a_start_temperature_is_taken_beside_init_or_inherited(start):
     made, before = start({"temperature": 0.09})
-    assert float(made.temperature) == pytest.approx(0.09) != float(before.temperature)
-    assert float(start({"text_mask": "ones"})[0].temperature) == float(before.temperature)
+    assert made.temperature.item() == pytest.approx(0.09) != before.temperature.item()
+    assert start({"text_mask": "ones"})[0].temperature.item() == before.temperature.item()
 
 
 def test_the_mask_that_was_changed_is_the_mask_that_trains(start):
