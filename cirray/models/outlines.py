@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     Blip2Config,
     Blip2VisionConfig,
     Blip2VisionModel,
@@ -35,6 +34,8 @@ from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
 from cirray.models.sources.files import READ_ERRORS
+from cirray.models.sources.pieces import MODEL
+from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.backbones import BACKBONES
 from cirray.models.towers.clip_tower import stored_tokens
@@ -259,8 +260,8 @@ def outline_dual(config: DualEncoderConfig, patch_width: int, words: int = BERT_
 
 def _tokenizer(source: str, words: int) -> Any:
     folder = asset_folder(SHAPES_LANGUAGE) if source == "asset" else local_path(source)
-    if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(str(folder))
+    if any((folder / name).is_file() for name in ("tokenizer_config.json", MODEL)):
+        return read_tokenizer(folder)
     return Words(words)
 
 

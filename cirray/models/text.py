@@ -12,10 +12,11 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cirray.core.errors import ArtifactError, DataError
-from cirray.models.sources.files import at_home, unreadable
+from cirray.models.sources.files import unreadable
+from cirray.models.sources.tokenizers import read_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -66,10 +67,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer saved in Hugging Face layout.
 
     Raises:
-        ArtifactError: when the folder holds none, or one without a pad token.
+        ArtifactError: when the folder holds none, a damaged one, or one without a pad token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(at_home(folder))
+        tokenizer = read_tokenizer(folder)
     except (OSError, ValueError) as error:
         files = "tokenizer.json (or vocab.txt) and tokenizer_config.json"
         raise unreadable("tokenizer", folder, error, files) from None

@@ -19,6 +19,7 @@ from cirray.data.places import Place
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
 from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
+from cirray.models.sources.tokenizers import with_whole_tokenizer
 from cirray.types import stable_id
 
 _TOKENS_PER_WORD, _SPARE = 3, 12
@@ -39,7 +40,8 @@ class HfCaptioner:
         try:
             with quiet():
                 place = at_home(settings.source)
-                self._processor: Any = AutoProcessor.from_pretrained(place)
+                with with_whole_tokenizer(place) as folder:
+                    self._processor: Any = AutoProcessor.from_pretrained(folder)
                 kind = torch.float32 if settings.device == "cpu" else torch.bfloat16
                 model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=kind)
         except READ_ERRORS as error:

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, Blip2Config, InstructBlipConfig, PreTrainedTokenizerBase
+from transformers import Blip2Config, InstructBlipConfig, PreTrainedTokenizerBase
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, unknown_name
 from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.config import QFormerConfig, RetrieverConfig
 from cirray.models.qformer import QueryingTransformer
-from cirray.models.sources.files import READ_ERRORS, WeightSource, at_home, listed, open_weights
+from cirray.models.sources.files import READ_ERRORS, WeightSource, listed, open_weights
+from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.text import check_tokenizer, load_tokenizer
 
 FAMILIES: dict[str, Any] = {"blip-2": Blip2Config, "instructblip": InstructBlipConfig}
@@ -71,7 +72,7 @@ class Blip2Source:
         if not self.instruct:
             return load_tokenizer(self.name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(at_home(self.name), subfolder=_READER)
+            tokenizer = read_tokenizer(self.name, _READER)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ArtifactError(

@@ -21,7 +21,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -33,6 +32,7 @@ from transformers import (
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.quiet import forget_old_names, quiet
 from cirray.models.sources.files import READ_ERRORS, at_home, check_stored_types, unreadable
+from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.towers.config import LanguageModelConfig
 
 _FILES = "config.json, model.safetensors (or its shards) and the tokenizer's files"
@@ -153,7 +153,7 @@ def load_language_model(
         with quiet():
             loaded: Any = family.from_pretrained(place, **options)
         model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = read_tokenizer(place)
     except READ_ERRORS as error:
         raise unreadable("language model", source, error, _FILES) from None
     if report["missing_keys"]:

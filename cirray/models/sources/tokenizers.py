@@ -1,0 +1,104 @@
+"""The tokenizer of any source: transformers' own reader, and LLaMA's `tokenizer.model` where it stands alone."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from cirray.models.sources.files import CONFIG, at_home, read_json
+from cirray.models.sources.pieces import MODEL, is_llama, llama_tokenizer, read_pieces
+
+_WHOLE = "tokenizer.json"
+_OTHERS = ("spiece.model", "sentencepiece.bpe.model")
+_TEMPLATE = "chat_template.jinja"
+
+
+def read_tokenizer(source: str | Path, subfolder: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id.
+
+    Args:
+        source: folder or hub id; `~` stands for the home folder.
+        subfolder: where in it.
+
+    Raises:
+        ArtifactError: when its SentencePiece file is damaged, or a JSON file is none.
+        OSError, ValueError: as transformers' reader, when nothing readable is there.
+    """
+    place = at_home(source)
+    return _own(place, subfolder) or AutoTokenizer.from_pretrained(place, subfolder=subfolder)
+
+
+@contextmanager
+def with_whole_tokenizer(source: str | Path) -> Iterator[str]:
+    """The source itself, or (where `read_tokenizer` makes its tokenizer) a passing folder that transformers can read.
+
+    It holds links to the source's files of settings and the tokenizer in transformers' own form, no weights.
+
+    Raises:
+        ArtifactError: as `read_tokenizer`.
+    """
+    place = at_home(source)
+    tokenizer, settings = _own(place, ""), _file(place, "", CONFIG)
+    if tokenizer is None or settings is None:
+        yield place
+        return
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in settings.parent.iterdir():
+            link = Path(folder) / path.name
+            if not link.exists() and (path.is_dir() or path.suffix in (".json", ".jinja", ".txt")):
+                link.symlink_to(path.resolve())
+        yield folder
+
+
+def _own(place: str, subfolder: str) -> PreTrainedTokenizerBase | None:
+    """LLaMA's tokenizer from its SentencePiece file alone; None where transformers' reader knows the tokenizer."""
+    if _file(place, subfolder, _WHOLE) is not None:
+        return None
+    models = {name: path for name in (MODEL, *_OTHERS) if (path := _file(place, subfolder, name)) is not None}
+    settings = _settings(place, subfolder) if MODEL in models else {}
+    if MODEL in models and is_llama(settings, _json(place, "", CONFIG)):
+        tokenizer = llama_tokenizer(models[MODEL], settings, _added(place, subfolder, settings))
+        tokenizer.name_or_path = place
+        return tokenizer
+    for path in models.values():
+        read_pieces(path)
+    return None
+
+
+def _settings(place: str, subfolder: str) -> dict[str, Any]:
+    """`special_tokens_map.json` under `tokenizer_config.json`, and the conversation's template where it is a file."""
+    named = {**_json(place, subfolder, "special_tokens_map.json"), **_json(place, subfolder, "tokenizer_config.json")}
+    template = _file(place, subfolder, _TEMPLATE)
+    return named if template is None else {**named, "chat_template": template.read_text()}
+
+
+def _added(place: str, subfolder: str, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Tokens beyond the SentencePiece file, by id: of `added_tokens.json`, and of the settings."""
+    plain = {int(number): AddedToken(text) for text, number in _json(place, subfolder, "added_tokens.json").items()}
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    for number, tree in dict(settings.get("added_tokens_decoder") or {}).items():
+        plain[int(number)] = AddedToken(**{name: tree[name] for name in names if name in tree})
+    return plain
+
+
+def _json(place: str, subfolder: str, name: str) -> dict[str, Any]:
+    path = _file(place, subfolder, name)
+    return {} if path is None else read_json(path)
+
+
+def _file(place: str, subfolder: str, name: str) -> Path | None:
+    """A file of a folder, or (fetched, where the hub answers) of a hub repository."""
+    if Path(place).exists():
+        path = Path(place) / subfolder / name
+        return path if path.is_file() else None
+    try:
+        found = cached_file(place, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):
+        return None
+    return Path(found) if found else None
