@@ -181,20 +181,23 @@ class TrainingConfig(LoopConfig):
 
     @classmethod
     def for_mode(cls, mode: Literal["improved", "paper"], **fields: object) -> "TrainingConfig":
-        """Settings of one mode (design document, section 6); `fields` override single ones.
+        """Settings of one mode (docs/RECIPES.md); `fields` override single ones.
 
         Args:
-            mode: "improved", or "paper": in-batch targets, no clipping, one-cycle sized for 1.6 times the steps,
-                duplicates left in, label smoothing 0.1 in PTHA, an error for a row without reverse text.
+            mode: "improved", or "paper": in-batch targets, no clipping, every weight decays, one-cycle sized for 1.6
+                times the steps with beta1 cycled (SPN: a constant rate), duplicates left in, label smoothing 0.1 in
+                PTHA, an error for a row without reverse text.
             fields: any other field.
         """
         paper: dict[str, object] = {
             "negatives": "targets", "mask_duplicates": False, "one_per_group": False, "missing_reverse": "error",
-            "optimizer": {"clip": None, "schedule_stretch": 1.6, "warmup": 0.02},
+            "optimizer": {"clip": None, "schedule_stretch": 1.6, "warmup": 0.02, "decay": "all",
+                          "cycled_beta1": (0.95, 0.85)},
             "label_smoothing": 0.1 if fields.get("objective") == "ptha" else 0.0,
         }  # fmt: skip
         if fields.get("objective") == "spn":
-            paper |= {"bank": PAPER, "optimizer": {"clip": None, "schedule": "constant", "warmup": 0.0}}
+            steady = {"clip": None, "schedule": "constant", "warmup": 0.0, "decay": "all"}
+            paper |= {"bank": PAPER, "optimizer": steady}
         return cls.model_validate({**(paper if mode == "paper" else {}), **fields})
 
 

@@ -104,7 +104,9 @@ def test_paper_recipes_have_the_settings_of_the_paper_mode(path):
     paper = TrainingConfig.for_mode("paper", objective=config.objective)
     names = ("negatives", "mask_duplicates", "one_per_group", "missing_reverse", "batch")
     assert {name: getattr(config, name) for name in names} == {name: getattr(paper, name) for name in names}
-    assert config.optimizer.clip is None and config.optimizer.betas == (0.9, 0.98) and config.optimizer.eps == 1e-7
+    assert config.optimizer.betas == (0.9, 0.98) and config.optimizer.eps == 1e-7
+    for name in ("clip", "decay", "cycled_beta1", "weight_decay", "schedule"):
+        assert getattr(config.optimizer, name) == getattr(paper.optimizer, name)
     if config.objective == "ptha":
         assert config.label_smoothing == paper.label_smoothing == 0.1
 
@@ -188,6 +190,7 @@ def test_the_second_stage_of_spn_has_the_settings_of_its_document(name, steps, b
     assert training.objective == "spn" and training.optimizer.schedule == "constant" and training.optimizer.eps == 1e-7
     sprc = "-sprc-" in name
     assert training.optimizer.betas == ((0.9, 0.98) if sprc else (0.9, 0.999)) and training.optimizer.clip is None
+    assert training.optimizer.decay == paper.optimizer.decay == "all"
     assert training.bank.duplicate_cosine is paper.bank.duplicate_cosine is None
     assert (training.bank.trains == "second_pass") == sprc == training.bank.learn_temperature
 

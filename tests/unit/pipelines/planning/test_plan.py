@@ -38,6 +38,8 @@ def test_a_recipe_of_full_size_is_planned_before_anything_is_there():
     assert report.value("weights") == 4 * report.value("trained weights") == report.value("gradients")
     assert report.value("steps") == 11_000 and report.value("epochs") == pytest.approx(49.9, abs=0.1)
     assert 0.001 < report.value("all steps") / 3600 < 48
+    converted = plan_of("finetune-cirr-sprc-blip2-h200")  # from LAVIS' file, still to be converted
+    assert converted.value("trained weights") == report.value("trained weights") and converted.exit_status == 0
     assert "recipe pretrain-cirr" in report.text() and report.text().endswith("it fits")
 
 

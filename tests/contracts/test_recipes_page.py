@@ -1,0 +1,124 @@
+"""docs/RECIPES.md cannot drift: every value of its tables is what the named recipe resolves to, on every hardware."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cirray.cli.main import verb
+from cirray.core.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "RECIPES.md").read_text()
+RECIPES = sorted(path for path in (ROOT / "jobs" / "configs").glob("*.yaml") if "-shapes-" not in path.name)
+OURS = ("-improved-", "-heldout-", "-twostage-", "-cirevl-", "-instructblip-")
+TRAINED = sorted(
+    {
+        path.stem.rpartition("-")[0]
+        for path in RECIPES
+        if path.name.startswith(("finetune", "pretrain", "map", "generator")) and not any(o in path.name for o in OURS)
+    }
+)
+LOOP = ("steps", "batch", "precision", "seed")
+OPTIMIZER = ("lr", "weight_decay", "decay", "betas", "cycled_beta1", "eps", "schedule", "warmup", "clip")
+CYCLE = ("start_divisor", "final_divisor", "schedule_stretch")
+REFERENCE = re.compile(r"`[\w./ -]+\.(py|md|yaml):\d+(-\d+)?`|\btorch\b|arXiv \d{4}\.\d{5}")
+
+
+def resolved(path):
+    what = path.name.split("-")[0]
+    cls = verb({"generator": "train-generator"}.get(what, what)).config_class()
+    return json.loads(json.dumps(load_config(cls, path).to_dict()))
+
+
+def rows_of(text):
+    """Every row of the tables of settings: (setting, field, {recipe: value cell}, reference, note)."""
+    names: list[str] = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        if cells[:2] == ["setting", "field"]:
+            names = [cell.strip("`") for cell in cells[2:-2]]
+        elif not cells:
+            names = []
+        elif names and not line.startswith("|---"):
+            assert len(cells) == len(names) + 4, line
+            yield cells[0], cells[1].strip("`"), dict(zip(names, cells[2:-2], strict=True)), cells[-2], cells[-1]
+
+
+def value_at(tree, field):
+    for part in field.split("."):
+        tree = tree[part]
+    return tree
+
+
+TREES = {path.stem: resolved(path) for path in RECIPES}
+
+
+def mismatches(text):
+    """What a page says wrongly, as (recipe, field, said, is)."""
+    found = []
+    for _, field, cells, _, _ in rows_of(text):
+        for name, cell in cells.items() if field != "-" else ():
+            variants = [stem for stem in TREES if stem.rpartition("-")[0] == name]
+            assert variants, f"no recipe is called {name}"
+            said = yaml.safe_load(cell.strip("`"))
+            values = {stem: value_at(TREES[stem], field) for stem in variants}
+            found += [(stem, field, said, value) for stem, value in values.items() if value != said]
+    return found
+
+
+def test_every_value_of_the_page_is_what_the_recipe_resolves_to_on_every_hardware():
+    assert mismatches(PAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"), [("`[0.95, 0.85]`", "`[0.95, 0.8]`"), ("`2.0e-05`", "`1.0e-05`"), ("`null`", "`1.0`")]
+)
+def test_a_value_that_is_wrong_in_one_cell_is_seen(said, wrong):
+    assert len(mismatches(PAGE.replace(said, wrong, 1))) >= 1
+
+
+def listed():
+    found: dict[str, set[str]] = {}
+    for _, field, cells, _, _ in rows_of(PAGE):
+        for name in cells:
+            found.setdefault(name, set()).add(field)
+    return found
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_recipe_of_a_paper_lists_its_loop_and_its_whole_optimiser(name):
+    optimizer = next(tree for stem, tree in TREES.items() if stem.rpartition("-")[0] == name)["training"]["optimizer"]
+    needed = OPTIMIZER + (CYCLE if optimizer["schedule"] == "one_cycle" else ())
+    wanted = {f"training.{field}" for field in LOOP} | {f"training.optimizer.{field}" for field in needed}
+    assert wanted <= listed().get(name, set())
+
+
+def test_every_row_names_a_file_and_line_and_every_setting_without_a_field_says_what_differs():
+    for setting, field, _, reference, note in rows_of(PAGE):
+        assert REFERENCE.search(reference), f"{setting}: {reference}"
+        assert field != "-" or note, setting
+
+
+def test_no_page_and_no_recipe_names_notes_that_do_not_come_with_the_package():
+    notes = r"shared/design|\b(baselines|eval_protocols|mtst_ptha|performance|spn|vdg|zeroshot_two_stage|ray_notes)\.md"
+    pages = [
+        *(ROOT / "jobs").rglob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "jobs" / "configs").glob("*.yaml"),
+    ]
+    assert [path.name for path in pages if re.search(notes, path.read_text())] == []
+
+
+def test_the_repositories_stand_with_their_commits():
+    assert len(re.findall(r"^\| [^|]+ \| `[\w-]+/[\w-]+` \| `[0-9a-f]{40}` \|$", PAGE, flags=re.M)) == 8
+
+
+def test_recipes_with_held_out_triplets_train_as_their_papers_do():
+    pairs = [(stem, stem.replace("-heldout", "")) for stem in TREES if "-heldout-" in stem]
+    assert len(pairs) == 4
+    for held_out, paper in pairs:
+        assert TREES[held_out]["training"] == TREES[paper]["training"]
+        assert TREES[held_out]["validation"]["held_out"] and not TREES[paper]["validation"]["held_out"]
