@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cirray.cli.main import verb
-from cirray.core.config import load_config
+from cirray.core.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "RECIPES.md").read_text()
@@ -30,7 +30,7 @@ REFERENCE = re.compile(r"`[\w./ -]+\.(py|md|yaml):\d+(-\d+)?`|\btorch\b|arXiv \d
 def resolved(path):
     what = path.name.split("-")[0]
     cls = verb({"generator": "train-generator"}.get(what, what)).config_class()
-    return json.loads(json.dumps(load_config(cls, path).to_dict()))
+    return load_config(cls, path)
 
 
 def rows_of(text):
@@ -47,13 +47,13 @@ def rows_of(text):
             yield cells[0], cells[1].strip("`"), dict(zip(names, cells[2:-2], strict=True)), cells[-2], cells[-1]
 
 
-def value_at(tree, field):
+def value_at(config, field):
     for part in field.split("."):
-        tree = tree[part]
-    return tree
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    return json.loads(json.dumps(config.to_dict() if isinstance(config, Config) else config))
 
 
-TREES = {path.stem: resolved(path) for path in RECIPES}
+RUNS = {path.stem: resolved(path) for path in RECIPES}
 
 
 def mismatches(text):
@@ -61,10 +61,10 @@ def mismatches(text):
     found = []
     for _, field, cells, _, _ in rows_of(text):
         for name, cell in cells.items() if field != "-" else ():
-            variants = [stem for stem in TREES if stem.rpartition("-")[0] == name]
+            variants = [stem for stem in RUNS if stem.rpartition("-")[0] == name]
             assert variants, f"no recipe is called {name}"
             said = yaml.safe_load(cell.strip("`"))
-            values = {stem: value_at(TREES[stem], field) for stem in variants}
+            values = {stem: value_at(RUNS[stem], field) for stem in variants}
             found += [(stem, field, said, value) for stem, value in values.items() if value != said]
     return found
 
@@ -90,8 +90,8 @@ def listed():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_recipe_of_a_paper_lists_its_loop_and_its_whole_optimiser(name):
-    optimizer = next(tree for stem, tree in TREES.items() if stem.rpartition("-")[0] == name)["training"]["optimizer"]
-    needed = OPTIMIZER + (CYCLE if optimizer["schedule"] == "one_cycle" else ())
+    optimizer = next(run for stem, run in RUNS.items() if stem.rpartition("-")[0] == name).training.optimizer
+    needed = OPTIMIZER + (CYCLE if optimizer.schedule == "one_cycle" else ())
     wanted = {f"training.{field}" for field in LOOP} | {f"training.optimizer.{field}" for field in needed}
     assert wanted <= listed().get(name, set())
 
@@ -117,8 +117,8 @@ def test_the_repositories_stand_with_their_commits():
 
 
 def test_recipes_with_held_out_triplets_train_as_their_papers_do():
-    pairs = [(stem, stem.replace("-heldout", "")) for stem in TREES if "-heldout-" in stem]
+    pairs = [(stem, stem.replace("-heldout", "")) for stem in RUNS if "-heldout-" in stem]
     assert len(pairs) == 4
     for held_out, paper in pairs:
-        assert TREES[held_out]["training"] == TREES[paper]["training"]
-        assert TREES[held_out]["validation"]["held_out"] and not TREES[paper]["validation"]["held_out"]
+        assert RUNS[held_out].training == RUNS[paper].training
+        assert RUNS[held_out].validation.held_out and not RUNS[paper].validation.held_out
