@@ -10,7 +10,7 @@ from cirray.cli.verb import Verb, load
 from cirray.core.config import Config, ConfigT, load_config
 from cirray.core.environ import limit_threads
 from cirray.core.errors import CirrayError, ConfigError, unknown_name
-from cirray.core.log import complain, configure, say
+from cirray.core.log import complain, configure, printable, say
 from cirray.core.version import __version__
 
 VERBS = (
@@ -21,7 +21,6 @@ VERBS = (
 
 HOME = "~/cirray/quickstart"
 """Where artifacts lie unless something else is said."""
-_REJECTED_SHOWN = 5
 
 
 def verb(name: str) -> Verb:
@@ -207,14 +206,18 @@ def describe(manifest: Any, config: Any) -> str:
     counts = ", ".join(f"{value:,} {key}" for key, value in manifest.counts.items())
     scalars = {key: value for key, value in manifest.metrics.items() if isinstance(value, int | float)}
     metrics = "".join(f"\n  {key:<28}{value:.4g}" for key, value in scalars.items())
-    metrics += "".join(f"\n  rejected {name}: {reason}" for name, reason in _rejected(manifest))
+    metrics += "".join(f"\n  {line}" for line in _rejected(manifest))
+    metrics += "".join(f"\n  note: {printable(note)}" for note in manifest.extra.get("notes", ()))
     return f"{manifest.kind}: {getattr(config, 'out', '')}  ({counts})  digest {manifest.digest[:12]}{metrics}"
 
 
-def _rejected(manifest: Any) -> list[tuple[str, str]]:
-    """The first images that were left out, with their reasons."""
+def _rejected(manifest: Any) -> list[str]:
+    """Lines of the first images that were left out, with their reasons, and of how many more there are."""
     rows = manifest.extra.get("rejected", ())
-    return [(row[0], row[1]) for row in rows][:_REJECTED_SHOWN] if isinstance(rows, list | tuple) else []
+    rows = [row for row in rows if len(row) > 1] if isinstance(rows, list | tuple) else []
+    lines = [f"rejected {printable(row[0])}: {printable(row[1])}" for row in rows]
+    more = manifest.counts.get("rejected", 0) - len(rows)
+    return [*lines, f"rejected: {more:,} more, listed in the artifact"] if lines and more > 0 else lines
 
 
 def verb_help(chosen: Verb) -> str:

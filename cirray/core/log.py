@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import TextIO
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -22,8 +23,7 @@ def configure(level: int = logging.INFO) -> None:
 
 def say(text: str = "") -> None:
     """Print one result line to standard output."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    _write(sys.stdout, text)
 
 
 def linked(address: str) -> str:
@@ -33,5 +33,16 @@ def linked(address: str) -> str:
 
 def complain(text: str) -> None:
     """Print one line to standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    _write(sys.stderr, text)
+
+
+def printable(text: object) -> str:
+    """A name for a line of text: line breaks, control characters and what is not UTF-8 as escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """What the terminal's encoding lacks is escaped."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()

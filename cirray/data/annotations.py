@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 from cirray.core.errors import DataError
 from cirray.core.texts import decoded, parse_json
+from cirray.data.kinds import split_suffix
 from cirray.types import Query
 
 _EXAMPLES = 3
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class MissingFileError(DataError):
@@ -196,8 +196,8 @@ def image_paths(folder: Path, ids: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     if folder.is_dir():
         for entry in os.scandir(folder):
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in _SUFFIXES and found.get(stem, entry.name) >= entry.name:
+            stem, suffix = split_suffix(entry.name)
+            if suffix and found.get(stem, entry.name) >= entry.name:
                 found[stem] = entry.name
     base = str(folder)
     return {image_id: os.path.join(base, found.get(image_id, f"{image_id}.jpg")) for image_id in ids}

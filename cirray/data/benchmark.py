@@ -43,12 +43,14 @@ class ImageTable:
     """Where every image lies: id -> absolute path. Ids are opaque keys.
 
     `boxes` are cut from the image (GeneCIS's crops), `spans` are the bytes of the file that are the image (shards). A
-    file may be missing: annotations alone are usable.
+    file may be missing: annotations alone are usable. `contents`, where known, are digests of the files that were
+    embedded: a file of other content is another picture (`cirray.features.shards.read_contents`).
     """
 
     paths: Mapping[str, str] = field(default_factory=dict)
     boxes: Mapping[str, Box] = field(default_factory=dict)
     spans: Mapping[str, Span] = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, image_id: str) -> Path:
         """File of an image.

@@ -1,26 +1,29 @@
 """What is wrong with a data set on disk: checks of one image, of annotations, and the report. Pure but for reading."""
 
-import hashlib
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import PurePosixPath
 from typing import Any
 
-from PIL import Image
-
-from cirray.core import storage
 from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
+from cirray.core.log import printable
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import ImageLimits
-from cirray.data.images import FORMATS, check_size, crop_bounds
+from cirray.data.images import (
+    ForeignError,
+    LimitError,
+    MissingImageError,
+    crop_bounds,
+    decode,
+    load_small,
+    picture_digest,
+    read_place,
+)
+from cirray.data.kinds import HEAD_BYTES, READ, sniff, split_suffix
 from cirray.data.places import Box, Place
 from cirray.data.quirks import Sizes, known_blank, known_same, official_sizes
 from cirray.types import Query
 
-SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "BMP": (".bmp",)}
-"""Suffixes that agree with a format."""
 IMAGE_CODES = {
     "missing": "images are missing on disk",
     "unreadable": "images cannot be read",
@@ -29,14 +32,17 @@ IMAGE_CODES = {
     "truncated": "images are truncated or damaged",
     "limits": "images are out of the limits on size or shape",
     "box_outside": "crops lie outside their image",
+    "metadata": "images have damaged metadata, which is left out; their pixels are read",
     "wrong_extension": "images have a suffix of another format",
     "duplicate": "images have the content of another one",
 }
-"""Code of an image finding -> what it says; all but the last two make an image unusable."""
+"""Code of an image finding -> what it says; all but the last three make an image unusable."""
+NOTES = ("metadata",)
+"""Codes of images that are read all the same, and right."""
 CODES = (*IMAGE_CODES, "absent_ids", "outside_gallery", "blank", "same_image", "query_count", "gallery_size",
          "annotations")  # fmt: skip
 """Codes of everything that may be a problem."""
-USABLE = ("", "wrong_extension")
+USABLE = ("", "metadata", "wrong_extension")
 _EXAMPLES = 3
 
 
@@ -51,7 +57,7 @@ class Finding:
 
     def line(self) -> str:
         """One line for people."""
-        examples = f", e.g. {', '.join(self.items[:_EXAMPLES])}" if self.items else ""
+        examples = f", e.g. {', '.join(map(printable, self.items[:_EXAMPLES]))}" if self.items else ""
         return f"{self.level}: {f'{len(self.items):,} ' if self.items else ''}{self.words}{examples}  [{self.code}]"
 
 
@@ -119,31 +125,28 @@ class ImageCheck:
 def check_image(place: Place, limits: ImageLimits) -> ImageCheck:
     """Read, hash and decode one image, whole (see `check_box`); nothing is raised for what is wrong with it."""
     try:
-        data = _bytes(place, limits)
-    except FileNotFoundError:
-        return ImageCheck("missing", "no such file")
-    except (OSError, ArtifactError) as error:
+        data = read_place(place, limits)
+    except MissingImageError as error:
+        return ImageCheck("missing", _line(error))
+    except (DataError, ArtifactError) as error:
         return ImageCheck("unreadable", _line(error))
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    digest = picture_digest(data)
     if not data:
         return ImageCheck("empty", "0 bytes")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # noqa: BLE001  any decoder may raise anything; the reason is the finding
+        found = decode(data, limits, repr(place.uri), load_small)
+    except ForeignError as error:
         return ImageCheck("undecodable", _line(error), len(data), digest)
-    known = (len(data), digest, str(image.format), image.width, image.height)
-    if len(data) > limits.max_bytes:
-        return ImageCheck("limits", f"more than {limits.max_bytes:,} bytes", *known)
-    try:
-        check_size(image.size, limits, repr(place.uri))
-        _decode(image)
+    except LimitError as error:
+        return ImageCheck("limits", str(error), len(data), digest, error.kind, *error.size)
     except DataError as error:
-        return ImageCheck("limits", str(error), *known)
-    except Exception as error:  # noqa: BLE001
-        return ImageCheck("truncated", _line(error), *known)
-    suffix = PurePosixPath(place.uri).suffix.lower()
-    if place.span is None and suffix not in SUFFIXES.get(str(image.format), (suffix,)):
-        return ImageCheck("wrong_extension", f"{image.format} named {suffix or 'without suffix'}", *known)
+        return ImageCheck("truncated", _line(error), len(data), digest, sniff(data[:HEAD_BYTES]))
+    known = (len(data), digest, found.kind, *found.size)
+    suffix = split_suffix(place.uri)[1].lower()
+    if found.repaired:
+        return ImageCheck("metadata", found.repaired, *known)
+    if place.span is None and suffix and suffix not in READ[found.kind]:
+        return ImageCheck("wrong_extension", f"{found.kind} named {suffix}", *known)
     return ImageCheck("", "", *known)
 
 
@@ -173,7 +176,11 @@ def image_findings(checks: Mapping[str, ImageCheck], files: Mapping[str, str]) -
         if check.bytes:
             same[check.digest].setdefault(files[image], image)
     by_code["duplicate"] = ["=".join(sorted(group.values())) for group in same.values() if len(group) > 1]
-    return [Finding(code, "problem", IMAGE_CODES[code], tuple(by_code[code])) for code in IMAGE_CODES if by_code[code]]
+    return [
+        Finding(code, "note" if code in NOTES else "problem", words, tuple(by_code[code]))
+        for code, words in IMAGE_CODES.items()
+        if by_code[code]
+    ]
 
 
 def annotation_findings(dataset: CirDataset, fmt: str, split: str) -> list[Finding]:
@@ -243,24 +250,6 @@ def with_accepted(findings: Iterable[Finding], accept: Sequence[str]) -> tuple[F
 def _galleries(dataset: CirDataset, official: Sizes) -> dict[str, Sequence[str]]:
     few = 1 < len(dataset.galleries) <= 10 or (dataset.galleries and set(dataset.galleries) <= set(official.galleries))
     return dict(dataset.galleries) if few else {"": dataset.gallery_ids}
-
-
-def _bytes(place: Place, limits: ImageLimits) -> bytes:
-    if storage.is_local(place.uri):
-        with open(storage.local_path(place.uri), "rb") as stream:
-            stream.seek(place.span[0] if place.span else 0)
-            return stream.read(min(place.span[1] if place.span else limits.max_bytes + 1, limits.max_bytes + 1))
-    filesystem, path = storage.resolve(place.uri)
-    with filesystem.open_input_file(path) as stream:
-        stream.seek(place.span[0] if place.span else 0)
-        return stream.read(min(place.span[1] if place.span else limits.max_bytes + 1, limits.max_bytes + 1))
-
-
-def _decode(image: Image.Image) -> None:
-    """Decode every byte; a JPEG at an eighth of its size, which still reads all of its data."""
-    if image.format == "JPEG":
-        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
-    image.load()
 
 
 def _absent(dataset: CirDataset) -> tuple[str, ...]:

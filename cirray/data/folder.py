@@ -1,6 +1,5 @@
 """Read the open folder layout: folders of images, with triplets, queries and captions where there are any."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,19 @@ from cirray.core.texts import parse_json
 from cirray.data.annotations import count_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import FolderConfig
+from cirray.data.kinds import SUFFIXES as PICTURES
+from cirray.data.listing import list_pictures, picture_ids
+from cirray.data.names import NameFinder
 from cirray.data.readers import READERS
 from cirray.data.tables import TableRow, find_table, read_rows
 from cirray.data.writing import MARKER
 from cirray.types import Query, Triplet, stable_id
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 SPLITS = ("train", "val", "test")
 _PARTS = ("labelled", "pool", "gallery")
 _COMPOSED = ("reference", "target", "modification")
+_OWN = ("triplets", "queries", "captions", "dataset")
+"""Names of the layout's own files, which nobody expects to be pictures."""
 
 
 def read_folder(config: FolderConfig) -> CirDataset:
@@ -26,9 +29,10 @@ def read_folder(config: FolderConfig) -> CirDataset:
 
     A row whose reference, target or text is null is left out, and named in the notes; an empty text is an error.
 
-    An image's id is its path below its folder, without suffix; ids are unique over all folders. Files may name an
-    image with its suffix or with its folder in front. A root that holds images but none of the three folders is at
-    once labelled part, pool and gallery. Without a gallery folder, queries search all images.
+    An image's id is its path below its folder, without suffix where that is unique (`cirray.data.listing.picture_ids`);
+    ids are unique over all folders. Tables may name an image with its suffix or with its folder in front, and however
+    their blanks, accents and slashes are written (`cirray.data.names`). A root that holds images but none of the three
+    folders is at once labelled part, pool and gallery. Without a gallery folder, queries search all images.
 
     Raises:
         DataError: naming the file, the line, the value and the remedy.
@@ -37,25 +41,27 @@ def read_folder(config: FolderConfig) -> CirDataset:
     if not root.is_dir():
         raise DataError(f"Data folder {str(root)!r} does not exist; give the folder that holds your images.")
     folders = {part: _part_folder(root, part, getattr(config, part)) for part in _PARTS}
-    members, images = _scan(root, folders)
-    if not images:
-        kinds = ", ".join(SUFFIXES)
-        raise DataError(f"No images ({kinds}) found under {str(root)!r}; put them there or into {', '.join(_PARTS)}/.")
-    names = _Names(images, tuple(folder for folder in folders.values() if folder), root)
+    scan = _scan(root, folders)
+    if not scan.images:
+        raise DataError(
+            f"No images found under {str(root)!r}; put them there or into {', '.join(_PARTS)}/. "
+            + " ".join(f"{note[0].upper()}{note[1:]}." for note in scan.notes)
+        )
+    names = _Names(scan, tuple(folder for folder in folders.values() if folder), root)
     left: list[str] = []
     queries = _read_queries(_rows(root, "queries", config.queries, _COMPOSED, left), names)
     name = _name(root)
-    gallery = members["gallery"] or (tuple(images) if queries and folders["gallery"] is None else ())
+    gallery = scan.members["gallery"] or (tuple(scan.images) if queries and folders["gallery"] is None else ())
     return CirDataset(
         name=name,
-        images=ImageTable(images),
+        images=ImageTable(scan.images),
         protocol=_protocol(name, config, len(gallery)),
         triplets=_read_triplets(_rows(root, "triplets", config.triplets, _COMPOSED, left), names),
-        pool_ids=members["pool"],
+        pool_ids=scan.members["pool"],
         queries=queries,
         gallery_ids=gallery,
         captions=_read_captions(_rows(root, "captions", config.captions, ("image", "caption"), left), names),
-        notes=count_note("rows left out, a needed value being null", left),
+        notes=(*scan.notes, *count_note("rows left out, a needed value being null", left)),
     )
 
 
@@ -64,42 +70,41 @@ def _read(config: FolderConfig) -> CirDataset:
     return read_folder(config)
 
 
-def list_images(folder: Path) -> Iterator[tuple[str, str]]:
-    """Id and absolute path of every image below a folder, sorted by path; hidden files and folders are passed over."""
-    for parent, subfolders, files in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                path = os.path.join(parent, name)
-                yield os.path.splitext(os.path.relpath(path, folder))[0].replace(os.sep, "/"), path
+class _Names:
+    """Resolves the names of images in tables."""
+
+    def __init__(self, scan: "_Scan", folders: tuple[Path, ...], root: Path) -> None:
+        self._finder, self._scan = NameFinder(scan.names, folders), scan
+        self._where = ", ".join(repr(folder.name) for folder in folders) or repr(str(root))
+
+    def resolve(self, row: TableRow, column: str) -> str:
+        """The id of the one image that a column names, or an error at its row."""
+        return self._one(row, column, row.values.get(column), row.text(column))
+
+    def resolve_all(self, row: TableRow, column: str) -> tuple[str, ...]:
+        """The ids of a text or a list of texts, each once."""
+        written, cleaned = row.values.get(column), row.texts(column)
+        raw = written if isinstance(written, list) and len(written) == len(cleaned) else [written] * len(cleaned)
+        return tuple(dict.fromkeys(self._one(row, column, *names) for names in zip(raw, cleaned, strict=True)))
+
+    def _one(self, row: TableRow, column: str, written: object, cleaned: str) -> str:
+        found = self._finder.find(*([written] if isinstance(written, str) else []), cleaned)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            files = " or ".join(repr(self._scan.images[image]) for image in found[:3])
+            row.fail(f"{column} image {cleaned!r} may be {files}; write the name as on disk, with its suffix.")
+        row.fail(f"{column} image {cleaned!r} is not in {self._where}; add the file or correct the name.")
 
 
 @dataclass(frozen=True)
-class _Names:
-    """Finds the id meant by a name in a file: the id, with a suffix, with its folder, or as a path."""
+class _Scan:
+    """What the folders hold: paths and file names by id, ids by part, and what is to tell."""
 
     images: dict[str, str]
-    folders: tuple[Path, ...]
-    root: Path
-
-    def resolve(self, row: TableRow, column: str, name: str) -> str:
-        """The id that a name means, or an error at its row."""
-        for candidate in self._candidates(name):
-            if candidate in self.images:
-                return candidate
-        where = ", ".join(repr(folder.name) for folder in self.folders) or repr(str(self.root))
-        row.fail(f"{column} image {name!r} is not in {where}; add the file or correct the name.")
-
-    def _candidates(self, name: str) -> Iterator[str]:
-        stem, suffix = os.path.splitext(name)
-        plain = [name] + ([stem] if suffix.lower() in SUFFIXES else [])
-        yield from plain
-        for text in (item.replace("\\", "/").removeprefix("./") for item in plain):
-            yield text
-            for folder in self.folders:
-                for prefix in (f"{folder.name}/", f"{folder.as_posix()}/"):
-                    if text.startswith(prefix):
-                        yield text.removeprefix(prefix)
+    names: dict[str, str]
+    members: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
 
 
 def _part_folder(root: Path, part: str, value: str) -> Path | None:
@@ -111,26 +116,32 @@ def _part_folder(root: Path, part: str, value: str) -> Path | None:
     return None
 
 
-def _scan(root: Path, folders: dict[str, Path | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+def _scan(root: Path, folders: dict[str, Path | None]) -> _Scan:
     places = folders if any(folders.values()) else dict.fromkeys(_PARTS, root)
-    found: dict[Path, tuple[str, ...]] = {}
-    images: dict[str, str] = {}
-    for folder in dict.fromkeys(folder for folder in places.values() if folder is not None):
-        ids = []
-        for image_id, path in list_images(folder):
-            if images.setdefault(image_id, path) != path:
-                raise DataError(
-                    f"Two images have the id {image_id!r}: {images[image_id]!r} and {path!r}; rename one of them."
-                )
-            ids.append(image_id)
-        found[folder] = tuple(ids)
-    return {part: found.get(folder, ()) if folder else () for part, folder in places.items()}, images
+    listings = {folder: list_pictures(folder) for folder in dict.fromkeys(places.values()) if folder is not None}
+    if root in listings:
+        listings[root].aside = [name for name in listings[root].aside if name.split(".")[0] not in _OWN]
+    names: dict[str, str] = {}
+    for name, path in (item for listing in listings.values() for item in listing.pictures):
+        if names.setdefault(name, path) != path:
+            raise DataError(f"Two images are called {name!r}: {names[name]!r} and {path!r}; rename one of them.")
+    ids = dict(zip(names, picture_ids(list(names)), strict=True))
+    members = {
+        part: tuple(ids[name] for name, _ in listings[folder].pictures) if folder else ()
+        for part, folder in places.items()
+    }
+    return _Scan(
+        images={ids[name]: path for name, path in names.items()},
+        names={image: name for name, image in ids.items()},
+        members=members,
+        notes=tuple(dict.fromkeys(note for listing in listings.values() for note in listing.notes())),
+    )
 
 
 def _table(root: Path, part: str, value: str) -> Path | None:
     """The file of a table, or None where the default name is absent."""
     path = root / Path(value).expanduser()
-    present = path if path.is_file() else find_table(path, f"folder.{part}", SUFFIXES)
+    present = path if path.is_file() else find_table(path, f"folder.{part}", tuple(PICTURES))
     if present is None and value != FolderConfig.model_fields[part].default:
         raise DataError(f"The {part} file {str(path)!r} does not exist; correct `folder.{part}`.")
     return present
@@ -158,8 +169,7 @@ def _read_triplets(rows: Iterator[TableRow], names: _Names) -> tuple[Triplet, ..
 
 
 def _triplet(row: TableRow, names: _Names) -> Triplet:
-    reference = names.resolve(row, "reference", row.text("reference"))
-    target = names.resolve(row, "target", row.text("target"))
+    reference, target = names.resolve(row, "reference"), names.resolve(row, "target")
     if reference == target:
         row.fail(f"reference and target are the same image {reference!r}; a triplet needs two.")
     text = row.text("modification")
@@ -179,8 +189,7 @@ def _triplet(row: TableRow, names: _Names) -> Triplet:
 def _read_queries(rows: Iterator[TableRow], names: _Names) -> tuple[Query, ...]:
     found: dict[str, Query] = {}
     for row in rows:
-        reference = names.resolve(row, "reference", row.text("reference"))
-        targets = tuple(dict.fromkeys(names.resolve(row, "target", name) for name in row.texts("target")))
+        reference, targets = names.resolve(row, "reference"), names.resolve_all(row, "target")
         if reference in targets:
             row.fail(f"reference and target are the same image {reference!r}; a query needs two.")
         query = Query(
@@ -195,7 +204,7 @@ def _read_queries(rows: Iterator[TableRow], names: _Names) -> tuple[Query, ...]:
 def _read_captions(rows: Iterator[TableRow], names: _Names) -> dict[str, str]:
     captions: dict[str, str] = {}
     for row in rows:
-        image_id = names.resolve(row, "caption", row.text("image"))
+        image_id = names.resolve(row, "image")
         if image_id in captions:
             row.fail(f"image {image_id!r} has a caption already; keep one.")
         captions[image_id] = row.text("caption")

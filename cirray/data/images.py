@@ -1,26 +1,63 @@
 """Open any image that a user gives, guarded: header first, pixels only when the header is acceptable."""
 
+import hashlib
+import importlib
 import io
+import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, TypeVar
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from cirray.core import storage
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
+from cirray.data.kinds import HEAD_BYTES, sniff, stranger
+from cirray.data.pixels import colour_key, to_rgb, upright
 from cirray.data.places import Box, Place, Span
+from cirray.data.repairs import versions
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""The only decoders that are tried; Pillow's other forty (EPS, PDF, FITS, PSD, ...) never see a user's bytes."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""What is read out of the box. The first bytes choose one of them, and no other decoder sees the file: of Pillow's
+forty others (EPS, PDF, FITS, PSD, ...) none ever sees a user's bytes."""
+PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}
+"""Formats of the extra `cirray[photos]`: module, and the function in it that makes Pillow know it."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 """Pillow warns from 89 million pixels on; the cap here refuses earlier, in words."""
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+"""And of metadata that it cannot parse, which nobody here reads."""
 
 Source = Path | str | bytes | BinaryIO | Image.Image
+DrawnT = TypeVar("DrawnT")
 CROP_MARGIN = 0.7
 """GeneCIS widens a box by this share of its sides on every side."""
+
+
+class MissingImageError(DataError):
+    """No file is there, or a link points nowhere."""
+
+
+class ForeignError(DataError):
+    """The bytes are no picture of a format that is read here."""
+
+
+class LimitError(DataError):
+    """A picture out of limits; `size` and `kind` are what its header says, where that was read."""
+
+    size: tuple[int, int] = (0, 0)
+    kind: str = ""
+
+
+class Decoded(NamedTuple):
+    """What became of a file's pixels; `repaired` says what its metadata would have refused, or nothing."""
+
+    result: object
+    kind: str
+    size: tuple[int, int]
+    repaired: str = ""
 
 
 def open_image(
@@ -36,38 +73,91 @@ def open_image(
         box: cut this out (`crop_to_box`); its pixels are those of the file, so nothing is turned or shrunk before.
 
     Raises:
-        DataError: missing, empty, too large, not one of `FORMATS`, out of limits, truncated or damaged.
+        DataError: missing, empty, too large, not one of `FORMATS` (or `PLUGINS`, where installed), out of limits,
+            truncated or damaged. Damaged metadata costs no picture (`cirray.data.repairs`).
     """
     limits = limits or ImageLimits()
     label = repr(name) if name else repr(str(source)) if isinstance(source, Path | str) else "uploaded image"
-    image = source if isinstance(source, Image.Image) else _open(_read(source, limits, label), limits, label)
-    check_size(image.size, limits, label)
-    image = image.copy() if image is source else image
-    return _decode(image, limits, label) if box is None else _decode_crop(image, label, box)
+
+    def draw(image: Image.Image) -> Image.Image:
+        return _upright_rgb(image, limits.draft_side) if box is None else _crop(image, box, label)
+
+    if isinstance(source, Image.Image):
+        check_size(source.size, limits, label)
+        return _guarded(draw, source.copy(), label)
+    result = decode(_read(source, limits, label), limits, label, draw).result
+    assert isinstance(result, Image.Image)
+    return result
+
+
+def decode(data: bytes, limits: ImageLimits, label: str, draw: Callable[[Image.Image], object]) -> Decoded:
+    """Open a file's bytes with the decoder of its first bytes, and let `draw` make something of the image.
+
+    When that fails, the same is tried without the metadata.
+
+    Raises:
+        ForeignError: no picture, or one of a format that is not read (here).
+        LimitError: empty, or out of limits.
+        DataError: the picture itself is truncated or damaged.
+    """
+    _check_bytes(data, limits, label)
+    kind = sniff(data[:HEAD_BYTES])
+    _check_kind(kind, data, label)
+    first = ""
+    for version in versions(kind, data):
+        try:
+            with Image.open(io.BytesIO(version), formats=[kind]) as image:
+                size = image.size
+                check_size(size, limits, label, kind)
+                return Decoded(draw(image), kind, size, first)
+        except DataError:
+            raise
+        except Image.DecompressionBombError:
+            raise LimitError(
+                f"Image {label} has far more than {limits.max_pixels:,} pixels; make it smaller."
+            ) from None
+        except Exception as error:  # noqa: BLE001  any decoder may raise anything; the first reason is told
+            first = first or _reason(error)
+    raise DataError(f"Image {label} is a {kind} file that is truncated or damaged ({first}).")
 
 
 def open_place(place: Place, limits: ImageLimits | None = None, name: str | None = None) -> Image.Image:
-    """The image at a local place: a file, some bytes of one, or a crop.
+    """The image at a place: a file or object, some bytes of one, or a crop.
 
     Raises:
         DataError: as `open_image`.
     """
-    label = name or place.uri
+    name = name or place.uri
     limits = limits or ImageLimits()
-    if place.span is None:
-        return open_image(Path(place.uri), limits, name, place.box)
+    return open_image(read_place(place, limits, name), limits, name, place.box)
+
+
+def read_place(place: Place, limits: ImageLimits, name: str | None = None) -> bytes:
+    """Bytes of the image at a place, at most one more than the byte limit (which `open_image` then refuses).
+
+    Raises:
+        DataError: it is missing, no file (a folder, a pipe), or cannot be read.
+    """
+    name = name or place.uri
+    if storage.is_local(place.uri):
+        return _read_file(storage.local_path(place.uri), place.span, limits, repr(name))
     try:
-        with open(place.uri, "rb") as stream:
-            data = read_span(stream, place.span, limits)
+        filesystem, remote = storage.resolve(place.uri)
+        with filesystem.open_input_file(remote) as stream:
+            return read_span(stream, place.span or (0, limits.max_bytes + 1), limits)
     except OSError as error:
-        raise DataError(f"Image {label!r} cannot be read from {place.uri!r}: {error.strerror or error}.") from None
-    return open_image(data, limits, label, place.box)
+        raise _unread(error, repr(name)) from None
 
 
 def read_span(stream: BinaryIO, span: Span, limits: ImageLimits) -> bytes:
     """Some bytes of a seekable stream, at most one more than the byte limit (which `open_image` then refuses)."""
     stream.seek(span[0])
     return stream.read(min(span[1], limits.max_bytes + 1))
+
+
+def picture_digest(data: bytes) -> str:
+    """What identifies a picture: a digest of its file's bytes, 32 hex digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def crop_to_box(image: Image.Image, box: Box) -> Image.Image:
@@ -101,94 +191,129 @@ def crop_bounds(size: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
     return round(left), round(top), round(right), round(bottom)
 
 
-def check_size(size: tuple[int, int], limits: ImageLimits, label: str) -> None:
+def check_size(size: tuple[int, int], limits: ImageLimits, label: str, kind: str = "") -> None:
     """Refuse a width and height out of limits.
 
     Raises:
-        DataError: naming the image, its size and the limit.
+        LimitError: naming the image, its size and the limit.
     """
     width, height = size
     short, long = min(size), max(size)
+    problem = ""
     if width * height > limits.max_pixels:
-        raise DataError(f"Image {label} is {width} x {height}; at most {limits.max_pixels:,} pixels are accepted.")
-    if short < limits.min_side:
-        raise DataError(f"Image {label} is {width} x {height}; both sides must be at least {limits.min_side} pixels.")
-    if long > limits.max_aspect * short:
-        limit = f"{limits.max_aspect:g}:1"
-        raise DataError(
-            f"Image {label} is {width} x {height}; an aspect ratio of at most {limit} is accepted. Crop it."
+        problem = f"at most {limits.max_pixels:,} pixels are accepted."
+    elif short < limits.min_side:
+        problem = f"both sides must be at least {limits.min_side} pixels."
+    elif long > limits.max_aspect * short:
+        problem = f"an aspect ratio of at most {limits.max_aspect:g}:1 is accepted. Crop it."
+    if problem:
+        error = LimitError(f"Image {label} is {width} x {height}; {problem}")
+        error.size, error.kind = size, kind
+        raise error
+
+
+def load_small(image: Image.Image) -> None:
+    """Decode every byte of an opened image; a JPEG at an eighth of its size, which still reads all of its data."""
+    if image.format in ("JPEG", "MPO"):
+        image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+    image.load()
+
+
+def _check_bytes(data: bytes, limits: ImageLimits, label: str) -> None:
+    if not data:
+        raise LimitError(f"Image {label} is empty (0 bytes).")
+    if len(data) > limits.max_bytes:
+        raise LimitError(f"Image {label} is larger than {limits.max_bytes:,} bytes; make it smaller.")
+
+
+def _check_kind(kind: str, data: bytes, label: str) -> None:
+    if kind in PLUGINS and not _plugin(kind):
+        raise ForeignError(
+            f"Image {label} is a {'HEIC' if kind == 'HEIF' else kind} picture; install the extra that reads it "
+            "(pip install 'cirray[photos]') or save it as JPEG."
         )
+    if not kind:
+        what = stranger(data[:HEAD_BYTES])
+        what = f"it is {what}" if what else "its first bytes belong to no such format"
+        raise ForeignError(f"Image {label} is not a readable {'/'.join(FORMATS)} file ({what}).")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A decoded image of any mode as RGB.
-
-    Transparent pixels are laid over white. 16-bit grey is divided by 257, as are 32-bit integers above 255; floats
-    up to 1 are multiplied by 255.
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_bytes(image)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        opaque = image.convert("RGBA")
-        ground = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, opaque).convert("RGB")
-    return image.convert("RGB")
-
-
-def _open(data: bytes, limits: ImageLimits, label: str) -> Image.Image:
-    """The image of a file's bytes, its header read and no pixel."""
+def _plugin(kind: str) -> bool:
+    """Whether the extra's decoder of a format is there; Pillow then knows it."""
+    module, register = PLUGINS[kind]
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise DataError(f"Image {label} has far more than {limits.max_pixels:,} pixels; make it smaller.") from None
-    except Exception as error:
-        raise DataError(f"Image {label} is not a readable {'/'.join(FORMATS)} file ({_reason(error)}).") from error
+        found = importlib.import_module(module)
+    except ImportError:
+        return False
+    if register:
+        getattr(found, register)()
+    return True
 
 
 def _read(source: Path | str | bytes | BinaryIO, limits: ImageLimits, label: str) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Path | str):
+        return _read_file(Path(source), None, limits, label)
+    return _read_stream(source, limits, label)
+
+
+def _read_stream(stream: BinaryIO, limits: ImageLimits, label: str) -> bytes:
     try:
-        data = (
-            _read_path(Path(source), limits, label) if isinstance(source, Path | str) else _read_stream(source, limits)
-        )
-    except OSError as error:
-        raise DataError(f"Image {label} cannot be read: {error.strerror or error}.") from None
-    if not data:
-        raise DataError(f"Image {label} is empty (0 bytes).")
-    if len(data) > limits.max_bytes:
-        raise DataError(f"Image {label} is larger than {limits.max_bytes:,} bytes; make it smaller.")
-    return data
-
-
-def _read_path(path: Path, limits: ImageLimits, label: str) -> bytes:
-    if path.exists() and not path.is_file():
-        raise DataError(f"Image {label} is not a file.")
-    with path.open("rb") as stream:
         return stream.read(limits.max_bytes + 1)
+    except OSError as error:
+        raise _unread(error, label) from None
 
 
-def _read_stream(source: bytes | BinaryIO, limits: ImageLimits) -> bytes:
-    return source if isinstance(source, bytes) else source.read(limits.max_bytes + 1)
-
-
-def _decode(image: Image.Image, limits: ImageLimits, label: str) -> Image.Image:
+def _read_file(path: Path, span: Span | None, limits: ImageLimits, label: str) -> bytes:
     try:
-        if image.format == "JPEG":
-            image.draft(None, _draft_size(image.size, limits.draft_side))
-        image.load()
-        upright = to_rgb(ImageOps.exif_transpose(image))
-        return Image.frombytes("RGB", upright.size, upright.tobytes())
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise DataError(f"Image {label} is not a file.")
+        with path.open("rb") as stream:
+            return read_span(stream, span or (0, limits.max_bytes + 1), limits)
+    except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise MissingImageError(
+                f"Image {label} is a link to {os.readlink(path)!r}, where there is no file."
+            ) from None
+        raise _unread(error, label) from None
+
+
+def _unread(error: OSError, label: str) -> DataError:
+    kind = MissingImageError if isinstance(error, FileNotFoundError) else DataError
+    return kind(f"Image {label} cannot be read: {_reason(error)}.")
+
+
+def _upright_rgb(image: Image.Image, draft_side: int) -> Image.Image:
+    if image.format in ("JPEG", "MPO"):
+        image.draft(None, _draft_size(image.size, draft_side))
+    rgb = to_rgb(upright(_loaded(image)))
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+
+
+def _crop(image: Image.Image, box: Box, label: str) -> Image.Image:
+    rgb = to_rgb(_loaded(image))
+    try:
+        return crop_to_box(rgb, box)
+    except ValueError as error:
+        raise DataError(f"Image {label} has no such crop: {error}.") from None
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    key = colour_key(image) if image.format == "PNG" else None
+    image.load()
+    if key is not None:
+        image.info["transparency"] = key
+    return image
+
+
+def _guarded(draw: Callable[[Image.Image], DrawnT], image: Image.Image, label: str) -> DrawnT:
+    try:
+        return draw(image)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"Image {label} is truncated or damaged ({_reason(error)}).") from error
-
-
-def _decode_crop(image: Image.Image, label: str, box: Box) -> Image.Image:
-    try:
-        image.load()
-        return crop_to_box(to_rgb(image), box)
-    except Exception as error:
-        raise DataError(f"Image {label} is truncated or damaged, or has no such crop ({_reason(error)}).") from error
 
 
 def _draft_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -197,18 +322,10 @@ def _draft_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return (size[0], size[1]) if scale < 2 else (int(size[0] / scale), int(size[1] / scale))
 
 
-def _to_bytes(image: Image.Image) -> np.ndarray:
-    values_HW = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = float(values_HW.max(initial=0.0))
-    if image.mode == "F":
-        values_HW = values_HW * 255.0 if top <= 1.0 else values_HW
-    elif image.mode.startswith("I;16") or top > 255:
-        values_HW = values_HW / 257.0
-    return np.clip(np.rint(values_HW), 0, 255).astype(np.uint8)
-
-
 def _reason(error: Exception) -> str:
     """One line, without the address of the stream that Pillow's sentence ends in."""
     if type(error).__name__ == "UnidentifiedImageError":
-        return "its first bytes belong to no such format"
+        return "its header cannot be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split())[:120] or type(error).__name__

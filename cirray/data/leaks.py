@@ -7,10 +7,10 @@ from typing import Any
 
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
+from cirray.data.kinds import split_suffix
 
 _SHOWN = 20
 _CROP = re.compile(r"@-?\d[-\d.,e]*$")
-_SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp)$", re.IGNORECASE)
 _COCO = re.compile(r"^(?:COCO_(?:train|val|test)\d{4}_)?(?=\d{12}$)0*(\d+)$")
 _SPEAKING = re.compile(r"^(?:(?:train|dev|test1)-\d+-\d+-img[01]|B0[0-9A-Z]{8})$")
 """Names that say which image it is in whatever folder: CIRR's, and the ASINs of Fashion IQ."""
@@ -26,7 +26,7 @@ def guarded_ids(dataset: CirDataset) -> frozenset[str]:
 
 def image_key(image_id: str) -> str:
     """What an id is compared by: crops by their image, COCO files by their number, speaking names without folder."""
-    whole = _SUFFIX.sub("", _CROP.sub("", image_id))
+    whole = split_suffix(_CROP.sub("", image_id))[0]
     base = posixpath.basename(whole)
     coco = _COCO.match(base)
     if coco:

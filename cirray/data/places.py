@@ -20,8 +20,11 @@ class Place:
     box: Box | None = None
 
     def text(self) -> str:
-        """One string, as columns of a table carry it; the URI itself when there is nothing else to say."""
-        if self.span is None and self.box is None:
+        """One string, as columns of a table carry it; the URI itself when there is nothing else to say.
+
+        A path whose bytes are not UTF-8 is told in JSON, which keeps them.
+        """
+        if self.span is None and self.box is None and _is_utf8(self.uri):
             return self.uri
         return _PREFIX + json.dumps({"uri": self.uri, "span": self.span, "box": self.box})
 
@@ -32,3 +35,11 @@ class Place:
             return cls(text)
         values = json.loads(text.removeprefix(_PREFIX))
         return cls(values["uri"], *(tuple(values[name]) if values[name] else None for name in ("span", "box")))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

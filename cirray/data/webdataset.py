@@ -3,7 +3,8 @@
 Members of one key stand next to each other, the key being the name up to its first dot. A sample is a picture
 (`key.jpg`, with `key.txt` or `key.json` as caption), or a triplet: `key.reference.jpg`, `key.target.jpg` and the text
 in `key.txt` or `key.json` (`modification`), or only `key.json` with `reference`, `target` and `modification` naming
-pictures of the shards by their keys.
+pictures of the shards by their keys. Any other picture of a key (`22.05.jpg` beside `22.06.jpg`) is a sample of its
+own, with `22.05.txt` as caption; pictures of a key that differ in their suffix alone keep it.
 """
 
 import fnmatch
@@ -19,15 +20,19 @@ from cirray.core.texts import parse_json
 from cirray.data.annotations import blank_note, count_note, is_null
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import WebDatasetConfig
+from cirray.data.kinds import HEAD_BYTES, SUFFIXES, is_foreign, sniff
+from cirray.data.listing import name_text, picture_ids
+from cirray.data.names import NameFinder
 from cirray.data.places import Span
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 ROLES = {"reference": "reference", "ref": "reference", "source": "reference", "candidate": "reference",
          "target": "target"}  # fmt: skip
 """What stands between key and suffix of a triplet's pictures."""
 _TEXT_BYTES = 2**20
+_LABELS = ("cls", "cls2", "id", "index", "__key__")
+"""Members that are numbers and words; nobody looks into them for a picture."""
 
 
 @dataclass
@@ -55,9 +60,55 @@ class Sample:
         return str(value)
 
     @property
+    def is_told(self) -> bool:
+        """Whether there is any text."""
+        return bool(self.text or self.values)
+
+    @property
     def modification(self) -> str:
         """Text of a triplet."""
         return self.word("modification") or self.text
+
+
+@dataclass
+class _Group:
+    """Members of one key: its pictures (name, what stands between key and suffix, bytes), and what is told by it."""
+
+    key: str
+    shard: str
+    pictures: list[tuple[str, str, Span]] = field(default_factory=list)
+    told: dict[str, Sample] = field(default_factory=dict)
+
+    def about(self, role: str = "") -> Sample:
+        """The sample that texts with this between key and suffix belong to."""
+        return self.told.setdefault(role, Sample(f"{self.key}.{role}" if role else self.key, self.shard))
+
+    def samples(self) -> Iterator[Sample]:
+        """The sample of the key, then one for each further picture.
+
+        Raises:
+            DataError: when two pictures are the same part of a triplet.
+        """
+        main, single = self.about(), [row for row in self.pictures if row[1] not in ROLES]
+        for name, role, span in self.pictures:
+            if role in ROLES and ROLES[role] in main.pictures:
+                raise DataError(
+                    f"Key {self.key!r} of {self.shard!r} has two pictures as {ROLES[role]}: {name!r} is one."
+                )
+            if role in ROLES:
+                main.pictures[ROLES[role]] = span
+        if len(single) == 1 and single[0][1] == "":
+            main.pictures[""] = single.pop()[2]
+        elif main.word("reference") and sum(role == "" for _, role, _ in single) > 1:
+            raise DataError(f"Key {self.key!r} of {self.shard!r} names a reference for two pictures; keep one of them.")
+        of_singles = [
+            Sample(image, self.shard, {"": span}, self.about(role).text, self.about(role).values)
+            for image, (_, role, span) in zip(picture_ids([row[0] for row in single]), single, strict=True)
+        ]
+        told_by_others = any(role == "" for _, role, _ in single)
+        if main.pictures or (main.is_told and not told_by_others) or not of_singles:
+            yield main
+        yield from of_singles
 
 
 @dataclass
@@ -144,47 +195,57 @@ def read_samples(shard: str) -> Iterator[Sample]:
         DataError: naming a shard that is compressed, damaged or cannot be read.
     """
     filesystem, path = storage.resolve(shard)
-    sample: Sample | None = None
+    group: _Group | None = None
     try:
         with filesystem.open_input_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 # Tarfile keeps every header it has seen; an index of millions must not hold them too.
                 tar.members = []  # type: ignore[attr-defined]
-                key, _, kind = posixpath.basename(member.name).partition(".")
+                name = name_text(member.name.removeprefix("./"))
+                key, _, kind = posixpath.basename(name).partition(".")
                 if not member.isfile() or not key:
                     continue
-                key = posixpath.join(posixpath.dirname(member.name.removeprefix("./")), key)
-                if sample is not None and sample.key != key:
-                    yield sample
-                    sample = None
-                sample = sample or Sample(key, shard)
-                _add_member(sample, kind.lower(), member, tar)
+                key = posixpath.join(posixpath.dirname(name), key)
+                if group is not None and group.key != key:
+                    yield from group.samples()
+                    group = None
+                group = group or _Group(key, shard)
+                _add_member(group, name, kind, member, tar)
     except tarfile.TarError as error:
         raise DataError(
             f"Shard {shard!r} is compressed, damaged or no tar file ({error}); write it as a plain .tar."
         ) from None
     except OSError as error:
         raise DataError(f"Shard {shard!r} cannot be read: {' '.join(str(error).split())[:200]}.") from None
-    if sample is not None:
-        yield sample
+    if group is not None:
+        yield from group.samples()
 
 
-def _add_member(sample: Sample, kind: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+def _add_member(group: _Group, name: str, kind: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
     role, _, suffix = kind.rpartition(".")
-    if suffix in PICTURES and (role in ROLES or not role):
-        sample.pictures[ROLES.get(role, "")] = (member.offset_data, member.size)
-    elif kind == "txt":
-        sample.text = _text(sample, member, tar).strip()
-    elif kind == "json":
+    sample, is_picture = group.about(), f".{suffix.lower()}" in SUFFIXES
+    if is_picture or (not is_foreign(f"x.{suffix}") and kind.lower() not in _LABELS and _holds_picture(member, tar)):
+        role = role if is_picture else kind
+        role = role.lower() if role.lower() in ROLES else role
+        group.pictures.append((name, role, (member.offset_data, member.size)))
+    elif suffix.lower() == "txt":
+        group.about(role).text = _text(sample, member, tar).strip()
+    elif suffix.lower() == "json":
         try:
             values = parse_json(_bytes(sample, member, tar))
         except ValueError as error:
             raise DataError(f"{member.name!r} in {sample.shard!r} is not JSON ({error}).") from None
         if not isinstance(values, dict):
             raise DataError(f"{member.name!r} in {sample.shard!r} is not a JSON object.")
-        sample.values = values
+        group.about(role).values = values
     else:
         sample.other.append(kind)
+
+
+def _holds_picture(member: tarfile.TarInfo, tar: tarfile.TarFile) -> bool:
+    """Whether the first bytes of a member are those of a picture, whatever it is called."""
+    stream = tar.extractfile(member)
+    return bool(stream and sniff(stream.read(HEAD_BYTES)))
 
 
 def _bytes(sample: Sample, member: tarfile.TarInfo, tar: tarfile.TarFile) -> bytes:
@@ -226,10 +287,9 @@ def _file(sample: Sample, found: _Found) -> None:
 
 def _rows(config: WebDatasetConfig, found: _Found) -> tuple[tuple[Triplet, ...], tuple[Query, ...]]:
     triplets, queries = [], []
-    for key, reference, target, text in found.rows:
-        unknown = [image for image in (reference, target) if image not in found.paths]
-        if unknown:
-            raise DataError(f"Sample {key!r} names the image {unknown[0]!r}, which is in no shard of {config.root!r}.")
+    finder = NameFinder({image: image for image in found.paths})
+    for key, *named, text in found.rows:
+        reference, target = (_named(finder, key, image, config.root) for image in named)
         if config.triplets == "query":
             queries.append(Query(key, reference, text, (target,)))
         elif text and reference != target:
@@ -237,3 +297,11 @@ def _rows(config: WebDatasetConfig, found: _Found) -> tuple[tuple[Triplet, ...],
         else:
             found.left.append(key)
     return tuple(triplets), tuple(queries)
+
+
+def _named(finder: NameFinder, key: str, name: str, root: str) -> str:
+    found = finder.find(name)
+    if len(found) != 1:
+        what = f"may be {found[0]!r} or {found[1]!r}" if found else f"is in no shard of {root!r}"
+        raise DataError(f"Sample {key!r} names the image {name!r}, which {what}.")
+    return found[0]

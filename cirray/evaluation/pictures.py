@@ -6,7 +6,8 @@ import io
 from cirray.core.errors import DataError
 from cirray.core.log import get_logger
 from cirray.data.benchmark import ImageTable
-from cirray.data.images import open_place
+from cirray.data.config import ImageLimits
+from cirray.data.images import open_image, picture_digest, read_place
 
 _LOGGER = get_logger("evaluation.pictures")
 _LOGGED = 5
@@ -15,8 +16,9 @@ _LOGGED = 5
 class Thumbnails:
     """Data URI of any image of a data set, at most `side` pixels wide and high; made once per image.
 
-    Small images stay as they are (PNG), larger ones become JPEG. An image that cannot be read has no thumbnail, for
-    figures do not depend on pictures; the first few are logged, and `missing` counts them all.
+    Small images stay as they are (PNG), larger ones become JPEG. An image that cannot be read, or whose file is no
+    longer the one that was embedded, has no thumbnail, for figures do not depend on pictures; the first few are logged,
+    and `missing` counts them all.
     """
 
     def __init__(self, images: ImageTable, side: int = 160) -> None:
@@ -41,7 +43,11 @@ class Thumbnails:
         return self._made[image_id]
 
     def _encode(self, image_id: str) -> str:
-        image = open_place(self._images.place(image_id))
+        limits, place = ImageLimits(), self._images.place(image_id)
+        data = read_place(place, limits, image_id)
+        if self._images.contents.get(image_id) not in (None, picture_digest(data)):
+            raise DataError(f"Image {image_id!r} is not the picture that was embedded; its file has changed.")
+        image = open_image(data, limits, image_id, place.box)
         small = max(image.size) <= self._side
         image.thumbnail((self._side, self._side))
         stream = io.BytesIO()

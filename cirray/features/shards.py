@@ -1,12 +1,13 @@
 """Shards of a features artifact being written: any worker on any node may write one, whole or not at all.
 
 The ids file is written last: a shard with ids is finished. Rows that have no features (images that cannot be read)
-are listed with their reason in `rejected/part-XXXXX.json`.
+are listed with their reason in `rejected/part-XXXXX.json`. `contents/part-XXXXX.json` says what was embedded: image
+id -> digest of the file's bytes, of the rejected ones too.
 """
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from cirray.types import stable_id
 
 FOLDER = "shards"
 REJECTED = "rejected"
+CONTENTS = "contents"
 
 
 class FeatureShardWriter:
@@ -27,8 +29,9 @@ class FeatureShardWriter:
         self.work_uri = work_uri
 
     def write(
-        self, part: int, ids: Sequence[str], patches_BPD: np.ndarray, rejected: Sequence[tuple[str, str]] = ()
-    ) -> None:
+        self, part: int, ids: Sequence[str], patches_BPD: np.ndarray, rejected: Sequence[tuple[str, str]] = (),
+        contents: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """Write one shard; writing it again replaces it by the same bytes.
 
         Args:
@@ -36,6 +39,7 @@ class FeatureShardWriter:
             ids: image ids of the rows.
             patches_BPD: their tokens; stored as fp16.
             rejected: (image id, reason) of the part's images without features.
+            contents: image id -> `cirray.data.images.picture_digest` of its file, where the features are of files.
 
         Raises:
             ArtifactError: when ids and rows differ in number, or a vector is not finite in fp16.
@@ -52,8 +56,17 @@ class FeatureShardWriter:
         if rejected:
             rows = [{"image_id": image_id, "reason": reason} for image_id, reason in rejected]
             storage.write_bytes(storage.join(self.work_uri, REJECTED, f"{name}.json"), _json(rows))
+        if contents:
+            storage.write_bytes(storage.join(self.work_uri, CONTENTS, f"{name}.json"), _json(dict(contents)))
         storage.write_bytes(storage.join(self.work_uri, FOLDER, f"{name}.npy"), buffer.getvalue())
         storage.write_bytes(storage.join(self.work_uri, FOLDER, f"{name}.ids.json"), _json(list(ids)))
+
+
+def forget_part(work_uri: str, part: int) -> None:
+    """Remove a finished shard, whose images have changed since: it counts as not yet made."""
+    name = part_name(part)
+    for folder, file in ((FOLDER, f"{name}.ids.json"), (REJECTED, f"{name}.json"), (CONTENTS, f"{name}.json")):
+        storage.remove(storage.join(work_uri, folder, file))
 
 
 def part_name(part: int) -> str:
@@ -79,6 +92,17 @@ def read_rejected(uri: str) -> dict[int, list[tuple[str, str]]]:
     for name in storage.list_files(folder):
         rows = json.loads(storage.read_bytes(storage.join(folder, name)))
         found[int(name.removeprefix("part-").removesuffix(".json"))] = [(r["image_id"], r["reason"]) for r in rows]
+    return found
+
+
+def read_contents(uri: str, parts: Sequence[int] | None = None) -> dict[str, str]:
+    """Image id -> digest of the file that was embedded or rejected, of all parts or some; empty where none is noted."""
+    folder = storage.join(uri, CONTENTS)
+    wanted = None if parts is None else {f"{part_name(part)}.json" for part in parts}
+    found: dict[str, str] = {}
+    for name in storage.list_files(folder):
+        if wanted is None or name in wanted:
+            found |= json.loads(storage.read_bytes(storage.join(folder, name)))
     return found
 
 

@@ -11,7 +11,7 @@ from cirray.core import storage
 from cirray.core.artifacts import is_complete, localize
 from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import ImageLimits, TransformConfig
-from cirray.data.images import open_image, read_span
+from cirray.data.images import open_image, picture_digest, read_place
 from cirray.data.places import Place
 from cirray.data.transforms import build_transform
 from cirray.features.shards import FeatureShardWriter
@@ -35,20 +35,22 @@ def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mappin
         limits: fields of an `ImageLimits`.
 
     Returns:
-        The columns with `pixels` (uint8 [n, S, S, 3], zeros where there is an error) and `error` (a reason, or empty)
-        in place of `place`.
+        The columns with `pixels` (uint8 [n, S, S, 3], zeros where there is an error), `error` (a reason, or empty) and
+        `content` (`picture_digest` of the file, empty where there is none to read) in place of `place`.
     """
     build, caps = build_transform(TransformConfig(**transform)), ImageLimits(**limits)
     pixels_NHWC = np.zeros((len(columns["part"]), build.size, build.size, 3), dtype=np.uint8)
-    errors = np.empty(len(pixels_NHWC), dtype=object)
-    for row, (image_id, place) in enumerate(zip(columns["image_id"], columns["place"], strict=True)):
+    errors, contents = (np.full(len(pixels_NHWC), "", dtype=object) for _ in range(2))
+    for row, (image_id, text) in enumerate(zip(columns["image_id"], columns["place"], strict=True)):
+        place, name = Place.parse(str(text)), str(image_id)  # reasons name the id: equal wherever the images lie
         try:
-            pixels_NHWC[row] = build(_open(str(place), str(image_id), caps))
-            errors[row] = ""
+            data = read_place(place, caps, name)
+            contents[row] = picture_digest(data)
+            pixels_NHWC[row] = build(open_image(data, caps, name, place.box))
         except DataError as error:
             errors[row] = str(error)
     kept = {name: columns[name] for name in ("part", "part_rows", "image_id")}
-    return {**kept, "pixels": pixels_NHWC, "error": errors}
+    return {**kept, "pixels": pixels_NHWC, "error": errors, "content": contents}
 
 
 class EncodeImages:
@@ -83,7 +85,9 @@ class EncodeImages:
         good = [row for row, reason in enumerate(reasons) if not reason]
         bad = [(str(columns["image_id"][row]), reason) for row, reason in enumerate(reasons) if reason]
         patches_NPD = self.encode(np.asarray(columns["pixels"])[good])
-        self._writer.write(part, [str(columns["image_id"][row]) for row in good], patches_NPD, bad)
+        ids = [str(name) for name in columns["image_id"]]
+        contents = dict(zip(ids, map(str, columns["content"]), strict=True))
+        self._writer.write(part, [ids[row] for row in good], patches_NPD, bad, contents)
         return _summary(part, rows=len(reasons), rejected=len(bad))
 
     def encode(self, pixels_NHWC: np.ndarray) -> np.ndarray:
@@ -245,22 +249,6 @@ def load_tower(uri: str) -> Any:
     from cirray.models.towers.hf_blip2 import load_vision_tower
 
     return load_vision_tower(find_tower(uri))
-
-
-def _open(text: str, image_id: str, caps: ImageLimits) -> Any:
-    """The image, called by its id in errors: reasons are data, equal wherever the images lie."""
-    place = Place.parse(text)
-    if storage.is_local(place.uri) and place.span is None:
-        return open_image(storage.local_path(place.uri), caps, name=image_id, box=place.box)
-    filesystem, path = storage.resolve(place.uri)
-    try:
-        if place.span is None:
-            with filesystem.open_input_stream(path) as stream:
-                return open_image(stream, caps, name=image_id, box=place.box)
-        with filesystem.open_input_file(path) as stream:
-            return open_image(read_span(stream, place.span, caps), caps, name=image_id, box=place.box)
-    except OSError as error:
-        raise DataError(f"Image {image_id!r} cannot be read: {' '.join(str(error).split())[:200]}.") from None
 
 
 def _summary(part: int, rows: int, rejected: int) -> Columns:

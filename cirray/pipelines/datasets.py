@@ -2,31 +2,37 @@
 
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyarrow import fs as pafs
-
 from cirray.core import storage
-from cirray.core.errors import DataError
+from cirray.core.errors import CirrayError, DataError
 from cirray.data.benchmark import CirDataset
-from cirray.data.config import DataConfig
-from cirray.data.folder import SUFFIXES
+from cirray.data.config import DataConfig, ImageLimits
+from cirray.data.images import picture_digest, read_place
+from cirray.data.kinds import is_foreign
 from cirray.data.places import Place
 from cirray.data.readers import read_dataset
 from cirray.types import stable_id
 
 _OWN_STORAGE = ("webdataset", "huggingface")
 """Formats whose readers open URIs themselves; everything else is mirrored without its images."""
+_READERS = 8
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """Ids and places (`Place.text`) of images, in the data set's order; `digest` covers names and sizes."""
+    """Ids and places (`Place.text`) of images, in the data set's order.
+
+    `digest` covers ids and crops; what the files hold is compared by their contents (`contents_of`). `notes` are what
+    reading the data set met.
+    """
 
     ids: tuple[str, ...]
     places: tuple[str, ...]
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 def open_dataset(data: DataConfig) -> CirDataset:
@@ -74,7 +80,7 @@ def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def list_images(data: DataConfig, parts: tuple[str, ...]) -> ImageList:
-    """The images of some parts, with a digest of their ids, names and sizes.
+    """The images of some parts; no image is opened.
 
     Raises:
         DataError: when the parts hold no image.
@@ -84,37 +90,37 @@ def list_images(data: DataConfig, parts: tuple[str, ...]) -> ImageList:
     if not ids:
         raise DataError(f"No image in the parts {', '.join(parts)} of {dataset.describe()}. Name parts that it has.")
     places = [dataset.images.place(image) for image in ids]
-    sizes = _sizes(str(getattr(getattr(data, data.format, None), "root", "")), places)
     boxes = [repr(place.box) for place in places if place.box is not None]
-    digest = stable_id("images", *(part for row in zip(ids, sizes, strict=True) for part in row), *boxes)
-    return ImageList(ids, tuple(place.text() for place in places), digest)
+    return ImageList(ids, tuple(place.text() for place in places), stable_id("images", *ids, *boxes), dataset.notes)
 
 
-def _sizes(root: str, places: Sequence[Place]) -> list[int]:
-    """Bytes of each image; -1 where the file is missing, which embedding then rejects with a reason."""
-    known: dict[str, int] = {}
-    if not storage.is_local(root):
-        filesystem, base = storage.resolve(root)
-        found = filesystem.get_file_info(pafs.FileSelector(base, recursive=True, allow_not_found=True))
-        files = [info for info in found if info.type == pafs.FileType.File]
-        known = {storage.join(root, info.path.removeprefix(base).lstrip("/")): int(info.size) for info in files}
-    return [place.span[1] if place.span else known.get(place.uri, _size(place.uri)) for place in places]
+def contents_of(places: Sequence[str], limits: ImageLimits) -> list[str]:
+    """Digests of the bytes at places (`Place.text`), read by a few threads; empty where nothing can be read.
 
+    Sizes and dates prove nothing (`cp -p`, `rsync -t`, a restored backup), so every byte is read; nothing is decoded.
+    """
 
-def _size(uri: str) -> int:
-    try:
-        return Path(uri).stat().st_size
-    except OSError:
-        return -1
+    def digest(text: str) -> str:
+        try:
+            return picture_digest(read_place(Place.parse(text), limits))
+        except CirrayError:
+            return ""
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(digest, places))
 
 
 def _mirror(root: str, folder: Path) -> None:
-    """A local folder with the tables of a remote data set, and an empty file for each of its images."""
+    """A local folder with the tables of a remote data set, and of each picture no more than tells that it is one."""
     names = storage.list_files(root)
     if not names:
         raise DataError(f"Nothing stands at {root!r}; correct the URI, or upload the data set there.")
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        is_image = path.suffix.lower() in SUFFIXES
-        path.write_bytes(b"" if is_image else storage.read_bytes(storage.join(root, name)))
+        path.write_bytes(_mirrored(storage.join(root, name), path.name))
+
+
+def _mirrored(uri: str, name: str) -> bytes:
+    """All of a file that its name says to be no picture; nothing of any other one, which is opened where it lies."""
+    return storage.read_bytes(uri) if is_foreign(name) else b""

@@ -8,13 +8,14 @@ import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
-from cirray.core.errors import DataError
+from cirray.core.errors import ArtifactError, DataError
 from cirray.core.progress import progress
+from cirray.data.config import ImageLimits
 from cirray.data.transforms import build_transform
-from cirray.features.shards import FOLDER, finished_parts, part_name, shard_digest
+from cirray.features.shards import FOLDER, finished_parts, forget_part, part_name, read_contents, shard_digest
 from cirray.pipelines.actors import EncodeImages, decode_images, load_tower
 from cirray.pipelines.config import EmbedRun
-from cirray.pipelines.datasets import ImageList, list_images
+from cirray.pipelines.datasets import ImageList, contents_of, list_images
 from cirray.pipelines.streaming import Step, stream
 
 _REASONS_SHOWN = 20
@@ -32,28 +33,29 @@ class TowerFacts:
 
 
 def run_embed(run: EmbedRun) -> Manifest:
-    """Decode and encode every image of the asked parts, once; resumes from finished shards.
+    """Decode and encode every image of the asked parts, once; resumes from finished shards whose images are unchanged.
 
     Returns:
         Manifest of kind "features"; counts `images` and `rejected`, `extra["rejected"]` the first reasons.
 
     Raises:
         DataError: no image, or none that can be decoded.
-        ArtifactError: no tower, or another run's output at `out`.
+        ArtifactError: no tower, another run's output at `out`, or features there of pictures that have changed since.
     """
     images = list_images(run.data, run.parts)
     stage = open_stage(run.out, "features", _result_config(run), {"images": images.digest, "tower": _digest(run.tower)})
     if stage.finished:
+        _check_unchanged(run, images)
         return stage.finished
     tower = tower_facts(run.tower)
     parts = plan_parts(images, run.shard_rows)
-    done = _done(stage, parts)
+    done = _unchanged(stage, parts, run.limits)
     todo = [table for number, table in enumerate(parts) if number not in done]
     with progress("embed images", len(images.ids), "images") as advance:
         advance(sum(len(parts[number]) for number in done), "finished before" if done else "", earlier=True)
         for summary in stream(todo, embed_steps(run, stage, tower), run.ray, _part_bytes(run, tower)):
             advance(int(summary["rows"][0]))
-    return _publish(stage, parts, tower)
+    return _publish(stage, parts, tower, images.notes)
 
 
 def plan_parts(images: ImageList, rows: int) -> list[pa.Table]:
@@ -99,6 +101,30 @@ def _done(stage: Stage, parts: Sequence[pa.Table]) -> set[int]:
     return {number for number, table in enumerate(parts) if number in finished and _same(finished[number], table)}
 
 
+def _unchanged(stage: Stage, parts: Sequence[pa.Table], limits: ImageLimits) -> set[int]:
+    """Finished parts whose pictures hold what was embedded; the others are forgotten."""
+    done = set()
+    for number in sorted(_done(stage, parts)):
+        ids, places = (parts[number].column(name).to_pylist() for name in ("image_id", "place"))
+        known = read_contents(stage.work_uri, [number])
+        if [known.get(image) for image in ids] == contents_of(places, limits):
+            done.add(number)
+        else:
+            forget_part(stage.work_uri, number)
+    return done
+
+
+def _check_unchanged(run: EmbedRun, images: ImageList) -> None:
+    known = read_contents(run.out)
+    now = zip(images.ids, contents_of(images.places, run.limits), strict=True)
+    changed = [image for image, content in now if known.get(image) != content]
+    if changed:
+        raise ArtifactError(
+            f"{len(changed):,} of {len(images.ids):,} pictures have changed since the features at {run.out!r} were "
+            f"made, e.g. {changed[0]!r}. Choose another out, or remove that artifact and embed again."
+        )
+
+
 def _same(found: tuple[list[str], list[tuple[str, str]]], table: pa.Table) -> bool:
     ids = found[0] + [image for image, _ in found[1]]
     return sorted(ids) == sorted(table.column("image_id").to_pylist())
@@ -108,7 +134,7 @@ def _part_bytes(run: EmbedRun, tower: TowerFacts) -> int:
     return run.shard_rows * (tower.size * tower.size * 3 + 512)
 
 
-def _publish(stage: Stage, parts: Sequence[pa.Table], tower: TowerFacts) -> Manifest:
+def _publish(stage: Stage, parts: Sequence[pa.Table], tower: TowerFacts, notes: Sequence[str]) -> Manifest:
     finished, done = finished_parts(stage.work_uri), _done(stage, parts)
     lacking = sorted(set(range(len(parts))) - done)
     if lacking or set(finished) != done:
@@ -125,5 +151,6 @@ def _publish(stage: Stage, parts: Sequence[pa.Table], tower: TowerFacts) -> Mani
         "shape": list(tower.shape),
         "shards": {part_name(number): shard_digest(folder, part_name(number)) for number in sorted(finished)},
         "rejected": [list(row) for row in rejected[:_REASONS_SHOWN]],
+        "notes": list(notes),
     }
     return stage.publish({"images": images, "rejected": len(rejected)}, extra=extra)

@@ -20,6 +20,7 @@ from cirray.evaluation.report import ReportContent, ReportRow, TextSample, rende
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.samples import draw_samples
 from cirray.evaluation.vectors import rank_vectors
+from cirray.features.shards import read_contents
 from cirray.features.store import FeatureStore, check_tower
 from cirray.features.vector_files import VectorFile, open_array
 from cirray.index.store import open_vectors
@@ -47,6 +48,8 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
+    contents = {image: content for uri in run.features for image, content in read_contents(uri).items()}
+    dataset = dataclasses.replace(dataset, images=dataclasses.replace(dataset.images, contents=contents))
     rows = _rows(run, dataset, features)
     content = ReportContent(
         rows=rows, dataset=dataset, histories=_histories(run), samples=_samples(run),

@@ -4,9 +4,7 @@ Images are encoded in parts (in this process or by a pool of Ray actors), each w
 run finds its finished parts. The parts are then joined in id order and handed to `cirray.index`.
 """
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +17,23 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import Advance, progress
-from cirray.data.folder import list_images
-from cirray.features.shards import read_rejected
+from cirray.data.listing import list_pictures, picture_ids
+from cirray.data.places import Place
+from cirray.features.shards import read_contents, read_rejected
 from cirray.features.store import FeatureStore
 from cirray.index.faiss_index import check_faiss
 from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
 from cirray.pipelines.config import IndexRun, PoolConfig
+from cirray.pipelines.datasets import contents_of
 from cirray.pipelines.index_parts import Part, PartEncoder, dataset_gallery
 from cirray.pipelines.index_texts import examples, indexed_dataset, own_texts
+from cirray.types import stable_id
 
 Todo = tuple[int, tuple[str, ...]]
 _REASONS_SHOWN = 20
+_CHANGED = "The picture is not the one that was embedded; its file has changed. Embed it again (cirray embed)."
+REJECTED = "rejected.json"
+"""The whole list of what was left out, id and reason."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class Plan:
     inputs: dict[str, str]
     features_digest: str = ""
     rejected: tuple[tuple[str, str], ...] = ()
-    """Gallery images that had been refused when the features were made: id and reason."""
+    """Gallery images that had been refused when the features were made, or have changed since: id and reason."""
+    notes: tuple[str, ...] = ()
+    """What listing the images met: files left aside, folders that cannot be listed."""
 
     def shards(self, size: int) -> list[tuple[str, ...]]:
         """The ids cut into parts."""
@@ -86,7 +92,7 @@ def stage_config(run: IndexRun) -> dict[str, Any]:
 
 
 def make_plan(run: IndexRun) -> Plan:
-    """List what is to be indexed and the digests of what is read; decodes nothing.
+    """List what is to be indexed and the digests of what is read; decodes nothing, but reads every picture's bytes.
 
     Raises:
         ArtifactError: checkpoint or features are missing.
@@ -96,7 +102,7 @@ def make_plan(run: IndexRun) -> Plan:
     checkpoint = read_manifest(run.checkpoint, "checkpoint")
     inputs = {"checkpoint": checkpoint.digest}
     if run.images is not None:
-        return _folder_plan(run.images, inputs)
+        return _folder_plan(run, run.images, inputs)
     if not run.features:
         raise ConfigError("Nothing to index: give `images` (a folder) or `features` (features artifacts).")
     return _features_plan(run, inputs)
@@ -104,7 +110,7 @@ def make_plan(run: IndexRun) -> Plan:
 
 def _features_plan(run: IndexRun, inputs: dict[str, str]) -> Plan:
     store = FeatureStore.open_many(run.features)
-    gallery, paths = dataset_gallery(run)
+    gallery, paths, notes = dataset_gallery(run)
     refused = {name: why for uri in run.features for rows in read_rejected(uri).values() for name, why in rows}
     absent = store.missing(gallery)
     missing = [name for name in absent if name not in refused]
@@ -114,23 +120,37 @@ def _features_plan(run: IndexRun, inputs: dict[str, str]) -> Plan:
             f"{missing[0]!r}. Embed this data set first (cirray embed)."
         )
     digests = {f"features{number}": read_manifest(uri).digest for number, uri in enumerate(run.features)}
-    ids = [name for name in gallery if name in store] if gallery else store.ids
-    rejected = tuple((name, refused[name]) for name in absent)
-    return Plan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected)
+    changed = _changed(run, gallery, paths)
+    if changed:
+        digests["changed"] = stable_id("changed", *(part for row in sorted(changed.items()) for part in row))
+    ids = [name for name in gallery if name in store and name not in changed] if gallery else store.ids
+    reasons = {**{name: refused[name] for name in absent}, **dict.fromkeys(changed, _CHANGED)}
+    rejected = tuple(sorted(reasons.items()))
+    return Plan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected, notes)
 
 
-def _folder_plan(folder: str, inputs: dict[str, str]) -> Plan:
+def _changed(run: IndexRun, ids: Sequence[str], paths: dict[str, str]) -> dict[str, str]:
+    """Images whose files hold something else than what was embedded, with what they hold now; unreadable ones apart."""
+    known: dict[str, str] = {}
+    for uri in run.features:
+        known |= read_contents(uri)
+    ids = [name for name in ids if name in known and name in paths]
+    now = zip(ids, contents_of([paths[name] for name in ids], run.limits), strict=True)
+    return {name: content for name, content in now if content and content != known[name]}
+
+
+def _folder_plan(run: IndexRun, folder: str, inputs: dict[str, str]) -> Plan:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"The image folder {folder!r} does not exist (looked at {str(root.absolute())!r}).")
-    found = list(list_images(root))
-    times = Counter(name for name, _ in found)
-    paths = {name if times[name] == 1 else name + Path(path).suffix: path for name, path in found}
+    found = list_pictures(root)
+    ids = picture_ids([name for name, _ in found.pictures])
+    paths = {image: Place(path).text() for image, (_, path) in zip(ids, found.pictures, strict=True)}
     if not paths:
-        raise DataError(f"The folder {folder!r} holds no image (.png, .jpg, .jpeg, .webp, .gif or .bmp).")
-    listing = [(name, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for name, path in sorted(paths.items())]
-    digest = hashlib.blake2b(json.dumps(listing).encode(), digest_size=16).hexdigest()
-    return Plan(tuple(sorted(paths)), paths, {**inputs, "images": digest})
+        raise DataError(f"The folder {folder!r} holds no image. {' '.join(found.notes())}".rstrip())
+    contents = contents_of([paths[image] for image in sorted(paths)], run.limits)
+    listing = [part for row in zip(sorted(paths), contents, strict=True) for part in row]
+    return Plan(tuple(sorted(paths)), paths, {**inputs, "images": stable_id("images", *listing)}, notes=found.notes())
 
 
 def _encode(
@@ -209,8 +229,12 @@ def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta, encoder: Par
     files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None, texts)
     shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
     storage.remove(storage.join(stage.work_uri, "parts"))
+    if rejected:
+        (stage.local / REJECTED).write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
-    extra = {"files": files, **made_by, "rejected": rejected[:_REASONS_SHOWN], "examples": shown}
+    extra = {
+        "files": files, **made_by, "rejected": rejected[:_REASONS_SHOWN], "notes": list(plan.notes), "examples": shown,
+    }  # fmt: skip
     return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
 
 

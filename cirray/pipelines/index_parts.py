@@ -95,7 +95,7 @@ class FolderSource:
         kept, pixels, pictures, rejected = [], [], [], []
         for name in ids:
             try:
-                image = open_place(Place.parse(self._paths[name]), self._limits)
+                image = open_place(Place.parse(self._paths[name]), self._limits, name)
             except DataError as error:
                 rejected.append((name, str(error)))
                 continue
@@ -114,10 +114,18 @@ class FeatureSource:
 
     def load(self, ids: Sequence[str]) -> Loaded:
         """See `Source`."""
-        pictures = []
-        if self._paths and self._size:
-            pictures = [thumbnail(open_place(Place.parse(self._paths[name]), self._limits), self._size) for name in ids]
-        return Loaded(list(ids), self._store.get(list(ids)), None, pictures, [])
+        if not self._paths or not self._size:
+            return Loaded(list(ids), self._store.get(list(ids)), None, [], [])
+        kept, pictures, rejected = [], [], []
+        for name in ids:
+            try:
+                image = open_place(Place.parse(self._paths[name]), self._limits, name)
+            except DataError as error:
+                rejected.append((name, str(error)))
+                continue
+            kept.append(name)
+            pictures.append(thumbnail(image, self._size))
+        return Loaded(kept, self._store.get(kept) if kept else None, None, pictures, rejected)
 
 
 class PartEncoder:
@@ -177,10 +185,10 @@ def thumbnail(image: Image.Image, size: int) -> bytes:
     return stream.getvalue()
 
 
-def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Gallery ids and picture files of the data set; empty without one."""
+def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]:
+    """Gallery ids and picture files of the data set, and what reading it met; empty without one."""
     if run.data is None:
-        return (), {}
+        return (), {}, ()
     dataset = read_dataset(run.data)
     ids = dataset.gallery_ids or dataset.images.ids
-    return ids, {name: dataset.images.place(name).text() for name in ids}
+    return ids, {name: dataset.images.place(name).text() for name in ids}, dataset.notes

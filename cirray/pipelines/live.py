@@ -16,7 +16,7 @@ from cirray.features.store import FeatureInfo, FeatureStore
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import decode_images, find_tower
 from cirray.pipelines.config import TrainRun
-from cirray.pipelines.datasets import ImageList, list_images
+from cirray.pipelines.datasets import ImageList, contents_of, list_images
 from cirray.types import stable_id
 
 _PARTS = ("labelled", "pool", "gallery")
@@ -126,7 +126,10 @@ def live_images(run: TrainRun) -> list[ImageList]:
 
 
 def live_digests(run: TrainRun) -> dict[str, str]:
-    """Name -> digest of what stands for features: tower and image files."""
+    """Name -> digest of what stands for features: tower, and the images with their contents."""
     tower = load_vision_tower(find_tower(run.towers))
-    lists = {f"images {at}": item.digest for at, item in enumerate(live_images(run))}
+    lists = {
+        f"images {at}": stable_id(item.digest, *contents_of(item.places, ImageLimits()))
+        for at, item in enumerate(live_images(run))
+    }
     return {**lists, "tower": tower.digest}

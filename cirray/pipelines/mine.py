@@ -11,6 +11,7 @@ from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.texts import decoded
 from cirray.data.benchmark import CirDataset
+from cirray.data.names import NameFinder
 from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
 from cirray.mining.pairs import MiningInput, mine_pairs
@@ -122,7 +123,8 @@ def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
             lines = decoded(path.read_bytes()).split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"The file of excluded ids {str(path)!r} cannot be read: {error}.") from None
-        ids.update(line.strip() for line in lines if line.strip())
+        finder = NameFinder({image: image for image in dataset.images})
+        ids.update(image for line in lines if line.strip() for image in finder.find(line, line.strip()))
     return frozenset(ids)
 
 

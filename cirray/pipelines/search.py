@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cirray.core import storage
 from cirray.core.errors import DataError
+from cirray.core.log import printable
 from cirray.index.pictures import media_type
 from cirray.retriever import ComposedRetriever
 from cirray.runs import SearchRun
@@ -30,7 +31,7 @@ class Answer:
     def text(self) -> str:
         """The ranking as lines, then where the pictures are."""
         rows = zip(self.ranking.ids, self.ranking.scores, strict=True)
-        lines = [f"{place:>3}  {score:.4f}  {name}" for place, (name, score) in enumerate(rows, 1)]
+        lines = [f"{place:>3}  {score:.4f}  {printable(name)}" for place, (name, score) in enumerate(rows, 1)]
         return "\n".join([*lines, "", f"with pictures: {self.page}"])
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -41,6 +42,15 @@ from cirray.types import Ranking, StepTimes
 ServiceGetter = Callable[[], SearchService]
 _STATIC = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _MAX_PAGE = 500
+
+
+class _Anything(PathConvertor):
+    """The rest of a path, line breaks included (Starlette's own `path` ends at one)."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("anything", _Anything())
 
 
 def make_api(service: ServiceGetter, args: ServeArgs, echo_request_id: bool = True) -> FastAPI:
@@ -114,7 +124,7 @@ def _add_gallery(app: FastAPI, service: ServiceGetter) -> None:
 
     documents = {200: {"content": {"image/png": {}, "image/jpeg": {}}}, 404: _problem_doc("No such image.")}
 
-    @app.get("/v1/images/{image_id:path}", response_class=Response, responses=documents)  # type: ignore[arg-type]
+    @app.get("/v1/images/{image_id:anything}", response_class=Response, responses=documents)  # type: ignore[arg-type]
     async def image(request: Request, image_id: str) -> Response:
         """Picture of one gallery image (a thumbnail)."""
         held = service().retriever.gallery

@@ -12,9 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirray.core.artifacts import directory_digest
-from cirray.core.errors import DataError
-from cirray.core.storage import resolve
-from cirray.data.images import open_image, read_span
+from cirray.data.images import open_image, read_place
 from cirray.data.places import Place
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
 from cirray.models.quiet import quiet
@@ -96,18 +94,8 @@ class HfCaptioner:
 
     def _read(self, picture: Picture) -> tuple[Place, bytes]:
         """Where an image lies, and its bytes: of its own file, or its share of one."""
-        place, limits = Place.parse(picture.place), self._settings.limits
-        try:
-            filesystem, path = resolve(place.uri)
-            if place.span is None:
-                with filesystem.open_input_stream(path) as stream:
-                    return place, bytes(stream.read(limits.max_bytes + 1))
-            with filesystem.open_input_file(path) as stream:
-                return place, read_span(stream, place.span, limits)
-        except OSError as error:
-            raise DataError(
-                f"Image {picture.image_id!r} cannot be read: {' '.join(str(error).split())[:200]}."
-            ) from None
+        place = Place.parse(picture.place)
+        return place, read_place(place, self._settings.limits, picture.image_id)
 
     def _text(self) -> str:
         """The prompt, in the model's own frame where it has one (LLaVA's conversation with its image token)."""

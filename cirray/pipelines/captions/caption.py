@@ -15,7 +15,7 @@ from cirray.data.shapes.world import read_scenes
 from cirray.generators.captioners.base import CAPTIONERS, caption_prompt
 from cirray.pipelines.captions.actors import CaptionImages
 from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
-from cirray.pipelines.datasets import open_dataset, part_ids
+from cirray.pipelines.datasets import contents_of, open_dataset, part_ids
 from cirray.pipelines.streaming import Step, stream
 from cirray.triplets.captions import KIND, caption_table, rejected_captions
 from cirray.triplets.store import finished_keys, row_keys
@@ -121,6 +121,8 @@ def _inputs(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...]) -> dict[
         inputs["source"] = read_manifest(run.source, "generator").digest
         inputs |= {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
     elif run.captioner != "existing":
+        places = [dataset.images.place(name).text() for name in ids]
+        inputs["images"] = stable_id(inputs["images"], *contents_of(places, run.limits))
         is_folder = storage.is_local(run.source) and storage.local_path(run.source).is_dir()
         inputs["source"] = directory_digest(run.source) if is_folder else run.source
     return inputs

@@ -103,3 +103,19 @@ def test_a_run_that_left_images_out_says_so_in_its_exit_status(tmp_path, capsys,
         shown = capsys.readouterr().out
         assert f"{3 - broken} images" in shown
         assert ("rejected 0: " in shown) == bool(broken)
+
+
+def test_names_of_every_kind_can_be_printed_on_every_terminal(monkeypatch):
+    import io
+    import sys
+
+    from cirray.core.log import complain, printable, say
+
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        bytes_ = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_, encoding=encoding))
+        monkeypatch.setattr(sys, "stderr", sys.stdout)
+        say("caf\udce9 \u65e5 é")
+        complain("\udce9")
+        assert bytes_.getvalue().decode(encoding).startswith("caf\\udce9 ")
+    assert printable("a\nb\udce9 é\u202f") == "a\\nb\\udce9 é\\u202f"

@@ -167,8 +167,8 @@ def test_ids_used_twice_are_refused(mine):
     with pytest.raises(DataError, match="image 'a' has a caption already"):
         read(mine)
     (mine / "captions.jsonl").unlink()
-    put_images(mine / "pool", "a.jpg")
-    with pytest.raises(DataError, match="Two images have the id 'a'"):
+    put_images(mine / "pool", "a.png")
+    with pytest.raises(DataError, match="Two images are called 'a.png': .*labelled/a.png' and .*pool/a.png'"):
         read(mine)
 
 

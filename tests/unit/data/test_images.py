@@ -9,7 +9,8 @@ from PIL import Image
 
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits, TransformConfig
-from cirray.data.images import open_image, to_rgb
+from cirray.data.images import open_image
+from cirray.data.pixels import to_rgb
 from cirray.data.transforms import build_transform, center_crop, target_pad
 
 
@@ -35,8 +36,8 @@ def flat_png(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_the_five_formats_open_as_rgb_from_path_bytes_and_stream(format, tmp_path):
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])
+def test_every_format_opens_as_rgb_from_path_bytes_and_stream(format, tmp_path):
     data = encoded(picture(), format)
     path = tmp_path / "image"
     path.write_bytes(data)
@@ -45,9 +46,11 @@ def test_the_five_formats_open_as_rgb_from_path_bytes_and_stream(format, tmp_pat
         assert image.mode == "RGB" and image.size == (40, 30) and image.info == {}
 
 
-@pytest.mark.parametrize("format", ["TIFF", "PPM", "ICO", "PDF", "EPS"])
-def test_other_formats_are_refused_though_pillow_could_read_them(format):
-    with pytest.raises(DataError, match="not a readable JPEG/PNG/WEBP/GIF/BMP file"):
+@pytest.mark.parametrize(
+    ("format", "what"), [("ICO", "an icon"), ("PDF", "a PDF"), ("EPS", "PostScript"), ("TGA", "no")]
+)
+def test_other_formats_are_refused_though_pillow_could_read_them(format, what):
+    with pytest.raises(DataError, match=f"not a readable JPEG/PNG/WEBP/GIF/BMP/TIFF/AVIF/.* file .*{what}"):
         open_image(encoded(picture(), format))
 
 

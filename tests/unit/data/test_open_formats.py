@@ -15,7 +15,7 @@ from cirray.core.errors import DataError
 from cirray.data.config import DataConfig, FolderConfig, HuggingFaceConfig, WebDatasetConfig
 from cirray.data.folder import read_folder
 from cirray.data.huggingface import read_huggingface
-from cirray.data.images import open_place
+from cirray.data.images import open_image, open_place
 from cirray.data.webdataset import read_samples, read_webdataset
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -213,6 +213,60 @@ def test_shards_give_pictures_captions_and_triplets_of_every_kind(shards):
     assert read_webdataset(WebDatasetConfig(root=str(shards), part="gallery")).gallery_ids == dataset.pool_ids
     queries = read_webdataset(WebDatasetConfig(root=str(shards), triplets="query")).queries
     assert [q.query_id for q in queries] == ["t0", "t1", "green", "blank"]
+
+
+def read_shard(folder, members, **fields):
+    put_shard(folder / "a.tar", members)
+    return read_webdataset(WebDatasetConfig(root=str(folder), **fields))
+
+
+def test_several_pictures_of_a_key_are_all_kept_by_names_of_their_own(tmp_path):
+    dataset = read_shard(
+        tmp_path,
+        [("d/22.05.jpg", RED), ("d/22.05.txt", b"may"), ("d/22.06.jpg", BLUE), ("a.jpg", RED), ("a.png", GREEN),
+         ("a.jpg.png", BLUE), ("a.txt", b"both"), ("k.png", RED), ("k.mask.png", GREEN), ("k.txt", b"k")],
+    )  # fmt: skip
+    names = {
+        "d/22.05": RED,
+        "d/22.06": BLUE,
+        "a.jpg": RED,
+        "a.png": GREEN,
+        "a.jpg.png": BLUE,
+        "k": RED,
+        "k.mask": GREEN,
+    }
+    assert set(dataset.pool_ids) == set(names)
+    for name, data in names.items():
+        assert colour(dataset, name) == open_image(data).getpixel((3, 3))
+    assert dataset.captions == {"d/22.05": "may", "a.jpg": "both", "a.png": "both", "k": "k"}
+    assert dataset.notes == ()
+
+
+def test_members_are_pictures_by_their_first_bytes_and_any_picture_suffix(tmp_path):
+    members = [("a.HEIC", b"x"), ("b", RED), ("c.image", BLUE), ("d.cls", b"7"), ("e.tif", GREEN), ("f.npy", b"\x93N")]
+    dataset = read_shard(tmp_path, members)
+    assert dataset.pool_ids == ("a", "b", "c.image", "e")
+    assert any("2 samples left out" in note and "'d', 'f'" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([("t.reference.jpg", RED), ("t.source.jpg", BLUE), ("t.target.jpg", RED)], "two pictures as reference"),
+        ([("t.jpg", RED), ("t.png", BLUE), ("t.json", b'{"reference": "x"}')], "names a reference for two pictures"),
+    ],
+)
+def test_pictures_that_would_be_the_same_part_of_a_triplet_are_refused(tmp_path, members, words):
+    with pytest.raises(DataError, match=words):
+        read_shard(tmp_path, members)
+
+
+def test_members_whose_names_are_not_utf8_and_names_written_otherwise_are_found(tmp_path):
+    told = {"reference": "caf\udce9", "target": "a b.png", "modification": "x"}
+    members = [("caf\udce9.png", RED), ("a\u00a0b.png", BLUE), ("z.json", json.dumps(told).encode())]
+    dataset = read_shard(tmp_path, members)
+    assert dataset.pool_ids == ("caf%E9", "a\u00a0b") and colour(dataset, "caf%E9") == (255, 0, 0)
+    assert [(t.reference_id, t.target_id) for t in dataset.triplets] == [("caf%E9", "a\u00a0b")]
 
 
 def test_an_index_of_many_members_does_not_keep_their_headers(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cirray.core.errors import DataError
 from cirray.data.benchmark import ImageTable
+from cirray.data.images import picture_digest
 from cirray.evaluation.measures import measure
 from cirray.evaluation.metrics import NEVER, group_recall
 from cirray.evaluation.page import choose_queries, render_page
@@ -198,6 +199,15 @@ def test_small_pictures_stay_lossless_and_large_ones_shrink_to_jpeg(tmp_path):
     pictures = Thumbnails(ImageTable({name: str(tmp_path / f"{name}.png") for name in ("small", "large")}))
     assert pictures.uri("small").startswith("data:image/png;base64,")
     assert pictures.uri("large").startswith("data:image/jpeg;base64,") and len(pictures.uri("large")) < 20_000
+
+
+def test_a_picture_that_is_no_longer_the_embedded_one_is_not_shown(tmp_path):
+    for name in ("same", "other"):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"{name}.png")
+    paths = {name: str(tmp_path / f"{name}.png") for name in ("same", "other")}
+    known = {"same": picture_digest((tmp_path / "same.png").read_bytes()), "other": "f" * 32}
+    pictures = Thumbnails(ImageTable(paths, contents=known))
+    assert pictures.uri("same") and pictures.uri("other") is None and pictures.missing == 1
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "", "...", "loss: λ=1"])

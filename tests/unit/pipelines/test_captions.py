@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import validate
@@ -90,6 +91,17 @@ def test_a_stopped_run_goes_on_after_its_last_finished_part(world, tmp_path, mon
     monkeypatch.setattr(Counted, "caption", original)
     run_caption(run)
     assert sorted(image for call in CALLS for image in call) == sorted(read_captions([str(tmp_path / "c")]))
+
+
+def test_captions_of_a_picture_that_was_replaced_are_not_taken_for_its_own(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / f"{name}.png")
+    own = {"folder": {"root": str(tmp_path)}}
+    done = run_caption(run_of(own, tmp_path.parent / "captions"))
+    assert run_caption(run_of(own, tmp_path.parent / "captions")).digest == done.digest
+    Image.new("RGB", (16, 16), (9, 9, 8)).save(tmp_path / "b.png")
+    with pytest.raises(ArtifactError, match="different run .inputs.images"):
+        run_caption(run_of(own, tmp_path.parent / "captions"))
 
 
 def test_known_captions_give_no_model_call_and_identical_triplets(world, tmp_path):

@@ -1,11 +1,13 @@
-"""Which images a part of a data set means."""
+"""Which images a part of a data set means, and what their files hold."""
+
+import os
 
 import pytest
 
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
-from cirray.data.config import DataConfig, FolderConfig
-from cirray.pipelines.datasets import list_images, part_ids
+from cirray.data.config import DataConfig, FolderConfig, ImageLimits
+from cirray.pipelines.datasets import contents_of, list_images, part_ids
 from cirray.types import Query, Triplet
 
 
@@ -28,7 +30,7 @@ def test_parts_are_the_images_that_their_files_name(dataset):
     assert part_ids(dataset, ("pool", "labelled", "gallery")) == tuple("abcdefgh")
 
 
-def test_the_digest_sees_names_and_sizes(tmp_path):
+def test_ids_and_crops_are_in_the_digest_and_contents_are_digests_of_bytes(tmp_path):
     from PIL import Image
 
     (tmp_path / "gallery").mkdir()
@@ -37,7 +39,15 @@ def test_the_digest_sees_names_and_sizes(tmp_path):
     data = DataConfig(folder=FolderConfig(root=str(tmp_path)))
     first = list_images(data, ("gallery",))
     assert first == list_images(data, ("gallery",)) and first.ids == ("0", "1", "2")
-    Image.new("RGB", (30, 20)).save(tmp_path / "gallery" / "1.png")
+    before = contents_of(first.places, ImageLimits())
+    path = tmp_path / "gallery" / "1.png"
+    stat = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = contents_of(first.places, ImageLimits())
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+    path.unlink()
+    assert contents_of(first.places, ImageLimits())[1] == ""
     assert list_images(data, ("gallery",)).digest != first.digest
 
 

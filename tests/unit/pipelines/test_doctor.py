@@ -1,6 +1,7 @@
 """The doctor: every planted fault is found and named, clean data sets are clean, exit statuses are for scripts."""
 
 import json
+import os
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,6 +157,23 @@ def test_a_folder_of_own_images_can_be_checked_too(tmp_path):
     data = DataConfig(folder=FolderConfig(root=str(tmp_path)))
     report = run("", dataset="", data=data)
     assert problems(report) == {"undecodable": ("b",)} and report.counts["images"] == 3
+
+
+def test_no_file_of_a_folder_is_passed_over_in_silence(tmp_path):
+    MADE.put_images(tmp_path / name for name in ("a.jpe.png", "ok.png"))
+    (tmp_path / "ok.png").rename(tmp_path / "no-suffix")
+    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.HEIC"), "wb") as stream:
+        stream.write(b"no picture")
+    (tmp_path / "line\nbreak.jxl").write_bytes(b"nor this")
+    (tmp_path / "gone.tif").symlink_to("nowhere")
+    (tmp_path / "notes.txt").write_text("hello")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    report = run("", dataset="", data=DataConfig(folder=FolderConfig(root=str(tmp_path))), out=str(tmp_path / "out"))
+    assert problems(report) == {
+        "undecodable": ("caf%E9", "line\nbreak"), "missing": ("gone",), "unreadable": ("pipe",),
+    }  # fmt: skip
+    assert report.counts["images"] == 6 and "'notes.txt'" in report.text() and "line\\nbreak" in report.text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["clean"] is False
 
 
 def test_one_category_of_fashioniq_is_compared_with_its_own_size(tmp_path):

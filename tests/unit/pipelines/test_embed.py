@@ -1,5 +1,7 @@
 """Embedding without a cluster: each image once, bad ones with a reason, resumed from finished shards."""
 
+import io
+import os
 import runpy
 import shutil
 from pathlib import Path
@@ -7,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import CirrConfig, DataConfig, FolderConfig
@@ -34,9 +37,7 @@ def made(tmp_path_factory):
 def opened(monkeypatch):
     seen = []
     real = actors.open_image
-    monkeypatch.setattr(
-        actors, "open_image", lambda source, *a, **k: seen.append(Path(source).name) or real(source, *a, **k)
-    )
+    monkeypatch.setattr(actors, "open_image", lambda data, caps, name, box: seen.append(name) or real(data, caps, name))
     return seen
 
 
@@ -149,3 +150,62 @@ def test_a_benchmark_with_missing_images_is_embedded_and_they_are_rejected_with_
     manifest = run_embed(run_of(made, tmp_path / "f", data=data, parts=("gallery",)))
     assert manifest.counts == {"images": 5, "rejected": 1} and FeatureStore.open(tmp_path / "f").shape == (5, 8)
     assert manifest.extra["rejected"][0][0] == names[0] and "No such file" in manifest.extra["rejected"][0][1]
+
+
+def replaced(path, data=None):
+    """Other bytes, equally many, with the old dates: what `cp -p` of another picture may leave."""
+    stat, old = path.stat(), path.read_bytes()
+    pixels = np.random.default_rng(99).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    path.write_bytes((stream.getvalue() if data is None else data).ljust(len(old), b"\0"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_picture_that_was_replaced_is_embedded_again_when_the_run_goes_on(made, tmp_path, opened, monkeypatch):
+    shutil.copytree(made / "images", tmp_path / "images")
+    run = run_of(made, tmp_path / "f", data=DataConfig(folder=FolderConfig(root=str(tmp_path / "images"))))
+    real = EncodeImages.__call__
+    calls = []
+
+    def dying(self, columns):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(self, columns)
+
+    monkeypatch.setattr(EncodeImages, "__call__", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_embed(run)
+    monkeypatch.setattr(EncodeImages, "__call__", real)
+    replaced(tmp_path / "images" / "img-0001.png")
+    replaced(tmp_path / "images" / "img-0003.png")
+    opened.clear()
+    manifest = run_embed(run)
+    assert len(opened) == 14 and {"img-0000", "img-0001"} <= set(opened) and "img-0007" not in opened
+    assert manifest.counts == {"images": 19, "rejected": 1}
+    fresh = run_embed(run.model_copy(update={"out": str(tmp_path / "fresh")}))
+    assert manifest.digest == fresh.digest
+
+
+def test_finished_features_of_pictures_that_changed_since_are_not_taken_for_theirs(made, tmp_path):
+    shutil.copytree(made / "images", tmp_path / "images")
+    run = run_of(made, tmp_path / "f", data=DataConfig(folder=FolderConfig(root=str(tmp_path / "images"))))
+    whole = run_embed(run)
+    assert run_embed(run).digest == whole.digest
+    replaced(tmp_path / "images" / "img-0005.png")
+    with pytest.raises(ArtifactError, match="1 of 20 pictures have changed since .* e.g. 'img-0005'"):
+        run_embed(run)
+
+
+def test_names_that_are_not_utf8_and_files_that_are_no_pictures_are_told(made, tmp_path):
+    TINY.write_images(tmp_path / "images", 2)
+    shutil.copy(tmp_path / "images" / "img-0001.png", os.path.join(os.fsencode(tmp_path / "images"), b"caf\xe9.png"))
+    (tmp_path / "images" / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "images" / "list.csv").write_text("x")
+    data = DataConfig(folder=FolderConfig(root=str(tmp_path / "images")))
+    manifest = run_embed(run_of(made, tmp_path / "f", data=data))
+    assert "caf%E9" in FeatureStore.open(tmp_path / "f")
+    assert manifest.counts == {"images": 3, "rejected": 1}
+    assert "'gone' is a link to 'nowhere'" in manifest.extra["rejected"][0][1]
+    assert manifest.extra["notes"] == ["1 files left aside, by their names no pictures, e.g. 'list.csv'"]

@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,7 @@ def test_a_folder_of_pictures_becomes_an_index_and_broken_ones_are_counted(tiny)
     gallery = open_index(tiny.index)
     assert tiny.manifest.counts == {"images": 24, "rejected": 1}
     assert tiny.manifest.extra["rejected"][0][0] == "plain/broken"
-    assert "not a readable" in tiny.manifest.extra["rejected"][0][1]
+    assert "truncated or damaged" in tiny.manifest.extra["rejected"][0][1]
     assert list(gallery.ids) == sorted(gallery.ids) and "a b/pïc 01" in gallery.ids
     assert gallery.picture("a b/pïc 01").startswith(b"\x89PNG")
     assert not (Path(tiny.index) / "parts").exists()
@@ -173,3 +174,75 @@ def test_thumbnails_are_small_lossless_when_tiny_and_without_metadata():
     assert thumbnail(small, 256).startswith(b"\x89PNG")
     packed = thumbnail(large, 256)
     assert packed.startswith(b"\xff\xd8") and b"secret" not in packed + thumbnail(small, 256)
+
+
+def write_over(path, data):
+    """Other bytes with the old dates."""
+    stat = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """Pictures of one's own, with their features."""
+    folder = TINY.write_pictures(tmp_path / "pictures", count=6, broken=False)
+    return folder, TINY.write_features(tmp_path / "features", folder, tiny.checkpoint)
+
+
+def from_features(tiny, copied, out, **fields):
+    data = DataConfig(folder=FolderConfig(root=str(copied[0])))
+    return run_index(run(tiny, out, images=None, features=(copied[1],), data=data, **fields))
+
+
+@pytest.mark.parametrize("pictures_kept", [True, False])
+def test_a_picture_that_was_replaced_is_never_paired_with_its_old_vector(tiny, copied, tmp_path, pictures_kept):
+    fields = {} if pictures_kept else {"index": {"thumbnail_size": 0}}
+    assert from_features(tiny, copied, tmp_path / "i", **fields).counts == {"images": 6, "rejected": 0}
+    path = copied[0] / "plain" / "02.png"
+    write_over(path, TINY.picture(77, (42, 32)))
+    manifest = from_features(tiny, copied, tmp_path / "j", **fields)
+    assert manifest.counts == {"images": 5, "rejected": 1}
+    assert manifest.extra["rejected"][0][0] == "plain/02" and "has changed" in manifest.extra["rejected"][0][1]
+    assert "plain/02" not in open_index(tmp_path / "j").ids
+    with pytest.raises(ArtifactError, match="made by a different run"):
+        from_features(tiny, copied, tmp_path / "i", **fields)
+
+
+def test_one_picture_that_broke_or_went_later_is_rejected_and_the_rest_is_indexed(tiny, copied, tmp_path):
+    (copied[0] / "plain" / "02.png").unlink()
+    (copied[0] / "plain" / "02.png").symlink_to("nowhere")
+    (copied[0] / "plain" / "04.png").write_bytes(b"")
+    manifest = from_features(tiny, copied, tmp_path / "i")
+    assert manifest.counts == {"images": 4, "rejected": 2} and len(open_index(tmp_path / "i").ids) == 4
+    reasons = dict(json.loads((tmp_path / "i" / "rejected.json").read_text()))
+    assert "is a link to 'nowhere'" in reasons["plain/02"] and "has changed" in reasons["plain/04"]
+
+
+def test_a_folder_index_of_replaced_pictures_is_not_the_finished_one(tiny, copied, tmp_path):
+    run_index(run(tiny, tmp_path / "i", images=str(copied[0])))
+    path = copied[0] / "plain" / "02.png"
+    write_over(path, path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match="made by a different run"):
+        run_index(run(tiny, tmp_path / "i", images=str(copied[0])))
+
+
+def test_every_file_of_a_folder_is_indexed_or_named(tiny, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    good = {"a.jfif": "JPEG", "b.jpe": "JPEG", "c.mpo": "MPO", "d.tif": "TIFF", "e.avif": "AVIF", "f": "PNG",
+            "g.jpg": "PNG", "g.png": "PNG", "g.jpg.png": "PNG"}  # fmt: skip
+    for number, (name, kind) in enumerate(good.items()):
+        (folder / name).write_bytes(TINY.picture(number, kind=kind))
+    with open(os.path.join(os.fsencode(folder), b"caf\xe9.png"), "wb") as stream:
+        stream.write(TINY.picture(50))
+    (folder / "far").symlink_to(TINY.write_pictures(tmp_path / "far", count=1, broken=False))
+    for name in ("x.HEIC", "y.jxl", "z"):
+        (folder / name).write_bytes(b"no picture")
+    (folder / "w.jpg").symlink_to("nowhere")
+    (folder / "list.csv").write_text("a,b")
+    manifest = run_index(run(tiny, tmp_path / "i", images=str(folder)))
+    expected = {"a", "b", "c", "d", "e", "f", "g.jpg", "g.png", "g.jpg.png", "caf%E9", "far/plain/00"}
+    assert set(open_index(tmp_path / "i").ids) == expected
+    assert {name for name, _ in manifest.extra["rejected"]} == {"x", "y", "z", "w"}
+    assert manifest.extra["notes"] == ["1 files left aside, by their names no pictures, e.g. 'list.csv'"]

@@ -71,7 +71,15 @@ def test_gallery_images_are_never_paired_by_default(world, tmp_path):
 
 def test_a_file_of_excluded_ids_is_obeyed(world, tmp_path):
     banned = sorted({pair.reference_id for pair in _pairs(world, tmp_path / "p")})[:5]
-    (tmp_path / "banned.txt").write_text("\n".join(banned) + "\n\n")
+    written = [
+        banned[0],
+        f"./{banned[1]}.png",
+        f"{banned[2]}.png",
+        f"\u00a0{banned[3]} ",
+        f"{banned[4]}.JPG",
+        "unknown",
+    ]
+    (tmp_path / "banned.txt").write_text("\n".join(written) + "\n\n")
     found = _pairs(world, tmp_path / "q", exclude_ids=str(tmp_path / "banned.txt"))
     assert found and not any({pair.reference_id, pair.target_id} & set(banned) for pair in found)
     with pytest.raises(DataError, match="excluded ids .* cannot be read"):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cirray.core.errors import ArtifactError
+from cirray.pipelines.config import IndexRun
+from cirray.pipelines.index import run_index
 from cirray.retriever import ComposedRetriever
 from cirray.serving.service import DirectService
 
@@ -312,3 +314,23 @@ def test_the_openapi_document_names_every_route_and_problem(call):
     assert {"200", "404", "408", "413", "415", "422", "429", "503"} <= set(search["responses"])
     assert "Problem" in document["components"]["schemas"]
     json.dumps(document)
+
+
+def test_pictures_of_every_name_have_a_url_that_answers(tiny, tmp_path, picture, make_caller):
+    folder = tmp_path / "pictures"
+    names = ["line\nbreak", "end\n", "a\rb", "tab\t", "c%d", "%41", "q?x=1#y", "semi;colon", "a+b", " lead", "\u00a0",
+             "日本", "\u202fnarrow", "back\\slash", "'quote\"", "<b>", "caf\udce9"]  # fmt: skip
+    for number, name in enumerate(names):
+        folder.mkdir(exist_ok=True)
+        with open(folder / f"{name}.png", "wb") as stream:
+            stream.write(picture(number))
+    run_index(IndexRun(checkpoint=tiny.checkpoint, images=str(folder), out=str(tmp_path / "index")))
+    retriever = ComposedRetriever.open(tiny.checkpoint, str(tmp_path / "index"))
+    call = make_caller(DirectService(retriever))
+    hits = call.search(gallery_id="line\nbreak", text="make it blue", k=50).json()["hits"]
+    items = call("GET", "/v1/gallery").json()["items"]
+    assert len(items) == len(names) and len(hits) == len(names) - 1 and "caf%E9" in {item["id"] for item in items}
+    for item in (*items, *hits):
+        reply = call("GET", item["image"])
+        assert reply.status_code == 200 and reply.content == retriever.gallery.picture(item["id"]), item
+    assert call("GET", "/v1/images/none%0A").status_code == 404

@@ -1,0 +1,96 @@
+"""Which image a name in a table, a tar member or a command means: as written first, normalised on both sides second."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote
+
+from cirray.core.texts import whole
+from cirray.data.kinds import split_suffix
+
+
+def name_key(name: str) -> str:
+    """What a name is compared by: with its suffix in lower case, without what keyboards, systems and tables vary.
+
+    That is: Unicode's composition and width (NFC, NFD, full-width), kinds and number of blanks (no-break and narrow
+    ones too), blanks and dots at an end, marks that nobody sees (zero-width, variation selectors, directions), `\\` for
+    `/`, a leading `./`, and `%20`; bytes that are not UTF-8 are what JSON makes of them, U+FFFD. The letters' case
+    counts.
+    """
+    text = unquote(name, errors="surrogateescape") if "%" in name else name
+    text = unicodedata.normalize("NFKC", whole(text).replace("\\", "/"))
+    if not text.isascii():
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf" and not _is_selector(char))
+    parts = (" ".join(part.split()).rstrip(". ") for part in text.split("/"))
+    stem, suffix = split_suffix("/".join(part for part in parts if part))
+    return stem.rstrip(". ") + suffix.lower()
+
+
+class NameFinder:
+    """Finds the id meant by a name: the id, the file's name, either with its folder in front, or as a path."""
+
+    def __init__(self, names: Mapping[str, str], folders: Sequence[Path] = ()) -> None:
+        """Take the images.
+
+        Args:
+            names: id -> name of its file (below its folder, with suffix), or the id again where there is none.
+            folders: folders whose names or paths may stand in front.
+        """
+        self._names = names
+        self._folders = [f"{text}/" for folder in folders for text in (folder.name, folder.as_posix())]
+
+    def find(self, *written: str) -> tuple[str, ...]:
+        """Ids that a name may mean: one; none; or several, when only normalising finds any.
+
+        Args:
+            written: the name, exactly as it stands; further spellings of it, tried after it.
+        """
+        forms = [form for text in dict.fromkeys(written) for form in self._forms(text, self._folders)]
+        for form in forms:
+            if form in self._names:
+                return (form,)
+            if form in self._files:
+                return (self._files[form],)
+        keys = [form for text in dict.fromkeys(written) for form in self._forms(name_key(text), self._folder_keys)]
+        for known, wanted in ((self._by_key, keys), (self._by_stem, [split_suffix(key)[0] for key in keys])):
+            found = [image for key in wanted for image in known.get(key, ())]
+            if found:
+                return tuple(dict.fromkeys(found))
+        return ()
+
+    @staticmethod
+    def _forms(text: str, folders: Iterable[str]) -> Iterator[str]:
+        yield text
+        plain = text.replace("\\", "/").removeprefix("./")
+        yield plain
+        for folder in folders:
+            if plain.startswith(folder):
+                yield plain.removeprefix(folder)
+
+    @cached_property
+    def _folder_keys(self) -> list[str]:
+        return [f"{name_key(folder)}/" for folder in self._folders]
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        return {name: image for image, name in self._names.items()}
+
+    @cached_property
+    def _by_key(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for image, name in self._names.items():
+            found[name_key(name)].append(image)
+        return dict(found)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for key, images in self._by_key.items():
+            found[split_suffix(key)[0]] += images
+        return dict(found)
+
+
+def _is_selector(char: str) -> bool:
+    return "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"

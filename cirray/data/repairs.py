@@ -1,0 +1,118 @@
+"""Picture files without metadata that a decoder stumbles over: the pixels' own chunks stay byte for byte.
+
+Decoders refuse a whole PNG, WebP or AVIF for a checksum in a comment, a text that unpacks to megabytes or a cut EXIF
+block. Nothing here touches pixels: a file whose picture itself is damaged stays damaged.
+"""
+
+import re
+import zlib
+from collections.abc import Callable, Iterator
+
+_PNG_START = 8
+_TURNING = (b"Raw profile type exif\0", b"Raw profile type APP1\0", b"XML:com.adobe.xmp\0")
+"""Keywords of PNG texts that may say which way is up."""
+_LARGEST_TEXT = 2**18
+_WEBP_PIXELS = (b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L")
+_WEBP_ALPHA, _WEBP_ANIMATED, _WEBP_EXIF = 0x10, 0x02, 0x08
+
+
+def versions(kind: str, data: bytes) -> Iterator[bytes]:
+    """The file as it is, then with ever less metadata (first what says which way is up stays); each content once.
+
+    Args:
+        kind: format, a key of `cirray.data.kinds.READ`.
+        data: the file.
+    """
+    yield data
+    last = data
+    for repair in _REPAIRS.get(kind, ()):
+        changed = repair(data)
+        if changed != last:
+            yield changed
+        last = changed
+
+
+def _png(data: bytes, keep: Callable[[bytes, bytes], bool]) -> bytes:
+    """Critical chunks as they are, ancillary ones where their checksum is right and `keep` says so."""
+    at, kept = _PNG_START, [data[:_PNG_START]]
+    while at + 12 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        name, end = data[at + 4 : at + 8], at + 12 + size
+        body = data[at + 8 : end - 4]
+        critical = not name[0] & 0x20
+        if critical or (zlib.crc32(name + body) == int.from_bytes(data[end - 4 : end], "big") and keep(name, body)):
+            kept.append(data[at:end])
+        if name == b"IEND":
+            return b"".join(kept)
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
+def _png_upright(data: bytes) -> bytes:
+    def keep(name: bytes, body: bytes) -> bool:
+        text = name in (b"tEXt", b"zTXt", b"iTXt") and body.startswith(_TURNING) and len(body) <= _LARGEST_TEXT
+        return name in (b"tRNS", b"eXIf") or text
+
+    return _png(data, keep)
+
+
+def _png_pixels(data: bytes) -> bytes:
+    return _png(data, lambda name, body: name == b"tRNS")
+
+
+def _png_opaque(data: bytes) -> bytes:
+    return _png(data, lambda name, body: False)
+
+
+def _jpeg(data: bytes, keep: Callable[[int, bytes], bool]) -> bytes:
+    """Segments before the first scan: of APP1 to APP15 and comments only what `keep` wants."""
+    at, kept = 2, [data[:2]]
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            break
+        if marker == 0xFF:
+            at += 1
+            continue
+        if not (0xE1 <= marker <= 0xEF or marker == 0xFE) or keep(marker, data[at + 4 : end]):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
+def _jpeg_upright(data: bytes) -> bytes:
+    return _jpeg(data, lambda marker, body: marker == 0xEE or (marker == 0xE1 and body.startswith(b"Exif\0")))
+
+
+def _jpeg_pixels(data: bytes) -> bytes:
+    return _jpeg(data, lambda marker, body: marker == 0xEE)
+
+
+def _webp(data: bytes, exif: bool) -> bytes:
+    """The picture's chunks under a header that promises no more than they are."""
+    at, chunks = 12, dict[bytes, list[bytes]]()
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        chunks.setdefault(name, []).append(data[at : at + 8 + size + size % 2])
+        at += 8 + size + size % 2
+    wanted = (*_WEBP_PIXELS, b"EXIF") if exif else _WEBP_PIXELS
+    kept = b"".join(b"".join(chunks.get(name, ())) for name in wanted)
+    header = b"".join(chunks.get(b"VP8X", ())[:1])
+    if header:
+        flags = header[8] & (_WEBP_ALPHA | _WEBP_ANIMATED | (_WEBP_EXIF if exif and b"EXIF" in chunks else 0))
+        header = header[:8] + bytes([flags]) + header[9:]
+    body = b"WEBP" + header + kept
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def _avif(data: bytes) -> bytes:
+    """The EXIF item under a type that no decoder looks at."""
+    return re.sub(rb"(infe.{8})Exif", rb"\1skip", data, flags=re.DOTALL)
+
+
+_REPAIRS: dict[str, tuple[Callable[[bytes], bytes], ...]] = {
+    "PNG": (_png_upright, _png_pixels, _png_opaque),
+    "JPEG": (_jpeg_upright, _jpeg_pixels),
+    "AVIF": (_avif,),
+    "WEBP": (lambda data: _webp(data, True), lambda data: _webp(data, False)),
+}
