@@ -79,14 +79,14 @@ class NameFinder:
 
     @cached_property
     def _by_key(self) -> dict[str, list[str]]:
-        found = defaultdict(list)
+        found: dict[str, list[str]] = defaultdict(list)
         for image, name in self._names.items():
             found[name_key(name)].append(image)
         return dict(found)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        found = defaultdict(list)
+        found: dict[str, list[str]] = defaultdict(list)
         for key, images in self._by_key.items():
             found[split_suffix(key)[0]] += images
         return dict(found)

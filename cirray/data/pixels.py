@@ -29,7 +29,8 @@ def colour_key(image: Image.Image) -> object:
     A PNG names it in the file's own depth, while pixels of 2 and 4 bits are spread over 8, and those of three times 16
     bits are cut to 8.
     """
-    key, raw = image.info.get("transparency"), str(image.tile[0][3]) if image.tile else ""
+    tiles = getattr(image, "tile", ())
+    key, raw = image.info.get("transparency"), str(tiles[0][3]) if tiles else ""
     if isinstance(key, int) and raw in _KEY_SCALES:
         return key * _KEY_SCALES[raw]
     if isinstance(key, tuple) and raw.startswith("RGB;16"):
