@@ -9,4 +9,5 @@ VERB = Verb(
     run="cirray.pipelines.browse:run_browse",
     example="cirray browse run=report-before other=report-after out=compared.html",
     show=lambda browser: browser.text(),
+    restarts=False,
 )

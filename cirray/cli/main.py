@@ -10,7 +10,9 @@ from cirray.cli.verb import Verb, load
 from cirray.core.config import Config, ConfigT, load_config
 from cirray.core.environ import limit_threads
 from cirray.core.errors import CirrayError, ConfigError, unknown_name
+from cirray.core.interrupts import interruptible
 from cirray.core.log import complain, configure, printable, say
+from cirray.core.unfinished import restarting
 from cirray.core.version import __version__
 
 VERBS = (
@@ -21,6 +23,7 @@ VERBS = (
 
 HOME = "~/cirray/quickstart"
 """Where artifacts lie unless something else is said."""
+_RESTART = "throw half-written work of an interrupted or different run away and start anew; finished artifacts stay"
 
 
 def verb(name: str) -> Verb:
@@ -39,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done (or what the verb says of its result), 2 for an error of the user's (one sentence on
-        standard error), 3 done but some images were rejected (counted and named), 130 when interrupted.
+        standard error), 3 done but some images were rejected (counted and named), 130 when interrupted, 143 when
+        terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -79,22 +83,23 @@ def guarded(work: Any) -> int:
     """Run `work`, turning this package's errors (also those that crossed a Ray worker) into one sentence and exit 2.
 
     Returns:
-        The status that `work` returns (0 for None), or that of its error.
+        The status that `work` returns (0 for None), or that of its error; 130 after Ctrl-C, 143 after SIGTERM.
     """
     configure()
-    try:
-        return int(work() or 0)
-    except KeyboardInterrupt:
-        complain("interrupted; finished shards and checkpoints are kept: the same command goes on from there")
-        return 130
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except Exception as error:
-        sentence = user_sentence(error)
-        if sentence is None:
-            raise
-        complain(f"error: {sentence}")
-        return 2
+    with interruptible() as received:
+        try:
+            return int(work() or 0)
+        except (KeyboardInterrupt, SystemExit, Exception) as error:
+            if received.note(error):
+                complain(received.sentence)
+                return received.status
+            if isinstance(error, SystemExit):
+                return int(error.code or 0)
+            sentence = user_sentence(error)
+            if sentence is None:
+                raise
+            complain(f"error: {sentence}")
+            return 2
 
 
 def user_sentence(error: BaseException | None) -> str | None:
@@ -116,12 +121,13 @@ def overview() -> str:
         [
             "cirray: composed image retrieval at scale, by generating modification text",
             "",
-            "usage: cirray VERB [CONFIG.yaml] [path.to.field=value ...] [--root DIR] [--print-config]",
+            "usage: cirray VERB [CONFIG.yaml] [path.to.field=value ...] [--root DIR] [--restart] [--print-config]",
             "",
             *lines,
             "",
             "`cirray VERB --help` lists a verb's fields with their defaults. Artifacts lie below ~/cirray/quickstart",
-            "unless `--root DIR` moves all of them, or a field names one of them.",
+            "unless `--root DIR` moves all of them, or a field names one of them. A killed run goes on when the same",
+            "command is given again; `--restart` throws its half-written work away first (finished artifacts stay).",
         ]
     )
 
@@ -164,8 +170,11 @@ def _run_verb(name: str, given: list[str]) -> int:
     if options.print_config:
         say(config.to_yaml().rstrip())
         return 0
+    if options.restart and not chosen.restarts:
+        raise ConfigError(f"cirray {name} writes no artifact, so there is nothing that --restart could throw away.")
     limit_threads()
-    result = chosen.function()(config)
+    with restarting(options.restart):
+        result = chosen.function()(config)
     text = chosen.show(result) if chosen.show else describe(result, config)
     if text:
         say(text)
@@ -198,6 +207,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--restart", action="store_true")
     return parser.parse_known_args(list(arguments))
 
 
@@ -225,6 +235,8 @@ def verb_help(chosen: Verb) -> str:
     lines = [f"cirray {chosen.name}: {chosen.help}", ""]
     if chosen.example:
         lines += [f"example: {chosen.example}", ""]
+    if chosen.restarts:
+        lines += ["flags:", f"  --restart  {_RESTART}", ""]
     lines += ["fields (path.to.field=value):", *_field_lines(chosen.config_class(), "")]
     return "\n".join(lines)
 

@@ -56,4 +56,5 @@ VERB = Verb(
     show=_show,
     switches={"--json": "as_json=true"},
     gathers=("file", "assignments"),
+    restarts=False,
 )

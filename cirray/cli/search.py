@@ -9,4 +9,5 @@ VERB = Verb(
     run="cirray.pipelines.search:run_search",
     example='cirray search --id gal-00000-0 --text "make the square blue"',
     show=lambda answer: answer.text(),
+    restarts=False,
 )

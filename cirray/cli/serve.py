@@ -9,4 +9,5 @@ VERB = Verb(
     run="cirray.serving.launch:run_serve",
     example="cirray serve --port 8000",
     show=lambda _: "",
+    restarts=False,
 )

@@ -9,4 +9,5 @@ VERB = Verb(
     run="cirray.pipelines.submit:run_submit",
     example="cirray submit --check submission/cirr-test1-recall.json",
     show=lambda submission: submission.text(),
+    restarts=False,
 )

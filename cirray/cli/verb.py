@@ -10,6 +10,8 @@ from cirray.core.config import Config
 
 PARTIAL = 3
 """Exit status of a run that completed without some of its images; each is named with its reason."""
+FLAGS = ("--help", "--print-config", "--restart")
+"""Flags of the command line itself; they take no value."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Verb:
     """Field that a word without a name sets: `cirray doctor ROOT`."""
     switches: Mapping[str, str] = field(default_factory=dict)
     """Flags without a value -> the assignment they stand for: `--json` -> `as_json=true`."""
+    restarts: bool = True
+    """Whether it writes artifacts, whose half-written work `--restart` throws away."""
     gathers: tuple[str, str] = ("", "")
     """Fields that take a config file of another verb, and the assignments meant for it (`cirray plan RUN.yaml ...`)."""
 
@@ -45,9 +49,7 @@ class Verb:
         words: list[str] = []
         for at, word in enumerate(arguments):
             before = arguments[at - 1] if at else ""
-            is_value = (
-                before.startswith("--") and "=" not in before and before not in (*self.switches, "--print-config")
-            )
+            is_value = before.startswith("--") and "=" not in before and before not in (*self.switches, *FLAGS)
             is_bare = not word.startswith("-") and "=" not in word and not word.endswith((".yaml", ".yml"))
             if word in self.switches:
                 words.append(self.switches[word])
@@ -62,7 +64,7 @@ class Verb:
         own, kept, foreign, rest = set(self.config_class().model_fields), list[str](), list[str](), list(words)
         while rest:
             word = rest.pop(0)
-            if word.startswith("--") and word not in ("--help", "--print-config") and ("=" in word or rest):
+            if word.startswith("--") and word not in FLAGS and ("=" in word or rest):
                 name, mark, value = word[2:].partition("=")
                 word = f"{name.replace('-', '_')}={value if mark else rest.pop(0)}"
             if word.endswith((".yaml", ".yml")) and "=" not in word:

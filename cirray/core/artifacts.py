@@ -1,7 +1,8 @@
 """Artifacts: a directory of data files plus `manifest.json`, which is written last.
 
 A present manifest means a complete artifact. A local stage works in `<name>.partial` and is renamed at the end; on an
-object store (no rename) it works in place. A killed stage is opened again and finds its finished shards.
+object store (no rename) it works in place. A killed stage is opened again and finds its finished shards; one in which
+nothing was finished leaves nothing (`cirray.core.unfinished`).
 """
 
 import hashlib
@@ -9,19 +10,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cirray.core import storage
+from cirray.core import storage, unfinished
 from cirray.core.contents import content_digest, says_nothing
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError
 from cirray.core.upgrades import with_new_fields
 from cirray.core.version import __version__
 
-MANIFEST = "manifest.json"
+MANIFEST, MARKER = "manifest.json", "stage.json"
 SCHEMA_VERSION = 1
 _PLACES = ("out", "ray", "pool", "device")
 
@@ -55,29 +57,36 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Stage:
-    """A directory being written. `finished` is set when the very same stage had been completed before."""
+    """A directory being written. `finished` is set when the very same stage had been completed before.
+
+    `kept` are patterns of the files that the same run, started again, goes on from; `fresh` says that it found none.
+    """
 
     uri: str
     kind: str
     config: dict[str, Any]
     inputs: dict[str, str]
     finished: Manifest | None = None
+    kept: tuple[str, ...] = ()
+    fresh: bool = False
     begin: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def work_uri(self) -> str:
         """Where files are written before they are published; workers on other nodes may write here by URI."""
-        return f"{self.uri}.partial" if storage.is_local(self.uri) else self.uri
+        return f"{storage.join(self.uri)}.partial" if storage.is_local(self.uri) else self.uri
 
     @property
     def local(self) -> Path:
         """A local folder for files written by this process (uploaded by publish() when the stage is remote)."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder
+
+    @property
+    def _folder(self) -> Path:
         if storage.is_local(self.uri):
-            folder = storage.local_path(self.work_uri)
-        else:
-            folder = cache_folder() / "stages" / hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+            return storage.local_path(self.work_uri)
+        return cache_folder() / "stages" / hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
 
     def publish(
         self,
@@ -101,36 +110,78 @@ class Stage:
         return manifest
 
     def discard(self) -> None:
-        """Drop everything written so far."""
-        storage.remove(self.work_uri)
+        """Drop everything written so far; a finished artifact stays."""
+        if storage.is_local(self.uri) or not is_complete(self.uri):
+            storage.remove(self.work_uri)
+        storage.remove(str(self._folder))
+
+    def has_worth(self) -> bool:
+        """Whether it is finished, or holds files of the kinds in `kept`."""
+        if not storage.is_local(self.uri) and is_complete(self.uri):
+            return True
+        names = {*storage.list_files(self.work_uri), *storage.list_files(str(self._folder))}
+        return any(fnmatch(name, pattern) for name in names for pattern in self.kept)
 
 
-def open_stage(uri: str | Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Stage:
+def open_stage(
+    uri: str | Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
+    kept: Sequence[str] = (),
+) -> Stage:  # fmt: skip
     """Begin, resume or recognise a stage.
+
+    Half-written work of another run stands in the way only if it is worth something; with `unfinished.restarting` all
+    of it is thrown away.
 
     Args:
         uri: final directory of the artifact (path or URI).
         kind: artifact kind, e.g. "features".
         config: resolved configuration, plain values.
         inputs: name -> digest of every artifact read.
+        kept: patterns of the files that the same run, started again, goes on from (`shards/*`); none: it starts anew.
 
     Raises:
         ArtifactError: when another artifact, made from another config or inputs, stands or is half-written at `uri`.
     """
-    stage = Stage(str(uri), kind, _plain(config), dict(inputs or {}))
+    stage = Stage(str(uri), kind, _plain(config), dict(inputs or {}), kept=tuple(kept))
     key = {"kind": kind, "config": stage.config, "inputs": stage.inputs}
     if is_complete(uri):
         manifest = read_manifest(uri, kind)
         _check_same(uri, key, manifest.stage_key)
-        return Stage(stage.uri, kind, stage.config, stage.inputs, manifest)
-    marker = storage.join(stage.work_uri, "stage.json")
+        return replace(stage, finished=manifest)
+    unfinished.opened(stage)
+    marker = storage.join(stage.work_uri, MARKER)
     if storage.exists(marker):
-        _check_same(uri, key, json.loads(storage.read_bytes(marker)), partial=True)
-    else:
-        if storage.is_local(uri) and storage.local_path(uri).exists():
-            raise ArtifactError(f"{str(uri)!r} exists but is no artifact (no {MANIFEST}). Choose another --out.")
-        storage.write_bytes(marker, json.dumps(key, indent=2, sort_keys=True).encode())
-    return stage
+        found = _read_marker(marker)
+        earlier = replace(stage, kept=tuple(found.pop("kept", stage.kept)))
+        other = _differences(key, found)
+        if not other and not unfinished.restarts():
+            return stage
+        if other and earlier.has_worth() and not unfinished.restarts():
+            raise ArtifactError(
+                f"{str(uri)!r} is half-written by a different run ({other}). Add --restart to throw that work away and "
+                "start anew, go on with the earlier settings, or choose another --out."
+            )
+        stage.discard()
+    _begin(stage, key, marker)
+    return replace(stage, fresh=True)
+
+
+def _begin(stage: Stage, key: Mapping[str, Any], marker: str) -> None:
+    """Start with nothing but the marker, which says whose work this is."""
+    if storage.is_local(stage.uri):
+        if storage.local_path(stage.uri).exists():
+            raise ArtifactError(f"{stage.uri!r} exists but is no artifact (no {MANIFEST}). Choose another --out.")
+        stage.discard()
+    storage.write_bytes(marker, json.dumps({**key, "kept": stage.kept}, indent=2, sort_keys=True).encode())
+
+
+def _read_marker(marker: str) -> dict[str, Any]:
+    """Whose work lies there; a damaged marker is nobody's."""
+    try:
+        found = json.loads(storage.read_bytes(marker))
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def is_complete(uri: str | Path) -> bool:
@@ -151,8 +202,10 @@ def read_manifest(uri: str | Path, kind: str | None = None) -> Manifest:
         raise ArtifactError(f"The artifact{wanted} at {str(uri)!r} {state}. Run the stage that makes it first.")
     try:
         manifest = Manifest(**json.loads(storage.read_bytes(storage.join(uri, MANIFEST))))
+        _check_types(manifest)
     except (ValueError, TypeError) as error:
-        raise ArtifactError(f"The manifest of {str(uri)!r} is damaged: {error}. Make the artifact again.") from None
+        reason = str(error).replace("Manifest.__init__()", "it")
+        raise ArtifactError(f"The manifest of {str(uri)!r} is damaged: {reason}. Make the artifact again.") from None
     if manifest.schema_version > SCHEMA_VERSION:
         raise ArtifactError(
             f"{str(uri)!r} has schema version {manifest.schema_version}; this cirray reads up to {SCHEMA_VERSION}."
@@ -160,6 +213,20 @@ def read_manifest(uri: str | Path, kind: str | None = None) -> Manifest:
     if kind and manifest.kind != kind:
         raise ArtifactError(f"{str(uri)!r} is an artifact of kind {manifest.kind!r}; {kind!r} is needed here.")
     return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Refuse a manifest whose fields hold something else than they must.
+
+    Raises:
+        ValueError: naming the first such field.
+    """
+    kinds = {"kind": str, "digest": str, "schema_version": int, "config": dict, "inputs": dict, "counts": dict,
+             "metrics": dict, "extra": dict}  # fmt: skip
+    for name, kind in kinds.items():
+        value = getattr(manifest, name)
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} holds a {type(value).__name__} where a {kind.__name__} is needed")
 
 
 def localize(uri: str | Path, kind: str | None = None) -> Path:
@@ -200,7 +267,7 @@ def directory_digest(uri: str | Path) -> str:
     """
     total = hashlib.blake2b(digest_size=16)
     for name in storage.list_files(uri):
-        if name not in (MANIFEST, "stage.json") and not says_nothing(name):
+        if name not in (MANIFEST, MARKER) and not says_nothing(name):
             total.update(f"{name}\x1f{content_digest(storage.join(uri, name))}\x1f".encode())
     return total.hexdigest()
 
@@ -209,14 +276,24 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(config), sort_keys=True, default=str))
 
 
-def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any], partial: bool = False) -> None:
+def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    other = _differences(wanted, found)
+    if other:
+        raise ArtifactError(
+            f"{str(uri)!r} was made by a different run ({other}). Choose another --out, or delete it if it is not "
+            "needed any more."
+        )
+
+
+def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
+    """What of kind, config and inputs differs, in words; empty when nothing does."""
+    names = ("kind", "config", "inputs")
+    if not all(isinstance(found.get(name), str if name == "kind" else dict) for name in names):
+        return "its own description is damaged"
     wanted, found = _content(wanted), _content(found)
     if with_new_fields(found, wanted) == wanted:
-        return
-    names = [name for name in ("kind", "config", "inputs") if wanted[name] != found.get(name)]
-    details = "; ".join(_difference(name, wanted[name], found.get(name)) for name in names)
-    state = "is half-written by" if partial else "was made by"
-    raise ArtifactError(f"{str(uri)!r} {state} a different run ({details}). Choose another --out or delete it.")
+        return ""
+    return "; ".join(_difference(name, wanted[name], found[name]) for name in names if wanted[name] != found[name])
 
 
 def _content(key: dict[str, Any]) -> dict[str, Any]:

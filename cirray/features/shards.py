@@ -19,6 +19,8 @@ from cirray.types import stable_id
 FOLDER = "shards"
 REJECTED = "rejected"
 CONTENTS = "contents"
+PARTS = (f"{FOLDER}/*", f"{REJECTED}/*")
+"""Files that an embedding stage, started again, goes on from."""
 
 
 class FeatureShardWriter:

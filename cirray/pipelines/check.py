@@ -9,6 +9,7 @@ import pyarrow as pa
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
 from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.evaluation.round_trip import PairScores, pair_scores, round_trip_ranks, twins, worse_of_both
 from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.judging import text_accuracy
@@ -18,6 +19,7 @@ from cirray.triplets.schema import REJECTED_SCHEMA, to_triplets
 from cirray.triplets.store import KIND, TripletStore, write_part
 
 
+@stage_function
 def run_check(run: CheckRun) -> Manifest:
     """Write the triplets that pass; the others become rejected rows with their rank.
 

@@ -7,6 +7,7 @@ from typing import Any
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.evaluation.baselines import ImageOnly
@@ -23,6 +24,7 @@ from cirray.triplets.rewrites import KIND
 from cirray.triplets.store import TripletStore
 
 
+@stage_function
 def run_compare(run: CompareRun) -> Manifest:
     """Evaluate every checkpoint and write one report; the last row's queries are shown with pictures.
 

@@ -7,7 +7,8 @@ from typing import Any
 from cirray.core.artifacts import Manifest, Stage, is_complete, localize, open_stage, read_manifest
 from cirray.core.config import leaves, merged, validate
 from cirray.core.contents import file_digest
-from cirray.core.errors import ArtifactError, CirrayError
+from cirray.core.errors import ArtifactError
+from cirray.core.unfinished import stage_function
 from cirray.models.composed import QFormerRetriever
 from cirray.models.config import RetrieverConfig
 from cirray.models.conversion import FORMATS
@@ -35,6 +36,7 @@ from cirray.runs import ConvertRun
 WEIGHTS, MODEL, VISION, WORK = "weights.pt", "model", "vision", "work"
 
 
+@stage_function
 def run_convert(run: ConvertRun) -> Manifest:
     """Convert one checkpoint.
 
@@ -51,11 +53,7 @@ def run_convert(run: ConvertRun) -> Manifest:
     stage = open_stage(run.out, kind, run.to_dict(), {"source": _digest(run.source)})
     if stage.finished:
         return stage.finished
-    try:
-        return _write_back(run, stage) if run.to == "original" else _write(run, stage)
-    except CirrayError:
-        stage.discard()  # nothing of a refused file is worth resuming
-        raise
+    return _write_back(run, stage) if run.to == "original" else _write(run, stage)
 
 
 def _write(run: ConvertRun, stage: Stage) -> Manifest:

@@ -12,6 +12,7 @@ from cirray.core import storage
 from cirray.core.artifacts import open_stage
 from cirray.core.errors import ConfigError, DataError, unknown_name
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.annotations import MissingFileError
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig, ImageLimits
@@ -41,6 +42,7 @@ _NAMES = ("code", "reason", "bytes", "digest", "format", "width", "height")
 _ROW_BYTES = 2048
 
 
+@stage_function
 def run_doctor(run: DoctorRun) -> DoctorReport:
     """Check a data set on disk.
 

@@ -10,9 +10,10 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.errors import ArtifactError, DataError
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.config import ImageLimits
 from cirray.data.transforms import build_transform
-from cirray.features.shards import FOLDER, finished_parts, forget_part, part_name, read_contents, shard_digest
+from cirray.features.shards import FOLDER, PARTS, finished_parts, forget_part, part_name, read_contents, shard_digest
 from cirray.pipelines.actors import EncodeImages, decode_images, load_tower
 from cirray.pipelines.config import EmbedRun
 from cirray.pipelines.datasets import ImageList, contents_of, list_images
@@ -32,6 +33,7 @@ class TowerFacts:
     shape: tuple[int, int]
 
 
+@stage_function
 def run_embed(run: EmbedRun) -> Manifest:
     """Decode and encode every image of the asked parts, once; resumes from finished shards whose images are unchanged.
 
@@ -43,7 +45,9 @@ def run_embed(run: EmbedRun) -> Manifest:
         ArtifactError: no tower, another run's output at `out`, or features there of pictures that have changed since.
     """
     images = list_images(run.data, run.parts)
-    stage = open_stage(run.out, "features", _result_config(run), {"images": images.digest, "tower": _digest(run.tower)})
+    stage = open_stage(
+        run.out, "features", _result_config(run), {"images": images.digest, "tower": _digest(run.tower)}, PARTS
+    )
     if stage.finished:
         _check_unchanged(run, images)
         return stage.finished

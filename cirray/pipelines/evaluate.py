@@ -8,6 +8,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
 from cirray.core.errors import ArtifactError, DataError
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.evaluation.baselines import ImageOnly
@@ -32,6 +33,7 @@ from cirray.types import stable_id
 HISTORY = "history.jsonl"
 
 
+@stage_function
 def run_evaluate(run: EvaluateRun) -> Manifest:
     """Evaluate and report.
 

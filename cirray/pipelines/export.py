@@ -6,6 +6,7 @@ from typing import Any
 
 from cirray.core.artifacts import Manifest, Stage, localize, model_folder, open_stage, read_manifest
 from cirray.core.errors import ArtifactError
+from cirray.core.unfinished import stage_function
 from cirray.models.towers.hf_blip2 import PREPROCESSOR
 from cirray.pipelines.card import Card
 from cirray.runs import ExportRun
@@ -14,6 +15,7 @@ CARD, RECIPE = "README.md", "recipe.json"
 _KINDS = ("checkpoint", "generator")
 
 
+@stage_function
 def run_export(run: ExportRun) -> Manifest:
     """Export a checkpoint or a generator.
 

@@ -12,6 +12,7 @@ from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.core.contents import canonical
 from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.features.store import check_tower
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.pipelines.actors import GenerateTexts, GeneratorLoader, load_generator
@@ -23,7 +24,7 @@ from cirray.pipelines.ordering import order_pairs
 from cirray.pipelines.streaming import Step, stream
 from cirray.triplets.filters import apply_filters
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, triplet_id
-from cirray.triplets.store import DATA, REJECTED, finished_ids, read_file, read_tables, write_table
+from cirray.triplets.store import DATA, PARTS, REJECTED, finished_ids, read_file, read_tables, write_table
 from cirray.types import Pair, stable_id
 
 _FILTERED = "filtered"
@@ -47,6 +48,7 @@ class Plan:
         return pa.table({**head, **columns})
 
 
+@stage_function
 def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Manifest:
     """Write a text for every pair; resumes from finished parts.
 
@@ -67,7 +69,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
         DataError: when a pair holds a guarded image.
     """
     guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
-    stage = open_stage(run.out, "triplets", _result_config(run), {**_inputs(run), **guard_inputs(guard)})
+    stage = open_stage(run.out, "triplets", _result_config(run), {**_inputs(run), **guard_inputs(guard)}, PARTS)
     if stage.finished:
         return stage.finished
     plan = make_plan(run)

@@ -10,6 +10,7 @@ import torch
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.unfinished import stage_function
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import read_scenes
@@ -32,6 +33,7 @@ WORK, SAMPLES = "work", "samples.jsonl"
 _EVALUATION_BATCH = 256
 
 
+@stage_function
 def run_generator(run: GeneratorRun) -> Manifest:
     """Train the generator, in this process or on Ray's workers (`ray`); a killed run goes on from its last checkpoint.
 
@@ -49,7 +51,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
     if run.qformer_source:
         inputs["qformer_source"] = open_blip2(run.qformer_source).digest
     guard = _guard(run)
-    stage = open_stage(run.out, "generator", run.to_dict(), inputs)
+    stage = open_stage(run.out, "generator", run.to_dict(), inputs, _kept(run))
     if stage.finished:
         return stage.finished
     dataset = read_dataset(run.data)
@@ -75,6 +77,12 @@ def run_generator(run: GeneratorRun) -> Manifest:
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
     extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning, "saw": {dataset.name: len(labelled.train)}}
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
+
+
+def _kept(run: GeneratorRun) -> tuple[str, ...]:
+    """Checkpoints and finished loops are worth going on from; where they lie outside, whatever stands beside them."""
+    outside = run.ray is not None and run.ray.enabled and run.ray.storage
+    return ("*",) if outside else (f"{WORK}/*checkpoints/*", f"{WORK}/*done.json", "ray/*/checkpoint_*/*")
 
 
 def _train(

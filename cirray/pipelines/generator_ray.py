@@ -63,6 +63,8 @@ def train_on_workers(
     start = storage.join(place, f"{label}.start.pt")
     settings = {"run": run.to_dict(), "loop": name, "start": start}
     fit = Fit(work, settings, run.ray, loop, label, place, title, (HistoryFile(folder / HISTORY),))
+    if stage.fresh:
+        clear(fit)
     if not (folder / DONE).is_file():
         storage.write_bytes(start, _packed(model))
         history = bring_home(fit_on_ray(fit).checkpoint, folder)

@@ -17,6 +17,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import Advance, progress
+from cirray.core.unfinished import stage_function
 from cirray.data.listing import list_pictures, picture_ids
 from cirray.data.places import Place
 from cirray.features.shards import read_contents, read_rejected
@@ -54,6 +55,7 @@ class Plan:
         return [self.ids[start : start + size] for start in range(0, len(self.ids), size)]
 
 
+@stage_function
 def run_index(run: IndexRun) -> Manifest:
     """Index a folder of pictures, or the gallery of a data set whose features are stored.
 
@@ -74,7 +76,7 @@ def run_index(run: IndexRun) -> Manifest:
     encoder = PartEncoder(run, plan.paths, plan.features_digest)
     if run.index.backend == "faiss":
         check_faiss(encoder.encoder.config.embed_dim, run.index)
-    stage = open_stage(run.out, KIND, stage_config(run), plan.inputs)
+    stage = open_stage(run.out, KIND, stage_config(run), plan.inputs, ["parts/*"])
     meta = IndexMeta(encoder.encoder.target_digest, encoder.vision.digest, encoder.encoder.config.similarity)
     feature_bytes = len(plan.ids) * encoder.vision.num_tokens * encoder.vision.width * 2
     keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9

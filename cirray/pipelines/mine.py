@@ -10,6 +10,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.texts import decoded
+from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.names import NameFinder
 from cirray.features.shards import read_rejected
@@ -30,6 +31,7 @@ PAIR_SCHEMA = pa.schema(
 _LABELLED = ("existing", "reverse")
 
 
+@stage_function
 def run_mine(run: MineRun) -> Manifest:
     """Choose pairs and write them.
 

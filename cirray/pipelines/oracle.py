@@ -11,6 +11,7 @@ from typing import Any
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.seeding import numpy_generator
+from cirray.core.unfinished import stage_function
 from cirray.data.shapes.grammar import true_text
 from cirray.data.shapes.scenes import Scene, difference
 from cirray.data.shapes.world import read_scenes
@@ -22,6 +23,7 @@ from cirray.types import stable_id
 _REASON = "more than one edit apart: no single true text"
 
 
+@stage_function
 def run_oracle(run: OracleRun) -> Manifest:
     """Write the oracle's triplets.
 

@@ -13,6 +13,7 @@ import ray.data
 
 from cirray.core.environ import private_cluster, ray_address
 from cirray.core.errors import ConfigError
+from cirray.core.interrupts import reinstall
 from cirray.core.log import get_logger
 from cirray.pipelines.config import RayConfig
 
@@ -49,6 +50,7 @@ def cluster(config: RayConfig) -> Iterator[ClusterInfo]:
         _start_private(config)
     else:
         _join(address, config)
+    reinstall()
     try:
         with _hushed(not config.show_output):
             yield _info(private)

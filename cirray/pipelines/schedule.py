@@ -11,6 +11,7 @@ from cirray.core.environ import worker_environment
 from cirray.core.errors import ConfigError, StageError
 from cirray.core.log import get_logger
 from cirray.core.progress import redirected
+from cirray.core.unfinished import restarting, restarts
 
 _POLL_S = 0.5
 
@@ -106,7 +107,7 @@ def run_graph(nodes: Sequence[Node], slots: int, watch: Watch) -> dict[str, Outc
         while waiting or running:
             for node in _startable(waiting, running, outcomes, slots):
                 waiting.remove(node)
-                running[task.remote(node, board)] = node
+                running[task.remote(node, board, restarts())] = node
             finished, _ = ray.wait(list(running), timeout=_POLL_S)
             for reference in finished:
                 outcomes[running.pop(reference).name] = ray.get(reference)
@@ -127,7 +128,7 @@ def _startable(waiting: list[Node], running: dict[Any, Node], outcomes: dict[str
     return chosen
 
 
-def _execute(node: Node, board: Any) -> Outcome:
+def _execute(node: Node, board: Any, restart: bool = False) -> Outcome:
     def sink(title: str, done: int, total: int | None, note: str) -> None:
         if not ray.get(board.put.remote(node.name, title, done, total, note)):
             raise StageError(f"Stage {node.name!r} was stopped: another one failed, or its caller went away.")
@@ -136,7 +137,7 @@ def _execute(node: Node, board: Any) -> Outcome:
 
     torch.set_num_threads(1)
     begin = time.monotonic()
-    with redirected(sink):
+    with redirected(sink), restarting(restart):
         result = _load(node.run)(node.config)
     return Outcome(result, time.monotonic() - begin)
 

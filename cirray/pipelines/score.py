@@ -8,6 +8,7 @@ from cirray.core import storage
 from cirray.core.artifacts import open_stage
 from cirray.core.contents import file_digest
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset, Protocol
 from cirray.data.readers import read_dataset
 from cirray.evaluation.chunked import Settings
@@ -37,6 +38,7 @@ class Scored:
         return "\n".join([figures_table(self.result), *self.notes, *written])
 
 
+@stage_function
 def run_score(run: ScoreRun) -> Scored:
     """Count a benchmark's figures from saved vectors or lists.
 

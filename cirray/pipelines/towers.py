@@ -10,6 +10,7 @@ import torch
 from cirray.core.artifacts import Manifest, open_stage
 from cirray.core.progress import progress
 from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.core.unfinished import stage_function
 from cirray.data.shapes.corpus import DESCRIBE, Passage, bags, passage, reserved_change
 from cirray.data.shapes.grammar import vocabulary
 from cirray.evaluation.texts import TextQuality, judge_texts
@@ -44,6 +45,7 @@ _DIFFERENCE_WORDS = "same from to"
 _JUDGED = 500
 
 
+@stage_function
 def run_towers(run: TowersRun) -> Manifest:
     """Make the towers artifact; a killed training goes on from its last checkpoint.
 
@@ -55,7 +57,7 @@ def run_towers(run: TowersRun) -> Manifest:
         ArtifactError: when a named tower cannot be read, or another run's output stands at `out`.
         DataError: when `data` lacks the captions that its objective needs.
     """
-    stage = open_stage(run.out, "towers", run.to_dict())
+    stage = open_stage(run.out, "towers", run.to_dict(), kept=["work-*/checkpoints/*"])
     if stage.finished:
         return stage.finished
     metrics: dict[str, Any] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.leaks import check_leaks, guard_inputs, images_of
 from cirray.pipelines.train_inputs import (
@@ -31,6 +32,7 @@ HISTORY, BOARD, CHECKPOINTS = "history.jsonl", "tensorboard", "checkpoints"
 _CONTENT = ("labels", "model", "tokenizer", "temperature", "training", "validation")
 
 
+@stage_function
 def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequence[Any] = ()) -> Manifest:
     """Train a retriever; a killed run goes on from its last checkpoint when it is started again.
 
@@ -55,7 +57,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
         return open_finished(run, digests)
     job = build_job(run, inputs, "cpu" if run.ray.enabled else run.device)
     tower = load_tower(run, job.features)
-    stage = open_stage(run.out, "checkpoint", _content(run), digests)
+    stage = open_stage(run.out, "checkpoint", _content(run), digests, _kept(run))
     tower.save(stage.local / MODEL / VISION)
     if run.ray.enabled:
         from cirray.pipelines.train_ray import train_on_ray
@@ -64,6 +66,12 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     else:
         history, rate = train_here(run, stage, job, callbacks)
     return _publish(run, stage, inputs, history, {"samples_per_second": round(rate, 1), **guard})
+
+
+def _kept(run: TrainRun) -> tuple[str, ...]:
+    """Checkpoints are worth going on from; where they lie outside, whatever stands beside them."""
+    outside = run.ray.enabled and run.ray.storage
+    return ("*",) if outside else (f"{CHECKPOINTS}/*", "ray/*/checkpoint_*/*")
 
 
 def open_finished(run: TrainRun, digests: Mapping[str, str]) -> Manifest:

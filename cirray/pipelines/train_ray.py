@@ -10,6 +10,7 @@ driver died, goes on from the last checkpoint that was committed there.
 
 import json
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ from cirray.core.artifacts import Stage
 from cirray.core.config import validate
 from cirray.core.environ import enter_folder, train_settings, worker_environment, working_folder
 from cirray.core.errors import CirrayError, ConfigError
+from cirray.core.interrupts import own_handlers
 from cirray.core.log import get_logger
 from cirray.core.progress import Advance, progress
 from cirray.pipelines.config import RayTrainConfig, TrainRun
@@ -98,6 +100,8 @@ def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> tu
         work, {"run": run.to_dict()}, run.ray, run.training, run_name(run.out), place_of(run.ray, stage), title_of(run),
         writers,
     )  # fmt: skip
+    if stage.fresh:
+        clear(fit)
     result = fit_on_ray(fit, reports)
     history = bring_home(result.checkpoint, stage.local)
     clear(fit)
@@ -272,11 +276,22 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
     trainer = TorchTrainer(
         fit.work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
     )
-    with _followed(fit):
+    with _followed(fit), own_handlers() as asked:
         try:
             return trainer.fit()
+        except KeyboardInterrupt:
+            _abort(asked)
+            raise
         except ray.train.TrainingFailedError as error:
             raise _reason(error) from error
+
+
+def _abort(asked: dict[int, Any]) -> None:
+    """Stop the workers, also on a cluster that stays: by the handler that Ray Train wanted for Ctrl-C."""
+    try:
+        asked.get(signal.SIGINT, lambda *_: None)(signal.SIGINT, None)
+    except (SystemExit, ray.exceptions.RayError):
+        pass  # its ways to say that they are stopped
 
 
 def _reason(error: Exception) -> Exception:

@@ -17,7 +17,9 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.environ import enter_folder, tune_settings, working_folder
 from cirray.core.errors import CirrayError, ConfigError
+from cirray.core.interrupts import own_handlers
 from cirray.core.progress import Advance, progress, silent
+from cirray.core.unfinished import stage_function
 from cirray.evaluation.plots import save_figure, sweep_plot
 from cirray.pipelines.config import RayConfig, TuneRun
 from cirray.pipelines.leaks import check_leaks, guard_inputs, images_of
@@ -39,10 +41,12 @@ from cirray.training.loop import Callback
 from cirray.training.state import LoopState, Row
 
 TRIALS, EXPERIMENT = "trials", "tune"
+_KEPT = tuple(f"{TRIALS}/*{name}" for name in ("manifest.json", "checkpoints/*", "ray/*/checkpoint_*/*"))
 _SLIVER = 0.01
 """CPUs of the driver of a trial that starts workers of its own; Tune refuses a trial without any resource."""
 
 
+@stage_function
 def run_tune(run: TuneRun) -> Manifest:
     """Run the sweep; finished trials are not run again.
 
@@ -60,7 +64,7 @@ def run_tune(run: TuneRun) -> Manifest:
     read = read_inputs(run.base)
     guard = check_leaks(run.base.guard, images_of(read.triplets), run.base.allow_leaks, "The training data")
     inputs = {**input_digests(run.base, read), **guard_inputs(guard)}
-    stage = open_stage(run.out, "sweep", _content(run), inputs)
+    stage = open_stage(run.out, "sweep", _content(run), inputs, _KEPT)
     if stage.finished:
         return stage.finished
     with cluster(_cluster_config(run)) as info:
@@ -177,7 +181,8 @@ def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concu
         else:
             watch = Watch(run.metric, advance)
             tuner = _tuner(run, function, list(trials), concurrent, root, filesystem, watch)
-        return tuner.fit()
+        with own_handlers():  # Tune's own would end a sweep on Ctrl-C as if it were finished
+            return tuner.fit()
 
 
 def _tuner(

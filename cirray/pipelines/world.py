@@ -2,10 +2,12 @@
 
 from cirray.core.artifacts import Manifest, open_stage
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.shapes.world import write_world
 from cirray.runs import WorldRun
 
 
+@stage_function
 def run_world(run: WorldRun) -> Manifest:
     """Draw, render and write every image and table of the world.
 

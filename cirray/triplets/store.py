@@ -21,6 +21,8 @@ from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema
 from cirray.types import Triplet
 
 DATA, REJECTED = "data", "rejected"
+PARTS = (f"{DATA}/*", f"{REJECTED}/*")
+"""Files of a store that a stage, started again, goes on from."""
 KIND = "triplets"
 
 

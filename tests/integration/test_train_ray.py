@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import runpy
 import signal
@@ -12,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 
@@ -104,22 +102,24 @@ def test_deepspeed_on_two_workers_survives_a_killed_one_and_ends_like_torch_in_o
 
 
 @pytest.mark.timeout(600)
-def test_a_run_whose_driver_was_killed_goes_on_from_its_last_checkpoint(fields, here, ray_cluster, tmp_path, caplog):
+def test_a_driver_that_is_terminated_says_so_and_goes_on_from_its_last_checkpoint(
+    fields, here, ray_cluster, tmp_path, caplog
+):
     out = tmp_path / "c"
     settings = {**fields, "out": str(out), "ray": {"num_workers": 1, "num_cpus": 3}}
-    script = (
-        "import json, sys\nfrom cirray.core.config import validate\nfrom cirray.pipelines.config import TrainRun\n"
-        "from cirray.pipelines.train import run_train\nrun_train(validate(TrainRun, json.loads(sys.argv[1])))"
-    )
-    driver = subprocess.Popen([sys.executable, "-c", script, json.dumps(settings)], start_new_session=True)
+    (tmp_path / "run.yaml").write_text(validate(TrainRun, settings).to_yaml())
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "cirray", "finetune", str(tmp_path / "run.yaml")], start_new_session=True,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         wait_for(lambda: reached(out, 60))
+        driver.terminate()
+        said = driver.communicate(timeout=60)[1]
     finally:
-        family = [driver.pid, *(item.pid for item in psutil.Process(driver.pid).children(recursive=True))]
-        for pid in family:
-            os.kill(pid, signal.SIGKILL)
-        driver.wait()
-    assert not out.exists()
+        driver.kill()
+    assert driver.returncode == 143 and said.splitlines()[-1].startswith("terminated; nothing half-done")
+    assert "Traceback" not in said and not out.exists()
     with caplog.at_level(logging.INFO, "cirray"):
         manifest = run_train(validate(TrainRun, settings))
     check_equal(history_of(out, manifest), here)

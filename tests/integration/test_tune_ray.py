@@ -1,7 +1,6 @@
 """Ray Tune: a sweep in trial processes that goes on after a kill, and one whose trials start workers."""
 
 import json
-import os
 import runpy
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 
@@ -56,22 +54,23 @@ def wait_for(condition, seconds=280):
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_sweep_goes_on_without_running_finished_trials_again(fields, ray_cluster, tmp_path):
+def test_a_sweep_ended_by_ctrl_c_publishes_nothing_and_runs_no_finished_trial_again(fields, ray_cluster, tmp_path):
     out = tmp_path / "sweep"
     run = sweep(fields, out, 400, max_concurrent=1, scheduler="none", ray={"num_cpus": 2})
-    script = (
-        "import sys\nfrom cirray.core.config import load_config\nfrom cirray.pipelines.config import TuneRun\n"
-        "from cirray.pipelines.tune import run_tune\nimport json\n"
-        "run_tune(load_config(TuneRun, json.loads(sys.argv[1])))"
-    )
-    driver = subprocess.Popen([sys.executable, "-c", script, json.dumps(run.to_dict())], start_new_session=True)
+    (tmp_path / "sweep.yaml").write_text(run.to_yaml())
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "cirray", "tune", str(tmp_path / "sweep.yaml")], start_new_session=True,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     trials = Path(f"{out}.partial/trials")
     try:
         wait_for(lambda: list(trials.glob("*/manifest.json")) and list(trials.glob("*.partial/checkpoints/step-*")))
+        driver.send_signal(signal.SIGINT)
+        said = driver.communicate(timeout=60)[1]
     finally:
-        for item in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
-            os.kill(item.pid, signal.SIGKILL)
-        driver.wait()
+        driver.kill()
+    assert driver.returncode == 130 and said.splitlines()[-1].startswith("interrupted; nothing half-done")
+    assert "Traceback" not in said
     before = {path.parent.name: path.stat().st_mtime_ns for path in trials.glob("*/manifest.json")}
     assert 0 < len(before) < 3 and not out.exists()
     manifest = run_tune(run)

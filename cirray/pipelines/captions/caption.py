@@ -9,6 +9,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, directory_digest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError, GenerationError
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.shapes.corpus import bags, caption_bags
 from cirray.data.shapes.world import read_scenes
@@ -18,7 +19,7 @@ from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
 from cirray.pipelines.datasets import contents_of, open_dataset, part_ids
 from cirray.pipelines.streaming import Step, stream
 from cirray.triplets.captions import KIND, caption_table, rejected_captions
-from cirray.triplets.store import finished_keys, row_keys
+from cirray.triplets.store import PARTS, finished_keys, row_keys
 from cirray.types import stable_id
 
 _ROW_BYTES = 1024
@@ -26,6 +27,7 @@ _REASONS_SHOWN = 20
 _KEY = ("image_id",)
 
 
+@stage_function
 def run_caption(run: CaptionRun) -> Manifest:
     """Caption every image of the asked parts; a killed run goes on after its last finished part.
 
@@ -44,7 +46,7 @@ def run_caption(run: CaptionRun) -> Manifest:
     ids = part_ids(dataset, run.parts)
     if not ids:
         raise DataError(f"No image in the parts {', '.join(run.parts)} of {dataset.describe()}. Name parts it has.")
-    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, dataset, ids))
+    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, dataset, ids), PARTS)
     if stage.finished:
         return stage.finished
     parts = [_part(run, dataset, ids, start) for start in range(0, len(ids), run.part_rows)]

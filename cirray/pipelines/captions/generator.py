@@ -1,11 +1,13 @@
 """The stage that makes a caption-template generator: captions and template ids in, a generator artifact out."""
 
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.unfinished import stage_function
 from cirray.generators.caption_template import pick_templates, save_caption_generator
 from cirray.pipelines.captions.config import CaptionGeneratorRun
 from cirray.triplets.captions import KIND, read_captions
 
 
+@stage_function
 def run_caption_generator(run: CaptionGeneratorRun) -> Manifest:
     """Write a generator for `cirray generate`.
 

@@ -13,6 +13,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, directory_digest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError, GenerationError
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.generators.rewriters.base import REWRITERS, rewrite_prompt
 from cirray.pipelines.datasets import open_dataset
@@ -22,13 +23,14 @@ from cirray.pipelines.rewrites.texts import own_texts
 from cirray.pipelines.streaming import Step, stream
 from cirray.triplets import captions
 from cirray.triplets.rewrites import KEY, KIND, named, rejected_rewrites, rewrite_table
-from cirray.triplets.store import finished_keys
+from cirray.triplets.store import PARTS, finished_keys
 from cirray.types import stable_id
 
 _ROW_BYTES = 2048
 _REASONS_SHOWN = 20
 
 
+@stage_function
 def run_rewrite(run: RewriteRun) -> Manifest:
     """Rewrite every text of every query; a killed run goes on after its last finished part.
 
@@ -46,7 +48,7 @@ def run_rewrite(run: RewriteRun) -> Manifest:
     template, version = rewrite_prompt(run.prompt)
     dataset = open_dataset(run.data)
     table = _items(run, dataset)
-    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, table, version))
+    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, table, version), PARTS)
     if stage.finished:
         return stage.finished
     parts = [_part(run, table, start) for start in range(0, len(table), run.part_rows)]

@@ -13,6 +13,7 @@ from cirray.core.artifacts import Manifest, is_complete, open_stage, read_manife
 from cirray.core.config import validate
 from cirray.core.contents import canonical
 from cirray.core.errors import ConfigError
+from cirray.core.unfinished import stage_function
 from cirray.evaluation.metrics import spread
 from cirray.evaluation.plots import method_plot, save_figure
 from cirray.evaluation.report import file_name
@@ -56,6 +57,7 @@ class Scoring:
         return read_manifest(self.node.config.out, "report")
 
 
+@stage_function
 def run_study(run: StudyRun, find: Find) -> Manifest:
     """Run what is missing and write the report.
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from cirray.core.artifacts import Manifest, open_stage
 from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.core.unfinished import stage_function
 from cirray.data.readers import read_dataset
 from cirray.models.text import build_tokenizer
 from cirray.models.towers.assets import SHAPES_CLIP, asset_folder
@@ -31,6 +32,7 @@ from cirray.training.clip import ClipBatch, ClipLearner, ClipTask
 CLIP, WORK = "clip", "work-clip"
 
 
+@stage_function
 def run_clip(run: ClipRun) -> Manifest:
     """Make the towers artifact; a killed training goes on from its last checkpoint.
 
@@ -42,7 +44,7 @@ def run_clip(run: ClipRun) -> Manifest:
         ArtifactError: when another run's output stands at `out`.
         DataError: when `data` has too few captioned images.
     """
-    stage = open_stage(run.out, "towers", run.to_dict())
+    stage = open_stage(run.out, "towers", run.to_dict(), kept=[f"{WORK}/checkpoints/*"])
     if stage.finished:
         return stage.finished
     folder = stage.local / CLIP

@@ -14,6 +14,7 @@ import torch
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.features.store import FeatureStore, check_tower
@@ -33,6 +34,7 @@ WORK = "work-map"
 _PLACES = ("out", "device", "towers", "features")
 
 
+@stage_function
 def run_map(run: MapRun) -> Manifest:
     """Train phi (and injection); a killed run goes on from its last checkpoint and its last block of searched tokens.
 
@@ -62,7 +64,7 @@ def run_map(run: MapRun) -> Manifest:
     retriever = build_word_map(model, features.shape[1], run.training.seed).to(run.device)
     if run.training.objective != UNTRAINED:
         MAPPINGS.get(run.training.objective)
-    stage = open_stage(run.out, "checkpoint", _content(run), inputs)
+    stage = open_stage(run.out, "checkpoint", _content(run), inputs, [f"{WORK}/*.npy", f"{WORK}/*checkpoints/*"])
     setup = MapSetup(retriever, images, captions, features, run.training)
     history = _train(stage, setup)
     retriever.cpu().train_composing().save(stage.local / MODEL)

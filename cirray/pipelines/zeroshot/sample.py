@@ -8,6 +8,7 @@ import pyarrow as pa
 from cirray.core.artifacts import Manifest, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.seeding import numpy_generator
+from cirray.core.unfinished import stage_function
 from cirray.pipelines.zeroshot.config import SampleRun
 from cirray.triplets.schema import REJECTED_SCHEMA
 from cirray.triplets.store import KIND, TripletStore, write_part
@@ -15,6 +16,7 @@ from cirray.triplets.store import KIND, TripletStore, write_part
 _TEXT, _REVERSE = "modification", "reverse_modification"
 
 
+@stage_function
 def run_sample(run: SampleRun) -> Manifest:
     """Write the sample; a smaller one is part of every larger one of the same seed.
 

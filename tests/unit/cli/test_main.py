@@ -1,7 +1,16 @@
+import os
+import signal
+import sys
+import threading
+import time
+
 import pytest
 
-from cirray.cli.main import VERBS, guarded, main, overrides_of, resolve, user_sentence, verb
+from cirray.cli.main import VERBS, guarded, main, overrides_of, resolve, user_sentence, verb, verb_help
+from cirray.core.artifacts import open_stage
 from cirray.core.errors import ConfigError, DataError
+from cirray.core.interrupts import own_handlers, reinstall
+from cirray.core.storage import join, write_bytes
 
 WITHOUT_PLACES = ("compare", "quickstart", "doctor", "plan", "score", "submit")
 
@@ -62,12 +71,85 @@ def test_an_error_that_crossed_a_worker_is_still_one_sentence():
     assert user_sentence(RuntimeError("bug")) is None
 
 
-def test_an_interrupt_says_how_to_go_on(capsys):
-    def work():
-        raise KeyboardInterrupt
+def endless():
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        time.sleep(0.01)
 
-    assert guarded(work) == 130
-    assert "same command" in capsys.readouterr().err
+
+def swallowing():
+    """As a library that turns the interruption into an error of its own."""
+    try:
+        endless()
+    except KeyboardInterrupt:
+        raise RuntimeError("the connection was lost") from None
+
+
+@pytest.mark.parametrize("work", [endless, swallowing])
+@pytest.mark.parametrize(
+    "number, status, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ctrl_c_and_sigterm_end_work_with_one_sentence_and_the_shell_s_exit_status(capsys, work, number, status, word):
+    before = [signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM)]
+    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), number))
+    timer.start()
+    assert guarded(work) == status
+    said = capsys.readouterr().err.splitlines()
+    assert (
+        len(said) == 1 and said[0].startswith(f"{word}; nothing half-done was published") and "same command" in said[0]
+    )
+    assert [signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_library_s_handler_does_not_replace_ours(capsys):
+    def work():
+        with own_handlers() as asked:
+            signal.signal(signal.SIGINT, lambda *_: None)
+            assert list(asked) == [signal.SIGINT]
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        reinstall()
+        os.kill(os.getpid(), signal.SIGTERM)
+        endless()
+
+    assert guarded(work) == 143
+
+
+@pytest.mark.parametrize("error, status", [(KeyboardInterrupt(), 130), (SystemExit(15), 143), (SystemExit(4), 4)])
+def test_an_interruption_that_came_as_an_exception_is_one_too(error, status):
+    def work():
+        raise error
+
+    assert guarded(work) == status
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_that_writes_artifacts_can_be_restarted_and_leaves_nothing_of_no_worth(name, capsys):
+    """`quickstart` runs other verbs' stages."""
+    chosen = verb(name)
+    assert chosen.restarts == ("--restart" in verb_help(chosen))
+    if name not in ("quickstart", "compare"):
+        assert hasattr(chosen.function(), "__wrapped__") == chosen.restarts
+    if not chosen.restarts:
+        words = ["x"] if name == "plan" else []
+        assert main([name, "--restart", *words]) == 2
+
+
+def test_a_wrong_setting_leaves_nothing_and_the_corrected_command_works_as_typed(tmp_path, capsys):
+    """Also where the first command was killed before it could tidy up, and where it left work that would be lost."""
+    towers, out = str(tmp_path / "towers"), str(tmp_path / "out")
+    make_towers = ["towers", f"out={towers}", f"vision={tmp_path}/nothing", "language=asset"]
+    assert main(make_towers) == 2 and list(tmp_path.iterdir()) == []
+    world = ["shapes.labelled_families=2", "shapes.heldout_families=1", "shapes.pool_families=0"]
+    assert main(["world", f"out={out}", *world, "shapes.gallery_references=0"]) == 0
+    capsys.readouterr()
+    images = {"images": "x", "tower": "y"}
+    write_bytes(join(open_stage(towers, "features", {"a": 1}, images, ["shards/*"]).work_uri, "shards", "0"), b"1")
+    assert main(["mine", "--restart", f"out={out}", "features=[nowhere]"]) == 2
+    assert main(["towers", f"out={towers}", "vision=asset", "language=asset"]) == 2
+    assert "half-written by a different run (kind" in (said := capsys.readouterr().err) and "--restart" in said
+    assert main(["towers", f"out={towers}", "vision=asset", "language=asset", "--restart"]) == 0
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "towers"]
 
 
 def test_a_bug_keeps_its_traceback():

@@ -6,6 +6,7 @@ from cirray.core import storage
 from cirray.core.artifacts import localize, open_stage, read_manifest
 from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError
+from cirray.core.unfinished import restarting, stage_function
 
 
 def write(stage, name="data.txt", text="hello"):
@@ -33,11 +34,73 @@ def test_a_finished_stage_is_recognised_and_a_changed_config_is_refused(tmp_path
 
 def test_a_killed_stage_resumes_with_its_shards_and_refuses_another_config(tmp_path):
     out = str(tmp_path / "a")
-    write(open_stage(out, "thing", {"x": 1}), "shard-0")
-    resumed = open_stage(out, "thing", {"x": 1})
+    write(open_stage(out, "thing", {"x": 1}, kept=["shard-*"]), "shard-0")
+    resumed = open_stage(out, "thing", {"x": 1}, kept=["shard-*"])
     assert "shard-0" in storage.list_files(resumed.work_uri)
-    with pytest.raises(ArtifactError, match="half-written by a different run"):
-        open_stage(out, "thing", {"x": 2})
+    for kept in (["shard-*"], []):  # another kind of stage does not make the shards worthless
+        with pytest.raises(ArtifactError, match=r"half-written by a different run .*x: 1 there, 2 now.*Add --restart"):
+            open_stage(out, "thing", {"x": 2}, kept=kept)
+    assert "shard-0" in storage.list_files(resumed.work_uri)
+
+
+def test_half_written_work_that_nobody_would_go_on_from_stands_in_no_one_s_way(tmp_path):
+    out = str(tmp_path / "a")
+    write(open_stage(out, "thing", {"x": 1}, kept=["shard-*"]), "copied-input")
+    other = open_stage(out, "thing", {"x": 2}, kept=["shard-*"])
+    assert other.fresh and storage.list_files(other.work_uri) == ["stage.json"]
+
+
+def test_a_damaged_marker_is_named_where_work_would_be_lost_and_replaced_where_none_would(tmp_path):
+    stage = open_stage(str(tmp_path / "a"), "thing", {"x": 1}, kept=["shard-*"])
+    (tmp_path / "a.partial" / "stage.json").write_text("{")
+    assert open_stage(stage.uri, "thing", {"x": 1}, kept=["shard-*"]).fresh
+    write(stage, "shard-0")
+    (tmp_path / "a.partial" / "stage.json").write_text("[1]")
+    with pytest.raises(ArtifactError, match="half-written .*description is damaged"):
+        open_stage(stage.uri, "thing", {"x": 1}, kept=["shard-*"])
+
+
+def test_restarting_throws_half_written_work_away_and_no_finished_artifact(tmp_path):
+    half, whole = str(tmp_path / "half"), str(tmp_path / "whole")
+    write(open_stage(half, "thing", {"x": 1}, kept=["*"]), "shard-0")
+    open_stage(whole, "thing", {"x": 1}).publish({})
+    with restarting():
+        assert storage.list_files(open_stage(half, "thing", {"x": 2}, kept=["*"]).work_uri) == ["stage.json"]
+        write(open_stage(half, "thing", {"x": 2}, kept=["*"]), "shard-1")
+        assert open_stage(half, "thing", {"x": 2}, kept=["*"]).fresh
+        assert open_stage(whole, "thing", {"x": 1}).finished is not None
+        with pytest.raises(ArtifactError, match="was made by a different run"):
+            open_stage(whole, "thing", {"x": 2})
+    assert read_manifest(whole).kind == "thing"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("name, left", [("copied-input", False), ("shard-0", True)])
+def test_a_stage_that_fails_leaves_only_what_the_next_start_goes_on_from(tmp_path, error, name, left):
+    @stage_function
+    def run(out):
+        """A stage."""
+        write(open_stage(out, "thing", {}, kept=["shard-*"]), name)
+        raise error
+
+    with pytest.raises(error):
+        run(str(tmp_path / "a"))
+    assert [item.name for item in tmp_path.iterdir()] == (["a.partial"] if left else [])
+    assert run.__name__ == "run" and run.__doc__ == "A stage."
+
+
+def test_a_place_with_a_slash_at_its_end_is_the_same_place(tmp_path):
+    open_stage(f"{tmp_path}/a/", "thing", {}).publish({})
+    assert [item.name for item in tmp_path.iterdir()] == ["a"] and read_manifest(tmp_path / "a").kind == "thing"
+
+
+@pytest.mark.parametrize("field, value", [("counts", [1]), ("extra", None), ("kind", 3), ("schema_version", "1")])
+def test_a_manifest_with_a_field_of_another_type_is_damaged_and_the_field_is_named(tmp_path, field, value):
+    open_stage(str(tmp_path / "a"), "thing", {}).publish({})
+    path = tmp_path / "a" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ArtifactError, match=f"manifest of .* is damaged: {field} holds a "):
+        read_manifest(str(tmp_path / "a"))
 
 
 def test_a_folder_that_is_no_artifact_is_not_overwritten(tmp_path):
