@@ -146,9 +146,9 @@ class ScoreRun(Config):
         vectors, lists = bool(self.queries or self.gallery), bool(self.ranks or self.subsets)
         if vectors == lists:
             given = "both" if vectors else "neither"
-            raise ValueError(f"give vectors (queries=FILE gallery=[FILE]) or lists (ranks=FILE); {given} was given")
+            raise ValueError(f"give vectors (queries=FILE gallery=FILE) or lists (ranks=FILE); {given} was given")
         if vectors and not (self.queries and self.gallery):
-            raise ValueError("vectors are needed of both sides: queries=FILE and gallery=[FILE]")
+            raise ValueError("vectors are needed of both sides: queries=FILE and gallery=FILE (or gallery=[FILE,FILE])")
         if self.gallery_ids and len(self.gallery_ids) != len(self.gallery):
             raise ValueError(f"gallery_ids names {len(self.gallery_ids)} files for {len(self.gallery)} of vectors")
         return self

@@ -1,5 +1,7 @@
 """One configuration grammar: a frozen pydantic tree, YAML on disk, and `path.to.field=value` everywhere else."""
 
+import copy
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +58,21 @@ class Config(pydantic.BaseModel):
     def to_yaml(self) -> str:
         """The resolved tree as YAML, in declaration order."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _bare_values(cls, tree: Any) -> Any:
+        """A list field takes one bare value (`gallery=FILE`), and an empty one (`gallery=`) as none."""
+        if not isinstance(tree, Mapping):
+            return tree
+        lists = {name for name, field in cls.model_fields.items() if _is_list(field.annotation)}
+        bare = [name for name in lists if isinstance(tree.get(name), str | int | float)]
+        if not bare:
+            return tree
+        listed: Any = copy.copy(tree)
+        for name in bare:
+            listed[name] = [] if tree[name] == "" else [tree[name]]
+        return listed
 
     def changed(self) -> dict[str, Any]:
         """Plain values of the fields that differ from their defaults, at any depth: what identifies a setting.
@@ -148,6 +165,11 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         found |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return found
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a field holds any number of values, `tuple[X, ...]`."""
+    return typing.get_origin(annotation) is tuple and typing.get_args(annotation)[-1] is Ellipsis
 
 
 def _number(value: Any) -> Any:

@@ -114,6 +114,8 @@ class CirDataset:
     """Images of the benchmark's own val and test splits: no mined pair may hold them (`cirray.data.leaks`)."""
     notes: tuple[str, ...] = ()
     """What reading met and how it was handled: rows left out, names without a file entry, texts that are blank."""
+    training_notes: tuple[str, ...] = ()
+    """Those of `notes` that are about the training triplets: nobody who scores queries needs them."""
 
     def split(self, name: str) -> tuple[Triplet, ...]:
         """Triplets of one split, `train` or `val`."""

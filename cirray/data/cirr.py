@@ -97,6 +97,7 @@ def read_cirr(config: CirrConfig) -> CirDataset:
         gallery_ids=gallery,
         guarded=frozenset(names["val"]) | frozenset(names["test1"]),
         notes=(*notes, *null_note(left), *_query_notes(queries), *_unknown(queries, triplets, paths)),
+        training_notes=notes,
     )
 
 

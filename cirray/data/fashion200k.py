@@ -35,6 +35,7 @@ def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
     queries = _queries(find_file((root,), "test_queries.txt"), test)
     triplets, alone = _triplets(train, config)
     both = sorted(set(train) & set(test))
+    unused = count_note("train images have no caption one word away, so no triplet", alone)
     return CirDataset(
         name="fashion200k",
         images=ImageTable({name: str(root / name) for name in (*train, *test)}),
@@ -45,10 +46,8 @@ def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
         gallery_ids=tuple(test),
         captions=train,
         guarded=frozenset(test),
-        notes=(
-            *count_note("train images have no caption one word away, so no triplet", alone),
-            *count_note("images are both in train and in test", both),
-        ),
+        training_notes=unused,
+        notes=(*unused, *count_note("images are both in train and in test", both)),
     )
 
 

@@ -44,7 +44,7 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
     records = {name: _records(root, name, config.split) for name in categories}
     galleries = {name: _gallery(config, root, name, records[name]) for name in categories}
     queries = tuple(query for name in categories for query in _queries(config, name, records[name]))
-    triplets, notes = _triplets(config, root, categories)
+    triplets, made = _triplets(config, root, categories)
     pool = _lists(root, categories, "train")
     gallery = tuple(dict.fromkeys(image for ids in galleries.values() for image in ids))
     named = {image for q in queries for image in (q.reference_id, *q.target_ids)}
@@ -53,6 +53,10 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
     ids = tuple(dict.fromkeys((*pool, *gallery, *sorted(named))))
     guarded = frozenset(_lists(root, CATEGORIES, "val")) | frozenset(_lists(root, CATEGORIES, "test"))
     shared = [t.triplet_id for t in triplets if t.split == "train" and {t.reference_id, t.target_id} & guarded]
+    notes = (
+        *made,
+        *count_note("train triplets hold images of another category's val or test split, as published", shared),
+    )
     return CirDataset(
         name="fashioniq",
         images=ImageTable(image_paths(image_folder(root, config.images), ids)),
@@ -67,8 +71,8 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
             *notes,
             *_query_notes(records, config),
             *count_note("images are named by captions but by no image list", sorted(named - listed)),
-            *count_note("train triplets hold images of another category's val or test split, as published", shared),
         ),
+        training_notes=notes,
     )
 
 

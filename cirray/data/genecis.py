@@ -1,5 +1,6 @@
 """GeneCIS (Vaze et al. 2023): four tasks, each template with a small gallery of its own; attribute tasks use crops."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cirray.data import protocols
@@ -43,7 +44,7 @@ class _Images:
         x, y, width, height = (record.number("instance_bbox", value) for value in box)
         if width <= 0 or height <= 0:
             record.fail(f"instance_bbox {box!r} is empty; width and height must be above 0.")
-        image_id = f"{number}@{','.join(_digits(value) for value in (x, y, width, height))}"
+        image_id = crop_id(number, (x, y, width, height))
         self.paths[image_id], self.boxes[image_id] = str(self._visual_genome / f"{number}.jpg"), (x, y, width, height)
         return image_id
 
@@ -102,6 +103,11 @@ def _template(record: Record, task: str, number: int, images: _Images) -> tuple[
     reference = images.add(record.section("reference"))
     query = Query(name, reference, record.text("condition"), (target,), edit=task, gallery=name, tags=(task,))
     return query, (target, *gallery)
+
+
+def crop_id(number: str, box: Sequence[float]) -> str:
+    """Id of a crop: the image's number and the box, `2366087@379,83,52,20`."""
+    return f"{number}@{','.join(_digits(value) for value in box)}"
 
 
 def _digits(value: float) -> str:

@@ -56,6 +56,7 @@ def read_lasco(config: LascoConfig) -> CirDataset:
         queries=tuple(queries),
         gallery_ids=tuple(corpus),
         guarded=frozenset(corpus),
+        training_notes=notes,
         notes=(
             *notes,
             *null_note(left),

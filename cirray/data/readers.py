@@ -1,6 +1,6 @@
 """Readers by name: `read_dataset` turns a `DataConfig` into a `CirDataset`, whatever the files look like."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cirray.core.log import get_logger
@@ -25,8 +25,23 @@ def read_dataset(config: DataConfig) -> CirDataset:
         ConfigError: for an unknown format or preset.
         DataError: for files that cannot be used.
     """
-    reader = READERS.get(config.format)
-    dataset = reader(getattr(with_preset(config), config.format))
-    for note in dataset.notes:
-        _LOGGER.info("%s: %s", dataset.name, note)
+    dataset = _read(config)
+    _tell(dataset, dataset.notes)
     return dataset
+
+
+def read_queries(config: DataConfig) -> CirDataset:
+    """The same for those who only score queries: notes about the training triplets are not logged."""
+    dataset = _read(config)
+    _tell(dataset, [note for note in dataset.notes if note not in dataset.training_notes])
+    return dataset
+
+
+def _read(config: DataConfig) -> CirDataset:
+    reader = READERS.get(config.format)
+    return reader(getattr(with_preset(config), config.format))
+
+
+def _tell(dataset: CirDataset, notes: Iterable[str]) -> None:
+    for note in notes:
+        _LOGGER.info("%s: %s", dataset.name, note)

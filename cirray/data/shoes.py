@@ -53,6 +53,7 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
     )
     triplets, left = _triplets(pairs["train"])
     same = [query.query_id for query in queries if query.reference_id in query.target_ids]
+    unused = count_note("train pairs left out (blank text, or one image twice)", left)
     return CirDataset(
         name="shoes",
         images=ImageTable(_paths(root, config, (*names["train"], *names["eval"]))),
@@ -62,11 +63,12 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
         queries=queries,
         gallery_ids=tuple(names["eval"]),
         guarded=frozenset(names["eval"]),
+        training_notes=unused,
         notes=(
+            *unused,
             *null_note(missing),
             *blank_note(queries),
             *count_note("pairs are left out, being in neither list", [f"row {item[0]}" for item in pairs["neither"]]),
-            *count_note("train pairs left out (blank text, or one image twice)", left),
             *count_note("queries whose target is their reference: they cannot be hit", same),
         ),
     )

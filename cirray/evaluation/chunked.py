@@ -60,7 +60,7 @@ class Shard:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """A copy of some vectors."""
-        return np.array(self.vectors[start:stop] if self.picked is None else self.vectors[self.picked[start:stop]])
+        return _native(self.vectors[start:stop] if self.picked is None else self.vectors[self.picked[start:stop]])
 
     def keys(self, start: int, stop: int) -> np.ndarray:
         """Their rows in the whole gallery, int64."""
@@ -75,8 +75,8 @@ class Settings:
 
     device: str = "cpu"
     sums: Sums = "float64"
-    normalize: bool = False
-    """Bring gallery vectors to unit length in their block (queries are the caller's)."""
+    normalize: bool = True
+    """Bring vectors to unit length first: `rank_vectors` the queries, every block its gallery vectors."""
     budget: int = 256 * 2**20
 
 
@@ -184,6 +184,11 @@ def split_rows(count: int, shards: int) -> list[tuple[int, int]]:
     return [(int(start), int(stop)) for start, stop in zip(ends, ends[1:], strict=False) if stop > start]
 
 
+def _native(vectors: np.ndarray) -> np.ndarray:
+    """A copy in this machine's byte order: torch takes no other."""
+    return np.array(vectors, dtype=vectors.dtype.newbyteorder("="))
+
+
 def _tensor(array: np.ndarray, device: torch.device, settings: Settings) -> torch.Tensor:
     return torch.from_numpy(array).to(device).to(getattr(torch, settings.sums))
 
@@ -228,7 +233,7 @@ def _pair_scores(
     size = max(1, settings.budget // (32 * tokens))
     rows = places if shard.picked is None else shard.picked[places]
     for start in range(0, len(positions), size):
-        own, block = positions[start : start + size], np.array(shard.vectors[rows[start : start + size]])
+        own, block = positions[start : start + size], _native(shard.vectors[rows[start : start + size]])
         gallery_NQD = _gallery(block, device, settings)
         query_BD = _tensor(question.query_BD[question.probe_query[own]], device, settings)
         scores = torch.einsum("nqd,nd->nq", gallery_NQD, query_BD).amax(dim=1).to(torch.float32).cpu().numpy()

@@ -72,13 +72,24 @@ class SubmitRun(Config):
     data: DataConfig | None = None
     """The benchmark and its split."""
     rankings: str = ""
-    """A report artifact, or a Parquet or JSON file of ranked ids; or rank with `checkpoint` and `features`."""
+    """A report artifact, or a Parquet or JSON file of ranked ids; or rank with `checkpoint` and `features`, or with
+    vectors."""
     subsets: str = ""
     """A JSON file of the subsets' ranked ids (CIRR), where `rankings` does not hold them."""
     row: str = ""
     """Which model of the rankings; empty: the last."""
     seed: int | None = None
     """Which seed of that model; null: its first."""
+    queries: str = ""
+    """Vectors of the queries: .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside it."""
+    query_ids: str = ""
+    """JSON list of the query ids, where it lies elsewhere."""
+    gallery: tuple[str, ...] = ()
+    """Vectors of the gallery: one file or several, [N, D] or [N, tokens, D], with ids like the queries'."""
+    gallery_ids: tuple[str, ...] = ()
+    """JSON lists of their ids, one a file, where they lie elsewhere."""
+    normalize: bool = True
+    """Bring vectors to unit length first: protocols score cosines."""
     checkpoint: str = ""
     """Checkpoint artifact that ranks the queries."""
     features: tuple[str, ...] = ()
@@ -88,7 +99,7 @@ class SubmitRun(Config):
     kind: Literal["", "cirr", "circo"] = ""
     """Which server; empty: what the data set or the checked file says."""
     out: str = "submission"
-    """Folder (path or URI) for the files."""
+    """Folder (path or URI) for the files; files of the same names there are replaced."""
     batch: int = Field(128, ge=1)
     """Images and queries per forward pass."""
     device: str = "cpu"

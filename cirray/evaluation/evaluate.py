@@ -246,7 +246,8 @@ def _judge(
 
 def _answer(plan: Plan, query: Query, scores_N: np.ndarray, top_k: int, judge: bool) -> _Answer:
     gallery, removed = plan.gallery(query), plan.removed(query)
-    verdict = row_verdict(query, scores_N, gallery.columns, removed, plan.protocol.reference_rule) if judge else None
+    rule = plan.protocol.reference_rule
+    verdict = row_verdict(query, scores_N, gallery.columns, removed, rule, gallery.copies) if judge else None
     ranking = _top(query.query_id, scores_N, removed, gallery.ids, top_k)
     return _Answer(ranking, _subset_ranking(query, scores_N, gallery.columns), verdict)
 

@@ -1,5 +1,6 @@
 """Evaluate ranked lists: a report's rankings, anybody's JSON, a submission file. No torch."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -64,7 +65,7 @@ def rank_lists(
         if inner is not None:
             _check_subset(query, inner, source)
             subset_rankings.append(Ranking(query.query_id, inner))
-        verdicts.append(verdict_from_list(query, ids, inner, rule))
+        verdicts.append(verdict_from_list(query, _with_copies(query, ids, plan.gallery(query).copies), inner, rule))
         rankings.append(Ranking(query.query_id, ids))
     return RankedQueries(plan, tuple(rankings), tuple(subset_rankings), tuple(verdicts), 0.0)
 
@@ -79,7 +80,7 @@ def depth_note(lists: Mapping[str, Sequence[str]], plan: Plan) -> str:
 
 
 def _own_ids(plan: Plan, lists: Mapping[str, Sequence[str]], source: str) -> dict[str, tuple[str, ...]]:
-    """Lists in the data set's own image ids (numbers may have lost their padding), checked."""
+    """The lists as given, checked."""
     wanted = {query.query_id for query in plan.queries}
     missing, strange = [name for name in wanted if name not in lists], sorted(set(lists) - wanted)
     if missing:
@@ -91,14 +92,30 @@ def _own_ids(plan: Plan, lists: Mapping[str, Sequence[str]], source: str) -> dic
             f"{source!r} holds {len(strange):,} lists of no query of this split; the first is {strange[0]!r}. Is it of "
             "another split?"
         )
-    padded = {str(int(name)): name for name in plan.ids if name.isdecimal()}
     found = {}
     for query in plan.queries:
-        columns = plan.gallery(query).columns
-        found[query.query_id] = tuple(
-            name if name in columns else padded.get(name, name) for name in lists[query.query_id]
-        )
-        check_list(query, found[query.query_id], columns)
+        gallery = plan.gallery(query)
+        found[query.query_id] = tuple(lists[query.query_id])
+        check_list(query, found[query.query_id], gallery.columns, gallery.copies)
+    return found
+
+
+def _with_copies(query: Query, ids: Sequence[str], copies: Mapping[str, Sequence[int]]) -> Sequence[str]:
+    """A list with every image that the gallery doubles as often as it stands there, and the targets once: what the
+    verdict from scores counts. Copies that the list leaves out score as high and stand behind.
+    """
+    if not copies:
+        return ids
+    listed, found = Counter(ids), list[str]()
+    for name in ids:
+        if name not in copies:
+            found.append(name)
+        elif name in query.target_ids:
+            found += [] if name in found else [name]
+        else:
+            listed[name] -= 1
+            missing = 0 if listed[name] else len(copies[name]) - ids.count(name)
+            found += [name] * (1 + missing)
     return found
 
 

@@ -23,8 +23,18 @@ class Gallery:
 
     @cached_property
     def columns(self) -> dict[str, int]:
-        """Column of every image; of one that stands here twice (GeneCIS repeats a few crops), its first."""
+        """Column of every image; of one that stands here twice (GeneCIS repeats a few), its first."""
         return {name: column for column, name in reversed(list(enumerate(self.ids)))}
+
+    @cached_property
+    def copies(self) -> dict[str, tuple[int, ...]]:
+        """All columns of the images that stand here more than once."""
+        if len(self.columns) == len(self.ids):
+            return {}
+        found: dict[str, tuple[int, ...]] = {}
+        for column, name in enumerate(self.ids):
+            found[name] = (*found.get(name, ()), column)
+        return {name: columns for name, columns in found.items() if len(columns) > 1}
 
     def __len__(self) -> int:
         return len(self.ids)

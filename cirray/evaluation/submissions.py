@@ -22,9 +22,13 @@ SPECIAL = ("version", "metric")
 """Keys of a CIRR file that are no queries."""
 _VERSION = "rc2"
 _METRIC = {RECALL: "recall", SUBSET: "recall_subset"}
-_LENGTH = {RECALL: 50, SUBSET: 3, CIRCO: 50}
+SUBSET_LENGTH = 3
+"""Images of every subset that CIRR's server takes."""
+_LENGTH = {RECALL: 50, SUBSET: SUBSET_LENGTH, CIRCO: 50}
 _CIRR_QUERIES = {4148: "test1", 4181: "val"}
 _CIRCO_QUERIES = {800: "test", 220: "val"}
+_COCO_NAME = re.compile(r"(?:.*[/\\])?\d+(?:\.jpe?g)?")
+"""CIRCO's image ids as people write them: numbers, padded numbers, file names."""
 _NAME = re.compile(r"[^/\\]+(?<!\.png)(?<!\.jpg)(?<!\.jpeg)")
 
 
@@ -118,9 +122,19 @@ def detect(payload: Mapping[str, Any]) -> str:
     if not lists:
         raise DataError("The file holds no ranked list, so it is no submission: query id -> list of images is needed.")
     first = lists[0]
-    if all(_is_number(item) or str(item).endswith(".jpg") for item in first):
+    if all(_COCO_NAME.fullmatch(str(item)) for item in first):
         return CIRCO
     return SUBSET if len(first) <= _LENGTH[SUBSET] else RECALL
+
+
+def kind_of(payload: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """Which of a server's kinds a file is: the only one, or by the metric it says or the length of its lists."""
+    if len(kinds) == 1:
+        return kinds[0]
+    lists = [value for value in payload.values() if isinstance(value, list) and value]
+    short = bool(lists) and len(lists[0]) <= _LENGTH[SUBSET]
+    says = payload.get("metric")
+    return SUBSET if says == _METRIC[SUBSET] or (says != _METRIC[RECALL] and short) else RECALL
 
 
 def check(

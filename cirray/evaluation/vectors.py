@@ -83,11 +83,12 @@ def rank_vectors(
     """
     started, settings = time.perf_counter(), settings or Settings()
     query_BD = _query_matrix(plan, queries, settings)
-    where, run = _locate(plan, gallery), run or in_process(gallery)
+    rows, run = _rows_of(plan, gallery), run or in_process(gallery)
+    places = {name: _locate(name, plan, gallery, rows) for name in plan.galleries}
     found: dict[int, tuple[Ranking, Ranking | None, Verdict | None]] = {}
     for name, positions in plan.by_gallery(range(len(plan.queries))).items():
         own = plan.galleries[name]
-        jobs = _jobs(own, plan, gallery, where, settings, parts)
+        jobs = _jobs(places[name], gallery, settings, parts)
         question, probes = _question(plan, own, positions, query_BD[positions], top_k, judge)
         scores_P = merge_probes(question, run(question, jobs, None))
         partial = merge(run(question, jobs, scores_P))
@@ -111,7 +112,7 @@ def _query_matrix(plan: Plan, queries: VectorFile, settings: Settings) -> np.nda
     if missing:
         raise DataError(
             f"{len(missing):,} of {len(plan.queries):,} queries have no vector in {queries.path!r}; the first is "
-            f"{missing[0]!r}."
+            f"{missing[0]!r}, and the file holds ids like {_example([queries])!r}. jobs/BENCHMARKS.md lists the ids."
         )
     query_BD = np.asarray(queries.vectors[[row_of[query.query_id] for query in plan.queries]], dtype=np.float32)
     if not settings.normalize:
@@ -120,32 +121,60 @@ def _query_matrix(plan: Plan, queries: VectorFile, settings: Settings) -> np.nda
     return (query_BD / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def _locate(plan: Plan, gallery: Sequence[VectorFile]) -> tuple[np.ndarray, np.ndarray]:
-    """File number and row of every image of the plan's union."""
-    union = {name: row for row, name in enumerate(plan.ids)}
-    file_of, row_of = np.full(len(union), -1), np.zeros(len(union), dtype=np.int64)
-    for number, file in enumerate(gallery):
-        for row, name in enumerate(file.ids):
-            place = union.get(name)
-            if place is None:
+def _rows_of(plan: Plan, gallery: Sequence[VectorFile]) -> list[dict[str, int]]:
+    """Row of every image of the plan, by file."""
+    union = set(plan.ids)
+    return [{name: row for row, name in enumerate(file.ids) if name in union} for file in gallery]
+
+
+def _locate(
+    name: str, plan: Plan, gallery: Sequence[VectorFile], rows: Sequence[Mapping[str, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """File number and row of every image of one gallery.
+
+    Of several galleries each may have a file of its own (Fashion IQ's categories share images): the only file that
+    holds a whole gallery serves it alone.
+    """
+    own = plan.galleries[name]
+    files = [number for number, held in enumerate(rows) if name and all(image in held for image in own.ids)]
+    files = files if len(files) == 1 else list(range(len(rows)))
+    file_of, row_of = np.full(len(own), -1), np.zeros(len(own), dtype=np.int64)
+    for number in files:
+        for column, image in enumerate(own.ids):
+            row = rows[number].get(image)
+            if row is None:
                 continue
-            if file_of[place] >= 0:
-                raise DataError(f"Image {name!r} stands in {gallery[int(file_of[place])].path!r} and in {file.path!r}.")
-            file_of[place], row_of[place] = number, row
+            if file_of[column] >= 0:
+                raise _twice(image, gallery[int(file_of[column])], gallery[number], name)
+            file_of[column], row_of[column] = number, row
     missing = np.flatnonzero(file_of < 0)
     if len(missing):
+        which = f" of {name!r}" if name and len(plan.galleries) <= _FEW else ""
         raise DataError(
-            f"{len(missing):,} of {len(union):,} gallery images have no vector; the first is "
-            f"{plan.ids[int(missing[0])]!r}. Give features of the whole gallery."
+            f"{len(missing):,} of {len(own):,} gallery images{which} have no vector; the first is "
+            f"{own.ids[int(missing[0])]!r}, and the files hold ids like {_example(gallery)!r}. Give features of the "
+            "whole gallery, under the data set's own image ids."
         )
     return file_of, row_of
 
 
+def _twice(image: str, one: VectorFile, other: VectorFile, name: str) -> DataError:
+    advice = "Give every image once"
+    advice += f", or one file for each gallery that holds all of its images ({name!r} and the others)" if name else ""
+    return DataError(f"Image {image!r} stands in {one.path!r} and in {other.path!r}. {advice}.")
+
+
+def _example(gallery: Sequence[VectorFile]) -> str:
+    return next((file.ids[0] for file in gallery if file.ids), "")
+
+
+_FEW = 10
+
+
 def _jobs(
-    own: Gallery, plan: Plan, gallery: Sequence[VectorFile], where: tuple[np.ndarray, np.ndarray], settings: Settings,
-    parts: int,
-) -> list[Job]:  # fmt: skip
-    file_of, row_of = where[0][own.rows], where[1][own.rows]
+    where: tuple[np.ndarray, np.ndarray], gallery: Sequence[VectorFile], settings: Settings, parts: int
+) -> list[Job]:
+    file_of, row_of = where
     jobs = []
     for number in np.unique(file_of):
         columns = np.flatnonzero(file_of == number)
@@ -161,16 +190,27 @@ def _question(
 ) -> tuple[Question, list[tuple[str, ...]]]:
     rule = plan.protocol.reference_rule
     chosen = [plan.queries[at] for at in positions]
-    probes = [tuple(name for name in _probes(query, rule, judge) if name in own.columns) for query in chosen]
+    placed = [_placed(query, own, _probes(query, rule, judge)) for query in chosen]
+    probes = [tuple(name for name, _ in pairs) for pairs in placed]
     removed = [plan.removed(query) for query in chosen]
     question = Question(
         query_BD, tuple(query.query_id for query in chosen),
         np.repeat(np.arange(len(chosen)), [len(names) for names in probes]),
-        np.asarray([own.columns[name] for names in probes for name in names], dtype=np.int64),
+        np.asarray([column for pairs in placed for _, column in pairs], dtype=np.int64),
         np.asarray([-1 if row is None else row for row in removed], dtype=np.int64),
         min(top_k, len(own)), own.ids,
     )  # fmt: skip
     return question, probes
+
+
+def _placed(query: Query, own: Gallery, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Probes that lie in the gallery, with their columns: all of them of a target that stands there twice."""
+    found = []
+    for name in names:
+        if name in own.columns:
+            columns = own.copies.get(name, ()) if name in query.target_ids else ()
+            found += [(name, column) for column in columns or (own.columns[name],)]
+    return found
 
 
 def _probes(query: Query, rule: str, judge: bool) -> tuple[str, ...]:

@@ -1,12 +1,15 @@
 """Where the images that a query is judged by stand in its ranking: from scores, or from a list. NumPy only.
 
 From scores, ties count against the method: a target stands after every other candidate that scores as high, so a
-constant score is never a hit. From a list the order is what the list says.
+constant score is never a hit. From a list the order is what the list says. A copy of a target in its own gallery
+(GeneCIS holds two) is the target itself and never stands before it, as in GeneCIS's own code, where the target is
+candidate 0; a copy of any other image is a candidate of its own.
 
 Positions are 0-based; `NEVER` is the position of what cannot be found (a target that is the removed reference, or that
 is not in the list). A *probe* is an image whose exact score is needed: a target, a graded target, a subset member.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,15 +105,26 @@ def verdict_from_list(
     )
 
 
-def check_list(query: Query, ids: Sequence[str], gallery: Collection[str] | None) -> None:
-    """Refuse a list with a doubled or an unknown id.
+def check_list(
+    query: Query, ids: Sequence[str], gallery: Collection[str] | None, copies: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Refuse a list with an unknown id, or one that stands there more often than in the gallery.
+
+    Args:
+        query: whose list it is.
+        ids: the list.
+        gallery: its images; None leaves them unchecked.
+        copies: images that the gallery holds more than once (`Gallery.copies`).
 
     Raises:
         DataError: naming the query and the id.
     """
     if len(set(ids)) != len(ids):
-        twice = next(name for at, name in enumerate(ids) if name in ids[:at])
-        raise DataError(f"The list of query {query.query_id!r} holds {twice!r} twice; an image may stand there once.")
+        for name, times in Counter(ids).items():
+            if times > len((copies or {}).get(name, (0,))):
+                raise DataError(
+                    f"The list of query {query.query_id!r} holds {name!r} twice; an image may stand there once."
+                )
     if gallery is None:
         return
     for name in ids:
@@ -187,8 +201,9 @@ def _listed_levels(graded: Mapping[str, float], places: Mapping[str, int]) -> Le
 
 
 def row_verdict(
-    query: Query, scores_N: np.ndarray, columns: Mapping[str, int], removed: int | None, reference_rule: str
-) -> Verdict:
+    query: Query, scores_N: np.ndarray, columns: Mapping[str, int], removed: int | None, reference_rule: str,
+    copies: Mapping[str, Sequence[int]] | None = None,
+) -> Verdict:  # fmt: skip
     """Judge a query by its whole row of scores.
 
     Args:
@@ -197,11 +212,14 @@ def row_verdict(
         columns: column of every image; of one that stands there twice, its first.
         removed: the reference's column where it is taken out.
         reference_rule: "remove" or "keep".
+        copies: all columns of the images that stand there more than once; those of targets count as the targets.
     """
     names = probes_of(query, reference_rule)
     places = [columns[name] for name in names]
     others_N = np.ones(len(scores_N), dtype=bool)
     others_N[places] = False
+    for name in query.target_ids if copies else ():
+        others_N[list((copies or {}).get(name, ()))] = False
     if removed is not None:
         others_N[removed] = False
     rest = scores_N[others_N]

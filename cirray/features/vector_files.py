@@ -1,12 +1,14 @@
 """Vectors that somebody saved: `.npy`, `.npz` or `.safetensors` with the ids of their rows. No torch.
 
 `.npy` and `.safetensors` are memory-mapped; their ids are a JSON list in `NAME.ids.json` or `ids.json` beside them.
-`.npz` holds the arrays `vectors` and `ids`, and is read whole.
+`.npz` holds the arrays `vectors` and `ids`, and is read whole. Nothing is ever unpickled: arrays of Python objects, as
+`DataFrame.values` gives them, are refused with a sentence that says how to save them.
 """
 
-import json
 import struct
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cirray.core.errors import DataError
+from cirray.core.texts import is_whole, parse_json
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 _TYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
@@ -21,7 +24,7 @@ _TYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 @dataclass(frozen=True)
 class VectorFile:
-    """Vectors [n, D] or [n, Q, D] of images or queries, and the id of every row."""
+    """Vectors [n, D] or [n, Q, D] of images or queries, of any byte order, and the id of every row."""
 
     path: str
     ids: tuple[str, ...]
@@ -59,19 +62,19 @@ def open_array(path: str | Path) -> np.ndarray:
     """
     file = Path(path)
     readers = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}
-    if file.suffix not in readers:
+    suffix = file.suffix.lower()
+    if suffix not in readers:
         raise DataError(f"{str(file)!r} is no file of vectors; {', '.join(SUFFIXES)} are read.")
     if not file.is_file():
         raise DataError(f"The file of vectors {str(file)!r} does not exist.")
     try:
-        array = readers[file.suffix](file)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, struct.error) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{str(file)!r} cannot be read: {reason}. Write it again.") from None
-    if array.ndim not in (2, 3) or array.dtype.kind != "f":
+        array = readers[suffix](file)
+    except _UNREADABLE as error:
+        raise DataError(f"{str(file)!r} cannot be read: {_reason(error, _STACK)}") from None
+    if array.ndim not in (2, 3) or array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise DataError(
-            f"{str(file)!r} holds {array.dtype} of shape {array.shape}; floating point [N, D] or [N, tokens, D] is "
-            "needed."
+            f"{str(file)!r} holds {array.dtype} of shape {array.shape}; floating point (float16, float32 or float64) "
+            "[N, D] or [N, tokens, D] is needed."
         )
     return array
 
@@ -92,7 +95,7 @@ def _safetensors(path: Path) -> np.ndarray:
         (size,) = struct.unpack("<Q", stream.read(8))
         if size > 100_000_000:
             raise ValueError("its header is no safetensors header")
-        header: dict[str, Any] = json.loads(stream.read(size))
+        header: dict[str, Any] = parse_json(stream.read(size))
     name = _one([key for key in header if key != "__metadata__"], path)
     kind, shape, (start, _) = header[name]["dtype"], header[name]["shape"], header[name]["data_offsets"]
     if kind not in _TYPES:
@@ -109,18 +112,60 @@ def _one(names: Sequence[str], path: Path) -> str:
 
 
 def _ids(path: Path, ids_path: Path | None) -> tuple[str, ...]:
-    if ids_path is None and path.suffix == ".npz":
+    if ids_path is None and path.suffix.lower() == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             if "ids" in arrays.files:
-                return tuple(str(name) for name in arrays["ids"].tolist())
+                return _array_ids(arrays, path)
     beside = (path.with_suffix(".ids.json"), path.with_name("ids.json"))
     found = ids_path or next((file for file in beside if file.is_file()), None)
     if found is None:
         raise DataError(f"The ids of {str(path)!r} are missing: write a JSON list of them to {str(beside[0])!r}.")
     try:
-        names = json.loads(found.read_text(encoding="utf-8"))
+        names = parse_json(found.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"The ids {str(found)!r} cannot be read: {' '.join(str(error).split())[:120]}.") from None
-    if not isinstance(names, list) or any(isinstance(name, bool) or not isinstance(name, str | int) for name in names):
+        raise DataError(
+            f"The ids {str(found)!r} cannot be read: {' '.join(str(error).split())[:120]}. Write a JSON list of them."
+        ) from None
+    if not isinstance(names, list):
         raise DataError(f"{str(found)!r} must hold a JSON list of ids (text or whole numbers).")
-    return tuple(str(name) for name in names)
+    return _names(names, found, "a JSON list of ids")
+
+
+def _array_ids(arrays: Any, path: Path) -> tuple[str, ...]:
+    """Ids of an `.npz`: text, bytes in UTF-8, or whole numbers, one a row."""
+    try:
+        ids = arrays["ids"]
+    except _UNREADABLE as error:
+        raise DataError(f"The ids of {str(path)!r} cannot be read: {_reason(error, _AS_TEXT)}") from None
+    if ids.ndim != 1 or ids.dtype.kind not in "USiu":
+        raise DataError(
+            f"The ids of {str(path)!r} are {ids.dtype} of shape {ids.shape}; a plain array of texts or whole numbers, "
+            f"one a row, is needed. {_AS_TEXT}"
+        )
+    return _names(ids.tolist(), path, "ids")
+
+
+def _names(values: Iterable[Any], path: Path, what: str) -> tuple[str, ...]:
+    found = []
+    for value in values:
+        try:
+            name = value.decode("utf-8") if isinstance(value, bytes) else value
+        except UnicodeDecodeError:
+            raise DataError(f"{str(path)!r} holds the id {value!r}, which is not UTF-8 text.") from None
+        if isinstance(name, bool) or not isinstance(name, str | int) or not is_whole(str(name)):
+            raise DataError(f"{str(path)!r} holds {value!r} among its ids; {what} (text or whole numbers) is needed.")
+        found.append(str(name))
+    return tuple(found)
+
+
+def _reason(error: BaseException, remedy: str) -> str:
+    """Why an array cannot be read, and what to do."""
+    text = " ".join(str(error).split())[:120] or type(error).__name__
+    if any(word in text for word in ("allow_pickle", "pickled", "Python objects")):
+        return f"it is an array of Python objects, which only unpickling could read. {remedy}"
+    return f"{text}. Write it again."
+
+
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, struct.error, zipfile.BadZipFile, zlib.error)
+_STACK = "Save numbers: np.save(file, np.stack(vectors).astype(np.float32))."
+_AS_TEXT = "Save them as text: np.savez(file, vectors=vectors, ids=np.array(ids, dtype=str))."

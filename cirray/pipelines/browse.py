@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cirray.core import storage
 from cirray.core.errors import DataError
-from cirray.data.readers import read_dataset
+from cirray.data.readers import read_queries as read_dataset
 from cirray.evaluation.browse import Limits, render_browser, seen, won_and_lost
 from cirray.evaluation.rankings import read_rankings
 from cirray.runs import BrowseRun

@@ -135,7 +135,9 @@ def _score_index(
         query_BD = encode_queries(retriever, features, plan.queries, run.batch, advance)
         queries = VectorFile("the checkpoint", tuple(query.query_id for query in plan.queries), query_BD)
         gallery = VectorFile(str(path), ids, open_array(path))
-        ranked = rank_vectors(plan, queries, [gallery], Settings(run.device), top_k=run.top_k, advance=advance)
+        # The index keeps vectors as the model scores them.
+        settings = Settings(run.device, normalize=False)
+        ranked = rank_vectors(plan, queries, [gallery], settings, top_k=run.top_k, advance=advance)
     return count_result(ranked, run.intervals)
 
 

@@ -1,26 +1,26 @@
 """Score what somebody saved: vectors, ranked lists or a submission file. No model; Ray only where it is asked for."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from cirray.core import storage
-from cirray.core.artifacts import open_stage
+from cirray.core.artifacts import Stage, open_stage
 from cirray.core.contents import file_digest
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset, Protocol
-from cirray.data.readers import read_dataset
+from cirray.data.readers import read_queries as read_dataset
 from cirray.evaluation.chunked import Settings
 from cirray.evaluation.evaluate import SCORE_TIES, count_result
+from cirray.evaluation.given import open_vectors, plan_for
 from cirray.evaluation.lists import LIST_TIES, depth_note, knows_subsets, rank_lists, split_metrics
-from cirray.evaluation.plan import Plan, make_plan
 from cirray.evaluation.rankings import SavedRankings, read_rankings
 from cirray.evaluation.report import ReportContent, ReportRow, write_report
 from cirray.evaluation.result import EvaluationResult
+from cirray.evaluation.spellings import spellings_of
 from cirray.evaluation.tables import figures_table, percent
 from cirray.evaluation.vectors import Runner, rank_vectors
-from cirray.features.vector_files import VectorFile, read_vectors
 from cirray.runs import ScoreRun
 
 
@@ -49,33 +49,43 @@ def run_score(run: ScoreRun) -> Scored:
     """
     dataset = read_dataset(run.data)
     protocol = replace(dataset.protocol, reference_rule=run.reference_rule or dataset.protocol.reference_rule)
-    if run.ranks or run.subsets:
-        result, notes = _score_lists(run, dataset, protocol)
-    else:
-        result, notes = _score_vectors(run, dataset, protocol)
-    if run.out:
-        _write(run, dataset, result)
+    count = _lists_counted if run.ranks or run.subsets else _vectors_counted
+    with _report(run) as stage:
+        result, notes = count(run, dataset, protocol)
+        if stage is not None and not stage.finished:
+            _write(stage, run, dataset, result)
     return Scored(result, notes, run.out)
 
 
-def _plan(dataset: CirDataset, protocol: Protocol, fallback: Iterable[str]) -> tuple[Plan, tuple[str, ...]]:
-    """The plan, and a note where the data set's files do not say what its gallery is (CIRCO without COCO's list)."""
-    if dataset.gallery_ids or dataset.galleries:
-        return make_plan(dataset.queries, dataset.gallery_ids, protocol, dataset.galleries), ()
-    named = tuple(dict.fromkeys(fallback))
-    note = f"The gallery is unknown; the {len(named):,} images named by the given files stand for it, unchecked."
-    return make_plan(dataset.queries, named, protocol), (note,)
+@contextmanager
+def _report(run: ScoreRun) -> Iterator[Stage | None]:
+    """The report's place, taken before any work; work that fails leaves nothing there."""
+    if not run.out:
+        yield None
+        return
+    files = (run.queries, *run.gallery, run.ranks, run.subsets)
+    inputs = {f"file {at}": _digest(path) for at, path in enumerate(files) if path}
+    stage = open_stage(run.out, "report", run.to_dict(), inputs)
+    try:
+        yield stage
+    except BaseException:
+        if not stage.finished:
+            stage.discard()
+        raise
 
 
-def _score_vectors(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tuple[EvaluationResult, tuple[str, ...]]:
-    queries, gallery = read_vectors(run.queries, run.query_ids), _gallery(run)
-    plan, notes = _plan(dataset, protocol, (name for file in gallery for name in file.ids))
+def _vectors_counted(
+    run: ScoreRun, dataset: CirDataset, protocol: Protocol
+) -> tuple[EvaluationResult, tuple[str, ...]]:
+    spellings = spellings_of(dataset)
+    given = open_vectors(run.queries, run.query_ids, run.gallery, run.gallery_ids, spellings)
+    plan, notes = plan_for(dataset, protocol, (name for file in given.gallery for name in file.ids), spellings)
     settings = Settings(run.device, run.sums, run.normalize, run.budget_mb * 2**20)
     with _runner(run) as work, progress("score", len(plan.queries), "queries") as advance:
         ranked = rank_vectors(
-            plan, queries, gallery, settings, top_k=run.top_k, parts=run.parts, run=work, advance=advance
+            plan, given.queries, given.gallery, settings, top_k=run.top_k, parts=run.parts, run=work, advance=advance
         )
-    return count_result(ranked, run.intervals, SCORE_TIES), notes
+    return count_result(ranked, run.intervals, SCORE_TIES), (*notes, *spellings.note())
 
 
 @contextmanager
@@ -90,26 +100,23 @@ def _runner(run: ScoreRun) -> Iterator[Runner | None]:
         yield work
 
 
-def _gallery(run: ScoreRun) -> list[VectorFile]:
-    names = run.gallery_ids or ("",) * len(run.gallery)
-    return [read_vectors(path, ids) for path, ids in zip(run.gallery, names, strict=True)]
-
-
-def _score_lists(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tuple[EvaluationResult, tuple[str, ...]]:
-    lists, subsets = _lists(run)
+def _lists_counted(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tuple[EvaluationResult, tuple[str, ...]]:
+    spellings = spellings_of(dataset)
+    lists, subsets = (spellings.lists(found) for found in _lists(run))
     targets = (image for query in dataset.queries for image in query.target_ids)
     named = (*targets, *(image for given in (lists, subsets) for ids in given.values() for image in ids))
     known = bool(subsets)
     if lists and not subsets and any(query.subset for query in dataset.queries):
-        known = knows_subsets(_plan(dataset, protocol, named)[0], lists)
+        known = knows_subsets(plan_for(dataset, protocol, named, spellings)[0], lists)
     usable, left_out = split_metrics(protocol, bool(lists), known)
-    plan, notes = _plan(dataset, usable, named)
+    plan, notes = plan_for(dataset, usable, named, spellings)
     ranked = rank_lists(plan, lists, subsets, run.ranks or run.subsets)
     missing = "a subset ranking (subsets=FILE)" if lists else "lists of the gallery (ranks=FILE)"
     if left_out:
         notes = (*notes, f"Left out for want of {missing}: {', '.join(left_out)}.")
     depth = depth_note(lists, plan)
-    return count_result(ranked, run.intervals, LIST_TIES), (*notes, *((depth,) if depth else ()))
+    notes = (*notes, *spellings.note(), *((depth,) if depth else ()))
+    return count_result(ranked, run.intervals, LIST_TIES), notes
 
 
 def _lists(run: ScoreRun) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
@@ -121,12 +128,7 @@ def _lists(run: ScoreRun) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Seq
     return saved.lists, subsets
 
 
-def _write(run: ScoreRun, dataset: CirDataset, result: EvaluationResult) -> None:
-    files = (run.queries, *run.gallery, run.ranks, run.subsets)
-    inputs = {f"file {at}": _digest(path) for at, path in enumerate(files) if path}
-    stage = open_stage(run.out, "report", run.to_dict(), inputs)
-    if stage.finished:
-        return
+def _write(stage: Stage, run: ScoreRun, dataset: CirDataset, result: EvaluationResult) -> None:
     content = ReportContent((ReportRow(run.name, (result,)),), dataset, title=f"{run.name} on {dataset.name}")
     write_report(stage.local, content, html=False)
     figures = {name: percent(value) for name, value in result.metrics.items()}

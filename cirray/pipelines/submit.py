@@ -9,12 +9,29 @@ from cirray.core.errors import ConfigError
 from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig
-from cirray.data.readers import read_dataset
+from cirray.data.readers import read_queries as read_dataset
+from cirray.evaluation.chunked import Settings
 from cirray.evaluation.config import SubmitRun
 from cirray.evaluation.evaluate import rank_queries
+from cirray.evaluation.given import check_sides, open_vectors, plan_for
 from cirray.evaluation.plan import make_plan
-from cirray.evaluation.rankings import read_rankings
-from cirray.evaluation.submissions import CIRCO, RECALL, SUBSET, Checked, build, check, decode, encode, refuse
+from cirray.evaluation.rankings import SavedRankings, read_rankings
+from cirray.evaluation.spellings import spellings_of
+from cirray.evaluation.submissions import (
+    CIRCO,
+    RECALL,
+    SUBSET,
+    SUBSET_LENGTH,
+    Checked,
+    build,
+    check,
+    decode,
+    encode,
+    kind_of,
+    lists_of,
+    refuse,
+)
+from cirray.evaluation.vectors import rank_vectors
 from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.retriever import load_models
@@ -41,16 +58,20 @@ def run_submit(run: SubmitRun) -> Submission:
 
     Raises:
         ConfigError: fields that do not go together.
-        DataError: rankings that do not cover the split, or a file that breaks the server's rules (named).
+        DataError: rankings or vectors that do not cover the split, or a file that breaks the server's rules (named).
     """
     if run.check:
         return _check_file(run)
     dataset = _dataset(run.data)
     kinds = _KINDS[_kind(run, dataset)]
-    lists, subsets = _lists(run, dataset)
-    files = {}
+    ranked = _ranked(run, dataset)
+    files, notes = {}, list(ranked.notes)
     for kind in kinds:
-        payload = build(kind, dataset.queries, subsets if kind == SUBSET else lists)
+        lists = ranked.subsets if kind == SUBSET else ranked.lists
+        if not lists:
+            notes.append(f"{kind}: not written, {ranked.missing}")
+            continue
+        payload = build(kind, dataset.queries, lists)
         files[kind] = encode(payload)
         _validate(payload, len(files[kind]), kind, dataset, _name(dataset, kind))
     lines = []
@@ -58,19 +79,20 @@ def run_submit(run: SubmitRun) -> Submission:
         place = storage.join(run.out, _name(dataset, kind))
         storage.write_bytes(place, data)
         lines.append(f"{kind}: {place}  ({len(dataset.queries):,} queries, {len(data):,} bytes, checked)")
-    return Submission(tuple(lines))
+    return Submission((*lines, *notes))
 
 
 def _check_file(run: SubmitRun) -> Submission:
     data = storage.read_bytes(run.check)
     payload = decode(data, run.check)
-    kinds = _KINDS.get(run.kind, ())
-    kind = kinds[0] if len(kinds) == 1 else ""
-    if run.data is None:
+    dataset = _dataset(run.data) if run.data is not None else None
+    server = run.kind or (_kind(run, dataset) if dataset is not None else "")
+    kind = kind_of(payload, _KINDS[server]) if server else ""
+    if dataset is None:
         checked = check(payload, len(data), kind)
         refuse(checked, run.check)
     else:
-        checked = _validate(payload, len(data), kind, _dataset(run.data), run.check)
+        checked = _validate(payload, len(data), kind, dataset, run.check)
     return Submission((checked.text(run.check),))
 
 
@@ -103,30 +125,84 @@ def _name(dataset: CirDataset, kind: str) -> str:
     return f"{'circo' if kind == CIRCO else 'cirr'}-{dataset.protocol.split}-{_FILES[kind]}.json"
 
 
-def _lists(run: SubmitRun, dataset: CirDataset) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
-    if bool(run.rankings) == bool(run.checkpoint):
-        given = "both" if run.rankings else "neither"
+Lists = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Query id -> ranked ids of the gallery and of the subsets; empty where they are not known, `missing` says why."""
+
+    lists: Lists
+    subsets: Lists
+    notes: tuple[str, ...] = ()
+    missing: str = "for want of lists of the gallery (rankings=FILE)."
+
+
+def _ranked(run: SubmitRun, dataset: CirDataset) -> _Ranked:
+    ways = {
+        "rankings=FILE": bool(run.rankings or run.subsets),
+        "checkpoint=URI with features=[URI]": bool(run.checkpoint),
+        "queries=FILE with gallery=FILE": bool(run.queries or run.gallery),
+    }
+    given = [name for name, chosen in ways.items() if chosen]
+    if len(given) != 1:
         raise ConfigError(
-            f"A submission is made from rankings=FILE or from checkpoint=URI with features=[URI]; {given} was given."
+            f"A submission is made from one of: {', '.join(ways)}; {' and '.join(given) or 'neither'} was given."
+        )
+    if run.texts and not run.checkpoint:
+        raise ConfigError(
+            "texts=REWRITES needs checkpoint=URI: rankings and vectors were made with the texts they have."
         )
     if run.checkpoint:
-        return _ranked(run, dataset)
-    if run.texts:
-        raise ConfigError("texts=REWRITES needs checkpoint=URI: saved rankings were made with the texts they have.")
-    saved = read_rankings(run.rankings, run.row, run.seed)
-    subsets = read_rankings(run.subsets).lists if run.subsets else saved.subsets
-    return saved.lists, subsets or _subsets_from(saved.lists, dataset)
+        return _by_checkpoint(run, dataset)
+    return _by_vectors(run, dataset) if run.queries or run.gallery else _by_lists(run, dataset)
 
 
-def _subsets_from(lists: Mapping[str, Sequence[str]], dataset: CirDataset) -> dict[str, list[str]]:
-    """Order of every subset inside lists that are long enough to hold it."""
-    return {
+def _by_lists(run: SubmitRun, dataset: CirDataset) -> _Ranked:
+    saved = read_rankings(run.rankings, run.row, run.seed) if run.rankings else SavedRankings("", {})
+    subsets: Lists = read_rankings(run.subsets).lists if run.subsets else saved.subsets
+    lists: Lists = saved.lists
+    if saved.metric == "recall_subset":
+        lists, subsets = {}, saved.lists
+    spellings = spellings_of(dataset)
+    lists, subsets = spellings.lists(lists), spellings.lists(subsets)
+    missing = _Ranked.missing
+    if lists and not subsets:
+        subsets, cut = _subsets_from(lists, dataset)
+        if cut:
+            subsets = {}
+            missing = (
+                f"{len(cut):,} lists end before three images of their subset (the first is that of query {cut[0]!r}): "
+                "give the subsets' own ranking (subsets=FILE), lists of the whole gallery, vectors or a checkpoint."
+            )
+    return _Ranked(lists, subsets, spellings.note(), missing)
+
+
+def _subsets_from(lists: Lists, dataset: CirDataset) -> tuple[Lists, list[str]]:
+    """Order of every subset inside the lists, and the queries whose list ends before the server's three."""
+    found = {
         query.query_id: [name for name in lists.get(query.query_id, ()) if name in query.subset]
         for query in dataset.queries
+        if query.query_id in lists
     }
+    others = {query.query_id: query.reference_id for query in dataset.queries}
+    cut = [name for name, ids in found.items() if len([item for item in ids if item != others[name]]) < SUBSET_LENGTH]
+    return found, cut
 
 
-def _ranked(run: SubmitRun, dataset: CirDataset) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+def _by_vectors(run: SubmitRun, dataset: CirDataset) -> _Ranked:
+    check_sides(run.queries, run.gallery, run.gallery_ids)
+    spellings = spellings_of(dataset)
+    given = open_vectors(run.queries, run.query_ids, run.gallery, run.gallery_ids, spellings)
+    named = (name for file in given.gallery for name in file.ids)
+    plan, notes = plan_for(dataset, dataset.protocol, named, spellings, scored=False)
+    settings = Settings(run.device, normalize=run.normalize)
+    with progress(f"rank {dataset.name}", len(plan.queries), "queries") as advance:
+        ranked = rank_vectors(plan, given.queries, given.gallery, settings, top_k=_TOP, judge=False, advance=advance)
+    return _Ranked(lists_of(ranked.rankings), lists_of(ranked.subset_rankings), (*notes, *spellings.note()))
+
+
+def _by_checkpoint(run: SubmitRun, dataset: CirDataset) -> _Ranked:
     dataset = with_texts(dataset, run.texts)[0] if run.texts else dataset
     if not run.features:
         raise ConfigError("A checkpoint ranks by stored features: give features=[URI] of every image.")
@@ -136,5 +212,4 @@ def _ranked(run: SubmitRun, dataset: CirDataset) -> tuple[dict[str, tuple[str, .
     plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries, scored=False)
     with progress(f"rank {dataset.name}", len(plan.ids) + len(plan.queries), "images and queries") as advance:
         ranked = rank_queries(encoder, features, plan, batch=run.batch, top_k=_TOP, judge=False, advance=advance)
-    lists = {ranking.query_id: ranking.ids for ranking in ranked.rankings}
-    return lists, {ranking.query_id: ranking.ids for ranking in ranked.subset_rankings}
+    return _Ranked(lists_of(ranked.rankings), lists_of(ranked.subset_rankings))

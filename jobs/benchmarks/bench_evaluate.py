@@ -94,7 +94,7 @@ def _evaluate(config: BenchConfig, root: Path) -> None:
     begin, busy = time.perf_counter(), time.process_time()
     queries, gallery = read_vectors(root / "queries.npy"), read_vectors(root / "gallery.npy")
     plan = make_plan(make_queries(config), gallery.ids, protocol)
-    settings = Settings(config.device, config.sums, budget=config.budget_mb * 2**20)
+    settings = Settings(config.device, config.sums, normalize=False, budget=config.budget_mb * 2**20)
     result = count_result(rank_vectors(plan, queries, [gallery], settings))
     seconds, busy = time.perf_counter() - begin, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -70,7 +70,7 @@ def naive(plan, vectors, ids, gallery, top_k):
     for query, query_D in zip(plan.queries, vectors, strict=True):
         own, removed = plan.gallery(query), plan.removed(query)
         row = naive_scores(query_D, gallery[[by_id[name] for name in own.ids]]).astype(np.float32)
-        verdicts.append(row_verdict(query, row, own.columns, removed, plan.protocol.reference_rule))
+        verdicts.append(row_verdict(query, row, own.columns, removed, plan.protocol.reference_rule, own.copies))
         order = sorted((at for at in range(len(row)) if at != removed), key=lambda at: (-row[at], at))
         lists.append(tuple(own.ids[at] for at in order[:top_k]))
     return verdicts, lists
@@ -97,7 +97,7 @@ def test_blocks_and_shards_give_the_integers_of_whole_rows(kind, tokens, rule, s
     whole = [saved("whole", ids, gallery)]
     halves = [saved("one", ids[:31], gallery[:31]), saved("two", ids[31:], gallery[31:])]
     for files, parts, budget in ((whole, 1, 2**28), (whole, 3, 30_000), (halves, 2, 9_000), (whole, 90, 1)):
-        found = rank_vectors(plan, asked, files, Settings(budget=budget), top_k=12, parts=parts)
+        found = rank_vectors(plan, asked, files, Settings(normalize=False, budget=budget), top_k=12, parts=parts)
         assert list(found.verdicts) == verdicts
         assert [ranking.ids for ranking in found.rankings] == lists
 
@@ -128,7 +128,9 @@ def test_named_galleries_with_a_doubled_image_are_ranked_apart(saved):
     plan = make_plan(named, (), dataclasses.replace(PROTOCOL, metrics=("category_recall",)), galleries)
     verdicts, lists = naive(plan, vectors, ids, gallery, 7)
     asked = saved("queries", [query.query_id for query in queries], vectors)
-    found = rank_vectors(plan, asked, [saved("whole", ids, gallery)], Settings(budget=5000), top_k=7, parts=2)
+    found = rank_vectors(
+        plan, asked, [saved("whole", ids, gallery)], Settings(normalize=False, budget=5000), top_k=7, parts=2
+    )
     assert list(found.verdicts) == verdicts and [ranking.ids for ranking in found.rankings] == lists
 
 
@@ -159,10 +161,10 @@ def test_partial_results_merge_to_the_whole_whatever_the_cuts_and_their_order(se
     ends = [0, *sorted(cuts), 40]
     shards = [Shard(vectors[a:b], first=a) for a, b in zip(ends, ends[1:], strict=False)]
     random.shuffle(shards)
-    plain = Settings(budget=700)
+    plain = Settings(normalize=False, budget=700)
     scores = merge_probes(question, [probe_scores(question, shard, plain) for shard in shards])
     parts = [scan(question, shard, scores, plain) for shard in shards]
-    whole = scan(question, Shard(vectors), scores, Settings())
+    whole = scan(question, Shard(vectors), scores, Settings(normalize=False))
     merged = merge(parts)
     nested = merge([merge(parts[: len(parts) // 2 + 1]), *parts[len(parts) // 2 + 1 :]])
     for one in (merged, nested):
@@ -172,7 +174,7 @@ def test_partial_results_merge_to_the_whole_whatever_the_cuts_and_their_order(se
 
 def test_single_precision_sums_agree_where_no_scores_are_close():
     question, vectors = question_of(1, tokens=2)
-    single, double = Settings(sums="float32"), Settings()
+    single, double = Settings(normalize=False, sums="float32"), Settings(normalize=False)
     scores = merge_probes(question, [probe_scores(question, Shard(vectors), single)])
     one, other = (scan(question, Shard(vectors), scores, how) for how in (single, double))
     assert np.array_equal(one.above, other.above) and np.array_equal(one.rows, other.rows)
@@ -180,8 +182,8 @@ def test_single_precision_sums_agree_where_no_scores_are_close():
 
 def test_a_list_shorter_than_top_k_is_filled_up_with_nothing():
     question, vectors = question_of(2, top_k=60)
-    scores = merge_probes(question, [probe_scores(question, Shard(vectors), Settings())])
-    found = scan(question, Shard(vectors), scores, Settings(budget=1))
+    scores = merge_probes(question, [probe_scores(question, Shard(vectors), Settings(normalize=False))])
+    found = scan(question, Shard(vectors), scores, Settings(normalize=False, budget=1))
     filled = (found.rows < 40).sum(axis=1)
     assert filled.tolist() == [39, 40, 39, 39]
 
@@ -191,23 +193,23 @@ def test_vectors_that_are_not_numbers_are_refused_by_the_image_or_query_that_hol
     broken = vectors.copy()
     broken[17, 1] = np.nan
     named = dataclasses.replace(question, image_ids=tuple(IDS[:40]), probe_row=np.full(9, 3))
-    scores = merge_probes(named, [probe_scores(named, Shard(broken), Settings())])
+    scores = merge_probes(named, [probe_scores(named, Shard(broken), Settings(normalize=False))])
     with pytest.raises(DataError, match="gallery image 'im-017' holds NaN"):
-        scan(named, Shard(broken), scores, Settings())
+        scan(named, Shard(broken), scores, Settings(normalize=False))
     target = dataclasses.replace(named, probe_row=np.full(9, 17))
     with pytest.raises(DataError, match="gallery image 'im-017' holds NaN"):
-        merge_probes(target, [probe_scores(target, Shard(broken), Settings())])
+        merge_probes(target, [probe_scores(target, Shard(broken), Settings(normalize=False))])
     bad = dataclasses.replace(question, query_BD=np.where(np.arange(4)[:, None] == 2, np.nan, question.query_BD))
     with pytest.raises(DataError, match="vector of query 'c' holds NaN"):
-        probe_scores(bad, Shard(vectors), Settings())
+        probe_scores(bad, Shard(vectors), Settings(normalize=False))
 
 
 def test_a_target_in_no_shard_other_widths_and_no_shards_are_refused():
     question, vectors = question_of(4)
     with pytest.raises(DataError, match="lie in no shard"):
-        merge_probes(question, [probe_scores(question, Shard(vectors[:1]), Settings())])
+        merge_probes(question, [probe_scores(question, Shard(vectors[:1]), Settings(normalize=False))])
     with pytest.raises(DataError, match=r"\(40, 2\) do not fit queries of width 3"):
-        probe_scores(question, Shard(vectors[:, :2]), Settings())
+        probe_scores(question, Shard(vectors[:, :2]), Settings(normalize=False))
     with pytest.raises(ConfigError, match="no partial results"):
         merge([])
 
@@ -234,7 +236,7 @@ def test_unit_length_on_request_makes_scores_cosines(saved):
     queries, vectors, ids, gallery = world("random", 1)
     plan = make_plan(queries, ids, PROTOCOL)
     asked = saved("queries", [query.query_id for query in queries], 7 * vectors)
-    found = rank_vectors(plan, asked, [saved("whole", ids, gallery)], Settings(normalize=True))
+    found = rank_vectors(plan, asked, [saved("whole", ids, gallery)], Settings())
     scores = np.array([ranking.scores for ranking in found.rankings])
     assert scores.max() <= 1 + 1e-6 and scores.max() > 0.5
 
@@ -245,5 +247,8 @@ def test_a_gpu_counts_what_the_cpu_counts(saved):
     queries, vectors, ids, gallery = world("duplicate", 4)
     plan = make_plan(queries, ids, PROTOCOL)
     asked, whole = saved("queries", [query.query_id for query in queries], vectors), [saved("whole", ids, gallery)]
-    cpu, gpu = (rank_vectors(plan, asked, whole, Settings(device=device, budget=9000)) for device in ("cpu", "cuda"))
+    cpu, gpu = (
+        rank_vectors(plan, asked, whole, Settings(normalize=False, device=device, budget=9000))
+        for device in ("cpu", "cuda")
+    )
     assert cpu.verdicts == gpu.verdicts and cpu.rankings == gpu.rankings

@@ -96,7 +96,7 @@ def test_genecis_is_read_and_counted_as_the_protocol_says(tmp_path):
     places = {task: [] for task in REAL.TASKS}
     for query, ids, row in rows(read, query_of, image_of):
         assert ids[0] == query.target_ids[0]
-        places[query.tags[0]].append(NAIVE.genecis_place(row.tolist()))
+        places[query.tags[0]].append(NAIVE.genecis_place(row.tolist(), ids))
     assert result.hit_counts == {f"{t} R@{k}": NAIVE.count_hits(places[t], k) for t in REAL.TASKS for k in (1, 2, 3)}
 
 

@@ -42,6 +42,20 @@ def test_mappings_are_merged_leaf_by_leaf_and_stay_as_they_were():
     assert base == {"x": {"y": 1, "z": {"deep": 2}}, "plain": 4}
 
 
+class Listed(Config):
+    files: tuple[str, ...] = ("default",)
+    ks: tuple[int, ...] = ()
+    mean: tuple[float, float] = (0.0, 1.0)
+
+
+@pytest.mark.parametrize("given", [["files=a.npy", "ks=5"], ["files=[a.npy]", "ks=[5]"]])
+def test_a_list_field_takes_one_bare_value(given):
+    assert load_config(Listed, None, given) == Listed(files=("a.npy",), ks=(5,)) == Listed(files="a.npy", ks=5)
+    assert load_config(Listed, None, ["files="]).files == ()
+    with pytest.raises(ConfigError, match="mean"):
+        load_config(Listed, None, ["mean=0.5"])
+
+
 def test_the_resolved_tree_round_trips_through_yaml():
     config = load_config(Outer, None, ["inner.name=b"])
     assert load_config(Outer, yaml.safe_load(config.to_yaml())) == config

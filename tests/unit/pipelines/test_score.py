@@ -1,6 +1,7 @@
 """`cirray score`: figures without a model, from vectors, lists and submission files."""
 
 import json
+import logging
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 
 from cirray.core.config import load_config
-from cirray.core.errors import ConfigError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.config import DataConfig
+from cirray.data.readers import read_dataset
+from cirray.evaluation.chunked import Settings
 from cirray.evaluation.rankings import read_rankings
 from cirray.pipelines import score as module
 from cirray.pipelines.score import run_score
 from cirray.runs import ScoreRun
 from cirray.types import Query
 
+MADE = SimpleNamespace(**runpy.run_path(str(Path(__file__).resolve().parents[2] / "fixtures" / "benchmarks.py")))
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 REAL = SimpleNamespace(**runpy.run_path(str(FIXTURES / "public_annotations.py")))
 NAIVE = SimpleNamespace(**runpy.run_path(str(FIXTURES / "naive_metrics.py")))
@@ -218,3 +223,100 @@ def test_a_benchmark_whose_image_list_is_missing_can_still_be_scored_and_says_so
     asked = save(tmp_path, "queries", [q.query_id for q in queries], rng.standard_normal((220, 4)).astype(np.float32))
     run = ScoreRun(queries=asked, gallery=(save(tmp_path, "g", ids, rng.standard_normal((len(ids), 4))),))
     assert f"the {len(ids):,} images named by the given files" in run_score(run).text()
+
+
+def benchmark(name, root, **fields):
+    return DataConfig.model_validate({"format": name, name: {"root": str(root), **fields}})
+
+
+PADDED = [lambda n: f"{n:012d}", lambda n: f"{n:012d}.jpg", lambda n: f"unlabeled2017/{n:012d}.jpg", lambda n: n]
+
+
+@pytest.mark.parametrize("spell", PADDED)
+@pytest.mark.parametrize("info", [True, False])
+def test_circo_s_ids_are_understood_in_every_spelling_with_and_without_the_image_list(tmp_path, spell, info):
+    data = benchmark("circo", MADE.write_circo(tmp_path, info))
+    lists = {"0": [spell(n) for n in (2, 121506, 3)], "1": [spell(n) for n in (4, 5, 1)]}
+    scored = run_score(ScoreRun(data=data, ranks=write(tmp_path / "r.json", lists)))
+    assert scored.result.metrics["mAP@5"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
+    assert ("spelled otherwise" in scored.text()) == isinstance(spell(1), str)
+    ids = [spell(n) for n in (1, 2, 3, 4, 5, 121506)]
+    gallery = save(tmp_path, "g", ids, np.eye(6, dtype=np.float32))
+    queries = save(tmp_path, "q", ["0", "1"], np.eye(6, dtype=np.float32)[[1, 4]])
+    by_vectors = run_score(ScoreRun(data=data, queries=queries, gallery=gallery))
+    assert by_vectors.result.metrics["target R@5"] == 1.0 and by_vectors.result.rankings[0].ids[0] == "2"
+
+
+def test_circo_s_lists_of_words_are_refused_without_the_image_list(tmp_path):
+    data = benchmark("circo", MADE.write_circo(tmp_path, info=False))
+    with pytest.raises(DataError, match="are whole numbers, and 'cat' is none"):
+        run_score(ScoreRun(data=data, ranks=write(tmp_path / "r.json", {"0": [2, "cat"], "1": [5]})))
+
+
+def test_other_benchmarks_ids_with_folder_and_suffix_are_understood(tmp_path):
+    data = benchmark("cirr", MADE.write_cirr(tmp_path / "cirr"))
+    names = MADE.cirr_names("val")
+    lists = {str(pair): [f"./dev/{name}.png" for name in names] for pair in (12, 40, 41)}
+    scored = run_score(ScoreRun(data=data, ranks=write(tmp_path / "r.json", lists)))
+    assert scored.result.metrics["R@5"] == 1.0 and "'./dev/dev-0-0-img0.png' as 'dev-0-0-img0'" in scored.text()
+    data = benchmark("fashioniq", MADE.write_fashioniq(tmp_path / "fiq"), category="dress")
+    lists = {f"dress-val-{row}": [f"dress-val-{n}.jpg" for n in (1, 3, 0, 2)] for row in range(2)}
+    assert run_score(ScoreRun(data=data, ranks=write(tmp_path / "f.json", lists))).result.metrics["Avg"] == 1.0
+
+
+def fashioniq_files(tmp_path):
+    """A file of vectors for each category; `shared` is in two of them."""
+    data = benchmark("fashioniq", MADE.write_fashioniq(tmp_path / "fiq"))
+    dataset = read_dataset(data)
+    rng, files = np.random.default_rng(0), []
+    for name, ids in dataset.galleries.items():
+        files.append(save(tmp_path, name, [f"{image}.png" for image in ids], rng.standard_normal((len(ids), 4))))
+    queries = [query.query_id for query in dataset.queries]
+    return data, save(tmp_path, "queries", queries, rng.standard_normal((len(queries), 4))), files
+
+
+def test_fashioniq_may_have_a_file_of_vectors_for_each_category(tmp_path, monkeypatch):
+    data, queries, files = fashioniq_files(tmp_path)
+    monkeypatch.setattr("ray.init", lambda **fields: pytest.fail("so few vectors need no cluster"))
+    apart = run_score(ScoreRun(data=data, queries=queries, gallery=files)).result
+    assert apart.query_count == 6 and {len(r.ids) for r in apart.rankings} == {4, 5}
+
+
+def test_an_image_in_two_files_is_told_with_advice_before_a_cluster_starts(tmp_path, monkeypatch):
+    data, queries, files = fashioniq_files(tmp_path)
+    monkeypatch.setattr("ray.init", lambda **fields: pytest.fail("a cluster was started"))
+    both = save(tmp_path, "both", [f"dress-val-{n}" for n in range(4)], np.ones((4, 4)))
+    advice = "dress.npy' and in .*both.npy'. Give every image once, or one file for each gallery that holds all"
+    with pytest.raises(DataError, match=f"'dress-val-0' stands in .*{advice}"):
+        run_score(ScoreRun(data=data, queries=queries, gallery=(*files, both)))
+
+
+def test_a_place_that_is_taken_is_told_before_the_work(vectors, tmp_path, monkeypatch):
+    run, *_ = vectors
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(module, "rank_vectors", lambda *args, **fields: pytest.fail("worked first"))
+    with pytest.raises(ArtifactError, match="exists but is no artifact"):
+        run_score(run.model_copy(update={"out": str(tmp_path / "mine")}))
+
+
+def test_work_that_fails_leaves_nothing_at_its_place(vectors, tmp_path):
+    run, _, gallery = vectors
+    few = save(tmp_path, "few", IDS[:29], gallery[:29])
+    with pytest.raises(DataError):
+        run_score(run.model_copy(update={"gallery": (few,), "out": str(tmp_path / "report")}))
+    assert not list(tmp_path.glob("report*"))
+
+
+def test_scoring_says_nothing_about_training_triplets(tmp_path, caplog):
+    data = benchmark("fashioniq", MADE.write_fashioniq(tmp_path / "fiq"), category="dress")
+    lists = {f"dress-val-{row}": ["dress-val-1", "dress-val-3"] for row in range(2)}
+    with caplog.at_level("INFO", logger="cirray"):
+        logging.getLogger("cirray").propagate = True
+        run_score(ScoreRun(data=data, ranks=write(tmp_path / "f.json", lists)))
+        told = caplog.text
+        read_dataset(data)
+    assert "training texts" not in told and "empty caption" in told and "training texts" in caplog.text
+
+
+def test_settings_of_python_score_cosines_as_the_verb_does():
+    assert Settings().normalize is ScoreRun.model_fields["normalize"].default is True

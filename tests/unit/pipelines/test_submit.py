@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -129,3 +130,78 @@ def test_the_official_lists_written_again_are_the_official_files(monkeypatch, tm
     for name in ("recall", "recall_subset"):
         written = (tmp_path / f"cirr-test1-{name}.json").read_bytes()
         assert written == (demo / f"test1_pred_ranks_{name}.json").read_bytes()
+
+
+def save(folder, name, ids, vectors):
+    np.savez(folder / f"{name}.npz", vectors=vectors, ids=np.array(ids))
+    return str(folder / f"{name}.npz")
+
+
+def test_vectors_become_both_cirr_files_and_the_lists_are_those_of_their_cosines(cirr, tmp_path):
+    rng = np.random.default_rng(0)
+    images, asked = rng.standard_normal((60, 6)), rng.standard_normal((5, 6))
+    gallery = save(tmp_path, "gallery", [f"./test1/{name}.png" for name in NAMES], images)
+    queries = save(tmp_path, "queries", [query.query_id for query in QUERIES], 9 * asked)
+    done = run_submit(SubmitRun(data=cirr, queries=queries, gallery=gallery, out=str(tmp_path / "out")))
+    recall = json.loads((tmp_path / "out" / "cirr-test1-recall.json").read_text())
+    subset = json.loads((tmp_path / "out" / "cirr-test1-recall_subset.json").read_text())
+    unit = images / np.linalg.norm(images, axis=1, keepdims=True)
+    for query, row in zip(QUERIES, asked, strict=True):
+        order = [NAMES[at] for at in np.argsort(-(unit @ row)) if NAMES[at] != query.reference_id]
+        assert recall[query.query_id] == order[:50]
+        assert subset[query.query_id] == [name for name in order if name in query.subset][:3]
+    assert "60 image ids are spelled otherwise" in done.text()
+
+
+def test_lists_of_fifty_without_subsets_give_the_recall_file_and_say_how_to_get_the_other(cirr, tmp_path):
+    lists = {query.query_id: [f"{name}.png" for name in NAMES if name not in query.subset][:50] for query in QUERIES}
+    (tmp_path / "r.json").write_text(json.dumps(lists))
+    done = run_submit(SubmitRun(data=cirr, rankings=str(tmp_path / "r.json"), out=str(tmp_path / "out")))
+    assert "cirr-recall-subset: not written, 5 lists end before three images of their subset" in done.text()
+    assert "subsets=FILE" in done.text()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cirr-test1-recall.json"]
+    subsets = {query.query_id: list(query.subset[1:]) for query in QUERIES}
+    (tmp_path / "s.json").write_text(json.dumps({"version": "rc2", "metric": "recall_subset", **subsets}))
+    run_submit(SubmitRun(data=cirr, rankings=str(tmp_path / "s.json"), out=str(tmp_path / "other")))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["cirr-test1-recall_subset.json"]
+
+
+@pytest.fixture
+def circo(monkeypatch):
+    queries = tuple(Query(str(n), str(1000 + n), "text", ()) for n in range(3))
+    dataset = CirDataset("circo", ImageTable(), Protocol("CIRCO", "test", reference_rule="keep"), queries=queries)
+    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    return DataConfig()
+
+
+@pytest.mark.parametrize("form", ["{:012d}", "{:012d}.jpg", "unlabeled2017/{:012d}.jpg"])
+def test_circo_lists_in_other_spellings_become_numbers_and_a_check_names_the_rule_of_circo(circo, tmp_path, form):
+    lists = {str(n): [form.format(number) for number in range(n, n + 50)] for n in range(3)}
+    (tmp_path / "r.json").write_text(json.dumps(lists))
+    done = run_submit(SubmitRun(data=circo, rankings=str(tmp_path / "r.json"), out=str(tmp_path / "out")))
+    written = json.loads((tmp_path / "out" / "circo-test-submission.json").read_text())
+    assert written["2"] == list(range(2, 52)) and "spelled otherwise" in done.text()
+    for run in (SubmitRun(data=circo, check=str(tmp_path / "r.json")), SubmitRun(check=str(tmp_path / "r.json"))):
+        with pytest.raises(DataError, match="no valid circo submission.*whole numbers without padding"):
+            run_submit(run)
+    vectors = save(tmp_path, "g", [form.format(number) for number in range(80)], np.eye(80))
+    asked = save(tmp_path, "q", ["0", "1", "2"], np.eye(80)[[7, 8, 9]])
+    told = run_submit(SubmitRun(data=circo, queries=asked, gallery=vectors, out=str(tmp_path / "v"))).text()
+    assert json.loads((tmp_path / "v" / "circo-test-submission.json").read_text())["1"][0] == 8
+    assert "80 images named by the given files stand for it" in told
+
+
+def test_a_check_with_a_data_set_uses_that_benchmark_s_rules(cirr, tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({query.query_id: list(query.subset[1:4]) for query in QUERIES}))
+    with pytest.raises(DataError, match="no valid cirr-recall-subset submission"):
+        run_submit(SubmitRun(data=cirr, check=str(tmp_path / "s.json")))
+    (tmp_path / "n.json").write_text(json.dumps({query.query_id: list(range(50)) for query in QUERIES}))
+    with pytest.raises(DataError, match="no valid cirr-recall submission"):
+        run_submit(SubmitRun(data=cirr, check=str(tmp_path / "n.json")))
+
+
+def test_vectors_of_one_side_are_refused(cirr):
+    with pytest.raises(ConfigError, match="needed of both sides"):
+        run_submit(SubmitRun(data=cirr, queries="q.npy"))
+    with pytest.raises(ConfigError, match=r"rankings=FILE and queries=FILE .* was given"):
+        run_submit(SubmitRun(data=cirr, queries="q.npy", gallery="g.npy", rankings="r.json"))
