@@ -7,7 +7,7 @@ VERB = Verb(
     help="answer one composed query and write a page with the pictures",
     config="cirray.runs:SearchRun",
     run="cirray.pipelines.search:run_search",
-    example='cirray search --id gal-00000-0 --text "make the square blue"',
+    example='cirray search --id gal-00020-0 --text "in the middle left add a large cyan diamond"',
     show=lambda answer: answer.text(),
     restarts=False,
 )

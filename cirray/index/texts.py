@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 TEXTS = "texts.json"
-MAX_TEXTS = 5
+MAX_TEXTS = 4
 """Most texts kept of one picture."""
 
 Texts = Mapping[str, tuple[str, ...]]

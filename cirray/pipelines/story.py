@@ -88,6 +88,8 @@ class StoryResult:
     wall: float
     protocol: str
     places: dict[str, str] = field(default_factory=dict)
+    query: tuple[str, str] | None = None
+    """A query (reference id, text) that the index answers rightly."""
 
 
 def run_story(run: StoryRun) -> StoryResult:
@@ -149,7 +151,14 @@ def collect(run: StoryRun, outcomes: Mapping[str, Outcome], wall: float) -> Stor
     labels = int(read_manifest(_at(run, "generator")).counts["labels"])
     seconds = {name: outcome.seconds for name, outcome in outcomes.items()}
     places = {name: _at(run, name) for name in ("report", "checkpoint", "index")}
-    return StoryResult(run.root, run.seed, labels, recalls, text, seconds, wall, report.extra["protocol"], places)
+    protocol, query = report.extra["protocol"], _query(places["index"])
+    return StoryResult(run.root, run.seed, labels, recalls, text, seconds, wall, protocol, places, query)
+
+
+def _query(index: str) -> tuple[str, str] | None:
+    """The clearest of the queries that an index answers rightly; None without an index or such a query."""
+    asked = read_manifest(index, "index").extra.get("examples") if is_complete(index) else None
+    return (str(asked[0][0]), str(asked[0][1])) if asked else None
 
 
 def _data_recipes(run: StoryRun) -> dict[str, Recipe]:

@@ -88,25 +88,31 @@ def time_line(results: Sequence[StoryResult]) -> str:
 
 
 def place_lines(result: StoryResult) -> str:
-    """Where the report (a link), the checkpoint and the index are, and the one command to type next, in any folder."""
-    return "\n".join(
-        [
-            f"report      {linked(storage.url(storage.join(result.places['report'], 'report.html')))}",
-            f"checkpoint  {result.places['checkpoint']}",
-            f"index       {result.places['index']}",
-            "",
-            "search it with pictures:",
-            f"  {serve_command(result)}",
-            f"then open {linked(f'http://{_SERVED.host}:{_SERVED.port}')}",
-        ]
-    )
+    """Where the report (a link), the checkpoint and the index are, and the commands to type next, in any folder."""
+    lines = [
+        f"report      {linked(storage.url(storage.join(result.places['report'], 'report.html')))}",
+        f"checkpoint  {result.places['checkpoint']}",
+        f"index       {result.places['index']}",
+        "",
+        "search it with pictures:",
+        f"  {serve_command(result)}",
+        f"then open {linked(f'http://{_SERVED.host}:{_SERVED.port}')}",
+    ]
+    if result.query is not None:
+        name, text = result.query
+        lines += ["or ask it one thing from here:", f"  {_command(result, 'search', '--id', name, '--text', text)}"]
+    return "\n".join(lines)
 
 
 def serve_command(result: StoryResult) -> str:
     """What serves the story's index, as typed in a new shell: the program with its whole path; a root if needed."""
+    return _command(result, "serve")
+
+
+def _command(result: StoryResult, *words: str) -> str:
     usual = storage.join(_SERVED.index) == storage.join(result.places["index"])
     place = storage.local_path(result.root).absolute() if storage.is_local(result.root) else result.root
-    return shlex.join([*this_program(), "serve", *(() if usual else ("--root", str(place)))])
+    return shlex.join([*this_program(), *words, *(() if usual else ("--root", str(place)))])
 
 
 def _row(name: str, results: Sequence[StoryResult]) -> StoryRow:

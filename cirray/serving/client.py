@@ -31,7 +31,7 @@ class SearchClient:
 
     Example:
         with SearchClient("http://127.0.0.1:8000") as client:
-            answer = client.search("make it blue", gallery_id="gal-00000-0")
+            answer = client.search("in the middle left add a large cyan diamond", gallery_id="gal-00020-0")
     """
 
     def __init__(

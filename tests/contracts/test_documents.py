@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import yaml
 
 from cirray.cli.main import VERBS, overrides_of, resolve, verb, verb_help
 from cirray.core.config import load_config
+from cirray.data.config import ShapesConfig
+from cirray.data.shapes.world import describe, families
+from cirray.serving.client import SearchClient
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
@@ -62,6 +66,22 @@ def test_every_cirray_command_of_the_readme_parses(command, monkeypatch):
     arguments = chosen.assignments(arguments)
     files = [ROOT / item for item in arguments if item.endswith(".yaml") and "=" not in item]
     resolve(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
+
+
+def asked(command: str) -> tuple[str, str]:
+    """Reference id and text of a `cirray search` line."""
+    words = shlex.split(command)
+    return words[words.index("--id") + 1], words[words.index("--text") + 1]
+
+
+def test_the_first_query_is_one_of_the_world_that_is_made_everywhere_it_is_shown():
+    query = next(asked(command) for command in readme_commands() if command.startswith("cirray search"))
+    config = ShapesConfig()
+    rows = [row for family in islice(families(config), 64) for row in describe(family, config)["queries"]]
+    assert query in [(row["reference"], row["modification"]) for row in rows]
+    assert asked(verb("search").example) == query
+    assert f'-F gallery_id={query[0]} -F "text={query[1]}"' in README and f'the text "{query[1]}"' in README
+    assert f'client.search("{query[1]}", gallery_id="{query[0]}")' in str(SearchClient.__doc__)
 
 
 def test_every_script_and_target_the_readme_names_exists():

@@ -96,3 +96,11 @@ def test_a_story_in_its_usual_place_is_served_without_any_field():
     run = StoryRun()
     usual = {name: storage.join(run.root, name) for name in ("report", "checkpoint", "index")}
     assert serve_command(replace(result(), root=run.root, places=usual)).endswith("/cirray serve")
+
+
+def test_the_closing_lines_ask_a_query_that_the_index_answers_rightly(tmp_path):
+    places = {name: str(tmp_path / name) for name in ("report", "checkpoint", "index")}
+    told = replace(result(), root=str(tmp_path), places=places, query=("gal-1", "add a star's twin"))
+    asked = next(shlex.split(line) for line in place_lines(told).splitlines() if " search " in line)
+    assert asked[1:] == ["search", "--id", "gal-1", "--text", "add a star's twin", "--root", str(tmp_path)]
+    assert " search " not in place_lines(replace(told, query=None))
