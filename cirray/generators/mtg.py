@@ -2,7 +2,7 @@
 
 Zhou et al., "Scale Up Composed Image Retrieval Learning via Modification Text Generation" (2025), section on MTG:
 q_r and q_t read one image each, q_c reads both with the instruction; the language model reads
-`proj(q_r) | proj(q_t) | proj(q_c) | instruction | answer` and is trained on the answer alone:
+`proj(q_r) | proj(q_t) | proj(q_c) | start token | instruction | answer` and is trained on the answer alone:
 L = -1/T sum_t log p(y_t | prefix, y_<t). VDG (Jang et al., 2024) is the same network without q_c, its slots named.
 """
 
@@ -121,6 +121,9 @@ class ModificationTextModel(nn.Module):
     ) -> torch.Tensor:
         """What the language model reads before the answer: opening, query groups in order, then the instruction.
 
+        What its tokenizer puts before a text (a start token) stands before the first words: as InstructBLIP and MTG
+        have it, behind the query groups and before the instruction; as VDG has it, before the opening.
+
         Args:
             reference_BQE: output of `read_image`; groups that the configuration leaves out may be None.
             target_BQE: output of `read_image`.
@@ -133,16 +136,20 @@ class ModificationTextModel(nn.Module):
         chosen = [(name, groups[name]) for name in self.config.passes]
         separators = self.config.separators or ("",) * len(chosen)
         parts: list[torch.Tensor] = []
+        started = False
         for (_, tokens_BQE), separator in zip(chosen, separators, strict=True):
-            if tokens_BQE is not None:
-                opening = [] if parts else self._words(self.opening, tokens_BQE)
-                parts += [*opening, *self._words(separator, tokens_BQE), tokens_BQE.to(self.lm.dtype)]
-        return torch.cat([*parts, *self._words(self.instruction, parts[-1], last=True)], dim=1)
+            if tokens_BQE is None:
+                continue
+            for text in (separator,) if parts else (self.opening, separator):
+                parts += self._words(text, tokens_BQE, first=not started)
+                started = started or bool(text)
+            parts.append(tokens_BQE.to(self.lm.dtype))
+        return torch.cat([*parts, *self._words(self.instruction, parts[-1], first=not started, last=True)], dim=1)
 
     def image_prefix(self, image_BQE: torch.Tensor, instruction: str) -> torch.Tensor:
         """One image's soft tokens and an instruction, as alignment through captions reads them: `[B, L, E]`."""
         tokens_BQE = image_BQE.to(self.lm.dtype)
-        return torch.cat([tokens_BQE, *self._words(instruction, tokens_BQE, last=True)], dim=1)
+        return torch.cat([tokens_BQE, *self._words(instruction, tokens_BQE, first=True, last=True)], dim=1)
 
     def pair_prefix(self, reference_BPD: torch.Tensor, target_BPD: torch.Tensor) -> torch.Tensor:
         """All passes the configuration asks for, then `prefix`: `[B, L, E]`."""
@@ -217,12 +224,14 @@ class ModificationTextModel(nn.Module):
         rows = len(like_BPD)
         return TextBatch(text.ids_BT.expand(rows, -1), text.mask_BT.expand(rows, -1))
 
-    def _words(self, text: str, like_BQE: torch.Tensor, last: bool = False) -> list[torch.Tensor]:
-        ids = self.language.token_ids(text)[-self.config.instruction_length :] if text else []
+    def _words(self, text: str, like_BQE: torch.Tensor, first: bool = False, last: bool = False) -> list[torch.Tensor]:
+        """Embeddings of a text, cut on the left: the first behind the tokenizer's start, T5's last before its end."""
+        if not text:
+            return []
+        start = self.language.start_ids if first else []
+        ids = [*start, *self.language.token_ids(text)[-max(1, self.config.instruction_length - len(start)) :]]
         if last and self.language.encodes:
             ids = [*ids, self.language.end_id]  # T5's encoder was trained on inputs that end
-        if not ids:
-            return []
         ids_T = torch.tensor(ids, device=like_BQE.device)
         return [self.lm.get_input_embeddings()(ids_T).expand(len(like_BQE), -1, -1)]
 

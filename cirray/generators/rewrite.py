@@ -33,7 +33,7 @@ class Rewriter:
     @torch.inference_mode()
     def __call__(self, text: str, seed: int) -> str:
         """The first line that the model writes after the examples; empty when it writes none."""
-        ids = self._language.token_ids(self.prompt(text))
+        ids = list(self._language.tokenizer(self.prompt(text))["input_ids"])
         prompt_1T = torch.tensor([ids], device=self._device)
         with torch_seed(seed % 2**31):
             made = self._model.generate(

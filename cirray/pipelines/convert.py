@@ -103,7 +103,7 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
         )
     source = open_blip2(str(work))
     given = run.model.given() if run.model else {}
-    check_sizes(run.model or RetrieverConfig(), source, leaves(given))
+    check_sizes((run.model or RetrieverConfig()).qformer, source, leaves(given))
     config = validate(RetrieverConfig, merged(_released(record.format), given))
     retriever = retriever_from(source, config)
     tower = load_vision_tower(find_tower(run.vision) if run.vision else work)

@@ -10,6 +10,7 @@ import torch
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.config import leaves
 from cirray.core.unfinished import stage_function
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.scenes import Scene
@@ -24,6 +25,7 @@ from cirray.pipelines.config import GeneratorRun
 from cirray.pipelines.generator_inputs import alignment_task, build_generator, read_features, select_labels
 from cirray.pipelines.leaks import check_leaks, images_of
 from cirray.pipelines.towers import train_stage
+from cirray.pipelines.train_inputs import check_sizes
 from cirray.training.config import LoopConfig
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.training.state import Row
@@ -43,13 +45,16 @@ def run_generator(run: GeneratorRun) -> Manifest:
 
     Raises:
         ArtifactError: an input is missing, or another run's output stands at `out`.
+        ConfigError: a given size of the Q-Former that `qformer_source` has otherwise.
         IndexMismatchError: the features were made by another vision tower than the towers'.
         DataError: no usable triplet, or a vocabulary that does not fit.
     """
     inputs = {"towers": read_manifest(run.towers, "towers").digest}
     inputs |= {f"features-{number}": read_manifest(uri, "features").digest for number, uri in enumerate(run.features)}
     if run.qformer_source:
-        inputs["qformer_source"] = open_blip2(run.qformer_source).digest
+        source = open_blip2(run.qformer_source)
+        check_sizes(run.model.qformer, source, leaves(run.model.given()))
+        inputs["qformer_source"] = source.digest
     guard = _guard(run)
     stage = open_stage(run.out, "generator", run.to_dict(), inputs, _kept(run))
     if stage.finished:

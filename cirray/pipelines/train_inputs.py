@@ -15,7 +15,7 @@ from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
 from cirray.models.base import KINDS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
-from cirray.models.config import RetrieverConfig
+from cirray.models.config import QFormerConfig
 from cirray.models.dual import build_dual
 from cirray.models.forked import ForkedRetriever
 from cirray.models.retriever_files import load_retriever
@@ -182,6 +182,11 @@ def check_model_fields(run: TrainRun) -> None:
     given, brings = leaves(run.model.given()), other or ("init" if run.init else "")
     if run.tokenizer and brings:
         raise ConfigError(f"tokenizer={run.tokenizer!r} has no effect beside {brings}, which brings its own.")
+    if run.temperature is not None and "temperature" in given:
+        raise ConfigError(
+            f"temperature={run.temperature!r} and model.temperature={given['temperature']!r} both name the start; leave "
+            "one of them out."
+        )
     if given and other:
         raise ConfigError(
             f"model.{next(iter(given))} has no effect beside {other}, which names the network. Leave model out, or "
@@ -190,21 +195,21 @@ def check_model_fields(run: TrainRun) -> None:
     if run.init:
         _check_changes(run)
     elif run.qformer_source:
-        check_sizes(run.model, open_blip2(run.qformer_source), given)
+        check_sizes(run.model.qformer, open_blip2(run.qformer_source), given)
 
 
-def check_sizes(model: RetrieverConfig, source: Blip2Source, given: Mapping[str, Any]) -> None:
+def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any]) -> None:
     """Refuse given sizes that a BLIP-2 source has otherwise.
 
     Args:
-        model: the configuration of the network.
+        qformer: sizes of the configuration.
         source: whose sizes hold.
         given: dotted path -> value of the configuration's fields that were given.
 
     Raises:
         ConfigError: naming the first such field.
     """
-    own: dict[str, Any] = leaves({"qformer": source.sizes(model.qformer).to_dict()})
+    own: dict[str, Any] = leaves({"qformer": source.sizes(qformer).to_dict()})
     if source.projected:
         own["embed_dim"] = source.projected
     for name, value in given.items():

@@ -9,6 +9,7 @@ import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from cirray.models.towers.config import LanguageModelConfig
 
 _FILES = "config.json, model.safetensors (or its shards) and the tokenizer's files"
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+_PROBE = "a"
+"""A text whose tokens show what a tokenizer puts around any."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ class LanguageModel:
     def vocabulary_hash(self) -> str:
         """16 hex digits over the tokenizer's words and ids."""
         return vocabulary_hash(self.tokenizer)
+
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """What the tokenizer puts before a text: the start token of LLaMA, Vicuna and OPT; nothing for T5 and GPT-2."""
+        framed, plain = list(self.tokenizer(_PROBE)["input_ids"]), self.token_ids(_PROBE)
+        places = [at for at in range(len(framed)) if framed[at : at + len(plain)] == plain]
+        return framed[: places[0]] if places else []
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text without any special token."""

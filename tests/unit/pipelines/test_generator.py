@@ -144,6 +144,8 @@ def test_an_instructblip_checkpoint_gives_tower_language_model_q_former_and_proj
     given = (passes, f"qformer_source={folder}", f"towers={home / 'itowers'}", "alignment=none", "scenes=''")
     manifest = run_generator(settings(home, "instructed", *given, "evaluate_pairs=2", "decoding.keep_unfinished=true"))
     assert manifest.inputs["qformer_source"] and manifest.metrics["token_loss"] > 0
+    with pytest.raises(ConfigError, match="model.qformer.width is 64, but the checkpoint .*instructblip.* has 16"):
+        run_generator(settings(home, "wide", *given, "model.qformer.width=64"))
     again = load_model(home / "instructed")
     start = blip2["instruct"]()
     assert 0 < (again.projection.weight - start.language_projection.weight).abs().max() < 0.01

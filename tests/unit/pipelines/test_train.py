@@ -215,6 +215,7 @@ def test_the_temperature_of_stage_1_is_taken_where_it_is_asked_for_and_missed_wh
     save_file({**tensors, "temperature": torch.tensor(0.031)}, converted / "model.safetensors", {"format": "pt"})
     assert start(str(converted), temperature="source") == pytest.approx(0.031)
     assert start(str(converted), temperature=0.05) == pytest.approx(0.05)
+    assert start(str(converted), model={"temperature": 0.07}) == pytest.approx(0.07) != start(str(converted))
     with pytest.raises(ConfigError, match="temperature=source is that of qformer_source"):
         make_run(fields, tmp_path / "x", temperature="source")
 
@@ -222,6 +223,8 @@ def test_the_temperature_of_stage_1_is_taken_where_it_is_asked_for_and_missed_wh
 def test_sizes_beside_a_blip2_checkpoint_and_two_starts_are_refused(stage1, fields, tmp_path):
     with pytest.raises(ConfigError, match="model.qformer.width is 64.*has 16"):
         run_train(make_run({**stage1, "model": {"qformer": {"width": 64}}}, tmp_path / "a"))
+    with pytest.raises(ConfigError, match="model.embed_dim is 64.*has 8"):
+        run_train(make_run({**stage1, "model": {"embed_dim": 64}}, tmp_path / "a"))
     with pytest.raises(ConfigError, match="init and qformer_source both"):
         make_run(stage1, tmp_path / "b", init="somewhere")
     with pytest.raises(ConfigError, match="reads patch tokens of width 24, the features have 16"):
