@@ -166,8 +166,8 @@ class DualEncoderConfig(Config):
     """A dual-encoder retriever: one vector an image, one vector a text, and a head that fuses the two into a query."""
 
     source: str = ""
-    """Where the text encoder comes from: a CLIP folder or hub id, a folder of open_clip, or `open_clip:NAME=FILE`;
-    empty: one of `text`'s sizes with random weights."""
+    """Where the text encoder comes from: a CLIP folder or hub id, a folder of open_clip, `open_clip:NAME=FILE`, or
+    CLIP4Cir's tuned .pt; empty: one of `text`'s sizes with random weights."""
     fusion: str = "sum"
     """How image and text vector become the query: sum, combiner, cross_attention, tirg; without weights: slerp, text,
     image."""

@@ -201,7 +201,7 @@ def build_dual(
             raise ConfigError(
                 f"dual.source {config.source!r} is no CLIP or open_clip checkpoint that can be reached. Give a folder "
                 "(CLIP: config.json, model.safetensors, the tokenizer's files; open_clip: open_clip_config.json and "
-                "weights), a hub id while the hub answers, or open_clip:NAME=FILE."
+                "weights), a hub id while the hub answers, open_clip:NAME=FILE, or CLIP4Cir's tuned .pt."
             )
         return DualEncoderRetriever(config, encoder, name, patch_width)
 

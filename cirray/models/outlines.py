@@ -33,6 +33,7 @@ from cirray.core.storage import local_path
 from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
+from cirray.models.sources.clip_files import read_clip
 from cirray.models.sources.files import READ_ERRORS
 from cirray.models.sources.pieces import MODEL
 from cirray.models.sources.tokenizers import read_tokenizer
@@ -203,7 +204,7 @@ def outline_tower(source: str) -> VisionTower:
     Raises:
         ConfigError: when the sizes cannot be known.
     """
-    if source.startswith("open_clip:") or (local_path(source) / "open_clip_config.json").is_file():
+    if _is_open_clip(source):
         return _open_clip_tower(source)
     settings = settings_of(source, "vision")
     if settings.model_type == "clip" or isinstance(settings, CLIPConfig):
@@ -247,7 +248,7 @@ def outline_dual(config: DualEncoderConfig, patch_width: int, words: int = BERT_
         stub: Any = Words(words)
         text = new_text(text_settings(config, stub), stub)
         return DualEncoderRetriever(config, text, "hf_clip", patch_width)
-    if config.source.startswith("open_clip:") or (local_path(config.source) / "open_clip_config.json").is_file():
+    if _is_open_clip(config.source):
         settings = _open_clip_settings(config.source)
         part = BACKBONES.get("open_clip").build_text(settings, Path("."))
         return DualEncoderRetriever(config, part, "open_clip", patch_width)
@@ -273,9 +274,17 @@ def _clip_tower(source: str, settings: Any) -> VisionTower:
     return HfClipTower(model, TransformConfig(size=int(vision.image_size)), stored_tokens(stored))
 
 
+def _is_open_clip(source: str) -> bool:
+    if source.startswith("open_clip:"):
+        return True
+    return local_path(source).is_file() or (local_path(source) / "open_clip_config.json").is_file()
+
+
 def _open_clip_settings(source: str) -> dict[str, Any]:
     import open_clip
 
+    if local_path(source).is_file():
+        return read_clip(local_path(source))[0]
     if not source.startswith("open_clip:"):
         return dict(json.loads((local_path(source) / "open_clip_config.json").read_text())["model_cfg"])
     settings = open_clip.get_model_config(source.removeprefix("open_clip:").partition("=")[0])

@@ -226,7 +226,7 @@ class TowersRun(Config):
 
     vision: str = "asset"
     """`asset` (shipped, embedded world), `train`, a folder or hub id of BLIP-2, InstructBLIP or CLIP, a folder of
-    open_clip, or `open_clip:NAME=FILE` (an open_clip architecture and its weights)."""
+    open_clip, `open_clip:NAME=FILE` (an open_clip architecture and its weights), or CLIP4Cir's tuned .pt."""
     language: str = "asset"
     """`asset` (shipped, embedded world), `train`, or a folder or hub id of a causal language model."""
     clip_tokens: Literal["embedding", "all", "unprojected"] = "embedding"

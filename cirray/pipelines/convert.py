@@ -1,13 +1,24 @@
-"""Checkpoints of LAVIS, SPRC and MTST_PTHA into artifacts of this package, and back. Nothing in a file is ever run."""
+"""Authors' checkpoints into artifacts of this package, and back. Nothing in a file is ever run.
+
+Here are those of LAVIS, SPRC and MTST_PTHA; files around a CLIP are `convert_clip`'s.
+"""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from cirray.core.artifacts import Manifest, Stage, is_complete, localize, open_stage, read_manifest
+from cirray.core.artifacts import (
+    Manifest,
+    Stage,
+    directory_digest,
+    is_complete,
+    localize,
+    open_stage,
+    read_manifest,
+)
 from cirray.core.config import leaves, merged, validate
 from cirray.core.contents import file_digest
-from cirray.core.errors import ArtifactError
+from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.unfinished import stage_function
 from cirray.models.composed import QFormerRetriever
 from cirray.models.config import RetrieverConfig
@@ -27,11 +38,21 @@ from cirray.models.conversion_files import (
 from cirray.models.retriever_files import load_retriever
 from cirray.models.sources.backward import retriever_tensors
 from cirray.models.sources.blip2 import open_blip2, retriever_from
+from cirray.models.sources.files import CONFIG
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.actors import find_tower
+from cirray.pipelines.convert_clip import (
+    CLIP_FORMATS,
+    clip_parts,
+    counts,
+    write_clip,
+    write_folder_back,
+    write_retriever_back,
+)
 from cirray.pipelines.train_inputs import check_sizes
 from cirray.runs import ConvertRun
+from cirray.types import stable_id
 
 WEIGHTS, MODEL, VISION, WORK = "weights.pt", "model", "vision", "work"
 
@@ -50,20 +71,26 @@ def run_convert(run: ConvertRun) -> Manifest:
         ConfigError: heads that do not divide the widths.
     """
     kind = "checkpoint" if run.to == "checkpoint" else "weights"
-    stage = open_stage(run.out, kind, run.to_dict(), {"source": _digest(run.source)})
+    inputs = {"source": _digest(run.source)} | ({"clip": _digest_of_clip(run.clip)} if run.clip else {})
+    stage = open_stage(run.out, kind, run.to_dict(), inputs)
     if stage.finished:
         return stage.finished
     return _write_back(run, stage) if run.to == "original" else _write(run, stage)
 
 
 def _write(run: ConvertRun, stage: Stage) -> Manifest:
+    parts = clip_parts(run)
+    if parts is not None:
+        return write_clip(run, stage, parts)
+    if run.clip:
+        raise ConfigError(f"clip has no effect on a file of LAVIS' kind; it is for {', '.join(CLIP_FORMATS)}.")
     folder = stage.local / WORK if run.to == "checkpoint" else stage.local
     original, tensors, record = _read(run)
     write_weights(folder, tensors, record, Heads(run.qformer_heads, run.vision_heads), _tokenizer(run, record))
     extra: dict[str, Any] = {"format": record.format, "left_out": list(original.left_out)}
     if run.to == "checkpoint":
         extra["encoder_digest"] = _checkpoint(run, stage, record)
-    return stage.publish(_counts(tensors), extra=extra)
+    return stage.publish(counts(tensors), extra=extra)
 
 
 def _read(run: ConvertRun) -> tuple[Original, dict[str, Any], Record]:
@@ -112,7 +139,7 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
             f"The vision tower of {run.vision!r} makes tokens of width {tower.width}, the checkpoint reads "
             f"{retriever.patch_width}. Name the tower it was trained on."
         )
-    mode = run.image_mode or tower.transform.mode
+    mode = run.image_mode or "target_pad"
     tower = tower.with_transform(tower.transform.model_copy(update={"mode": mode}))
     retriever.save(stage.local / MODEL)
     tower.save(stage.local / MODEL / VISION)
@@ -131,19 +158,18 @@ def _write_back(run: ConvertRun, stage: Stage) -> Manifest:
     if is_complete(run.source) and read_manifest(run.source).kind == "checkpoint":
         folder = localize(run.source, "checkpoint") / MODEL
         retriever = load_retriever(folder)
+        tower = load_vision_tower(folder / VISION)
         if not isinstance(retriever, QFormerRetriever):
-            raise ArtifactError(
-                f"{run.source!r} holds a dual encoder; only Q-Former retrievers have an authors' layout."
-            )
-        tensors, record = retriever_tensors(retriever, load_vision_tower(folder / VISION))
+            states, left = write_retriever_back(retriever, tower, stage.local)
+            return stage.publish(counts(*states), extra={"left_out": left})
+        tensors, record = retriever_tensors(retriever, tower)
+    elif clip_parts(run) is not None:
+        state = write_folder_back(Path(run.source).expanduser(), stage.local / WEIGHTS)
+        return stage.publish(counts(state))
     else:
         tensors, record = read_weights(Path(run.source).expanduser())
     write_original(stage.local / WEIGHTS, tensors, record)
-    return stage.publish(_counts(tensors), extra={"format": record.format})
-
-
-def _counts(tensors: dict[str, Any]) -> dict[str, int]:
-    return {"tensors": len(tensors), "values": sum(value.numel() for value in tensors.values())}
+    return stage.publish(counts(tensors), extra={"format": record.format})
 
 
 def _digest(source: str) -> str:
@@ -151,10 +177,20 @@ def _digest(source: str) -> str:
     if is_complete(source):
         return read_manifest(source).digest
     if path.is_dir() and (path / RECORD).is_file():
-        return open_blip2(str(path)).digest
+        return open_blip2(str(path)).digest if (path / CONFIG).is_file() else directory_digest(str(path))
     if not path.is_file():
         raise ArtifactError(
-            f"No checkpoint stands at {source!r}. Give a file of LAVIS, SPRC or MTST_PTHA (.pth, .pt), or a folder "
-            "that `cirray convert` made."
+            f"No checkpoint stands at {source!r}. Give a file of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SEARLE, LinCIR or "
+            "Pic2Word (.pth, .pt), or a folder that `cirray convert` made."
         )
     return file_digest(str(path))
+
+
+def _digest_of_clip(clip: str) -> str:
+    """Digest of a CLIP's files, or of its name where it is none of this machine's."""
+    path = Path(clip.partition("=")[2] or clip).expanduser()
+    if is_complete(clip):
+        return read_manifest(clip).digest
+    if path.is_dir():
+        return directory_digest(str(path))
+    return stable_id(clip, file_digest(str(path)) if path.is_file() else "")

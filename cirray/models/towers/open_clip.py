@@ -1,4 +1,7 @@
-"""open_clip: any of its architectures from a folder (`open_clip_config.json` and weights) or `open_clip:NAME=FILE`."""
+"""open_clip: any of its architectures from a folder (`open_clip_config.json` and weights) or `open_clip:NAME=FILE`.
+
+A file alone is enough where it says that its CLIP is of OpenAI's make: CLIP4Cir's and SPN4CIR's tuned CLIP, Pic2Word's.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ from torch import nn
 from cirray.core.contents import spoken
 from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
 from cirray.data.config import TransformConfig
+from cirray.models.sources.clip_files import read_clip, read_named
 from cirray.models.sources.files import check_floats, listed, read_json, read_tensors
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
@@ -83,9 +87,7 @@ class OpenClipTower(ClipTower):
         return {"tokens": self.tokens, **spoken(self.model.settings)}
 
     def _save_model(self, folder: Path) -> None:
-        (folder / CONFIG).write_text(json.dumps({"model_cfg": self.model.settings}, indent=2, sort_keys=True) + "\n")
-        weights = {name: value.contiguous().clone() for name, value in self.model.state_dict().items()}
-        save_file(weights, str(folder / _WEIGHTS[0]), {"format": "pt"})
+        write_folder(folder, self.model.settings, self.model.state_dict())
 
 
 class OpenClipText(nn.Module):
@@ -159,14 +161,13 @@ def load_tower(source: str, dtype: torch.dtype | None) -> OpenClipTower:
 
 
 def fits(source: str) -> bool:
-    """Whether a source is a folder with open_clip's configuration, or `open_clip:NAME=FILE`."""
-    return source.startswith(PREFIX) or (Path(source) / CONFIG).is_file()
+    """Whether a source is a folder with open_clip's configuration, `open_clip:NAME=FILE`, or a file."""
+    return source.startswith(PREFIX) or Path(source).is_file() or (Path(source) / CONFIG).is_file()
 
 
 def _load(source: str, visual_only: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    settings, preprocess, file = _find(source)
+    settings, preprocess, tensors = _find(source)
     model = build_model(settings)
-    tensors = _state(read_tensors(file))
     check_floats(source, {name: value for name, value in tensors.items() if value.is_floating_point()})
     wanted = {
         name: value for name, value in model.state_dict().items() if not visual_only or name.startswith("visual.")
@@ -182,8 +183,8 @@ def _load(source: str, visual_only: bool = False) -> tuple[Any, dict[str, Any], 
     return model.eval(), settings, preprocess
 
 
-def _find(source: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Model configuration, preprocessing and weights file of a source."""
+def _find(source: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
+    """Model configuration, preprocessing and weights of a source."""
     if source.startswith(PREFIX):
         name, mark, file = source.removeprefix(PREFIX).partition("=")
         settings = open_clip.get_model_config(name)
@@ -194,12 +195,26 @@ def _find(source: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
                 f"{source!r} names no file of weights. Write open_clip:NAME=FILE with a .safetensors or .bin file that "
                 "holds the model's state dict."
             )
-        return settings, {}, Path(file).expanduser()
+        return settings, {}, read_named(source, Path(file).expanduser(), bool(settings.get("quick_gelu")))
+    if Path(source).is_file():
+        settings, tensors = read_clip(Path(source))
+        return settings, {}, tensors
     tree = read_json(Path(source) / CONFIG)
     found = next((Path(source) / name for name in _WEIGHTS if (Path(source) / name).is_file()), None)
     if found is None or "model_cfg" not in tree:
         raise ArtifactError(f"{source!r} needs {CONFIG} with a model_cfg, and weights ({', '.join(_WEIGHTS)}).")
-    return dict(tree["model_cfg"]), dict(tree.get("preprocess_cfg", {})), found
+    return dict(tree["model_cfg"]), dict(tree.get("preprocess_cfg", {})), _state(read_tensors(found))
+
+
+def write_folder(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a folder that is a source: configuration and weights, each in its own type."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps({"model_cfg": settings}, indent=2, sort_keys=True) + "\n")
+    save_file(
+        {name: value.contiguous().clone() for name, value in tensors.items()},
+        str(folder / _WEIGHTS[0]),
+        {"format": "pt"},
+    )
 
 
 def build_model(settings: Mapping[str, Any]) -> Any:

@@ -36,8 +36,8 @@ class WordMapConfig(Config):
     """A pseudo-word retriever over a CLIP text encoder: reference image -> token(s) in the slot of a prompt."""
 
     source: str = ""
-    """The CLIP: a folder or hub id in Hugging Face layout, a folder of open_clip, `open_clip:NAME=FILE`, or a towers
-    artifact of `cirray clip`. Not kept in checkpoints, which hold the weights themselves."""
+    """The CLIP: a folder or hub id in Hugging Face layout, a folder of open_clip, `open_clip:NAME=FILE`, CLIP4Cir's
+    tuned .pt, or a towers artifact of `cirray clip`. Not kept in checkpoints, which hold the weights themselves."""
     query: Literal["composed", "image", "text", "sum"] = "composed"
     """What a query is: prompt with pseudo-word and text, or a training-free row: image, text, or the sum of the two."""
     phi: PhiConfig = PhiConfig()

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.models.config import DualEncoderConfig, QFormerConfig
@@ -28,6 +29,7 @@ from cirray.models.towers.open_clip import OpenClipTower
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 BLIP2 = runpy.run_path(str(FIXTURES / "small_blip2.py"))
 CLIP = runpy.run_path(str(FIXTURES / "small_clip.py"))
+OPENAI = runpy.run_path(str(FIXTURES / "openai_layout.py"))
 
 
 def count(module):
@@ -42,16 +44,18 @@ def outlined(make, *arguments):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("sources")
+    torch.save({"epoch": 1, "CLIP": OPENAI["clip"]("resnet")}, root / "tuned.pt")
     return {
         "retrieval": BLIP2["save_retrieval"](BLIP2["retrieval"](), root / "retrieval"),
         "instruct": BLIP2["save_instruct"](BLIP2["instruct"](), root / "instruct"),
         "t5": BLIP2["save_instruct"](BLIP2["instruct_t5"](), root / "t5"),
         "hf_clip": CLIP["save_hf"](CLIP["hf_model"](), root / "hf_clip"),
         "open_clip": CLIP["save_open"](CLIP["open_model"](), root / "open_clip"),
+        "clip4cir": str(root / "tuned.pt"),
     }
 
 
-@pytest.mark.parametrize("name", ["retrieval", "instruct", "hf_clip", "open_clip"])
+@pytest.mark.parametrize("name", ["retrieval", "instruct", "hf_clip", "open_clip", "clip4cir"])
 def test_a_towers_outline_is_its_size(folders, name):
     real, outline = load_vision_tower(folders[name]), outlined(outline_tower, folders[name])
     assert count(outline) == count(real) and type(outline) is type(real)
@@ -67,10 +71,10 @@ def test_a_language_models_outline_is_its_size_and_has_its_tokenizer(folders, na
     assert outline.encodes == real.encodes and outline.token_ids("what change") == real.token_ids("what change")
 
 
-@pytest.mark.parametrize("name", ["hf_clip", "open_clip"])
-def test_a_dual_encoders_outline_is_its_size(folders, name):
+@pytest.mark.parametrize(("name", "width"), [("hf_clip", 12), ("open_clip", 12), ("clip4cir", OPENAI["EMBED"])])
+def test_a_dual_encoders_outline_is_its_size(folders, name, width):
     config = DualEncoderConfig(source=folders[name], fusion="combiner")
-    assert count(outlined(outline_dual, config, 12)) == count(build_dual(config, ["x"], 12))
+    assert count(outlined(outline_dual, config, width)) == count(build_dual(config, ["x"], width))
 
 
 def test_a_q_formers_sizes_are_read_from_the_config_alone(folders):
