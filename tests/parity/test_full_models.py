@@ -30,6 +30,8 @@ _SPEC = importlib.util.spec_from_file_location("small_blip2", Path(__file__).par
 small = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(small)
 lavis = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "lavis_layout.py"))
+forward = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "lavis_forward.py"))
+linear, eva, bert = (forward[name] for name in ("linear", "eva", "bert"))
 
 TEXTS = ["paint the red circle blue", "remove it", "move the small square to the top left"]
 CLOSE = 2e-5
@@ -182,75 +184,6 @@ def test_an_sprc_forward_written_out_naively_gives_the_same_query_scores_and_los
     assert apart(our_loss, loss) < 20 * CLOSE
     mean_readout = retriever.fuse(tower(reference), text).query_BD
     assert apart(mean_readout, query) > 100 * CLOSE
-
-
-# LAVIS' own computation, written out on its own tensor names (heads 2 each, 4 layers, cross-attention every 2nd).
-# Sources: eva_vit.py and Qformer.py of LAVIS; epsilons: EVA 1e-6, ln_vision 1e-5, BERT 1e-12.
-
-
-def linear(state, name, x):
-    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-
-def norm(state, name, x, eps):
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
-
-
-def attend(query, key, value, mask=None, heads=2):
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    if mask is not None:
-        scores = scores.masked_fill(mask[:, None, None] == 0, float("-inf"))
-    return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-
-
-def eva(state, pixels):
-    root = "visual_encoder"
-    patches = torch.nn.functional.conv2d(
-        pixels, state[f"{root}.patch_embed.proj.weight"], state[f"{root}.patch_embed.proj.bias"], stride=8
-    )
-    x = torch.cat([state[f"{root}.cls_token"].expand(len(pixels), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-    x = x + state[f"{root}.pos_embed"]
-    for block in (f"{root}.blocks.0", f"{root}.blocks.1"):
-        bias_q, bias_v = state[f"{block}.attn.q_bias"], state[f"{block}.attn.v_bias"]
-        before = norm(state, f"{block}.norm1", x, 1e-6)
-        query, key, value = (before @ state[f"{block}.attn.qkv.weight"].T).chunk(3, -1)
-        x = x + linear(state, f"{block}.attn.proj", attend(query + bias_q, key, value + bias_v))
-        inner = torch.nn.functional.gelu(linear(state, f"{block}.mlp.fc1", norm(state, f"{block}.norm2", x, 1e-6)))
-        x = x + linear(state, f"{block}.mlp.fc2", inner)
-    return norm(state, "ln_vision", x, 1e-5)
-
-
-def bert_attention(state, name, x, keys, mask=None):
-    parts = (linear(state, f"{name}.self.{part}", y) for part, y in (("query", x), ("key", keys), ("value", keys)))
-    return norm(
-        state, f"{name}.output.LayerNorm", linear(state, f"{name}.output.dense", attend(*parts, mask)) + x, 1e-12
-    )
-
-
-def feed_forward(state, layer, x, suffix):
-    inner = torch.nn.functional.gelu(linear(state, f"{layer}.intermediate{suffix}.dense", x))
-    name = f"{layer}.output{suffix}"
-    return norm(state, f"{name}.LayerNorm", linear(state, f"{name}.dense", inner) + x, 1e-12)
-
-
-def bert(state, queries=None, text=None, mask=None, patches=None):
-    """Qformer.bert of LAVIS; without patches every token takes the text feed-forward (SPRC's no-image case)."""
-    root, parts, count = "Qformer.bert", [], 0
-    if queries is not None:
-        parts, count = [queries], queries.shape[1] if patches is not None else 0
-    if text is not None:
-        places = state[f"{root}.embeddings.position_embeddings.weight"][: text.shape[1]]
-        parts = [*parts, state[f"{root}.embeddings.word_embeddings.weight"][text] + places]
-    x = norm(state, f"{root}.embeddings.LayerNorm", torch.cat(parts, dim=1), 1e-12)
-    for at in range(4):
-        layer = f"{root}.encoder.layer.{at}"
-        x = bert_attention(state, f"{layer}.attention", x, x, mask)
-        seen, said = x[:, :count], x[:, count:]
-        if count and at % 2 == 0:
-            seen = bert_attention(state, f"{layer}.crossattention", seen, patches)
-        x = torch.cat([feed_forward(state, layer, seen, "_query"), feed_forward(state, layer, said, "")], dim=1)
-    return x
 
 
 @pytest.fixture(scope="module")

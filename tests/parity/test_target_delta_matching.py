@@ -1,6 +1,6 @@
 """VDG's matching loss against a naive twin of the released one (`BLIP_tdm.py`, 245-303), on BLIP-2's layers.
 
-The twin is the Q-Former written out on the authors' tensor names (`test_full_models.py`), values and gradients. BLIP's
+The twin is the Q-Former written out on the authors' tensor names (`lavis_forward.py`), values and gradients. BLIP's
 text encoder is one image-grounded pass; where the paper composes with it, the Q-Former composes with its two passes.
 """
 
@@ -22,7 +22,8 @@ from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss
 
 full = runpy.run_path(str(Path(__file__).with_name("test_full_models.py")))
-bert, linear, small = full["bert"], full["linear"], full["small"]
+lavis_forward = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "lavis_forward.py"))
+bert, linear, norm, small = lavis_forward["bert"], lavis_forward["linear"], lavis_forward["norm"], full["small"]
 ROWS = 4
 WATCHED = {
     "query_tokens": "query_tokens",
@@ -91,7 +92,7 @@ def ours(retriever, batch, term="tdm"):
 
 
 def normed(state, patches):
-    return full["norm"](state, "ln_vision", patches, 1e-5)
+    return norm(state, "ln_vision", patches, 1e-5)
 
 
 def test_the_paper_mode_is_the_released_loss_and_moves_the_weights_as_it_does(loaded, batch):
