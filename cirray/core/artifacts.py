@@ -166,11 +166,28 @@ def open_stage(
     return replace(stage, fresh=True)
 
 
+def check_place(uri: str | Path, kind: str, config: Mapping[str, Any]) -> None:
+    """Refuse, before any work, a place that `open_stage` would refuse whatever the inputs turn out to be.
+
+    Raises:
+        ArtifactError: when something else, or an artifact of another kind or config, stands at `uri`.
+    """
+    if is_complete(uri):
+        found = read_manifest(uri, kind).stage_key
+        _check_same(uri, {"kind": kind, "config": _plain(config), "inputs": found["inputs"]}, found)
+    elif storage.is_local(uri):
+        _check_free(uri)
+
+
+def _check_free(uri: str | Path) -> None:
+    if storage.local_path(uri).exists():
+        raise ArtifactError(f"{str(uri)!r} exists but is no artifact (no {MANIFEST}). Choose another --out.")
+
+
 def _begin(stage: Stage, key: Mapping[str, Any], marker: str) -> None:
     """Start with nothing but the marker, which says whose work this is."""
     if storage.is_local(stage.uri):
-        if storage.local_path(stage.uri).exists():
-            raise ArtifactError(f"{stage.uri!r} exists but is no artifact (no {MANIFEST}). Choose another --out.")
+        _check_free(stage.uri)
         stage.discard()
     storage.write_bytes(marker, json.dumps({**key, "kept": stage.kept}, indent=2, sort_keys=True).encode())
 

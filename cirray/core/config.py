@@ -10,6 +10,7 @@ import pydantic
 import yaml
 
 from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.texts import is_whole
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -126,6 +127,11 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
     path, separator, raw = assignment.partition("=")
     if not separator or not path.strip():
         raise ConfigError(f"Override {assignment!r} is not of the form path.to.field=value.")
+    if not is_whole(assignment):
+        raise ConfigError(
+            f"Override {assignment!r} holds bytes that are not UTF-8 text; type it in a terminal set to UTF-8, or put "
+            "it into a config file in UTF-8."
+        )
     if not raw.strip():
         return path.strip(), ""  # `init=` empties a text; `null` is written out
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
 from cirray.core.log import printable
+from cirray.core.texts import BROKEN
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import ImageLimits
 from cirray.data.images import (
@@ -39,11 +40,12 @@ IMAGE_CODES = {
 """Code of an image finding -> what it says; all but the last three make an image unusable."""
 NOTES = ("metadata",)
 """Codes of images that are read all the same, and right."""
-CODES = (*IMAGE_CODES, "absent_ids", "outside_gallery", "blank", "same_image", "query_count", "gallery_size",
-         "annotations")  # fmt: skip
+CODES = (*IMAGE_CODES, "absent_ids", "outside_gallery", "blank", "broken_text", "same_image", "query_count",
+         "gallery_size", "annotations")  # fmt: skip
 """Codes of everything that may be a problem."""
 USABLE = ("", "metadata", "wrong_extension")
 _EXAMPLES = 3
+_BROKEN = "U+FFFD for what could not be read"
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ def annotation_findings(dataset: CirDataset, fmt: str, split: str) -> list[Findi
         Finding("absent_ids", "problem", f"ids are named by annotations{place} but are no images", _absent(dataset)),
         Finding("outside_gallery", "problem", f"queries{place} have a target outside their gallery", _outside(dataset)),
         _counted("blank", "texts are blank", place, _blank(queries, fmt), known_blank(fmt, split)),
+        Finding("broken_text", "problem", f"texts{place} hold {_BROKEN}", _broken(queries)),
+        Finding("broken_text", "problem", f"training texts hold {_BROKEN}", _broken_triplets(dataset)),
         _counted("same_image", "queries have their reference as a target", place, _same(queries), known_same(fmt)),
     ]
     notes = {
@@ -278,6 +282,15 @@ def _blank(queries: Sequence[Query], fmt: str) -> list[str]:
     if fmt == "fashioniq":
         found += [q for q in queries if q.modification.startswith(" and ") or q.modification.endswith(" and ")]
     return [query.query_id for query in found]
+
+
+def _broken(queries: Sequence[Query]) -> tuple[str, ...]:
+    return tuple(query.query_id for query in queries if BROKEN in query.modification)
+
+
+def _broken_triplets(dataset: CirDataset) -> tuple[str, ...]:
+    texts = {row.triplet_id: row.modification for row in dataset.split("train")} | dict(dataset.captions)
+    return tuple(name for name, text in texts.items() if BROKEN in text)
 
 
 def _same(queries: Sequence[Query]) -> list[str]:

@@ -9,6 +9,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,7 +238,7 @@ def _column(path: Path, batch: pa.RecordBatch, base: int, name: str) -> Callable
     """Value of a row; the bytes of pictures are not touched."""
     column = batch.column(name)
     if not pa.types.is_struct(column.type):
-        return lambda at: column[at].as_py()
+        return partial(_plain, column)
     fields = [column.type.field(number).name for number in range(column.type.num_fields)]
     if "bytes" not in fields:
         raise DataError(f"Column {name!r} of {str(path)!r} is a structure without `bytes`; an image is expected.")
@@ -254,6 +255,14 @@ def _column(path: Path, batch: pa.RecordBatch, base: int, name: str) -> Callable
         return _Cell(str(path.parent / own), None, own) if own else None
 
     return value
+
+
+def _plain(column: pa.Array, at: int) -> Any:
+    """A plain value; bytes of a text that are not UTF-8 become U+FFFD."""
+    try:
+        return column[at].as_py()
+    except UnicodeDecodeError:
+        return column[at].as_buffer().to_pybytes().decode("utf-8", "replace")
 
 
 def _spans(path: Path, data: pa.BinaryArray, base: int) -> tuple[np.ndarray, np.ndarray]:

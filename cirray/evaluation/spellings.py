@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.genecis import crop_id
+from cirray.data.kinds import split_suffix
+from cirray.data.names import name_key
 
-_SUFFIX = re.compile(r"\.(jpe?g|jpe|png|webp|gif|bmp|tiff?|avif|jfif)$", re.IGNORECASE)
 _COCO = re.compile(r"COCO_[a-z]+\d{4}_(\d+)")
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _CROP = re.compile(rf"\D*?(\d+)(?:\.jpe?g)?\D+?({_NUMBER})\D+?({_NUMBER})\D+?({_NUMBER})\D+?({_NUMBER})\D*")
@@ -108,14 +109,13 @@ def spellings_of(dataset: CirDataset) -> Spellings:
 
 def _forms(name: str) -> Iterator[str]:
     """What a name may stand for, the most literal first."""
-    text = name.strip().replace("\\", "/")
-    while text.startswith("./"):
-        text = text[2:]
-    last = text.rsplit("/", 1)[-1]
-    for form in dict.fromkeys((text, _SUFFIX.sub("", text), last, _SUFFIX.sub("", last))):
-        yield form
-        number = _COCO.sub(r"\1", form)
-        if number.isdecimal():
-            yield str(int(number))
-    if crop := _CROP.fullmatch(text):
+    texts = dict.fromkeys((name.strip(), name_key(name)))
+    for text in texts:
+        last = text.replace("\\", "/").rsplit("/", 1)[-1]
+        for form in dict.fromkeys((text, split_suffix(text)[0], last, split_suffix(last)[0])):
+            yield form
+            number = _COCO.sub(r"\1", form)
+            if number.isdecimal():
+                yield str(int(number))
+    if crop := _CROP.fullmatch(name.strip()):
         yield crop_id(crop[1], [float(value) for value in crop.groups()[1:]])

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core import storage
-from cirray.core.artifacts import open_stage
+from cirray.core.artifacts import check_place, open_stage
 from cirray.core.errors import ConfigError, DataError, unknown_name
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
@@ -54,6 +54,8 @@ def run_doctor(run: DoctorRun) -> DoctorReport:
         ConfigError: an unknown data set or split.
         DataError: nothing can be read (the exit status is then 2).
     """
+    if run.out:
+        check_place(run.out, KIND, _content(run))
     data = data_of(run)
     datasets, findings = _read_all(run, data)
     places = {name: dataset.images.place(name) for dataset in datasets.values() for name in dataset.images}
@@ -171,11 +173,15 @@ def _digest(checks: Mapping[str, ImageCheck] | None) -> str:
     return stable_id("images", *(part for image in sorted(checks) for part in (image, checks[image].digest)))
 
 
+def _content(run: DoctorRun) -> dict[str, Any]:
+    """The configuration without what does not change the report."""
+    return {**run.to_dict(), "as_json": False, "tasks": 0, "ray_from": 0}
+
+
 def _publish(
     run: DoctorRun, report: DoctorReport, places: Mapping[str, Place], checks: Mapping[str, ImageCheck] | None
 ) -> None:
-    config = {**run.to_dict(), "as_json": False, "tasks": 0, "ray_from": 0}
-    stage = open_stage(run.out, KIND, config, {"images": report.digest, "report": stable_id(report.to_dict())})
+    stage = open_stage(run.out, KIND, _content(run), {"images": report.digest, "report": stable_id(report.to_dict())})
     if stage.finished:
         return
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"

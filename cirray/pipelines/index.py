@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import Advance, progress
 from cirray.core.unfinished import stage_function
@@ -69,6 +69,7 @@ def run_index(run: IndexRun) -> Manifest:
         DataError: no image could be used.
         IndexMismatchError: features of another vision tower.
     """
+    check_place(run.out, KIND, stage_config(run))
     plan = make_plan(run)
     finished = open_stage(run.out, KIND, stage_config(run), plan.inputs).finished if is_complete(run.out) else None
     if finished:

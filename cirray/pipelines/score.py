@@ -39,6 +39,7 @@ class Scored:
 
 
 @stage_function
+@stage_function
 def run_score(run: ScoreRun) -> Scored:
     """Count a benchmark's figures from saved vectors or lists.
 
@@ -50,28 +51,20 @@ def run_score(run: ScoreRun) -> Scored:
     dataset = read_dataset(run.data)
     protocol = replace(dataset.protocol, reference_rule=run.reference_rule or dataset.protocol.reference_rule)
     count = _lists_counted if run.ranks or run.subsets else _vectors_counted
-    with _report(run) as stage:
-        result, notes = count(run, dataset, protocol)
-        if stage is not None and not stage.finished:
-            _write(stage, run, dataset, result)
+    stage = _report(run)
+    result, notes = count(run, dataset, protocol)
+    if stage is not None and not stage.finished:
+        _write(stage, run, dataset, result)
     return Scored(result, notes, run.out)
 
 
-@contextmanager
-def _report(run: ScoreRun) -> Iterator[Stage | None]:
-    """The report's place, taken before any work; work that fails leaves nothing there."""
+def _report(run: ScoreRun) -> Stage | None:
+    """The report's place, taken before any work."""
     if not run.out:
-        yield None
-        return
+        return None
     files = (run.queries, *run.gallery, run.ranks, run.subsets)
     inputs = {f"file {at}": _digest(path) for at, path in enumerate(files) if path}
-    stage = open_stage(run.out, "report", run.to_dict(), inputs)
-    try:
-        yield stage
-    except BaseException:
-        if not stage.finished:
-            stage.discard()
-        raise
+    return open_stage(run.out, "report", run.to_dict(), inputs)
 
 
 def _vectors_counted(

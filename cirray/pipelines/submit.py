@@ -64,6 +64,8 @@ def run_submit(run: SubmitRun) -> Submission:
         return _check_file(run)
     dataset = _dataset(run.data)
     kinds = _KINDS[_kind(run, dataset)]
+    if storage.is_local(run.out) and storage.local_path(run.out).is_file():
+        raise ConfigError(f"out={run.out!r} is a file; name a folder for the submission's files.")
     ranked = _ranked(run, dataset)
     files, notes = {}, list(ranked.notes)
     for kind in kinds:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.pipelines.config import TrainRun
@@ -50,6 +50,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
         ArtifactError, ConfigError, DataError: before anything starts, for inputs that cannot be used.
     """
     check_model_fields(run)
+    check_place(run.out, "checkpoint", _content(run))
     inputs = read_inputs(run)
     guard = check_leaks(run.guard, images_of(inputs.triplets), run.allow_leaks, "The training data")
     digests = {**input_digests(run, inputs), **guard_inputs(guard)}

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, is_complete, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, check_place, is_complete, open_stage, read_manifest
 from cirray.core.config import validate
 from cirray.core.contents import canonical
 from cirray.core.errors import ConfigError
@@ -72,6 +72,8 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
     Raises:
         ConfigError: for a study that names unknown things, before anything runs.
     """
+    if run.out:
+        check_place(run.out, "study", {"study": run.to_dict()})
     names = run.rows or tuple(run.table)
     graphs = [Graph(run, seed, find) for seed in run.seeds]
     main = [_scoring(graph, names, {}) for graph in graphs]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
@@ -48,6 +48,7 @@ def run_map(run: MapRun) -> Manifest:
         DataError: no captioned image (which `untrained` does not need), or one without features.
         ConfigError: an unknown objective, or settings that do not fit.
     """
+    check_place(run.out, "checkpoint", _content(run))
     dataset, features = read_dataset(run.data), FeatureStore.open_many(run.features)
     images, captions = _captioned(run, dataset, features)
     guard = check_leaks(run.guard, list(images), run.allow_leaks, "The captioned images")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cirray.core import storage
-from cirray.core.artifacts import localize, open_stage, read_manifest
+from cirray.core.artifacts import check_place, localize, open_stage, read_manifest
 from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError
 from cirray.core.unfinished import restarting, stage_function
@@ -167,3 +167,15 @@ def test_where_and_on_what_a_stage_ran_does_not_make_it_another_stage(tmp_path):
     open_stage(str(tmp_path / "a"), "thing", {"x": 1, "out": "here", "ray": {"num_cpus": 2}}).publish({})
     (tmp_path / "a").rename(tmp_path / "b")
     assert open_stage(str(tmp_path / "b"), "thing", {"x": 1, "out": "there", "ray": {}}).finished is not None
+
+
+def test_a_taken_place_is_told_whatever_the_inputs_turn_out_to_be(tmp_path):
+    check_place(tmp_path / "free", "doctor", {"a": 1})
+    open_stage(tmp_path / "mine", "doctor", {"a": 1}, {"images": "x"}).publish({})
+    check_place(tmp_path / "mine", "doctor", {"a": 1})
+    for kind, config in (("doctor", {"a": 2}), ("study", {"a": 1})):
+        with pytest.raises(ArtifactError, match="different run|of kind 'doctor'"):
+            check_place(tmp_path / "mine", kind, config)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ArtifactError, match="exists but is no artifact"):
+        check_place(tmp_path / "folder", "doctor", {})

@@ -99,3 +99,8 @@ def test_a_config_cannot_be_changed_after_it_is_made():
 def test_an_assignment_without_a_value_is_an_empty_text():
     assert parse_assignment("judge=") == ("judge", "")
     assert parse_assignment("labels=null") == ("labels", None)
+
+
+def test_bytes_that_are_no_text_are_named_and_not_called_bad_yaml():
+    with pytest.raises(ConfigError, match=r"'text=caf\\udce9' holds bytes that are not UTF-8 text"):
+        parse_assignment("text=caf\udce9")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cirray.cli.main import main
 from cirray.core.artifacts import read_manifest
-from cirray.core.errors import ConfigError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import DataConfig, FolderConfig, ImageLimits
 from cirray.data.doctor import check_image
 from cirray.data.places import Place
@@ -225,3 +225,17 @@ def test_the_published_annotations_are_clean_and_their_quirks_told(dataset, fold
 @published
 def test_without_the_image_list_circo_has_a_problem_and_only_that():
     assert set(problems(run(MADE.SHARED / "circo", dataset="circo", decode=False, accept=()))) == {"gallery_size"}
+
+
+def test_half_a_surrogate_pair_in_a_text_is_a_problem_and_reads_on(cirr):
+    file = cirr / "cirr/captions/cap.rc2.val.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("make it blue", "make it blue \\ud83d"), encoding="utf-8")
+    found = problems(run(cirr))
+    assert list(found) == ["broken_text"] and "41" in found["broken_text"]
+
+
+def test_a_taken_place_is_told_before_any_image_is_read(cirr, tmp_path, monkeypatch):
+    run(cirr, out=str(tmp_path / "seen"))
+    monkeypatch.setattr(doctor, "stream", lambda *args: pytest.fail("images were read first"))
+    with pytest.raises(ArtifactError, match=r"made by a different run \(config.accept"):
+        run(cirr, out=str(tmp_path / "seen"), accept=("duplicate",))
