@@ -75,7 +75,7 @@ def test_a_failure_is_said_in_sight_and_leaves_nothing_dead(opened, site):
     one.tab.click("#again")
     one.answers("add a star")
     assert one.tab.js(QUIET)
-    assert one.tab.js("getComputedStyle(document.querySelector('#grid')).opacity") == "1"
+    one.tab.wait("getComputedStyle(document.querySelector('#grid')).opacity === '1'")
     one.tab.click("#grid .card")
     one.tab.wait("document.querySelectorAll('#trail button').length === 1")
 
@@ -225,6 +225,7 @@ def test_a_picture_that_does_not_load_leaves_a_word_and_no_broken_image(user):
     one.tab.press("Enter")
     one.tab.wait(MESSAGE)
     assert "no image 'nowhere'" in one.tab.text("#complaint")
+    assert one.tab.js("document.querySelector('#again').hidden")
 
 
 def test_nothing_covers_an_answer_and_a_finger_leaves_no_trace(opened):
@@ -296,6 +297,15 @@ def test_a_first_answer_is_one_click_away(opened, site):
     assert one.shown()[:2] == ["", ""]
 
 
+def tabs_to_the_first_answer(one):
+    tabs = 0
+    while not one.tab.js("document.activeElement === document.querySelector('#grid .card')"):
+        one.tab.press("Tab")
+        tabs += 1
+        assert tabs < 20
+    return tabs
+
+
 def test_the_page_is_used_with_the_keyboard_alone(user):
     one = user("?image=plain/00")
     one.gallery()
@@ -303,16 +313,24 @@ def test_the_page_is_used_with_the_keyboard_alone(user):
     one.tab.type("make it blue")
     one.tab.press("Enter")
     one.answers("make it blue")
-    tabs = 0
-    while not one.tab.js("document.activeElement.matches('#grid .card')"):
-        one.tab.press("Tab")
-        tabs += 1
-        assert tabs <= 2
+    assert tabs_to_the_first_answer(one) <= 1
+    one.tab.js("document.querySelector('#text').focus()")
+    assert tabs_to_the_first_answer(one) <= 4
     first = one.shown()[2][0]
     one.tab.press("Enter")
     one.tab.wait(f"document.querySelector('#name').textContent === {json.dumps(first)}")
     assert one.tab.js("document.activeElement.id") == "text"
     one.tab.type("add a star")
+    one.tab.press("Enter")
+    one.answers("add a star")
+
+
+def test_the_suggestions_are_one_stop_of_the_tab_key_and_arrows_lead_through_them(user):
+    one = user("?image=plain/00")
+    one.tab.wait("document.querySelectorAll('#chips button').length === 2")
+    one.tab.js("document.querySelector('#chips button').focus()")
+    one.tab.press("ArrowRight")
+    assert one.tab.js("document.activeElement.textContent") == "add a star"
     one.tab.press("Enter")
     one.answers("add a star")
 

@@ -3,7 +3,7 @@
 import { examples, find, gallery, imagePath, ask } from "./service.js";
 import { PAGE, address, answersWanted, readAddress, same, searched, settled, start } from "./state.js";
 import { accept, upload } from "./uploads.js";
-import { $, card, chip, complain, fill, narrow, query } from "./view.js";
+import { $, card, chips, complain, fill, narrow, query } from "./view.js";
 
 const NAME = document.title;
 const answers = new Map(); // answers of this tab by search, so that Back is immediate
@@ -126,10 +126,13 @@ async function renderPictures(reference, steps) {
 }
 
 async function renderTexts(reference, steps) {
+  const box = $("suggestions");
+  if (box.dataset.of !== reference?.id) box.hidden = true; // those of another picture do not fit
   const texts = reference?.id === undefined ? [] : await examples(reference.id);
   if (!same(reference, entry.reference)) return;
-  $("chips").replaceChildren(...texts.map(({ text }) => chip(text, () => search({ reference, text, steps }))));
-  $("suggestions").hidden = texts.length === 0;
+  chips($("chips"), texts.map(({ text }) => text), (text) => search({ reference, text, steps }));
+  box.dataset.of = reference?.id;
+  box.hidden = texts.length === 0;
 }
 
 function stepBack(step, number, place) {
@@ -152,7 +155,7 @@ async function renderResults() {
     if (now !== turn) return;
     $("grid").replaceChildren(); // old pictures under a new question would mislead
     $("subtitle").textContent = "nothing to show";
-    complain(error.message, () => (render(), arrive()));
+    complain(error.message, error.again && (() => (render(), arrive())));
   } finally {
     if (now === turn) busy(false);
   }
@@ -229,7 +232,7 @@ async function more() {
     $("more").hidden = entry.offset + $("grid").children.length >= total;
     renderQuery();
   } catch (error) {
-    if (now === turn) complain(error.message, more);
+    if (now === turn) complain(error.message, error.again && more);
   } finally {
     $("more").disabled = false;
   }

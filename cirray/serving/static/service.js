@@ -1,8 +1,11 @@
-// What the page asks of the service. Every failure is an Error whose message is a sentence for people.
+// What the page asks of the service. Every failure is an Error whose message is a sentence for people; `again` says
+// whether the same question may be answered later.
 
 const WAIT_S = 60;
 
 export const imagePath = (id) => `v1/images/${encodeURIComponent(id)}`;
+
+const failure = (message, again = true) => Object.assign(new Error(message), { again });
 
 export async function ask(path, options = {}) {
   let reply;
@@ -10,14 +13,14 @@ export async function ask(path, options = {}) {
     reply = await fetch(path, { ...options, signal: AbortSignal.timeout(1000 * WAIT_S) });
   } catch (error) {
     const slow = error.name === "TimeoutError";
-    throw new Error(slow ? `The service has not answered for ${WAIT_S} s.` : "The service cannot be reached. Is it still running?");
+    throw failure(slow ? `The service has not answered for ${WAIT_S} s.` : "The service cannot be reached. Is it still running?");
   }
   const body = await reply.json().catch(() => null);
   if (reply.ok && body) return body;
-  if (typeof body?.detail === "string") throw new Error(body.detail);
-  if (reply.ok) throw new Error("The service sent an answer that cannot be read.");
   const busy = [429, 502, 503, 504].includes(reply.status);
-  throw new Error(busy ? "The service is busy; try again in a moment." : `The service failed (status ${reply.status}).`);
+  if (typeof body?.detail === "string") throw failure(body.detail, busy || reply.status >= 500 || reply.status === 408);
+  if (reply.ok) throw failure("The service sent an answer that cannot be read.");
+  throw failure(busy ? "The service is busy; try again in a moment." : `The service failed (status ${reply.status}).`);
 }
 
 // One search: `blob` is the uploaded picture, where the reference is one.

@@ -3,10 +3,12 @@
 import { imagePath } from "./service.js";
 
 export const $ = (id) => document.getElementById(id);
-export const narrow = () => matchMedia("(max-width: 820px)").matches;
+export const narrow = () => matchMedia("(max-width: 900px)").matches;
 
 // Put a picture into a frame; one that does not load leaves the frame with a word instead.
 export function fill(frame, source, alt = "") {
+  if (source && frame.dataset.source === source) return;
+  frame.dataset.source = source || "";
   frame.classList.toggle("blank", !source);
   if (!source) return frame.replaceChildren();
   const image = document.createElement("img");
@@ -52,12 +54,25 @@ export function query(source, text, act) {
   return button;
 }
 
-export function chip(text, act) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = text;
-  button.addEventListener("click", act);
-  return button;
+// Texts as buttons: one stop of the Tab key, arrows lead from one to the next.
+export function chips(box, texts, act) {
+  box.replaceChildren(
+    ...texts.map((text, place) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = text;
+      button.tabIndex = place ? -1 : 0;
+      button.addEventListener("click", () => act(text));
+      return button;
+    }),
+  );
+  box.onkeydown = (event) => {
+    const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+    const to = step && box.children[[...box.children].indexOf(document.activeElement) + step];
+    if (!to) return;
+    event.preventDefault();
+    to.focus();
+  };
 }
 
 // Say what went wrong, where it is seen wherever the page is scrolled to; `again` is offered as a button.
