@@ -217,7 +217,6 @@ def describe(manifest: Any, config: Any) -> str:
     scalars = {key: value for key, value in manifest.metrics.items() if isinstance(value, int | float)}
     metrics = "".join(f"\n  {key:<28}{value:.4g}" for key, value in scalars.items())
     metrics += "".join(f"\n  {line}" for line in _rejected(manifest))
-    metrics += "".join(f"\n  note: {printable(note)}" for note in manifest.extra.get("notes", ()))
     return f"{manifest.kind}: {getattr(config, 'out', '')}  ({counts})  digest {manifest.digest[:12]}{metrics}"
 
 

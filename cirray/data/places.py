@@ -3,6 +3,8 @@
 import json
 from dataclasses import dataclass
 
+from cirray.data.kinds import split_suffix
+
 Box = tuple[float, float, float, float]
 """x, y, width, height in pixels of the stored image; the corner may be slightly negative."""
 Span = tuple[int, int]
@@ -27,6 +29,11 @@ class Place:
         if self.span is None and self.box is None and _is_utf8(self.uri):
             return self.uri
         return _PREFIX + json.dumps({"uri": self.uri, "span": self.span, "box": self.box})
+
+    def name(self, image_id: str) -> str:
+        """What to call the image in a reason: its id with its file's suffix, equal wherever the file lies."""
+        suffix = "" if self.span or self.box else split_suffix(self.uri)[1]
+        return image_id if image_id.endswith(suffix) else image_id + suffix
 
     @classmethod
     def parse(cls, text: str) -> "Place":

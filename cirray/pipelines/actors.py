@@ -42,7 +42,8 @@ def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mappin
     pixels_NHWC = np.zeros((len(columns["part"]), build.size, build.size, 3), dtype=np.uint8)
     errors, contents = (np.full(len(pixels_NHWC), "", dtype=object) for _ in range(2))
     for row, (image_id, text) in enumerate(zip(columns["image_id"], columns["place"], strict=True)):
-        place, name = Place.parse(str(text)), str(image_id)  # reasons name the id: equal wherever the images lie
+        place = Place.parse(str(text))
+        name = place.name(str(image_id))
         try:
             data = read_place(place, caps, name)
             contents[row] = picture_digest(data)

@@ -25,14 +25,12 @@ _READERS = 8
 class ImageList:
     """Ids and places (`Place.text`) of images, in the data set's order.
 
-    `digest` covers ids and crops; what the files hold is compared by their contents (`contents_of`). `notes` are what
-    reading the data set met.
+    `digest` covers ids and crops; what the files hold is compared by their contents (`contents_of`).
     """
 
     ids: tuple[str, ...]
     places: tuple[str, ...]
     digest: str
-    notes: tuple[str, ...] = ()
 
 
 def open_dataset(data: DataConfig) -> CirDataset:
@@ -91,7 +89,7 @@ def list_images(data: DataConfig, parts: tuple[str, ...]) -> ImageList:
         raise DataError(f"No image in the parts {', '.join(parts)} of {dataset.describe()}. Name parts that it has.")
     places = [dataset.images.place(image) for image in ids]
     boxes = [repr(place.box) for place in places if place.box is not None]
-    return ImageList(ids, tuple(place.text() for place in places), stable_id("images", *ids, *boxes), dataset.notes)
+    return ImageList(ids, tuple(place.text() for place in places), stable_id("images", *ids, *boxes))
 
 
 def contents_of(places: Sequence[str], limits: ImageLimits) -> list[str]:

@@ -59,7 +59,7 @@ def run_embed(run: EmbedRun) -> Manifest:
         advance(sum(len(parts[number]) for number in done), "finished before" if done else "", earlier=True)
         for summary in stream(todo, embed_steps(run, stage, tower), run.ray, _part_bytes(run, tower)):
             advance(int(summary["rows"][0]))
-    return _publish(stage, parts, tower, images.notes)
+    return _publish(stage, parts, tower)
 
 
 def plan_parts(images: ImageList, rows: int) -> list[pa.Table]:
@@ -138,7 +138,7 @@ def _part_bytes(run: EmbedRun, tower: TowerFacts) -> int:
     return run.shard_rows * (tower.size * tower.size * 3 + 512)
 
 
-def _publish(stage: Stage, parts: Sequence[pa.Table], tower: TowerFacts, notes: Sequence[str]) -> Manifest:
+def _publish(stage: Stage, parts: Sequence[pa.Table], tower: TowerFacts) -> Manifest:
     finished, done = finished_parts(stage.work_uri), _done(stage, parts)
     lacking = sorted(set(range(len(parts))) - done)
     if lacking or set(finished) != done:
@@ -155,6 +155,5 @@ def _publish(stage: Stage, parts: Sequence[pa.Table], tower: TowerFacts, notes: 
         "shape": list(tower.shape),
         "shards": {part_name(number): shard_digest(folder, part_name(number)) for number in sorted(finished)},
         "rejected": [list(row) for row in rejected[:_REASONS_SHOWN]],
-        "notes": list(notes),
     }
     return stage.publish({"images": images, "rejected": len(rejected)}, extra=extra)

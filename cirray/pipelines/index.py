@@ -16,6 +16,7 @@ import torch
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
 from cirray.core.errors import ConfigError, DataError
+from cirray.core.log import get_logger
 from cirray.core.progress import Advance, progress
 from cirray.core.unfinished import stage_function
 from cirray.data.listing import list_pictures, picture_ids
@@ -31,6 +32,7 @@ from cirray.pipelines.index_texts import examples, indexed_dataset, own_texts
 from cirray.types import stable_id
 
 Todo = tuple[int, tuple[str, ...]]
+_LOGGER = get_logger("pipelines.index")
 _REASONS_SHOWN = 20
 _CHANGED = "The picture is not the one that was embedded; its file has changed. Embed it again (cirray embed)."
 REJECTED = "rejected.json"
@@ -48,7 +50,7 @@ class Plan:
     rejected: tuple[tuple[str, str], ...] = ()
     """Gallery images that had been refused when the features were made, or have changed since: id and reason."""
     notes: tuple[str, ...] = ()
-    """What listing the images met: files left aside, folders that cannot be listed."""
+    """What listing a folder met: files left aside, folders that cannot be listed."""
 
     def shards(self, size: int) -> list[tuple[str, ...]]:
         """The ids cut into parts."""
@@ -113,7 +115,7 @@ def make_plan(run: IndexRun) -> Plan:
 
 def _features_plan(run: IndexRun, inputs: dict[str, str]) -> Plan:
     store = FeatureStore.open_many(run.features)
-    gallery, paths, notes = dataset_gallery(run)
+    gallery, paths = dataset_gallery(run)
     refused = {name: why for uri in run.features for rows in read_rejected(uri).values() for name, why in rows}
     absent = store.missing(gallery)
     missing = [name for name in absent if name not in refused]
@@ -129,7 +131,7 @@ def _features_plan(run: IndexRun, inputs: dict[str, str]) -> Plan:
     ids = [name for name in gallery if name in store and name not in changed] if gallery else store.ids
     reasons = {**{name: refused[name] for name in absent}, **dict.fromkeys(changed, _CHANGED)}
     rejected = tuple(sorted(reasons.items()))
-    return Plan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected, notes)
+    return Plan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected)
 
 
 def _changed(run: IndexRun, ids: Sequence[str], paths: dict[str, str]) -> dict[str, str]:
@@ -151,6 +153,8 @@ def _folder_plan(run: IndexRun, folder: str, inputs: dict[str, str]) -> Plan:
     paths = {image: Place(path).text() for image, (_, path) in zip(ids, found.pictures, strict=True)}
     if not paths:
         raise DataError(f"The folder {folder!r} holds no image. {' '.join(found.notes())}".rstrip())
+    for note in found.notes():
+        _LOGGER.info("%s: %s", folder, note)
     contents = contents_of([paths[image] for image in sorted(paths)], run.limits)
     listing = [part for row in zip(sorted(paths), contents, strict=True) for part in row]
     return Plan(tuple(sorted(paths)), paths, {**inputs, "images": stable_id("images", *listing)}, notes=found.notes())

@@ -95,7 +95,8 @@ class FolderSource:
         kept, pixels, pictures, rejected = [], [], [], []
         for name in ids:
             try:
-                image = open_place(Place.parse(self._paths[name]), self._limits, name)
+                place = Place.parse(self._paths[name])
+                image = open_place(place, self._limits, place.name(name))
             except DataError as error:
                 rejected.append((name, str(error)))
                 continue
@@ -119,7 +120,8 @@ class FeatureSource:
         kept, pictures, rejected = [], [], []
         for name in ids:
             try:
-                image = open_place(Place.parse(self._paths[name]), self._limits, name)
+                place = Place.parse(self._paths[name])
+                image = open_place(place, self._limits, place.name(name))
             except DataError as error:
                 rejected.append((name, str(error)))
                 continue
@@ -185,10 +187,10 @@ def thumbnail(image: Image.Image, size: int) -> bytes:
     return stream.getvalue()
 
 
-def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]:
-    """Gallery ids and picture files of the data set, and what reading it met; empty without one."""
+def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Gallery ids and picture files of the data set; empty without one."""
     if run.data is None:
-        return (), {}, ()
+        return (), {}
     dataset = read_dataset(run.data)
     ids = dataset.gallery_ids or dataset.images.ids
-    return ids, {name: dataset.images.place(name).text() for name in ids}, dataset.notes
+    return ids, {name: dataset.images.place(name).text() for name in ids}

@@ -9,6 +9,7 @@ from pathlib import Path
 from cirray.core import storage
 from cirray.core.errors import DataError
 from cirray.core.log import printable
+from cirray.data.names import NameFinder
 from cirray.index.pictures import media_type
 from cirray.retriever import ComposedRetriever
 from cirray.runs import SearchRun
@@ -43,7 +44,7 @@ def run_search(run: SearchRun) -> Answer:
         IndexMismatchError: the index belongs to another checkpoint.
     """
     retriever = ComposedRetriever.open(run.checkpoint, run.index)
-    image, gallery_id = _reference(run)
+    image, gallery_id = _reference(run, retriever.gallery.ids)
     ranking = retriever.search(run.text, image, gallery_id, run.k)
     page = run.out or str(Path("cirray-search.html").absolute())
     picture = Path(image).read_bytes() if image else retriever.gallery.picture(str(gallery_id))
@@ -65,14 +66,20 @@ def render(text: str, reference: bytes, answers: Sequence[tuple[str, bytes]], sc
     )
 
 
-def _reference(run: SearchRun) -> tuple[str | None, str | None]:
+def _reference(run: SearchRun, ids: Sequence[str]) -> tuple[str | None, str | None]:
+    """The picture's path, or the gallery's id that was meant: as written, else the one that is written alike."""
     if bool(run.image) == bool(run.id):
         raise DataError("A search needs one reference: image=FILE, or id=ID of a gallery image.")
-    if run.image and not Path(run.image).expanduser().is_file():
+    if run.id:
+        found = NameFinder({name: name for name in ids}).find(run.id)
+        if len(found) > 1:
+            raise DataError(f"The id {run.id!r} may be {found[0]!r} or {found[1]!r}; write it as the gallery does.")
+        return None, found[0] if found else run.id
+    if not Path(run.image).expanduser().is_file():
         raise DataError(
             f"The reference image {run.image!r} is not a file. Give a picture, or id=ID of a gallery image."
         )
-    return (str(Path(run.image).expanduser()), None) if run.image else (None, run.id)
+    return str(Path(run.image).expanduser()), None
 
 
 def _image(picture: bytes) -> str:

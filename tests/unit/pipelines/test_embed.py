@@ -182,7 +182,7 @@ def test_a_picture_that_was_replaced_is_embedded_again_when_the_run_goes_on(made
     replaced(tmp_path / "images" / "img-0003.png")
     opened.clear()
     manifest = run_embed(run)
-    assert len(opened) == 14 and {"img-0000", "img-0001"} <= set(opened) and "img-0007" not in opened
+    assert len(opened) == 14 and {"img-0000.png", "img-0001.png"} <= set(opened) and "img-0007.png" not in opened
     assert manifest.counts == {"images": 19, "rejected": 1}
     fresh = run_embed(run.model_copy(update={"out": str(tmp_path / "fresh")}))
     assert manifest.digest == fresh.digest
@@ -198,14 +198,12 @@ def test_finished_features_of_pictures_that_changed_since_are_not_taken_for_thei
         run_embed(run)
 
 
-def test_names_that_are_not_utf8_and_files_that_are_no_pictures_are_told(made, tmp_path):
+def test_names_that_are_not_utf8_and_links_to_nothing_are_no_obstacle(made, tmp_path):
     TINY.write_images(tmp_path / "images", 2)
     shutil.copy(tmp_path / "images" / "img-0001.png", os.path.join(os.fsencode(tmp_path / "images"), b"caf\xe9.png"))
     (tmp_path / "images" / "gone.jpg").symlink_to("nowhere")
-    (tmp_path / "images" / "list.csv").write_text("x")
     data = DataConfig(folder=FolderConfig(root=str(tmp_path / "images")))
     manifest = run_embed(run_of(made, tmp_path / "f", data=data))
     assert "caf%E9" in FeatureStore.open(tmp_path / "f")
     assert manifest.counts == {"images": 3, "rejected": 1}
-    assert "'gone' is a link to 'nowhere'" in manifest.extra["rejected"][0][1]
-    assert manifest.extra["notes"] == ["1 files left aside, by their names no pictures, e.g. 'list.csv'"]
+    assert "'gone.jpg' is a link to 'nowhere'" in manifest.extra["rejected"][0][1]
