@@ -7,18 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cirray.core import storage
+from cirray.core.artifacts import localize
 from cirray.core.errors import CirrayError, DataError
+from cirray.core.log import get_logger
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.data.images import picture_digest, read_place
 from cirray.data.kinds import is_foreign
 from cirray.data.places import Place
 from cirray.data.readers import read_dataset
+from cirray.features.shards import read_rejected
 from cirray.types import stable_id
 
 _OWN_STORAGE = ("webdataset", "huggingface")
 """Formats whose readers open URIs themselves; everything else is mirrored without its images."""
 _READERS = 8
+_LOGGER = get_logger("data")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,32 @@ def open_dataset(data: DataConfig) -> CirDataset:
         dataset = read_dataset(local)
     remote = {image: _remote(root, mirror, Path(path)) for image, path in dataset.images.paths.items()}
     return replace(dataset, images=replace(dataset.images, paths=remote))
+
+
+def read_usable(data: DataConfig, features: Sequence[str]) -> CirDataset:
+    """A data set to learn from, without what names an image that could not be embedded; how much that is is logged.
+
+    Args:
+        data: the data set.
+        features: features artifacts, which list such images with their reasons.
+    """
+    dataset = read_dataset(data)
+    refused = [rows for uri in features for rows in read_rejected(str(localize(uri, "features"))).values()]
+    bad = {image for rows in refused for image, _ in rows}
+    triplets = tuple(row for row in dataset.triplets if bad.isdisjoint((row.reference_id, row.target_id)))
+    queries = tuple(row for row in dataset.queries if bad.isdisjoint((row.reference_id, *row.target_ids)))
+    lost = len(dataset.triplets) - len(triplets) + len(dataset.queries) - len(queries)
+    if lost:
+        _LOGGER.info(
+            "%s: %d triplets and queries are left out, for they name images that could not be embedded, e.g. %r",
+            dataset.name, lost, min(bad),
+        )  # fmt: skip
+    return replace(
+        dataset, triplets=triplets, queries=queries,
+        pool_ids=tuple(image for image in dataset.pool_ids if image not in bad),
+        gallery_ids=tuple(image for image in dataset.gallery_ids if image not in bad),
+        captions={image: text for image, text in dataset.captions.items() if image not in bad},
+    ) if bad else dataset  # fmt: skip
 
 
 def _remote(root: str, mirror: Path, path: Path) -> str:

@@ -12,7 +12,6 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.core.config import leaves
 from cirray.core.unfinished import stage_function
-from cirray.data.readers import read_dataset
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import read_scenes
 from cirray.evaluation.texts import judge_generations
@@ -22,6 +21,7 @@ from cirray.generators.store import save_generator
 from cirray.generators.writer import TextWriter
 from cirray.models.sources.blip2 import open_blip2
 from cirray.pipelines.config import GeneratorRun
+from cirray.pipelines.datasets import read_usable
 from cirray.pipelines.generator_inputs import alignment_task, build_generator, read_features, select_labels
 from cirray.pipelines.leaks import check_leaks, images_of
 from cirray.pipelines.towers import train_stage
@@ -59,7 +59,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
     stage = open_stage(run.out, "generator", run.to_dict(), inputs, _kept(run))
     if stage.finished:
         return stage.finished
-    dataset = read_dataset(run.data)
+    dataset = read_usable(run.data, run.features)
     labelled = select_labels(dataset, run.labels)
     features = read_features(run, dataset, labelled)
     model = build_generator(run, _rest_device(run))
@@ -136,7 +136,7 @@ def _at_work(run: GeneratorRun, model: ModificationTextModel) -> Iterator[None]:
 def _guard(run: GeneratorRun) -> dict[str, Any]:
     if not run.guard:
         return {}
-    labelled = select_labels(read_dataset(run.data), run.labels)
+    labelled = select_labels(read_usable(run.data, run.features), run.labels)
     seen = images_of(labelled.train) | set(labelled.captions)
     return check_leaks(run.guard, seen, run.allow_leaks, "The generator's training data")
 

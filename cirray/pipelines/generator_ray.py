@@ -15,9 +15,9 @@ from cirray.core.artifacts import Stage
 from cirray.core.config import validate
 from cirray.core.environ import enter_folder
 from cirray.core.errors import ConfigError
-from cirray.data.readers import read_dataset
 from cirray.generators.mtg import ModificationTextModel
 from cirray.pipelines.config import GeneratorRun
+from cirray.pipelines.datasets import read_usable
 from cirray.pipelines.generator_inputs import alignment_task, build_generator, read_features, select_labels
 from cirray.pipelines.train_inputs import MODEL
 from cirray.pipelines.train_ray import (
@@ -86,7 +86,7 @@ def work(settings: dict[str, Any]) -> None:
     run = validate(GeneratorRun, settings["run"])
     assert run.ray is not None
     device = worker_device(run.ray)
-    labelled = select_labels(dataset := read_dataset(run.data), run.labels)
+    labelled = select_labels(dataset := read_usable(run.data, run.features), run.labels)
     features = read_features(run, dataset, labelled)
     model = build_generator(run, str(device))
     start = torch.load(io.BytesIO(storage.read_bytes(settings["start"])), map_location="cpu", weights_only=True)

@@ -11,7 +11,6 @@ from cirray.core.config import leaves
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
-from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
 from cirray.models.base import KINDS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
@@ -26,6 +25,7 @@ from cirray.models.text_processors import process
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.config import SOURCE, TrainRun
+from cirray.pipelines.datasets import read_usable
 from cirray.pipelines.generator_inputs import select_labels
 from cirray.pipelines.live import Features, live_digests
 from cirray.triplets.store import TripletStore, attach_reverse
@@ -60,7 +60,7 @@ def read_inputs(run: TrainRun) -> TrainInputs:
         ArtifactError: a triplets artifact is missing or damaged.
         DataError: nothing to train on, or no held-out triplet where validation asks for some.
     """
-    dataset = read_dataset(run.data) if run.data else None
+    dataset = read_usable(run.data, run.features) if run.data else None
     labelled, held_out = set_aside(_labelled(run, dataset), run.validation.held_out)
     apart = {frozenset((row.reference_id, row.target_id)) for row in held_out}
     generated = [row for uri in run.triplets for row in TripletStore.open(uri).read(split="train")]
@@ -184,8 +184,8 @@ def check_model_fields(run: TrainRun) -> None:
         raise ConfigError(f"tokenizer={run.tokenizer!r} has no effect beside {brings}, which brings its own.")
     if run.temperature is not None and "temperature" in given:
         raise ConfigError(
-            f"temperature={run.temperature!r} and model.temperature={given['temperature']!r} both name the start; leave "
-            "one of them out."
+            f"temperature={run.temperature!r} and model.temperature={given['temperature']!r} both name the start; "
+            "leave one of them out."
         )
     if given and other:
         raise ConfigError(

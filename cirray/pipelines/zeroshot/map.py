@@ -16,11 +16,11 @@ from cirray.core.errors import DataError
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
-from cirray.data.readers import read_dataset
 from cirray.features.store import FeatureStore, check_tower
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.words.word_map import WordMapRetriever, build_word_map
 from cirray.pipelines.actors import find_tower
+from cirray.pipelines.datasets import read_usable
 from cirray.pipelines.leaks import check_leaks
 from cirray.pipelines.towers import train_stage
 from cirray.pipelines.train import HISTORY, write_history
@@ -49,7 +49,7 @@ def run_map(run: MapRun) -> Manifest:
         ConfigError: an unknown objective, or settings that do not fit.
     """
     check_place(run.out, "checkpoint", _content(run))
-    dataset, features = read_dataset(run.data), FeatureStore.open_many(run.features)
+    dataset, features = read_usable(run.data, run.features), FeatureStore.open_many(run.features)
     images, captions = _captioned(run, dataset, features)
     guard = check_leaks(run.guard, list(images), run.allow_leaks, "The captioned images")
     tower = load_vision_tower(find_tower(run.towers))

@@ -55,6 +55,22 @@ def trained(fields, tmp_path_factory):
     return out, run_train(make_run(fields, out, validation={"every": 10}))
 
 
+def test_one_picture_that_cannot_be_embedded_costs_its_rows_and_no_training(fields, labelled, tmp_path):
+    world = tmp_path / "world"
+    shutil.copytree(Path(fields["data"]["folder"]["root"]), world)
+    broken = labelled[0].target_id
+    (world / "labelled" / f"{broken}.png").write_bytes(b"no picture")
+    data = {"folder": {"root": str(world)}}
+    embed = {"data": data, "parts": ["labelled"], "tower": fields["towers"], "out": str(tmp_path / "features")}
+    assert run_embed(validate(EmbedRun, {**embed, "ray": {"enabled": False}})).counts["rejected"] == 1
+    run = make_run(
+        {**fields, "data": data, "features": [str(tmp_path / "features")]}, tmp_path / "c", training={"steps": 2}
+    )
+    kept = read_inputs(run).triplets
+    assert set(labelled) - set(kept) == {row for row in labelled if broken in (row.reference_id, row.target_id)}
+    assert run_train(run).kind == "checkpoint"
+
+
 def rows_of(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
