@@ -1,6 +1,7 @@
 """Stage 1: the towers that stay frozen from then on. Shipped, trained here, or fetched; no labelled triplet is read."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.config import LoopConfig
 from cirray.training.language import Corpus, LanguageTask
-from cirray.training.loop import train
+from cirray.training.loop import Callback, train
 from cirray.training.task import Task
 from cirray.training.torch_engine import torch_engine
 from cirray.training.vision import VisionTask
@@ -75,14 +76,23 @@ def run_towers(run: TowersRun) -> Manifest:
     return stage.publish(counts, {name: value for name, value in metrics.items() if value}, extra)
 
 
-def train_stage(task: Task, config: LoopConfig, work: Path, title: str) -> list[dict[str, float]]:
+def train_stage(
+    task: Task, config: LoopConfig, work: Path, title: str, measures: Sequence[Callback] = ()
+) -> list[dict[str, float]]:
     """Train a task in this process with progress, history and checkpoints below `work`; resumes what it finds there.
+
+    Args:
+        task: what to train.
+        config: its loop.
+        work: folder of the history and the checkpoints.
+        title: words of the progress bar.
+        measures: callbacks that come first, so that what they measure stands in the history.
 
     Returns:
         The history.
     """
     with progress(title, config.steps, "steps") as advance:
-        callbacks = [HistoryFile(work / "history.jsonl"), ShowProgress(advance)]
+        callbacks = [*measures, HistoryFile(work / "history.jsonl"), ShowProgress(advance)]
         if config.checkpoint_every:
             callbacks.append(Checkpoints(work / "checkpoints"))
         return train(task, config, torch_engine, callbacks, resume=latest_checkpoint(work / "checkpoints"))

@@ -349,3 +349,5 @@ def test_pic2word_searle_and_lincir_have_the_settings_of_their_document():
     for run in (searle, lincir):
         assert (run.model.phi.hidden, run.model.phi.dropout, run.model.phi.activation) == (0, 0.5, "gelu")
     assert all(run.model.injection.layers == 0 and run.model.phi.reads == "raw" for run in (pic, searle, lincir))
+    assert pic.validation.data is searle.validation.data is None and lincir.validation.every == 1000
+    assert all(run.training.optimizer.clip is None for run in (pic, searle, lincir))

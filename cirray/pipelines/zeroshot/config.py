@@ -44,6 +44,19 @@ class ClipRun(Config):
         return self
 
 
+class MapValidationConfig(Config):
+    """A benchmark that is measured while the map is trained, and the weights that it chooses (LinCIR: CIRR's val)."""
+
+    data: DataConfig | None = None
+    """Its queries, galleries and figures; null: nothing is measured, and the last weights stay."""
+    features: tuple[str, ...] = ()
+    """Features artifacts of its images, made by the same tower; empty: those of the captioned images."""
+    every: int = Field(1000, ge=1)
+    """Steps between two measurements (a multiple of training.log_every); the last step is measured too."""
+    keep: tuple[str, ...] = ("val_R@1",)
+    """Keep the weights with the best mean of these figures; empty: those of the last step."""
+
+
 class MapRun(Config):
     """Train the map from images to pseudo-words (stage 1 of two-stage zero-shot retrieval, or one of its baselines)."""
 
@@ -61,6 +74,8 @@ class MapRun(Config):
     """phi, injection, prompts; an empty source is the towers artifact's own CLIP."""
     training: MappingConfig = MappingConfig()
     """Objective, steps, optimiser."""
+    validation: MapValidationConfig = MapValidationConfig()
+    """A benchmark measured while training."""
     judged: int = Field(500, ge=0)
     """Captioned images among which pseudo-sentences must find their image, for the manifest."""
     guard: tuple[DataConfig, ...] = ()
@@ -76,6 +91,9 @@ class MapRun(Config):
     def _named(self) -> "MapRun":
         if not self.features:
             raise ValueError("features needs at least one artifact")
+        every, rows = self.validation.every, self.training.log_every
+        if self.validation.data is not None and every % rows:
+            raise ValueError(f"validation.every {every} must be a multiple of training.log_every {rows}")
         return self
 
 

@@ -5,6 +5,7 @@ composing) goes on from it.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ from cirray.pipelines.leaks import check_leaks
 from cirray.pipelines.towers import train_stage
 from cirray.pipelines.train import HISTORY, write_history
 from cirray.pipelines.train_inputs import MODEL, VISION
+from cirray.pipelines.validation_config import SPLIT
 from cirray.pipelines.zeroshot.config import MapRun
+from cirray.pipelines.zeroshot.validate import measures_of, validation_inputs
+from cirray.training.loop import Callback
+from cirray.training.selection import best_row
 from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED, MapSetup
 from cirray.training.zeroshot.token_search import search_tokens
 from cirray.types import stable_id
@@ -55,7 +60,7 @@ def run_map(run: MapRun) -> Manifest:
     tower = load_vision_tower(find_tower(run.towers))
     check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
     inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
-    inputs |= {"rows": stable_id(*images, "captions", *captions), "tower": tower.digest}
+    inputs |= {"rows": stable_id(*images, "captions", *captions), "tower": tower.digest, **validation_inputs(run)}
     if is_complete(run.out):
         finished = open_stage(run.out, "checkpoint", _content(run), inputs).finished
         assert finished is not None
@@ -65,19 +70,28 @@ def run_map(run: MapRun) -> Manifest:
     retriever = build_word_map(model, features.shape[1], run.training.seed).to(run.device)
     if run.training.objective != UNTRAINED:
         MAPPINGS.get(run.training.objective)
+    measures = measures_of(run, retriever, tower.digest)
     stage = open_stage(run.out, "checkpoint", _content(run), inputs, [f"{WORK}/*.npy", f"{WORK}/*checkpoints/*"])
     setup = MapSetup(retriever, images, captions, features, run.training)
-    history = _train(stage, setup)
+    history = _train(stage, setup, measures)
     retriever.cpu().train_composing().save(stage.local / MODEL)
     tower.save(stage.local / MODEL / VISION)
     write_history(stage.local / HISTORY, history)
-    metrics = _metrics(retriever, setup, run.judged)
+    metrics = {**_metrics(retriever, setup, run.judged), **_chosen(run, history)}
     shutil.rmtree(stage.local / WORK, ignore_errors=True)
     extra = {"run": run.to_dict(), "caption_origin": run.caption_origin, **guard}
     return stage.publish({"images": len(images), "steps": len(history) and run.training.steps}, metrics, extra)
 
 
-def _train(stage: Stage, setup: MapSetup) -> list[dict[str, float]]:
+def _chosen(run: MapRun, history: list[dict[str, float]]) -> dict[str, Any]:
+    """The benchmark's figures of the weights that were kept, and their step."""
+    if run.validation.data is None or not history:
+        return {}
+    row = best_row(history, run.validation.keep) if run.validation.keep else history[-1]
+    return {"kept_step": row["step"], **{name: value for name, value in row.items() if name.startswith(SPLIT)}}
+
+
+def _train(stage: Stage, setup: MapSetup, measures: Sequence[Callback]) -> list[dict[str, float]]:
     if setup.config.objective == UNTRAINED:
         return []
     work = stage.local / WORK
@@ -87,7 +101,7 @@ def _train(stage: Stage, setup: MapSetup) -> list[dict[str, float]]:
             setup.retriever, setup.images, setup.captions, setup.features, setup.config, tokens_MNW
         )  # fmt: skip
     task = MAPPINGS.get(setup.config.objective)(setup)
-    return train_stage(task, setup.config, work, f"map images to words ({setup.config.objective})")
+    return train_stage(task, setup.config, work, f"map images to words ({setup.config.objective})", measures)
 
 
 def _searched(setup: MapSetup, folder: Path) -> np.ndarray:

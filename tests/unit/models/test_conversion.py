@@ -14,7 +14,7 @@ from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.models.conversion import FORMATS, find_format
 from cirray.models.conversion_files import convert, read_original
-from cirray.models.sources.blip2 import open_blip2, retriever_from
+from cirray.models.sources.blip2 import check_temperature, open_blip2, retriever_from
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.convert import run_convert
 from cirray.retriever import load_models
@@ -96,6 +96,10 @@ def test_transformers_own_model_reads_the_converted_folder(tmp_path):
         name.startswith(("lm_head.", "temperature")) for name in report["unexpected_keys"]
     )
     assert model.config.vision_config.image_size == 16 and model.config.num_query_tokens == 3
+    check_temperature(open_blip2(str(tmp_path / "ours")))  # LAVIS' own, for `temperature: source`
+    model.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ArtifactError, match="holds no temperature"):
+        check_temperature(open_blip2(str(tmp_path / "theirs")))
 
 
 @pytest.mark.parametrize("kind", ["sprc", "ptha", "blip2"])

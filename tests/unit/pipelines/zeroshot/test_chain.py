@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -131,6 +132,38 @@ def test_the_baselines_are_configs_whose_checkpoints_evaluate(root, name, model,
     assert 0 <= run_evaluate(validate(EvaluateRun, run)).metrics["R@10"] <= 1
     run_export(ExportRun(model=str(root / name), out=str(root / f"{name}-folder")))
     assert cirray.load(str(root / f"{name}-folder")).digest == load_retriever(root / name / "model").digest
+
+
+def test_a_benchmark_chooses_the_weights_of_a_map_as_lincirs_code_does(root, monkeypatch):
+    loop = {"objective": "text_only", "optimizer": {"schedule": "constant", "warmup": 0.0}}
+
+    def run(name, **validation):
+        tree = mapping(root, name, {"injection": {"layers": 0}}, steps=6, **loop).to_dict()
+        return validate(MapRun, {**tree, "validation": {"data": data(root), "every": 2, **validation}})
+
+    shares = iter([0.4, 0.1, 0.3])  # by measurement: the first is the best
+    monkeypatch.setattr(
+        "cirray.pipelines.zeroshot.validate.evaluate_retriever",
+        lambda retriever, *rest, **more: SimpleNamespace(metrics={"R@1": next(shares)}),
+    )
+    kept = run_map(run("kept"))
+    monkeypatch.undo()
+    assert kept.metrics["kept_step"] == 2 and kept.metrics["val_R@1"] == 0.4
+    last = run_map(run("last", keep=[]))
+    short = run_map(mapping(root, "short", {"injection": {"layers": 0}}, steps=2, **loop))
+    digests = [load_retriever(root / name / "model").digest for name in ("kept", "short", "last")]
+    assert digests[0] == digests[1] != digests[2] and short.counts["steps"] == 2
+    found = evaluated(root, "last")
+    assert found["R@1"] == last.metrics["val_R@1"] and found["R@10"] == last.metrics["val_R@10"]
+    with pytest.raises(ConfigError, match="Unknown validation.keep 'val_Rs@1'"):
+        run_map(run("wrong", keep=["val_Rs@1"]))
+    with pytest.raises(ConfigError, match="multiple of training.log_every"):
+        run("odd", every=3)
+
+
+def evaluated(root, name):
+    run = {"data": data(root), "checkpoint": str(root / name), "features": [str(root / "features")], "html": False}
+    return run_evaluate(validate(EvaluateRun, {**run, "out": str(root / f"{name}-report")})).metrics
 
 
 @pytest.fixture(scope="module")
