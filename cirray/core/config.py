@@ -10,7 +10,7 @@ import pydantic
 import yaml
 
 from cirray.core.errors import ConfigError, unknown_name
-from cirray.core.texts import is_whole
+from cirray.core.texts import decoded, is_whole
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -203,7 +203,7 @@ def _read_source(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any
         return {key: _copy(value) for key, value in source.items()}
     path = Path(source)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(decoded(path.read_bytes()))
     except OSError as error:
         raise ConfigError(f"Config file {str(path)!r} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

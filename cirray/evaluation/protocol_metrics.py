@@ -83,7 +83,8 @@ def check_queries(protocol: Protocol, queries: Sequence[Query]) -> None:
         if not query.target_ids:
             raise DataError(
                 f"Query {query.query_id!r} has no target. Every query needs at least one to be scored; for a split "
-                "whose targets are not published, write a submission file (cirray submit)."
+                "whose targets are not published, write a submission file (cirray submit takes the same vectors, lists "
+                "and checkpoints)."
             )
         if any(name in _SUBSET_METRICS for name in protocol.metrics):
             _check_subset(query)

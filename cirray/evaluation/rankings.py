@@ -43,7 +43,7 @@ def read_rankings(uri: str, row: str = "", seed: int | None = None) -> SavedRank
         DataError: unreadable, without the needed columns, an unknown row or seed, or a query that stands twice.
     """
     path = _file(uri)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _from_json(path)
     try:
         table = pq.read_table(path)
@@ -102,7 +102,7 @@ def _chosen(rows: Sequence[dict[str, Any]], path: str, row: str, seed: int | Non
         by_query[str(item["query_id"])] = item
     return SavedRankings(
         name,
-        {key: tuple(item["ids"] or ()) for key, item in by_query.items()},
-        {key: tuple(item["subset_ids"]) for key, item in by_query.items() if item.get("subset_ids")},
+        as_lists({key: item["ids"] or [] for key, item in by_query.items()}, path),
+        as_lists({key: item["subset_ids"] for key, item in by_query.items() if item.get("subset_ids")}, path),
         by_query,
     )

@@ -12,8 +12,8 @@ from cirray.evaluation.vectors import Job, Runner, run_job
 from cirray.pipelines.config import RayConfig
 from cirray.pipelines.resources import cluster
 
-LEAST_ROWS = 4096
-"""A gallery whose largest part is smaller is not worth a task's start."""
+LEAST_ROWS = 20_000
+"""A gallery whose largest part is smaller is counted sooner than a cluster starts."""
 
 
 @contextmanager

@@ -104,3 +104,9 @@ def test_an_assignment_without_a_value_is_an_empty_text():
 def test_bytes_that_are_no_text_are_named_and_not_called_bad_yaml():
     with pytest.raises(ConfigError, match=r"'text=caf\\udce9' holds bytes that are not UTF-8 text"):
         parse_assignment("text=caf\udce9")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "c.yaml").write_bytes("path: à\n".encode(encoding))
+    assert load_config(Outer, tmp_path / "c.yaml").path == "à"

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -44,3 +46,16 @@ def test_rankings_of_another_benchmark_are_refused(data, tmp_path):
     (tmp_path / "r.json").write_text('{"other": ["im1"]}')
     with pytest.raises(DataError, match="no list for 4 of 4 queries"):
         run_browse(BrowseRun(data=data, run=str(tmp_path / "r.json"), out=str(tmp_path / "p.html")))
+
+
+def test_images_in_other_spellings_are_understood_and_strangers_refused(data, tmp_path):
+    names = {f"q{n}": [f"gallery/im{n + 1}.png", f"im{n}.png"] for n in range(4)}
+    (tmp_path / "a.JSON").write_text(json.dumps(names))
+    pq.write_table(pa.table({"query_id": list(names), "ids": list(names.values())}), tmp_path / "b.parquet")
+    for name in ("a.JSON", "b.parquet"):
+        run_browse(BrowseRun(data=data, run=str(tmp_path / name), out=str(tmp_path / "page.html")))
+        page = (tmp_path / "page.html").read_text()
+        assert '"ranks": [1]' in page or '"ranks":[1]' in page
+    (tmp_path / "c.json").write_text(json.dumps({**names, "q0": ["im77"]}))
+    with pytest.raises(DataError, match="query 'q0' holds 'im77', which is not among the 6 images"):
+        run_browse(BrowseRun(data=data, run=str(tmp_path / "c.json"), out=str(tmp_path / "p.html")))
