@@ -3,7 +3,6 @@
 Nothing here runs code from a file: safetensors holds none, and `.bin` is read with `weights_only`.
 """
 
-import json
 import pickle
 import re
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from cirray.core.contents import file_digest, settings_text
 from cirray.core.errors import ArtifactError
+from cirray.core.texts import parse_json
 from cirray.types import stable_id
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -107,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ArtifactError: when the file holds something else.
     """
     try:
-        tree = json.loads(path.read_text())
+        tree = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{str(path)!r} is not readable JSON ({_short(error)}). Fetch the file again.") from None
     if not isinstance(tree, dict):

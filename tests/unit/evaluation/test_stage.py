@@ -218,3 +218,12 @@ def test_a_checkpoint_ranks_a_submission_without_targets(run, parts, world, monk
     with pytest.raises(DataError, match="has no target.*cirray submit"):
         monkeypatch.setattr("cirray.pipelines.evaluate.read_dataset", submit.read_dataset)
         run_evaluate(run())
+
+
+def test_a_cut_emoji_and_a_null_do_not_end_an_evaluation(run, world):
+    rows = [json.loads(line) for line in (world / "queries.jsonl").read_text().splitlines()]
+    said = [{**rows[0], "modification": "make it blue \ud83d"}, {**rows[1], "modification": None}, *rows[2:]]
+    (world / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    folder = {"root": str(world), "queries": "odd.jsonl"}
+    report = run_evaluate(run(data={"folder": folder}, html=False, browse=10))
+    assert report.counts["queries"] == len(rows) - 1
