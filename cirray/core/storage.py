@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from cirray.core.errors import ArtifactError
+from cirray.core.texts import is_whole
 
 
 def is_local(uri: str | Path) -> bool:
@@ -46,10 +47,13 @@ def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     """Filesystem and path of a URI.
 
     Raises:
-        ArtifactError: naming the URI when its scheme is unknown or the store cannot be reached.
+        ArtifactError: naming the URI when its scheme is unknown, the store cannot be reached, or it is no UTF-8 text.
     """
     if is_local(uri):
-        return pafs.LocalFileSystem(), str(local_path(uri).absolute())
+        path = str(local_path(uri).absolute())
+        if not is_whole(path):
+            raise ArtifactError(f"The path {path!r} holds bytes that are not UTF-8; choose or rename a folder so.")
+        return pafs.LocalFileSystem(), path
     try:
         return pafs.FileSystem.from_uri(str(uri))
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
@@ -66,10 +70,18 @@ def exists(uri: str | Path) -> bool:
 
 
 def list_files(uri: str | Path) -> list[str]:
-    """Names of all files below a URI, relative to it, sorted; an absent folder has none."""
+    """Names of all files below a URI, relative to it, sorted; an absent folder has none.
+
+    Raises:
+        ArtifactError: when a name is not UTF-8 text.
+    """
     filesystem, path = resolve(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    found = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    try:
+        found = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    except UnicodeDecodeError as error:
+        name = error.object.decode("utf-8", "backslashreplace")
+        raise ArtifactError(f"{name!r} below {str(uri)!r} is no UTF-8 name; rename that file.") from None
     return sorted(posixpath.relpath(name, path) for name in found)
 
 

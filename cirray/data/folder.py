@@ -10,7 +10,7 @@ from cirray.data.annotations import count_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import FolderConfig
 from cirray.data.kinds import SUFFIXES as PICTURES
-from cirray.data.listing import list_pictures, picture_ids
+from cirray.data.listing import list_pictures, name_text, picture_ids
 from cirray.data.names import NameFinder
 from cirray.data.readers import READERS
 from cirray.data.tables import TableRow, find_table, read_rows
@@ -214,7 +214,7 @@ def _read_captions(rows: Iterator[TableRow], names: _Names) -> dict[str, str]:
 def _name(root: Path) -> str:
     marker = root / MARKER
     if not marker.is_file():
-        return root.name
+        return name_text(root.name)
     try:
         return str(parse_json(marker.read_bytes())["name"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -20,12 +20,15 @@ from cirray.core.errors import DataError, unknown_name
 from cirray.data.annotations import blank_note, count_note, is_null, load_json
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import HuggingFaceConfig
+from cirray.data.kinds import HEAD_BYTES, sniff, split_suffix
 from cirray.data.places import Span
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _TAIL = 4096
+_UNCOMPRESSED = ("BMP", "TIFF", "PPM")
+"""Formats in which two pictures may be equally long and end alike."""
 
 
 class _Cell(NamedTuple):
@@ -51,7 +54,7 @@ class _Images:
         if isinstance(cell, str):
             self.paths.setdefault(cell, str(self.root / cell))
             return cell
-        image_id, looks = given or Path(cell.name).stem or row_name, _looks(cell)
+        image_id, looks = given or split_suffix(Path(cell.name).name)[0] or row_name, _looks(cell)
         if self._known.get(image_id, looks) != looks:
             self.clashes.append(f"{image_id} in {row_name}")
             image_id = row_name
@@ -277,10 +280,12 @@ def _spans(path: Path, data: pa.BinaryArray, base: int) -> tuple[np.ndarray, np.
 
 
 def _looks(cell: _Cell) -> tuple[Any, ...]:
-    """Size and digest of the last bytes, which differ between different compressed pictures."""
+    """Size and digest of the last bytes, which differ between different compressed pictures; else of all bytes."""
     if cell.span is None:
         return (cell.file,)
     begin, size = cell.span
     with open(cell.file, "rb") as stream:
-        stream.seek(begin + max(0, size - _TAIL))
-        return size, hashlib.blake2b(stream.read(min(size, _TAIL)), digest_size=8).hexdigest()
+        stream.seek(begin)
+        tail = size if sniff(stream.read(min(size, HEAD_BYTES))) in _UNCOMPRESSED else min(size, _TAIL)
+        stream.seek(begin + size - tail)
+        return size, hashlib.blake2b(stream.read(tail), digest_size=8).hexdigest()

@@ -9,7 +9,7 @@ from PIL import Image
 from cirray.data.config import TransformConfig
 from cirray.types import stable_id
 
-_REVISION = 1
+_REVISION = 2
 """Raise when pixels change for the same settings: the digest carries it, so stored features are made anew."""
 
 

@@ -191,6 +191,23 @@ def test_what_the_library_itself_saves_is_read_alike(tmp_path):
     assert colour(dataset, "r") == (255, 0, 0)
 
 
+def test_two_pictures_of_one_name_and_length_that_end_alike_are_both_kept(tmp_path):
+    def bmp(colour):
+        stream, image = io.BytesIO(), Image.new("RGB", (64, 64))
+        image.paste(colour, (0, 0, 64, 20))  # rows lie bottom up: the top stands last
+        image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(stream, "BMP")
+        return stream.getvalue()
+
+    cells = [{"bytes": bmp(colour), "path": "22.05.bmp"} for colour in ("red", "blue")]
+    assert cells[0]["bytes"][-4096:] == cells[1]["bytes"][-4096:]
+    table = pa.table(
+        {"reference": pa.array(cells[:1], IMAGE), "target": pa.array(cells[1:], IMAGE), "modification": ["x"]}
+    )
+    save_split(tmp_path / "hf", table, files=1)
+    (row,) = read_huggingface(HuggingFaceConfig(root=str(tmp_path / "hf"))).triplets
+    assert (row.reference_id, row.target_id) == ("22.05", "train-0/target")
+
+
 def test_arrow_files_compressed_inside_are_refused(tmp_path):
     table = triplet_table()
     save_split(tmp_path / "hf", table, files=1)
