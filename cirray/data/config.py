@@ -46,7 +46,11 @@ class FolderConfig(Config):
     """A user's own images in the open folder layout; every part may be absent."""
 
     root: str = "~/cirray/quickstart/world"
-    """Folder that holds the rest. A folder that holds only images is a gallery."""
+    """Folder that holds the rest. A folder that holds only images is a gallery.
+
+    Pictures are found by content, whatever their suffix. An id is the path below its folder without suffix, with it
+    where two would share one (`a.jpg`, `a.png`); tables may name a picture either way.
+    """
     labelled: str = "labelled"
     """Images of the triplets: a folder under `root`, or an absolute path."""
     pool: str = "pool"
