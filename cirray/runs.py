@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
-from cirray.core.config import Config
+from cirray.core.config import Config, given_beside
 from cirray.data.config import DataConfig, ShapesConfig
 from cirray.models.config import DualEncoderConfig, RetrieverConfig
 from cirray.pipelines.config import RayConfig
@@ -251,6 +251,8 @@ class ConvertRun(Config):
     `center_crop`; all others: `target_pad`)."""
     out: str = "~/cirray/quickstart/converted"
     """Artifact to write (path or URI)."""
+
+    _said = field_serializer("model", mode="wrap")(given_beside())
 
     @model_validator(mode="after")
     def _used(self) -> "ConvertRun":

@@ -2,7 +2,7 @@
 
 import copy
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +81,20 @@ class Config(pydantic.BaseModel):
         A field that a later version adds at its default does not enter, and the order of fields does not matter.
         """
         return differing(self.to_dict(), type(self).model_construct().model_dump(mode="json"))
+
+
+def given_beside(*names: str) -> Callable[[Any, Any, Any], Any]:
+    """A wrap serializer of a section: what was given of it alone, where one of the fields `names` is set (or always).
+
+    Such a section changes what another field brings, so a field at its default is not the same as one left out; plain
+    values, and what is built of them again, keep the difference.
+    """
+
+    def dump(self: Any, section: Any, usual: Any) -> Any:
+        alone = not names or any(getattr(self, name) for name in names)
+        return section.given() if alone and isinstance(section, Config) else usual(section)
+
+    return dump
 
 
 def load_config(

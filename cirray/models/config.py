@@ -1,11 +1,16 @@
 """Configuration of encoders: frozen vision tower, Q-Former, composed-image retriever. No torch."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cirray.core.config import Config
 from cirray.models.text_processors import ProcessorName
+
+
+def _spelt(value: Any) -> Any:
+    """YAML reads a bare `true` as a truth value."""
+    return "true" if value is True else value
 
 
 class VisionTowerConfig(Config):
@@ -102,7 +107,7 @@ class RetrieverConfig(Config):
     """Pass B's summary: mean of the fused tokens and [CLS] (PTHA: 33 tokens), or [CLS] alone (SPRC)."""
     inference_readout: Literal["mean33", "cls"] | None = None
     """Another summary at inference (the released PTHA code reads [CLS]), or null for the same."""
-    text_mask: Literal["true", "ones"] = "true"
+    text_mask: Annotated[Literal["true", "ones"], BeforeValidator(_spelt)] = "true"
     """Pass B's mask in training: padding hidden, or attended as the released code does. Inference always hides it."""
     similarity: Literal["max_tokens", "dot"] = "max_tokens"
     """Query against the best of an image's tokens, or against their mean."""

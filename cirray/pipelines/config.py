@@ -1,10 +1,10 @@
 """Configuration of the stages that run on Ray. No torch, no ray."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_serializer, model_validator
 
-from cirray.core.config import Config
+from cirray.core.config import Config, given_beside
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.generators.config import (
     AlignmentConfig,
@@ -329,6 +329,7 @@ class GeneratorRun(FrozenLanguageConfig):
     """Ray Train's workers for both loops, or null: this process. Texts are evaluated by this process on `device`."""
 
     _fits = model_validator(mode="after")(check_language)
+    _said = field_serializer("model", mode="wrap")(given_beside("qformer_source"))
 
     @model_validator(mode="after")
     def _shared(self) -> "GeneratorRun":
@@ -391,10 +392,7 @@ class TrainRun(Config):
     """Checkpoint artifact (path or URI)."""
     ray: RayTrainConfig = RayTrainConfig()
 
-    @field_serializer("model", mode="wrap")
-    def _said(self, model: RetrieverConfig, dump: Any) -> dict[str, Any]:
-        """Beside start weights, which bring the other fields, those that were given alone."""
-        return model.given() if self.init or self.qformer_source else dump(model)
+    _said = field_serializer("model", mode="wrap")(given_beside("init", "qformer_source", "dual", "encoder"))
 
     @model_validator(mode="after")
     def _trainable(self) -> "TrainRun":

@@ -182,7 +182,7 @@ def check_model_fields(run: TrainRun) -> None:
     given, brings = leaves(run.model.given()), other or ("init" if run.init else "")
     if run.tokenizer and brings:
         raise ConfigError(f"tokenizer={run.tokenizer!r} has no effect beside {brings}, which brings its own.")
-    if run.temperature is not None and "temperature" in given:
+    if run.temperature is not None and "temperature" in given and (run.init or run.qformer_source):
         raise ConfigError(
             f"temperature={run.temperature!r} and model.temperature={given['temperature']!r} both name the start; "
             "leave one of them out."

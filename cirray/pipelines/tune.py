@@ -289,8 +289,7 @@ def _knobs(run: TuneRun, resource: str) -> str:
 def _content(run: TuneRun) -> dict[str, Any]:
     """What decides the result."""
     config = run.to_dict()
-    fixed = {
-        name: config["base"][name] for name in ("labels", "temperature", "training", "validation", "model", "tokenizer")
-    }
+    names = ("labels", "temperature", "training", "validation", "model", "dual", "encoder", "tokenizer")
+    fixed = {name: config["base"][name] for name in names}
     keys = ("space", "samples", "metric", "mode", "scheduler", "grace_steps", "reduction_factor", "seed")
     return {"base": fixed, **{name: config[name] for name in keys}}

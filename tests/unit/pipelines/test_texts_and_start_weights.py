@@ -5,22 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import cirray
 import cirray.models.composed as composed
-from cirray.core.config import leaves, validate
+from cirray.core.config import leaves, load_config, validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.evaluation.evaluate import encode_queries
 from cirray.evaluation.round_trip import pair_scores
 from cirray.features.store import FeatureStore
 from cirray.models.text_processors import TEXT_PROCESSORS
-from cirray.pipelines.config import FinetuneRun, IndexRun, TrainRun
+from cirray.pipelines.config import FinetuneRun, GeneratorRun, IndexRun, PretrainRun, TrainRun, TuneRun
 from cirray.pipelines.export import run_export
 from cirray.pipelines.index import run_index
 from cirray.pipelines.train import run_train
 from cirray.pipelines.train_inputs import queries_of, read_inputs, start_retriever
 from cirray.retriever import ComposedRetriever, load_models
-from cirray.runs import ExportRun
+from cirray.runs import ConvertRun, ExportRun
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 TEXT_PROCESSORS.register("shout")(str.upper)
@@ -149,7 +150,13 @@ def test_a_checkpoint_is_inherited_whole_when_nothing_is_said(start):
 def test_a_field_given_with_its_default_has_its_effect_too(start, fields, tmp_path):
     """text_mask's default is 'true': to say it beside a checkpoint with 'ones' is no silence."""
     train(fields, tmp_path / "ones", model={**fields["model"], "text_mask": "ones", "text_processor": "shout"})
-    for model, wanted in (({"text_mask": "true"}, "true"), ({}, "ones"), ({"text_processor": "none"}, "ones")):
+    bare = load_config(FinetuneRun, None, ["model.text_mask=true"]).model.given()
+    for model, wanted in (
+        ({"text_mask": "true"}, "true"),
+        (bare, "true"),
+        ({}, "ones"),
+        ({"text_processor": "none"}, "ones"),
+    ):
         assert start(model, init=str(tmp_path / "ones"))[0].config.text_mask == wanted
 
 
@@ -241,3 +248,24 @@ def test_two_runs_from_one_checkpoint_that_read_otherwise_are_two_runs(fields, s
             reverse_texts=[],
             training={"objective": "finetune"},
         )
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields"),
+    [
+        (FinetuneRun, {"init": "c", "model": {"text_mask": "true"}}),
+        (PretrainRun, {"qformer_source": "c", "model": {"qformer": {"attention": "eager"}}}),
+        (TrainRun, {"dual": {"fusion": "combiner"}, "temperature": 0.05}),
+        (TrainRun, {"temperature": 0.05}),
+        (TuneRun, {"base": {"init": "c", "model": {"readout": "mean33"}}}),
+        (GeneratorRun, {"qformer_source": "c", "model": {"passes": ["reference"]}}),
+        (ConvertRun, {"source": "c", "to": "checkpoint", "model": {"text_length": 32}}),
+    ],
+)  # fmt: skip
+def test_what_was_given_of_a_network_outlives_plain_values_and_a_printed_config(cls, fields):
+    """Workers, trials, `--root` and `--print-config` build a run again from its plain values."""
+    run = validate(cls, fields)
+    for again in (validate(cls, run.to_dict()), validate(cls, yaml.safe_load(run.to_yaml()))):
+        assert again == run
+        if set(fields) != {"temperature"}:  # a network of its own has every field
+            assert getattr(again, "base", again).model.given() == getattr(run, "base", run).model.given()
