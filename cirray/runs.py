@@ -292,6 +292,12 @@ class ServeRun(Config):
     """Port."""
     device: str = "cpu"
     """Where the models run."""
+    replicas: int = Field(1, ge=1)
+    """Processes that answer; the next request goes to the one with the least to do."""
+    fast: bool = False
+    """Serve's fast path (HAProxy, Linux): about twice the requests a second."""
+    file: str = ""
+    """Take everything but `fast` from a Serve config file, e.g. serve_configs/retriever.yaml; empty: these fields."""
 
 
 class StoryRun(Config):

@@ -20,8 +20,10 @@ from cirray.index.pictures import media_type
 from cirray.retriever import MAX_TEXT
 from cirray.serving.bodies import SearchBody, read_search
 from cirray.serving.config import ServeArgs
+from cirray.serving.gate import Gate, Lane, rules_of
 from cirray.serving.guard import Guard
 from cirray.serving.problems import NOT_FOUND, UNAVAILABLE, UNUSABLE, ProblemError, problem_response, response_of
+from cirray.serving.reference import reference_page
 from cirray.serving.schemas import (
     ExampleQuery,
     Examples,
@@ -53,13 +55,13 @@ class _Anything(PathConvertor):
 register_url_convertor("anything", _Anything())
 
 
-def make_api(service: ServiceGetter, args: ServeArgs, echo_request_id: bool = True) -> FastAPI:
+def make_api(service: ServiceGetter, args: ServeArgs, alone: bool = True) -> FastAPI:
     """Build the application.
 
     Args:
         service: gives the service at request time (in a replica it is built after the application).
         args: limits of bodies.
-        echo_request_id: False behind Ray Serve's proxy, which writes X-Request-ID itself.
+        alone: False behind Ray Serve, whose entrances have the gate and write X-Request-ID.
     """
     app = FastAPI(title="cirray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     _add_search(app, service)
@@ -69,7 +71,9 @@ def make_api(service: ServiceGetter, args: ServeArgs, echo_request_id: bool = Tr
     _add_page(app)
     _add_errors(app)
     limit = int(args.max_body_mb * 2**20)
-    app.add_middleware(Guard, max_body_bytes=limit, body_timeout_s=args.body_timeout_s, echo_request_id=echo_request_id)
+    app.add_middleware(Guard, max_body_bytes=limit, body_timeout_s=args.body_timeout_s, echo_request_id=alone)
+    if alone:
+        app.add_middleware(Gate, lane=Lane(rules_of(args, "")), ray=False)
     return app
 
 
@@ -77,13 +81,14 @@ def _add_search(app: FastAPI, service: ServiceGetter) -> None:
     problems = {status: _problem_doc(text) for status, text in _SEARCH_PROBLEMS.items()}
 
     @app.post("/v1/search", response_model=SearchResponse, responses=problems, openapi_extra=_search_body())
-    async def search(request: Request) -> SearchResponse:
+    async def search(request: Request) -> Response:
         """Find gallery images that look like the reference after the change the text asks for."""
         begin, current = time.perf_counter(), service()
         body = await read_search(request)
         query = await current.prepare(partial(_prepare, current, body))
         ranking = await current.answer(query)
-        return _search_response(request, current, ranking, begin)
+        answer = _search_response(request, current, ranking, begin)
+        return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _prepare(service: SearchService, body: SearchBody) -> Any:
@@ -190,6 +195,11 @@ def _add_page(app: FastAPI) -> None:
     async def index() -> Response:
         return Response(page, media_type="text/html; charset=utf-8", headers={"cache-control": "no-cache"})
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        text = reference_page(app.openapi(), str(request.base_url).rstrip("/"))
+        return Response(text, media_type="text/html; charset=utf-8", headers={"cache-control": "no-cache"})
+
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
         if name not in files:
@@ -240,6 +250,7 @@ _SEARCH_PROBLEMS: dict[int | str, str] = {
     408: "The body took too long to arrive.",
     413: "The body is too large.",
     415: "Neither JSON nor multipart.",
+    421: "The Host header names another site.",
     422: "The image, the text or another field cannot be used.",
     429: "Too many requests wait; try again after Retry-After seconds.",
     503: "No replica can answer now; try again after Retry-After seconds.",

@@ -6,11 +6,14 @@ evaluation of annotations must not be switched on here.
 
 from typing import Any
 
+from click import ClickException
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 
 from cirray.core.artifacts import read_manifest
+from cirray.core.errors import CirrayError
 from cirray.index.store import check_encoder
 from cirray.retriever import load_models
 from cirray.serving.api import make_api
@@ -25,10 +28,18 @@ DEPLOYMENT_OPTIONS: dict[str, Any] = {
     "max_constructor_retry_count": 2,
     "health_check_period_s": 10,
     "health_check_timeout_s": 30,
-    "graceful_shutdown_timeout_s": 20,
+    "graceful_shutdown_timeout_s": 8,
+    "graceful_shutdown_wait_loop_s": 0.5,
     "ray_actor_options": {"num_cpus": 1},
 }
-"""Three batches of 32 in flight (see jobs/benchmarks/bench_serve.py); a config file overrides them."""
+"""Three batches of 32 in flight (see docs/SERVING.md); a config file overrides them."""
+
+
+class NotServableError(RayServeException, ClickException):
+    """Artifacts that cannot be served: Ray reports the sentence once, and `serve run` of a builder prints nothing else.
+
+    Any other exception in a builder is retried three times, with a traceback each.
+    """
 
 
 def build_app(args: ServeArgs) -> Application:
@@ -38,16 +49,24 @@ def build_app(args: ServeArgs) -> Application:
         args: the `args` of the config file, or `key=value` after `serve run cirray.serving.app:build_app`.
 
     Raises:
-        ArtifactError: the checkpoint or the index is missing, half-written or of another kind.
-        IndexMismatchError: the index was built by another encoder.
+        NotServableError: an artifact is missing, half-written or of another kind, or another encoder built the index.
     """
-    check_pair(args.checkpoint, args.index)
+    try:
+        check_pair(args.checkpoint, args.index)
+    except CirrayError as error:
+        raise NotServableError(str(error)) from None
+
+    return application_of(args)
+
+
+def application_of(args: ServeArgs, **options: Any) -> Application:
+    """The application, unchecked; `options` of the deployment over `DEPLOYMENT_OPTIONS`."""
 
     def replica_api() -> FastAPI:
-        return make_api(current_service, args, echo_request_id=False)
+        return make_api(current_service, args, alone=False)
 
     replica = serve.ingress(replica_api)(Retriever)
-    return serve.deployment(**DEPLOYMENT_OPTIONS)(replica).bind(args)
+    return serve.deployment(**{**DEPLOYMENT_OPTIONS, **options})(replica).bind(args)
 
 
 def check_pair(checkpoint: str, index: str) -> None:

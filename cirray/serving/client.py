@@ -14,6 +14,7 @@ from cirray.core.errors import ServingError
 from cirray.types import Ranking, StepTimes
 
 _TRY_AGAIN = (429, 502, 503)
+_PROBLEM = "application/problem+json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class SearchClient:
         Args:
             url: where the service listens, with its route prefix if it has one.
             timeout_s: for each request.
-            retries: how often a busy or restarting service (429, 502, 503, refused connection) is asked again.
+            retries: how often a busy or restarting service is asked again: 429, 502, 503, a refused or cut connection,
+                and a 500 that the application did not write (Ray's, when the replica died under the request).
             transport: another httpx transport, e.g. an application in this process.
         """
         self._url, self._retries = url.rstrip("/"), retries
@@ -109,10 +111,16 @@ class SearchClient:
                     raise ServingError(f"The service at {self._url!r} cannot be reached: {error}.") from None
                 time.sleep(0.2 * 2**attempt)
                 continue
-            if reply.status_code not in _TRY_AGAIN or last:
+            if last or not _may_pass(reply):
                 return _checked(reply)
             time.sleep(_pause(reply, attempt))
         raise AssertionError("unreachable: the loop returns or raises on its last turn")
+
+
+def _may_pass(reply: httpx.Response) -> bool:
+    """Whether another try may succeed; every request of this interface may be repeated."""
+    written_by_proxy = not reply.headers.get("content-type", "").startswith(_PROBLEM)
+    return reply.status_code in _TRY_AGAIN or (reply.status_code in (500, 504) and written_by_proxy)
 
 
 def _checked(reply: httpx.Response) -> httpx.Response:

@@ -4,6 +4,24 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 
+FAST_PATH = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cirray.serving.gate:middlewares",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
+    "RAY_SERVE_HAPROXY_MAXCONN": "2048",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
+}
+"""Variables of Serve's fast path, set before Ray starts; `serve_configs/fastpath.env` says the same for a shell."""
+HAPROXY_PORTS = (8404, 9101)
+"""Statistics and metrics of HAProxy (`RAY_SERVE_HAPROXY_STATS_PORT`, `RAY_SERVE_HAPROXY_METRICS_PORT`)."""
+
 
 class ServeArgs(Config):
     """Arguments of `cirray.serving.app:build_app`: the `args` section of a Serve config file."""
@@ -20,8 +38,18 @@ class ServeArgs(Config):
     """Largest request body in MiB; a longer one is answered 413 while it is still arriving."""
     max_pixels: int = Field(25_000_000, ge=1)
     """Largest reference image, width times height (decoding takes about 6 bytes a pixel)."""
-    body_timeout_s: float = Field(30.0, gt=0)
+    body_timeout_s: float = Field(20.0, gt=0)
     """Seconds a client has to send its body before it is answered 408."""
+    header_timeout_s: float = Field(10.0, gt=0)
+    """Seconds a connection has to send the headers of a request before it is closed."""
+    slow_per_client: int = Field(16, ge=0)
+    """Most bodies of one client that take longer than a second at a time; further ones are answered 408."""
+    max_held_mb: float = Field(64.0, gt=0)
+    """Most MiB of bodies in memory at a time, arriving or being answered; what exceeds it is answered 503."""
+    max_in_flight: int = Field(96, ge=1)
+    """Most requests that are being answered at a time by one proxy (one replica on the fast path); more get 429."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Names a Host header may say (`*.example.org`: any below); null: loopback's where only loopback is listened on."""
     kept_references: int = Field(64, ge=0)
     """Latest reference images whose encoding is kept for further texts about them; 0: each query encodes its own."""
     verify: bool = True
@@ -36,9 +64,7 @@ class ServingSettings(Config):
     max_k: int = Field(100, ge=1, le=10_000)
     """Most answers of one request."""
     max_batch_size: int = Field(32, ge=1)
-    """Most queries in one pass through the model."""
-    batch_wait_timeout_s: float = Field(0.003, ge=0)
-    """How long the first query of a batch waits for company, in seconds."""
+    """Most queries in one pass through the model; a free model takes what waits, and waits for nothing."""
 
     @model_validator(mode="after")
     def _default_fits(self) -> "ServingSettings":

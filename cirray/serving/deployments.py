@@ -15,7 +15,9 @@ from cirray.core.log import configure
 from cirray.data.config import ImageLimits
 from cirray.index.faiss_index import limit_faiss_threads
 from cirray.retriever import ComposedQuery, ComposedRetriever
+from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
+from cirray.serving.entrances import Entrances
 from cirray.serving.service import Workers
 from cirray.types import Ranking
 
@@ -43,10 +45,8 @@ class Retriever:
             ImageLimits(max_pixels=args.max_pixels),
             args.kept_references,
         )
-        self.settings, self._workers = ServingSettings(), Workers()
-        self._batched: Any = serve.batch(
-            max_batch_size=self.settings.max_batch_size, batch_wait_timeout_s=self.settings.batch_wait_timeout_s
-        )(self._answer_many)
+        self.settings, self._workers, self._entrances = ServingSettings(), Workers(), Entrances(args)
+        self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, self.settings.max_batch_size)
         self.retriever.probe()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -56,16 +56,16 @@ class Retriever:
             ConfigError: naming the field that does not fit.
         """
         self.settings = validate(ServingSettings, user_config or {})
-        self._batched.set_max_batch_size(self.settings.max_batch_size)
-        self._batched.set_batch_wait_timeout_s(self.settings.batch_wait_timeout_s)
+        self._batched.max_size = self.settings.max_batch_size
 
     async def check_health(self) -> None:
-        """Serve's health check: a real query through the model and the index.
+        """Serve's health check: a real query through the model and the index. Guards the entrances, the first time too.
 
         Raises:
             Exception: whatever the model or the index raises, or TimeoutError when they hang.
         """
         await asyncio.wait_for(self.probe(), PROBE_TIMEOUT_S)
+        await self._entrances.guard()
 
     async def prepare(self, make: Callable[[], ComposedQuery]) -> ComposedQuery:
         """See `SearchService.prepare`."""
@@ -73,10 +73,7 @@ class Retriever:
 
     async def answer(self, query: ComposedQuery) -> Ranking:
         """See `SearchService.answer`; queries that arrive together share one pass through the model."""
-        answer = await self._batched(query)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return await self._batched(query)
 
     async def probe(self) -> None:
         """See `SearchService.probe`."""

@@ -1,4 +1,7 @@
-"""The outermost layer of the service: body cap, body deadline, request ids, safe headers. Plain ASGI."""
+"""The application's own outer layer: body cap, body deadline, request ids, safe headers. Plain ASGI.
+
+Behind Ray, `gate.py` has looked at a request before; what is checked here holds without it too.
+"""
 
 import asyncio
 import re
@@ -42,7 +45,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
+        request_id = request_id_of(Headers(scope=scope).get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -97,6 +100,6 @@ class Guard:
             headers["x-request-id"] = request_id
 
 
-def _request_id(given: str | None) -> str:
+def request_id_of(given: str | None) -> str:
     """The caller's id when it is harmless, else a fresh one."""
     return given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

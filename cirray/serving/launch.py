@@ -1,24 +1,39 @@
-"""`cirray serve`: the same application as `serve run serve_configs/retriever.yaml`, with flags instead of a file."""
+"""`cirray serve`: the application of `serve run`, checked before anything starts and drained before it stops."""
 
+import multiprocessing
 import signal
 import socket
 import threading
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from ray import serve
+import yaml
 
-from cirray.core.environ import private_cluster, ray_address
-from cirray.core.errors import ConfigError
+from cirray.core.config import validate
+from cirray.core.environ import limit_threads, private_cluster, ray_address, set_default
+from cirray.core.errors import CirrayError, ConfigError, ServingError
 from cirray.core.log import get_logger
-from cirray.retriever import ComposedRetriever
 from cirray.runs import ServeRun
-from cirray.serving.app import build_app
-from cirray.serving.config import ServeArgs
+from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, ServeArgs
 
 _LOG = get_logger(__name__)
+_NAME = "cirray"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is started: arguments of the application, of Ray's HTTP entrance, of the deployment."""
+
+    args: ServeArgs
+    http: Mapping[str, Any]
+    deployment: Mapping[str, Any]
 
 
 def run_serve(run: ServeRun, wait: bool = True) -> None:
-    """Start the service and stay until interrupted.
+    """Start the service, stay until interrupted, finish what is being answered, and stop.
 
     Args:
         run: what to serve, and where.
@@ -27,29 +42,123 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
     Raises:
         ArtifactError: the checkpoint or the index is missing or damaged.
         IndexMismatchError: they do not belong together.
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or the settings file cannot be used.
+        ServingError: the service cannot be started.
     """
-    ComposedRetriever.open(run.checkpoint, run.index).probe()
-    application = build_app(ServeArgs(checkpoint=run.checkpoint, index=run.index, device=run.device))
-    if not ray_address():
-        check_port(run.host, run.port)
+    plan = plan_of(run)
+    private = ray_address() in ("", "local")
+    if run.fast and not private:
+        raise ConfigError(
+            "The fast path is chosen before Ray starts: set the variables of serve_configs/fastpath.env on every node, "
+            "and leave out fast=true; or unset RAY_ADDRESS to start a cluster of this machine."
+        )
+    host, port = str(plan.http["host"]), int(plan.http["port"])
+    if private:
+        for number in (port, *(HAPROXY_PORTS if run.fast else ())):
+            check_port(host, number)
+    check_service(plan.args)
+    if private:
         private_cluster()
-    serve.start(http_options={"host": run.host, "port": run.port})
-    serve.run(application, name="cirray", route_prefix="/")
-    _LOG.info("http://%s:%d answers; Ctrl-C stops it", run.host, run.port)
+        for name, value in {"RAY_worker_niceness": "0", **(FAST_PATH if run.fast else {})}.items():
+            set_default(name, value)
+    start(plan)
+    _LOG.info("http://%s:%d answers; Ctrl-C stops it", host, port)
     if wait:
         wait_for_signal()
-        serve.shutdown()
+        _LOG.info("stopping; requests that are being answered are finished")
+        stop()
         _LOG.info("stopped")
 
 
+def plan_of(run: ServeRun) -> Plan:
+    """The fields of a run, or the settings of a Serve config file (`serve_configs/retriever.yaml`).
+
+    Raises:
+        ConfigError: the file cannot be read or holds no application of this package.
+    """
+    if not run.file:
+        args = ServeArgs(checkpoint=run.checkpoint, index=run.index, device=run.device)
+        return Plan(args, {"host": run.host, "port": run.port}, {"num_replicas": run.replicas})
+    try:
+        tree = yaml.safe_load(Path(run.file).expanduser().read_text(encoding="utf-8"))
+        application = tree["applications"][0]
+        deployment = dict((application.get("deployments") or [{}])[0])
+        http = {"host": "0.0.0.0", "port": 8000} | (tree.get("http_options") or {})
+        args = validate(ServeArgs, application.get("args") or {})
+    except OSError as error:
+        raise ConfigError(f"The settings file {run.file!r} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{run.file!r} is no Serve config file with an application; serve_configs/retriever.yaml is an example."
+        ) from None
+    return Plan(args, http, {name: value for name, value in deployment.items() if name != "name"})
+
+
+def check_service(args: ServeArgs) -> None:
+    """Load what would be served and ask it once, in a process that ends with the check and takes its memory along.
+
+    Raises:
+        CirrayError: what is wrong, in one sentence.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        problem = pool.submit(problem_of, args).result()
+    if problem is not None:
+        raise problem
+
+
+def problem_of(args: ServeArgs) -> CirrayError | None:
+    """What keeps these artifacts from being served on that device, or None."""
+    limit_threads()
+    from cirray.retriever import ComposedRetriever
+
+    try:
+        ComposedRetriever.open(args.checkpoint, args.index, args.device, args.verify).probe()
+    except CirrayError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - e.g. a device that this machine lacks; said in one line
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ServingError(f"The retriever does not work on device {args.device!r}: {reason}")
+    return None
+
+
+def start(plan: Plan) -> None:
+    """Start Ray's HTTP entrance and the application; returns when it answers.
+
+    Raises:
+        ServingError: when the replicas do not come up; Ray's log has the details.
+    """
+    from ray import serve
+
+    from cirray.serving.app import application_of
+
+    serve.start(http_options=dict(plan.http))
+    try:
+        serve.run(application_of(plan.args, **plan.deployment), name=_NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise ServingError(f"The service did not start: {str(error).strip().splitlines()[-1]}") from None
+
+
+def stop() -> None:
+    """Let the replicas finish what they are answering, then take down the entrance."""
+    from ray import serve
+
+    serve.delete(_NAME)
+    serve.shutdown()
+
+
 def wait_for_signal() -> None:
-    """Return at Ctrl-C or SIGTERM (containers, systemd), also where a shell started this process without Ctrl-C."""
-    stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
-    while not stop.wait(1.0):
+    """Return at Ctrl-C or SIGTERM (containers, systemd), also where a shell started this process without Ctrl-C.
+
+    A second signal ends the process at once.
+    """
+    told = threading.Event()
+    names = (signal.SIGINT, signal.SIGTERM)
+    for name in names:
+        signal.signal(name, lambda *_: told.set())
+    while not told.wait(1.0):
         pass
+    for name in names:
+        signal.signal(name, signal.SIG_DFL)
 
 
 def check_port(host: str, port: int) -> None:
@@ -58,7 +167,7 @@ def check_port(host: str, port: int) -> None:
     Raises:
         ConfigError: naming the address.
     """
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

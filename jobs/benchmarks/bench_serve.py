@@ -9,6 +9,7 @@ so figures are comparable with each other, not with a load generator on another 
 import asyncio
 import os
 import platform
+import secrets
 import signal
 import socket
 import subprocess
@@ -77,10 +78,11 @@ def command(mode: str, config: BenchConfig, port: int, folder: Path) -> list[str
     return [str(Path(sys.executable).parent / "serve"), "run", str(folder / "serve.yaml")]
 
 
-def environment(mode: str, home: Path) -> dict[str, str]:
-    """A mode's environment; the fast path's comes from the shipped file."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    kept |= {"RAY_ADDRESS": "local", "HOME": str(home), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+def environment(mode: str) -> dict[str, str]:
+    """A mode's environment: a cluster and a token of its own, no niceness; the fast path's is the shipped file's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == "RAY_TMPDIR"}
+    kept |= {"RAY_ADDRESS": "local", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0"}
+    kept |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     if mode == "fastpath":
         lines = (ROOT / "serve_configs" / "fastpath.env").read_text().splitlines()
         pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
@@ -97,7 +99,7 @@ def server(mode: str, config: BenchConfig) -> Iterator[int]:
     with tempfile.TemporaryDirectory() as name, open(Path(name) / "log", "wb") as log:
         folder = Path(name)
         process = subprocess.Popen(
-            command(mode, config, port, folder), cwd=ROOT, env=environment(mode, folder), stdout=log, stderr=log,
+            command(mode, config, port, folder), cwd=ROOT, env=environment(mode), stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
         try:

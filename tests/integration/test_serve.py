@@ -1,4 +1,4 @@
-"""`serve run serve_configs/retriever.yaml`, as a new user types it, over HTTP. One start for all tests."""
+"""`make serve`, as a new user types it, over HTTP. One start for all tests; the last one stops it."""
 
 import base64
 import os
@@ -52,24 +52,29 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(tiny, tmp_path_factory):
+def running(tiny, tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("serve"), free_port()
     (folder / "retriever.yaml").write_text(yaml.safe_dump(shipped_config(tiny, port)))
     (folder / "home").mkdir()
-    command = [str(Path(sys.executable).parent / "serve"), "run", str(folder / "retriever.yaml")]
+    command = [str(Path(sys.executable).parent / "cirray"), "serve", "--file", str(folder / "retriever.yaml")]
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen(
             command, cwd=ROOT, env=environment(folder / "home"), stdout=log, stderr=log, start_new_session=True
         )
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", server, folder / "log")
-        yield f"http://127.0.0.1:{port}"
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", server=server, log=folder / "log")
     finally:
         server.send_signal(signal.SIGINT)
         try:
             server.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def url(running):
+    return running.url
 
 
 def wait_until_ready(url, server, log):
@@ -192,3 +197,67 @@ def test_damaged_uploads_are_never_server_errors_and_the_next_query_is_right(url
 def test_the_client_says_the_servers_sentence(client):
     with pytest.raises(ServingError, match="404: The gallery has no image 'nobody'"):
         client.search("blue", gallery_id="nobody")
+
+
+@pytest.mark.parametrize("name", ["x-request-id", "x-session-id", "serve_multiplexed_model_id", "x-other"])
+def test_a_header_that_is_not_utf8_is_no_server_error(url, name):
+    reply = httpx.get(f"{url}/version", headers=[(name.encode(), b"\xff\xfe")])
+    assert reply.status_code == 200 and len(reply.headers["x-request-id"]) == 32
+
+
+def test_a_name_that_was_pointed_here_is_not_answered(url):
+    reply = httpx.get(f"{url}/v1/gallery", headers={"host": "evil.example"})
+    assert (reply.status_code, reply.headers["content-type"]) == (421, "application/problem+json")
+    assert httpx.get(f"{url}/-/healthz", headers={"host": "10.0.0.7"}).status_code == 200
+
+
+def test_slow_bodies_do_not_keep_others_out(url, client):
+    head = (
+        b"POST /v1/search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+    )
+    address = ("127.0.0.1", int(url.rpartition(":")[2]))
+    slow = [socket.create_connection(address) for _ in range(120)]
+    try:
+        for connection in slow:
+            connection.sendall(head)
+        begin = time.monotonic()
+        assert client.search("blue", gallery_id="plain/00").ranking.ids
+        assert time.monotonic() - begin < 5
+        slow[-1].settimeout(10)  # one client may send 16 of them
+        assert slow[-1].recv(100).startswith(b"HTTP/1.1 408")
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_the_api_is_explained_at_docs(url):
+    assert "/v1/search" in httpx.get(f"{url}/docs").text
+
+
+def test_told_to_stop_it_finishes_what_it_is_answering_and_is_gone_in_ten_seconds(running):
+    """The last test of this file: SIGTERM, as containers and systemd send it."""
+    told = []
+
+    def search(number):
+        begin = time.monotonic()
+        body = {"text": "make it blue", "gallery_id": "plain/00", "k": 3}
+        try:
+            return begin, httpx.post(f"{running.url}/v1/search", json=body, timeout=20).status_code
+        except httpx.ConnectError:
+            return begin, "refused"
+        except httpx.TransportError as error:
+            return begin, repr(error)
+
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(search, number) for number in range(64)]
+        while not any(one.done() for one in asked):
+            time.sleep(0.001)
+        told.append(time.monotonic())
+        running.server.send_signal(signal.SIGTERM)
+        replies = [one.result() for one in asked]
+    assert running.server.wait(10) == 0, running.log.read_text(errors="replace")[-3000:]
+    assert time.monotonic() - told[0] < 10
+    before = [answer for begin, answer in replies if begin < told[0]]
+    assert len(before) >= 8 and set(before) == {200}
+    assert {answer for begin, answer in replies if begin >= told[0]} <= {200, 503, "refused"}
+    assert "Traceback" not in running.log.read_text(errors="replace")

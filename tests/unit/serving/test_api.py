@@ -299,6 +299,24 @@ def test_the_page_and_its_files_are_self_contained(call):
     assert not re.search(r"<script(?![^>]*\ssrc=)|\sstyle=|\son\w+=", page)
 
 
+def test_the_page_of_the_api_tells_every_route_and_field_and_needs_no_other_server(call):
+    page, document = call("GET", "/docs"), call("GET", "/openapi.json").json()
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    for path, methods in document["paths"].items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in page.text
+    for name in ("gallery_id", "exclude_reference", "hits.score", "times_ms.decode", "multipart/form-data", "429"):
+        assert name in page.text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert "openapi.json" in links and "<script" not in page.text
+    for link in links:
+        assert "//" not in link and call("GET", "/" + link.removeprefix("./")).status_code == 200
+
+
+def test_the_page_of_the_api_escapes_what_a_request_says(call):
+    assert "<script" not in call("GET", "/docs", headers={"host": "x<script>y"}).text
+
+
 def test_the_openapi_document_names_every_route_and_problem(call):
     document = call("GET", "/openapi.json").json()
     assert set(document["paths"]) == {

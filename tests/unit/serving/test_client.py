@@ -56,6 +56,17 @@ def test_a_busy_service_is_asked_again():
     assert len(talk.seen) == 3
 
 
+def test_a_request_whose_replica_died_is_asked_again_and_a_failure_of_the_application_is_not():
+    lost = httpx.Response(500, text="The actor died unexpectedly before finishing this task.")
+    with client(lost, httpx.ReadError("cut"), httpx.Response(200, json=ANSWER)) as talk:
+        assert talk.search("blue", gallery_id="a").ranking.ids == ("a",)
+    assert len(talk.seen) == 3
+    own = httpx.Response(500, json={"detail": "broken"}, headers={"content-type": "application/problem+json"})
+    with client(own) as talk, pytest.raises(ServingError, match="500: broken"):
+        talk.search("blue", gallery_id="a")
+    assert len(talk.seen) == 1
+
+
 def test_a_service_that_stays_busy_is_reported():
     with client(*[httpx.Response(503, headers={"retry-after": "0"}, text="no replica")] * 2, retries=1) as talk:
         with pytest.raises(ServingError, match="503: no replica"):

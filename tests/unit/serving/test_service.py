@@ -1,10 +1,8 @@
 import asyncio
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
-from ray import serve
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
@@ -59,15 +57,13 @@ def test_a_failed_probe_is_never_reused(retriever, monkeypatch):
 
 
 @pytest.fixture
-def replica(tiny, monkeypatch):
-    """A deployment's class without Serve around it; batching asks its replica's limits, which are given here."""
-    config = SimpleNamespace(max_ongoing_requests=96)
-    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(_deployment_config=config))
+def replica(tiny):
+    """A deployment's class without Serve around it."""
     return Retriever(ServeArgs(checkpoint=tiny.checkpoint, index=tiny.index))
 
 
 def test_queries_that_arrive_together_share_one_pass(replica, monkeypatch):
-    replica.reconfigure({"max_batch_size": 8, "batch_wait_timeout_s": 0.2})
+    replica.reconfigure({"max_batch_size": 8})
     sizes, search_many = [], replica.retriever.search_many
     monkeypatch.setattr(
         replica.retriever, "search_many", lambda queries: sizes.append(len(queries)) or search_many(queries)
@@ -83,7 +79,7 @@ def test_queries_that_arrive_together_share_one_pass(replica, monkeypatch):
 
 
 def test_one_bad_query_fails_alone_in_its_batch(replica):
-    replica.reconfigure({"max_batch_size": 4, "batch_wait_timeout_s": 0.2})
+    replica.reconfigure({"max_batch_size": 4})
     good = [replica.retriever.prepare("blue", gallery_id="plain/00") for _ in range(3)]
     poison = ComposedQuery(text="blue", gallery_id="not there")
 

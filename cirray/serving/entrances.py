@@ -1,0 +1,144 @@
+"""Puts the gate into Ray's HTTP entrances. All that this package knows of Ray Serve's inside stands in this file.
+
+Ray starts its proxies itself, from `serve run`, `serve deploy` or an operator, and takes middlewares only from
+variables set on every node before that. So a replica brings the gate to the proxies when it is ready, and again with
+its health checks, should one have been restarted. Where a version of Ray has another inside, one warning says so, and
+the service goes on without the gate.
+"""
+
+import asyncio
+import sys
+from typing import Any
+
+import ray
+from ray import serve
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from cirray.core.log import get_logger
+from cirray.serving.config import ServeArgs
+from cirray.serving.gate import Gate, GateRules, open_lane, rules_of
+from cirray.serving.problems import MEDIA_TYPE
+
+_LOG = get_logger(__name__)
+RESTART_S = 10.0
+_NAMESPACE, _CONTROLLER = "serve", "SERVE_CONTROLLER_ACTOR"
+NO_REPLICA = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: {media}\r\nRetry-After: 1\r\nCache-Control: no-store\r\n"
+    "Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+)
+_BODY = (
+    '{"type":"urn:cirray:problem:unavailable","title":"The service is not ready","status":503,'
+    '"detail":"No replica could answer. Try again.","request_id":""}'
+)
+EDITS = {
+    "bind :{{ config.metrics_port }}": "bind 127.0.0.1:{{ config.metrics_port }}",
+    "bind *:{{ config.stats_port }}": "bind 127.0.0.1:{{ config.stats_port }}",
+    "    option log-health-checks\n": "    option log-health-checks\n    option forwardfor\n",
+}
+"""HAProxy's own pages answer on loopback only, and replicas learn who asks."""
+
+
+class Entrances:
+    """What one replica knows of the entrances to its application."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        """Nothing is guarded yet."""
+        self._args, self._warned = args, False
+
+    async def guard(self) -> None:
+        """Bring the gate to every proxy of the cluster, and to this replica's own server (fast path)."""
+        try:
+            controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+            http = await controller.get_http_config.remote()
+            rules, app = rules_of(self._args, http.host), serve.get_replica_context().app_name
+            open_lane("/", rules)
+            for proxy in (await controller.get_proxies.remote()).values():
+                await asyncio.wait_for(proxy.__ray_call__.remote(guard_entrance, app, rules), 2 * RESTART_S)
+        except Exception as error:  # noqa: BLE001 - whatever Ray's inside has become, the service itself works
+            if not self._warned:
+                _LOG.warning("Ray's proxies are without the gate (hosts, slow clients, overload): %s", error)
+            self._warned = True
+
+
+def guard_entrance(actor: Any, app: str, rules: GateRules) -> bool:
+    """Runs inside a proxy actor, in a thread beside its event loop; true when the gate is there now."""
+    if hasattr(actor, "_haproxy"):
+        return _guard_haproxy(actor, rules)
+    endpoints = actor.proxy_router.endpoints.items()
+    prefix = next((info.route for endpoint, info in endpoints if endpoint.app_name == app), None)
+    task = actor._start_http_server_task
+    if prefix is None or not task.done():
+        return False
+    open_lane(prefix, rules)
+    wrap_server(task.result()[1].config, rules.header_timeout_s)
+    return True
+
+
+def wrap_server(config: Any, header_timeout_s: float) -> None:
+    """Put the gate before the application of a running uvicorn server, and a deadline before headers; once."""
+    outer = config.loaded_app
+    if isinstance(outer, ProxyHeadersMiddleware):
+        outer.app = outer.app if isinstance(outer.app, Gate) else Gate(outer.app)  # type: ignore[assignment,arg-type]
+    elif not isinstance(outer, Gate):
+        config.loaded_app = Gate(outer)
+    protocol = config.http_protocol_class
+    if not hasattr(protocol, "header_timeout_s") and hasattr(protocol, "on_headers_complete"):
+        config.http_protocol_class = protocol = with_header_deadline(protocol)
+    protocol.header_timeout_s = header_timeout_s
+
+
+def with_header_deadline(protocol: type) -> type:
+    """A uvicorn protocol that closes a connection on which the headers of a request do not arrive in time."""
+
+    class Deadline(protocol):  # type: ignore[misc]
+        header_timeout_s = 10.0
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._start_clock()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._header_clock.cancel()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            self._header_clock.cancel()
+            self._start_clock()
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._header_clock.cancel()
+            super().on_headers_complete()
+
+        def _start_clock(self) -> None:
+            self._header_clock = self.loop.call_later(self.header_timeout_s, self.transport.close)
+
+    return Deadline
+
+
+def _guard_haproxy(manager: Any, rules: GateRules) -> bool:
+    """Loopback for its own pages, a deadline for headers, a problem document where no replica is."""
+    module, config = sys.modules[type(manager._haproxy).__module__], manager._haproxy.cfg
+    template: str = module.HAPROXY_CONFIG_TEMPLATE  # type: ignore[attr-defined]
+    for old, new in EDITS.items():
+        template = template if new in template else template.replace(old, new)
+    wanted = max(1, round(rules.header_timeout_s))
+    if template == module.HAPROXY_CONFIG_TEMPLATE and config.timeout_http_request_s == wanted:  # type: ignore[attr-defined]
+        return True
+    module.HAPROXY_CONFIG_TEMPLATE = template  # type: ignore[attr-defined]
+    config.timeout_http_request_s = wanted
+    with open(config.error_file_path, "w", newline="") as file:
+        file.write(NO_REPLICA.format(media=MEDIA_TYPE, length=len(_BODY), body=_BODY))
+    asyncio.run_coroutine_threadsafe(_restart(manager), manager.event_loop).result(RESTART_S)
+    return True
+
+
+async def _restart(manager: Any) -> None:
+    """Not a reload: the new process could not take 127.0.0.1:8404 while the old one has *:8404.
+
+    A new replica gets here before it takes requests, so nobody waits for the half second.
+    """
+    async with manager._reload_lock:
+        await manager._haproxy_start_task
+        await manager._haproxy.stop()
+        await manager._haproxy.start()
