@@ -51,7 +51,7 @@ test: lint types quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration --durations 15
 
 serve: $(STAMP)
-	$(BIN)/cirray serve --file serve_configs/retriever.yaml
+	$(BIN)/cirray serve serve_configs/retriever.yaml
 
 latest:
 	rm -rf .venv-latest

@@ -7,7 +7,9 @@ VERB = Verb(
     help="serve a retriever over HTTP with its search page (Ray Serve)",
     config="cirray.runs:ServeRun",
     run="cirray.serving.launch:run_serve",
-    example="cirray serve --port 8000",
+    example="cirray serve --port 8000, cirray serve serve_configs/retriever.yaml",
+    takes_file="file",
+    switches={"--fast": "fast=true"},
     show=lambda _: "",
     restarts=False,
 )

@@ -33,6 +33,8 @@ class Verb:
     """Flags without a value -> the assignment they stand for: `--json` -> `as_json=true`."""
     restarts: bool = True
     """Whether it writes artifacts, whose half-written work `--restart` throws away."""
+    takes_file: str = ""
+    """Field that a .yaml word sets, in a verb whose files are another program's: `cirray serve retriever.yaml`."""
     gathers: tuple[str, str] = ("", "")
     """Fields that take a config file of another verb, and the assignments meant for it (`cirray plan RUN.yaml ...`)."""
 
@@ -51,7 +53,11 @@ class Verb:
             before = arguments[at - 1] if at else ""
             is_value = before.startswith("--") and "=" not in before and before not in (*self.switches, *FLAGS)
             is_bare = not word.startswith("-") and "=" not in word and not word.endswith((".yaml", ".yml"))
-            if word in self.switches:
+            if self.takes_file and word.endswith((".yaml", ".yml")) and "=" not in word:
+                if before == f"--{self.takes_file}":
+                    words.pop()
+                words.append(f"{self.takes_file}={word}")
+            elif word in self.switches:
                 words.append(self.switches[word])
             elif self.positional and is_bare and not is_value:
                 words.append(f"{self.positional}={word}")

@@ -1,0 +1,16 @@
+from cirray.cli.main import overrides_of, resolve, verb
+
+
+def config(*words):
+    chosen = verb("serve")
+    return resolve(chosen.config_class(), None, overrides_of(chosen.assignments(words)))
+
+
+def test_a_serve_config_file_is_named_by_itself_or_by_its_flag():
+    for words in (["a.yaml", "--fast"], ["--file", "a.yaml", "--fast"], ["--file=a.yaml", "fast=true"]):
+        assert (config(*words).file, config(*words).fast) == ("a.yaml", True)
+
+
+def test_other_flags_of_serve_keep_their_values():
+    run = config("--index", "my/index", "--port", "9000", "--root", "my-run")
+    assert (run.index, run.port, run.file, run.checkpoint) == ("my/index", 9000, "", "my-run/checkpoint")
