@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,18 @@ from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, ServeArgs
 
 _LOG = get_logger(__name__)
 _NAME = "cirray"
+QUIET = {"enable_access_log": False}
+"""One line a request would cost Ray's proxy more than the search costs the model."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is started: arguments of the application, of Ray's HTTP entrance, of the deployment."""
+    """What is started: arguments of the application, of Ray's HTTP entrance, of the deployment and of Ray's log."""
 
     args: ServeArgs
     http: Mapping[str, Any]
     deployment: Mapping[str, Any]
+    logging: Mapping[str, Any] = field(default_factory=lambda: dict(QUIET))
 
 
 def run_serve(run: ServeRun, wait: bool = True) -> None:
@@ -91,7 +94,8 @@ def plan_of(run: ServeRun) -> Plan:
         raise ConfigError(
             f"{run.file!r} is no Serve config file with an application; serve_configs/retriever.yaml is an example."
         ) from None
-    return Plan(args, http, {name: value for name, value in deployment.items() if name != "name"})
+    deployment.pop("name", None)
+    return Plan(args, http, deployment, tree.get("logging_config") or QUIET)
 
 
 def check_service(args: ServeArgs) -> None:
@@ -131,9 +135,10 @@ def start(plan: Plan) -> None:
 
     from cirray.serving.app import application_of
 
-    serve.start(http_options=dict(plan.http))
+    application, logs = application_of(plan.args, **plan.deployment), dict(plan.logging)
+    serve.start(http_options=dict(plan.http), logging_config=logs)
     try:
-        serve.run(application_of(plan.args, **plan.deployment), name=_NAME, route_prefix="/")
+        serve.run(application, name=_NAME, route_prefix="/", logging_config=logs)
     except RuntimeError as error:
         raise ServingError(f"The service did not start: {str(error).strip().splitlines()[-1]}") from None
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,24 +52,29 @@ class Seen:
         return f"{good:.0f} good/s, p50 {p50:.0f} ms, p99 {p99:.0f} ms, {dict(self.statuses)}{odd}"
 
 
-async def ask(port: int, message: bytes, seen: Seen) -> None:
-    """One request on a connection of its own."""
+async def ask(port: int, message: bytes, seen: Seen, idle: deque | None = None) -> None:
+    """One request on an idle connection, or a new one."""
     begin = time.perf_counter()
     try:
         async with asyncio.timeout(PATIENCE_S):
-            reader, writer = await asyncio.open_connection(HOST, port)
+            reader, writer = idle.popleft() if idle else await asyncio.open_connection(HOST, port)
             try:
                 writer.write(message)
                 head = await reader.readuntil(b"\r\n\r\n")
                 await read_body(reader, head.lower())
-            finally:
+            except BaseException:
                 writer.close()
+                raise
     except TimeoutError:
         seen.statuses["hung"] += 1
         return
     except (asyncio.IncompleteReadError, ConnectionError):
         seen.statuses["cut"] += 1
         return
+    if idle is None or b"connection: close" in head.lower():
+        writer.close()
+    else:
+        idle.append((reader, writer))
     status = int(head[9:12])
     seen.statuses[status] += 1
     if status == 200:
@@ -81,9 +86,10 @@ async def ask(port: int, message: bytes, seen: Seen) -> None:
 async def at_rate(port: int, message: bytes, rate: float, seconds: float) -> Seen:
     """Requests by the clock; waits for the last reply."""
     seen, tasks, begin = Seen(), set(), time.perf_counter()
+    idle: deque = deque()
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, begin + number / rate - time.perf_counter()))
-        task = asyncio.create_task(ask(port, message, seen))
+        task = asyncio.create_task(ask(port, message, seen, idle))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
