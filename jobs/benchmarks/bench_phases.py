@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -130,10 +131,10 @@ async def http_phases(retriever: ComposedRetriever, asked: dict[str, httpx.Reque
     behind, gate = make_api(lambda: known, args, alone=False), Gate(nothing, Lane(GateRules(hosts=LOOPBACK)))
     real = make_api(lambda: DirectService(retriever), args, alone=False)
     for kind, message in asked.items():
-        body = await median_async_us(lambda m=message: asgi(parsed, m), repeats)  # type: ignore[misc]
-        whole = await median_async_us(lambda m=message: asgi(behind, m), repeats)  # type: ignore[misc]
-        passing = await median_async_us(lambda m=message: asgi(gate, m), repeats)  # type: ignore[misc]
-        every = await median_async_us(lambda m=message: asgi(real, m), repeats // 5)  # type: ignore[misc]
+        body = await median_async_us(partial(asgi, parsed, message), repeats)
+        whole = await median_async_us(partial(asgi, behind, message), repeats)
+        passing = await median_async_us(partial(asgi, gate, message), repeats)
+        every = await median_async_us(partial(asgi, real, message), repeats // 5)
         say(f"| {kind}: the gate | {passing:.0f} |")
         say(f"| {kind}: parsing the body ({len(message.content):,} bytes) | {body:.0f} |")
         say(f"| {kind}: the application without parsing, model and index | {whole - body:.0f} |")
@@ -153,7 +154,7 @@ def measure(config: PhasesConfig) -> None:
     say(f"| reading the picture | {median_us(lambda: retriever.prepare(TEXT, picture, k=12), config.repeats):.0f} |")
     for size in config.batches:
         queries = [retriever.prepare(TEXT, gallery_id=ids[at], k=12) for at in range(size)]
-        passing = median_us(lambda q=queries: retriever.search_many(q), max(10, config.repeats // size)) / size
+        passing = median_us(partial(retriever.search_many, queries), max(10, config.repeats // size)) / size
         say(f"| model and index, {size} a pass: {1e6 / passing:.0f} queries/s | {passing:.0f} |")
     asyncio.run(http_phases(retriever, asked, config.repeats))
 
