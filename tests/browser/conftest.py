@@ -67,6 +67,10 @@ def browser(tmp_path_factory):
     if program is None:
         pytest.skip("no Chromium is installed here")
     started = CHROMIUM.Browser(program, tmp_path_factory.mktemp("profile"))
+    try:
+        started.send("Browser.getVersion")
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"the Chromium that is installed here does not start: {error}")
     yield started
     started.close()
 
