@@ -2,6 +2,7 @@
 
 import base64
 import html
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def run_search(run: SearchRun) -> Answer:
         IndexMismatchError: the index belongs to another checkpoint.
     """
     retriever = ComposedRetriever.open(run.checkpoint, run.index)
-    image, gallery_id = _reference(run, retriever.gallery.ids)
+    image, gallery_id = _reference(run, retriever.gallery.ids, retriever.gallery.examples)
     ranking = retriever.search(run.text, image, gallery_id, run.k)
     page = run.out or str(Path("cirray-search.html").absolute())
     picture = Path(image).read_bytes() if image else retriever.gallery.picture(str(gallery_id))
@@ -66,10 +67,14 @@ def render(text: str, reference: bytes, answers: Sequence[tuple[str, bytes]], sc
     )
 
 
-def _reference(run: SearchRun, ids: Sequence[str]) -> tuple[str | None, str | None]:
+def _reference(
+    run: SearchRun, ids: Sequence[str], examples: Sequence[tuple[str, str]] = ()
+) -> tuple[str | None, str | None]:
     """The picture's path, or the gallery's id that was meant: as written, else the one that is written alike."""
     if bool(run.image) == bool(run.id):
-        raise DataError("A search needs one reference: image=FILE, or id=ID of a gallery image.")
+        shown = [shlex.join(["--id", name, "--text", text]) for name, text in examples[:1]]
+        words = ", e.g. ".join(["id=ID of a gallery image", *shown])
+        raise DataError(f"A search needs one reference: image=FILE, or {words}.")
     if run.id:
         found = NameFinder({name: name for name in ids}).find(run.id)
         if len(found) > 1:
