@@ -113,7 +113,7 @@ def test_a_driver_that_is_terminated_says_so_and_goes_on_from_its_last_checkpoin
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: reached(out, 60))
+        wait_for(lambda: reached(out, 60) or driver.poll() is not None)
         driver.terminate()
         said = driver.communicate(timeout=60)[1]
     finally:

@@ -64,7 +64,12 @@ def test_a_sweep_ended_by_ctrl_c_publishes_nothing_and_runs_no_finished_trial_ag
     )  # fmt: skip
     trials = Path(f"{out}.partial/trials")
     try:
-        wait_for(lambda: list(trials.glob("*/manifest.json")) and list(trials.glob("*.partial/checkpoints/step-*")))
+        wait_for(
+            lambda: (
+                driver.poll() is not None
+                or (list(trials.glob("*/manifest.json")) and list(trials.glob("*.partial/checkpoints/step-*")))
+            )
+        )
         driver.send_signal(signal.SIGINT)
         said = driver.communicate(timeout=60)[1]
     finally:
