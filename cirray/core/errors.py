@@ -1,7 +1,10 @@
 """Errors for people: what happened, the offending value, what would be accepted, what to do."""
 
 import difflib
-from collections.abc import Iterable
+import pickle
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class CirrayError(Exception):
@@ -34,6 +37,26 @@ class ServingError(CirrayError):
 
 class StageError(CirrayError):
     """A stage of several that was told to stop."""
+
+
+_DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)  # fmt: skip
+
+
+@contextmanager
+def damage_told(place: object, remedy: str) -> Iterator[None]:
+    """Inside, what reading a damaged or tampered file raises becomes one sentence.
+
+    Raises:
+        ArtifactError: naming the file or folder, what is wrong and what to do.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ArtifactError(f"{str(place)!r} is damaged or not what it should be ({reason}). {remedy}") from None
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

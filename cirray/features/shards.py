@@ -13,7 +13,7 @@ import numpy as np
 
 from cirray.core import storage
 from cirray.core.contents import file_digest
-from cirray.core.errors import ArtifactError
+from cirray.core.errors import ArtifactError, damage_told
 from cirray.types import stable_id
 
 FOLDER = "shards"
@@ -92,8 +92,9 @@ def read_rejected(uri: str) -> dict[int, list[tuple[str, str]]]:
     folder = storage.join(uri, REJECTED)
     found = {}
     for name in storage.list_files(folder):
-        rows = json.loads(storage.read_bytes(storage.join(folder, name)))
-        found[int(name.removeprefix("part-").removesuffix(".json"))] = [(r["image_id"], r["reason"]) for r in rows]
+        with damage_told(storage.join(folder, name), "Embed again."):
+            rows = json.loads(storage.read_bytes(storage.join(folder, name)))
+            found[int(name.removeprefix("part-").removesuffix(".json"))] = [(r["image_id"], r["reason"]) for r in rows]
     return found
 
 
@@ -104,7 +105,8 @@ def read_contents(uri: str, parts: Sequence[int] | None = None) -> dict[str, str
     found: dict[str, str] = {}
     for name in storage.list_files(folder):
         if wanted is None or name in wanted:
-            found |= json.loads(storage.read_bytes(storage.join(folder, name)))
+            with damage_told(storage.join(folder, name), "Embed again."):
+                found |= dict(json.loads(storage.read_bytes(storage.join(folder, name))))
     return found
 
 

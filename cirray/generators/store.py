@@ -28,6 +28,7 @@ from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.template import TemplateGenerator
 from cirray.generators.writer import TextWriter
 from cirray.models.quiet import quiet
+from cirray.models.sources.file_forms import refuse_other_files
 from cirray.models.sources.files import check_floats
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.config import FrozenLanguageConfig
@@ -184,6 +185,8 @@ def _read_adapter(folder: Path, wanted: LoraConfig, root: Path) -> dict[str, Any
 
 
 def _stored(path: Path, root: Path) -> dict[str, Any]:
+    if path.is_file():
+        refuse_other_files(path)
     try:
         return dict(load_file(str(path)))
     except (OSError, ValueError, SafetensorError) as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cirray.core.artifacts import Manifest, localize, read_manifest
-from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, damage_told
 from cirray.index.config import IndexConfig
 from cirray.index.exact import ExactIndex
 from cirray.index.faiss_index import FaissTokenIndex, PooledRerankIndex, build_faiss, configure_search
@@ -148,14 +148,23 @@ def open_index(
     folder, manifest = localize(uri, KIND), read_manifest(uri, KIND)
     if verify:
         check_files(folder, manifest, str(uri))
+    with damage_told(uri, "Build the index again."):
+        return _opened(str(uri), folder, manifest, encoder_digest, vision_digest)
+
+
+def _opened(
+    uri: str, folder: Path, manifest: Manifest, encoder_digest: str | Sequence[str] | None, vision_digest: str
+) -> GalleryIndex:
     names = list(manifest.extra.get("files", {}))
     description = json.loads((folder / META).read_text(encoding="utf-8"))
     meta, config = IndexMeta(**description["meta"]), IndexConfig.model_validate(description["config"])
     if encoder_digest is not None:
-        check_encoder(meta.encoder_digest, encoder_digest, str(uri), (meta.vision_digest, vision_digest))
+        check_encoder(meta.encoder_digest, encoder_digest, uri, (meta.vision_digest, vision_digest))
     ids = tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
     tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
     patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
+    if len(tokens_NQD) != len(ids) or list(tokens_NQD.shape) != description["shape"]:
+        raise ValueError(f"{TOKENS} holds {tokens_NQD.shape}, {IDS} {len(ids)} ids, {META} {description['shape']}")
     search_index = _search_index(folder, ids, tokens_NQD, config)
     examples = tuple((str(name), str(text)) for name, text in manifest.extra.get("examples", ()))
     return GalleryIndex(
@@ -174,9 +183,10 @@ def open_vectors(
         IndexMismatchError: when another encoder made the vectors.
     """
     folder = localize(uri, KIND)
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))["meta"]
-    check_encoder(meta["encoder_digest"], encoder_digest, str(uri), (meta.get("vision_digest", ""), vision_digest))
-    return folder / TOKENS, tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
+    with damage_told(uri, "Build the index again."):
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))["meta"]
+        check_encoder(meta["encoder_digest"], encoder_digest, str(uri), (meta.get("vision_digest", ""), vision_digest))
+        return folder / TOKENS, tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
 
 
 def check_encoder(

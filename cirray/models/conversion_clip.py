@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from cirray.core.errors import ArtifactError
+from cirray.models.sources.state_dicts import bare_name
 
 State = dict[str, torch.Tensor]
 CLIP, COMBINER, PHI, IMG2TEXT = "CLIP", "Combiner", "Phi", "state_dict_img2text"
@@ -144,14 +145,13 @@ def _stripped(value: Any) -> tuple[str, State]:
     """The prefix of a state dict's wrappers, and the state dict without it; empty for something else."""
     if not isinstance(value, Mapping):
         return "", {}
-    state = {str(name): tensor for name, tensor in value.items() if str(name) not in _SAID}
+    state = {bare_name(str(name)): tensor for name, tensor in value.items() if str(name) not in _SAID}
     if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         return "", {}
     found = ""
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-            found += prefix
+    while prefix := next((item for item in _PREFIXES if state and all(name.startswith(item) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        found += prefix
     return found, state
 
 

@@ -25,9 +25,12 @@ from cirray.models.conversion import (
     to_original,
     to_ours,
 )
+from cirray.models.sources.file_forms import is_safetensors
 from cirray.models.sources.files import CONFIG, SINGLE, check_floats, open_weights, read_json, read_pickle, read_tensors
+from cirray.models.sources.state_dicts import stripped
 
 RECORD = "conversion.json"
+_MARKS = ("query_tokens",)
 _PLAIN = (int, float, str, bool, type(None))
 
 
@@ -72,12 +75,12 @@ def read_original(path: Path) -> Original:
     Raises:
         ArtifactError: when the file is damaged, holds code, or no single state dict.
     """
-    tree = read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    tree: Any = read_tensors(path) if is_safetensors(path) else read_pickle(path)
     if not isinstance(tree, dict):
         raise ArtifactError(f"{str(path)!r} holds a {type(tree).__name__}; a dictionary of tensors is needed.")
     if tree and all(isinstance(value, torch.Tensor) for value in tree.values()):
-        return _checked(path, Original(dict(tree)))
-    inner = [str(key) for key, value in tree.items() if isinstance(value, dict) and "query_tokens" in value]
+        return _checked(path, Original(stripped(tree, _MARKS, str(path))))
+    inner = [str(key) for key, value in tree.items() if isinstance(value, dict) and _has_queries(value)]
     if len(inner) != 1:
         raise ArtifactError(
             f"{str(path)!r} is of the wrong architecture: it holds {len(inner)} state dicts with query_tokens among "
@@ -86,7 +89,11 @@ def read_original(path: Path) -> Original:
     rest = {str(key): value for key, value in tree.items() if str(key) != inner[0]}
     beside = {key: value for key, value in rest.items() if isinstance(value, _PLAIN)}
     left_out = tuple(sorted(set(rest) - set(beside)))
-    return _checked(path, Original(dict(tree[inner[0]]), inner[0], beside, left_out))
+    return _checked(path, Original(stripped(tree[inner[0]], _MARKS, str(path)), inner[0], beside, left_out))
+
+
+def _has_queries(state: Mapping[Any, Any]) -> bool:
+    return any(str(name).rpartition(".")[2] in _MARKS for name in state)
 
 
 def convert(original: Original, form: str = "auto") -> tuple[dict[str, torch.Tensor], Record]:

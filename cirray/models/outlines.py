@@ -4,7 +4,6 @@ Sizes come from a folder's own configuration, or from the table of published one
 before anything was downloaded.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +33,9 @@ from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
 from cirray.models.sources.clip_files import read_clip
-from cirray.models.sources.files import READ_ERRORS
+from cirray.models.sources.files import READ_ERRORS, read_json
 from cirray.models.sources.pieces import MODEL
+from cirray.models.sources.pretrained import pretrained
 from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.backbones import BACKBONES
@@ -170,7 +170,7 @@ def settings_of(source: str, kind: str = "") -> Any:
             "folder, and name that."
         )
     try:
-        return AutoConfig.from_pretrained(str(folder))
+        return pretrained(AutoConfig, folder)
     except READ_ERRORS as error:
         reason = " ".join(str(error).split())[:150]
         raise ArtifactError(f"The config.json of {source!r} cannot be read: {reason}") from None
@@ -268,7 +268,7 @@ def _tokenizer(source: str, words: int) -> Any:
 
 def _clip_tower(source: str, settings: Any) -> VisionTower:
     saved = local_path(source) / PREPROCESSOR
-    stored = json.loads(saved.read_text()) if saved.is_file() else {}
+    stored = read_json(saved) if saved.is_file() else {}
     vision = settings.vision_config
     model = CLIPVisionModelWithProjection(vision)
     return HfClipTower(model, TransformConfig(size=int(vision.image_size)), stored_tokens(stored))
@@ -286,7 +286,7 @@ def _open_clip_settings(source: str) -> dict[str, Any]:
     if local_path(source).is_file():
         return read_clip(local_path(source))[0]
     if not source.startswith("open_clip:"):
-        return dict(json.loads((local_path(source) / "open_clip_config.json").read_text())["model_cfg"])
+        return dict(read_json(local_path(source) / "open_clip_config.json")["model_cfg"])
     settings = open_clip.get_model_config(source.removeprefix("open_clip:").partition("=")[0])
     if settings is None:
         raise ConfigError(f"{source!r} names no architecture of open_clip; see open_clip.list_models().")

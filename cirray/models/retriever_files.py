@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.config import differing
 from cirray.core.contents import canonical, spoken
-from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.errors import ArtifactError, ConfigError, damage_told
 from cirray.models.base import KINDS, Retriever
+from cirray.models.sources.file_forms import refuse_other_files
 from cirray.models.sources.files import check_floats
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -35,15 +36,17 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
         ArtifactError: when a file is missing, damaged or of something else.
     """
     path = Path(folder)
+    if (path / WEIGHTS).is_file():
+        refuse_other_files(path / WEIGHTS)
     try:
-        description = json.loads((path / CONFIG).read_text())
+        description = dict(json.loads((path / CONFIG).read_text()))
         weights = load_file(str(path / WEIGHTS))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
             f"{str(folder)!r} holds no readable retriever ({reason}). Give a checkpoint's model folder."
         ) from None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), damage_told(path / CONFIG, "Make or fetch the model again."):
         retriever = build_described(description, path)
     own = retriever.state_dict()
     floats = {name: value for name, value in weights.items() if name in own and own[name].is_floating_point()}

@@ -36,7 +36,7 @@ from cirray.models.conversion_files import RECORD
 from cirray.models.dual import DualEncoderRetriever
 from cirray.models.seeded import torch_seed
 from cirray.models.sources.clip_files import read_tree
-from cirray.models.sources.files import check_floats, read_json
+from cirray.models.sources.files import check_floats, read_json, read_tensors
 from cirray.models.towers.backbones import load_text_encoder
 from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
@@ -84,7 +84,7 @@ def clip_parts(run: ConvertRun) -> ClipParts | None:
         record = read_json(path / RECORD) if (path / RECORD).is_file() else {}
         if record.get("format") not in CLIP_FORMATS:
             return None
-        state = load_file(str(path / _FOLDER_WEIGHTS))
+        state = read_tensors(path / _FOLDER_WEIGHTS)
         return ClipParts({CLIP: state}, {CLIP: Wrapper(**record["wrapper"])}, record["beside"], openai=True)
     if not path.is_file() or run.format not in ("auto", *CLIP_FORMATS):
         return None

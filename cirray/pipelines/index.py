@@ -15,7 +15,7 @@ import torch
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
-from cirray.core.errors import ConfigError, DataError
+from cirray.core.errors import ConfigError, DataError, damage_told
 from cirray.core.log import get_logger
 from cirray.core.progress import Advance, progress
 from cirray.core.unfinished import stage_function
@@ -262,7 +262,9 @@ def _stack(stage: Stage, numbers: Sequence[int], name: str, count: int) -> None:
 
 
 def _read_part(stage: Stage, number: int) -> Part:
-    return Part.from_bytes(storage.read_bytes(_part_uri(stage, number)))
+    place = _part_uri(stage, number)
+    with damage_told(place, "Delete that file, or start anew with --restart."):
+        return Part.from_bytes(storage.read_bytes(place))
 
 
 def _part_uri(stage: Stage, number: int) -> str:

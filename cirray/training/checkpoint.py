@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cirray.core.errors import ArtifactError
+from cirray.core.errors import ArtifactError, damage_told
 from cirray.training.state import Best, LoopState
 
 LOOP, BEST = "loop.json", "best.pt"
@@ -43,15 +43,16 @@ def read_checkpoint(folder: Path, state: LoopState) -> None:
         raise ArtifactError(
             f"{str(folder)!r} is no training checkpoint (no {LOOP}). Give a folder named step-XXXXXXXX."
         )
-    state.engine.load(folder)
-    loop = json.loads(path.read_text())
-    state.step, state.history = int(loop["step"]), list(loop["history"])
-    if "best" in loop:
-        kept = torch.load(folder / BEST, map_location="cpu", weights_only=True) if state.rank == 0 else {}
-        state.best, state.stopped = (
-            Best(int(loop["best"][0]), float(loop["best"][1]), int(loop["best"][2]), kept),
-            bool(loop["stopped"]),
-        )
+    with damage_told(folder, "Delete this checkpoint to go on from an earlier one, or start anew with --restart."):
+        state.engine.load(folder)
+        loop = json.loads(path.read_text())
+        state.step, state.history = int(loop["step"]), list(loop["history"])
+        if "best" in loop:
+            kept = torch.load(folder / BEST, map_location="cpu", weights_only=True) if state.rank == 0 else {}
+            state.best, state.stopped = (
+                Best(int(loop["best"][0]), float(loop["best"][1]), int(loop["best"][2]), kept),
+                bool(loop["stopped"]),
+            )
 
 
 def latest_checkpoint(root: Path) -> Path | None:

@@ -56,3 +56,19 @@ def test_no_machine_path_or_package_registry_is_named():
         if pattern.search(path.read_text(errors="ignore")):
             offenders.append(name)
     assert offenders == []
+
+
+def test_only_one_place_calls_transformers_readers_and_no_code_of_a_source_is_trusted():
+    """So that no file of a model that someone found runs code, and nobody is asked whether it may."""
+    calls = {}
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                trusted = {item.arg: ast.unparse(item.value) for item in node.keywords}.get("trust_remote_code")
+                if name in ("from_pretrained", "HFTokenizer", "pipeline", "create_model") or trusted:
+                    calls[f"{path.relative_to(ROOT)}: {name}"] = trusted
+    assert calls == {
+        "cirray/models/sources/pretrained.py: from_pretrained": "False",
+        "cirray/models/towers/open_clip.py: HFTokenizer": "False",
+    }

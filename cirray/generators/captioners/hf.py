@@ -12,11 +12,13 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirray.core.artifacts import directory_digest
+from cirray.core.errors import ArtifactError
 from cirray.data.images import open_image, read_place
 from cirray.data.places import Place
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
 from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
+from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.sources.tokenizers import with_whole_tokenizer
 from cirray.types import stable_id
 
@@ -39,11 +41,16 @@ class HfCaptioner:
             with quiet():
                 place = at_home(settings.source)
                 with with_whole_tokenizer(place) as folder:
-                    self._processor: Any = AutoProcessor.from_pretrained(folder)
+                    self._processor: Any = pretrained(AutoProcessor, folder)
                 kind = torch.float32 if settings.device == "cpu" else torch.bfloat16
-                model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=kind)
+                model, report = pretrained_model(AutoModelForImageTextToText, place, dtype=kind)
         except READ_ERRORS as error:
             raise unreadable("image-to-text model", settings.source, error, _FILES) from None
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise ArtifactError(
+                f"{settings.source!r} lacks {len(missing)} tensors of its image-to-text model, e.g. {missing[0]!r}."
+            )
         self._model = model.to(settings.device).eval()
         self._limit = _TOKENS_PER_WORD * settings.words + _SPARE
         tokenizer = getattr(self._processor, "tokenizer", self._processor)

@@ -133,7 +133,7 @@ def open_blip2(source: str) -> Blip2Source:
     Raises:
         ArtifactError: when there is none, or of another architecture.
     """
-    weights = open_weights(source)
+    weights = open_weights(source, ("query_tokens",))
     family = str(weights.config.get("model_type", ""))
     if family not in FAMILIES:
         raise ArtifactError(

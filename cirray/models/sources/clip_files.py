@@ -7,7 +7,9 @@ import torch
 
 from cirray.core.errors import ArtifactError
 from cirray.models.conversion_clip import CLIP, clip_settings, find_parts
+from cirray.models.sources.file_forms import is_safetensors, refuse_other_files
 from cirray.models.sources.files import read_pickle, read_tensors
+from cirray.models.sources.state_dicts import unwrapped
 
 
 def read_tree(path: Path) -> Any:
@@ -16,7 +18,8 @@ def read_tree(path: Path) -> Any:
     Raises:
         ArtifactError: when it cannot be read.
     """
-    return read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    refuse_other_files(path)
+    return read_tensors(path) if is_safetensors(path) else read_pickle(path)
 
 
 def read_clip(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -61,9 +64,4 @@ def read_named(source: str, path: Path, quick: bool) -> dict[str, torch.Tensor]:
         )
     if CLIP in parts.states:
         return parts.states[CLIP]
-    inner = tree.get("state_dict", tree) if isinstance(tree, dict) else None
-    if not isinstance(inner, dict) or not all(isinstance(value, torch.Tensor) for value in inner.values()):
-        raise ArtifactError(
-            f"{source!r} holds no state dict, at the top or under 'state_dict'. Give the weights of the named model."
-        )
-    return {name.removeprefix("module."): value for name, value in inner.items()}
+    return unwrapped(tree, source)

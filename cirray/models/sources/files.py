@@ -5,10 +5,12 @@ Nothing here runs code from a file: safetensors holds none, and `.bin` is read w
 
 import pickle
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -17,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from cirray.core.contents import file_digest, settings_text
 from cirray.core.errors import ArtifactError
 from cirray.core.texts import parse_json
+from cirray.models.sources.file_forms import foreign_weights, is_safetensors, refuse_answer, refuse_other_files
+from cirray.models.sources.state_dicts import bare_name, check_floats, prefix_of, unwrapped
 from cirray.types import stable_id
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 """What transformers raises for files that it cannot read and configurations that contradict themselves."""
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
@@ -38,6 +41,8 @@ class WeightSource:
     config: dict[str, Any]
     places: dict[str, str]
     find: Find
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """A tensor's name -> its name in the file, where wrappers put something in front of it or into it."""
 
     @property
     def names(self) -> set[str]:
@@ -76,7 +81,8 @@ class WeightSource:
             )
         found: dict[str, torch.Tensor] = {}
         for file in sorted({self.places[name] for name in wanted}):
-            found |= read_tensors(self.file(file), [name for name in wanted if self.places[name] == file])
+            names = {self.stored.get(name, name): name for name in wanted if self.places[name] == file}
+            found |= {names[name]: value for name, value in read_tensors(self.file(file), names).items()}
         check_floats(self.name, found)
         return found
 
@@ -86,8 +92,12 @@ class WeightSource:
         return stable_id(settings_text(self.config), *(file_digest(str(self.file(name))) for name in files))
 
 
-def open_weights(source: str | Path) -> WeightSource:
+def open_weights(source: str | Path, marks: Collection[str] = ()) -> WeightSource:
     """Look into a folder or a hub repository; reads `config.json` and the list of tensors, no weights.
+
+    Args:
+        source: folder or hub id.
+        marks: names of tensors that tell which prefix wrappers (`module.`, Lightning's `model.`) put in front of all.
 
     Raises:
         ArtifactError: when it is neither, or holds no config or no weights; says which files belong where.
@@ -97,7 +107,10 @@ def open_weights(source: str | Path) -> WeightSource:
     if path is None:
         raise ArtifactError(f"{str(source)!r} holds no {CONFIG}. {_needed(str(source))}")
     config = read_json(path)
-    return WeightSource(str(source), config, _places(str(source), find), find)
+    places = _places(str(source), find)
+    prefix = prefix_of({bare_name(name) for name in places}, marks, str(source))
+    stored = {bare_name(name).removeprefix(prefix): name for name in places}
+    return WeightSource(str(source), config, {name: places[given] for name, given in stored.items()}, find, stored)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,7 +121,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         tree = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        refuse_answer(path)
         raise ArtifactError(f"{str(path)!r} is not readable JSON ({_short(error)}). Fetch the file again.") from None
     if not isinstance(tree, dict):
         raise ArtifactError(f"{str(path)!r} holds a {type(tree).__name__}; a JSON object is needed.")
@@ -119,10 +133,12 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, to
     """Tensors of one `.safetensors` or pickled file, all or the named ones.
 
     Raises:
-        ArtifactError: when the file is truncated, damaged, or a pickle that holds more than tensors and plain values.
+        ArtifactError: when the file is something else (named), truncated, damaged, or a pickle that holds more than
+            tensors and plain values.
     """
-    if path.suffix != ".safetensors":
-        tree = read_pickle(path)
+    refuse_other_files(path)
+    if not is_safetensors(path):
+        tree = unwrapped(read_pickle(path), str(path))
         return {name: tree[name] for name in (tree if names is None else names)}
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -133,38 +149,28 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, to
         ) from None
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, lazily: bool = False) -> Any:
     """What `torch.save` wrote, if it holds tensors and plain values alone; code in it is refused, never run.
 
+    Args:
+        path: the file.
+        lazily: leave the numbers on the disk until they are used, where the file's form allows it.
+
     Raises:
-        ArtifactError: when the file is damaged, or would need code of its own to be read.
+        ArtifactError: when the file is something else (named), damaged, or would need code of its own to be read.
     """
+    refuse_other_files(path)
     try:
-        return torch.load(str(path), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch on pickle protocols that other programs write
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=lazily and is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ArtifactError(
             f"{str(path)!r} holds more than weights and was not read: {_refused(error)}. Only tensors, numbers, texts "
             "and containers of them are accepted; save the model's state_dict() alone."
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ArtifactError(f"{str(path)!r} is truncated or no torch file ({_short(error)}). Fetch it again.") from None
-
-
-def check_floats(name: str, tensors: dict[str, Any]) -> None:
-    """Refuse weights of a type that cannot be converted to a float without knowing how they were packed.
-
-    Raises:
-        ArtifactError: naming the first such tensor.
-    """
-    for key, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise ArtifactError(f"{name!r} holds a {type(value).__name__} under {key!r} where a tensor is needed.")
-        if value.dtype not in FLOATS:
-            kind = str(value.dtype).removeprefix("torch.")
-            raise ArtifactError(
-                f"The tensor {key!r} of {name!r} has type {kind}; float32, float16 and bfloat16 are accepted. "
-                "Give the checkpoint before it was quantised."
-            )
 
 
 def at_home(source: str | Path) -> str:
@@ -246,6 +252,9 @@ def _finder(source: str) -> Find:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return lambda name: folder / name if (folder / name).is_file() else None
+    if folder.is_file():
+        refuse_other_files(folder)
+        raise ArtifactError(f"{source!r} is a file, not a folder. {_needed(source)} `cirray convert` reads files.")
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise ArtifactError(f"The checkpoint {source!r} is no folder. {_needed(source)}")
     return lambda name: _from_hub(source, name)
@@ -281,12 +290,17 @@ def _places(source: str, find: Find) -> dict[str, str]:
         path = find(single)
         if path is not None:
             return dict.fromkeys(_names(path), single)
-    raise ArtifactError(f"{source!r} holds no weights ({SINGLE} or {INDEX}). {_needed(source)}")
+    folder = Path(source).expanduser()
+    foreign = foreign_weights(path.name for path in folder.iterdir()) if folder.is_dir() else ""
+    raise ArtifactError(
+        f"{source!r} holds no weights ({SINGLE} or {INDEX}){f', but {foreign}' if foreign else ''}. {_needed(source)}"
+    )
 
 
 def _names(path: Path) -> list[str]:
-    if path.suffix != ".safetensors":
-        return list(read_pickle(path))
+    refuse_other_files(path)
+    if not is_safetensors(path):
+        return list(unwrapped(read_pickle(path, lazily=True), str(path)))
     try:
         with safe_open(str(path), framework="pt") as file:
             return list(file.keys())

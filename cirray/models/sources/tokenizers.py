@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from cirray.models.sources.files import CONFIG, at_home, read_json
 from cirray.models.sources.pieces import MODEL, is_llama, llama_tokenizer, read_pieces
+from cirray.models.sources.pretrained import pretrained
 
 _WHOLE = "tokenizer.json"
 _OTHERS = ("spiece.model", "sentencepiece.bpe.model")
@@ -30,7 +31,7 @@ def read_tokenizer(source: str | Path, subfolder: str = "") -> PreTrainedTokeniz
         OSError, ValueError: as transformers' reader, when nothing readable is there.
     """
     place = at_home(source)
-    return _own(place, subfolder) or AutoTokenizer.from_pretrained(place, subfolder=subfolder)
+    return _own(place, subfolder) or pretrained(AutoTokenizer, place, subfolder=subfolder)
 
 
 @contextmanager

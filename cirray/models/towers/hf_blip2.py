@@ -16,7 +16,8 @@ from cirray.core.errors import ArtifactError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import READ_ERRORS, at_home, check_stored_types, unreadable
+from cirray.models.sources.files import READ_ERRORS, at_home, read_json, unreadable
+from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.towers.backbones import backbone_of
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -143,18 +144,13 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
         ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
     given, source = source, at_home(source)
-    check_stored_types(source)
     backbone = backbone_of(source)
     if backbone is not None:
         return backbone.load_tower(source, dtype)
     try:
-        settings = AutoConfig.from_pretrained(str(source)) if not _is_tower(source) else None
+        settings = pretrained(AutoConfig, source) if not _is_tower(source) else None
         part = _part(settings)
-        with quiet():
-            loaded: Any = Blip2VisionModel.from_pretrained(
-                str(source), dtype=dtype or "auto", output_loading_info=True, **part
-            )
-        model, report = loaded
+        model, report = pretrained_model(Blip2VisionModel, source, dtype=dtype or "auto", **part)
     except READ_ERRORS as error:
         raise unreadable("vision tower", given, error, _FILES) from None
     if report["missing_keys"]:
@@ -188,7 +184,7 @@ def check_pixels(images_BHWC: torch.Tensor, size: int) -> None:
 
 def _is_tower(source: str | Path) -> bool:
     path = Path(source) / "config.json"
-    return path.is_file() and json.loads(path.read_text()).get("model_type") == _TOWER
+    return path.is_file() and read_json(path).get("model_type") == _TOWER
 
 
 def _part(settings: Any) -> dict[str, Any]:
@@ -234,17 +230,24 @@ def read_transform(source: str | Path, side: int) -> TransformConfig:
     Args:
         source: folder or hub id.
         side: side of the images in pixels where the file does not say it, or there is none.
+
+    Raises:
+        ArtifactError: when the file is damaged.
     """
     path = _preprocessor_file(source)
     if path is None:
         return TransformConfig(size=side)
-    stored = json.loads(path.read_text())
-    if "cirray_transform" in stored:
-        return TransformConfig(**stored["cirray_transform"])
-    wanted = stored.get("crop_size", stored.get("size", side))
-    size = wanted.get("height", wanted.get("shortest_edge", side)) if isinstance(wanted, dict) else int(wanted)
-    mode: Literal["center_crop", "squash"] = "center_crop" if stored.get("do_center_crop") else "squash"
-    return TransformConfig(size=size, mode=mode, mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"]))
+    stored = read_json(path)
+    try:
+        if "cirray_transform" in stored:
+            return TransformConfig(**stored["cirray_transform"])
+        wanted = stored.get("crop_size", stored.get("size", side))
+        size = wanted.get("height", wanted.get("shortest_edge", side)) if isinstance(wanted, dict) else int(wanted)
+        mode: Literal["center_crop", "squash"] = "center_crop" if stored.get("do_center_crop") else "squash"
+        return TransformConfig(size=size, mode=mode, mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"]))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"{str(path)!r} describes no preparation of images: {reason}.") from None
 
 
 def _preprocessor_file(source: str | Path) -> Path | None:

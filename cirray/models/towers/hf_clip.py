@@ -17,7 +17,8 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError
 from cirray.models.quiet import quiet
-from cirray.models.sources.files import READ_ERRORS, check_stored_types, unreadable
+from cirray.models.sources.files import READ_ERRORS, read_json, unreadable
+from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.text import TextBatch, encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, stored_tokens
@@ -142,11 +143,11 @@ def fits(source: str) -> bool:
     """Whether a folder's or hub repository's config is CLIP's."""
     path = Path(source) / "config.json"
     if path.is_file():
-        return str(json.loads(path.read_text()).get("model_type", "")) in _FAMILIES
+        return str(read_json(path).get("model_type", "")) in _FAMILIES
     if Path(source).exists() or source.count("/") != 1 or ":" in source:
         return False
     try:
-        return AutoConfig.from_pretrained(source).model_type in _FAMILIES
+        return pretrained(AutoConfig, source).model_type in _FAMILIES
     except READ_ERRORS:
         return False
 
@@ -156,10 +157,8 @@ def _fields(settings: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _load(cls: Any, source: str, dtype: torch.dtype | None) -> tuple[Any, list[str]]:
-    check_stored_types(source)
     try:
-        with quiet():
-            model, report = cls.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
+        model, report = pretrained_model(cls, source, dtype=dtype or "auto")
     except READ_ERRORS as error:
         raise unreadable("CLIP model", source, error, _FILES) from None
     return model.eval(), sorted(report["missing_keys"])

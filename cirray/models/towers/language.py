@@ -32,7 +32,8 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import READ_ERRORS, at_home, check_stored_types, unreadable
+from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
+from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.towers.config import LanguageModelConfig
 
@@ -154,15 +155,11 @@ def load_language_model(
         ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
         ConfigError: when bitsandbytes is asked for and not there.
     """
-    check_stored_types(source)
     packed = quantized_arguments(quantization, dtype, device)
     try:
         place = at_home(source)
         family, inner = _inner(place)
-        options = {"dtype": dtype or "auto", "output_loading_info": True, **inner, **packed}
-        with quiet():
-            loaded: Any = family.from_pretrained(place, **options)
-        model, report = loaded
+        model, report = pretrained_model(family, place, **{"dtype": dtype or "auto", **inner, **packed})
         tokenizer = read_tokenizer(place)
     except READ_ERRORS as error:
         raise unreadable("language model", source, error, _FILES) from None
@@ -206,7 +203,7 @@ def quantized_arguments(quantization: str, dtype: torch.dtype | None, device: st
 
 def _inner(source: str | Path) -> tuple[Any, dict[str, Any]]:
     """The auto class, and arguments that read a whole checkpoint's language model (weights `language_model.*`)."""
-    settings = AutoConfig.from_pretrained(str(source))
+    settings = pretrained(AutoConfig, source)
     whole = settings.model_type in ("blip-2", "instructblip")
     text = settings.text_config if whole else settings
     family = AutoModelForSeq2SeqLM if text.is_encoder_decoder else AutoModelForCausalLM

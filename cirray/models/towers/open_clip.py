@@ -19,7 +19,8 @@ from cirray.core.contents import spoken
 from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
 from cirray.data.config import TransformConfig
 from cirray.models.sources.clip_files import read_clip, read_named
-from cirray.models.sources.files import check_floats, listed, read_json, read_tensors
+from cirray.models.sources.files import READ_ERRORS, check_floats, listed, read_json, read_tensors, unreadable
+from cirray.models.sources.state_dicts import stripped
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, stored_tokens
@@ -168,6 +169,7 @@ def fits(source: str) -> bool:
 def _load(source: str, visual_only: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     settings, preprocess, tensors = _find(source)
     model = build_model(settings)
+    tensors = stripped(tensors, model.state_dict(), source)
     check_floats(source, {name: value for name, value in tensors.items() if value.is_floating_point()})
     wanted = {
         name: value for name, value in model.state_dict().items() if not visual_only or name.startswith("visual.")
@@ -203,7 +205,7 @@ def _find(source: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.
     found = next((Path(source) / name for name in _WEIGHTS if (Path(source) / name).is_file()), None)
     if found is None or "model_cfg" not in tree:
         raise ArtifactError(f"{source!r} needs {CONFIG} with a model_cfg, and weights ({', '.join(_WEIGHTS)}).")
-    return dict(tree["model_cfg"]), dict(tree.get("preprocess_cfg", {})), _state(read_tensors(found))
+    return dict(tree["model_cfg"]), dict(tree.get("preprocess_cfg", {})), read_tensors(found)
 
 
 def write_folder(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -232,16 +234,15 @@ def build_model(settings: Mapping[str, Any]) -> Any:
         raise ArtifactError(f"The open_clip configuration cannot be built: {reason}") from None
 
 
-def _state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict as open_clip saves it: bare, or with the prefix of data-parallel training."""
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
-
-
 def _tokenizer(settings: Mapping[str, Any]) -> Any:
     text = settings.get("text_cfg", {})
     length = int(text.get("context_length", 77))
     if text.get("hf_tokenizer_name"):
-        return open_clip.HFTokenizer(text["hf_tokenizer_name"], context_length=length)
+        name = text["hf_tokenizer_name"]
+        try:
+            return open_clip.HFTokenizer(name, context_length=length, trust_remote_code=False)
+        except READ_ERRORS as error:
+            raise unreadable("tokenizer", name, error, "the tokenizer's files") from None
     return open_clip.SimpleTokenizer(context_length=length)
 
 

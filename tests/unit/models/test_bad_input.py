@@ -102,7 +102,7 @@ def test_a_truncated_adapter_and_weights_of_other_sizes_are_refused(tmp_path):
     write_generator(tmp_path, "lora")
     adapter = tmp_path / "adapter" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:100])
-    with pytest.raises(ArtifactError, match="adapter_model.safetensors is missing or truncated"):
+    with pytest.raises(ArtifactError, match="adapter_model.safetensors' is a safetensors file cut off"):
         load_model(tmp_path)
     write_generator(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
@@ -189,3 +189,27 @@ def test_weights_below_the_home_folder_are_found_by_their_short_name(tmp_path, m
     assert load_vision_tower("~/tower").width == 8 and load_language_model("~/lm").width == 16
     assert load_tokenizer("~/words").pad_token_id == 0
     assert load_language_model("~/lm").source == "~/lm"  # what is written into artifacts names nobody's home
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [(POINTER, "a Git LFS pointer"), (b"<html></html>", "a web page"), (b"", "empty"), (b"{}", "JSON text")],
+)
+def test_another_file_in_place_of_weights_is_called_what_it_is(stored, content, words):
+    load, folder, path = stored
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"is {words}"):
+        load(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused_by_every_loader(stored):
+    load, folder, path = stored
+    tensors = load_file(str(path))
+    name = max(tensors)
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match="values of the tensor .* are NaN or infinite"):
+        load(folder)

@@ -188,7 +188,7 @@ def test_position_ids_that_mean_something_are_refused(tmp_path):
 
 def test_packed_weights_are_refused(tmp_path):
     path = edited(tmp_path, **{"text_proj.weight": torch.zeros(8, 16, dtype=torch.int8)})
-    with pytest.raises(ArtifactError, match="text_proj.weight.*type int8; float32"):
+    with pytest.raises(ArtifactError, match="text_proj.weight.*type int8; float64"):
         run(path, tmp_path / "ours")
 
 
@@ -234,7 +234,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     lavis.write(tmp_path / "in.pt", "sprc")
     data = (tmp_path / "in.pt").read_bytes()
     (tmp_path / "in.pt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ArtifactError, match="truncated or no torch file"):
+    with pytest.raises(ArtifactError, match="is a truncated torch file or zip archive"):
         run(tmp_path / "in.pt", tmp_path / "out")
 
 

@@ -94,7 +94,7 @@ def test_a_truncated_weight_file_is_refused(make, tmp_path):
     make().save(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match="no readable retriever"):
+    with pytest.raises(ArtifactError, match="is a truncated safetensors file"):
         load_retriever(tmp_path)
 
 
