@@ -97,7 +97,7 @@ def test_a_refused_file_is_one_sentence_with_status_2_and_leaves_nothing_behind(
     (home / "broken.pt").write_bytes((home / "tuned.pt").read_bytes()[:4000])
     assert main(["convert", f"source={home / 'broken.pt'}", f"out={home / 'nothing'}"]) == 2
     error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1 and "truncated or no torch file" in error
+    assert len(error.splitlines()) == 1 and "is a truncated torch file" in error
     assert not list(home.glob("nothing*"))
 
 
