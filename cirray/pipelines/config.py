@@ -198,7 +198,7 @@ class IndexRun(Config):
     checkpoint: str = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact whose encoder makes the vectors."""
     images: str | None = None
-    """Folder of pictures to index, found by content, links followed; an id is a name without suffix where that is unique.
+    """Folder of pictures to index, found by content, links followed; ids are names without suffix where unique.
 
     What cannot be read is rejected with a reason and counted; files that are no pictures by their names are left aside.
     """
