@@ -192,15 +192,25 @@ def load_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def image_paths(folder: Path, ids: Iterable[str]) -> dict[str, str]:
-    """`<folder>/<id>` with the suffix found on disk; `.jpg` where the image is missing, so that reading goes on."""
-    found: dict[str, str] = {}
-    if folder.is_dir():
-        for entry in os.scandir(folder):
-            stem, suffix = split_suffix(entry.name)
-            if suffix and found.get(stem, entry.name) >= entry.name:
-                found[stem] = entry.name
-    base = str(folder)
-    return {image_id: os.path.join(base, found.get(image_id, f"{image_id}.jpg")) for image_id in ids}
+    """`<folder>/<id>` with the suffix found on disk; `.jpg` where the image is missing, so that reading goes on.
+
+    Raises:
+        DataError: when two files are called by one of the ids.
+    """
+    found: dict[str, list[str]] = {}
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        stem, suffix = split_suffix(entry.name)
+        if suffix:
+            found.setdefault(stem, []).append(entry.name)
+    paths = {}
+    for image_id in ids:
+        names = sorted(found.get(image_id, [f"{image_id}.jpg"]))
+        if len(names) > 1:
+            raise DataError(
+                f"Image {image_id!r} may be {names[0]!r} or {names[1]!r} in {str(folder)!r}; keep one of them."
+            )
+        paths[image_id] = os.path.join(str(folder), names[0])
+    return paths
 
 
 def image_folder(root: Path, value: str) -> Path:

@@ -74,7 +74,7 @@ class _Names:
     """Resolves the names of images in tables."""
 
     def __init__(self, scan: "_Scan", folders: tuple[Path, ...], root: Path) -> None:
-        self._finder, self._scan = NameFinder(scan.names, folders), scan
+        self._finder, self._scan = NameFinder(scan.names, folders or (root,)), scan
         self._where = ", ".join(repr(folder.name) for folder in folders) or repr(str(root))
 
     def resolve(self, row: TableRow, column: str) -> str:

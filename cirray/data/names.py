@@ -1,5 +1,6 @@
 """Which image a name in a table, a tar member or a command means: as written first, normalised on both sides second."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +10,8 @@ from urllib.parse import unquote
 
 from cirray.core.texts import whole
 from cirray.data.kinds import split_suffix
+
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/|file:/")
 
 
 def name_key(name: str) -> str:
@@ -40,6 +43,7 @@ class NameFinder:
         """
         self._names = names
         self._folders = [f"{text}/" for folder in folders for text in (folder.name, folder.as_posix())]
+        self._inside = [f"/{folder.name}/" for folder in folders if folder.name]
 
     def find(self, *written: str) -> tuple[str, ...]:
         """Ids that a name may mean: one; none; or several, when only normalising finds any.
@@ -47,13 +51,15 @@ class NameFinder:
         Args:
             written: the name, exactly as it stands; further spellings of it, tried after it.
         """
-        forms = [form for text in dict.fromkeys(written) for form in self._forms(text, self._folders)]
+        texts = [(text, bool(_ABSOLUTE.match(text.replace("\\", "/")))) for text in dict.fromkeys(written)]
+        forms = [form for text, far in texts for form in self._forms(text, self._folders, self._inside if far else ())]
         for form in forms:
             if form in self._names:
                 return (form,)
             if form in self._files:
                 return (self._files[form],)
-        keys = [form for text in dict.fromkeys(written) for form in self._forms(name_key(text), self._folder_keys)]
+        near, inside = self._folder_keys
+        keys = [form for text, far in texts for form in self._forms(name_key(text), near, inside if far else ())]
         for known, wanted in ((self._by_key, keys), (self._by_stem, [split_suffix(key)[0] for key in keys])):
             found = [image for key in wanted for image in known.get(key, ())]
             if found:
@@ -61,17 +67,21 @@ class NameFinder:
         return ()
 
     @staticmethod
-    def _forms(text: str, folders: Iterable[str]) -> Iterator[str]:
+    def _forms(text: str, folders: Iterable[str], inside: Iterable[str]) -> Iterator[str]:
+        """The name, without a folder in front; of a path from another machine, what stands below a folder so called."""
         yield text
-        plain = text.replace("\\", "/").removeprefix("./")
+        plain = text.replace("\\", "/").removeprefix("file://").removeprefix("./")
         yield plain
         for folder in folders:
             if plain.startswith(folder):
                 yield plain.removeprefix(folder)
+        for folder in inside:
+            if folder in plain:
+                yield plain.rpartition(folder)[2]
 
     @cached_property
-    def _folder_keys(self) -> list[str]:
-        return [f"{name_key(folder)}/" for folder in self._folders]
+    def _folder_keys(self) -> tuple[list[str], list[str]]:
+        return [f"{name_key(folder)}/" for folder in self._folders], [f"/{name_key(name)}/" for name in self._inside]
 
     @cached_property
     def _files(self) -> dict[str, str]:

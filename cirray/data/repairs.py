@@ -1,17 +1,22 @@
 """Picture files without metadata that a decoder stumbles over: the pixels' own chunks stay byte for byte.
 
-Decoders refuse a whole PNG, WebP or AVIF for a checksum in a comment, a text that unpacks to megabytes or a cut EXIF
-block. Nothing here touches pixels: a file whose picture itself is damaged stays damaged.
+Decoders refuse a whole PNG, WebP, AVIF or TIFF for a checksum in a comment, a text that unpacks to megabytes or a cut
+EXIF block. Nothing here touches pixels: a file whose picture itself is damaged stays damaged.
 """
 
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 _PNG_START = 8
 _TURNING = (b"Raw profile type exif\0", b"Raw profile type APP1\0", b"XML:com.adobe.xmp\0")
 """Keywords of PNG texts that may say which way is up."""
 _LARGEST_TEXT = 2**18
+_TIFF_PIXELS = frozenset(
+    (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338,
+     339, 347, 529, 530, 531, 532)
+)  # fmt: skip
 _WEBP_PIXELS = (b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L")
 _WEBP_ALPHA, _WEBP_ANIMATED, _WEBP_EXIF = 0x10, 0x02, 0x08
 
@@ -110,9 +115,21 @@ def _avif(data: bytes) -> bytes:
     return re.sub(rb"(infe.{8})Exif", rb"\1skip", data, flags=re.DOTALL)
 
 
+def _tiff(data: bytes) -> bytes:
+    """The first directory with only the tags that say where pixels lie, how they are packed and which way is up."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    start = int.from_bytes(data[4:8], order)
+    count = int.from_bytes(data[start : start + 2], order)
+    entries = [data[start + 2 + 12 * at : start + 14 + 12 * at] for at in range(count)]
+    kept = [entry for entry in entries if int.from_bytes(entry[:2], order) in _TIFF_PIXELS]
+    made = len(kept).to_bytes(2, order) + b"".join(kept) + bytes(12 * (count - len(kept)) + 4)
+    return data[:start] + made + data[start + len(made) :]
+
+
 _REPAIRS: dict[str, tuple[Callable[[bytes], bytes], ...]] = {
     "PNG": (_png_upright, _png_pixels, _png_opaque),
     "JPEG": (_jpeg_upright, _jpeg_pixels),
     "AVIF": (_avif,),
+    "TIFF": (_tiff,),
     "WEBP": (lambda data: _webp(data, True), lambda data: _webp(data, False)),
 }

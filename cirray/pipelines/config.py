@@ -198,9 +198,10 @@ class IndexRun(Config):
     checkpoint: str = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact whose encoder makes the vectors."""
     images: str | None = None
-    """Folder of pictures to index, found by content, links followed; ids are names without suffix where unique.
+    """Folder of pictures to index, found by content, links followed.
 
-    What cannot be read is rejected with a reason and counted; files that are no pictures by their names are left aside.
+    An id is the path below the folder, without suffix where that is unique. What cannot be read is
+    rejected with a reason and counted; files that are no pictures by their names are left aside.
     """
     features: tuple[str, ...] = ("~/cirray/quickstart/features",)
     """Without `images`: features artifacts, made by the checkpoint's vision tower, that hold the gallery."""

@@ -124,6 +124,27 @@ def test_an_avif_with_damaged_exif_keeps_its_pixels():
     assert broken != data and np.array_equal(np.asarray(open_image(broken)), np.asarray(open_image(data)))
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("tag", [270, 305, 700, 34675, 34665])
+def test_a_tiff_with_a_damaged_tag_keeps_its_pixels_and_its_orientation(order, tag):
+    def entry(name, kind, count, value):
+        short = kind == 3 and count == 1
+        return struct.pack(f"{order}HHI", name, kind, count) + struct.pack(f"{order}{'HH' if short else 'I'}", *(
+            (value, 0) if short else (value,)
+        ))  # fmt: skip
+
+    pixels, bits = PICTURE.tobytes(), struct.pack(f"{order}HHH", 8, 8, 8)
+    start = 8 + len(pixels) + len(bits)
+    table = [
+        (256, 4, 1, 60), (257, 4, 1, 40), (258, 3, 3, start - len(bits)), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, 8), (274, 3, 1, 6), (277, 3, 1, 3), (278, 4, 1, 40), (279, 4, 1, len(pixels)), (tag, 2, 500, 2**31),
+    ]  # fmt: skip
+    entries = b"".join(entry(*row) for row in sorted(table))
+    head = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}I", start)
+    image = open_image(head + pixels + bits + struct.pack(f"{order}H", len(table)) + entries + bytes(4))
+    assert np.array_equal(np.asarray(image), np.asarray(PICTURE.transpose(Image.Transpose.ROTATE_270)))
+
+
 def test_the_second_frame_of_an_mpo_may_be_broken():
     data = encoded(format="MPO", save_all=True, append_images=[PICTURE])
     assert np.array_equal(np.asarray(open_image(data[:-500])), np.asarray(open_image(data)))

@@ -94,6 +94,9 @@ def test_the_suffix_of_every_image_is_found_on_disk(root):
     images = read(root).images
     found = [images.path(f"dress-val-{number}").name for number in range(4)]
     assert found == ["dress-val-0.png", "dress-val-1.jpg", "dress-val-2.JPEG", "dress-val-3.jpg"]
+    MADE.put_image(root / "images" / "dress-val-1.png")
+    with pytest.raises(DataError, match="Image 'dress-val-1' may be 'dress-val-1.jpg' or 'dress-val-1.png' in"):
+        read(root)
 
 
 def test_training_texts_are_joined_or_written_in_all_four_ways(root):

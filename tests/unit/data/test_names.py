@@ -117,3 +117,25 @@ def test_paths_of_a_folder_may_stand_in_front():
     for name in ("/data/my pictures/a/b.jpg", "my pictures/a/b", f"my{NBSP}pictures/a/b.JPG", "a/b.png"):
         assert finder.find(name) == ("a/b",)
     assert finder.find("data/a/b") == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "D:\\Fotos\\gallery\\sub\\x.PNG",
+        "/Users/me/gallery/sub/x",
+        "file:///Users/me/gallery/sub/x.png",
+        "C:/a b/gallery/sub/x",
+    ],
+)
+def test_a_path_of_another_machine_means_what_stands_below_the_folders_name(tmp_path, name):
+    put(tmp_path, "sub/x.png")
+    assert read(tmp_path, name).triplets[0].reference_id == "sub/x"
+    with pytest.raises(DataError, match="is not in 'gallery'"):
+        read(tmp_path, name.replace("gallery", "album"))
+
+
+def test_a_data_set_of_images_alone_may_be_named_by_its_whole_path(tmp_path):
+    for name in ("a.png", "other.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    assert read(tmp_path, str(tmp_path / "a.png")).triplets[0].reference_id == "a"
