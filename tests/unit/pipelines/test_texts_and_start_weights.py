@@ -18,6 +18,7 @@ from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.pipelines.config import FinetuneRun, GeneratorRun, IndexRun, PretrainRun, TrainRun, TuneRun
 from cirray.pipelines.export import run_export
 from cirray.pipelines.index import run_index
+from cirray.pipelines.planning.plan import plan_run
 from cirray.pipelines.train import run_train
 from cirray.pipelines.train_inputs import queries_of, read_inputs, start_retriever
 from cirray.retriever import ComposedRetriever, load_models
@@ -269,3 +270,11 @@ def test_what_was_given_of_a_network_outlives_plain_values_and_a_printed_config(
         assert again == run
         if set(fields) != {"temperature"}:  # a network of its own has every field
             assert getattr(again, "base", again).model.given() == getattr(run, "base", run).model.given()
+
+
+def test_a_plan_counts_the_network_that_a_run_changes(fields, shouting):
+    tree = {**fields, "init": shouting, "reverse_texts": [], "out": "x"}
+    plain, changed = (validate(FinetuneRun, {**tree, "model": model}) for model in ({}, {"matching": "trained"}))
+    sizes = [plan_run(run).value("trained weights") for run in (plain, changed)]
+    real = start_retriever(changed, read_inputs(changed), 16)
+    assert sizes[1] == sum(item.numel() for item in real.parameters()) > sizes[0]
