@@ -16,7 +16,7 @@ def read_tree(path: Path) -> Any:
     """What a `.safetensors` or pickled file holds; code in a pickle is refused.
 
     Raises:
-        ArtifactError: when it cannot be read.
+        ArtifactError: when it cannot be read, or is a TorchScript archive, as OpenAI's own downloads are.
     """
     refuse_other_files(path)
     return read_tensors(path) if is_safetensors(path) else read_pickle(path)

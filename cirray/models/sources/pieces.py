@@ -23,7 +23,8 @@ from cirray.core.errors import ArtifactError
 
 protocol: Any = sentencepiece_model_pb2
 MODEL = "tokenizer.model"
-_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer")
+CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer")
+"""What `tokenizer_config.json` calls LLaMA's tokenizer."""
 _ANY_CLASS = ("", "PreTrainedTokenizerFast", "TokenizersBackend")
 _FAMILIES = ("llama", "mistral", "mixtral")
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -41,7 +42,7 @@ def is_llama(settings: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
     """
     named = str(settings.get("tokenizer_class") or "")
     if named not in _ANY_CLASS:
-        return named in _CLASSES
+        return named in CLASSES
     inner = model.get("text_config") or model
     return not model or str(inner.get("model_type", "")) in _FAMILIES
 

@@ -1,4 +1,4 @@
-"""The tokenizer of any source: transformers' own reader, and LLaMA's `tokenizer.model` where it stands alone."""
+"""The tokenizer of any source: transformers' own reader, and LLaMA's files as they are, `tokenizer.model` alone too."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from cirray.models.sources.files import CONFIG, at_home, read_json
-from cirray.models.sources.pieces import MODEL, is_llama, llama_tokenizer, read_pieces
+from cirray.models.sources.pieces import CLASSES, MODEL, is_llama, llama_tokenizer, read_pieces
 from cirray.models.sources.pretrained import pretrained
 
 _WHOLE = "tokenizer.json"
@@ -58,9 +58,13 @@ def with_whole_tokenizer(source: str | Path) -> Iterator[str]:
 
 
 def _own(place: str, subfolder: str) -> PreTrainedTokenizerBase | None:
-    """LLaMA's tokenizer from its SentencePiece file alone; None where transformers' reader knows the tokenizer."""
+    """LLaMA's tokenizer as its files say, from the SentencePiece file alone if need be; None: not LLaMA's.
+
+    transformers' class for LLaMA takes the words of a `tokenizer.json` and not what the file does with blanks.
+    """
     if _file(place, subfolder, _WHOLE) is not None:
-        return None
+        whole = _json(place, subfolder, "tokenizer_config.json").get("tokenizer_class") in CLASSES
+        return pretrained(PreTrainedTokenizerFast, place, subfolder=subfolder) if whole else None
     models = {name: path for name in (MODEL, *_OTHERS) if (path := _file(place, subfolder, name)) is not None}
     settings = _settings(place, subfolder) if MODEL in models else {}
     if MODEL in models and is_llama(settings, _json(place, "", CONFIG)):

@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -166,15 +167,16 @@ def test_what_a_file_is_is_told_by_its_tensors_under_any_wrapper(tuned, tmp_path
     state, _ = tuned["vit", False]
     spn = {"epoch": 4, "state_dict": {f"clip.{name}": value for name, value in state.items()}}
     openai = {**state, "input_resolution": torch.tensor(16), "context_length": torch.tensor(77)}
-    digests = set()
-    for number, tree in enumerate((spn, openai, {"state_dict": {f"module.clip.{n}": v for n, v in state.items()}})):
-        out = tmp_path / str(number)
-        _, tower = converted(out, source=saved(tmp_path / f"{number}.pt", tree))
-        digests.add(tower.digest)
-        assert read_manifest(str(out)).extra["format"] == "clip4cir"
     save_file({name: value.contiguous() for name, value in state.items()}, str(tmp_path / "bare.safetensors"))
-    _, tower = converted(tmp_path / "bare", source=str(tmp_path / "bare.safetensors"), format="clip4cir")
-    assert {tower.digest} == digests
+    places = {str(tmp_path / "bare.safetensors"): "clip4cir"}
+    for number, tree in enumerate((spn, openai, {"state_dict": {f"module.clip.{n}": v for n, v in state.items()}})):
+        places[saved(tmp_path / f"{number}.pt", tree)] = "auto"
+    made = [
+        run_convert(ConvertRun(source=place, format=form, to="checkpoint", out=f"{place}-made"))
+        for place, form in places.items()
+    ]
+    assert {item.extra["format"] for item in made} == {"clip4cir"}
+    assert len({item.extra["encoder_digest"] for item in made}) == 1
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
@@ -241,6 +243,12 @@ def test_a_file_that_is_no_source_says_what_to_do(tuned, tmp_path):
     refused("bare state dict, which does not tell its activation. Name .*open_clip:NAME=FILE", dual(bare))
     refused(r"holds no CLIP in OpenAI's layout \(found: Combiner\)", dual(head))
     refused("names an architecture without QuickGELU.*Give the file alone", dual(f"open_clip:ViT-B-32={path}"))
+    with ZipFile(tmp_path / "openai.pt", "w") as archive:
+        archive.writestr("ViT-B-32/data.pkl", b"")
+        archive.writestr("ViT-B-32/constants.pkl", b"")
+        archive.writestr("ViT-B-32/code/__torch__.py", b"")
+    refused("a TorchScript archive .*torch.jit.load", dual(str(tmp_path / "openai.pt")))
+    refused("a TorchScript archive", source=str(tmp_path / "openai.pt"), out=str(tmp_path / "out"))
     (tmp_path / "page.pt").write_bytes(b"<html>")
     refused("page.pt", dual(str(tmp_path / "page.pt")))
 

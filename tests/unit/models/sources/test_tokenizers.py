@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 import torch
 from sentencepiece import sentencepiece_model_pb2 as protocol
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cirray.core.errors import ArtifactError
@@ -160,6 +161,19 @@ def test_a_tokenizer_json_is_read_before_the_sentencepiece_file(tmp_path):
     whole.save_pretrained(str(tmp_path))
     (tmp_path / "tokenizer.model").write_bytes(b"broken")
     assert read_tokenizer(tmp_path).get_vocab() == whole.get_vocab()
+
+
+def test_a_tokenizer_json_of_llamas_is_read_as_it_is(tmp_path):
+    """The published ones put the blank in front by their normaliser, which transformers' class for LLaMA forgets."""
+    model = small.trained()
+    folder = small.save(tmp_path / "f", model)
+    backend = Tokenizer.from_str(read_tokenizer(folder).backend_tokenizer.to_str())
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.save(str(folder / "tokenizer.json"))
+    whole, own = read_tokenizer(folder), small.spelled(model)
+    for text in TEXTS:
+        assert whole(text)["input_ids"] == [1, *own.encode(text)], text
+    assert whole.padding_side == "right" and whole.eos_token_id == 2
 
 
 def test_t5s_file_is_still_transformers_own_to_read(tmp_path):
