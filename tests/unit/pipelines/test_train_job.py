@@ -34,7 +34,7 @@ class AnyImage:
 
 def run_on(name, root, **validation):
     tree = {
-        "data": {"format": name, name: {"root": str(root)}}, "ray": {"enabled": False},
+        "data": {"format": name, name: {"root": str(root)}}, "ray": {"enabled": False}, "features": [],
         "training": {"log_every": 1}, "validation": {"every": 1, **validation},
     }  # fmt: skip
     run = validate(TrainRun, tree)
@@ -88,6 +88,7 @@ def test_a_figure_that_the_benchmark_does_not_have_is_refused_before_the_first_s
 
 def test_a_split_without_published_targets_cannot_choose_weights(tmp_path):
     tree = {"data": {"format": "cirr", "cirr": {"root": str(FILES.write_cirr(tmp_path)), "split": "test1"}}}
-    run = validate(TrainRun, {**tree, "validation": {"every": 10, "queries": "benchmark", "keep": ["val_R@1"]}})
+    chosen = {"every": 10, "queries": "benchmark", "keep": ["val_R@1"]}
+    run = validate(TrainRun, {**tree, "features": [], "validation": chosen})
     with pytest.raises(DataError, match="'12' has no target"):
         measures_of(run, read_inputs(run), AnyImage())
