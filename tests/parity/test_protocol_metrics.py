@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
@@ -216,6 +217,37 @@ def test_genecis_counts_what_the_naive_twin_counts(kind):
     assert hits(found) == expected and len(expected) == 12
     mean = sum(expected[f"{task} R@1"] / len(places[task]) for task in places) / 4
     assert found["Avg R@1"].value == pytest.approx(mean, abs=1e-12)
+
+
+def authors_places(queries, galleries, scores, last=False):
+    """Place of the target among `[target, *gallery]` after a stable sort, as GeneCIS's evaluation counts it."""
+    found = []
+    for query in queries:
+        own = galleries[query.gallery]
+        names = [*own[1:], own[0]] if last else list(own)
+        order = torch.sort(torch.tensor([scores[name] for name in names]), descending=True, stable=True).indices
+        found.append(order.tolist().index(len(names) - 1 if last else 0))
+    return found
+
+
+def test_genecis_counts_what_the_authors_procedure_counts():
+    """Scores without ties between different images; copies tie with themselves. Target last is the negative control."""
+    queries, galleries = REAL.genecis()
+    plan = make_plan(queries, (), GENECIS, galleries)
+    names = sorted({name for ids in galleries.values() for name in ids})
+    doubled = ("focus_attribute/14", "change_object/19")
+    order = np.random.default_rng(5).permutation(len(names)).astype(np.float64)
+    scores = dict(zip(names, order.tolist(), strict=True))
+    scores |= {q.target_ids[0]: 1e6 + at for at, q in enumerate(queries) if q.query_id in doubled}
+    found = judge(plan, [np.array([scores[name] for name in plan.gallery(q).ids]) for q in queries])
+    for last, equal in ((False, True), (True, False)):
+        places = dict(zip(queries, authors_places(queries, galleries, scores, last), strict=True))
+        counts = {
+            f"{task} R@{k}": sum(place < k for query, place in places.items() if query.gallery.startswith(task))
+            for task in REAL.TASKS
+            for k in (1, 2, 3)
+        }
+        assert (hits(found) == counts) is equal
 
 
 def test_genecis_candidates_are_the_target_and_its_gallery():
