@@ -101,6 +101,11 @@ def is_null(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def plain_number(value: Any) -> Any:
+    """A whole number that pandas made a float, for want of a null among integers, as the integer it was."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def find_root(root: str, setting: str) -> Path:
     """The folder of a data set.
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core.errors import DataError, unknown_name
-from cirray.data.annotations import blank_note, count_note, is_null, load_json
+from cirray.data.annotations import blank_note, count_note, is_null, load_json, plain_number
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import HuggingFaceConfig
 from cirray.data.kinds import HEAD_BYTES, sniff, split_suffix
@@ -147,7 +147,7 @@ def _triple(config: HuggingFaceConfig, images: _Images, row: _Row) -> tuple[str,
     for column in (config.reference, config.target):
         given = row.values.get(f"{column}_id")
         cell = _image(row, column)
-        ids.append(images.add(cell, f"{row.name}/{column}", None if is_null(given) else str(given)))
+        ids.append(images.add(cell, f"{row.name}/{column}", None if is_null(given) else str(plain_number(given))))
     text = row.values[config.modification]
     text = "" if is_null(text) else text
     if not isinstance(text, str):
@@ -157,11 +157,11 @@ def _triple(config: HuggingFaceConfig, images: _Images, row: _Row) -> tuple[str,
 
 def _gallery_id(config: HuggingFaceConfig, images: _Images, row: _Row) -> str:
     given = row.values.get(config.id)
-    return images.add(_image(row, config.image), row.name, None if is_null(given) else str(given))
+    return images.add(_image(row, config.image), row.name, None if is_null(given) else str(plain_number(given)))
 
 
 def _image(row: _Row, column: str) -> "_Cell | str":
-    value = row.values[column]
+    value = plain_number(row.values[column])
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, _Cell | str) or not value:

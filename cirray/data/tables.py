@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from cirray.core.errors import DataError, unknown_name
 from cirray.core.texts import encoding_of, parse_json
-from cirray.data.annotations import is_null
+from cirray.data.annotations import is_null, plain_number
 
 _BATCH = 4096
 
@@ -57,6 +57,7 @@ class TableRow:
                 return default
             what = "is missing" if column not in self.values else "is empty"
             self.fail(f"column {column!r} {what}; give it a text. The row has: {', '.join(self.values)}.")
+        value = plain_number(value)
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str):

@@ -150,6 +150,15 @@ def test_a_null_in_parquet_is_one_too(mine):
     assert len(dataset.queries) == 1 and "queries.parquet row 2" in dataset.notes[0]
 
 
+def test_numbers_that_a_null_beside_them_made_floats_are_whole_again(mine):
+    for name in ("7", "8"):
+        Image.new("RGB", (16, 16)).save(mine / f"{name}.png")
+    rows = {"reference": [7.0, None], "target": [8.0, 7.0], "modification": ["x", "y"]}
+    pq.write_table(pa.table(rows), mine / "queries.parquet")
+    (query,) = read(mine).queries
+    assert (query.reference_id, query.target_ids) == ("7", ("8",))
+
+
 MARKED = [lambda text: text.encode("utf-8-sig"), lambda text: text.encode("utf-16"), lambda text: text.encode("utf-32")]
 
 
