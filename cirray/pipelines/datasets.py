@@ -78,6 +78,7 @@ def read_usable(data: DataConfig, features: Sequence[str]) -> CirDataset:
         dataset, triplets=triplets, queries=queries,
         pool_ids=tuple(image for image in dataset.pool_ids if image not in bad),
         gallery_ids=tuple(image for image in dataset.gallery_ids if image not in bad),
+        galleries={name: tuple(i for i in ids if i not in bad) for name, ids in dataset.galleries.items()},
         captions={image: text for image, text in dataset.captions.items() if image not in bad},
     ) if bad else dataset  # fmt: skip
 

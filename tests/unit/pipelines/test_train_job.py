@@ -80,6 +80,16 @@ def test_a_benchmarks_own_queries_galleries_and_figures_choose_the_epoch_as_the_
         assert found["val_Avg"] == pytest.approx((found["val_Avg R@10"] + found["val_Avg R@50"]) / 2)
 
 
+def test_a_gallery_picture_that_could_not_be_embedded_is_not_searched(tmp_path, monkeypatch):
+    run, whole = run_on("fashioniq", FILES.write_fashioniq(tmp_path), queries="benchmark")
+    monkeypatch.setattr("cirray.pipelines.datasets.localize", lambda uri, kind: uri)
+    monkeypatch.setattr("cirray.pipelines.datasets.read_rejected", lambda uri: {0: [("dress-val-2", "truncated")]})
+    inputs = read_inputs(run.model_copy(update={"features": ("somewhere",)}))
+    assert set(whole.gallery_ids) - set(inputs.gallery_ids) == {"dress-val-2"}
+    assert len(inputs.queries) == len(whole.queries)
+    assert set(recall_of(run, inputs, AnyImage(), retriever_for(inputs))) >= {"val_Avg", "val_dress R@10"}
+
+
 def test_a_figure_that_the_benchmark_does_not_have_is_refused_before_the_first_step(tmp_path):
     run, inputs = run_on("fashioniq", FILES.write_fashioniq(tmp_path), queries="benchmark", keep=["val_Rs@1"])
     with pytest.raises(ConfigError, match="Unknown validation.keep 'val_Rs@1'.*Known: .*val_Avg R@10"):
