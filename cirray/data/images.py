@@ -118,7 +118,9 @@ def decode(data: bytes, limits: ImageLimits, label: str, draw: Callable[[Image.I
             ) from None
         except Exception as error:  # noqa: BLE001  any decoder may raise anything; the first reason is told
             first = first or _reason(error)
-    raise DataError(f"Image {label} is a {kind} file that is truncated or damaged ({first}).")
+    raise DataError(
+        f"Image {label} is {'an' if kind == 'AVIF' else 'a'} {kind} file that is truncated or damaged ({first})."
+    )
 
 
 def open_place(place: Place, limits: ImageLimits | None = None, name: str | None = None) -> Image.Image:

@@ -12,6 +12,7 @@ from cirray.core.errors import CirrayError, DataError
 from cirray.core.log import get_logger
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig, ImageLimits
+from cirray.data.doctor import USABLE, check_image
 from cirray.data.images import picture_digest, read_place
 from cirray.data.kinds import is_foreign
 from cirray.data.places import Place
@@ -57,21 +58,27 @@ def open_dataset(data: DataConfig) -> CirDataset:
 
 
 def read_usable(data: DataConfig, features: Sequence[str]) -> CirDataset:
-    """A data set to learn from, without what names an image that could not be embedded; how much that is is logged.
+    """A data set to learn from, without what names an image that cannot be used; how much that is is logged.
 
     Args:
         data: the data set.
-        features: features artifacts, which list such images with their reasons.
+        features: features artifacts, which list such images with their reasons; without any, as images are read when
+            they are needed, every image that a row or a caption names is opened once.
+
+    Raises:
+        DataError: when every triplet names such an image.
     """
     dataset = read_dataset(data)
     refused = [rows for uri in features for rows in read_rejected(str(localize(uri, "features"))).values()]
-    bad = {image for rows in refused for image, _ in rows}
+    bad = {image for rows in refused for image, _ in rows} if features else _unreadable(dataset)
     triplets = tuple(row for row in dataset.triplets if bad.isdisjoint((row.reference_id, row.target_id)))
     queries = tuple(row for row in dataset.queries if bad.isdisjoint((row.reference_id, *row.target_ids)))
     lost = len(dataset.triplets) - len(triplets) + len(dataset.queries) - len(queries)
+    if dataset.triplets and not triplets:
+        raise DataError(f"Every triplet of {dataset.name!r} names an image that cannot be used, e.g. {min(bad)!r}.")
     if lost:
         _LOGGER.info(
-            "%s: %d triplets and queries are left out, for they name images that could not be embedded, e.g. %r",
+            "%s: %d triplets and queries are left out, for they name images that cannot be used, e.g. %r",
             dataset.name, lost, min(bad),
         )  # fmt: skip
     return replace(
@@ -81,6 +88,16 @@ def read_usable(data: DataConfig, features: Sequence[str]) -> CirDataset:
         galleries={name: tuple(i for i in ids if i not in bad) for name, ids in dataset.galleries.items()},
         captions={image: text for image, text in dataset.captions.items() if image not in bad},
     ) if bad else dataset  # fmt: skip
+
+
+def _unreadable(dataset: CirDataset) -> set[str]:
+    named = dict.fromkeys(image for row in dataset.triplets for image in (row.reference_id, row.target_id))
+    named |= dict.fromkeys(image for row in dataset.queries for image in (row.reference_id, *row.target_ids))
+    named |= dict.fromkeys(dataset.captions)
+    ids = [image for image in named if image in dataset.images]
+    with ThreadPoolExecutor(_READERS) as pool:
+        checks = pool.map(lambda image: check_image(dataset.images.place(image), ImageLimits()).code, ids)
+        return {image for image, code in zip(ids, checks, strict=True) if code not in USABLE}
 
 
 def _remote(root: str, mirror: Path, path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from cirray.pipelines.actors import find_tower
 from cirray.pipelines.config import TrainRun
 from cirray.pipelines.live import LiveFeatures, live_images, open_features
 from cirray.pipelines.train import run_train
+from cirray.pipelines.train_inputs import read_inputs
 from cirray.retriever import load_models
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
@@ -83,3 +85,19 @@ def test_an_image_without_a_file_or_that_cannot_be_read_is_named(fields, tmp_pat
 def test_a_run_without_features_and_without_files_is_refused(fields):
     with pytest.raises(ConfigError, match="name their files"):
         run_of(fields, data=None, triplets=["x"])
+
+
+def test_one_picture_that_cannot_be_read_costs_its_rows_and_no_training(fields, tmp_path):
+    whole = read_inputs(run_of(fields)).triplets
+    world = tmp_path / "world"
+    shutil.copytree(fields["data"]["folder"]["root"], world)
+    broken, gone = whole[0].target_id, whole[-1].reference_id
+    path = world / "labelled" / f"{broken}.png"
+    path.write_bytes(path.read_bytes()[:120])
+    (world / "labelled" / f"{gone}.png").unlink()
+    (world / "labelled" / f"{gone}.png").symlink_to("nowhere")
+    own, steps = {"folder": {"root": str(world)}}, {**fields["training"], "steps": 2}
+    run = run_of(fields, tmp_path / "c", data=own, training=steps)
+    lost = {row for row in whole if {broken, gone} & {row.reference_id, row.target_id}}
+    assert set(whole) - set(read_inputs(run).triplets) == lost and len(lost) < len(whole)
+    assert run_train(run).kind == "checkpoint"
