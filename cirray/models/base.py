@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -92,10 +92,12 @@ class Retriever(nn.Module, ABC):
         """Name of what every text passes before it becomes tokens; `none` for kinds without such a field."""
         return str(getattr(self.config, "text_processor", "none"))
 
+    @final
     def processed(self, texts: Sequence[str]) -> list[str]:
         """Texts as the tokenizer gets them; one that the processor leaves nothing of is empty."""
         return process(self.text_processor, texts)
 
+    @final
     def tokenize(self, texts: Sequence[str]) -> TextBatch:
         """Token ids of texts on the model's device, after its text processor: the one way from texts to an encoder.
 

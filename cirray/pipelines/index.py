@@ -232,7 +232,7 @@ def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta, encoder: Par
     _stack(stage, numbers, PATCHES, len(ids))
     pictures = (picture for number in numbers for picture in _read_part(stage, number).pictures)
     dataset = indexed_dataset(run)
-    texts = own_texts(dataset, ids) if dataset else {}
+    texts = own_texts(dataset, ids, encoder.encoder) if dataset else {}
     files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None, texts)
     shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
     storage.remove(storage.join(stage.work_uri, "parts"))

@@ -14,7 +14,7 @@ from cirray.index.store import PATCHES, TOKENS, GalleryIndex, IndexMeta
 from cirray.index.texts import texts_by_reference
 from cirray.pipelines.config import IndexRun
 from cirray.pipelines.index_parts import PartEncoder
-from cirray.retriever import ComposedQuery, ComposedRetriever, clean_text
+from cirray.retriever import ComposedQuery, ComposedRetriever, QueryEncoder, clean_text, said
 from cirray.types import Query, Ranking
 
 Example = tuple[str, str]
@@ -27,11 +27,11 @@ def indexed_dataset(run: IndexRun) -> CirDataset | None:
     return read_dataset(run.data) if run.images is None and run.data is not None else None
 
 
-def own_texts(dataset: CirDataset, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def own_texts(dataset: CirDataset, ids: Sequence[str], encoder: QueryEncoder) -> dict[str, tuple[str, ...]]:
     """Texts of queries and triplets about gallery pictures, queries first; those that cannot be asked are left out."""
     asked = [(query.reference_id, query.modification) for query in dataset.queries]
     asked += [(triplet.reference_id, triplet.modification) for triplet in dataset.triplets]
-    cleaned = ((name, _usable(text)) for name, text in asked)
+    cleaned = ((name, _usable(encoder, text)) for name, text in asked)
     return texts_by_reference(((name, text) for name, text in cleaned if text), ids)
 
 
@@ -87,9 +87,9 @@ def _asked(retriever: ComposedRetriever, query: Query) -> ComposedQuery | None:
         return None
 
 
-def _usable(text: str) -> str:
+def _usable(encoder: QueryEncoder, text: str) -> str:
     """The text as a search takes it; empty when no search does."""
     try:
-        return clean_text(text)
+        return said(encoder, text)
     except DataError:
         return ""

@@ -10,14 +10,21 @@ import pytest
 from cirray.data.config import DataConfig, FolderConfig
 from cirray.index.store import open_index
 from cirray.index.texts import MAX_TEXTS, texts_by_reference
+from cirray.models.text_processors import process
 from cirray.pipelines.config import IndexRun
 from cirray.pipelines.index import run_index
-from cirray.pipelines.index_texts import convincing
+from cirray.pipelines.index_texts import convincing, own_texts
 from cirray.retriever import ComposedRetriever
 from cirray.types import Query
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_service.py")))
 TEXT = "make it blue"
+
+
+def test_a_text_that_is_empty_to_the_encoder_is_not_offered():
+    reader = SimpleNamespace(processed=lambda texts: process("blip_caption", texts))
+    asked = (Query("a", "x", "...!", ("y",)), Query("b", "x", TEXT, ("y",)), Query("c", "x", " ", ("y",)))
+    assert own_texts(SimpleNamespace(queries=asked, triplets=()), ["x"], reader) == {"x": (TEXT,)}
 
 
 @pytest.fixture(scope="module")
