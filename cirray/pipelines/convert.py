@@ -38,6 +38,7 @@ from cirray.models.conversion_files import (
 from cirray.models.retriever_files import load_retriever
 from cirray.models.sources.backward import retriever_tensors
 from cirray.models.sources.blip2 import open_blip2, retriever_from
+from cirray.models.sources.file_forms import refuse_other_files
 from cirray.models.sources.files import CONFIG
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.hf_blip2 import load_vision_tower
@@ -178,6 +179,8 @@ def _digest(source: str) -> str:
         return read_manifest(source).digest
     if path.is_dir() and (path / RECORD).is_file():
         return open_blip2(str(path)).digest if (path / CONFIG).is_file() else directory_digest(str(path))
+    if path.is_dir():
+        refuse_other_files(path)
     if not path.is_file():
         raise ArtifactError(
             f"No checkpoint stands at {source!r}. Give a file of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SEARLE, LinCIR or "

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.features.shards import read_contents, read_rejected
 from cirray.features.store import FeatureInfo, FeatureStore
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
@@ -169,3 +170,20 @@ def test_features_keep_their_names_whatever_the_order_they_are_written_and_read_
     for asked in (list(vectors), list(shuffled), sorted(vectors, reverse=True)):
         wanted = np.stack([vectors[name] for name in asked])
         assert all(np.array_equal(store.get(asked), wanted) for store in stores)
+
+
+@pytest.mark.parametrize("folder", ["rejected", "contents"])
+@pytest.mark.parametrize("content", [b"{", b"3", b"\xff\xfe", b'[{"image_id": 1}]', b"<html></html>"])
+def test_damaged_lists_of_images_are_one_sentence_with_the_file_named(stored, folder, content):
+    place = Path(stored[0]) / folder / "part-00000.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{folder}/part-00000.json' is damaged.*Embed again"):
+        (read_rejected if folder == "rejected" else read_contents)(str(stored[0]))
+
+
+def test_a_shard_of_objects_is_refused_and_never_unpickled(stored):
+    shard = Path(stored[0]) / "shards" / "part-00000.npy"
+    np.save(shard, np.array([None] * 16, dtype=object), allow_pickle=True)
+    with pytest.raises(ArtifactError, match="Feature shard .*part-00000.npy' is damaged"):
+        FeatureStore.open(stored[0], verified_bytes=0).get(["img-0000"])

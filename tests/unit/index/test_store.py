@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
 from cirray.index.config import IndexConfig
-from cirray.index.store import KIND, IndexMeta, open_index, write_index
+from cirray.index.store import KIND, IndexMeta, open_index, whole_digest, write_index
 
 
 def make(tmp_path, config=None, ids=None, name="index", patches=False):
@@ -93,3 +94,38 @@ def test_ids_that_are_not_ascending_and_unique_are_refused(tmp_path, ids, senten
 def test_an_index_that_was_never_built_says_so(tmp_path):
     with pytest.raises(ArtifactError, match="does not exist"):
         open_index(tmp_path / "nowhere")
+
+
+def object_array():
+    stream = io.BytesIO()
+    np.save(stream, np.array([None] * 40, dtype=object))
+    return stream.getvalue()
+
+
+def array(values):
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+TAMPERED = {
+    "tokens.npy": [object_array(), array(np.zeros((40, 4, 9), np.float16)), b"\x93NUMPY", b"<html></html>"],
+    "patches.npy": [object_array(), b""],
+    "pictures.npy": [object_array()],
+    "ids.json": [b"{", b"3", b'["a"]', b"\xff\xfe", b"null"],
+    "meta.json": [b"{}", b"[1]", b'{"meta": 3, "config": {}, "shape": []}'],
+}
+
+
+@pytest.mark.parametrize("name, content", [(name, item) for name, items in TAMPERED.items() for item in items])
+def test_tampered_files_end_in_one_sentence_also_with_their_digests_in_the_manifest(tmp_path, name, content):
+    uri, _ = make(tmp_path, patches=True)
+    name = name if (uri / name).exists() else next(path.name for path in uri.glob("*offsets*"))
+    (uri / name).write_bytes(content)
+    manifest = json.loads((uri / "manifest.json").read_text())
+    manifest["extra"]["files"][name] = whole_digest(uri / name)
+    (uri / "manifest.json").write_text(json.dumps(manifest))
+    for verify in (True, False):
+        with pytest.raises(ArtifactError, match="is damaged or not what it should be.*Build the index again") as caught:
+            open_index(uri, verify=verify)
+        assert len(str(caught.value).splitlines()) == 1
