@@ -213,10 +213,9 @@ def read_manifest(uri: str | Path, kind: str | None = None) -> Manifest:
         ArtifactError: missing, incomplete, of another kind or schema; the sentence says which stage makes it.
     """
     if not is_complete(uri):
-        partial = storage.is_local(uri) and Path(f"{storage.local_path(uri)}.partial").exists()
-        state = "is only half-written (run its stage again to resume it)" if partial else "does not exist"
-        wanted = f" of kind {kind!r}" if kind else ""
-        raise ArtifactError(f"The artifact{wanted} at {str(uri)!r} {state}. Run the stage that makes it first.")
+        wanted, maker = f" of kind {kind!r}" if kind else "", "the stage that makes it"
+        maker += " (of released weights, `cirray convert`)" if kind == "checkpoint" else ""
+        raise ArtifactError(f"The artifact{wanted} at {str(uri)!r} {_absence(uri)}. Run {maker} first.")
     try:
         manifest = Manifest(**json.loads(storage.read_bytes(storage.join(uri, MANIFEST))))
         _check_types(manifest)
@@ -230,6 +229,16 @@ def read_manifest(uri: str | Path, kind: str | None = None) -> Manifest:
     if kind and manifest.kind != kind:
         raise ArtifactError(f"{str(uri)!r} is an artifact of kind {manifest.kind!r}; {kind!r} is needed here.")
     return manifest
+
+
+def _absence(uri: str | Path) -> str:
+    """What stands where an artifact was expected, in words."""
+    if storage.is_local(uri) and Path(f"{storage.local_path(uri)}.partial").exists():
+        return "is only half-written (run its stage again to resume it)"
+    if not storage.exists(uri):
+        return "does not exist"
+    is_file = storage.is_local(uri) and storage.local_path(uri).is_file()
+    return "is a file, no artifact" if is_file else f"is no artifact (it holds no {MANIFEST})"
 
 
 def _check_types(manifest: Manifest) -> None:

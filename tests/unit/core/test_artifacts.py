@@ -123,6 +123,15 @@ def test_the_wrong_kind_a_missing_one_and_a_damaged_manifest_are_named(tmp_path)
         read_manifest(out)
 
 
+def test_a_file_or_a_folder_in_place_of_an_artifact_is_not_called_absent(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ArtifactError, match=r"w.pt' is a file, no artifact. Run .*`cirray convert`"):
+        read_manifest(tmp_path / "w.pt", "checkpoint")
+    with pytest.raises(ArtifactError, match="folder' is no artifact .it holds no manifest.json"):
+        read_manifest(tmp_path / "folder")
+
+
 def test_a_newer_schema_is_refused(tmp_path):
     out = tmp_path / "a"
     open_stage(str(out), "thing", {}).publish({})

@@ -1,0 +1,60 @@
+"""The driver's side of training on Ray's workers, without a cluster."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from cirray.core.artifacts import open_stage
+from cirray.pipelines import train_ray
+from cirray.pipelines.config import RayTrainConfig
+
+
+class Reached(Exception):
+    """The training would begin here."""
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_alone(tmp_path, monkeypatch, again):
+    out = str(tmp_path / "out")
+    stale = tmp_path / "outside" / train_ray.run_name(out) / "checkpoint_1" / "loop.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+
+    def fit(*_):
+        assert stale.exists() == again
+        raise Reached
+
+    monkeypatch.setattr(train_ray, "fit_on_ray", fit)
+    run = SimpleNamespace(
+        out=out, ray=RayTrainConfig(storage=str(tmp_path / "outside")), to_dict=dict,
+        training=SimpleNamespace(objective="finetune", steps=1),
+    )  # fmt: skip
+    stage = open_stage(out, "checkpoint", {}, kept=["*"])
+    if again:
+        stage = open_stage(out, "checkpoint", {}, kept=["*"])
+    with pytest.raises(Reached):
+        train_ray.train_on_ray(run, stage)
+
+
+def test_steps_before_a_restart_do_not_count_as_speed(tmp_path):
+    bulletin, moves = tmp_path / "run.json", []
+    follower = train_ray._Follower(str(bulletin), lambda *args, **named: moves.append((args, named)), [])
+    bulletin.write_text(json.dumps({"step": 7, "starts": [5], "rows": []}))
+    ended = threading.Event()
+    ended.set()
+    follower.run(ended)
+    assert moves == [((5, "finished before"), {"earlier": True}), ((2, ""), {})]
+
+
+def test_ray_s_own_way_to_stop_workers_is_used_and_does_not_hide_the_interruption():
+    called = []
+
+    def handler(number, frame):
+        called.append(number)
+        raise SystemExit(0)
+
+    train_ray._abort({train_ray.signal.SIGINT: handler})
+    train_ray._abort({})
+    assert called == [train_ray.signal.SIGINT]
