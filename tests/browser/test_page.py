@@ -131,6 +131,18 @@ def test_a_file_that_is_no_picture_is_refused_by_name_and_the_reference_stays(op
     one.tab.wait(QUIET)
 
 
+def test_a_picture_that_browsers_do_not_show_is_left_to_the_service(user, site, tmp_path):
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "scan.tiff")
+    one = user()
+    one.gallery()
+    one.tab.choose("#file", tmp_path / "scan.tiff")
+    one.tab.wait(MESSAGE)
+    assert "cannot show" in one.tab.text("#complaint") and one.tab.text("#name") == "scan.tiff"
+    assert one.tab.js("document.querySelector('#enlarge').matches('.blank')")
+    one.search("make it blue")
+    assert site.asked == [("upload", "make it blue")]
+
+
 def test_a_drop_and_a_paste_without_a_picture_are_answered(user):
     one = user()
     one.gallery()

@@ -98,6 +98,7 @@ const source = async (reference) =>
 function render() {
   complain();
   if ($("large").open) $("large").close();
+  if ($("enlarge").matches(".blank")) fill($("enlarge"), null); // it may load now
   renderQuery();
   renderResults();
 }
@@ -120,7 +121,7 @@ function renderQuery() {
 async function renderPictures(reference, steps) {
   const places = await Promise.all([reference, ...steps.map((step) => step.reference)].map(source));
   if (!same(reference, entry.reference)) return;
-  fill($("enlarge"), places[0], reference?.name || reference?.id);
+  fill($("enlarge"), places[0], reference?.name || reference?.id, reference?.upload && unseen);
   if (reference?.upload && !places[0]) complain("This picture is no longer kept in this browser. Choose it again.");
   $("trail").replaceChildren(...steps.map((step, number) => stepBack(step, number, places[number + 1])));
 }
@@ -134,6 +135,8 @@ async function renderTexts(reference, steps) {
   box.dataset.of = reference?.id;
   box.hidden = texts.length === 0;
 }
+
+const unseen = () => complain("This browser cannot show that picture. The service may read it: search to see.");
 
 function stepBack(step, number, place) {
   const line = document.createElement("li");

@@ -2,6 +2,7 @@
 
 const KEPT = 20;
 const SENT_AS_THEY_ARE = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"];
+const UNSEEN = /\.(tiff?|hei[cf]|jxl|jp2|p[gnp]m)$/i; // the service may read what a browser does not show
 const open = new Map(); // key -> {key, name, blob, url} of this tab
 
 const done = (request) =>
@@ -46,7 +47,7 @@ export async function upload(key) {
 }
 
 // Make a chosen file a reference. What the service would not take (other formats, too many bytes or pixels) is drawn
-// anew as a JPEG over white; a file that shows no picture here is refused.
+// anew as a JPEG over white; a file that shows no picture here is refused, or left to the service by its name.
 export async function accept(file, { max_body_bytes: bytes, max_pixels: pixels }) {
   const name = file.name || "your picture";
   const image = new Image();
@@ -57,6 +58,7 @@ export async function accept(file, { max_body_bytes: bytes, max_pixels: pixels }
     const blob = fits && SENT_AS_THEY_ARE.includes(file.type) ? file : await redrawn(image);
     return { upload: await keep(blob, name), name };
   } catch {
+    if (UNSEEN.test(name) && file.size <= bytes - 65536) return { upload: await keep(file, name), name };
     throw new Error(`“${name}” is not a picture that this browser can open. Choose a JPEG, PNG, WebP, GIF or BMP file.`);
   } finally {
     URL.revokeObjectURL(image.src);

@@ -5,15 +5,20 @@ import { imagePath } from "./service.js";
 export const $ = (id) => document.getElementById(id);
 export const narrow = () => matchMedia("(max-width: 900px)").matches;
 
-// Put a picture into a frame; one that does not load leaves the frame with a word instead.
-export function fill(frame, source, alt = "") {
+// Put a picture into a frame; one that does not load leaves a word there instead, and `missed` is told.
+export function fill(frame, source, alt = "", missed) {
   if (source && frame.dataset.source === source) return;
   frame.dataset.source = source || "";
   frame.classList.toggle("blank", !source);
   if (!source) return frame.replaceChildren();
   const image = document.createElement("img");
   Object.assign(image, { alt, decoding: "async", draggable: false, src: source });
-  image.addEventListener("error", () => fill(frame, null));
+  image.addEventListener("error", () => {
+    if (image.parentNode !== frame) return; // another picture came meanwhile
+    frame.classList.add("blank");
+    frame.replaceChildren();
+    if (missed) missed();
+  });
   frame.replaceChildren(image);
 }
 
