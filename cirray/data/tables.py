@@ -158,13 +158,16 @@ def read_rows(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
 
 
 def _read_csv(path: Path, stream: IO[str], required: Sequence[str], delimiter: str = ",") -> Iterator[TableRow]:
-    first = stream.readline()
-    found = [
-        mark for mark in (delimiter, ";", "\t") if required[0] in (name.strip(' "') for name in _cells(first, mark))
-    ]
-    records = _records(path, itertools.chain([first], stream), found[0] if found else delimiter)
+    first, skipped = stream.readline(), 0
+    if first.lower().startswith("sep="):  # Excel's own line about the mark
+        delimiter, first, skipped = first[4:5], stream.readline(), 1
+    marks = [mark for mark in (delimiter, ";", "\t") if required[0] in (n.strip(' "') for n in _cells(first, mark))]
+    records = _records(path, itertools.chain([first], stream), marks[0] if marks else delimiter, skipped)
     line, header = next(records, (1, []))
-    header = [name.strip() for name in header]
+    header = [name.strip().lstrip("\ufeff") for name in header]
+    if len({*header} - {""}) < len([name for name in header if name]):
+        twice = next(name for name in header if name and header.count(name) > 1)
+        raise DataError(f"{str(path)!r}, line {line}: column {twice!r} stands twice; keep one.")
     missing = [name for name in required if name not in header]
     if missing:
         have = ", ".join(header) or "(nothing)"
@@ -181,18 +184,18 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return line.removesuffix("\n").removesuffix("\r").split(delimiter)
 
 
-def _records(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """First line and cells of every record; a quoted cell may run over several lines."""
+def _records(path: Path, lines: Iterator[str], delimiter: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
+    """First line and cells of every record, after some lines that were read; a quoted cell may run over several."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = skipped + reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             # A quote that is never closed is found at the end of the file; the fault is where its record begins.
-            at = line if "end of data" in str(error) else reader.line_num
+            at = line if "end of data" in str(error) else skipped + reader.line_num
             raise DataError(f"{str(path)!r}, line {at}: not a CSV line ({error}).") from None
         if cells:
             yield line, cells

@@ -6,6 +6,7 @@
 """
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -166,6 +167,10 @@ def _reason(error: BaseException, remedy: str) -> str:
     return f"{text}. Write it again."
 
 
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, struct.error, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, TypeError, ArithmeticError, RuntimeError, SyntaxError, MemoryError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy and its parts raise for damaged files."""
 _STACK = "Save numbers: np.save(file, np.stack(vectors).astype(np.float32))."
 _AS_TEXT = "Save them as text: np.savez(file, vectors=vectors, ids=np.array(ids, dtype=str))."

@@ -65,6 +65,8 @@ def read(root, **options):
         ("queries.jsonl.xz", lzma.compress(LINES.encode())),
         ("queries.tsv", split_at("\t").encode("utf-16")),
         ("queries.csv", split_at(";").encode()),
+        ("queries.csv", b"sep=|\r\n" + split_at("|").encode()),
+        ("queries.csv", 2 * b"\xef\xbb\xbf" + CSV.encode()),
         ("queries.json", LIST.encode()),
         ("queries.json", LIST.encode("utf-16")),
         ("queries.JSON", LIST.encode("utf-8-sig")),
@@ -116,6 +118,8 @@ def test_a_packed_table_that_is_damaged_is_an_error_in_words(mine, name):
         ('reference,target,modification\n\na,b,"one\ntwo"\na,zz,x\n', 5),
         ('reference,target,modification\na,b,"one\ntwo"\na,c,"",4,5\n', 4),
         ('"reference","target","modi\nfication"\na,b,x\n', 1),
+        ("reference,target,modification,target\na,b,x,c\n", 1),
+        ("sep=,\nreference,target,modification\na,b,x\na,zz,x\n", 4),
     ],
 )
 def test_a_csv_error_names_the_line_of_the_fault(mine, text, line):

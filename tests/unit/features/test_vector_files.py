@@ -1,6 +1,7 @@
 """Files of vectors that people bring: formats, ids, and what is refused in words."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -171,3 +172,24 @@ def test_pickled_arrays_are_never_loaded(tmp_path):
     np.save(tmp_path / "g.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="cannot be read"):
         open_array(tmp_path / "g.npy")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+def test_damage_anywhere_in_a_file_is_an_error_in_words_or_harmless(tmp_path, suffix):
+    good, path, rng = beside(tmp_path / f"good{suffix}"), beside(tmp_path / f"bad{suffix}"), random.Random(0)
+    values = VECTORS.astype(np.float32)
+    if suffix == ".npz":
+        np.savez(good, vectors=values, ids=np.array(IDS))
+    else:
+        np.save(good, values) if suffix == ".npy" else save_file({"vectors": values}, good)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(good.read_bytes())
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(bytes(data[: rng.choice([len(data), rng.randrange(len(data))])]))
+        try:
+            read_vectors(path)
+        except DataError:
+            refused += 1
+    assert refused > 150
