@@ -12,6 +12,7 @@ from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.evaluation.study import Curve
+from cirray.pipelines.config import TrainRun
 from cirray.pipelines.study import run as study_run
 from cirray.pipelines.study.config import CurveSpec, StudyRun
 from cirray.pipelines.study.graph import Graph, references, variables
@@ -166,6 +167,9 @@ def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
             for row in curve.rows:
                 graph.add(run.table[row].stage, {curve.variable: value})
     assert {row for claim in run.claims for row in (claim.row, *claim.over)} <= set(run.table)
+    for node in (node for node in graph.nodes.values() if isinstance(node.config, TrainRun)):
+        brings = node.config.init or node.config.dual or node.config.encoder
+        assert not (brings and node.config.model.given()), f"{node.name}: model has no effect, or must not differ"
 
 
 @pytest.mark.parametrize(
