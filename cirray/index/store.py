@@ -18,6 +18,7 @@ import numpy as np
 
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, damage_told
+from cirray.core.texts import is_whole
 from cirray.index.config import IndexConfig
 from cirray.index.exact import ExactIndex
 from cirray.index.faiss_index import FaissTokenIndex, PooledRerankIndex, build_faiss, configure_search
@@ -259,6 +260,9 @@ def _check_rows(ids: Sequence[str], tokens_NQD: np.ndarray) -> None:
         raise DataError("The gallery is empty: no image was left to index.")
     if tokens_NQD.ndim != 3 or len(tokens_NQD) != len(ids):
         raise DataError(f"{len(ids):,} ids do not fit vectors of shape {tokens_NQD.shape}; [N, Q, D] is needed.")
+    odd = next((name for name in ids if not is_whole(name)), None)
+    if odd is not None:
+        raise DataError(f"The gallery id {odd!r} is no UTF-8 text, and no answer could name it; rename that image.")
     for before, after in zip(ids, ids[1:], strict=False):
         if not before < after:
             what = "appears twice" if before == after else f"stands after {before!r}"

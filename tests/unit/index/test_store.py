@@ -85,7 +85,10 @@ def test_a_manifest_that_does_not_list_the_files_is_refused(tmp_path):
         open_index(uri)
 
 
-@pytest.mark.parametrize(("ids", "sentence"), [(["b", "a"], "stands after 'b'"), (["a", "a"], "appears twice")])
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [(["b", "a"], "stands after 'b'"), (["a", "a"], "appears twice"), (["a", "b\udce9"], r"b.udce9' is no UTF-8 text")],
+)
 def test_ids_that_are_not_ascending_and_unique_are_refused(tmp_path, ids, sentence):
     with pytest.raises(DataError, match=sentence):
         make(tmp_path, ids=ids)
