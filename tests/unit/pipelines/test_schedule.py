@@ -5,6 +5,7 @@ import pytest
 
 from cirray.core.errors import ConfigError, StageError
 from cirray.core.progress import progress
+from cirray.core.unfinished import restarts
 from cirray.pipelines import schedule
 from cirray.pipelines.schedule import Board, Node, Outcome, _startable, check_graph, run_here
 
@@ -50,6 +51,18 @@ def noisy(config):
             advance(1)
             time.sleep(0.6)
     return len(STEPS)
+
+
+def unfinished_is_thrown_away(config):
+    """A stage that says whether it would start anew."""
+    return restarts()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_restarting_reaches_stages_that_run_as_tasks(monkeypatch, restart):
+    remote = SimpleNamespace(put=SimpleNamespace(remote=Board().put))
+    node = Node("stage", f"{__name__}:unfinished_is_thrown_away", "x")
+    assert schedule._execute(node, remote, restart).result is restart and not restarts()
 
 
 def test_a_stage_whose_board_was_closed_stops_at_its_next_progress(monkeypatch):
