@@ -38,7 +38,7 @@ def publish_folder(out: Path, name: str, config: Mapping[str, Any], write: Calla
         if _same(existing, key):
             return existing
         raise DataError(f"{str(out)!r} already holds another data set; choose another folder or remove that one.")
-    partial = out.with_name(f"{out.name}.partial")
+    partial = partial_folder(out)
     summary = _read_marker(partial)
     if summary is None or not _same(summary, key):
         shutil.rmtree(partial, ignore_errors=True)
@@ -49,11 +49,16 @@ def publish_folder(out: Path, name: str, config: Mapping[str, Any], write: Calla
     return summary
 
 
+def partial_folder(out: Path) -> Path:
+    """Where a data set stands until it is whole."""
+    return out.with_name(f"{out.name}.partial")
+
+
 def _fill(partial: Path, write: Callable[[Path], Mapping[str, int]]) -> dict[str, int]:
     try:
         return dict(write(partial))
-    except DataError:
-        shutil.rmtree(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # also after Ctrl-C: half a data set is nothing to go on from
         raise
 
 

@@ -1,15 +1,19 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import pytest
 
 from cirray.core.errors import DataError
+from cirray.core.unfinished import restarting
 from cirray.data import writing
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.judge import judge, parse
 from cirray.data.shapes.scenes import COLOURS, SHAPES, difference
 from cirray.data.shapes.world import forbidden_scenes, fresh_scene, read_scenes, write_world
+from cirray.pipelines.world import run_world
+from cirray.runs import WorldRun
 
 
 def rows(root, name):
@@ -123,6 +127,7 @@ def test_a_run_killed_while_drawing_or_moving_is_finished_by_the_next(small_conf
 
     with pytest.raises(KeyboardInterrupt):
         write_world(small_config, out, stop)
+    assert list(tmp_path.iterdir()) == []
     assert not (out / "dataset.json").exists()
     real, moved = writing.os.replace, []
 
@@ -139,6 +144,30 @@ def test_a_run_killed_while_drawing_or_moving_is_finished_by_the_next(small_conf
     monkeypatch.undo()
     write_world(small_config, out)
     assert digests(out) == digests(world) and not out.with_name("w.partial").exists()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_stage_interrupted_while_files_move_is_whole_after_the_next_start(
+    small_config, world, tmp_path, monkeypatch, restart
+):
+    """Also when what had moved already is thrown away."""
+    run, real, moved = WorldRun(shapes=small_config, out=str(tmp_path / "w")), writing.os.replace, []
+
+    def replace(source, target):
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        moved.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "os", SimpleNamespace(replace=replace))
+        with pytest.raises(KeyboardInterrupt):
+            run_world(run)
+    with restarting(restart):
+        run_world(run)
+    names = {path.name for path in (tmp_path / "w").iterdir()} - {"manifest.json", "stage.json"}
+    assert names == {path.name for path in world.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
 def test_progress_counts_every_image(small_config, tmp_path):
