@@ -36,7 +36,7 @@ NAMES: dict[str, dict[str, str]] = {
     IMG2TEXT: {"layers.0.0": "layers.0", "layers.1.0": "layers.3", "fc_out": "layers.6"},
 }  # fmt: skip
 """Layers of a part: the authors' names, and those of `Combiner` and `Phi` here; each has a weight and a bias."""
-_PREFIXES = ("module.", "clip.", "model.")
+_PREFIXES = ("module.", "clip.", "model.", "_orig_mod.")
 _SAID = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's own archives keep among the tensors."""
 _HEAD = 64

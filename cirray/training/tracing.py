@@ -6,8 +6,8 @@ is allocated and no weight exists. Sizes are those of a CPU run; `gpu=True` foll
 """
 
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,7 +49,7 @@ def trace_step(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = Fa
     """
     with ExitStack() as stack:
         if gpu:
-            stack.enter_context(_GpuRules(bf16))
+            stack.enter_context(_gpu_rules(bf16))
         saved = saved_bytes(loss, modules, inputs, bf16)
 
         def step() -> None:
@@ -67,7 +66,7 @@ def trace_forward(forward: Callable[[], Any], modules: nn.Module, inputs: Any = 
     """Trace a pass without gradients."""
     with ExitStack() as stack:
         if gpu:
-            stack.enter_context(_GpuRules(False))
+            stack.enter_context(_gpu_rules(False))
         stack.enter_context(torch.no_grad())
         alive, flops = _measured(forward, modules, inputs)
     return Trace(0, alive.peak, flops, alive.kernels, alive.written)
@@ -148,18 +147,24 @@ class _Alive(TorchDispatchMode):
         self._now -= self._live.pop(key, 0)
 
 
-class _GpuRules(TorchFunctionMode):
-    """Makes a CPU trace keep what a GPU would keep."""
+@contextmanager
+def _gpu_rules(bf16: bool) -> Iterator[None]:
+    """Inside, a CPU trace keeps what a GPU would keep.
 
-    def __init__(self, bf16: bool) -> None:
-        super().__init__()
-        self._bf16 = bf16
+    The functions themselves are changed: a torch mode would not hold for what checkpointing computes again.
+    """
+    functions: Any = F
+    attend, norm = functions.scaled_dot_product_attention, functions.layer_norm
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-            kwargs.pop("dropout_p", None)
-        elif self._bf16 and func in (F.layer_norm, torch.layer_norm) and args[0].dtype == torch.bfloat16:
-            args = (args[0].float(), *args[1:])
-        return func(*args, **kwargs)
+    def attention(*given: Any, **named: Any) -> torch.Tensor:
+        named = {name: value for name, value in named.items() if name != "dropout_p"}
+        return attend(*given[:4], *([0.0] if len(given) > 4 else []), *given[5:], **named)
+
+    def layer_norm(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        return norm(x.float() if bf16 and x.dtype == torch.bfloat16 else x, *given, **named)
+
+    functions.scaled_dot_product_attention, functions.layer_norm = attention, layer_norm
+    try:
+        yield
+    finally:
+        functions.scaled_dot_product_attention, functions.layer_norm = attend, norm

@@ -169,7 +169,9 @@ def test_what_a_file_is_is_told_by_its_tensors_under_any_wrapper(tuned, tmp_path
     openai = {**state, "input_resolution": torch.tensor(16), "context_length": torch.tensor(77)}
     save_file({name: value.contiguous() for name, value in state.items()}, str(tmp_path / "bare.safetensors"))
     places = {str(tmp_path / "bare.safetensors"): "clip4cir"}
-    for number, tree in enumerate((spn, openai, {"state_dict": {f"module.clip.{n}": v for n, v in state.items()}})):
+    for number, tree in enumerate(
+        (spn, openai, {"state_dict": {f"_orig_mod.module.clip.{n}": v for n, v in state.items()}})
+    ):
         places[saved(tmp_path / f"{number}.pt", tree)] = "auto"
     made = [
         run_convert(ConvertRun(source=place, format=form, to="checkpoint", out=f"{place}-made"))

@@ -132,3 +132,17 @@ def test_nothing_is_allocated():
     with weightless():
         model = retriever(real=False)
         assert all(weight.untyped_storage().device.type == "meta" for weight in model.parameters())
+
+
+@pytest.mark.parametrize("term", ["tdm", "tdm_hard"])
+def test_what_checkpointing_computes_again_follows_the_rules_of_a_gpu_too(term):
+    """VDG's recipes: attention with dropout and a text mask, bf16, layers computed again in the backward pass."""
+    config = TrainingConfig(batch=8, terms={term: 1.0}, precision="bf16")
+    with weightless():
+        peaks = []
+        for on in (False, True):
+            fields = {"embed_dim": 16, "text_length": 12, "matching": "trained", "gradient_checkpointing": on}
+            settings = RetrieverConfig(qformer=SIZES.model_copy(update={"dropout": 0.1}), **fields)
+            model = QFormerRetriever(settings, Words(100), TOKENS.width)
+            peaks.append(count_retriever(model, config, TOKENS).trace.peak)
+    assert 0 < peaks[1] < peaks[0]
