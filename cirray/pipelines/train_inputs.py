@@ -187,10 +187,9 @@ def check_model_fields(run: TrainRun) -> None:
             f"temperature={run.temperature!r} and model.temperature={given['temperature']!r} both name the start; "
             "leave one of them out."
         )
-    if given and other:
+    if given and other and run.init:
         raise ConfigError(
-            f"model.{next(iter(given))} has no effect beside {other}, which names the network. Leave model out, or "
-            f"{other}."
+            f"model.{next(iter(given))} has no effect beside {other}, which changes the checkpoint. Give one of them."
         )
     if run.init:
         _check_changes(run)
