@@ -23,9 +23,8 @@ from cirray.data.images import open_image
 from cirray.data.transforms import ImageTransform, build_transform
 from cirray.index.store import GalleryIndex, open_index
 from cirray.models.states import ReferenceStates
-from cirray.types import Ranking, StepTimes
+from cirray.types import MAX_TEXT, Ranking, StepTimes
 
-MAX_TEXT = 512
 ImageSource = str | Path | bytes | Image.Image
 
 

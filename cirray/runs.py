@@ -292,6 +292,8 @@ class ServeRun(Config):
     """Port."""
     device: str = "cpu"
     """Where the models run."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Names a Host header may say, for a service behind another name; null: loopback's where host is loopback."""
     replicas: int = Field(1, ge=1)
     """Processes that answer; the next request goes to the one with the least to do."""
     fast: bool = False

@@ -8,6 +8,9 @@ tokens of the vision tower), T text tokens, D width, H image height, W image wid
 import hashlib
 from dataclasses import dataclass, field
 
+MAX_TEXT = 512
+"""Most characters of a modification text."""
+
 
 def stable_id(*parts: object) -> str:
     """Deterministic 16-hex-digit id of its parts (same on every machine and run)."""

@@ -67,6 +67,11 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def variable(name: str, default: str) -> str:
+    """Value of a variable of another program's, or what that program takes without it."""
+    return os.environ.get(name, default)
+
+
 def ray_address() -> str:
     """Address of the Ray cluster this process belongs to (`RAY_ADDRESS`, set inside jobs), or an empty string."""
     return os.environ.get("RAY_ADDRESS", "")

@@ -17,7 +17,6 @@ from starlette.responses import Response
 from cirray.core.errors import CirrayError
 from cirray.core.version import __version__
 from cirray.index.pictures import media_type
-from cirray.retriever import MAX_TEXT
 from cirray.serving.bodies import SearchBody, read_search
 from cirray.serving.config import ServeArgs
 from cirray.serving.gate import Gate, Lane, rules_of
@@ -39,7 +38,7 @@ from cirray.serving.schemas import (
     Version,
 )
 from cirray.serving.service import SearchService
-from cirray.types import Ranking, StepTimes
+from cirray.types import MAX_TEXT, Ranking, StepTimes
 
 ServiceGetter = Callable[[], SearchService]
 _STATIC = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}

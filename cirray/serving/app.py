@@ -14,8 +14,6 @@ from ray.serve.exceptions import RayServeException
 
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import CirrayError
-from cirray.index.store import check_encoder
-from cirray.retriever import load_models
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs
 from cirray.serving.deployments import Retriever, current_service
@@ -78,6 +76,9 @@ def check_pair(checkpoint: str, index: str) -> None:
     """
     encoder, gallery = read_manifest(checkpoint, "checkpoint"), read_manifest(index, "index")
     if gallery.inputs.get("checkpoint") != encoder.digest:
+        from cirray.index.store import check_encoder
+        from cirray.retriever import load_models
+
         model, vision, _ = load_models(checkpoint)
         towers = (str(gallery.extra.get("vision_digest", "")), vision.digest)
         check_encoder(str(gallery.extra.get("encoder_digest", "")), model.index_digests, index, towers)

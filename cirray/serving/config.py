@@ -4,6 +4,13 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 
+OWN_CLUSTER = {
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
+}
+"""Variables of a cluster that only serves: no niceness, and one event loop a process, since nothing here blocks it."""
 FAST_PATH = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -19,8 +26,8 @@ FAST_PATH = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
 }
 """Variables of Serve's fast path, set before Ray starts; `serve_configs/fastpath.env` says the same for a shell."""
-HAPROXY_PORTS = (8404, 9101)
-"""Statistics and metrics of HAProxy (`RAY_SERVE_HAPROXY_STATS_PORT`, `RAY_SERVE_HAPROXY_METRICS_PORT`)."""
+HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": "8404", "RAY_SERVE_HAPROXY_METRICS_PORT": "9101"}
+"""Further ports of the fast path and the variables that move them."""
 
 
 class ServeArgs(Config):

@@ -5,21 +5,21 @@ One fused deployment, because every hop between deployments costs more than this
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ray import serve
 
 from cirray.core.config import validate
 from cirray.core.log import configure
 from cirray.data.config import ImageLimits
-from cirray.index.faiss_index import limit_faiss_threads
-from cirray.retriever import ComposedQuery, ComposedRetriever
 from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.entrances import Entrances
 from cirray.serving.service import Workers
 from cirray.types import Ranking
+
+if TYPE_CHECKING:
+    from cirray.retriever import ComposedQuery
 
 PROBE_TIMEOUT_S = 20.0
 
@@ -34,6 +34,11 @@ class Retriever:
             ArtifactError: an artifact is missing or damaged.
             IndexMismatchError: the index belongs to another encoder.
         """
+        import torch  # here, and not above: the process that starts the service needs no torch
+
+        from cirray.index.faiss_index import limit_faiss_threads
+        from cirray.retriever import ComposedRetriever
+
         configure()
         torch.set_num_threads(args.threads)
         limit_faiss_threads(args.threads)
@@ -67,11 +72,11 @@ class Retriever:
         await asyncio.wait_for(self.probe(), PROBE_TIMEOUT_S)
         await self._entrances.guard()
 
-    async def prepare(self, make: Callable[[], ComposedQuery]) -> ComposedQuery:
+    async def prepare(self, make: "Callable[[], ComposedQuery]") -> "ComposedQuery":
         """See `SearchService.prepare`."""
         return await self._workers.decode(make)
 
-    async def answer(self, query: ComposedQuery) -> Ranking:
+    async def answer(self, query: "ComposedQuery") -> Ranking:
         """See `SearchService.answer`; queries that arrive together share one pass through the model."""
         return await self._batched(query)
 
@@ -79,7 +84,7 @@ class Retriever:
         """See `SearchService.probe`."""
         await self._workers.probe(self.retriever)
 
-    async def _answer_many(self, queries: Sequence[ComposedQuery]) -> list[Ranking | Exception]:
+    async def _answer_many(self, queries: "Sequence[ComposedQuery]") -> list[Ranking | Exception]:
         """Failures are values here: an exception raised in a batch would reach every query of it."""
         return await self._workers.model(lambda: self.retriever.search_many(queries))
 

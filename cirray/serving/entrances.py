@@ -8,6 +8,7 @@ the service goes on without the gate.
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import ray
@@ -20,7 +21,7 @@ from cirray.serving.gate import Gate, GateRules, open_lane, rules_of
 from cirray.serving.problems import MEDIA_TYPE
 
 _LOG = get_logger(__name__)
-RESTART_S = 10.0
+GUARD_TIMEOUT_S, RESTART_S, GUARDED_FOR_S = 8.0, 6.0, 30.0
 _NAMESPACE, _CONTROLLER = "serve", "SERVE_CONTROLLER_ACTOR"
 NO_REPLICA = (
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: {media}\r\nRetry-After: 1\r\nCache-Control: no-store\r\n"
@@ -43,21 +44,30 @@ class Entrances:
 
     def __init__(self, args: ServeArgs) -> None:
         """Nothing is guarded yet."""
-        self._args, self._warned = args, False
+        self._args, self._warned, self._guarded_at = args, False, float("-inf")
 
     async def guard(self) -> None:
-        """Bring the gate to every proxy of the cluster, and to this replica's own server (fast path)."""
+        """Bring the gate to every proxy of the cluster and to this replica's own server (fast path), now and then."""
+        if time.monotonic() - self._guarded_at < GUARDED_FOR_S:
+            return
         try:
-            controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
-            http = await controller.get_http_config.remote()
-            rules, app = rules_of(self._args, http.host), serve.get_replica_context().app_name
-            open_lane("/", rules)
-            for proxy in (await controller.get_proxies.remote()).values():
-                await asyncio.wait_for(proxy.__ray_call__.remote(guard_entrance, app, rules), 2 * RESTART_S)
+            async with asyncio.timeout(GUARD_TIMEOUT_S):
+                done = await self._guard()
         except Exception as error:  # noqa: BLE001 - whatever Ray's inside has become, the service itself works
             if not self._warned:
-                _LOG.warning("Ray's proxies are without the gate (hosts, slow clients, overload): %s", error)
+                _LOG.warning("Ray's proxies are without the gate (hosts, slow clients, overload): %r", error)
             self._warned = True
+        else:
+            self._guarded_at = time.monotonic() if done else float("-inf")
+
+    async def _guard(self) -> bool:
+        """True when every entrance has the gate."""
+        controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+        http = await controller.get_http_config.remote()
+        rules, app = rules_of(self._args, http.host), serve.get_replica_context().app_name
+        open_lane("/", rules)
+        proxies = (await controller.get_proxies.remote()).values()
+        return all([await proxy.__ray_call__.remote(guard_entrance, app, rules) for proxy in proxies])
 
 
 def guard_entrance(actor: Any, app: str, rules: GateRules) -> bool:

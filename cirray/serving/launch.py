@@ -6,18 +6,20 @@ import socket
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cirray.core.artifacts import read_manifest
 from cirray.core.config import validate
-from cirray.core.environ import limit_threads, private_cluster, ray_address, set_default
+from cirray.core.environ import limit_threads, private_cluster, ray_address, set_default, variable
 from cirray.core.errors import CirrayError, ConfigError, ServingError
 from cirray.core.log import get_logger
 from cirray.runs import ServeRun
-from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, ServeArgs
+from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs
 
 _LOG = get_logger(__name__)
 _NAME = "cirray"
@@ -57,12 +59,13 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
         )
     host, port = str(plan.http["host"]), int(plan.http["port"])
     if private:
-        for number in (port, *(HAPROXY_PORTS if run.fast else ())):
-            check_port(host, number)
+        check_port(host, port, "Choose another port.")
+        for name, number in HAPROXY_PORTS.items() if run.fast else ():
+            check_port("", int(variable(name, number)), f"Set {name} to another port; the fast path needs it.")
     check_service(plan.args)
     if private:
         private_cluster()
-        for name, value in {"RAY_worker_niceness": "0", **(FAST_PATH if run.fast else {})}.items():
+        for name, value in {**OWN_CLUSTER, **(FAST_PATH if run.fast else {})}.items():
             set_default(name, value)
     start(plan)
     _LOG.info("http://%s:%d answers; Ctrl-C stops it", host, port)
@@ -80,7 +83,7 @@ def plan_of(run: ServeRun) -> Plan:
         ConfigError: the file cannot be read or holds no application of this package.
     """
     if not run.file:
-        args = ServeArgs(checkpoint=run.checkpoint, index=run.index, device=run.device)
+        args = ServeArgs(checkpoint=run.checkpoint, index=run.index, device=run.device, allowed_hosts=run.allowed_hosts)
         return Plan(args, {"host": run.host, "port": run.port}, {"num_replicas": run.replicas})
     try:
         tree = yaml.safe_load(Path(run.file).expanduser().read_text(encoding="utf-8"))
@@ -104,8 +107,14 @@ def check_service(args: ServeArgs) -> None:
     Raises:
         CirrayError: what is wrong, in one sentence.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        problem = pool.submit(problem_of, args).result()
+    for uri, kind in ((args.checkpoint, "checkpoint"), (args.index, "index")):
+        read_manifest(uri, kind)  # the commonest slips, told without waiting for the models
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            problem = pool.submit(problem_of, args).result()
+    except BrokenProcessPool:
+        problem = ServingError("The check of the service was killed, probably for lack of memory.")
     if problem is not None:
         raise problem
 
@@ -166,7 +175,7 @@ def wait_for_signal() -> None:
         signal.signal(name, signal.SIG_DFL)
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, advice: str) -> None:
     """Refuse a port that something else listens on, before anything is started.
 
     Raises:
@@ -177,6 +186,4 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(
-                f"The service cannot listen on {host}:{port}: {error.strerror}. Choose another port."
-            ) from None
+            raise ConfigError(f"The service cannot listen on {host}:{port}: {error.strerror}. {advice}") from None

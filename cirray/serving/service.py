@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from cirray.retriever import ComposedQuery, ComposedRetriever
 from cirray.serving.config import ServingSettings
 from cirray.types import Ranking
+
+if TYPE_CHECKING:  # the process that starts the service needs no torch
+    from cirray.retriever import ComposedQuery, ComposedRetriever
 
 ResultT = TypeVar("ResultT")
 PROBE_REUSE_S = 1.0
@@ -18,17 +20,17 @@ class SearchService(Protocol):
     """A loaded retriever with its settings."""
 
     @property
-    def retriever(self) -> ComposedRetriever:
+    def retriever(self) -> "ComposedRetriever":
         """The retriever that answers."""
 
     @property
     def settings(self) -> ServingSettings:
         """The settings in force."""
 
-    async def prepare(self, make: Callable[[], ComposedQuery]) -> ComposedQuery:
+    async def prepare(self, make: "Callable[[], ComposedQuery]") -> "ComposedQuery":
         """Run the CPU part of a query (decoding) outside the event loop."""
 
-    async def answer(self, query: ComposedQuery) -> Ranking:
+    async def answer(self, query: "ComposedQuery") -> Ranking:
         """Answer one prepared query, alone or in a batch with others; raises what went wrong with this one."""
 
     async def probe(self) -> None:
@@ -54,7 +56,7 @@ class Workers:
         """Run work in a decoding thread."""
         return await asyncio.get_running_loop().run_in_executor(self._decode, work)
 
-    async def probe(self, retriever: ComposedRetriever) -> None:
+    async def probe(self, retriever: "ComposedRetriever") -> None:
         """Run the retriever's probe; a success is reused for a second, a failure never."""
         if time.monotonic() - self._probed_at < PROBE_REUSE_S:
             return
@@ -65,15 +67,15 @@ class Workers:
 class DirectService:
     """Answers in this process, one query at a time: the twin of the batched deployment."""
 
-    def __init__(self, retriever: ComposedRetriever, settings: ServingSettings | None = None) -> None:
+    def __init__(self, retriever: "ComposedRetriever", settings: ServingSettings | None = None) -> None:
         """Hold a loaded retriever."""
         self.retriever, self.settings, self._workers = retriever, settings or ServingSettings(), Workers()
 
-    async def prepare(self, make: Callable[[], ComposedQuery]) -> ComposedQuery:
+    async def prepare(self, make: "Callable[[], ComposedQuery]") -> "ComposedQuery":
         """See `SearchService.prepare`."""
         return await self._workers.decode(make)
 
-    async def answer(self, query: ComposedQuery) -> Ranking:
+    async def answer(self, query: "ComposedQuery") -> Ranking:
         """See `SearchService.answer`."""
         answer = (await self._workers.model(lambda: self.retriever.search_many([query])))[0]
         if isinstance(answer, Exception):

@@ -2,6 +2,8 @@ import importlib
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -120,7 +122,7 @@ def test_a_taken_port_is_named_before_anything_starts(tiny):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
-            check_port("127.0.0.1", port)
+            check_port("127.0.0.1", port, "Choose another port.")
 
 
 @pytest.fixture
@@ -149,6 +151,11 @@ def test_the_check_leaves_no_model_in_the_process_that_asks(tiny):
     assert resident_mb() - before < 30
 
 
+def test_the_process_that_starts_the_service_needs_no_torch():
+    script = "import cirray.serving.launch, cirray.serving.app, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
 def test_a_config_file_of_serve_says_what_cirray_serve_starts(tmp_path, shipped):
     plan = plan_of(ServeRun(file=str(ROOT / "serve_configs" / "retriever.yaml")))
     assert plan.args == ServeArgs() and (plan.http["host"], plan.http["port"]) == ("127.0.0.1", 8000)
@@ -158,6 +165,15 @@ def test_a_config_file_of_serve_says_what_cirray_serve_starts(tmp_path, shipped)
     for name, words in (("other.yaml", "no Serve config file"), ("none.yaml", "cannot be read")):
         with pytest.raises(ConfigError, match=words):
             plan_of(ServeRun(file=str(tmp_path / name)))
+
+
+def test_a_port_that_haproxy_would_miss_is_named_with_what_moves_it(tiny, no_cluster, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(ConfigError, match="RAY_SERVE_HAPROXY_STATS_PORT"):
+            run_serve(ServeRun(checkpoint=tiny.checkpoint, index=tiny.index, port=free_port(), fast=True))
 
 
 def test_the_fast_path_cannot_be_chosen_for_a_cluster_that_runs(monkeypatch, no_cluster):

@@ -155,6 +155,31 @@ def test_haproxy_is_restarted_once_with_what_it_lacks(tmp_path, monkeypatch):
     assert f"Content-Length: {len(body)}".encode() in head
 
 
+def test_the_gate_is_brought_now_and_then_and_again_at_once_while_an_entrance_lacks_it(monkeypatch):
+    answers, asked = [False, True, True], []
+
+    async def guard_all():
+        asked.append(1)
+        return answers.pop(0)
+
+    guards = Entrances(ServeArgs())
+    monkeypatch.setattr(guards, "_guard", guard_all)
+    for _ in range(5):
+        asyncio.run(guards.guard())
+    assert len(asked) == 2
+    guards._guarded_at -= entrances.GUARDED_FOR_S
+    asyncio.run(guards.guard())
+    assert len(asked) == 3
+
+
+def test_an_entrance_that_does_not_answer_costs_the_health_check_seconds_only(monkeypatch):
+    monkeypatch.setattr(entrances, "GUARD_TIMEOUT_S", 0.05)
+    guards = Entrances(ServeArgs())
+    monkeypatch.setattr(guards, "_guard", lambda: asyncio.sleep(60))
+    asyncio.run(asyncio.wait_for(guards.guard(), 5))
+    assert guards._warned
+
+
 async def a_task():
     return asyncio.get_running_loop().create_task(asyncio.sleep(0))
 
