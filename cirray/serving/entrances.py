@@ -31,12 +31,24 @@ _BODY = (
     '{"type":"urn:cirray:problem:unavailable","title":"The service is not ready","status":503,'
     '"detail":"No replica could answer. Try again.","request_id":""}'
 )
+_FULL = (
+    '{"type":"urn:cirray:problem:too-many-requests","title":"Too many requests wait","status":429,'
+    '"detail":"All replicas are busy. Try again.","request_id":""}'
+)
 EDITS = {
     "bind :{{ config.metrics_port }}": "bind 127.0.0.1:{{ config.metrics_port }}",
     "bind *:{{ config.stats_port }}": "bind 127.0.0.1:{{ config.stats_port }}",
     "    option log-health-checks\n": "    option log-health-checks\n    option forwardfor\n",
+    "    # Servers in this backend\n": (
+        "    # Servers in this backend, each with as many whole requests as it has places\n"
+        "    option http-buffer-request\n    timeout queue 2s\n    default-server maxconn PLACES\n"
+        f"    http-request return status 429 content-type {MEDIA_TYPE} hdr retry-after 1 string '{_FULL}'"
+        " if { queue gt PLACES } !{ path /healthz /readyz /version }\n"
+    ),
 }
-"""HAProxy's own pages answer on loopback only, and replicas learn who asks."""
+"""HAProxy's own pages answer on loopback only, replicas learn who asks, and HAProxy itself holds back what is too much.
+
+What it refuses costs the replica nothing, which has work to do."""
 
 
 class Entrances:
@@ -131,12 +143,13 @@ def _guard_haproxy(manager: Any, rules: GateRules) -> bool:
     module, config = sys.modules[type(manager._haproxy).__module__], manager._haproxy.cfg
     template: str = module.HAPROXY_CONFIG_TEMPLATE  # type: ignore[attr-defined]
     for old, new in EDITS.items():
-        template = template if new in template else template.replace(old, new)
-    wanted = max(1, round(rules.header_timeout_s))
-    if template == module.HAPROXY_CONFIG_TEMPLATE and config.timeout_http_request_s == wanted:  # type: ignore[attr-defined]
+        wanted = new.replace("PLACES", str(rules.max_in_flight))
+        template = template if wanted in template else template.replace(old, wanted)
+    seconds = max(1, round(rules.header_timeout_s))
+    if template == module.HAPROXY_CONFIG_TEMPLATE and config.timeout_http_request_s == seconds:  # type: ignore[attr-defined]
         return True
     module.HAPROXY_CONFIG_TEMPLATE = template  # type: ignore[attr-defined]
-    config.timeout_http_request_s = wanted
+    config.timeout_http_request_s = seconds
     with open(config.error_file_path, "w", newline="") as file:
         file.write(NO_REPLICA.format(media=MEDIA_TYPE, length=len(_BODY), body=_BODY))
     asyncio.run_coroutine_threadsafe(_restart(manager), manager.event_loop).result(RESTART_S)
