@@ -13,7 +13,7 @@ class SearchRequest(_Wire):
     text: str
     """What to change in the reference, 1 to 512 characters."""
     image: str | None = None
-    """Reference image, base64 of a JPEG, PNG, WebP, GIF or BMP file."""
+    """Reference image, base64 of a picture file: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and others."""
     gallery_id: str | None = None
     """Id of a gallery image as the reference."""
     k: int | None = Field(None, ge=1)

@@ -19,6 +19,13 @@ from cirray.pipelines.train_job import measures_of, recall_of
 FILES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "benchmarks.py")))
 
 
+@pytest.fixture(autouse=True)
+def embedded(monkeypatch):
+    """A features artifact that rejected nothing: the layouts' pictures are empty files, which nobody opens here."""
+    monkeypatch.setattr("cirray.pipelines.datasets.localize", lambda uri, kind: uri)
+    monkeypatch.setattr("cirray.pipelines.datasets.read_rejected", lambda uri: {})
+
+
 class AnyImage:
     """A vector for every image id."""
 
@@ -34,7 +41,7 @@ class AnyImage:
 
 def run_on(name, root, **validation):
     tree = {
-        "data": {"format": name, name: {"root": str(root)}}, "ray": {"enabled": False}, "features": [],
+        "data": {"format": name, name: {"root": str(root)}}, "ray": {"enabled": False}, "features": ["somewhere"],
         "training": {"log_every": 1}, "validation": {"every": 1, **validation},
     }  # fmt: skip
     run = validate(TrainRun, tree)
@@ -82,9 +89,8 @@ def test_a_benchmarks_own_queries_galleries_and_figures_choose_the_epoch_as_the_
 
 def test_a_gallery_picture_that_could_not_be_embedded_is_not_searched(tmp_path, monkeypatch):
     run, whole = run_on("fashioniq", FILES.write_fashioniq(tmp_path), queries="benchmark")
-    monkeypatch.setattr("cirray.pipelines.datasets.localize", lambda uri, kind: uri)
     monkeypatch.setattr("cirray.pipelines.datasets.read_rejected", lambda uri: {0: [("dress-val-2", "truncated")]})
-    inputs = read_inputs(run.model_copy(update={"features": ("somewhere",)}))
+    inputs = read_inputs(run)
     assert set(whole.gallery_ids) - set(inputs.gallery_ids) == {"dress-val-2"}
     assert len(inputs.queries) == len(whole.queries)
     assert set(recall_of(run, inputs, AnyImage(), retriever_for(inputs))) >= {"val_Avg", "val_dress R@10"}
@@ -99,6 +105,6 @@ def test_a_figure_that_the_benchmark_does_not_have_is_refused_before_the_first_s
 def test_a_split_without_published_targets_cannot_choose_weights(tmp_path):
     tree = {"data": {"format": "cirr", "cirr": {"root": str(FILES.write_cirr(tmp_path)), "split": "test1"}}}
     chosen = {"every": 10, "queries": "benchmark", "keep": ["val_R@1"]}
-    run = validate(TrainRun, {**tree, "features": [], "validation": chosen})
+    run = validate(TrainRun, {**tree, "features": ["somewhere"], "validation": chosen})
     with pytest.raises(DataError, match="'12' has no target"):
         measures_of(run, read_inputs(run), AnyImage())
