@@ -45,7 +45,7 @@ def says_nothing(name: str) -> bool:
 
 def content_digest(uri: str) -> str:
     """Digest of one file: a library's settings file by the fields that count, any other by `file_digest`."""
-    name = PurePosixPath(uri).name
+    name = PurePosixPath(storage.without_query(uri)).name
     if name in _DROPPED or name in _CHOSEN:
         try:
             tree = json.loads(storage.read_bytes(uri))

@@ -32,10 +32,15 @@ def local_path(uri: str | Path) -> Path:
 
 def join(uri: str | Path, *parts: str) -> str:
     """Append path parts to a path or URI, keeping a `?query` at the end where it belongs."""
+    if is_local(uri):
+        return str(Path(str(uri).removeprefix("file://")).expanduser().joinpath(*parts))
     base, mark, query = str(uri).partition("?")
-    if is_local(base):
-        return str(Path(base.removeprefix("file://")).expanduser().joinpath(*parts))
     return posixpath.join(base.rstrip("/"), *parts) + mark + query
+
+
+def without_query(uri: str | Path) -> str:
+    """A path as it is; a URI without the `?query` that says how it is reached."""
+    return str(uri) if is_local(uri) else str(uri).partition("?")[0]
 
 
 def url(uri: str | Path) -> str:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+from cirray.core import storage
 from cirray.data.kinds import split_suffix
 
 Box = tuple[float, float, float, float]
@@ -32,7 +33,7 @@ class Place:
 
     def name(self, image_id: str) -> str:
         """What to call the image in a reason: its id with its file's suffix, equal wherever the file lies."""
-        suffix = "" if self.span or self.box else split_suffix(self.uri)[1]
+        suffix = "" if self.span or self.box else split_suffix(storage.without_query(self.uri))[1]
         return image_id if image_id.endswith(suffix) else image_id + suffix
 
     @classmethod

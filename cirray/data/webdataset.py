@@ -148,7 +148,7 @@ def read_webdataset(config: WebDatasetConfig) -> CirDataset:
     gallery = singles if config.part == "gallery" else ()
     if queries and not gallery:
         gallery = tuple(dict.fromkeys(image for q in queries for image in (*q.target_ids, q.reference_id)))
-    name = posixpath.basename(config.root.split("?")[0].rstrip("/")) or "webdataset"
+    name = posixpath.basename(storage.without_query(config.root).rstrip("/")) or "webdataset"
     return CirDataset(
         name=name,
         images=ImageTable(found.paths, spans=found.spans),

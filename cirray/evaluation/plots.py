@@ -152,7 +152,7 @@ def method_plot(values: Mapping[str, Sequence[float]], metric: str = "R@1") -> "
 def save_figure(figure: "Figure", uri: str | Path) -> None:
     """Write a figure to a path or URI; the suffix (.png, .svg, .pdf) says how."""
     stream = io.BytesIO()
-    figure.savefig(stream, format=Path(str(uri).partition("?")[0]).suffix.lstrip("."), dpi=160, facecolor="white")
+    figure.savefig(stream, format=Path(storage.without_query(uri)).suffix.lstrip("."), dpi=160, facecolor="white")
     storage.write_bytes(uri, stream.getvalue())
 
 

@@ -147,7 +147,7 @@ def _histories(run: EvaluateRun) -> dict[str, list[dict[str, float]]]:
     for uri in dict.fromkeys((*run.histories, run.checkpoint)):
         path = storage.join(uri, HISTORY)
         if storage.exists(path):
-            name = uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+            name = storage.without_query(uri).rstrip("/").rpartition("/")[2]
             found[uri if name in found else name] = read_history(uri)
         elif uri in run.histories:
             raise ArtifactError(f"{uri!r} holds no {HISTORY}; leave it out of `histories`.")
