@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
 
 def test_a_cluster_without_a_shared_disk_writes_what_one_machine_writes(tmp_path):
     environment = {
-        **os.environ, "PYTHONPATH": str(FIXTURES), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled",
+        **os.environ, "PYTHONPATH": os.pathsep.join((str(FIXTURES), str(FIXTURES.parents[1]))),
+        "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
     }  # fmt: skip
     environment.pop("RAY_AUTH_TOKEN", None)
