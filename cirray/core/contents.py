@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from cirray.core import storage
+from cirray.core.texts import parse_json
 
 _WHOLE_FILE_BYTES = 64 * 2**20
 _WRITER = frozenset({"transformers_version", "dtype", "torch_dtype", "_name_or_path", "_commit_hash"})
@@ -48,7 +49,7 @@ def content_digest(uri: str) -> str:
     name = PurePosixPath(storage.without_query(uri)).name
     if name in _DROPPED or name in _CHOSEN:
         try:
-            tree = json.loads(storage.read_bytes(uri))
+            tree = parse_json(storage.read_bytes(uri))
         except ValueError:
             return file_digest(uri)
         if isinstance(tree, dict):

@@ -1,11 +1,11 @@
 """From a PIL image of any size to the square uint8 pixels an encoder reads; numbers are normalised on the device."""
 
-import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image
 
+from cirray.core.contents import canonical
 from cirray.data.config import TransformConfig
 from cirray.types import stable_id
 
@@ -26,7 +26,7 @@ class ImageTransform:
     @property
     def digest(self) -> str:
         """16 hex digits over every setting and the revision of the code."""
-        return stable_id("image-transform", _REVISION, json.dumps(asdict(self), sort_keys=True))
+        return stable_id("image-transform", _REVISION, canonical(asdict(self)))
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Pixels of an RGB image, uint8, size x size x 3."""

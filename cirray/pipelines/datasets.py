@@ -1,7 +1,7 @@
 """Data sets wherever they lie: local folders, or below any URI, of which only tables and names are fetched."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +49,7 @@ def open_dataset(data: DataConfig) -> CirDataset:
     if settings is None or storage.is_local(root) or data.format in _OWN_STORAGE:
         return read_dataset(data)
     with tempfile.TemporaryDirectory(prefix="cirray-") as folder:
-        mirror = Path(folder).resolve() / (root.split("?")[0].rstrip("/").rsplit("/", 1)[-1] or "data")
+        mirror = Path(folder).resolve() / (storage.without_query(root).rstrip("/").rsplit("/", 1)[-1] or "data")
         _mirror(root, mirror)
         local = data.model_copy(update={data.format: settings.model_copy(update={"root": str(mirror)})})
         dataset = read_dataset(local)
@@ -60,17 +60,34 @@ def open_dataset(data: DataConfig) -> CirDataset:
 def read_usable(data: DataConfig, features: Sequence[str]) -> CirDataset:
     """A data set to learn from, without what names an image that cannot be used; how much that is is logged.
 
-    Args:
-        data: the data set.
-        features: features artifacts, which list such images with their reasons; without any, as images are read when
-            they are needed, every image that a row or a caption names is opened once.
-
     Raises:
         DataError: when every triplet names such an image.
     """
     dataset = read_dataset(data)
+    return without_images(dataset, unusable_images(dataset, features))
+
+
+def unusable_images(dataset: CirDataset, features: Sequence[str]) -> frozenset[str]:
+    """Ids of images that training cannot use.
+
+    Args:
+        dataset: the data set.
+        features: features artifacts, which list such images with their reasons; without any, as images are read when
+            they are needed, every image that a row or a caption names is opened once.
+    """
+    if not features:
+        return frozenset(_unreadable(dataset))
     refused = [rows for uri in features for rows in read_rejected(str(localize(uri, "features"))).values()]
-    bad = {image for rows in refused for image, _ in rows} if features else _unreadable(dataset)
+    return frozenset(image for rows in refused for image, _ in rows)
+
+
+def without_images(dataset: CirDataset, bad: Collection[str]) -> CirDataset:
+    """A data set without what names one of some images; how much that is is logged.
+
+    Raises:
+        DataError: when every triplet names such an image.
+    """
+    bad = frozenset(bad)
     triplets = tuple(row for row in dataset.triplets if bad.isdisjoint((row.reference_id, row.target_id)))
     queries = tuple(row for row in dataset.queries if bad.isdisjoint((row.reference_id, *row.target_ids)))
     lost = len(dataset.triplets) - len(triplets) + len(dataset.queries) - len(queries)

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -81,6 +81,20 @@ class Source(Protocol):
         """Read some images; unusable ones are values, not exceptions."""
 
 
+def _opened(
+    ids: Sequence[str], paths: Mapping[str, str], limits: ImageLimits, rejected: list[tuple[str, str]]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Pictures of ids that can be read, one at a time; the others are added to `rejected` with the reason."""
+    for name in ids:
+        try:
+            place = Place.parse(paths[name])
+            image = open_place(place, limits, place.name(name))
+        except DataError as error:
+            rejected.append((name, str(error)))
+        else:
+            yield name, image
+
+
 class FolderSource:
     """Pictures of a folder: decoded once, for the model and for the thumbnail."""
 
@@ -92,14 +106,9 @@ class FolderSource:
 
     def load(self, ids: Sequence[str]) -> Loaded:
         """See `Source`."""
-        kept, pixels, pictures, rejected = [], [], [], []
-        for name in ids:
-            try:
-                place = Place.parse(self._paths[name])
-                image = open_place(place, self._limits, place.name(name))
-            except DataError as error:
-                rejected.append((name, str(error)))
-                continue
+        kept, pixels, pictures = [], [], []
+        rejected: list[tuple[str, str]] = []
+        for name, image in _opened(ids, self._paths, self._limits, rejected):
             kept.append(name)
             pixels.append(self._transform(image))
             pictures += [thumbnail(image, self._size)] if self._size else []
@@ -117,14 +126,9 @@ class FeatureSource:
         """See `Source`."""
         if not self._paths or not self._size:
             return Loaded(list(ids), self._store.get(list(ids)), None, [], [])
-        kept, pictures, rejected = [], [], []
-        for name in ids:
-            try:
-                place = Place.parse(self._paths[name])
-                image = open_place(place, self._limits, place.name(name))
-            except DataError as error:
-                rejected.append((name, str(error)))
-                continue
+        kept, pictures = [], []
+        rejected: list[tuple[str, str]] = []
+        for name, image in _opened(ids, self._paths, self._limits, rejected):
             kept.append(name)
             pictures.append(thumbnail(image, self._size))
         return Loaded(kept, self._store.get(kept) if kept else None, None, pictures, rejected)

@@ -1,9 +1,9 @@
 """The leak guard of the stages: read the benchmarks that a run names and refuse their val and test images."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cirray.core.contents import canonical
 from cirray.data.config import DataConfig
 from cirray.data.leaks import guarded_ids, refuse_leaks
 from cirray.pipelines.datasets import open_dataset
@@ -28,7 +28,7 @@ def check_leaks(guard: Sequence[DataConfig], ids: Iterable[str], allow: bool, wh
 
 def guard_inputs(record: dict[str, Any]) -> dict[str, str]:
     """The record as an input of a stage: an artifact made without the guard is not taken for one made with it."""
-    return {"guard": stable_id(json.dumps(record, sort_keys=True))} if record else {}
+    return {"guard": stable_id(canonical(record))} if record else {}
 
 
 def images_of(triplets: Iterable[Triplet]) -> set[str]:

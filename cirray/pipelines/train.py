@@ -63,7 +63,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     if run.ray.enabled:
         from cirray.pipelines.train_ray import train_on_ray
 
-        history, rate = train_on_ray(run, stage, reports)
+        history, rate = train_on_ray(run, stage, inputs.unusable, reports)
     else:
         history, rate = train_here(run, stage, job, callbacks)
     return _publish(run, stage, inputs, history, {"samples_per_second": round(rate, 1), **guard})

@@ -1,6 +1,6 @@
 """What one training run reads: triplets with their sources, features, start weights, held-out queries. No ray."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from cirray.core.config import leaves
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
+from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
 from cirray.models.base import KINDS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
@@ -25,7 +26,7 @@ from cirray.models.text_processors import process
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.actors import find_tower
 from cirray.pipelines.config import SOURCE, TrainRun
-from cirray.pipelines.datasets import read_usable
+from cirray.pipelines.datasets import unusable_images, without_images
 from cirray.pipelines.generator_inputs import select_labels
 from cirray.pipelines.live import Features, live_digests
 from cirray.triplets.store import TripletStore, attach_reverse
@@ -45,6 +46,8 @@ class TrainInputs:
     dataset: CirDataset | None
     slice: tuple[Triplet, ...] = ()
     """Labelled triplets that were taken out of training, to be measured (`validation.held_out`)."""
+    unusable: frozenset[str] = frozenset()
+    """Images of the data set that cannot be used; rows that name one are left out."""
 
     @property
     def sources(self) -> dict[str, int]:
@@ -53,14 +56,22 @@ class TrainInputs:
         return {tag: tags.count(tag) for tag in dict.fromkeys(tags)}
 
 
-def read_inputs(run: TrainRun) -> TrainInputs:
+def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> TrainInputs:
     """Read the rows and the held-out queries of a run.
+
+    Args:
+        run: the configuration.
+        unusable: images that cannot be used, where that is known; else features list them, or every image is opened.
 
     Raises:
         ArtifactError: a triplets artifact is missing or damaged.
         DataError: nothing to train on, or no held-out triplet where validation asks for some.
     """
-    dataset = read_usable(run.data, run.features) if run.data else None
+    dataset, bad = None, frozenset(unusable or ())
+    if run.data:
+        whole = read_dataset(run.data)
+        bad = unusable_images(whole, run.features) if unusable is None else bad
+        dataset = without_images(whole, bad)
     labelled, held_out = set_aside(_labelled(run, dataset), run.validation.held_out)
     apart = {frozenset((row.reference_id, row.target_id)) for row in held_out}
     generated = [row for uri in run.triplets for row in TripletStore.open(uri).read(split="train")]
@@ -68,7 +79,7 @@ def read_inputs(run: TrainRun) -> TrainInputs:
     if not rows:
         raise DataError("There is no triplet of split 'train' to train on. Check `triplets`, `data` and `labels`.")
     queries, gallery = _queries(run, dataset)
-    return TrainInputs(rows, _texts(rows, dataset), queries, gallery, dataset, held_out)
+    return TrainInputs(rows, _texts(rows, dataset), queries, gallery, dataset, held_out, bad)
 
 
 def set_aside(rows: Sequence[Triplet], count: int) -> tuple[tuple[Triplet, ...], tuple[Triplet, ...]]:

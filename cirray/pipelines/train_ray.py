@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +79,15 @@ class Fit:
         return storage.join(self.place, f"{self.name}.json")
 
 
-def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> tuple[list[Row], float]:
+def train_on_ray(
+    run: TrainRun, stage: Stage, unusable: Collection[str] = (), reports: Sequence[Any] = ()
+) -> tuple[list[Row], float]:
     """Train a retriever on Ray's workers and bring the model home.
 
     Args:
         run: the configuration.
         stage: where the artifact is being written.
+        unusable: images of the data set that cannot be used; workers do not look for them again.
         reports: callbacks of Ray Train's controller.
 
     Returns:
@@ -97,8 +100,8 @@ def train_on_ray(run: TrainRun, stage: Stage, reports: Sequence[Any] = ()) -> tu
 
     writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
     fit = Fit(
-        work, {"run": run.to_dict()}, run.ray, run.training, run_name(run.out), place_of(run.ray, stage), title_of(run),
-        writers,
+        work, {"run": run.to_dict(), "unusable": sorted(unusable)}, run.ray, run.training, run_name(run.out),
+        place_of(run.ray, stage), title_of(run), writers,
     )  # fmt: skip
     if stage.fresh:
         clear(fit)
@@ -153,13 +156,13 @@ def work(settings: dict[str, Any]) -> None:
     """What every worker runs.
 
     Args:
-        settings: `run` (plain values of a `TrainRun`), `bulletin` (URI of the file that the driver looks at) and
-            `folder` (where the driver works).
+        settings: `run` (plain values of a `TrainRun`), `unusable` (images that the driver found so), `bulletin` (URI of
+            the file that the driver looks at) and `folder` (where the driver works).
     """
     enter_folder(settings["folder"])
     run = validate(TrainRun, settings["run"])
     device = worker_device(run.ray)
-    job = build_job(run, read_inputs(run), device)
+    job = build_job(run, read_inputs(run, settings["unusable"]), device)
     train_share(job.task, run.training, device, settings["bulletin"], job.measures, run.validation.every)
 
 

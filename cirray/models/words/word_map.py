@@ -6,7 +6,6 @@ every update of the text side.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from cirray.core.config import validate
+from cirray.core.contents import canonical
 from cirray.core.errors import ConfigError
 from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
@@ -128,7 +128,7 @@ class WordMapRetriever(Retriever):
     def target_digest(self) -> str:
         """Digest of the gallery side alone: an index serves every checkpoint that has this and the same tower."""
         facts = {"kind": self.kind, "embed_dim": self.config.embed_dim, "patch_width": self.patch_width}
-        return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(canonical(facts).encode(), digest_size=16).hexdigest()
 
     def target_weights(self) -> dict[str, nn.Parameter]:
         """None: gallery vectors are the frozen tower's own."""

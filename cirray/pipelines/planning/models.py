@@ -165,7 +165,9 @@ def _words(run: TrainRun, plan: PlanConfig) -> tuple[Any, str]:
     if named is not None:
         return named, f"tokenizer {run.tokenizer}"
     try:
-        return build_tokenizer(process(run.model.text_processor, read_inputs(run).texts)), "words of the training texts"
+        # Without features a training opens every picture to see which it can use; a plan opens none.
+        texts = read_inputs(run, None if run.features else ()).texts
+        return build_tokenizer(process(run.model.text_processor, texts)), "words of the training texts"
     except (CirrayError, OSError):
         return Words(plan.vocabulary), "plan.vocabulary words"
 

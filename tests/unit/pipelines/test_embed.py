@@ -49,6 +49,22 @@ def run_of(made, out, **fields):
     return EmbedRun(**{**settings, **fields})
 
 
+def killed_in_the_third_batch(run, monkeypatch):
+    """Start a run that ends as its third batch of pictures is encoded."""
+    real, calls = EncodeImages.__call__, []
+
+    def dying(self, columns):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(self, columns)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EncodeImages, "__call__", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run_embed(run)
+
+
 def test_every_image_is_decoded_once_and_bad_ones_are_rejected_with_a_reason(made, tmp_path, opened):
     manifest = run_embed(run_of(made, tmp_path / "f"))
     assert manifest.counts == {"images": 18, "rejected": 2}
@@ -80,18 +96,7 @@ def test_features_are_those_of_the_tower_called_directly(made, tmp_path):
 
 def test_a_killed_run_goes_on_and_only_missing_shards_are_made(made, tmp_path, opened, monkeypatch):
     whole = run_embed(run_of(made, tmp_path / "whole"))
-    real, calls = EncodeImages.__call__, []
-
-    def dying(self, columns):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return real(self, columns)
-
-    monkeypatch.setattr(EncodeImages, "__call__", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run_embed(run_of(made, tmp_path / "f"))
-    monkeypatch.setattr(EncodeImages, "__call__", real)
+    killed_in_the_third_batch(run_of(made, tmp_path / "f"), monkeypatch)
     assert not (tmp_path / "f").exists()
     opened.clear()
     assert run_embed(run_of(made, tmp_path / "f")).digest == whole.digest
@@ -165,19 +170,7 @@ def replaced(path, data=None):
 def test_a_picture_that_was_replaced_is_embedded_again_when_the_run_goes_on(made, tmp_path, opened, monkeypatch):
     shutil.copytree(made / "images", tmp_path / "images")
     run = run_of(made, tmp_path / "f", data=DataConfig(folder=FolderConfig(root=str(tmp_path / "images"))))
-    real = EncodeImages.__call__
-    calls = []
-
-    def dying(self, columns):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return real(self, columns)
-
-    monkeypatch.setattr(EncodeImages, "__call__", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run_embed(run)
-    monkeypatch.setattr(EncodeImages, "__call__", real)
+    killed_in_the_third_batch(run, monkeypatch)
     replaced(tmp_path / "images" / "img-0001.png")
     replaced(tmp_path / "images" / "img-0003.png")
     opened.clear()

@@ -108,3 +108,13 @@ def test_a_split_without_published_targets_cannot_choose_weights(tmp_path):
     run = validate(TrainRun, {**tree, "features": ["somewhere"], "validation": chosen})
     with pytest.raises(DataError, match="'12' has no target"):
         measures_of(run, read_inputs(run), AnyImage())
+
+
+def test_what_the_driver_found_unusable_is_not_looked_for_again(tmp_path, monkeypatch):
+    run, whole = run_on("fashioniq", FILES.write_fashioniq(tmp_path), queries="benchmark")
+    monkeypatch.setattr("cirray.pipelines.datasets.read_rejected", lambda uri: {0: [("dress-val-2", "truncated")]})
+    found = read_inputs(run)
+    assert found.unusable == {"dress-val-2"} and whole.unusable == frozenset()
+    monkeypatch.setattr("cirray.pipelines.train_inputs.unusable_images", lambda *given: pytest.fail("looked again"))
+    again = read_inputs(run, sorted(found.unusable))
+    assert (again.triplets, again.queries, again.gallery_ids) == (found.triplets, found.queries, found.gallery_ids)
