@@ -7,14 +7,14 @@ from cirray.core.config import load_config
 from cirray.core.environ import limit_threads
 from cirray.core.log import say
 from cirray.core.storage import join
-from cirray.runs import StoryRun
+from cirray.pipelines.study.config import StoryRun
 
 
 def main(arguments: list[str]) -> None:
     """Run one story per seed below `root/seed-N`, then print the table over all of them with the bars."""
     limit_threads()
-    from cirray.pipelines.story import GENERATORS, run_story
-    from cirray.pipelines.story_table import render_story
+    from cirray.pipelines.study.story import GENERATORS, run_story
+    from cirray.pipelines.study.story_table import render_story
 
     seeds = [item for item in arguments if item.startswith("seeds=")] or ["seeds=0,1,2"]
     rest = [item for item in arguments if not item.startswith("seeds=")]

@@ -5,8 +5,8 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="browse",
     help="a page with every query of a saved evaluation, or of two side by side",
-    config="cirray.runs:BrowseRun",
-    run="cirray.pipelines.browse:run_browse",
+    config="cirray.pipelines.evaluation.config:BrowseRun",
+    run="cirray.pipelines.evaluation.browse:run_browse",
     example="cirray browse run=report-before other=report-after out=compared.html",
     show=lambda browser: browser.text(),
     restarts=False,

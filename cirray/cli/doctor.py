@@ -13,8 +13,8 @@ def _show(report: Any) -> str:
 VERB = Verb(
     name="doctor",
     help="check a data set on disk: images, annotations, gallery sizes (exit 0 clean, 1 findings, 2 cannot run)",
-    config="cirray.pipelines.config:DoctorRun",
-    run="cirray.pipelines.doctor:run_doctor",
+    config="cirray.pipelines.data.config:DoctorRun",
+    run="cirray.pipelines.data.doctor:run_doctor",
     example="cirray doctor ~/data/cirr --dataset cirr --json",
     show=_show,
     positional="root",

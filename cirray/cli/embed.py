@@ -5,8 +5,8 @@ from cirray.cli.verb import Verb, partial_status
 VERB = Verb(
     name="embed",
     help="run every image through the frozen vision tower once (Ray Data)",
-    config="cirray.pipelines.config:EmbedRun",
-    run="cirray.pipelines.embed:run_embed",
+    config="cirray.pipelines.features.config:EmbedRun",
+    run="cirray.pipelines.features.embed:run_embed",
     example="cirray embed jobs/configs/embed-shapes-small-cpu.yaml",
     status=partial_status,
 )

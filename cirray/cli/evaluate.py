@@ -6,7 +6,7 @@ VERB = Verb(
     name="evaluate",
     help="score a checkpoint on a benchmark and write a report with pictures",
     config="cirray.evaluation.config:EvaluateRun",
-    run="cirray.pipelines.evaluate:run_evaluate",
+    run="cirray.pipelines.evaluation.evaluate:run_evaluate",
     example="cirray evaluate jobs/configs/evaluate-shapes-small-cpu.yaml",
     show=lambda manifest: manifest.extra["table"],
 )

@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="export",
     help="write a model as one folder with a card, for cirray.load()",
-    config="cirray.runs:ExportRun",
-    run="cirray.pipelines.export:run_export",
+    config="cirray.pipelines.weights.config:ExportRun",
+    run="cirray.pipelines.weights.export:run_export",
     example="cirray export model=~/cirray/quickstart/checkpoint out=my-retriever",
 )

@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="finetune",
     help="fine-tune the retriever on labelled triplets (plain or PTHA; Ray Train, DeepSpeed)",
-    config="cirray.pipelines.config:FinetuneRun",
-    run="cirray.pipelines.train:run_train",
+    config="cirray.pipelines.training.config:FinetuneRun",
+    run="cirray.pipelines.training.train:run_train",
     example="cirray finetune jobs/configs/finetune-shapes-small-cpu.yaml",
 )

@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="generate",
     help="stream pairs through generator actors and write triplets (Ray Data)",
-    config="cirray.pipelines.config:GenerateRun",
-    run="cirray.pipelines.generate:run_generate",
+    config="cirray.pipelines.texts.config:GenerateRun",
+    run="cirray.pipelines.texts.generate:run_generate",
     example="cirray generate jobs/configs/generate-shapes-small-cpu.yaml",
 )

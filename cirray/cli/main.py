@@ -72,7 +72,8 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
         if needs:
             limit_threads()
             roots = [item.partition("=")[2] for item in overrides_of(arguments) if item.startswith("root=")]
-            prepare, story = load("cirray.pipelines.story:prepare"), load("cirray.runs:StoryRun")
+            prepare = load("cirray.pipelines.study.story:prepare")
+            story = load("cirray.pipelines.study.config:StoryRun")
             prepare(needs, story(root=[HOME, *roots][-1]))
         return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 

@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="pretrain",
     help="pretrain the retriever on generated triplets (MTST; Ray Train, DeepSpeed)",
-    config="cirray.pipelines.config:PretrainRun",
-    run="cirray.pipelines.train:run_train",
+    config="cirray.pipelines.training.config:PretrainRun",
+    run="cirray.pipelines.training.train:run_train",
     example="cirray pretrain jobs/configs/pretrain-shapes-small-cpu.yaml training.lr=5e-4",
 )

@@ -5,8 +5,8 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="score",
     help="a benchmark's figures from saved vectors, ranked lists or a submission file; no model",
-    config="cirray.runs:ScoreRun",
-    run="cirray.pipelines.score:run_score",
+    config="cirray.pipelines.evaluation.config:ScoreRun",
+    run="cirray.pipelines.evaluation.score:run_score",
     example="cirray score data.folder.root=my-data ranks=report",
     show=lambda scored: scored.text(),
 )

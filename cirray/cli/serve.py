@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="serve",
     help="serve a retriever over HTTP with its search page (Ray Serve)",
-    config="cirray.runs:ServeRun",
+    config="cirray.serving.config:ServeRun",
     run="cirray.serving.launch:run_serve",
     example="cirray serve --port 8000, cirray serve serve_configs/retriever.yaml",
     takes_file="file",

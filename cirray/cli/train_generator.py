@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="train-generator",
     help="train the modification-text generator on the labelled part",
-    config="cirray.pipelines.config:GeneratorRun",
-    run="cirray.pipelines.generator:run_generator",
+    config="cirray.pipelines.texts.config:GeneratorRun",
+    run="cirray.pipelines.texts.generator:run_generator",
     example="cirray train-generator jobs/configs/generator-shapes-small-cpu.yaml",
 )

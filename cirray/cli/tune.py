@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="tune",
     help="sweep loss weights and other fields (Ray Tune)",
-    config="cirray.pipelines.config:TuneRun",
-    run="cirray.pipelines.tune:run_tune",
+    config="cirray.pipelines.training.config:TuneRun",
+    run="cirray.pipelines.training.tune:run_tune",
     example="cirray tune jobs/configs/tune-shapes-small-cpu.yaml",
 )

@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="world",
     help="write the embedded world `shapes`: images, texts, queries",
-    config="cirray.runs:WorldRun",
-    run="cirray.pipelines.world:run_world",
+    config="cirray.pipelines.data.config:WorldRun",
+    run="cirray.pipelines.data.world:run_world",
     example="cirray world out=~/cirray/quickstart/world shapes.seed=0",
 )

@@ -1,7 +1,7 @@
 """Evaluate saved vectors: queries resolved to rows of files, worked through by `chunked`, turned into verdicts.
 
 What runs on a part of the gallery is a `Job`: plain data that any process can work off. `in_process` does so one after
-another; `cirray.pipelines.shards` hands the same jobs to Ray.
+another; `cirray.pipelines.cluster.shards` hands the same jobs to Ray.
 """
 
 import time

@@ -78,3 +78,26 @@ class ServingSettings(Config):
         if self.default_k > self.max_k:
             raise ValueError(f"default_k {self.default_k} must not exceed max_k {self.max_k}")
         return self
+
+
+class ServeRun(Config):
+    """Serve a retriever over HTTP on this machine or on the cluster that `RAY_ADDRESS` names."""
+
+    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    """Checkpoint artifact."""
+    index: str = "~/cirray/quickstart/index"
+    """Index artifact built with it."""
+    host: str = "127.0.0.1"
+    """Interface; 0.0.0.0 opens the service to the network."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port."""
+    device: str = "cpu"
+    """Where the models run."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Names a Host header may say, for a service behind another name; null: loopback's where host is loopback."""
+    replicas: int = Field(1, ge=1)
+    """Processes that answer; the next request goes to the one with the least to do."""
+    fast: bool = False
+    """Serve's fast path (HAProxy, Linux): about twice the requests a second."""
+    file: str = ""
+    """Take everything but `fast` from a Serve config file, e.g. serve_configs/retriever.yaml; empty: these fields."""

@@ -18,8 +18,7 @@ from cirray.core.config import validate
 from cirray.core.environ import limit_threads, private_cluster, ray_address, set_default, variable
 from cirray.core.errors import CirrayError, ConfigError, ServingError
 from cirray.core.log import get_logger
-from cirray.runs import ServeRun
-from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs
+from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun
 
 _LOG = get_logger(__name__)
 _NAME = "cirray"

@@ -24,13 +24,14 @@ from cirray.core.environ import limit_threads
 from cirray.core.storage import join
 from cirray.features.store import FeatureStore
 from cirray.generators.config import DecodingConfig
-from cirray.pipelines.actors import find_generator, load_generator
-from cirray.pipelines.config import GenerateRun, PoolConfig, RayConfig
-from cirray.pipelines.generate import actor_settings, generate_steps, make_plan
-from cirray.pipelines.mine import read_pairs, write_pairs
-from cirray.pipelines.ordering import order_pairs
-from cirray.pipelines.resources import cluster
-from cirray.pipelines.streaming import stream
+from cirray.pipelines.cluster.actors import find_generator, load_generator
+from cirray.pipelines.cluster.config import PoolConfig, RayConfig
+from cirray.pipelines.cluster.ordering import order_pairs
+from cirray.pipelines.cluster.resources import cluster
+from cirray.pipelines.cluster.streaming import stream
+from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.generate import actor_settings, generate_steps, make_plan
+from cirray.pipelines.texts.mine import read_pairs, write_pairs
 
 
 class Bench(Config):

@@ -18,7 +18,7 @@ from typing import Any
 from cirray.cli.main import guarded, overrides_of
 from cirray.core.config import Config, load_config
 from cirray.core.environ import limit_threads
-from cirray.runs import StoryRun
+from cirray.pipelines.study.config import StoryRun
 
 STAGES = {"features": 2, "synthetic": 2, "reverse": 2, "pretrained": 2}
 """Stages of the story that use Ray, and their workers on two cores."""
@@ -39,9 +39,9 @@ def main() -> None:
     """Measure every stage both ways and print the table."""
     limit_threads()
     bench = load_config(Bench, None, overrides_of(sys.argv[1:]))
-    from cirray.pipelines.config import RayConfig
-    from cirray.pipelines.resources import cluster
-    from cirray.pipelines.story import run_story
+    from cirray.pipelines.cluster.config import RayConfig
+    from cirray.pipelines.cluster.resources import cluster
+    from cirray.pipelines.study.story import run_story
 
     wall = max(bench.wall, run_story(StoryRun(root=bench.root, seed=bench.seed)).wall)
     with tempfile.TemporaryDirectory(prefix="cirray-bench-") as folder:
@@ -58,7 +58,7 @@ def main() -> None:
 def _seconds(bench: Bench, name: str, out: Path, ray: bool) -> float:
     """Time of one stage, written elsewhere, reading what the story made."""
     from cirray.cli.verb import load
-    from cirray.pipelines.story import story_nodes
+    from cirray.pipelines.study.story import story_nodes
 
     run = StoryRun(root=bench.root, seed=bench.seed, ray=ray)
     node: Any = next(node for node in story_nodes(run, [name]) if node.name == name)

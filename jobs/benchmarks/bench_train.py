@@ -21,9 +21,10 @@ from cirray.core.config import Config, load_config, validate
 from cirray.core.environ import limit_threads
 from cirray.core.log import say
 from cirray.core.storage import join
-from cirray.pipelines.config import RayConfig, TrainRun
-from cirray.pipelines.resources import cluster
-from cirray.pipelines.train import run_train
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.resources import cluster
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.train import run_train
 
 
 class Bench(Config):

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-from cirray.pipelines.config import IndexRun
-from cirray.pipelines.index import run_index
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
 from cirray.retriever import ComposedRetriever
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs, ServingSettings

@@ -38,7 +38,7 @@ def room(module: str) -> str | None:
 
 
 def floor(module: str) -> int | None:
-    if module.endswith(".config") or ".config." in module or module in ("cirray.runs",):
+    if module.endswith(".config") or ".config." in module:
         return TABLE["layers"]["config"] if not module.startswith("cirray.core") else TABLE["layers"]["core"]
     name = room(module)
     return TABLE["layers"].get(name) if name else None
@@ -50,7 +50,7 @@ def violations(module: str, imports: set[str]) -> list[str]:
         other = floor(name)
         if own_floor is None or other is None or room(name) == room(module):
             continue
-        if other > own_floor or (other == own_floor and not (module.endswith("config") or module == "cirray.runs")):
+        if other > own_floor or (other == own_floor and not module.endswith("config")):
             found.append(f"{module} (floor {own_floor}) imports {name} (floor {other})")
     return found
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "transformers", "faiss", "deepspeed", "open_clip", "matplotlib")
-LIGHT = ["cirray", "cirray.types", "cirray.runs", "cirray.cli.main"]
+LIGHT = ["cirray", "cirray.types", "cirray.pipelines.training.config", "cirray.cli.main"]
 
 
 def loaded_after(code: str) -> set[str]:

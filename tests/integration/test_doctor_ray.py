@@ -7,8 +7,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 def test_ray_tasks_and_one_process_report_the_same(tmp_path):
-    from cirray.pipelines.config import DoctorRun, RayConfig
-    from cirray.pipelines.doctor import run_doctor
+    from cirray.pipelines.cluster.config import RayConfig
+    from cirray.pipelines.data.config import DoctorRun
+    from cirray.pipelines.data.doctor import run_doctor
 
     for number in range(60):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")

@@ -24,8 +24,8 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def ray_config(tiny):
-    from cirray.pipelines.config import RayConfig
-    from cirray.pipelines.resources import cluster
+    from cirray.pipelines.cluster.config import RayConfig
+    from cirray.pipelines.cluster.resources import cluster
 
     config = RayConfig(object_store_memory=150_000_000, no_progress_timeout_s=60)
     with cluster(config) as info:
@@ -43,8 +43,9 @@ def inputs(tiny, tmp_path_factory):
 
 
 def generate(tiny, inputs, out, ray, size=2, **fields):
-    from cirray.pipelines.config import GenerateRun, PoolConfig
-    from cirray.pipelines.generate import run_generate
+    from cirray.pipelines.cluster.config import PoolConfig
+    from cirray.pipelines.texts.config import GenerateRun
+    from cirray.pipelines.texts.generate import run_generate
 
     settings = {
         "pairs": str(inputs / "pairs"), "features": (str(inputs / "features"),), "generator": str(inputs / "generator"),
@@ -109,8 +110,9 @@ def test_an_error_in_a_worker_is_one_sentence_of_this_package(tiny, inputs, ray_
 
 def test_embedding_by_actors_equals_embedding_here_and_decodes_bad_images_to_reasons(tiny, ray_config, tmp_path):
     from cirray.data.config import DataConfig, FolderConfig
-    from cirray.pipelines.config import EmbedRun, PoolConfig
-    from cirray.pipelines.embed import run_embed
+    from cirray.pipelines.cluster.config import PoolConfig
+    from cirray.pipelines.features.config import EmbedRun
+    from cirray.pipelines.features.embed import run_embed
 
     tiny.write_images(tmp_path / "images", 60, broken=(5, 40, 41))
     tower = tiny.write_tower(tmp_path / "tower")
@@ -129,7 +131,7 @@ def test_embedding_by_actors_equals_embedding_here_and_decodes_bad_images_to_rea
 
 def test_actors_that_the_cluster_can_never_hold_are_an_error_in_time(tiny, inputs, ray_config, tmp_path):
     from cirray.core.errors import ConfigError
-    from cirray.pipelines.config import PoolConfig
+    from cirray.pipelines.cluster.config import PoolConfig
 
     impatient = ray_config.model_copy(update={"no_progress_timeout_s": 4.0})
     begin = time.monotonic()

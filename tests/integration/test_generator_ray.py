@@ -17,11 +17,13 @@ from cirray.data.readers import read_dataset
 from cirray.data.shapes.world import write_world
 from cirray.generators.store import load_generator
 from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.pipelines.config import GeneratorRun, RayConfig, TowersRun
-from cirray.pipelines.generator import run_generator
-from cirray.pipelines.generator_inputs import encode_live
-from cirray.pipelines.resources import cluster
-from cirray.pipelines.towers import run_towers
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.resources import cluster
+from cirray.pipelines.features.config import TowersRun
+from cirray.pipelines.features.towers import run_towers
+from cirray.pipelines.texts.config import GeneratorRun
+from cirray.pipelines.texts.generator import run_generator
+from cirray.pipelines.texts.generator_inputs import encode_live
 from cirray.types import Pair
 
 WORKERS = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "ray_workers.py"))

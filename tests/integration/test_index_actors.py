@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cirray.pipelines.config import IndexRun, PoolConfig
-from cirray.pipelines.index import run_index
+from cirray.pipelines.cluster.config import PoolConfig
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
 
 pytestmark = pytest.mark.integration
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_service.py")))

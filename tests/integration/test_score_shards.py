@@ -10,8 +10,8 @@ from cirray.data.benchmark import Protocol
 from cirray.evaluation.plan import make_plan
 from cirray.evaluation.vectors import rank_vectors
 from cirray.features.vector_files import read_vectors
-from cirray.pipelines.config import RayConfig
-from cirray.pipelines.shards import ray_runner
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.shards import ray_runner
 from cirray.types import Query
 
 pytestmark = pytest.mark.integration

@@ -4,10 +4,11 @@ import pytest
 
 from cirray.core.artifacts import read_manifest
 from cirray.core.config import load_config
-from cirray.pipelines.search import run_search
-from cirray.pipelines.story import run_stages, run_story
-from cirray.pipelines.story_table import render_story
-from cirray.runs import SearchRun, StoryRun
+from cirray.pipelines.search.config import SearchRun
+from cirray.pipelines.search.search import run_search
+from cirray.pipelines.study.config import StoryRun
+from cirray.pipelines.study.story import run_stages, run_story
+from cirray.pipelines.study.story_table import render_story
 
 SHAPES = {
     "labelled_families": 16, "heldout_families": 6, "pool_families": 30, "gallery_references": 8,

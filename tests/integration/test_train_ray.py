@@ -16,9 +16,10 @@ import ray
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
-from cirray.pipelines.config import RayConfig, TrainRun
-from cirray.pipelines.resources import cluster
-from cirray.pipelines.train import run_train
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.resources import cluster
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.train import run_train
 
 pytestmark = pytest.mark.integration
 FIXTURES = Path(__file__).parents[1] / "fixtures"

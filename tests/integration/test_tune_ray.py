@@ -12,10 +12,11 @@ import pytest
 import ray
 
 from cirray.core.config import validate
-from cirray.pipelines.config import RayConfig, TuneRun
-from cirray.pipelines.resources import cluster
-from cirray.pipelines.sweep import plan_trials
-from cirray.pipelines.tune import run_tune
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.resources import cluster
+from cirray.pipelines.training.config import TuneRun
+from cirray.pipelines.training.sweep import plan_trials
+from cirray.pipelines.training.tune import run_tune
 
 pytestmark = pytest.mark.integration
 TINY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_training.py"))

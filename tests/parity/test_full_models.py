@@ -19,9 +19,9 @@ from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import encode_texts
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.language import load_language_model
-from cirray.pipelines.convert import run_convert
+from cirray.pipelines.weights.config import ConvertRun
+from cirray.pipelines.weights.convert import run_convert
 from cirray.retriever import load_models
-from cirray.runs import ConvertRun
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss

@@ -10,8 +10,8 @@ import pytest
 
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
-from cirray.pipelines.score import run_score
-from cirray.runs import ScoreRun
+from cirray.pipelines.evaluation.config import ScoreRun
+from cirray.pipelines.evaluation.score import run_score
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 REAL = SimpleNamespace(**runpy.run_path(str(FIXTURES / "public_annotations.py")))

@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy, normalize
 from cirray.core.config import load_config
 from cirray.models.batch import RetrievalBatch
 from cirray.models.sources.blip2 import open_blip2, retriever_from
-from cirray.pipelines.config import FinetuneRun, PretrainRun
-from cirray.pipelines.convert import run_convert
+from cirray.pipelines.training.config import FinetuneRun, PretrainRun
+from cirray.pipelines.weights.config import ConvertRun
+from cirray.pipelines.weights.convert import run_convert
 from cirray.retriever import load_models, said
-from cirray.runs import ConvertRun
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss

@@ -15,8 +15,8 @@ from cirray.models.batch import RetrievalBatch
 from cirray.models.config import RetrieverConfig
 from cirray.models.matching import released_weights
 from cirray.models.sources.blip2 import open_blip2, retriever_from
-from cirray.pipelines.convert import run_convert
-from cirray.runs import ConvertRun
+from cirray.pipelines.weights.config import ConvertRun
+from cirray.pipelines.weights.convert import run_convert
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss

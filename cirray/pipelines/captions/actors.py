@@ -10,8 +10,8 @@ from cirray.core import storage
 from cirray.core.errors import ArtifactError, DataError
 from cirray.features.store import FeatureStore
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
-from cirray.pipelines.actors import limit_torch
-from cirray.pipelines.streaming import Columns, check_shared, whole_part
+from cirray.pipelines.cluster.actors import limit_torch
+from cirray.pipelines.cluster.streaming import Columns, check_shared, whole_part
 from cirray.triplets.captions import caption_table, write_captions
 from cirray.types import stable_id
 

@@ -16,8 +16,8 @@ from cirray.data.shapes.world import read_scenes
 from cirray.generators.captioners.base import CAPTIONERS, caption_prompt
 from cirray.pipelines.captions.actors import CaptionImages
 from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
-from cirray.pipelines.datasets import contents_of, open_dataset, part_ids
-from cirray.pipelines.streaming import Step, stream
+from cirray.pipelines.cluster.streaming import Step, stream
+from cirray.pipelines.data.datasets import contents_of, open_dataset, part_ids
 from cirray.triplets.captions import KIND, caption_table, rejected_captions
 from cirray.triplets.store import PARTS, finished_keys, row_keys
 from cirray.types import stable_id

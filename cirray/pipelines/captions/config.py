@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.data.config import DataConfig, ImageLimits
-from cirray.pipelines.config import Part, PoolConfig, RayConfig
+from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig
 
 READ_FEATURES = ("small", "cells")
 """Captioners that start from a generator artifact and read features; the others read image files or nothing."""

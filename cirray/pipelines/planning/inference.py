@@ -6,13 +6,14 @@ import torch
 
 from cirray.generators.mtg import ModificationTextModel
 from cirray.models.outlines import weightless
-from cirray.pipelines.config import EmbedRun, GenerateRun
+from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inputs import Beside, image_count, pair_count, tokens_of, tower_of
 from cirray.pipelines.planning.memory import cache_bytes, count_weights, feature_bytes, logit_bytes
 from cirray.pipelines.planning.models import written_generator
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
 from cirray.pipelines.planning.steps import Tokens
+from cirray.pipelines.texts.config import GenerateRun
 from cirray.training.tracing import Trace, trace_forward
 
 _CACHED_IMAGES = 20_000

@@ -20,11 +20,12 @@ from cirray.models.outlines import Words, outline_dual, outline_language, qforme
 from cirray.models.retriever_files import build_described
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.text_processors import process
-from cirray.pipelines.config import FinetuneRun, GeneratorRun, PretrainRun, TrainRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inputs import Beside, description_of
 from cirray.pipelines.planning.steps import Tokens
-from cirray.pipelines.train_inputs import read_inputs
+from cirray.pipelines.texts.config import GeneratorRun
+from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun
+from cirray.pipelines.training.inputs import read_inputs
 from cirray.training.objectives import term_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}

@@ -5,12 +5,14 @@ from typing import Any
 
 from cirray.core.config import Config
 from cirray.core.errors import ConfigError
-from cirray.pipelines.config import EmbedRun, GenerateRun, GeneratorRun, TrainRun, TuneRun
+from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inference import plan_embed, plan_generate
 from cirray.pipelines.planning.inputs import Beside
 from cirray.pipelines.planning.report import PlanReport
 from cirray.pipelines.planning.training import plan_generator, plan_retriever
+from cirray.pipelines.texts.config import GenerateRun, GeneratorRun
+from cirray.pipelines.training.config import TrainRun, TuneRun
 
 PLANNED: tuple[tuple[type[Config], Any], ...] = (
     (TrainRun, plan_retriever), (GeneratorRun, plan_generator), (GenerateRun, plan_generate), (EmbedRun, plan_embed),

@@ -8,13 +8,14 @@ import torch
 from cirray.models.base import Retriever
 from cirray.models.outlines import weightless
 from cirray.models.towers.hf_blip2 import VisionTower
-from cirray.pipelines.config import GeneratorRun, TrainRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inputs import Beside, images_of, labelled_rows, tokens_of, tower_of, triplet_count
 from cirray.pipelines.planning.memory import count_weights, feature_bytes, training_states
 from cirray.pipelines.planning.models import generator_of, trained_retriever
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
 from cirray.pipelines.planning.steps import Counted, Tokens, count_generator, count_retriever
+from cirray.pipelines.texts.config import GeneratorRun
+from cirray.pipelines.training.config import TrainRun
 from cirray.training.objectives import term_weights
 from cirray.training.tracing import trace_forward
 

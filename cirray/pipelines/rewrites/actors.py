@@ -8,8 +8,8 @@ import numpy as np
 from cirray.core import storage
 from cirray.core.errors import ArtifactError
 from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings, rewrite_key
-from cirray.pipelines.actors import limit_torch
-from cirray.pipelines.streaming import Columns, check_shared, whole_part
+from cirray.pipelines.cluster.actors import limit_torch
+from cirray.pipelines.cluster.streaming import Columns, check_shared, whole_part
 from cirray.triplets.rewrites import rewrite_table, write_rewrites
 
 COLUMNS = ("query_id", "reference_id", "modification", "caption")

@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from cirray.data.config import DataConfig
 from cirray.models.towers.config import FrozenLanguageConfig
-from cirray.pipelines.config import PoolConfig, RayConfig
+from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
 
 class RewriteRun(FrozenLanguageConfig):

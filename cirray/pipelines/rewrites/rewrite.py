@@ -16,11 +16,11 @@ from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.generators.rewriters.base import REWRITERS, rewrite_prompt
-from cirray.pipelines.datasets import open_dataset
+from cirray.pipelines.cluster.streaming import Step, stream
+from cirray.pipelines.data.datasets import open_dataset
 from cirray.pipelines.rewrites.actors import COLUMNS, RewriteTexts
 from cirray.pipelines.rewrites.config import RewriteRun
 from cirray.pipelines.rewrites.texts import own_texts
-from cirray.pipelines.streaming import Step, stream
 from cirray.triplets import captions
 from cirray.triplets.rewrites import KEY, KIND, named, rejected_rewrites, rewrite_table
 from cirray.triplets.store import PARTS, finished_keys

@@ -184,3 +184,27 @@ class StudyRun(Config):
                 if name not in known:
                     raise ValueError(f"{kind} name {name!r}, which is unknown; known: {', '.join(known) or '(none)'}")
         return self
+
+
+class StoryRun(Config):
+    """The whole story on the embedded world: every stage below one root, every row of the results table."""
+
+    root: str = "~/cirray/quickstart"
+    """Folder of all artifacts; run again with the same root to go on where a killed run stopped."""
+    seed: int = Field(0, ge=0)
+    """Everything drawn, trained or shown follows from it: world, start weights, order of the rows."""
+    labels: int | None = Field(None, ge=1)
+    """Use only the first so many labelled triplets (whole families); null: all."""
+    stages: dict[str, Any] = {}
+    """Fields of single stages over the story's own, by stage name: `stages.pretrain.training.steps=200`."""
+    rows: tuple[str, ...] = (
+        "text only", "labelled only (equal compute)", "MTST only", "oracle texts + fine-tuning", "MTST + PTHA",
+        "MTST + fine-tuning",
+    )  # fmt: skip
+    """Rows of the table to make, by name, and what they build on; empty: all (the saturated baseline too)."""
+    generators: tuple[str, ...] = ()
+    """Further generators to train for the accuracy lines: LoRA, tuned, three passes, three passes tuned."""
+    slots: int = Field(2, ge=1)
+    """Cores to keep busy."""
+    ray: bool = True
+    """Run the stages as Ray tasks side by side; false: one after another in this process, without Ray anywhere."""

@@ -7,7 +7,7 @@ from typing import Any
 from cirray.core import storage
 from cirray.core.config import Config, load_config, merged
 from cirray.core.errors import ConfigError, unknown_name
-from cirray.pipelines.schedule import Node
+from cirray.pipelines.cluster.schedule import Node
 from cirray.pipelines.study.config import StageSpec, StudyRun
 
 Find = Callable[[str], tuple[type[Config], str]]

@@ -27,19 +27,19 @@ from cirray.evaluation.study import (
     study_dict,
     study_page,
 )
-from cirray.pipelines.config import RayConfig
-from cirray.pipelines.resources import cluster
-from cirray.pipelines.schedule import Node, Watch, run_graph, run_here
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.resources import cluster
+from cirray.pipelines.cluster.schedule import Node, Watch, run_graph, run_here
+from cirray.pipelines.cluster.watch import stage_lines
+from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.study.config import CurveSpec, RowSpec, StudyRun
 from cirray.pipelines.study.graph import Assignment, Find, Graph, references, seed_root
-from cirray.pipelines.watch import stage_lines
-from cirray.runs import CompareRun
 from cirray.types import stable_id
 
 IMAGE_ONLY = "image only"
 _LEDGER = "finished.json"
 _UNCOUNTED = ("world", "towers", "embed")
-_SCORE = "cirray.pipelines.compare:run_compare"
+_SCORE = "cirray.pipelines.evaluation.compare:run_compare"
 
 
 @dataclass(frozen=True)

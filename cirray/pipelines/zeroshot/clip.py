@@ -17,8 +17,8 @@ from cirray.models.towers.assets import SHAPES_CLIP, asset_folder
 from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.small_clip import SmallClip, build_clip
-from cirray.pipelines.towers import VISION, train_stage
-from cirray.pipelines.vision_sources import CELL_CLASSES
+from cirray.pipelines.features.towers import VISION, train_stage
+from cirray.pipelines.features.vision_sources import CELL_CLASSES
 from cirray.pipelines.zeroshot.clip_sources import (
     captioned_ids,
     captioned_source,

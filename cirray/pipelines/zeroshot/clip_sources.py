@@ -15,7 +15,7 @@ from cirray.data.shapes.render import render_array
 from cirray.data.shapes.scenes import Scene, apply, random_edit
 from cirray.data.transforms import build_transform
 from cirray.models.towers.small_clip import SmallClip
-from cirray.pipelines.vision_sources import CELL_CLASSES, cell_labels
+from cirray.pipelines.features.vision_sources import CELL_CLASSES, cell_labels
 from cirray.pipelines.zeroshot.config import ClipRun
 from cirray.training.clip import ClipBatch
 

@@ -20,13 +20,13 @@ from cirray.data.benchmark import CirDataset
 from cirray.features.store import FeatureStore, check_tower
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.words.word_map import WordMapRetriever, build_word_map
-from cirray.pipelines.actors import find_tower
-from cirray.pipelines.datasets import read_usable
-from cirray.pipelines.leaks import check_leaks
-from cirray.pipelines.towers import train_stage
-from cirray.pipelines.train import HISTORY, write_history
-from cirray.pipelines.train_inputs import MODEL, VISION
-from cirray.pipelines.validation_config import SPLIT
+from cirray.pipelines.cluster.actors import find_tower
+from cirray.pipelines.data.datasets import read_usable
+from cirray.pipelines.data.leaks import check_leaks
+from cirray.pipelines.features.towers import train_stage
+from cirray.pipelines.training.config import SPLIT
+from cirray.pipelines.training.inputs import MODEL, VISION
+from cirray.pipelines.training.train import HISTORY, write_history
 from cirray.pipelines.zeroshot.config import MapRun
 from cirray.pipelines.zeroshot.validate import measures_of, validation_inputs
 from cirray.training.loop import Callback

@@ -10,8 +10,8 @@ from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.protocol_metrics import figure_names
 from cirray.features.store import FeatureStore, check_tower
 from cirray.models.words.word_map import WordMapRetriever
-from cirray.pipelines.train_job import check_figures
-from cirray.pipelines.validation_config import SPLIT
+from cirray.pipelines.training.config import SPLIT
+from cirray.pipelines.training.job import check_figures
 from cirray.pipelines.zeroshot.config import MapRun
 from cirray.training.loop import Callback
 from cirray.training.selection import KeepBest, put_best

@@ -364,10 +364,10 @@ def test_a_compressed_or_cut_shard_and_an_empty_folder_are_refused(shards, tmp_p
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_pictures_inside_shards_travel_through_the_embedding_pipeline(shards, remote):
-    from cirray.pipelines.actors import decode_images
-    from cirray.pipelines.datasets import list_images
-    from cirray.pipelines.embed import plan_parts
-    from cirray.pipelines.streaming import to_columns
+    from cirray.pipelines.cluster.actors import decode_images
+    from cirray.pipelines.cluster.streaming import to_columns
+    from cirray.pipelines.data.datasets import list_images
+    from cirray.pipelines.features.embed import plan_parts
 
     root = f"file://{shards}" if remote else str(shards)
     images = list_images(DataConfig(format="webdataset", webdataset=WebDatasetConfig(root=root)), ("pool", "labelled"))
@@ -380,10 +380,10 @@ def test_pictures_inside_shards_travel_through_the_embedding_pipeline(shards, re
 
 
 def test_pictures_inside_arrow_files_travel_through_the_embedding_pipeline(saved):
-    from cirray.pipelines.actors import decode_images
-    from cirray.pipelines.datasets import list_images
-    from cirray.pipelines.embed import plan_parts
-    from cirray.pipelines.streaming import to_columns
+    from cirray.pipelines.cluster.actors import decode_images
+    from cirray.pipelines.cluster.streaming import to_columns
+    from cirray.pipelines.data.datasets import list_images
+    from cirray.pipelines.features.embed import plan_parts
 
     data = DataConfig(format="huggingface", huggingface=HuggingFaceConfig(root=str(saved)))
     images = list_images(data, ("labelled",))

@@ -12,8 +12,8 @@ from cirray.data.config import ShapesConfig
 from cirray.data.shapes.judge import judge, parse
 from cirray.data.shapes.scenes import COLOURS, SHAPES, difference
 from cirray.data.shapes.world import forbidden_scenes, fresh_scene, read_scenes, write_world
-from cirray.pipelines.world import run_world
-from cirray.runs import WorldRun
+from cirray.pipelines.data.config import WorldRun
+from cirray.pipelines.data.world import run_world
 
 
 def rows(root, name):

@@ -20,7 +20,7 @@ from cirray.models.composed import build_retriever
 from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
 from cirray.models.text import build_tokenizer
 from cirray.models.towers.hf_blip2 import build_vision_tower
-from cirray.pipelines.evaluate import run_evaluate
+from cirray.pipelines.evaluation.evaluate import run_evaluate
 from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
 from cirray.triplets.store import write_part
 from cirray.types import Triplet
@@ -159,9 +159,9 @@ def test_a_page_of_all_queries_and_intervals_come_on_request(run, tmp_path):
 
 
 def test_a_report_can_be_scored_and_browsed_again(run, world, tmp_path):
-    from cirray.pipelines.browse import run_browse
-    from cirray.pipelines.score import run_score
-    from cirray.runs import BrowseRun, ScoreRun
+    from cirray.pipelines.evaluation.browse import run_browse
+    from cirray.pipelines.evaluation.config import BrowseRun, ScoreRun
+    from cirray.pipelines.evaluation.score import run_score
 
     done, data = run_evaluate(run(html=False, top_k=36)), {"folder": {"root": str(world)}}
     scored = run_score(ScoreRun.model_validate({"data": data, "ranks": str(tmp_path / "report")})).result
@@ -174,8 +174,9 @@ def test_a_report_can_be_scored_and_browsed_again(run, world, tmp_path):
 
 def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run, parts, world, tmp_path):
     from cirray.index.config import IndexConfig
-    from cirray.pipelines.config import IndexRun, RayConfig
-    from cirray.pipelines.index import run_index
+    from cirray.pipelines.cluster.config import RayConfig
+    from cirray.pipelines.search.config import IndexRun
+    from cirray.pipelines.search.index import run_index
 
     index = IndexRun(
         checkpoint=parts["checkpoint"], features=(parts["features"],), out=str(tmp_path / "index"),
@@ -205,7 +206,7 @@ def test_a_checkpoint_ranks_a_submission_without_targets(run, parts, world, monk
     import dataclasses
 
     from cirray.evaluation.config import SubmitRun
-    from cirray.pipelines import submit
+    from cirray.pipelines.evaluation import submit
 
     whole = read_dataset(DataConfig(folder=FolderConfig(root=str(world))))
     blind = tuple(dataclasses.replace(query, target_ids=()) for query in whole.queries)
@@ -216,7 +217,7 @@ def test_a_checkpoint_ranks_a_submission_without_targets(run, parts, world, monk
     with pytest.raises(IndexMismatchError, match="made by vision tower"):
         submit.run_submit(SubmitRun.model_validate({**fields, "features": [parts["foreign"]]}))
     with pytest.raises(DataError, match="has no target.*cirray submit"):
-        monkeypatch.setattr("cirray.pipelines.evaluate.read_dataset", submit.read_dataset)
+        monkeypatch.setattr("cirray.pipelines.evaluation.evaluate.read_dataset", submit.read_dataset)
         run_evaluate(run())
 
 

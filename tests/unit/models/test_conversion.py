@@ -16,9 +16,9 @@ from cirray.models.conversion import FORMATS, find_format
 from cirray.models.conversion_files import convert, read_original
 from cirray.models.sources.blip2 import check_temperature, open_blip2, retriever_from
 from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.pipelines.convert import run_convert
+from cirray.pipelines.weights.config import ConvertRun
+from cirray.pipelines.weights.convert import run_convert
 from cirray.retriever import load_models
-from cirray.runs import ConvertRun
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))

@@ -18,8 +18,8 @@ from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
 from cirray.models.forked import ForkedRetriever, fork
 from cirray.models.retriever_files import load_retriever
-from cirray.pipelines.config import IndexRun
-from cirray.pipelines.index import run_index
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
 from cirray.retriever import ComposedRetriever, load_models
 from cirray.serving.app import check_pair
 from cirray.types import Query

@@ -9,13 +9,15 @@ import pytest
 import cirray
 from cirray.core.config import validate
 from cirray.evaluation.config import EvaluateRun
-from cirray.pipelines.config import EmbedRun, TrainRun
-from cirray.pipelines.embed import run_embed
-from cirray.pipelines.evaluate import run_evaluate
-from cirray.pipelines.export import run_export
-from cirray.pipelines.train import run_train
-from cirray.pipelines.world import run_world
-from cirray.runs import ExportRun, WorldRun
+from cirray.pipelines.data.config import WorldRun
+from cirray.pipelines.data.world import run_world
+from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.features.config import EmbedRun
+from cirray.pipelines.features.embed import run_embed
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.train import run_train
+from cirray.pipelines.weights.config import ExportRun
+from cirray.pipelines.weights.export import run_export
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 TEXT = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}

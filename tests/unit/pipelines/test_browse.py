@@ -9,8 +9,8 @@ from PIL import Image
 
 from cirray.core.errors import DataError
 from cirray.data.config import DataConfig, FolderConfig
-from cirray.pipelines.browse import run_browse
-from cirray.runs import BrowseRun
+from cirray.pipelines.evaluation.browse import run_browse
+from cirray.pipelines.evaluation.config import BrowseRun
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from cirray.mining.pairs import pair_id
 from cirray.pipelines.captions.caption import run_caption
 from cirray.pipelines.captions.config import CaptionGeneratorRun, CaptionRun
 from cirray.pipelines.captions.generator import run_caption_generator
-from cirray.pipelines.config import GenerateRun
-from cirray.pipelines.generate import run_generate
+from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.generate import run_generate
 from cirray.triplets.captions import caption_table, read_captions, rejected_captions, write_captions
 from cirray.triplets.store import TripletStore
 from cirray.types import Pair

@@ -12,8 +12,8 @@ from cirray.core.artifacts import open_stage
 from cirray.core.errors import GenerationError, IndexMismatchError
 from cirray.evaluation.round_trip import pair_scores, round_trip_ranks, worse_of_both
 from cirray.features.store import FeatureStore
-from cirray.pipelines import check
-from cirray.runs import CheckRun
+from cirray.pipelines.texts import check
+from cirray.pipelines.texts.config import CheckRun
 from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
 from cirray.triplets.store import TripletStore, write_part
 from cirray.types import Triplet

@@ -11,15 +11,18 @@ from cirray.cli.main import main
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.evaluation.config import EvaluateRun
-from cirray.pipelines.config import EmbedRun, IndexRun, TrainRun
-from cirray.pipelines.convert import run_convert
-from cirray.pipelines.embed import run_embed
-from cirray.pipelines.evaluate import run_evaluate
-from cirray.pipelines.index import run_index
-from cirray.pipelines.train import run_train
-from cirray.pipelines.world import run_world
+from cirray.pipelines.data.config import WorldRun
+from cirray.pipelines.data.world import run_world
+from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.features.config import EmbedRun
+from cirray.pipelines.features.embed import run_embed
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.train import run_train
+from cirray.pipelines.weights.config import ConvertRun
+from cirray.pipelines.weights.convert import run_convert
 from cirray.retriever import ComposedRetriever, load_models
-from cirray.runs import ConvertRun, WorldRun
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))

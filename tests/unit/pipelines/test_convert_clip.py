@@ -19,14 +19,16 @@ from cirray.models.dual import build_dual
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.words.config import WordMapConfig
 from cirray.models.words.word_map import build_word_map
-from cirray.pipelines.config import EmbedRun, IndexRun
-from cirray.pipelines.convert import run_convert
-from cirray.pipelines.embed import run_embed
-from cirray.pipelines.evaluate import run_evaluate
-from cirray.pipelines.index import run_index
-from cirray.pipelines.world import run_world
+from cirray.pipelines.data.config import WorldRun
+from cirray.pipelines.data.world import run_world
+from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.features.config import EmbedRun
+from cirray.pipelines.features.embed import run_embed
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.pipelines.weights.config import ConvertRun
+from cirray.pipelines.weights.convert import run_convert
 from cirray.retriever import ComposedRetriever, load_models
-from cirray.runs import ConvertRun, WorldRun
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 theirs = SimpleNamespace(**runpy.run_path(str(FIXTURES / "openai_layout.py")))
@@ -285,7 +287,7 @@ def test_what_convert_cannot_know_it_asks_for(tuned, tmp_path):
 def test_an_encoder_without_an_authors_layout_is_not_written_back(tmp_path):
     folder = small.save_hf(small.hf_model(), tmp_path / "hf")
     retriever = build_dual(DualEncoderConfig(source=folder, fusion="tirg"), [], small.EMBED)
-    from cirray.pipelines.convert_clip import write_retriever_back
+    from cirray.pipelines.weights.convert_clip import write_retriever_back
 
     with pytest.raises(ArtifactError, match="has no authors' layout"):
         write_retriever_back(retriever, load_vision_tower(folder), tmp_path)

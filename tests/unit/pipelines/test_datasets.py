@@ -7,7 +7,7 @@ import pytest
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import DataConfig, FolderConfig, ImageLimits
-from cirray.pipelines.datasets import contents_of, list_images, part_ids
+from cirray.pipelines.data.datasets import contents_of, list_images, part_ids
 from cirray.types import Query, Triplet
 
 

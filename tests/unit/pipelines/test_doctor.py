@@ -16,9 +16,10 @@ from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import DataConfig, FolderConfig, ImageLimits
 from cirray.data.doctor import check_image
 from cirray.data.places import Place
-from cirray.pipelines import doctor
-from cirray.pipelines.config import DoctorRun, RayConfig
-from cirray.pipelines.doctor import run_doctor
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.data import doctor
+from cirray.pipelines.data.config import DoctorRun
+from cirray.pipelines.data.doctor import run_doctor
 
 MADE = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "benchmarks.py")))
 published = pytest.mark.skipif(not (MADE.SHARED / "cirr").is_dir(), reason="the published files are not here")

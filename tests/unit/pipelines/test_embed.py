@@ -15,12 +15,13 @@ from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import CirrConfig, DataConfig, FolderConfig
 from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
-from cirray.pipelines import actors
-from cirray.pipelines.actors import EncodeImages, decode_images
-from cirray.pipelines.config import EmbedRun, RayConfig
-from cirray.pipelines.datasets import list_images
-from cirray.pipelines.embed import plan_parts, run_embed, tower_facts
-from cirray.pipelines.streaming import to_columns
+from cirray.pipelines.cluster import actors
+from cirray.pipelines.cluster.actors import EncodeImages, decode_images
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.streaming import to_columns
+from cirray.pipelines.data.datasets import list_images
+from cirray.pipelines.features.config import EmbedRun
+from cirray.pipelines.features.embed import plan_parts, run_embed, tower_facts
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
 

@@ -17,10 +17,10 @@ from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, DataError
 from cirray.generators.store import save_template
 from cirray.generators.template import TemplateGenerator
-from cirray.pipelines.config import TrainRun
-from cirray.pipelines.export import run_export
-from cirray.pipelines.train import run_train
-from cirray.runs import ExportRun
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.train import run_train
+from cirray.pipelines.weights.config import ExportRun
+from cirray.pipelines.weights.export import run_export
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TINY = runpy.run_path(str(FIXTURES / "tiny_training.py"))

@@ -10,10 +10,11 @@ import pytest
 
 from cirray.core.errors import ArtifactError, ConfigError, GenerationError, IndexMismatchError
 from cirray.core.storage import join
-from cirray.pipelines.actors import GenerateTexts
-from cirray.pipelines.config import GenerateRun, RayConfig
-from cirray.pipelines.generate import make_plan, run_generate
-from cirray.pipelines.streaming import to_columns
+from cirray.pipelines.cluster.actors import GenerateTexts
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.streaming import to_columns
+from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.generate import make_plan, run_generate
 from cirray.triplets.config import FilterConfig
 from cirray.triplets.store import TripletStore
 from cirray.types import Generation
@@ -186,7 +187,7 @@ def test_filters_move_rows_to_rejected_and_keep_the_account(inputs):
 
 
 def test_a_kill_between_the_two_steps_of_filtering_is_repaired(inputs, monkeypatch):
-    from cirray.pipelines import generate
+    from cirray.pipelines.texts import generate
 
     filters = FilterConfig(names=("near_duplicate_pair",), max_score=0.8)
     run_generate(run_of(inputs, filters=filters, out=str(inputs / "whole")), TINY.load_knobs)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cirray.pipelines.index as stage
+import cirray.pipelines.search.index as stage
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig
 from cirray.index.store import open_index
-from cirray.pipelines.config import IndexRun
-from cirray.pipelines.index import run_index
-from cirray.pipelines.index_parts import Part, thumbnail
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.pipelines.search.parts import Part, thumbnail
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_service.py")))
 REJECTED = (("plain/broken", "damaged"),)

@@ -11,9 +11,9 @@ from cirray.data.config import DataConfig, FolderConfig
 from cirray.index.store import open_index
 from cirray.index.texts import MAX_TEXTS, texts_by_reference
 from cirray.models.text_processors import process
-from cirray.pipelines.config import IndexRun
-from cirray.pipelines.index import run_index
-from cirray.pipelines.index_texts import convincing, own_texts
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.pipelines.search.texts import convincing, own_texts
 from cirray.retriever import ComposedRetriever
 from cirray.types import Query
 

@@ -10,13 +10,15 @@ import pytest
 from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import CirrConfig, DataConfig, FashionIQConfig, FolderConfig
 from cirray.mining.config import MiningConfig
-from cirray.pipelines.config import GenerateRun, GeneratorRun, MineRun, RayConfig, TrainRun
-from cirray.pipelines.datasets import open_dataset
-from cirray.pipelines.generate import run_generate
-from cirray.pipelines.generator import run_generator
-from cirray.pipelines.leaks import check_leaks, images_of
-from cirray.pipelines.mine import read_pairs, run_mine
-from cirray.pipelines.train import run_train
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.data.datasets import open_dataset
+from cirray.pipelines.data.leaks import check_leaks, images_of
+from cirray.pipelines.texts.config import GenerateRun, GeneratorRun, MineRun
+from cirray.pipelines.texts.generate import run_generate
+from cirray.pipelines.texts.generator import run_generator
+from cirray.pipelines.texts.mine import read_pairs, run_mine
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.train import run_train
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 MADE = SimpleNamespace(**runpy.run_path(str(FIXTURES / "benchmarks.py")))

@@ -12,11 +12,11 @@ from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
 from cirray.features.store import FeatureStore
 from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.pipelines.actors import find_tower
-from cirray.pipelines.config import TrainRun
-from cirray.pipelines.live import LiveFeatures, live_images, open_features
-from cirray.pipelines.train import run_train
-from cirray.pipelines.train_inputs import read_inputs
+from cirray.pipelines.cluster.actors import find_tower
+from cirray.pipelines.features.live import LiveFeatures, live_images, open_features
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.train import run_train
 from cirray.retriever import load_models
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))

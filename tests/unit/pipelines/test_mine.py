@@ -11,9 +11,9 @@ from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import DataConfig, FolderConfig, ShapesConfig
 from cirray.data.shapes.world import read_scenes, write_world
 from cirray.mining.config import MiningConfig
-from cirray.pipelines.config import MineRun
-from cirray.pipelines.judging import single_edit_share, text_accuracy
-from cirray.pipelines.mine import read_pairs, run_mine
+from cirray.pipelines.texts.config import MineRun
+from cirray.pipelines.texts.judging import single_edit_share, text_accuracy
+from cirray.pipelines.texts.mine import read_pairs, run_mine
 from cirray.triplets.schema import triplet_table
 from cirray.types import Pair
 
@@ -98,7 +98,7 @@ def test_labelled_pairs_are_all_single_edits_and_texts_are_judged_in_their_direc
     root = str(world / "world")
     pairs = _pairs(world, tmp_path / "p", mining=MiningConfig(policy="existing"))
     assert single_edit_share(pairs, root) == 1.0
-    from cirray.pipelines.datasets import open_dataset
+    from cirray.pipelines.data.datasets import open_dataset
 
     texts = open_dataset(DataConfig(folder=FolderConfig(root=root))).split("train")
     rows = [

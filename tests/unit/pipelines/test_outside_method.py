@@ -14,9 +14,10 @@ TINY = runpy.run_path(str(FIXTURES / "tiny_training.py"))
 CHAIN = """
 import json, sys
 from cirray.core.config import validate
-from cirray.pipelines.config import IndexRun, TrainRun
-from cirray.pipelines.index import run_index
-from cirray.pipelines.train import run_train
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.search.index import run_index
+from cirray.pipelines.training.train import run_train
 from cirray.retriever import ComposedRetriever
 
 fields, folder = json.loads(sys.argv[1]), sys.argv[2]

@@ -11,12 +11,13 @@ import pytest
 from cirray.core import storage
 from cirray.data.config import CirrConfig, DataConfig, FashionIQConfig, WebDatasetConfig
 from cirray.data.places import Place
-from cirray.pipelines.actors import decode_images
-from cirray.pipelines.config import DoctorRun, RayConfig
-from cirray.pipelines.datasets import list_images, open_dataset
-from cirray.pipelines.doctor import run_doctor
-from cirray.pipelines.embed import plan_parts
-from cirray.pipelines.streaming import to_columns
+from cirray.pipelines.cluster.actors import decode_images
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.streaming import to_columns
+from cirray.pipelines.data.config import DoctorRun
+from cirray.pipelines.data.datasets import list_images, open_dataset
+from cirray.pipelines.data.doctor import run_doctor
+from cirray.pipelines.features.embed import plan_parts
 
 MADE = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "benchmarks.py")))
 

@@ -6,9 +6,9 @@ import pytest
 
 from cirray.core.environ import private_cluster, ray_address
 from cirray.core.errors import ConfigError
-from cirray.pipelines import resources
-from cirray.pipelines.config import RayConfig
-from cirray.pipelines.resources import cluster, logical_cpus
+from cirray.pipelines.cluster import resources
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.resources import cluster, logical_cpus
 
 
 @pytest.fixture

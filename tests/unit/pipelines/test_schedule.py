@@ -6,8 +6,8 @@ import pytest
 from cirray.core.errors import ConfigError, StageError
 from cirray.core.progress import progress
 from cirray.core.unfinished import restarts
-from cirray.pipelines import schedule
-from cirray.pipelines.schedule import Board, Node, Outcome, _startable, check_graph, run_here
+from cirray.pipelines.cluster import schedule
+from cirray.pipelines.cluster.schedule import Board, Node, Outcome, _startable, check_graph, run_here
 
 STEPS = []
 

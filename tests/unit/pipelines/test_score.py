@@ -16,9 +16,9 @@ from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
 from cirray.evaluation.chunked import Settings
 from cirray.evaluation.rankings import read_rankings
-from cirray.pipelines import score as module
-from cirray.pipelines.score import run_score
-from cirray.runs import ScoreRun
+from cirray.pipelines.evaluation import score as module
+from cirray.pipelines.evaluation.config import ScoreRun
+from cirray.pipelines.evaluation.score import run_score
 from cirray.types import Query
 
 MADE = SimpleNamespace(**runpy.run_path(str(Path(__file__).resolve().parents[2] / "fixtures" / "benchmarks.py")))

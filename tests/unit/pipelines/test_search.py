@@ -3,8 +3,8 @@
 import pytest
 
 from cirray.core.errors import DataError
-from cirray.pipelines.search import Answer, _reference
-from cirray.runs import SearchRun
+from cirray.pipelines.search.config import SearchRun
+from cirray.pipelines.search.search import Answer, _reference
 from cirray.types import Ranking
 
 IDS = ("a b", "a\u00a0b", "line\nbreak", "Zoe\u0308", "caf%E9")

@@ -8,10 +8,10 @@ import pytest
 from cirray.core import storage
 from cirray.core.config import load_config
 from cirray.core.errors import ConfigError
-from cirray.pipelines.schedule import check_graph
-from cirray.pipelines.story import ROWS, StoryResult, story_nodes, story_recipes
-from cirray.pipelines.story_table import place_lines, render_story, serve_command
-from cirray.runs import StoryRun
+from cirray.pipelines.cluster.schedule import check_graph
+from cirray.pipelines.study.config import StoryRun
+from cirray.pipelines.study.story import ROWS, StoryResult, story_nodes, story_recipes
+from cirray.pipelines.study.story_table import place_lines, render_story, serve_command
 
 
 def result(seed=0, best=0.66, labelled=0.55, exact=0.9):

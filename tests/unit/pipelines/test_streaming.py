@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from cirray.core.errors import ArtifactError, GenerationError
-from cirray.pipelines.config import PoolConfig, RayConfig
-from cirray.pipelines.streaming import (
+from cirray.pipelines.cluster.config import PoolConfig, RayConfig
+from cirray.pipelines.cluster.streaming import (
     GuardedActor,
     Step,
     _raise_failure,

@@ -15,8 +15,8 @@ from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import DataConfig
 from cirray.evaluation.config import SubmitRun
 from cirray.evaluation.report import RANKING_SCHEMA
-from cirray.pipelines import submit as module
-from cirray.pipelines.submit import run_submit
+from cirray.pipelines.evaluation import submit as module
+from cirray.pipelines.evaluation.submit import run_submit
 from cirray.types import Query
 
 REAL = SimpleNamespace(

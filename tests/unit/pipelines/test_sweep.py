@@ -6,10 +6,10 @@ import pytest
 
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
-from cirray.pipelines.config import TuneRun
-from cirray.pipelines.resources import ClusterInfo
-from cirray.pipelines.sweep import TrialResult, best_overrides, plan_trials, rank, render, trial_run
-from cirray.pipelines.tune import fitting_trials
+from cirray.pipelines.cluster.resources import ClusterInfo
+from cirray.pipelines.training.config import TuneRun
+from cirray.pipelines.training.sweep import TrialResult, best_overrides, plan_trials, rank, render, trial_run
+from cirray.pipelines.training.tune import fitting_trials
 
 SPACE = {"training.lambda_p": {"grid": [0, 0.1, 0.4]}, "training.optimizer.lr": {"loguniform": [1e-4, 1e-2]}}
 

@@ -15,14 +15,16 @@ from cirray.evaluation.evaluate import encode_queries
 from cirray.evaluation.round_trip import pair_scores
 from cirray.features.store import FeatureStore
 from cirray.models.text_processors import TEXT_PROCESSORS
-from cirray.pipelines.config import FinetuneRun, GeneratorRun, IndexRun, PretrainRun, TrainRun, TuneRun
-from cirray.pipelines.export import run_export
-from cirray.pipelines.index import run_index
 from cirray.pipelines.planning.plan import plan_run
-from cirray.pipelines.train import run_train
-from cirray.pipelines.train_inputs import queries_of, read_inputs, start_retriever
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.pipelines.texts.config import GeneratorRun
+from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun, TuneRun
+from cirray.pipelines.training.inputs import queries_of, read_inputs, start_retriever
+from cirray.pipelines.training.train import run_train
+from cirray.pipelines.weights.config import ConvertRun, ExportRun
+from cirray.pipelines.weights.export import run_export
 from cirray.retriever import ComposedRetriever, load_models
-from cirray.runs import ConvertRun, ExportRun
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 TEXT_PROCESSORS.register("shout")(str.upper)

@@ -7,10 +7,10 @@ from cirray.core.errors import ArtifactError, ConfigError
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.language import build_word_tokenizer, load_language_model, vocabulary_hash
-from cirray.pipelines import towers
-from cirray.pipelines.config import TowersRun
-from cirray.pipelines.towers import exact_from_text, run_towers, shapes_passage, shapes_words
-from cirray.pipelines.vision_sources import cell_batch
+from cirray.pipelines.features import towers
+from cirray.pipelines.features.config import TowersRun
+from cirray.pipelines.features.towers import exact_from_text, run_towers, shapes_passage, shapes_words
+from cirray.pipelines.features.vision_sources import cell_batch
 
 TINY = (
     "language=train", "language_model.width=16", "language_model.layers=1", "language_model.heads=2",

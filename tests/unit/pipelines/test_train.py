@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
-from cirray.pipelines.config import EmbedRun, FinetuneRun, PretrainRun, TowersRun, TrainRun
-from cirray.pipelines.embed import run_embed
-from cirray.pipelines.towers import run_towers
-from cirray.pipelines.train import run_train
-from cirray.pipelines.train_inputs import read_inputs, start_retriever
+from cirray.pipelines.features.config import EmbedRun, TowersRun
+from cirray.pipelines.features.embed import run_embed
+from cirray.pipelines.features.towers import run_towers
+from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun
+from cirray.pipelines.training.inputs import read_inputs, start_retriever
+from cirray.pipelines.training.train import run_train
 from cirray.retriever import load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import from_triplets, rejected_table
@@ -327,7 +328,7 @@ def test_a_slice_of_whole_families_is_taken_out_of_training_and_generated_texts_
 
 
 def test_the_weights_of_the_best_measurement_are_kept(fields, tmp_path):
-    from cirray.pipelines.train_job import build_job, recall_of
+    from cirray.pipelines.training.job import build_job, recall_of
 
     run = make_run(fields, tmp_path / "kept", validation=KEEP)
     manifest, values = spoiled_run(run, 11), measured(tmp_path / "kept")
@@ -390,7 +391,7 @@ def test_a_choice_by_what_is_not_measured_is_refused(fields, validation, words):
 
 
 def test_earlier_runs_stay_what_they_were(fields):
-    from cirray.pipelines.train import _content
+    from cirray.pipelines.training.train import _content
 
     assert set(_content(make_run(fields, "x"))["validation"]) == {"queries", "split", "every", "batch"}
     assert _content(make_run(fields, "x", validation=KEEP))["validation"]["held_out"] == 12

@@ -10,10 +10,11 @@ from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, IndexMismatchError
 from cirray.models.forked import ForkedRetriever
-from cirray.pipelines.config import IndexRun, TrainRun
-from cirray.pipelines.index import run_index
-from cirray.pipelines.train import run_train
-from cirray.pipelines.train_inputs import read_inputs
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.train import run_train
 from cirray.retriever import ComposedRetriever, load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import from_triplets, rejected_table

@@ -12,9 +12,9 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
-from cirray.pipelines.config import TrainRun
-from cirray.pipelines.train_inputs import read_inputs
-from cirray.pipelines.train_job import measures_of, recall_of
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.job import measures_of, recall_of
 
 FILES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "benchmarks.py")))
 
@@ -22,8 +22,8 @@ FILES = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtur
 @pytest.fixture(autouse=True)
 def embedded(monkeypatch):
     """A features artifact that rejected nothing: the layouts' pictures are empty files, which nobody opens here."""
-    monkeypatch.setattr("cirray.pipelines.datasets.localize", lambda uri, kind: uri)
-    monkeypatch.setattr("cirray.pipelines.datasets.read_rejected", lambda uri: {})
+    monkeypatch.setattr("cirray.pipelines.data.datasets.localize", lambda uri, kind: uri)
+    monkeypatch.setattr("cirray.pipelines.data.datasets.read_rejected", lambda uri: {})
 
 
 class AnyImage:
@@ -89,7 +89,7 @@ def test_a_benchmarks_own_queries_galleries_and_figures_choose_the_epoch_as_the_
 
 def test_a_gallery_picture_that_could_not_be_embedded_is_not_searched(tmp_path, monkeypatch):
     run, whole = run_on("fashioniq", FILES.write_fashioniq(tmp_path), queries="benchmark")
-    monkeypatch.setattr("cirray.pipelines.datasets.read_rejected", lambda uri: {0: [("dress-val-2", "truncated")]})
+    monkeypatch.setattr("cirray.pipelines.data.datasets.read_rejected", lambda uri: {0: [("dress-val-2", "truncated")]})
     inputs = read_inputs(run)
     assert set(whole.gallery_ids) - set(inputs.gallery_ids) == {"dress-val-2"}
     assert len(inputs.queries) == len(whole.queries)
@@ -112,9 +112,9 @@ def test_a_split_without_published_targets_cannot_choose_weights(tmp_path):
 
 def test_what_the_driver_found_unusable_is_not_looked_for_again(tmp_path, monkeypatch):
     run, whole = run_on("fashioniq", FILES.write_fashioniq(tmp_path), queries="benchmark")
-    monkeypatch.setattr("cirray.pipelines.datasets.read_rejected", lambda uri: {0: [("dress-val-2", "truncated")]})
+    monkeypatch.setattr("cirray.pipelines.data.datasets.read_rejected", lambda uri: {0: [("dress-val-2", "truncated")]})
     found = read_inputs(run)
     assert found.unusable == {"dress-val-2"} and whole.unusable == frozenset()
-    monkeypatch.setattr("cirray.pipelines.train_inputs.unusable_images", lambda *given: pytest.fail("looked again"))
+    monkeypatch.setattr("cirray.pipelines.training.inputs.unusable_images", lambda *given: pytest.fail("looked again"))
     again = read_inputs(run, sorted(found.unusable))
     assert (again.triplets, again.queries, again.gallery_ids) == (found.triplets, found.queries, found.gallery_ids)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from cirray.core.artifacts import open_stage
-from cirray.pipelines import train_ray
-from cirray.pipelines.config import RayTrainConfig
+from cirray.pipelines.cluster.config import RayTrainConfig
+from cirray.pipelines.training import workers as train_ray
 
 
 class Reached(Exception):

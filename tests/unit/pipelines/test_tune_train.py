@@ -7,7 +7,7 @@ import pytest
 import ray
 from ray.train.v2._internal import constants
 
-from cirray.pipelines import tune_train
+from cirray.pipelines.training import tune_workers as tune_train
 
 
 @pytest.fixture(autouse=True)

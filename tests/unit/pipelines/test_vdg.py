@@ -11,11 +11,13 @@ import torch
 from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, IndexMismatchError
-from cirray.pipelines.config import EmbedRun, GeneratorRun, TrainRun
-from cirray.pipelines.embed import run_embed
-from cirray.pipelines.generator import run_generator
-from cirray.pipelines.train import run_train
-from cirray.pipelines.train_inputs import read_inputs
+from cirray.pipelines.features.config import EmbedRun
+from cirray.pipelines.features.embed import run_embed
+from cirray.pipelines.texts.config import GeneratorRun
+from cirray.pipelines.texts.generator import run_generator
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.train import run_train
 from cirray.retriever import load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import from_triplets, rejected_table
@@ -106,8 +108,8 @@ def generator_run(fields, root, **changes):
 def home(fields, tmp_path_factory):
     """Towers with the shipped language model, and features by them."""
     pytest.importorskip("peft")
-    from cirray.pipelines.config import TowersRun
-    from cirray.pipelines.towers import run_towers
+    from cirray.pipelines.features.config import TowersRun
+    from cirray.pipelines.features.towers import run_towers
 
     root = tmp_path_factory.mktemp("g")
     run_towers(validate(TowersRun, {"out": str(root / "towers")}))

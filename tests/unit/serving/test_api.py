@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cirray.core.errors import ArtifactError
-from cirray.pipelines.config import IndexRun
-from cirray.pipelines.index import run_index
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
 from cirray.retriever import ComposedRetriever
 from cirray.serving.service import DirectService
 

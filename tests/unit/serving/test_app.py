@@ -13,9 +13,8 @@ from click.testing import CliRunner
 from ray.serve.schema import LoggingConfig
 
 from cirray.core.errors import ArtifactError, ConfigError, IndexMismatchError, ServingError
-from cirray.runs import ServeRun
 from cirray.serving.app import DEPLOYMENT_OPTIONS, NotServableError, build_app
-from cirray.serving.config import FAST_PATH, ServeArgs, ServingSettings
+from cirray.serving.config import FAST_PATH, ServeArgs, ServeRun, ServingSettings
 from cirray.serving.gate import Gate
 from cirray.serving.launch import check_port, check_service, plan_of, run_serve
 

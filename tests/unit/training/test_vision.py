@@ -6,7 +6,7 @@ from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.towers.config import VisionTrainingConfig
 from cirray.models.towers.hf_blip2 import build_vision_tower
-from cirray.pipelines.vision_sources import CELL_CLASSES, cell_batch, cell_source
+from cirray.pipelines.features.vision_sources import CELL_CLASSES, cell_batch, cell_source
 from cirray.training.loop import train
 from cirray.training.torch_engine import torch_engine
 from cirray.training.vision import VisionBatch, VisionLearner, VisionTask, caption_words, word_labels

@@ -18,8 +18,8 @@ from cirray.models.towers.language import (
     load_language_model,
     quantized_arguments,
 )
-from cirray.pipelines.config import GenerateRun, GeneratorRun
-from cirray.pipelines.generate import _held, _result_config
+from cirray.pipelines.texts.config import GenerateRun, GeneratorRun
+from cirray.pipelines.texts.generate import _held, _result_config
 
 SIZES = LanguageModelConfig(width=16, layers=1, heads=2, intermediate=16, positions=64)
 BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None

@@ -10,11 +10,13 @@ from cirray.cli.main import main, verb
 from cirray.cli.plan import plan_file, verb_of
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
-from cirray.pipelines.config import EmbedRun, GenerateRun, GeneratorRun, MineRun, TrainRun, TuneRun
+from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig, PlanRun
 from cirray.pipelines.planning.inputs import Beside
 from cirray.pipelines.planning.plan import plan_run
-from cirray.pipelines.train_inputs import read_inputs, start_retriever
+from cirray.pipelines.texts.config import GenerateRun, GeneratorRun, MineRun
+from cirray.pipelines.training.config import TrainRun, TuneRun
+from cirray.pipelines.training.inputs import read_inputs, start_retriever
 
 ROOT = Path(__file__).resolve().parents[4]
 CONFIGS = ROOT / "jobs" / "configs"

@@ -12,11 +12,11 @@ from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.evaluation.study import Curve
-from cirray.pipelines.config import TrainRun
 from cirray.pipelines.study import run as study_run
 from cirray.pipelines.study.config import CurveSpec, StudyRun
 from cirray.pipelines.study.graph import Graph, references, variables
 from cirray.pipelines.study.run import _curve_verdicts, run_study, study_nodes
+from cirray.pipelines.training.config import TrainRun
 from cirray.triplets.captions import write_captions
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -20,22 +20,25 @@ from cirray.evaluation.config import EvaluateRun
 from cirray.features.store import FeatureStore
 from cirray.index.store import open_index
 from cirray.models.retriever_files import load_retriever
-from cirray.pipelines.config import EmbedRun, FinetuneRun, IndexRun
-from cirray.pipelines.embed import run_embed
-from cirray.pipelines.evaluate import run_evaluate
-from cirray.pipelines.export import run_export
-from cirray.pipelines.index import run_index
+from cirray.pipelines.data.config import WorldRun
+from cirray.pipelines.data.world import run_world
+from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.features.config import EmbedRun
+from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.rewrites.config import RewriteRun
 from cirray.pipelines.rewrites.rewrite import run_rewrite
-from cirray.pipelines.train import run_train
-from cirray.pipelines.world import run_world
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.pipelines.training.config import FinetuneRun
+from cirray.pipelines.training.train import run_train
+from cirray.pipelines.weights.config import ExportRun
+from cirray.pipelines.weights.export import run_export
 from cirray.pipelines.zeroshot import map as map_stage
 from cirray.pipelines.zeroshot.clip import run_clip
 from cirray.pipelines.zeroshot.config import ClipRun, MapRun, SampleRun
 from cirray.pipelines.zeroshot.map import run_map
 from cirray.pipelines.zeroshot.sample import run_sample
 from cirray.retriever import ComposedRetriever
-from cirray.runs import ExportRun, WorldRun
 from cirray.triplets.captions import write_captions
 from cirray.triplets.store import TripletStore
 

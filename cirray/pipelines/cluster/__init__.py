@@ -1,0 +1,1 @@
+"""How stages run on Ray: clusters, streams of parts, graphs of stages."""

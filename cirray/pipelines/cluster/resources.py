@@ -1,0 +1,166 @@
+"""Start, join and leave Ray clusters; settings of Ray Data that a small machine needs."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+
+from cirray.core.environ import private_cluster, ray_address
+from cirray.core.errors import ConfigError
+from cirray.core.interrupts import reinstall
+from cirray.core.log import get_logger
+from cirray.pipelines.cluster.config import RayConfig
+
+_TOO_SLOW = "timed out during startup"
+_LEAST_LOGICAL_CPUS = 8
+_RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
+
+
+@dataclass(frozen=True)
+class ClusterInfo:
+    """The cluster a stage runs on. `private`: started here, and shut down at the end."""
+
+    private: bool
+    cpus: float
+    gpus: float
+    nodes: int
+
+
+@contextmanager
+def cluster(config: RayConfig) -> Iterator[ClusterInfo]:
+    """Join the cluster that the config or `RAY_ADDRESS` names, or start a private one for the length of the block.
+
+    A cluster that this process has joined already is used and left alone.
+
+    Raises:
+        ConfigError: when the named cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield _info(private=False)
+        return
+    address = config.address or ray_address()
+    private = address in ("", "local")
+    if private:
+        _start_private(config)
+    else:
+        _join(address, config)
+    reinstall()
+    try:
+        with _hushed(not config.show_output):
+            yield _info(private)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def data_context(config: RayConfig, block_bytes: int = 128 * 2**20) -> Iterator[Any]:
+    """Ray Data's settings for one pipeline: a hang guard, no bars of its own, workers that may die, whole blocks.
+
+    Args:
+        config: where the hang guard's seconds come from.
+        block_bytes: no block is split below this size, so that one part stays one block.
+    """
+    before = ray.data.DataContext.get_current()
+    context = before.copy()
+    context.execution_no_progress_timeout_s = config.no_progress_timeout_s
+    context.enable_progress_bars = context.enable_operator_progress_bars = config.show_output
+    context.print_on_execution_start = config.show_output
+    context.target_max_block_size = max(block_bytes, 128 * 2**20)
+    context.max_consecutive_actor_init_deaths = 3
+    ray.data.DataContext._set_current(context)
+    try:
+        with _hushed(not config.show_output):
+            yield context
+    finally:
+        ray.data.DataContext._set_current(before)
+
+
+def logical_cpus(config: RayConfig) -> int:
+    """Logical CPUs of a private cluster: actors, reads and writes of one pipeline must all find one."""
+    return config.num_cpus or max(_LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
+
+
+def knock(address: str, timeout_s: float = 5.0) -> None:
+    """Try to reach a cluster's port; ray.init would wait for minutes where nobody listens.
+
+    Raises:
+        OSError, ValueError: when nothing answers at `host:port`, or it is not of that form.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("an address is `auto` or `host:port`")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+
+
+def _start_private(config: RayConfig) -> None:
+    """Start a cluster of this process's own; on a busy machine Ray's fixed 30 s may pass, so there is a second try.
+
+    Raises:
+        ConfigError: when that fails too.
+    """
+    private_cluster(quiet=not config.show_output)
+    options: dict[str, Any] = {"_temp_dir": config.temp_dir} if config.temp_dir else {}
+    for attempt in (1, 2):
+        try:
+            ray.init(
+                address="local", num_cpus=logical_cpus(config), num_gpus=config.num_gpus,
+                object_store_memory=config.object_store_memory, include_dashboard=config.dashboard,
+                log_to_driver=config.show_output, logging_level=logging.INFO if config.show_output else logging.ERROR,
+                **options,
+            )  # fmt: skip
+            return
+        except Exception as error:
+            # Ray raises no narrower class here.
+            if _TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            get_logger(__name__).info("Ray did not start in its time (try %d of 2): the machine is busy", attempt)
+    raise ConfigError(
+        "Ray could not be started on this machine within twice 30 s. End other programs, or join a cluster that runs "
+        "(ray.address=HOST:PORT), or do without where the stage allows it (ray.enabled=false)."
+    )
+
+
+def _join(address: str, config: RayConfig) -> None:
+    try:
+        knock(address)
+        ray.init(
+            address=address, log_to_driver=config.show_output,
+            logging_level=logging.INFO if config.show_output else logging.ERROR,
+        )  # fmt: skip
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"The Ray cluster at {address!r} cannot be joined: {reason}. Start it (`ray start --head`), correct "
+            "ray.address or RAY_ADDRESS, or set ray.address=local for a private cluster."
+        ) from None
+
+
+def _info(private: bool) -> ClusterInfo:
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    info = ClusterInfo(private, float(total.get("CPU", 0)), float(total.get("GPU", 0)), nodes)
+    get_logger(__name__).debug("ray cluster: %s", info)
+    return info
+
+
+@contextmanager
+def _hushed(quiet: bool) -> Iterator[None]:
+    """Ray's loggers at errors only, as they were afterwards."""
+    loggers = [logging.getLogger(name) for name in _RAY_LOGGERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers if quiet else ():
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

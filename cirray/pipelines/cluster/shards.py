@@ -1,0 +1,43 @@
+"""Work off the parts of a gallery as Ray tasks; `cirray.evaluation.vectors.in_process` is the simple twin."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import ray
+
+from cirray.evaluation.chunked import Question
+from cirray.evaluation.vectors import Job, Runner, run_job
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.resources import cluster
+
+LEAST_ROWS = 20_000
+"""A gallery whose largest part is smaller is counted sooner than a cluster starts."""
+
+
+@contextmanager
+def ray_runner(
+    config: RayConfig, cpus: float = 1.0, gpus: float = 0.0, least_rows: int = LEAST_ROWS
+) -> Iterator[Runner]:
+    """Runner for `rank_vectors` that hands every part to a Ray task; a task that dies with its node runs again.
+
+    Args:
+        config: which cluster; a private one starts with the first part that is worth it and lives as long as the block.
+        cpus: logical CPUs of a task; Ray gives it as many threads.
+        gpus: GPUs of a task.
+        least_rows: smaller parts are worked off here.
+    """
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(run_job)
+    with ExitStack() as stack:
+        started = list[Any]()
+
+        def run(question: Question, jobs: Sequence[Job], scores_P: np.ndarray | None) -> list[Any]:
+            if max(len(job.rows) for job in jobs) < least_rows:
+                return [run_job(question, job, scores_P) for job in jobs]
+            if not started:
+                started.append(stack.enter_context(cluster(config)))
+            shared, scores = ray.put(question), ray.put(scores_P)
+            return ray.get([task.remote(shared, job, scores) for job in jobs])
+
+        yield run

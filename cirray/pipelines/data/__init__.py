@@ -1,0 +1,1 @@
+"""Stages that read or check data sets: the embedded world, `doctor`."""

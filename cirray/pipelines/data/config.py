@@ -1,0 +1,45 @@
+"""Configuration of the data stages. No torch, no ray."""
+
+from pydantic import Field
+
+from cirray.core.config import Config
+from cirray.data.config import DataConfig, ImageLimits, ShapesConfig
+from cirray.pipelines.cluster.config import RayConfig
+
+
+class DoctorRun(Config):
+    """Check a data set on disk."""
+
+    root: str = ""
+    """Root of the data set; empty: as `data` says. On the command line: `cirray doctor ROOT`."""
+    dataset: str = ""
+    """Its format (`cirr`, `fashioniq`, ...); empty: as `data` says."""
+    data: DataConfig = DataConfig()
+    """Everything else about it, e.g. `data.cirr.images`."""
+    splits: tuple[str, ...] = ()
+    """Splits that must be there; empty: all whose files are."""
+    decode: bool = True
+    """Read and decode every image; without it only annotations are checked."""
+    accept: tuple[str, ...] = ()
+    """Codes of findings that are told but do not count, e.g. `[duplicate, wrong_extension]`."""
+    limits: ImageLimits = ImageLimits()
+    """Caps on images."""
+    shard_rows: int = Field(512, ge=1)
+    """Images per part."""
+    tasks: int = Field(2, ge=1)
+    """Processes that decode."""
+    ray_from: int = Field(5000, ge=0)
+    """With fewer images this process checks them alone: it is done before a cluster has started."""
+    as_json: bool = False
+    """Print the whole report as JSON (`--json`)."""
+    out: str = ""
+    """Artifact with the report and a table of every image's hash (path or URI); empty: none."""
+    ray: RayConfig = RayConfig()
+
+
+class WorldRun(Config):
+    """Write the embedded world."""
+
+    shapes: ShapesConfig = ShapesConfig()
+    out: str = "~/cirray/quickstart/world"
+    """Where the folder layout is written (path or URI)."""

@@ -1,0 +1,1 @@
+"""Stages that measure: evaluation, scores, submissions, pages."""

@@ -1,0 +1,83 @@
+"""Stage 7 for several models at once: every row of a results table, scored on the same queries, in one report."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
+from cirray.data.benchmark import CirDataset
+from cirray.data.readers import read_dataset
+from cirray.evaluation.baselines import ImageOnly
+from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.evaluation.report import ReportContent, ReportRow, render_table, write_report
+from cirray.evaluation.samples import draw_samples
+from cirray.features.store import FeatureStore, check_tower
+from cirray.models.dual import build_dual
+from cirray.pipelines.evaluation.config import CompareRun
+from cirray.pipelines.evaluation.evaluate import read_history
+from cirray.pipelines.rewrites.texts import with_texts
+from cirray.retriever import load_models
+from cirray.triplets.rewrites import KIND
+from cirray.triplets.store import TripletStore
+
+
+@stage_function
+def run_compare(run: CompareRun) -> Manifest:
+    """Evaluate every checkpoint and write one report; the last row's queries are shown with pictures.
+
+    A row with rewritten texts is a method that rewrites its queries: queries, gallery and rules are the others'.
+
+    Returns:
+        Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.
+    """
+    inputs = {name: read_manifest(uri, "checkpoint").digest for name, uri in run.checkpoints.items()}
+    for field, names in (("row_features", run.row_features), ("row_texts", run.row_texts)):
+        for name in names:
+            if name not in (*run.checkpoints, *run.duals):
+                raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.duals)))
+    inputs |= {f"texts of {name}": read_manifest(uri, KIND).digest for name, uri in run.row_texts.items()}
+    stage = open_stage(run.out, "report", run.to_dict(), inputs)
+    if stage.finished:
+        return stage.finished
+    dataset, features = read_dataset(run.data), FeatureStore.open_many(run.features)
+    rows = []
+    with progress("evaluate", len(run.checkpoints) + len(run.duals) + 1, "models") as advance:
+        for name, encoder, seen in _encoders(run, dataset, features):
+            asked = with_texts(dataset, run.row_texts[name])[0] if name in run.row_texts else dataset
+            result = evaluate_retriever(
+                encoder, seen, asked.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries
+            )
+            result = dataclasses.replace(result, queries=tuple(dataset.queries))
+            headline = next(iter(result.metrics))
+            rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
+            advance(1, f"{name}: {headline} {result.metrics[headline]:.3f}")
+    generated = [item for uri in run.triplets for item in TripletStore.open(uri).read()]
+    content = ReportContent(
+        rows=tuple(rows), dataset=dataset, title=run.title, seed=run.seed,
+        histories={name: read_history(uri) for name, uri in run.checkpoints.items()},
+        samples=draw_samples(generated, run.samples, run.seed, run.judge) if generated else (), facts=dict(inputs),
+    )  # fmt: skip
+    write_report(stage.local, content)
+    metrics = {row.name: dict(row.results[0].metrics) for row in rows}
+    counts = {"rows": len(rows), "queries": rows[0].results[0].query_count, "gallery": len(dataset.gallery_ids)}
+    return stage.publish(counts, metrics, {"protocol": rows[0].results[0].protocol, "table": render_table(rows)})
+
+
+def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> Iterator[tuple[str, Any, FeatureStore]]:
+    """Name, encoder and the features of its tower, row by row."""
+    yield "image only", ImageOnly.fit(features, dataset.gallery_ids), features
+
+    def seen(name: str) -> FeatureStore:
+        return FeatureStore.open_many(run.row_features[name]) if name in run.row_features else features
+
+    for name, dual in run.duals.items():
+        store = seen(name)
+        yield name, build_dual(dual, [query.modification for query in dataset.queries], store.shape[1]).eval(), store
+    for name, uri in run.checkpoints.items():
+        encoder, tower, _ = load_models(uri)
+        store = seen(name)
+        check_tower(run.row_features.get(name, run.features), store.info.encoder_digest, uri, tower.digest)
+        yield name, encoder, store

@@ -1,0 +1,134 @@
+"""Configuration of scores, pages and reports. No torch, no ray."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cirray.core.config import Config
+from cirray.data.config import DataConfig
+from cirray.models.config import DualEncoderConfig
+from cirray.pipelines.cluster.config import RayConfig
+
+
+class CompareRun(Config):
+    """Score several checkpoints on the same queries and write one report."""
+
+    data: DataConfig = DataConfig()
+    """Data set whose queries and gallery are used."""
+    checkpoints: dict[str, str] = {}
+    """Row name -> checkpoint artifact, in the order of the table."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts of every reference and gallery image."""
+    row_features: dict[str, tuple[str, ...]] = {}
+    """Row name -> features artifacts of its own tower, where they are not `features`."""
+    row_texts: dict[str, str] = {}
+    """Row name -> rewrites artifact whose texts its queries say instead of their own (training-free retrieval)."""
+    duals: dict[str, DualEncoderConfig] = {}
+    """Row name -> a dual encoder that is not trained (image + text arithmetic); its tower's features in
+    `row_features`."""
+    labels: dict[str, int] = {}
+    """Row name -> labelled triplets that the row has seen."""
+    triplets: tuple[str, ...] = ()
+    """Generated triplets of which samples are shown."""
+    samples: int = 12
+    """Generated texts shown."""
+    judge: str = ""
+    """Root of a shapes world that judges the samples."""
+    title: str = "composed image retrieval"
+    """Heading of the page."""
+    seed: int = 0
+    """Of the queries and samples drawn for the page."""
+    out: str = "~/cirray/quickstart/report"
+    """Report artifact (path or URI)."""
+
+
+class ScoreRun(Config):
+    """The figures of saved vectors, ranked lists or a submission file; no model is needed."""
+
+    data: DataConfig = DataConfig()
+    """Benchmark whose queries, galleries and protocol are used; its images are not read."""
+    queries: str = ""
+    """Vectors of the queries: .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside it."""
+    query_ids: str = ""
+    """JSON list of the query ids, where it lies elsewhere."""
+    gallery: tuple[str, ...] = ()
+    """Vectors of the gallery: one file or several (shards), [N, D] or [N, tokens, D], with ids like the queries'."""
+    gallery_ids: tuple[str, ...] = ()
+    """JSON lists of their ids, one a file, where they lie elsewhere."""
+    ranks: str = ""
+    """Or ranked lists: a report, a Parquet file, a JSON object query id -> image ids, or a submission file."""
+    subsets: str = ""
+    """JSON of the subsets' ranked ids (CIRR's recall_subset file), where `ranks` does not hold them."""
+    row: str = ""
+    """Which model of a report's rankings; empty: the last."""
+    seed: int | None = None
+    """Which seed of that model; null: its first."""
+    name: str = "scored"
+    """What the table calls it."""
+    reference_rule: Literal["", "remove", "keep"] = ""
+    """Over the benchmark's own rule."""
+    normalize: bool = True
+    """Bring vectors to unit length first: protocols score cosines."""
+    top_k: int = Field(50, ge=1)
+    """Length of the ranked lists that are kept."""
+    sums: Literal["float64", "float32"] = "float64"
+    """Precision in which products are added up; scores are float32. float64 gives the same integers on any machine."""
+    device: str = "cpu"
+    """Where vectors are compared."""
+    budget_mb: int = Field(256, ge=1)
+    """MiB of one block of scores."""
+    parts: int = Field(1, ge=1)
+    """Pieces that every gallery file is cut into."""
+    intervals: bool = False
+    """Give every figure its 95 % bootstrap interval."""
+    out: str = ""
+    """Report artifact with metrics.json and rankings.parquet; empty writes nothing."""
+    ray: RayConfig = RayConfig()
+    """Cluster that works on several files or parts side by side (one part needs none); its nodes must see the files."""
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> "ScoreRun":
+        vectors, lists = bool(self.queries or self.gallery), bool(self.ranks or self.subsets)
+        if vectors == lists:
+            given = "both" if vectors else "neither"
+            raise ValueError(f"give vectors (queries=FILE gallery=FILE) or lists (ranks=FILE); {given} was given")
+        if vectors and not (self.queries and self.gallery):
+            raise ValueError("vectors are needed of both sides: queries=FILE and gallery=FILE (or gallery=[FILE,FILE])")
+        if self.gallery_ids and len(self.gallery_ids) != len(self.gallery):
+            raise ValueError(f"gallery_ids names {len(self.gallery_ids)} files for {len(self.gallery)} of vectors")
+        return self
+
+
+class BrowseRun(Config):
+    """Write a page that shows a saved evaluation query by query, alone or beside another one."""
+
+    data: DataConfig = DataConfig()
+    """Benchmark of the rankings: texts, targets and images (missing ones become placeholders)."""
+    run: str = "~/cirray/quickstart/report"
+    """Rankings: a report, a Parquet or a JSON file."""
+    row: str = ""
+    """Which model of a report; empty: the last."""
+    seed: int | None = None
+    """Which seed of that model; null: its first."""
+    name: str = ""
+    """What the page calls it; empty: its row."""
+    other: str = ""
+    """Second rankings to compare with: it wins or loses queries against `run`."""
+    other_row: str = ""
+    """Which model of the second; empty: `row`."""
+    other_seed: int | None = None
+    """Which seed of the second; null: its first."""
+    other_name: str = ""
+    """What the page calls it."""
+    pictured: int = Field(100, ge=0, le=5000)
+    """Queries with embedded pictures: the worst and the best, or the most lost and most won."""
+    listed: int = Field(10_000, ge=1)
+    """Queries on the page."""
+    strip: int = Field(10, ge=1, le=50)
+    """Answers shown of each query."""
+    side: int = Field(128, ge=16, le=512)
+    """Longest side of a thumbnail in pixels."""
+    title: str = ""
+    """Heading; empty: the runs' names and the data set's."""
+    out: str = "cirray-browse.html"
+    """The page (path or URI)."""

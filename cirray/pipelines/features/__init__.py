@@ -1,0 +1,1 @@
+"""Stages of the frozen towers and their features."""

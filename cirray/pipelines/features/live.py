@@ -1,0 +1,135 @@
+"""Training without a features artifact: images are read and encoded when a batch asks for them. No ray.
+
+Slower than cached features (the frozen tower runs for every use of an image), and no disk: for a trial, for images that
+are seen once, or where the cache would not fit.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from cirray.core.errors import DataError
+from cirray.data.config import ImageLimits
+from cirray.features.store import FeatureInfo, FeatureStore
+from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.pipelines.cluster.actors import decode_images, find_tower
+from cirray.pipelines.data.datasets import ImageList, contents_of, list_images
+from cirray.pipelines.training.config import TrainRun
+from cirray.types import stable_id
+
+_PARTS = ("labelled", "pool", "gallery")
+_DECODED_TOGETHER = 8
+
+
+class LiveFeatures:
+    """Stands where a `FeatureStore` stands: image id -> patch tokens, fp16, made by the frozen tower when asked for.
+
+    Tokens are rounded to fp16 as the store rounds them, so that losses equal the cached path's: up to one unit in the
+    last place of fp16 where a matrix product of another batch size adds up in another order.
+    """
+
+    def __init__(
+        self, tower: VisionTower, images: Sequence[ImageList], batch: int = 64, threads: int = 4,
+        device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
+        """Keep the tower on a device and the images' places; nothing is read yet.
+
+        Args:
+            tower: frozen.
+            images: ids and places; of an id that stands in several lists the first counts.
+            batch: images per forward pass.
+            threads: images are decoded by so many threads.
+            device: where the tower runs.
+        """
+        self._tower, self._device = tower.to(device), device
+        self._places: dict[str, str] = {}
+        for known in reversed(images):
+            self._places |= dict(zip(known.ids, known.places, strict=True))
+        self._batch, self._pool = batch, ThreadPoolExecutor(threads)
+        self._transform, self._limits = tower.transform.to_dict(), ImageLimits().to_dict()
+        shape = (tower.num_tokens, tower.width)
+        self.info = FeatureInfo(tower.digest, stable_id("live", *sorted(map(str, self._transform.items()))), shape)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, D): tokens of an image and their width."""
+        return self.info.shape
+
+    def get(self, ids: Sequence[str]) -> np.ndarray:
+        """Tokens of images, fp16 [n, P, D], in the order of `ids`; an image asked for twice is encoded once.
+
+        Raises:
+            DataError: for an unknown id, or an image that cannot be read.
+        """
+        distinct = list(dict.fromkeys(ids))
+        absent = self.missing(distinct)
+        if absent:
+            count = len(self._places)
+            raise DataError(f"Image {absent[0]!r} has no file among the {count} images of `data` and `images`.")
+        made = np.empty((len(distinct), *self.shape), dtype=np.float16)
+        for begin in range(0, len(distinct), self._batch):
+            made[begin : begin + self._batch] = self._encode(distinct[begin : begin + self._batch])
+        row = {image: at for at, image in enumerate(distinct)}
+        return made[[row[image] for image in ids]] if len(distinct) < len(ids) else made
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of `ids` that have no file, in order."""
+        return [image for image in ids if image not in self._places]
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @torch.inference_mode()
+    def _encode(self, ids: Sequence[str]) -> np.ndarray:
+        chunks = [ids[begin : begin + _DECODED_TOGETHER] for begin in range(0, len(ids), _DECODED_TOGETHER)]
+        pixels_NHWC = np.concatenate(list(self._pool.map(self._decode, chunks)))
+        return self._tower(torch.from_numpy(pixels_NHWC).to(self._device)).half().cpu().numpy()
+
+    def _decode(self, ids: Sequence[str]) -> np.ndarray:
+        names, places = np.array(ids, dtype=object), np.array([self._places[image] for image in ids], dtype=object)
+        part = np.zeros(len(ids), dtype=np.int64)
+        columns = {"part": part, "part_rows": part, "image_id": names, "place": places}
+        decoded = decode_images(columns, self._transform, self._limits)
+        problem = next((str(reason) for reason in decoded["error"] if reason), "")
+        if problem:
+            raise DataError(f"{problem} Remove its triplets, or embed the images first, which lists all such images.")
+        return np.asarray(decoded["pixels"])
+
+
+Features = FeatureStore | LiveFeatures
+
+
+def open_features(run: TrainRun, device: str | torch.device = "cpu") -> Features:
+    """The features that a run reads: its artifacts, or images through its frozen tower when it names none.
+
+    Raises:
+        ArtifactError, DataError, IndexMismatchError: as opening artifacts, or finding tower and images.
+    """
+    if run.features:
+        return FeatureStore.open_many(run.features)
+    return LiveFeatures(load_vision_tower(find_tower(run.towers)), live_images(run), device=device)
+
+
+def live_images(run: TrainRun) -> list[ImageList]:
+    """Every image of the run's data sets.
+
+    Raises:
+        DataError: for a data set without images.
+    """
+    named = (*(() if run.data is None else (run.data,)), *run.images)
+    return [list_images(data, _PARTS) for data in named]
+
+
+def live_digests(run: TrainRun) -> dict[str, str]:
+    """Name -> digest of what stands for features: tower, and the images with their contents."""
+    tower = load_vision_tower(find_tower(run.towers))
+    lists = {
+        f"images {at}": stable_id(item.digest, *contents_of(item.places, ImageLimits()))
+        for at, item in enumerate(live_images(run))
+    }
+    return {**lists, "tower": tower.digest}

@@ -1,0 +1,1 @@
+"""Stages of search: the index and one query."""

@@ -1,0 +1,200 @@
+"""Parts of an index: what one worker makes of some images, as one file. A plain class, used with or without Ray."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cirray.core.errors import DataError
+from cirray.data.config import ImageLimits
+from cirray.data.images import open_place
+from cirray.data.places import Place
+from cirray.data.readers import read_dataset
+from cirray.data.transforms import ImageTransform
+from cirray.features.store import FeatureStore, check_tower
+from cirray.pipelines.search.config import IndexRun
+from cirray.retriever import load_models
+
+_PNG_SIDE = 96
+"""Pictures up to this side are kept losslessly: drawings and icons suffer from JPEG, and cost little as PNG."""
+
+
+@dataclass
+class Part:
+    """Encoded images, in the order they were given, and the images that could not be used."""
+
+    ids: list[str] = field(default_factory=list)
+    tokens: list[np.ndarray] = field(default_factory=list)
+    """Each `[n, Q, D]`, fp16."""
+    patches: list[np.ndarray] = field(default_factory=list)
+    """Each `[n, P, W]`, fp16; empty when features are not kept."""
+    pictures: list[bytes] = field(default_factory=list)
+    """One per image; empty when pictures are not kept."""
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    """Id and reason."""
+
+    def to_bytes(self) -> bytes:
+        """One `.npz` file."""
+        arrays = {f"tokens{n}": block for n, block in enumerate(self.tokens)}
+        arrays |= {f"patches{n}": block for n, block in enumerate(self.patches)}
+        sizes = [len(picture) for picture in self.pictures]
+        text = json.dumps({"ids": self.ids, "rejected": self.rejected, "sizes": sizes, "blocks": len(self.tokens)})
+        arrays["text"] = np.frombuffer(text.encode(), np.uint8)
+        arrays["pictures"] = np.frombuffer(b"".join(self.pictures), np.uint8)
+        stream = io.BytesIO()
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        return stream.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Part":
+        """Read what `to_bytes` wrote."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            text = json.loads(arrays["text"].tobytes())
+            ends = np.cumsum([0, *text["sizes"]])
+            packed = arrays["pictures"].tobytes()
+            pictures = [packed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+            tokens = [arrays[f"tokens{n}"] for n in range(text["blocks"])]
+            patches = [arrays[f"patches{n}"] for n in range(text["blocks"]) if f"patches{n}" in arrays]
+        return cls(text["ids"], tokens, patches, pictures, [(name, reason) for name, reason in text["rejected"]])
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Images that could be read: ids, patch tokens (fp16) or pixels (uint8), pictures; and those that could not."""
+
+    ids: list[str]
+    patches_BPW: np.ndarray | None
+    pixels_BHWC: np.ndarray | None
+    pictures: list[bytes]
+    rejected: list[tuple[str, str]]
+
+
+class Source(Protocol):
+    """Where the images of an index come from."""
+
+    def load(self, ids: Sequence[str]) -> Loaded:
+        """Read some images; unusable ones are values, not exceptions."""
+
+
+def _opened(
+    ids: Sequence[str], paths: Mapping[str, str], limits: ImageLimits, rejected: list[tuple[str, str]]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Pictures of ids that can be read, one at a time; the others are added to `rejected` with the reason."""
+    for name in ids:
+        try:
+            place = Place.parse(paths[name])
+            image = open_place(place, limits, place.name(name))
+        except DataError as error:
+            rejected.append((name, str(error)))
+        else:
+            yield name, image
+
+
+class FolderSource:
+    """Pictures of a folder: decoded once, for the model and for the thumbnail."""
+
+    def __init__(
+        self, paths: dict[str, str], transform: ImageTransform, thumbnail_size: int, limits: ImageLimits
+    ) -> None:
+        """`paths`: id -> place (`Place.text`)."""
+        self._paths, self._transform, self._size, self._limits = paths, transform, thumbnail_size, limits
+
+    def load(self, ids: Sequence[str]) -> Loaded:
+        """See `Source`."""
+        kept, pixels, pictures = [], [], []
+        rejected: list[tuple[str, str]] = []
+        for name, image in _opened(ids, self._paths, self._limits, rejected):
+            kept.append(name)
+            pixels.append(self._transform(image))
+            pictures += [thumbnail(image, self._size)] if self._size else []
+        return Loaded(kept, None, np.stack(pixels) if pixels else None, pictures, rejected)
+
+
+class FeatureSource:
+    """Stored vision features; pictures are read from the data set's files where it has them."""
+
+    def __init__(self, store: FeatureStore, paths: dict[str, str], thumbnail_size: int, limits: ImageLimits) -> None:
+        """`paths`: id -> place (`Place.text`), empty for an index without pictures."""
+        self._store, self._paths, self._size, self._limits = store, paths, thumbnail_size, limits
+
+    def load(self, ids: Sequence[str]) -> Loaded:
+        """See `Source`."""
+        if not self._paths or not self._size:
+            return Loaded(list(ids), self._store.get(list(ids)), None, [], [])
+        kept, pictures = [], []
+        rejected: list[tuple[str, str]] = []
+        for name, image in _opened(ids, self._paths, self._limits, rejected):
+            kept.append(name)
+            pictures.append(thumbnail(image, self._size))
+        return Loaded(kept, self._store.get(kept) if kept else None, None, pictures, rejected)
+
+
+class PartEncoder:
+    """Turns ids into a finished part; loads its models once."""
+
+    def __init__(self, run: IndexRun, paths: dict[str, str], vision_digest: str) -> None:
+        """Load the checkpoint and open the source.
+
+        Raises:
+            IndexMismatchError: when the features come from another vision tower than the checkpoint's.
+        """
+        self._run = run
+        self.encoder, self.vision, self.transform = load_models(run.checkpoint, run.device)
+        if run.images is not None:
+            self._source: Source = FolderSource(paths, self.transform, run.index.thumbnail_size, run.limits)
+        else:
+            check_tower(run.features, vision_digest, run.checkpoint, self.vision.digest)
+            store = FeatureStore.open_many(run.features)
+            self._source = FeatureSource(store, paths, run.index.thumbnail_size, run.limits)
+
+    def __call__(self, ids: Sequence[str], keep_patches: bool) -> Part:
+        """Encode some images in batches."""
+        part = Part()
+        for start in range(0, len(ids), self._run.batch):
+            loaded = self._source.load(ids[start : start + self._run.batch])
+            part.rejected += loaded.rejected
+            if loaded.ids:
+                self._add(part, loaded, keep_patches)
+        return part
+
+    @torch.inference_mode()
+    def _add(self, part: Part, loaded: Loaded, keep_patches: bool) -> None:
+        patches_BPW = self._patches(loaded)
+        tokens_BQD = self.encoder.encode_gallery(torch.from_numpy(patches_BPW).to(self._run.device).float())
+        part.ids += loaded.ids
+        part.tokens.append(tokens_BQD.float().cpu().numpy().astype(np.float16))
+        part.patches += [patches_BPW] if keep_patches else []
+        part.pictures += loaded.pictures
+
+    def _patches(self, loaded: Loaded) -> np.ndarray:
+        """Patch tokens in fp16, as the feature store keeps them."""
+        if loaded.patches_BPW is not None:
+            return loaded.patches_BPW
+        pixels = torch.from_numpy(loaded.pixels_BHWC).to(self._run.device)
+        return self.vision(pixels).to(torch.float16).cpu().numpy()
+
+
+def thumbnail(image: Image.Image, size: int) -> bytes:
+    """A picture of at most `size` pixels a side, without metadata: PNG when small, else JPEG."""
+    small = image.copy()
+    small.thumbnail((size, size), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    if max(small.size) <= _PNG_SIDE:
+        small.save(stream, "PNG")
+    else:
+        small.save(stream, "JPEG", quality=88)
+    return stream.getvalue()
+
+
+def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Gallery ids and picture files of the data set; empty without one."""
+    if run.data is None:
+        return (), {}
+    dataset = read_dataset(run.data)
+    ids = dataset.gallery_ids or dataset.images.ids
+    return ids, {name: dataset.images.place(name).text() for name in ids}

@@ -1,0 +1,95 @@
+"""What a fresh index can be asked: the data set's own texts, and those of its queries that are answered best."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cirray.core.errors import DataError
+from cirray.data.benchmark import CirDataset
+from cirray.data.readers import read_dataset
+from cirray.index.exact import ExactIndex
+from cirray.index.pictures import open_pictures
+from cirray.index.store import PATCHES, TOKENS, GalleryIndex, IndexMeta
+from cirray.index.texts import texts_by_reference
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.parts import PartEncoder
+from cirray.retriever import ComposedQuery, ComposedRetriever, QueryEncoder, clean_text, said
+from cirray.types import Query, Ranking
+
+Example = tuple[str, str]
+"""Reference id and text."""
+_TRIED, _BATCH, _SHOWN = 64, 16, 3
+
+
+def indexed_dataset(run: IndexRun) -> CirDataset | None:
+    """The data set whose gallery is indexed; None for a folder of pictures and for features alone."""
+    return read_dataset(run.data) if run.images is None and run.data is not None else None
+
+
+def own_texts(dataset: CirDataset, ids: Sequence[str], encoder: QueryEncoder) -> dict[str, tuple[str, ...]]:
+    """Texts of queries and triplets about gallery pictures, queries first; those that cannot be asked are left out."""
+    asked = [(query.reference_id, query.modification) for query in dataset.queries]
+    asked += [(triplet.reference_id, triplet.modification) for triplet in dataset.triplets]
+    cleaned = ((name, _usable(encoder, text)) for name, text in asked)
+    return texts_by_reference(((name, text) for name, text in cleaned if text), ids)
+
+
+def examples(
+    run: IndexRun, folder: Path, ids: Sequence[str], encoder: PartEncoder, queries: Sequence[Query]
+) -> list[Example]:
+    """The most convincing queries of an index that lies in its folder and is not published yet."""
+    names = [path.name for path in folder.iterdir()]
+    vectors = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
+    patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
+    meta, search = IndexMeta(encoder.encoder.target_digest), ExactIndex(ids, vectors)
+    gallery = GalleryIndex(search, meta, run.index, "", open_pictures(folder, names), patches)
+    parts = (encoder.encoder, encoder.vision, encoder.transform, gallery, run.device, run.limits)
+    return convincing(ComposedRetriever(*parts), queries)
+
+
+def convincing(retriever: ComposedRetriever, queries: Sequence[Query], count: int = _SHOWN) -> list[Example]:
+    """Queries whose first answer is a true target, those first that leave the second answer farthest behind.
+
+    One query of each of the first 64 references is tried, so that the examples show different pictures.
+
+    Returns:
+        At most `count`; none where no first answer is right.
+    """
+    rows = retriever.gallery.rows
+    first: dict[str, Query] = {}
+    for query in queries:
+        if query.reference_id in rows and any(name in rows for name in query.target_ids):
+            first.setdefault(query.reference_id, query)
+    answered = _answered(retriever, list(first.values())[:_TRIED])
+    right = [(query, scores) for query, names, scores in answered if names[0] in query.target_ids]
+    right.sort(key=lambda item: item[1][-1] - item[1][0])
+    return [(query.reference_id, clean_text(query.modification)) for query, _ in right[:count]]
+
+
+def _answered(
+    retriever: ComposedRetriever, queries: Sequence[Query]
+) -> Iterator[tuple[Query, tuple[str, ...], tuple[float, ...]]]:
+    """Queries with the ids and the scores of their two best answers; those that cannot be asked are left out."""
+    usable = [(query, asked) for query in queries if (asked := _asked(retriever, query)) is not None]
+    for start in range(0, len(usable), _BATCH):
+        some = usable[start : start + _BATCH]
+        for (query, _), answer in zip(some, retriever.search_many([asked for _, asked in some]), strict=True):
+            if isinstance(answer, Ranking) and answer.ids:
+                yield query, answer.ids, answer.scores
+
+
+def _asked(retriever: ComposedRetriever, query: Query) -> ComposedQuery | None:
+    """The query as the retriever takes it, or None where its text or its picture cannot be used."""
+    try:
+        return retriever.prepare(query.modification, gallery_id=query.reference_id, k=2)
+    except DataError:
+        return None
+
+
+def _usable(encoder: QueryEncoder, text: str) -> str:
+    """The text as a search takes it; empty when no search does."""
+    try:
+        return said(encoder, text)
+    except DataError:
+        return ""

@@ -1,0 +1,1 @@
+"""Stages that make triplets: mining, the generator, generation, checks."""

@@ -1,0 +1,113 @@
+"""Stage 4b: keep the generated triplets that a base retriever confirms (round trip, direction). One process."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.errors import GenerationError
+from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
+from cirray.evaluation.round_trip import PairScores, pair_scores, round_trip_ranks, twins, worse_of_both
+from cirray.features.store import FeatureStore, check_tower
+from cirray.pipelines.texts.config import CheckRun
+from cirray.pipelines.texts.judging import text_accuracy
+from cirray.retriever import load_models
+from cirray.triplets.schema import REJECTED_SCHEMA, to_triplets
+from cirray.triplets.store import KIND, TripletStore, write_part
+
+
+@stage_function
+def run_check(run: CheckRun) -> Manifest:
+    """Write the triplets that pass; the others become rejected rows with their rank.
+
+    Returns:
+        Manifest of kind "triplets"; counts `triplets` (kept), `rejected` (by the check alone); metrics as `generate`'s.
+
+    Raises:
+        ArtifactError: an input is missing.
+        IndexMismatchError: the features are of another vision tower than the checkpoint's.
+        GenerationError: when no row passes.
+    """
+    features = FeatureStore.open_many(run.features)
+    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run))
+    if stage.finished:
+        return stage.finished
+    store = TripletStore.open(run.triplets)
+    table = store.table()
+    reasons = _reasons(run, table, features)
+    keep = np.array([reason is None for reason in reasons])
+    if not keep.any():
+        stage.discard()
+        raise GenerationError(
+            f"No triplet of {run.triplets!r} passes {' and '.join(run.tests)}; the first one: {reasons[0]}. Raise "
+            f"top_k, ask less, or use a better base checkpoint than {run.checkpoint!r}."
+        )
+    kept = table.filter(pa.array(keep))
+    write_part(stage.work_uri, "part-00000", kept, _rejected(table, reasons))
+    metrics = text_accuracy(kept, run.judge) if run.judge else {}
+    return stage.publish({"triplets": len(kept), "rejected": int((~keep).sum())}, metrics, dict(store.manifest.extra))
+
+
+def _reasons(run: CheckRun, table: pa.Table, features: FeatureStore) -> list[str | None]:
+    """Why a row does not pass, by the first test it fails, or None."""
+    encoder, vision, _ = load_models(run.checkpoint, run.device)
+    check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
+    triplets = to_triplets(table)
+    images = {image for row in triplets for image in (row.reference_id, row.target_id)}
+    ranked, scored = "rank" in run.tests, bool({"outrank", "direction"} & set(run.tests))
+    total = ranked * (len(triplets) + len(images)) + scored * len(triplets)
+    reasons: list[str | None] = [None] * len(triplets)
+    with progress("check texts", total, "images and triplets") as advance:
+        if ranked:
+            ranks = round_trip_ranks(encoder, features, triplets, batch=run.batch, advance=advance)
+            _note(reasons, _rank_reasons(worse_of_both(triplets, ranks) if run.both else ranks, run.top_k))
+        if scored:
+            scores = pair_scores(encoder, features, triplets, batch=run.batch, advance=advance)
+            for name in run.tests:
+                if name != "rank":
+                    failed = _failed(name, scores)
+                    both = failed | failed[twins(triplets)] if run.both else failed
+                    _note(reasons, [_WORDS[name] if bad else None for bad in both])
+    return reasons
+
+
+_WORDS = {
+    "outrank": "outrank: its target is not nearer to the query than its own reference",
+    "direction": "direction: the text leads rather from target to reference",
+}
+
+
+def _failed(name: str, scores: PairScores) -> np.ndarray:
+    return scores.target <= (scores.reference if name == "outrank" else scores.back)
+
+
+def _rank_reasons(ranks: np.ndarray, top_k: int) -> list[str | None]:
+    words = "round trip: its target is number {:,}, not among the first {}"
+    return [None if rank < top_k else words.format(int(rank) + 1, top_k) for rank in ranks]
+
+
+def _note(reasons: list[str | None], more: Sequence[str | None]) -> None:
+    """Keep the first reason of each row."""
+    reasons[:] = [first or other for first, other in zip(reasons, more, strict=True)]
+
+
+def _rejected(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
+    rows = table.filter(pa.array([reason is not None for reason in reasons]))
+    told = pa.array([reason for reason in reasons if reason], pa.string())
+    return rows.append_column("reason", told).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA)
+
+
+def _result_config(run: CheckRun) -> dict[str, Any]:
+    config = run.to_dict()
+    return {name: config[name] for name in ("tests", "top_k", "both")}
+
+
+def _inputs(run: CheckRun) -> dict[str, str]:
+    return {
+        "triplets": read_manifest(run.triplets, KIND).digest,
+        "checkpoint": read_manifest(run.checkpoint, "checkpoint").digest,
+        "features": "+".join(read_manifest(uri, "features").digest for uri in run.features),
+    }

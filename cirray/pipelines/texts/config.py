@@ -1,0 +1,202 @@
+"""Configuration of mining, the generator and generation. No torch, no ray."""
+
+from typing import Literal
+
+from pydantic import Field, field_serializer, model_validator
+
+from cirray.core.config import Config, given_beside
+from cirray.data.config import DataConfig, ImageLimits
+from cirray.generators.config import (
+    AlignmentConfig,
+    AnswerTrainingConfig,
+    DecodingConfig,
+    GeneratorConfig,
+    check_language,
+)
+from cirray.mining.config import MiningConfig
+from cirray.models.towers.config import (
+    FrozenLanguageConfig,
+)
+from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig, RayTrainConfig
+from cirray.triplets.config import FilterConfig
+
+
+class MineRun(Config):
+    """Choose image pairs that are worth a text."""
+
+    data: DataConfig = DataConfig()
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts that hold the images; unused by the policies `existing` and `reverse`. Images that could not
+    be embedded are passed over."""
+    parts: tuple[Part, ...] = ("pool",)
+    """Images to pair."""
+    exclude_parts: tuple[Part, ...] = ("gallery",)
+    """Images that no pair may hold, whatever part they are in; a benchmark's own val and test images never are."""
+    exclude_ids: str = ""
+    """A text file of further image ids that no pair may hold, one per line."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
+    split: str = "train"
+    """Split of the triplets that `existing` and `reverse` read."""
+    mining: MiningConfig = MiningConfig()
+    out: str = "~/cirray/quickstart/pairs"
+    """Pairs artifact (path or URI)."""
+
+
+class GenerateRun(FrozenLanguageConfig):
+    """Stream pairs through generator actors and write triplets."""
+
+    pairs: str = "~/cirray/quickstart/pairs"
+    """Pairs artifact."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts that hold the pairs' images."""
+    generator: str = "~/cirray/quickstart/generator"
+    """Generator artifact."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How texts are decoded."""
+    out: str = "~/cirray/quickstart/synthetic"
+    """Triplets artifact (path or URI)."""
+    directions: Literal["both", "forward"] = "both"
+    """`both`: a pair gives two triplets, each with the other's text as its reverse text; `forward`: one triplet."""
+    reverse_texts: bool = True
+    """Write reverse texts; needed by `directions: both`."""
+    source: str = "mtst"
+    """Source tag of the rows."""
+    weight: float = Field(1.0, ge=0)
+    """Weight of the rows in training."""
+    split: str = "train"
+    """Split of the rows."""
+    seed: int = Field(0, ge=0)
+    """Seed of sampled decoding; part of every triplet's id."""
+    part_rows: int = Field(512, ge=1)
+    """Pairs per part: the unit of work, of progress and of what a kill may cost."""
+    filters: FilterConfig = FilterConfig()
+    judge: str = ""
+    """Root of a shapes world whose scenes judge the texts; the shares of right ones become metrics of the artifact."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
+    pool: PoolConfig = PoolConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _named(self) -> "GenerateRun":
+        if not self.features:
+            raise ValueError("features needs at least one artifact")
+        if self.directions == "both" and not self.reverse_texts:
+            raise ValueError("directions 'both' needs reverse_texts; set directions=forward or reverse_texts=true")
+        return self
+
+
+class GeneratorRun(FrozenLanguageConfig):
+    """Train the modification-text generator on the small labelled part."""
+
+    data: DataConfig = DataConfig()
+    """Triplets (split `train` trains, `val` evaluates) and captions."""
+    towers: str = "~/cirray/quickstart/towers"
+    """Towers artifact: vision tower and language model."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts that hold the labelled images; without any, they are encoded here."""
+    language: str = ""
+    """Another language model than the towers': a folder or hub id; a whole InstructBLIP checkpoint serves too."""
+    qformer_source: str = ""
+    """A BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former and projection are the start weights; its
+    sizes replace those of `model.qformer`."""
+    source_projection: bool = True
+    """Start the projection from `qformer_source` too; false: at random, for another language model than its own."""
+    model: GeneratorConfig = GeneratorConfig()
+    """The network."""
+    labels: int | None = Field(None, ge=1)
+    """Use only the first so many training triplets (whole families), and the captions of their images."""
+    alignment: Literal["auto", "bags", "captions", "none"] = "auto"
+    """Before any label: soft tokens to the cells' phrases (`bags`, captions of the embedded world), or captions through
+    the language model (`captions`), or nothing. `auto` takes the first that the captions allow."""
+    alignment_training: AlignmentConfig = AlignmentConfig()
+    """Alignment's loop."""
+    training: AnswerTrainingConfig = AnswerTrainingConfig()
+    """Training on the labelled triplets."""
+    decoding: DecodingConfig = DecodingConfig()
+    """Decoding of the evaluation."""
+    evaluate_pairs: int = Field(400, ge=0)
+    """Held-out pairs whose texts are written and, where scenes are known, judged, in both directions."""
+    zero_shot: bool = True
+    """Also evaluate before any labelled triplet was seen."""
+    scenes: str = "auto"
+    """Root of a shapes world whose scenes judge the texts; `auto`: the data's root when it has scenes; empty: none."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
+    limits: ImageLimits = ImageLimits()
+    """Caps on images that are read."""
+    device: str = "cpu"
+    """Where the generator is trained."""
+    seed: int = Field(0, ge=0)
+    """Start weights; the loops have seeds of their own."""
+    out: str = "~/cirray/quickstart/generator"
+    """Generator artifact (path or URI)."""
+    ray: RayTrainConfig | None = None
+    """Ray Train's workers for both loops, or null: this process. Texts are evaluated by this process on `device`."""
+
+    _fits = model_validator(mode="after")(check_language)
+    _said = field_serializer("model", mode="wrap")(given_beside("qformer_source"))
+
+    @model_validator(mode="after")
+    def _shared(self) -> "GeneratorRun":
+        workers = self.ray.num_workers if self.ray and self.ray.enabled else 0
+        for name, loop in (("alignment_training", self.alignment_training), ("training", self.training)):
+            if workers and loop.batch % workers:
+                raise ValueError(f"{name}.batch {loop.batch} does not divide by ray.num_workers {workers}")
+            if not workers and loop.engine != "torch":
+                raise ValueError(f"{name}.engine {loop.engine!r} needs workers; set ray.num_workers or engine=torch")
+        return self
+
+
+class CheckRun(Config):
+    """Keep the generated triplets whose target a base retriever finds by the text (round trip)."""
+
+    triplets: str = "~/cirray/quickstart/synthetic"
+    """Triplets artifact to check."""
+    checkpoint: str = "~/cirray/quickstart/labelled_equal"
+    """The base retriever: a checkpoint that was not trained on these triplets, e.g. on labelled ones alone."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts, made by the checkpoint's vision tower, that hold the triplets' images."""
+    tests: tuple[Literal["rank", "outrank", "direction"], ...] = ("rank",)
+    """What a triplet must pass. rank: its target is found. outrank: its target beats its own reference. direction:
+    its text leads rather from reference to target than back."""
+    top_k: int = Field(20, ge=1)
+    """`rank`: a triplet stays when its target is among the first so many of all their images, own reference removed."""
+    both: bool = True
+    """Its reverse twin must stay too, where it has one: texts of one pair are right or wrong together."""
+    batch: int = Field(256, ge=1)
+    """Images and queries per forward pass."""
+    judge: str = ""
+    """Root of a shapes world whose scenes judge the kept texts; the shares of right ones become metrics."""
+    device: str = "cpu"
+    """Where the model runs."""
+    out: str = "~/cirray/quickstart/checked"
+    """Triplets artifact (path or URI); what did not pass is in its rejected rows, with the rank."""
+
+    @model_validator(mode="after")
+    def _named(self) -> "CheckRun":
+        if not self.features:
+            raise ValueError("features needs at least one artifact")
+        if not self.tests:
+            raise ValueError("tests is empty; name at least one of rank, outrank, direction")
+        return self
+
+
+class OracleRun(Config):
+    """Replace generated texts by the true ones of the embedded world (the table's upper bound)."""
+
+    triplets: str = "~/cirray/quickstart/synthetic"
+    """Generated triplets whose pairs are used."""
+    world: str = "~/cirray/quickstart/world"
+    """World artifact with the scenes."""
+    seed: int = 0
+    """Which paraphrase is drawn."""
+    out: str = "~/cirray/quickstart/oracle"
+    """Triplets artifact (path or URI)."""

@@ -1,0 +1,249 @@
+"""Stage 4b: pairs through a pool of generator actors, into the triplet store, every row accounted for."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.contents import canonical
+from cirray.core.errors import GenerationError
+from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
+from cirray.features.store import check_tower
+from cirray.models.towers.config import FrozenLanguageConfig
+from cirray.pipelines.cluster.actors import GenerateTexts, GeneratorLoader, load_generator
+from cirray.pipelines.cluster.config import PoolConfig
+from cirray.pipelines.cluster.ordering import order_pairs
+from cirray.pipelines.cluster.streaming import Step, stream
+from cirray.pipelines.data.leaks import check_leaks, guard_inputs
+from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.judging import text_accuracy
+from cirray.pipelines.texts.mine import PAIR_SCHEMA, read_pairs
+from cirray.triplets.filters import apply_filters
+from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, triplet_id
+from cirray.triplets.store import DATA, PARTS, REJECTED, finished_ids, read_file, read_tables, write_table
+from cirray.types import Pair, stable_id
+
+_FILTERED = "filtered"
+_ROW_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Parts of pairs in their order, and the triplet ids that each must give."""
+
+    parts: tuple[tuple[Pair, ...], ...]
+    expected: tuple[frozenset[str], ...]
+    recipe: str
+    generator: str
+
+    def table(self, number: int) -> pa.Table:
+        """One part as the table that an actor is given."""
+        pairs = self.parts[number]
+        columns = {name: [getattr(pair, name) for pair in pairs] for name in PAIR_SCHEMA.names}
+        head = {"part": [number] * len(pairs), "part_rows": [len(pairs)] * len(pairs)}
+        return pa.table({**head, **columns})
+
+
+@stage_function
+def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Manifest:
+    """Write a text for every pair; resumes from finished parts.
+
+    Each triplet id appears exactly once in the committed artifact, among the triplets or among the rejected rows. Work
+    may be repeated after a crash, output is not.
+
+    Args:
+        run: the configuration.
+        load: loader of the generator, called once in every actor.
+
+    Returns:
+        Manifest of kind "triplets"; counts `pairs`, `triplets`, `rejected`.
+
+    Raises:
+        ArtifactError: an input is missing, or another run's output stands at `out`.
+        IndexMismatchError: features of another vision tower than the generator's.
+        GenerationError: when rows are lost or doubled, or every row was rejected.
+        DataError: when a pair holds a guarded image.
+    """
+    guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
+    stage = open_stage(run.out, "triplets", _result_config(run), {**_inputs(run), **guard_inputs(guard)}, PARTS)
+    if stage.finished:
+        return stage.finished
+    plan = make_plan(run)
+    done = _done(stage, plan)
+    todo = [plan.table(number) for number in range(len(plan.parts)) if number not in done]
+    with progress("write texts", sum(len(part) for part in plan.parts), "pairs") as advance:
+        advance(sum(len(plan.parts[number]) for number in done), "finished before" if done else "", earlier=True)
+        steps = generate_steps(actor_settings(run, stage, plan, load), run.pool)
+        for summary in stream(todo, steps, run.ray, run.part_rows * _ROW_BYTES):
+            advance(int(summary["rows"][0]))
+    account(stage, plan)
+    _filter(stage, run)
+    return _publish(stage, plan, run, guard)
+
+
+def make_plan(run: GenerateRun) -> Plan:
+    """Read and order the pairs, cut them into parts, and name every id that must come out.
+
+    Raises:
+        GenerationError: when a pair stands twice.
+    """
+    pairs = order_pairs(read_pairs(run.pairs))
+    double = len(pairs) - len({pair.pair_id for pair in pairs})
+    if double:
+        raise GenerationError(f"{double} pairs stand twice in the pairs artifact {run.pairs!r}; mine them again.")
+    generator = read_manifest(run.generator, "generator").digest
+    recipe = stable_id("recipe", generator, canonical(run.decoding.changed()), run.seed, *sorted(_held(run).items()))
+    directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
+    parts = tuple(tuple(pairs[start : start + run.part_rows]) for start in range(0, len(pairs), run.part_rows))
+    expected = tuple(
+        frozenset(triplet_id(pair.pair_id, recipe, direction) for pair in part for direction in directions)
+        for part in parts
+    )
+    return Plan(parts, expected, recipe, generator)
+
+
+def actor_settings(run: GenerateRun, stage: Stage, plan: Plan, load: GeneratorLoader) -> dict[str, Any]:
+    """Constructor arguments of `GenerateTexts`."""
+    options = {
+        **run.decoding.to_dict(), "device": "cuda" if run.pool.gpus else "cpu", "seed": run.seed,
+        "directions": "both" if run.reverse_texts else "forward", **_held(run),
+    }  # fmt: skip
+    row: dict[str, Any] = {"source": run.source, "split": run.split, "generator": plan.generator, "seed": run.seed}
+    row |= {"weight": run.weight} if run.weight != 1 else {}
+    return {
+        "load": load, "generator": run.generator, "options": options, "features": list(run.features),
+        "work_uri": stage.work_uri, "row": row, "recipe": plan.recipe, "both": run.directions == "both",
+        "threads": run.pool.threads,
+    }  # fmt: skip
+
+
+def generate_steps(settings: dict[str, Any], pool: PoolConfig) -> list[Step]:
+    """The one step of generation: a pool of `GenerateTexts`."""
+    return [Step(GenerateTexts, settings, pool)]
+
+
+def account(stage: Stage, plan: Plan) -> None:
+    """Compare what lies in the finished parts with what must be there.
+
+    Raises:
+        GenerationError: naming ids that are lost, doubled or unknown.
+    """
+    found = Counter(item for ids in finished_ids(stage.work_uri).values() for item in ids)
+    filtered = _filtered_ids(stage)
+    found.update(item for item in filtered if item not in found)
+    expected = {item for ids in plan.expected for item in ids}
+    for what, ids in (
+        ("lost", expected - set(found)),
+        ("unknown", set(found) - expected),
+        ("doubled", {item for item, count in found.items() if count > 1}),
+    ):
+        if ids:
+            raise GenerationError(
+                f"{len(ids)} of {len(expected)} rows are {what} in {stage.work_uri!r}, e.g. {min(ids)!r}. Delete that "
+                "folder and run again; if it happens twice, report it."
+            )
+
+
+def _done(stage: Stage, plan: Plan) -> set[int]:
+    """Parts whose ids are all there; the difference is what is left to do."""
+    found, filtered = finished_ids(stage.work_uri), _filtered_ids(stage)
+    return {
+        number
+        for number, ids in enumerate(plan.expected)
+        if _name(number) in found and ids <= filtered.union(found[_name(number)])
+    }
+
+
+def _filter(stage: Stage, run: GenerateRun) -> None:
+    """Move rows that a filter drops to `rejected/`: first all of them there, then out of the data, part by part.
+
+    Killed between the two, a row stands in both places; the next run takes it out of the data.
+    """
+    if not run.filters.names:
+        return
+    if not _filtered_ids(stage):
+        table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
+        reasons = apply_filters(table, run.filters)
+        dropped = [row for row, reason in enumerate(reasons) if reason]
+        rows = table.take(pa.array(dropped, pa.int64())).append_column(
+            "reason", pa.array([reasons[row] for row in dropped], pa.string())
+        )
+        write_table(_filtered_uri(stage), rows.select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
+    gone = _filtered_ids(stage)
+    for name, ids in finished_ids(stage.work_uri).items():
+        if gone.intersection(ids):
+            table = read_file(stage.work_uri, DATA, f"{name}.parquet", TRIPLET_SCHEMA)
+            keep = [row for row, item in enumerate(table.column("triplet_id").to_pylist()) if item not in gone]
+            write_table(storage.join(stage.work_uri, DATA, f"{name}.parquet"), table.take(pa.array(keep, pa.int64())))
+
+
+def _publish(stage: Stage, plan: Plan, run: GenerateRun, guard: dict[str, Any]) -> Manifest:
+    table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
+    rejected = read_tables(stage.work_uri, REJECTED, REJECTED_SCHEMA)
+    expected = sum(len(ids) for ids in plan.expected)
+    if len(table) + len(rejected) != expected:
+        raise GenerationError(f"{len(table)} triplets and {len(rejected)} rejected rows are not {expected}.")
+    reasons = Counter(rejected.column("reason").to_pylist()).most_common(5)
+    if not len(table):
+        stage.discard()
+        raise GenerationError(f"All {len(rejected)} rows were rejected, most often: {reasons[0][0]}.")
+    counts = {"pairs": sum(len(part) for part in plan.parts), "triplets": len(table), "rejected": len(rejected)}
+    metrics = text_accuracy(table, run.judge) if run.judge else {}
+    saw = read_manifest(run.generator).extra.get("saw", {})
+    facts = {"generator": plan.generator, "generator_saw": saw, "reasons": [list(item) for item in reasons], **guard}
+    return stage.publish(counts, metrics, facts)
+
+
+def _held(run: GenerateRun) -> dict[str, str]:
+    """How the language model's weights are held, where it is not as usual: fp32."""
+    held = {"language_dtype": run.language_dtype, "language_quantization": run.language_quantization}
+    usual = FrozenLanguageConfig().to_dict()
+    return {name: value for name, value in held.items() if value != usual[name]}
+
+
+def _result_config(run: GenerateRun) -> dict[str, Any]:
+    """What decides the content: everything but places, devices and workers (digests stand for the inputs)."""
+    config = run.to_dict()
+    names = ("decoding", "directions", "reverse_texts", "source", "split", "seed", "part_rows", "filters")
+    weight = {"weight": run.weight} if run.weight != 1 else {}
+    return {**{name: config[name] for name in names}, **_held(run), **weight}
+
+
+def _images(run: GenerateRun) -> Iterator[str]:
+    """Images of the pairs, read only when somebody asks."""
+    for pair in read_pairs(run.pairs):
+        yield from (pair.reference_id, pair.target_id)
+
+
+def _inputs(run: GenerateRun) -> dict[str, str]:
+    features = {uri: read_manifest(uri, "features") for uri in run.features}
+    generator = read_manifest(run.generator, "generator")
+    wanted = generator.extra.get("encoder_digest")
+    for uri, manifest in features.items():
+        if wanted:
+            check_tower([uri], str(manifest.extra.get("encoder_digest")), run.generator, wanted)
+    return {
+        "pairs": read_manifest(run.pairs, "pairs").digest,
+        "features": "+".join(manifest.digest for manifest in features.values()),
+        "generator": generator.digest,
+    }
+
+
+def _name(number: int) -> str:
+    return f"part-{number:05d}"
+
+
+def _filtered_uri(stage: Stage) -> str:
+    return storage.join(stage.work_uri, REJECTED, f"{_FILTERED}.parquet")
+
+
+def _filtered_ids(stage: Stage) -> frozenset[str]:
+    if not storage.exists(_filtered_uri(stage)):
+        return frozenset()
+    table = read_file(stage.work_uri, REJECTED, f"{_FILTERED}.parquet", REJECTED_SCHEMA)
+    return frozenset(table.column("triplet_id").to_pylist())

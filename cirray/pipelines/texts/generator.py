@@ -1,0 +1,194 @@
+"""Stage 3: the modification-text generator, from the small labelled part alone."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.config import leaves
+from cirray.core.unfinished import stage_function
+from cirray.data.shapes.scenes import Scene
+from cirray.data.shapes.world import read_scenes
+from cirray.evaluation.texts import judge_generations
+from cirray.generators.base import FeatureLookup
+from cirray.generators.mtg import ModificationTextModel
+from cirray.generators.store import save_generator
+from cirray.generators.writer import TextWriter
+from cirray.models.sources.blip2 import open_blip2
+from cirray.pipelines.data.datasets import read_usable
+from cirray.pipelines.data.leaks import check_leaks, images_of
+from cirray.pipelines.features.towers import train_stage
+from cirray.pipelines.texts.config import GeneratorRun
+from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features, select_labels
+from cirray.pipelines.training.inputs import check_sizes
+from cirray.training.config import LoopConfig
+from cirray.training.generation import AlignmentTask, GeneratorTask
+from cirray.training.state import Row
+from cirray.types import Pair, Triplet
+
+WORK, SAMPLES = "work", "samples.jsonl"
+_EVALUATION_BATCH = 256
+
+
+@stage_function
+def run_generator(run: GeneratorRun) -> Manifest:
+    """Train the generator, in this process or on Ray's workers (`ray`); a killed run goes on from its last checkpoint.
+
+    Returns:
+        Manifest of kind "generator": metrics `token_loss` (held-out answers, nats per token), `trained` and `zero_shot`
+        (per direction: share of finished texts and, where scenes are known, exact edits, direction, per kind).
+
+    Raises:
+        ArtifactError: an input is missing, or another run's output stands at `out`.
+        ConfigError: a given size of the Q-Former that `qformer_source` has otherwise.
+        IndexMismatchError: the features were made by another vision tower than the towers'.
+        DataError: no usable triplet, or a vocabulary that does not fit.
+    """
+    inputs = {"towers": read_manifest(run.towers, "towers").digest}
+    inputs |= {f"features-{number}": read_manifest(uri, "features").digest for number, uri in enumerate(run.features)}
+    if run.qformer_source:
+        source = open_blip2(run.qformer_source)
+        check_sizes(run.model.qformer, source, leaves(run.model.given()))
+        inputs["qformer_source"] = source.digest
+    guard = _guard(run)
+    stage = open_stage(run.out, "generator", run.to_dict(), inputs, _kept(run))
+    if stage.finished:
+        return stage.finished
+    dataset = read_usable(run.data, run.features)
+    labelled = select_labels(dataset, run.labels)
+    features = read_features(run, dataset, labelled)
+    model = build_generator(run, _rest_device(run))
+    scenes = _scenes(run)
+    aligned, metrics = _align(run, stage, model, alignment_task(run, model, features, labelled)), dict[str, Any]()
+    metrics["alignment"] = aligned
+    if run.zero_shot and run.evaluate_pairs:
+        with _at_work(run, model):
+            metrics["zero_shot"], _ = evaluate_texts(run, model, labelled.held_out, features, scenes)
+    task = GeneratorTask(model, labelled.train, features, run.training)
+    if run.training.steps:
+        history = _train(run, stage, model, task, "train the generator")
+        metrics["train_loss"] = round(history[-1]["loss"], 4)
+    with _at_work(run, model):
+        metrics["token_loss"] = token_loss(task, model, labelled.held_out)
+        metrics["trained"], samples = evaluate_texts(run, model, labelled.held_out, features, scenes)
+    save_generator(model.cpu(), stage.local)
+    storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
+    shutil.rmtree(stage.local / WORK, ignore_errors=True)
+    counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
+    extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning, "saw": {dataset.name: len(labelled.train)}}
+    return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
+
+
+def _kept(run: GeneratorRun) -> tuple[str, ...]:
+    """Checkpoints and finished loops are worth going on from; where they lie outside, whatever stands beside them."""
+    outside = run.ray is not None and run.ray.enabled and run.ray.storage
+    return ("*",) if outside else (f"{WORK}/*checkpoints/*", f"{WORK}/*done.json", "ray/*/checkpoint_*/*")
+
+
+def _train(
+    run: GeneratorRun, stage: Stage, model: ModificationTextModel, task: AlignmentTask | GeneratorTask, title: str
+) -> list[Row]:
+    """One of the two loops, here or on workers: equal numbers, and the model holds the result."""
+    loop: LoopConfig
+    if isinstance(task, AlignmentTask):
+        loop, folder = run.alignment_training, stage.local / WORK / task.stage
+    else:
+        loop, folder = run.training, stage.local / WORK / "training"
+    if run.ray is None or not run.ray.enabled:
+        return train_stage(task, loop, folder, title)
+    from cirray.pipelines.texts.generator_ray import train_on_workers
+
+    return train_on_workers(run, stage, model, task.stage, title, folder)
+
+
+def _align(
+    run: GeneratorRun, stage: Stage, model: ModificationTextModel, given: tuple[AlignmentTask | None, dict[str, Any]]
+) -> dict[str, Any]:
+    task, facts = given
+    if task is None:
+        return facts
+    last = _train(run, stage, model, task, "align with captions")[-1]
+    return facts | {name: round(value, 5) for name, value in last.items() if name in ("loss", "image", "difference")}
+
+
+def _rest_device(run: GeneratorRun) -> str:
+    """Where this process keeps the model while it is trained: quantised weights do not move, others leave the GPU."""
+    workers = run.ray is not None and run.ray.enabled
+    return "cpu" if workers and run.language_quantization == "none" else run.device
+
+
+@contextmanager
+def _at_work(run: GeneratorRun, model: ModificationTextModel) -> Iterator[None]:
+    """The model on the run's device while texts are written."""
+    rest = _rest_device(run)
+    if rest != run.device:
+        model.to(run.device)
+    yield
+    if rest != run.device:
+        model.to(rest)
+
+
+def _guard(run: GeneratorRun) -> dict[str, Any]:
+    if not run.guard:
+        return {}
+    labelled = select_labels(read_usable(run.data, run.features), run.labels)
+    seen = images_of(labelled.train) | set(labelled.captions)
+    return check_leaks(run.guard, seen, run.allow_leaks, "The generator's training data")
+
+
+@torch.inference_mode()
+def token_loss(task: GeneratorTask, model: ModificationTextModel, triplets: Sequence[Triplet]) -> float | None:
+    """Mean cross-entropy per answer token of held-out triplets, in nats; None without any."""
+    model.eval()
+    total, tokens, device = 0.0, 0.0, model.projection.weight.device
+    for begin in range(0, len(triplets), _EVALUATION_BATCH):
+        batch = task.batch(triplets[begin : begin + _EVALUATION_BATCH]).to(device)
+        loss = model(batch.reference_BPD, batch.target_BPD, batch.answers)
+        total, tokens = total + float(loss.total), tokens + float(loss.tokens)
+    return round(total / tokens, 4) if tokens else None
+
+
+def evaluate_texts(
+    run: GeneratorRun,
+    model: ModificationTextModel,
+    triplets: Sequence[Triplet],
+    features: FeatureLookup,
+    scenes: Mapping[str, Scene] | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write texts for held-out pairs, forward and reverse, and judge them where scenes are known.
+
+    Returns:
+        Metrics, and one sample row per pair.
+    """
+    chosen = triplets[: run.evaluate_pairs]
+    pairs = [Pair(row.triplet_id, row.reference_id, row.target_id) for row in chosen]
+    generations = TextWriter(model, run.decoding).generate(pairs, features)
+    samples = [
+        {"reference": row.reference_id, "target": row.target_id, "human": row.modification, "generated": made.text,
+         "reverse": made.reverse_text, "logprob": round(made.logprob, 4), "error": made.error}
+        for row, made in zip(chosen, generations, strict=True)
+    ]  # fmt: skip
+    metrics: dict[str, Any] = {"pairs": len(pairs), "failed": sum(made.text is None for made in generations)}
+    if scenes is not None and pairs:
+        judged = judge_generations(pairs, generations, scenes)
+        metrics |= {name: quality.to_dict() for name, quality in judged.items()}
+    return metrics, samples
+
+
+def _scenes(run: GeneratorRun) -> dict[str, Scene] | None:
+    root = run.data.folder.root if run.scenes == "auto" else run.scenes
+    if not root or not storage.is_local(root):
+        return None
+    folder = storage.local_path(root)
+    if run.scenes == "auto" and not (folder / "scenes.jsonl").is_file():
+        return None
+    return read_scenes(folder)
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -1,0 +1,188 @@
+"""What the generator's training reads and starts from; the same in this process and on every worker. No ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from cirray.core.artifacts import localize, read_manifest
+from cirray.core.errors import ConfigError, DataError
+from cirray.core.seeding import derive_seed
+from cirray.data.benchmark import CirDataset
+from cirray.data.images import open_place
+from cirray.data.readers import read_dataset
+from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
+from cirray.data.transforms import build_transform
+from cirray.features.store import FeatureInfo, FeatureStore, check_tower
+from cirray.generators.base import FeatureLookup
+from cirray.generators.mtg import ModificationTextModel
+from cirray.generators.sources import generator_from
+from cirray.models.sources.blip2 import open_blip2
+from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.models.towers.language import language_dtype, load_language_model
+from cirray.pipelines.features.towers import LANGUAGE, VISION
+from cirray.pipelines.texts.config import GeneratorRun
+from cirray.training.generation import AlignmentTask
+from cirray.types import Triplet
+
+_ENCODING_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What the generator may see: training triplets, captions of their images, and held-out triplets."""
+
+    train: tuple[Triplet, ...]
+    held_out: tuple[Triplet, ...]
+    captions: Mapping[str, str]
+
+
+def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
+    """The first `labels` training triplets in whole groups, captions of their images, and the held-out triplets.
+
+    Raises:
+        DataError: when the data set has no training triplets.
+    """
+    train = dataset.split("train")
+    if not train:
+        raise DataError(f"{dataset.name!r} has no triplets of split 'train'; the generator learns from labelled ones.")
+    if labels is not None and labels < len(train):
+        groups = {row.group_id for row in train[:labels] if row.group_id}
+        train = tuple(row for number, row in enumerate(train) if number < labels or row.group_id in groups)
+    images = {image for row in train for image in (row.reference_id, row.target_id)}
+    captions = {name: text for name, text in dataset.captions.items() if labels is None or name in images}
+    return Labelled(train, dataset.split("val"), captions)
+
+
+def build_generator(run: GeneratorRun, device: str | None = None) -> ModificationTextModel:
+    """A network around a language model, with random start weights or those of a BLIP-2 or InstructBLIP checkpoint.
+
+    Args:
+        run: the configuration.
+        device: where it is put, if not where the run says.
+
+    Raises:
+        ArtifactError: when the checkpoint, or its projection, does not fit the towers or the language model.
+    """
+    device = device or run.device
+    source_of = run.language or localize(run.towers, "towers") / LANGUAGE
+    dtype = language_dtype(run.language_dtype)
+    language = load_language_model(source_of, dtype, run.language_quantization, device)
+    width = load_vision_tower(localize(run.towers, "towers") / VISION).width
+    torch.manual_seed(derive_seed(run.seed, "generator"))
+    if run.qformer_source:
+        source = open_blip2(run.qformer_source)
+        return generator_from(source, run.model, language, width, run.source_projection).to(device)
+    return ModificationTextModel(run.model, language, width).to(device)
+
+
+def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run: GeneratorRun) -> FeatureStore:
+    """Features of a few images without a features artifact, kept in memory as the store keeps them (fp16)."""
+    transform, blocks = build_transform(tower.transform), []
+    with torch.inference_mode():
+        for begin in range(0, len(ids), _ENCODING_BATCH):
+            names = ids[begin : begin + _ENCODING_BATCH]
+            images = [transform(open_place(dataset.images.place(name), run.limits)) for name in names]
+            blocks.append(tower(torch.from_numpy(np.stack(images))).half().numpy())
+    info = FeatureInfo(tower.digest, transform.digest, (tower.num_tokens, tower.width))
+    return FeatureStore(blocks, ids, info)
+
+
+def read_features(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) -> FeatureStore:
+    """Features of the labelled images: from artifacts, or encoded now.
+
+    Raises:
+        IndexMismatchError: when the artifacts were made by another vision tower than the towers'.
+    """
+    if run.features:
+        store, wanted = FeatureStore.open_many(list(run.features)), read_manifest(run.towers).extra["encoder_digest"]
+        check_tower(run.features, store.info.encoder_digest, run.towers, wanted)
+        return store
+    rows = (*labelled.train, *labelled.held_out)
+    ids = {image for row in rows for image in (row.reference_id, row.target_id)} | set(labelled.captions)
+    tower = load_vision_tower(localize(run.towers, "towers") / VISION)
+    return encode_live(tower, dataset, sorted(ids), run)
+
+
+def alignment_task(
+    run: GeneratorRun, model: ModificationTextModel, features: FeatureLookup, labelled: Labelled
+) -> tuple[AlignmentTask | None, dict[str, Any]]:
+    """What aligns the soft tokens with captions, or None; and its objective and counts for the manifest.
+
+    Raises:
+        DataError: when the run names an objective that its captions do not allow.
+        ConfigError: when nothing would ever align a reader that the labelled triplets do not train.
+    """
+    if run.alignment == "none":
+        _check_aligned(run)
+        return None, {"objective": "none"}
+    known, features = _alignment_data(run, features, labelled)
+    captions = {name: text for name, text in known.items() if name in features}
+    bags = {name: found for name, text in captions.items() if (found := caption_bags(text)) is not None}
+    objective = _objective(run, model, bags, captions)
+    if objective == "none":
+        _check_aligned(run)
+        return None, {"objective": "none"}
+    by_cell = objective == "bags"
+    pairs = caption_pairs(labelled.train, bags) if by_cell and "difference" in run.model.passes else None
+    task = AlignmentTask(model, features, run.alignment_training, bags if by_cell else None, captions, pairs)
+    return task, {"objective": objective, "captions": len(captions), "pairs": len(pairs or {})}
+
+
+def _check_aligned(run: GeneratorRun) -> None:
+    """VDG's second stage trains projection and adapters on few triplets: its first stage is no option without a start.
+
+    The released code goes from a random projection to the second stage although the paper requires the first.
+    """
+    given = bool(run.qformer_source) and run.source_projection
+    if run.model.reader_tuning == "always" or given:
+        return
+    raise ConfigError(
+        f"model.reader_tuning={run.model.reader_tuning!r} holds the reader fixed while the labelled triplets are "
+        f"trained on, its projection starts at random, and alignment={run.alignment!r} finds nothing to align it by. "
+        "Give captions (alignment=captions), or start from an aligned checkpoint (qformer_source, source_projection)."
+    )
+
+
+def _alignment_data(
+    run: GeneratorRun, features: FeatureLookup, labelled: Labelled
+) -> tuple[Mapping[str, str], FeatureLookup]:
+    """Captions and features of the generator's own data, or of another data set (VDG's first stage)."""
+    other = run.alignment_training
+    if other.data is None:
+        return labelled.captions, features
+    store, wanted = FeatureStore.open_many(list(other.features)), read_manifest(run.towers).extra["encoder_digest"]
+    check_tower(other.features, store.info.encoder_digest, run.towers, wanted)
+    return read_dataset(other.data).captions, store
+
+
+def caption_pairs(triplets: Sequence[Triplet], bags: Mapping[str, Bags]) -> dict[tuple[str, str], Bags]:
+    """What the captions of two images of one group differ in, for every such pair; no modification text is read."""
+    groups: dict[str, set[str]] = {}
+    for row in triplets:
+        groups.setdefault(row.group_id or row.triplet_id, set()).update((row.reference_id, row.target_id))
+    pairs: dict[tuple[str, str], Bags] = {}
+    for images in groups.values():
+        known = sorted(image for image in images if image in bags)
+        pairs |= {pair: difference_bags(bags[pair[0]], bags[pair[1]]) for pair in combinations(known, 2)}
+    return pairs
+
+
+def _objective(
+    run: GeneratorRun, model: ModificationTextModel, bags: Mapping[str, Bags], captions: Mapping[str, str]
+) -> str:
+    if run.alignment != "auto":
+        if not captions or (run.alignment == "bags" and len(bags) < len(captions)):
+            raise DataError(
+                f"alignment={run.alignment!r} cannot be done: {len(captions)} captions, {len(bags)} of them in the "
+                "words of the embedded world (bags needs all). Use alignment=auto or none."
+            )
+        return run.alignment
+    if not captions:
+        return "none"
+    fits = len(bags) == len(captions) and all(len(row) == model.config.qformer.queries for row in bags.values())
+    known = set(model.language.tokenizer.get_vocab())
+    return "bags" if fits and all(word in known for row in bags.values() for bag in row for word in bag) else "captions"

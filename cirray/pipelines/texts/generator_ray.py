@@ -1,0 +1,108 @@
+"""The generator's two loops on Ray Train's workers. Each worker of a loop loads the frozen language model for itself.
+
+What goes from loop to loop, and home, is what training changes: Q-Former, projection, and adapters where there are any.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cirray.core import storage
+from cirray.core.artifacts import Stage
+from cirray.core.config import validate
+from cirray.core.environ import enter_folder
+from cirray.core.errors import ConfigError
+from cirray.generators.mtg import ModificationTextModel
+from cirray.pipelines.data.datasets import read_usable
+from cirray.pipelines.texts.config import GeneratorRun
+from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features, select_labels
+from cirray.pipelines.training.inputs import MODEL
+from cirray.pipelines.training.workers import (
+    Fit,
+    bring_home,
+    clear,
+    fit_on_ray,
+    place_of,
+    run_name,
+    train_share,
+    worker_device,
+)
+from cirray.training.callbacks import HistoryFile
+from cirray.training.generation import TUNED, AlignmentTask, GeneratorTask
+from cirray.training.state import Row
+
+Name = Literal["alignment", "answers"]
+HISTORY, DONE = "history.jsonl", "done.json"
+
+
+def train_on_workers(
+    run: GeneratorRun, stage: Stage, model: ModificationTextModel, name: Name, title: str, folder: Path
+) -> list[Row]:
+    """Train on Ray's workers, starting from `model`'s weights, which are then the trained ones.
+
+    Args:
+        run: the configuration; `ray` is given.
+        stage: where the artifact is being written.
+        model: where the weights come from and go to.
+        name: which of the two loops.
+        title: words for the progress bar.
+        folder: local place for the history and the result, which a run that is started again finds there.
+
+    Returns:
+        The history.
+
+    Raises:
+        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
+    """
+    assert run.ray is not None
+    loop = run.alignment_training if name == "alignment" else run.training
+    place, label = place_of(run.ray, stage), run_name(run.out, name)
+    start = storage.join(place, f"{label}.start.pt")
+    settings = {"run": run.to_dict(), "loop": name, "start": start}
+    fit = Fit(work, settings, run.ray, loop, label, place, title, (HistoryFile(folder / HISTORY),))
+    if stage.fresh:
+        clear(fit)
+    if not (folder / DONE).is_file():
+        storage.write_bytes(start, _packed(model))
+        history = bring_home(fit_on_ray(fit).checkpoint, folder)
+        (folder / DONE).write_text(json.dumps(history))
+    clear(fit)
+    storage.remove(start)
+    model.load_tuned(torch.load(folder / MODEL / TUNED, map_location="cpu", weights_only=True))
+    return list(json.loads((folder / DONE).read_text()))
+
+
+def work(settings: dict[str, Any]) -> None:
+    """What every worker runs.
+
+    Args:
+        settings: `run` (plain values of a `GeneratorRun`), `loop` (which one), `start` (URI of its start weights),
+            `bulletin` (URI of the file that the driver looks at) and `folder` (where the driver works).
+    """
+    enter_folder(settings["folder"])
+    run = validate(GeneratorRun, settings["run"])
+    assert run.ray is not None
+    device = worker_device(run.ray)
+    labelled = select_labels(dataset := read_usable(run.data, run.features), run.labels)
+    features = read_features(run, dataset, labelled)
+    model = build_generator(run, str(device))
+    start = torch.load(io.BytesIO(storage.read_bytes(settings["start"])), map_location="cpu", weights_only=True)
+    model.load_tuned(start)
+    task: AlignmentTask | GeneratorTask | None
+    if settings["loop"] == "alignment":
+        task, _ = alignment_task(run, model, features, labelled)
+    else:
+        task = GeneratorTask(model, labelled.train, features, run.training)
+    if task is None:
+        raise ConfigError(f"A worker finds no captions to align with in {run.data.format!r}. Give every node the data.")
+    loop = run.alignment_training if settings["loop"] == "alignment" else run.training
+    train_share(task, loop, device, settings["bulletin"])
+
+
+def _packed(model: ModificationTextModel) -> bytes:
+    stream = io.BytesIO()
+    torch.save(model.tuned_state(), stream)
+    return stream.getvalue()

@@ -1,0 +1,138 @@
+"""Stage 4a: choose the image pairs that are worth a text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
+from cirray.core.errors import DataError
+from cirray.core.texts import decoded
+from cirray.core.unfinished import stage_function
+from cirray.data.benchmark import CirDataset
+from cirray.data.names import NameFinder
+from cirray.features.shards import read_rejected
+from cirray.features.store import FeatureStore
+from cirray.mining.pairs import MiningInput, mine_pairs
+from cirray.pipelines.data.datasets import open_dataset, part_ids
+from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
+from cirray.pipelines.texts.config import MineRun
+from cirray.pipelines.texts.judging import is_shapes_world, single_edit_share
+from cirray.triplets.store import write_table
+from cirray.types import Pair, stable_id
+
+KIND, FILE = "pairs", "pairs.parquet"
+PAIR_SCHEMA = pa.schema(
+    [pa.field(name, pa.string(), False) for name in ("pair_id", "reference_id", "target_id", "group_id")]
+    + [pa.field("score", pa.float64(), False), pa.field("rank", pa.int64(), False)]
+)
+_LABELLED = ("existing", "reverse")
+
+
+@stage_function
+def run_mine(run: MineRun) -> Manifest:
+    """Choose pairs and write them.
+
+    Returns:
+        Manifest of kind "pairs"; counts `pairs` and `images`; for a shapes world the metric `single_edits`, the share
+        of pairs that are exactly one edit apart (the miner never sees the scenes).
+
+    Raises:
+        DataError: when images have no features, no pair is found, or a guarded image is among those to pair.
+    """
+    dataset = open_dataset(run.data)
+    guard = check_leaks(run.guard, _candidates(run, dataset), run.allow_leaks, "The pair pool")
+    stage = open_stage(run.out, KIND, _result_config(run), {**_inputs(run, dataset), **guard_inputs(guard)})
+    if stage.finished:
+        return stage.finished
+    pairs = mine_pairs(_source(run, dataset), run.mining)
+    write_pairs(storage.join(stage.work_uri, FILE), pairs)
+    images = {image for pair in pairs for image in (pair.reference_id, pair.target_id)}
+    return stage.publish({"pairs": len(pairs), "images": len(images)}, _metrics(run, pairs), guard)
+
+
+def write_pairs(uri: str, pairs: Sequence[Pair]) -> None:
+    """Write pairs as one Parquet file."""
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in PAIR_SCHEMA.names}
+    write_table(uri, pa.table(columns, schema=PAIR_SCHEMA))
+
+
+def read_pairs(uri: str) -> list[Pair]:
+    """Pairs of an artifact, in the order they were chosen.
+
+    Raises:
+        ArtifactError: when there is no complete pairs artifact.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(localize(uri, KIND) / FILE)
+    return [Pair(**row) for row in table.select(PAIR_SCHEMA.names).to_pylist()]
+
+
+def _result_config(run: MineRun) -> dict[str, Any]:
+    config = run.to_dict()
+    names = ["parts", "exclude_parts", "split", "mining"]
+    picked = {name: config[name] for name in names}
+    picked["mining"] = {key: value for key, value in config["mining"].items() if key != "memory_mib"}
+    return picked
+
+
+def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:
+    inputs = (
+        {} if run.mining.policy in _LABELLED else {uri: read_manifest(uri, "features").digest for uri in run.features}
+    )
+    ids = (*part_ids(dataset, run.parts), "excluded", *sorted(_excluded(run, dataset)))
+    triplets = [f"{t.triplet_id}:{t.reference_id}:{t.target_id}:{t.split}" for t in dataset.triplets]
+    return {**inputs, "data": stable_id("mine", *ids, *triplets)}
+
+
+def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
+    features = None if run.mining.policy in _LABELLED else FeatureStore.open_many(run.features)
+    ids, excluded = part_ids(dataset, run.parts), _excluded(run, dataset) | _rejected(run)
+    if ids and excluded.issuperset(ids) and run.mining.policy not in _LABELLED:
+        raise DataError(
+            f"All {len(ids)} images of {', '.join(run.parts)} are excluded, being in {', '.join(run.exclude_parts)} as "
+            "well. Put pool and gallery into folders of their own, or set exclude_parts=[] and expect pairs of images "
+            "that queries search."
+        )
+    return MiningInput(ids, features, dataset.split(run.split), excluded)
+
+
+def _rejected(run: MineRun) -> frozenset[str]:
+    """Images that could not be embedded: they are passed over, as `run_embed` has said why."""
+    if run.mining.policy in _LABELLED:
+        return frozenset()
+    parts = [rows for uri in run.features for rows in read_rejected(str(localize(uri, "features"))).values()]
+    return frozenset(image for rows in parts for image, _ in rows)
+
+
+def _candidates(run: MineRun, dataset: CirDataset) -> set[str]:
+    """Images that may come into a pair."""
+    labelled = run.mining.policy in _LABELLED
+    ids = images_of(dataset.split(run.split)) if labelled else set(part_ids(dataset, run.parts))
+    return ids - _excluded(run, dataset)
+
+
+def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
+    """What no pair may hold: parts and ids that the run names, and the benchmark's own val and test images."""
+    ids = set(part_ids(dataset, run.exclude_parts)) if run.exclude_parts else set()
+    ids |= dataset.guarded
+    if run.exclude_ids:
+        path = Path(run.exclude_ids).expanduser()
+        try:
+            lines = decoded(path.read_bytes()).split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"The file of excluded ids {str(path)!r} cannot be read: {error}.") from None
+        finder = NameFinder({image: image for image in dataset.images})
+        ids.update(image for line in lines if line.strip() for image in finder.find(line, line.strip()))
+    return frozenset(ids)
+
+
+def _metrics(run: MineRun, pairs: Sequence[Pair]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"score_mean": sum(pair.score for pair in pairs) / len(pairs)}
+    root = str(getattr(getattr(run.data, run.data.format, None), "root", ""))
+    if is_shapes_world(root):
+        metrics["single_edits"] = single_edit_share(pairs, root)
+    return metrics

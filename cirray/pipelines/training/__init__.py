@@ -1,0 +1,1 @@
+"""Stages that train retrievers: pretraining, fine-tuning, sweeps."""

@@ -1,0 +1,225 @@
+"""Configuration of training stages and sweeps. No torch, no ray."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_serializer, model_validator
+
+from cirray.core.config import Config, given_beside
+from cirray.data.config import DataConfig
+from cirray.models.config import DualEncoderConfig, EncoderChoice, RetrieverConfig
+from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
+from cirray.training.config import SpaceConfig, TrainingConfig
+
+BENCHMARK = "benchmark"
+SPLIT, SLICE = "val_", "held_"
+"""Beginnings of the figures' names: on the data set's split, and on the slice of the training triplets."""
+
+
+class ValidationConfig(Config):
+    """Recall on held-out triplets while training: each is a query, their images the gallery.
+
+    The papers keep the last weights, or choose them on the very split they report (`queries: benchmark`). Here a slice
+    of the training triplets may be held out to choose by (`held_out`, `keep`), and the split's figures are logged
+    beside it.
+    """
+
+    queries: Annotated[int, Field(ge=0)] | Literal["benchmark"] = 400
+    """Held-out triplets used, in the data set's order; 0 switches validation off. benchmark: all queries of the data
+    set, in its own galleries and figures (CIRR: val_R@5, val_Rs@1, val_Avg ...; Fashion IQ: val_Avg ...)."""
+    split: str = "val"
+    """Their split (a benchmark's is chosen in `data`)."""
+    every: int | None = Field(None, ge=1)
+    """Steps between two measurements (a multiple of training.log_every); null: at the end only."""
+    batch: int = Field(128, ge=1)
+    """Images and queries per forward pass."""
+    ks: tuple[int, ...] = (1, 5, 10)
+    """Cut-offs of recall (a benchmark has its own)."""
+    held_out: int = Field(0, ge=0)
+    """Labelled training triplets (whole families, drawn by their names) that are taken out of training and measured
+    too, as `held_R@1` and so on; 0: none."""
+    keep: tuple[str, ...] = ()
+    """Keep the weights of the measurement with the best mean of these figures, e.g. [held_R@1, held_R@5]; empty: those
+    of the last step. `val_R@1` and the like choose on the split itself, as some papers do."""
+    patience: int | None = Field(None, ge=1)
+    """With `keep`: stop after so many measurements in a row without a better one; null: never."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> "ValidationConfig":
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"ks {list(self.ks)} must be at least one cut-off, each 1 or more")
+        if self.patience and not self.keep:
+            raise ValueError("patience needs figures to wait for; name some in keep, e.g. [held_R@1]")
+        if (self.keep or self.held_out) and not self.every:
+            raise ValueError("keep and held_out need measurements on the way; set every, e.g. to the steps of an epoch")
+        for name in self.keep:
+            self._check(name)
+        return self
+
+    def _check(self, name: str) -> None:
+        if self.queries == BENCHMARK and name.startswith(SPLIT):
+            return  # only the data set knows its figures; training checks them before its first step
+        known = [f"{part}R@{k}" for part in (SPLIT, SLICE) for k in self.ks]
+        if name not in known:
+            raise ValueError(f"keep has {name!r}, which is not measured; known: {', '.join(known)}")
+        if name.startswith(SPLIT) and not self.queries:
+            raise ValueError(f"keep has {name!r}, but queries=0 measures nothing on the split")
+        if name.startswith(SLICE) and not self.held_out:
+            raise ValueError(f"keep has {name!r}, but held_out=0 leaves no slice; set held_out, e.g. 1000")
+
+
+SOURCE = "source"
+"""`temperature: source`: the one of the checkpoint that gives the start weights."""
+
+
+class TrainRun(Config):
+    """Train a retriever on triplets: generated ones, the data set's labelled ones, or both."""
+
+    data: DataConfig | None = DataConfig()
+    """Labelled triplets, held-out triplets and captions; null when none of these is used."""
+    labels: int | None = Field(None, ge=0)
+    """Train on the first so many labelled triplets (whole families); null: on all; 0: on none."""
+    triplets: tuple[str, ...] = ()
+    """Triplets artifacts to train on."""
+    reverse_texts: tuple[str, ...] = ()
+    """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
+    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    """Features artifacts with every image of the triplets; empty: images are encoded while training, by `towers`."""
+    images: tuple[DataConfig, ...] = ()
+    """Without features: further data sets whose image files are read, for triplets on other images than `data`'s."""
+    towers: str = "~/cirray/quickstart/towers"
+    """Towers or checkpoint artifact with the vision tower that made the features; it is copied into the checkpoint."""
+    init: str = ""
+    """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
+    qformer_source: str = ""
+    """Instead of `init`: a BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former, projections and
+    tokenizer are the start, or what `cirray convert` made of one."""
+    model: RetrieverConfig = RetrieverConfig()
+    """The network. With `init`, fields that are given change what the checkpoint has, where its weights allow it; with
+    `qformer_source`, the checkpoint's own sizes hold."""
+    dual: DualEncoderConfig | None = None
+    """Instead of `model`: a dual encoder (CLIP, open_clip, or small from scratch) with a sum, Combiner or
+    cross-attention head."""
+    encoder: EncoderChoice | None = None
+    """Instead of `model`: a retriever of another registered kind, also of another package."""
+    tokenizer: str = ""
+    """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Not with `init`,
+    which brings its own."""
+    temperature: Annotated[float, Field(gt=0)] | Literal["source"] | None = None
+    """Start temperature in place of the model's or the checkpoint's; source: that of `qformer_source`, refused where it
+    has none (SPRC and MTST go on with BLIP-2's)."""
+    training: TrainingConfig = TrainingConfig()
+    """Objective, steps, optimiser, engine."""
+    validation: ValidationConfig = ValidationConfig()
+    """Recall on held-out triplets."""
+    guard: tuple[DataConfig, ...] = ()
+    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    allow_leaks: bool = False
+    """Go on with such images all the same; the manifest records them."""
+    device: str = "cpu"
+    """Where the model is, when it is trained in this process."""
+    out: str = "~/cirray/quickstart/checkpoint"
+    """Checkpoint artifact (path or URI)."""
+    ray: RayTrainConfig = RayTrainConfig()
+
+    _said = field_serializer("model", mode="wrap")(given_beside("init", "qformer_source", "dual", "encoder"))
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "TrainRun":
+        if self.init and self.qformer_source:
+            raise ValueError(
+                "init and qformer_source both give start weights; empty one of them (init= or qformer_source=)"
+            )
+        if self.temperature == SOURCE and not self.qformer_source:
+            raise ValueError("temperature=source is that of qformer_source; name one, or give a number")
+        if self.dual is not None and self.encoder is not None:
+            raise ValueError("dual and encoder both name a network; leave one of them out")
+        if not self.features and self.data is None and not self.images:
+            raise ValueError("features is empty, so images are encoded while training: name their files (data, images)")
+        if not self.triplets and (self.data is None or self.labels == 0):
+            raise ValueError("there is nothing to train on; name triplets artifacts, or data with labels other than 0")
+        every, rows = self.validation.every, self.training.log_every
+        if every and every % rows:
+            raise ValueError(f"validation.every {every} must be a multiple of training.log_every {rows}")
+        if self.ray.enabled and self.training.batch % self.ray.num_workers:
+            raise ValueError(
+                f"training.batch {self.training.batch} does not divide by ray.num_workers {self.ray.num_workers}"
+            )
+        return self
+
+
+class PretrainRun(TrainRun):
+    """Pretrain a retriever on generated triplets (MTST)."""
+
+    labels: int | None = Field(0, ge=0)
+    """Train also on the first so many labelled triplets (whole families); null: on all; 0: on none."""
+    triplets: tuple[str, ...] = ("~/cirray/quickstart/synthetic",)
+    """Triplets artifacts to train on."""
+    training: TrainingConfig = TrainingConfig(objective="pretrain")
+    """Objective, steps, optimiser, engine."""
+    out: str = "~/cirray/quickstart/pretrained"
+    """Checkpoint artifact (path or URI)."""
+
+
+class FinetuneRun(TrainRun):
+    """Fine-tune a retriever on labelled triplets, plainly or with PTHA."""
+
+    reverse_texts: tuple[str, ...] = ("~/cirray/quickstart/reverse",)
+    """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
+    init: str = "~/cirray/quickstart/pretrained"
+    """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
+    training: TrainingConfig = TrainingConfig(objective="ptha")
+    """Objective, steps, optimiser, engine."""
+
+
+class TuneRun(Config):
+    """Sweep fields of a training run (Ray Tune); every trial is a run like any other."""
+
+    base: FinetuneRun = FinetuneRun(validation=ValidationConfig(every=50))
+    """The run that is varied; its `out` is not used."""
+    space: dict[str, SpaceConfig] = {
+        "training.lambda_p": SpaceConfig(grid=(0.0, 0.1, 0.4)),
+        "training.lambda_m": SpaceConfig(grid=(0.0, 0.4)),
+    }
+    """Dotted path inside `base` -> its values, e.g. `{training.optimizer.lr: {loguniform: [1e-4, 1e-2]}}`."""
+    samples: int = Field(1, ge=1)
+    """Draws of the random fields for every combination of the grids."""
+    metric: str = "val_R@1"
+    """What ranks the trials: a number of the history rows."""
+    mode: Literal["max", "min"] = "max"
+    """Whether large or small is good."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """Stop the worse trials early by successive halving, or those below the median of the others, or none."""
+    grace_steps: int | None = Field(None, ge=1)
+    """Steps before any trial is stopped; default: the first validation."""
+    reduction_factor: int = Field(3, ge=2)
+    """ASHA keeps one in so many at each rung."""
+    trials: Literal["process", "train"] = "process"
+    """A trial trains in one process of its own, or starts Ray Train workers as `base.ray` says."""
+    cpus_per_trial: float = Field(1.0, gt=0)
+    """Logical CPUs of a `process` trial."""
+    gpus_per_trial: float = Field(0.0, ge=0)
+    """GPUs of a `process` trial, which then trains on one."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Trials at a time; default and upper limit: as many as the cluster holds."""
+    max_failures: int = Field(1, ge=0)
+    """Restarts of a trial that crashed."""
+    seed: int = Field(0, ge=0)
+    """Draws of random fields, and the order of the trials."""
+    out: str = "~/cirray/quickstart/sweep"
+    """Sweep artifact (path or URI)."""
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _sweepable(self) -> "TuneRun":
+        if not self.space:
+            raise ValueError("space is empty; name at least one field, e.g. training.lambda_p: {grid: [0, 0.4]}")
+        if self.base.validation.patience:
+            raise ValueError("base.validation.patience and the sweep's scheduler both stop trials; leave it null")
+        if self.metric.startswith("val_") and not self.base.validation.queries:
+            raise ValueError(f"metric {self.metric!r} needs base.validation.queries above 0")
+        if self.scheduler != "none" and not self.base.validation.every:
+            raise ValueError(
+                f"scheduler {self.scheduler!r} needs base.validation.every, so that trials can be compared on the way; "
+                "or set scheduler=none"
+            )
+        return self

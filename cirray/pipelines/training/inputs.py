@@ -1,0 +1,300 @@
+"""What one training run reads: triplets with their sources, features, start weights, held-out queries. No ray."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cirray.core.artifacts import localize, read_manifest
+from cirray.core.config import leaves
+from cirray.core.errors import ConfigError, DataError
+from cirray.core.seeding import derive_seed
+from cirray.data.benchmark import CirDataset
+from cirray.data.readers import read_dataset
+from cirray.features.store import check_tower
+from cirray.models.base import KINDS, Retriever
+from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
+from cirray.models.config import QFormerConfig
+from cirray.models.dual import build_dual
+from cirray.models.forked import ForkedRetriever
+from cirray.models.retriever_files import load_retriever
+from cirray.models.seeded import torch_seed
+from cirray.models.sources.blip2 import Blip2Source, check_temperature, open_blip2, retriever_from
+from cirray.models.text import build_tokenizer, load_tokenizer
+from cirray.models.text_processors import process
+from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.pipelines.cluster.actors import find_tower
+from cirray.pipelines.data.datasets import unusable_images, without_images
+from cirray.pipelines.features.live import Features, live_digests
+from cirray.pipelines.texts.generator_inputs import select_labels
+from cirray.pipelines.training.config import SOURCE, TrainRun
+from cirray.triplets.store import TripletStore, attach_reverse
+from cirray.types import Query, Triplet, stable_id
+
+MODEL, VISION = "model", "vision"
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """Rows to train on, the texts whose words a new tokenizer must know, held-out queries with their gallery."""
+
+    triplets: tuple[Triplet, ...]
+    texts: tuple[str, ...]
+    queries: tuple[Query, ...]
+    gallery_ids: tuple[str, ...]
+    dataset: CirDataset | None
+    slice: tuple[Triplet, ...] = ()
+    """Labelled triplets that were taken out of training, to be measured (`validation.held_out`)."""
+    unusable: frozenset[str] = frozenset()
+    """Images of the data set that cannot be used; rows that name one are left out."""
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Rows by source tag."""
+        tags = [row.source for row in self.triplets]
+        return {tag: tags.count(tag) for tag in dict.fromkeys(tags)}
+
+
+def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> TrainInputs:
+    """Read the rows and the held-out queries of a run.
+
+    Args:
+        run: the configuration.
+        unusable: images that cannot be used, where that is known; else features list them, or every image is opened.
+
+    Raises:
+        ArtifactError: a triplets artifact is missing or damaged.
+        DataError: nothing to train on, or no held-out triplet where validation asks for some.
+    """
+    dataset, bad = None, frozenset(unusable or ())
+    if run.data:
+        whole = read_dataset(run.data)
+        bad = unusable_images(whole, run.features) if unusable is None else bad
+        dataset = without_images(whole, bad)
+    labelled, held_out = set_aside(_labelled(run, dataset), run.validation.held_out)
+    apart = {frozenset((row.reference_id, row.target_id)) for row in held_out}
+    generated = [row for uri in run.triplets for row in TripletStore.open(uri).read(split="train")]
+    rows = (*(row for row in generated if frozenset((row.reference_id, row.target_id)) not in apart), *labelled)
+    if not rows:
+        raise DataError("There is no triplet of split 'train' to train on. Check `triplets`, `data` and `labels`.")
+    queries, gallery = _queries(run, dataset)
+    return TrainInputs(rows, _texts(rows, dataset), queries, gallery, dataset, held_out, bad)
+
+
+def set_aside(rows: Sequence[Triplet], count: int) -> tuple[tuple[Triplet, ...], tuple[Triplet, ...]]:
+    """The rows without at least `count` ones in whole families, and these; which ones depends on their names alone.
+
+    Raises:
+        DataError: when nothing would be left to train on.
+    """
+    if not count:
+        return tuple(rows), ()
+    families: dict[str, list[Triplet]] = {}
+    for row in rows:
+        families.setdefault(row.group_id or row.triplet_id, []).append(row)
+    held_out: list[Triplet] = []
+    for name in sorted(families, key=lambda name: derive_seed(0, "held out", name)):
+        if len(held_out) < count:
+            held_out += families.pop(name)
+    if not families:
+        raise DataError(
+            f"validation.held_out={count} leaves none of the {len(rows)} labelled training triplets to train on. Lower "
+            "it, or set it to 0 and validation.keep to [val_R@1]."
+        )
+    return tuple(row for family in families.values() for row in family), tuple(held_out)
+
+
+def gallery_of(triplets: Sequence[Triplet]) -> tuple[str, ...]:
+    """The distinct images of triplets, sorted."""
+    return tuple(sorted({image for row in triplets for image in (row.reference_id, row.target_id)}))
+
+
+def queries_of(triplets: Sequence[Triplet]) -> tuple[Query, ...]:
+    """Held-out triplets as queries."""
+    return tuple(
+        Query(row.triplet_id, row.reference_id, row.modification, (row.target_id,), row.edit) for row in triplets
+    )
+
+
+def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
+    """Name -> digest of everything the run reads."""
+    digests = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
+    if not run.features:
+        digests |= live_digests(run)
+    digests |= {f"triplets {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.triplets)}
+    digests |= {f"reverse {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.reverse_texts)}
+    if run.init:
+        digests["init"] = read_manifest(run.init, "checkpoint").digest
+    if run.qformer_source:
+        digests["qformer_source"] = open_blip2(run.qformer_source).digest
+    held_out = ("held out", *inputs.slice) if inputs.slice else ()
+    rows = stable_id(*inputs.triplets, "queries", *inputs.queries, "texts", *inputs.texts, *held_out)
+    return {**digests, "rows": rows}
+
+
+def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Retriever:
+    """Start weights: the checkpoint's or the source's, or random ones that depend on the seed alone.
+
+    Raises:
+        ArtifactError: when the source is no BLIP-2 or InstructBLIP checkpoint with a text side.
+        ConfigError: when the checkpoint reads other features.
+    """
+    retriever: Retriever
+    if run.init:
+        retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
+        settings = run.model.given() if run.encoder is None else run.encoder.settings
+        if settings:
+            with torch_seed(run.training.seed):
+                retriever = retriever.changed(settings)
+    elif run.dual is not None:
+        retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
+    elif run.encoder is not None:
+        build = KINDS.get(run.encoder.kind).build
+        retriever = build(run.encoder.settings, inputs.texts, patch_width, run.training.seed)
+    elif run.qformer_source:
+        words = load_tokenizer(run.tokenizer) if run.tokenizer else None
+        retriever = retriever_from(open_blip2(run.qformer_source), run.model, words, run.training.seed)
+    else:
+        retriever = build_retriever(run.model, _tokenizer(run, inputs), patch_width, run.training.seed)
+    if retriever.patch_width != patch_width:
+        raise ConfigError(
+            f"The checkpoint {(run.init or run.qformer_source)!r} reads patch tokens of width {retriever.patch_width}, "
+            f"the features have {patch_width}. Embed the images with the checkpoint's own tower."
+        )
+    if run.temperature == SOURCE:
+        check_temperature(open_blip2(run.qformer_source))  # which it was started from above
+    elif isinstance(run.temperature, float):
+        with torch.no_grad():
+            retriever.raw_temperature.fill_(run.temperature)
+    return retriever
+
+
+def load_tower(run: TrainRun, features: Features) -> VisionTower:
+    """The vision tower that made the features: it goes into the checkpoint, which can then encode images.
+
+    Raises:
+        IndexMismatchError: when the named tower is another one.
+    """
+    tower = load_vision_tower(find_tower(run.towers))
+    check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
+    return tower
+
+
+def check_model_fields(run: TrainRun) -> None:
+    """Refuse fields of the network that would have no effect, or that start weights fix.
+
+    Raises:
+        ConfigError: naming the first such field.
+    """
+    other = "dual" if run.dual is not None else "encoder" if run.encoder is not None else ""
+    if (run.init or run.qformer_source) and (other == "dual" or (other and not run.init)):
+        raise ConfigError(f"{other} builds a new network; empty init and qformer_source, or leave {other} out.")
+    given, brings = leaves(run.model.given()), other or ("init" if run.init else "")
+    if run.tokenizer and brings:
+        raise ConfigError(f"tokenizer={run.tokenizer!r} has no effect beside {brings}, which brings its own.")
+    if run.temperature is not None and "temperature" in given and (run.init or run.qformer_source):
+        raise ConfigError(
+            f"temperature={run.temperature!r} and model.temperature={given['temperature']!r} both name the start; "
+            "leave one of them out."
+        )
+    if given and other and run.init:
+        raise ConfigError(
+            f"model.{next(iter(given))} has no effect beside {other}, which changes the checkpoint. Give one of them."
+        )
+    if run.init:
+        _check_changes(run)
+    elif run.qformer_source:
+        check_sizes(run.model.qformer, open_blip2(run.qformer_source), given)
+
+
+def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any]) -> None:
+    """Refuse given sizes that a BLIP-2 source has otherwise.
+
+    Args:
+        qformer: sizes of the configuration.
+        source: whose sizes hold.
+        given: dotted path -> value of the configuration's fields that were given.
+
+    Raises:
+        ConfigError: naming the first such field.
+    """
+    own: dict[str, Any] = leaves({"qformer": source.sizes(qformer).to_dict()})
+    if source.projected:
+        own["embed_dim"] = source.projected
+    for name, value in given.items():
+        if own.get(name, value) != value:
+            raise ConfigError(
+                f"model.{name} is {value!r}, but the checkpoint {source.name!r} has {own[name]!r} and keeps it. Leave "
+                "the field out, or start without that checkpoint."
+            )
+
+
+def _check_changes(run: TrainRun) -> None:
+    """Refuse what a checkpoint's weights fix, and fields of another kind of network."""
+    given = run.model.given()
+    if not given and run.encoder is None:
+        return
+    retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
+    inner = retriever.query if isinstance(retriever, ForkedRetriever) else retriever
+    if run.encoder is not None and run.encoder.kind not in (retriever.kind, inner.kind):
+        raise ConfigError(
+            f"encoder.kind is {run.encoder.kind!r}, but the checkpoint {run.init!r} is a {retriever.kind!r}. Name that "
+            "kind, or start without that checkpoint."
+        )
+    if given and not isinstance(inner, QFormerRetriever):
+        raise ConfigError(
+            f"model.{next(iter(leaves(given)))} has no effect: the checkpoint {run.init!r} is a {retriever.kind!r}. "
+            f"Its settings stand under encoder ({{kind: {inner.kind}, settings: ...}})."
+        )
+    if isinstance(inner, QFormerRetriever):
+        changed_config(inner.config, given, f"the checkpoint {run.init!r}")
+
+
+def _labelled(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:
+    if dataset is None or run.labels == 0:
+        return ()
+    rows = select_labels(dataset, run.labels).train
+    if run.reverse_texts:
+        generated = [row for uri in run.reverse_texts for row in TripletStore.open(uri).read()]
+        rows = tuple(attach_reverse(rows, generated))
+    return rows
+
+
+def _queries(run: TrainRun, dataset: CirDataset | None) -> tuple[tuple[Query, ...], tuple[str, ...]]:
+    """What is asked while training, and the images that are searched (those of all galleries)."""
+    count = run.validation.queries
+    if isinstance(count, str):
+        return _of_benchmark(dataset)
+    rows = dataset.split(run.validation.split)[:count] if dataset else ()
+    if run.validation.every and count and not rows:
+        raise DataError(
+            f"validation.every is {run.validation.every}, but the data set has no triplet of split "
+            f"{run.validation.split!r}. Mark some rows with that split, or set validation.every=null."
+        )
+    return queries_of(rows), gallery_of(rows)
+
+
+def _of_benchmark(dataset: CirDataset | None) -> tuple[tuple[Query, ...], tuple[str, ...]]:
+    if dataset is None or not dataset.queries:
+        raise DataError(
+            "validation.queries=benchmark asks the data set's own queries, but there are none. Name a data set that "
+            "has some, or give a number of held-out triplets."
+        )
+    searched = {image for ids in (dataset.gallery_ids, *dataset.galleries.values()) for image in ids}
+    asked = {query.reference_id for query in dataset.queries}
+    return dataset.queries, tuple(sorted(searched | asked))
+
+
+def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ...]:
+    """Texts whose words a new tokenizer knows: what is trained on, and every training text and caption there is."""
+    labelled = dataset.split("train") if dataset else ()
+    both = [text for row in (*rows, *labelled) for text in (row.modification, row.reverse_modification) if text]
+    captions = list(dataset.captions.values()) if dataset else []
+    return tuple(dict.fromkeys([*both, *captions]))
+
+
+def _tokenizer(run: TrainRun, inputs: TrainInputs) -> Any:
+    if run.tokenizer:
+        return load_tokenizer(run.tokenizer)
+    return build_tokenizer(process(run.model.text_processor, inputs.texts))

@@ -1,0 +1,187 @@
+"""One training run made ready: task, engine, validation and the model's export. The same on Ray and without; no ray."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cirray.core.errors import ConfigError, DataError, unknown_name
+from cirray.data.benchmark import CirDataset, Protocol
+from cirray.data.leaks import guarded_ids
+from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.evaluation.protocol_metrics import figure_names
+from cirray.models.base import Retriever
+from cirray.pipelines.data.leaks import images_of
+from cirray.pipelines.features.live import Features, open_features
+from cirray.pipelines.training.config import BENCHMARK, SLICE, SPLIT, TrainRun
+from cirray.pipelines.training.inputs import TrainInputs, gallery_of, queries_of, start_retriever
+from cirray.training.config import LoopConfig
+from cirray.training.engine import Engine, EngineFactory
+from cirray.training.engines import find_engine
+from cirray.training.loop import Callback
+from cirray.training.retrieval import RetrievalTask
+from cirray.training.selection import KeepBest, put_best
+from cirray.training.state import LoopState, Row
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every worker builds for itself."""
+
+    task: RetrievalTask
+    features: Features
+    measures: tuple[Callback, ...]
+    """What measures recall on the way, and what keeps the best weights by it."""
+
+
+def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "cpu") -> TrainJob:
+    """Open the features, make the model and check the rows.
+
+    Args:
+        run: the configuration.
+        inputs: its rows.
+        device: where images are encoded, should the run name no features.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: naming what cannot be used.
+    """
+    find_engine(run.training.engine)
+    features = open_features(run, device)
+    missing = features.missing([*inputs.gallery_ids, *gallery_of(inputs.slice)])
+    if missing:
+        raise DataError(
+            f"{len(missing)} images of held-out triplets have no features, e.g. {missing[0]!r}. Embed them, or set "
+            "validation.queries=0 and validation.held_out=0."
+        )
+    retriever = start_retriever(run, inputs, features.shape[1])
+    held_out = frozenset() if run.allow_leaks or inputs.dataset is None else held_out_images(inputs.dataset)
+    task = RetrievalTask(retriever, inputs.triplets, features, run.training, held_out)
+    return TrainJob(task, features, measures_of(run, inputs, features))
+
+
+def measures_of(run: TrainRun, inputs: TrainInputs, features: Features) -> tuple[Callback, ...]:
+    """Callbacks that measure recall, and choose weights by it where the run says so."""
+    config = run.validation
+    if config.queries == BENCHMARK and inputs.dataset is not None:
+        check_figures(config.keep, [f"{SPLIT}{name}" for name in figure_names(inputs.dataset.protocol, inputs.queries)])
+    validate = (Validate(run, inputs, features),) if inputs.queries or inputs.slice else ()
+    keep = (KeepBest(config.keep, config.every, config.patience),) if config.keep and config.every else ()
+    return (*validate, *keep)
+
+
+def check_figures(keep: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse to choose weights by a figure of the split that its benchmark does not have, before the first step.
+
+    Raises:
+        ConfigError: naming it, and those there are.
+    """
+    for name in keep:
+        if name.startswith(SPLIT) and name not in known:
+            raise ConfigError(unknown_name("validation.keep", name, known))
+
+
+def held_out_images(dataset: CirDataset) -> frozenset[str]:
+    """Images of a data set's val and test parts."""
+    return guarded_ids(dataset) | images_of(dataset.split("val"))
+
+
+def engine_on(name: str, device: str | torch.device) -> EngineFactory:
+    """A named engine, on a device."""
+    factory = find_engine(name)
+
+    def build(model: nn.Module, config: LoopConfig, rank: int, world: int) -> Engine:
+        return factory(model.to(device), config, rank, world)
+
+    return build
+
+
+def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.Module) -> Row:
+    """Recall on the held-out triplets, fractions: `val_R@1` and so on, and `held_R@1` on the training slice.
+
+    With `validation.queries: benchmark` the split's figures are those of the data set's own protocol.
+    """
+    assert isinstance(model, Retriever) and inputs.dataset is not None
+    dataset, rows = inputs.dataset, Row()
+    for prefix, queries, gallery in (
+        (SPLIT, inputs.queries, inputs.gallery_ids), (SLICE, queries_of(inputs.slice), gallery_of(inputs.slice))
+    ):  # fmt: skip
+        if queries:
+            protocol, galleries = protocol_of(run, dataset, len(queries), len(gallery)), None
+            if prefix == SPLIT and run.validation.queries == BENCHMARK:
+                protocol, gallery, galleries = dataset.protocol, dataset.gallery_ids, dataset.galleries
+            result = evaluate_retriever(
+                model, features, queries, gallery, protocol, galleries=galleries, batch=run.validation.batch
+            )
+            rows |= {f"{prefix}{name}": value for name, value in result.metrics.items()}
+    return rows
+
+
+def protocol_of(run: TrainRun, dataset: CirDataset, queries: int, images: int) -> Protocol:
+    """The data set's reference rule over one small gallery.
+
+    Plain recall: held-out triplets name no category (Fashion IQ) and no subset (CIRR) that the published figures need.
+    """
+    rule = f"the {images} images of {queries} held-out triplets"
+    return dataclasses.replace(
+        dataset.protocol, split=run.validation.split, gallery_rule=rule, metrics=("recall",), ks=run.validation.ks
+    )
+
+
+class Validate(Callback):
+    """Adds recall on held-out triplets to the history row, on schedule and at the end. Rank 0 computes it.
+
+    The row in which a run stops early (`validation.patience`) is one of the schedule, so it is measured too.
+    """
+
+    def __init__(self, run: TrainRun, inputs: TrainInputs, features: Features) -> None:
+        """Remember what to score."""
+        self._run, self._inputs, self._features = run, inputs, features
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """Score the present weights."""
+        every = self._run.validation.every
+        if row is None or not (state.finished or (every and state.step % every == 0)):
+            return
+        with state.engine.full_weights() as model:
+            if state.rank == 0:
+                row.update(recall_of(self._run, self._inputs, self._features, model))
+
+
+class Clock(Callback):
+    """Samples per second between the first step and the present one (0 when there are fewer than two)."""
+
+    def __init__(self) -> None:
+        """Not started."""
+        self._first, self._begin, self.rate = 0, 0.0, 0.0
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """Note the time."""
+        now = time.perf_counter()
+        if not self._begin:
+            self._first, self._begin = state.step, now
+        else:
+            self.rate = (state.step - self._first) * state.config.rows_per_step / (now - self._begin)
+
+
+class ExportModel(Callback):
+    """Writes the trained model at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember where."""
+        self._folder = folder
+
+    def on_end(self, state: LoopState) -> None:
+        """Save after the last step, also of a run that was killed behind it; all ranks take part, rank 0 writes."""
+        export(state, self._folder)
+
+
+def export(state: LoopState, folder: Path) -> None:
+    """Write the whole model from rank 0, with the best weights where some were kept; every rank calls it."""
+    with state.engine.full_weights() as model:
+        if state.rank == 0:
+            put_best(state, model)
+            state.task.save(model, folder)

@@ -1,0 +1,146 @@
+"""Stages 5 and 6: pretraining and fine-tuning. On Ray Train, or in this process: one function, equal numbers."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
+from cirray.core.progress import progress
+from cirray.core.unfinished import stage_function
+from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
+from cirray.pipelines.training.config import SLICE, SPLIT, TrainRun, ValidationConfig
+from cirray.pipelines.training.inputs import (
+    MODEL,
+    VISION,
+    TrainInputs,
+    check_model_fields,
+    input_digests,
+    load_tower,
+    read_inputs,
+)
+from cirray.pipelines.training.job import Clock, ExportModel, TrainJob, build_job, engine_on
+from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
+from cirray.training.checkpoint import latest_checkpoint
+from cirray.training.loop import Callback, train
+from cirray.training.selection import best_row
+from cirray.training.state import Row
+
+HISTORY, BOARD, CHECKPOINTS = "history.jsonl", "tensorboard", "checkpoints"
+_CONTENT = ("labels", "model", "tokenizer", "temperature", "training", "validation")
+
+
+@stage_function
+def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequence[Any] = ()) -> Manifest:
+    """Train a retriever; a killed run goes on from its last checkpoint when it is started again.
+
+    Args:
+        run: the configuration.
+        callbacks: further callbacks of the loop, where it runs in this process (`ray.enabled: false`).
+        reports: Ray Train's own callbacks, where it runs on workers.
+
+    Returns:
+        Manifest of kind "checkpoint": `model/` (network, tokenizer, vision tower), `history.jsonl`, `tensorboard/`;
+        counts of rows by source; metrics `loss` and, with held-out triplets, `val_R@1` and so on, of the weights that
+        were kept: the last step's, or with `validation.keep` those of count `kept_step`.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: before anything starts, for inputs that cannot be used.
+    """
+    check_model_fields(run)
+    check_place(run.out, "checkpoint", _content(run))
+    inputs = read_inputs(run)
+    guard = check_leaks(run.guard, images_of(inputs.triplets), run.allow_leaks, "The training data")
+    digests = {**input_digests(run, inputs), **guard_inputs(guard)}
+    if is_complete(run.out):
+        return open_finished(run, digests)
+    job = build_job(run, inputs, "cpu" if run.ray.enabled else run.device)
+    tower = load_tower(run, job.features)
+    stage = open_stage(run.out, "checkpoint", _content(run), digests, _kept(run))
+    tower.save(stage.local / MODEL / VISION)
+    if run.ray.enabled:
+        from cirray.pipelines.training.workers import train_on_ray
+
+        history, rate = train_on_ray(run, stage, inputs.unusable, reports)
+    else:
+        history, rate = train_here(run, stage, job, callbacks)
+    return _publish(run, stage, inputs, history, {"samples_per_second": round(rate, 1), **guard})
+
+
+def _kept(run: TrainRun) -> tuple[str, ...]:
+    """Checkpoints are worth going on from; where they lie outside, whatever stands beside them."""
+    outside = run.ray.enabled and run.ray.storage
+    return ("*",) if outside else (f"{CHECKPOINTS}/*", "ray/*/checkpoint_*/*")
+
+
+def open_finished(run: TrainRun, digests: Mapping[str, str]) -> Manifest:
+    """The manifest of a run that was completed before.
+
+    Raises:
+        ArtifactError: when it was another run.
+    """
+    open_stage(run.out, "checkpoint", _content(run), digests)
+    return read_manifest(run.out, "checkpoint")
+
+
+def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[Callback]) -> tuple[list[Row], float]:
+    """Train in this process; returns the history and the samples per second."""
+    root, clock = stage.local / CHECKPOINTS, Clock()
+    with progress(title_of(run), run.training.steps, "steps") as advance:
+        hooks = [
+            clock, *job.measures, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD),
+            ShowProgress(advance),
+            *([Checkpoints(root)] if run.training.checkpoint_every else []), ExportModel(stage.local / MODEL),
+            *callbacks,
+        ]  # fmt: skip
+        engine = engine_on(run.training.engine, run.device)
+        history = train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))
+    return history, clock.rate
+
+
+def title_of(run: TrainRun) -> str:
+    """Words for the progress bar."""
+    return "pretrain" if run.training.objective == "pretrain" else f"fine-tune ({run.training.objective})"
+
+
+def _content(run: TrainRun) -> dict[str, Any]:
+    """What decides the result; places, devices and workers do not, and digests stand for the inputs."""
+    config = run.to_dict()
+    usual = ValidationConfig().to_dict()
+    for name in ("ks", "held_out", "keep", "patience"):  # later fields: earlier runs stay what they were
+        if config["validation"][name] == usual[name]:
+            del config["validation"][name]
+    content = {name: config[name] for name in _CONTENT}
+    return {**content, **{name: config[name] for name in ("dual", "encoder") if config[name]}}
+
+
+def _publish(
+    run: TrainRun, stage: Stage, inputs: TrainInputs, history: Sequence[Row], facts: dict[str, Any]
+) -> Manifest:
+    shutil.rmtree(stage.local / CHECKPOINTS, ignore_errors=True)
+    write_history(stage.local / HISTORY, history)
+    keep, last = run.validation.keep, history[-1] if history else {}
+    chosen = best_row(history, keep) if keep else last
+    metrics = {name: value for name, value in chosen.items() if name == "loss" or name.startswith((SPLIT, SLICE))}
+    counts = {"triplets": len(inputs.triplets), "steps": int(last.get("step", run.training.steps)), **inputs.sources}
+    if keep:
+        counts |= {"held_out": len(inputs.slice), "kept_step": int(chosen["step"])}
+    return stage.publish(counts, metrics, {"run": run.to_dict(), "generators_saw": texts_saw(run), **facts})
+
+
+def texts_saw(run: TrainRun) -> dict[str, int]:
+    """Data set -> labelled triplets that the generators of this run's texts were trained on.
+
+    A run without human triplets of a benchmark is only then without them when its generators had none either.
+    """
+    found: dict[str, int] = {}
+    for uri in (*run.triplets, *run.reverse_texts):
+        for name, count in read_manifest(uri, "triplets").extra.get("generator_saw", {}).items():
+            found[name] = max(count, found.get(name, 0))
+    return found
+
+
+def write_history(path: Path, history: Sequence[Row]) -> None:
+    """All rows, one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in history))

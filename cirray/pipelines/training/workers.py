@@ -1,0 +1,378 @@
+"""Ray Train: workers that run the one training loop, report checkpoints, and are followed from the driver.
+
+A `Fit` says what the workers do, be it for a retriever or a generator: `train_share` is their part, `fit_on_ray` the
+driver's.
+
+Ray's `report` is a collective, so every rank reports at the same steps; each writes its share of a checkpoint into a
+folder of its own and Ray merges them in the run's storage. A restarted worker, or the same run started again after the
+driver died, goes on from the last checkpoint that was committed there.
+"""
+
+import json
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from cirray.core import storage
+from cirray.core.artifacts import Stage
+from cirray.core.config import validate
+from cirray.core.environ import enter_folder, train_settings, worker_environment, working_folder
+from cirray.core.errors import CirrayError, ConfigError
+from cirray.core.interrupts import own_handlers
+from cirray.core.log import get_logger
+from cirray.core.progress import Advance, progress
+from cirray.pipelines.cluster.config import RayTrainConfig
+from cirray.pipelines.cluster.resources import ClusterInfo, cluster
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.inputs import MODEL, read_inputs
+from cirray.pipelines.training.job import Clock, build_job, engine_on, export
+from cirray.training.callbacks import HistoryFile, TensorBoard
+from cirray.training.checkpoint import LOOP, write_checkpoint
+from cirray.training.config import LoopConfig
+from cirray.training.loop import Callback, train
+from cirray.training.state import LoopState, Row
+from cirray.training.task import Task
+from cirray.types import stable_id
+
+STORAGE, RATE = "ray", "samples_per_second"
+_PULL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training on Ray's workers.
+
+    Attributes:
+        work: what every worker runs; it gets `settings` with the bulletin's URI.
+        settings: plain values.
+        ray: cluster, workers, failures.
+        loop: steps and checkpoints.
+        name: the same for every start of one run; runs that share a storage folder differ.
+        place: URI where checkpoints and the bulletin are.
+        title: words for the progress bar.
+        writers: callbacks that the driver calls with the rows.
+    """
+
+    work: Callable[[dict[str, Any]], None]
+    settings: dict[str, Any]
+    ray: RayTrainConfig
+    loop: LoopConfig
+    name: str
+    place: str
+    title: str
+    writers: tuple[Callback, ...] = ()
+
+    @property
+    def bulletin(self) -> str:
+        """URI of the small file that tells where the run stands."""
+        return storage.join(self.place, f"{self.name}.json")
+
+
+def train_on_ray(
+    run: TrainRun, stage: Stage, unusable: Collection[str] = (), reports: Sequence[Any] = ()
+) -> tuple[list[Row], float]:
+    """Train a retriever on Ray's workers and bring the model home.
+
+    Args:
+        run: the configuration.
+        stage: where the artifact is being written.
+        unusable: images of the data set that cannot be used; workers do not look for them again.
+        reports: callbacks of Ray Train's controller.
+
+    Returns:
+        The history, and samples per second.
+
+    Raises:
+        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
+    """
+    from cirray.pipelines.training.train import BOARD, HISTORY, title_of
+
+    writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
+    fit = Fit(
+        work, {"run": run.to_dict(), "unusable": sorted(unusable)}, run.ray, run.training, run_name(run.out),
+        place_of(run.ray, stage), title_of(run), writers,
+    )  # fmt: skip
+    if stage.fresh:
+        clear(fit)
+    result = fit_on_ray(fit, reports)
+    history = bring_home(result.checkpoint, stage.local)
+    clear(fit)
+    return history, float((result.metrics or {}).get(RATE, 0.0))
+
+
+def fit_on_ray(fit: Fit, reports: Sequence[Any] = ()) -> ray.train.Result:
+    """Train on Ray's workers, or go on from the last checkpoint of an earlier start.
+
+    Raises:
+        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
+    """
+    with cluster(fit.ray) as info:
+        check_room(fit.ray, info)
+        train_settings(fit.ray.poll_s, fit.ray.start_timeout_s, info.nodes == 1)
+        return _fit(fit, reports)
+
+
+def run_name(out: str, what: str = "train") -> str:
+    """The same for every start of one run; runs that share a storage folder differ."""
+    return f"{what}-{stable_id(out)[:8]}"
+
+
+def place_of(config: RayTrainConfig, stage: Stage) -> str:
+    """URI where a run's checkpoints are kept: as configured, or beside the output."""
+    return config.storage or storage.join(stage.work_uri, STORAGE)
+
+
+def check_room(config: RayTrainConfig, info: ClusterInfo) -> None:
+    """Refuse workers that a cluster of this size can never hold; Ray would wait for ever.
+
+    Raises:
+        ConfigError: naming what is wanted and what there is.
+    """
+    if config.autoscaling:
+        return
+    wanted = {"CPU": config.num_workers * config.cpus_per_worker, "GPU": config.num_workers * float(config.use_gpu)}
+    there = {"CPU": info.cpus, "GPU": info.gpus}
+    for name, amount in wanted.items():
+        if amount > there[name]:
+            raise ConfigError(
+                f"{config.num_workers} training workers need {amount:g} {name}s, the cluster has {there[name]:g}. "
+                f"Lower ray.num_workers{' or ray.cpus_per_worker' if name == 'CPU' else ', set ray.use_gpu=false'}, "
+                "name a larger cluster, or say that it grows (ray.autoscaling=true)."
+            )
+
+
+def work(settings: dict[str, Any]) -> None:
+    """What every worker runs.
+
+    Args:
+        settings: `run` (plain values of a `TrainRun`), `unusable` (images that the driver found so), `bulletin` (URI of
+            the file that the driver looks at) and `folder` (where the driver works).
+    """
+    enter_folder(settings["folder"])
+    run = validate(TrainRun, settings["run"])
+    device = worker_device(run.ray)
+    job = build_job(run, read_inputs(run, settings["unusable"]), device)
+    train_share(job.task, run.training, device, settings["bulletin"], job.measures, run.validation.every)
+
+
+def worker_device(config: RayTrainConfig) -> torch.device:
+    """Where the calling worker computes."""
+    return get_device() if config.use_gpu else torch.device("cpu")
+
+
+def train_share(
+    task: Task, loop: LoopConfig, device: torch.device, bulletin: str, measures: Sequence[Callback] = (),
+    validation_every: int | None = None,
+) -> None:  # fmt: skip
+    """The calling worker's part of a training; goes on from the last checkpoint that was reported.
+
+    Args:
+        task: what is trained.
+        loop: steps, engine, checkpoints.
+        device: where.
+        bulletin: URI of the file that the driver looks at.
+        measures: callbacks that add figures to the history's rows, and keep weights by them.
+        validation_every: steps between rows that are reported for them.
+    """
+    context, clock = ray.train.get_context(), Clock()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    report = RayReport(loop.checkpoint_every, validation_every, clock)
+    hooks = [clock, *measures, Bulletin(bulletin), report]
+    checkpoint = ray.train.get_checkpoint()
+    with ExitStack() as stack:
+        resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+        train(task, loop, engine_on(loop.engine, device), hooks, rank, world, resume)
+
+
+class RayReport(Callback):
+    """Reports a checkpoint on schedule and at the end (the last one also holds the model), and every validation."""
+
+    def __init__(self, checkpoint_every: int | None, validation_every: int | None, clock: Clock) -> None:
+        """Remember the two schedules."""
+        self._clock, self._checkpoint, self._validation = clock, checkpoint_every, validation_every
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """All ranks report at the same steps."""
+        figures = {**(row or {"step": float(state.step)}), RATE: self._clock.rate}
+        if state.finished or _due(self._checkpoint, state.step):
+            with tempfile.TemporaryDirectory(prefix="cirray-") as name:
+                ray.train.report(figures, checkpoint=_share(state, Path(name)))
+        elif _due(self._validation, state.step):
+            ray.train.report(figures)
+
+
+def _due(every: int | None, step: int) -> bool:
+    return bool(every) and step % (every or 1) == 0
+
+
+def _share(state: LoopState, folder: Path) -> ray.train.Checkpoint | None:
+    """The calling rank's part of a checkpoint; ranks without one give nothing."""
+    write_checkpoint(folder, state)
+    if state.finished:
+        export(state, folder / MODEL)
+    return ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
+
+
+class Bulletin(Callback):
+    """Tells the driver where the run stands, by a small file in the run's storage (no process, any number of nodes)."""
+
+    def __init__(self, uri: str) -> None:
+        """Remember where; the starts of earlier workers are kept."""
+        self._uri, self._last, self._starts = uri, 0.0, list[int]()
+
+    def on_start(self, state: LoopState) -> None:
+        """Say where the run starts, at first or again."""
+        if state.rank == 0:
+            self._starts = [*read_bulletin(self._uri)["starts"], state.step]
+            self._write(state)
+
+    def on_step(self, state: LoopState, row: Row | None) -> None:
+        """Say how far it is, not more often than people look."""
+        if state.rank == 0 and (state.finished or time.monotonic() - self._last > _PULL_S):
+            self._write(state)
+
+    def _write(self, state: LoopState) -> None:
+        self._last = time.monotonic()
+        news = {"step": state.step, "starts": self._starts, "rows": state.history}
+        storage.write_bytes(self._uri, json.dumps(news).encode())
+
+
+def read_bulletin(uri: str) -> dict[str, Any]:
+    """`step`, `starts` and `rows` of a run; nothing yet when there is no file."""
+    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {"step": 0, "starts": [], "rows": []}
+
+
+def clear(fit: Fit) -> None:
+    """Drop the finished run's checkpoints."""
+    if not fit.ray.storage:
+        storage.remove(fit.place)
+        return
+    storage.remove(storage.join(fit.place, fit.name))
+    storage.remove(fit.bulletin)
+
+
+def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
+    filesystem, path = storage.resolve(fit.place)
+    settings = ray.train.RunConfig(  # type: ignore[call-arg]
+        name=fit.name, storage_path=path, storage_filesystem=filesystem,
+        failure_config=ray.train.FailureConfig(max_failures=fit.ray.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=fit.loop.keep_checkpoints),
+        callbacks=list(reports), worker_runtime_env={"env_vars": worker_environment()},
+    )  # fmt: skip
+    scaling = ray.train.ScalingConfig(
+        num_workers=fit.ray.num_workers, use_gpu=fit.ray.use_gpu,
+        resources_per_worker={"CPU": fit.ray.cpus_per_worker, **({"GPU": 1} if fit.ray.use_gpu else {})},
+    )  # fmt: skip
+    backend = TorchConfig(backend="nccl" if fit.ray.use_gpu else "gloo")
+    loop_config = {**fit.settings, "bulletin": fit.bulletin, "folder": working_folder()}
+    trainer = TorchTrainer(
+        fit.work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
+    )
+    with _followed(fit), own_handlers() as asked:
+        try:
+            return trainer.fit()
+        except KeyboardInterrupt:
+            _abort(asked)
+            raise
+        except ray.train.TrainingFailedError as error:
+            raise _reason(error) from error
+
+
+def _abort(asked: dict[int, Any]) -> None:
+    """Stop the workers, also on a cluster that stays: by the handler that Ray Train wanted for Ctrl-C."""
+    try:
+        asked.get(signal.SIGINT, lambda *_: None)(signal.SIGINT, None)
+    except (SystemExit, ray.exceptions.RayError):
+        pass  # its ways to say that they are stopped
+
+
+def _reason(error: Exception) -> Exception:
+    """The package's own error that made a worker fail, or a sentence about the failure."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, CirrayError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return ConfigError(f"Training failed more often than ray.max_failures allows; the last reason: {lines[-1].strip()}")
+
+
+@contextmanager
+def _followed(fit: Fit) -> Iterator[None]:
+    """Progress and the driver's writers while the workers train."""
+    ended = threading.Event()
+    with progress(fit.title, fit.loop.steps, "steps") as advance:
+        follower = _Follower(fit.bulletin, advance, list(fit.writers))
+        thread = threading.Thread(target=follower.run, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=30)
+
+
+class _Follower:
+    """Reads the bulletin. Rows of steps that a restarted worker repeats are taken once."""
+
+    def __init__(self, uri: str, advance: Advance, writers: list[Callback]) -> None:
+        self._uri, self._advance, self._writers = uri, advance, writers
+        self._before = self._told = len(read_bulletin(uri)["starts"])
+        self._shown, self._row_step = 0, 0.0
+
+    def run(self, ended: threading.Event) -> None:
+        """Follow the bulletin until `ended` is set, then once more."""
+        self._each("on_start", SimpleNamespace(rank=0, step=0, history=[]))
+        last = False
+        while not last:
+            last = ended.wait(_PULL_S)
+            news = read_bulletin(self._uri)
+            if len(news["starts"]) > self._before:
+                self._tell(news["starts"])
+                self._take(news["step"], news["rows"])
+        self._each("on_end", SimpleNamespace(rank=0))
+
+    def _tell(self, starts: list[int]) -> None:
+        if self._told == self._before and (first := starts[self._before]):
+            self._advance(first, "finished before", earlier=True)
+            self._shown = first
+        for number in range(self._told, len(starts)):
+            lost = number > self._before
+            if lost or starts[number]:
+                what = "a worker was lost; training goes on" if lost else "training goes on"
+                get_logger(__name__).info("%s from step %d", what, starts[number])
+        self._told = len(starts)
+
+    def _take(self, step: int, rows: list[Row]) -> None:
+        for row in rows:
+            if row["step"] > self._row_step:
+                self._row_step = row["step"]
+                self._each("on_step", SimpleNamespace(rank=0, step=int(row["step"])), row)
+        if step > self._shown:
+            self._advance(step - self._shown, f"loss {rows[-1]['loss']:.3f}" if rows else "")
+            self._shown = step
+
+    def _each(self, hook: str, *arguments: Any) -> None:
+        for writer in self._writers:
+            getattr(writer, hook)(*arguments)
+
+
+def bring_home(checkpoint: Any, folder: Path) -> list[Row]:
+    """Copy the model from the last checkpoint to `folder/model`; returns the run's history."""
+    with checkpoint.as_directory() as name:
+        shutil.copytree(Path(name) / MODEL, folder / MODEL, dirs_exist_ok=True)
+        return list(json.loads((Path(name) / LOOP).read_text())["history"])

@@ -1,0 +1,1 @@
+"""Checkpoint files of others, and models as folders for others."""

@@ -1,0 +1,79 @@
+"""Configuration of `convert` and `export`. No torch, no ray."""
+
+from typing import Literal
+
+from pydantic import Field, field_serializer, model_validator
+
+from cirray.core.config import Config, given_beside
+from cirray.models.config import RetrieverConfig
+
+
+class ConvertRun(Config):
+    """Read the authors' checkpoint files, or write them again."""
+
+    source: str
+    """A file (`.pth`, `.pt`, `.bin`, `.safetensors`) of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SPN4CIR, SEARLE, LinCIR or
+    Pic2Word, a folder that this verb made of one, or (`to: original`) a checkpoint artifact."""
+    to: Literal["weights", "checkpoint", "original"] = "weights"
+    """`weights`: a folder for `qformer_source` and `vision` (Hugging Face's layout), or of a CLIP for `vision` and
+    `dual.source` (open_clip's). `checkpoint`: a checkpoint artifact, to evaluate, index and serve. `original`: the
+    authors' layout: `weights.pt`, of a dual encoder `clip.pt` and `combiner.pt`, of a map to pseudo-words `phi.pt`."""
+    format: Literal[
+        "auto",
+        "blip2",
+        "sprc",
+        "ptha",
+        "instructblip-vicuna",
+        "instructblip-t5",
+        "clip4cir",
+        "searle",
+        "lincir",
+        "pic2word",
+    ] = "auto"
+    """What the file is; `auto` tells it by its tensors. clip4cir: a tuned CLIP in OpenAI's layout, or a Combiner;
+    searle, lincir, pic2word: a map from images to pseudo-words."""
+    clip: str = ""
+    """With `to: checkpoint`: the CLIP under a Combiner or a map whose file holds none (CLIP4Cir's tuned .pt, a folder
+    of Hugging Face or open_clip, a hub id, `open_clip:NAME=FILE`, a towers artifact)."""
+    tokenizer: str = ""
+    """Folder or hub id of the Q-Former's tokenizer (bert-base-uncased); [DEC] is added where LAVIS adds it."""
+    vision: str = ""
+    """With `to: checkpoint`: the vision tower of a file that holds none (towers artifact, folder or hub id)."""
+    qformer_heads: int = Field(12, ge=1)
+    """Attention heads of the Q-Former, which the file does not tell."""
+    vision_heads: int = Field(16, ge=1)
+    """Attention heads of the vision tower, which the file does not tell."""
+    model: RetrieverConfig | None = None
+    """With `to: checkpoint`: readout, mask, text processor, temperature over those of the authors' code, which reads
+    captions as LAVIS does and infers from [CLS]."""
+    image_mode: Literal["", "target_pad", "squash", "center_crop"] = ""
+    """With `to: checkpoint`: how images become square; empty: as the authors' code does it (LinCIR, Pic2Word:
+    `center_crop`; all others: `target_pad`)."""
+    out: str = "~/cirray/quickstart/converted"
+    """Artifact to write (path or URI)."""
+
+    _said = field_serializer("model", mode="wrap")(given_beside())
+
+    @model_validator(mode="after")
+    def _used(self) -> "ConvertRun":
+        for name, value in (("model", self.model), ("vision", self.vision), ("clip", self.clip)):
+            if value and self.to != "checkpoint":
+                raise ValueError(f"{name} has no effect with to={self.to}; leave it out, or set to=checkpoint")
+        return self
+
+
+class ExportRun(Config):
+    """Write a model as one folder in Hugging Face style, with a card; `cirray.load(folder)` reads it."""
+
+    model: str = "~/cirray/quickstart/checkpoint"
+    """Checkpoint or generator artifact."""
+    reports: tuple[str, ...] = ()
+    """Report artifacts whose figures go into the card."""
+    name: str = "composed image retriever"
+    """Heading of the card."""
+    license: str = "other"
+    """License of the weights, as the card's metadata name it; weights made from others' keep theirs."""
+    notes: str = ""
+    """A paragraph for the card."""
+    out: str = "~/cirray/quickstart/export"
+    """Folder to write (path or URI)."""

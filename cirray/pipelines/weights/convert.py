@@ -1,0 +1,199 @@
+"""Authors' checkpoints into artifacts of this package, and back. Nothing in a file is ever run.
+
+Here are those of LAVIS, SPRC and MTST_PTHA; files around a CLIP are `convert_clip`'s.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cirray.core.artifacts import (
+    Manifest,
+    Stage,
+    directory_digest,
+    is_complete,
+    localize,
+    open_stage,
+    read_manifest,
+)
+from cirray.core.config import leaves, merged, validate
+from cirray.core.contents import file_digest
+from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.unfinished import stage_function
+from cirray.models.composed import QFormerRetriever
+from cirray.models.config import RetrieverConfig
+from cirray.models.conversion import FORMATS
+from cirray.models.conversion_files import (
+    RECORD,
+    Heads,
+    Original,
+    Record,
+    convert,
+    extend_tokenizer,
+    read_original,
+    read_weights,
+    write_original,
+    write_weights,
+)
+from cirray.models.retriever_files import load_retriever
+from cirray.models.sources.backward import retriever_tensors
+from cirray.models.sources.blip2 import open_blip2, retriever_from
+from cirray.models.sources.file_forms import refuse_other_files
+from cirray.models.sources.files import CONFIG
+from cirray.models.text import load_tokenizer
+from cirray.models.towers.hf_blip2 import load_vision_tower
+from cirray.pipelines.cluster.actors import find_tower
+from cirray.pipelines.training.inputs import check_sizes
+from cirray.pipelines.weights.config import ConvertRun
+from cirray.pipelines.weights.convert_clip import (
+    CLIP_FORMATS,
+    clip_parts,
+    counts,
+    write_clip,
+    write_folder_back,
+    write_retriever_back,
+)
+from cirray.types import stable_id
+
+WEIGHTS, MODEL, VISION, WORK = "weights.pt", "model", "vision", "work"
+
+
+@stage_function
+def run_convert(run: ConvertRun) -> Manifest:
+    """Convert one checkpoint.
+
+    Returns:
+        Manifest of kind "weights" (both layouts) or "checkpoint"; counts `tensors` and `values`; `extra` tells the
+        format, and what beside the weights was left out of the file (optimiser states).
+
+    Raises:
+        ArtifactError: for anything that is not exactly a known checkpoint: wrong architecture, missing or left over
+            tensors, code in a pickle, a truncated file.
+        ConfigError: heads that do not divide the widths.
+    """
+    kind = "checkpoint" if run.to == "checkpoint" else "weights"
+    inputs = {"source": _digest(run.source)} | ({"clip": _digest_of_clip(run.clip)} if run.clip else {})
+    stage = open_stage(run.out, kind, run.to_dict(), inputs)
+    if stage.finished:
+        return stage.finished
+    return _write_back(run, stage) if run.to == "original" else _write(run, stage)
+
+
+def _write(run: ConvertRun, stage: Stage) -> Manifest:
+    parts = clip_parts(run)
+    if parts is not None:
+        return write_clip(run, stage, parts)
+    if run.clip:
+        raise ConfigError(f"clip has no effect on a file of LAVIS' kind; it is for {', '.join(CLIP_FORMATS)}.")
+    folder = stage.local / WORK if run.to == "checkpoint" else stage.local
+    original, tensors, record = _read(run)
+    write_weights(folder, tensors, record, Heads(run.qformer_heads, run.vision_heads), _tokenizer(run, record))
+    extra: dict[str, Any] = {"format": record.format, "left_out": list(original.left_out)}
+    if run.to == "checkpoint":
+        extra["encoder_digest"] = _checkpoint(run, stage, record)
+    return stage.publish(counts(tensors), extra=extra)
+
+
+def _read(run: ConvertRun) -> tuple[Original, dict[str, Any], Record]:
+    source = Path(run.source).expanduser()
+    if not source.is_dir():
+        original = read_original(source)
+        return (original, *convert(original, run.format))
+    if run.to == "weights":
+        raise ArtifactError(f"{run.source!r} is converted already; use to=checkpoint or to=original.")
+    tensors, record = read_weights(source)
+    return Original({}), tensors, record
+
+
+def _tokenizer(run: ConvertRun, record: Record) -> Any:
+    """The named tokenizer, or that of an already converted folder, or none."""
+    place: str | Path = run.tokenizer
+    if not place:
+        folder = Path(run.source).expanduser()
+        place = folder / "qformer_tokenizer" if FORMATS[record.format].instruct else folder
+        if not (place / "tokenizer_config.json").is_file():
+            return None
+    return extend_tokenizer(load_tokenizer(place), record.sizes.vocabulary)
+
+
+def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
+    """Turn the weights folder into `model/`; returns the tower's digest."""
+    work = stage.local / WORK
+    if not any(work.rglob("tokenizer_config.json")):
+        raise ArtifactError(
+            f"{run.source!r} brings no tokenizer. Name BERT's with tokenizer=FOLDER (holding tokenizer.json or "
+            "vocab.txt) or, with network, tokenizer=bert-base-uncased."
+        )
+    if not run.vision and not record.sizes.tower_layers:
+        raise ArtifactError(
+            f"{run.source!r} holds no vision tower (LAVIS leaves frozen weights out); name one with vision=, e.g. "
+            "vision=Salesforce/blip2-itm-vit-g."
+        )
+    source = open_blip2(str(work))
+    given = run.model.given() if run.model else {}
+    check_sizes((run.model or RetrieverConfig()).qformer, source, leaves(given))
+    config = validate(RetrieverConfig, merged(_released(record.format), given))
+    retriever = retriever_from(source, config)
+    tower = load_vision_tower(find_tower(run.vision) if run.vision else work)
+    if tower.width != retriever.patch_width:
+        raise ArtifactError(
+            f"The vision tower of {run.vision!r} makes tokens of width {tower.width}, the checkpoint reads "
+            f"{retriever.patch_width}. Name the tower it was trained on."
+        )
+    mode = run.image_mode or "target_pad"
+    tower = tower.with_transform(tower.transform.model_copy(update={"mode": mode}))
+    retriever.save(stage.local / MODEL)
+    tower.save(stage.local / MODEL / VISION)
+    shutil.rmtree(work)
+    return tower.digest
+
+
+def _released(form: str) -> dict[str, Any]:
+    """As the released code reads texts and infers: [CLS] after pass B; only PTHA trains on the mean of 33, unmasked."""
+    if form == "ptha":
+        return RetrieverConfig.for_mode("released_compat").given()
+    return {"readout": "cls", "text_mask": "true", "temperature_clamp": None, "text_processor": "blip_caption"}
+
+
+def _write_back(run: ConvertRun, stage: Stage) -> Manifest:
+    if is_complete(run.source) and read_manifest(run.source).kind == "checkpoint":
+        folder = localize(run.source, "checkpoint") / MODEL
+        retriever = load_retriever(folder)
+        tower = load_vision_tower(folder / VISION)
+        if not isinstance(retriever, QFormerRetriever):
+            states, left = write_retriever_back(retriever, tower, stage.local)
+            return stage.publish(counts(*states), extra={"left_out": left})
+        tensors, record = retriever_tensors(retriever, tower)
+    elif clip_parts(run) is not None:
+        state = write_folder_back(Path(run.source).expanduser(), stage.local / WEIGHTS)
+        return stage.publish(counts(state))
+    else:
+        tensors, record = read_weights(Path(run.source).expanduser())
+    write_original(stage.local / WEIGHTS, tensors, record)
+    return stage.publish(counts(tensors), extra={"format": record.format})
+
+
+def _digest(source: str) -> str:
+    path = Path(source).expanduser()
+    if is_complete(source):
+        return read_manifest(source).digest
+    if path.is_dir() and (path / RECORD).is_file():
+        return open_blip2(str(path)).digest if (path / CONFIG).is_file() else directory_digest(str(path))
+    if path.is_dir():
+        refuse_other_files(path)
+    if not path.is_file():
+        raise ArtifactError(
+            f"No checkpoint stands at {source!r}. Give a file of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SEARLE, LinCIR or "
+            "Pic2Word (.pth, .pt), or a folder that `cirray convert` made."
+        )
+    return file_digest(str(path))
+
+
+def _digest_of_clip(clip: str) -> str:
+    """Digest of a CLIP's files, or of its name where it is none of this machine's."""
+    path = Path(clip.partition("=")[2] or clip).expanduser()
+    if is_complete(clip):
+        return read_manifest(clip).digest
+    if path.is_dir():
+        return directory_digest(str(path))
+    return stable_id(clip, file_digest(str(path)) if path.is_file() else "")

@@ -1,0 +1,57 @@
+"""A trained model as one folder in Hugging Face style: weights, configuration, preprocessor, tokenizer, model card."""
+
+import json
+import shutil
+from typing import Any
+
+from cirray.core.artifacts import Manifest, Stage, localize, model_folder, open_stage, read_manifest
+from cirray.core.errors import ArtifactError
+from cirray.core.unfinished import stage_function
+from cirray.models.towers.hf_blip2 import PREPROCESSOR
+from cirray.pipelines.weights.card import Card
+from cirray.pipelines.weights.config import ExportRun
+
+CARD, RECIPE = "README.md", "recipe.json"
+_KINDS = ("checkpoint", "generator")
+
+
+@stage_function
+def run_export(run: ExportRun) -> Manifest:
+    """Export a checkpoint or a generator.
+
+    Returns:
+        Manifest of kind "export"; `extra` holds the digests of encoder and tower.
+
+    Raises:
+        ArtifactError: the model is missing or of another kind, or another artifact stands at `out`.
+    """
+    source = read_manifest(run.model)
+    if source.kind not in _KINDS:
+        raise ArtifactError(f"{run.model!r} is an artifact of kind {source.kind!r}; one of {_KINDS} can be exported.")
+    reports = {f"report {at}": read_manifest(uri, "report") for at, uri in enumerate(run.reports)}
+    inputs = {"model": source.digest, **{name: report.digest for name, report in reports.items()}}
+    stage = open_stage(run.out, "export", run.to_dict(), inputs)
+    if stage.finished:
+        return stage.finished
+    kind, digests = _copy(run, stage, source)
+    card = Card(run.name, kind, run.license, run.notes, source, tuple(reports.values()), digests)
+    (stage.local / CARD).write_text(card.text())
+    recipe = {"config": source.config, "inputs": source.inputs, "counts": source.counts, "metrics": source.metrics}
+    (stage.local / RECIPE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+    return stage.publish({"files": sum(path.is_file() for path in stage.local.rglob("*"))}, extra=digests)
+
+
+def _copy(run: ExportRun, stage: Stage, source: Manifest) -> tuple[str, dict[str, Any]]:
+    """Copy the model's files; returns what it is and its digests."""
+    folder, kind = model_folder(localize(run.model))
+    keep = shutil.ignore_patterns("manifest.json", "stage.json", "samples.jsonl")
+    shutil.copytree(folder, stage.local, dirs_exist_ok=True, ignore=keep)
+    digests: dict[str, Any] = {"artifact": source.digest}
+    if kind == "retriever":
+        from cirray.retriever import load_encoder
+
+        # At the top too, where Hugging Face's tools look for it.
+        shutil.copy(stage.local / "vision" / PREPROCESSOR, stage.local / PREPROCESSOR)
+        loaded = load_encoder(stage.local)
+        digests |= {"encoder_digest": loaded.digest, "vision_digest": loaded.vision.digest}
+    return kind, digests
