@@ -3,10 +3,11 @@
 import pytest
 
 from cirray.core.errors import ArtifactError
-from cirray.pipelines.search import index, train
+from cirray.pipelines.search import index
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.study import run as study
 from cirray.pipelines.study.config import StudyRun
+from cirray.pipelines.training import train
 from cirray.pipelines.training.config import PretrainRun
 from cirray.pipelines.zeroshot import map as mapping
 from cirray.pipelines.zeroshot.config import MapRun
