@@ -1,4 +1,4 @@
-"""What a configuration field is: part of the identity of a result (a field that says nothing else), a place, an effort."""
+"""What a configuration field is: part of the identity of a result (one that says nothing else), a place, an effort."""
 
 from dataclasses import dataclass
 from enum import Enum
