@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cirray.cli.verb import Verb
+from cirray.cli.verb import Verb, verb
 from cirray.core.config import Config
 from cirray.core.environ import limit_threads
 
@@ -13,8 +13,6 @@ def find(name: str) -> tuple[type[Config], str]:
     Raises:
         ConfigError: for an unknown verb.
     """
-    from cirray.cli.main import verb
-
     found = verb(name)
     return found.config_class(), found.run
 

@@ -1,40 +1,22 @@
 """`cirray VERB [CONFIG.yaml] [path.to.field=value ...]`: errors are one sentence and exit status 2."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cirray.cli.verb import Verb, load
-from cirray.core.config import Config, ConfigT, load_config
+from cirray.cli.help import field_lines, overview, verb_help
+from cirray.cli.verb import load, verb
+from cirray.core.config import ConfigT, load_config
 from cirray.core.environ import limit_threads
-from cirray.core.errors import CirrayError, ConfigError, unknown_name
+from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.interrupts import interruptible
 from cirray.core.log import complain, configure, printable, say
 from cirray.core.unfinished import restarting
 from cirray.core.version import __version__
 
-VERBS = (
-    "quickstart", "world", "towers", "clip", "embed", "map", "train-generator", "mine", "caption", "templates",
-    "rewrite", "generate", "check", "sample", "pretrain", "finetune", "tune", "evaluate", "compare", "browse", "score",
-    "submit", "doctor", "plan", "index", "search", "serve", "convert", "export",
-)  # fmt: skip
-
 HOME = "~/cirray/quickstart"
 """Where artifacts lie unless something else is said."""
-_RESTART = "throw half-written work of an interrupted or different run away and start anew; finished artifacts stay"
-
-
-def verb(name: str) -> Verb:
-    """The verb of that name.
-
-    Raises:
-        ConfigError: for an unknown verb, with the known ones.
-    """
-    if name not in VERBS:
-        raise ConfigError(unknown_name("verb", name, VERBS))
-    return importlib.import_module(f"cirray.cli.{name.replace('-', '_')}").VERB
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,25 +96,6 @@ def user_sentence(error: BaseException | None) -> str | None:
     return None
 
 
-def overview() -> str:
-    """The text of `cirray --help`."""
-    width = max(len(name) for name in VERBS) + 2
-    lines = [f"  {name:<{width}}{verb(name).help}" for name in VERBS]
-    return "\n".join(
-        [
-            "cirray: composed image retrieval at scale, by generating modification text",
-            "",
-            "usage: cirray VERB [CONFIG.yaml] [path.to.field=value ...] [--root DIR] [--restart] [--print-config]",
-            "",
-            *lines,
-            "",
-            "`cirray VERB --help` lists a verb's fields with their defaults. Artifacts lie below ~/cirray/quickstart",
-            "unless `--root DIR` moves all of them, or a field names one of them. A killed run goes on when the same",
-            "command is given again; `--restart` throws its half-written work away first (finished artifacts stay).",
-        ]
-    )
-
-
 def resolve(cls: type[ConfigT], source: str | None, overrides: Sequence[str]) -> ConfigT:
     """The config of a verb; `root=DIR` puts everything that would lie in the quickstart's folder below DIR.
 
@@ -140,7 +103,7 @@ def resolve(cls: type[ConfigT], source: str | None, overrides: Sequence[str]) ->
         ConfigError: as `load_config`.
     """
     roots = [item.partition("=")[2] for item in overrides if item.startswith("root=")]
-    if not roots or "root" in cls.model_fields or not any(HOME in line for line in _field_lines(cls, "")):
+    if not roots or "root" in cls.model_fields or not any(HOME in line for line in field_lines(cls, "")):
         return load_config(cls, source, overrides)
     rest = [item for item in overrides if not item.startswith("root=")]
     return load_config(cls, _moved(load_config(cls, source, rest).to_dict(), roots[-1]), rest)
@@ -228,30 +191,6 @@ def _rejected(manifest: Any) -> list[str]:
     lines = [f"rejected {printable(row[0])}: {printable(row[1])}" for row in rows]
     more = manifest.counts.get("rejected", 0) - len(rows)
     return [*lines, f"rejected: {more:,} more, listed in the artifact"] if lines and more > 0 else lines
-
-
-def verb_help(chosen: Verb) -> str:
-    """The text of `cirray VERB --help`: every field with its default and meaning."""
-    lines = [f"cirray {chosen.name}: {chosen.help}", ""]
-    if chosen.example:
-        lines += [f"example: {chosen.example}", ""]
-    if chosen.restarts:
-        lines += ["flags:", f"  --restart  {_RESTART}", ""]
-    lines += ["fields (path.to.field=value):", *_field_lines(chosen.config_class(), "")]
-    return "\n".join(lines)
-
-
-def _field_lines(cls: type[Config], prefix: str) -> list[str]:
-    lines = []
-    for name, field in cls.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            lines += _field_lines(annotation, f"{prefix}{name}.")
-            continue
-        default = "(required)" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        meaning = f"  {field.description.splitlines()[0]}" if field.description else ""
-        lines.append(f"  {prefix}{name} = {default}{meaning}")
-    return lines
 
 
 def _is_file_argument(item: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cirray.cli.verb import Verb
+from cirray.cli.verb import Verb, verb
 from cirray.core.errors import ConfigError
 
 PLANNABLE = ("embed", "train-generator", "generate", "pretrain", "finetune", "tune")
@@ -17,7 +17,7 @@ def plan_file(run: Any) -> Any:
     Raises:
         ConfigError: no file, one for a verb that needs no plan, or a field that it does not have.
     """
-    from cirray.cli.main import resolve, verb
+    from cirray.cli.main import resolve
     from cirray.pipelines.planning.inputs import Beside
     from cirray.pipelines.planning.plan import plan_run
 

@@ -7,6 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cirray.core.config import Config
+from cirray.core.errors import ConfigError, unknown_name
+
+VERBS = (
+    "quickstart", "world", "towers", "clip", "embed", "map", "train-generator", "mine", "caption", "templates",
+    "rewrite", "generate", "check", "sample", "pretrain", "finetune", "tune", "evaluate", "compare", "browse", "score",
+    "submit", "doctor", "plan", "index", "search", "serve", "convert", "export",
+)  # fmt: skip
 
 PARTIAL = 3
 """Exit status of a run that completed without some of its images; each is named with its reason."""
@@ -80,6 +87,17 @@ class Verb:
             else:
                 kept.append(word)
         return [*kept, f"{self.gathers[1]}={json.dumps(foreign)}"] if foreign else kept
+
+
+def verb(name: str) -> Verb:
+    """The verb of that name.
+
+    Raises:
+        ConfigError: for an unknown verb, with the known ones.
+    """
+    if name not in VERBS:
+        raise ConfigError(unknown_name("verb", name, VERBS))
+    return importlib.import_module(f"cirray.cli.{name.replace('-', '_')}").VERB
 
 
 def partial_status(manifest: Any) -> int:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirray.cli.main import VERBS, overrides_of, resolve, verb, verb_help
+from cirray.cli.help import verb_help
+from cirray.cli.main import overrides_of, resolve
+from cirray.cli.verb import VERBS, verb
 from cirray.core.config import load_config
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.world import describe, families

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirray.cli.main import verb
+from cirray.cli.verb import verb
 from cirray.core.config import load_config
 from cirray.generators.config import DecodingConfig, GeneratorConfig
 from cirray.training.config import TrainingConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirray.cli.main import verb
+from cirray.cli.verb import verb
 from cirray.core.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]

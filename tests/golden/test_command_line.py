@@ -5,7 +5,8 @@ To accept one: `python tests/golden/test_command_line.py` writes the file anew.
 
 from pathlib import Path
 
-from cirray.cli.main import VERBS, overview, verb, verb_help
+from cirray.cli.help import overview, verb_help
+from cirray.cli.verb import VERBS, verb
 
 GOLDEN = Path(__file__).with_name("command_line.txt")
 

@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from cirray.cli.main import VERBS, guarded, main, overrides_of, resolve, user_sentence, verb, verb_help
+from cirray.cli.help import verb_help
+from cirray.cli.main import guarded, main, overrides_of, resolve, user_sentence
+from cirray.cli.verb import VERBS, verb
 from cirray.core.artifacts import open_stage
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.interrupts import own_handlers, reinstall

@@ -1,4 +1,5 @@
-from cirray.cli.main import overrides_of, resolve, verb
+from cirray.cli.main import overrides_of, resolve
+from cirray.cli.verb import verb
 
 
 def config(*words):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cirray.cli.main import main, verb
+from cirray.cli.main import main
 from cirray.cli.plan import plan_file, verb_of
+from cirray.cli.verb import verb
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.pipelines.features.config import EmbedRun
