@@ -35,6 +35,11 @@ def role_of(field: FieldInfo) -> Role:
     return next((role for role in _roles(field.metadata, field.annotation)), Role.IDENTITY)
 
 
+def names_place(field: FieldInfo) -> bool:
+    """Whether a field holds a path, URI or artifact name, whatever its role is (`Effort[Place]`: scratch)."""
+    return Role.PLACE in _roles(field.metadata, field.annotation)
+
+
 def _roles(metadata: Any, annotation: Any) -> list[Role]:
     found = [item for item in metadata if isinstance(item, Role)]
     for part in get_args(annotation):

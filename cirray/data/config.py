@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from cirray.core.config import Config
+from cirray.core.fields import Place
 
 
 class ShapesConfig(Config):
@@ -45,24 +46,24 @@ class ShapesConfig(Config):
 class FolderConfig(Config):
     """A user's own images in the open folder layout; every part may be absent."""
 
-    root: str = "~/cirray/quickstart/world"
+    root: Place = "~/cirray/quickstart/world"
     """Folder that holds the rest. A folder that holds only images is a gallery.
 
     Pictures are found by content, whatever their suffix. An id is the path below its folder without suffix, with it
     where two would share one (`a.jpg`, `a.png`); tables may name a picture either way.
     """
-    labelled: str = "labelled"
+    labelled: Place = "labelled"
     """Images of the triplets: a folder under `root`, or an absolute path."""
-    pool: str = "pool"
+    pool: Place = "pool"
     """Unlabelled images to mine pairs from."""
-    gallery: str = "gallery"
+    gallery: Place = "gallery"
     """Images to search in; without it, a data set with queries searches all images."""
-    triplets: str = "triplets"
+    triplets: Place = "triplets"
     """Table (CSV, TSV, JSON, JSONL, Parquet) of reference, target, modification [, split, group, edit, weight,
     reverse_modification]."""
-    queries: str = "queries"
+    queries: Place = "queries"
     """Table of reference, target, modification [, query_id, edit]."""
-    captions: str = "captions"
+    captions: Place = "captions"
     """Table of image, caption. A name without suffix stands for any kind of table."""
     reference_rule: Literal["remove", "keep"] = "remove"
     """Whether a query's own reference is taken out of its ranking."""
@@ -73,9 +74,9 @@ class FolderConfig(Config):
 class CirrConfig(Config):
     """CIRR (release rc2): `captions/`, `image_splits/` below `root/cirr` or `root`."""
 
-    root: str = "~/data/cirr"
+    root: Place = "~/data/cirr"
     """Folder that holds `cirr/captions/...` (or `captions/...`)."""
-    images: str = ""
+    images: Place = ""
     """Folder of `train/`, `dev/` and `test1/`, below `root` or absolute; empty: `root`."""
     split: Literal["train", "val", "test1"] = "val"
     """Whose queries and gallery are read; `test1` has no targets. Training triplets are read whatever it is."""
@@ -92,9 +93,9 @@ class CirrConfig(Config):
 class FashionIQConfig(Config):
     """Fashion IQ: `captions/`, `image_splits/`, `images/<id>.jpg` or `.png`."""
 
-    root: str = "~/data/fashioniq"
+    root: Place = "~/data/fashioniq"
     """Folder that holds `captions/` and `image_splits/`."""
-    images: str = "images"
+    images: Place = "images"
     """Folder of the images, below `root` or absolute."""
     category: Literal["dress", "shirt", "toptee", "all"] = "all"
     """One category, or all three, each with its own gallery."""
@@ -117,11 +118,11 @@ class FashionIQConfig(Config):
 class CircoConfig(Config):
     """CIRCO: `annotations/{val,test}.json`, images and image list of COCO 2017 unlabeled."""
 
-    root: str = "~/data/circo"
+    root: Place = "~/data/circo"
     """Folder that holds `annotations/` and `COCO2017_unlabeled/`."""
-    images: str = "COCO2017_unlabeled/unlabeled2017"
+    images: Place = "COCO2017_unlabeled/unlabeled2017"
     """Folder of the images, below `root` or absolute."""
-    info: str = "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+    info: Place = "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
     """The list of all gallery images; without it the gallery is empty, and only submissions can be scored."""
     split: Literal["val", "test"] = "val"
     """Whose queries are read; `test` has no ground truths."""
@@ -136,11 +137,11 @@ class CircoConfig(Config):
 class GeneCisConfig(Config):
     """GeneCIS: `genecis/<task>.json`; each template searches its own ten or fifteen images."""
 
-    root: str = "~/data/genecis"
+    root: Place = "~/data/genecis"
     """Folder that holds `genecis/<task>.json` (or the files themselves)."""
-    coco: str = "val2017"
+    coco: Place = "val2017"
     """COCO val2017, for the object tasks, below `root` or absolute."""
-    visual_genome: str = "VG_100K_all"
+    visual_genome: Place = "VG_100K_all"
     """Visual Genome 1.2, for the attribute tasks, below `root` or absolute."""
     task: Literal["focus_attribute", "change_attribute", "focus_object", "change_object", "all"] = "all"
     """One task or all four."""
@@ -151,9 +152,9 @@ class GeneCisConfig(Config):
 class ShoesConfig(Config):
     """Shoes: relative captions and name lists as in the VAL repository."""
 
-    root: str = "~/data/shoes"
+    root: Place = "~/data/shoes"
     """Folder that holds `relative_captions_shoes.json`, `train_im_names.txt` and `eval_im_names.txt`."""
-    images: str = "attributedata"
+    images: Place = "attributedata"
     """Folder of the images in their type folders, below `root` or absolute."""
     reference_rule: Literal["remove", "keep"] = "remove"
     """Whether a query's own reference leaves its ranking."""
@@ -164,9 +165,9 @@ class ShoesConfig(Config):
 class LascoConfig(Config):
     """LaSCo: `downloads/lasco_{train,val}.json` with their corpora, images of COCO 2014."""
 
-    root: str = "~/data/lasco"
+    root: Place = "~/data/lasco"
     """Folder that holds `downloads/` (or the files themselves)."""
-    images: str = ""
+    images: Place = ""
     """Folder of `train2014/` and `val2014/`, below `root` or absolute; empty: `root`."""
     reference_rule: Literal["remove", "keep"] = "remove"
     """Whether a query's own reference leaves its ranking."""
@@ -177,7 +178,7 @@ class LascoConfig(Config):
 class Fashion200kConfig(Config):
     """Fashion200k as TIRG uses it: `labels/*.txt`, `test_queries.txt`, images where the label files say."""
 
-    root: str = "~/data/fashion200k"
+    root: Place = "~/data/fashion200k"
     """Folder that holds `labels/`, `test_queries.txt` and `women/`."""
     reference_rule: Literal["remove", "keep"] = "remove"
     """Whether a query's own reference leaves its ranking (TIRG sets its score to a very low value)."""
@@ -192,9 +193,9 @@ class Fashion200kConfig(Config):
 class ImageNetRConfig(Config):
     """Domain conversion from ImageNet to ImageNet-R (Pic2Word): lists of queries and targets with labels."""
 
-    root: str = "~/data/imgnet"
+    root: Place = "~/data/imgnet"
     """Folder that holds `imgnet_real_query.txt` and `imgnet_targets.txt`, or a folder `imgnet` with them."""
-    images: str = ""
+    images: Place = ""
     """Folder that the paths of the lists start from; empty: the folder around the `imgnet` of the lists."""
     domain: Literal["cartoon", "origami", "toy", "sculpture", "all"] = "all"
     """One domain or all four; each photograph is a query once for each."""
@@ -209,7 +210,7 @@ class ImageNetRConfig(Config):
 class HuggingFaceConfig(Config):
     """A Hugging Face data set: a folder of `save_to_disk` (read without that library), or a hub id (read with it)."""
 
-    root: str = "~/data/hf"
+    root: Place = "~/data/hf"
     """Folder, or hub id such as `owner/name`."""
     name: str = ""
     """Configuration of a hub data set."""
@@ -238,7 +239,7 @@ class HuggingFaceConfig(Config):
 class WebDatasetConfig(Config):
     """WebDataset tar shards; images are read at their place inside the shards, never unpacked."""
 
-    root: str = "~/data/shards"
+    root: Place = "~/data/shards"
     """Folder of the shards (path or URI)."""
     shards: str = "*.tar"
     """Which files are shards. They must not be compressed."""
@@ -305,9 +306,9 @@ class TransformConfig(Config):
 class NlvrRun(Config):
     """Convert the published NLVR scenes to the folder layout."""
 
-    root: str
+    root: Place
     """Folder that holds `dev/dev.json` and `dev/images/`, or a folder `nlvr` with them."""
-    out: str
+    out: Place
     """Folder to write."""
     seed: int = Field(0, ge=0)
     """Of the split and of the texts."""

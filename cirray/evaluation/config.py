@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig
 
 
@@ -13,16 +14,16 @@ class EvaluateRun(Config):
 
     data: DataConfig = DataConfig()
     """Data set whose queries and gallery are used; its protocol is printed with the figures."""
-    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact (path or URI)."""
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold every reference and gallery image, made by the checkpoint's vision tower."""
-    index: str = ""
+    index: Place = ""
     """Index artifact of the checkpoint that holds the gallery's vectors (fp16, memory-mapped): the gallery is neither
     encoded again nor held in memory. Empty: encode it here."""
-    texts: str = ""
+    texts: Place = ""
     """Rewrites artifact of these queries (`cirray rewrite`): they search with its texts in place of their own."""
-    out: str = "~/cirray/quickstart/report"
+    out: Place = "~/cirray/quickstart/report"
     """Report artifact (path or URI)."""
     name: str = "composed"
     """What the model is called in the table."""
@@ -32,9 +33,9 @@ class EvaluateRun(Config):
     """Length of the ranked lists that are kept."""
     intervals: bool = False
     """Also give every metric of the protocol its 95 % bootstrap interval; recall has one anyway."""
-    batch: int = Field(128, ge=1)
+    batch: Effort[int] = Field(128, ge=1)
     """Images and queries per forward pass."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the model runs."""
     seed: int = Field(0, ge=0)
     """Of the queries drawn for the page."""
@@ -46,13 +47,13 @@ class EvaluateRun(Config):
     """Also write browse.html, a page of all queries with pictures of so many of them; 0 writes none."""
     image_only_row: bool = True
     """Also show what the frozen features rank without any text."""
-    triplets: tuple[str, ...] = ()
+    triplets: tuple[Place, ...] = ()
     """Triplet artifacts whose generated texts are shown on the page."""
     samples: int = Field(12, ge=0, le=200)
     """Generated texts shown."""
-    judge: str = ""
+    judge: Place = ""
     """Root of a shapes world whose scenes judge those texts."""
-    histories: tuple[str, ...] = ()
+    histories: tuple[Place, ...] = ()
     """Further artifacts with a `history.jsonl`, whose curves are shown beside the checkpoint's own."""
 
     @model_validator(mode="after")
@@ -67,40 +68,40 @@ class EvaluateRun(Config):
 class SubmitRun(Config):
     """Write the files that a benchmark's test server takes, or check one."""
 
-    check: str = ""
+    check: Place = ""
     """Check this file instead of writing one; `data` is needed only to check names and keys against the benchmark."""
     data: DataConfig | None = None
     """The benchmark and its split."""
-    rankings: str = ""
+    rankings: Place = ""
     """A report artifact, or a Parquet or JSON file of ranked ids; or rank with `checkpoint` and `features`, or with
     vectors."""
-    subsets: str = ""
+    subsets: Place = ""
     """A JSON file of the subsets' ranked ids (CIRR), where `rankings` does not hold them."""
     row: str = ""
     """Which model of the rankings; empty: the last."""
     seed: int | None = None
     """Which seed of that model; null: its first."""
-    queries: str = ""
+    queries: Place = ""
     """Vectors of the queries: .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside it."""
-    query_ids: str = ""
+    query_ids: Place = ""
     """JSON list of the query ids, where it lies elsewhere."""
-    gallery: tuple[str, ...] = ()
+    gallery: tuple[Place, ...] = ()
     """Vectors of the gallery: one file or several, [N, D] or [N, tokens, D], with ids like the queries'."""
-    gallery_ids: tuple[str, ...] = ()
+    gallery_ids: tuple[Place, ...] = ()
     """JSON lists of their ids, one a file, where they lie elsewhere."""
     normalize: bool = True
     """Bring vectors to unit length first: protocols score cosines."""
-    checkpoint: str = ""
+    checkpoint: Place = ""
     """Checkpoint artifact that ranks the queries."""
-    features: tuple[str, ...] = ()
+    features: tuple[Place, ...] = ()
     """Features artifacts of every reference and gallery image, made by the checkpoint's vision tower."""
-    texts: str = ""
+    texts: Place = ""
     """With a checkpoint: rewrites artifact whose texts the queries search with."""
     kind: Literal["", "cirr", "circo"] = ""
     """Which server; empty: what the data set or the checked file says."""
-    out: str = "submission"
+    out: Place = "submission"
     """Folder (path or URI) for the files; files of the same names there are replaced."""
-    batch: int = Field(128, ge=1)
+    batch: Effort[int] = Field(128, ge=1)
     """Images and queries per forward pass."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the model runs."""

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig
 from cirray.models.config import QFormerConfig
 from cirray.training.config import LoopConfig, OptimizerConfig
@@ -61,7 +62,7 @@ class GeneratorConfig(Config):
     """What of the language model is trained: nothing (the method), adapters, or all of it."""
     lora: LoraConfig = LoraConfig()
     """Adapters of `tuning: lora`."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Effort[bool] = False
     """Trade compute for memory in a language model that is trained."""
     embed_language_model: bool = True
     """Copy the language model into the artifact; false keeps a reference to its folder or hub id."""
@@ -116,7 +117,7 @@ class AlignmentConfig(LoopConfig):
 
     data: DataConfig | None = None
     """Another data set whose captions are used (VDG: filtered CC3M); null: those of the generator's own."""
-    features: tuple[str, ...] = ()
+    features: tuple[Place, ...] = ()
     """With `data`: features artifacts that hold its images."""
 
     steps: int = Field(300, ge=1)
@@ -166,7 +167,7 @@ class DecodingConfig(Config):
     """Divides positive (multiplies negative) logits of tokens already written."""
     length_penalty: float = 1.0
     """Beam scores are divided by length to this power."""
-    batch: int = Field(128, ge=1)
+    batch: Effort[int] = Field(128, ge=1)
     """Rows (a pair has two: forward and reverse) decoded together."""
     keep_unfinished: bool = False
     """Keep a text that met `max_new_tokens` without an end token, instead of rejecting it."""

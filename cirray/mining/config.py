@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort
 
 
 class MiningConfig(Config):
@@ -57,7 +58,7 @@ class MiningConfig(Config):
     for `rank_window`: so many references, drawn at random."""
     group_limit: int = Field(8, ge=2)
     """Images of one group at most; groups join most similar pairs first, one per training batch."""
-    memory_mib: int = Field(256, ge=8)
+    memory_mib: Effort[int] = Field(256, ge=8)
     """Working memory of the search; the answer does not depend on it."""
     seed: int = Field(0, ge=0)
     """Seed of draws and of a pair's orientation."""

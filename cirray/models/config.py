@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.models.text_processors import ProcessorName
 
 
@@ -115,7 +116,7 @@ class RetrieverConfig(Config):
     """Standard deviation of the learned prompts' start (text-only branch)."""
     matching: Literal["none", "trained", "frozen"] = "none"
     """A head that tells whether a text leads to an image (term tdm): none, trained, or held fixed as loaded (VDG)."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Effort[bool] = False
     """Trade compute for memory in training."""
     patch_input: bool = True
     """Input is cached patch tokens of the frozen tower (the tower is not part of the model)."""
@@ -170,7 +171,7 @@ class TextTowerConfig(Config):
 class DualEncoderConfig(Config):
     """A dual-encoder retriever: one vector an image, one vector a text, and a head that fuses the two into a query."""
 
-    source: str = ""
+    source: Place = ""
     """Where the text encoder comes from: a CLIP folder or hub id, a folder of open_clip, `open_clip:NAME=FILE`, or
     CLIP4Cir's tuned .pt; empty: one of `text`'s sizes with random weights."""
     fusion: str = "sum"
@@ -212,7 +213,7 @@ class DualEncoderConfig(Config):
     """Range of a trained temperature; null: free, and on few triplets it may cross 0, which turns the ranking round."""
     similarity: Literal["dot"] = "dot"
     """Query against an image's one vector."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Effort[bool] = False
     """Trade compute for memory in the text encoder."""
 
     @model_validator(mode="after")

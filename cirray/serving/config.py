@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 
 OWN_CLUSTER = {
     "RAY_worker_niceness": "0",
@@ -33,33 +34,33 @@ HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": "8404", "RAY_SERVE_HAPROXY_METR
 class ServeArgs(Config):
     """Arguments of `cirray.serving.app:build_app`: the `args` section of a Serve config file."""
 
-    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact: model and its vision tower (path or URI)."""
-    index: str = "~/cirray/quickstart/index"
+    index: Place = "~/cirray/quickstart/index"
     """Index artifact built with that checkpoint (path or URI)."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the models run: cpu, cuda, cuda:1, ..."""
-    threads: int = Field(1, ge=1)
+    threads: Effort[int] = Field(1, ge=1)
     """Threads of one replica's matrix products; give the replica as many CPUs."""
-    max_body_mb: float = Field(10.0, gt=0, le=512)
+    max_body_mb: Effort[float] = Field(10.0, gt=0, le=512)
     """Largest request body in MiB; a longer one is answered 413 while it is still arriving."""
-    max_pixels: int = Field(25_000_000, ge=1)
+    max_pixels: Effort[int] = Field(25_000_000, ge=1)
     """Largest reference image, width times height (decoding takes about 6 bytes a pixel)."""
-    body_timeout_s: float = Field(20.0, gt=0)
+    body_timeout_s: Effort[float] = Field(20.0, gt=0)
     """Seconds a client has to send its body before it is answered 408."""
-    header_timeout_s: float = Field(10.0, gt=0)
+    header_timeout_s: Effort[float] = Field(10.0, gt=0)
     """Seconds a connection has to send the headers of a request before it is closed."""
-    slow_per_client: int = Field(16, ge=0)
+    slow_per_client: Effort[int] = Field(16, ge=0)
     """Most bodies of one client that take longer than a second at a time; further ones are answered 408."""
-    max_held_mb: float = Field(64.0, gt=0)
+    max_held_mb: Effort[float] = Field(64.0, gt=0)
     """Most MiB of bodies in memory at a time, arriving or being answered; what exceeds it is answered 503."""
-    max_in_flight: int = Field(96, ge=1)
+    max_in_flight: Effort[int] = Field(96, ge=1)
     """Most requests that are being answered at a time by one proxy (one replica on the fast path); more get 429."""
-    allowed_hosts: tuple[str, ...] | None = None
+    allowed_hosts: Effort[tuple[str, ...] | None] = None
     """Names a Host header may say (`*.example.org`: any below); null: loopback's where only loopback is listened on."""
-    kept_references: int = Field(64, ge=0)
+    kept_references: Effort[int] = Field(64, ge=0)
     """Latest reference images whose encoding is kept for further texts about them; 0: each query encodes its own."""
-    verify: bool = True
+    verify: Effort[bool] = True
     """Compare the index files with their digests at the start (reads every byte once)."""
 
 
@@ -70,7 +71,7 @@ class ServingSettings(Config):
     """Answers when a request does not say."""
     max_k: int = Field(100, ge=1, le=10_000)
     """Most answers of one request."""
-    max_batch_size: int = Field(32, ge=1)
+    max_batch_size: Effort[int] = Field(32, ge=1)
     """Most queries in one pass through the model; a free model takes what waits, and waits for nothing."""
 
     @model_validator(mode="after")
@@ -83,21 +84,21 @@ class ServingSettings(Config):
 class ServeRun(Config):
     """Serve a retriever over HTTP on this machine or on the cluster that `RAY_ADDRESS` names."""
 
-    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact."""
-    index: str = "~/cirray/quickstart/index"
+    index: Place = "~/cirray/quickstart/index"
     """Index artifact built with it."""
-    host: str = "127.0.0.1"
+    host: Effort[str] = "127.0.0.1"
     """Interface; 0.0.0.0 opens the service to the network."""
-    port: int = Field(8000, ge=1, le=65535)
+    port: Effort[int] = Field(8000, ge=1, le=65535)
     """Port."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the models run."""
-    allowed_hosts: tuple[str, ...] | None = None
+    allowed_hosts: Effort[tuple[str, ...] | None] = None
     """Names a Host header may say, for a service behind another name; null: loopback's where host is loopback."""
-    replicas: int = Field(1, ge=1)
+    replicas: Effort[int] = Field(1, ge=1)
     """Processes that answer; the next request goes to the one with the least to do."""
-    fast: bool = False
+    fast: Effort[bool] = False
     """Serve's fast path (HAProxy, Linux): about twice the requests a second."""
-    file: str = ""
+    file: Place = ""
     """Take everything but `fast` from a Serve config file, e.g. serve_configs/retriever.yaml; empty: these fields."""

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 
 
 class BankConfig(Config):
@@ -21,15 +22,15 @@ class BankConfig(Config):
     """Hide the other targets of triplets with the same reference and text."""
     neg_num: int | None = Field(None, ge=1)
     """So many negatives of the bank per query, drawn anew each step; null: all."""
-    extra_ids: str = ""
+    extra_ids: Place = ""
     """A text file of further image ids for the bank, one a line; their features must be there."""
     half: bool = False
     """Keep the bank in fp16: half the memory, cosines to three digits."""
-    sharded: bool | Literal["auto"] = "auto"
+    sharded: Effort[bool | Literal["auto"]] = "auto"
     """Each worker holds a share of the rows; auto: where the whole bank is above `replicate_gb`."""
-    replicate_gb: float = Field(1.0, gt=0)
+    replicate_gb: Effort[float] = Field(1.0, gt=0)
     """Size up to which every worker holds the whole bank."""
-    chunk: int = Field(4096, ge=1)
+    chunk: Effort[int] = Field(4096, ge=1)
     """Bank rows per block of scores."""
     learn_temperature: bool = False
     """Let the bank's loss train the temperature; false keeps the start's, or that of `temperature`."""

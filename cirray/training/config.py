@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort
 from cirray.training.bank_config import PAPER, BankConfig
 
 
@@ -38,7 +39,7 @@ class OptimizerConfig(Config):
     """Length of the schedule over the steps really taken (the released PTHA code sizes 80 epochs for 50: 1.6)."""
     clip: float | None = Field(1.0, gt=0)
     """Largest gradient norm, or null for no clipping (paper)."""
-    fused: bool | Literal["auto"] = "auto"
+    fused: Effort[bool | Literal["auto"]] = "auto"
     """AdamW in one kernel; auto: with the torch engine where all weights lie on an accelerator."""
 
     @model_validator(mode="after")
@@ -69,17 +70,17 @@ class LoopConfig(Config):
     """DeepSpeed's ZeRO stage."""
     deepspeed: dict[str, Any] = {}
     """Further DeepSpeed settings in its own words, over the engine's (offload, bucket sizes, communication)."""
-    checkpoint_every: int | None = Field(None, ge=1)
+    checkpoint_every: Effort[int | None] = Field(None, ge=1)
     """Steps between checkpoints for resuming, or null for the last step only."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: Effort[int] = Field(2, ge=1)
     """Checkpoints kept on disk."""
     log_every: int = Field(10, ge=1)
     """Steps between history rows."""
     seed: int = Field(0, ge=0)
     """Order of the rows, dropout and start weights follow from it."""
-    compile: bool = False
+    compile: Effort[bool] = False
     """torch.compile the forward pass (engine torch): some minutes at the start, fewer kernels a step."""
-    compile_backend: str = "inductor"
+    compile_backend: Effort[str] = "inductor"
     """torch.compile's backend; `inductor` needs a C++ compiler on a CPU, `eager` only traces."""
 
     @property
@@ -135,7 +136,7 @@ class TrainingConfig(LoopConfig):
     """Hide other copies of a query's own target among the candidates (improved); the paper leaves them."""
     one_per_group: bool | Literal["auto"] = "auto"
     """At most one triplet of a group (image family) in a batch; auto: where there are groups enough to fill one."""
-    chunk: int | None = Field(None, ge=1)
+    chunk: Effort[int | None] = Field(None, ge=1)
     """Rows per block of the contrastive loss (less memory, same gradient), or null for the full matrix."""
     swapped: bool = False
     """Also train on (target, reverse text, reference) where there is a reverse text; an ablation, off in the method."""

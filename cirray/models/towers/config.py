@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
@@ -66,7 +67,7 @@ class LanguageTrainingConfig(LoopConfig):
     """Share of batches with slots for the difference pass (q_c) after those of the two images."""
     bag_width: int = Field(12, ge=1)
     """Most words in one bag."""
-    checkpoint_every: int | None = Field(100, ge=1)
+    checkpoint_every: Effort[int | None] = Field(100, ge=1)
     """Steps between checkpoints for resuming."""
 
 
@@ -145,5 +146,5 @@ class ClipTrainingConfig(LoopConfig):
     dense: float = Field(1.0, ge=0)
     """Weight of the throw-away heads that read every cell from patches, image embedding and caption embedding (embedded
     world only)."""
-    checkpoint_every: int | None = Field(100, ge=1)
+    checkpoint_every: Effort[int | None] = Field(100, ge=1)
     """Steps between checkpoints for resuming."""

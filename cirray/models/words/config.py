@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Place
 from cirray.models.text_processors import ProcessorName
 
 
@@ -35,7 +36,7 @@ class InjectionConfig(Config):
 class WordMapConfig(Config):
     """A pseudo-word retriever over a CLIP text encoder: reference image -> token(s) in the slot of a prompt."""
 
-    source: str = ""
+    source: Place = ""
     """The CLIP: a folder or hub id in Hugging Face layout, a folder of open_clip, `open_clip:NAME=FILE`, CLIP4Cir's
     tuned .pt, or a towers artifact of `cirray clip`. Not kept in checkpoints, which hold the weights themselves."""
     query: Literal["composed", "image", "text", "sum"] = "composed"

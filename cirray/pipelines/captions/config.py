@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig
 
@@ -20,9 +21,9 @@ class CaptionRun(Config):
     captioner: str = "cells"
     """`cells` (the embedded world's exact one) and `small` (Q-Former and language model of a generator artifact), `hf`
     (an image-to-text model of Hugging Face), or `existing` (the data set's own captions)."""
-    source: str = "~/cirray/quickstart/generator"
+    source: Place = "~/cirray/quickstart/generator"
     """Generator artifact (`small`, `cells`), or folder or hub id (`hf`)."""
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold the images; read by `small` and `cells` alone."""
     prompt: str = "caption/1"
     """Version of the instruction (`hf`)."""
@@ -30,20 +31,20 @@ class CaptionRun(Config):
     """What the instruction calls the image: `image`, or a garment (`dress`)."""
     words: int = Field(10, ge=1)
     """How many words the instruction asks for (SPN: 10 natural images, 5 garments)."""
-    reuse: tuple[str, ...] = ()
+    reuse: Effort[tuple[Place, ...]] = ()
     """Captions artifacts whose texts are taken over where image, captioner, prompt and words are the same."""
     limits: ImageLimits = ImageLimits()
     """Caps on images."""
-    batch: int = Field(64, ge=1)
+    batch: Effort[int] = Field(64, ge=1)
     """Images told together."""
     part_rows: int = Field(512, ge=1)
     """Images per part: the unit of work, of progress and of what a kill may cost."""
-    judge: str = ""
+    judge: Place = ""
     """Root of a shapes world whose scenes judge the captions of images that the data set does not caption."""
-    pool: PoolConfig = PoolConfig()
+    pool: Effort[PoolConfig] = PoolConfig()
     """Actors with a captioner each."""
-    ray: RayConfig = RayConfig()
-    out: str = "~/cirray/quickstart/captions"
+    ray: Effort[RayConfig] = RayConfig()
+    out: Place = "~/cirray/quickstart/captions"
     """Captions artifact (path or URI)."""
 
     @model_validator(mode="after")
@@ -56,7 +57,7 @@ class CaptionRun(Config):
 class RewriteConfig(Config):
     """A language model that puts filled templates into other words; off in the method's default."""
 
-    source: str = ""
+    source: Place = ""
     """Folder or hub id of a causal language model; empty: templates stay as they are."""
     top_k: int = Field(10, ge=1)
     """Tokens among which each next one is drawn."""
@@ -67,7 +68,7 @@ class RewriteConfig(Config):
 class CaptionGeneratorRun(Config):
     """Make a generator that fills templates with captions, for `cirray generate`."""
 
-    captions: tuple[str, ...] = ("~/cirray/quickstart/captions",)
+    captions: tuple[Place, ...] = ("~/cirray/quickstart/captions",)
     """Captions artifacts; an image may be in one only, or say the same in all."""
     templates: tuple[str, ...] = ("0", "1")
     """Ids of `caption_templates.json` (SPN: 0 and 1 for CIRR, 2 for Fashion IQ); one is drawn per pair."""
@@ -75,7 +76,7 @@ class CaptionGeneratorRun(Config):
     """Texts of more CLIP tokens fall back to the target's caption."""
     rewrite: RewriteConfig = RewriteConfig()
     """Other words by a language model."""
-    out: str = "~/cirray/quickstart/caption_generator"
+    out: Place = "~/cirray/quickstart/caption_generator"
     """Generator artifact (path or URI)."""
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 
 Part = Literal["labelled", "pool", "gallery", "references"]
 
@@ -12,55 +13,55 @@ Part = Literal["labelled", "pool", "gallery", "references"]
 class RayConfig(Config):
     """Which Ray cluster a stage uses. None of these values changes what a stage writes."""
 
-    enabled: bool = True
+    enabled: Effort[bool] = True
     """Without it the same actors are called in this process, one part after another."""
-    address: str = ""
+    address: Effort[str] = ""
     """A running cluster (`auto`, `host:port`). Empty: `RAY_ADDRESS` if set (as inside jobs), else a private one."""
-    autoscaling: bool = False
+    autoscaling: Effort[bool] = False
     """The named cluster grows on demand: wait for nodes instead of refusing what it cannot hold now."""
-    num_cpus: int | None = Field(None, ge=1)
+    num_cpus: Effort[int | None] = Field(None, ge=1)
     """Logical CPUs of a private cluster; default: the machine's, at least 8, so that no stage can starve another."""
-    num_gpus: int | None = Field(None, ge=0)
+    num_gpus: Effort[int | None] = Field(None, ge=0)
     """GPUs of a private cluster; default: what Ray finds."""
-    object_store_memory: int = Field(500_000_000, ge=80_000_000)
+    object_store_memory: Effort[int] = Field(500_000_000, ge=80_000_000)
     """Bytes of shared memory of a private cluster."""
-    dashboard: bool = False
+    dashboard: Effort[bool] = False
     """Start the dashboard of a private cluster (early-stopped trials of a sweep need it)."""
-    temp_dir: str = ""
+    temp_dir: Effort[Place] = ""
     """Session folder of a private cluster; keep it short. Default: Ray's own."""
-    no_progress_timeout_s: float = Field(120.0, gt=0)
+    no_progress_timeout_s: Effort[float] = Field(120.0, gt=0)
     """A Ray Data stage that finishes nothing for so long is an error; raise it where one part takes minutes."""
-    show_output: bool = False
+    show_output: Effort[bool] = False
     """Show Ray's own bars and messages."""
 
 
 class PoolConfig(Config):
     """A pool of equal actors."""
 
-    size: int = Field(2, ge=1)
+    size: Effort[int] = Field(2, ge=1)
     """Actors."""
-    cpus: float = Field(0.25, ge=0)
+    cpus: Effort[float] = Field(0.25, ge=0)
     """Logical CPUs that one actor holds for the whole run; a scheduling figure, not a speed."""
-    gpus: float = Field(0.0, ge=0)
+    gpus: Effort[float] = Field(0.0, ge=0)
     """GPUs of one actor; 0 computes on the CPU, a fraction shares one."""
-    threads: int = Field(1, ge=1)
+    threads: Effort[int] = Field(1, ge=1)
     """Threads of one actor's matrix products."""
 
 
 class RayTrainConfig(RayConfig):
     """Where training runs: Ray Train's workers, or this process (`enabled: false`: one function, equal numbers)."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: Effort[int] = Field(1, ge=1)
     """Workers; they share the global batch, and the numbers do not depend on how many there are."""
-    use_gpu: bool = False
+    use_gpu: Effort[bool] = False
     """One GPU for each worker."""
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: Effort[float] = Field(1.0, gt=0)
     """Logical CPUs of a worker."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: Effort[int] = Field(3, ge=0)
     """Restarts from the last checkpoint after a worker died."""
-    storage: str = ""
+    storage: Effort[Place] = ""
     """Where checkpoints are kept for resuming (path or URI that all nodes reach). Default: beside the output."""
-    poll_s: float = Field(0.5, gt=0)
+    poll_s: Effort[float] = Field(0.5, gt=0)
     """How often Ray Train's controller looks after its workers."""
-    start_timeout_s: float = Field(120.0, gt=0)
+    start_timeout_s: Effort[float] = Field(120.0, gt=0)
     """How long workers may take to start."""

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits, ShapesConfig
 from cirray.pipelines.cluster.config import RayConfig
 
@@ -10,7 +11,7 @@ from cirray.pipelines.cluster.config import RayConfig
 class DoctorRun(Config):
     """Check a data set on disk."""
 
-    root: str = ""
+    root: Place = ""
     """Root of the data set; empty: as `data` says. On the command line: `cirray doctor ROOT`."""
     dataset: str = ""
     """Its format (`cirr`, `fashioniq`, ...); empty: as `data` says."""
@@ -24,22 +25,22 @@ class DoctorRun(Config):
     """Codes of findings that are told but do not count, e.g. `[duplicate, wrong_extension]`."""
     limits: ImageLimits = ImageLimits()
     """Caps on images."""
-    shard_rows: int = Field(512, ge=1)
+    shard_rows: Effort[int] = Field(512, ge=1)
     """Images per part."""
-    tasks: int = Field(2, ge=1)
+    tasks: Effort[int] = Field(2, ge=1)
     """Processes that decode."""
-    ray_from: int = Field(5000, ge=0)
+    ray_from: Effort[int] = Field(5000, ge=0)
     """With fewer images this process checks them alone: it is done before a cluster has started."""
-    as_json: bool = False
+    as_json: Effort[bool] = False
     """Print the whole report as JSON (`--json`)."""
-    out: str = ""
+    out: Place = ""
     """Artifact with the report and a table of every image's hash (path or URI); empty: none."""
-    ray: RayConfig = RayConfig()
+    ray: Effort[RayConfig] = RayConfig()
 
 
 class WorldRun(Config):
     """Write the embedded world."""
 
     shapes: ShapesConfig = ShapesConfig()
-    out: str = "~/cirray/quickstart/world"
+    out: Place = "~/cirray/quickstart/world"
     """Where the folder layout is written (path or URI)."""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig
 from cirray.models.config import DualEncoderConfig
 from cirray.pipelines.cluster.config import RayConfig
@@ -15,30 +16,30 @@ class CompareRun(Config):
 
     data: DataConfig = DataConfig()
     """Data set whose queries and gallery are used."""
-    checkpoints: dict[str, str] = {}
+    checkpoints: dict[str, Place] = {}
     """Row name -> checkpoint artifact, in the order of the table."""
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts of every reference and gallery image."""
-    row_features: dict[str, tuple[str, ...]] = {}
+    row_features: dict[str, tuple[Place, ...]] = {}
     """Row name -> features artifacts of its own tower, where they are not `features`."""
-    row_texts: dict[str, str] = {}
+    row_texts: dict[str, Place] = {}
     """Row name -> rewrites artifact whose texts its queries say instead of their own (training-free retrieval)."""
     duals: dict[str, DualEncoderConfig] = {}
     """Row name -> a dual encoder that is not trained (image + text arithmetic); its tower's features in
     `row_features`."""
     labels: dict[str, int] = {}
     """Row name -> labelled triplets that the row has seen."""
-    triplets: tuple[str, ...] = ()
+    triplets: tuple[Place, ...] = ()
     """Generated triplets of which samples are shown."""
     samples: int = 12
     """Generated texts shown."""
-    judge: str = ""
+    judge: Place = ""
     """Root of a shapes world that judges the samples."""
     title: str = "composed image retrieval"
     """Heading of the page."""
     seed: int = 0
     """Of the queries and samples drawn for the page."""
-    out: str = "~/cirray/quickstart/report"
+    out: Place = "~/cirray/quickstart/report"
     """Report artifact (path or URI)."""
 
 
@@ -47,17 +48,17 @@ class ScoreRun(Config):
 
     data: DataConfig = DataConfig()
     """Benchmark whose queries, galleries and protocol are used; its images are not read."""
-    queries: str = ""
+    queries: Place = ""
     """Vectors of the queries: .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside it."""
-    query_ids: str = ""
+    query_ids: Place = ""
     """JSON list of the query ids, where it lies elsewhere."""
-    gallery: tuple[str, ...] = ()
+    gallery: tuple[Place, ...] = ()
     """Vectors of the gallery: one file or several (shards), [N, D] or [N, tokens, D], with ids like the queries'."""
-    gallery_ids: tuple[str, ...] = ()
+    gallery_ids: tuple[Place, ...] = ()
     """JSON lists of their ids, one a file, where they lie elsewhere."""
-    ranks: str = ""
+    ranks: Place = ""
     """Or ranked lists: a report, a Parquet file, a JSON object query id -> image ids, or a submission file."""
-    subsets: str = ""
+    subsets: Place = ""
     """JSON of the subsets' ranked ids (CIRR's recall_subset file), where `ranks` does not hold them."""
     row: str = ""
     """Which model of a report's rankings; empty: the last."""
@@ -73,17 +74,17 @@ class ScoreRun(Config):
     """Length of the ranked lists that are kept."""
     sums: Literal["float64", "float32"] = "float64"
     """Precision in which products are added up; scores are float32. float64 gives the same integers on any machine."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where vectors are compared."""
-    budget_mb: int = Field(256, ge=1)
+    budget_mb: Effort[int] = Field(256, ge=1)
     """MiB of one block of scores."""
-    parts: int = Field(1, ge=1)
+    parts: Effort[int] = Field(1, ge=1)
     """Pieces that every gallery file is cut into."""
     intervals: bool = False
     """Give every figure its 95 % bootstrap interval."""
-    out: str = ""
+    out: Place = ""
     """Report artifact with metrics.json and rankings.parquet; empty writes nothing."""
-    ray: RayConfig = RayConfig()
+    ray: Effort[RayConfig] = RayConfig()
     """Cluster that works on several files or parts side by side (one part needs none); its nodes must see the files."""
 
     @model_validator(mode="after")
@@ -104,7 +105,7 @@ class BrowseRun(Config):
 
     data: DataConfig = DataConfig()
     """Benchmark of the rankings: texts, targets and images (missing ones become placeholders)."""
-    run: str = "~/cirray/quickstart/report"
+    run: Place = "~/cirray/quickstart/report"
     """Rankings: a report, a Parquet or a JSON file."""
     row: str = ""
     """Which model of a report; empty: the last."""
@@ -112,7 +113,7 @@ class BrowseRun(Config):
     """Which seed of that model; null: its first."""
     name: str = ""
     """What the page calls it; empty: its row."""
-    other: str = ""
+    other: Place = ""
     """Second rankings to compare with: it wins or loses queries against `run`."""
     other_row: str = ""
     """Which model of the second; empty: `row`."""
@@ -130,5 +131,5 @@ class BrowseRun(Config):
     """Longest side of a thumbnail in pixels."""
     title: str = ""
     """Heading; empty: the runs' names and the data set's."""
-    out: str = "cirray-browse.html"
+    out: Place = "cirray-browse.html"
     """The page (path or URI)."""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.towers.config import (
@@ -22,28 +23,28 @@ class EmbedRun(Config):
     parts: tuple[Part, ...] = ("labelled", "pool", "gallery")
     """Which images: those of the triplets and captions, the unlabelled pool, the gallery, the queries' references. The
     first three: every image."""
-    tower: str = "~/cirray/quickstart/towers"
+    tower: Place = "~/cirray/quickstart/towers"
     """A `towers` or `checkpoint` artifact (path or URI), or whatever `load_vision_tower` reads."""
-    out: str = "~/cirray/quickstart/features"
+    out: Place = "~/cirray/quickstart/features"
     """Features artifact (path or URI)."""
     limits: ImageLimits = ImageLimits()
     shard_rows: int = Field(512, ge=1)
     """Images per shard: the unit of work, of progress and of what a kill may cost."""
-    batch: int = Field(128, ge=1)
+    batch: Effort[int] = Field(128, ge=1)
     """Images per forward pass."""
-    decode_tasks: int = Field(2, ge=1)
+    decode_tasks: Effort[int] = Field(2, ge=1)
     """Images are read and decoded by so many processes beside the actors."""
-    pool: PoolConfig = PoolConfig(size=1)
-    ray: RayConfig = RayConfig()
+    pool: Effort[PoolConfig] = PoolConfig(size=1)
+    ray: Effort[RayConfig] = RayConfig()
 
 
 class TowersRun(Config):
     """Make or fetch the towers that stay frozen from then on: vision and language model."""
 
-    vision: str = "asset"
+    vision: Place = "asset"
     """`asset` (shipped, embedded world), `train`, a folder or hub id of BLIP-2, InstructBLIP or CLIP, a folder of
     open_clip, `open_clip:NAME=FILE` (an open_clip architecture and its weights), or CLIP4Cir's tuned .pt."""
-    language: str = "asset"
+    language: Place = "asset"
     """`asset` (shipped, embedded world), `train`, or a folder or hub id of a causal language model."""
     clip_tokens: Literal["embedding", "all", "unprojected"] = "embedding"
     """What a CLIP tower gives: the image embedding alone (sum, Combiner), with projected tokens (cross-attention), or
@@ -66,7 +67,7 @@ class TowersRun(Config):
     """Images, captions and texts; read only by `vision_training.objective=captions` and `corpus=data`."""
     limits: ImageLimits = ImageLimits()
     """Caps on images that are read."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the towers are trained."""
-    out: str = "~/cirray/quickstart/towers"
+    out: Place = "~/cirray/quickstart/towers"
     """Towers artifact (path or URI)."""

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.core.errors import unknown_name
+from cirray.core.fields import Effort, Place
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class PlanConfig(Config):
 class PlanRun(Config):
     """Count what a run would need."""
 
-    file: str = ""
+    file: Place = ""
     """The run's YAML file. On the command line: `cirray plan RUN.yaml`."""
     assignments: tuple[str, ...] = ()
     """Assignments over it; on the command line `path.to.field=value`, as for the run itself."""
@@ -109,5 +110,5 @@ class PlanRun(Config):
     """Verb that the file is for; empty: the first word of its name (`finetune-cirr-...yaml`)."""
     plan: PlanConfig = PlanConfig()
     """What the plan assumes."""
-    as_json: bool = False
+    as_json: Effort[bool] = False
     """Print everything as JSON (`--json`)."""

@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
@@ -12,27 +13,27 @@ class RewriteRun(FrozenLanguageConfig):
 
     data: DataConfig = DataConfig()
     """Whose queries; a query of several texts (`variants`) has each of them rewritten."""
-    captions: tuple[str, ...] = ("~/cirray/quickstart/captions",)
+    captions: tuple[Place, ...] = ("~/cirray/quickstart/captions",)
     """Captions artifacts that hold the queries' reference images (`cirray caption parts=[references]`)."""
     rewriter: str = "join"
     """`language`: a language model follows the instruction. `join`: "{caption}, {modification}", no model: the simple
     twin, and what the embedded world has, whose small language model cannot follow instructions."""
-    source: str = ""
+    source: Place = ""
     """Folder or hub id of the language model (`language`)."""
     prompt: str = ""
     """Version of the instruction (`language`): `circo/1`, `cirr/1`, `fashioniq/1`, `plain/1`."""
     new_tokens: int = Field(80, ge=1)
     """Longest answer in tokens; CLIP reads 77."""
-    reuse: tuple[str, ...] = ()
+    reuse: Effort[tuple[Place, ...]] = ()
     """Rewrites artifacts whose texts are taken over where caption, text, instruction and rewriter are the same."""
-    batch: int = Field(32, ge=1)
+    batch: Effort[int] = Field(32, ge=1)
     """Questions answered together."""
     part_rows: int = Field(256, ge=1)
     """Texts per part: the unit of work, of progress and of what a kill may cost."""
-    pool: PoolConfig = PoolConfig(size=1)
+    pool: Effort[PoolConfig] = PoolConfig(size=1)
     """Actors with a rewriter each."""
-    ray: RayConfig = RayConfig()
-    out: str = "~/cirray/quickstart/rewrites"
+    ray: Effort[RayConfig] = RayConfig()
+    out: Place = "~/cirray/quickstart/rewrites"
     """Rewrites artifact (path or URI), for `evaluate texts=` and `submit texts=`."""
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.index.config import IndexConfig
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
@@ -11,15 +12,15 @@ from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 class IndexRun(Config):
     """Embed a gallery with a trained encoder and build its index."""
 
-    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact whose encoder makes the vectors."""
-    images: str | None = None
+    images: Place | None = None
     """Folder of pictures to index, found by content, links followed.
 
     An id is the path below the folder, without suffix where that is unique. What cannot be read is
     rejected with a reason and counted; files that are no pictures by their names are left aside.
     """
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Without `images`: features artifacts, made by the checkpoint's vision tower, that hold the gallery."""
     data: DataConfig | None = DataConfig()
     """With `features`: the data set whose gallery is indexed and whose files give the pictures; null indexes every
@@ -28,27 +29,27 @@ class IndexRun(Config):
     """How the gallery is searched."""
     limits: ImageLimits = ImageLimits()
     """Caps on the pictures."""
-    batch: int = Field(64, ge=1)
+    batch: Effort[int] = Field(64, ge=1)
     """Images in one pass through the models."""
     shard: int = Field(1024, ge=1)
     """Images of one part; a killed run goes on after its last finished part."""
-    pool: PoolConfig | None = None
+    pool: Effort[PoolConfig | None] = None
     """Ray actors that encode parts; null encodes in this process, which is quicker for some thousands of images."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the models run."""
-    ray: RayConfig = RayConfig()
-    out: str = "~/cirray/quickstart/index"
+    ray: Effort[RayConfig] = RayConfig()
+    out: Place = "~/cirray/quickstart/index"
     """Where the index is written (path or URI)."""
 
 
 class SearchRun(Config):
     """Answer one composed query."""
 
-    checkpoint: str = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact."""
-    index: str = "~/cirray/quickstart/index"
+    index: Place = "~/cirray/quickstart/index"
     """Index artifact built with it."""
-    image: str = ""
+    image: Place = ""
     """A picture file as the reference."""
     id: str = ""
     """Or the id of a gallery image."""
@@ -56,5 +57,5 @@ class SearchRun(Config):
     """What to change."""
     k: int = Field(10, ge=1)
     """Answers wanted."""
-    out: str = ""
+    out: Place = ""
     """Where the page with the pictures goes; default `cirray-search.html` here."""

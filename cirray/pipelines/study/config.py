@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 
 Value = str | int | float | bool | None
 
@@ -22,7 +23,7 @@ class StageSpec(Config):
     """A template whose fields are taken first."""
     fields: dict[str, Any] = {}
     """Fields of the verb's config, over those of the template."""
-    slots: int = Field(1, ge=1)
+    slots: Effort[int] = Field(1, ge=1)
     """Cores it keeps busy."""
 
 
@@ -31,9 +32,9 @@ class RowSpec(Config):
 
     stage: str = ""
     """Stage that makes the checkpoint."""
-    features: tuple[str, ...] = ()
+    features: tuple[Place, ...] = ()
     """Features artifacts (`@NAME`) its tower made; empty: the study's."""
-    rewrites: str = ""
+    rewrites: Place = ""
     """Rewrites artifact (`@NAME`) whose texts are asked instead of the queries' own; it is one stage more."""
     labelled: bool = True
     """Whether labelled triplets were used anywhere on the way; the column `labels` says `$labels` or 0."""
@@ -130,15 +131,15 @@ class StudyRun(Config):
     """Run the methods of a study over seeds and write one report: table, claims, curves."""
 
     title: str = "Methods compared"
-    root: str = "~/cirray/compare"
+    root: Place = "~/cirray/compare"
     """Folder of all artifacts: `seed-N/STAGE`, and the report."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each has its own world, models and order of rows."""
     data: dict[str, Any] = {}
     """Data set whose queries are scored (fields of a `DataConfig`)."""
-    features: tuple[str, ...] = ("@features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts of its images."""
-    judge: str = ""
+    judge: Place = ""
     """Root of a shapes world that judges generated texts (`@world`)."""
     variables: dict[str, Value] = {}
     """Variables and their defaults; `labels` is the number of labelled triplets."""
@@ -156,11 +157,11 @@ class StudyRun(Config):
     """Curves by name."""
     curve: tuple[str, ...] = ()
     """Curves that are run, beside the table; empty: none."""
-    slots: int = Field(2, ge=1)
+    slots: Effort[int] = Field(2, ge=1)
     """Cores; stages that do not build on each other run side by side."""
-    ray: bool = True
+    ray: Effort[bool] = True
     """Run stages as Ray tasks; false: one after another in this process."""
-    out: str = ""
+    out: Place = ""
     """Report artifact (path or URI); empty: `report` below root, with the seeds' names."""
 
     @model_validator(mode="after")
@@ -189,7 +190,7 @@ class StudyRun(Config):
 class StoryRun(Config):
     """The whole story on the embedded world: every stage below one root, every row of the results table."""
 
-    root: str = "~/cirray/quickstart"
+    root: Place = "~/cirray/quickstart"
     """Folder of all artifacts; run again with the same root to go on where a killed run stopped."""
     seed: int = Field(0, ge=0)
     """Everything drawn, trained or shown follows from it: world, start weights, order of the rows."""
@@ -204,7 +205,7 @@ class StoryRun(Config):
     """Rows of the table to make, by name, and what they build on; empty: all (the saturated baseline too)."""
     generators: tuple[str, ...] = ()
     """Further generators to train for the accuracy lines: LoRA, tuned, three passes, three passes tuned."""
-    slots: int = Field(2, ge=1)
+    slots: Effort[int] = Field(2, ge=1)
     """Cores to keep busy."""
-    ray: bool = True
+    ray: Effort[bool] = True
     """Run the stages as Ray tasks side by side; false: one after another in this process, without Ray anywhere."""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_serializer, model_validator
 
 from cirray.core.config import Config, given_beside
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.generators.config import (
     AlignmentConfig,
@@ -25,38 +26,38 @@ class MineRun(Config):
     """Choose image pairs that are worth a text."""
 
     data: DataConfig = DataConfig()
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold the images; unused by the policies `existing` and `reverse`. Images that could not
     be embedded are passed over."""
     parts: tuple[Part, ...] = ("pool",)
     """Images to pair."""
     exclude_parts: tuple[Part, ...] = ("gallery",)
     """Images that no pair may hold, whatever part they are in; a benchmark's own val and test images never are."""
-    exclude_ids: str = ""
+    exclude_ids: Place = ""
     """A text file of further image ids that no pair may hold, one per line."""
     guard: tuple[DataConfig, ...] = ()
     """Benchmarks whose val and test images must not be among these; they are refused with the list."""
-    allow_leaks: bool = False
+    allow_leaks: Effort[bool] = False
     """Go on with such images all the same; the manifest records them."""
     split: str = "train"
     """Split of the triplets that `existing` and `reverse` read."""
     mining: MiningConfig = MiningConfig()
-    out: str = "~/cirray/quickstart/pairs"
+    out: Place = "~/cirray/quickstart/pairs"
     """Pairs artifact (path or URI)."""
 
 
 class GenerateRun(FrozenLanguageConfig):
     """Stream pairs through generator actors and write triplets."""
 
-    pairs: str = "~/cirray/quickstart/pairs"
+    pairs: Place = "~/cirray/quickstart/pairs"
     """Pairs artifact."""
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold the pairs' images."""
-    generator: str = "~/cirray/quickstart/generator"
+    generator: Place = "~/cirray/quickstart/generator"
     """Generator artifact."""
     decoding: DecodingConfig = DecodingConfig()
     """How texts are decoded."""
-    out: str = "~/cirray/quickstart/synthetic"
+    out: Place = "~/cirray/quickstart/synthetic"
     """Triplets artifact (path or URI)."""
     directions: Literal["both", "forward"] = "both"
     """`both`: a pair gives two triplets, each with the other's text as its reverse text; `forward`: one triplet."""
@@ -73,14 +74,14 @@ class GenerateRun(FrozenLanguageConfig):
     part_rows: int = Field(512, ge=1)
     """Pairs per part: the unit of work, of progress and of what a kill may cost."""
     filters: FilterConfig = FilterConfig()
-    judge: str = ""
+    judge: Place = ""
     """Root of a shapes world whose scenes judge the texts; the shares of right ones become metrics of the artifact."""
     guard: tuple[DataConfig, ...] = ()
     """Benchmarks whose val and test images must not be among these; they are refused with the list."""
-    allow_leaks: bool = False
+    allow_leaks: Effort[bool] = False
     """Go on with such images all the same; the manifest records them."""
-    pool: PoolConfig = PoolConfig()
-    ray: RayConfig = RayConfig()
+    pool: Effort[PoolConfig] = PoolConfig()
+    ray: Effort[RayConfig] = RayConfig()
 
     @model_validator(mode="after")
     def _named(self) -> "GenerateRun":
@@ -96,13 +97,13 @@ class GeneratorRun(FrozenLanguageConfig):
 
     data: DataConfig = DataConfig()
     """Triplets (split `train` trains, `val` evaluates) and captions."""
-    towers: str = "~/cirray/quickstart/towers"
+    towers: Place = "~/cirray/quickstart/towers"
     """Towers artifact: vision tower and language model."""
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold the labelled images; without any, they are encoded here."""
-    language: str = ""
+    language: Place = ""
     """Another language model than the towers': a folder or hub id; a whole InstructBLIP checkpoint serves too."""
-    qformer_source: str = ""
+    qformer_source: Place = ""
     """A BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former and projection are the start weights; its
     sizes replace those of `model.qformer`."""
     source_projection: bool = True
@@ -124,21 +125,21 @@ class GeneratorRun(FrozenLanguageConfig):
     """Held-out pairs whose texts are written and, where scenes are known, judged, in both directions."""
     zero_shot: bool = True
     """Also evaluate before any labelled triplet was seen."""
-    scenes: str = "auto"
+    scenes: Place = "auto"
     """Root of a shapes world whose scenes judge the texts; `auto`: the data's root when it has scenes; empty: none."""
     guard: tuple[DataConfig, ...] = ()
     """Benchmarks whose val and test images must not be among these; they are refused with the list."""
-    allow_leaks: bool = False
+    allow_leaks: Effort[bool] = False
     """Go on with such images all the same; the manifest records them."""
     limits: ImageLimits = ImageLimits()
     """Caps on images that are read."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the generator is trained."""
     seed: int = Field(0, ge=0)
     """Start weights; the loops have seeds of their own."""
-    out: str = "~/cirray/quickstart/generator"
+    out: Place = "~/cirray/quickstart/generator"
     """Generator artifact (path or URI)."""
-    ray: RayTrainConfig | None = None
+    ray: Effort[RayTrainConfig | None] = None
     """Ray Train's workers for both loops, or null: this process. Texts are evaluated by this process on `device`."""
 
     _fits = model_validator(mode="after")(check_language)
@@ -158,11 +159,11 @@ class GeneratorRun(FrozenLanguageConfig):
 class CheckRun(Config):
     """Keep the generated triplets whose target a base retriever finds by the text (round trip)."""
 
-    triplets: str = "~/cirray/quickstart/synthetic"
+    triplets: Place = "~/cirray/quickstart/synthetic"
     """Triplets artifact to check."""
-    checkpoint: str = "~/cirray/quickstart/labelled_equal"
+    checkpoint: Place = "~/cirray/quickstart/labelled_equal"
     """The base retriever: a checkpoint that was not trained on these triplets, e.g. on labelled ones alone."""
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts, made by the checkpoint's vision tower, that hold the triplets' images."""
     tests: tuple[Literal["rank", "outrank", "direction"], ...] = ("rank",)
     """What a triplet must pass. rank: its target is found. outrank: its target beats its own reference. direction:
@@ -171,13 +172,13 @@ class CheckRun(Config):
     """`rank`: a triplet stays when its target is among the first so many of all their images, own reference removed."""
     both: bool = True
     """Its reverse twin must stay too, where it has one: texts of one pair are right or wrong together."""
-    batch: int = Field(256, ge=1)
+    batch: Effort[int] = Field(256, ge=1)
     """Images and queries per forward pass."""
-    judge: str = ""
+    judge: Place = ""
     """Root of a shapes world whose scenes judge the kept texts; the shares of right ones become metrics."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the model runs."""
-    out: str = "~/cirray/quickstart/checked"
+    out: Place = "~/cirray/quickstart/checked"
     """Triplets artifact (path or URI); what did not pass is in its rejected rows, with the rank."""
 
     @model_validator(mode="after")
@@ -192,11 +193,11 @@ class CheckRun(Config):
 class OracleRun(Config):
     """Replace generated texts by the true ones of the embedded world (the table's upper bound)."""
 
-    triplets: str = "~/cirray/quickstart/synthetic"
+    triplets: Place = "~/cirray/quickstart/synthetic"
     """Generated triplets whose pairs are used."""
-    world: str = "~/cirray/quickstart/world"
+    world: Place = "~/cirray/quickstart/world"
     """World artifact with the scenes."""
     seed: int = 0
     """Which paraphrase is drawn."""
-    out: str = "~/cirray/quickstart/oracle"
+    out: Place = "~/cirray/quickstart/oracle"
     """Triplets artifact (path or URI)."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_serializer, model_validator
 
 from cirray.core.config import Config, given_beside
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig
 from cirray.models.config import DualEncoderConfig, EncoderChoice, RetrieverConfig
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
@@ -30,7 +31,7 @@ class ValidationConfig(Config):
     """Their split (a benchmark's is chosen in `data`)."""
     every: int | None = Field(None, ge=1)
     """Steps between two measurements (a multiple of training.log_every); null: at the end only."""
-    batch: int = Field(128, ge=1)
+    batch: Effort[int] = Field(128, ge=1)
     """Images and queries per forward pass."""
     ks: tuple[int, ...] = (1, 5, 10)
     """Cut-offs of recall (a benchmark has its own)."""
@@ -78,19 +79,19 @@ class TrainRun(Config):
     """Labelled triplets, held-out triplets and captions; null when none of these is used."""
     labels: int | None = Field(None, ge=0)
     """Train on the first so many labelled triplets (whole families); null: on all; 0: on none."""
-    triplets: tuple[str, ...] = ()
+    triplets: tuple[Place, ...] = ()
     """Triplets artifacts to train on."""
-    reverse_texts: tuple[str, ...] = ()
+    reverse_texts: tuple[Place, ...] = ()
     """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
-    features: tuple[str, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts with every image of the triplets; empty: images are encoded while training, by `towers`."""
     images: tuple[DataConfig, ...] = ()
     """Without features: further data sets whose image files are read, for triplets on other images than `data`'s."""
-    towers: str = "~/cirray/quickstart/towers"
+    towers: Place = "~/cirray/quickstart/towers"
     """Towers or checkpoint artifact with the vision tower that made the features; it is copied into the checkpoint."""
-    init: str = ""
+    init: Place = ""
     """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
-    qformer_source: str = ""
+    qformer_source: Place = ""
     """Instead of `init`: a BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former, projections and
     tokenizer are the start, or what `cirray convert` made of one."""
     model: RetrieverConfig = RetrieverConfig()
@@ -101,7 +102,7 @@ class TrainRun(Config):
     cross-attention head."""
     encoder: EncoderChoice | None = None
     """Instead of `model`: a retriever of another registered kind, also of another package."""
-    tokenizer: str = ""
+    tokenizer: Place = ""
     """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Not with `init`,
     which brings its own."""
     temperature: Annotated[float, Field(gt=0)] | Literal["source"] | None = None
@@ -113,13 +114,13 @@ class TrainRun(Config):
     """Recall on held-out triplets."""
     guard: tuple[DataConfig, ...] = ()
     """Benchmarks whose val and test images must not be among these; they are refused with the list."""
-    allow_leaks: bool = False
+    allow_leaks: Effort[bool] = False
     """Go on with such images all the same; the manifest records them."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where the model is, when it is trained in this process."""
-    out: str = "~/cirray/quickstart/checkpoint"
+    out: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact (path or URI)."""
-    ray: RayTrainConfig = RayTrainConfig()
+    ray: Effort[RayTrainConfig] = RayTrainConfig()
 
     _said = field_serializer("model", mode="wrap")(given_beside("init", "qformer_source", "dual", "encoder"))
 
@@ -152,20 +153,20 @@ class PretrainRun(TrainRun):
 
     labels: int | None = Field(0, ge=0)
     """Train also on the first so many labelled triplets (whole families); null: on all; 0: on none."""
-    triplets: tuple[str, ...] = ("~/cirray/quickstart/synthetic",)
+    triplets: tuple[Place, ...] = ("~/cirray/quickstart/synthetic",)
     """Triplets artifacts to train on."""
     training: TrainingConfig = TrainingConfig(objective="pretrain")
     """Objective, steps, optimiser, engine."""
-    out: str = "~/cirray/quickstart/pretrained"
+    out: Place = "~/cirray/quickstart/pretrained"
     """Checkpoint artifact (path or URI)."""
 
 
 class FinetuneRun(TrainRun):
     """Fine-tune a retriever on labelled triplets, plainly or with PTHA."""
 
-    reverse_texts: tuple[str, ...] = ("~/cirray/quickstart/reverse",)
+    reverse_texts: tuple[Place, ...] = ("~/cirray/quickstart/reverse",)
     """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
-    init: str = "~/cirray/quickstart/pretrained"
+    init: Place = "~/cirray/quickstart/pretrained"
     """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
     training: TrainingConfig = TrainingConfig(objective="ptha")
     """Objective, steps, optimiser, engine."""
@@ -193,21 +194,21 @@ class TuneRun(Config):
     """Steps before any trial is stopped; default: the first validation."""
     reduction_factor: int = Field(3, ge=2)
     """ASHA keeps one in so many at each rung."""
-    trials: Literal["process", "train"] = "process"
+    trials: Effort[Literal["process", "train"]] = "process"
     """A trial trains in one process of its own, or starts Ray Train workers as `base.ray` says."""
-    cpus_per_trial: float = Field(1.0, gt=0)
+    cpus_per_trial: Effort[float] = Field(1.0, gt=0)
     """Logical CPUs of a `process` trial."""
-    gpus_per_trial: float = Field(0.0, ge=0)
+    gpus_per_trial: Effort[float] = Field(0.0, ge=0)
     """GPUs of a `process` trial, which then trains on one."""
-    max_concurrent: int | None = Field(None, ge=1)
+    max_concurrent: Effort[int | None] = Field(None, ge=1)
     """Trials at a time; default and upper limit: as many as the cluster holds."""
-    max_failures: int = Field(1, ge=0)
+    max_failures: Effort[int] = Field(1, ge=0)
     """Restarts of a trial that crashed."""
     seed: int = Field(0, ge=0)
     """Draws of random fields, and the order of the trials."""
-    out: str = "~/cirray/quickstart/sweep"
+    out: Place = "~/cirray/quickstart/sweep"
     """Sweep artifact (path or URI)."""
-    ray: RayConfig = RayConfig()
+    ray: Effort[RayConfig] = RayConfig()
 
     @model_validator(mode="after")
     def _sweepable(self) -> "TuneRun":

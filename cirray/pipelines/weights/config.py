@@ -5,13 +5,14 @@ from typing import Literal
 from pydantic import Field, field_serializer, model_validator
 
 from cirray.core.config import Config, given_beside
+from cirray.core.fields import Place
 from cirray.models.config import RetrieverConfig
 
 
 class ConvertRun(Config):
     """Read the authors' checkpoint files, or write them again."""
 
-    source: str
+    source: Place
     """A file (`.pth`, `.pt`, `.bin`, `.safetensors`) of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SPN4CIR, SEARLE, LinCIR or
     Pic2Word, a folder that this verb made of one, or (`to: original`) a checkpoint artifact."""
     to: Literal["weights", "checkpoint", "original"] = "weights"
@@ -32,12 +33,12 @@ class ConvertRun(Config):
     ] = "auto"
     """What the file is; `auto` tells it by its tensors. clip4cir: a tuned CLIP in OpenAI's layout, or a Combiner;
     searle, lincir, pic2word: a map from images to pseudo-words."""
-    clip: str = ""
+    clip: Place = ""
     """With `to: checkpoint`: the CLIP under a Combiner or a map whose file holds none (CLIP4Cir's tuned .pt, a folder
     of Hugging Face or open_clip, a hub id, `open_clip:NAME=FILE`, a towers artifact)."""
-    tokenizer: str = ""
+    tokenizer: Place = ""
     """Folder or hub id of the Q-Former's tokenizer (bert-base-uncased); [DEC] is added where LAVIS adds it."""
-    vision: str = ""
+    vision: Place = ""
     """With `to: checkpoint`: the vision tower of a file that holds none (towers artifact, folder or hub id)."""
     qformer_heads: int = Field(12, ge=1)
     """Attention heads of the Q-Former, which the file does not tell."""
@@ -49,7 +50,7 @@ class ConvertRun(Config):
     image_mode: Literal["", "target_pad", "squash", "center_crop"] = ""
     """With `to: checkpoint`: how images become square; empty: as the authors' code does it (LinCIR, Pic2Word:
     `center_crop`; all others: `target_pad`)."""
-    out: str = "~/cirray/quickstart/converted"
+    out: Place = "~/cirray/quickstart/converted"
     """Artifact to write (path or URI)."""
 
     _said = field_serializer("model", mode="wrap")(given_beside())
@@ -65,9 +66,9 @@ class ConvertRun(Config):
 class ExportRun(Config):
     """Write a model as one folder in Hugging Face style, with a card; `cirray.load(folder)` reads it."""
 
-    model: str = "~/cirray/quickstart/checkpoint"
+    model: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint or generator artifact."""
-    reports: tuple[str, ...] = ()
+    reports: tuple[Place, ...] = ()
     """Report artifacts whose figures go into the card."""
     name: str = "composed image retriever"
     """Heading of the card."""
@@ -75,5 +76,5 @@ class ExportRun(Config):
     """License of the weights, as the card's metadata name it; weights made from others' keep theirs."""
     notes: str = ""
     """A paragraph for the card."""
-    out: str = "~/cirray/quickstart/export"
+    out: Place = "~/cirray/quickstart/export"
     """Folder to write (path or URI)."""

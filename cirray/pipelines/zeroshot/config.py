@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.models.towers.config import ClipModelConfig, ClipTrainingConfig
 from cirray.models.words.config import WordMapConfig
@@ -32,9 +33,9 @@ class ClipRun(Config):
     """Fresh pairs among which images and captions must find each other, for the manifest."""
     limits: ImageLimits = ImageLimits()
     """Caps on images that are read."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where it is trained."""
-    out: str = "~/cirray/quickstart/clip"
+    out: Place = "~/cirray/quickstart/clip"
     """Towers artifact (path or URI): `vision/` the frozen tower, `clip/` the whole CLIP in Hugging Face layout."""
 
     @model_validator(mode="after")
@@ -49,7 +50,7 @@ class MapValidationConfig(Config):
 
     data: DataConfig | None = None
     """Its queries, galleries and figures; null: nothing is measured, and the last weights stay."""
-    features: tuple[str, ...] = ()
+    features: tuple[Place, ...] = ()
     """Features artifacts of its images, made by the same tower; empty: those of the captioned images."""
     every: int = Field(1000, ge=1)
     """Steps between two measurements (a multiple of training.log_every); the last step is measured too."""
@@ -66,9 +67,9 @@ class MapRun(Config):
     """Use only the first so many captioned images; null: all."""
     caption_origin: str = "data set"
     """Where the captions come from (people, a captioner and its version), for the manifest."""
-    features: tuple[str, ...] = ("~/cirray/quickstart/clip_features",)
+    features: tuple[Place, ...] = ("~/cirray/quickstart/clip_features",)
     """Features artifacts of these images, made by the CLIP's vision tower."""
-    towers: str = "~/cirray/quickstart/clip"
+    towers: Place = "~/cirray/quickstart/clip"
     """Towers artifact with the CLIP's vision tower; it is copied into the checkpoint."""
     model: WordMapConfig = WordMapConfig()
     """phi, injection, prompts; an empty source is the towers artifact's own CLIP."""
@@ -80,11 +81,11 @@ class MapRun(Config):
     """Captioned images among which pseudo-sentences must find their image, for the manifest."""
     guard: tuple[DataConfig, ...] = ()
     """Benchmarks whose val and test images must not be among these; they are refused with the list."""
-    allow_leaks: bool = False
+    allow_leaks: Effort[bool] = False
     """Go on with such images all the same; the manifest records them."""
-    device: str = "cpu"
+    device: Effort[str] = "cpu"
     """Where it is trained."""
-    out: str = "~/cirray/quickstart/mapped"
+    out: Place = "~/cirray/quickstart/mapped"
     """Checkpoint artifact (path or URI)."""
 
     @model_validator(mode="after")
@@ -100,7 +101,7 @@ class MapRun(Config):
 class SampleRun(Config):
     """Draw a part of a triplets artifact, for studies of scale and of quality."""
 
-    triplets: str = "~/cirray/quickstart/checked"
+    triplets: Place = "~/cirray/quickstart/checked"
     """Triplets artifact."""
     count: int | None = Field(None, ge=1)
     """Rows drawn; null: all. A smaller sample is part of every larger one of the same seed."""
@@ -110,5 +111,5 @@ class SampleRun(Config):
     """Replaces every text where given (template-only arm)."""
     seed: int = Field(0, ge=0)
     """Of the draw and of the shuffle."""
-    out: str = "~/cirray/quickstart/sampled"
+    out: Place = "~/cirray/quickstart/sampled"
     """Triplets artifact (path or URI)."""

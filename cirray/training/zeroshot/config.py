@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from cirray.core.fields import Effort
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
@@ -78,5 +79,5 @@ class MappingConfig(LoopConfig):
     """distil: weight of the phrase term."""
     phrases: tuple[str, ...] = ("a photo of $", "a picture of $", "this shows $ and something else", "there is $")
     """distil, search: phrases with a slot; one is drawn at each step."""
-    checkpoint_every: int | None = Field(500, ge=1)
+    checkpoint_every: Effort[int | None] = Field(500, ge=1)
     """Steps between checkpoints for resuming."""
