@@ -13,6 +13,8 @@ from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.texts import decoded, is_whole
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+WEIGHT = "weight"
+"""The setting that a bare number stands for, where components stand by their names: `two_hop: 0.4`."""
 
 
 class _Filled(dict[str, Any]):
@@ -160,23 +162,40 @@ def set_by_path(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set a dotted path inside nested plain mappings, creating the mappings on the way."""
     *parents, leaf = path.split(".")
     node = tree
-    for key in parents:
-        child = node.get(key)
+    for key, part in zip(parents, path.split(".")[1:], strict=True):
+        child = opened(node.get(key), {part: value})
         if child is not None and not isinstance(child, dict):
             raise ConfigError(f"Override path {path!r} goes through {key!r}, which holds the value {child!r}.")
-        node = node.setdefault(key, {}) if child is None else child
-        if not isinstance(node, dict):
-            raise ConfigError(f"Override path {path!r} goes through {key!r}, which is not a section.")
+        node[key] = {} if child is None else child
+        node = node[key]
+    if leaf == "kind" and node.get("kind") != value:
+        node.pop("settings", None)  # another kind brings its own
     node[leaf] = value
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, `over` winning."""
+    """Nested mappings, `over` winning. A component of another kind (`{kind, settings}`) brings settings of its own."""
     result = dict(base)
+    if over.get("kind", result.get("kind")) != result.get("kind"):
+        result.pop("settings", None)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
+        below = opened(result.get(key), value)
+        result[key] = merged(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
     return result
+
+
+def opened(value: Any, over: Any) -> Any:
+    """A component's short form written out where something is laid over its parts: `paired` as {kind: paired}."""
+    if not isinstance(over, Mapping):
+        return value
+    if isinstance(value, str) and over.keys() <= {"kind", "settings"}:
+        return {"kind": value}
+    return weighed(value)
+
+
+def weighed(value: Any) -> Any:
+    """A component's bare weight written out, `0.4` as {weight: 0.4}; any other value as it is."""
+    return {WEIGHT: value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -238,9 +257,10 @@ def _copy(value: Any) -> Any:
 def _sentence(cls: type[pydantic.BaseModel], item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = _known_fields(cls, item["loc"][:-1])
+        known = (item.get("ctx") or {}).get("known") or known_fields(cls, item["loc"][:-1])
         section = ".".join(str(part) for part in item["loc"][:-1])
-        return unknown_name(f"config field in section {section!r}" if section else "config field", path, known)
+        names = [f"{section}.{name}" for name in known] if section else known
+        return unknown_name(f"config field in section {section!r}" if section else "config field", path, names)
     message = item["msg"].removeprefix("Value error, ").rstrip(".")
     if item["type"] == "missing":
         return f"Config field {path!r} is required and was not given."
@@ -249,16 +269,13 @@ def _sentence(cls: type[pydantic.BaseModel], item: Any) -> str:
     return f"Config field {path!r} has the value {item['input']!r}: {message}."
 
 
-def _known_fields(cls: type[pydantic.BaseModel], loc: Sequence[Any]) -> list[str]:
+def known_fields(cls: type[pydantic.BaseModel], loc: Sequence[Any]) -> list[str]:
+    """Names of the fields of a section, `loc` the way to it; without a component's own (`cirray.core.components`)."""
     node: Any = cls
-    prefix = ""
     for part in loc:
         field = getattr(node, "model_fields", {}).get(part)
-        if field is None:
-            continue
-        prefix += f"{part}."
-        node = _model_of(field.annotation) or node
-    return [prefix + name for name in getattr(node, "model_fields", {})]
+        node = (_model_of(field.annotation) or node) if field is not None else node
+    return list(getattr(node, "model_fields", {}))
 
 
 def _model_of(annotation: Any) -> Any:

@@ -1,14 +1,16 @@
-"""Named components: a config says a name, the registry says the class or function.
+"""Named components: a config says a name, the registry says the class or function, and the class of its settings.
 
-A registry names the modules that file its items; they are imported when somebody first asks. Names that are not known
-then are looked for in other packages (`cirray.core.plugins`).
+A registry names the modules that file its items; they are imported when somebody first asks for an item. The classes of
+settings are known before that, so that a configuration is checked without importing a component's code. Names that are
+not known are looked for in other packages (`cirray.core.plugins`).
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Generic, TypeVar
 
+from cirray.core.config import Config
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.plugins import load_plugins
 
@@ -18,26 +20,44 @@ ItemT = TypeVar("ItemT")
 class Registry(Generic[ItemT]):
     """Mapping from a name to a component of one kind; unknown names answer with the known ones."""
 
-    def __init__(self, kind: str, modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self, kind: str, modules: Sequence[str] = (), settings: Mapping[str, type[Config]] | None = None,
+        base: type[Config] = Config,
+    ) -> None:  # fmt: skip
         """Create an empty registry.
 
         Args:
             kind: the word used in error sentences.
-            modules: what to import before names are listed or found missing; importing them files the items.
+            modules: what to import before items are listed or found missing; importing them files the items.
+            settings: name -> class of the settings of each component that `modules` file.
+            base: what all classes of settings derive from; the settings of a component that has none of its own.
         """
-        self.kind, self._modules = kind, modules
+        self.kind, self._modules, self._base = kind, modules, base
         self._items: dict[str, ItemT] = {}
+        self._settings = dict(settings or {})
 
-    def register(self, name: str) -> Callable[[ItemT], ItemT]:
+    def register(self, name: str, settings: type[Config] | None = None) -> Callable[[ItemT], ItemT]:
         """Decorator that files a component under `name`; a second use of a name is an error.
 
         The same definition read again takes its own place: a notebook's cell, or a module whose first import failed.
+
+        Args:
+            name: what a config says.
+            settings: class of the component's own settings; not needed where the registry was made with it.
+
+        Raises:
+            ConfigError: for settings that do not derive from the registry's base.
         """
+        if settings is not None and not issubclass(settings, self._base):
+            raise ConfigError(f"The settings of {self.kind} {name!r} must derive from {self._base.__name__}.")
 
         def add(item: ItemT) -> ItemT:
             if name in self._items and _definition(self._items[name]) != _definition(item):
                 raise ConfigError(f"The {self.kind} {name!r} is registered twice.")
             self._items[name] = item
+            self._settings.setdefault(name, self._base)
+            if settings is not None:
+                self._settings[name] = settings
             return item
 
         return add
@@ -55,6 +75,23 @@ class Registry(Generic[ItemT]):
         if name not in self._items:
             raise ConfigError(unknown_name(self.kind, name, self._items))
         return self._items[name]
+
+    def settings(self, name: str) -> type[Config]:
+        """The class of a component's own settings. No code of this package's components is imported.
+
+        Raises:
+            ConfigError: for an unknown name, with the known names and a did-you-mean.
+        """
+        if name not in self._settings:
+            load_plugins()
+        if name not in self._settings:
+            raise ConfigError(unknown_name(self.kind, name, self._settings))
+        return self._settings[name]
+
+    def every_settings(self) -> dict[str, type[Config]]:
+        """Name -> class of its settings, sorted by name, those of plug-ins among them."""
+        load_plugins()
+        return dict(sorted(self._settings.items()))
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -36,10 +36,10 @@ def test_a_section_given_in_part_keeps_the_defaults_of_its_place():
 
 
 def test_mappings_are_merged_leaf_by_leaf_and_stay_as_they_were():
-    base = {"x": {"y": 1, "z": {"deep": 2}}, "plain": 4}
+    base = {"x": {"y": 1, "z": {"deep": 2}}, "plain": [4]}
     over = {"x": {"y": 3, "z": {"more": 5}}, "plain": {"now": "nested"}}
     assert merged(base, over) == {"x": {"y": 3, "z": {"deep": 2, "more": 5}}, "plain": {"now": "nested"}}
-    assert base == {"x": {"y": 1, "z": {"deep": 2}}, "plain": 4}
+    assert base == {"x": {"y": 1, "z": {"deep": 2}}, "plain": [4]}
 
 
 class Listed(Config):
