@@ -1,4 +1,4 @@
-"""CIRCO (Baldrati et al. 2023): several ground truths for a query, all of COCO 2017 unlabeled as the gallery."""
+"""CIRCO (docs/PAPERS.md#circo): several ground truths for a query, all of COCO 2017 unlabeled as the gallery."""
 
 from collections.abc import Sequence
 from pathlib import Path

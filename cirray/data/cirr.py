@@ -1,4 +1,4 @@
-"""CIRR (Liu et al. 2021, release rc2) in its published layout: captions, extended captions, image splits."""
+"""CIRR (docs/PAPERS.md#cirr, release rc2) in its published layout: captions, extended captions, image splits."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

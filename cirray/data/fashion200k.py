@@ -1,5 +1,5 @@
-"""Fashion200k (Han et al. 2017) as TIRG (Vo et al. 2019) uses it: one-word changes of captions, any image that has
-the target's caption is a hit.
+"""Fashion200k as TIRG uses it (docs/PAPERS.md#fashion200k): one-word changes of captions, any image that has the
+target's caption is a hit.
 """
 
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Fashion IQ (Wu et al. 2021) in its published layout: three categories, two captions for every triplet."""
+"""Fashion IQ (docs/PAPERS.md#fashion-iq) in its published layout: three categories, two captions for every triplet."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

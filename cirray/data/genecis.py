@@ -1,4 +1,4 @@
-"""GeneCIS (Vaze et al. 2023): four tasks, each template with a small gallery of its own; attribute tasks use crops."""
+"""GeneCIS (docs/PAPERS.md#genecis): four tasks, a small gallery for each template; attribute tasks use crops."""
 
 from collections.abc import Sequence
 from pathlib import Path

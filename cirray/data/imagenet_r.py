@@ -1,4 +1,4 @@
-"""Domain conversion from ImageNet photographs to ImageNet-R (Saito et al. 2023, Pic2Word)."""
+"""Domain conversion from ImageNet photographs to ImageNet-R (docs/PAPERS.md#domain-conversion)."""
 
 from collections import Counter, defaultdict
 from pathlib import Path

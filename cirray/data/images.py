@@ -179,7 +179,7 @@ def crop_bounds(size: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in pixels of a box with a margin of 0.7 of its sides.
 
     left = max(0, x - 0.7 w), right = min(W, left + 1.7 w) with the moved left, alike for top and bottom: without
-    clamping the box grows to the left and to the top only. This is what the official code does (Vaze et al. 2023).
+    clamping the box grows to the left and to the top only. So does the authors' code (docs/PAPERS.md#genecis).
 
     Raises:
         ValueError: when nothing of the box lies in an image of that size.

@@ -1,4 +1,4 @@
-"""LaSCo (Levy et al. 2024): large generated triplets over COCO 2014, searched in its validation corpus."""
+"""LaSCo (docs/PAPERS.md#lasco): large generated triplets over COCO 2014, searched in its validation corpus."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

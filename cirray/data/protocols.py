@@ -1,6 +1,6 @@
 """The protocols of the public benchmarks as records: what a number means, chosen by fields, printed with it.
 
-Source of every rule: the benchmarks' papers and official evaluation code. Metric names are those of
+Sources: docs/PAPERS.md, by data set. Metric names are those of
 `cirray.evaluation.protocol_metrics`.
 """
 

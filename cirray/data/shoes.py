@@ -1,4 +1,4 @@
-"""Shoes (Berg et al. 2010; captions of Guo et al. 2018) with the train and eval lists of the VAL repository."""
+"""Shoes (docs/PAPERS.md#shoes) with the train and eval lists of the VAL repository."""
 
 import os
 import re

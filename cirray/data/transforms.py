@@ -55,8 +55,7 @@ def center_crop(image: Image.Image, size: int, ratio: float = 1.0) -> Image.Imag
 def target_pad(image: Image.Image, size: int, ratio: float = 1.25) -> Image.Image:
     """Pad an elongated image with black to aspect `ratio`, then crop the centre.
 
-    Source: the TargetPad of Baldrati et al., "Effective conditioned and composed image retrieval" (CLIP4CIR), with
-    ratio 1.25; images up to that ratio are not padded.
+    CLIP4CIR's way (docs/PAPERS.md#clip4cir), with ratio 1.25; images up to that ratio are not padded.
     """
     width, height = image.size
     if max(width, height) <= ratio * min(width, height):

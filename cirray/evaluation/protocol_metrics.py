@@ -1,8 +1,6 @@
 """The metrics that protocols name, counted from verdicts. NumPy only.
 
-Sources: the evaluation code of each benchmark as described in its paper and repository: CIRR (Liu et al., ICCV 2021),
-Fashion IQ (Wu et al., CVPR 2021), CIRCO (Baldrati et al., ICCV 2023), GeneCIS (Vaze et al., CVPR 2023), Pic2Word (Saito
-et al., CVPR 2023) for domain conversion. Values are fractions. A query without targets has no value: it is refused.
+Sources: docs/PAPERS.md, by data set. Values are fractions. A query without targets has no value: it is refused.
 """
 
 from collections.abc import Callable, Sequence

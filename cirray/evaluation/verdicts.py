@@ -1,9 +1,9 @@
 """Where the images that a query is judged by stand in its ranking: from scores, or from a list. NumPy only.
 
-From scores, ties count against the method: a target stands after every other candidate that scores as high, so a
-constant score is never a hit. From a list the order is what the list says. A copy of a target in its own gallery
-(GeneCIS holds two) is the target itself and never stands before it, as in GeneCIS's own code, where the target is
-candidate 0; a copy of any other image is a candidate of its own.
+From scores, ties count against the method (docs/PAPERS.md#ranks-and-ties): a target stands after every other candidate
+that scores as high, so a constant score is never a hit. From a list the order is what the list says. A copy of a target
+in its own gallery (GeneCIS holds two) is the target itself and never stands before it, as in GeneCIS's own code, where
+the target is candidate 0; a copy of any other image is a candidate of its own.
 
 Positions are 0-based; `NEVER` is the position of what cannot be found (a target that is the removed reference, or that
 is not in the list). A *probe* is an image whose exact score is needed: a target, a graded target, a subset member.

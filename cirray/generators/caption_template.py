@@ -1,7 +1,7 @@
 """Modification texts from two captions and a template (SPN, step 3): no model call per pair.
 
 text(r, t) = template(caption(r), caption(t)), e.g. "{t} instead of {r}"; above 77 CLIP tokens text(r, t) = caption(t)
-(Feng et al., "Improving Composed Image Retrieval via Contrastive Learning with Scaling Positives and Negatives", 2024).
+(Feng et al., 2024; docs/PAPERS.md#captions-and-templates).
 The pairs of SPN are dissimilar, so that the text carries the whole target. The templates are data
 (`caption_templates.json`); which one a pair gets follows from the seed and the pair, and their version and hash are
 kept with every text.

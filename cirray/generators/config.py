@@ -79,12 +79,13 @@ class GeneratorConfig(Config):
 
     @classmethod
     def for_mode(cls, mode: Literal["improved", "paper", "vdg"], **fields: Any) -> "GeneratorConfig":
-        """Settings of one mode (design documents, section 2); `fields` override single ones.
+        """Settings of one mode (docs/PAPERS.md#modification-text-generator); `fields` override single ones.
 
         Args:
             mode: "improved" (readable q_r and q_t suffice a frozen model); "paper": all three passes, no role tags, no
-                separators, frozen language model; "vdg" (Jang et al., 2024): named slots for reference and target, a
-                Q-Former that is never trained, a projection without bias, LoRA 64/16 on query and value layers.
+                separators, frozen language model; "vdg" (docs/PAPERS.md#delta-generator): named slots for reference and
+                target, a Q-Former that is never trained, a projection without bias, LoRA 64/16 on query and value
+                layers.
             fields: any other field.
         """
         modes: dict[str, dict[str, Any]] = {
@@ -182,7 +183,7 @@ class DecodingConfig(Config):
 
     @classmethod
     def preset(cls, name: Literal["greedy", "paper", "long", "diverse", "vdg"], **fields: Any) -> "DecodingConfig":
-        """A named setting (design document, section 2, Decoding); `fields` override single ones.
+        """A named setting (docs/PAPERS.md#decoding); `fields` override single ones.
 
         Args:
             name: "greedy" (embedded world), "paper" (5 beams, repetition penalty 1.5, cap 48), "long" (as paper, at

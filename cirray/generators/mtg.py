@@ -1,9 +1,9 @@
 """The modification-text generator's network: three Q-Former passes, one projection, a frozen causal language model.
 
-Zhou et al., "Scale Up Composed Image Retrieval Learning via Modification Text Generation" (2025), section on MTG:
-q_r and q_t read one image each, q_c reads both with the instruction; the language model reads
-`proj(q_r) | proj(q_t) | proj(q_c) | start token | instruction | answer` and is trained on the answer alone:
-L = -1/T sum_t log p(y_t | prefix, y_<t). VDG (Jang et al., 2024) is the same network without q_c, its slots named.
+Zhou et al., 2025 (docs/PAPERS.md#modification-text-generator): q_r and q_t read one image each, q_c reads both with the
+instruction; the language model reads `proj(q_r) | proj(q_t) | proj(q_c) | start token | instruction | answer` and is
+trained on the answer alone: L = -1/T sum_t log p(y_t | prefix, y_<t).
+VDG (docs/PAPERS.md#delta-generator) is the same network without q_c, its slots named.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Contrast of queries against a fixed bank of M images, held whole or in shards of rows (SPN, second stage).
+"""Contrast of queries against a fixed bank of M images, held whole or in shards of rows (SPN).
 
 L_i = -s(q_i, t_p) / tau + log sum_j exp(s(q_i, t_j) / tau) over all rows j that query i may see; gradient to queries
 and temperature only. The rows never change, so partial maxima and sums of the shards give the exact value, and no

@@ -1,6 +1,6 @@
 """The composing loss: a query against the batch's targets, its own reference and mined hard negatives.
 
-L_cmp (two-stage mapping/composing, after arXiv 2504.17990; the form is ours):
+L_cmp (two-stage mapping/composing, after arXiv 2504.17990; the form is ours, docs/PAPERS.md#composing):
 -log e^(z.v_t) / (sum_j e^(z.v_tj) + e^(z.v_r) + sum_h e^(z.v_h)), every product divided by the temperature.
 """
 

@@ -1,6 +1,6 @@
 """Contrastive loss of queries against candidates, per row, and its twin that never holds the full score matrix.
 
-L_i = CE_eps(s_i. / tau, p_i) over the candidates that row i may see (PTHA, section 5; SPRC; InfoNCE).
+L_i = CE_eps(s_i. / tau, p_i) over the candidates that row i may see (InfoNCE; docs/PAPERS.md#two-hop-alignment).
 """
 
 from collections.abc import Callable

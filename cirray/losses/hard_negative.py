@@ -1,7 +1,6 @@
-"""Hard-negative NCE: in-batch contrast in which a negative weighs more the more alike it is (VDG, section 3).
+"""Hard-negative NCE: in-batch contrast in which a negative weighs more the more alike it is (VDG).
 
-For cosine similarities s, n rows and j != i (Jang et al., "Visual Delta Generator", 2024; weights after Radenovic et
-al., "Filtering, Distillation, and Hard Negatives", 2023):
+For cosine similarities s, n rows and j != i (Jang et al., 2024; docs/PAPERS.md#hard-negative-nce):
 
     w_ij = (n - 1) exp(beta s_ij / tau) / sum_{k != i} exp(beta s_ik / tau)
     L_i  = -log( exp(s_ii / tau) / (alpha exp(s_ii / tau) + sum_{j != i} w_ij exp(s_ij / tau)) )

@@ -1,6 +1,7 @@
 """Hop 1 of PTHA: the forward prototype is drawn towards the reverse one, which is held fixed.
 
-L_p2p = 1/W * || mean_k P_r2t - sg(mean_k P_t2r) ||^2 (PTHA, section 5), un-normalised, un-projected.
+L_p2p = 1/W * || mean_k P_r2t - sg(mean_k P_t2r) ||^2 on means neither projected nor normalised
+(docs/PAPERS.md#two-hop-alignment).
 """
 
 import torch

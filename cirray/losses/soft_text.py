@@ -1,9 +1,9 @@
 """Losses of the mapping stage: pseudo-sentences against images, and softly against captions.
 
-After "two-stage mapping/composing", arXiv 2504.17990; the mapping loss has Pic2Word's form, the definition of the
-soft alignment is ours: L_1 = L_map + lambda L_sta, L_sta = (1 - h) KL(p_i || q_i) + h (-log q_ii), p_i =
-softmax_j(c_i.c_j / tau_t), q_i = softmax_j(u_i.c_j / tau_s). u_i: embedding of the pseudo-sentence "a photo of $"
-with image i's token in the slot; v_i: the image's embedding; c_j: the embedding of caption j; all of norm 1.
+L_1 = L_map + lambda L_sta, L_sta = (1 - h) KL(p_i || q_i) + h (-log q_ii), p_i = softmax_j(c_i.c_j / tau_t),
+q_i = softmax_j(u_i.c_j / tau_s). After arXiv 2504.17990; L_map is Pic2Word's, the soft alignment is our definition
+(docs/PAPERS.md#soft-text-alignment). u_i: embedding of the pseudo-sentence "a photo of $" with image i's token in the
+slot; v_i: the image's embedding; c_j: the embedding of caption j; all of norm 1.
 """
 
 import torch

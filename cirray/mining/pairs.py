@@ -120,7 +120,7 @@ def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
 def rank_window(source: MiningInput, config: MiningConfig) -> list[Pair]:
     """Ordered pairs: for each reference, `draws` targets (0: all) from a window of ranks in its own list of neighbours.
 
-    Source: SPN's pairs (ranks 10,000 to 15,000 of some 17,000 and the like; `quantiles` says it for any size). A pair
+    Source: SPN's pairs (docs/PAPERS.md#rank-windows; `quantiles` says it for any size). A pair
     of the labelled triplets is never drawn with `exclude_known`; the others keep their ranks.
     """
     features, memory = _features(source), config.memory_mib * 2**20 // 2

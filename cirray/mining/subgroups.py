@@ -1,10 +1,10 @@
-"""Neighbour subgroups: small sets of images that are alike but not the same, and the links in them (VDG, section 2).
+"""Neighbour subgroups: small sets of images that are alike but not the same, and the links in them (VDG).
 
 For an anchor, in random order: its `top_k` neighbours by falling cosine; those above the ceiling are left out; walking
 down the list, an image whose cosine with the anchor lies within `min_gap` of the last one taken is skipped, until the
 group has `size` images, the anchor among them. A group that shares more than `max_shared` images with an accepted one
 is dropped. The order of taking is a ring; chords join each image with the one across it. With s_k the cosine of the
-k-th image taken: s_k <= max_score and s_k - s_(k+1) >= min_gap (Jang et al., "Visual Delta Generator", 2024).
+k-th image taken: s_k <= max_score and s_k - s_(k+1) >= min_gap (docs/PAPERS.md#neighbour-subgroups).
 """
 
 from collections.abc import Iterator, Sequence

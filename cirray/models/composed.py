@@ -1,6 +1,6 @@
 """The composed-image retriever: one Q-Former for queries and gallery, over frozen patch tokens.
 
-BLIP-2's gallery side, SPRC's two-pass query side, PTHA's readout and extra outputs (design document, sections 4-6).
+BLIP-2's gallery side, SPRC's two-pass query side, PTHA's readout and extra outputs (docs/PAPERS.md#two-hop-alignment).
 """
 
 import copy

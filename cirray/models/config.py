@@ -123,7 +123,7 @@ class RetrieverConfig(Config):
 
     @classmethod
     def for_mode(cls, mode: Literal["improved", "paper", "released_compat"], **fields: object) -> "RetrieverConfig":
-        """The settings of one mode of the method (design document, section 6); `fields` override single ones.
+        """The settings of one mode (docs/PAPERS.md#two-hop-alignment); `fields` override single ones.
 
         Args:
             mode: "improved" (same readout and mask in training and inference, clamped temperature), "paper" (as PTHA is

@@ -2,7 +2,7 @@
 
 The second stage of SPN contrasts queries against images encoded once, so the gallery side must not move. Where query
 and gallery share weights (SPRC, PTHA), the query side gets weights of its own; gallery vectors, and therefore indexes,
-stay those of the retriever that was forked.
+stay those of the retriever that was forked (docs/PAPERS.md#negative-bank).
 """
 
 import copy

@@ -1,11 +1,11 @@
-"""Target-delta matching (VDG, section 3): does this text lead to this image? A two-way head on an image-grounded pass.
+"""Target-delta matching (VDG): does this text lead to this image? A two-way head on an image-grounded pass.
 
 The pass reads the *target's* patches and the modification text; the head reads the text positions without [CLS] and
 padding, and their logits are averaged. For each matched (image, text) two others are made: one wrong image, one wrong
-text. Two ways of it, each the name of an output:
+text. Two ways of it, each the name of an output (docs/PAPERS.md#target-delta-matching):
 
-`matching`       as released (VDG's `BLIP_tdm.py`, 245-303): nothing attends to [CLS]; negatives are drawn by the
-                 softmax, without a temperature, of the similarity of *target-grounded* texts with targets, plus 1e-4
+`matching`       as released: nothing attends to [CLS]; negatives are drawn by the softmax, without a temperature, of the
+                 similarity of *target-grounded* texts with targets, plus 1e-4
 `matching_hard`  [CLS] is attended, as BLIP-2 learnt its own head; negatives are drawn by the softmax of the *queries'*
                  similarity with targets over the loss's temperature, and an equal image or text is never a wrong one
 

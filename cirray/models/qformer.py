@@ -1,6 +1,6 @@
 """transformers' BLIP-2 Q-Former with its text embeddings and learned queries: the passes that CIR methods need.
 
-One module for every pass (Li et al., BLIP-2, 2023, section 3; SPRC and PTHA share it between passes):
+One module for every pass (Li et al. 2023, section 3; docs/PAPERS.md#q-former-passes):
 image pass: [queries, text]; patches -> queries. With an image the queries take the query feed-forward and cross-attend.
 text pass (`query_length=0`): every token, prototypes included, takes the *text* feed-forward, without cross-attention.
 """

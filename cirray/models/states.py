@@ -1,8 +1,8 @@
 """Reference states kept by image: only where they do not depend on the text.
 
 The released SPN code keeps SPRC's prompts by image although they are made from image and text, so that a row is
-composed with those of another row. What may be kept is what `encode_reference` gives, and only of a retriever that
-says so. Search uses it: whoever refines a text about one image pays for the image once.
+composed with those of another row (docs/PAPERS.md#negative-bank). What may be kept is what `encode_reference` gives,
+and only of a retriever that says so. Search uses it: whoever refines a text about one image pays for the image once.
 """
 
 from collections import OrderedDict

@@ -42,4 +42,4 @@ PAPER: dict[str, Any] = {
     "trains": "second_pass", "duplicate_cosine": None, "mask_same_image": False, "learn_temperature": True,
     "temperature_clamp": None,
 }  # fmt: skip
-"""Fields of the paper's mode (design document, sections 2 and 3)."""
+"""Fields of the paper's mode (docs/PAPERS.md#negative-bank)."""

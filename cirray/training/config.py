@@ -115,7 +115,7 @@ class TrainingConfig(LoopConfig):
 
     objective: str = "finetune"
     """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
-    text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment, section 5. spn: all training images
+    text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment. spn: all training images
     as negatives, target side frozen. vdg: real rows alone and with pseudo rows, hard negatives weighted (further term:
     tdm as released, or tdm_hard). composing: stage 2 of two-stage zero-shot retrieval."""
     terms: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """How real and pseudo rows share the batches: one policy a class, each a pure function of (seed, step).
 
-VDG (Jang et al., 2024), section 3: equal batches of real and pseudo rows, |B'| = |B|, one pseudo row drawn with
-replacement for each real one; L_tcc = L_c(B) + L_c(B u B').
+VDG (Jang et al., 2024; docs/PAPERS.md#paired-batches): equal batches of real and pseudo rows, |B'| = |B|, one pseudo
+row drawn with replacement for each real one; L_tcc = L_c(B) + L_c(B u B').
 """
 
 from collections.abc import Callable, Sequence
@@ -144,7 +144,7 @@ class Draw:
 class PairTexts:
     """Several texts of one (reference, target) as one row, of which each visit draws one, in proportion to the weights.
 
-    VDG, section 3: a human and a generated text of a pair; SPN: both templates of a generated pair on CIRR; Fashion IQ:
+    VDG: a human and a generated text of a pair; SPN: both templates of a generated pair on CIRR; Fashion IQ:
     the four ways to join its two captions, a quarter each.
     """
 

@@ -1,8 +1,8 @@
 """Objectives: which loss terms with which weights. A method's loss is a line here, or `training.terms` in a config.
 
-PTHA: L = L_q2t + lambda_m L_m2t + lambda_p L_p2p (section 5); pretraining and plain fine-tuning are L_q2t alone. SPRC
+PTHA: L = L_q2t + lambda_m L_m2t + lambda_p L_p2p; pretraining and plain fine-tuning are L_q2t alone. SPRC
 has the same first two terms; in place of L_p2p it draws the mean prototype to the mean of its learned prompts.
-VDG: L_tcc, and L_tdm where `training.terms` adds it.
+VDG: L_tcc, and L_tdm where `training.terms` adds it. Papers: docs/PAPERS.md.
 """
 
 from collections.abc import Callable, Sequence

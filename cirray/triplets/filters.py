@@ -1,4 +1,7 @@
-"""Named filters of triplets; each answers with a reason for every row it would drop. All are off by default."""
+"""Named filters of triplets; each answers with a reason for every row it would drop. All are off by default.
+
+The papers filter nothing (docs/PAPERS.md#pairs-and-filters).
+"""
 
 from collections.abc import Callable
 

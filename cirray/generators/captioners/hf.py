@@ -1,6 +1,7 @@
 """Any image-to-text model of Hugging Face (LLaVA, BLIP, BLIP-2 ...): batched, greedy.
 
-SPN captions with LLaVA, one image a call, at a temperature and top-p of 0.01; greedy decoding is the limit of that.
+SPN captions with LLaVA, one image a call, at a temperature and top-p of 0.01; greedy decoding is the limit of that
+(docs/PAPERS.md#captions-and-templates).
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """What a rewriter is, and the registry of them: caption of the reference + modification -> caption of the target.
 
-CIReVL's second step (training-free retrieval: caption, rewrite, search by text; baselines.md, section 7).
+CIReVL's second step (training-free retrieval: caption, rewrite, search by text; docs/PAPERS.md#cirevl).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,7 @@
 """Heads of dual encoders: image vector and text vector to one query. A new head is one class and one name here.
 
-`sum` and `combiner` after Baldrati et al., "Effective conditioned and composed image retrieval combining CLIP-based
-features" (CLIP4CIR, 2022): q = n(v + t), and q = n(A + s t + (1 - s) v); `cross_attention` lets the text vector read
-the image's tokens; `tirg` has its own file.
+`sum` and `combiner` after Baldrati et al. (CLIP4CIR, 2022; docs/PAPERS.md#clip4cir): q = n(v + t), and q = n(A + s t +
+(1 - s) v); `cross_attention` lets the text vector read the image's tokens; `tirg` has its own file.
 """
 
 import torch

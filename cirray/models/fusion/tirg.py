@@ -1,6 +1,6 @@
 """TIRG's head: the reference passes a gate, a residual adds what the text changes.
 
-Vo et al., "Composing Text and Image for Image Retrieval - An Empirical Odyssey" (CVPR 2019):
+Vo et al., CVPR 2019 (docs/PAPERS.md#tirg):
 q = w_g sigmoid(gate([v, t])) v + w_r residual([v, t]), scaled by a learned factor. The paper trains it over ResNet-18
 and an LSTM; here it stands over any frozen tower and text encoder, which a result row must say.
 """

@@ -1,4 +1,7 @@
-"""The fusion of SPRC and PTHA: an image pass that makes prototypes, then a pass without image (PTHA, hop 2)."""
+"""The fusion of SPRC and PTHA: an image pass that makes prototypes, then a pass without image.
+
+PTHA's hop 2 (docs/PAPERS.md#two-hop-alignment).
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
 """What the composing stage trains inside a frozen text encoder: bottleneck adapters, or low-rank updates.
 
 An adapter stands after attention and after feed-forward of every layer: x + up(GELU(down(x))), 768 -> 64 -> 768,
-without normalisation (two-stage mapping/composing, after arXiv 2504.17990; shapes are ours). The last matrix starts
+without normalisation (after arXiv 2504.17990; shapes are ours, docs/PAPERS.md#composing). The last matrix starts
 at zero, so that the encoder with adapters is the encoder without, exactly.
 """
 

@@ -1,8 +1,8 @@
 """Visual semantic injection: the pseudo-word reads the image's patches before it enters the text encoder.
 
 q0 = phi(g), P~ = LN(P W_p); per layer q' = q + tanh(a) Attn(LN q, P~, P~), q'' = q' + tanh(b) FFN(LN q'); the gates a
-and b start at 0, so that an untrained injection is plain phi (two-stage mapping/composing, after arXiv 2504.17990;
-the module's purpose is the paper's, its layers are ours). The token depends on the image alone.
+and b start at 0, so that an untrained injection is plain phi (after arXiv 2504.17990; its purpose is the paper's, its
+layers are ours: docs/PAPERS.md#visual-semantic-injection). The token depends on the image alone.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """phi: an image embedding becomes the token(s) of a pseudo-word. Linear, activation, dropout, twice, then Linear.
 
-The shape is SEARLE's (GELU, hidden 4 x the width) or, by its configuration, Pic2Word's (ReLU, hidden 512). The output
-starts at the mean norm of the word embeddings, which the text encoder is used to (our choice).
+The shape is SEARLE's (docs/PAPERS.md#searle) or, by its configuration, Pic2Word's (docs/PAPERS.md#pic2word). The output
+starts at the mean norm of the word embeddings, which the text encoder is used to.
 """
 
 import torch

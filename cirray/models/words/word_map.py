@@ -1,8 +1,8 @@
 """The pseudo-word retriever: query = n(E("a photo of $ that {text}", s)), gallery = CLIP's image embedding.
 
-Two-stage mapping/composing, after arXiv 2504.17990, and its baselines Pic2Word, SEARLE and LinCIR, which differ in
-phi's shape and training alone. The image side is frozen throughout and has no weights here, so that an index outlives
-every update of the text side.
+Two-stage mapping/composing, after arXiv 2504.17990 (docs/PAPERS.md#two-stage-zero-shot), and its baselines Pic2Word,
+SEARLE and LinCIR, which differ in phi's shape and training alone. The image side is frozen throughout and has no
+weights here, so that an index outlives every update of the text side.
 """
 
 import hashlib

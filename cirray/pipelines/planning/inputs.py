@@ -22,7 +22,7 @@ from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.steps import Tokens
 
 TRIPLETS = {"cirr": 28_225, "fashioniq": 18_000}
-"""Training triplets as published (Liu et al. 2021, table 2; Wu et al. 2021: 5,985 + 5,988 + 6,027)."""
+"""Training triplets as published (CIRR, table 2; Fashion IQ: 5,985 + 5,988 + 6,027)."""
 IMAGES = {"cirr": 21_551, "fashioniq": 77_684}
 """Images as published: CIRR 16,939 + 2,297 + 2,315; FashionIQ's three categories together."""
 

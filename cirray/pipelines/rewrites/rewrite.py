@@ -1,6 +1,6 @@
 """The rewrite stage: captions of references + modifications -> captions of targets, cached, resumable by part.
 
-CIReVL (training-free, baselines.md section 7) is four configs: `cirray caption parts=[references]`, this stage, a
+CIReVL (training-free; docs/PAPERS.md#cirevl) is four configs: `cirray caption parts=[references]`, this stage, a
 checkpoint of `cirray map training.objective=untrained model.query=text`, and `cirray evaluate texts=REWRITES`.
 """
 

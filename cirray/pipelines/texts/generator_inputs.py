@@ -135,7 +135,8 @@ def alignment_task(
 def _check_aligned(run: GeneratorRun) -> None:
     """VDG's second stage trains projection and adapters on few triplets: its first stage is no option without a start.
 
-    The released code goes from a random projection to the second stage although the paper requires the first.
+    The released code goes from a random projection to the second stage although the paper requires the first
+    (docs/PAPERS.md#delta-generator).
     """
     given = bool(run.qformer_source) and run.source_projection
     if run.model.reader_tuning == "always" or given:

@@ -1,6 +1,7 @@
 """The bank term of SPN: every query against all training images, which the frozen target side encoded once.
 
-L = -1/B sum_i log( exp(s(q_i, t_i) / tau) / sum_j exp(s(q_i, t_j) / tau) ), j over the whole bank (Feng et al., 2024).
+L = -1/B sum_i log( exp(s(q_i, t_i) / tau) / sum_j exp(s(q_i, t_j) / tau) ), j over the whole bank (Feng et al., 2024;
+docs/PAPERS.md#negative-bank).
 """
 
 from collections import defaultdict

@@ -1,9 +1,9 @@
 """The composing term L_cmp: a query against the batch's targets, its own reference and mined images of its own.
 
 L_cmp = -1/N sum_i log( e^(z_i.v_ti) / (sum_j e^(z_i.v_tj) + e^(z_i.v_ri) + sum_h e^(z_i.v_h)) ), products over tau, j
-over the batch's targets, h over mined images; L_2 = L_cmp + lambda_ret L_ret. Two-stage mapping/composing, after arXiv
-2504.17990; the form is ours. The image side is frozen, so vectors of all
-images are taken once, from the start weights, and a step reads no image.
+over the batch's targets, h over mined images; L_2 = L_cmp + lambda_ret L_ret. After arXiv 2504.17990; the
+form is ours (docs/PAPERS.md#composing). The image side is frozen: vectors of all images are taken once, from the start
+weights, and a step reads no image.
 """
 
 from collections.abc import Sequence

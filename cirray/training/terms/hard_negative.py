@@ -1,7 +1,7 @@
-"""VDG's contrastive terms: HN-NCE in both directions, and its sum over the real rows and over all rows (section 3).
+"""VDG's contrastive terms: HN-NCE in both directions, and its sum over the real rows and over all rows.
 
 L_tcc = L_c(B) + L_c(B u B') with L_c = L_q2t + L_t2q, B real rows, B' pseudo rows; L_q2t is HN-NCE (its weights and
-equation: `cirray/losses/hard_negative.py`; Jang et al., "Visual Delta Generator", 2024).
+equation: `cirray/losses/hard_negative.py`; Jang et al., 2024; docs/PAPERS.md#paired-batches).
 """
 
 import torch

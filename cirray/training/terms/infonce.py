@@ -1,4 +1,4 @@
-"""The contrastive term L_q2t: every query against the batch's images (InfoNCE; PTHA section 5, SPRC, CLIP4CIR)."""
+"""The contrastive term L_q2t: every query against the batch's images (docs/PAPERS.md#synthetic-pretraining)."""
 
 import torch
 

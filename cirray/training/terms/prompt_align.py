@@ -1,8 +1,7 @@
 """SPRC's alignment: the mean prototype is drawn to the mean of the learned prompts, which are held fixed.
 
 L_align = 1/W || mean_k P_k - sg(mean_k p_k) ||^2, P the Q-Former's outputs of (reference, text), p the learned prompts
-(Bai et al., "Sentence-level Prompts Benefit Composed Image Retrieval", 2024). SPRC: L = L_q2t + w_rtc L_m2t + w_align
-L_align.
+(Bai et al., 2024; docs/PAPERS.md#sprc). SPRC: L = L_q2t + w_rtc L_m2t + w_align L_align.
 """
 
 import torch

@@ -1,8 +1,7 @@
 """Retention: after the text encoder has been tuned, "a photo of $" must still find its image.
 
-L_ret = InfoNCE(y_i, v_{r_i}) over the batch's references, y_i the pseudo-sentence by the tuned encoder (two-stage
-mapping/composing, after arXiv 2504.17990; the form is ours). Tuning text alone to a frozen image side collapses
-without it.
+L_ret = InfoNCE(y_i, v_{r_i}) over the batch's references, y_i the pseudo-sentence by the tuned encoder (after arXiv
+2504.17990; the form is ours, docs/PAPERS.md#retention). Tuning text alone to a frozen image side collapses without it.
 """
 
 import torch

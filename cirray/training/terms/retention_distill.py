@@ -1,6 +1,6 @@
 """Retention by distillation: the tuned pseudo-sentence stays near the frozen one, 1 - cos(y_i, u_i).
 
-The other form of L_ret (two-stage mapping/composing, after arXiv 2504.17990; the form is ours).
+The other form of L_ret (after arXiv 2504.17990; the form is ours, docs/PAPERS.md#retention).
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The text-only term L_m2t: the text alone, with learned prompts, against the same images (PTHA section 5; SPRC)."""
+"""The text-only term L_m2t: text and learned prompts against the same images (docs/PAPERS.md#text-only-branch)."""
 
 import torch
 

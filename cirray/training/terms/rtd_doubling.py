@@ -1,7 +1,7 @@
 """One batch of 2N rows: composed queries with their targets, and pseudo-sentences with their references.
 
 Among 2N candidates the own reference is a negative by construction, and the plain mapping is trained beside the
-composed one (RTD's doubling; a variant of stage 2 of two-stage mapping/composing, after arXiv 2504.17990).
+composed one (RTD's doubling, a variant of stage 2 after arXiv 2504.17990; docs/PAPERS.md#retention).
 """
 
 import torch

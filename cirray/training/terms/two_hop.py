@@ -1,8 +1,8 @@
 """Hop 1 of PTHA, L_p2p: the forward prototype is drawn towards the reverse one, where a reverse text exists.
 
 L_p2p = 1/W || mean_k P_r2t - sg(mean_k P_t2r) ||^2, P_r2t from (reference, text), P_t2r from (target, reverse text), sg
-without gradient; mean over the rows that have both (Zhou et al., "Scale Up Composed Image Retrieval Learning via
-Modification Text Generation", 2025). PTHA: L = L_q2t + lambda_m L_m2t + lambda_p L_p2p.
+without gradient; mean over the rows that have both (Zhou et al., 2025; docs/PAPERS.md#two-hop-alignment).
+PTHA: L = L_q2t + lambda_m L_m2t + lambda_p L_p2p.
 """
 
 import torch

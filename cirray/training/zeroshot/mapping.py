@@ -1,7 +1,8 @@
 """Stage 1: pseudo-sentences find their images (L_map) and speak for captions as their own caption does (L_sta).
 
-L_1 = L_map + lambda_sta L_sta, after "two-stage mapping/composing", arXiv 2504.17990; with `alignment=none` and a phi
-of its shape this is Pic2Word. Only phi and injection learn; captions are encoded once.
+L_1 = L_map + lambda_sta L_sta, after "two-stage mapping/composing", arXiv 2504.17990
+(docs/PAPERS.md#soft-text-alignment); with `alignment=none` and a phi of its shape this is Pic2Word. Only phi and
+injection learn; captions are encoded once.
 """
 
 from collections.abc import Iterator

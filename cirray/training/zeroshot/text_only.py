@@ -3,7 +3,7 @@
 Every run of content words of a caption becomes `$`, all slots get the same token phi(E0(caption) + noise), and the
 masked caption must be read as the whole one: mean squared error of the two embeddings. Noise: U(0, 1) a sample times
 N(0, 1) a number. LinCIR masks nouns, adjectives and determiners by a tagger; here every word counts as such that is
-not on a list of function words (our choice).
+not on a list of function words (our choice; docs/PAPERS.md#lincir).
 """
 
 from collections.abc import Iterator

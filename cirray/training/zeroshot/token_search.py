@@ -3,7 +3,7 @@
 Search (OTI): 1 - cos(E0("a photo of $", s), v) + w (1 - cos(E0(phrase with s), E0(phrase with the image's words))),
 the moving average of s is kept. Distillation: contrast of phi's tokens with the found ones (NT-Xent, temperature 0.25)
 and w' (1 - cos) of phrases with either. SEARLE takes an image's words from zero-shot concepts and a language model's
-phrases; here they are its caption and the configured phrases (our choice).
+phrases; here they are its caption and the configured phrases (docs/PAPERS.md#searle).
 """
 
 from collections.abc import Iterator, Sequence

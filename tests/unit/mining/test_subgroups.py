@@ -1,4 +1,4 @@
-"""VDG's subgroup mining against a brute-force twin, and the promises of its design document's test 9."""
+"""VDG's subgroup mining against a brute-force twin, and what it promises: no near-duplicates, gaps, no pair twice."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def mine(excluded=(), **fields):
 
 
 def brute_force(settings):
-    """The document's five steps, one image and one pair at a time."""
+    """The paper's five steps (docs/PAPERS.md#neighbour-subgroups), one image and one pair at a time."""
     every = vectors().block(0, len(IDS)).astype(np.float32)
     cosine = every @ every.T
     accepted, found = [], {}
