@@ -4,8 +4,8 @@ The pass reads the *target's* patches and the modification text; the head reads 
 padding, and their logits are averaged. For each matched (image, text) two others are made: one wrong image, one wrong
 text. Two ways of it, each the name of an output (docs/PAPERS.md#target-delta-matching):
 
-`matching`       as released: nothing attends to [CLS]; negatives are drawn by the softmax, without a temperature, of the
-                 similarity of *target-grounded* texts with targets, plus 1e-4
+`matching`       as released: nothing attends to [CLS]; negatives are drawn by the softmax, without a temperature, of
+                 the similarity of *target-grounded* texts with targets, plus 1e-4
 `matching_hard`  [CLS] is attended, as BLIP-2 learnt its own head; negatives are drawn by the softmax of the *queries'*
                  similarity with targets over the loss's temperature, and an equal image or text is never a wrong one
 
