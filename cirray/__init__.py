@@ -30,6 +30,6 @@ def load(place: str, device: str = "cpu") -> Any:
         from cirray.generators.store import load_generator
 
         return load_generator(folder, device)
-    from cirray.retriever import load_encoder
+    from cirray.search_engine import load_encoder
 
     return load_encoder(folder, device)

@@ -18,13 +18,13 @@ def plan_file(run: Any) -> Any:
         ConfigError: no file, one for a verb that needs no plan, or a field that it does not have.
     """
     from cirray.cli.main import resolve
-    from cirray.pipelines.planning.inputs import Beside
+    from cirray.pipelines.planning.inputs import RecipesBeside
     from cirray.pipelines.planning.plan import plan_run
 
     if not run.file:
         raise ConfigError("Name the run's file: cirray plan jobs/configs/finetune-cirr-ptha-improved-blip2-h200.yaml.")
     config = resolve(verb(verb_of(run.file, run.verb)).config_class(), run.file, run.assignments)
-    return replace(plan_run(config, run.plan, Beside.of(run.file)), as_json=run.as_json)
+    return replace(plan_run(config, run.plan, RecipesBeside.of(run.file)), as_json=run.as_json)
 
 
 def verb_of(file: str, named: str = "") -> str:

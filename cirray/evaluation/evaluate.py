@@ -19,7 +19,7 @@ from cirray.core.progress import Advance, silent
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.measures import interval
 from cirray.evaluation.metrics import bootstrap_interval, group_recall, recall_by, refuse_nan
-from cirray.evaluation.plan import Plan, make_plan
+from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.protocol_metrics import Judged, compute
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.verdicts import Verdict, row_verdict
@@ -60,7 +60,7 @@ class FeatureLookup(typing.Protocol):
 class RankedQueries:
     """What the model made of every query, before anything is counted."""
 
-    plan: Plan
+    plan: EvaluationPlan
     rankings: tuple[Ranking, ...]
     subset_rankings: tuple[Ranking, ...]
     """The subset's images without the reference, best first (CIRR); empty where queries have none."""
@@ -107,7 +107,7 @@ def evaluate_retriever(
 
 
 def rank_queries(
-    retriever: ComposedEncoder, features: FeatureLookup, plan: Plan, *, batch: int = 128, top_k: int = 50,
+    retriever: ComposedEncoder, features: FeatureLookup, plan: EvaluationPlan, *, batch: int = 128, top_k: int = 50,
     judge: bool = True, advance: Advance = silent,
 ) -> RankedQueries:  # fmt: skip
     """Top K of every query, and its verdict where `judge` is set; a submission needs no targets.
@@ -226,7 +226,7 @@ class _Answer:
 
 
 def _judge(
-    retriever: ComposedEncoder, features: FeatureLookup, plan: Plan, gallery_NQD: torch.Tensor, rows: slice,
+    retriever: ComposedEncoder, features: FeatureLookup, plan: EvaluationPlan, gallery_NQD: torch.Tensor, rows: slice,
     top_k: int, judge: bool, advance: Advance,
 ) -> list[_Answer]:  # fmt: skip
     """Answers of one batch of queries, in their order."""
@@ -244,7 +244,7 @@ def _judge(
     return [answers[at] for at in chosen]
 
 
-def _answer(plan: Plan, query: Query, scores_N: np.ndarray, top_k: int, judge: bool) -> _Answer:
+def _answer(plan: EvaluationPlan, query: Query, scores_N: np.ndarray, top_k: int, judge: bool) -> _Answer:
     gallery, removed = plan.gallery(query), plan.removed(query)
     rule = plan.protocol.reference_rule
     verdict = row_verdict(query, scores_N, gallery.columns, removed, rule, gallery.copies) if judge else None

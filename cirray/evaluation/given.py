@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from cirray.core.errors import ConfigError, DataError
 from cirray.data.benchmark import CirDataset, Protocol
-from cirray.evaluation.plan import Plan, make_plan
+from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.spellings import Spellings
 from cirray.features.vector_files import VectorFile, read_vectors
 
@@ -66,7 +66,7 @@ def check_sides(queries: str, gallery: Sequence[str], gallery_ids: Sequence[str]
 
 def plan_for(
     dataset: CirDataset, protocol: Protocol, named: Iterable[str], spellings: Spellings, scored: bool = True
-) -> tuple[Plan, tuple[str, ...]]:
+) -> tuple[EvaluationPlan, tuple[str, ...]]:
     """The plan, and a note where the data set's files do not say what its gallery is (CIRCO without COCO's list).
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import RankedQueries
-from cirray.evaluation.plan import Plan
+from cirray.evaluation.plan import EvaluationPlan
 from cirray.evaluation.verdicts import check_list, verdict_from_list
 from cirray.types import Query, Ranking
 
@@ -34,7 +34,7 @@ def split_metrics(protocol: Protocol, lists: bool, subsets: bool) -> tuple[Proto
     return replace(protocol, metrics=tuple(kept)), tuple(name for name in protocol.metrics if name not in kept)
 
 
-def knows_subsets(plan: Plan, lists: Mapping[str, Sequence[str]]) -> bool:
+def knows_subsets(plan: EvaluationPlan, lists: Mapping[str, Sequence[str]]) -> bool:
     """Whether lists of the gallery are long enough to order every query's subset."""
     rule = plan.protocol.reference_rule
     return all(
@@ -45,7 +45,7 @@ def knows_subsets(plan: Plan, lists: Mapping[str, Sequence[str]]) -> bool:
 
 
 def rank_lists(
-    plan: Plan, lists: Mapping[str, Sequence[str]], subsets: Mapping[str, Sequence[str]], source: str
+    plan: EvaluationPlan, lists: Mapping[str, Sequence[str]], subsets: Mapping[str, Sequence[str]], source: str
 ) -> RankedQueries:
     """Verdicts of ranked lists.
 
@@ -70,7 +70,7 @@ def rank_lists(
     return RankedQueries(plan, tuple(rankings), tuple(subset_rankings), tuple(verdicts), 0.0)
 
 
-def depth_note(lists: Mapping[str, Sequence[str]], plan: Plan) -> str:
+def depth_note(lists: Mapping[str, Sequence[str]], plan: EvaluationPlan) -> str:
     """A sentence where some cut-off lies beyond the end of the lists; empty otherwise."""
     shortest = min((len(lists.get(query.query_id, ())) for query in plan.queries), default=0)
     deepest, smallest = max(plan.protocol.ks), min(len(gallery) for gallery in plan.galleries.values())
@@ -79,7 +79,7 @@ def depth_note(lists: Mapping[str, Sequence[str]], plan: Plan) -> str:
     return f"The shortest list holds {shortest} images: what stands beyond it counts as no hit."
 
 
-def _own_ids(plan: Plan, lists: Mapping[str, Sequence[str]], source: str) -> dict[str, tuple[str, ...]]:
+def _own_ids(plan: EvaluationPlan, lists: Mapping[str, Sequence[str]], source: str) -> dict[str, tuple[str, ...]]:
     """The lists as given, checked."""
     wanted = {query.query_id for query in plan.queries}
     missing, strange = [name for name in wanted if name not in lists], sorted(set(lists) - wanted)

@@ -41,7 +41,7 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What an evaluation ranks. `ids` is the union of all galleries, ascending: every image is encoded once."""
 
     queries: tuple[Query, ...]
@@ -90,7 +90,7 @@ def make_plan(
     protocol: Protocol,
     galleries: Mapping[str, Sequence[str]] | None = None,
     scored: bool = True,
-) -> Plan:
+) -> EvaluationPlan:
     """Resolve queries, refusing whatever could give a silent miss.
 
     Args:
@@ -122,7 +122,7 @@ def make_plan(
         name: Gallery(ids, np.fromiter((row_of[image] for image in ids), np.int64, len(ids)))
         for name, ids in lists.items()
     }
-    plan = Plan(tuple(queries), protocol, union, resolved)
+    plan = EvaluationPlan(tuple(queries), protocol, union, resolved)
     for query in plan.queries if scored else ():
         _check_images(query, plan.gallery(query))
     return plan

@@ -15,7 +15,7 @@ from cirray.core.texts import parse_json
 from cirray.types import Query, Ranking
 
 RECALL, SUBSET, CIRCO = "cirr-recall", "cirr-recall-subset", "circo"
-KINDS = (RECALL, SUBSET, CIRCO)
+SUBMISSIONS = (RECALL, SUBSET, CIRCO)
 MAX_BYTES = 5_000_000
 """CIRR's servers refuse larger files."""
 SPECIAL = ("version", "metric")
@@ -49,7 +49,7 @@ def build(kind: str, queries: Sequence[Query], lists: Mapping[str, Sequence[str]
     """The content of a submission file.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `SUBMISSIONS`.
         queries: all queries of the split.
         lists: query id -> ranked image ids, best first: of the gallery, or of the subset for `cirr-recall-subset`. The
             reference in a CIRR list is dropped; CIRCO's stays (it is never a ground truth).
@@ -146,7 +146,7 @@ def check(
     Args:
         payload: content of the file.
         size: its bytes.
-        kind: one of `KINDS`; empty detects it.
+        kind: one of `SUBMISSIONS`; empty detects it.
         queries: the split's queries; without them only the number of keys is known.
         gallery: ids of the gallery; empty leaves names unchecked.
 
@@ -273,5 +273,5 @@ def _plain(item: Any, kind: str) -> Any:
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise DataError(unknown_name("submission kind", kind, KINDS))
+    if kind not in SUBMISSIONS:
+        raise DataError(unknown_name("submission kind", kind, SUBMISSIONS))

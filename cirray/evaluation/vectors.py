@@ -25,7 +25,7 @@ from cirray.evaluation.chunked import (
     split_rows,
 )
 from cirray.evaluation.evaluate import RankedQueries
-from cirray.evaluation.plan import Gallery, Plan
+from cirray.evaluation.plan import EvaluationPlan, Gallery
 from cirray.evaluation.verdicts import Verdict, probes_of, verdict_from_scores
 from cirray.features.vector_files import VectorFile, open_array
 from cirray.types import Query, Ranking
@@ -62,7 +62,7 @@ def in_process(files: Sequence[VectorFile]) -> Runner:
 
 
 def rank_vectors(
-    plan: Plan, queries: VectorFile, gallery: Sequence[VectorFile], settings: Settings | None = None, *,
+    plan: EvaluationPlan, queries: VectorFile, gallery: Sequence[VectorFile], settings: Settings | None = None, *,
     top_k: int = 50, parts: int = 1, judge: bool = True, run: Runner | None = None, advance: Advance = silent,
 ) -> RankedQueries:  # fmt: skip
     """Top K and verdict of every query from saved vectors, in bounded memory.
@@ -103,7 +103,7 @@ def rank_vectors(
     )  # fmt: skip
 
 
-def _query_matrix(plan: Plan, queries: VectorFile, settings: Settings) -> np.ndarray:
+def _query_matrix(plan: EvaluationPlan, queries: VectorFile, settings: Settings) -> np.ndarray:
     """Vectors [B, D] (float32) of the plan's queries."""
     if queries.vectors.ndim != 2:
         raise DataError(f"Query vectors have the shape {queries.vectors.shape}; one vector a query, [N, D], is needed.")
@@ -121,14 +121,14 @@ def _query_matrix(plan: Plan, queries: VectorFile, settings: Settings) -> np.nda
     return (query_BD / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def _rows_of(plan: Plan, gallery: Sequence[VectorFile]) -> list[dict[str, int]]:
+def _rows_of(plan: EvaluationPlan, gallery: Sequence[VectorFile]) -> list[dict[str, int]]:
     """Row of every image of the plan, by file."""
     union = set(plan.ids)
     return [{name: row for row, name in enumerate(file.ids) if name in union} for file in gallery]
 
 
 def _locate(
-    name: str, plan: Plan, gallery: Sequence[VectorFile], rows: Sequence[Mapping[str, int]]
+    name: str, plan: EvaluationPlan, gallery: Sequence[VectorFile], rows: Sequence[Mapping[str, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """File number and row of every image of one gallery.
 
@@ -186,7 +186,7 @@ def _jobs(
 
 
 def _question(
-    plan: Plan, own: Gallery, positions: Sequence[int], query_BD: np.ndarray, top_k: int, judge: bool
+    plan: EvaluationPlan, own: Gallery, positions: Sequence[int], query_BD: np.ndarray, top_k: int, judge: bool
 ) -> tuple[Question, list[tuple[str, ...]]]:
     rule = plan.protocol.reference_rule
     chosen = [plan.queries[at] for at in positions]
@@ -218,8 +218,8 @@ def _probes(query: Query, rule: str, judge: bool) -> tuple[str, ...]:
 
 
 def _answers(
-    plan: Plan, own: Gallery, positions: Sequence[int], probes: Sequence[tuple[str, ...]], scores_P: np.ndarray,
-    partial: Partial, judge: bool,
+    plan: EvaluationPlan, own: Gallery, positions: Sequence[int], probes: Sequence[tuple[str, ...]],
+    scores_P: np.ndarray, partial: Partial, judge: bool,
 ) -> list[tuple[Ranking, Ranking | None, Verdict | None]]:  # fmt: skip
     found, start = [], 0
     for place, at in enumerate(positions):

@@ -37,7 +37,7 @@ from cirray.models.towers.language import language_dtype, load_language_model
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Description = Mapping[str, Any]
 Loader = Callable[..., ModificationGenerator]
-KINDS: Registry[Loader] = Registry("kind of generator")
+GENERATORS: Registry[Loader] = Registry("kind of generator")
 """Kind in `config.json` -> loader: (folder, description, device, seed, options) -> generator."""
 _PRESETS = ("greedy", "paper", "long", "diverse", "vdg")
 _HELD = tuple(FrozenLanguageConfig.model_fields)
@@ -90,10 +90,10 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **opt
         ConfigError: for an unknown option.
     """
     description = _read_description(Path(folder))
-    return KINDS.get(description["kind"])(folder, description, device, seed, options)
+    return GENERATORS.get(description["kind"])(folder, description, device, seed, options)
 
 
-@KINDS.register("mtg")
+@GENERATORS.register("mtg")
 def _load_mtg(folder: str | Path, description: Description, device: str, seed: int, options: Any) -> TextWriter:
     held = validate(FrozenLanguageConfig, {name: options.pop(name) for name in _HELD if name in options})
     decoding, directions = _decoding(options)
@@ -101,14 +101,14 @@ def _load_mtg(folder: str | Path, description: Description, device: str, seed: i
     return TextWriter(model, decoding, directory_digest(folder), seed, directions)
 
 
-@KINDS.register("template")
+@GENERATORS.register("template")
 def _load_template(
     folder: str | Path, description: Description, device: str, seed: int, options: Any
 ) -> TemplateGenerator:
     return TemplateGenerator(description["template"], seed)
 
 
-@KINDS.register("caption_template")
+@GENERATORS.register("caption_template")
 def _load_captions(
     folder: str | Path, description: Description, device: str, seed: int, options: Any
 ) -> CaptionTemplateGenerator:
@@ -210,7 +210,7 @@ def _read_description(root: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(f"{str(root)!r} holds no generator (no readable {CONFIG}). Train one first.") from None
     try:
-        KINDS.get(kind)
+        GENERATORS.get(kind)
     except ConfigError as error:
         raise ArtifactError(f"{str(path)!r}: {error}") from None
     return dict(description)

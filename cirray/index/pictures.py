@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 PACK, OFFSETS = "pictures.bin", "pictures.npy"
-_KINDS = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+_SIGNATURES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PictureStore:
 
 def media_type(picture: bytes) -> str:
     """MIME type of an encoded picture, by its first bytes."""
-    return next((kind for head, kind in _KINDS if picture.startswith(head)), "application/octet-stream")
+    return next((kind for head, kind in _SIGNATURES if picture.startswith(head)), "application/octet-stream")
 
 
 def write_pictures(folder: Path, pictures: Iterable[bytes]) -> list[str]:

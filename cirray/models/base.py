@@ -192,7 +192,7 @@ class RetrieverKind:
     """(saved description, its folder) -> one with any weights, which are then replaced."""
 
 
-KINDS: Registry[RetrieverKind] = Registry(
+RETRIEVERS: Registry[RetrieverKind] = Registry(
     "kind of retriever", [f"cirray.models.{name}" for name in ("composed", "dual", "forked", "words.word_map")]
 )
 """Kind -> how it is made."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cirray.core.config import leaves, merged, validate
 from cirray.core.errors import ConfigError
-from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
+from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import RetrieverConfig
 from cirray.models.fusion.base import Fused, find_fusion
@@ -246,4 +246,4 @@ def _load(description: Mapping[str, Any], folder: Path) -> QFormerRetriever:
     return QFormerRetriever(config, load_tokenizer(folder), int(description["patch_width"]))
 
 
-KINDS.register(QFormerRetriever.kind)(RetrieverKind(_build, _load))
+RETRIEVERS.register(QFormerRetriever.kind)(RetrieverKind(_build, _load))

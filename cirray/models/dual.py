@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
-from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
+from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.fusion.dual import DUAL_HEADS
@@ -241,4 +241,4 @@ def _load(description: Mapping[str, Any], folder: Path) -> DualEncoderRetriever:
     return DualEncoderRetriever(config, text, backbone, int(description["patch_width"]))
 
 
-KINDS.register(DualEncoderRetriever.kind)(RetrieverKind(_build, _load))
+RETRIEVERS.register(DualEncoderRetriever.kind)(RetrieverKind(_build, _load))

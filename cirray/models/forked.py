@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cirray.core.errors import ArtifactError, ConfigError, unknown_name
-from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
+from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.composed import QFormerRetriever
 from cirray.models.fusion.base import Fused
@@ -188,7 +188,7 @@ def _load(description: Mapping[str, Any], folder: Path) -> ForkedRetriever:
     inner = description["query"]
     if inner["kind"] == ForkedRetriever.kind:
         raise ArtifactError(f"{str(folder)!r} holds a fork of a fork, which nothing here writes.")
-    halves = [KINDS.get(str(inner["kind"])).load(inner, folder) for _ in range(2)]
+    halves = [RETRIEVERS.get(str(inner["kind"])).load(inner, folder) for _ in range(2)]
     return ForkedRetriever(halves[0], halves[1], str(description["retriever"]["trains"]))
 
 
@@ -196,4 +196,4 @@ def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, 
     raise ConfigError("A forked retriever starts from a trained checkpoint (init=...), not from random weights.")
 
 
-KINDS.register(ForkedRetriever.kind)(RetrieverKind(_build, _load))
+RETRIEVERS.register(ForkedRetriever.kind)(RetrieverKind(_build, _load))

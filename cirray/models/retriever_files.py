@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from cirray.core.config import differing
 from cirray.core.contents import canonical, spoken
 from cirray.core.errors import ArtifactError, ConfigError, damage_told
-from cirray.models.base import KINDS, Retriever
+from cirray.models.base import RETRIEVERS, Retriever
 from cirray.models.sources.file_forms import refuse_other_files
 from cirray.models.sources.files import check_floats
 
@@ -66,7 +66,7 @@ def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
         ArtifactError: when it describes something else.
     """
     try:
-        kind = KINDS.get(str(description.get("kind")))
+        kind = RETRIEVERS.get(str(description.get("kind")))
     except ConfigError as error:
         raise ArtifactError(f"{str(folder / CONFIG)!r} describes no retriever that is known here. {error}") from None
     return kind.load(description, folder)

@@ -16,7 +16,7 @@ from cirray.core.artifacts import read_manifest
 from cirray.core.errors import CirrayError
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs
-from cirray.serving.deployments import Retriever, current_service
+from cirray.serving.deployments import SearchReplica, current_service
 
 DEPLOYMENT_OPTIONS: dict[str, Any] = {
     "name": "Retriever",
@@ -63,7 +63,7 @@ def application_of(args: ServeArgs, **options: Any) -> Application:
     def replica_api() -> FastAPI:
         return make_api(current_service, args, alone=False)
 
-    replica = serve.ingress(replica_api)(Retriever)
+    replica = serve.ingress(replica_api)(SearchReplica)
     return serve.deployment(**{**DEPLOYMENT_OPTIONS, **options})(replica).bind(args)
 
 
@@ -77,7 +77,7 @@ def check_pair(checkpoint: str, index: str) -> None:
     encoder, gallery = read_manifest(checkpoint, "checkpoint"), read_manifest(index, "index")
     if gallery.inputs.get("checkpoint") != encoder.digest:
         from cirray.index.store import check_encoder
-        from cirray.retriever import load_models
+        from cirray.search_engine import load_models
 
         model, vision, _ = load_models(checkpoint)
         towers = (str(gallery.extra.get("vision_digest", "")), vision.digest)

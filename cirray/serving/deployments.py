@@ -19,12 +19,12 @@ from cirray.serving.service import Workers
 from cirray.types import Ranking
 
 if TYPE_CHECKING:
-    from cirray.retriever import ComposedQuery
+    from cirray.search_engine import ComposedQuery
 
 PROBE_TIMEOUT_S = 20.0
 
 
-class Retriever:
+class SearchReplica:
     """A `SearchService` that answers in batches. Wrapped by `serve.ingress` and `serve.deployment` in `app.py`."""
 
     def __init__(self, args: ServeArgs) -> None:
@@ -37,12 +37,12 @@ class Retriever:
         import torch  # here, and not above: the process that starts the service needs no torch
 
         from cirray.index.faiss_index import limit_faiss_threads
-        from cirray.retriever import ComposedRetriever
+        from cirray.search_engine import SearchEngine
 
         configure()
         torch.set_num_threads(args.threads)
         limit_faiss_threads(args.threads)
-        self.retriever = ComposedRetriever.open(
+        self.retriever = SearchEngine.open(
             args.checkpoint,
             args.index,
             args.device,
@@ -89,6 +89,6 @@ class Retriever:
         return await self._workers.model(lambda: self.retriever.search_many(queries))
 
 
-def current_service() -> Retriever:
+def current_service() -> SearchReplica:
     """The replica that runs in this process."""
     return serve.get_replica_context().servable_object  # type: ignore[return-value]

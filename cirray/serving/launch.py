@@ -27,7 +27,7 @@ QUIET = {"enable_access_log": False}
 
 
 @dataclass(frozen=True)
-class Plan:
+class ServicePlan:
     """What is started: arguments of the application, of Ray's HTTP entrance, of the deployment and of Ray's log."""
 
     args: ServeArgs
@@ -75,7 +75,7 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
         _LOG.info("stopped")
 
 
-def plan_of(run: ServeRun) -> Plan:
+def plan_of(run: ServeRun) -> ServicePlan:
     """The fields of a run, or the settings of a Serve config file (`serve_configs/retriever.yaml`).
 
     Raises:
@@ -83,7 +83,7 @@ def plan_of(run: ServeRun) -> Plan:
     """
     if not run.file:
         args = ServeArgs(checkpoint=run.checkpoint, index=run.index, device=run.device, allowed_hosts=run.allowed_hosts)
-        return Plan(args, {"host": run.host, "port": run.port}, {"num_replicas": run.replicas})
+        return ServicePlan(args, {"host": run.host, "port": run.port}, {"num_replicas": run.replicas})
     try:
         tree = yaml.safe_load(Path(run.file).expanduser().read_text(encoding="utf-8"))
         application = tree["applications"][0]
@@ -97,7 +97,7 @@ def plan_of(run: ServeRun) -> Plan:
             f"{run.file!r} is no Serve config file with an application; serve_configs/retriever.yaml is an example."
         ) from None
     deployment.pop("name", None)
-    return Plan(args, http, deployment, tree.get("logging_config") or QUIET)
+    return ServicePlan(args, http, deployment, tree.get("logging_config") or QUIET)
 
 
 def check_service(args: ServeArgs) -> None:
@@ -121,10 +121,10 @@ def check_service(args: ServeArgs) -> None:
 def problem_of(args: ServeArgs) -> CirrayError | None:
     """What keeps these artifacts from being served on that device, or None."""
     limit_threads()
-    from cirray.retriever import ComposedRetriever
+    from cirray.search_engine import SearchEngine
 
     try:
-        ComposedRetriever.open(args.checkpoint, args.index, args.device, args.verify).probe()
+        SearchEngine.open(args.checkpoint, args.index, args.device, args.verify).probe()
     except CirrayError as error:
         return error
     except Exception as error:  # noqa: BLE001 - e.g. a device that this machine lacks; said in one line
@@ -133,7 +133,7 @@ def problem_of(args: ServeArgs) -> CirrayError | None:
     return None
 
 
-def start(plan: Plan) -> None:
+def start(plan: ServicePlan) -> None:
     """Start Ray's HTTP entrance and the application; returns when it answers.
 
     Raises:

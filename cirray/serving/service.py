@@ -10,7 +10,7 @@ from cirray.serving.config import ServingSettings
 from cirray.types import Ranking
 
 if TYPE_CHECKING:  # the process that starts the service needs no torch
-    from cirray.retriever import ComposedQuery, ComposedRetriever
+    from cirray.search_engine import ComposedQuery, SearchEngine
 
 ResultT = TypeVar("ResultT")
 PROBE_REUSE_S = 1.0
@@ -20,7 +20,7 @@ class SearchService(Protocol):
     """A loaded retriever with its settings."""
 
     @property
-    def retriever(self) -> "ComposedRetriever":
+    def retriever(self) -> "SearchEngine":
         """The retriever that answers."""
 
     @property
@@ -56,7 +56,7 @@ class Workers:
         """Run work in a decoding thread."""
         return await asyncio.get_running_loop().run_in_executor(self._decode, work)
 
-    async def probe(self, retriever: "ComposedRetriever") -> None:
+    async def probe(self, retriever: "SearchEngine") -> None:
         """Run the retriever's probe; a success is reused for a second, a failure never."""
         if time.monotonic() - self._probed_at < PROBE_REUSE_S:
             return
@@ -67,7 +67,7 @@ class Workers:
 class DirectService:
     """Answers in this process, one query at a time: the twin of the batched deployment."""
 
-    def __init__(self, retriever: "ComposedRetriever", settings: ServingSettings | None = None) -> None:
+    def __init__(self, retriever: "SearchEngine", settings: ServingSettings | None = None) -> None:
         """Hold a loaded retriever."""
         self.retriever, self.settings, self._workers = retriever, settings or ServingSettings(), Workers()
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from cirray.cli.main import guarded
 from cirray.core.config import Config, load_config
 from cirray.core.log import say
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 from cirray.serving.api import make_api
 from cirray.serving.bodies import read_search
 from cirray.serving.config import ServeArgs, ServingSettings
@@ -44,7 +44,7 @@ class PhasesConfig(Config):
 class Known:
     """A service that knows its one answer: what is left is HTTP."""
 
-    def __init__(self, retriever: ComposedRetriever) -> None:
+    def __init__(self, retriever: SearchEngine) -> None:
         """Answer once, remember it."""
         self.retriever, self.settings = retriever, ServingSettings()
         self.query = retriever.prepare(TEXT, gallery_id=retriever.gallery.ids[0], k=12)
@@ -125,7 +125,7 @@ def messages(image_id: str, picture: bytes) -> dict[str, httpx.Request]:
     return {"id": httpx.Request("POST", url, json={**fields, "gallery_id": image_id}), "upload": uploaded}
 
 
-async def http_phases(retriever: ComposedRetriever, asked: dict[str, httpx.Request], repeats: int) -> None:
+async def http_phases(retriever: SearchEngine, asked: dict[str, httpx.Request], repeats: int) -> None:
     """Lines of everything but the model."""
     known, args = Known(retriever), ServeArgs()
     behind, gate = make_api(lambda: known, args, alone=False), Gate(nothing, Lane(GateRules(hosts=LOOPBACK)))
@@ -144,7 +144,7 @@ async def http_phases(retriever: ComposedRetriever, asked: dict[str, httpx.Reque
 def measure(config: PhasesConfig) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    retriever = ComposedRetriever.open(config.checkpoint, config.index, kept_references=64)
+    retriever = SearchEngine.open(config.checkpoint, config.index, kept_references=64)
     ids = retriever.gallery.ids
     picture = retriever.gallery.picture(ids[0]) or b""
     asked = messages(ids[0], picture)

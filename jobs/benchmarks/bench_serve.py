@@ -55,13 +55,13 @@ def serve_bare(config: BenchConfig) -> None:
     import torch
     import uvicorn
 
-    from cirray.retriever import ComposedRetriever
+    from cirray.search_engine import SearchEngine
     from cirray.serving.api import make_api
     from cirray.serving.config import ServeArgs
     from cirray.serving.service import DirectService
 
     torch.set_num_threads(1)
-    service = DirectService(ComposedRetriever.open(config.checkpoint, config.index))
+    service = DirectService(SearchEngine.open(config.checkpoint, config.index))
     app = make_api(lambda: service, ServeArgs(checkpoint=config.checkpoint, index=config.index))
     uvicorn.run(app, host="127.0.0.1", port=config.port, log_level="error", access_log=False)
 

@@ -14,7 +14,7 @@ import uvicorn
 
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.service import DirectService
@@ -83,9 +83,9 @@ def retriever(tmp_path_factory):
         TINY.write_checkpoint(root / "checkpoint"),
     )
     run_index(IndexRun(checkpoint=checkpoint, images=str(pictures), out=str(root / "index")))
-    opened = ComposedRetriever.open(checkpoint, str(root / "index"))
+    opened = SearchEngine.open(checkpoint, str(root / "index"))
     gallery = replace(opened.gallery, texts=OWN, examples=(("plain/02", "turn it green"), ("plain/04", "make it blue")))
-    return ComposedRetriever(opened.encoder, opened.vision, opened.transform, gallery)
+    return SearchEngine(opened.encoder, opened.vision, opened.transform, gallery)
 
 
 @pytest.fixture(scope="session")

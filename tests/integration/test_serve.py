@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from cirray.core.errors import ServingError
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 from cirray.serving.client import SearchClient
 
 pytestmark = pytest.mark.integration
@@ -97,7 +97,7 @@ def client(url):
 
 @pytest.fixture(scope="module")
 def retriever(tiny):
-    return ComposedRetriever.open(tiny.checkpoint, tiny.index)
+    return SearchEngine.open(tiny.checkpoint, tiny.index)
 
 
 def test_http_answers_are_the_retrievers_answers(client, retriever, tiny):

@@ -63,9 +63,9 @@ def check_equal(found, wanted):
 
 
 def reached(out, step):
-    """Has the run written this step into its bulletin?"""
-    for bulletin in Path(f"{out}.partial/ray").glob("train-*.json"):
-        return json.loads(bulletin.read_text())["step"] >= step
+    """Has the run written this step into its status_file?"""
+    for status_file in Path(f"{out}.partial/ray").glob("train-*.json"):
+        return json.loads(status_file.read_text())["step"] >= step
     return False
 
 

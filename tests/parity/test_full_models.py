@@ -21,7 +21,7 @@ from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.language import load_language_model
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss

@@ -18,7 +18,7 @@ from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.retriever import load_models, said
+from cirray.search_engine import load_models, said
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss

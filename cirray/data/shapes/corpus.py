@@ -16,7 +16,7 @@ from cirray.data.shapes.judge import parse
 from cirray.data.shapes.scenes import (
     CELLS,
     COLOURS,
-    KINDS,
+    EDITS,
     MAX_OBJECTS,
     MIN_OBJECTS,
     PLACES,
@@ -129,10 +129,10 @@ def reserved_scene(
 
 
 def reserved_change(
-    rng: np.random.Generator, max_objects: int = MAX_OBJECTS, twins: float = 0.0, swaps: float = 1 / len(KINDS)
+    rng: np.random.Generator, max_objects: int = MAX_OBJECTS, twins: float = 0.0, swaps: float = 1 / len(EDITS)
 ) -> Change:
     """A change between two reserved scenes; a share `swaps` are swaps, other kinds are equally likely."""
-    others = [kind for kind in KINDS if kind != "swap"]
+    others = [kind for kind in EDITS if kind != "swap"]
     while True:
         scene = reserved_scene(rng, max_objects=max_objects, twins=twins)
         kind = "swap" if rng.random() < swaps else pick(rng, others)

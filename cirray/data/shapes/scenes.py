@@ -14,7 +14,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white"
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 SIZES = ("small", "large")
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right"))
-KINDS = ("recolour", "reshape", "resize", "add", "remove", "move", "swap")
+EDITS = ("recolour", "reshape", "resize", "add", "remove", "move", "swap")
 CELLS = len(PLACES)
 MIN_OBJECTS, MAX_OBJECTS = 2, 5
 RESERVED_SHARE = 4
@@ -128,7 +128,7 @@ def feasible_kinds(scene: Scene) -> tuple[str, ...]:
         "remove": count <= MIN_OBJECTS,
         "swap": len({scene.cells[index] for index in scene.occupied}) < 2,
     }
-    return tuple(kind for kind in KINDS if not barred.get(kind, False))
+    return tuple(kind for kind in EDITS if not barred.get(kind, False))
 
 
 def random_edit(scene: Scene, rng: np.random.Generator, kind: str | None = None, palette: Palette = FULL) -> Edit:
@@ -137,8 +137,8 @@ def random_edit(scene: Scene, rng: np.random.Generator, kind: str | None = None,
     Raises:
         DataError: when `kind` is unknown or not feasible in this scene.
     """
-    if kind is not None and kind not in KINDS:
-        raise DataError(unknown_name("edit kind", kind, KINDS))
+    if kind is not None and kind not in EDITS:
+        raise DataError(unknown_name("edit kind", kind, EDITS))
     kinds = feasible_kinds(scene)
     if kind is not None and kind not in kinds:
         raise DataError(f"Edit kind {kind!r} is not possible in this scene; possible: {', '.join(kinds)}.")

@@ -122,7 +122,7 @@ def load_text(source: str) -> HfClipText:
     return HfClipText(model, load_tokenizer(source))
 
 
-def load_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
+def load_hf_clip_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
     """Vision tower of a CLIP folder or hub id, or of a folder that `save` wrote.
 
     Raises:
@@ -172,4 +172,4 @@ def _whole(source: str, missing: list[str], part: str) -> None:
         )
 
 
-BACKBONES.register(NAME)(Backbone(fits, load_tower, load_text, build_text))
+BACKBONES.register(NAME)(Backbone(fits, load_hf_clip_tower, load_text, build_text))

@@ -146,7 +146,7 @@ def load_text(source: str) -> OpenClipText:
     return OpenClipText(model, settings)
 
 
-def load_tower(source: str, dtype: torch.dtype | None) -> OpenClipTower:
+def load_open_clip_tower(source: str, dtype: torch.dtype | None) -> OpenClipTower:
     """Vision tower of a source, or of a folder that `save` wrote.
 
     Raises:
@@ -255,4 +255,4 @@ def _transform(part: VisualPart, preprocess: Mapping[str, Any]) -> TransformConf
     return TransformConfig(size=side, mode=mode, mean=mean, std=std)
 
 
-BACKBONES.register(NAME)(Backbone(fits, load_tower, load_text, build_text))
+BACKBONES.register(NAME)(Backbone(fits, load_open_clip_tower, load_text, build_text))

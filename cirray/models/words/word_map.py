@@ -17,7 +17,7 @@ from torch.nn import functional
 from cirray.core.config import validate
 from cirray.core.contents import canonical
 from cirray.core.errors import ConfigError
-from cirray.models.base import KINDS, NOTHING_MORE, Retriever, RetrieverKind
+from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
@@ -300,4 +300,4 @@ def _load(description: Mapping[str, Any], folder: Path) -> WordMapRetriever:
     return WordMapRetriever(config, text, backbone, int(description["patch_width"]))
 
 
-KINDS.register(WordMapRetriever.kind)(RetrieverKind(_build, _load))
+RETRIEVERS.register(WordMapRetriever.kind)(RetrieverKind(_build, _load))

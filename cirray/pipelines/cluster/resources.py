@@ -86,7 +86,7 @@ def logical_cpus(config: RayConfig) -> int:
     return config.num_cpus or max(_LEAST_LOGICAL_CPUS, os.cpu_count() or 1)
 
 
-def knock(address: str, timeout_s: float = 5.0) -> None:
+def check_reachable(address: str, timeout_s: float = 5.0) -> None:
     """Try to reach a cluster's port; ray.init would wait for minutes where nobody listens.
 
     Raises:
@@ -131,7 +131,7 @@ def _start_private(config: RayConfig) -> None:
 
 def _join(address: str, config: RayConfig) -> None:
     try:
-        knock(address)
+        check_reachable(address)
         ray.init(
             address=address, log_to_driver=config.show_output,
             logging_level=logging.INFO if config.show_output else logging.ERROR,

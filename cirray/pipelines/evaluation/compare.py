@@ -19,7 +19,7 @@ from cirray.models.dual import build_dual
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import read_history
 from cirray.pipelines.rewrites.texts import with_texts
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 from cirray.triplets.rewrites import KIND
 from cirray.triplets.store import TripletStore
 

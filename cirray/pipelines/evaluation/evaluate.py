@@ -26,7 +26,7 @@ from cirray.features.store import FeatureStore, check_tower
 from cirray.features.vector_files import VectorFile, open_array
 from cirray.index.store import open_vectors
 from cirray.pipelines.rewrites.texts import with_texts
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 from cirray.triplets.store import TripletStore
 from cirray.types import stable_id
 

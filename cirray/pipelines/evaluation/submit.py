@@ -34,9 +34,9 @@ from cirray.evaluation.submissions import (
 from cirray.evaluation.vectors import rank_vectors
 from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.rewrites.texts import with_texts
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 
-_KINDS = {"cirr": (RECALL, SUBSET), "circo": (CIRCO,)}
+_SUBMISSIONS = {"cirr": (RECALL, SUBSET), "circo": (CIRCO,)}
 _FILES = {RECALL: "recall", SUBSET: "recall_subset", CIRCO: "submission"}
 _TOP = 51
 """One more than the servers ask for: CIRR's own reference leaves the list."""
@@ -63,7 +63,7 @@ def run_submit(run: SubmitRun) -> Submission:
     if run.check:
         return _check_file(run)
     dataset = _dataset(run.data)
-    kinds = _KINDS[_kind(run, dataset)]
+    kinds = _SUBMISSIONS[_kind(run, dataset)]
     if storage.is_local(run.out) and storage.local_path(run.out).is_file():
         raise ConfigError(f"out={run.out!r} is a file; name a folder for the submission's files.")
     ranked = _ranked(run, dataset)
@@ -89,7 +89,7 @@ def _check_file(run: SubmitRun) -> Submission:
     payload = decode(data, run.check)
     dataset = _dataset(run.data) if run.data is not None else None
     server = run.kind or (_kind(run, dataset) if dataset is not None else "")
-    kind = kind_of(payload, _KINDS[server]) if server else ""
+    kind = kind_of(payload, _SUBMISSIONS[server]) if server else ""
     if dataset is None:
         checked = check(payload, len(data), kind)
         refuse(checked, run.check)
@@ -114,11 +114,11 @@ def _kind(run: SubmitRun, dataset: CirDataset) -> str:
     if run.kind:
         return run.kind
     name = dataset.protocol.dataset.lower()
-    found = [kind for kind in _KINDS if kind in name]
+    found = [kind for kind in _SUBMISSIONS if kind in name]
     if len(found) != 1:
         raise ConfigError(
-            f"Data set {dataset.protocol.dataset!r} has no known test server. Known: {', '.join(_KINDS)}; name one "
-            "with kind=..."
+            f"Data set {dataset.protocol.dataset!r} has no known test server. Known: "
+            f"{', '.join(_SUBMISSIONS)}; name one with kind=..."
         )
     return found[0]
 

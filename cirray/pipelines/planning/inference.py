@@ -8,7 +8,7 @@ from cirray.generators.mtg import ModificationTextModel
 from cirray.models.outlines import weightless
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig
-from cirray.pipelines.planning.inputs import Beside, image_count, pair_count, tokens_of, tower_of
+from cirray.pipelines.planning.inputs import RecipesBeside, image_count, pair_count, tokens_of, tower_of
 from cirray.pipelines.planning.memory import cache_bytes, count_weights, feature_bytes, logit_bytes
 from cirray.pipelines.planning.models import written_generator
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
@@ -20,7 +20,7 @@ _CACHED_IMAGES = 20_000
 """`TextWriter` keeps the soft tokens of so many images on the device."""
 
 
-def plan_embed(run: EmbedRun, plan: PlanConfig, beside: Beside) -> PlanReport:
+def plan_embed(run: EmbedRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
     """Memory, time and disk of embedding images.
 
     Raises:
@@ -68,7 +68,7 @@ def plan_embed(run: EmbedRun, plan: PlanConfig, beside: Beside) -> PlanReport:
     return PlanReport("plan of embedding images", sections, warnings)
 
 
-def plan_generate(run: GenerateRun, plan: PlanConfig, beside: Beside) -> PlanReport:
+def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
     """Memory and time of writing texts.
 
     Raises:

@@ -28,13 +28,13 @@ IMAGES = {"cirr": 21_551, "fashioniq": 77_684}
 
 
 @dataclass(frozen=True)
-class Beside:
+class RecipesBeside:
     """Recipes in one folder, by what they write: artifact -> (file name, plain values)."""
 
     written: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, file: str | Path) -> "Beside":
+    def of(cls, file: str | Path) -> "RecipesBeside":
         """The recipes beside a file; those that cannot be read are passed over."""
         found: dict[str, tuple[str, Mapping[str, Any]]] = {}
         for path in sorted(Path(file).resolve().parent.glob("*.yaml")):
@@ -59,7 +59,7 @@ class Beside:
             return None
 
 
-def tower_of(place: str, beside: Beside) -> tuple[VisionTower, str]:
+def tower_of(place: str, beside: RecipesBeside) -> tuple[VisionTower, str]:
     """The vision tower behind a `towers` or `tower` field, without weights, and what said its sizes.
 
     Call it under `weightless`.
@@ -86,7 +86,7 @@ def tower_of(place: str, beside: Beside) -> tuple[VisionTower, str]:
     return tower, f"recipe {name}"
 
 
-def tokens_of(features: tuple[str, ...], towers: str, plan: PlanConfig, beside: Beside) -> Tokens:
+def tokens_of(features: tuple[str, ...], towers: str, plan: PlanConfig, beside: RecipesBeside) -> Tokens:
     """Tokens of an image: as said, as a features artifact has them, or as the towers make them.
 
     Raises:
@@ -135,7 +135,7 @@ def images_of(data: DataConfig | None) -> tuple[int | None, str]:
     return image_count(data) if data is not None else (None, "no data")
 
 
-def triplet_count(uri: str, beside: Beside) -> int | None:
+def triplet_count(uri: str, beside: RecipesBeside) -> int | None:
     """Rows of a triplets artifact, or as many as its recipe's pairs will give at most."""
     if is_complete(uri):
         return int(read_manifest(uri, "triplets").counts.get("triplets", 0))
@@ -146,7 +146,7 @@ def triplet_count(uri: str, beside: Beside) -> int | None:
     return None if pairs is None else pairs * (2 if ways == "both" else 1)
 
 
-def pair_count(uri: str, beside: Beside) -> int | None:
+def pair_count(uri: str, beside: RecipesBeside) -> int | None:
     """Pairs of an artifact, or as its recipe says."""
     if is_complete(uri):
         return int(read_manifest(uri, "pairs").counts.get("pairs", 0)) or None

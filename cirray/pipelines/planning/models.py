@@ -21,7 +21,7 @@ from cirray.models.retriever_files import build_described
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.text_processors import process
 from cirray.pipelines.planning.config import PlanConfig
-from cirray.pipelines.planning.inputs import Beside, description_of
+from cirray.pipelines.planning.inputs import RecipesBeside, description_of
 from cirray.pipelines.planning.steps import Tokens
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun
@@ -33,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _STAGE_1 = "Salesforce/blip2-itm-vit-g"
 
 
-def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) -> tuple[Retriever, str]:
+def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside) -> tuple[Retriever, str]:
     """The retriever that a run trains, and what said its sizes.
 
     Raises:
@@ -53,7 +53,7 @@ def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside
     return QFormerRetriever(run.model, words, tokens.width), f"model, {origin}"
 
 
-def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) -> tuple[Retriever, str]:
+def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside) -> tuple[Retriever, str]:
     """As `retriever_of`, with a frozen twin as its target side where the objective has a negative bank.
 
     Raises:
@@ -68,7 +68,7 @@ def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: B
 
 
 def generator_of(
-    run: GeneratorRun, plan: PlanConfig, tokens: Tokens, beside: Beside
+    run: GeneratorRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside
 ) -> tuple[ModificationTextModel, str]:
     """The generator that a run trains, and what said its sizes.
 
@@ -89,7 +89,7 @@ def generator_of(
 
 
 def written_generator(
-    place: str, dtype: str, tokens: Tokens, plan: PlanConfig, beside: Beside
+    place: str, dtype: str, tokens: Tokens, plan: PlanConfig, beside: RecipesBeside
 ) -> tuple[ModificationTextModel, str]:
     """The generator of an artifact, or of the recipe that trains it, and what said its sizes.
 
@@ -121,7 +121,7 @@ def _described_generator(place: str, dtype: str, description: dict[str, Any], fo
     return ModificationTextModel(config, language, int(description["patch_width"]), reader)
 
 
-def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) -> tuple[Retriever, str]:
+def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside) -> tuple[Retriever, str]:
     found = description_of(run.init, "model")
     if found is not None:
         return build_described(*found), run.init
@@ -145,7 +145,7 @@ def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Beside) 
     return retriever_of(before, plan, tokens, beside)[0], f"recipe {name}"
 
 
-def _stated(source: str, beside: Beside) -> str:
+def _stated(source: str, beside: RecipesBeside) -> str:
     """Where a source says its sizes: LAVIS' BLIP-2 file, still to be converted, has those of the published one."""
     recipe = None if exists(source) else beside.recipe(source)
     return _STAGE_1 if recipe is not None and recipe[1].get("format") == "blip2" else source
@@ -178,7 +178,7 @@ def _named_tokenizer(name: str) -> Any | None:
     return load_tokenizer(local_path(name)) if there else None
 
 
-def _language_source(towers: str, beside: Beside) -> str:
+def _language_source(towers: str, beside: RecipesBeside) -> str:
     """Where the language model of a towers artifact comes from."""
     if exists(towers) and is_complete(towers):
         return str(local_path(towers) / "lm")

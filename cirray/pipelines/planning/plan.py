@@ -8,7 +8,7 @@ from cirray.core.errors import ConfigError
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inference import plan_embed, plan_generate
-from cirray.pipelines.planning.inputs import Beside
+from cirray.pipelines.planning.inputs import RecipesBeside
 from cirray.pipelines.planning.report import PlanReport
 from cirray.pipelines.planning.training import plan_generator, plan_retriever
 from cirray.pipelines.texts.config import GenerateRun, GeneratorRun
@@ -19,7 +19,7 @@ PLANNED: tuple[tuple[type[Config], Any], ...] = (
 )  # fmt: skip
 
 
-def plan_run(run: Config, plan: PlanConfig | None = None, beside: Beside | None = None) -> PlanReport:
+def plan_run(run: Config, plan: PlanConfig | None = None, beside: RecipesBeside | None = None) -> PlanReport:
     """Count what a run would need; nothing is loaded, allocated or written.
 
     Args:
@@ -33,7 +33,7 @@ def plan_run(run: Config, plan: PlanConfig | None = None, beside: Beside | None 
     chosen = run.base if isinstance(run, TuneRun) else run
     for cls, planner in PLANNED:
         if isinstance(chosen, cls):
-            report: PlanReport = planner(chosen, plan or PlanConfig(), beside or Beside())
+            report: PlanReport = planner(chosen, plan or PlanConfig(), beside or RecipesBeside())
             return replace(report, title=f"{report.title}, one trial") if isinstance(run, TuneRun) else report
     raise ConfigError(
         f"A {type(run).__name__} needs no plan; give the file of embed, train-generator, generate, pretrain, "

@@ -9,7 +9,7 @@ from cirray.models.base import Retriever
 from cirray.models.outlines import weightless
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.pipelines.planning.config import PlanConfig
-from cirray.pipelines.planning.inputs import Beside, images_of, labelled_rows, tokens_of, tower_of, triplet_count
+from cirray.pipelines.planning.inputs import RecipesBeside, images_of, labelled_rows, tokens_of, tower_of, triplet_count
 from cirray.pipelines.planning.memory import count_weights, feature_bytes, training_states
 from cirray.pipelines.planning.models import generator_of, trained_retriever
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
@@ -24,7 +24,7 @@ _LIVE_BATCH = 64
 """`LiveFeatures` encodes so many images at once."""
 
 
-def plan_retriever(run: TrainRun, plan: PlanConfig, beside: Beside) -> PlanReport:
+def plan_retriever(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
     """Memory, disk traffic and time of a retriever's training.
 
     Raises:
@@ -53,7 +53,7 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: Beside) -> PlanRepor
     return _report(frame, counted, plan, [contrast], warnings)
 
 
-def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: Beside) -> PlanReport:
+def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
     """Memory and time of a generator's training on labelled triplets (not of the alignment before it).
 
     Raises:
@@ -219,7 +219,7 @@ def _retriever_remedies(run: TrainRun, counted: Counted) -> list[str]:
     return found
 
 
-def _training_rows(run: TrainRun, plan: PlanConfig, beside: Beside) -> tuple[int | None, str]:
+def _training_rows(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> tuple[int | None, str]:
     if plan.rows:
         return plan.rows, "plan.rows"
     generated = [triplet_count(uri, beside) for uri in run.triplets]

@@ -41,7 +41,7 @@ REJECTED = "rejected.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class IndexPlan:
     """What is to be encoded: ids ascending, files of those that have one, digests of everything read."""
 
     ids: tuple[str, ...]
@@ -97,7 +97,7 @@ def stage_config(run: IndexRun) -> dict[str, Any]:
     return config
 
 
-def make_plan(run: IndexRun) -> Plan:
+def make_plan(run: IndexRun) -> IndexPlan:
     """List what is to be indexed and the digests of what is read; decodes nothing, but reads every picture's bytes.
 
     Raises:
@@ -114,7 +114,7 @@ def make_plan(run: IndexRun) -> Plan:
     return _features_plan(run, inputs)
 
 
-def _features_plan(run: IndexRun, inputs: dict[str, str]) -> Plan:
+def _features_plan(run: IndexRun, inputs: dict[str, str]) -> IndexPlan:
     store = FeatureStore.open_many(run.features)
     gallery, paths = dataset_gallery(run)
     refused = {name: why for uri in run.features for rows in read_rejected(uri).values() for name, why in rows}
@@ -132,7 +132,7 @@ def _features_plan(run: IndexRun, inputs: dict[str, str]) -> Plan:
     ids = [name for name in gallery if name in store and name not in changed] if gallery else store.ids
     reasons = {**{name: refused[name] for name in absent}, **dict.fromkeys(changed, _CHANGED)}
     rejected = tuple(sorted(reasons.items()))
-    return Plan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected)
+    return IndexPlan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected)
 
 
 def _changed(run: IndexRun, ids: Sequence[str], paths: dict[str, str]) -> dict[str, str]:
@@ -145,7 +145,7 @@ def _changed(run: IndexRun, ids: Sequence[str], paths: dict[str, str]) -> dict[s
     return {name: content for name, content in now if content and content != known[name]}
 
 
-def _folder_plan(run: IndexRun, folder: str, inputs: dict[str, str]) -> Plan:
+def _folder_plan(run: IndexRun, folder: str, inputs: dict[str, str]) -> IndexPlan:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"The image folder {folder!r} does not exist (looked at {str(root.absolute())!r}).")
@@ -158,11 +158,13 @@ def _folder_plan(run: IndexRun, folder: str, inputs: dict[str, str]) -> Plan:
         _LOGGER.info("%s: %s", folder, note)
     contents = contents_of([paths[image] for image in sorted(paths)], run.limits)
     listing = [part for row in zip(sorted(paths), contents, strict=True) for part in row]
-    return Plan(tuple(sorted(paths)), paths, {**inputs, "images": stable_id("images", *listing)}, notes=found.notes())
+    return IndexPlan(
+        tuple(sorted(paths)), paths, {**inputs, "images": stable_id("images", *listing)}, notes=found.notes()
+    )
 
 
 def _encode(
-    run: IndexRun, plan: Plan, stage: Stage, encoder: PartEncoder, keep_patches: bool, advance: Advance
+    run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, keep_patches: bool, advance: Advance
 ) -> None:
     shards = plan.shards(run.shard)
     todo = []
@@ -181,7 +183,7 @@ def _encode(
 
 
 def _by_actors(
-    run: IndexRun, pool: PoolConfig, plan: Plan, stage: Stage, todo: Sequence[Todo], keep_patches: bool
+    run: IndexRun, pool: PoolConfig, plan: IndexPlan, stage: Stage, todo: Sequence[Todo], keep_patches: bool
 ) -> Iterator[int]:
     """Encode parts in a pool of Ray actors; a dead actor is started again and its part repeated."""
     import ray
@@ -216,7 +218,7 @@ class PartWriter:
         return len(ids)
 
 
-def _join(run: IndexRun, plan: Plan, stage: Stage, meta: IndexMeta, encoder: PartEncoder) -> Manifest:
+def _join(run: IndexRun, plan: IndexPlan, stage: Stage, meta: IndexMeta, encoder: PartEncoder) -> Manifest:
     numbers = range(len(plan.shards(run.shard)))
     ids: list[str] = []
     rejected = list(plan.rejected)

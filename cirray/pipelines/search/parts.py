@@ -18,7 +18,7 @@ from cirray.data.readers import read_dataset
 from cirray.data.transforms import ImageTransform
 from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.search.config import IndexRun
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 
 _PNG_SIDE = 96
 """Pictures up to this side are kept losslessly: drawings and icons suffer from JPEG, and cost little as PNG."""

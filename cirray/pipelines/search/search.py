@@ -13,7 +13,7 @@ from cirray.core.log import printable
 from cirray.data.names import NameFinder
 from cirray.index.pictures import media_type
 from cirray.pipelines.search.config import SearchRun
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 from cirray.types import Ranking
 
 _STYLE = (
@@ -44,7 +44,7 @@ def run_search(run: SearchRun) -> Answer:
         DataError: an unusable image, text or id.
         IndexMismatchError: the index belongs to another checkpoint.
     """
-    retriever = ComposedRetriever.open(run.checkpoint, run.index)
+    retriever = SearchEngine.open(run.checkpoint, run.index)
     image, gallery_id = _reference(run, retriever.gallery.ids, retriever.gallery.examples)
     ranking = retriever.search(run.text, image, gallery_id, run.k)
     page = run.out or str(Path("cirray-search.html").absolute())

@@ -14,7 +14,7 @@ from cirray.index.store import PATCHES, TOKENS, GalleryIndex, IndexMeta
 from cirray.index.texts import texts_by_reference
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.parts import PartEncoder
-from cirray.retriever import ComposedQuery, ComposedRetriever, QueryEncoder, clean_text, said
+from cirray.search_engine import ComposedQuery, QueryEncoder, SearchEngine, clean_text, said
 from cirray.types import Query, Ranking
 
 Example = tuple[str, str]
@@ -45,10 +45,10 @@ def examples(
     meta, search = IndexMeta(encoder.encoder.target_digest), ExactIndex(ids, vectors)
     gallery = GalleryIndex(search, meta, run.index, "", open_pictures(folder, names), patches)
     parts = (encoder.encoder, encoder.vision, encoder.transform, gallery, run.device, run.limits)
-    return convincing(ComposedRetriever(*parts), queries)
+    return convincing(SearchEngine(*parts), queries)
 
 
-def convincing(retriever: ComposedRetriever, queries: Sequence[Query], count: int = _SHOWN) -> list[Example]:
+def convincing(retriever: SearchEngine, queries: Sequence[Query], count: int = _SHOWN) -> list[Example]:
     """Queries whose first answer is a true target, those first that leave the second answer farthest behind.
 
     One query of each of the first 64 references is tried, so that the examples show different pictures.
@@ -68,7 +68,7 @@ def convincing(retriever: ComposedRetriever, queries: Sequence[Query], count: in
 
 
 def _answered(
-    retriever: ComposedRetriever, queries: Sequence[Query]
+    retriever: SearchEngine, queries: Sequence[Query]
 ) -> Iterator[tuple[Query, tuple[str, ...], tuple[float, ...]]]:
     """Queries with the ids and the scores of their two best answers; those that cannot be asked are left out."""
     usable = [(query, asked) for query in queries if (asked := _asked(retriever, query)) is not None]
@@ -79,7 +79,7 @@ def _answered(
                 yield query, answer.ids, answer.scores
 
 
-def _asked(retriever: ComposedRetriever, query: Query) -> ComposedQuery | None:
+def _asked(retriever: SearchEngine, query: Query) -> ComposedQuery | None:
     """The query as the retriever takes it, or None where its text or its picture cannot be used."""
     try:
         return retriever.prepare(query.modification, gallery_id=query.reference_id, k=2)

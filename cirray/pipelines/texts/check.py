@@ -14,7 +14,7 @@ from cirray.evaluation.round_trip import PairScores, pair_scores, round_trip_ran
 from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.texts.config import CheckRun
 from cirray.pipelines.texts.judging import text_accuracy
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 from cirray.triplets.schema import REJECTED_SCHEMA, to_triplets
 from cirray.triplets.store import KIND, TripletStore, write_part
 

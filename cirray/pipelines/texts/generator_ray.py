@@ -22,8 +22,8 @@ from cirray.pipelines.texts.generator_inputs import alignment_task, build_genera
 from cirray.pipelines.training.inputs import MODEL
 from cirray.pipelines.training.workers import (
     Fit,
-    bring_home,
     clear,
+    fetch_result,
     fit_on_ray,
     place_of,
     run_name,
@@ -67,7 +67,7 @@ def train_on_workers(
         clear(fit)
     if not (folder / DONE).is_file():
         storage.write_bytes(start, _packed(model))
-        history = bring_home(fit_on_ray(fit).checkpoint, folder)
+        history = fetch_result(fit_on_ray(fit).checkpoint, folder)
         (folder / DONE).write_text(json.dumps(history))
     clear(fit)
     storage.remove(start)
@@ -80,7 +80,7 @@ def work(settings: dict[str, Any]) -> None:
 
     Args:
         settings: `run` (plain values of a `GeneratorRun`), `loop` (which one), `start` (URI of its start weights),
-            `bulletin` (URI of the file that the driver looks at) and `folder` (where the driver works).
+            `status_file` (URI of the file that the driver looks at) and `folder` (where the driver works).
     """
     enter_folder(settings["folder"])
     run = validate(GeneratorRun, settings["run"])
@@ -99,7 +99,7 @@ def work(settings: dict[str, Any]) -> None:
     if task is None:
         raise ConfigError(f"A worker finds no captions to align with in {run.data.format!r}. Give every node the data.")
     loop = run.alignment_training if settings["loop"] == "alignment" else run.training
-    train_share(task, loop, device, settings["bulletin"])
+    train_share(task, loop, device, settings["status_file"])
 
 
 def _packed(model: ModificationTextModel) -> bytes:

@@ -13,7 +13,7 @@ from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
-from cirray.models.base import KINDS, Retriever
+from cirray.models.base import RETRIEVERS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
 from cirray.models.config import QFormerConfig
 from cirray.models.dual import build_dual
@@ -150,7 +150,7 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     elif run.dual is not None:
         retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
     elif run.encoder is not None:
-        build = KINDS.get(run.encoder.kind).build
+        build = RETRIEVERS.get(run.encoder.kind).build
         retriever = build(run.encoder.settings, inputs.texts, patch_width, run.training.seed)
     elif run.qformer_source:
         words = load_tokenizer(run.tokenizer) if run.tokenizer else None
@@ -170,7 +170,7 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     return retriever
 
 
-def load_tower(run: TrainRun, features: Features) -> VisionTower:
+def tower_of_run(run: TrainRun, features: Features) -> VisionTower:
     """The vision tower that made the features: it goes into the checkpoint, which can then encode images.
 
     Raises:

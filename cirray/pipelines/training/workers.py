@@ -55,12 +55,12 @@ class Fit:
     """One training on Ray's workers.
 
     Attributes:
-        work: what every worker runs; it gets `settings` with the bulletin's URI.
+        work: what every worker runs; it gets `settings` with the URI of the status file.
         settings: plain values.
         ray: cluster, workers, failures.
         loop: steps and checkpoints.
         name: the same for every start of one run; runs that share a storage folder differ.
-        place: URI where checkpoints and the bulletin are.
+        place: URI where checkpoints and the status file are.
         title: words for the progress bar.
         writers: callbacks that the driver calls with the rows.
     """
@@ -75,7 +75,7 @@ class Fit:
     writers: tuple[Callback, ...] = ()
 
     @property
-    def bulletin(self) -> str:
+    def status_file(self) -> str:
         """URI of the small file that tells where the run stands."""
         return storage.join(self.place, f"{self.name}.json")
 
@@ -83,7 +83,7 @@ class Fit:
 def train_on_ray(
     run: TrainRun, stage: Stage, unusable: Collection[str] = (), reports: Sequence[Any] = ()
 ) -> tuple[list[Row], float]:
-    """Train a retriever on Ray's workers and bring the model home.
+    """Train a retriever on Ray's workers and fetch the model.
 
     Args:
         run: the configuration.
@@ -107,7 +107,7 @@ def train_on_ray(
     if stage.fresh:
         clear(fit)
     result = fit_on_ray(fit, reports)
-    history = bring_home(result.checkpoint, stage.local)
+    history = fetch_result(result.checkpoint, stage.local)
     clear(fit)
     return history, float((result.metrics or {}).get(RATE, 0.0))
 
@@ -157,14 +157,14 @@ def work(settings: dict[str, Any]) -> None:
     """What every worker runs.
 
     Args:
-        settings: `run` (plain values of a `TrainRun`), `unusable` (images that the driver found so), `bulletin` (URI of
-            the file that the driver looks at) and `folder` (where the driver works).
+        settings: `run` (plain values of a `TrainRun`), `unusable` (images that the driver found so),
+            `status_file` (URI of the file that the driver reads) and `folder` (where the driver works).
     """
     enter_folder(settings["folder"])
     run = validate(TrainRun, settings["run"])
     device = worker_device(run.ray)
     job = build_job(run, read_inputs(run, settings["unusable"]), device)
-    train_share(job.task, run.training, device, settings["bulletin"], job.measures, run.validation.every)
+    train_share(job.task, run.training, device, settings["status_file"], job.measures, run.validation.every)
 
 
 def worker_device(config: RayTrainConfig) -> torch.device:
@@ -173,7 +173,7 @@ def worker_device(config: RayTrainConfig) -> torch.device:
 
 
 def train_share(
-    task: Task, loop: LoopConfig, device: torch.device, bulletin: str, measures: Sequence[Callback] = (),
+    task: Task, loop: LoopConfig, device: torch.device, status_file: str, measures: Sequence[Callback] = (),
     validation_every: int | None = None,
 ) -> None:  # fmt: skip
     """The calling worker's part of a training; goes on from the last checkpoint that was reported.
@@ -182,14 +182,14 @@ def train_share(
         task: what is trained.
         loop: steps, engine, checkpoints.
         device: where.
-        bulletin: URI of the file that the driver looks at.
+        status_file: URI of the file that the driver looks at.
         measures: callbacks that add figures to the history's rows, and keep weights by them.
         validation_every: steps between rows that are reported for them.
     """
     context, clock = ray.train.get_context(), Clock()
     rank, world = context.get_world_rank(), context.get_world_size()
     report = RayReport(loop.checkpoint_every, validation_every, clock)
-    hooks = [clock, *measures, Bulletin(bulletin), report]
+    hooks = [clock, *measures, StatusFile(status_file), report]
     checkpoint = ray.train.get_checkpoint()
     with ExitStack() as stack:
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
@@ -225,7 +225,7 @@ def _share(state: LoopState, folder: Path) -> ray.train.Checkpoint | None:
     return ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
 
 
-class Bulletin(Callback):
+class StatusFile(Callback):
     """Tells the driver where the run stands, by a small file in the run's storage (no process, any number of nodes)."""
 
     def __init__(self, uri: str) -> None:
@@ -260,7 +260,7 @@ def clear(fit: Fit) -> None:
         storage.remove(fit.place)
         return
     storage.remove(storage.join(fit.place, fit.name))
-    storage.remove(fit.bulletin)
+    storage.remove(fit.status_file)
 
 
 def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
@@ -276,7 +276,7 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
         resources_per_worker={"CPU": fit.ray.cpus_per_worker, **({"GPU": 1} if fit.ray.use_gpu else {})},
     )  # fmt: skip
     backend = TorchConfig(backend="nccl" if fit.ray.use_gpu else "gloo")
-    loop_config = {**fit.settings, "bulletin": fit.bulletin, "folder": working_folder()}
+    loop_config = {**fit.settings, "status_file": fit.status_file, "folder": working_folder()}
     trainer = TorchTrainer(
         fit.work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
     )
@@ -316,7 +316,7 @@ def _followed(fit: Fit) -> Iterator[None]:
     """Progress and the driver's writers while the workers train."""
     ended = threading.Event()
     with progress(fit.title, fit.loop.steps, "steps") as advance:
-        follower = _Follower(fit.bulletin, advance, list(fit.writers))
+        follower = _Follower(fit.status_file, advance, list(fit.writers))
         thread = threading.Thread(target=follower.run, args=(ended,), daemon=True)
         thread.start()
         try:
@@ -327,7 +327,7 @@ def _followed(fit: Fit) -> Iterator[None]:
 
 
 class _Follower:
-    """Reads the bulletin. Rows of steps that a restarted worker repeats are taken once."""
+    """Reads the status file. Rows of steps that a restarted worker repeats are taken once."""
 
     def __init__(self, uri: str, advance: Advance, writers: list[Callback]) -> None:
         self._uri, self._advance, self._writers = uri, advance, writers
@@ -335,7 +335,7 @@ class _Follower:
         self._shown, self._row_step = 0, 0.0
 
     def run(self, ended: threading.Event) -> None:
-        """Follow the bulletin until `ended` is set, then once more."""
+        """Follow the status file until `ended` is set, then once more."""
         self._each("on_start", SimpleNamespace(rank=0, step=0, history=[]))
         last = False
         while not last:
@@ -371,7 +371,7 @@ class _Follower:
             getattr(writer, hook)(*arguments)
 
 
-def bring_home(checkpoint: Any, folder: Path) -> list[Row]:
+def fetch_result(checkpoint: Any, folder: Path) -> list[Row]:
     """Copy the model from the last checkpoint to `folder/model`; returns the run's history."""
     with checkpoint.as_directory() as name:
         shutil.copytree(Path(name) / MODEL, folder / MODEL, dirs_exist_ok=True)

@@ -18,7 +18,7 @@ from cirray.data.shapes.render import render, render_array
 from cirray.data.shapes.scenes import (
     CELLS,
     COLOURS,
-    KINDS,
+    EDITS,
     PLACES,
     SHAPES,
     SIZES,
@@ -55,7 +55,7 @@ def changes(count, seed=0):
 
 
 def test_the_world_has_eight_colours_six_shapes_two_sizes_nine_places_and_seven_edits():
-    assert [len(names) for names in (COLOURS, SHAPES, SIZES, PLACES, KINDS)] == [8, 6, 2, 9, 7]
+    assert [len(names) for names in (COLOURS, SHAPES, SIZES, PLACES, EDITS)] == [8, 6, 2, 9, 7]
 
 
 def test_every_edit_is_undone_by_its_inverse_and_found_by_difference():
@@ -66,7 +66,7 @@ def test_every_edit_is_undone_by_its_inverse_and_found_by_difference():
         assert apply(difference(scene, target), scene) == target
         assert difference(scene, target).kind == edit.kind
         assert 2 <= len(target.occupied) <= 5
-    assert set(kinds) == set(KINDS)
+    assert set(kinds) == set(EDITS)
 
 
 def test_two_edits_in_a_row_are_rarely_one_difference_and_equal_scenes_never(rng):

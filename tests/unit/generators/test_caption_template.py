@@ -12,7 +12,7 @@ from cirray.generators.caption_template import (
     save_caption_generator,
 )
 from cirray.generators.rewrite import EXAMPLES, Rewriter
-from cirray.generators.store import KINDS, load_generator
+from cirray.generators.store import GENERATORS, load_generator
 from cirray.types import Pair
 
 CAPTIONS = {"a": "a red star", "b": "two dogs on grass", "c": " "}
@@ -81,7 +81,7 @@ def test_a_saved_generator_writes_the_same_texts_whatever_the_order_of_the_capti
     one, two = load_generator(tmp_path / "one"), load_generator(tmp_path / "two", preset="greedy")
     assert one.generate(PAIRS, None) == generator().generate(PAIRS, None) == two.generate(PAIRS, None)
     assert one.digest == two.digest != load_generator(tmp_path / "one", seed=4).digest
-    assert KINDS.names() == ["caption_template", "mtg", "template"]
+    assert GENERATORS.names() == ["caption_template", "mtg", "template"]
 
 
 def test_unknown_templates_and_kinds_are_named(tmp_path):

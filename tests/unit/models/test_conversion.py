@@ -18,7 +18,7 @@ from cirray.models.sources.blip2 import check_temperature, open_blip2, retriever
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))

@@ -12,7 +12,7 @@ from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, ConfigError, IndexMismatchError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
-from cirray.models.base import KINDS
+from cirray.models.base import RETRIEVERS
 from cirray.models.batch import RetrievalBatch, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
@@ -20,7 +20,7 @@ from cirray.models.forked import ForkedRetriever, fork
 from cirray.models.retriever_files import load_retriever
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
-from cirray.retriever import ComposedRetriever, load_models
+from cirray.search_engine import SearchEngine, load_models
 from cirray.serving.app import check_pair
 from cirray.types import Query
 
@@ -135,7 +135,7 @@ def test_a_dual_encoder_is_forked_only_where_its_images_have_weights(patches):
 
 def test_a_fork_cannot_start_from_random_weights():
     with pytest.raises(ConfigError, match="starts from a trained checkpoint"):
-        KINDS.get("cirray_forked").build({}, [], 6, 0)
+        RETRIEVERS.get("cirray_forked").build({}, [], 6, 0)
     with pytest.raises(ConfigError, match="Unknown part of the query side to train 'second_pas'. Did you mean"):
         ForkedRetriever(torch.nn.Identity(), torch.nn.Identity(), "second_pas")
 
@@ -143,16 +143,16 @@ def test_a_fork_cannot_start_from_random_weights():
 def test_a_new_query_encoder_searches_the_old_index_without_indexing_again(tiny, tmp_path):
     """And only one whose target side is the index's may."""
     checkpoint = write_fork(tmp_path / "fork", tiny.checkpoint)
-    old, new = ComposedRetriever.open(tiny.checkpoint, tiny.index), ComposedRetriever.open(checkpoint, tiny.index)
+    old, new = SearchEngine.open(tiny.checkpoint, tiny.index), SearchEngine.open(checkpoint, tiny.index)
     asked = {"text": "blue circle", "gallery_id": "plain/00", "k": 24}
     assert new.search(**asked).scores != old.search(**asked).scores
     check_pair(checkpoint, tiny.index)
     own = tmp_path / "index"
     run_index(IndexRun(checkpoint=checkpoint, images=str(tiny.images), out=str(own)))
-    assert ComposedRetriever.open(checkpoint, str(own)).search(**asked).scores == new.search(**asked).scores
-    assert ComposedRetriever.open(tiny.checkpoint, str(own)).search(**asked).scores == old.search(**asked).scores
+    assert SearchEngine.open(checkpoint, str(own)).search(**asked).scores == new.search(**asked).scores
+    assert SearchEngine.open(tiny.checkpoint, str(own)).search(**asked).scores == old.search(**asked).scores
     other = write_fork(tmp_path / "other", SERVICE.write_checkpoint(tmp_path / "base", seed=3))
-    for refuse in (ComposedRetriever.open, check_pair):
+    for refuse in (SearchEngine.open, check_pair):
         with pytest.raises(IndexMismatchError, match="vectors cannot be compared"):
             refuse(other, tiny.index)
 

@@ -23,9 +23,9 @@ from cirray.models.sources.state_dicts import stripped
 from cirray.models.text import load_tokenizer
 from cirray.models.towers import open_clip as open_clip_towers
 from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.models.towers.hf_clip import load_text, load_tower
+from cirray.models.towers.hf_clip import load_hf_clip_tower, load_text
 from cirray.models.towers.language import load_language_model
-from cirray.models.towers.open_clip import load_tower as load_open
+from cirray.models.towers.open_clip import load_open_clip_tower
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))
@@ -129,7 +129,7 @@ def write_clip(folder):
 FOLDERS = {
     "blip2": (write_stage1, lambda place: open_blip2(place).weights.read(["query_tokens"]), "query_tokens"),
     "vision part": (write_stage1, load_vision_tower, "vision_model.post_layernorm.weight"),
-    "clip tower": (write_clip, lambda place: load_tower(place, None), "visual_projection.weight"),
+    "clip tower": (write_clip, lambda place: load_hf_clip_tower(place, None), "visual_projection.weight"),
     "clip text": (write_clip, load_text, "text_projection.weight"),
     "language part": (write_instruct, load_language_model, "language_model.model.norm.weight"),
 }
@@ -309,12 +309,12 @@ def test_parts_that_wrappers_put_into_names_are_taken_out_and_collisions_are_ref
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.module.", "model."])
 def test_an_open_clip_file_is_read_with_prefixes_and_under_a_key(prefix, tmp_path):
     place = clip.save_open(clip.open_model(), tmp_path / "open")
-    before = load_open(place, None)
+    before = load_open_clip_tower(place, None)
     file = next(tmp_path.glob("open/*.safetensors"))
     state = {prefix + name: value for name, value in load_file(file).items()}
     file.unlink()
     torch.save({"state_dict": state, "epoch": 2}, tmp_path / "open" / "open_clip_pytorch_model.bin")
-    after = load_open(str(place), None)
+    after = load_open_clip_tower(str(place), None)
     assert all(torch.equal(value, after.model.state_dict()[name]) for name, value in before.model.state_dict().items())
     (tmp_path / "open" / "open_clip_pytorch_model.bin").write_bytes(POINTER)
     with pytest.raises(ArtifactError, match="open_clip_pytorch_model.bin' is a Git LFS pointer"):

@@ -9,7 +9,7 @@ import torch
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
-from cirray.models.base import KINDS
+from cirray.models.base import RETRIEVERS
 from cirray.models.config import RetrieverConfig
 from cirray.models.forked import fork
 from cirray.models.retriever_files import load_retriever
@@ -106,7 +106,7 @@ def build(clip_folder):
     def made(kind, processor):
         if kind == "cirray_forked":
             return fork(made("cirray_retriever", processor))
-        return KINDS.get(kind).build({**settings[kind], "text_processor": processor}, MARKS, 12, 0).eval()
+        return RETRIEVERS.get(kind).build({**settings[kind], "text_processor": processor}, MARKS, 12, 0).eval()
 
     return made
 

@@ -22,7 +22,7 @@ from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.retriever import ComposedRetriever, load_models
+from cirray.search_engine import SearchEngine, load_models
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))
@@ -50,7 +50,7 @@ def test_the_command_line_converts_embeds_indexes_searches_and_evaluates(home, c
     run_embed(validate(EmbedRun, {**embed, "ray": {"enabled": False}}))
     common = {"data": data, "checkpoint": str(home / "sprc"), "features": [str(home / "features")]}
     run_index(validate(IndexRun, {**common, "index": {"backend": "exact"}, "out": str(home / "index")}))
-    retriever = ComposedRetriever.open(str(home / "sprc"), str(home / "index"))
+    retriever = SearchEngine.open(str(home / "sprc"), str(home / "index"))
     image = retriever.gallery.ids[0]
     assert len(retriever.search("paint it blue", gallery_id=image, k=3).ids) == 3
     manifest = run_evaluate(validate(EvaluateRun, {**common, "html": False, "out": str(home / "report")}))
@@ -114,6 +114,6 @@ def test_a_dual_encoder_is_indexed_and_searched_like_any_other(tmp_path):
     run_train(validate(TrainRun, {**fields, "out": str(tmp_path / "dual")}))
     index = {"checkpoint": str(tmp_path / "dual"), "features": fields["features"], "data": None}
     run_index(validate(IndexRun, {**index, "index": {"backend": "exact"}, "out": str(tmp_path / "index")}))
-    retriever = ComposedRetriever.open(str(tmp_path / "dual"), str(tmp_path / "index"))
+    retriever = SearchEngine.open(str(tmp_path / "dual"), str(tmp_path / "index"))
     answer = retriever.search("make it red", gallery_id=retriever.gallery.ids[0], k=4)
     assert len(answer.ids) == 4 and retriever.gallery.ids[0] not in answer.ids

@@ -28,7 +28,7 @@ from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.retriever import ComposedRetriever, load_models
+from cirray.search_engine import SearchEngine, load_models
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 theirs = SimpleNamespace(**runpy.run_path(str(FIXTURES / "openai_layout.py")))
@@ -304,7 +304,7 @@ def test_a_converted_combiner_embeds_indexes_searches_and_evaluates(tuned, tmp_p
     run_embed(validate(EmbedRun, {**embed, "ray": {"enabled": False}}))
     common = {"data": data, "checkpoint": checkpoint, "features": [str(tmp_path / "features")]}
     run_index(validate(IndexRun, {**common, "index": {"backend": "exact"}, "out": str(tmp_path / "index")}))
-    retriever = ComposedRetriever.open(checkpoint, str(tmp_path / "index"))
+    retriever = SearchEngine.open(checkpoint, str(tmp_path / "index"))
     assert len(retriever.search("paint it blue", gallery_id=retriever.gallery.ids[0], k=3).ids) == 3
     manifest = run_evaluate(validate(EvaluateRun, {**common, "html": False, "out": str(tmp_path / "report")}))
     assert manifest.counts["queries"] == 32

@@ -14,7 +14,7 @@ from cirray.models.text_processors import process
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.search.texts import convincing, own_texts
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 from cirray.types import Query
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_service.py")))
@@ -34,7 +34,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def retriever(tiny):
-    return ComposedRetriever.open(tiny.checkpoint, tiny.index)
+    return SearchEngine.open(tiny.checkpoint, tiny.index)
 
 
 def answers(retriever, name, text=TEXT):

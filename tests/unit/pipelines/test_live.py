@@ -17,7 +17,7 @@ from cirray.pipelines.features.live import LiveFeatures, live_images, open_featu
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 

@@ -18,13 +18,13 @@ from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.training.train import run_train
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 
 fields, folder = json.loads(sys.argv[1]), sys.argv[2]
 manifest = run_train(validate(TrainRun, {**fields, "out": folder + "/toy"}))
 index = {"checkpoint": folder + "/toy", "features": fields["features"], "data": None, "out": folder + "/index"}
 run_index(validate(IndexRun, index))
-found = ComposedRetriever.open(folder + "/toy", folder + "/index")
+found = SearchEngine.open(folder + "/toy", folder + "/index")
 history = [json.loads(line) for line in open(folder + "/toy/history.jsonl")]
 print(json.dumps({"terms": sorted(history[-1]), "metrics": manifest.metrics, "kind": found.probe() is None}))
 """

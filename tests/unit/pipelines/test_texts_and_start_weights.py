@@ -24,7 +24,7 @@ from cirray.pipelines.training.inputs import queries_of, read_inputs, start_retr
 from cirray.pipelines.training.train import run_train
 from cirray.pipelines.weights.config import ConvertRun, ExportRun
 from cirray.pipelines.weights.export import run_export
-from cirray.retriever import ComposedRetriever, load_models
+from cirray.search_engine import SearchEngine, load_models
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 TEXT_PROCESSORS.register("shout")(str.upper)
@@ -95,7 +95,7 @@ def test_every_verb_reads_texts_through_the_checkpoints_processor(fields, shouti
     heard.clear()
     images = {"checkpoint": shouting, "images": str(next(Path(fields["data"]["folder"]["root"]).rglob("*.png")).parent)}
     run_index(validate(IndexRun, {**images, "index": {"backend": "exact"}, "out": str(tmp_path / "index")}))
-    retriever = ComposedRetriever.open(shouting, str(tmp_path / "index"))
+    retriever = SearchEngine.open(shouting, str(tmp_path / "index"))
     retriever.search("paint it blue", gallery_id=retriever.gallery.ids[0], k=3)
     assert heard == ["PAINT IT BLUE"], "search, serve"
     heard.clear()
@@ -110,7 +110,7 @@ def test_a_search_whose_text_holds_no_word_for_the_model_is_refused_in_one_sente
     images = str(next(Path(fields["data"]["folder"]["root"]).rglob("*.png")).parent)
     index = {"checkpoint": str(tmp_path / "c"), "images": images, "out": str(tmp_path / "index")}
     run_index(validate(IndexRun, {**index, "index": {"backend": "exact"}}))
-    retriever = ComposedRetriever.open(str(tmp_path / "c"), str(tmp_path / "index"))
+    retriever = SearchEngine.open(str(tmp_path / "c"), str(tmp_path / "index"))
     with pytest.raises(DataError, match=r"'\.\.\. !!!' is empty to this model"):
         retriever.prepare(" ...  !!!", gallery_id=retriever.gallery.ids[0])
     assert retriever.search("?", gallery_id=retriever.gallery.ids[0], k=1).ids

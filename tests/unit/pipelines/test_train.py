@@ -19,7 +19,7 @@ from cirray.pipelines.features.towers import run_towers
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun
 from cirray.pipelines.training.inputs import read_inputs, start_retriever
 from cirray.pipelines.training.train import run_train
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import from_triplets, rejected_table
 from cirray.triplets.store import write_part

@@ -15,7 +15,7 @@ from cirray.pipelines.search.index import run_index
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
-from cirray.retriever import ComposedRetriever, load_models
+from cirray.search_engine import SearchEngine, load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import from_triplets, rejected_table
 from cirray.triplets.store import write_part
@@ -64,11 +64,11 @@ def test_the_second_stage_keeps_the_target_side_of_the_checkpoint_it_starts_from
 def test_its_checkpoint_searches_the_index_of_the_first_stage(fields, base, tuned, tmp_path):
     index = str(tmp_path / "index")
     run_index(IndexRun(checkpoint=base, features=tuple(fields["features"]), data=None, out=index))
-    ComposedRetriever.open(tuned[0], index).probe()
+    SearchEngine.open(tuned[0], index).probe()
     other = tmp_path / "other"
     run_train(run_of(fields, other, {"steps": 2, "seed": 7, "log_every": 1}))
     with pytest.raises(IndexMismatchError):
-        ComposedRetriever.open(str(other), index)
+        SearchEngine.open(str(other), index)
 
 
 def test_a_stopped_second_stage_goes_on_where_it_was(fields, base, tuned, tmp_path):

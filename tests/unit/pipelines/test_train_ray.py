@@ -39,9 +39,9 @@ def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_al
 
 
 def test_steps_before_a_restart_do_not_count_as_speed(tmp_path):
-    bulletin, moves = tmp_path / "run.json", []
-    follower = train_ray._Follower(str(bulletin), lambda *args, **named: moves.append((args, named)), [])
-    bulletin.write_text(json.dumps({"step": 7, "starts": [5], "rows": []}))
+    status_file, moves = tmp_path / "run.json", []
+    follower = train_ray._Follower(str(status_file), lambda *args, **named: moves.append((args, named)), [])
+    status_file.write_text(json.dumps({"step": 7, "starts": [5], "rows": []}))
     ended = threading.Event()
     ended.set()
     follower.run(ended)

@@ -18,7 +18,7 @@ from cirray.pipelines.texts.generator import run_generator
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
-from cirray.retriever import load_models
+from cirray.search_engine import load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import from_triplets, rejected_table
 from cirray.triplets.store import write_part

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.service import DirectService
@@ -43,7 +43,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def retriever(tiny):
-    return ComposedRetriever.open(tiny.checkpoint, tiny.index)
+    return SearchEngine.open(tiny.checkpoint, tiny.index)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from PIL import Image
 from cirray.core.errors import ArtifactError
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 from cirray.serving.service import DirectService
 
 STATIC = Path(__file__).parents[3] / "cirray" / "serving" / "static"
@@ -273,7 +273,7 @@ def test_queries_to_try_are_the_indexs_own_and_a_reference_has_only_its_texts(ma
     own = {"plain/04": ("make it red", "add a star")}
     gallery = replace(retriever.gallery, texts=own, examples=(("a b/pïc 01", "make it blue"),))
     parts = (retriever.encoder, retriever.vision, retriever.transform, gallery)
-    call = make_caller(DirectService(ComposedRetriever(*parts)))
+    call = make_caller(DirectService(SearchEngine(*parts)))
     assert call("GET", "/v1/examples").json()["queries"] == [
         {"gallery_id": "a b/pïc 01", "text": "make it blue", "image": "/v1/images/a%20b%2Fp%C3%AFc%2001"}
     ]
@@ -344,7 +344,7 @@ def test_pictures_of_every_name_have_a_url_that_answers(tiny, tmp_path, picture,
         with open(folder / f"{name}.png", "wb") as stream:
             stream.write(picture(number))
     run_index(IndexRun(checkpoint=tiny.checkpoint, images=str(folder), out=str(tmp_path / "index")))
-    retriever = ComposedRetriever.open(tiny.checkpoint, str(tmp_path / "index"))
+    retriever = SearchEngine.open(tiny.checkpoint, str(tmp_path / "index"))
     call = make_caller(DirectService(retriever))
     hits = call.search(gallery_id="line\nbreak", text="make it blue", k=50).json()["hits"]
     items = call("GET", "/v1/gallery").json()["items"]

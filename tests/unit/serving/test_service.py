@@ -6,9 +6,9 @@ import pytest
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
-from cirray.retriever import ComposedQuery
+from cirray.search_engine import ComposedQuery
 from cirray.serving.config import ServeArgs, ServingSettings
-from cirray.serving.deployments import Retriever
+from cirray.serving.deployments import SearchReplica
 from cirray.serving.service import DirectService, Workers
 
 
@@ -59,7 +59,7 @@ def test_a_failed_probe_is_never_reused(retriever, monkeypatch):
 @pytest.fixture
 def replica(tiny):
     """A deployment's class without Serve around it."""
-    return Retriever(ServeArgs(checkpoint=tiny.checkpoint, index=tiny.index))
+    return SearchReplica(ServeArgs(checkpoint=tiny.checkpoint, index=tiny.index))
 
 
 def test_queries_that_arrive_together_share_one_pass(replica, monkeypatch):

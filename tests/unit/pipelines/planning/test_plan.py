@@ -13,7 +13,7 @@ from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig, PlanRun
-from cirray.pipelines.planning.inputs import Beside
+from cirray.pipelines.planning.inputs import RecipesBeside
 from cirray.pipelines.planning.plan import plan_run
 from cirray.pipelines.texts.config import GenerateRun, GeneratorRun, MineRun
 from cirray.pipelines.training.config import TrainRun, TuneRun
@@ -206,7 +206,7 @@ def main_config(folder):
 def test_a_broken_neighbour_file_is_passed_over(tmp_path):
     (tmp_path / "a.yaml").write_text("out: [\n")
     (tmp_path / "b.yaml").write_text("out: ~/x\nvision: asset\n")
-    beside = Beside.of(tmp_path / "run.yaml")
+    beside = RecipesBeside.of(tmp_path / "run.yaml")
     assert list(beside.written) == ["~/x"]
     report = plan_run(EmbedRun(tower="~/x"), beside=beside)
     assert report.value("frozen weights") > 0

@@ -38,7 +38,7 @@ from cirray.pipelines.zeroshot.clip import run_clip
 from cirray.pipelines.zeroshot.config import ClipRun, MapRun, SampleRun
 from cirray.pipelines.zeroshot.map import run_map
 from cirray.pipelines.zeroshot.sample import run_sample
-from cirray.retriever import ComposedRetriever
+from cirray.search_engine import SearchEngine
 from cirray.triplets.captions import write_captions
 from cirray.triplets.store import TripletStore
 
@@ -289,7 +289,7 @@ def test_the_gallery_of_stage_one_is_the_gallery_of_stage_two(root):
     assert one.target_digest == two.target_digest and one.digest != two.digest
     some = FeatureStore.open(root / "features").ids[0]
     for index in found:
-        retriever = ComposedRetriever.open(str(root / "composed"), str(root / f"index-{index}"))
+        retriever = SearchEngine.open(str(root / "composed"), str(root / f"index-{index}"))
         assert len(retriever.search("make it blue", gallery_id=some, k=3).ids) == 3
 
 

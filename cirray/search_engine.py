@@ -72,7 +72,7 @@ class ComposedQuery:
     decode_ms: float = 0.0
 
 
-class ComposedRetriever:
+class SearchEngine:
     """Searches a gallery by a reference image and a text that says what to change."""
 
     def __init__(
@@ -89,7 +89,7 @@ class ComposedRetriever:
     def open(
         cls, checkpoint: str, index: str, device: str = "cpu", verify: bool = True, limits: ImageLimits | None = None,
         kept_references: int = 0,
-    ) -> "ComposedRetriever":  # fmt: skip
+    ) -> "SearchEngine":  # fmt: skip
         """Load a checkpoint (model and its vision tower) and an index.
 
         Args:

@@ -10,7 +10,7 @@ import torch
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
 from cirray.index.config import IndexConfig
 from cirray.models.scoring import score
-from cirray.retriever import ComposedRetriever, clean_text
+from cirray.search_engine import SearchEngine, clean_text
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_service.py")))
 
@@ -22,7 +22,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def retriever(tiny):
-    return ComposedRetriever.open(tiny.checkpoint, tiny.index)
+    return SearchEngine.open(tiny.checkpoint, tiny.index)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,14 @@ def test_a_failing_query_is_a_value_and_its_neighbours_are_answered(retriever):
 def test_references_without_stored_features_go_through_their_thumbnails(tmp_path, retriever, tiny):
     lean = TINY.make(tmp_path, index=IndexConfig(reference_features_gb=0.0))
     assert not (Path(lean.index) / "patches.npy").exists()
-    other = ComposedRetriever.open(lean.checkpoint, lean.index)
+    other = SearchEngine.open(lean.checkpoint, lean.index)
     asked = {"text": "blue", "gallery_id": "plain/04", "k": 9}
     assert other.search(**asked).ids == retriever.search(**asked).ids
 
 
 def test_an_index_without_pictures_and_features_says_what_is_missing(tmp_path):
     bare = TINY.make(tmp_path, index=IndexConfig(reference_features_gb=0.0, thumbnail_size=0))
-    other = ComposedRetriever.open(bare.checkpoint, bare.index)
+    other = SearchEngine.open(bare.checkpoint, bare.index)
     with pytest.raises(DataError, match="keeps neither vision features nor a picture of 'plain/04'"):
         other.search("blue", gallery_id="plain/04")
     assert other.search("blue", image=TINY.picture(1)).ids
@@ -112,12 +112,12 @@ def test_an_index_without_pictures_and_features_says_what_is_missing(tmp_path):
 def test_an_index_of_another_encoder_is_refused(tmp_path, tiny):
     other = TINY.write_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(IndexMismatchError, match="their vectors cannot be compared"):
-        ComposedRetriever.open(other, tiny.index)
+        SearchEngine.open(other, tiny.index)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path, tiny):
     with pytest.raises(ArtifactError, match="checkpoint"):
-        ComposedRetriever.open(str(tmp_path / "nowhere"), tiny.index)
+        SearchEngine.open(str(tmp_path / "nowhere"), tiny.index)
 
 
 def test_queries_need_exactly_one_reference_and_a_positive_k(retriever):
@@ -130,7 +130,7 @@ def test_queries_need_exactly_one_reference_and_a_positive_k(retriever):
 
 
 def test_a_reference_that_is_asked_about_again_is_not_read_by_the_tower_again(tiny, retriever):
-    keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=2)
+    keeping = SearchEngine.open(tiny.checkpoint, tiny.index, kept_references=2)
     read, tower = [], keeping.vision
     keeping.vision = lambda images: read.append(len(images)) or tower(images)
     for text, seed in (("blue", 77), ("red circle", 77), ("blue", 78), ("green", 77)):
@@ -154,7 +154,7 @@ def test_an_answer_says_what_its_steps_took(tiny, monkeypatch):
 
         return run
 
-    keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=2)
+    keeping = SearchEngine.open(tiny.checkpoint, tiny.index, kept_references=2)
     keeping.vision = slow(keeping.vision, 1.0)
     monkeypatch.setattr(keeping.encoder, "compose", slow(keeping.encoder.compose, 2.0))
     monkeypatch.setattr(keeping.gallery.search_index, "search", slow(keeping.gallery.search_index.search, 3.0))
@@ -167,7 +167,7 @@ def test_an_answer_says_what_its_steps_took(tiny, monkeypatch):
 
 
 def test_references_by_id_are_kept_too_and_a_failing_one_is_not(tiny, retriever):
-    keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=8)
+    keeping = SearchEngine.open(tiny.checkpoint, tiny.index, kept_references=8)
     good = retriever.prepare("blue", gallery_id="plain/00", k=2)
     asked = [good, replace(good, gallery_id="nobody"), replace(good, text="red")]
     for _ in range(2):
@@ -179,7 +179,7 @@ def test_references_by_id_are_kept_too_and_a_failing_one_is_not(tiny, retriever)
 def test_a_retriever_whose_states_hold_the_text_keeps_none(tiny, retriever, monkeypatch):
     """The released SPN code keeps them by image and composes a row with another row's prompts."""
     monkeypatch.setattr(type(retriever.encoder), "state_depends_on_text", True)
-    keeping = ComposedRetriever.open(tiny.checkpoint, tiny.index, kept_references=8)
+    keeping = SearchEngine.open(tiny.checkpoint, tiny.index, kept_references=8)
     asked = {"gallery_id": "plain/00", "k": 24}
     assert [keeping.search(text, **asked) for text in ("blue", "red")] == [
         retriever.search(text, **asked) for text in ("blue", "red")
