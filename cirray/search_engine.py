@@ -79,7 +79,7 @@ class SearchEngine:
         self, encoder: QueryEncoder, vision: Vision, transform: ImageTransform, gallery: GalleryIndex,
         device: torch.device | str = "cpu", limits: ImageLimits | None = None, kept_references: int = 0,
     ) -> None:  # fmt: skip
-        """Put together parts that are already loaded; `open()` loads them from artifacts."""
+        """Take parts that are loaded already; `open()` loads them from artifacts."""
         self.encoder, self.vision, self.transform, self.gallery = encoder, vision, transform, gallery
         self.device, self.limits = torch.device(device), limits or ImageLimits()
         bound = getattr(encoder, "state_depends_on_text", False)
@@ -98,8 +98,8 @@ class SearchEngine:
             device: where the models run.
             verify: compare the index files with their digests before they are read.
             limits: caps on reference images.
-            kept_references: latest reference images whose encoding is kept for further texts about them (by one thread
-                at a time), where it does not depend on the text; 0: none.
+            kept_references: how many of the latest reference images stay encoded for further texts, if the encoding
+                does not depend on the text; 0: none. One thread at a time.
 
         Raises:
             ArtifactError: an artifact is missing, half-written or damaged.
@@ -173,10 +173,10 @@ class SearchEngine:
         return self._compose(self._references(queries), queries)
 
     def probe(self) -> None:
-        """Run one query through everything, as a health check does.
+        """Run one query through all steps, as a health check does.
 
         Raises:
-            CirrayError: or whatever the model or the index raises when it does not work.
+            CirrayError: or what a broken model or index raises.
         """
         answer = self.search_many([self._probe_query()])[0]
         if isinstance(answer, Exception):
@@ -204,7 +204,7 @@ class SearchEngine:
         return self.encoder.compose(state, text).float().cpu().numpy()
 
     def _now(self) -> float:
-        """Seconds, once the device has finished what it was given."""
+        """The time in seconds, once the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -262,7 +262,7 @@ class ImageTextEncoder:
         self, encoder: Any, vision: Vision, transform: ImageTransform, device: torch.device | str = "cpu",
         limits: ImageLimits | None = None,
     ) -> None:  # fmt: skip
-        """Put together parts that are already loaded; `load_encoder()` and `cirray.load()` load them."""
+        """Take parts that are loaded already; `load_encoder()` and `cirray.load()` load them."""
         self.encoder, self.vision, self.transform = encoder, vision, transform
         self.device, self.limits = torch.device(device), limits or ImageLimits()
 
@@ -326,7 +326,7 @@ def clean_text(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def said(encoder: QueryEncoder, text: str) -> str:
-    """A clean text that the encoder's text processor leaves something of.
+    """A clean text that is not empty after the encoder's text processor.
 
     Raises:
         DataError: as `clean_text`, or when nothing is left.

@@ -64,7 +64,7 @@ class Query:
     soft: tuple[tuple[str, float], ...] = ()
     """Graded targets and their labels (CIRR's soft targets)."""
     tags: tuple[str, ...] = ()
-    """Groups it is also reported under (CIRCO's semantic aspects)."""
+    """Further groups it is reported under (CIRCO's semantic aspects)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class StepTimes:
     decode: float = 0.0
     """Reading and transforming the reference picture."""
     image: float = 0.0
-    """Vision tower and the reference's part of the model; next to nothing where the state is kept."""
+    """Vision tower and the reference's part of the model; almost nothing if the state is kept."""
     text: float = 0.0
     """Text encoder and fusion: reference and text to query vector."""
     rank: float = 0.0

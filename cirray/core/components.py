@@ -16,9 +16,9 @@ from cirray.core.registry import Registry
 
 
 class Component(Config):
-    """One component of a registry. Subclasses name the registry, and the kind that stands where none is said.
+    """One component of a registry. Subclasses name the registry, and the kind that is used where none is given.
 
-    The kind alone is short for the whole: `mixing: paired` is `mixing: {kind: paired}`.
+    The kind alone will do: `mixing: paired` is `mixing: {kind: paired}`.
     """
 
     registry: ClassVar[Registry[Any]]
@@ -43,7 +43,7 @@ class Component(Config):
     @classmethod
     def _own_class(cls, settings: Any, info: ValidationInfo) -> Config:
         if "kind" not in info.data:
-            return Config()  # the kind's own error is told
+            return Config()  # report the kind's own error
         return validated(settings_class(cls.registry, info.data["kind"]), settings)
 
 
@@ -57,7 +57,7 @@ class SetOf:
     registry: Registry[Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
-        """Every value becomes settings of its name's class."""
+        """Turn every value into settings of its component's class."""
         return core_schema.no_info_before_validator_function(self._each, handler(source))
 
     def _each(self, components: Any) -> Any:
@@ -89,7 +89,7 @@ def settings_class(registry: Registry[Any], name: Any) -> type[Config]:
 
 
 def validated(cls: type[Config], settings: Any, place: tuple[str, ...] = ()) -> Config:
-    """Settings of one component's class; errors carry the place and, for an unknown field, the known ones.
+    """Settings of one component's class; errors carry the path and, for an unknown field, the known ones.
 
     Raises:
         ValidationError: naming every field that does not fit.

@@ -1,7 +1,8 @@
-"""Digests of a folder's files by what they say.
+"""Digests of a model folder that a library's upgrade does not change.
 
-A settings file that a library writes (transformers, tokenizers, peft) changes with each of its releases: the release's
-own number, new fields at their defaults, other spellings of a type. None of that changes a vector, and none enters.
+A settings file that a library writes (transformers, tokenizers, peft) changes with each release: its version number,
+new fields at their defaults, other spellings of a type. None of that changes a vector, so none of it is part of the
+digest.
 """
 
 import hashlib
@@ -15,14 +16,15 @@ from cirray.core.texts import parse_json
 
 _WHOLE_FILE_BYTES = 64 * 2**20
 _WRITER = frozenset({"transformers_version", "dtype", "torch_dtype", "_name_or_path", "_commit_hash"})
-"""Who wrote a model's settings, whence it was read, and its weights' type, which the weights say themselves."""
+"""Fields that do not count: who wrote the settings, where they were read from, and the weights' type (the weights have
+it)."""
 _DROPPED = {
     "config.json": _WRITER,
     "generation_config.json": _WRITER,
     "preprocessor_config.json": _WRITER | {"image_processor_type", "feature_extractor_type", "processor_class"},
     "tokenizer.json": frozenset({"version", "truncation", "padding"}),
 }
-"""File -> fields that do not count; `truncation` and `padding` are what the last call before saving asked for."""
+"""File -> fields that do not count; `truncation` and `padding` are left over from the last call before saving."""
 _CHOSEN = {
     "adapter_config.json": frozenset(
         {"peft_type", "r", "lora_alpha", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora",
@@ -36,11 +38,11 @@ _CHOSEN = {
 }  # fmt: skip
 """File -> the fields that count, where a release adds fields at their defaults."""
 _LEFT_OUT = ("special_tokens_map.json",)
-"""Files that repeat another one, and that newer releases no longer write."""
+"""Files that repeat another one; newer releases no longer write them."""
 
 
 def says_nothing(name: str) -> bool:
-    """Whether a file of a model's folder only repeats what another one says."""
+    """Whether a file of a model's folder only repeats another one."""
     return PurePosixPath(name).name in _LEFT_OUT
 
 
@@ -58,12 +60,12 @@ def content_digest(uri: str) -> str:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """A model's `config.json` as text by which it is known: without what the library says of itself, in one order."""
+    """A model's `config.json` as text, in one order and without what the library says of itself."""
     return canonical(_counted("config.json", settings))
 
 
 def spoken(tree: Any) -> Any:
-    """Plain values without the fields that say nothing (null, false, empty), at any depth: a library's new options."""
+    """Plain values without empty fields (null, false, empty) at any depth, since new options appear as such."""
     if isinstance(tree, Mapping):
         kept = {name: spoken(value) for name, value in tree.items()}
         return {name: value for name, value in kept.items() if value is not None and value is not False and value != {}}
@@ -76,7 +78,7 @@ def canonical(tree: Any) -> str:
 
 
 def file_digest(uri: str) -> str:
-    """Digest of one file: its content up to 64 MiB, else its size with its first and last MiB."""
+    """Digest of one file: its content up to 64 MiB, above that its size and its first and last MiB."""
     filesystem, path = storage.resolve(uri)
     size = filesystem.get_file_info(path).size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)

@@ -1,4 +1,4 @@
-"""Environment variables this package reads or sets; nobody else touches `os.environ`."""
+"""Environment variables this package reads or sets. No other module touches `os.environ`."""
 
 import glob
 import os
@@ -25,14 +25,14 @@ def limit_threads(threads: int = 1) -> None:
 
 
 def _accelerators() -> list[str]:
-    """Device files of GPUs and the like on Linux; a guess elsewhere (as if there were one)."""
+    """Device files of accelerators on Linux; elsewhere it is assumed that there is one."""
     if not os.path.isdir("/dev/shm"):
         return ["unknown"]
     return [path for pattern in _DEVICES for path in glob.glob(pattern)]
 
 
 def worker_environment(threads: int = 1) -> dict[str, str]:
-    """Environment of Ray workers: one thread per process. A driver's DS_ACCELERATOR is not theirs."""
+    """Environment of Ray workers: one thread per process, and not the driver's DS_ACCELERATOR."""
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     for name in ("CIRRAY_CACHE", "CIRRAY_PLUGINS", "TORCH_EXTENSIONS_DIR"):
         if name in os.environ:
@@ -46,7 +46,7 @@ def plugin_modules() -> tuple[str, ...]:
 
 
 def working_folder() -> str:
-    """Where this process works; what a driver tells its workers, so that relative paths mean the same to them."""
+    """Working folder of this process; a driver passes it to its workers, so that relative paths mean the same there."""
     return os.getcwd()
 
 
@@ -57,7 +57,7 @@ def enter_folder(folder: str) -> None:
 
 
 def this_program() -> list[str]:
-    """How this installation is called from a shell that knows nothing of it: `cirray` with its whole path."""
+    """The `cirray` command with its full path, for a shell that does not have it on PATH."""
     script = Path(sys.executable).parent / "cirray"
     return [str(script)] if script.is_file() else [sys.executable, "-m", "cirray"]
 
@@ -68,7 +68,7 @@ def set_default(name: str, value: str) -> None:
 
 
 def variable(name: str, default: str) -> str:
-    """Value of a variable of another program's, or what that program takes without it."""
+    """Value of another program's variable, or that program's default."""
     return os.environ.get(name, default)
 
 
@@ -78,10 +78,10 @@ def ray_address() -> str:
 
 
 def private_cluster(quiet: bool = True) -> None:
-    """Prepare for a Ray cluster that only this process uses: closed to others by a token of its own, `quiet` or not.
+    """Prepare for a Ray cluster of this process alone, protected by a token of its own.
 
-    Ray's ports listen on every interface, so a local cluster needs a token; one that lives in this process's
-    environment leaves no file in the home folder and is never missing. A mode or token that the user chose is kept.
+    Ray's ports listen on every interface, so a local cluster needs a token; one in this process's environment leaves no
+    file in the home folder. A mode or token that the user chose is kept.
     """
     set_default("RAY_USAGE_STATS_ENABLED", "0")
     if quiet:
@@ -91,9 +91,10 @@ def private_cluster(quiet: bool = True) -> None:
 
 
 def train_settings(poll_s: float, start_timeout_s: float, one_node: bool = False) -> None:
-    """Ray Train's controller: how often it looks after its workers, how long they may take to start (user's win).
+    """Ray Train's controller: how often it checks its workers and how long they may take to start. The user's values
+    win.
 
-    On one node there is no other to move to, so the process that watches for nodes being taken away is not started.
+    On one node the process that watches for preempted nodes is not started.
     """
     set_default("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_s))
     set_default("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))
@@ -102,11 +103,11 @@ def train_settings(poll_s: float, start_timeout_s: float, one_node: bool = False
 
 
 def tune_settings() -> None:
-    """Ray Tune without its own loggers and tables: every trial writes its history and curves itself."""
+    """Ray Tune without its own loggers and tables: each trial writes its history and curves itself."""
     set_default("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     set_default("RAY_AIR_NEW_OUTPUT", "0")
 
 
 def name_cluster(address: str) -> None:
-    """Tell processes that look for a Ray cluster which one is meant, should the machine run several."""
+    """Name the Ray cluster to use, for machines that run several."""
     set_default("RAY_ADDRESS", address)

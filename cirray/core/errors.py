@@ -28,7 +28,7 @@ class GenerationError(CirrayError):
 
 
 class IndexMismatchError(CirrayError):
-    """An index or features that another encoder made than the one that reads them."""
+    """An index or features made by another encoder than the one that reads them."""
 
 
 class ServingError(CirrayError):
@@ -36,7 +36,7 @@ class ServingError(CirrayError):
 
 
 class StageError(CirrayError):
-    """A stage of several that was told to stop."""
+    """One of several stages, told to stop."""
 
 
 _DAMAGE = (
@@ -47,7 +47,7 @@ _DAMAGE = (
 
 @contextmanager
 def damage_told(place: object, remedy: str) -> Iterator[None]:
-    """Inside, what reading a damaged or tampered file raises becomes one sentence.
+    """Turn what a damaged file raises inside into one sentence.
 
     Raises:
         ArtifactError: naming the file or folder, what is wrong and what to do.

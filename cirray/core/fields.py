@@ -1,4 +1,4 @@
-"""What a configuration field is: part of the identity of a result (one that says nothing else), a place, an effort."""
+"""What a configuration field is: part of a result's identity (the default), a place, or an effort."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -10,7 +10,7 @@ ValueT = TypeVar("ValueT")
 
 
 class Role(Enum):
-    """What a field says: what is made, where something lies, or how the work is done."""
+    """What a field decides: what is made, where something is, or how the work is done."""
 
     IDENTITY = "identity"
     PLACE = "place"
@@ -19,13 +19,13 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Since:
-    """The version that brought a field: at its default it is no part of an identity. `Annotated[int, Since("0.2")]`."""
+    """The version that added a field; at its default it is not part of an identity. `Annotated[int, Since("0.2")]`."""
 
     version: str
 
 
 Place = Annotated[str, Role.PLACE]
-"""A path, URI or artifact name; the digest of what lies there stands for it."""
+"""A path, URI or artifact name; in an identity the digest of its content replaces it."""
 Effort = Annotated[ValueT, Role.EFFORT]
 """Workers, devices, memory, progress, timeouts: never changes the result. `Effort[int]`, `Effort[RayConfig]`."""
 

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM end work in one way: an exception that unwinds it, one sentence, exit status 130 or 143.
+"""Ctrl-C and SIGTERM end work the same way: an exception, one sentence, exit status 130 or 143.
 
-Ray installs handlers of its own, which publish half a sweep or end the process without a word; `own_handlers` keeps
-ours in place while its libraries run.
+Ray installs handlers of its own, which publish half a sweep or end the process silently; `own_handlers` keeps ours
+while its libraries run.
 """
 
 import signal
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a container that is stopped, a batch system whose time is up. Handled like Ctrl-C wherever that is."""
+    """SIGTERM, from a container that is stopped or a batch system's time limit. Handled like Ctrl-C."""
 
 
 _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
@@ -33,7 +33,7 @@ class Received:
         raise _RAISED[signal.Signals(number)]
 
     def note(self, stop: BaseException) -> bool:
-        """Whether an exception stands for a signal, also where a library's handler came first (Ray's: exit 15)."""
+        """Whether an exception means a signal, also from a library's own handler (Ray's: exit 15)."""
         if self.number is None and isinstance(stop, KeyboardInterrupt):
             self.number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         if self.number is None and isinstance(stop, SystemExit) and stop.code == signal.SIGTERM:
@@ -47,7 +47,7 @@ class Received:
 
     @property
     def sentence(self) -> str:
-        """What is said to the user."""
+        """The message for the user."""
         word = _WORDS[signal.Signals(self.number or signal.SIGINT)]
         return (
             f"{word}; nothing half-done was published, finished shards and checkpoints are kept: the same command goes "
@@ -60,7 +60,7 @@ _ACTIVE: list[Received] = []
 
 @contextmanager
 def interruptible() -> Iterator[Received]:
-    """Inside, Ctrl-C raises KeyboardInterrupt and SIGTERM `Terminated`; the handlers of before return afterwards."""
+    """Inside, Ctrl-C raises KeyboardInterrupt and SIGTERM `Terminated`; the earlier handlers return."""
     received = Received()
     if not _in_main_thread():
         yield received
@@ -85,7 +85,7 @@ def reinstall() -> None:
 
 @contextmanager
 def own_handlers() -> Iterator[dict[int, Any]]:
-    """Inside, a library that sets a handler for Ctrl-C, SIGTERM or SIGUSR1 is told that it did, and did not.
+    """Inside, a library's attempts to set a handler for Ctrl-C, SIGTERM or SIGUSR1 have no effect.
 
     Yields:
         Signal -> the handler that was asked for.

@@ -1,4 +1,4 @@
-"""Messages for people: one logger, standard error, results alone on standard output."""
+"""Messages for people on standard error, through one logger; only results go to standard output."""
 
 import logging
 import sys
@@ -27,7 +27,7 @@ def say(text: str = "") -> None:
 
 
 def linked(address: str) -> str:
-    """An address as text; where standard output is a terminal, as one that can be clicked (OSC 8)."""
+    """An address as text; on a terminal as a link that can be clicked (OSC 8)."""
     return f"\033]8;;{address}\033\\{address}\033]8;;\033\\" if sys.stdout.isatty() else address
 
 
@@ -37,12 +37,12 @@ def complain(text: str) -> None:
 
 
 def printable(text: object) -> str:
-    """A name for a line of text: line breaks, control characters and what is not UTF-8 as escapes."""
+    """A name with line breaks, control characters and bytes that are not UTF-8 as escapes."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """What the terminal's encoding lacks is escaped."""
+    """Escape what the terminal's encoding lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()

@@ -29,7 +29,7 @@ class Advance(Protocol):
 
 @dataclass
 class Pace:
-    """How far one piece of work is, how fast it goes, and when it ends at that speed."""
+    """Progress of one piece of work, its speed, and when it will end at that speed."""
 
     total: int | None
     unit: str = "it"
@@ -44,11 +44,11 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self.begin
 
     def speed(self) -> str:
-        """Units a second, or seconds a unit where that is the larger number; empty before the first one."""
+        """Units per second, or seconds per unit where those are more; empty before the first one."""
         made = self.done - self.earlier
         if made <= 0:
             return ""
@@ -56,7 +56,7 @@ class Pace:
         return f"{each:.3g} s/{_singular(self.unit)}" if each > 1 else f"{1 / each:.3g} {self.unit}/s"
 
     def outlook(self) -> str:
-        """Speed, time left and the clock time of the end; as much of it as is known."""
+        """Speed, time left and expected end, as far as they are known."""
         made = self.done - self.earlier
         if made <= 0 or not self.total or self.done >= self.total:
             return self.speed()
@@ -83,7 +83,7 @@ def _duration(seconds: float) -> str:
 
 
 def _singular(unit: str) -> str:
-    """One of the units: `step` of `steps`; several kinds together have no name of one."""
+    """Singular of the unit: `step` of `steps`."""
     if " " in unit:
         return "each"
     return f"{unit.removesuffix('ies')}y" if unit.endswith("ies") else unit.removesuffix("s")
@@ -140,7 +140,7 @@ def _report(sink: Sink, title: str, pace: Pace, every_s: float = 0.5) -> Iterato
 
 
 def _lines(title: str, pace: Pace, every_s: float) -> Iterator[Advance]:
-    """Lines at the end, every few seconds, and after the first unit where that one alone took long."""
+    """A line at the end, every few seconds, and after the first unit if it took long."""
     logger, last = get_logger("progress"), pace.begin
 
     def advance(amount: int = 1, note: str = "", earlier: bool = False) -> None:

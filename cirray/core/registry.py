@@ -1,8 +1,8 @@
-"""Named components: a config says a name, the registry says the class or function, and the class of its settings.
+"""Named components: a registry maps a name in a config to a class or function and to the class of its settings.
 
-A registry names the modules that file its items; they are imported when somebody first asks for an item. The classes of
-settings are known before that, so that a configuration is checked without importing a component's code. Names that are
-not known are looked for in other packages (`cirray.core.plugins`).
+The modules that register its items are imported when an item is first asked for. The settings' classes are known
+before, so that a configuration is checked without importing a component's code. Unknown names are looked for in other
+packages (`cirray.core.plugins`).
 """
 
 import importlib
@@ -28,8 +28,8 @@ class Registry(Generic[ItemT]):
 
         Args:
             kind: the word used in error sentences.
-            modules: what to import before items are listed or found missing; importing them files the items.
-            settings: name -> class of the settings of each component that `modules` file.
+            modules: modules that register the items; imported before items are listed or found missing.
+            settings: name -> class of the settings of each component that `modules` register.
             base: what all classes of settings derive from; the settings of a component that has none of its own.
         """
         self.kind, self._modules, self._base = kind, modules, base
@@ -37,9 +37,9 @@ class Registry(Generic[ItemT]):
         self._settings = dict(settings or {})
 
     def register(self, name: str, settings: type[Config] | None = None) -> Callable[[ItemT], ItemT]:
-        """Decorator that files a component under `name`; a second use of a name is an error.
+        """Decorator that registers a component under `name`; a second use of a name is an error.
 
-        The same definition read again takes its own place: a notebook's cell, or a module whose first import failed.
+        The same definition, read again, replaces itself: a notebook's cell, or a module whose first import failed.
 
         Args:
             name: what a config says.
@@ -63,7 +63,7 @@ class Registry(Generic[ItemT]):
         return add
 
     def get(self, name: str) -> ItemT:
-        """The component filed under `name`.
+        """The component registered under `name`.
 
         Raises:
             ConfigError: for an unknown name, with the known names and a did-you-mean.
@@ -108,7 +108,7 @@ class Registry(Generic[ItemT]):
 
 
 def _definition(item: object) -> object:
-    """Where a function or class is written; any other thing is itself."""
+    """Where a function or class is defined; any other object is itself."""
     if isinstance(item, FunctionType):
         return item.__code__.co_filename, item.__code__.co_firstlineno
     return (item.__module__, item.__qualname__) if isinstance(item, type) else item

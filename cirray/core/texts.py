@@ -15,11 +15,11 @@ _MARKS = (
 )
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 BROKEN = "\ufffd"
-"""What stands for a character that cannot be read."""
+"""Replaces a character that cannot be read."""
 
 
 def encoding_of(head: bytes) -> str:
-    """Encoding that the first bytes of a text name by their mark; UTF-8 without one."""
+    """Encoding by a text's byte order mark; UTF-8 without one."""
     return next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
 
 

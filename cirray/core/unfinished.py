@@ -1,6 +1,6 @@
-"""What becomes of a stage that did not finish: nothing is left of one in which nothing is worth going on from.
+"""Unfinished stages: one without work worth keeping leaves nothing behind.
 
-`stage_function` wraps whatever runs a stage; `restarting` says that half-written work is to be thrown away.
+`stage_function` wraps what runs a stage; inside `restarting`, half-written work is thrown away.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,10 +14,10 @@ Made = TypeVar("Made")
 
 
 class Unfinished(Protocol):
-    """What must be known of an opened stage."""
+    """What is asked of an opened stage."""
 
     def has_worth(self) -> bool:
-        """Whether something in it would be read by the same run, started again."""
+        """Whether the same run, started again, would use something in it."""
 
     def discard(self) -> None:
         """Drop everything written so far."""
@@ -28,7 +28,7 @@ _RESTART: ContextVar[bool] = ContextVar("cirray_restart", default=False)
 
 
 def stage_function(run: Callable[Given, Made]) -> Callable[Given, Made]:
-    """Decorates a stage's function: whatever ends it early, work that no later start would use is removed."""
+    """Decorator of a stage's function: however it ends early, work that no later start would use is removed."""
 
     @wraps(run)
     def tidy(*args: Given.args, **kwargs: Given.kwargs) -> Made:
@@ -55,7 +55,7 @@ def opened(stage: Unfinished) -> None:
 
 @contextmanager
 def restarting(wanted: bool = True) -> Iterator[None]:
-    """Inside, a stage that is opened throws away what an earlier run left half-written; finished artifacts stay."""
+    """Inside, opening a stage throws away what an earlier run left half-written; finished artifacts stay."""
     token = _RESTART.set(wanted)
     try:
         yield

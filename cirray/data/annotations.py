@@ -16,7 +16,7 @@ _EXAMPLES = 3
 
 
 class MissingFileError(DataError):
-    """An annotation file that is not there (it may belong to a split that nobody fetched)."""
+    """An annotation file that is not there (perhaps of a split that was not fetched)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Record:
         return self.values[key]
 
     def lacks(self, keys: Sequence[str]) -> bool:
-        """Whether the value of one of these keys is null (or NaN): the entry names no such image."""
+        """Whether one of these keys is null (or NaN), so that the entry names no such image."""
         return any(key in self.values and is_null(self.values[key]) for key in keys)
 
     def text(self, key: str) -> str:
@@ -97,12 +97,12 @@ class Record:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value says that there is none: null, or NaN, as pandas writes it."""
+    """Whether a value is missing: null, or NaN, as pandas writes it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def plain_number(value: Any) -> Any:
-    """A whole number that pandas made a float, for want of a null among integers, as the integer it was."""
+    """An integer again, where pandas wrote a column with nulls as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -167,7 +167,7 @@ def load_records(path: Path) -> list[Record]:
 
 
 def load_names(path: Path) -> list[str]:
-    """Names of a JSON file that is a list of texts, each once.
+    """Names in a JSON file that is a list of different texts.
 
     Raises:
         DataError: for anything else, and for a name that stands twice.
@@ -197,7 +197,7 @@ def load_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def image_paths(folder: Path, ids: Iterable[str]) -> dict[str, str]:
-    """`<folder>/<id>` with the suffix found on disk; `.jpg` where the image is missing, so that reading goes on.
+    """`<folder>/<id>` with the suffix found on disk, or `.jpg` where the image is missing.
 
     Raises:
         DataError: when two files are called by one of the ids.
@@ -237,24 +237,24 @@ def once(records: Iterable[tuple[Record, str]], key: str) -> None:
 
 
 def complete(records: Sequence[Record], keys: Sequence[str], left: list[str]) -> list[Record]:
-    """The entries that name all their images; the places of the others, where some is null, go to `left`."""
+    """The entries that name all their images; the places of the others go to `left`."""
     left += [record.place for record in records if record.lacks(keys)]
     return [record for record in records if not record.lacks(keys)]
 
 
 def null_note(left: Sequence[str]) -> tuple[str, ...]:
-    """The note about entries that `complete` left out."""
+    """The note about entries left out by `complete`."""
     return count_note("entries left out, an image of theirs being null", left)
 
 
 def blank_note(queries: Iterable[Query]) -> tuple[str, ...]:
-    """The note about queries that say nothing."""
+    """The note about queries with a blank text."""
     blank = [query.query_id for query in queries if not query.modification.strip()]
     return count_note("queries with a blank text, kept as they are", blank)
 
 
 def count_note(what: str, found: Sequence[str]) -> tuple[str, ...]:
-    """A sentence `12 <what>, e.g. a, b, c`, or nothing when there is nothing to say."""
+    """A sentence `12 <what>, e.g. a, b, c`, or nothing when there are none."""
     if not found:
         return ()
     return (f"{len(found):,} {what}, e.g. {', '.join(repr(item) for item in found[:_EXAMPLES])}",)

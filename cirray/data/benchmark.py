@@ -1,4 +1,4 @@
-"""What a composed-retrieval data set is, whatever files it comes from: images, triplets, queries, protocol."""
+"""A composed-retrieval data set, independent of its files: images, triplets, queries, protocol."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Where every image lies: id -> absolute path. Ids are opaque keys.
+    """Where every image is: id -> absolute path. Ids are opaque keys.
 
     `boxes` are cut from the image (GeneCIS's crops), `spans` are the bytes of the file that are the image (shards). A
     file may be missing: annotations alone are usable. `contents`, where known, are digests of the files that were
@@ -63,7 +63,7 @@ class ImageTable:
         return Path(self.paths[image_id])
 
     def place(self, image_id: str) -> Place:
-        """File, bytes and box of an image: all that opening it needs.
+        """File, bytes and box of an image, as needed to open it.
 
         Raises:
             DataError: for an unknown id.
@@ -113,9 +113,9 @@ class CirDataset:
     guarded: frozenset[str] = frozenset()
     """Images of the benchmark's own val and test splits: no mined pair may hold them (`cirray.data.leaks`)."""
     notes: tuple[str, ...] = ()
-    """What reading met and how it was handled: rows left out, names without a file entry, texts that are blank."""
+    """What was odd and how it was handled: rows left out, names without a file, blank texts."""
     training_notes: tuple[str, ...] = ()
-    """Those of `notes` that are about the training triplets: nobody who scores queries needs them."""
+    """Notes about training triplets, which scoring queries does not need."""
 
     def split(self, name: str) -> tuple[Triplet, ...]:
         """Triplets of one split, `train` or `val`."""

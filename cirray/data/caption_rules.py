@@ -1,4 +1,4 @@
-"""How the two captions of a Fashion IQ triplet become query texts, by the ids under which results are published."""
+"""How the two captions of a Fashion IQ triplet become query texts; ids as in published results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _ENDS = ".?, \t\n"
 
 @dataclass(frozen=True)
 class CaptionRule:
-    """What the rule does in words, and the function of the two captions."""
+    """A rule: its description, and the function of the two captions."""
 
     words: str
     queries: Callable[[str, str], Texts]
@@ -58,4 +58,4 @@ RULES: dict[str, CaptionRule] = {
         lambda one, two: _plain([text for text in (one, two) if text.strip()]),
     ),
 }
-"""Id of a rule -> the rule. Empty captions get no special case but in `each_alone`."""
+"""Id of a rule -> the rule. Only `each_alone` treats empty captions specially."""

@@ -29,12 +29,12 @@ _SPLITS = ("train", "val", "test1")
 _TRIPLETS = ("train", "val")
 _IMAGES = ("reference", "target_hard")
 _PLACEHOLDERS = ("[c]", "[cr0]", "[cr1]")
-"""Beginnings of extended texts that say that there is nothing to say."""
+"""Beginnings of extended texts that mean "nothing to add"."""
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Where annotations are looked for, and where images start."""
+    """Folders of the annotations and of the images."""
 
     folders: tuple[Path, ...]
     images: Path

@@ -23,7 +23,7 @@ _FIRST_PAIRID = {"train": 7, "val": 12060}
 
 @dataclass(frozen=True)
 class _Item:
-    """One triplet or query, whichever it came from."""
+    """One triplet or query."""
 
     reference: str
     targets: tuple[str, ...]

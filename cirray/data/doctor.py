@@ -1,4 +1,4 @@
-"""What is wrong with a data set on disk: checks of one image, of annotations, and the report. Pure but for reading."""
+"""What is wrong with a data set on disk: checks of images and annotations, and the report."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,9 +37,9 @@ IMAGE_CODES = {
     "wrong_extension": "images have a suffix of another format",
     "duplicate": "images have the content of another one",
 }
-"""Code of an image finding -> what it says; all but the last three make an image unusable."""
+"""Code of an image finding -> its meaning; all but the last three make an image unusable."""
 NOTES = ("metadata",)
-"""Codes of images that are read all the same, and right."""
+"""Codes of images that are still read correctly."""
 CODES = (*IMAGE_CODES, "absent_ids", "outside_gallery", "blank", "broken_text", "same_image", "query_count",
          "gallery_size", "annotations")  # fmt: skip
 """Codes of everything that may be a problem."""
@@ -50,7 +50,7 @@ _BROKEN = "U+FFFD for what could not be read"
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of oddity. A `problem` counts for the exit status; a `note` is known, or harmless, and only told."""
+    """One kind of oddity. A `problem` counts for the exit status; a `note` is known or harmless."""
 
     code: str
     level: str
@@ -88,7 +88,7 @@ class DoctorReport:
     galleries: tuple[GallerySize, ...]
     findings: tuple[Finding, ...]
     digest: str = ""
-    """Of all images' ids and contents; empty when they were not read."""
+    """Digest of all images' ids and contents; empty when they were not read."""
     as_json: bool = field(default=False, compare=False)
 
     @property
@@ -113,7 +113,7 @@ class DoctorReport:
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What one image file is. `code` is empty for a good one; `digest` is that of its bytes."""
+    """The check of one image file: `code` is empty for a good one, `digest` is of its bytes."""
 
     code: str
     reason: str = ""
@@ -125,7 +125,7 @@ class ImageCheck:
 
 
 def check_image(place: Place, limits: ImageLimits) -> ImageCheck:
-    """Read, hash and decode one image, whole (see `check_box`); nothing is raised for what is wrong with it."""
+    """Read, hash and decode one whole image (crops: `check_box`); faults are in the result, never raised."""
     try:
         data = read_place(place, limits)
     except MissingImageError as error:
@@ -226,7 +226,7 @@ def size_findings(dataset: CirDataset, fmt: str, split: str) -> list[Finding]:
 def gallery_sizes(
     dataset: CirDataset, fmt: str, split: str, checks: Mapping[str, ImageCheck] | None
 ) -> list[GallerySize]:
-    """Listed, usable and published size of the split's galleries (of GeneCIS's thousands only their union)."""
+    """Listed, usable and published size of the split's galleries (GeneCIS: of their union)."""
     official = official_sizes(fmt, split) or Sizes()
     sizes = []
     for name, ids in _galleries(dataset, official).items():
@@ -277,7 +277,7 @@ def _outside(dataset: CirDataset) -> tuple[str, ...]:
 
 
 def _blank(queries: Sequence[Query], fmt: str) -> list[str]:
-    """Blank texts; of Fashion IQ's joined captions also those that lack a side."""
+    """Blank texts, and joined captions of Fashion IQ that lack one side."""
     found = [q for q in queries if not q.modification.strip()]
     if fmt == "fashioniq":
         found += [q for q in queries if q.modification.startswith(" and ") or q.modification.endswith(" and ")]

@@ -18,7 +18,7 @@ from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
 
 MARKS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"}
-"""Signs that TIRG spells out in captions."""
+"""Characters that TIRG spells out in captions."""
 
 
 def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
@@ -57,7 +57,7 @@ def _read(config: Fashion200kConfig) -> CirDataset:
 
 
 def clean_caption(text: str) -> str:
-    """The caption with its signs spelt out."""
+    """The caption with these characters spelt out."""
     for sign, word in MARKS.items():
         text = text.replace(sign, word)
     return text.strip()
@@ -66,7 +66,7 @@ def clean_caption(text: str) -> str:
 def change(source: str, target: str) -> str:
     """TIRG's text: the first word that only the source has, the first that only the target has.
 
-    A caption whose words the other has all gives its own last word, as in TIRG's loop.
+    If the other caption has all its words, it is the last word, as in TIRG's loop.
     """
     old, new = source.split(), target.split()
     gone = next((word for word in old if word not in new), old[-1] if old else "")

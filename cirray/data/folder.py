@@ -1,4 +1,4 @@
-"""Read the open folder layout: folders of images, with triplets, queries and captions where there are any."""
+"""Read the open folder layout: folders of images, optionally with triplets, queries and captions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 _PARTS = ("labelled", "pool", "gallery")
 _COMPOSED = ("reference", "target", "modification")
 _OWN = ("triplets", "queries", "captions", "dataset")
-"""Names of the layout's own files, which nobody expects to be pictures."""
+"""Names of the layout's own files, which are not pictures."""
 
 
 def read_folder(config: FolderConfig) -> CirDataset:
@@ -30,9 +30,9 @@ def read_folder(config: FolderConfig) -> CirDataset:
     A row whose reference, target or text is null is left out, and named in the notes; an empty text is an error.
 
     An image's id is its path below its folder, without suffix where that is unique (`cirray.data.listing.picture_ids`);
-    ids are unique over all folders. Tables may name an image with its suffix or with its folder in front, and however
-    their blanks, accents and slashes are written (`cirray.data.names`). A root that holds images but none of the three
-    folders is at once labelled part, pool and gallery. Without a gallery folder, queries search all images.
+    ids are unique over all folders. Tables may name an image with its suffix or with its folder in front, and in any
+    spelling of blanks, accents and slashes (`cirray.data.names`). A root with images but none of the three folders is
+    labelled part, pool and gallery at once. Without a gallery folder, queries search all images.
 
     Raises:
         DataError: naming the file, the line, the value and the remedy.
@@ -99,7 +99,7 @@ class _Names:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What the folders hold: paths and file names by id, ids by part, and what is to tell."""
+    """Content of the folders: paths and file names by id, ids by part, and notes."""
 
     images: dict[str, str]
     names: dict[str, str]

@@ -53,7 +53,7 @@ def read_genecis(config: GeneCisConfig) -> CirDataset:
     """Read one task or all four; no image is opened, and images may be missing.
 
     A query's candidates, `galleries[query_id]`, are its target followed by the template's gallery exactly as
-    published: a target or crop that stands there twice, and a reference that stands there, stay (and are noted).
+    published: a repeated target or crop, and a reference among them, stay and are noted.
 
     Raises:
         DataError: a task file is missing or an entry is wrong.

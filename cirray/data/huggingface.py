@@ -1,4 +1,4 @@
-"""Hugging Face data sets of triplets: Arrow files are mapped, pictures stay in them and are read by their place.
+"""Hugging Face data sets of triplets: Arrow files are memory-mapped and pictures read where they are.
 
 A folder that `save_to_disk` wrote is read with pyarrow alone; a hub id needs the optional library `datasets`, which
 fetches the same kind of files.
@@ -32,7 +32,7 @@ _UNCOMPRESSED = ("BMP", "TIFF", "PPM")
 
 
 class _Cell(NamedTuple):
-    """An image of a row: the bytes of a file that are it, or the path of one; and the name it carries."""
+    """An image of a row: bytes inside a file, or a path; and its name."""
 
     file: str
     span: Span | None
@@ -41,7 +41,7 @@ class _Cell(NamedTuple):
 
 @dataclass
 class _Images:
-    """Images met so far. Rows repeat them: equal names with equal size and end are one image."""
+    """Images found so far. Rows repeat them: equal name, size and end are one image."""
 
     root: Path
     paths: dict[str, str] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def _read(config: HuggingFaceConfig) -> CirDataset:
 
 
 class _Row(NamedTuple):
-    """One row: what to call it, and its values; pictures are `_Cell`s."""
+    """One row: its name for errors, and its values; pictures are `_Cell`s."""
 
     name: str
     values: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Open any image that a user gives, guarded: header first, pixels only when the header is acceptable."""
+"""Open a user's image safely: the header first, the pixels only when the header is acceptable."""
 
 import hashlib
 import importlib
@@ -20,20 +20,20 @@ from cirray.data.places import Box, Place, Span
 from cirray.data.repairs import versions
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""What is read out of the box. The first bytes choose one of them, and no other decoder sees the file: of Pillow's
-forty others (EPS, PDF, FITS, PSD, ...) none ever sees a user's bytes."""
+"""Formats that are always read. The first bytes choose the decoder; Pillow's other forty (EPS, PDF, FITS, PSD, ...)
+never see a user's bytes."""
 PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}
 """Formats of the extra `cirray[photos]`: module, and the function in it that makes Pillow know it."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 """Pillow warns from 89 million pixels on; the cap here refuses earlier, in words."""
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-"""And of metadata that it cannot parse, which nobody here reads."""
+"""Nor its warnings about metadata, which is not read here."""
 
 Source = Path | str | bytes | BinaryIO | Image.Image
 DrawnT = TypeVar("DrawnT")
 CROP_MARGIN = 0.7
-"""GeneCIS widens a box by this share of its sides on every side."""
+"""GeneCIS's margin of a box, as a share of its sides."""
 
 
 class MissingImageError(DataError):
@@ -52,7 +52,7 @@ class LimitError(DataError):
 
 
 class Decoded(NamedTuple):
-    """What became of a file's pixels; `repaired` says what its metadata would have refused, or nothing."""
+    """A file's pixels; `repaired` names the damaged metadata that was ignored, if any."""
 
     result: object
     kind: str
@@ -91,7 +91,7 @@ def open_image(
 
 
 def decode(data: bytes, limits: ImageLimits, label: str, draw: Callable[[Image.Image], object]) -> Decoded:
-    """Open a file's bytes with the decoder of its first bytes, and let `draw` make something of the image.
+    """Open a file's bytes with the decoder of its first bytes, and apply `draw` to the image.
 
     When that fails, the same is tried without the metadata.
 
@@ -158,7 +158,7 @@ def read_span(stream: BinaryIO, span: Span, limits: ImageLimits) -> bytes:
 
 
 def picture_digest(data: bytes) -> str:
-    """What identifies a picture: a digest of its file's bytes, 32 hex digits."""
+    """Digest of a picture file's bytes, 32 hex digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -241,7 +241,7 @@ def _check_kind(kind: str, data: bytes, label: str) -> None:
 
 
 def _plugin(kind: str) -> bool:
-    """Whether the extra's decoder of a format is there; Pillow then knows it."""
+    """Register an optional format's decoder with Pillow; whether it is installed."""
     module, register = PLUGINS[kind]
     try:
         found = importlib.import_module(module)
@@ -325,7 +325,7 @@ def _draft_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def _reason(error: Exception) -> str:
-    """One line, without the address of the stream that Pillow's sentence ends in."""
+    """Pillow's message on one line, without the address of the stream."""
     if type(error).__name__ == "UnidentifiedImageError":
         return "its header cannot be read"
     if isinstance(error, OSError) and error.strerror:

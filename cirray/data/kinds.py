@@ -1,9 +1,9 @@
-"""What a file is: by its first bytes (which decide) and by its name (which only says what is surely no picture)."""
+"""What a file is, by its first bytes; a name only rules out what is surely no picture."""
 
 import os
 
 HEAD_BYTES = 64
-"""So many first bytes are enough for `sniff`."""
+"""Number of first bytes that `sniff` needs."""
 
 READ = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".jps"),
@@ -18,13 +18,13 @@ READ = {
     "HEIF": (".heic", ".heif", ".heics", ".heifs", ".hif"),
     "JXL": (".jxl",),
 }
-"""Formats that are read, as Pillow calls them, and the suffixes that agree with each."""
+"""Formats that are read (Pillow's names) and their suffixes."""
 _UNREAD = (
     ".svg .svgz .psd .psb .ico .cur .tga .eps .ps .ai .raw .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf "
     ".pef .x3f .exr .hdr .pcx .xcf .icns .dds .wmf .emf .qoi .jxr .wdp .hdp .fits .xpm .xbm .pict .bpg .flif"
 ).split()
 SUFFIXES = frozenset((*(suffix for names in READ.values() for suffix in names), *_UNREAD))
-"""Suffixes of pictures, read or not: they are no part of an id, and a file that has one is expected to be a picture."""
+"""Suffixes of pictures, read or not; they are not part of an id."""
 
 _FOREIGN = frozenset(
     (

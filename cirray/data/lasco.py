@@ -29,7 +29,7 @@ _IMAGES = ("query-image", "target-image")
 def read_lasco(config: LascoConfig) -> CirDataset:
     """Read LaSCo; no image is opened, and images may be missing.
 
-    Image ids are COCO's numbers as text. Train triplets and the train corpus (the pool) are read where they are.
+    Image ids are COCO's numbers as text. Train triplets and the train corpus (the pool) are read if present.
 
     Raises:
         DataError: the val triplets or the val corpus are missing, or an entry is wrong.
@@ -84,7 +84,7 @@ def _path(images: Path, name: str) -> str:
 
 
 def _named(records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
-    """Entries with their qid; one that stands again gets its number behind it, so that nothing is merged or lost."""
+    """Entries with their qid; a repeated qid gets a number, so that nothing is merged or lost."""
     seen: Counter[str] = Counter()
     for record in records:
         qid = record.id("qid")

@@ -1,4 +1,4 @@
-"""Keep a benchmark's val and test images out of what is trained on: find them, refuse them, record an override."""
+"""Keep a benchmark's val and test images out of training: find them, refuse them, record an override."""
 
 import posixpath
 import re
@@ -13,11 +13,11 @@ _SHOWN = 20
 _CROP = re.compile(r"@-?\d[-\d.,e]*$")
 _COCO = re.compile(r"^(?:COCO_(?:train|val|test)\d{4}_)?(?=\d{12}$)0*(\d+)$")
 _SPEAKING = re.compile(r"^(?:(?:train|dev|test1)-\d+-\d+-img[01]|B0[0-9A-Z]{8})$")
-"""Names that say which image it is in whatever folder: CIRR's, and the ASINs of Fashion IQ."""
+"""Names that identify an image without its folder: CIRR's, and Fashion IQ's ASINs."""
 
 
 def guarded_ids(dataset: CirDataset) -> frozenset[str]:
-    """Images that training must not see: what the reader says, else the gallery and everything the queries name."""
+    """Images that training must not see: those the reader names, else the gallery and all images of the queries."""
     if dataset.guarded:
         return dataset.guarded
     named = (image for q in dataset.queries for image in (q.reference_id, *q.target_ids, *q.subset))
@@ -25,7 +25,7 @@ def guarded_ids(dataset: CirDataset) -> frozenset[str]:
 
 
 def image_key(image_id: str) -> str:
-    """What an id is compared by: crops by their image, COCO files by their number, speaking names without folder."""
+    """What ids are compared by: the image of a crop, COCO's number, a name without its folder."""
     whole = split_suffix(_CROP.sub("", image_id))[0]
     base = posixpath.basename(whole)
     coco = _COCO.match(base)
@@ -35,7 +35,7 @@ def image_key(image_id: str) -> str:
 
 
 def find_leaks(ids: Iterable[str], guards: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
-    """Ids that are guarded images, sorted, by the name of the guard; guards that nothing touches are left out."""
+    """Guard -> the ids that are its images, sorted; guards without any are left out."""
     wanted = sorted(set(ids))
     found = {}
     for name, guarded in guards.items():
@@ -54,8 +54,8 @@ def refuse_leaks(
     Args:
         ids: images of a pair pool or of triplets.
         guards: benchmark -> its guarded images.
-        allow: go on all the same; what was found is in the record.
-        what: what the ids are of, for the error.
+        allow: go on anyway; the record has what was found.
+        what: what the ids belong to, for the error.
 
     Returns:
         The record for a manifest: guarded images by benchmark, leaks by benchmark, whether they were allowed.

@@ -1,4 +1,4 @@
-"""The files of a folder that are, or should be, pictures, and the ids they go by."""
+"""The files of a folder that are, or should be, pictures, and their ids."""
 
 import os
 import stat
@@ -13,12 +13,11 @@ from cirray.data.kinds import HEAD_BYTES, is_foreign, is_system_folder, sniff, s
 
 @dataclass
 class Listing:
-    """What lies below a folder, in the order of its paths; links are followed.
+    """The files below a folder, ordered by path; links are followed.
 
-    `pictures` are names below the folder (text, with `/`) and paths: everything but what is `aside`, which its name
-    says to be no picture (and its first bytes do not say otherwise). So a damaged picture is among them, whatever it
-    is called, and so are dangling links and pipes: opening them says what is wrong. `closed` are folders that could
-    not be listed, or lead back to one above them, with the reason.
+    `pictures` are names below the folder (text, with `/`) and paths; `aside` are files that are no pictures by name and
+    first bytes. Damaged pictures, dangling links and pipes count as pictures: opening them says what is wrong. `closed`
+    are folders that could not be listed or lead back to one above them, with the reason.
     """
 
     folder: str
@@ -27,14 +26,14 @@ class Listing:
     closed: list[tuple[str, str]] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
-        """What is to tell of the files that are not among the pictures."""
+        """Notes on the files that are not pictures."""
         return (
             *count_note("files left aside, by their names no pictures", self.aside),
             *(f"the folder {name!r} was left out: {reason}" for name, reason in self.closed),
         )
 
     def take(self, path: str, name: str) -> None:
-        """File one path where it belongs."""
+        """Sort one path into its list."""
         below = name_text(os.path.relpath(path, self.folder))
         if is_foreign(name) and not (name[:1] not in (".", "~") and sniff(_head(path))):
             self.aside.append(below)
@@ -58,7 +57,7 @@ def name_text(path: str) -> str:
 
 
 def picture_ids(names: Sequence[str]) -> list[str]:
-    """Ids of the pictures with these names (with suffix), in their order, each its own.
+    """Ids of the pictures with these names (with suffix), in their order, all different.
 
     An id is the name without its picture suffix. Where two pictures would then share one, or one would go by the whole
     name of another (`a.jpg` beside `a.jpg.png`), it is the whole name. So an id depends on which names there are, and

@@ -1,4 +1,4 @@
-"""Which image a name in a table, a tar member or a command means: as written first, normalised on both sides second."""
+"""Find the image that a name means: as written, or else with both sides normalised."""
 
 import re
 import unicodedata
@@ -15,12 +15,11 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:/|file:/")
 
 
 def name_key(name: str) -> str:
-    """What a name is compared by: with its suffix in lower case, without what keyboards, systems and tables vary.
+    """A name normalised for comparison: what keyboards, systems and tables vary is removed.
 
     That is: Unicode's composition and width (NFC, NFD, full-width), kinds and number of blanks (no-break and narrow
-    ones too), blanks and dots at an end, marks that nobody sees (zero-width, variation selectors, directions), `\\` for
-    `/`, a leading `./`, and `%20`; bytes that are not UTF-8 are what JSON makes of them, U+FFFD. The letters' case
-    counts.
+    ones too), blanks and dots at an end, invisible marks (zero-width, variation selectors, directions), `\\` for
+    `/`, a leading `./`, and `%20`; bytes that are not UTF-8 become U+FFFD, as in JSON. The case of letters counts.
     """
     text = unquote(name, errors="surrogateescape") if "%" in name else name
     text = unicodedata.normalize("NFKC", whole(text).replace("\\", "/"))
@@ -32,7 +31,7 @@ def name_key(name: str) -> str:
 
 
 class NameFinder:
-    """Finds the id meant by a name: the id, the file's name, either with its folder in front, or as a path."""
+    """Finds the id by a name: an id or a file name, with or without its folder, or a path."""
 
     def __init__(self, names: Mapping[str, str], folders: Sequence[Path] = ()) -> None:
         """Take the images.
@@ -46,10 +45,10 @@ class NameFinder:
         self._inside = [f"/{folder.name}/" for folder in folders if folder.name]
 
     def find(self, *written: str) -> tuple[str, ...]:
-        """Ids that a name may mean: one; none; or several, when only normalising finds any.
+        """Ids that a name may mean: one, none, or (only when normalised) several.
 
         Args:
-            written: the name, exactly as it stands; further spellings of it, tried after it.
+            written: the name as it stands, then further spellings to try.
         """
         texts = [(text, bool(_ABSOLUTE.match(text.replace("\\", "/")))) for text in dict.fromkeys(written)]
         forms = [form for text, far in texts for form in self._forms(text, self._folders, self._inside if far else ())]
@@ -68,7 +67,7 @@ class NameFinder:
 
     @staticmethod
     def _forms(text: str, folders: Iterable[str], inside: Iterable[str]) -> Iterator[str]:
-        """The name, without a folder in front; of a path from another machine, what stands below a folder so called."""
+        """The name without its folder; of another machine's path the part below a folder of that name."""
         yield text
         plain = text.replace("\\", "/").removeprefix("file://").removeprefix("./")
         yield plain

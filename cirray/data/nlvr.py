@@ -25,7 +25,7 @@ SIDE, STRIDE = 100, 150
 PARTS = (("train", "labelled", 0.36), ("val", "labelled", 0.1), ("pool", "pool", 0.24), ("gallery", "gallery", 0.3))
 """Name, folder and share of the scenes (by content) of every part."""
 TARGETS_PER_CHANGE = 3
-"""Triplets that share a reference and a text; their targets differ in places only."""
+"""Triplets of one reference and text; their targets differ only in places."""
 
 _COLOURS = {"#0099ff": "blue", "yellow": "yellow", "black": "black"}
 _SIZES = {10: "small", 20: "medium", 30: "large"}
@@ -90,7 +90,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Change:
-    """The one thing in which two contents differ; `value` is the new colour, shape or size."""
+    """The one difference of two contents; `value` is the new colour, shape or size."""
 
     kind: str
     item: Item

@@ -9,13 +9,13 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""EXIF's orientation -> what undoes it."""
+"""EXIF's orientation -> the operation that undoes it."""
 _ORIENTATION = 0x0112
 _KEY_SCALES = {"L;2": 85, "L;4": 17}
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A decoded image turned as its EXIF or XMP orientation asks; metadata that cannot be read asks for nothing."""
+    """A decoded image turned by its EXIF or XMP orientation; unreadable metadata is ignored."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # noqa: BLE001  whatever a parser of foreign metadata raises; the pixels are good

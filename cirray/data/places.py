@@ -1,4 +1,4 @@
-"""Where an image lies: a file, some bytes of a file (tar shard, Arrow file), and the box that is cut from it."""
+"""Where an image is: a file or some bytes of one (tar shard, Arrow file), and the box that is cut from it."""
 
 import json
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ class Place:
     box: Box | None = None
 
     def text(self) -> str:
-        """One string, as columns of a table carry it; the URI itself when there is nothing else to say.
+        """One string for a table's column; just the URI when there is no span or box.
 
-        A path whose bytes are not UTF-8 is told in JSON, which keeps them.
+        A path that is not UTF-8 is written as JSON, which keeps its bytes.
         """
         if self.span is None and self.box is None and _is_utf8(self.uri):
             return self.uri
         return _PREFIX + json.dumps({"uri": self.uri, "span": self.span, "box": self.box})
 
     def name(self, image_id: str) -> str:
-        """What to call the image in a reason: its id with its file's suffix, equal wherever the file lies."""
+        """The image's name in messages: its id with its file's suffix, the same wherever the file is."""
         suffix = "" if self.span or self.box else split_suffix(storage.without_query(self.uri))[1]
         return image_id if image_id.endswith(suffix) else image_id + suffix
 

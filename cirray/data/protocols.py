@@ -1,7 +1,6 @@
-"""The protocols of the public benchmarks as records: what a number means, chosen by fields, printed with it.
+"""The protocols of the public benchmarks, chosen by fields and printed with every number.
 
-Sources: docs/PAPERS.md, by data set. Metric names are those of
-`cirray.evaluation.protocol_metrics`.
+Sources: docs/PAPERS.md, by data set. Metric names: `cirray.evaluation.protocol_metrics`.
 """
 
 from cirray.data.benchmark import Protocol
@@ -132,7 +131,7 @@ def fashion200k(config: Fashion200kConfig, gallery: int) -> Protocol:
 
 
 def imagenet_r(config: ImageNetRConfig, gallery: int) -> Protocol:
-    """Domain conversion: share of all right images in the first k (set recall), share of right ones among k."""
+    """Domain conversion: set recall (share of all correct images in the first k) and precision."""
     return Protocol(
         dataset="ImageNet-R",
         split=config.domain,

@@ -1,4 +1,4 @@
-"""Sizes and oddities of the published benchmark files, so that a check knows what is as it should be."""
+"""Sizes and oddities of the published benchmark files, for checks to compare with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ _FASHIONIQ = {
     "val": {"dress": (2_017, 0), "shirt": (2_038, 1), "toptee": (1_961, 2)},
     "test": {"dress": (2_024, 0), "shirt": (2_038, 1), "toptee": (2_056, 0)},
 }
-"""Split -> category -> triplets, and those of which a caption is blank."""
+"""Split -> category -> number of triplets, and of those with a blank caption."""
 _BLANK = {("cirr", "test1"): 1}
 for _split, _rows in _FASHIONIQ.items():
     _BLANK["fashioniq", _split] = sum(blank for _, blank in _rows.values())
@@ -54,7 +54,7 @@ SPLITS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Format -> config field that names a split, and its values."""
 ONLY_SPLIT = {"shoes": "eval", "lasco": "val", "fashion200k": "test", "imagenet_r": "all"}
-"""What the only split of other benchmarks is called."""
+"""Name of the only split of other benchmarks."""
 
 
 def official_sizes(fmt: str, split: str) -> Sizes | None:

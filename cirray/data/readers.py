@@ -1,4 +1,4 @@
-"""Readers by name: `read_dataset` turns a `DataConfig` into a `CirDataset`, whatever the files look like."""
+"""Readers by name: `read_dataset` turns a `DataConfig` into a `CirDataset`."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,7 +19,7 @@ _LOGGER = get_logger("data")
 
 
 def read_dataset(config: DataConfig) -> CirDataset:
-    """Read the data set that a config names; what reading left out or found odd is logged, and stays in `notes`.
+    """Read the data set that a config names; what was left out or odd is logged, and kept in `notes`.
 
     Raises:
         ConfigError: for an unknown format or preset.

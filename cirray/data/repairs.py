@@ -1,4 +1,4 @@
-"""Picture files without metadata that a decoder stumbles over: the pixels' own chunks stay byte for byte.
+"""Remove metadata that makes a decoder fail; the pixels' own chunks stay byte for byte.
 
 Decoders refuse a whole PNG, WebP, AVIF or TIFF for a checksum in a comment, a text that unpacks to megabytes or a cut
 EXIF block. Nothing here touches pixels: a file whose picture itself is damaged stays damaged.
@@ -11,7 +11,7 @@ from typing import Literal
 
 _PNG_START = 8
 _TURNING = (b"Raw profile type exif\0", b"Raw profile type APP1\0", b"XML:com.adobe.xmp\0")
-"""Keywords of PNG texts that may say which way is up."""
+"""Keywords of PNG texts that may hold the orientation."""
 _LARGEST_TEXT = 2**18
 _TIFF_PIXELS = frozenset(
     (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338,
@@ -22,7 +22,7 @@ _WEBP_ALPHA, _WEBP_ANIMATED, _WEBP_EXIF = 0x10, 0x02, 0x08
 
 
 def versions(kind: str, data: bytes) -> Iterator[bytes]:
-    """The file as it is, then with ever less metadata (first what says which way is up stays); each content once.
+    """The file as it is, then with less and less metadata (the orientation goes last); each content once.
 
     Args:
         kind: format, a key of `cirray.data.kinds.READ`.
@@ -38,7 +38,7 @@ def versions(kind: str, data: bytes) -> Iterator[bytes]:
 
 
 def _png(data: bytes, keep: Callable[[bytes, bytes], bool]) -> bytes:
-    """Critical chunks as they are, ancillary ones where their checksum is right and `keep` says so."""
+    """Critical chunks, and ancillary ones with a correct checksum that `keep` accepts."""
     at, kept = _PNG_START, [data[:_PNG_START]]
     while at + 12 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -70,7 +70,7 @@ def _png_opaque(data: bytes) -> bytes:
 
 
 def _jpeg(data: bytes, keep: Callable[[int, bytes], bool]) -> bytes:
-    """Segments before the first scan: of APP1 to APP15 and comments only what `keep` wants."""
+    """Segments before the first scan; of APP1 to APP15 and comments only those that `keep` accepts."""
     at, kept = 2, [data[:2]]
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -116,7 +116,7 @@ def _avif(data: bytes) -> bytes:
 
 
 def _tiff(data: bytes) -> bytes:
-    """The first directory with only the tags that say where pixels lie, how they are packed and which way is up."""
+    """The first directory with only the tags for the pixels' places, packing and orientation."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     start = int.from_bytes(data[4:8], order)
     count = int.from_bytes(data[start : start + 2], order)

@@ -30,7 +30,7 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
     """Read Shoes; no image is opened, and images may be missing.
 
     Image ids are file names. A pair trains or is a query when both names are in that list; others are left out and
-    counted. A training pair of one image with itself is left out; such an eval pair stays, although nothing hits it.
+    counted. A training pair of one image with itself is left out; such an eval pair stays and can never be a hit.
 
     Raises:
         DataError: a file is missing or an entry is wrong.
@@ -98,7 +98,7 @@ def _triplets(pairs: list[tuple[int, Record, str, str]]) -> tuple[tuple[Triplet,
 
 
 def _paths(root: Path, config: ShoesConfig, names: tuple[str, ...]) -> dict[str, str]:
-    """Where each image lies on disk; else where the published list says; else in its type's folder `0`."""
+    """Each image's path: on disk, else by the published list, else in its type's folder `0`."""
     folder = image_folder(root, config.images)
     found = {name: os.path.join(parent, name) for parent, _, files in os.walk(folder) for name in files}
     listed: dict[str, str] = {}

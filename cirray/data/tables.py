@@ -42,11 +42,11 @@ class TableRow:
         raise DataError(f"{str(self.path)!r}, {self.place}: {problem}")
 
     def lacks(self, columns: Sequence[str]) -> bool:
-        """Whether the file says of one of these columns that it has no value: JSON's null, Parquet's, or NaN."""
+        """Whether one of these columns has no value: null in JSON or Parquet, or NaN."""
         return any(name in self.values and is_null(self.values[name]) for name in columns)
 
     def text(self, column: str, default: str | None = None) -> str:
-        """A text in NFC with single spaces, never empty unless `default` stands in for it.
+        """A text in NFC with single spaces; an empty one becomes `default`.
 
         Raises:
             DataError: when the column is missing, empty without a default, or not text.
@@ -74,7 +74,7 @@ class TableRow:
         return tuple(TableRow(self.path, self.line, {column: item}, self.unit).text(column) for item in value)
 
     def number(self, column: str, default: float) -> float:
-        """A number >= 0, or the default where there is none."""
+        """A number >= 0, or the default."""
         value: Any = self.values.get(column)
         if is_null(value) or value == "":
             return default
@@ -95,12 +95,12 @@ class TableRow:
 
 
 def find_table(stem: Path, setting: str, others: Sequence[str] = ()) -> Path | None:
-    """The one table called `stem` with any suffix that is read, upper or lower case; None where nothing is so called.
+    """The one table called `stem`, with any readable suffix in upper or lower case; None if there is none.
 
     Args:
         stem: path without suffix.
         setting: config field to name in an error.
-        others: suffixes of files that may be called so without being meant as a table (pictures).
+        others: suffixes of files that may have this name without being a table (pictures).
 
     Raises:
         DataError: two tables of that name, or only a file of that name that is not read.
@@ -132,7 +132,7 @@ def read_rows(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
     from 1. Parquet is read some thousand rows at a time.
 
     Raises:
-        DataError: unreadable or not such text, a bad line, or a required column that is nowhere in the file's header.
+        DataError: unreadable text, a bad line, or a required column that the header lacks.
     """
     ending = "".join(path.suffixes[-2:]).lower()
     ending = ending if ending in _ENDINGS else path.suffix.lower()
@@ -185,7 +185,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _records(path: Path, lines: Iterator[str], delimiter: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
-    """First line and cells of every record, after some lines that were read; a quoted cell may run over several."""
+    """First line and cells of every record; a quoted cell may span several lines."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         line = skipped + reader.line_num + 1
@@ -218,7 +218,7 @@ def _read_jsonl(path: Path, stream: IO[str], required: Sequence[str]) -> Iterato
 
 
 def _read_json(path: Path, stream: IO[str], required: Sequence[str]) -> Iterator[TableRow]:
-    """A list of objects; or lines of them, as some programs call `.json` too."""
+    """A list of objects, or one object a line, which some programs also call `.json`."""
     text = stream.read()
     try:
         values = parse_json(text)

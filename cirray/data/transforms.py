@@ -10,12 +10,12 @@ from cirray.data.config import TransformConfig
 from cirray.types import stable_id
 
 _REVISION = 2
-"""Raise when pixels change for the same settings: the digest carries it, so stored features are made anew."""
+"""Raise it when pixels change for the same settings: it is part of the digest, so features are made anew."""
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Deterministic resize and crop. Two equal transforms have equal digests, and equal pixels for an image."""
+    """Deterministic resize and crop. Equal transforms have equal digests and make equal pixels."""
 
     size: int
     mode: str

@@ -1,4 +1,4 @@
-"""WebDataset tar shards: an index of keys and byte ranges; pictures are read where they lie, shards never unpacked.
+"""WebDataset tar shards: an index of keys and byte ranges. Shards are never unpacked.
 
 Members of one key stand next to each other, the key being the name up to its first dot. A sample is a picture
 (`key.jpg`, with `key.txt` or `key.json` as caption), or a triplet: `key.reference.jpg`, `key.target.jpg` and the text
@@ -29,15 +29,15 @@ from cirray.types import Query, Triplet
 
 ROLES = {"reference": "reference", "ref": "reference", "source": "reference", "candidate": "reference",
          "target": "target"}  # fmt: skip
-"""What stands between key and suffix of a triplet's pictures."""
+"""Part of a member's name between key and suffix, for a triplet's pictures."""
 _TEXT_BYTES = 2**20
 _LABELS = ("cls", "cls2", "id", "index", "__key__")
-"""Members that are numbers and words; nobody looks into them for a picture."""
+"""Suffixes of numbers and words, which are never pictures."""
 
 
 @dataclass
 class Sample:
-    """What one key holds: places of its pictures by role ("" for a single picture), texts and values."""
+    """Content of one key: places of its pictures by role ("" for a single picture), texts and values."""
 
     key: str
     shard: str
@@ -72,7 +72,7 @@ class Sample:
 
 @dataclass
 class _Group:
-    """Members of one key: its pictures (name, what stands between key and suffix, bytes), and what is told by it."""
+    """Members of one key: its pictures (name, part between key and suffix, bytes) and its texts."""
 
     key: str
     shard: str
@@ -80,7 +80,7 @@ class _Group:
     told: dict[str, Sample] = field(default_factory=dict)
 
     def about(self, role: str = "") -> Sample:
-        """The sample that texts with this between key and suffix belong to."""
+        """The sample that texts with this part of the name belong to."""
         return self.told.setdefault(role, Sample(f"{self.key}.{role}" if role else self.key, self.shard))
 
     def samples(self) -> Iterator[Sample]:
@@ -113,7 +113,7 @@ class _Group:
 
 @dataclass
 class _Found:
-    """What reading has gathered."""
+    """What has been read so far."""
 
     paths: dict[str, str] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
@@ -243,7 +243,7 @@ def _add_member(group: _Group, name: str, kind: str, member: tarfile.TarInfo, ta
 
 
 def _holds_picture(member: tarfile.TarInfo, tar: tarfile.TarFile) -> bool:
-    """Whether the first bytes of a member are those of a picture, whatever it is called."""
+    """Whether a member's first bytes are those of a picture."""
     stream = tar.extractfile(member)
     return bool(stream and sniff(stream.read(HEAD_BYTES)))
 
@@ -265,7 +265,7 @@ def _text(sample: Sample, member: tarfile.TarInfo, tar: tarfile.TarFile) -> str:
 
 
 def _file(sample: Sample, found: _Found) -> None:
-    """Put a sample where it belongs: triplet by pictures, triplet by names, single picture, or left out."""
+    """Sort a sample: triplet by pictures, triplet by names, single picture, or left out."""
     if {"reference", "target"} <= set(sample.pictures):
         reference, target = (
             found.add(sample.word(f"{role}_id") or f"{sample.key}/{role}", sample, role)

@@ -1,4 +1,4 @@
-"""Write a data set folder so that a present `dataset.json` means a complete one, also after a kill."""
+"""Write a data set folder; `dataset.json` appears last, so that it means a complete one."""
 
 import json
 import os
@@ -25,8 +25,8 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
 def publish_folder(out: Path, name: str, config: Mapping[str, Any], write: Callable[[Path], Mapping[str, int]]) -> Row:
     """Fill `out` with what `write` puts into a folder, all or nothing, and return what `dataset.json` says.
 
-    `write` fills `<out>.partial` and returns counts; then every entry moves into `out`, `dataset.json` last. A folder
-    complete with the same name and config is left alone; a run killed while moving goes on moving.
+    `write` fills `<out>.partial` and returns counts; then every entry moves into `out`, `dataset.json` last. A complete
+    folder of the same name and config is left alone; a killed run goes on moving.
 
     Raises:
         DataError: when `out` holds another data set or entries of the same names.
@@ -50,7 +50,7 @@ def publish_folder(out: Path, name: str, config: Mapping[str, Any], write: Calla
 
 
 def partial_folder(out: Path) -> Path:
-    """Where a data set stands until it is whole."""
+    """Where a data set is written until it is complete."""
     return out.with_name(f"{out.name}.partial")
 
 
@@ -58,7 +58,7 @@ def _fill(partial: Path, write: Callable[[Path], Mapping[str, int]]) -> dict[str
     try:
         return dict(write(partial))
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # also after Ctrl-C: half a data set is nothing to go on from
+        shutil.rmtree(partial, ignore_errors=True)  # also after Ctrl-C: nothing could go on from half a data set
         raise
 
 
