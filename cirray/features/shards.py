@@ -1,8 +1,8 @@
-"""Shards of a features artifact being written: any worker on any node may write one, whole or not at all.
+"""Shards of a features artifact being written; any worker on any node may write one, atomically.
 
-The ids file is written last: a shard with ids is finished. Rows that have no features (images that cannot be read)
-are listed with their reason in `rejected/part-XXXXX.json`. `contents/part-XXXXX.json` says what was embedded: image
-id -> digest of the file's bytes, of the rejected ones too.
+The ids file is written last: a shard with ids is finished. Rows that have no features (images that cannot be read) are
+listed with their reason in `rejected/part-XXXXX.json`. `contents/part-XXXXX.json`: image id -> digest of the file's
+bytes, also for rejected ones.
 """
 
 import io
@@ -20,14 +20,14 @@ FOLDER = "shards"
 REJECTED = "rejected"
 CONTENTS = "contents"
 PARTS = (f"{FOLDER}/*", f"{REJECTED}/*")
-"""Files that an embedding stage, started again, goes on from."""
+"""Files from which a restarted embedding stage goes on."""
 
 
 class FeatureShardWriter:
     """Writes shards of one artifact below its stage's `work_uri`."""
 
     def __init__(self, work_uri: str) -> None:
-        """Remember where; nothing is written yet."""
+        """Nothing is written yet."""
         self.work_uri = work_uri
 
     def write(
@@ -41,7 +41,7 @@ class FeatureShardWriter:
             ids: image ids of the rows.
             patches_BPD: their tokens; stored as fp16.
             rejected: (image id, reason) of the part's images without features.
-            contents: image id -> `cirray.data.images.picture_digest` of its file, where the features are of files.
+            contents: image id -> `cirray.data.images.picture_digest` of its file, if the features are of files.
 
         Raises:
             ArtifactError: when ids and rows differ in number, or a vector is not finite in fp16.
@@ -65,7 +65,7 @@ class FeatureShardWriter:
 
 
 def forget_part(work_uri: str, part: int) -> None:
-    """Remove a finished shard, whose images have changed since: it counts as not yet made."""
+    """Remove a finished shard whose images have changed; it counts as not made."""
     name = part_name(part)
     for folder, file in ((FOLDER, f"{name}.ids.json"), (REJECTED, f"{name}.json"), (CONTENTS, f"{name}.json")):
         storage.remove(storage.join(work_uri, folder, file))
@@ -99,7 +99,7 @@ def read_rejected(uri: str) -> dict[int, list[tuple[str, str]]]:
 
 
 def read_contents(uri: str, parts: Sequence[int] | None = None) -> dict[str, str]:
-    """Image id -> digest of the file that was embedded or rejected, of all parts or some; empty where none is noted."""
+    """Image id -> digest of the embedded or rejected file, of all parts or some; empty if none is noted."""
     folder = storage.join(uri, CONTENTS)
     wanted = None if parts is None else {f"{part_name(part)}.json" for part in parts}
     found: dict[str, str] = {}

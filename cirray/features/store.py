@@ -18,16 +18,15 @@ from cirray.core.storage import list_files
 from cirray.features.shards import FOLDER, read_shard_ids, shard_digest
 
 VERIFIED_BYTES = 2**30
-"""Stores up to this size have every byte checked when they are opened; of larger ones sizes and shapes only."""
+"""Up to this size every byte is checked when a store is opened; above it, only sizes and shapes."""
 _SHOWN_IDS = 3
 _LARGE_ROW, _THREADED, _THREADS, _KEPT = 2**15, 2**24, 4, 3
-"""Rows from so many bytes on are copied one by one; batches from so many bytes on by so many threads, into memory of
-the last few batches."""
+"""From this row size on, rows are copied one by one; from this batch size on, by several threads into reused memory."""
 
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """What made the features: digests of encoder and transform, shape (P, D) of one image's tokens."""
+    """Origin of the features: digests of encoder and transform, shape (P, D) of one image's tokens."""
 
     encoder_digest: str
     transform_digest: str
@@ -35,7 +34,7 @@ class FeatureInfo:
 
 
 class FeatureStore:
-    """Image id -> patch tokens. Opening reads ids and headers; vectors are read from disk when they are asked for."""
+    """Image id -> patch tokens. Opening reads ids and headers; vectors are read from disk when asked for."""
 
     def __init__(self, shards: Sequence[np.ndarray], ids: Sequence[str], info: FeatureInfo) -> None:
         """Take shards [n, P, D] and the ids of their rows, in one order.
@@ -136,19 +135,19 @@ class FeatureStore:
         return len(self._row)
 
     def _memory(self, rows: int) -> np.ndarray:
-        """Room for a batch: an earlier one's that nobody holds any more, for the kernel clears every new page first."""
+        """Memory for a batch: an earlier batch's that is no longer used, since the kernel clears new pages first."""
         shape = (rows, *self.shape)
         if rows * self.shape[0] * self.shape[1] * 2 < _THREADED:
             return np.empty(shape, dtype=np.float16)
         for at in range(len(self._buffers)):
-            # Held by the list and by getrefcount's own argument; a view or a tensor of it would be one more.
+            # referenced by the list and by getrefcount's argument; a view or tensor would add one
             if sys.getrefcount(self._buffers[at]) == 2 and self._buffers[at].shape == shape:
                 return self._buffers[at]
         self._buffers = [*self._buffers[-_KEPT + 1 :], np.empty(shape, dtype=np.float16)]
         return self._buffers[-1]
 
     def _copy(self, rows: np.ndarray, shard_of: np.ndarray, result: np.ndarray) -> None:
-        """Row by row from the mapped files into place: one copy, by threads, which NumPy lets run side by side."""
+        """Copy row by row from the mapped files, in threads (NumPy releases the lock)."""
         starts = rows - self._starts[shard_of]
         plain = {number: np.asarray(self._shards[number]) for number in np.unique(shard_of).tolist()}
 
@@ -183,7 +182,7 @@ def check_tower(features: Sequence[str], made_by: str, reader: str, needed: str)
     Args:
         features: the artifacts' URIs.
         made_by: digest of the tower that made them.
-        reader: URI of what reads them, or of the tower that it was given.
+        reader: URI of the model that reads them, or of its tower.
         needed: digest of its tower.
 
     Raises:
@@ -198,7 +197,7 @@ def check_tower(features: Sequence[str], made_by: str, reader: str, needed: str)
 
 
 def merge(stores: Sequence[FeatureStore], names: Sequence[str]) -> FeatureStore:
-    """Several stores of one encoder as one; images that are in two of them with equal features count once.
+    """Several stores of one encoder as one; images with equal features in two of them count once.
 
     Raises:
         IndexMismatchError, DataError: as `FeatureStore.open_many`.

@@ -1,8 +1,8 @@
-"""Vectors that somebody saved: `.npy`, `.npz` or `.safetensors` with the ids of their rows. No torch.
+"""Vectors from other programs: `.npy`, `.npz` or `.safetensors` with the ids of their rows. No torch.
 
 `.npy` and `.safetensors` are memory-mapped; their ids are a JSON list in `NAME.ids.json` or `ids.json` beside them.
 `.npz` holds the arrays `vectors` and `ids`, and is read whole. Nothing is ever unpickled: arrays of Python objects, as
-`DataFrame.values` gives them, are refused with a sentence that says how to save them.
+`DataFrame.values` gives them, are refused.
 """
 
 import struct
@@ -40,8 +40,8 @@ def read_vectors(path: str | Path, ids_path: str | Path = "") -> VectorFile:
         ids_path: JSON list of ids; empty looks beside the file (or inside an `.npz`).
 
     Raises:
-        DataError: unreadable, not floating point, of another rank than 2 or 3, ids that are missing, doubled, or too
-            few or many.
+        DataError: unreadable, not floating point, of another rank than 2 or 3, ids missing, repeated, too few or too
+            many.
     """
     file = Path(path).expanduser()
     vectors = open_array(file)
@@ -91,7 +91,7 @@ def _npz(path: Path) -> np.ndarray:
 
 
 def _safetensors(path: Path) -> np.ndarray:
-    """The tensor of the file, or the one called `vectors`, mapped where it lies."""
+    """The file's only tensor, or the one called `vectors`, memory-mapped."""
     with path.open("rb") as stream:
         (size,) = struct.unpack("<Q", stream.read(8))
         if size > 100_000_000:
@@ -171,6 +171,6 @@ _UNREADABLE = (
     OSError, ValueError, EOFError, KeyError, TypeError, ArithmeticError, RuntimeError, SyntaxError, MemoryError,
     struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What NumPy and its parts raise for damaged files."""
+"""What NumPy raises for damaged files."""
 _STACK = "Save numbers: np.save(file, np.stack(vectors).astype(np.float32))."
 _AS_TEXT = "Save them as text: np.savez(file, vectors=vectors, ids=np.array(ids, dtype=str))."

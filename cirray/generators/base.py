@@ -1,4 +1,4 @@
-"""What a modification-text generator is: pairs in, one `Generation` per pair out, failures as values."""
+"""The modification-text generator: pairs in, one `Generation` per pair out, failures as values."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,10 +1,8 @@
 """Modification texts from two captions and a template (SPN, step 3): no model call per pair.
 
 text(r, t) = template(caption(r), caption(t)), e.g. "{t} instead of {r}"; above 77 CLIP tokens text(r, t) = caption(t)
-(Feng et al., 2024; docs/PAPERS.md#captions-and-templates).
-The pairs of SPN are dissimilar, so that the text carries the whole target. The templates are data
-(`caption_templates.json`); which one a pair gets follows from the seed and the pair, and their version and hash are
-kept with every text.
+(Feng et al., 2024; docs/PAPERS.md#captions-and-templates). The templates are data (`caption_templates.json`); seed and
+pair choose one, and version and hash are kept with every text.
 """
 
 import json
@@ -39,7 +37,7 @@ class CaptionTemplateGenerator:
         rewrite: Callable[[str, int], str] | None = None,
         source_digest: str = "",
     ) -> None:
-        """Put captions and templates together.
+        """Take captions and templates.
 
         Args:
             captions: image id -> caption.
@@ -48,7 +46,7 @@ class CaptionTemplateGenerator:
             seed: of the draw of templates (and of the rewriting).
             token_limit: a text of more CLIP tokens falls back to the target's caption alone.
             rewrite: (text, seed) -> text in other words, or None.
-            source_digest: digest of the artifact that all of this came from.
+            source_digest: digest of the artifact it was loaded from.
         """
         self._captions, self._templates, self._version = captions, dict(templates), version
         self._seed, self._limit, self._rewrite, self._source = seed, token_limit, rewrite, source_digest
@@ -117,7 +115,7 @@ def pick_templates(ids: Sequence[str]) -> tuple[str, dict[str, str]]:
 def save_caption_generator(
     folder: str | Path, rows: Sequence[Mapping[str, Any]], ids: Sequence[str], token_limit: int, rewrite: dict[str, Any]
 ) -> None:
-    """Write a generator: the templates as they are now and a copy of the captions, so that it needs nothing else."""
+    """Write a generator with its templates and a copy of the captions, so that it needs nothing else."""
     version, templates = pick_templates(ids)
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_captions(str(folder), _PART, sorted(rows, key=lambda row: row["image_id"]))

@@ -1,7 +1,7 @@
 """Batched decoding from embedded prefixes with a key-value cache: greedy, sampling and beam search.
 
-Rows of one call have prefixes of one length, so there is no padding. A row that has ended leaves the batch and its
-cache rows are dropped. Limits count new tokens.
+Prefixes of one call have one length, so there is no padding. An ended row leaves the batch with its cache rows. Limits
+count new tokens (docs/PAPERS.md#decoding).
 """
 
 import math
@@ -20,7 +20,8 @@ from cirray.generators.config import DecodingConfig
 
 @dataclass(frozen=True)
 class Decoded:
-    """One decoded row: token ids without the end token, mean log-probability per token, whether it ended itself.
+    """One decoded row: token ids without the end token, mean log-probability per token, whether it ended with that
+    token.
 
     With beams and a repetition penalty, the mean is of the penalised scores that the beams were ranked by.
     """
@@ -114,7 +115,7 @@ def _beam_search(lm: Any, prefix_BLE: torch.Tensor, config: DecodingConfig, end_
     score_RK[:, 0] = 0.0
     written_RKT = torch.empty(rows, beams, 0, dtype=torch.int64, device=device)
     for step in range(config.max_new_tokens):
-        # With beams, transformers penalises log-probabilities; on logits, as without beams, other beams would win.
+        # with beams, transformers penalises log-probabilities, not logits; other beams would win
         scores_BV = _processed(F.log_softmax(logits_BV, -1), written_RKT.flatten(0, 1), config, end_id, step)
         total_RKV = score_RK[..., None] + scores_BV.unflatten(0, (-1, beams))
         vocabulary = total_RKV.shape[-1]
@@ -163,7 +164,7 @@ class _Beams:
         return order_RC.values, beam_RC.gather(1, order_RC.indices), token_RC.gather(1, order_RC.indices)
 
     def live(self, score_RK: torch.Tensor, length: int) -> torch.Tensor:
-        """Places of the rows that can still improve; the others leave."""
+        """Indices of the rows that can still improve; the others are dropped."""
         open_rows = [place for place in range(len(self.active)) if not self._settled(place, score_RK, length)]
         self.active = [self.active[place] for place in open_rows]
         return torch.tensor(open_rows, device=score_RK.device)
@@ -215,7 +216,7 @@ def _advance_decoder(
 ) -> torch.Tensor:
     """An encoder-decoder reads the prefix once; afterwards its keys and values come from the cache.
 
-    The decoder still asks for encoder outputs of the right shape, whose values it then does not read.
+    The decoder still needs encoder outputs of the right shape; their values are not read.
     """
     if inputs_embeds is not None:
         start = torch.full((len(inputs_embeds), 1), lm.config.decoder_start_token_id, device=inputs_embeds.device)

@@ -47,7 +47,7 @@ class AnswerLoss:
 
 
 class ModificationTextModel(nn.Module):
-    """Soft tokens of an image pair in, loss of an answer (or the decoder's prefix) out.
+    """The network: soft tokens of an image pair in, loss of an answer (or the decoder's prefix) out.
 
     Attributes:
         qformer: one module for every pass. projection: one linear layer for every pass.
@@ -82,7 +82,7 @@ class ModificationTextModel(nn.Module):
         self.enter("answers")
 
     def enter(self, stage: Literal["alignment", "answers"]) -> None:
-        """Make exactly what a stage trains trainable (VDG: projection, then projection and adapters)."""
+        """Make only what a stage trains trainable (VDG: projection, then projection and adapters)."""
         self.qformer.requires_grad_(self.config.reader_tuning in ("always", stage))
         if self.config.tuning == "lora":
             adapted = stage == "answers" or self.config.lora.in_alignment
@@ -90,7 +90,7 @@ class ModificationTextModel(nn.Module):
                 weight.requires_grad_(adapted and "lora_" in name)
 
     def train(self, mode: bool = True) -> "ModificationTextModel":
-        """Training mode for what is trained: what is frozen stays in eval mode, without dropout."""
+        """Training mode for trained parts; frozen ones stay in eval mode, without dropout."""
         super().train(mode)
         if self.config.tuning == "frozen":
             self.lm.eval()
@@ -119,10 +119,10 @@ class ModificationTextModel(nn.Module):
         target_BQE: torch.Tensor | None,
         difference_BQE: torch.Tensor | None,
     ) -> torch.Tensor:
-        """What the language model reads before the answer: opening, query groups in order, then the instruction.
+        """The language model's input before the answer: opening, query groups in order, then the instruction.
 
-        What its tokenizer puts before a text (a start token) stands before the first words: as InstructBLIP and MTG
-        have it, behind the query groups and before the instruction; as VDG has it, before the opening.
+        The tokenizer's start token stands before the first words: before the instruction (InstructBLIP, MTG) or before
+        the opening (VDG).
 
         Args:
             reference_BQE: output of `read_image`; groups that the configuration leaves out may be None.
@@ -147,7 +147,7 @@ class ModificationTextModel(nn.Module):
         return torch.cat([*parts, *self._words(self.instruction, parts[-1], first=not started, last=True)], dim=1)
 
     def image_prefix(self, image_BQE: torch.Tensor, instruction: str) -> torch.Tensor:
-        """One image's soft tokens and an instruction, as alignment through captions reads them: `[B, L, E]`."""
+        """One image's soft tokens and an instruction, for alignment with captions: `[B, L, E]`."""
         tokens_BQE = image_BQE.to(self.lm.dtype)
         return torch.cat([tokens_BQE, *self._words(instruction, tokens_BQE, first=True, last=True)], dim=1)
 
@@ -167,7 +167,7 @@ class ModificationTextModel(nn.Module):
         return self.answer_loss(self.pair_prefix(reference_BPD, target_BPD), answers)
 
     def answer_loss(self, prefix_BLE: torch.Tensor, answers: Answers) -> AnswerLoss:
-        """Cross-entropy of the answers after a prefix: answer text and end token count, nothing else does."""
+        """Cross-entropy of the answers after a prefix; only answer text and end token count."""
         logits_BTV = self._answer_logits(prefix_BLE, answers.ids_BT)
         labels_BT = answers.ids_BT.masked_fill(~answers.mask_BT, IGNORE)
         total = F.cross_entropy(
@@ -189,7 +189,7 @@ class ModificationTextModel(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("lm.")}
 
     def tuned_state(self) -> dict[str, torch.Tensor]:
-        """Weights that some stage trains: the own ones, and adapters or the language model where they are tuned."""
+        """Weights that some stage trains: the network's own, and adapters or the language model if tuned."""
         full, lora = self.config.tuning == "full", self.config.tuning == "lora"
         return {
             name: value
@@ -198,7 +198,7 @@ class ModificationTextModel(nn.Module):
         }
 
     def load_tuned(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take weights that `tuned_state` gave.
+        """Load weights from `tuned_state`.
 
         Raises:
             ArtifactError: when they are of another model.
@@ -231,7 +231,7 @@ class ModificationTextModel(nn.Module):
         start = self.language.start_ids if first else []
         ids = [*start, *self.language.token_ids(text)[-max(1, self.config.instruction_length - len(start)) :]]
         if last and self.language.encodes:
-            ids = [*ids, self.language.end_id]  # T5's encoder was trained on inputs that end
+            ids = [*ids, self.language.end_id]  # T5's encoder was trained on inputs with an end token
         ids_T = torch.tensor(ids, device=like_BQE.device)
         return [self.lm.get_input_embeddings()(ids_T).expand(len(like_BQE), -1, -1)]
 

@@ -1,4 +1,4 @@
-"""Generators on disk, in Hugging Face layout, and back: `load_generator` is what every stage calls.
+"""Generators on disk in Hugging Face layout; every stage loads them by `load_generator`.
 
 generator/
   config.json          kind, GeneratorConfig, patch width, where the language model is, vocabulary hash
@@ -46,7 +46,7 @@ _HELD = tuple(FrozenLanguageConfig.model_fields)
 def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
     """Write a trained network into a folder (made when absent).
 
-    A language model that was fully tuned is always copied; a frozen one unless the configuration wants a reference.
+    A fully tuned language model is always copied; a frozen one unless the configuration asks for a reference.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _load_weights(model: ModificationTextModel, root: Path) -> None:
 
 
 def _read_adapter(folder: Path, wanted: LoraConfig, root: Path) -> dict[str, Any]:
-    """Adapter weights, refused where they are of another rank or scale than the generator's configuration says."""
+    """Adapter weights; refused if their rank or scale differs from the generator's configuration."""
     weights = _stored(folder / "adapter_model.safetensors", root)
     try:
         settings = json.loads((folder / "adapter_config.json").read_text())
@@ -198,7 +198,7 @@ def _stored(path: Path, root: Path) -> dict[str, Any]:
 
 
 def _base_model(model: ModificationTextModel) -> Any:
-    """The language model as it was before adapters were put on."""
+    """The language model without adapters."""
     return copy.deepcopy(model.lm).unload() if model.config.tuning == "lora" else model.lm
 
 

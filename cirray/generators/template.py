@@ -1,4 +1,4 @@
-"""A generator without a model: the simple twin for tests of everything around generation."""
+"""A generator without a model, for tests of everything around generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The generator at work: features of pairs in, decoded texts out, both directions in one batch."""
+"""A generator that writes: features of pairs in, decoded texts out, both directions in one batch."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class TextWriter:
         directions: Sequence[str] = ("forward", "reverse"),
         cached_images: int = 20_000,
     ) -> None:
-        """Put a network to work.
+        """Take a trained network.
 
         Args:
             model: trained network; put into eval mode.
@@ -102,7 +102,7 @@ class TextWriter:
     def _difference(
         self, ordered: Sequence[tuple[str, str]], features: FeatureLookup, pairs: int
     ) -> torch.Tensor | None:
-        """q_c of every ordered pair; computed for the first half alone when the order does not matter."""
+        """q_c of every ordered pair; only the first half is computed when the order does not matter."""
         if "difference" not in self.model.config.passes:
             return None
         needed = ordered if self.model.role_tags_RD is not None else ordered[:pairs]

@@ -1,8 +1,8 @@
-"""FAISS indexes over token vectors, proven or approximate, always scored and ordered like the NumPy twin.
+"""FAISS indexes over token vectors, exact or approximate, scored and ordered like the NumPy twin.
 
 FAISS finds candidate images; their scores are then computed by `similarity.token_scores`, so that a score (and the
-order of equal scores) never depends on the index. With the factory `Flat` the answer is certain: the search is asked
-for more token hits until the k-th candidate's score lies above the last hit by more than float32 rounding.
+order of equal scores) never depends on the index. With the factory `Flat` the answer is exact: more token hits are
+asked for until the k-th candidate's score is above the last hit by more than float32 rounding.
 """
 
 import re
@@ -57,7 +57,7 @@ class FaissTokenIndex:
     def _grouped(self, query_D: np.ndarray, scores_H: np.ndarray, vectors_H: np.ndarray, k: int) -> Found | None:
         """Best images among the hits, or None when another image might belong to them.
 
-        An approximate index that has nothing more to give (it pads with -1) may answer fewer than k.
+        An approximate index that finds no more (it pads with -1) may answer fewer than k.
         """
         exhausted = bool((vectors_H < 0).any())
         scores_H, vectors_H = scores_H[vectors_H >= 0], vectors_H[vectors_H >= 0]
@@ -197,5 +197,5 @@ def _train(index: Any, vectors: np.ndarray, config: IndexConfig, total: int) -> 
 
 
 def _reason(error: Exception) -> str:
-    """FAISS's own words, without the C++ signature and source line in front of them."""
+    """FAISS's message without the C++ signature and source line in front."""
     return _CPLUSPLUS.sub("", " ".join(str(error).split()))[:200].rstrip(".")

@@ -1,8 +1,8 @@
 """The similarity of the index in NumPy, and the order of its answers. N images, Q tokens, D width, C candidates.
 
 s(query, image) = max over the image's Q tokens of <query, token> (BLIP-2's and SPRC's retrieval score; Q = 1 is a plain
-dot product). Stored tokens are fp16; products are added up in float64 and rounded once to float32, so that a score does
-not depend on which implementation computed it or on how many others were computed beside it.
+dot product). Stored tokens are fp16; products are summed in float64 and rounded once to float32, so that a score does
+not depend on implementation or batch.
 """
 
 import numpy as np

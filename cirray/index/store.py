@@ -36,7 +36,7 @@ class UnknownImageError(DataError):
 
 @dataclass(frozen=True)
 class IndexMeta:
-    """What made the vectors of an index. `similarity` names the score; digests are those of the models' weights."""
+    """Origin of an index's vectors: digests of the models' weights, and the `similarity` they are scored by."""
 
     encoder_digest: str
     vision_digest: str = ""
@@ -54,7 +54,7 @@ class GalleryIndex:
     pictures: PictureStore | None = None
     patches_NPW: np.ndarray | None = None
     texts: Texts = field(default_factory=dict)
-    """What the data set's people asked of a picture, by id; pictures without a text are left out."""
+    """The data set's own texts by image id; pictures without a text are left out."""
     examples: tuple[tuple[str, str], ...] = ()
     """Queries (reference id, text) whose first answer was right when the index was made, the clearest first."""
 
@@ -193,7 +193,7 @@ def open_vectors(
 def check_encoder(
     built_by: str, encoder_digest: str | Sequence[str], uri: str, towers: tuple[str, str] = ("", "")
 ) -> None:
-    """Refuse an index of another encoder; one whose target side is the index's may have a new query side.
+    """Refuse an index of another encoder; a new query side over the same target side is accepted.
 
     Args:
         built_by: digest of the encoder, or of its target side, that made the index.

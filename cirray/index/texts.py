@@ -1,4 +1,4 @@
-"""The data set's own texts beside an index: what people asked of a gallery picture, for a page to suggest."""
+"""The data set's own texts about gallery pictures, kept with an index for the page to suggest."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +12,10 @@ Texts = Mapping[str, tuple[str, ...]]
 
 
 def texts_by_reference(asked: Iterable[tuple[str, str]], ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The first texts of every gallery picture, each once, in the order in which they were asked.
+    """The first different texts of every gallery picture, in the queries' order.
 
     Args:
-        asked: reference id and text of every query, as it can be asked again.
+        asked: reference id and text of every query.
         ids: the gallery; texts about other pictures are left out.
     """
     found: dict[str, dict[str, None]] = {}

@@ -1,8 +1,8 @@
 """Contrast of queries against a fixed bank of M images, held whole or in shards of rows (SPN).
 
 L_i = -s(q_i, t_p) / tau + log sum_j exp(s(q_i, t_j) / tau) over all rows j that query i may see; gradient to queries
-and temperature only. The rows never change, so partial maxima and sums of the shards give the exact value, and no
-query has to keep its M scores for the backward pass: they are made again, block by block.
+and temperature only. Partial maxima and sums of the shards give the exact value. The M scores of a query are not kept
+for the backward pass but computed again, block by block.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ScoreFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Collective(Protocol):
-    """What shards exchange. Every rank calls with equal shapes, in the same order; nothing here needs a gradient."""
+    """Collectives between shards. Every rank calls with equal shapes in the same order, without gradients."""
 
     @property
     def rank(self) -> int:
@@ -33,12 +33,12 @@ class Collective(Protocol):
 
 
 class Alone:
-    """The collective of a process that holds the whole bank, whatever the number of workers."""
+    """The collective of a process that holds the whole bank."""
 
     rank = 0
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The rows themselves."""
+        """The rows, unchanged."""
         return tensor
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class BankRows:
     start: int = 0
 
     def local(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places of bank indices in these rows (0 where they are elsewhere), and whether they are here."""
+        """Positions of bank indices in these rows (0 if elsewhere), and whether they are here."""
         place_B = index_B - self.start
         here_B = (place_B >= 0) & (place_B < len(self.tokens_MQD))
         return place_B.masked_fill(~here_B, 0), here_B
@@ -112,7 +112,7 @@ class _Job:
         return range(0, len(self.bank.tokens_MQD), self.rows)
 
     def logits(self, query_ND: torch.Tensor, tau: torch.Tensor, begin: int) -> torch.Tensor:
-        """Scores over temperature of one block; hidden rows are far below all others, and finite (no NaN gradient)."""
+        """Scores over temperature of one block; hidden rows are far below all others but finite (no NaN gradient)."""
         part = self.bank.tokens_MQD[begin : begin + self.rows].to(query_ND.dtype)
         logits_NC = self.score(query_ND, part).float() / tau
         if self.hidden_NM is None:
@@ -172,6 +172,6 @@ class _BankLoss(torch.autograd.Function):
 def _add(
     value: torch.Tensor, query_ND: torch.Tensor, tau: torch.Tensor, query_grad: torch.Tensor, tau_grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two gradients with those of one more part of the value."""
+    """Both gradients plus those of one more part of the value."""
     more_query, more_tau = torch.autograd.grad(value, (query_ND, tau))
     return query_grad + more_query, tau_grad + more_tau

@@ -1,12 +1,12 @@
-"""Hard-negative NCE: in-batch contrast in which a negative weighs more the more alike it is (VDG).
+"""Hard-negative NCE: in-batch contrast in which more similar negatives weigh more (VDG).
 
 For cosine similarities s, n rows and j != i (Jang et al., 2024; docs/PAPERS.md#hard-negative-nce):
 
     w_ij = (n - 1) exp(beta s_ij / tau) / sum_{k != i} exp(beta s_ik / tau)
     L_i  = -log( exp(s_ii / tau) / (alpha exp(s_ii / tau) + sum_{j != i} w_ij exp(s_ij / tau)) )
 
-All of it is computed as logarithms: at tau = 0.01 the exponentials reach e^100. Beta 0 and alpha 1 are InfoNCE. The
-released code divides row i of w by row j's sum; here a row's weights are its own and add up to its n - 1 negatives.
+Computed in logarithms, since at tau = 0.01 the exponentials reach e^100. Beta 0 and alpha 1 are InfoNCE. Unlike the
+released code, a row's weights add up to its n - 1 negatives.
 """
 
 import math
@@ -14,7 +14,7 @@ import math
 import torch
 
 _NOTHING = -1e30
-"""Stands for the logarithm of zero where minus infinity would make a row without negatives not a number."""
+"""In place of log(0), so that a row without negatives is not NaN."""
 
 
 def hard_negative_nce(

@@ -1,7 +1,7 @@
 """NT-Xent of two views of the same items (SimCLR; SEARLE's distillation): 2N vectors, one of them the right answer.
 
-Beside the other side's vectors a vector's own side counts as wrong, itself left out; that is what NT-Xent has over the
-symmetric contrast of `soft_text.py`. All vectors have norm 1.
+Unlike the symmetric contrast of `soft_text.py`, the other vectors of the own side are negatives too. All vectors have
+norm 1.
 """
 
 import torch
@@ -12,7 +12,7 @@ def nt_xent(
     left_BD: torch.Tensor, right_BD: torch.Tensor, left_ND: torch.Tensor, right_ND: torch.Tensor,
     positive_B: torch.Tensor, temperature: float,
 ) -> torch.Tensor:  # fmt: skip
-    """Mean of both directions of -log softmax at the item's other vector, over all vectors but the asking one.
+    """Mean of both directions of -log softmax at the item's other vector, over all vectors but the item itself.
 
     Args:
         left_BD: the rank's vectors of one side (SEARLE: phi's tokens).

@@ -1,4 +1,4 @@
-"""What every objective returns, and the weighted sum of named terms."""
+"""The result of an objective, and the weighted sum of named terms."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

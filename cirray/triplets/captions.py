@@ -18,8 +18,8 @@ CAPTION_SCHEMA = pa.schema(
     [pa.field(name, pa.string(), False) for name in ("image_id", "caption", "captioner", "prompt_version")]
     + [pa.field("words", pa.int64(), False), pa.field("key", pa.string(), False)]
 )
-"""`captioner` digests weights and decoding, `words` is what the prompt asks for; `key` also covers what the captioner
-read of the image: equal keys, equal captions."""
+"""`captioner` is a digest of weights and decoding, `words` the length the prompt asks for; `key` also covers the image:
+equal keys, equal captions."""
 REJECTED_CAPTIONS = pa.schema([pa.field(name, pa.string(), False) for name in ("image_id", "reason")])
 
 
@@ -50,7 +50,7 @@ def read_captions(uris: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Raises:
         ArtifactError: missing, incomplete or of another kind.
-        DataError: when two of them say different things of an image.
+        DataError: when two of them have different captions of an image.
     """
     found: dict[str, dict[str, Any]] = {}
     for uri in uris:

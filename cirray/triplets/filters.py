@@ -1,4 +1,4 @@
-"""Named filters of triplets; each answers with a reason for every row it would drop. All are off by default.
+"""Named filters of triplets; each gives a reason for every row it drops. All are off by default.
 
 The papers filter nothing (docs/PAPERS.md#pairs-and-filters).
 """
@@ -55,7 +55,7 @@ def instruction_copy(table: pa.Table, config: FilterConfig) -> list[str | None]:
 
 @FILTERS.register("duplicate_text")
 def duplicate_text(table: pa.Table, config: FilterConfig) -> list[str | None]:
-    """Texts that the same reference has already (with another target one of the two must be wrong)."""
+    """Texts that the same reference has already; with another target one of the two must be wrong."""
     seen: dict[tuple[str, str], str] = {}
     reasons: list[str | None] = []
     columns = [table.column(name).to_pylist() for name in ("triplet_id", "reference_id", "modification")]
@@ -67,7 +67,7 @@ def duplicate_text(table: pa.Table, config: FilterConfig) -> list[str | None]:
 
 @FILTERS.register("near_duplicate_pair")
 def near_duplicate_pair(table: pa.Table, config: FilterConfig) -> list[str | None]:
-    """Pairs whose cosine exceeds `max_score`: two views of one picture have no change to tell."""
+    """Pairs whose cosine exceeds `max_score`: two views of one picture have no change to describe."""
     scores = [dict(item).get("pair", 0.0) for item in table.column("scores").to_pylist()]
     return [f"cosine {score:.3f} above {config.max_score}" if score > config.max_score else None for score in scores]
 

@@ -16,8 +16,8 @@ _NAMES = ("query_id", "reference_id", "modification")
 REWRITE_SCHEMA = pa.schema(
     [pa.field(name, pa.string(), False) for name in (*_NAMES, "caption", "text", "rewriter", "prompt_version", "key")]
 )
-"""`text` tells the wanted image. `rewriter` digests weights, instruction and decoding; `key` also covers caption and
-modification: equal keys, equal texts."""
+"""`text` describes the wanted image. `rewriter` is a digest of weights, instruction and decoding; `key` also covers
+caption and modification: equal keys, equal texts."""
 REJECTED_REWRITES = pa.schema([pa.field(name, pa.string(), False) for name in (*_NAMES, "reason")])
 
 

@@ -1,4 +1,4 @@
-"""Columns of a triplets artifact, and the way between its rows and `Triplet` values. No torch."""
+"""Columns of a triplets artifact, and conversion between rows and `Triplet` values. No torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -42,7 +42,7 @@ REJECTED_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""A generation that failed or was filtered; `modification` is the text where there is one."""
+"""A generation that failed or was filtered; `modification` is its text, if any."""
 
 _DEFAULTS: dict[str, Any] = {
     "pair_id": "", "reverse_modification": None, "split": "train", "source": "human", "generator": "",
@@ -51,7 +51,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def triplet_id(pair_id: str, recipe: str, direction: str) -> str:
-    """Id of a generated triplet, the same on every machine; `recipe` digests generator, prompt, decoding and seed."""
+    """Id of a generated triplet, the same on every machine; `recipe`: digest of generator, prompt, decoding, seed."""
     return stable_id("triplet", pair_id, recipe, direction)
 
 

@@ -1,4 +1,4 @@
-"""Triplets on disk: Parquet shards that appear whole or not at all, and their reading, merging and counting.
+"""Triplets on disk in Parquet parts: writing (atomic), reading, merging and counting.
 
 An artifact of kind "triplets" holds `data/part-XXXXX.parquet` and, for generations that failed,
 `rejected/part-XXXXX.parquet` with a reason. Data is written last: a part with data is finished.
@@ -22,15 +22,15 @@ from cirray.types import Triplet
 
 DATA, REJECTED = "data", "rejected"
 PARTS = (f"{DATA}/*", f"{REJECTED}/*")
-"""Files of a store that a stage, started again, goes on from."""
+"""Files from which a restarted stage goes on."""
 KIND = "triplets"
 
 
 class TripletStore:
-    """A complete triplets artifact. Rows come sorted by triplet id, whatever the order they were written in."""
+    """A complete triplets artifact. Rows are sorted by triplet id."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Look at an artifact that lies in a local folder."""
+        """Take an artifact in a local folder."""
         self.folder, self.manifest = folder, manifest
 
     @classmethod
@@ -60,7 +60,7 @@ class TripletStore:
         return to_triplets(self.table(split, source))
 
     def rejected(self) -> pa.Table:
-        """Rows that became no triplet, with reasons."""
+        """Rejected rows, with reasons."""
         return read_tables(str(self.folder), REJECTED, REJECTED_SCHEMA)
 
     def stats(self) -> dict[str, Any]:
@@ -81,14 +81,14 @@ class TripletStore:
 
 
 def write_part(work_uri: str, name: str, triplets: pa.Table, rejected: pa.Table) -> None:
-    """Write one part: rejected rows first, then data, whose presence says that the part is finished."""
+    """Write one part: rejected rows first, then data, which marks the part as finished."""
     if len(rejected):
         write_table(storage.join(work_uri, REJECTED, f"{name}.parquet"), rejected)
     write_table(storage.join(work_uri, DATA, f"{name}.parquet"), triplets)
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """Write one Parquet file, whole or not at all; equal tables give equal bytes."""
+    """Write one Parquet file atomically; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
@@ -110,7 +110,7 @@ def finished_keys(work_uri: str, columns: Sequence[str]) -> dict[str, list[tuple
 
 
 def row_keys(table: pa.Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    """What tells rows apart: the values of some columns, row by row."""
+    """Keys of rows: the values of some columns, row by row."""
     return list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
 
 
@@ -169,7 +169,7 @@ def attach_reverse(triplets: Sequence[Triplet], generated: Iterable[Triplet]) ->
     """Human triplets with the reverse texts that a generator wrote for the same (reference, target).
 
     A generated (reference, target) row offers its reverse text, a (target, reference) row its own text. Triplets that
-    have a reverse text keep it; those for which none was generated stay without.
+    have a reverse text keep it; others stay without.
     """
     texts: dict[tuple[str, str], str] = {}
     for row in generated:

@@ -1,4 +1,4 @@
-"""Text for pretraining the small language model: what two described scenes differ in, told in the grammar's words.
+"""Text for pretraining the small language model: differences of two described scenes, in the grammar's words.
 
 Only reserved scenes are drawn (`Scene.reserved`), which no world of any seed holds. A cell is described by a *bag* of
 words (`large red star top left`); the model sums a bag's word embeddings into one input vector, the way one soft
@@ -55,8 +55,8 @@ class Change:
     def text(self, rng: np.random.Generator) -> str:
         """A true modification text; a swap names the object that comes first in reading order first.
 
-        Worlds name the two in any order. One fixed order in pretraining gives a greedy decoder a first name to commit
-        to; without it the small model starts with either object and then names the same one again.
+        Worlds name the two in any order. Without one fixed order in pretraining, greedy decoding names the same object
+        twice.
         """
         while True:
             text = modification(self.reference, self.edit, rng)
@@ -64,7 +64,7 @@ class Change:
                 return text
 
     def reversed(self) -> "Change":
-        """The same change told from the target to the reference."""
+        """The reverse change, from the target to the reference."""
         return Change(self.target, self.reference, inverse(self.edit, self.reference))
 
     def _first_named(self, text: str) -> int:
@@ -75,7 +75,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Passage:
-    """One pretraining text: described images (9 bags each), the prompt after them, the answer to be told.
+    """One pretraining text: described images (9 bags each), then the prompt, then the answer.
 
     `marks` are per-cell facts about the second of two images for the auxiliary heads: changed or not, and whether the
     first image's object there is alone in its shape and in its colour and shape.
@@ -94,7 +94,7 @@ def bags(scene: Scene) -> Bags:
 
 
 def caption_bags(text: str) -> Bags | None:
-    """The nine bags that a caption of the grammar tells, or None for any other text. An unnamed cell is empty."""
+    """The nine bags of a caption of the grammar, or None for any other text. An unnamed cell is empty."""
     described: dict[str, str] = {}
     for part in text.lower().split(" and "):
         words = " ".join(part.split())
@@ -118,7 +118,7 @@ def reserved_scene(
             names which mean two objects are common enough to be learned.
 
     Raises:
-        DataError: when none turns up, which cannot happen with two objects or more.
+        DataError: when none is found, which cannot happen with two objects or more.
     """
     for _ in range(_ATTEMPTS):
         scene = random_scene(rng, min_objects, max_objects)
@@ -147,7 +147,7 @@ def reserved_change(
 
 
 def passage(rng: np.random.Generator, instruction: str, describe: float = 0.1) -> Passage:
-    """One passage: mostly a change asked for by `instruction`, in a share `describe` of cases a caption."""
+    """One passage: a change asked for by `instruction`, or with probability `describe` a caption."""
     if rng.random() < describe:
         scene = reserved_scene(rng)
         return Passage((bags(scene),), DESCRIBE, caption(scene, rng))

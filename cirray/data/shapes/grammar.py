@@ -69,7 +69,7 @@ def phrases(scene: Scene) -> list[str]:
 
 
 def names(scene: Scene, cell: int) -> list[str]:
-    """Every name of the object in `cell` that means this object and no other of the scene."""
+    """Every name that means the object in `cell` and no other of the scene."""
     thing = scene.cells[cell]
     assert thing is not None
     others = [scene.cells[index] for index in scene.occupied if index != cell]
@@ -97,9 +97,9 @@ def shape_name(scene: Scene, cell: int, _: np.random.Generator) -> str:
 
 
 def modification(scene: Scene, edit: Edit, rng: np.random.Generator, vague: float = 0.0) -> str:
-    """A text that tells the edit of this scene: a random paraphrase with random, unique names.
+    """A text for the edit of this scene: a random paraphrase with random, unique names.
 
-    A share `vague` of the texts says only the shapes of its objects, which may mean several objects.
+    A share `vague` of the texts names objects only by shape, which may mean several.
     """
     template = pick(rng, TEMPLATES[edit.kind])
     if edit.kind == "add":

@@ -13,14 +13,14 @@ _SIZE_OF = {comparative: size for size, comparative in COMPARATIVE.items()}
 
 @dataclass(frozen=True)
 class Name:
-    """What a text says of an object; empty fields say nothing."""
+    """What a text says of an object; empty fields are not said."""
 
     place: str = ""
     colour: str = ""
     shape: str = ""
 
     def cells(self, scene: Scene) -> list[int]:
-        """Every cell whose object answers to this name."""
+        """Every cell whose object fits this name."""
         return [cell for cell in scene.occupied if self._fits(cell, scene.cells[cell])]
 
     def _fits(self, cell: int, thing: Thing | None) -> bool:
@@ -55,8 +55,8 @@ class Judgement:
     """Verdict on a text for an ordered pair of scenes.
 
     `parses`: it is a sentence of the grammar. `exact`: every name means exactly one object and the edit turns the
-    reference into exactly the target. `reversed`: it tells the opposite change, from the target to the reference,
-    and not the asked one (a swap text whose names hold in both scenes tells both and is not reversed).
+    reference into exactly the target. `reversed`: it gives the change from target to reference and not the one asked
+    for (a swap text that fits both ways is not reversed).
     """
 
     parses: bool
@@ -70,7 +70,7 @@ class Judgement:
 
 
 def parse(text: str) -> Instruction | None:
-    """The instruction that a text gives, or None when it is not a sentence of the grammar."""
+    """The instruction in a text, or None when it is not a sentence of the grammar."""
     words = " ".join(text.lower().split())
     for kind, pattern in _patterns():
         match = pattern.fullmatch(words)

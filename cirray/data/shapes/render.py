@@ -25,7 +25,7 @@ _GROUND = (30, 71)
 
 
 def render(scene: Scene, seed: int, size: int = 48, clutter: int = 0) -> Image.Image:
-    """The scene as a `size` x `size` RGB image, fully determined by (scene, seed, size, clutter)."""
+    """The scene as a `size` x `size` RGB image, a function of (scene, seed, size, clutter)."""
     return Image.fromarray(render_array(scene, seed, size, clutter), "RGB")
 
 

@@ -18,7 +18,7 @@ EDITS = ("recolour", "reshape", "resize", "add", "remove", "move", "swap")
 CELLS = len(PLACES)
 MIN_OBJECTS, MAX_OBJECTS = 2, 5
 RESERVED_SHARE = 4
-"""One scene in this many is kept for pretraining (text, or images drawn afresh): no world of any seed holds it."""
+"""One scene in this many is reserved for pretraining: no world of any seed holds it."""
 
 _ATTRIBUTES = {"recolour": "colour", "reshape": "shape", "resize": "size"}
 
@@ -34,7 +34,7 @@ class Thing(NamedTuple):
 
 
 class Palette(NamedTuple):
-    """The attributes that scenes are drawn from; fewer make objects, and so images, more alike."""
+    """The attributes that scenes are drawn from; fewer make images more alike."""
 
     colour: tuple[str, ...] = COLOURS
     shape: tuple[str, ...] = SHAPES
@@ -62,7 +62,7 @@ class Scene:
 
     @cached_property
     def reserved(self) -> bool:
-        """Whether this scene is kept for pretraining of the towers: no world of any seed holds it."""
+        """Whether this scene is reserved for pretraining: no world of any seed holds it."""
         text = ",".join("" if thing is None else " ".join(thing) for thing in self.cells)
         return hashlib.blake2b(text.encode(), digest_size=1).digest()[0] % RESERVED_SHARE == 0
 

@@ -42,7 +42,7 @@ Tables = dict[str, list[Row]]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the world: where its images go, how many families it has, and what is written about them."""
+    """One part of the world: its image folder, number of families, and tables."""
 
     name: str
     folder: str
@@ -73,7 +73,7 @@ class Family:
 
 
 def parts(config: ShapesConfig) -> tuple[Part, ...]:
-    """The four parts, in the order in which they claim scenes: sizes of later ones never change earlier ones."""
+    """The four parts in the order in which scenes are drawn: sizes of later ones never change earlier ones."""
     return (
         Part("gallery", "gallery", "gal", config.gallery_references, config.edits_per_reference, 1),
         Part("val", "labelled", "val", config.heldout_families, config.edits_per_family, 2),
@@ -124,7 +124,7 @@ def read_scenes(root: Path) -> dict[str, Scene]:
 
 
 def forbidden_scenes(root: Path) -> frozenset[Scene]:
-    """Every scene of a world: text-only pretraining must draw others."""
+    """Every scene of a world, which text-only pretraining must not draw."""
     return frozenset(read_scenes(root).values())
 
 
@@ -200,7 +200,7 @@ def _write_images(family: Family, config: ShapesConfig, root: Path) -> None:
 
 
 def describe(family: Family, config: ShapesConfig) -> Tables:
-    """The family's rows by table. Their random stream is the family's own: sizes elsewhere never change a text."""
+    """The family's rows by table. Each family has its own random stream: sizes elsewhere never change a text."""
     rng = np.random.default_rng([config.seed, family.part.stream, family.index, 1])
     members = family.members()
     tables: Tables = {"scenes": [{"image": image_id, "scene": scene.to_json()} for image_id, scene in members]}

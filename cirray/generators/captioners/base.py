@@ -1,4 +1,4 @@
-"""What a captioner is, and the registry of them. A caption costs one call per image, whatever the number of pairs."""
+"""The captioner interface and registry. A caption costs one call per image, however many pairs it is in."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from cirray.generators.prompts import find_prompt
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to be told. `place` is what `Place.text` wrote; `known` a caption that the data set has."""
+    """An image to caption. `place` is `Place.text()`; `known` is the data set's own caption, if any."""
 
     image_id: str
     place: str = ""
@@ -21,7 +21,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class CaptionerSettings:
-    """What captioners are made from; each takes what it needs."""
+    """Settings of captioners; each uses what it needs."""
 
     source: str = ""
     prompt: str = ""
@@ -33,14 +33,14 @@ class CaptionerSettings:
 
 
 class Captioner(Protocol):
-    """Tells images; deterministic, so that a caption can be kept."""
+    """Captions images; deterministic, so that captions can be cached."""
 
     @property
     def digest(self) -> str:
         """Identifies weights and decoding."""
 
     def content(self, picture: Picture) -> bytes:
-        """What the captioner reads of an image: equal content, equal caption.
+        """Digest of what the captioner reads of an image: equal content, equal caption.
 
         Raises:
             DataError: for an image that cannot be used.
@@ -53,11 +53,11 @@ class Captioner(Protocol):
 CAPTIONERS: Registry[Callable[[CaptionerSettings], Captioner]] = Registry(
     "captioner", [f"cirray.generators.captioners.{name}" for name in ("existing", "small", "cells", "hf")]
 )
-"""Name -> how it is made."""
+"""Name -> constructor."""
 
 
 def caption_prompt(version: str, noun: str, words: int) -> str:
-    """The instruction filed under `name/version`, filled in.
+    """The instruction called `name/version`, filled in.
 
     Raises:
         ConfigError: for an unknown version.

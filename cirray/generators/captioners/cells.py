@@ -1,8 +1,8 @@
 """The embedded world's exact captioner: each soft token is read as the phrase whose word embeddings are nearest.
 
 The alignment by `bags` draws the Q-Former's soft token of a cell to the summed word embeddings of its phrase (trained
-on the captions of the labelled part alone), so the phrase can be read back; no text is decoded. The small language
-model describes worse than it tells differences (`small`).
+on the captions of the labelled part alone), so the phrase can be read back; no text is decoded. It is better than the
+small language model's descriptions (`small`).
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class CellCaptioner(ReadingCaptioner):
 
     @torch.inference_mode()
     def _phrases(self) -> torch.Tensor:
-        """Vectors of everything that each cell may hold: `[Q, C, E]`."""
+        """Vectors of every possible content of each cell: `[Q, C, E]`."""
         language = self._model.language
         bags = [[f"{thing} {place}".split() for thing in self._things] for place in PLACES]
         return torch.stack(

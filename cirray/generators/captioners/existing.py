@@ -1,4 +1,4 @@
-"""The captions that a data set has: no model, no prompt."""
+"""The data set's own captions: no model, no prompt."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Pic
 
 @CAPTIONERS.register("existing")
 class ExistingCaptions:
-    """Passes on what the data set says."""
+    """Returns the data set's captions."""
 
     digest = "existing/1"
 

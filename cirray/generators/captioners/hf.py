@@ -92,7 +92,7 @@ class HfCaptioner:
         prompt_BT = inputs["input_ids"]
         length = prompt_BT.shape[1]
         if ids_BT.shape[1] >= length and bool((ids_BT[:, :length] == prompt_BT).all()):
-            ids_BT = ids_BT[:, length:]  # some models give the prompt back, others do not
+            ids_BT = ids_BT[:, length:]  # some models repeat the prompt
         rows = self._processor.batch_decode(ids_BT, skip_special_tokens=True)
         return [_line(text) for text in rows]
 
@@ -101,7 +101,7 @@ class HfCaptioner:
         return open_image(data, self._settings.limits, picture.image_id, place.box)
 
     def _read(self, picture: Picture) -> tuple[Place, bytes]:
-        """Where an image lies, and its bytes: of its own file, or its share of one."""
+        """An image's place, and its bytes: a file or a part of one."""
         place = Place.parse(picture.place)
         return place, read_place(place, self._settings.limits, picture.image_id)
 
@@ -119,6 +119,6 @@ class HfCaptioner:
 
 
 def _line(text: str) -> str:
-    """The first line that says something, spaces in order."""
+    """The first line that is not blank, with single spaces."""
     lines = [" ".join(line.split()) for line in text.splitlines()]
     return next((line for line in lines if line), "")

@@ -1,4 +1,4 @@
-"""What the embedded world's captioners share: a trained generator's Q-Former reads the patch tokens of one image."""
+"""Base of the embedded world's captioners: a trained generator's Q-Former reads one image's patch tokens."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from cirray.generators.store import load_model
 
 
 class ReadingCaptioner(ABC):
-    """Loads a generator and reads images in batches; subclasses put the soft tokens into words."""
+    """Loads a generator and reads images in batches; subclasses turn the soft tokens into words."""
 
     name: ClassVar[str]
-    """As it is registered."""
+    """Name in the registry."""
 
     def __init__(self, settings: CaptionerSettings) -> None:
         """Load a generator artifact.

@@ -1,8 +1,8 @@
 """The embedded world's own captioner: a generator's Q-Former reads one image, its frozen language model describes it.
 
 The Q-Former's soft tokens were aligned with the captions of the labelled part (`cirray.training.generation`); the
-language model can describe from its text-only pretraining. A generator trained with `training.steps=0` has seen
-captions alone.
+language model can describe from its text-only pretraining. A generator trained with `training.steps=0` has seen only
+captions.
 """
 
 import torch

@@ -8,7 +8,7 @@ from cirray.core.errors import ConfigError, unknown_name
 
 
 def prompt(version: str) -> str:
-    """The instruction filed under `name/version`.
+    """The instruction called `name/version`.
 
     Raises:
         ConfigError: for an unknown one, with the known ones.
@@ -17,7 +17,7 @@ def prompt(version: str) -> str:
 
 
 def find_prompt(version: str, kind: str, package: str, names: Sequence[str] = ("prompts.json",)) -> str:
-    """The text filed under `name/version` in a package's tables; `kind` is what the error's sentence calls it.
+    """The text called `name/version` in a package's tables; `kind` is its name in errors.
 
     Raises:
         ConfigError: for an unknown one, with the known ones.
@@ -29,7 +29,7 @@ def find_prompt(version: str, kind: str, package: str, names: Sequence[str] = ("
 
 
 def all_prompts() -> list[str]:
-    """Every instruction that the small language model is made to know; those of role slots are for large ones."""
+    """Every instruction that the small language model is trained on; those with role slots are for large models."""
     return sorted(_read(__name__, "prompts.json").values())
 
 

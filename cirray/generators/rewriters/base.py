@@ -1,4 +1,4 @@
-"""What a rewriter is, and the registry of them: caption of the reference + modification -> caption of the target.
+"""The rewriter interface and registry: caption of the reference + modification -> caption of the target.
 
 CIReVL's second step (training-free retrieval: caption, rewrite, search by text; docs/PAPERS.md#cirevl).
 """
@@ -14,7 +14,7 @@ from cirray.types import stable_id
 
 @dataclass(frozen=True)
 class Ask:
-    """One text to write: the reference's caption, and what shall change."""
+    """One text to write: the reference's caption, and the change."""
 
     caption: str
     modification: str
@@ -22,7 +22,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class RewriterSettings:
-    """What rewriters are made from; each takes what it needs. `template` has `{caption}` and `{modification}`."""
+    """Settings of rewriters; each uses what it needs. `template` has `{caption}` and `{modification}`."""
 
     source: str = ""
     template: str = ""
@@ -34,7 +34,7 @@ class RewriterSettings:
 
 
 class Rewriter(Protocol):
-    """Writes captions of wanted images; deterministic, so that an answer can be kept."""
+    """Writes captions of wanted images; deterministic, so that answers can be cached."""
 
     @property
     def digest(self) -> str:
@@ -47,13 +47,13 @@ class Rewriter(Protocol):
 REWRITERS: Registry[Callable[[RewriterSettings], Rewriter]] = Registry(
     "rewriter", [f"cirray.generators.rewriters.{name}" for name in ("join", "language")]
 )
-"""Name -> how it is made."""
+"""Name -> constructor."""
 
 
 def rewrite_prompt(version: str) -> tuple[str, str]:
-    """The instruction filed under `data set/version`, and its name with a hash of its words: `circo/1#1a2b3c4d`.
+    """The instruction called `data set/version`, and its name with a hash: `circo/1#1a2b3c4d`.
 
-    No version is no instruction: two empty texts.
+    An empty version means none: two empty texts.
 
     Raises:
         ConfigError: for an unknown version.
@@ -65,5 +65,5 @@ def rewrite_prompt(version: str) -> tuple[str, str]:
 
 
 def rewrite_key(ask: Ask, prompt_version: str, digest: str) -> str:
-    """Equal keys, equal answers: over caption, modification, instruction and rewriter."""
+    """Key over caption, modification, instruction and rewriter: equal keys, equal answers."""
     return stable_id("rewrite", ask.caption, ask.modification, prompt_version, digest)

@@ -1,7 +1,7 @@
-"""The simple twin of a language model: "{caption}, {modification}". Nothing is understood, nothing is loaded.
+"""The simple twin of a language model: "{caption}, {modification}".
 
 It is also the embedded world's rewriter, whose small language model cannot follow instructions: a row made with it
-shows what caption and text give side by side, not what CIReVL gives.
+shows what caption plus text give, not what CIReVL gives.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class JoinRewriter:
     digest = "join/1"
 
     def __init__(self, settings: RewriterSettings) -> None:
-        """Take nothing of the settings."""
+        """No settings are used."""
 
     def rewrite(self, asks: Sequence[Ask]) -> list[str]:
         """One text per question."""

@@ -1,8 +1,8 @@
 """Any local language model as a rewriter: the data set's instruction, batched, greedy (CIReVL).
 
-CIReVL asks a hosted model; hosted models drift, so here the weights' digest, the instruction and its hash are kept with
-every text. Rows of a batch are padded on the left and masked: a neighbour may move an answer by rounding alone, and
-`batch=1` rules even that out. An answer that has no end is cut at `new_tokens`, above what CLIP reads.
+CIReVL asks a hosted model, which may drift; here weights' digest, instruction and its hash are kept with every text.
+Batches are padded on the left, so neighbours change an answer only by rounding; with `batch=1` not even so. An answer
+without an end is cut at `new_tokens`, which is more than CLIP reads.
 """
 
 import re
@@ -24,7 +24,7 @@ _LABEL = re.compile(r"^(new|edited|changed)?\s*(caption|description)\s*:\s*", re
 
 @REWRITERS.register("language")
 class LanguageRewriter:
-    """A folder or hub id that `load_language_model` reads; loaded at the first question that nobody has answered."""
+    """A folder or hub id that `load_language_model` reads; loaded at the first question that is not cached."""
 
     def __init__(self, settings: RewriterSettings) -> None:
         """Check the instruction.
@@ -68,7 +68,7 @@ class LanguageRewriter:
         return loaded
 
     def _commit(self) -> str:
-        """The hub's commit, or the name alone where a cache does not tell it."""
+        """The hub's commit, or just the name if the cache does not have it."""
         return str(getattr(self._language.model.config, "_commit_hash", None) or self._settings.source)
 
     def _batch(self, asks: Sequence[Ask]) -> list[str]:
@@ -88,7 +88,7 @@ class LanguageRewriter:
         return [answer(text) for text in language.tokenizer.batch_decode(answers_BT, skip_special_tokens=True)]
 
     def _ids(self, ask: Ask) -> list[int]:
-        """The filled instruction, in the model's own frame of a conversation where it has one."""
+        """The filled instruction, in the model's chat template if it has one."""
         tokenizer: Any = self._language.tokenizer
         text = self._settings.template.format(caption=ask.caption, modification=ask.modification)
         if not getattr(tokenizer, "chat_template", None):
@@ -99,6 +99,6 @@ class LanguageRewriter:
 
 
 def answer(text: str) -> str:
-    """The first line that says something, without the instruction's label and without quotation marks around it."""
+    """The first line that is not blank, without the instruction's label and surrounding quotation marks."""
     lines = (_LABEL.sub("", " ".join(line.split())).strip("\"'` ") for line in text.splitlines())
     return next((line for line in lines if line), "")
