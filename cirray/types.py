@@ -18,6 +18,11 @@ def stable_id(*parts: object) -> str:
     return hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest()
 
 
+def part_name(number: int) -> str:
+    """File stem of a part of an artifact: `part-00012`."""
+    return f"part-{number:05d}"
+
+
 @dataclass(frozen=True)
 class Pair:
     """Ordered image pair waiting for a modification text."""

@@ -14,7 +14,7 @@ import numpy as np
 from cirray.core import storage
 from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError, damage_told
-from cirray.types import stable_id
+from cirray.types import part_name, stable_id
 
 FOLDER = "shards"
 REJECTED = "rejected"
@@ -69,11 +69,6 @@ def forget_part(work_uri: str, part: int) -> None:
     name = part_name(part)
     for folder, file in ((FOLDER, f"{name}.ids.json"), (REJECTED, f"{name}.json"), (CONTENTS, f"{name}.json")):
         storage.remove(storage.join(work_uri, folder, file))
-
-
-def part_name(part: int) -> str:
-    """File stem of a part: `part-00012`."""
-    return f"part-{part:05d}"
 
 
 def finished_parts(work_uri: str) -> dict[int, tuple[list[str], list[tuple[str, str]]]]:

@@ -19,8 +19,9 @@ from cirray.core.artifacts import open_stage
 from cirray.core.config import Config, load_config
 from cirray.core.log import say
 from cirray.core.storage import join
-from cirray.features.shards import FOLDER, FeatureShardWriter, part_name, shard_digest
+from cirray.features.shards import FOLDER, FeatureShardWriter, shard_digest
 from cirray.features.store import FeatureStore
+from cirray.types import part_name
 
 
 class Bench(Config):

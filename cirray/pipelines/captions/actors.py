@@ -4,16 +4,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from cirray.core import storage
 from cirray.core.errors import ArtifactError, DataError
 from cirray.features.store import FeatureStore
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
-from cirray.pipelines.cluster.actors import limit_torch
-from cirray.pipelines.cluster.streaming import Columns, check_shared, whole_part
+from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.captions import caption_table, write_captions
-from cirray.types import stable_id
+from cirray.types import part_name, stable_id
 
 
 class CaptionImages:
@@ -27,7 +23,6 @@ class CaptionImages:
         work_uri: str,
         features: Sequence[str] = (),
         reuse: Sequence[str] = (),
-        threads: int = 1,
     ) -> None:
         """Load captioner, features and known captions (once per actor).
 
@@ -38,31 +33,26 @@ class CaptionImages:
             work_uri: where the stage writes.
             features: features artifacts.
             reuse: folders of captions artifacts whose rows are taken over by their keys.
-            threads: threads of this process's matrix products.
         """
-        check_shared(storage.join(work_uri, "stage.json"))
         store = FeatureStore.open_many(list(features)) if features else None
         self._settings = CaptionerSettings(**{**settings, "features": store})
         self._captioner = CAPTIONERS.get(captioner)(self._settings)
-        limit_torch(threads)
         self._work_uri, self._prompt = work_uri, prompt_version
         self._known = {row["key"]: row["caption"] for uri in reuse for row in caption_table(uri).to_pylist()}
 
-    def __call__(self, columns: Columns) -> Columns:
+    def __call__(self, columns: Columns) -> dict[str, int]:
         """Caption and write one part.
 
         Args:
             columns: `part`, `part_rows`, `image_id`, `place`, `known`.
 
         Returns:
-            One row: `part`, `rows`, `rejected`, `reused`.
+            `rejected` and `reused` images.
         """
-        part = whole_part(columns)
         names = (columns[name].tolist() for name in ("image_id", "place", "known"))
         rows, rejected, reused = self.rows([Picture(*values) for values in zip(*names, strict=True)])
-        write_captions(self._work_uri, f"part-{part:05d}", rows, rejected)
-        counts = {"part": part, "rows": len(rows) + len(rejected), "rejected": len(rejected), "reused": reused}
-        return {name: np.array([value]) for name, value in counts.items()}
+        write_captions(self._work_uri, part_name(columns["part"][0]), rows, rejected)
+        return {"rejected": len(rejected), "reused": reused}
 
     def rows(self, pictures: Sequence[Picture]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
         """Rows of captions, rows of rejections (together one an image), and how many captions were known.

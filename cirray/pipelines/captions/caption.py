@@ -1,14 +1,12 @@
 """The caption stage: one text an image by a pool of captioners, cached by image, resumable by part (SPN, step 1)."""
 
-from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, directory_digest, localize, open_stage, read_manifest
-from cirray.core.errors import DataError, GenerationError
-from cirray.core.progress import progress
+from cirray.core.errors import DataError
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.shapes.corpus import bags, caption_bags
@@ -16,14 +14,13 @@ from cirray.data.shapes.world import read_scenes
 from cirray.generators.captioners.base import CAPTIONERS, caption_prompt
 from cirray.pipelines.captions.actors import CaptionImages
 from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
-from cirray.pipelines.cluster.streaming import Step, stream
+from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import contents_of, open_dataset, part_ids
 from cirray.triplets.captions import KIND, caption_table, rejected_captions
 from cirray.triplets.store import PARTS, finished_keys, row_keys
 from cirray.types import stable_id
 
-_ROW_BYTES = 1024
-_REASONS_SHOWN = 20
 _KEY = ("image_id",)
 
 
@@ -49,55 +46,40 @@ def run_caption(run: CaptionRun) -> Manifest:
     stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, dataset, ids), PARTS)
     if stage.finished:
         return stage.finished
-    parts = [_part(run, dataset, ids, start) for start in range(0, len(ids), run.part_rows)]
-    finished = finished_keys(stage.work_uri, _KEY)
-    todo = [part for at, part in enumerate(parts) if set(finished.get(f"part-{at:05d}", ())) != {*row_keys(part, _KEY)}]
-    reused = 0
-    with progress("caption images", len(ids), "images") as advance:
-        advance(len(ids) - sum(map(len, todo)), "finished before" if len(todo) < len(parts) else "", earlier=True)
-        for summary in stream(todo, [_step(run, stage, prompt)], run.ray, run.part_rows * _ROW_BYTES):
-            advance(int(summary["rows"][0]))
-            reused += int(summary["reused"][0])
-    return _publish(run, stage, dataset, ids, reused)
+    sums = run_parts(stage, _parts(run, stage, dataset, ids, prompt), run.ray)
+    return _publish(run, stage, dataset, sums["reused"])
 
 
-def _part(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...], start: int) -> pa.Table:
-    names = ids[start : start + run.part_rows]
-    return pa.table({
-        "part": [start // run.part_rows] * len(names), "part_rows": [len(names)] * len(names), "image_id": names,
-        "place": [dataset.images.place(name).text() for name in names],
-        "known": [dataset.captions.get(name, "") for name in names],
-    })  # fmt: skip
+def _parts(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: tuple[str, ...], prompt: str) -> Parts:
+    columns = {
+        "image_id": ids, "place": [dataset.images.place(name).text() for name in ids],
+        "known": [dataset.captions.get(name, "") for name in ids],
+    }  # fmt: skip
+    tables = cut(columns, run.part_rows)
+    return Parts(
+        "caption images", "images", tables, [_step(run, stage, prompt)], [row_keys(part, _KEY) for part in tables],
+        lambda: finished_keys(stage.work_uri, _KEY),
+    )  # fmt: skip
 
 
 def _step(run: CaptionRun, stage: Stage, prompt: str) -> Step:
     settings = {
         "source": run.source, "prompt": prompt, "words": run.words, "batch": run.batch, "limits": run.limits,
-        "device": "cuda" if run.pool.gpus else "cpu",
+        "device": run.pool.device,
     }  # fmt: skip
     actor = {
         "captioner": run.captioner, "settings": settings, "prompt_version": run.prompt, "work_uri": stage.work_uri,
         "features": list(run.features) if run.captioner in READ_FEATURES else [],
-        "reuse": [str(localize(uri, KIND)) for uri in run.reuse], "threads": run.pool.threads,
+        "reuse": [str(localize(uri, KIND)) for uri in run.reuse],
     }  # fmt: skip
     return Step(CaptionImages, actor, run.pool)
 
 
-def _publish(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: tuple[str, ...], reused: int) -> Manifest:
-    table, rejected = caption_table(stage.work_uri), rejected_captions(stage.work_uri)
-    found = [*table.column("image_id").to_pylist(), *rejected.column("image_id").to_pylist()]
-    if sorted(found) != sorted(ids):
-        odd = set(found) ^ set(ids)
-        raise GenerationError(
-            f"{len(odd)} images are lost or unknown in {stage.work_uri!r}, e.g. {min(odd)!r}; run again."
-        )
-    reasons = Counter(rejected.column("reason").to_pylist()).most_common(1)
-    if not len(table):
-        stage.discard()
-        raise DataError(f"None of {len(ids)} images was captioned, most often: {reasons[0][0]}")
-    counts = {"images": len(ids), "captions": len(table), "rejected": len(rejected)}
-    shown = [[row["image_id"], row["reason"]] for row in rejected.slice(0, _REASONS_SHOWN).to_pylist()]
-    extra = {"captioner": table.column("captioner")[0].as_py(), "reused": reused, "rejected": shown}
+def _publish(run: CaptionRun, stage: Stage, dataset: CirDataset, reused: int) -> Manifest:
+    table, rejected = caption_table(stage.work_uri), Rejected.of(rejected_captions(stage.work_uri), "image_id")
+    rejected.refuse_all(stage, len(table), "None of {count} images was captioned, most often: {reason}")
+    counts = {"images": len(table) + len(rejected), "captions": len(table), "rejected": len(rejected)}
+    extra = {"captioner": table.column("captioner")[0].as_py(), "reused": reused, "rejected": rejected.first()}
     return stage.publish(counts, _exactness(run, dataset, table) if run.judge else {}, extra)
 
 

@@ -47,6 +47,11 @@ class PoolConfig(Config):
     threads: Effort[int] = Field(1, ge=1)
     """Threads of one actor's matrix products."""
 
+    @property
+    def device(self) -> str:
+        """Where an actor's models run."""
+        return "cuda" if self.gpus else "cpu"
+
 
 class RayTrainConfig(RayConfig):
     """Where training runs: Ray Train's workers, or this process (`enabled: false`: one function, equal numbers)."""

@@ -5,6 +5,7 @@ would merge a whole job of them into one block, hence one task and nothing to re
 stay whole.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core import errors, storage
+from cirray.core.artifacts import MARKER
 from cirray.core.errors import ArtifactError, CirrayError
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
@@ -26,8 +28,8 @@ _FAILURE, _KIND = "cirray_failure", "cirray_failure_kind"
 class Step:
     """One step of a pipeline.
 
-    `function` maps columns to columns. With a `pool` it is a class, made once per actor from `settings`; without, it is
-    a function called with them in up to `tasks` processes.
+    `function` maps a part's columns to columns, or to the part's figures. With a `pool` it is a class, made once per
+    actor from `settings`; without, it is a function called with them in up to `tasks` processes.
     """
 
     function: Callable[..., Any]
@@ -35,13 +37,38 @@ class Step:
     pool: PoolConfig | None = None
     tasks: int = 1
 
-    def local(self) -> Callable[[Columns], Columns]:
-        """The step as one callable in this process."""
-        return self.function(**self.settings) if self.pool else partial(self.function, **self.settings)
+
+class Worker:
+    """A step in one process: takes whole parts, and gives answers that say which part they belong to."""
+
+    def __init__(self, step: Step, work_uri: str = "") -> None:
+        """Make the step.
+
+        Args:
+            step: what to do.
+            work_uri: where the stage writes; a machine that does not see it is refused before anything is loaded.
+
+        Raises:
+            ArtifactError: when the machines share no disk.
+        """
+        if step.pool is None:
+            self._call = partial(step.function, **step.settings)
+            return
+        if work_uri:
+            check_shared(storage.join(work_uri, MARKER))
+        self._call = step.function(**step.settings)
+        limit_torch(step.pool.threads)
+
+    def __call__(self, columns: Columns) -> Columns:
+        """Do the step for one part."""
+        part = whole_part(columns)
+        answer = {name: np.atleast_1d(value) for name, value in self._call(columns).items()}
+        rows = len(next(iter(answer.values())))
+        return {**answer, "part": np.full(rows, part), "part_rows": np.full(rows, rows)}
 
 
 def stream(
-    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0
+    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0, work_uri: str = ""
 ) -> Iterator[Columns]:
     """Send every part through all steps.
 
@@ -50,28 +77,30 @@ def stream(
         steps: what happens to a part, in order.
         config: Ray or no Ray.
         part_bytes: largest size of a part between two steps, so that Ray Data does not split it.
+        work_uri: where the stage writes; every machine must see it.
 
     Yields:
-        What the last step returns, in any order.
+        What the last step returns, in any order, with the number of its part.
 
     Raises:
         CirrayError: the first one that a step raised, also on another machine.
+        ConfigError: when nothing is finished for as long as the hang guard allows.
     """
     if not parts:
         return
     if config.enabled:
-        yield from _by_ray(parts, steps, config, part_bytes)
+        yield from _by_ray(parts, steps, config, part_bytes, work_uri)
     else:
-        yield from in_process(parts, steps)
+        yield from in_process(parts, steps, work_uri)
 
 
-def in_process(parts: Sequence[pa.Table], steps: Sequence[Step]) -> Iterator[Columns]:
+def in_process(parts: Sequence[pa.Table], steps: Sequence[Step], work_uri: str = "") -> Iterator[Columns]:
     """The twin without Ray: the same callables, one part after another."""
-    functions = [step.local() for step in steps]
+    workers = [Worker(step, work_uri) for step in steps]
     for part in parts:
         columns = to_columns(part)
-        for function in functions:
-            columns = function(columns)
+        for worker in workers:
+            columns = worker(columns)
         yield columns
 
 
@@ -108,33 +137,38 @@ def check_shared(marker_uri: str) -> None:
         )
 
 
-class GuardedActor:
-    """A step's class as Ray Data's actor: errors of this package come back as values.
+def limit_torch(threads: int) -> None:
+    """Set the number of threads of this process's matrix products, where torch has been loaded."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+class GuardedWorker:
+    """A `Worker` as Ray Data's actor or task: errors of this package come back as values.
 
     Ray would wrap them, print its stack traces and, for an error while the actor starts, forget their type.
     """
 
-    def __init__(self, function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
-        """Make the step; an error is kept for the first call."""
+    def __init__(self, step: Step, work_uri: str = "") -> None:
+        """Make the worker; an error is kept for the first call."""
         self._failure: Columns | None = None
         try:
-            self._call = function(**settings)
+            self._worker = Worker(step, work_uri)
         except CirrayError as error:
             self._failure = _failure(error)
 
     def __call__(self, columns: Columns) -> Columns:
         """The step's answer, or its failure, or the failure of an earlier step."""
-        return self._failure or guarded_task(columns, self._call, {})
+        if self._failure or _FAILURE in columns:
+            return self._failure or columns
+        try:
+            return self._worker(columns)
+        except CirrayError as error:
+            return _failure(error)
 
 
-def guarded_task(columns: Columns, function: Callable[..., Columns], settings: Mapping[str, Any]) -> Columns:
-    """A function's answer, or its failure as a value; a failure that comes in goes out."""
-    if _FAILURE in columns:
-        return columns
-    try:
-        return function(columns, **settings)
-    except CirrayError as error:
-        return _failure(error)
+def _guarded_task(columns: Columns, step: Step) -> Columns:
+    return GuardedWorker(step)(columns)
 
 
 def _failure(error: CirrayError) -> Columns:
@@ -147,7 +181,9 @@ def _raise_failure(columns: Columns) -> None:
         raise kind(str(columns[_FAILURE][0]))
 
 
-def _by_ray(parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int) -> Iterator[Columns]:
+def _by_ray(
+    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int, work_uri: str
+) -> Iterator[Columns]:
     import ray.data
     from ray.data.exceptions import ExecutionTimeoutError
 
@@ -156,7 +192,7 @@ def _by_ray(parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig,
     with cluster(config), data_context(config, 2 * part_bytes):
         data: ray.data.Dataset = ray.data.from_arrow(list(parts))
         for step in steps:
-            data = data.map_batches(batch_size=None, batch_format="numpy", **_arguments(step, len(parts)))
+            data = data.map_batches(batch_size=None, batch_format="numpy", **_arguments(step, len(parts), work_uri))
         try:
             for columns in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
                 _raise_failure(columns)
@@ -169,17 +205,16 @@ def _by_ray(parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig,
             ) from None
 
 
-def _arguments(step: Step, parts: int) -> dict[str, Any]:
+def _arguments(step: Step, parts: int, work_uri: str) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    settings = {"function": step.function, "settings": dict(step.settings)}
-    if step.pool is None:
-        compute = TaskPoolStrategy(size=min(step.tasks, parts))
-        return {"fn": guarded_task, "fn_kwargs": settings, "compute": compute, "num_cpus": _TASK_CPUS}
     pool = step.pool
+    if pool is None:
+        compute = TaskPoolStrategy(size=min(step.tasks, parts))
+        return {"fn": _guarded_task, "fn_kwargs": {"step": step}, "compute": compute, "num_cpus": _TASK_CPUS}
     return {
-        "fn": GuardedActor,
-        "fn_constructor_kwargs": settings,
+        "fn": GuardedWorker,
+        "fn_constructor_kwargs": {"step": step, "work_uri": work_uri},
         "compute": ActorPoolStrategy(size=min(pool.size, parts), max_tasks_in_flight_per_actor=2),
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus or None,

@@ -3,14 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from cirray.core import storage
 from cirray.core.errors import ArtifactError
 from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings, rewrite_key
-from cirray.pipelines.cluster.actors import limit_torch
-from cirray.pipelines.cluster.streaming import Columns, check_shared, whole_part
+from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.rewrites import rewrite_table, write_rewrites
+from cirray.types import part_name
 
 COLUMNS = ("query_id", "reference_id", "modification", "caption")
 
@@ -25,7 +22,6 @@ class RewriteTexts:
         prompt_version: str,
         work_uri: str,
         reuse: Sequence[str] = (),
-        threads: int = 1,
     ) -> None:
         """Make the rewriter and read known texts (once per actor).
 
@@ -35,29 +31,24 @@ class RewriteTexts:
             prompt_version: version and hash of the instruction, stored with every row.
             work_uri: where the stage writes.
             reuse: folders of rewrites artifacts whose rows are taken over by their keys.
-            threads: threads of this process's matrix products.
         """
-        check_shared(storage.join(work_uri, "stage.json"))
         self._rewriter = REWRITERS.get(rewriter)(RewriterSettings(**settings))
-        limit_torch(threads)
         self._work_uri, self._prompt = work_uri, prompt_version
         self._known = {row["key"]: row["text"] for uri in reuse for row in rewrite_table(uri).to_pylist()}
 
-    def __call__(self, columns: Columns) -> Columns:
+    def __call__(self, columns: Columns) -> dict[str, int]:
         """Rewrite and write one part.
 
         Args:
             columns: `part`, `part_rows`, `query_id`, `reference_id`, `modification`, `caption` (empty: none).
 
         Returns:
-            One row: `part`, `rows`, `rejected`, `asked` (questions put to the rewriter).
+            `rejected` texts, and questions `asked` of the rewriter.
         """
-        part = whole_part(columns)
         values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
         rows, rejected, asked = self.rows([dict(zip(COLUMNS, row, strict=True)) for row in values])
-        write_rewrites(self._work_uri, f"part-{part:05d}", rows, rejected)
-        counts = {"part": part, "rows": len(rows) + len(rejected), "rejected": len(rejected), "asked": asked}
-        return {name: np.array([value]) for name, value in counts.items()}
+        write_rewrites(self._work_uri, part_name(columns["part"][0]), rows, rejected)
+        return {"rejected": len(rejected), "asked": asked}
 
     def rows(self, items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
         """Rows of texts, rows of rejections (together one an item), and how many questions were asked.

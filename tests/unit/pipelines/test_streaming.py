@@ -7,11 +7,10 @@ import pytest
 from cirray.core.errors import ArtifactError, GenerationError
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.cluster.streaming import (
-    GuardedActor,
+    GuardedWorker,
     Step,
+    Worker,
     _raise_failure,
-    check_shared,
-    guarded_task,
     stream,
     to_columns,
     whole_part,
@@ -23,7 +22,11 @@ def part(number, rows, of=None):
 
 
 def upper(columns, mark=""):
-    return {**columns, "x": np.array([text + mark for text in columns["x"]], dtype=object)}
+    return {"x": np.array([text + mark for text in columns["x"]], dtype=object)}
+
+
+def refuse(columns):
+    raise ArtifactError("no disk")
 
 
 class Count:
@@ -36,14 +39,15 @@ class Count:
 
     def __call__(self, columns):
         self.calls += 1
-        return {"calls": np.array([self.calls]), "x": columns["x"]}
+        return {"calls": self.calls, "seen": " ".join(columns["x"])}
 
 
 def test_steps_follow_one_another_and_an_actor_is_made_once():
     steps = [Step(upper, {"mark": "!"}), Step(Count, {"start": 10}, PoolConfig())]
     found = list(stream([part(0, 2), part(1, 1)], steps, RayConfig(enabled=False)))
     assert [columns["calls"].tolist() for columns in found] == [[11], [12]]
-    assert [columns["x"].tolist() for columns in found] == [["0!", "1!"], ["0!"]]
+    assert [columns["seen"].tolist() for columns in found] == [["0! 1!"], ["0!"]]
+    assert [columns["part"].tolist() for columns in found] == [[0], [1]]
     assert list(stream([], steps, RayConfig())) == []
 
 
@@ -60,27 +64,25 @@ def test_split_or_merged_parts_are_refused(table):
 
 
 def test_an_error_in_an_actors_start_or_call_is_a_value_that_passes_later_steps():
-    broken = GuardedActor(Count, {"start": -1})
-    failure = broken(to_columns(part(0, 1)))
-    assert guarded_task(failure, upper, {}) is failure
+    columns = to_columns(part(0, 1))
+    failure = GuardedWorker(Step(Count, {"start": -1}, PoolConfig()))(columns)
+    assert GuardedWorker(Step(upper))(failure) is failure
     with pytest.raises(GenerationError, match="starts below zero"):
         _raise_failure(failure)
-
-    def refuse(columns):
-        raise ArtifactError("no disk")
-
     with pytest.raises(ArtifactError, match="no disk"):
-        _raise_failure(guarded_task(to_columns(part(0, 1)), refuse, {}))
-    _raise_failure(GuardedActor(Count, {"start": 1})(to_columns(part(0, 1))))
+        _raise_failure(GuardedWorker(Step(refuse))(columns))
+    _raise_failure(GuardedWorker(Step(Count, {"start": 1}, PoolConfig()))(columns))
 
 
 def test_a_foreign_error_is_no_value():
     with pytest.raises(ZeroDivisionError):
-        guarded_task(to_columns(part(0, 1)), lambda columns: 1 / 0, {})
+        GuardedWorker(Step(lambda columns: 1 / 0))(to_columns(part(0, 1)))
 
 
-def test_a_machine_that_does_not_see_the_stage_is_told_what_to_do(tmp_path):
+def test_a_machine_that_does_not_see_the_stage_is_told_what_to_do_before_anything_is_loaded(tmp_path):
+    loud = Step(Count, {"start": -1}, PoolConfig())
     with pytest.raises(ArtifactError, match=r"do not share that disk. Use a URI"):
-        check_shared(str(tmp_path / "stage.json"))
+        Worker(loud, str(tmp_path))
     (tmp_path / "stage.json").write_text("{}")
-    check_shared(str(tmp_path / "stage.json"))
+    with pytest.raises(GenerationError, match="starts below zero"):
+        Worker(loud, str(tmp_path))
