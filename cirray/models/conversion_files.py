@@ -217,7 +217,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTraine
 def _checked(path: Path, original: Original) -> Original:
     floats = {
         name: value for name, value in original.state.items()
-        if name != POSITION_IDS and not name.endswith("relative_position_index")
+        if not name.endswith(("embeddings.position_ids", "relative_position_index"))
     }  # fmt: skip
     check_floats(str(path), floats)
     return original

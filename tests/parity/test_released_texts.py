@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from cirray.core.config import load_config
+from cirray.core.errors import ArtifactError
 from cirray.models.batch import RetrievalBatch
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun
@@ -230,3 +231,57 @@ def test_spns_second_stage_reads_and_masks_as_its_release_does(released):
 
     ours = fork.compose(fork.encode_reference(tower(small.images(seed=1))), fork.tokenize(TEXTS))
     check(ours, query, Twin(state))
+
+
+@pytest.fixture(scope="module")
+def second_stage(tmp_path_factory):
+    """SPN's second stage as SPN4CIR saves it (two text sides), and what `cirray convert` makes of it."""
+    root = tmp_path_factory.mktemp("s")
+    small.reader().save_pretrained(str(root / "words"))
+    first, other = (lavis.model("sprc", words=len(small.reader()), seed=seed).state_dict() for seed in (0, 5))
+    ends = {"Qformer.": "Qformer_query.", "text_proj.": "text_proj_q."}
+    query = {name: value for name, value in other.items() if name.startswith(tuple(ends))}
+    copies = {ends[start] + name.removeprefix(start): query[name] for name in query for start in ends if start in name}
+    saved = {f"blip_model.{name}": value for name, value in {**first, "temp": torch.tensor(0.05), **copies}.items()}
+    torch.save({"epoch": 2, "CIRPlus": saved}, root / "stage2.pt")
+    common = {"qformer_heads": 2, "vision_heads": 2, "to": "checkpoint", "model": {"text_length": LENGTH}}
+    run = ConvertRun(source=str(root / "stage2.pt"), out=str(root / "out"), tokenizer=str(root / "words"), **common)
+    return SimpleNamespace(first=first, query={**first, **query}, saved=saved, root=root, manifest=run_convert(run))
+
+
+def test_a_second_stage_of_spn_asks_with_its_trained_second_pass_behind_the_first_stages(second_stage):
+    encoder, tower, _ = load_models(str(second_stage.root / "out"))
+    assert second_stage.manifest.extra["format"] == "spn" and encoder.trains == "second_pass"
+    twin = Twin(second_stage.first)
+    patches = twin.seen(tower, small.images(seed=1))
+    theirs = twin.query(TEXTS, twin.first(TEXTS, patches), mean=False, state=second_stage.query)
+    with torch.no_grad():
+        ours = encoder.compose(encoder.encode_reference(tower(small.images(seed=1))), encoder.tokenize(TEXTS))
+        gallery = encoder.encode_gallery(tower(small.images(seed=1)))
+    assert apart(ours, theirs) < CLOSE and apart(gallery, twin.gallery(patches)) < CLOSE
+    assert apart(ours, twin.query(TEXTS, twin.first(TEXTS, patches), mean=False)) > FAR  # the first stage's own pass
+    own = Twin(second_stage.query)
+    assert apart(ours, own.query(TEXTS, own.first(TEXTS, patches), mean=False)) > FAR  # its first pass too
+
+
+def test_a_second_stage_of_spn_comes_back_under_the_names_of_its_authors(second_stage):
+    run_convert(ConvertRun(source=str(second_stage.root / "out"), to="original", out=str(second_stage.root / "back")))
+    back = torch.load(second_stage.root / "back" / "weights.pt")["CIRPlus"]
+    unused = {name for name in second_stage.saved if ".cls." in name or "itm_head" in name}
+    assert set(back) == set(second_stage.saved) - unused
+    assert all(torch.equal(back[name], second_stage.saved[name]) for name in back)
+
+
+@pytest.mark.parametrize(
+    "fields, sentence", [({"to": "weights"}, "use to=checkpoint"), ({"format": "sprc"}, "not sprc")]
+)
+def test_a_second_stage_of_spn_as_anything_else_is_refused(second_stage, tmp_path, fields, sentence):
+    run = {"source": str(second_stage.root / "stage2.pt"), "to": "checkpoint", "out": str(tmp_path / "out"), **fields}
+    with pytest.raises(ArtifactError, match=sentence):
+        run_convert(ConvertRun(**run))
+
+
+def test_a_first_stage_is_not_taken_for_spns_second(tmp_path):
+    lavis.write(tmp_path / "sprc.pt", "sprc", words=len(small.reader()))
+    with pytest.raises(ArtifactError, match="no second stage of SPN's"):
+        run_convert(ConvertRun(source=str(tmp_path / "sprc.pt"), format="spn", out=str(tmp_path / "out")))

@@ -24,6 +24,7 @@ class ConvertRun(Config):
         "blip2",
         "sprc",
         "ptha",
+        "spn",
         "instructblip-vicuna",
         "instructblip-t5",
         "clip4cir",
@@ -31,8 +32,8 @@ class ConvertRun(Config):
         "lincir",
         "pic2word",
     ] = "auto"
-    """What the file is; `auto` tells it by its tensors. clip4cir: a tuned CLIP in OpenAI's layout, or a Combiner;
-    searle, lincir, pic2word: a map from images to pseudo-words."""
+    """What the file is; `auto` tells it by its tensors. spn: SPRC after SPN's second stage; clip4cir: a tuned CLIP in
+    OpenAI's layout, or a Combiner; searle, lincir, pic2word: a map from images to pseudo-words."""
     clip: Place = ""
     """With `to: checkpoint`: the CLIP under a Combiner or a map whose file holds none (CLIP4Cir's tuned .pt, a folder
     of Hugging Face or open_clip, a hub id, `open_clip:NAME=FILE`, a towers artifact)."""

@@ -4,8 +4,11 @@ Here are those of LAVIS, SPRC and MTST_PTHA; files around a CLIP are `convert_cl
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cirray.core.artifacts import (
     Manifest,
@@ -20,9 +23,10 @@ from cirray.core.config import leaves, merged, validate
 from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.unfinished import stage_function
+from cirray.models.base import Retriever
 from cirray.models.composed import QFormerRetriever
 from cirray.models.config import RetrieverConfig
-from cirray.models.conversion import FORMATS
+from cirray.models.conversion import FORMATS, to_original
 from cirray.models.conversion_files import (
     RECORD,
     Heads,
@@ -35,13 +39,16 @@ from cirray.models.conversion_files import (
     write_original,
     write_weights,
 )
+from cirray.models.conversion_stage2 import FORMAT as STAGE_2
+from cirray.models.conversion_stage2 import WRAPPER, is_stage_2, joined, split
+from cirray.models.forked import ForkedRetriever
 from cirray.models.retriever_files import load_retriever
 from cirray.models.sources.backward import retriever_tensors
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.sources.file_forms import refuse_other_files
 from cirray.models.sources.files import CONFIG
 from cirray.models.text import load_tokenizer
-from cirray.models.towers.hf_blip2 import load_vision_tower
+from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.pipelines.cluster.actors import find_tower
 from cirray.pipelines.training.inputs import check_sizes
 from cirray.pipelines.weights.config import ConvertRun
@@ -55,7 +62,7 @@ from cirray.pipelines.weights.convert_clip import (
 )
 from cirray.types import stable_id
 
-WEIGHTS, MODEL, VISION, WORK = "weights.pt", "model", "vision", "work"
+WEIGHTS, MODEL, VISION, WORK, QUERY = "weights.pt", "model", "vision", "work", "query"
 
 
 @stage_function
@@ -87,10 +94,11 @@ def _write(run: ConvertRun, stage: Stage) -> Manifest:
         raise ConfigError(f"clip has no effect on a file of LAVIS' kind; it is for {', '.join(CLIP_FORMATS)}.")
     folder = stage.local / WORK if run.to == "checkpoint" else stage.local
     original, tensors, record = _read(run)
+    second = _second_stage(run, original)
     write_weights(folder, tensors, record, Heads(run.qformer_heads, run.vision_heads), _tokenizer(run, record))
-    extra: dict[str, Any] = {"format": record.format, "left_out": list(original.left_out)}
+    extra: dict[str, Any] = {"format": STAGE_2 if second else record.format, "left_out": list(original.left_out)}
     if run.to == "checkpoint":
-        extra["encoder_digest"] = _checkpoint(run, stage, record)
+        extra["encoder_digest"] = _checkpoint(run, stage, record, second)
     return stage.publish(counts(tensors), extra=extra)
 
 
@@ -98,11 +106,27 @@ def _read(run: ConvertRun) -> tuple[Original, dict[str, Any], Record]:
     source = Path(run.source).expanduser()
     if not source.is_dir():
         original = read_original(source)
-        return (original, *convert(original, run.format))
+        if run.format == STAGE_2 and not is_stage_2(original.state):
+            raise ArtifactError(f"{run.source!r} is no second stage of SPN's: it holds no Qformer_query.* tensors.")
+        if not is_stage_2(original.state):
+            return (original, *convert(original, run.format))
+        if run.format not in ("auto", STAGE_2):
+            raise ArtifactError(f"{run.source!r} is SPN's second stage, not {run.format}. Leave format out.")
+        first, _ = split(original.state)
+        return (original, *convert(replace(original, state=first), "sprc"))
     if run.to == "weights":
         raise ArtifactError(f"{run.source!r} is converted already; use to=checkpoint or to=original.")
     tensors, record = read_weights(source)
     return Original({}), tensors, record
+
+
+def _second_stage(run: ConvertRun, original: Original) -> tuple[dict[str, Any], Record] | None:
+    """The query side's tensors of a second stage of SPN's."""
+    if not is_stage_2(original.state):
+        return None
+    if run.to != "checkpoint":
+        raise ArtifactError(f"{run.source!r} is SPN's second stage, two text sides in one file; use to=checkpoint.")
+    return convert(replace(original, state=split(original.state)[1]), "sprc")
 
 
 def _tokenizer(run: ConvertRun, record: Record) -> Any:
@@ -116,8 +140,8 @@ def _tokenizer(run: ConvertRun, record: Record) -> Any:
     return extend_tokenizer(load_tokenizer(place), record.sizes.vocabulary)
 
 
-def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
-    """Turn the weights folder into `model/`; returns the tower's digest."""
+def _checkpoint(run: ConvertRun, stage: Stage, record: Record, second: tuple[dict[str, Any], Record] | None) -> str:
+    """Turn the weights folder into `model/`, with the query side of a second stage; returns the tower's digest."""
     work = stage.local / WORK
     if not any(work.rglob("tokenizer_config.json")):
         raise ArtifactError(
@@ -133,7 +157,10 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record) -> str:
     given = run.model.given() if run.model else {}
     check_sizes((run.model or RetrieverConfig()).qformer, source, leaves(given))
     config = validate(RetrieverConfig, merged(_released(record.format), given))
-    retriever = retriever_from(source, config)
+    retriever: Retriever = retriever_from(source, config)
+    if second is not None:
+        write_weights(work / QUERY, *second, Heads(run.qformer_heads, run.vision_heads), _tokenizer(run, record))
+        retriever = ForkedRetriever(retriever_from(open_blip2(str(work / QUERY)), config), retriever, "second_pass")
     tower = load_vision_tower(find_tower(run.vision) if run.vision else work)
     if tower.width != retriever.patch_width:
         raise ArtifactError(
@@ -160,6 +187,8 @@ def _write_back(run: ConvertRun, stage: Stage) -> Manifest:
         folder = localize(run.source, "checkpoint") / MODEL
         retriever = load_retriever(folder)
         tower = load_vision_tower(folder / VISION)
+        if isinstance(retriever, ForkedRetriever) and isinstance(retriever.query, QFormerRetriever):
+            return _write_second_stage(retriever, tower, stage)
         if not isinstance(retriever, QFormerRetriever):
             states, left = write_retriever_back(retriever, tower, stage.local)
             return stage.publish(counts(*states), extra={"left_out": left})
@@ -171,6 +200,28 @@ def _write_back(run: ConvertRun, stage: Stage) -> Manifest:
         tensors, record = read_weights(Path(run.source).expanduser())
     write_original(stage.local / WEIGHTS, tensors, record)
     return stage.publish(counts(tensors), extra={"format": record.format})
+
+
+def _write_second_stage(retriever: ForkedRetriever, tower: VisionTower, stage: Stage) -> Manifest:
+    """Write a forked checkpoint in SPN4CIR's layout.
+
+    Raises:
+        ArtifactError: where the whole query side was trained, for which the layout has no place.
+    """
+    query, gallery = retriever.query, retriever.gallery
+    assert isinstance(query, QFormerRetriever) and isinstance(gallery, QFormerRetriever)
+    if retriever.trains != "second_pass":
+        raise ArtifactError(
+            f"This checkpoint trained its {retriever.trains!r}; SPN4CIR's layout holds a second pass alone "
+            "(training.bank.trains=second_pass)."
+        )
+    first, own = (
+        to_original(tensors, record.format, record.sizes, record.position_ids)
+        for tensors, record in (retriever_tensors(half, tower) for half in (gallery, query))
+    )
+    state = joined(first, own)
+    torch.save({"epoch": 0, WRAPPER: state}, str(stage.local / WEIGHTS))
+    return stage.publish(counts(state), extra={"format": STAGE_2})
 
 
 def _digest(source: str) -> str:
