@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="browse",
+    group="evaluation",
     help="a page with every query of a saved evaluation, or of two side by side",
     config="cirray.pipelines.evaluation.config:BrowseRun",
     run="cirray.pipelines.evaluation.browse:run_browse",

@@ -27,6 +27,7 @@ def run(config: Any) -> Any:
 
 VERB = Verb(
     name="compare",
+    group="evaluation",
     help="compare methods over seeds: one table, expectations, curves",
     config="cirray.pipelines.study.config:StudyRun",
     run="cirray.cli.compare:run",

@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="convert",
+    group="tools",
     help="read checkpoint files of LAVIS, SPRC and MTST_PTHA, or write them again",
     config="cirray.pipelines.weights.config:ConvertRun",
     run="cirray.pipelines.weights.convert:run_convert",

@@ -12,6 +12,7 @@ def _show(report: Any) -> str:
 
 VERB = Verb(
     name="doctor",
+    group="data",
     help="check a data set on disk: images, annotations, gallery sizes (exit 0 clean, 1 findings, 2 cannot run)",
     config="cirray.pipelines.data.config:DoctorRun",
     run="cirray.pipelines.data.doctor:run_doctor",

@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="finetune",
+    group="training",
     help="fine-tune the retriever on labelled triplets (plain or PTHA; Ray Train, DeepSpeed)",
     config="cirray.pipelines.training.config:FinetuneRun",
     run="cirray.pipelines.training.train:run_train",

@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="generate",
+    group="texts",
     help="stream pairs through generator actors and write triplets (Ray Data)",
     config="cirray.pipelines.texts.config:GenerateRun",
     run="cirray.pipelines.texts.generate:run_generate",

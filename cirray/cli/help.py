@@ -1,50 +1,174 @@
-"""`cirray --help` and `cirray VERB --help`."""
+"""`cirray --help`, `cirray VERB --help`, and `cirray VERB --help SECTION`."""
 
-from cirray.cli.verb import VERBS, Verb, verb
+import textwrap
+from collections.abc import Sequence
+
+from cirray.cli.tree import Node, find, roots, shown, walk
+from cirray.cli.verb import GROUPS, VERBS, Verb, verb
 from cirray.core.config import Config
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.fields import Role
 
-_RESTART = "throw half-written work of an interrupted or different run away and start anew; finished artifacts stay"
+WIDTH = 112
+"""Columns of a help text."""
+HEIGHT = 60
+"""Lines of `cirray VERB --help`."""
+_LEFT = 36
+"""Columns of a field's name and default."""
+_DEFAULT = 40
+"""Longest default."""
+_HEADINGS = {
+    Role.IDENTITY: "What decides the result:",
+    Role.PLACE: "Where things lie:",
+    Role.EFFORT: "How the work is done (changes no result):",
+}
+_FLAGS = {
+    "--help SECTION": "open a section or field below; `--help all` shows every field",
+    "--print-config": "print the configuration that a run would have, and stop",
+}
+_RESTART = {"--restart": "throw away half-written work of an interrupted or different run; finished artifacts stay"}
 
 
 def overview() -> str:
     """The text of `cirray --help`."""
+    verbs = [verb(name) for name in VERBS]
     width = max(len(name) for name in VERBS) + 2
-    lines = [f"  {name:<{width}}{verb(name).help}" for name in VERBS]
+    lines: list[str] = []
+    for group, heading in GROUPS.items():
+        lines += ["", f"{heading}:"]
+        lines += [f"  {item.name:<{width}}{item.help}" for item in verbs if item.group == group]
     return "\n".join(
         [
             "cirray: composed image retrieval at scale, by generating modification text",
             "",
             "usage: cirray VERB [CONFIG.yaml] [path.to.field=value ...] [--root DIR] [--restart] [--print-config]",
-            "",
             *lines,
             "",
-            "`cirray VERB --help` lists a verb's fields with their defaults. Artifacts lie below ~/cirray/quickstart",
-            "unless `--root DIR` moves all of them, or a field names one of them. A killed run goes on when the same",
-            "command is given again; `--restart` throws its half-written work away first (finished artifacts stay).",
+            "`cirray VERB --help` shows the fields of a verb that people change, `cirray VERB --help all` every one.",
+            "Artifacts lie below ~/cirray/quickstart unless `--root DIR` moves all of them, or a field names one of",
+            "them. A killed run goes on when the same command is given again; `--restart` throws its half-written work",
+            "away first (finished artifacts stay). New here? `cirray quickstart` runs the whole story in minutes.",
         ]
     )
 
 
-def verb_help(chosen: Verb) -> str:
-    """The text of `cirray VERB --help`: every field with its default and meaning."""
-    lines = [f"cirray {chosen.name}: {chosen.help}", ""]
-    if chosen.example:
-        lines += [f"example: {chosen.example}", ""]
-    if chosen.restarts:
-        lines += ["flags:", f"  --restart  {_RESTART}", ""]
-    lines += ["fields (path.to.field=value):", *field_lines(chosen.config_class(), "")]
+def asked(arguments: Sequence[str]) -> str | None:
+    """What `--help` in a command line asks for: a section's path, `all`, an empty text; None without `--help`."""
+    for at, word in enumerate(arguments):
+        if word.startswith("--help="):
+            return word.partition("=")[2]
+        if word in ("-h", "--help"):
+            after = arguments[at + 1] if at + 1 < len(arguments) else ""
+            return "" if "=" in after or after.startswith("-") or after.endswith((".yaml", ".yml")) else after
+    return None
+
+
+def verb_help(chosen: Verb, path: str = "") -> str:
+    """The text of `cirray VERB --help`: the fields people change. With a path: of that section or field; `all`: all.
+
+    Raises:
+        ConfigError: for a path that is no section and no field, with the near ones.
+    """
+    cls = chosen.config_class()
+    if path == "all":
+        return "\n".join([f"Every field of cirray {chosen.name}:", *_full(list(walk(roots(cls))))])
+    return _section_help(chosen, cls, path.strip(".")) if path else _short_help(chosen, cls)
+
+
+def common_fields(cls: type[Config]) -> list[Node]:
+    """The fields that the short help shows: a verb's own, and those of its sections that are declared `Common`."""
+    return [node for node in walk(roots(cls)) if not node.inside and (node.is_common or "." not in node.path)]
+
+
+def _short_help(chosen: Verb, cls: type[Config]) -> str:
+    """Each field with the first sentence of its meaning; on one line each where that would not fit a screen."""
+    sections = [node for node in roots(cls) if node.inside]
+    flags = {**_FLAGS, **(_RESTART if chosen.restarts else {})}
+    flags |= {name: f"the same as {assignment}" for name, assignment in chosen.switches.items()}
+    for rows in (2, 1):
+        lines = [f"cirray {chosen.name}: {chosen.help}", "", f"  {chosen.example}"]
+        for role, heading in _HEADINGS.items():
+            nodes = [node for node in common_fields(cls) if node.role is role]
+            lines += ["", heading, *_brief(nodes, rows)] if nodes else []
+        if sections:
+            lines += ["", f"Sections (`cirray {chosen.name} --help {sections[0].path}` opens one):"]
+            lines += _sections(sections)
+        lines += ["", "Flags (`name=value` may also be typed `--name value`):"]
+        lines += [f"  {name:<18}{meaning}" for name, meaning in flags.items()]
+        if len(lines) <= HEIGHT:
+            break
     return "\n".join(lines)
 
 
-def field_lines(cls: type[Config], prefix: str) -> list[str]:
-    """One line a field: its path below `prefix`, default and meaning."""
+def _section_help(chosen: Verb, cls: type[Config], path: str) -> str:
+    """A section's fields in full, and the sections inside it; a field alone in full."""
+    node = find(cls, path)
+    if node is None:
+        raise ConfigError(unknown_name(f"section or field of cirray {chosen.name}", path, _near(cls, path)))
+    if not node.inside:
+        return "\n".join(_full([node]))
+    lines = [f"cirray {chosen.name}, {path}: {node.meaning}", ""]
+    lines += [] if node.is_section else [*_full([node]), "", "Fields of each entry:"]
+    children = node.children()
+    lines += _full([item for item in children if not item.inside])
+    sections = [item for item in children if item.inside]
+    return "\n".join([*lines, "", "Sections:", *_sections(sections)] if sections else lines)
+
+
+def _near(cls: type[Config], path: str) -> list[str]:
+    """What could have been meant: the fields of the deepest section on the way that exists."""
+    around = path.rpartition(".")[0]
+    while around:
+        node = find(cls, around)
+        if node and node.inside:
+            return [item.path for item in node.children()]
+        around = around.rpartition(".")[0]
+    return [node.path for node in roots(cls)]
+
+
+def _sections(nodes: Sequence[Node]) -> list[str]:
+    """A line for each section: how many fields it has and the first sentence of its meaning."""
     lines = []
-    for name, field in cls.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            lines += field_lines(annotation, f"{prefix}{name}.")
+    for node in nodes:
+        count = sum(not item.is_section for item in walk(node.children()))
+        lines.append(_fit(f"  {node.path:<28}{f'{count} fields':<12}{_sentence(node.meaning)}", WIDTH))
+    return lines
+
+
+def _brief(nodes: Sequence[Node], rows: int) -> list[str]:
+    """Fields in columns: name and default, what it holds, the first sentence of its meaning on at most `rows` lines."""
+    left = [f"{node.path} = {_fit(shown(node.default), _DEFAULT)}" for node in nodes]
+    column = min(max(map(len, left)), _LEFT) + 4
+    lines: list[str] = []
+    for name, node in zip(left, nodes, strict=True):
+        start = f"  {name:<{column - 4}}  {node.kind:<12}  "
+        text = _fit(_sentence(node.meaning), (WIDTH - column - 16) * rows + max(0, column + 14 - len(start)))
+        lines += textwrap.wrap(
+            start + text, WIDTH, subsequent_indent=" " * (column + 14), break_on_hyphens=False, drop_whitespace=True
+        )
+    return lines
+
+
+def _fit(text: str, width: int) -> str:
+    """A text cut to a width: after a part that ends with a semicolon where that fits, else between two words."""
+    if len(text) <= width:
+        return text
+    head = text[: width - 4].rpartition("; ")[0]
+    return head if len(head) > width // 3 else text[: width - 3].rpartition(" ")[0].rstrip(" ,;:") + " ..."
+
+
+def _sentence(meaning: str) -> str:
+    """The first sentence, without its dot."""
+    return meaning.partition(". ")[0].rstrip(".")
+
+
+def _full(nodes: Sequence[Node]) -> list[str]:
+    """Fields with all that their docstrings say, one after the other, wrapped."""
+    lines: list[str] = []
+    for node in nodes:
+        if node.is_section:
             continue
-        default = "(required)" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        meaning = f"  {field.description.splitlines()[0]}" if field.description else ""
-        lines.append(f"  {prefix}{name} = {default}{meaning}")
+        effort = " (Changes no result.)" if node.role is Role.EFFORT else ""
+        text = f"{node.path} = {shown(node.default)}  {node.kind}  {node.meaning}{effort}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
     return lines

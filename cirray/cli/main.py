@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cirray.cli.help import field_lines, overview, verb_help
+from cirray.cli.help import asked, overview, verb_help
+from cirray.cli.tree import roots as fields_of
+from cirray.cli.tree import shown, walk
 from cirray.cli.verb import load, verb
 from cirray.core.config import ConfigT, load_config
 from cirray.core.environ import limit_threads
@@ -103,7 +105,7 @@ def resolve(cls: type[ConfigT], source: str | None, overrides: Sequence[str]) ->
         ConfigError: as `load_config`.
     """
     roots = [item.partition("=")[2] for item in overrides if item.startswith("root=")]
-    if not roots or "root" in cls.model_fields or not any(HOME in line for line in field_lines(cls, "")):
+    if not roots or "root" in cls.model_fields or not any(HOME in shown(node.default) for node in walk(fields_of(cls))):
         return load_config(cls, source, overrides)
     rest = [item for item in overrides if not item.startswith("root=")]
     return load_config(cls, _moved(load_config(cls, source, rest).to_dict(), roots[-1]), rest)
@@ -122,12 +124,12 @@ def _moved(value: Any, root: str) -> Any:
 
 def _run_verb(name: str, given: list[str]) -> int:
     chosen = verb(name)
+    if (section := asked(given)) is not None:
+        say(verb_help(chosen, section))
+        return 0
     arguments = chosen.assignments(given)
     options, items = _parse(arguments)
     files = [item for item in items if _is_file_argument(item)]
-    if options.help:
-        say(verb_help(chosen))
-        return 0
     if len(files) > 1:
         raise ConfigError(f"One config file is accepted, {len(files)} were given: {', '.join(files)}.")
     config = resolve(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
@@ -169,7 +171,6 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command line itself, and everything else in its order."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--restart", action="store_true")
     return parser.parse_known_args(list(arguments))

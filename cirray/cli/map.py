@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="map",
+    group="training",
     help="train the map from images to pseudo-words (zero-shot: two-stage, Pic2Word, SEARLE, LinCIR)",
     config="cirray.pipelines.zeroshot.config:MapRun",
     run="cirray.pipelines.zeroshot.map:run_map",

@@ -49,6 +49,7 @@ def _show(report: Any) -> str:
 
 VERB = Verb(
     name="plan",
+    group="tools",
     help="what a run needs before a cluster is rented: memory, disk, time (exit 0 it fits, 1 warnings)",
     config="cirray.pipelines.planning.config:PlanRun",
     run="cirray.cli.plan:plan_file",

@@ -13,6 +13,7 @@ def _show(result: Any) -> str:
 
 VERB = Verb(
     name="quickstart",
+    group="tools",
     help="run the whole story on the embedded world and print one results table",
     config="cirray.pipelines.study.config:StoryRun",
     run="cirray.pipelines.study.story:run_story",

@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="score",
+    group="evaluation",
     help="a benchmark's figures from saved vectors, ranked lists or a submission file; no model",
     config="cirray.pipelines.evaluation.config:ScoreRun",
     run="cirray.pipelines.evaluation.score:run_score",

@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="search",
+    group="search",
     help="answer one composed query and write a page with the pictures",
     config="cirray.pipelines.search.config:SearchRun",
     run="cirray.pipelines.search.search:run_search",

@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="serve",
+    group="search",
     help="serve a retriever over HTTP with its search page (Ray Serve)",
     config="cirray.serving.config:ServeRun",
     run="cirray.serving.launch:run_serve",

@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="submit",
+    group="evaluation",
     help="write the files of the CIRR or CIRCO test server, or --check one",
     config="cirray.evaluation.config:SubmitRun",
     run="cirray.pipelines.evaluation.submit:run_submit",

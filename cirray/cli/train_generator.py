@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="train-generator",
+    group="texts",
     help="train the modification-text generator on the labelled part",
     config="cirray.pipelines.texts.config:GeneratorRun",
     run="cirray.pipelines.texts.generator:run_generator",

@@ -4,6 +4,7 @@ from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="tune",
+    group="training",
     help="sweep loss weights and other fields (Ray Tune)",
     config="cirray.pipelines.training.config:TuneRun",
     run="cirray.pipelines.training.tune:run_tune",

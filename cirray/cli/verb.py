@@ -10,10 +10,23 @@ from cirray.core.config import Config
 from cirray.core.errors import ConfigError, unknown_name
 
 VERBS = (
-    "quickstart", "world", "towers", "clip", "embed", "map", "train-generator", "mine", "caption", "templates",
-    "rewrite", "generate", "check", "sample", "pretrain", "finetune", "tune", "evaluate", "compare", "browse", "score",
-    "submit", "doctor", "plan", "index", "search", "serve", "convert", "export",
+    "world", "doctor", "embed",
+    "mine", "caption", "templates", "train-generator", "generate", "check", "sample", "rewrite",
+    "towers", "clip", "map", "pretrain", "finetune", "tune",
+    "evaluate", "score", "submit", "browse", "compare",
+    "index", "search", "serve",
+    "quickstart", "plan", "convert", "export",
 )  # fmt: skip
+"""Every verb, in the order of `cirray --help`."""
+GROUPS = {
+    "data": "Data: images and their features",
+    "texts": "Texts: pairs, captions, modification texts, triplets",
+    "training": "Training: towers and retrievers",
+    "evaluation": "Evaluation: figures, reports, comparisons",
+    "search": "Search: index, queries, service",
+    "tools": "Tools",
+}
+"""Group of verbs -> its heading in `cirray --help`."""
 
 PARTIAL = 3
 """Exit status of a run that completed without some of its images; each is named with its reason."""
@@ -26,6 +39,8 @@ class Verb:
     """One verb. `config` and `run` are `module:name` and are imported only when the verb is used."""
 
     name: str
+    group: str
+    """Where `cirray --help` shows it: a key of `GROUPS`."""
     help: str
     config: str
     run: str

@@ -18,6 +18,23 @@ class Role(Enum):
 
 
 @dataclass(frozen=True)
+class Known:
+    """Names that this package has for a field; plug-ins may bring further. `Annotated[str, Known("torch")]`."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        """Keep the names in the order in which help shows them."""
+        object.__setattr__(self, "names", names)
+
+
+class Shown(Enum):
+    """Where help shows a field of a section."""
+
+    SHORT = "short"
+
+
+@dataclass(frozen=True)
 class Since:
     """The version that added a field; at its default it is not part of an identity. `Annotated[int, Since("0.2")]`."""
 
@@ -28,6 +45,9 @@ Place = Annotated[str, Role.PLACE]
 """A path, URI or artifact name; in an identity the digest of its content replaces it."""
 Effort = Annotated[ValueT, Role.EFFORT]
 """Workers, devices, memory, progress, timeouts: never changes the result. `Effort[int]`, `Effort[RayConfig]`."""
+
+Common = Annotated[ValueT, Shown.SHORT]
+"""One of the fields people change: `cirray VERB --help` shows it although it lies in a section. `Common[int]`."""
 
 
 def role_of(field: FieldInfo) -> Role:

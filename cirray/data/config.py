@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import Field
 
 from cirray.core.config import Config
-from cirray.core.fields import Place
+from cirray.core.fields import Common, Place
 
 
 class ShapesConfig(Config):
     """Sizes of the embedded world. Smaller counts give a prefix of the larger ones' families, from the same seed."""
 
-    seed: int = Field(0, ge=0)
+    seed: Common[int] = Field(0, ge=0)
     """Everything that is drawn or written follows from this number."""
     labelled_families: int = Field(500, ge=0)
     """Families (one reference and its edits) with texts, for training."""
@@ -256,9 +256,9 @@ class WebDatasetConfig(Config):
 class DataConfig(Config):
     """Which reader, and what it reads."""
 
-    format: str = "folder"
+    format: Common[str] = "folder"
     """Name of a reader: `folder`, `cirr`, `fashioniq`, `circo`, `genecis`, `shoes`, `lasco`, ... (`cirray.data`)."""
-    preset: str = ""
+    preset: Common[str] = ""
     """Protocol of a method family over the format's defaults (`cirray.data.presets`); fields set by hand win."""
     folder: FolderConfig = FolderConfig()
     cirr: CirrConfig = CirrConfig()

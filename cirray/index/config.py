@@ -5,17 +5,18 @@ from typing import Literal
 from pydantic import Field
 
 from cirray.core.config import Config
+from cirray.core.fields import Common
 
 
 class IndexConfig(Config):
     """How a gallery is searched. The defaults are exact: FAISS flat over every token vector, grouped by image."""
 
-    backend: Literal["faiss", "exact"] = "faiss"
+    backend: Common[Literal["faiss", "exact"]] = "faiss"
     """`faiss`, or `exact`: the NumPy twin that scans every token vector."""
     strategy: Literal["exact_tokens", "pooled_rerank"] = "exact_tokens"
     """`exact_tokens` puts every token vector into the index; `pooled_rerank` finds candidates by one pooled vector an
     image (a Q times smaller index) and ranks them by their tokens."""
-    factory: str = Field("Flat", min_length=1)
+    factory: Common[str] = Field("Flat", min_length=1)
     """FAISS factory string: `Flat` up to some 20,000 images, then e.g. `IVF1024,SQ8` (nlist about 4 sqrt(N))."""
     search_parameters: str = ""
     """FAISS search parameters by name, e.g. `nprobe=16` or `efSearch=64`; empty keeps the index's own."""

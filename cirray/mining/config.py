@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
-from cirray.core.fields import Effort
+from cirray.core.fields import Common, Effort
 
 
 class MiningConfig(Config):
     """How image pairs are chosen. Ranks count from 0, self and near-duplicates left out."""
 
-    policy: str = "neighbour_band"
+    policy: Common[str] = "neighbour_band"
     """`neighbour_band`, `rank_window` (SPN: targets drawn from a far window of each reference), `uniform`, `subgroup`
     (VDG), `existing` (pairs of the labelled triplets) or `reverse` (the same, swapped)."""
     rank_low: int = Field(0, ge=0)

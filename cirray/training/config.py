@@ -5,14 +5,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
-from cirray.core.fields import Effort
+from cirray.core.fields import Common, Effort
 from cirray.training.bank_config import PAPER, BankConfig
 
 
 class OptimizerConfig(Config):
     """AdamW and its learning-rate schedule."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: Common[float] = Field(1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay."""
@@ -56,15 +56,15 @@ class OptimizerConfig(Config):
 class LoopConfig(Config):
     """What the one training loop and its engines need, whatever the task."""
 
-    steps: int = Field(300, ge=1)
+    steps: Common[int] = Field(300, ge=1)
     """Optimiser steps."""
-    batch: int = Field(128, ge=1)
+    batch: Common[int] = Field(128, ge=1)
     """Global batch size, over all workers."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and schedule."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Common[Literal["fp32", "bf16"]] = "fp32"
     """bf16 runs the forward pass under autocast; weights and optimiser stay fp32."""
-    engine: str = "torch"
+    engine: Common[str] = "torch"
     """Name of the engine: "torch" or "deepspeed"."""
     zero_stage: int = Field(1, ge=0, le=3)
     """DeepSpeed's ZeRO stage."""
@@ -76,7 +76,7 @@ class LoopConfig(Config):
     """Checkpoints kept on disk."""
     log_every: int = Field(10, ge=1)
     """Steps between history rows."""
-    seed: int = Field(0, ge=0)
+    seed: Common[int] = Field(0, ge=0)
     """Order of the rows, dropout and start weights follow from it."""
     compile: Effort[bool] = False
     """torch.compile the forward pass (engine torch): some minutes at the start, fewer kernels a step."""
@@ -113,7 +113,7 @@ class ComposingConfig(Config):
 class TrainingConfig(LoopConfig):
     """One training run of a retriever."""
 
-    objective: str = "finetune"
+    objective: Common[str] = "finetune"
     """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
     text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment. spn: all training images
     as negatives, target side frozen. vdg: real rows alone and with pseudo rows, hard negatives weighted (further term:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from cirray.core.config import Config
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Common, Effort, Place
 
 Part = Literal["labelled", "pool", "gallery", "references"]
 
@@ -13,9 +13,9 @@ Part = Literal["labelled", "pool", "gallery", "references"]
 class RayConfig(Config):
     """Which Ray cluster a stage uses. None of these values changes what a stage writes."""
 
-    enabled: Effort[bool] = True
+    enabled: Common[Effort[bool]] = True
     """Without it the same actors are called in this process, one part after another."""
-    address: Effort[str] = ""
+    address: Common[Effort[str]] = ""
     """A running cluster (`auto`, `host:port`). Empty: `RAY_ADDRESS` if set (as inside jobs), else a private one."""
     autoscaling: Effort[bool] = False
     """The named cluster grows on demand: wait for nodes instead of refusing what it cannot hold now."""
@@ -38,11 +38,11 @@ class RayConfig(Config):
 class PoolConfig(Config):
     """A pool of equal actors."""
 
-    size: Effort[int] = Field(2, ge=1)
+    size: Common[Effort[int]] = Field(2, ge=1)
     """Actors."""
     cpus: Effort[float] = Field(0.25, ge=0)
     """Logical CPUs that one actor holds for the whole run; a scheduling figure, not a speed."""
-    gpus: Effort[float] = Field(0.0, ge=0)
+    gpus: Common[Effort[float]] = Field(0.0, ge=0)
     """GPUs of one actor; 0 computes on the CPU, a fraction shares one."""
     threads: Effort[int] = Field(1, ge=1)
     """Threads of one actor's matrix products."""
@@ -56,9 +56,9 @@ class PoolConfig(Config):
 class RayTrainConfig(RayConfig):
     """Where training runs: Ray Train's workers, or this process (`enabled: false`: one function, equal numbers)."""
 
-    num_workers: Effort[int] = Field(1, ge=1)
+    num_workers: Common[Effort[int]] = Field(1, ge=1)
     """Workers; they share the global batch, and the numbers do not depend on how many there are."""
-    use_gpu: Effort[bool] = False
+    use_gpu: Common[Effort[bool]] = False
     """One GPU for each worker."""
     cpus_per_worker: Effort[float] = Field(1.0, gt=0)
     """Logical CPUs of a worker."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_serializer, model_validator
 
 from cirray.core.config import Config, given_beside
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Common, Effort, Place
 from cirray.data.config import DataConfig
 from cirray.models.config import DualEncoderConfig, EncoderChoice, RetrieverConfig
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
@@ -24,12 +24,12 @@ class ValidationConfig(Config):
     beside it.
     """
 
-    queries: Annotated[int, Field(ge=0)] | Literal["benchmark"] = 400
+    queries: Common[Annotated[int, Field(ge=0)] | Literal["benchmark"]] = 400
     """Held-out triplets used, in the data set's order; 0 switches validation off. benchmark: all queries of the data
     set, in its own galleries and figures (CIRR: val_R@5, val_Rs@1, val_Avg ...; Fashion IQ: val_Avg ...)."""
     split: str = "val"
     """Their split (a benchmark's is chosen in `data`)."""
-    every: int | None = Field(None, ge=1)
+    every: Common[int | None] = Field(None, ge=1)
     """Steps between two measurements (a multiple of training.log_every); null: at the end only."""
     batch: Effort[int] = Field(128, ge=1)
     """Images and queries per forward pass."""

@@ -1,0 +1,166 @@
+"""A verb's fields as a tree with a path for each: what help prints and what completion offers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from cirray.core.config import Config
+from cirray.core.fields import Known, Role, Shown, names_place, role_of
+
+_WORDS = {bool: "true/false", int: "integer", float: "number", str: "text", NoneType: "null", Any: "anything"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One field at its place in a verb's tree."""
+
+    path: str
+    field: FieldInfo
+    default: Any
+    """What stands there when nothing is given; a section's is a `Config`."""
+    role: Role
+    """Its own, or that of the section around it."""
+    inside: type[Config] | None
+    """What its parts are fields of: a section's class, or that of a list's or mapping's entries."""
+
+    @property
+    def is_section(self) -> bool:
+        """Whether its fields are set one by one, so that it has no value of its own."""
+        return isinstance(self.default, Config)
+
+    @property
+    def is_common(self) -> bool:
+        """Whether people change it often, as its declaration says."""
+        return Shown.SHORT in self.field.metadata
+
+    @property
+    def meaning(self) -> str:
+        """First paragraph of its docstring, or that of its section's class, as one line."""
+        text = self.field.description or (self.inside.__doc__ if self.inside else "") or ""
+        return " ".join(text.split("\n\n")[0].split())
+
+    @property
+    def kind(self) -> str:
+        """What it holds, in words: `number > 0`, `{cosine, step}`, `list of paths`."""
+        return _kind(self.field.annotation, self.field.metadata, names_place(self.field))
+
+    @property
+    def choices(self) -> list[str]:
+        """The values it may have, where these are few: a `Literal`'s, true and false, known names, null."""
+        return list(dict.fromkeys(_choices(self.field.annotation, self.field.metadata)))
+
+    def children(self) -> "list[Node]":
+        """The fields below it; of a list or mapping, those of one entry."""
+        return _nodes(self.inside, f"{self.path}.", self.default, self.role) if self.inside else []
+
+
+def roots(cls: type[Config]) -> list[Node]:
+    """The fields of a verb's own class, in the order of their declaration."""
+    return _nodes(cls, "", None, Role.IDENTITY)
+
+
+def walk(nodes: list[Node]) -> Iterator[Node]:
+    """These fields and, after each section, those inside it. What a list's entries hold is not entered."""
+    for node in nodes:
+        yield node
+        if node.is_section:
+            yield from walk(node.children())
+
+
+def find(cls: type[Config], path: str) -> Node | None:
+    """The field at a dotted path; None where there is none."""
+    nodes, node = roots(cls), None
+    for name in path.split("."):
+        node = next((item for item in nodes if item.path.rpartition(".")[2] == name), None)
+        if node is None:
+            return None
+        nodes = node.children()
+    return node
+
+
+def _nodes(cls: type[Config], prefix: str, place: Any, around: Role) -> list[Node]:
+    """The fields of a section; `place` is the section as it stands by default there, often unlike its class."""
+    made = []
+    for name, field in cls.model_fields.items():
+        default = ... if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(place, cls):
+            default = getattr(place, name)
+        own = role_of(field)
+        role = around if own is Role.IDENTITY else own
+        made.append(Node(prefix + name, field, default, role, _class_in(field.annotation)))
+    return made
+
+
+def _class_in(annotation: Any) -> type[Config] | None:
+    """The first configuration class in an annotation: alone, in a union, list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _class_in(part))), None)
+
+
+def _kind(annotation: Any, metadata: Any = (), place: bool = False) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    known = next((item for item in metadata if isinstance(item, Known)), None)
+    if known:
+        return f"{{{', '.join(known.names)}, ...}}"
+    if origin is Annotated:
+        return _kind(parts[0], annotation.__metadata__, place)
+    if origin is Literal:
+        return f"{{{', '.join(str(part) or repr('') for part in parts)}}}"
+    if origin in (Union, UnionType):
+        bounded = [_kind(part, () if part is NoneType else metadata, place) for part in parts]
+        return " or ".join(dict.fromkeys(bounded))
+    if origin is tuple and parts[-1] is Ellipsis:
+        inner = _kind(parts[0], (), place)
+        return f"list of {inner}{'s' if inner in ('path', 'text', 'integer', 'number', 'section') else ''}"
+    if origin is tuple:
+        return f"[{', '.join(_kind(part) for part in parts)}]"
+    if origin is dict:
+        return f"mapping of name: {_kind(parts[1], (), place)}"
+    if _class_in(annotation):
+        return "section"
+    word = "path" if place and annotation is str else _WORDS.get(annotation, getattr(annotation, "__name__", "value"))
+    return f"{word}{_bounds(metadata)}"
+
+
+def _bounds(metadata: Any) -> str:
+    low = next((item for item in metadata if isinstance(item, Ge | Gt)), None)
+    high = next((item for item in metadata if isinstance(item, Le | Lt)), None)
+    below = getattr(low, "ge", getattr(low, "gt", None))
+    above = getattr(high, "le", getattr(high, "lt", None))
+    if low and high:
+        return f" in {'[' if isinstance(low, Ge) else '('}{below}, {above}{']' if isinstance(high, Le) else ')'}"
+    if low:
+        return f" {'>=' if isinstance(low, Ge) else '>'} {below}"
+    return f" {'<=' if isinstance(high, Le) else '<'} {above}" if high else ""
+
+
+def _choices(annotation: Any, metadata: Any = ()) -> list[str]:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    known = [name for item in metadata if isinstance(item, Known) for name in item.names]
+    if known or origin is Annotated:
+        return known or _choices(parts[0], annotation.__metadata__)
+    if origin is Literal:
+        return [str(part) for part in parts]
+    if origin in (Union, UnionType) or (origin is tuple and parts[-1] is Ellipsis):
+        return [choice for part in parts for choice in _choices(part)]
+    return {bool: ["true", "false"], NoneType: ["null"]}.get(annotation, [])
+
+
+def shown(value: Any) -> str:
+    """A default as it would be typed: `null`, `true`, `[a, b]`."""
+    if value is ...:
+        return "(required)"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Config):
+        return shown(value.given())
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {shown(item)}' for name, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(shown(item) for item in value)}]"
+    return str(value) if value != "" else "''"
