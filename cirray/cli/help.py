@@ -1,5 +1,6 @@
 """`cirray --help`, `cirray VERB --help`, and `cirray VERB --help SECTION`."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -13,10 +14,12 @@ WIDTH = 112
 """Columns of a help text."""
 HEIGHT = 60
 """Lines of `cirray VERB --help`."""
-_LEFT = 36
+_LEFT = 40
 """Columns of a field's name and default."""
-_DEFAULT = 40
+_DEFAULT = 32
 """Longest default."""
+_KIND = 74
+"""Longest list of choices."""
 _HEADINGS = {
     Role.IDENTITY: "What decides the result:",
     Role.PLACE: "Where things lie:",
@@ -86,7 +89,7 @@ def _short_help(chosen: Verb, cls: type[Config]) -> str:
     flags = {**_FLAGS, **(_RESTART if chosen.restarts else {})}
     flags |= {name: f"the same as {assignment}" for name, assignment in chosen.switches.items()}
     for rows in (2, 1):
-        lines = [f"cirray {chosen.name}: {chosen.help}", "", f"  {chosen.example}"]
+        lines = [*textwrap.wrap(f"cirray {chosen.name}: {chosen.help}", WIDTH), "", f"  {chosen.example}"]
         for role, heading in _HEADINGS.items():
             nodes = [node for node in common_fields(cls) if node.role is role]
             lines += ["", heading, *_brief(nodes, rows)] if nodes else []
@@ -101,15 +104,17 @@ def _short_help(chosen: Verb, cls: type[Config]) -> str:
 
 
 def _section_help(chosen: Verb, cls: type[Config], path: str) -> str:
-    """A section's fields in full, and the sections inside it; a field alone in full."""
-    node = find(cls, path)
+    """A section's fields in full, and the sections inside it; of a set of components all fields; a field alone."""
+    node = find(cls, path) or find(cls, path.removesuffix(".settings"))
     if node is None:
         raise ConfigError(unknown_name(f"section or field of cirray {chosen.name}", path, _near(cls, path)))
     if not node.inside:
         return "\n".join(_full([node]))
-    lines = [f"cirray {chosen.name}, {path}: {node.meaning}", ""]
-    lines += [] if node.is_section else [*_full([node]), "", "Fields of each entry:"]
     children = node.children()
+    lines = [*textwrap.wrap(f"cirray {chosen.name}, {node.path}: {node.meaning}", WIDTH), ""]
+    lines += [] if node.is_section else [*_full([node]), "", "Fields of each entry:"]
+    if node.registry is not None:
+        return "\n".join([*lines, *_full(list(walk(children)))])
     lines += _full([item for item in children if not item.inside])
     sections = [item for item in children if item.inside]
     return "\n".join([*lines, "", "Sections:", *_sections(sections)] if sections else lines)
@@ -137,15 +142,15 @@ def _sections(nodes: Sequence[Node]) -> list[str]:
 
 def _brief(nodes: Sequence[Node], rows: int) -> list[str]:
     """Fields in columns: name and default, what it holds, the first sentence of its meaning on at most `rows` lines."""
-    left = [f"{node.path} = {_fit(shown(node.default), _DEFAULT)}" for node in nodes]
-    column = min(max(map(len, left)), _LEFT) + 4
+    left = [f"  {node.path} = {_fit(shown(node.default), _DEFAULT)}  " for node in nodes]
+    column = min(max(map(len, left)), _LEFT)
     lines: list[str] = []
     for name, node in zip(left, nodes, strict=True):
-        start = f"  {name:<{column - 4}}  {node.kind:<12}  "
-        text = _fit(_sentence(node.meaning), (WIDTH - column - 16) * rows + max(0, column + 14 - len(start)))
-        lines += textwrap.wrap(
-            start + text, WIDTH, subsequent_indent=" " * (column + 14), break_on_hyphens=False, drop_whitespace=True
-        )
+        kind = node.kind if len(node.kind) <= _KIND else f"{node.kind[:_KIND].rpartition(' ')[0]} ...}}"
+        start = f"{name:<{column}}{kind:<12}  "
+        room = (WIDTH - column - 14) * (rows - 1) + WIDTH - len(start)
+        text = start + _fit(_sentence(node.meaning), room)
+        lines += textwrap.wrap(text, WIDTH, subsequent_indent=" " * (column + 14), break_on_hyphens=False)
     return lines
 
 
@@ -159,16 +164,21 @@ def _fit(text: str, width: int) -> str:
 
 def _sentence(meaning: str) -> str:
     """The first sentence, without its dot."""
-    return meaning.partition(". ")[0].rstrip(".")
+    return re.split(r"(?<!e\.g)\. (?=[A-Z`])", meaning)[0].rstrip(".")
 
 
 def _full(nodes: Sequence[Node]) -> list[str]:
-    """Fields with all that their docstrings say, one after the other, wrapped."""
-    lines: list[str] = []
+    """Fields with all that their docstrings say, one after the other, wrapped; those of one kind under its name."""
+    lines, kind = list[str](), ""
     for node in nodes:
-        if node.is_section:
-            continue
-        effort = " (Changes no result.)" if node.role is Role.EFFORT else ""
-        text = f"{node.path} = {shown(node.default)}  {node.kind}  {node.meaning}{effort}"
-        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+        if node.only != kind and node.only:
+            lines.append(f"  with kind={node.only}:")
+        kind = node.only
+        if not node.is_section:
+            effort = " (Changes no result.)" if node.role is Role.EFFORT else ""
+            text = f"{node.path} = {shown(node.default)}  {node.kind}  {node.meaning}{effort}"
+            indent = "    " if kind else "  "
+            lines += textwrap.wrap(
+                text, WIDTH, initial_indent=indent, subsequent_indent=" " * 8, break_on_hyphens=False
+            )
     return lines

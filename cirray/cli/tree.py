@@ -1,15 +1,17 @@
 """A verb's fields as a tree with a path for each: what help prints and what completion offers."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
+from cirray.core.components import Component, SetOf
 from cirray.core.config import Config
 from cirray.core.fields import Known, Role, Shown, names_place, role_of
+from cirray.core.registry import Registry
 
 _WORDS = {bool: "true/false", int: "integer", float: "number", str: "text", NoneType: "null", Any: "anything"}
 
@@ -26,6 +28,15 @@ class Node:
     """Its own, or that of the section around it."""
     inside: type[Config] | None
     """What its parts are fields of: a section's class, or that of a list's or mapping's entries."""
+    registry: Registry[Any] | None = None
+    """Whose names it takes, or has below it with settings each."""
+    only: str = ""
+    """The kind of a component that has this field."""
+
+    @property
+    def name(self) -> str:
+        """The last word of its path."""
+        return self.path.rpartition(".")[2]
 
     @property
     def is_section(self) -> bool:
@@ -35,7 +46,7 @@ class Node:
     @property
     def is_common(self) -> bool:
         """Whether people change it often, as its declaration says."""
-        return Shown.SHORT in self.field.metadata
+        return Shown.SHORT in self.field.metadata or (self.registry is not None and not self.inside)
 
     @property
     def meaning(self) -> str:
@@ -46,16 +57,44 @@ class Node:
     @property
     def kind(self) -> str:
         """What it holds, in words: `number > 0`, `{cosine, step}`, `list of paths`."""
+        if self.registry is not None:
+            names = f"{{{', '.join(self.registry.every_settings())}}}"
+            return f"settings of each of {names}" if self.inside else names
         return _kind(self.field.annotation, self.field.metadata, names_place(self.field))
 
     @property
     def choices(self) -> list[str]:
         """The values it may have, where these are few: a `Literal`'s, true and false, known names, null."""
+        if self.registry is not None:
+            return list(self.registry.every_settings())
         return list(dict.fromkeys(_choices(self.field.annotation, self.field.metadata)))
 
     def children(self) -> "list[Node]":
-        """The fields below it; of a list or mapping, those of one entry."""
+        """The fields below it; of a list or mapping those of one entry, of a component the settings of each kind."""
+        if self.registry is not None:
+            return [self._component(*item) for item in self.registry.every_settings().items()] if self.inside else []
+        if isinstance(self.default, Component):
+            return self._of_component(self.default)
         return _nodes(self.inside, f"{self.path}.", self.default, self.role) if self.inside else []
+
+    def _component(self, name: str, cls: type[Config]) -> "Node":
+        """One of a set of components: a section with its settings."""
+        default = self.default.get(name) if isinstance(self.default, Mapping) else None
+        field = FieldInfo(annotation=cls, description=cls.__doc__)
+        return Node(f"{self.path}.{name}", field, default or cls.model_construct(), self.role, cls)
+
+    def _of_component(self, default: Component) -> "list[Node]":
+        """Its kind, then the settings of every kind."""
+        registry, nodes = type(default).registry, list[Node]()
+        for node in _nodes(type(default), f"{self.path}.", default, self.role):
+            if node.name == "kind":
+                nodes.append(replace(node, registry=registry))
+            elif node.name != "settings":
+                nodes.append(node)
+        for kind, cls in registry.every_settings().items():
+            place = default.settings if kind == default.kind else None
+            nodes += [replace(node, only=kind) for node in _nodes(cls, f"{self.path}.settings.", place, self.role)]
+        return nodes
 
 
 def roots(cls: type[Config]) -> list[Node]:
@@ -67,19 +106,19 @@ def walk(nodes: list[Node]) -> Iterator[Node]:
     """These fields and, after each section, those inside it. What a list's entries hold is not entered."""
     for node in nodes:
         yield node
-        if node.is_section:
+        if node.is_section or node.registry is not None:
             yield from walk(node.children())
 
 
 def find(cls: type[Config], path: str) -> Node | None:
     """The field at a dotted path; None where there is none."""
-    nodes, node = roots(cls), None
-    for name in path.split("."):
-        node = next((item for item in nodes if item.path.rpartition(".")[2] == name), None)
-        if node is None:
-            return None
+    nodes = roots(cls)
+    while nodes:
+        node = next((item for item in nodes if item.path == path or path.startswith(f"{item.path}.")), None)
+        if node is None or node.path == path:
+            return node
         nodes = node.children()
-    return node
+    return None
 
 
 def _nodes(cls: type[Config], prefix: str, place: Any, around: Role) -> list[Node]:
@@ -91,7 +130,8 @@ def _nodes(cls: type[Config], prefix: str, place: Any, around: Role) -> list[Nod
             default = getattr(place, name)
         own = role_of(field)
         role = around if own is Role.IDENTITY else own
-        made.append(Node(prefix + name, field, default, role, _class_in(field.annotation)))
+        registry = next((item.registry for item in field.metadata if isinstance(item, SetOf)), None)
+        made.append(Node(prefix + name, field, default, role, _class_in(field.annotation), registry))
     return made
 
 
@@ -106,7 +146,7 @@ def _kind(annotation: Any, metadata: Any = (), place: bool = False) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     known = next((item for item in metadata if isinstance(item, Known)), None)
     if known:
-        return f"{{{', '.join(known.names)}, ...}}"
+        return f"{{{', '.join(known.names)}}}"
     if origin is Annotated:
         return _kind(parts[0], annotation.__metadata__, place)
     if origin is Literal:

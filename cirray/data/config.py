@@ -1,11 +1,19 @@
 """Configuration of the data layer. No torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from cirray.core.config import Config
-from cirray.core.fields import Common, Place
+from cirray.core.fields import Common, Known, Place
+
+FORMATS = (
+    "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r", "huggingface",
+    "webdataset",
+)  # fmt: skip
+"""Readers of this package (`cirray.data`); the section of the same name is theirs."""
+PRESETS = ("supervised", "ptha", "pseudo_word", "pic2word", "magiclens", "val", "cosmo", "covr")
+"""Names of `cirray.data.presets`."""
 
 
 class ShapesConfig(Config):
@@ -256,10 +264,10 @@ class WebDatasetConfig(Config):
 class DataConfig(Config):
     """Which reader, and what it reads."""
 
-    format: Common[str] = "folder"
-    """Name of a reader: `folder`, `cirr`, `fashioniq`, `circo`, `genecis`, `shoes`, `lasco`, ... (`cirray.data`)."""
-    preset: Common[str] = ""
-    """Protocol of a method family over the format's defaults (`cirray.data.presets`); fields set by hand win."""
+    format: Annotated[Common[str], Known(*FORMATS)] = "folder"
+    """Which data set it is, or how the files are laid out."""
+    preset: Annotated[Common[str], Known(*PRESETS)] = ""
+    """Protocol of a family of methods; fields that are given win over it."""
     folder: FolderConfig = FolderConfig()
     cirr: CirrConfig = CirrConfig()
     fashioniq: FashionIQConfig = FashionIQConfig()

@@ -6,14 +6,10 @@ from typing import Any
 from cirray.core.log import get_logger
 from cirray.core.registry import Registry
 from cirray.data.benchmark import CirDataset
-from cirray.data.config import DataConfig
+from cirray.data.config import FORMATS, DataConfig
 from cirray.data.presets import with_preset
 
-_MODULES = (
-    "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r", "huggingface",
-    "webdataset",
-)  # fmt: skip
-READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format", [f"cirray.data.{name}" for name in _MODULES])
+READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format", [f"cirray.data.{name}" for name in FORMATS])
 """Format name -> reader of the `DataConfig` section of the same name."""
 _LOGGER = get_logger("data")
 

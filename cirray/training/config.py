@@ -1,11 +1,11 @@
 """Configuration of training. No torch."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
-from cirray.core.fields import Common, Effort
+from cirray.core.fields import Common, Effort, Known
 from cirray.training.bank_config import PAPER, BankConfig
 
 
@@ -64,8 +64,8 @@ class LoopConfig(Config):
     """AdamW and schedule."""
     precision: Common[Literal["fp32", "bf16"]] = "fp32"
     """bf16 runs the forward pass under autocast; weights and optimiser stay fp32."""
-    engine: Common[str] = "torch"
-    """Name of the engine: "torch" or "deepspeed"."""
+    engine: Annotated[Common[str], Known("torch", "deepspeed")] = "torch"
+    """What runs forward pass, backward pass and optimiser."""
     zero_stage: int = Field(1, ge=0, le=3)
     """DeepSpeed's ZeRO stage."""
     deepspeed: dict[str, Any] = {}

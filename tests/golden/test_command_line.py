@@ -1,4 +1,4 @@
-"""`cirray --help` and the fields of every verb as users see them: a change here needs a CHANGELOG line.
+"""`cirray --help` and `cirray VERB --help` as users see them: a change here needs a CHANGELOG line.
 
 To accept one: `python tests/golden/test_command_line.py` writes the file anew.
 """
@@ -12,12 +12,9 @@ GOLDEN = Path(__file__).with_name("command_line.txt")
 
 
 def interface():
-    """The overview, then every verb's fields with their defaults, without the explanations."""
-    lines = [overview()]
-    for name in VERBS:
-        fields = [line.strip().split("  ")[0] for line in verb_help(verb(name)).splitlines() if line.startswith("  ")]
-        lines += ["", f"[{name}]", *fields]
-    return "\n".join(lines) + "\n"
+    """The overview, then every verb's help."""
+    rule = "\n" + "=" * 112 + "\n"
+    return rule.join([overview(), *(verb_help(verb(name)) for name in VERBS)]) + "\n"
 
 
 def test_the_command_line_is_the_recorded_one():

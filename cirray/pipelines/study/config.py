@@ -131,6 +131,7 @@ class StudyRun(Config):
     """Run the methods of a study over seeds and write one report: table, claims, curves."""
 
     title: str = "Methods compared"
+    """Heading of the report."""
     root: Place = "~/cirray/compare"
     """Folder of all artifacts: `seed-N/STAGE`, and the report."""
     seeds: tuple[int, ...] = (0, 1, 2)
