@@ -1,4 +1,4 @@
-"""Groups of pairs that lean on the same pictures: one of a group per training batch keeps false negatives out."""
+"""Groups of similar images: one pair of a group per training batch keeps false negatives out."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ class _Sets:
         self._limit = limit
 
     def root(self, item: str) -> str:
-        """Name of the set that an item is in; a new item is a set of its own."""
+        """Name of an item's set; a new item is a set of its own."""
         self._parent.setdefault(item, item)
         self._size.setdefault(item, 1)
         while self._parent[item] != item:
@@ -33,7 +33,7 @@ class _Sets:
 def group_of_images(pairs: Sequence[Pair], limit: int) -> dict[str, str]:
     """Group id of every image: images join along pairs, most similar first, up to `limit` images a group.
 
-    The cap keeps chains of neighbours from growing into one group that holds everything.
+    The cap keeps chains of neighbours from growing into one group of everything.
     """
     sets = _Sets(limit)
     for pair in sorted(pairs, key=lambda pair: (-pair.score, pair.rank, pair.pair_id)):

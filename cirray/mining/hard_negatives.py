@@ -1,26 +1,26 @@
-"""Hard negatives of triplets: images that a query ranks high and that are not what it asks for. NumPy alone."""
+"""Hard negatives of triplets: images that a query ranks high but does not ask for. NumPy only."""
 
 import numpy as np
 
 from cirray.core.seeding import numpy_generator
 
 UNUSED = -1
-"""Fills the places of a list that is shorter than others."""
+"""Fills lists that are shorter than others."""
 
 
 def hard_lists(
     query_MD: np.ndarray, image_ND: np.ndarray, reference_M: np.ndarray, target_M: np.ndarray, ranks: tuple[int, int],
     max_cosine: float, block: int = 1024,
 ) -> np.ndarray:  # fmt: skip
-    """For every query, the images at a window of ranks of its own ranking that may be negatives.
+    """For every query, the possible negatives in a window of its own ranking.
 
     Args:
         query_MD: queries, norm 1.
-        image_ND: the triplets' images, norm 1; equal ids stand once.
+        image_ND: the triplets' images, norm 1, each once.
         reference_M: row of each query's reference image.
         target_M: row of each query's target image.
         ranks: first and last rank, from 1.
-        max_cosine: images nearer to the target than this are left out: they may show the same.
+        max_cosine: images nearer to the target than this are left out, as they may show the same.
         block: queries at a time.
 
     Returns:
@@ -41,7 +41,7 @@ def hard_lists(
 
 
 def draw_hard(lists_MK: np.ndarray, rows: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
-    """So many images of each row's list, a pure function of (seed, epoch, row): int64 `[B, count]`, -1 fills."""
+    """`count` images of each row's list, a pure function of (seed, epoch, row): int64 `[B, count]`, -1 fills."""
     drawn_BH = np.full((len(rows), count), UNUSED, dtype=np.int64)
     for place, row in enumerate(rows):
         usable = lists_MK[row][lists_MK[row] != UNUSED]

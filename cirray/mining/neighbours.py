@@ -28,7 +28,7 @@ class CentredVectors:
     """Unit vectors of images: tokens in a row (or their mean), minus the mean over all images, float32."""
 
     def __init__(self, store: FeatureStore, ids: Sequence[str], representation: str, memory_bytes: int) -> None:
-        """Compute the mean in one pass; keep the vectors where they fit into `memory_bytes`, else make them again."""
+        """Compute the mean in one pass; keep the vectors if they fit into `memory_bytes`, else compute them again."""
         self._store, self._ids, self._flat = store, list(ids), representation == "flat"
         patches, width = store.shape
         self.width = patches * width if self._flat else width
@@ -100,7 +100,7 @@ def select_window(reference: int, scores_N: np.ndarray, config: MiningConfig) ->
 
 
 def rank_window(candidates: int, config: MiningConfig) -> tuple[int, int]:
-    """First rank and end of the window in a list of so many candidates."""
+    """First rank and end of the window in a list of `count` candidates."""
     if config.quantiles is None:
         return min(config.rank_low, candidates), min(config.rank_high, candidates)
     low, high = config.quantiles

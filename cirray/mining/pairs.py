@@ -19,7 +19,7 @@ from cirray.types import Pair, Triplet, stable_id
 
 @dataclass(frozen=True)
 class MiningInput:
-    """What a policy may look at: ids to pair (excluded ones are gone already), their features, labelled triplets."""
+    """Input of a policy: ids to pair (without excluded ones), their features, labelled triplets."""
 
     ids: tuple[str, ...]
     features: FeatureStore | None = None
@@ -76,7 +76,7 @@ def known_pairs(triplets: Sequence[Triplet]) -> set[tuple[str, str]]:
 
 
 def first_of_identical(ids: Sequence[str], features: FeatureStore) -> tuple[str, ...]:
-    """The ids without those whose features equal an earlier one's to the byte."""
+    """The ids without those whose features equal an earlier id's byte for byte."""
     seen: dict[bytes, str] = {}
     for start in range(0, len(ids), _HASHED_TOGETHER):
         names = ids[start : start + _HASHED_TOGETHER]
@@ -94,8 +94,8 @@ def pair_id(reference_id: str, target_id: str) -> str:
 def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
     """Neighbours within a band of ranks and cosines of the mean-centred frozen features.
 
-    Source: VDG's nearest-neighbour pairs and SPN's rank windows (`rank_low`, `rank_high`, `quantiles`, `draws`),
-    over one exact blockwise search. A pair found from both sides keeps its better rank.
+    Source: VDG's nearest-neighbour pairs and SPN's rank windows (`rank_low`, `rank_high`, `quantiles`, `draws`), over
+    one exact blockwise search. A pair found from both images keeps its better rank.
     """
     features = _features(source)
     memory = config.memory_mib * 2**20 // 2
@@ -120,8 +120,8 @@ def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
 def rank_window(source: MiningInput, config: MiningConfig) -> list[Pair]:
     """Ordered pairs: for each reference, `draws` targets (0: all) from a window of ranks in its own list of neighbours.
 
-    Source: SPN's pairs (docs/PAPERS.md#rank-windows; `quantiles` says it for any size). A pair
-    of the labelled triplets is never drawn with `exclude_known`; the others keep their ranks.
+    Source: SPN's pairs (docs/PAPERS.md#rank-windows; `quantiles` says it for any size). With `exclude_known` pairs of
+        the labelled triplets are not drawn; ranks stay as they are.
     """
     features, memory = _features(source), config.memory_mib * 2**20 // 2
     vectors = CentredVectors(features, source.ids, config.representation, memory)
@@ -151,7 +151,7 @@ def _references(source: MiningInput, config: MiningConfig) -> set[str]:
 
 @POLICIES.register("uniform")
 def uniform(source: MiningInput, config: MiningConfig) -> list[Pair]:
-    """Pairs drawn uniformly without regard to likeness (SPN): `count` of them, or one for each image."""
+    """Pairs drawn uniformly (SPN): `count` of them, or one for each image."""
     if source.features is not None:
         _features(source)
     size = len(source.ids)
@@ -167,7 +167,7 @@ def uniform(source: MiningInput, config: MiningConfig) -> list[Pair]:
 
 @POLICIES.register("subgroup")
 def subgroup(source: MiningInput, config: MiningConfig) -> list[Pair]:
-    """Pairs inside neighbour subgroups (VDG): ring and chords, each unordered pair once, direction by a coin.
+    """Pairs inside neighbour subgroups (VDG): ring and chords, each unordered pair once, in a random direction.
 
     `rank` is the number of the group, so that `count` keeps whole groups first; `group_id` names the group.
     """
@@ -184,7 +184,7 @@ def subgroup(source: MiningInput, config: MiningConfig) -> list[Pair]:
 
 @POLICIES.register("existing")
 def existing(source: MiningInput, config: MiningConfig) -> list[Pair]:
-    """The (reference, target) pairs of the labelled triplets, each once: their reverse texts are wanted."""
+    """The (reference, target) pairs of the labelled triplets, each once, to write reverse texts for."""
     first = {(t.reference_id, t.target_id): t for t in reversed(source.triplets)}
     return [Pair(pair_id(r, t), r, t, triplet.group_id) for (r, t), triplet in sorted(first.items())]
 
@@ -217,7 +217,7 @@ def _drawn(window: Window, config: MiningConfig) -> list[tuple[int, int, float]]
 
 
 def _oriented(first: str, second: str, seed: int, rank: int, score: float) -> Pair:
-    """Which image is the reference is a coin thrown by the ids, so that an order in the data set cannot leak in."""
+    """A random direction derived from the ids, independent of the data set's order."""
     low, high = sorted((first, second))
     if derive_seed(seed, "orientation", low, high) % 2:
         low, high = high, low

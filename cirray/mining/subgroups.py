@@ -1,10 +1,10 @@
 """Neighbour subgroups: small sets of images that are alike but not the same, and the links in them (VDG).
 
-For an anchor, in random order: its `top_k` neighbours by falling cosine; those above the ceiling are left out; walking
-down the list, an image whose cosine with the anchor lies within `min_gap` of the last one taken is skipped, until the
-group has `size` images, the anchor among them. A group that shares more than `max_shared` images with an accepted one
-is dropped. The order of taking is a ring; chords join each image with the one across it. With s_k the cosine of the
-k-th image taken: s_k <= max_score and s_k - s_(k+1) >= min_gap (docs/PAPERS.md#neighbour-subgroups).
+Anchors come in random order. Of an anchor's `top_k` neighbours by falling cosine, those above `max_score` are left out;
+then images are taken down the list, each at least `min_gap` below the last, until the group has `size` images with the
+anchor. A group that shares more than `max_shared` images with an accepted one is dropped. Consecutive images form a
+ring; chords join opposite ones. With s_k the cosine of the k-th image taken: s_k <= max_score and s_k - s_(k+1) >=
+min_gap (docs/PAPERS.md#neighbour-subgroups).
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ def subgroup_links(vectors: CentredVectors, config: MiningConfig, memory_bytes: 
 
 
 def neighbour_table(vectors: CentredVectors, config: MiningConfig, memory_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and cosines of every image's `top_k` neighbours, best first, near-duplicates among them: `[N, K]`."""
+    """Indices and cosines of every image's `top_k` neighbours, best first, with near-duplicates: `[N, K]`."""
     bounds = {"quantiles": None, "max_score": np.inf, "min_score": -np.inf}
     wide = config.model_copy(update={"rank_low": 0, "rank_high": config.top_k, **bounds})
     width = min(config.top_k, len(vectors) - 1)
@@ -69,9 +69,9 @@ def neighbour_table(vectors: CentredVectors, config: MiningConfig, memory_bytes:
 
 
 def calibrated(scores_NK: np.ndarray, config: MiningConfig) -> Limits:
-    """Ceiling and gap as quantiles of the table's cosines and of the steps between them, where these are asked for.
+    """Ceiling and gap, as quantiles of the cosines and of the steps between them if `calibration` is set.
 
-    The paper's 0.94 and 0.002 belong to its encoder; cosines of another one lie elsewhere.
+    The paper's 0.94 and 0.002 are for its encoder's cosines.
     """
     if config.calibration is None or scores_NK.shape[1] < 2:
         return Limits(config.max_score, config.min_gap)
@@ -100,7 +100,7 @@ def accepted_groups(
 
 
 def walk(anchor: int, targets_K: np.ndarray, scores_K: np.ndarray, size: int, limits: Limits) -> list[int]:
-    """The anchor and what is taken on the way down its list: at most `size` images."""
+    """The anchor and the images taken from its list: at most `size` images."""
     group, last = [anchor], np.inf
     for target, score in zip(targets_K.tolist(), scores_K.tolist(), strict=True):
         if score > limits.max_score or last - score < limits.min_gap:
@@ -113,7 +113,7 @@ def walk(anchor: int, targets_K: np.ndarray, scores_K: np.ndarray, size: int, li
 
 
 def links(size: int, kind: str) -> list[tuple[int, int]]:
-    """Places in a group that are joined: the ring, and for `ring+chords` each with the one across (6 + 3 of six)."""
+    """Pairs of positions in a group: the ring, and for `ring+chords` opposite ones (6 + 3 for six images)."""
     ring = [(place, (place + 1) % size) for place in range(size if size > 2 else 1)]
     half = size // 2
     chords = [(place, place + half) for place in range(half)] if size > 3 else []

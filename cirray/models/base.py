@@ -1,6 +1,6 @@
-"""What a composed-image retriever is: (reference image, text) -> query, image -> gallery vectors, one similarity.
+"""The retriever interface: (reference image, text) -> query, image -> gallery vectors, and a similarity.
 
-Training, evaluation, the index and the server know this class alone. A new kind is one file that derives from it and
+Training, evaluation, the index and the server use only this class. A new kind is one file that derives from it and
 files a `RetrieverKind` under its name.
 """
 
@@ -25,7 +25,7 @@ NOTHING_MORE = Wanted()
 
 
 class Retriever(nn.Module, ABC):
-    """Over cached tokens of a frozen vision tower (`patches_BPD`); every vector it gives is L2-normalised."""
+    """A retriever over cached tokens of a frozen vision tower (`patches_BPD`); all its vectors are L2-normalised."""
 
     kind: str
     """Name in the registry of kinds; stands in the saved config."""
@@ -36,10 +36,10 @@ class Retriever(nn.Module, ABC):
     raw_temperature: nn.Parameter
     """Temperature of the contrastive loss, one element, before any clamp."""
     temperature_range: tuple[float, float] | None = None
-    """Where a learned temperature stays; None: anywhere."""
+    """Range of a learned temperature; None: free."""
 
     state_depends_on_text: bool = False
-    """Whether `encode_reference` gives something made for one text, which must not be kept by image."""
+    """Whether the result of `encode_reference` depends on a text, so that it must not be cached by image."""
 
     @property
     def temperature(self) -> torch.Tensor:
@@ -50,7 +50,7 @@ class Retriever(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.raw_temperature.device
 
     @property
@@ -62,26 +62,27 @@ class Retriever(nn.Module, ABC):
 
     @property
     def target_digest(self) -> str:
-        """Digest of what makes gallery vectors; the whole encoder's where query and target side share weights."""
+        """Digest of the target side; the whole encoder's if query and target side share weights."""
         return self.digest
 
     @property
     def index_digests(self) -> tuple[str, str]:
-        """Digests of the encoders whose indexes this one can search: of its target side, and its own."""
+        """Digests of the encoders whose indexes this one can search: its target side's and its own."""
         return (self.target_digest, self.digest)
 
     def target_weights(self) -> dict[str, nn.Parameter]:
-        """Weights that gallery vectors depend on; all of them unless a kind knows better."""
+        """Weights that gallery vectors depend on; all of them by default."""
         return dict(self.named_parameters())
 
     def fork_for_query_tuning(self, trains: str = "query_side") -> "Retriever":
-        """One with equal vectors whose target side stays frozen while queries train; its query side is this one.
+        """A retriever with equal vectors whose target side stays frozen while queries train; this one is its query
+        side.
 
         Args:
-            trains: what of the query side trains; a name of `cirray.models.forked.SCOPES`.
+            trains: the trained part of the query side; a name of `cirray.models.forked.SCOPES`.
 
         Raises:
-            ConfigError: for a part that this kind has not.
+            ConfigError: for a part that this kind does not have.
         """
         from cirray.models.forked import fork
 
@@ -89,17 +90,17 @@ class Retriever(nn.Module, ABC):
 
     @property
     def text_processor(self) -> str:
-        """Name of what every text passes before it becomes tokens; `none` for kinds without such a field."""
+        """Name of the text processor applied before tokenizing; `none` for kinds without such a field."""
         return str(getattr(self.config, "text_processor", "none"))
 
     @final
     def processed(self, texts: Sequence[str]) -> list[str]:
-        """Texts as the tokenizer gets them; one that the processor leaves nothing of is empty."""
+        """Texts after the text processor, which may leave empty ones."""
         return process(self.text_processor, texts)
 
     @final
     def tokenize(self, texts: Sequence[str]) -> TextBatch:
-        """Token ids of texts on the model's device, after its text processor: the one way from texts to an encoder.
+        """Token ids of texts, after the text processor, on the model's device.
 
         Raises:
             DataError: for an empty list.
@@ -108,7 +109,7 @@ class Retriever(nn.Module, ABC):
 
     @abstractmethod
     def token_ids(self, texts: Sequence[str]) -> TextBatch:
-        """Token ids of processed texts on the model's device (`tokenize` is what callers use).
+        """Token ids of processed texts on the model's device (callers use `tokenize`).
 
         Raises:
             DataError: for an empty list.
@@ -116,7 +117,7 @@ class Retriever(nn.Module, ABC):
 
     @abstractmethod
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
-        """What of the query side does not depend on the text (cacheable), first dimension B."""
+        """The part of the query that does not depend on the text (cacheable), first dimension B."""
 
     @abstractmethod
     def compose(self, state: torch.Tensor, text: TextBatch) -> torch.Tensor:
@@ -128,17 +129,17 @@ class Retriever(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
-        """Everything an objective needs, in one call, so that engines see one forward pass.
+        """All outputs that an objective needs, in one forward pass.
 
         Raises:
             ConfigError: for an output that this kind does not make.
         """
 
     def changed(self, settings: Mapping[str, Any]) -> "Retriever":
-        """The same weights with other settings, where a kind has some that weights do not fix.
+        """The same weights with other settings, for kinds with settings that weights do not fix.
 
         Raises:
-            ConfigError: where it has none.
+            ConfigError: when it has none.
         """
         raise ConfigError(
             "encoder builds a new network; empty init and qformer_source, or leave encoder out: a retriever of kind "
@@ -150,14 +151,14 @@ class Retriever(nn.Module, ABC):
         return score(query_BD, gallery_NQD)
 
     def save(self, folder: Path) -> None:
-        """Write configuration, weights (safetensors) and words; `load_retriever` reads them."""
+        """Write configuration, weights (safetensors) and vocabulary; `load_retriever` reads them."""
         from cirray.models.retriever_files import save_retriever
 
         save_retriever(self, folder)
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What `config.json` holds, plain values: `retriever`, the configuration, and what else loading needs."""
+        """Content of `config.json`, plain values: `retriever`, the configuration, and what else loading needs."""
 
     @abstractmethod
     def save_words(self, folder: Path) -> None:
@@ -168,10 +169,10 @@ class Retriever(nn.Module, ABC):
         """Word piece -> id; part of the digest."""
 
     def refuse(self, wanted: Wanted, known: frozenset[str] = frozenset()) -> None:
-        """Refuse further outputs (`Wanted.more`) that are not among the known ones.
+        """Refuse unknown names in `Wanted.more`.
 
         Raises:
-            ConfigError: naming the output and what this kind makes.
+            ConfigError: naming the output and this kind's outputs.
         """
         unknown = sorted(wanted.more - known)
         if unknown:
@@ -189,7 +190,7 @@ class RetrieverKind:
     build: Callable[[Mapping[str, Any], Sequence[str], int, int], Retriever]
     """(settings, training texts whose words it must know, patch width, seed) -> one with start weights."""
     load: Callable[[Mapping[str, Any], Path], Retriever]
-    """(saved description, its folder) -> one with any weights, which are then replaced."""
+    """(saved description, its folder) -> one whose weights are then replaced."""
 
 
 RETRIEVERS: Registry[RetrieverKind] = Registry(

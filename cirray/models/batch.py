@@ -1,4 +1,4 @@
-"""What a retriever's training forward pass takes and gives."""
+"""Input and output of a retriever's training forward pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -12,8 +12,8 @@ from cirray.models.text import TextBatch
 class RetrievalBatch:
     """Triplets of one rank. Keys are integers that are equal exactly for equal images.
 
-    `reverse` holds one text per row; rows without one carry any text and `reverse_mask_B` 0. It is None when no row
-    has one or the objective ignores it. `real_B` is True for rows of `training.real_sources`; None: all are.
+    `reverse` holds one text per row; rows without one hold any text and `reverse_mask_B` 0. None when no row has one or
+    the objective ignores it. `real_B` is True for rows of `training.real_sources`; None: all are.
     """
 
     reference_BPD: torch.Tensor
@@ -26,9 +26,9 @@ class RetrievalBatch:
     reverse_mask_B: torch.Tensor | None = None
     real_B: torch.Tensor | None = None
     row_B: torch.Tensor | None = None
-    """Numbers of the rows among all that are trained on."""
+    """Row numbers among all training rows."""
     epoch: torch.Tensor | None = None
-    """Which pass over the rows this is (scalar, int64)."""
+    """Number of the epoch (scalar, int64)."""
 
     def to(self, device: torch.device | str) -> "RetrievalBatch":
         """The same batch on another device."""
@@ -45,10 +45,10 @@ class Wanted:
     reverse: bool = False
     prompts: bool = False
     more: frozenset[str] = frozenset()
-    """Names of further outputs, which only some kinds of retriever make."""
+    """Names of further outputs that only some kinds of retriever make."""
 
     def __or__(self, other: "Wanted") -> "Wanted":
-        """What either of the two wants."""
+        """Union of the two."""
         flags = {item.name: getattr(self, item.name) or getattr(other, item.name) for item in fields(self)[:-1]}
         return Wanted(**flags, more=self.more | other.more)
 

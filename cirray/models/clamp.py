@@ -15,7 +15,7 @@ class _InwardClamp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """The gradient, without the part that would push the value further out of the range."""
+        """The gradient, without the part that would push a value further out of the range."""
         (value,) = ctx.saved_tensors
         gradient = gradients[0]
         outward = ((value > ctx.high) & (gradient < 0)) | ((value < ctx.low) & (gradient > 0))
@@ -25,6 +25,6 @@ class _InwardClamp(torch.autograd.Function):
 def inward_clamp(value: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Clamp whose gradient is blocked only where a descent step would lead further out of the range.
 
-    A plain clamp has no gradient outside its range, so a parameter that has left it never comes back.
+    A plain clamp has no gradient outside its range, so a parameter outside never comes back.
     """
     return _InwardClamp.apply(value, low, high)

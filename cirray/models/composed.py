@@ -67,7 +67,7 @@ class QFormerRetriever(Retriever):
 
     @property
     def active_readout(self) -> str:
-        """Pass B's summary now: training's, or inference's where the configuration names another."""
+        """Pass B's readout: training's, or at inference `inference_readout` if set."""
         return self.config.readout if self.training else (self.config.inference_readout or self.config.readout)
 
     def token_ids(self, texts: Sequence[str]) -> TextBatch:
@@ -81,7 +81,7 @@ class QFormerRetriever(Retriever):
         return encode_texts(self.tokenizer, texts, length, length if full else None).to(self.device)
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
-        """What of the query side does not depend on the text (cacheable): the frozen patches themselves."""
+        """The part of the query that does not depend on the text (cacheable): the frozen patches."""
         return patches_BPD.to(self.device, self.raw_temperature.dtype)
 
     def fuse(self, state_BPD: torch.Tensor, text: TextBatch) -> Fused:
@@ -118,10 +118,11 @@ class QFormerRetriever(Retriever):
         return unit(summary_BW, self.text_projection)
 
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
-        """Everything an objective needs, in one call, so that engines see one forward pass.
+        """All outputs that an objective needs, in one forward pass.
 
         Raises:
-            ConfigError: when prototypes are wanted of a fusion head that makes none, or matching without its head.
+            ConfigError: when the fusion head makes no prototypes but they are wanted, or matching is wanted without its
+                head.
         """
         self.refuse(wanted, frozenset(MATCHERS))
         fused = self.fuse(self.encode_reference(batch.reference_BPD), batch.text)
@@ -136,10 +137,10 @@ class QFormerRetriever(Retriever):
         )  # fmt: skip
 
     def changed(self, settings: Mapping[str, Any]) -> "QFormerRetriever":
-        """The same weights with other settings; a matching head that there was none of starts at random.
+        """The same weights with other settings; a new matching head starts at random.
 
         Raises:
-            ConfigError: for a setting that the weights fix, or a matching head to hold fixed where there is none.
+            ConfigError: for a setting that the weights fix, or for a fixed matching head when there is none.
         """
         config = changed_config(self.config, settings, "the checkpoint")
         if config.matching == "frozen" and self.matching_head is None:
@@ -160,7 +161,7 @@ class QFormerRetriever(Retriever):
         return twin
 
     def description(self) -> dict[str, Any]:
-        """Configuration, for `config.json`. Digests are made of it: without a matching head it does not name one."""
+        """Configuration, for `config.json`; without a matching head the field is left out, which keeps digests."""
         fields = self.config.to_dict()
         if self.matching_head is None:
             del fields["matching"]
@@ -192,7 +193,7 @@ class QFormerRetriever(Retriever):
         return more
 
     def _held_prompts(self, fused: Fused) -> torch.Tensor:
-        """The learned prompts as what prototypes are drawn to (SPRC); a copy, as ZeRO 3 takes parameters away again."""
+        """The learned prompts, which SPRC draws prototypes to; a copy, because ZeRO 3 releases parameters."""
         if fused.prototype_BQW is None:
             raise ConfigError(f"Fusion {self.config.fusion!r} makes no prototypes; objective sprc needs 'two_pass'.")
         return self.prompts.detach().clone().expand(len(fused.query_BD), -1, -1)
@@ -207,12 +208,12 @@ class QFormerRetriever(Retriever):
 
 
 def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: str) -> RetrieverConfig:
-    """A configuration with some of its fields changed.
+    """A configuration with some fields changed.
 
     Args:
-        config: of weights that are there.
-        settings: fields, nested as in the configuration; one that the weights fix may stand with its own value.
-        place: what the error's sentence calls the weights.
+        config: configuration of existing weights.
+        settings: fields, nested as in the configuration; one that the weights fix may be given with its own value.
+        place: name of the weights in errors.
 
     Raises:
         ConfigError: naming the first field that the weights fix, or a value that no field takes.

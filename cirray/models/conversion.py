@@ -1,4 +1,4 @@
-"""State dicts of LAVIS, SPRC and MTST_PTHA, and the names transformers gives the same tensors. Pure; both directions.
+"""Names of tensors in LAVIS, SPRC and MTST_PTHA and in transformers, converted both ways. Pure.
 
 One table of entries says which original name is which of ours and what shape it has; it follows from the sizes, which
 are read off the shapes. Sources of the names: LAVIS (`eva_vit.py`, `Qformer.py`, `blip2_qformer.py`,
@@ -6,7 +6,8 @@ are read off the shapes. Sources of the names: LAVIS (`eva_vit.py`, `Qformer.py`
 (`blip2_qformer_tgir_concatembedding_sim.py`).
 
 EVA's attention keeps a query and a value bias and no key bias (`q_bias`, `v_bias`); transformers fuses them with zeros
-in the middle. The word head (`Qformer.cls`), which no retriever uses, is kept under `lm_head`: files come back whole.
+in the middle. The word head (`Qformer.cls`), which no retriever uses, is kept under `lm_head`, so that conversion back
+is complete.
 """
 
 import math
@@ -23,14 +24,14 @@ Tensors = Mapping[str, torch.Tensor]
 Shape = tuple[int, ...] | None
 
 IGNORED = (r"Qformer\.bert\.embeddings\.position_ids", r".*\.rotary_emb\.inv_freq", r".*\.relative_position_index")
-"""Buffers that follow from the sizes. `position_ids` is written again on the way back, the others are not."""
+"""Buffers that follow from the sizes. Only `position_ids` is written when converting back."""
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 TOWER, WORD_HEAD, SPEAKER = "visual_encoder.", "Qformer.cls.", "llm_model."
 
 
 @dataclass(frozen=True)
 class Format:
-    """A family of files: `marks` are tensors that only it has, `heads` those beside tower and Q-Former."""
+    """A format: `marks` are tensors that only it has, `heads` those beside tower and Q-Former."""
 
     instruct: bool
     marks: tuple[str, ...]
@@ -63,7 +64,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that shapes tell. `tower_layers` is 0 for a file without the frozen tower."""
+    """Sizes read from shapes. `tower_layers` is 0 for a file without the frozen tower."""
 
     width: int
     layers: int
@@ -86,10 +87,10 @@ class Sizes:
 
 
 def find_format(names: Iterable[str], wanted: str = "auto") -> str:
-    """The format whose marks a file has (the one with most of them).
+    """The format with most of its marks in a file.
 
     Raises:
-        ArtifactError: when it has none of them, or not those of the wanted one.
+        ArtifactError: when it has none, or not those of the wanted format.
     """
     present = set(names)
     fitting = [name for name, form in FORMATS.items() if present.issuperset(form.marks)]
@@ -110,7 +111,7 @@ def original_sizes(state: Tensors, form: str) -> Sizes:
     """Sizes of an original state dict.
 
     Raises:
-        ArtifactError: when a tensor that tells one is missing, or the position table is not that of a square image.
+        ArtifactError: when a tensor for a size is missing, or the position table is not of a square image.
     """
     layer = "Qformer.bert.encoder.layer."
     crossed = sorted(_numbers(state, rf"{re.escape(layer)}(\d+)\.crossattention\.self\.key\.weight"))
@@ -155,7 +156,7 @@ def fused_entries(sizes: Sizes) -> list[tuple[str, str, str]]:
 
 
 def to_ours(state: Tensors, form: str, sizes: Sizes) -> dict[str, torch.Tensor]:
-    """An original state dict under transformers' names; values and types stay as they are.
+    """An original state dict under transformers' names; values and types are kept.
 
     Raises:
         ArtifactError: listing tensors that are missing, left over, or of another shape than the sizes say.
@@ -175,10 +176,10 @@ def to_ours(state: Tensors, form: str, sizes: Sizes) -> dict[str, torch.Tensor]:
 
 
 def to_original(ours: Tensors, form: str, sizes: Sizes, position_ids: bool = False) -> dict[str, torch.Tensor]:
-    """The way back: `to_original(to_ours(state))` is `state`, bit for bit, ignored buffers aside.
+    """The inverse: `to_original(to_ours(state))` is `state` bit for bit, except ignored buffers.
 
     Raises:
-        ArtifactError: as `to_ours`, or for a key bias that is not zero, which the original has no place for.
+        ArtifactError: as `to_ours`, or for a key bias that is not zero, which the original does not have.
     """
     tower = any(name.startswith("vision_model.encoder.") for name in ours)
     table = entries(form, sizes, tower, any(name.startswith("lm_head.") for name in ours))

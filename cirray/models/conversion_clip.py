@@ -1,12 +1,12 @@
-"""Files around a CLIP in OpenAI's layout: which parts a file holds, and what their tensors are called here. Pure.
+"""Files around a CLIP in OpenAI's layout: their parts, and their tensors' names here. Pure.
 
 CLIP4Cir     {epoch, CLIP} after its first stage, {epoch, Combiner} after its second (`src/utils.py`, `src/combiner.py`)
 SPN4CIR      {epoch, state_dict}, the CLIP's names under `clip.` (`clip4cir/models.py`, `clip4cir/utils.py`)
 SEARLE       {epoch, Phi, ...} (`src/phi.py`, `src/train_phi.py`); LinCIR's files look the same (`models.py`)
 Pic2Word     {epoch, name, state_dict, state_dict_img2text, optimizer}, names under `module.` (`src/main.py`)
 
-A part is known by its tensors, whatever key it lies under. A CLIP has open_clip's names already; its sizes follow from
-its shapes (`clip/model.py`: 64 numbers a head) and its activation is QuickGELU.
+Parts are recognised by their tensors under any key. A CLIP has open_clip's names already; its sizes follow from shapes
+(`clip/model.py`: 64 numbers a head) and its activation is QuickGELU.
 """
 
 import math
@@ -26,7 +26,7 @@ MARKS = {
     CLIP: "token_embedding.weight", COMBINER: "combiner_layer.weight", PHI: "layers.6.weight",
     IMG2TEXT: "fc_out.weight",
 }  # fmt: skip
-"""The tensor by which a part is known."""
+"""The tensor by which a part is recognised."""
 NAMES: dict[str, dict[str, str]] = {
     COMBINER: {
         "text_projection_layer": "text_side", "image_projection_layer": "image_side", "combiner_layer": "mix_hidden",
@@ -38,13 +38,13 @@ NAMES: dict[str, dict[str, str]] = {
 """Layers of a part: the authors' names, and those of `Combiner` and `Phi` here; each has a weight and a bias."""
 _PREFIXES = ("module.", "clip.", "model.", "_orig_mod.")
 _SAID = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's own archives keep among the tensors."""
+"""Numbers that OpenAI's archives keep among the tensors."""
 _HEAD = 64
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """Where a part lies in its file: under which key (empty: none), and what its tensors' names begin with."""
+    """Place of a part in its file: its key (empty: none) and its tensors' prefix."""
 
     key: str = ""
     prefix: str = ""
@@ -61,11 +61,11 @@ class ClipParts:
     left_out: tuple[str, ...] = ()
     """Neither parts nor plain values: optimiser states."""
     openai: bool = False
-    """Whether its CLIP is surely OpenAI's make (QuickGELU), which a bare state dict does not tell."""
+    """Whether its CLIP is surely OpenAI's (QuickGELU); a bare state dict does not tell."""
 
 
 def find_parts(tree: Any) -> ClipParts:
-    """The parts of a file that was read; none where it is of another kind."""
+    """The parts of a file; none for another kind of file."""
     states: dict[str, State] = {}
     wrappers: dict[str, Wrapper] = {}
     rest: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def clip_settings(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """open_clip's configuration (`model_cfg`) of a CLIP in OpenAI's layout, read off its shapes.
 
     Raises:
-        ArtifactError: when a tensor that tells a size is missing.
+        ArtifactError: when a tensor for a size is missing.
     """
     try:
         width, embed = state["text_projection"].shape
@@ -106,7 +106,7 @@ def clip_settings(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def to_ours(part: str, state: Mapping[str, torch.Tensor]) -> State:
-    """A Combiner's or a map's tensors under the names of the module here.
+    """A Combiner's or a map's tensors under the names of our module.
 
     Raises:
         ArtifactError: listing tensors that are missing or left over.
@@ -124,7 +124,7 @@ def to_ours(part: str, state: Mapping[str, torch.Tensor]) -> State:
 
 
 def to_theirs(part: str, state: Mapping[str, torch.Tensor]) -> State:
-    """The way back: `to_theirs(part, to_ours(part, state))` is `state`."""
+    """The inverse: `to_theirs(part, to_ours(part, state))` is `state`."""
     return {
         f"{theirs}.{kind}": state[f"{ours}.{kind}"].detach().cpu().clone()
         for theirs, ours in NAMES[part].items()
@@ -133,7 +133,7 @@ def to_theirs(part: str, state: Mapping[str, torch.Tensor]) -> State:
 
 
 def _members(tree: Any) -> Iterator[tuple[str, Any]]:
-    """The whole tree where it is a state dict, else what lies in it."""
+    """The whole tree if it is a state dict, else the state dicts in it."""
     if isinstance(tree, Mapping):
         if any(isinstance(value, torch.Tensor) for value in tree.values()):
             yield "", tree
@@ -142,7 +142,7 @@ def _members(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _stripped(value: Any) -> tuple[str, State]:
-    """The prefix of a state dict's wrappers, and the state dict without it; empty for something else."""
+    """A state dict's wrapper prefix, and the state dict without it; empty for something else."""
     if not isinstance(value, Mapping):
         return "", {}
     state = {bare_name(str(name)): tensor for name, tensor in value.items() if str(name) not in _SAID}

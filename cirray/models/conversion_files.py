@@ -1,4 +1,4 @@
-"""Files of LAVIS, SPRC and MTST_PTHA, read and written: one folder in Hugging Face layout for all of them, and back.
+"""Convert files of LAVIS, SPRC and MTST_PTHA to a folder in Hugging Face layout, and back.
 
 config.json          of transformers' Blip2ForImageTextRetrieval or InstructBlipForConditionalGeneration
 model.safetensors    every tensor of the file, in its own type
@@ -36,18 +36,18 @@ _PLAIN = (int, float, str, bool, type(None))
 
 @dataclass(frozen=True)
 class Original:
-    """An original file: its state dict, the key it lay under (empty: none), and the plain values beside it."""
+    """An original file: its state dict, the key of it (empty: none), and the plain values beside it."""
 
     state: dict[str, torch.Tensor]
     wrapper: str = ""
     beside: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
-    """Things beside the state dict that are no weights and no plain values: optimiser states and the like."""
+    """Other content of the file, such as optimiser states."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a conversion must remember to go back."""
+    """What is needed to convert back."""
 
     format: str
     sizes: Sizes
@@ -57,13 +57,13 @@ class Record:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "Record":
-        """The record that `conversion.json` holds."""
+        """The content of `conversion.json`."""
         return cls(**{**tree, "sizes": Sizes(**tree["sizes"])})
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention heads, which no tensor's shape tells."""
+    """Attention heads, which shapes do not tell."""
 
     qformer: int
     vision: int
@@ -97,7 +97,7 @@ def _has_queries(state: Mapping[Any, Any]) -> bool:
 
 
 def convert(original: Original, form: str = "auto") -> tuple[dict[str, torch.Tensor], Record]:
-    """An original state dict under transformers' names, and the record to go back.
+    """An original state dict under transformers' names, and the record to convert back.
 
     Raises:
         ArtifactError: for a file that is not exactly of one known format.
@@ -144,7 +144,7 @@ def huggingface_settings(record: Record, heads: Heads) -> dict[str, Any]:
 
 
 def _speaker(record: Record) -> dict[str, Any]:
-    """The language model that the projection is for; it is not in the file, so only its family and width are known."""
+    """The language model behind the projection; it is not in the file, so only family and width are known."""
     width = record.sizes.projected
     if record.format.endswith("t5"):
         return {"model_type": "t5", "d_model": width}

@@ -1,6 +1,6 @@
 """The dual-encoder retriever: frozen image vectors, a text encoder, a fusion head. CLIP4CIR and its kin.
 
-It stands where `QFormerRetriever` stands: same inputs (cached tokens of a frozen tower), same outputs, same loop.
+Inputs (cached tokens of a frozen tower), outputs and training loop are those of `QFormerRetriever`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ class DualEncoderRetriever(Retriever):
             text_encoder.model.gradient_checkpointing_enable()
 
     def train(self, mode: bool = True) -> "DualEncoderRetriever":
-        """Training mode for what is trained: a frozen text encoder stays in eval mode."""
+        """Training mode; a frozen text encoder stays in eval mode."""
         super().train(mode)
         if not self.config.train_text:
             self.text_encoder.eval()
@@ -80,7 +80,7 @@ class DualEncoderRetriever(Retriever):
 
     @property
     def target_digest(self) -> str:
-        """Of pooling and image projection: the text side may be another one."""
+        """Digest of pooling and image projection; the text side may differ."""
         state = self.image_projection.state_dict()
         content = [(name, weight.detach().cpu().numpy().tobytes().hex()) for name, weight in sorted(state.items())]
         return stable_id("dual target", self.config.pooling, self.patch_width, self.config.embed_dim, *content)
@@ -90,7 +90,7 @@ class DualEncoderRetriever(Retriever):
         return {f"image_projection.{name}": weight for name, weight in self.image_projection.named_parameters()}
 
     def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
-        """Itself where images have no weights of their own, else forked.
+        """Itself if images have no weights of their own, else forked.
 
         Raises:
             ConfigError: for another part than the query side; a dual encoder has no second pass.
@@ -100,7 +100,7 @@ class DualEncoderRetriever(Retriever):
         return self
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
-        """What of the query side does not depend on the text: the tower's tokens in the common space."""
+        """The part of the query that does not depend on the text: the tower's tokens in the common space."""
         return self.image_projection(patches_BPD.to(self.device, self.raw_temperature.dtype))
 
     def compose(self, state_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
@@ -116,7 +116,7 @@ class DualEncoderRetriever(Retriever):
         return _unit(self.text_encoder(text))
 
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
-        """Everything an objective needs, in one call, so that engines see one forward pass.
+        """All outputs that an objective needs, in one forward pass.
 
         Raises:
             ConfigError: when prototypes are wanted, which a dual encoder does not have.
@@ -134,9 +134,9 @@ class DualEncoderRetriever(Retriever):
         )  # fmt: skip
 
     def changed(self, settings: Mapping[str, Any]) -> "DualEncoderRetriever":
-        """The same encoders under another head, or trained otherwise: CLIP4CIR's Combiner over its tuned text encoder.
+        """The same encoders with another head or another tuning, such as a Combiner over a tuned text encoder.
 
-        A head of other weights starts at random, from the global torch generator.
+        A new head starts at random, from the global torch generator.
 
         Raises:
             ConfigError: for a setting that the weights fix.
@@ -181,11 +181,11 @@ class DualEncoderRetriever(Retriever):
 def build_dual(
     config: DualEncoderConfig, texts: Sequence[str], patch_width: int, seed: int = 0
 ) -> DualEncoderRetriever:
-    """A dual encoder with the source's text encoder, or one from scratch; what is random depends on the seed alone.
+    """A dual encoder with the source's text encoder, or one from scratch; random weights depend only on the seed.
 
     Args:
         config: source or sizes, fusion.
-        texts: whose words a text encoder from scratch must know.
+        texts: texts whose words a text encoder from scratch must know.
         patch_width: width of the frozen tower's tokens.
         seed: of the head, and of a text encoder from scratch.
 

@@ -23,24 +23,24 @@ from cirray.models.fusion.two_pass import second_pass
 from cirray.models.text import TextBatch
 
 SCOPES = ("query_side", "second_pass")
-"""What of the query side trains: all of it (improved), or SPRC's second pass behind the frozen first one (paper)."""
+"""The trained part of the query side: all of it (improved), or SPRC's second pass behind the frozen first (paper)."""
 
 
 class ForkedRetriever(Retriever):
-    """Queries by one retriever, gallery vectors by its frozen twin."""
+    """Queries by one retriever, gallery vectors by a frozen copy of it."""
 
     kind = "cirray_forked"
 
     def __init__(self, query: Retriever, gallery: Retriever, trains: str = "query_side") -> None:
-        """Put the halves together; the gallery's is frozen.
+        """Take both halves; the gallery's is frozen.
 
         Args:
-            query: trains.
-            gallery: same kind, sizes and words.
+            query: the half that trains.
+            gallery: of the same kind, sizes and vocabulary.
             trains: a name of `SCOPES`.
 
         Raises:
-            ConfigError: for another name, or when a second pass is wanted of a retriever that has none.
+            ConfigError: for another name, or for `second_pass` when the retriever has none.
         """
         super().__init__()
         if trains not in SCOPES:
@@ -62,7 +62,7 @@ class ForkedRetriever(Retriever):
 
     @property
     def target_digest(self) -> str:
-        """The frozen half's: the digest of the retriever that was forked, whose indexes stay valid."""
+        """The frozen half's digest, that of the forked retriever, whose indexes stay valid."""
         return self.gallery.target_digest
 
     def target_weights(self) -> dict[str, nn.Parameter]:
@@ -70,10 +70,10 @@ class ForkedRetriever(Retriever):
         return self.gallery.target_weights()
 
     def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
-        """Itself, trained on from where it stands.
+        """Itself, to be trained further.
 
         Raises:
-            ConfigError: when another part of it would train than before.
+            ConfigError: when another part than before would train.
         """
         if trains != self.trains:
             raise ConfigError(
@@ -83,7 +83,7 @@ class ForkedRetriever(Retriever):
         return self
 
     def train(self, mode: bool = True) -> "ForkedRetriever":
-        """Training mode for the query side; the frozen half has no dropout, ever."""
+        """Training mode for the query side; the frozen half never has dropout."""
         super().train(mode)
         self.gallery.eval()
         return self
@@ -115,7 +115,7 @@ class ForkedRetriever(Retriever):
         Raises:
             ConfigError: for an output that the query side does not make.
         """
-        # Without reverse texts nothing is made of the query side's own targets: one row is the least it takes.
+        # without reverse texts the query side's own targets are not used; it needs at least one row
         seen = batch if wanted.reverse else replace(batch, target_BPD=batch.target_BPD[:1])
         output = self.query(seen, replace(wanted, references=False))
         references_BQD = self.encode_gallery(batch.reference_BPD) if wanted.references else None
@@ -139,7 +139,7 @@ class ForkedRetriever(Retriever):
         return ForkedRetriever(self.query.with_fusion(name), self.gallery)
 
     def description(self) -> dict[str, Any]:
-        """The halves' own description, once, and what trains."""
+        """The description of one half, and the trained part."""
         query = {"kind": self.query.kind, "patch_width": self.patch_width, **self.query.description()}
         return {"query": query, "retriever": {"trains": self.trains}}
 
@@ -162,14 +162,13 @@ class ForkedRetriever(Retriever):
 
 
 class FrozenFirstPass:
-    """Fusion head: prototypes by a frozen retriever, for each (image, text) anew; the second pass by the one at hand.
+    """Fusion head: prototypes by a frozen retriever for each (image, text), the second pass by the trained one.
 
-    The released SPN code keeps prototypes by image although they depend on the text, so that a row gets those of
-    whichever triplet came last. Patch tokens are what may be kept by image.
+    The released SPN code caches prototypes by image although they depend on the text.
     """
 
     def __init__(self, frozen: QFormerRetriever) -> None:
-        """Remember who makes the prototypes."""
+        """Take the retriever that makes the prototypes."""
         self._frozen = frozen
 
     def __call__(self, model: QFormerRetriever, patches_BPD: torch.Tensor, text: TextBatch) -> Fused:

@@ -1,16 +1,15 @@
 """Target-delta matching (VDG): does this text lead to this image? A two-way head on an image-grounded pass.
 
 The pass reads the *target's* patches and the modification text; the head reads the text positions without [CLS] and
-padding, and their logits are averaged. For each matched (image, text) two others are made: one wrong image, one wrong
-text. Two ways of it, each the name of an output (docs/PAPERS.md#target-delta-matching):
+padding, and their logits are averaged. Each matched (image, text) gets one wrong image and one wrong text. Two
+variants, each the name of an output (docs/PAPERS.md#target-delta-matching):
 
 `matching`       as released: nothing attends to [CLS]; negatives are drawn by the softmax, without a temperature, of
                  the similarity of *target-grounded* texts with targets, plus 1e-4
 `matching_hard`  [CLS] is attended, as BLIP-2 learnt its own head; negatives are drawn by the softmax of the *queries'*
                  similarity with targets over the loss's temperature, and an equal image or text is never a wrong one
 
-Everything is of the calling rank's rows: weights and indices are local, so that a rank's negatives are its own (the
-released code reads the first rank's columns on every rank).
+Weights and indices are local: a rank's negatives are its own (the released code reads the first rank's columns).
 """
 
 from collections.abc import Callable
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 MATCHING, MATCHING_HARD = "matching", "matching_hard"
 """Names of outputs in `Wanted.more` and `RetrieverOutput.more`: logits `[3B, 2]`, matched rows first."""
 _FLOOR = 1e-4
-"""What the released code adds to every weight, so that no row is beyond reach."""
+"""Added to every weight by the released code."""
 
 
 def rows_of(name: str) -> str:
@@ -41,7 +40,7 @@ def rows_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Negatives:
-    """For each row a wrong image and a wrong text (local row numbers), and whether there is any to choose."""
+    """For each row a wrong image and a wrong text (local row numbers), and whether there is one."""
 
     image_B: torch.Tensor
     text_B: torch.Tensor
@@ -51,7 +50,7 @@ class Negatives:
 
 @dataclass(frozen=True)
 class Matcher:
-    """One way to match: whether [CLS] is hidden from every attention, and how negatives are chosen."""
+    """A variant: whether [CLS] is hidden from attention, and how negatives are chosen."""
 
     hides_cls: bool
     choose: Callable[["QFormerRetriever", RetrievalBatch, torch.Tensor, torch.Tensor], Negatives]
@@ -86,7 +85,7 @@ def matching(
 
     Args:
         model: a retriever with a matching head.
-        name: of the output; says which way.
+        name: of the output, which is the variant.
         batch: this rank's rows.
         query_BD: their queries.
         targets_BQD: gallery tokens of their targets.
@@ -147,14 +146,14 @@ def _choose_hard(
 
 @torch.no_grad()
 def draw_hard(similarity_BB: torch.Tensor, target_key_B: torch.Tensor, text: TextBatch) -> Negatives:
-    """A wrong image for every text and a wrong text for every image, likely ones more often.
+    """Draw a wrong image for every text and a wrong text for every image, similar ones more often.
 
     Args:
         similarity_BB: similarity of query i with target j of this rank, over the temperature.
         target_key_B: equal exactly for equal images; an equal image is never a wrong one.
         text: an equal text, or one that leads to the same image, is never a wrong one.
 
-    Randomness is torch's global generator, which the loop seeds by step and rank.
+    Random numbers are torch's, which the loop seeds by step and rank.
     """
     same_image_BB = target_key_B[:, None] == target_key_B[None, :]
     same_text_BB = (text.ids_BT[:, None] == text.ids_BT[None, :]).all(dim=-1)
@@ -178,4 +177,4 @@ def _drawn(weights_BB: torch.Tensor, has_B: torch.Tensor) -> torch.Tensor:
 
 
 MATCHERS = {MATCHING: Matcher(True, _choose_released), MATCHING_HARD: Matcher(False, _choose_hard)}
-"""Name of an output -> how it is made."""
+"""Name of an output -> variant."""

@@ -1,7 +1,6 @@
-"""Modules of a source's sizes without its weights, for planning; build them under `weightless`.
+"""Modules with a source's sizes but without weights, for planning; build them under `weightless`.
 
-Sizes come from a folder's own configuration, or from the table of published ones here, so that a run can be planned
-before anything was downloaded.
+Sizes come from a folder's configuration or from the table of published ones, so that nothing need be downloaded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,10 +51,9 @@ _ASSETS = {"vision": SHAPES_VISION, "language": SHAPES_LANGUAGE}
 
 @contextmanager
 def weightless() -> Iterator[None]:
-    """Tensors made inside have shapes and types and no memory; start weights are not drawn.
+    """Inside, new tensors have shapes and types but no memory; start weights are not drawn.
 
-    What is nowhere need not be moved: `Module.to`, which peft calls on its adapters, and which fails on weightless
-    parameters, returns the module as it is.
+    `Module.to`, which peft calls on its adapters and which fails on such parameters, does nothing.
     """
     moved = nn.Module.to
     nn.Module.to = lambda module, *places, **options: module  # type: ignore[assignment, method-assign]
@@ -67,7 +65,7 @@ def weightless() -> Iterator[None]:
 
 
 class Words:
-    """A tokenizer as far as sizes go: so many tokens in all, and one for each word of a text."""
+    """A tokenizer for planning: a number of tokens in all, and one for each word of a text."""
 
     pad_token_id, bos_token_id, eos_token_id, cls_token_id, sep_token_id = 0, 1, 2, 3, 4
 
@@ -144,7 +142,7 @@ def published(name: str) -> Any | None:
         "lmsys/vicuna-7b-v1.5": lambda: LlamaConfig(**_llama(4096, 11008, 32, 32, 32000)),
         "lmsys/vicuna-13b-v1.5": lambda: LlamaConfig(**_llama(5120, 13824, 40, 40, 32000)),
     }  # fmt: skip
-    # A folder that is yet to be filled is called as what goes into it.
+    # a folder that does not exist yet has the name of what will be in it
     known = name if name in tables else next((item for item in tables if item.endswith("/" + Path(name).name)), "")
     return tables[known]() if known else None
 
@@ -199,7 +197,7 @@ def qformer_sizes(source: str, base: QFormerConfig) -> tuple[QFormerConfig, int,
 
 
 def outline_tower(source: str) -> VisionTower:
-    """A vision tower of a source's sizes; its weights are whatever the caller's mode makes of them.
+    """A vision tower with a source's sizes.
 
     Raises:
         ConfigError: when the sizes cannot be known.
@@ -229,7 +227,7 @@ def outline_language(source: str, dtype: torch.dtype = torch.float32, words: int
     model = family.from_config(text, dtype=dtype, attn_implementation="sdpa")
     head = getattr(model, "lm_head", None)
     own = head.weight if head is not None and text.model_type == "t5" and published(source) else None
-    model.tie_weights()  # which starting the weights would have done
+    model.tie_weights()  # as weight initialisation would have done
     if own is not None:
         # Flan-T5's files hold a head of its own, which transformers then keeps, though its configuration ties every T5.
         model.lm_head.weight = own

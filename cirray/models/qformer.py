@@ -1,4 +1,4 @@
-"""transformers' BLIP-2 Q-Former with its text embeddings and learned queries: the passes that CIR methods need.
+"""transformers' BLIP-2 Q-Former with text embeddings and learned queries, and the passes of CIR methods.
 
 One module for every pass (Li et al. 2023, section 3; docs/PAPERS.md#q-former-passes):
 image pass: [queries, text]; patches -> queries. With an image the queries take the query feed-forward and cross-attend.
@@ -25,7 +25,7 @@ class ImagePass:
 
 
 def huggingface_config(config: QFormerConfig, patch_width: int, vocabulary_size: int) -> Blip2QFormerConfig:
-    """The transformers configuration that `config` stands for."""
+    """`config` as a transformers configuration."""
     settings = Blip2QFormerConfig(
         vocab_size=max(vocabulary_size, 1), hidden_size=config.width, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, intermediate_size=config.intermediate, hidden_dropout_prob=config.dropout,
@@ -43,7 +43,7 @@ class QueryingTransformer(nn.Module):
     Attributes:
         width: width of all outputs; queries: number of learned queries; patch_width: width of the patches.
         vision_norm: LayerNorm on patches (LAVIS' `ln_vision`, trained although the tower is frozen). transformers'
-            vision model ends in a LayerNorm of its own; give that one the identity affine when weights are converted.
+            vision model ends in a LayerNorm of its own, without an affine part here.
     """
 
     def __init__(self, config: QFormerConfig, patch_width: int, vocabulary_size: int = 0) -> None:

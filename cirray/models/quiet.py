@@ -1,4 +1,4 @@
-"""Two habits of transformers, tamed: its bars and load reports on the screen, and its memory of weights' old names."""
+"""Switch off two habits of transformers: progress bars and reports, and saving under weights' old names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and warnings inside; they are as before afterwards."""
+    """Inside, transformers shows no progress bars and warnings."""
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

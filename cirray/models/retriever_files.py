@@ -33,7 +33,7 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
     """Read what `save_retriever` wrote, in evaluation mode.
 
     Raises:
-        ArtifactError: when a file is missing, damaged or of something else.
+        ArtifactError: when a file is missing, damaged or not of a retriever.
     """
     path = Path(folder)
     if (path / WEIGHTS).is_file():
@@ -75,8 +75,8 @@ def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
 def retriever_digest(retriever: Retriever) -> str:
     """32 hex digits over configuration, vocabulary and weights; independent of device and file.
 
-    Fields that have their default do not enter, so that a field added later leaves older digests as they are. Defaults
-    are those of the field's place in the tree, which pydantic's `exclude_defaults` does not know.
+    Fields at their default are left out, so that a field added later changes no digest. Defaults are those of the
+    field's place in the tree, which pydantic's `exclude_defaults` does not know.
     """
     usual = type(retriever.config).model_construct().model_dump(mode="json")
     said = canonical(_without_defaults(_description(retriever), usual))
@@ -89,7 +89,7 @@ def retriever_digest(retriever: Retriever) -> str:
 
 
 def _without_defaults(description: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """A description, and the one of a fork's halves in it, with changed fields alone."""
+    """A description (and that of a fork's halves in it) with only the fields that differ from their defaults."""
     said = {**description, "retriever": differing(description["retriever"], usual)}
     said |= {"text": spoken(description["text"])} if "text" in description else {}
     inner = description.get("query")

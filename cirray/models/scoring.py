@@ -12,7 +12,7 @@ from torch.nn import functional
 def unit(tokens: torch.Tensor, projection: torch.nn.Linear) -> torch.Tensor:
     """Projected and L2-normalised in float32, also under bf16 autocast: `[..., W]` -> `[..., D]`.
 
-    Early in training all vectors nearly agree; their differences drown in bf16's three digits.
+    Early in training all vectors are nearly equal, and bf16's three digits lose their differences.
     """
     with torch.autocast(tokens.device.type, enabled=False):
         return functional.normalize(projection(tokens.to(projection.weight.dtype)), dim=-1)

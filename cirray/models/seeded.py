@@ -1,4 +1,4 @@
-"""Start weights and draws that depend on a seed alone, and leave torch's global generator as it was."""
+"""Random draws that depend only on a seed and leave torch's global generator unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def torch_seed(seed: int) -> Iterator[None]:
-    """Inside, torch's generator starts at `seed`; the CPU's goes on behind it as if nothing had been drawn."""
+    """Inside, torch's generator starts at `seed`; afterwards the CPU's is as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,8 +1,7 @@
-"""Reference states kept by image: only where they do not depend on the text.
+"""Cache of reference states by image, for retrievers whose states do not depend on the text.
 
-The released SPN code keeps SPRC's prompts by image although they are made from image and text, so that a row is
-composed with those of another row (docs/PAPERS.md#negative-bank). What may be kept is what `encode_reference` gives,
-and only of a retriever that says so. Search uses it: whoever refines a text about one image pays for the image once.
+Search uses it: someone who refines a text about one image pays for the image once. (The released SPN code caches SPRC's
+    prompts by image although they depend on the text: docs/PAPERS.md#negative-bank.)
 """
 
 from collections import OrderedDict
@@ -15,7 +14,7 @@ from cirray.core.errors import ConfigError
 
 
 class ReferenceStates:
-    """States of a retriever's references, the latest so many; an image that is kept is not encoded again."""
+    """The latest reference states of a retriever; an image that is kept is not encoded again."""
 
     def __init__(self, retriever: Any, limit: int) -> None:
         """Nothing is kept yet.
@@ -39,8 +38,8 @@ class ReferenceStates:
         """States of images, first dimension B.
 
         Args:
-            keys: what tells images apart: equal keys for equal images alone.
-            patches_of: patch tokens of the images at some places of `keys`; asked once, for those that are not kept.
+            keys: one key per image, equal only for equal images.
+            patches_of: positions in `keys` -> patch tokens; called once, for images that are not kept.
         """
         found = {key: self._kept[key] for key in keys if key in self._kept}
         fresh = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}

@@ -103,8 +103,8 @@ def encode_texts(
         pad_to: fixed row length (the paper pads to the full length), or None for the longest row of the batch.
 
     Raises:
-        DataError: for an empty list. A blank text is its frame alone: benchmarks hold some (CIRR test pair 27098), and
-            training, serving and searching refuse it before it comes here.
+        DataError: for an empty list. A blank text becomes [CLS] [SEP]: benchmarks have some (CIRR test pair 27098);
+            training and search refuse them earlier.
     """
     if not texts:
         raise DataError("There is no text to encode. Give at least one modification text.")

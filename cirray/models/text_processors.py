@@ -1,7 +1,6 @@
-"""What an encoder does to every text before its tokenizer: a registry of functions from text to text. No torch.
+"""Text processors, applied to every text before the tokenizer: functions from text to text. No torch.
 
-Part of an encoder like its tokenizer: recorded in its checkpoint and its digest, applied by `Retriever.tokenize`, the
-one place where an encoder reads texts.
+Like the tokenizer it is part of the encoder, in its checkpoint and digest; `Retriever.tokenize` applies it.
 """
 
 import re
@@ -14,7 +13,7 @@ from cirray.core.errors import ConfigError
 from cirray.core.registry import Registry
 
 TEXT_PROCESSORS: Registry[Callable[[str], str]] = Registry("text processor")
-"""Name -> what it makes of a text."""
+"""Name -> function from text to text."""
 _DROPPED = re.compile(r'[.!"()*#:;~]')
 _BLANKS = re.compile(r"\s{2,}")
 _WORDS = 50
@@ -28,7 +27,7 @@ def unchanged(text: str) -> str:
 
 @TEXT_PROCESSORS.register("blip_caption")
 def blip_caption(text: str) -> str:
-    """LAVIS's caption processor, which SPRC, PTHA and SPN train, validate and submit with; nothing may be left.
+    """LAVIS's caption processor, used by SPRC, PTHA and SPN throughout; the result may be empty.
 
     Lower case; `. ! " ( ) * # : ; ~` become blanks; two or more blanks become one; newlines at the end, then blanks at
     both ends are cut; the first 50 words between single blanks stay (`blip_processors.py`, lines 49 to 66).
@@ -56,4 +55,4 @@ def _known(name: str) -> str:
 
 
 ProcessorName = Annotated[str, AfterValidator(_known)]
-"""A name of the registry, as the type of a configuration's field."""
+"""Type of a configuration's field: a name of the registry."""

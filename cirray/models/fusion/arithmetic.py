@@ -1,8 +1,8 @@
-"""Heads without weights: what image and text vector say without training, alone or on the arc between them.
+"""Heads without weights: image vector, text vector, or the point between them on the arc; no training.
 
 `slerp` walks the great circle from the image's to the text's unit vector (spherical linear interpolation;
-docs/PAPERS.md#slerp):
-q = (sin((1 - a) w) v + sin(a w) t) / sin(w), where w is the angle between the two and a the text's share.
+docs/PAPERS.md#slerp): q = (sin((1 - a) w) v + sin(a w) t) / sin(w), with w the angle between the two and a the text's
+share.
 """
 
 import torch

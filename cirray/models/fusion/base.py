@@ -1,4 +1,4 @@
-"""The registry of fusion heads and what a head is."""
+"""The fusion head's interface and registry."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fused:
-    """A normalised query `[B, D]`, and the prototype tokens `[B, Q, W]` where the head makes any."""
+    """A normalised query `[B, D]`, and prototype tokens `[B, Q, W]` if the head makes any."""
 
     query_BD: torch.Tensor
     prototype_BQW: torch.Tensor | None = None

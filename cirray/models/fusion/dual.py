@@ -32,7 +32,7 @@ class Sum(nn.Module):
 
 @DUAL_HEADS.register("combiner")
 class Combiner(nn.Module):
-    """A + s text + (1 - s) image: A and the gate s in (0, 1) are read from both, each projected first."""
+    """A + s text + (1 - s) image; A and the gate s in (0, 1) are computed from both projected vectors."""
 
     def __init__(self, config: DualEncoderConfig, width: int) -> None:
         """Random weights from the global torch generator."""
@@ -58,7 +58,7 @@ class Combiner(nn.Module):
 
 @DUAL_HEADS.register("cross_attention")
 class CrossAttention(nn.Module):
-    """The text vector attends to the image's tokens; what it finds is added to the sum. Starts as the sum."""
+    """The text vector attends to the image's tokens; the result is added to the sum. Starts as the sum."""
 
     def __init__(self, config: DualEncoderConfig, width: int) -> None:
         """Random weights from the global torch generator; the last layer starts at zero.

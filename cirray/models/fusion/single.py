@@ -1,4 +1,4 @@
-"""Heads that ignore one side: the table's image-only and text-only rows, behind the same interface."""
+"""Heads that ignore one side, for the table's image-only and text-only rows."""
 
 from typing import TYPE_CHECKING
 

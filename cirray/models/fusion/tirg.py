@@ -1,8 +1,7 @@
-"""TIRG's head: the reference passes a gate, a residual adds what the text changes.
+"""TIRG's head: the reference passes a gate, and a residual adds the change.
 
-Vo et al., CVPR 2019 (docs/PAPERS.md#tirg):
-q = w_g sigmoid(gate([v, t])) v + w_r residual([v, t]), scaled by a learned factor. The paper trains it over ResNet-18
-and an LSTM; here it stands over any frozen tower and text encoder, which a result row must say.
+Vo et al., CVPR 2019 (docs/PAPERS.md#tirg): q = w_g sigmoid(gate([v, t])) v + w_r residual([v, t]), scaled by a learned
+factor. The paper trains it with ResNet-18 and an LSTM; here it is over any frozen tower and text encoder.
 """
 
 from typing import Literal

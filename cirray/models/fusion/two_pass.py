@@ -20,7 +20,7 @@ def two_pass(model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBat
 
 
 def second_pass(model: "QFormerRetriever", prototype_BQW: torch.Tensor, text: TextBatch) -> Fused:
-    """Pass B alone, behind prototypes of whatever origin."""
+    """Pass B alone, over given prototypes."""
     tokens_BLW = torch.cat([prototype_BQW, model.qformer.embed_text(text)], dim=1)
     hidden_BLW = model.qformer.text_only(tokens_BLW, _mask(model, prototype_BQW, text))
     return Fused(model.project_text(_summary(model, hidden_BLW)), prototype_BQW)

@@ -1,4 +1,4 @@
-"""A trained retriever and its tower as one state dict under transformers' names: the way back to the authors' files."""
+"""A trained retriever and its tower as one state dict under transformers' names, for the authors' code."""
 
 import torch
 
@@ -12,10 +12,10 @@ FORMAT, WRAPPER = "ptha", "Blip2Qformer4TGIRCESIM"
 
 
 def retriever_tensors(retriever: QFormerRetriever, tower: VisionTower) -> tuple[dict[str, torch.Tensor], Record]:
-    """What `write_original` writes as a PTHA checkpoint (SPRC's without the unused matching head).
+    """State dict for `write_original`: a PTHA checkpoint (SPRC's lacks the unused matching head).
 
     Raises:
-        ArtifactError: when the tower's last LayerNorm has an affine part, which LAVIS has no second place for.
+        ArtifactError: when the tower's last LayerNorm has an affine part, which LAVIS' layout cannot hold.
     """
     norm = tower.model.post_layernorm
     if not (torch.all(norm.weight == 1) and torch.all(norm.bias == 0)):

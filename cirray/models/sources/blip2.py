@@ -1,8 +1,8 @@
 """BLIP-2 and InstructBLIP checkpoints as start weights: Q-Former, queries, projections, text embeddings, `ln_vision`.
 
 transformers keeps LAVIS' trainable `ln_vision` as the vision model's `post_layernorm`. Here the frozen tower ends in
-that LayerNorm without its affine part (`load_vision_tower`), and `QueryingTransformer.vision_norm` takes the affine
-part over, so that it is trained on cached tokens. Two LayerNorms in a row differ from one by their epsilons alone.
+that LayerNorm without its affine part (`load_vision_tower`), which `QueryingTransformer.vision_norm` has, so that it is
+trained on cached tokens. Two LayerNorms in a row differ from one only by their epsilons.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _READER = "qformer_tokenizer"
 
 @dataclass(frozen=True)
 class Blip2Source:
-    """A checkpoint of either family. `instruct` says where the text embeddings lie, `text` whether there are any."""
+    """A checkpoint of either family. `instruct`: where the text embeddings are; `text`: whether there are any."""
 
     weights: WeightSource
     settings: Any
@@ -48,12 +48,12 @@ class Blip2Source:
 
     @property
     def projected(self) -> int:
-        """Width of the common space that it has projections to; 0: it has none."""
+        """Width of the common space; 0: the checkpoint has no projections to one."""
         there = "text_projection.weight" in self.weights.places
         return int(self.settings.image_text_hidden_size) if there else 0
 
     def sizes(self, base: QFormerConfig) -> QFormerConfig:
-        """`base` with the checkpoint's sizes and dropout; what is no size (attention) stays as it is."""
+        """`base` with the checkpoint's sizes and dropout; other fields are kept."""
         inner = self.settings.qformer_config
         found = {
             "width": inner.hidden_size, "layers": inner.num_hidden_layers, "heads": inner.num_attention_heads,
@@ -67,7 +67,7 @@ class Blip2Source:
         """Tokenizer of the Q-Former's text side.
 
         Raises:
-            ArtifactError: when the checkpoint brings none.
+            ArtifactError: when the checkpoint has none.
         """
         if not self.instruct:
             return load_tokenizer(self.name)
@@ -82,7 +82,7 @@ class Blip2Source:
         return tokenizer
 
     def used_names(self) -> list[str]:
-        """Names of all tensors that a retriever or generator may take: everything but tower and language model."""
+        """Names of all tensors that a retriever or generator may use: all but tower and language model."""
         own = ("vision_model.post_layernorm.",)
         skipped = ("vision_model.", "language_model.", "lm_head.", "itm_head.")
         return [name for name in self.weights.names if name.startswith(own) or not name.startswith(skipped)]
@@ -161,9 +161,9 @@ def retriever_from(
 
     Args:
         source: an opened checkpoint with a text side.
-        config: mode, readout, text length, temperature (where it is given); its Q-Former sizes are replaced.
-        tokenizer: for a checkpoint that brings none.
-        seed: of what starts at random.
+        config: mode, readout, text length, temperature (if given); its Q-Former sizes are replaced.
+        tokenizer: for a checkpoint that has none.
+        seed: of weights that start at random.
 
     Raises:
         ArtifactError: no text side, a tokenizer that does not fit, missing tensors, wrong shapes.
@@ -184,7 +184,7 @@ def retriever_from(
 
 
 def require_text(source: Blip2Source, what: str) -> None:
-    """Refuse a checkpoint whose Q-Former takes no text.
+    """Refuse a checkpoint whose Q-Former reads no text.
 
     Raises:
         ArtifactError: naming one that does.
@@ -197,7 +197,7 @@ def require_text(source: Blip2Source, what: str) -> None:
 
 
 def check_vocabulary(source: Blip2Source, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose ids mean other words than the checkpoint's table.
+    """Refuse a tokenizer that does not fit the checkpoint's word table.
 
     Raises:
         ArtifactError: when the sizes differ by more than a few spare rows, or there is no [CLS].
@@ -213,7 +213,7 @@ def check_vocabulary(source: Blip2Source, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def check_temperature(source: Blip2Source) -> None:
-    """Refuse a checkpoint that brings no temperature, where its own was asked for.
+    """Refuse a checkpoint without a temperature when its own was asked for.
 
     Raises:
         ArtifactError: saying which file has one.
@@ -226,7 +226,7 @@ def check_temperature(source: Blip2Source) -> None:
 
 
 def _load_extras(source: Blip2Source, retriever: QFormerRetriever) -> None:
-    """SPRC's and PTHA's prompts and LAVIS' temperature, where a converted checkpoint has them and none was given."""
+    """SPRC's and PTHA's prompts and LAVIS' temperature, if a converted checkpoint has them and none was given."""
     found = source.weights.read([name for name in ("prompt_tokens", "temperature") if name in source.weights.places])
     with torch.no_grad():
         if "prompt_tokens" in found:
@@ -239,7 +239,7 @@ def _load_extras(source: Blip2Source, retriever: QFormerRetriever) -> None:
 def _load_matching(source: Blip2Source, retriever: QFormerRetriever) -> None:
     """BLIP-2's image-text matching layer as the start of the matching head.
 
-    It was trained on query positions, while VDG reads text positions: a start, or held fixed as VDG holds BLIP's.
+    It was trained on query positions, while VDG reads text positions. It may be trained or held fixed.
 
     Raises:
         ArtifactError: when a fixed head is wanted and the checkpoint has none.
@@ -256,7 +256,7 @@ def _load_matching(source: Blip2Source, retriever: QFormerRetriever) -> None:
 
 
 def _fit(source: str, name: str, value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """A stored tensor in the own one's shape and type; spare rows of a word table are left out."""
+    """A stored tensor in our tensor's shape and type, without spare rows of a word table."""
     if name.endswith("word_embeddings.weight") and 0 < value.shape[0] - own.shape[0] <= _SPARE_ROWS:
         value = value[: own.shape[0]]
     if value.shape != own.shape:

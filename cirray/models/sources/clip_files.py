@@ -1,4 +1,4 @@
-"""Files that hold a CLIP: CLIP4Cir's and its like, OpenAI's state dicts, open_clip's own; read, never guessed at."""
+"""Files that hold a CLIP: CLIP4Cir's, OpenAI's state dicts, open_clip's own."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from cirray.models.sources.state_dicts import unwrapped
 
 
 def read_tree(path: Path) -> Any:
-    """What a `.safetensors` or pickled file holds; code in a pickle is refused.
+    """Content of a `.safetensors` or pickled file; code in a pickle is refused.
 
     Raises:
         ArtifactError: when it cannot be read, or is a TorchScript archive, as OpenAI's own downloads are.
@@ -23,10 +23,10 @@ def read_tree(path: Path) -> Any:
 
 
 def read_clip(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """open_clip's configuration and the weights of a CLIP whose file says that it is of OpenAI's make.
+    """open_clip's configuration and the weights of a file that shows that its CLIP is OpenAI's.
 
     Raises:
-        ArtifactError: when it holds none, or does not say so.
+        ArtifactError: when it holds no such CLIP.
     """
     parts = find_parts(read_tree(path))
     if CLIP not in parts.states:
@@ -48,7 +48,7 @@ def read_named(source: str, path: Path, quick: bool) -> dict[str, torch.Tensor]:
     """Weights of a file for a named architecture: bare, as CLIP4Cir wraps them, or as open_clip's training does.
 
     Args:
-        source: as it was given, for errors.
+        source: as given, for errors.
         path: the file.
         quick: whether the architecture has QuickGELU.
 

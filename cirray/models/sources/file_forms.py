@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes: people save web pages, pointers and other programs' weights as `.pt`."""
+"""What a file is by its first bytes; a `.pt` may be a web page, a pointer or another program's weights."""
 
 import json
 import re
@@ -48,13 +48,13 @@ _NAMES = (
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins like a safetensors file, whatever its name."""
+    """Whether a file begins like a safetensors file."""
     head = b"" if path.is_dir() else _head(path)
     return head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] < 2**32
 
 
 def refuse_other_files(path: Path) -> None:
-    """Refuse what holds no weights that can be read here, or not all of them.
+    """Refuse a file without readable weights, or without all of them.
 
     Raises:
         ArtifactError: saying what the file is, and what would be accepted.
@@ -65,7 +65,7 @@ def refuse_other_files(path: Path) -> None:
 
 
 def refuse_answer(path: Path) -> None:
-    """Refuse a file that is empty, a pointer, or what a site answered in place of it.
+    """Refuse a file that is empty, a pointer or a web page.
 
     Raises:
         ArtifactError: saying which.
@@ -87,7 +87,7 @@ def refuse_pointers(folder: Path) -> None:
 
 
 def foreign_weights(names: Iterable[str]) -> str:
-    """Words for weights of other programs among the names of a folder's files; empty when there are none."""
+    """Description of other programs' weights among a folder's files; empty if there are none."""
     for name in sorted(names):
         for pattern, words in _NAMES:
             if re.search(pattern, name):
@@ -96,7 +96,7 @@ def foreign_weights(names: Iterable[str]) -> str:
 
 
 def what_else(path: Path) -> str:
-    """Words for a file that holds no readable weights; empty for safetensors, torch files and other pickles."""
+    """Description of a file without readable weights; empty for safetensors, torch files and other pickles."""
     if path.is_dir():
         inside = ", ".join(sorted(item.name for item in path.iterdir())[:3]) or "nothing"
         return f"a folder (it holds {inside}) where a file is expected"
@@ -122,7 +122,7 @@ def _head(path: Path) -> bytes:
 
 
 def _early(head: bytes) -> str:
-    """Words for what is never part of a model: empty files, pointers, web pages, other programs' files."""
+    """Description of a file that is never part of a model: empty, a pointer, a web page, another program's."""
     if not head:
         return "empty (0 bytes)"
     for beginning, words in _BEGINNINGS:
@@ -137,7 +137,7 @@ def _early(head: bytes) -> str:
 
 
 def _cut(path: Path, head: bytes, size: int) -> str:
-    """Words for a safetensors file that is shorter than its own header says."""
+    """Description of a safetensors file that is shorter than its header says."""
     length = struct.unpack("<Q", head[:8])[0]
     if length + 8 > size:
         return f"a safetensors file cut off in its header ({size:,} bytes are there). Fetch or write it again"
@@ -156,7 +156,7 @@ def _cut(path: Path, head: bytes, size: int) -> str:
 
 
 def _archive(path: Path, size: int) -> str:
-    """Words for a zip archive that torch.save did not write."""
+    """Description of a zip archive that torch.save did not write."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

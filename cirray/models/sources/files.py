@@ -1,4 +1,4 @@
-"""Weights in Hugging Face layout, in a folder or on the hub: found, checked and read by name, no more than asked for.
+"""Weights in Hugging Face layout, in a folder or on the hub, checked and read by name.
 
 Nothing here runs code from a file: safetensors holds none, and `.bin` is read with `weights_only`.
 """
@@ -26,11 +26,11 @@ from cirray.types import stable_id
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
-"""What transformers raises for files that it cannot read and configurations that contradict themselves."""
+"""What transformers raises for unreadable files and inconsistent configurations."""
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 
 Find = Callable[[str], Path | None]
-"""A file's name -> its place, or None when the source has no such file."""
+"""A file's name -> its path, or None when the source has no such file."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class WeightSource:
     places: dict[str, str]
     find: Find
     stored: Mapping[str, str] = field(default_factory=dict)
-    """A tensor's name -> its name in the file, where wrappers put something in front of it or into it."""
+    """A tensor's name -> its name in the file, with wrappers' prefixes."""
 
     @property
     def names(self) -> set[str]:
@@ -50,11 +50,11 @@ class WeightSource:
         return set(self.places)
 
     def has(self, prefix: str) -> bool:
-        """Whether some tensor's name starts so."""
+        """Whether some tensor's name has this prefix."""
         return any(name.startswith(prefix) for name in self.places)
 
     def file(self, name: str) -> Path:
-        """Local place of a file of weights; fetched when the source is on the hub.
+        """Local path of a weights file, fetched from the hub if need be.
 
         Raises:
             ArtifactError: when it is missing.
@@ -93,14 +93,14 @@ class WeightSource:
 
 
 def open_weights(source: str | Path, marks: Collection[str] = ()) -> WeightSource:
-    """Look into a folder or a hub repository; reads `config.json` and the list of tensors, no weights.
+    """Open a folder or a hub repository; reads `config.json` and the list of tensors, no weights.
 
     Args:
         source: folder or hub id.
-        marks: names of tensors that tell which prefix wrappers (`module.`, Lightning's `model.`) put in front of all.
+        marks: some tensor names, to find the prefix that wrappers (`module.`, Lightning's `model.`) put before all.
 
     Raises:
-        ArtifactError: when it is neither, or holds no config or no weights; says which files belong where.
+        ArtifactError: when it is neither, or has no config or no weights; names the files needed.
     """
     find = _finder(str(source))
     path = find(CONFIG)
@@ -150,11 +150,11 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, to
 
 
 def read_pickle(path: Path, lazily: bool = False) -> Any:
-    """What `torch.save` wrote, if it holds tensors and plain values alone; code in it is refused, never run.
+    """What `torch.save` wrote, if it is only tensors and plain values; code is refused, never run.
 
     Args:
         path: the file.
-        lazily: leave the numbers on the disk until they are used, where the file's form allows it.
+        lazily: memory-map the tensors if the file's format allows it.
 
     Raises:
         ArtifactError: when the file is something else (named), damaged, or would need code of its own to be read.
@@ -174,7 +174,7 @@ def read_pickle(path: Path, lazily: bool = False) -> Any:
 
 
 def at_home(source: str | Path) -> str:
-    """A source as libraries take it: `~` stands for the home folder, hub ids stay as they are."""
+    """A source for libraries: `~` becomes the home folder, hub ids are kept."""
     name = str(source)
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
@@ -182,13 +182,13 @@ def at_home(source: str | Path) -> str:
 def unreadable(
     what: str, source: str | Path, error: Exception, files: str = f"{CONFIG} and {SINGLE} (or its shards)"
 ) -> ArtifactError:
-    """The sentence for a folder or hub id of which nothing could be read.
+    """The error for a folder or hub id that could not be read.
 
     Args:
         what: "vision tower", "tokenizer" ...
         source: folder or hub id.
-        error: what the library says.
-        files: names of the files that such a folder holds.
+        error: the library's error.
+        files: names of the files that such a folder has.
     """
     name = str(source)
     reason = _short(error)
@@ -210,10 +210,10 @@ def _kept(repository: str) -> bool:
 
 
 def check_stored_types(source: str | Path) -> None:
-    """Refuse a local folder whose safetensors files hold packed weights (8 bits and fewer) and do not say how.
+    """Refuse a local folder whose safetensors files hold packed weights (8 bits and fewer) of unknown packing.
 
-    transformers would convert such numbers to floats one by one, which gives a model that runs and means nothing. A
-    folder whose `config.json` has a `quantization_config` is transformers' own to read.
+    transformers would convert them to floats one by one, which gives a model that runs and answers nonsense. A folder
+    with a `quantization_config` in `config.json` is left to transformers.
 
     Raises:
         ArtifactError: naming the first such tensor, or a file that is truncated.
@@ -242,7 +242,7 @@ def _stored_types(path: Path) -> dict[str, str]:
 
 
 def listed(names: Iterable[str], shown: int = 5) -> str:
-    """The first names and how many more there are."""
+    """The first names, and the number of the others."""
     every = sorted(names)
     more = f" and {len(every) - shown:,} more" if len(every) > shown else ""
     return ", ".join(every[:shown]) + more

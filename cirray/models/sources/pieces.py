@@ -1,11 +1,11 @@
-"""LLaMA's tokenizer from `tokenizer.model` alone, as LLaMA and Vicuna folders bring it: ids are SentencePiece's own.
+"""LLaMA's tokenizer from `tokenizer.model` alone, as in LLaMA and Vicuna folders; ids are SentencePiece's.
 
-transformers' reader gives such a folder no start token where `tokenizer_config.json` does not name the class, swallows
-a leading blank, and takes any file that it cannot parse for one of tiktoken. Here the file is parsed by SentencePiece,
-made into a `tokenizers` object, and refused unless both spell alike.
+transformers' reader gives such a folder no start token where `tokenizer_config.json` does not name the class, drops a
+leading blank, and takes a file that it cannot parse for tiktoken's. Here SentencePiece parses the file, it becomes a
+`tokenizers` object, and is refused unless both give equal ids.
 
-`legacy` in `tokenizer_config.json` (absent: true, as when LLaMA was published) says whether the blank that
-SentencePiece puts before a text is also put after every special token inside it.
+`legacy` in `tokenizer_config.json` (default true): whether SentencePiece's blank before a text also follows every
+special token in it.
 """
 
 import re
@@ -24,7 +24,7 @@ from cirray.core.errors import ArtifactError
 protocol: Any = sentencepiece_model_pb2
 MODEL = "tokenizer.model"
 CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer")
-"""What `tokenizer_config.json` calls LLaMA's tokenizer."""
+"""LLaMA's tokenizer classes in `tokenizer_config.json`."""
 _ANY_CLASS = ("", "PreTrainedTokenizerFast", "TokenizersBackend")
 _FAMILIES = ("llama", "mistral", "mixtral")
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -37,8 +37,8 @@ def is_llama(settings: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
     """Whether a folder's tokenizer is LLaMA's.
 
     Args:
-        settings: `tokenizer_config.json`; empty where there is none.
-        model: `config.json`; empty where there is none.
+        settings: `tokenizer_config.json`, or empty.
+        model: `config.json`, or empty.
     """
     named = str(settings.get("tokenizer_class") or "")
     if named not in _ANY_CLASS:
@@ -78,10 +78,10 @@ def llama_tokenizer(
 
 
 def read_pieces(path: Path) -> tuple[Any, SentencePieceProcessor]:
-    """A SentencePiece file, parsed, and SentencePiece's own processor of it.
+    """A parsed SentencePiece file, and SentencePiece's processor of it.
 
     Raises:
-        ArtifactError: for anything that is no whole SentencePiece model.
+        ArtifactError: for anything but a whole SentencePiece model.
     """
     data, model = path.read_bytes(), protocol.ModelProto()
     try:
@@ -98,7 +98,7 @@ def read_pieces(path: Path) -> tuple[Any, SentencePieceProcessor]:
 
 
 def _backend(model: Any) -> Tokenizer:
-    """BPE with every way to make a piece of two, better pieces first; or Unigram."""
+    """BPE with all merges of two pieces, better pieces first; or Unigram."""
     pieces, spec = model.pieces, model.trainer_spec
     if spec.model_type == protocol.TrainerSpec.UNIGRAM:
         scored = [(piece.piece, piece.score) for piece in pieces]
@@ -120,8 +120,8 @@ def _backend(model: Any) -> Tokenizer:
 def _normalizer(model: Any, special: list[str], settings: Mapping[str, Any]) -> normalizers.Normalizer:
     """The file's normalisation, then its blank in front, then blanks as SentencePiece writes them.
 
-    With `legacy` special tokens are taken out of a text first, so that each stretch between them gets its blank.
-    Without, they are found in the normalised text, which has a blank at its start alone, and none before a special.
+    With `legacy`, special tokens are split off first, and each part between them gets a blank in front. Without, they
+    are found in the normalised text, which has one blank at its start, and none before a special token.
     """
     spec: Any = model.normalizer_spec
     steps: list[normalizers.Normalizer] = []
@@ -136,7 +136,7 @@ def _normalizer(model: Any, special: list[str], settings: Mapping[str, Any]) -> 
 
 
 def _special(model: Any, settings: Mapping[str, Any], name: str) -> str:
-    """A special token's text: the settings', else the file's; early LLaMA folders name empty ones."""
+    """A special token's text: from the settings, else the file; early LLaMA folders have empty ones."""
     given = settings.get(f"{name}_token")
     text = given.get("content", "") if isinstance(given, Mapping) else str(given or "")
     number = getattr(model.trainer_spec, f"{name}_id")
@@ -145,7 +145,7 @@ def _special(model: Any, settings: Mapping[str, Any], name: str) -> str:
 
 
 def _frame(backend: Tokenizer, named: Mapping[str, str], settings: Mapping[str, Any]) -> processors.PostProcessor:
-    """The start token before a text and (where the settings say so) the end token after it."""
+    """Add the start token and, if the settings say so, the end token."""
     begin = named["bos"] if settings.get("add_bos_token") is not False else ""
     end = named["eos"] if settings.get("add_eos_token") else ""
     parts = [text for text in (begin, "$A", end) if text]
@@ -155,7 +155,7 @@ def _frame(backend: Tokenizer, named: Mapping[str, str], settings: Mapping[str, 
 
 
 def _add(path: Path, backend: Tokenizer, added: Mapping[int, AddedToken]) -> None:
-    """Tokens behind the file's own, at the ids that the folder gives them."""
+    """Tokens beyond the file's own, at the folder's ids."""
     for number, token in sorted(added.items()):
         count = backend.get_vocab_size()
         if backend.token_to_id(token.content) is None:

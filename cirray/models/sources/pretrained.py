@@ -1,6 +1,6 @@
-"""transformers' `from_pretrained`, the only place that calls it: no code of a source's own, no question, checked files.
+"""The only call of transformers' `from_pretrained`: files are checked, and a source's code never runs.
 
-A source is a folder or a hub id. What is wrong with its files is told from the files, not from what breaks on them.
+A source is a folder or a hub id. Faults of its files are found by looking at the files.
 """
 
 import pickle
@@ -22,7 +22,7 @@ _OURS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def pretrained(cls: Any, source: str | Path, **options: Any) -> Any:
-    """`cls.from_pretrained(source)`, which runs nothing that the source brings.
+    """`cls.from_pretrained(source)`, which runs no code of the source.
 
     Raises:
         ArtifactError: for a file where a folder is needed, pointers and web pages among its files, code of its own.
@@ -44,7 +44,7 @@ def pretrained(cls: Any, source: str | Path, **options: Any) -> Any:
 
 
 def pretrained_model(cls: Any, source: str | Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model with the report of its loading; prefixes of wrappers (`module.`, Lightning's `model.`) are taken off.
+    """A model and its loading report; wrappers' prefixes (`module.`, Lightning's `model.`) are removed.
 
     Raises:
         ArtifactError: as `pretrained`, or for weights that cannot be read, are packed, NaN or infinite.
@@ -63,10 +63,10 @@ def pretrained_model(cls: Any, source: str | Path, **options: Any) -> tuple[Any,
 
 
 def check_weight_files(source: str | Path) -> None:
-    """Look at the weights of a local folder before a library does.
+    """Check a local folder's weights before a library reads them.
 
     Raises:
-        ArtifactError: naming the first file that is none of weights, is cut off, or holds packed tensors or code.
+        ArtifactError: naming the first file that holds no weights, is cut off, or holds packed tensors or code.
     """
     folder = Path(at_home(source))
     if not folder.is_dir():
@@ -100,7 +100,7 @@ def _check_folder(source: str | Path, place: Path, folder: Path) -> None:
 
 
 def _prefix(report: Mapping[str, Any], mapping: Mapping[str, str], place: str) -> str:
-    """What stands before the names that a model misses, where its files have them behind a known prefix."""
+    """The known wrapper prefix under which the files have a model's missing weights, or nothing."""
     part = [pattern.strip("^").replace("\\", "").rstrip(".") for pattern in mapping]
     found = prefix_of(report["unexpected_keys"], report["missing_keys"], place, (*PREFIXES, *WRAPPED, *part))
     return found

@@ -1,4 +1,4 @@
-"""State dicts as people save them: under a key, with the prefixes of wrappers, and what must not be in them."""
+"""State dicts as people save them, under a key and with wrappers' prefixes; checks of their values."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from cirray.core.errors import ArtifactError
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Parts of names that torch.compile, FSDP and activation checkpoints put in, anywhere."""
+"""Parts that torch.compile, FSDP and activation checkpointing insert into names."""
 PREFIXES = ("module", "model", "net", "network", "retriever", "blip", "blip_model", "clip", "clip_model", "backbone")
-"""Parts that data-parallel training (`module`), Lightning (`model`) and people's own classes put in front."""
+"""Prefixes of data-parallel training (`module`), Lightning (`model`) and people's own classes."""
 KEYS = ("state_dict", "model_state_dict", "model", "module", "model_state", "net", "network", "weights", "params")
 
 
 def unwrapped(tree: Any, place: str) -> dict[str, torch.Tensor]:
-    """The tensors of a saved object: itself, or what lies under one of the usual keys, at any depth.
+    """The tensors of a saved object: itself, or the value of one of the usual keys, at any depth.
 
     Raises:
         ArtifactError: naming what the object holds instead.
@@ -36,12 +36,12 @@ def unwrapped(tree: Any, place: str) -> dict[str, torch.Tensor]:
 
 
 def bare_name(name: str) -> str:
-    """A tensor's name without the parts that wrappers put anywhere in it."""
+    """A tensor's name without the parts that wrappers insert."""
     return ".".join(part for part in name.split(".") if part not in WRAPPED)
 
 
 def prefix_of(names: Collection[str], wanted: Collection[str], place: str, known: Collection[str] = PREFIXES) -> str:
-    """What stands before the wanted names, e.g. `model.module.`; empty when nothing does or none of them is there.
+    """The prefix of the wanted names, e.g. `model.module.`; empty if there is none or no name is found.
 
     Args:
         names: names of all tensors, without the parts of `bare_name`.
@@ -70,7 +70,7 @@ def prefix_of(names: Collection[str], wanted: Collection[str], place: str, known
 
 
 def stripped(state: Mapping[str, Any], wanted: Collection[str], place: str) -> dict[str, Any]:
-    """A state dict under the model's own names: without the prefixes of wrappers.
+    """A state dict under the model's own names, without wrappers' prefixes.
 
     Raises:
         ArtifactError: as `prefix_of`, or when two tensors would get one name.
@@ -86,7 +86,7 @@ def stripped(state: Mapping[str, Any], wanted: Collection[str], place: str) -> d
 
 
 def check_floats(name: str, tensors: Mapping[str, Any]) -> None:
-    """Refuse weights that are no numbers, or of a type that cannot be turned into a float without knowing its packing.
+    """Refuse weights that are no numbers, or of a packed type.
 
     Raises:
         ArtifactError: naming the first such tensor.

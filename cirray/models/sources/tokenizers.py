@@ -1,4 +1,4 @@
-"""The tokenizer of any source: transformers' own reader, and LLaMA's files as they are, `tokenizer.model` alone too."""
+"""The tokenizer of any source, by transformers' reader or (LLaMA) from its own files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def read_tokenizer(source: str | Path, subfolder: str = "") -> PreTrainedTokeniz
 
     Args:
         source: folder or hub id; `~` stands for the home folder.
-        subfolder: where in it.
+        subfolder: folder inside it.
 
     Raises:
         ArtifactError: when its SentencePiece file is damaged, or a JSON file is none.
@@ -36,9 +36,9 @@ def read_tokenizer(source: str | Path, subfolder: str = "") -> PreTrainedTokeniz
 
 @contextmanager
 def with_whole_tokenizer(source: str | Path) -> Iterator[str]:
-    """The source itself, or (where `read_tokenizer` makes its tokenizer) a passing folder that transformers can read.
+    """The source, or (if `read_tokenizer` makes its tokenizer) a temporary folder for transformers.
 
-    It holds links to the source's files of settings and the tokenizer in transformers' own form, no weights.
+    That folder has links to the source's settings and the tokenizer in transformers' layout, no weights.
 
     Raises:
         ArtifactError: as `read_tokenizer`.
@@ -58,9 +58,9 @@ def with_whole_tokenizer(source: str | Path) -> Iterator[str]:
 
 
 def _own(place: str, subfolder: str) -> PreTrainedTokenizerBase | None:
-    """LLaMA's tokenizer as its files say, from the SentencePiece file alone if need be; None: not LLaMA's.
+    """LLaMA's tokenizer from its files, if need be only the SentencePiece file; None: not LLaMA's.
 
-    transformers' class for LLaMA takes the words of a `tokenizer.json` and not what the file does with blanks.
+    transformers' class for LLaMA ignores how a `tokenizer.json` treats blanks.
     """
     if _file(place, subfolder, _WHOLE) is not None:
         whole = _json(place, subfolder, "tokenizer_config.json").get("tokenizer_class") in CLASSES
@@ -77,14 +77,14 @@ def _own(place: str, subfolder: str) -> PreTrainedTokenizerBase | None:
 
 
 def _settings(place: str, subfolder: str) -> dict[str, Any]:
-    """`special_tokens_map.json` under `tokenizer_config.json`, and the conversation's template where it is a file."""
+    """`special_tokens_map.json` overlaid by `tokenizer_config.json`, and the chat template's file."""
     named = {**_json(place, subfolder, "special_tokens_map.json"), **_json(place, subfolder, "tokenizer_config.json")}
     template = _file(place, subfolder, _TEMPLATE)
     return named if template is None else {**named, "chat_template": template.read_text()}
 
 
 def _added(place: str, subfolder: str, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Tokens beyond the SentencePiece file, by id: of `added_tokens.json`, and of the settings."""
+    """Tokens beyond the SentencePiece file, by id, from `added_tokens.json` and the settings."""
     plain = {int(number): AddedToken(text) for text, number in _json(place, subfolder, "added_tokens.json").items()}
     names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     for number, tree in dict(settings.get("added_tokens_decoder") or {}).items():
@@ -98,7 +98,7 @@ def _json(place: str, subfolder: str, name: str) -> dict[str, Any]:
 
 
 def _file(place: str, subfolder: str, name: str) -> Path | None:
-    """A file of a folder, or (fetched, where the hub answers) of a hub repository."""
+    """A file of a folder, or of a hub repository (fetched if the hub answers)."""
     if Path(place).exists():
         path = Path(place) / subfolder / name
         return path if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Towers shipped with the package, for the embedded world: trained on text and images that belong to no world."""
+"""Towers shipped with the package, for the embedded world: trained on text and images of no world."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,7 @@ def asset_folder(name: str) -> Path:
     """Folder of a shipped tower.
 
     Raises:
-        ArtifactError: when the package holds no such asset, with those it holds.
+        ArtifactError: when the package has no such asset; names those it has.
     """
     root = Path(str(files("cirray"))) / "assets"
     if not (root / name / "config.json").is_file():

@@ -1,7 +1,7 @@
-"""The registry of dual-encoder backbones: one file a backbone, named here, and nothing else to touch.
+"""The registry of dual-encoder backbones: one file a backbone, named here.
 
 A backbone brings a frozen vision tower (uint8 pixels -> image embedding or projected tokens) and a text encoder (texts
--> vectors in the same space), and knows its own files.
+-> vectors in the same space), and recognises its own files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,10 +42,10 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Backbone:
-    """What one file registers."""
+    """A backbone, as one file registers it."""
 
     fits: Callable[[str], bool]
-    """Whether a source (folder, hub id) is this backbone's; looks at names and small files only."""
+    """Whether a source (folder, hub id) is this backbone's; reads only names and small files."""
     load_tower: Callable[[str, torch.dtype | None], "VisionTower"]
     """Source -> frozen vision tower."""
     load_text: Callable[[str], Any]
@@ -72,7 +72,7 @@ def backbone_name(source: str) -> str:
 
 
 def load_text_encoder(source: str) -> tuple[str, Any]:
-    """Backbone and text encoder of a source; an empty name where it is of no known backbone.
+    """Backbone and text encoder of a source; an empty name for an unknown backbone.
 
     Raises:
         ArtifactError: when its files cannot be read.

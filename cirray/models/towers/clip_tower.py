@@ -1,4 +1,4 @@
-"""What the vision towers of CLIP-like backbones share: an image embedding, alone or with the patches' tokens."""
+"""Base of CLIP-like vision towers: an image embedding, alone or with the patches' tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +17,8 @@ Tokens = Literal["embedding", "all", "unprojected"]
 class ClipTower(VisionTower):
     """Frozen CLIP-like encoder. Token 0 is the image embedding, not normalised.
 
-    `all` adds the patches' tokens in the embedding's space; `unprojected` adds them as the last block
-    leaves them, before norm and projection. The two may differ in width there: the narrower kind ends in zeros.
+    `all` adds the patches' tokens in the embedding's space; `unprojected` adds them after the last block, before norm
+    and projection; the narrower kind is padded with zeros.
     """
 
     def __init__(self, model: Any, transform: TransformConfig, tokens: Tokens = "embedding") -> None:
@@ -27,7 +27,7 @@ class ClipTower(VisionTower):
         super().__init__(model, transform)
 
     def with_transform(self, transform: TransformConfig) -> "ClipTower":
-        """The same tower behind another transform of the same size."""
+        """The same tower with another transform of the same size."""
         return type(self)(self.model, transform, self.tokens)
 
     def with_tokens(self, tokens: Tokens) -> "ClipTower":

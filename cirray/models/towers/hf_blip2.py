@@ -1,4 +1,4 @@
-"""The frozen vision tower: transformers' BLIP-2 vision model, small or large, behind one call on uint8 pixels."""
+"""The frozen vision tower: transformers' BLIP-2 vision model, called on uint8 pixels."""
 
 import hashlib
 import json
@@ -64,11 +64,11 @@ class VisionTower(nn.Module):
         return self._tokens(pixels_BCHW)
 
     def with_transform(self, transform: TransformConfig) -> "VisionTower":
-        """The same tower behind another transform of the same size."""
+        """The same tower with another transform of the same size."""
         return type(self)(self.model, transform)
 
     def trainable(self) -> "VisionTower":
-        """Unfreeze, for the tower's own pretraining alone."""
+        """Unfreeze, only for the tower's own pretraining."""
         self.requires_grad_(True)
         return self
 
@@ -98,15 +98,15 @@ class VisionTower(nn.Module):
         return self.model(pixels_BCHW.to(self.model.dtype)).last_hidden_state
 
     def _description(self) -> dict[str, Any]:
-        """What beside the weights and the transform decides the tokens: fields named here, not a library's own list."""
+        """The settings that decide the tokens beside weights and transform; transformers' list changes."""
         return _architecture(self.model.config)
 
 
 def build_vision_tower(config: VisionTowerConfig, transform: TransformConfig) -> VisionTower:
     """A tower with random weights from the global torch generator.
 
-    Place embeddings start with a standard deviation of 0.7: small ones leave the tokens without their place for most
-    of a short pretraining.
+    Place embeddings start with a standard deviation of 0.7: with small ones, tokens lack their place for most of a
+    short pretraining.
 
     Args:
         config: sizes.
@@ -135,9 +135,8 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
 
     Args:
         source: folder written by `save`, a source of another backbone (`cirray.models.towers.backbones`), or a folder
-            or hub id of a `Blip2VisionModel`, or of a whole BLIP-2 or
-            InstructBLIP checkpoint, of which only the vision part is read; its last LayerNorm is taken without the
-            affine part, which belongs to the trained side (`cirray.models.sources.blip2`).
+            or hub id of a `Blip2VisionModel` or of a whole BLIP-2 or InstructBLIP checkpoint, of which only the vision
+            part is read, without the affine part of the last LayerNorm (`cirray.models.sources.blip2`).
         dtype: type of the weights; None keeps the stored one.
 
     Raises:
@@ -169,7 +168,7 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
 
 
 def check_pixels(images_BHWC: torch.Tensor, size: int) -> None:
-    """Refuse images that the position table has no places for; transformers would cut the table silently.
+    """Refuse images of another size than the position table's; transformers would cut the table silently.
 
     Raises:
         DataError: naming both sizes.
@@ -188,7 +187,7 @@ def _is_tower(source: str | Path) -> bool:
 
 
 def _part(settings: Any) -> dict[str, Any]:
-    """Arguments that read the vision part out of a whole checkpoint, whose weights are named `vision_model.*`."""
+    """Arguments that read the vision part (`vision_model.*`) of a whole checkpoint."""
     family = _TOWER if settings is None else str(getattr(settings, "model_type", ""))
     if family == _TOWER:
         return {}
@@ -214,7 +213,7 @@ def write_preprocessor(folder: str | Path, transform: TransformConfig, **more: A
 
 
 def _preprocessor(transform: TransformConfig) -> dict[str, Any]:
-    """The transform in the words of Hugging Face image processors, with cirray's own settings beside them."""
+    """The transform as a Hugging Face image processor's settings, with cirray's own beside them."""
     return {
         "image_processor_type": "BlipImageProcessor",
         "size": {"height": transform.size, "width": transform.size},
@@ -225,11 +224,11 @@ def _preprocessor(transform: TransformConfig) -> dict[str, Any]:
 
 
 def read_transform(source: str | Path, side: int) -> TransformConfig:
-    """The transform that a preprocessor file describes, in cirray's own words or in Hugging Face's.
+    """The transform in a preprocessor file, of cirray or of Hugging Face.
 
     Args:
         source: folder or hub id.
-        side: side of the images in pixels where the file does not say it, or there is none.
+        side: side of the images in pixels if no file says it.
 
     Raises:
         ArtifactError: when the file is damaged.

@@ -32,8 +32,7 @@ _SIZES = (
 )  # fmt: skip
 _VISION = (*_SIZES, "num_channels", "image_size", "patch_size")
 _TEXT = (*_SIZES, "vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
-"""The settings that decide a vector. They identify a model and are written beside it; transformers' own list of fields
-changes with each release."""
+"""The settings that decide a vector and so identify a model; transformers' own list changes with each release."""
 _FAMILIES = ("clip", "clip_vision_model", "clip_text_model")
 
 

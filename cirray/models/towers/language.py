@@ -1,7 +1,6 @@
 """Small causal language models in Hugging Face layout: word-level tokenizer, building, loading, bag embeddings.
 
-A *bag* is a set of words that share one input slot: their embeddings are summed into one vector, which is what one
-soft token of a projected Q-Former is to the model.
+A *bag* is a set of words in one input slot: their summed embeddings are one vector, like a soft token of the Q-Former.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ from cirray.models.towers.config import LanguageModelConfig
 _FILES = "config.json, model.safetensors (or its shards) and the tokenizer's files"
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 _PROBE = "a"
-"""A text whose tokens show what a tokenizer puts around any."""
+"""A text whose tokens show what a tokenizer puts around texts."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """Id that fills padding; models without a pad token use their end token."""
+        """Id of padding; models without a pad token use their end token."""
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_id)
 
     @property
@@ -84,7 +83,7 @@ class LanguageModel:
 
     @cached_property
     def start_ids(self) -> list[int]:
-        """What the tokenizer puts before a text: the start token of LLaMA, Vicuna and OPT; nothing for T5 and GPT-2."""
+        """Ids that the tokenizer puts before a text: LLaMA's, Vicuna's and OPT's start token; none for T5 and GPT-2."""
         framed, plain = list(self.tokenizer(_PROBE)["input_ids"]), self.token_ids(_PROBE)
         places = [at for at in range(len(framed)) if framed[at : at + len(plain)] == plain]
         return framed[: places[0]] if places else []
@@ -145,15 +144,15 @@ def load_language_model(
     """Load any decoder-only or encoder-decoder model with its tokenizer.
 
     Args:
-        source: folder or hub id that transformers' auto classes read, or of a whole BLIP-2 or
-            InstructBLIP checkpoint, of which only the language model is read.
+        source: folder or hub id that transformers' auto classes read, or a whole BLIP-2 or InstructBLIP checkpoint, of
+            which only the language model is read.
         dtype: type of the weights; None keeps the stored one.
         quantization: "none", "8bit" or "4bit" (bitsandbytes; the model must stay frozen).
         device: where quantised weights go; others stay on the CPU.
 
     Raises:
         ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
-        ConfigError: when bitsandbytes is asked for and not there.
+        ConfigError: when bitsandbytes is needed and not installed.
     """
     packed = quantized_arguments(quantization, dtype, device)
     try:
@@ -229,7 +228,7 @@ def bag_ids(language: LanguageModel, bags: Sequence[Sequence[str]], width: int) 
 
 
 def embed_bags(language: LanguageModel, ids_BTW: torch.Tensor) -> torch.Tensor:
-    """Sum of the word embeddings of each bag; ids below zero count nothing. `[..., T, W] -> [..., T, D]`."""
+    """Sum of the word embeddings of each bag; negative ids are ignored. `[..., T, W] -> [..., T, D]`."""
     present = (ids_BTW >= 0).unsqueeze(-1)
     return (language.embed(ids_BTW.clamp_min(0)) * present).sum(dim=-2)
 

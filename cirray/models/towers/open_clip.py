@@ -1,6 +1,6 @@
 """open_clip: any of its architectures from a folder (`open_clip_config.json` and weights) or `open_clip:NAME=FILE`.
 
-A file alone is enough where it says that its CLIP is of OpenAI's make: CLIP4Cir's and SPN4CIR's tuned CLIP, Pic2Word's.
+A file alone is enough if it shows that its CLIP is OpenAI's: CLIP4Cir's and SPN4CIR's tuned CLIP, Pic2Word's.
 """
 
 import json
@@ -35,7 +35,7 @@ _REDUCE = {"shortest": "center_crop", "squash": "squash", "longest": "center_cro
 
 
 class VisualPart(nn.Module):
-    """open_clip's visual module with the configuration that it came from."""
+    """open_clip's visual module with its configuration."""
 
     def __init__(self, visual: Any, settings: Mapping[str, Any]) -> None:
         """Keep both."""
@@ -128,7 +128,7 @@ class OpenClipText(nn.Module):
         return dict(inner.get_vocab()) if inner is not None else dict(self.tokenizer.encoder)
 
     def save_words(self, folder: Path) -> None:
-        """Nothing to write: open_clip brings its vocabulary, or names a tokenizer in its configuration."""
+        """Writes nothing: open_clip has the vocabulary, or its configuration names a tokenizer."""
 
 
 def build_text(description: Mapping[str, Any], words: Path) -> OpenClipText:
@@ -209,7 +209,7 @@ def _find(source: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.
 
 
 def write_folder(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a folder that is a source: configuration and weights, each in its own type."""
+    """Write a source folder: configuration and weights, each in its own type."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps({"model_cfg": settings}, indent=2, sort_keys=True) + "\n")
     save_file(

@@ -1,4 +1,4 @@
-"""A CLIP of transformers from scratch: the same classes as the published ones, small."""
+"""A small CLIP from scratch, of transformers' classes."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from cirray.models.towers.config import ClipModelConfig
 from cirray.models.towers.hf_blip2 import write_preprocessor
 
 _POSITION_STD, _TOKEN_STD = 0.7, 0.3
-"""Start of the tables of places and words: small ones leave a short pretraining without order."""
+"""Start deviation of the position and word tables; with small ones a short pretraining learns no order."""
 
 
 class SmallClip(nn.Module):
     """`CLIPModel` with its tokenizer and image transform."""
 
     def __init__(self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, transform: TransformConfig) -> None:
-        """Put the three together."""
+        """Take the three parts."""
         super().__init__()
         self.model, self.tokenizer, self.transform = model, tokenizer, transform
         self.mean_C: torch.Tensor

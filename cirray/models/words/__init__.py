@@ -1,1 +1,1 @@
-"""Images as pseudo-words: a token made from an image stands in the slot of a prompt that a text encoder reads."""
+"""Images as pseudo-words: a token made from an image takes the slot of a text encoder's prompt."""

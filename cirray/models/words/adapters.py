@@ -1,8 +1,8 @@
-"""What the composing stage trains inside a frozen text encoder: bottleneck adapters, or low-rank updates.
+"""Adapters inside a frozen text encoder, trained by the composing stage: bottlenecks or low-rank updates.
 
 An adapter stands after attention and after feed-forward of every layer: x + up(GELU(down(x))), 768 -> 64 -> 768,
-without normalisation (after arXiv 2504.17990; shapes are ours, docs/PAPERS.md#composing). The last matrix starts
-at zero, so that the encoder with adapters is the encoder without, exactly.
+without normalisation (after arXiv 2504.17990; shapes are ours, docs/PAPERS.md#composing). The last matrix starts at
+zero, so that the encoder is unchanged at the start.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from cirray.models.words.sockets import Sockets
 
 
 class Bottleneck(nn.Module):
-    """x + up(GELU(down(x))), from start weights that give x."""
+    """x + up(GELU(down(x))), which starts as x."""
 
     def __init__(self, width: int, inner: int) -> None:
         """Random down projection, zero up projection."""
@@ -50,10 +50,10 @@ class LowRank(nn.Module):
 
 
 class Adapters(nn.ModuleList):
-    """All adapters of a text encoder, plugged into it."""
+    """All adapters of a text encoder, as forward hooks."""
 
     def __init__(self, sockets: Sockets, tuning: str, width: int, rank: int) -> None:
-        """Make and plug them.
+        """Make and attach them.
 
         Args:
             sockets: of the text encoder.
@@ -72,7 +72,7 @@ class Adapters(nn.ModuleList):
                     self._plug(linear, LowRank(linear, rank))
 
     def unplug(self) -> None:
-        """Take them out of the text encoder again."""
+        """Detach them from the text encoder."""
         for handle in self._handles:
             handle.remove()
 

@@ -18,7 +18,7 @@ class Phi(nn.Module):
         """Random weights from the global torch generator.
 
         Args:
-            config: hidden width, dropout, activation, what is read.
+            config: hidden width, dropout, activation, input norm.
             embed_dim: width of image embeddings.
             width: width of word embeddings.
             tokens: tokens an image.
@@ -41,7 +41,7 @@ class Phi(nn.Module):
         return tokens_BM.unflatten(1, (self.tokens, -1))
 
     def scaled(self, image_BD: torch.Tensor) -> torch.Tensor:
-        """Embeddings as phi reads them."""
+        """Embeddings at the norm that phi reads."""
         if self.config.reads == "raw":
             return image_BD
         return functional.normalize(image_BD, dim=-1) * image_BD.shape[1] ** 0.5

@@ -1,7 +1,7 @@
-"""Prompts with a slot: which token ids a text becomes, and at which places the image's tokens stand.
+"""Prompts with a slot: token ids of a text, and the positions of the image's tokens.
 
-The slot is a place, not a word: it is kept by index, and the id under it is that of an ordinary word, because CLIP
-pools at the highest id or at the end token.
+The slot is kept by position, with an ordinary word's id under it, because CLIP pools at the highest id or at the end
+token.
 """
 
 import re
@@ -29,7 +29,7 @@ class PromptBatch(TextBatch):
 
 @dataclass(frozen=True)
 class Alphabet:
-    """How a text encoder spells: words to ids, and its special ids."""
+    """A text encoder's tokenizer: words to ids, and its special ids."""
 
     words: Callable[[str], list[int]]
     begin: int
@@ -45,7 +45,7 @@ def cut_prompt(prompt: str, with_text: bool) -> tuple[str, ...]:
     """A prompt as its pieces: words, `$`, `{text}`.
 
     Raises:
-        ConfigError: unless it has one `$`, and one `{text}` exactly where a text belongs.
+        ConfigError: unless it has one `$`, and one `{text}` if it is a query's.
     """
     pieces = tuple(piece.strip() for piece in re.split(r"(\$|\{text\})", prompt) if piece.strip())
     slots, texts = pieces.count(SLOT), pieces.count(TEXT)
@@ -70,11 +70,11 @@ class PromptWriter:
             alphabet: of the text encoder.
             prompt: of an image alone, also of an empty text.
             query_prompt: of an image and a text.
-            tokens: places at the slot.
+            tokens: positions of the slot.
             length: longest row, special tokens included; never above the encoder's own limit.
 
         Raises:
-            ConfigError: for a prompt without its one slot, or one that leaves a text no room.
+            ConfigError: for a prompt without exactly one slot, or too long for any text.
         """
         self._alphabet, self._tokens, self._length = alphabet, tokens, min(length, alphabet.limit)
         self._plain, self._query = cut_prompt(prompt, False), cut_prompt(query_prompt, True)
@@ -96,7 +96,7 @@ class PromptWriter:
         return self.rows([self._row(" ".join(text.replace(SLOT, " ").split())) for text in texts])
 
     def plain(self, count: int) -> PromptBatch:
-        """The image's own prompt, so many times."""
+        """The image's own prompt, `count` times."""
         return self([""] * count)
 
     def template(self, phrase: str) -> list[int | None]:

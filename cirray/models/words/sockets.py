@@ -1,7 +1,6 @@
-"""Where vectors enter a CLIP text encoder, without a line of it rewritten: its word table and its layers.
+"""Where vectors enter a CLIP text encoder, by hooks on its word table and its layers.
 
-Both are reached by forward hooks, so that transformers' and open_clip's own forward passes (masks, pooling at the end
-token) stay what runs.
+transformers' and open_clip's own forward passes (masks, pooling at the end token) still run.
 """
 
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from cirray.core.errors import ConfigError
 from cirray.models.words.prompts import Alphabet
 
 _FILLING: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("filling", default=None)
-"""What the present thread puts into slots: places `[B, T]` and a vector for each place `[B, T, W]`."""
+"""The current thread's slots: positions `[B, T]` and a vector for each `[B, T, W]`."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sockets:
-    """The places of a text encoder that pseudo-words and adapters use."""
+    """The modules of a text encoder that pseudo-words and adapters hook into."""
 
     table: nn.Embedding
     layers: tuple[Layer, ...]
@@ -44,13 +43,13 @@ class Sockets:
 
 
 def open_sockets(text_encoder: Any) -> Sockets:
-    """Find them, and let the word table take slots from now on.
+    """Find them, and hook the word table.
 
     Args:
         text_encoder: a `TextEncoder` of a backbone (CLIP of transformers, or of open_clip).
 
     Raises:
-        ConfigError: for a text encoder of another make.
+        ConfigError: for any other text encoder.
     """
     model = text_encoder.model
     if hasattr(model, "text_model") and hasattr(model.text_model, "embeddings"):
@@ -68,7 +67,7 @@ def open_sockets(text_encoder: Any) -> Sockets:
 
 @contextmanager
 def slots_filled(slot_BT: torch.Tensor, tokens_BNW: torch.Tensor) -> Iterator[None]:
-    """Inside, word tables give an image's tokens at the slots: the n-th slot of a row has its token n modulo N."""
+    """Inside, word tables return an image's tokens at the slots: the n-th slot of a row gets token n modulo N."""
     number_BT = (slot_BT.long().cumsum(dim=1) - 1).clamp_min(0) % tokens_BNW.shape[1]
     index_BTW = number_BT[:, :, None].expand(-1, -1, tokens_BNW.shape[2])
     held = _FILLING.set((slot_BT, tokens_BNW.gather(1, index_BTW)))

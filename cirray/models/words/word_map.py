@@ -1,8 +1,8 @@
 """The pseudo-word retriever: query = n(E("a photo of $ that {text}", s)), gallery = CLIP's image embedding.
 
 Two-stage mapping/composing, after arXiv 2504.17990 (docs/PAPERS.md#two-stage-zero-shot), and its baselines Pic2Word,
-SEARLE and LinCIR, which differ in phi's shape and training alone. The image side is frozen throughout and has no
-weights here, so that an index outlives every update of the text side.
+SEARLE and LinCIR, which differ only in phi's shape and training. The image side is frozen and has no weights here, so
+that an index stays valid after every update of the text side.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ _CHANGEABLE = frozenset(
 class WordMapRetriever(Retriever):
     """Frozen CLIP text encoder with a slot, phi, visual semantic injection, adapters.
 
-    What receives gradients: after construction and loading, the text encoder's adapters (the composing stage);
-    `train_mapping` turns to phi and injection (the mapping stage).
+    Trained parts: the text encoder's adapters at first (the composing stage); `train_mapping` switches to phi and
+        injection (the mapping stage).
     """
 
     kind = "word_map"
@@ -58,7 +58,7 @@ class WordMapRetriever(Retriever):
             patch_width: width of the frozen tower's tokens, whose first is the image embedding.
 
         Raises:
-            ConfigError: when tokens are narrower than the texts' vectors, or a prompt has not its one slot.
+            ConfigError: when tokens are narrower than the texts' vectors, or a prompt has not exactly one slot.
         """
         super().__init__()
         embed_dim = int(text_encoder.embed_dim)
@@ -83,21 +83,21 @@ class WordMapRetriever(Retriever):
         self.train_composing()
 
     def train_mapping(self) -> "WordMapRetriever":
-        """Let phi and injection learn, and nothing else (stage 1)."""
+        """Train only phi and injection (stage 1)."""
         self.requires_grad_(False)
         for part in self._mapping_parts():
             part.requires_grad_(True)
         return self
 
     def train_composing(self) -> "WordMapRetriever":
-        """Let the text encoder's adapters learn, or (`tuning=full`) the text encoder, and nothing else (stage 2)."""
+        """Train only the text encoder's adapters, or (`tuning=full`) the text encoder (stage 2)."""
         self.requires_grad_(False)
         self.adapters.requires_grad_(True)
         self.text_encoder.requires_grad_(self.config.tuning == "full")
         return self
 
     def train(self, mode: bool = True) -> "WordMapRetriever":
-        """Training mode for what is trained: frozen parts keep no dropout."""
+        """Training mode; frozen parts have no dropout."""
         super().train(mode)
         for part in (*self._mapping_parts(), self.text_encoder):
             if not any(weight.requires_grad for weight in part.parameters()):
@@ -126,7 +126,7 @@ class WordMapRetriever(Retriever):
 
     @property
     def target_digest(self) -> str:
-        """Digest of the gallery side alone: an index serves every checkpoint that has this and the same tower."""
+        """Digest of the gallery side: an index serves every checkpoint with this digest and the same tower."""
         facts = {"kind": self.kind, "embed_dim": self.config.embed_dim, "patch_width": self.patch_width}
         return hashlib.blake2b(canonical(facts).encode(), digest_size=16).hexdigest()
 
@@ -135,7 +135,7 @@ class WordMapRetriever(Retriever):
         return {}
 
     def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
-        """Itself: its gallery side has no weights that could move.
+        """Itself: its gallery side has no weights.
 
         Raises:
             ConfigError: for another part than the query side.
@@ -203,7 +203,7 @@ class WordMapRetriever(Retriever):
         return unit(self._image(patches_BPD.to(self.device, self.raw_temperature.dtype)))[:, None]
 
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
-        """Everything an objective needs, in one call, so that engines see one forward pass.
+        """All outputs that an objective needs, in one forward pass.
 
         Raises:
             ConfigError: for an output that this kind does not make.
@@ -223,7 +223,7 @@ class WordMapRetriever(Retriever):
         )  # fmt: skip
 
     def changed(self, settings: Mapping[str, Any]) -> "WordMapRetriever":
-        """The same phi, injection and text encoder with other adapters or another query, as the settings say.
+        """The same phi, injection and text encoder with other adapters or another query.
 
         Raises:
             ConfigError: for a setting that the weights fix.
@@ -270,7 +270,7 @@ def unit(vectors_BD: torch.Tensor) -> torch.Tensor:
 
 
 def build_word_map(config: WordMapConfig, patch_width: int, seed: int = 0) -> WordMapRetriever:
-    """A pseudo-word retriever around a CLIP's text encoder; what is random depends on the seed alone.
+    """A pseudo-word retriever around a CLIP's text encoder; random weights depend only on the seed.
 
     Raises:
         ArtifactError: when the source cannot be read.
