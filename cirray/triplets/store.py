@@ -24,10 +24,15 @@ DATA, REJECTED = "data", "rejected"
 PARTS = (f"{DATA}/*", f"{REJECTED}/*")
 """Files from which a restarted stage goes on."""
 KIND = "triplets"
+ORDER = ("pair_id", "reference_id", "triplet_id")
+"""Columns that rows are sorted by."""
 
 
 class TripletStore:
-    """A complete triplets artifact. Rows are sorted by triplet id."""
+    """A complete triplets artifact. Rows are sorted by pair and reference.
+
+    So their order, and a training on them, does not depend on the digests that enter triplet ids.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Take an artifact in a local folder."""
@@ -114,7 +119,7 @@ def row_keys(table: pa.Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
     return list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
 
 
-def read_tables(uri: str, folder: str, schema: pa.Schema, by: Sequence[str] = ("triplet_id",)) -> pa.Table:
+def read_tables(uri: str, folder: str, schema: pa.Schema, by: Sequence[str] = ORDER) -> pa.Table:
     """All rows of one folder of an artifact, sorted by some columns.
 
     Raises:
