@@ -1,4 +1,4 @@
-"""Rows that a composed retriever must beat, behind the interface that `evaluate_retriever` asks for."""
+"""Baselines for `evaluate_retriever`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from cirray.evaluation.evaluate import FeatureLookup
 
 
 class ImageOnly:
-    """Ranks by likeness to the reference image alone: cosine of mean-centred, flattened frozen patch tokens.
+    """Ranks by similarity to the reference image alone: cosine of mean-centred, flattened frozen patch tokens.
 
-    What an untrained system knows. On a gallery full of edits of the reference it cannot tell which edit was asked for.
+    On a gallery of edits of the reference it cannot tell which edit was asked for.
     """
 
     def __init__(self, mean_PD: torch.Tensor) -> None:
@@ -30,7 +30,7 @@ class ImageOnly:
         return cls(torch.from_numpy(np.asarray(total_PD / len(ids), dtype=np.float32)))
 
     def tokenize(self, texts: list[str]) -> list[str]:
-        """Texts play no part."""
+        """Texts are ignored."""
         return texts
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""A page to look through every query of an evaluation, or of two beside each other: one file, no outside resource.
+"""A page with every query of one evaluation, or of two side by side, in one file.
 
-All queries are listed with text and rank (up to `listed`); pictures are embedded for a bounded number of them, the
-worst and the best ranked of one run, or the most lost and most won of two. The page says how many.
+All queries are listed with text and rank (up to `listed`); pictures are embedded for some: the worst and the best
+ranked of one run, or the most lost and most won of two. The page says how many.
 """
 
 import base64
@@ -24,7 +24,7 @@ from cirray.types import Query
 
 @dataclass(frozen=True)
 class Seen:
-    """One run as the page shows it: position of the best target per query (from 1; None: not in the list) and lists."""
+    """One run on the page: position of the best target per query (from 1; None: not in the list) and lists."""
 
     name: str
     ranks: Mapping[str, int | None]
@@ -33,20 +33,20 @@ class Seen:
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds the page's size."""
+    """Limits of the page's size."""
 
     pictured: int = 100
     """Queries with pictures."""
     listed: int = 10_000
     """Queries on the page."""
     strip: int = 10
-    """Answers shown of each."""
+    """Answers shown of each query."""
     side: int = 128
     """Longest side of a thumbnail in pixels."""
 
 
 def seen(saved: SavedRankings, queries: Sequence[Query], reference_rule: str, name: str = "") -> Seen:
-    """A saved run: ranks as it holds them, else counted from its lists.
+    """A saved run, with its own ranks if it has them, else counted from its lists.
 
     Raises:
         DataError: when it lacks one of the queries.
@@ -69,7 +69,7 @@ def seen(saved: SavedRankings, queries: Sequence[Query], reference_rule: str, na
 
 
 def seen_result(result: EvaluationResult, name: str) -> Seen:
-    """A run just evaluated."""
+    """A run from an evaluation's result."""
     ranks = {
         query.query_id: None if rank == NEVER else rank + 1
         for query, rank in zip(result.queries, result.ranks.tolist(), strict=True)
@@ -78,7 +78,7 @@ def seen_result(result: EvaluationResult, name: str) -> Seen:
 
 
 def pictured(queries: Sequence[Query], runs: Sequence[Seen], count: int) -> list[str]:
-    """Queries that get pictures: half from either end of the order, worst to best, or most lost to most won."""
+    """Queries that get pictures: half from each end of the order, worst to best or most lost to most won."""
     ordered = sorted((query.query_id for query in queries), key=lambda name: (_merit(name, runs), name))
     half = count // 2
     chosen = [*ordered[: count - half], *ordered[max(count - half, len(ordered) - half) :]]
@@ -99,11 +99,11 @@ def render_browser(
 
     Args:
         title: heading.
-        protocol: one line that says what the ranks mean.
+        protocol: one line for the meaning of the ranks.
         queries: all of them.
-        runs: one, or two to compare; the second is the one that wins or loses.
+        runs: one, or two to compare; the second wins or loses.
         images: where thumbnails come from; unreadable ones become placeholders.
-        limits: bounds of the page's size.
+        limits: limits of the page's size.
         ks: cut-offs offered as filters.
 
     Raises:
@@ -129,7 +129,7 @@ def render_browser(
 
 
 def _merit(name: str, runs: Sequence[Seen]) -> float:
-    """Low is bad: the negative rank of one run; of two, how many times better the second ranks it."""
+    """Sort key, low is bad: the negative rank of one run; of two, how many times better the second ranks it."""
     places = [float(run.ranks[name] or 10**9) for run in runs]
     return -places[0] if len(places) == 1 else places[0] / places[1]
 
@@ -139,7 +139,7 @@ def _hit(rank: int | None, k: int) -> bool:
 
 
 def _listed(queries: Sequence[Query], names: Sequence[str], most: int) -> list[Query]:
-    """The first queries, and in any case those with pictures, in the data set's order."""
+    """The first queries and all with pictures, in the data set's order."""
     wanted = set(names[:most])
     for query in queries:
         if len(wanted) >= most:
@@ -195,13 +195,13 @@ def _page(title: str, protocol: str, summary: str, data: Mapping[str, Any]) -> s
         "policy": escape(policy), "title": escape(title), "protocol": escape(protocol), "summary": escape(summary),
         "style": style, "data": _json(data), "script": script,
     }  # fmt: skip
-    # one pass over the template, so that a value that looks like a mark stays what it is
+    # one pass, so that a value that looks like a placeholder is not replaced
     parts = _template("browse.html").split("@@")
     return "".join(values[part] if at % 2 else part for at, part in enumerate(parts))
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot close its script element."""
+    """JSON without anything that could close its script element."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 

@@ -1,13 +1,12 @@
-"""Rank queries against a gallery that does not fit into memory: blocks in, integers and top K out.
+"""Rank queries against a gallery that does not fit into memory, block by block.
 
-The score matrix never exists. Of every query only its top K, the exact scores of its probes (targets and the like) and
-counts of images that score at least as high are kept, so memory is bounded by `budget` whatever the gallery's size.
-A gallery may be cut into shards that are worked on anywhere: `probe_scores` and `scan` of the shards, put together by
-`merge_probes` and `merge`, give what one pass over the whole gives, to the integer.
+Of every query only the top K, the exact scores of its probes (targets and the like) and counts of images that score at
+least as high are kept; memory is bounded by `budget`. A gallery may be cut into shards: `probe_scores` and `scan` of
+the shards, joined by `merge_probes` and `merge`, give the same integers as one pass.
 
-For that, a score must not depend on the block it was computed in. Products are added up in float64 and rounded once to
-float32 (`sums="float64"`), as the index's scores are. `sums="float32"` is faster on GPUs with slow doubles, and may
-order near-equal images otherwise. Shapes: B queries, N gallery images, Q tokens, D width, P probes, K top-k.
+So a score must not depend on its block: products are summed in float64 and rounded once to float32 (`sums="float64"`),
+    as in the index. `sums="float32"` is faster on GPUs with slow doubles and may order near-equal images otherwise.
+    Shapes: B queries, N gallery images, Q tokens, D width, P probes, K top-k.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ _NO_KEY = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a gallery; rows count over the whole gallery, in ascending order of image id.
+    """The question to a gallery; rows count over the whole gallery, in ascending order of image id.
 
     `probe_query` and `probe_row` name the P images whose exact scores are wanted, sorted by query; `removed` is the
     row that leaves each query's ranking, -1 for none.
@@ -46,8 +45,8 @@ class Question:
 class Shard:
     """Part of a gallery: vectors [n, D] or [n, Q, D], any float type, usually memory-mapped, and their rows.
 
-    `rows` are the images' rows in the whole gallery; None means `first`, `first` + 1, ... Where `picked` is given only
-    these of the vectors belong to the gallery (one row each).
+    `rows` are the images' rows in the whole gallery; None means `first`, `first` + 1, ... With `picked`, only these
+    vectors belong to the gallery (one row each).
     """
 
     vectors: np.ndarray
@@ -71,21 +70,21 @@ class Shard:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a gallery is worked through. `budget`: bytes of one block of scores and vectors."""
+    """Settings of a scan. `budget`: bytes of one block of scores and vectors."""
 
     device: str = "cpu"
     sums: Sums = "float64"
     normalize: bool = True
-    """Bring vectors to unit length first: `rank_vectors` the queries, every block its gallery vectors."""
+    """Normalise vectors first."""
     budget: int = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Partial:
-    """What a part of a gallery says: the top K [B, K] by score and row, and counts [P].
+    """Result of a part of a gallery: the top K [B, K] by score and row, and counts [P].
 
     `above` counts the images that are no probe of the query and not removed, and score at least as high as the probe.
-    Places that are not filled hold the score -inf and the largest row number.
+    Empty places hold the score -inf and the largest row number.
     """
 
     scores: np.ndarray
@@ -94,7 +93,7 @@ class Partial:
 
 
 def probe_scores(question: Question, shard: Shard, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Exact scores of the probes that lie in a shard.
+    """Exact scores of the probes in a shard.
 
     Returns:
         Positions of these probes [p], and their scores [p] (float32).
@@ -119,7 +118,7 @@ def merge_probes(question: Question, parts: Sequence[tuple[np.ndarray, np.ndarra
     """Scores [P] of all probes from those of the shards.
 
     Raises:
-        DataError: when a probe lies in no shard, or its vector holds NaN, naming the image.
+        DataError: when a probe is in no shard, or its vector holds NaN, naming the image.
     """
     scores, found = np.full(len(question.probe_row), np.nan, dtype=np.float32), 0
     for positions, values in parts:
@@ -134,10 +133,10 @@ def merge_probes(question: Question, parts: Sequence[tuple[np.ndarray, np.ndarra
 
 @torch.inference_mode()
 def scan(question: Question, shard: Shard, scores_P: np.ndarray, settings: Settings) -> Partial:
-    """Work through a shard once.
+    """Scan a shard once.
 
     Args:
-        question: what is asked.
+        question: queries and probes.
         shard: part of the gallery.
         scores_P: exact scores of all probes.
         settings: device, precision, memory.
@@ -165,7 +164,7 @@ def scan(question: Question, shard: Shard, scores_P: np.ndarray, settings: Setti
 
 
 def merge(parts: Sequence[Partial]) -> Partial:
-    """The partial result of several shards together. Order and grouping do not matter.
+    """The joint result of several shards, in any order and grouping.
 
     Raises:
         ConfigError: without parts.
@@ -185,7 +184,7 @@ def split_rows(count: int, shards: int) -> list[tuple[int, int]]:
 
 
 def _native(vectors: np.ndarray) -> np.ndarray:
-    """A copy in this machine's byte order: torch takes no other."""
+    """A copy in this machine's byte order, which torch needs."""
     return np.array(vectors, dtype=vectors.dtype.newbyteorder("="))
 
 
@@ -216,7 +215,7 @@ def _blocks(question: Question, shard: Shard, settings: Settings) -> Iterator[tu
 
 
 def _located(wanted: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in `wanted` whose value stands in `keys`, and where it stands there."""
+    """Positions in `wanted` whose value is in `keys`, and its position there."""
     order = np.argsort(keys, kind="stable")
     places = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
     hits = np.flatnonzero(keys[order[places]] == wanted)
@@ -260,7 +259,7 @@ def _threshold_table(
 def _count(
     scores_BN: torch.Tensor, thresholds: torch.Tensor, slots: list[tuple[np.ndarray, np.ndarray]], above: np.ndarray
 ) -> None:
-    """Add to `above` how many scores of each query reach each of its probes; hidden ones are NaN and reach none."""
+    """Add to `above` how many scores of each query reach each of its probes; hidden ones (NaN) reach none."""
     for column_B, (queries, probes) in zip(thresholds, slots, strict=True):
         chosen = scores_BN if len(queries) == len(scores_BN) else scores_BN[torch.from_numpy(queries)]
         limits = column_B if len(queries) == len(column_B) else column_B[torch.from_numpy(queries)]
@@ -293,7 +292,7 @@ Flat = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _candidates(scores_BN: torch.Tensor, best_BK: np.ndarray, keys: np.ndarray, top_k: int) -> Flat:
-    """Answers of a block that may belong to the top K: all that reach the K-th of the block and of what is kept."""
+    """Answers of a block that may belong to the top K: all that reach the K-th of the block and of those kept."""
     clean_BN = torch.nan_to_num(scores_BN, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     floor_B = torch.from_numpy(best_BK[:, -1]).to(scores_BN.device)
     if scores_BN.shape[1] > top_k:
@@ -309,7 +308,7 @@ def _flat(scores_BK: np.ndarray, rows_BK: np.ndarray) -> Flat:
 
 
 def _merged_top(best: tuple[np.ndarray, np.ndarray], more: Flat, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Top K of what is kept and of further answers: higher score first, then the smaller row."""
+    """Top K of kept and further answers: higher score first, then the smaller row."""
     parts = [np.concatenate(pair) for pair in zip(_flat(*best), more, strict=True)]
     queries, scores, rows = parts
     order = np.lexsort((rows, -scores, queries))

@@ -1,6 +1,6 @@
 """Score any composed-image retriever on any benchmark, in bounded memory.
 
-The retriever's own `score` does the scoring: the function that training used and that serving calls.
+Scores come from the retriever's own `score`, as in training and serving.
 Shapes: B queries of a batch, N gallery images, P patches, D width, K top-k.
 """
 
@@ -31,10 +31,10 @@ _SCORE_BYTES = 64 * 2**20
 
 
 class ComposedEncoder(typing.Protocol):
-    """The part of a retriever that evaluation uses; baselines implement the same five methods."""
+    """The methods of a retriever that evaluation uses; baselines have the same."""
 
     def tokenize(self, texts: list[str]) -> Any:
-        """Texts to whatever `compose` takes."""
+        """Texts as `compose` takes them."""
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> Any:
         """State of the reference images."""
@@ -58,7 +58,7 @@ class FeatureLookup(typing.Protocol):
 
 @dataclass(frozen=True)
 class RankedQueries:
-    """What the model made of every query, before anything is counted."""
+    """The model's rankings of every query, before counting."""
 
     plan: EvaluationPlan
     rankings: tuple[Ranking, ...]
@@ -85,19 +85,19 @@ def evaluate_retriever(
     """The protocol's metrics of a retriever, with the ranks and the top K of every query.
 
     Args:
-        retriever: model or baseline; put into evaluation mode for the duration.
+        retriever: model or baseline; in evaluation mode meanwhile.
         features: cached patch tokens of every reference and gallery image.
         queries: at least one; every target must be in the query's gallery.
-        gallery_ids: distinct image ids; their order does not matter. Gallery of the queries that name none.
+        gallery_ids: distinct image ids in any order: the gallery of queries that name none.
         protocol: metrics, cut-offs and reference rule.
         galleries: further galleries by the names that queries give (`Query.gallery`).
         batch: images and queries per forward pass.
         top_k: length of the lists that are kept.
-        intervals: also give every metric its bootstrap interval; those of recall are always there.
+        intervals: also compute every metric's bootstrap interval; recall always has one.
         advance: progress, one unit per gallery image and per query.
 
     Raises:
-        DataError: no query, a query without target, a doubled gallery id, a target outside the gallery, a score that
+        DataError: no query, a query without target, a repeated gallery id, a target outside the gallery, a score that
             is not a number.
         ConfigError: a metric that is not known.
     """
@@ -147,7 +147,7 @@ def encode_queries(
 
 
 def protocol_line(protocol: Protocol, counts: str, ties: str = SCORE_TIES) -> str:
-    """The protocol in one line, to be printed with every figure; `counts` says how many queries and images."""
+    """The protocol in one line, printed with every figure; `counts` are the numbers of queries and images."""
     return f"{protocol.describe()}; {counts}; {ties}"
 
 

@@ -1,4 +1,4 @@
-"""What the reports' pages share: frame, heading, tables, cells, figures, facts. No script, every name escaped."""
+"""Shared parts of the reports' pages: frame, heading, tables, cells, figures, facts. Every name is escaped."""
 
 from collections.abc import Iterable, Mapping
 from html import escape

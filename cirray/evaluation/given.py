@@ -1,4 +1,4 @@
-"""Vectors and lists that somebody gives, matched to a benchmark's queries, galleries and image ids. No Ray."""
+"""Vectors and lists from files, matched to a benchmark's queries, galleries and image ids. No Ray."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +21,13 @@ class GivenVectors:
 def open_vectors(
     queries: str, query_ids: str, gallery: Sequence[str], gallery_ids: Sequence[str], spellings: Spellings
 ) -> GivenVectors:
-    """Open the files; nothing but ids is read.
+    """Open the files; only ids are read.
 
     Args:
         queries: file of the query vectors.
-        query_ids: JSON list of their ids, where it does not lie beside.
+        query_ids: JSON list of their ids, if not beside the file.
         gallery: files of the gallery's vectors.
-        gallery_ids: JSON lists of their ids, one a file; empty where they lie beside.
+        gallery_ids: JSON lists of their ids, one a file; empty: beside the files.
         spellings: of the data set's images.
 
     Raises:
@@ -40,7 +40,7 @@ def open_vectors(
 
 
 def _owned(file: VectorFile, spellings: Spellings) -> tuple[str, ...]:
-    """The file's ids as the data set spells them, each once."""
+    """The file's ids in the data set's spelling, each once."""
     found: dict[str, str] = {}
     for name in file.ids:
         own = spellings.own(name)
@@ -51,7 +51,7 @@ def _owned(file: VectorFile, spellings: Spellings) -> tuple[str, ...]:
 
 
 def check_sides(queries: str, gallery: Sequence[str], gallery_ids: Sequence[str]) -> None:
-    """Refuse vectors of one side alone, and another number of id files than of vector files.
+    """Refuse vectors of only one side, and different numbers of id files and vector files.
 
     Raises:
         ConfigError: saying what is missing.
@@ -67,12 +67,12 @@ def check_sides(queries: str, gallery: Sequence[str], gallery_ids: Sequence[str]
 def plan_for(
     dataset: CirDataset, protocol: Protocol, named: Iterable[str], spellings: Spellings, scored: bool = True
 ) -> tuple[EvaluationPlan, tuple[str, ...]]:
-    """The plan, and a note where the data set's files do not say what its gallery is (CIRCO without COCO's list).
+    """The plan, and a note if the data set's files do not list the gallery (CIRCO without COCO's list).
 
     Args:
         dataset: the benchmark.
         protocol: its protocol, possibly changed.
-        named: images that the given files name; they stand for a gallery that nobody lists.
+        named: images named by the given files, used as the gallery if no file lists it.
         spellings: of the data set's images.
         scored: queries must have targets.
 

@@ -17,8 +17,7 @@ _BOTH = ("cirr_avg",)
 
 
 def split_metrics(protocol: Protocol, lists: bool, subsets: bool) -> tuple[Protocol, tuple[str, ...]]:
-    """The protocol with the metrics that lists of the gallery, of the subsets, or both can give; and the names of those
-    left out.
+    """The protocol with the metrics that the given lists allow, and the names of those left out.
 
     Raises:
         DataError: when none is left.
@@ -51,12 +50,12 @@ def rank_lists(
 
     Args:
         plan: queries and galleries.
-        lists: query id -> image ids, best first, whole or cut; empty when only subsets are known.
+        lists: query id -> image ids, best first, possibly cut; empty when only subsets are known.
         subsets: query id -> subset's image ids, best first; may be empty.
         source: file, for error sentences.
 
     Raises:
-        DataError: a query without a list, a list of no query, a doubled or unknown id.
+        DataError: a query without a list, a list without a query, a repeated or unknown id.
     """
     named = [_own_ids(plan, given, source) if given else {} for given in (lists, subsets)]
     rule, verdicts, rankings, subset_rankings = plan.protocol.reference_rule, [], [], []
@@ -71,7 +70,7 @@ def rank_lists(
 
 
 def depth_note(lists: Mapping[str, Sequence[str]], plan: EvaluationPlan) -> str:
-    """A sentence where some cut-off lies beyond the end of the lists; empty otherwise."""
+    """A sentence if some cut-off is beyond the end of the lists; else empty."""
     shortest = min((len(lists.get(query.query_id, ())) for query in plan.queries), default=0)
     deepest, smallest = max(plan.protocol.ks), min(len(gallery) for gallery in plan.galleries.values())
     if not lists or shortest >= min(deepest, smallest - 1):
@@ -101,8 +100,8 @@ def _own_ids(plan: EvaluationPlan, lists: Mapping[str, Sequence[str]], source: s
 
 
 def _with_copies(query: Query, ids: Sequence[str], copies: Mapping[str, Sequence[int]]) -> Sequence[str]:
-    """A list with every image that the gallery doubles as often as it stands there, and the targets once: what the
-    verdict from scores counts. Copies that the list leaves out score as high and stand behind.
+    """A list in which images repeated in the gallery are repeated, and targets are not, as scores are counted. Copies
+    missing from the list are put behind.
     """
     if not copies:
         return ids

@@ -14,14 +14,14 @@ class Measure:
     """One figure of a protocol.
 
     Its value is the unweighted mean, over groups, of the mean gain of each group's queries; most figures have one
-    group. `hits` is the integer that the official count gives, where the figure is one (None for graded gains).
+    group. `hits` is the official integer count, if the figure is one (None for graded gains).
     """
 
     name: str
     members: np.ndarray
-    """Positions of the queries it is counted over, int64 [n]."""
+    """Positions of its queries, int64 [n]."""
     gains: np.ndarray
-    """What each of them earns, float64 [n] in [0, 1]."""
+    """Gain of each query, float64 [n] in [0, 1]."""
     groups: np.ndarray
     """Group number of each, int64 [n], from 0."""
     hits: int | None = None

@@ -100,7 +100,7 @@ def group_recall(ranks_B: np.ndarray, ks: Sequence[int]) -> GroupRecall:
 
 
 def recall_by(ranks_B: np.ndarray, labels: Sequence[str], ks: Sequence[int]) -> dict[str, GroupRecall]:
-    """Recall of every label's queries (edit types, say), by label in sorted order; unlabelled queries are left out."""
+    """Recall by label (such as the edit type), labels sorted; unlabelled queries are left out."""
     ranks_B, names_B = np.asarray(ranks_B), np.asarray(labels, dtype=object)
     return {name: group_recall(ranks_B[names_B == name], ks) for name in sorted({label for label in labels if label})}
 

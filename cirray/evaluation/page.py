@@ -38,10 +38,10 @@ def render_page(content: ReportContent) -> str:
 
 
 def choose_queries(result: EvaluationResult, count: int, seed: int) -> dict[str, list[int]]:
-    """Positions of the queries to show, by heading: drawn at random, found most clearly, ranked worst.
+    """Positions of the queries to show, by heading: random, found most clearly, ranked worst.
 
-    The clear ones are first-rank hits with the largest score margin, the edit types taking turns; queries that cannot
-    be hit are in no group but the random one.
+    The clear ones are hits at rank 1 with the largest score margin, alternating over edit types; queries that cannot be
+    hit are only in the random group.
     """
     total = result.query_count
     drawn = numpy_generator(seed, "report queries").permutation(total)[:count]

@@ -16,13 +16,12 @@ _LOGGED = 5
 class Thumbnails:
     """Data URI of any image of a data set, at most `side` pixels wide and high; made once per image.
 
-    Small images stay as they are (PNG), larger ones become JPEG. An image that cannot be read, or whose file is no
-    longer the one that was embedded, has no thumbnail, for figures do not depend on pictures; the first few are logged,
-    and `missing` counts them all.
+    Small images stay as they are (PNG), larger ones become JPEG. An image that cannot be read or has changed since it
+    was embedded has no thumbnail; the first few are logged, and `missing` counts them all.
     """
 
     def __init__(self, images: ImageTable, side: int = 160) -> None:
-        """Remember where the images lie."""
+        """Take the images' places."""
         self._images, self._side = images, side
         self._made: dict[str, str | None] = {}
 

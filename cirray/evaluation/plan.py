@@ -1,4 +1,4 @@
-"""Queries resolved to galleries: which images each one ranks, and where its own images stand among them. No torch."""
+"""Queries resolved to galleries: the images each one ranks, and its own images' columns. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ RULES = ("keep", "remove")
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images that some queries rank, ascending by id; `rows` are their places in the plan's union."""
+    """The images that some queries rank, ascending by id; `rows` are their rows in the plan's union."""
 
     ids: tuple[str, ...]
     rows: np.ndarray
 
     @cached_property
     def columns(self) -> dict[str, int]:
-        """Column of every image; of one that stands here twice (GeneCIS repeats a few), its first."""
+        """First column of every image (GeneCIS repeats a few)."""
         return {name: column for column, name in reversed(list(enumerate(self.ids)))}
 
     @cached_property
     def copies(self) -> dict[str, tuple[int, ...]]:
-        """All columns of the images that stand here more than once."""
+        """All columns of repeated images."""
         if len(self.columns) == len(self.ids):
             return {}
         found: dict[str, tuple[int, ...]] = {}
@@ -42,7 +42,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What an evaluation ranks. `ids` is the union of all galleries, ascending: every image is encoded once."""
+    """Queries and galleries of an evaluation. `ids` is the union of all galleries, ascending."""
 
     queries: tuple[Query, ...]
     protocol: Protocol
@@ -54,7 +54,7 @@ class EvaluationPlan:
         return self.galleries[query.gallery]
 
     def removed(self, query: Query) -> int | None:
-        """Column of the reference where the protocol takes it out; None elsewhere."""
+        """Column of the reference if the protocol removes it, else None."""
         if self.protocol.reference_rule == "keep":
             return None
         return self.gallery(query).columns.get(query.reference_id)
@@ -91,17 +91,17 @@ def make_plan(
     galleries: Mapping[str, Sequence[str]] | None = None,
     scored: bool = True,
 ) -> EvaluationPlan:
-    """Resolve queries, refusing whatever could give a silent miss.
+    """Resolve queries; refuse anything that would be a silent miss.
 
     Args:
         queries: at least one.
         gallery_ids: gallery of the queries that name none; distinct ids in any order.
         protocol: reference rule, metrics and cut-offs.
-        galleries: galleries by the name that queries give; an id may stand twice in one.
-        scored: every query must have its targets, subset and graded targets in its gallery, and what the metrics need.
+        galleries: galleries by the name that queries give; an id may be repeated in one.
+        scored: every query must have its targets, subset and graded targets in its gallery, as the metrics need.
 
     Raises:
-        DataError: no query, an unknown gallery, a doubled id, an image outside the gallery, a query without targets.
+        DataError: no query, an unknown gallery, a repeated id, an image outside the gallery, a query without targets.
         ConfigError: an unknown metric.
     """
     if not queries:

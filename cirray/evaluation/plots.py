@@ -1,7 +1,6 @@
-"""Figures: training curves, recall over k, sweeps, data-size curves; matplotlib is imported when one is drawn.
+"""Figures: training curves, recall over k, sweeps, data-size curves. matplotlib is imported when needed.
 
-Figures are built without pyplot: no global state, no display. `inline_svg` lets text and axes follow the page's
-colours, so that one figure serves a light and a dark page.
+No pyplot: no global state, no display. `inline_svg` lets text and axes take the page's colours, light or dark.
 """
 
 import io
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 PALETTE = ("#4c78ff", "#f08a3c", "#23a889", "#c25bd3", "#d8a514", "#e0507a", "#6f8aa8", "#8d6e53")
 _INK, _GRID = "#5d6672", "#8a93a0"
 _FEW = 9
-"""So many lines leave room for a legend inside the axes."""
+"""Most lines that leave room for a legend inside the axes."""
 _NOT_LOSSES = ("step", "lr", "grad_norm", "temperature", "seconds", "epoch")
 
 
@@ -126,7 +125,7 @@ def method_plot(values: Mapping[str, Sequence[float]], metric: str = "R@1") -> "
 
     Args:
         values: method -> one fraction per seed, in the table's order (drawn from top to bottom).
-        metric: what they are.
+        metric: name of the figure.
     """
     from matplotlib.figure import Figure
 
@@ -150,7 +149,7 @@ def method_plot(values: Mapping[str, Sequence[float]], metric: str = "R@1") -> "
 
 
 def save_figure(figure: "Figure", uri: str | Path) -> None:
-    """Write a figure to a path or URI; the suffix (.png, .svg, .pdf) says how."""
+    """Write a figure to a path or URI; the suffix (.png, .svg, .pdf) gives the format."""
     stream = io.BytesIO()
     figure.savefig(stream, format=Path(storage.without_query(uri)).suffix.lstrip("."), dpi=160, facecolor="white")
     storage.write_bytes(uri, stream.getvalue())

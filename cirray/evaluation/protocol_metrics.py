@@ -1,6 +1,6 @@
 """The metrics that protocols name, counted from verdicts. NumPy only.
 
-Sources: docs/PAPERS.md, by data set. Values are fractions. A query without targets has no value: it is refused.
+Sources: docs/PAPERS.md, by data set. Values are fractions. A query without targets is refused.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,11 +41,11 @@ METRICS: Registry[Metric] = Registry("metric")
 
 
 def compute(protocol: Protocol, judged: Judged) -> tuple[Measure, ...]:
-    """Every measure that a protocol names, in its order.
+    """All measures of a protocol, in its order.
 
     Raises:
         ConfigError: for an unknown metric, or two metrics that give one figure's name.
-        DataError: for a query without a target, or without what a metric needs.
+        DataError: for a query without a target, or without data that a metric needs.
     """
     check_queries(protocol, judged.queries)
     found: dict[str, Measure] = {}
@@ -58,7 +58,7 @@ def compute(protocol: Protocol, judged: Judged) -> tuple[Measure, ...]:
 
 
 def figure_names(protocol: Protocol, queries: Sequence[Query]) -> list[str]:
-    """Names of the figures that a protocol gives for these queries, without any score.
+    """Names of a protocol's figures for these queries, without scores.
 
     Raises:
         ConfigError, DataError: as `compute`.
@@ -67,7 +67,7 @@ def figure_names(protocol: Protocol, queries: Sequence[Query]) -> list[str]:
 
 
 def check_queries(protocol: Protocol, queries: Sequence[Query]) -> None:
-    """Refuse queries that the protocol's metrics have no value for, before anything is computed.
+    """Refuse queries without a value for some metric, before anything is computed.
 
     Raises:
         ConfigError: for an unknown metric or a cut-off below 1.
@@ -95,7 +95,7 @@ def check_queries(protocol: Protocol, queries: Sequence[Query]) -> None:
 def group_of(query: Query) -> str:
     """Group that a query is averaged in: its first tag, else its edit, else its gallery's name before `/`, `:` or `#`.
 
-    GeneCIS files every template's own gallery under its task ("focus_object/12").
+    GeneCIS's galleries are named by task and template ("focus_object/12").
     """
     if query.tags or query.edit:
         return query.tags[0] if query.tags else query.edit
@@ -194,7 +194,7 @@ def mean_average_precision(judged: Judged, ks: Sequence[int]) -> list[Measure]:
 
 @METRICS.register("aspect_map")
 def aspect_map(judged: Judged, ks: Sequence[int]) -> list[Measure]:
-    """mAP@10 over the queries of each semantic aspect (CIRCO); a query counts under every aspect it is tagged with."""
+    """mAP@10 over the queries of each semantic aspect (CIRCO); a query counts for each of its aspects."""
     aspects = sorted({tag for query in judged.queries for tag in query.tags})
     return [
         _map_over(

@@ -19,8 +19,8 @@ _NEEDED = ("query_id", "ids")
 
 @dataclass(frozen=True)
 class SavedRankings:
-    """Ranked ids by query; `subsets` is empty where the file has none. `rows` are the file's other columns, if any;
-    `metric` is what a CIRR submission says it ranks for.
+    """Ranked ids by query; `subsets` may be empty. `rows` are the file's other columns, if any; `metric` is that of a
+    CIRR submission.
     """
 
     name: str
@@ -36,11 +36,11 @@ def read_rankings(uri: str, row: str = "", seed: int | None = None) -> SavedRank
     Args:
         uri: a report artifact, a Parquet file with the columns query_id and ids [, row, seed, subset_ids, ...], or a
             JSON object query id -> list of image ids.
-        row: which model; empty takes the last one in the file.
-        seed: which seed; None takes the model's first.
+        row: model; empty takes the last one in the file.
+        seed: seed; None takes the model's first.
 
     Raises:
-        DataError: unreadable, without the needed columns, an unknown row or seed, or a query that stands twice.
+        DataError: unreadable, without the needed columns, an unknown row or seed, or a repeated query.
     """
     path = _file(uri)
     if path.suffix.lower() == ".json":
@@ -57,7 +57,7 @@ def read_rankings(uri: str, row: str = "", seed: int | None = None) -> SavedRank
 
 
 def as_lists(payload: Mapping[str, Any], name: str) -> dict[str, tuple[str, ...]]:
-    """Query id -> ids of a JSON object, ids as text; the special keys of a CIRR submission are passed over.
+    """Query id -> ids of a JSON object, ids as text; the special keys of a CIRR submission are skipped.
 
     Raises:
         DataError: naming the query whose value is no list of ids.

@@ -38,7 +38,7 @@ class ReportRow:
     seeds: tuple[int, ...] = (0,)
     labels_used: int | None = None
     seconds: float | None = None
-    """Training time of the row's own stages."""
+    """Training time of the row's own stages, in seconds."""
     text_accuracy: tuple[float, ...] = ()
     """Share of exact generated texts among those the row was trained on, per seed."""
     note: str = ""
@@ -51,7 +51,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class TextSample:
-    """A generated text with its images; `exact` is None where nobody can judge it."""
+    """A generated text with its images; `exact` is None if it cannot be judged."""
 
     reference_id: str
     target_id: str
@@ -63,7 +63,7 @@ class TextSample:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that a report shows. The last row is the one whose queries are shown."""
+    """Content of a report. The last row's queries are shown."""
 
     rows: tuple[ReportRow, ...]
     dataset: CirDataset
@@ -71,14 +71,14 @@ class ReportContent:
     samples: tuple[TextSample, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     bars: tuple[Bar, ...] = ()
-    """Promises with their measurements."""
+    """Claims with their measurements."""
     figures: Mapping[str, "Figure"] = field(default_factory=dict)
     """Further figures by caption (a sweep, a data-size curve; see `plots`)."""
     title: str = "Evaluation"
     shown: int = 6
     """Queries per group (random, clearest, hardest)."""
     seed: int = 0
-    """Of the random queries."""
+    """Seed of the random queries."""
 
 
 def write_report(out_dir: Path, content: ReportContent, html: bool = True) -> dict[str, Any]:
@@ -89,8 +89,7 @@ def write_report(out_dir: Path, content: ReportContent, html: bool = True) -> di
         content: what to show.
         html: also write report.html (needs the images of the data set).
 
-    Returns:
-        What metrics.json holds.
+    Returns: The content of metrics.json.
 
     Raises:
         DataError: without rows, or when rows differ in protocol, gallery or queries (their figures would not compare).
@@ -110,7 +109,7 @@ def write_report(out_dir: Path, content: ReportContent, html: bool = True) -> di
 
 
 def check_rows(rows: Sequence[ReportRow]) -> None:
-    """Refuse rows that cannot stand in one table.
+    """Refuse rows that do not belong in one table.
 
     Raises:
         DataError: no rows, a row without results or with another number of seeds, differing protocols or queries.

@@ -1,4 +1,4 @@
-"""What one evaluation of one model on one benchmark gives. No torch."""
+"""Result of evaluating one model on one benchmark. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from cirray.types import Query, Ranking
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Ranks and rankings of every query, and what is counted from them.
+    """Ranks and rankings of every query, and the counts.
 
     `ranks` (int64, one per query) counts ties against the method; `rankings` list the top K with ties broken by image
-    id, so where scores tie, a target can stand in its list before its rank.
+    id, so with tied scores a target's place in the list may be before its rank.
     """
 
     protocol: str

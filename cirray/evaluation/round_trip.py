@@ -1,8 +1,8 @@
 """Round-trip check of generated triplets: does a base retriever find the target by the generated text?
 
-A text that tells only part of the change, or a change that never was, leads a retriever that never saw it to other
-images. `rank` asks for the target's rank among all images of the triplets, own reference removed; `outrank`, whether
-the target beats the own reference; `direction`, whether the text leads rather from reference to target than back.
+An incomplete or wrong text leads a retriever that was not trained on it to other images. `rank`: the target's rank
+among all images of the triplets, own reference removed; `outrank`: whether the target beats the own reference;
+`direction`: whether the text leads rather from reference to target than back.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class PairScores:
     target: np.ndarray
     reference: np.ndarray
     back: np.ndarray
-    """Of (target, text) to the reference: high where the text tells the opposite change."""
+    """Of (target, text) to the reference; high if the text describes the opposite change."""
 
 
 def pair_scores(
@@ -64,7 +64,7 @@ def pair_scores(
     batch: int = 128,
     advance: Advance = silent,
 ) -> PairScores:
-    """How near a base retriever's queries come to either end of their pair.
+    """Similarity of a base retriever's queries to both images of their pair.
 
     Args:
         encoder: the base retriever; not one that was trained on these triplets.
@@ -98,7 +98,7 @@ def worse_of_both(triplets: Sequence[Triplet], ranks: np.ndarray) -> np.ndarray:
 
 
 def twins(triplets: Sequence[Triplet]) -> np.ndarray:
-    """Place of every triplet's reverse twin, its own where it has none: int64 `[n]`."""
+    """Row of every triplet's reverse twin, or its own row if it has none: int64 `[n]`."""
     places = {(row.reference_id, row.target_id): at for at, row in enumerate(triplets)}
     found = [places.get((row.target_id, row.reference_id), at) for at, row in enumerate(triplets)]
     return np.asarray(found, dtype=np.int64)

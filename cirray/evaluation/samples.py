@@ -1,4 +1,4 @@
-"""Generated texts for the report, judged where the scenes behind the images are known."""
+"""Generated texts for the report, judged if the images' scenes are known."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from cirray.types import Triplet
 
 
 def draw_samples(triplets: Sequence[Triplet], count: int, seed: int, world: str = "") -> tuple[TextSample, ...]:
-    """Some generated texts, drawn without regard to whether they are right.
+    """Some generated texts, right or wrong, drawn at random.
 
     Args:
         triplets: generated ones.

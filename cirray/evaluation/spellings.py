@@ -1,7 +1,7 @@
-"""Image ids as people's files spell them: with folder or suffix, zero-padded, a crop's numbers written otherwise.
+"""Image ids in other spellings: with folder or suffix, zero-padded, a crop's numbers written differently.
 
-A data set's own ids stay what they are. Another spelling is taken for an id when it means one image only, and `note`
-says so; what means none or several is left as it stands, and refused by whoever looks it up.
+Another spelling is accepted if it means exactly one image, and `note` says so. A name that means none or several is
+left as it is, and refused when it is looked up.
 """
 
 import re
@@ -19,7 +19,7 @@ _CROP = re.compile(rf"\D*?(\d+)(?:\.jpe?g)?\D+?({_NUMBER})\D+?({_NUMBER})\D+?({_
 
 
 class Spellings:
-    """Finds the id that a name means, and remembers which names were not the ids themselves."""
+    """Finds the id that a name means, and counts names that were not ids."""
 
     def __init__(self, ids: Iterable[str], paths: Mapping[str, str] | None = None, numbers: bool = False) -> None:
         """Ids and their files.
@@ -27,14 +27,14 @@ class Spellings:
         Args:
             ids: the ids there are.
             paths: id -> path of its file, where one is known.
-            numbers: the ids are plain whole numbers, and others than these may occur (a gallery that nobody lists).
+            numbers: ids are plain whole numbers, and others may occur (a gallery without a list).
         """
         self._ids, self._paths, self._numbers = dict.fromkeys(ids), paths or {}, numbers
         self._others: dict[str, str] | None = None
         self._found: dict[str, str] = {}
 
     def own(self, name: str) -> str:
-        """The id that a name means; the name itself where it means none or several."""
+        """The id that a name means; the name itself if it means none or several."""
         if name in self._ids:
             return name
         if name not in self._found:
@@ -46,7 +46,7 @@ class Spellings:
         return {query: tuple(self.own(name) for name in names) for query, names in lists.items()}
 
     def gallery(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Images named by files, each once, where nobody lists the gallery.
+        """Images named by files, each once, as the gallery if no file lists it.
 
         Raises:
             DataError: for a name that is no number where all ids are.
@@ -61,7 +61,7 @@ class Spellings:
         return found
 
     def note(self) -> tuple[str, ...]:
-        """A sentence about the names that were understood as ids; nothing where all were ids."""
+        """A sentence about names in another spelling; empty if there were none."""
         changed = [(name, own) for name, own in self._found.items() if name != own]
         if not changed:
             return ()
@@ -97,8 +97,8 @@ class Spellings:
 def spellings_of(dataset: CirDataset) -> Spellings:
     """Spellings of a data set's images.
 
-    Where its files do not list the gallery (CIRCO without COCO's list) but all ids that they name are plain whole
-    numbers, every number is an id.
+    If no file lists the gallery (CIRCO without COCO's list) and all known ids are plain whole numbers, every number is
+    an id.
     """
     named = {image for query in dataset.queries for image in (query.reference_id, *query.target_ids)}
     ids = {*dataset.gallery_ids, *(image for ids in dataset.galleries.values() for image in ids), *named}
@@ -108,7 +108,7 @@ def spellings_of(dataset: CirDataset) -> Spellings:
 
 
 def _forms(name: str) -> Iterator[str]:
-    """What a name may stand for, the most literal first."""
+    """Ids that a name may mean, the most literal first."""
     texts = dict.fromkeys((name.strip(), name_key(name)))
     for text in texts:
         last = text.replace("\\", "/").rsplit("/", 1)[-1]

@@ -1,4 +1,4 @@
-"""What a study shows: methods in one table over seeds, expectations confirmed or refuted, curves. Text and page."""
+"""A study's report: methods in one table over seeds, expectations confirmed or refuted, curves; as text and page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,7 +46,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """confirmed: every seed is above what is wanted. refuted: none is. One seed settles nothing."""
+        """confirmed: every seed is above the wanted value. refuted: none is. One seed settles nothing."""
         if len(self.differences) < 2:
             return "one seed"
         if max(abs(found) for found in self.differences) < _SAME:
@@ -73,7 +73,7 @@ class Curve:
     scale: str = "log"
 
     def rows(self, name: str) -> list[StudyRow]:
-        """A method's points as rows of a table, one for each value, which their names tell."""
+        """A method's points as rows of a table, one for each value."""
         return [StudyRow(f"{name}, {self.x_label} {at:g}", {self.metric: seeds}) for at, seeds in self.points[name]]
 
     def figure(self) -> "Figure":
@@ -92,7 +92,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class StudyContent:
-    """All that a study's report shows."""
+    """Content of a study's report."""
 
     title: str
     rows: tuple[StudyRow, ...]

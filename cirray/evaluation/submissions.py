@@ -1,7 +1,8 @@
 """Submission files of the CIRR and CIRCO test servers: build, check, and read back. No torch.
 
 CIRR takes two files: `recall` (50 image names a query) and `recall_subset` (3 of the other five members); CIRCO takes
-one (50 image ids a query). `check` knows every rule of both and reads anyone's file.
+    one (50 image ids a query). `check` tests a file against all rules. Sources: docs/PAPERS.md#cirr,
+    docs/PAPERS.md#circo.
 """
 
 import json
@@ -17,9 +18,9 @@ from cirray.types import Query, Ranking
 RECALL, SUBSET, CIRCO = "cirr-recall", "cirr-recall-subset", "circo"
 SUBMISSIONS = (RECALL, SUBSET, CIRCO)
 MAX_BYTES = 5_000_000
-"""CIRR's servers refuse larger files."""
+"""Largest file that CIRR's servers take, in bytes."""
 SPECIAL = ("version", "metric")
-"""Keys of a CIRR file that are no queries."""
+"""Keys of a CIRR file that are not queries."""
 _VERSION = "rc2"
 _METRIC = {RECALL: "recall", SUBSET: "recall_subset"}
 SUBSET_LENGTH = 3
@@ -34,7 +35,7 @@ _NAME = re.compile(r"[^/\\]+(?<!\.png)(?<!\.jpg)(?<!\.jpeg)")
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found: the kind of file, its number of queries, and every broken rule in words."""
+    """Result of a check: the kind of file, its number of queries, and every broken rule."""
 
     kind: str
     queries: int
@@ -87,10 +88,10 @@ def encode(payload: Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes, name: str) -> dict[str, Any]:
-    """Read a file, refusing keys that stand twice (JSON readers keep the last one silently).
+    """Read a file; repeated keys, of which JSON readers silently keep the last, are refused.
 
     Raises:
-        DataError: not JSON, no object, or a doubled key, naming it.
+        DataError: not JSON, no object, or a repeated key, naming it.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def decode(data: bytes, name: str) -> dict[str, Any]:
 
 
 def detect(payload: Mapping[str, Any]) -> str:
-    """Kind of a file by what it holds: special keys or image names mean CIRR, numbers mean CIRCO.
+    """Kind of a file by its content: special keys or image names mean CIRR, numbers mean CIRCO.
 
     Raises:
         DataError: when it looks like neither.
@@ -128,7 +129,7 @@ def detect(payload: Mapping[str, Any]) -> str:
 
 
 def kind_of(payload: Mapping[str, Any], kinds: Sequence[str]) -> str:
-    """Which of a server's kinds a file is: the only one, or by the metric it says or the length of its lists."""
+    """Which of a server's kinds a file is: the only one, or by its metric or the length of its lists."""
     if len(kinds) == 1:
         return kinds[0]
     lists = [value for value in payload.values() if isinstance(value, list) and value]
@@ -141,7 +142,7 @@ def check(
     payload: Mapping[str, Any], size: int, kind: str = "", queries: Sequence[Query] = (),
     gallery: Sequence[str] = (),
 ) -> Checked:  # fmt: skip
-    """Hold a file against every rule of its server.
+    """Check a file against every rule of its server.
 
     Args:
         payload: content of the file.
@@ -150,8 +151,7 @@ def check(
         queries: the split's queries; without them only the number of keys is known.
         gallery: ids of the gallery; empty leaves names unchecked.
 
-    Returns:
-        The kind and the broken rules; none means that the server will take the file.
+    Returns: The kind and the broken rules; none means that the server takes the file.
     """
     kind = kind or detect(payload)
     _check_kind(kind)

@@ -1,4 +1,4 @@
-"""Result tables as plain text: the report's rows, and the story's rows with its bars."""
+"""Result tables as plain text: the report's rows, and the story's rows with its claims."""
 
 import io
 from collections.abc import Sequence
@@ -48,16 +48,16 @@ class Bar:
 
 
 def gain_bar(promise: str, row: StoryRow, baselines: Sequence[StoryRow], points: float) -> Bar:
-    """R@1 of `row` over the best baseline's, in points of mean R@1; the promise names that baseline."""
+    """R@1 of `row` above the best baseline's, in points of mean R@1; the text names that baseline."""
     best = _best(baselines)
     gain = 100 * (spread(row.r1).mean - spread(best.r1).mean)
     return Bar(f"{promise} (against {best.name!r})", gain, points)
 
 
 def kept_gain_bar(promise: str, row: StoryRow, oracle: StoryRow, baselines: Sequence[StoryRow], share: float) -> Bar:
-    """How much of the oracle row's R@1 gain over the best baseline `row` keeps, as a share.
+    """Share of the oracle row's R@1 gain over the best baseline that `row` keeps.
 
-    An oracle without a gain leaves nothing to keep: the share is then 1 where `row` is at least as good, else 0.
+    If the oracle has no gain, the share is 1 when `row` is at least as good, else 0.
     """
     base, top, own = (spread(item.r1).mean for item in (_best(baselines), oracle, row))
     kept = (own - base) / (top - base) if top > base else float(own >= top)

@@ -1,4 +1,4 @@
-"""Quality of generated texts where scenes are known: is the edit exact, is the direction right, per kind of edit."""
+"""Quality of generated texts with known scenes: exact edits and right direction, per kind of edit."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from cirray.types import Generation, Pair
 class TextQuality:
     """Shares over the judged texts of one direction.
 
-    `exact`: applied to the reference the text gives exactly the target. `direction`: it is not one for the reversed
+    `exact`: the text, applied to the reference, gives exactly the target. `direction`: it does not fit the reversed
     pair. `parses`: it is a sentence of the grammar. `kinds`: `exact` per kind of the true edit. Failed generations
-    count as wrong in all of them; pairs that are not one edit apart are judged too but have no kind.
+    count as wrong in all; pairs that are not one edit apart are judged but have no kind.
     """
 
     count: int

@@ -1,7 +1,7 @@
-"""Evaluate saved vectors: queries resolved to rows of files, worked through by `chunked`, turned into verdicts.
+"""Evaluate saved vectors: queries resolved to rows of files, ranked by `chunked`, turned into verdicts.
 
-What runs on a part of the gallery is a `Job`: plain data that any process can work off. `in_process` does so one after
-another; `cirray.pipelines.cluster.shards` hands the same jobs to Ray.
+The work on a part of the gallery is a `Job`, plain data for any process. `in_process` runs them one after another;
+`cirray.pipelines.cluster.shards` gives them to Ray.
 """
 
 import time
@@ -33,7 +33,7 @@ from cirray.types import Query, Ranking
 
 @dataclass(frozen=True)
 class Job:
-    """One part of a gallery: rows of a file, and where they stand in the gallery. Without `scores`: find the probes."""
+    """One part of a gallery: rows of a file and their rows in the gallery. Without `scores`: find the probes."""
 
     path: str
     picked: np.ndarray
@@ -42,11 +42,11 @@ class Job:
 
 
 Runner = Callable[[Question, Sequence[Job], np.ndarray | None], list[Any]]
-"""Works off jobs: `run_job` of each, in any order, results in the jobs' order."""
+"""Runs jobs in any order; results are in the jobs' order."""
 
 
 def run_job(question: Question, job: Job, scores_P: np.ndarray | None, vectors: np.ndarray | None = None) -> Any:
-    """Probe scores of a part of a gallery, or with them its partial result; opens the file where it is not given."""
+    """Probe scores of a part of a gallery, or with these its partial result; opens the file if it is not given."""
     vectors = open_array(job.path) if vectors is None else vectors
     whole = len(job.picked) == len(vectors) and bool((job.picked == np.arange(len(vectors))).all())
     shard = Shard(vectors, rows=job.rows, picked=None if whole else job.picked)
@@ -56,7 +56,7 @@ def run_job(question: Question, job: Job, scores_P: np.ndarray | None, vectors: 
 
 
 def in_process(files: Sequence[VectorFile]) -> Runner:
-    """The simplest runner: one part after another, on files that are open already."""
+    """The simplest runner: one part after another, on open files."""
     opened = {file.path: file.vectors for file in files}
     return lambda question, jobs, scores_P: [run_job(question, job, scores_P, opened[job.path]) for job in jobs]
 
@@ -70,12 +70,12 @@ def rank_vectors(
     Args:
         plan: queries and galleries.
         queries: a vector for every query id (others are ignored).
-        gallery: one file or several; together they hold a vector for every image of the plan, each once.
+        gallery: one file or several, with one vector for every image of the plan.
         settings: device, precision, memory.
         top_k: length of the lists.
-        parts: pieces that every file is cut into, for runners that work side by side.
+        parts: parts of every file, for parallel runners.
         judge: also judge every query by its targets.
-        run: works off the parts; None does so in this process.
+        run: runner; None runs in this process.
         advance: progress, one unit per query.
 
     Raises:
@@ -132,8 +132,8 @@ def _locate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """File number and row of every image of one gallery.
 
-    Of several galleries each may have a file of its own (Fashion IQ's categories share images): the only file that
-    holds a whole gallery serves it alone.
+    Each of several galleries may have its own file (Fashion IQ's categories share images): the only file with a whole
+    gallery is used for it.
     """
     own = plan.galleries[name]
     files = [number for number, held in enumerate(rows) if name and all(image in held for image in own.ids)]
@@ -204,7 +204,7 @@ def _question(
 
 
 def _placed(query: Query, own: Gallery, names: Sequence[str]) -> list[tuple[str, int]]:
-    """Probes that lie in the gallery, with their columns: all of them of a target that stands there twice."""
+    """Probes in the gallery, with their columns; all columns of a repeated target."""
     found = []
     for name in names:
         if name in own.columns:

@@ -1,12 +1,12 @@
-"""Where the images that a query is judged by stand in its ranking: from scores, or from a list. NumPy only.
+"""Positions in the ranking of the images that a query is judged by, from scores or from a list. NumPy only.
 
-From scores, ties count against the method (docs/PAPERS.md#ranks-and-ties): a target stands after every other candidate
-that scores as high, so a constant score is never a hit. From a list the order is what the list says. A copy of a target
-in its own gallery (GeneCIS holds two) is the target itself and never stands before it, as in GeneCIS's own code, where
-the target is candidate 0; a copy of any other image is a candidate of its own.
+From scores, ties count against the method (docs/PAPERS.md#ranks-and-ties): a target is after every other candidate with
+the same score, so a constant score is never a hit. From a list, the list's order counts. A copy of a target in its own
+gallery (GeneCIS has two) counts as the target, as in GeneCIS's own code; a copy of any other image is a candidate of
+its own.
 
-Positions are 0-based; `NEVER` is the position of what cannot be found (a target that is the removed reference, or that
-is not in the list). A *probe* is an image whose exact score is needed: a target, a graded target, a subset member.
+Positions are 0-based; `NEVER` means not found (the removed reference, or not in the list). A *probe* is an image whose
+exact score is needed: a target, a graded target, a subset member.
 """
 
 from collections import Counter
@@ -25,11 +25,11 @@ Levels = tuple[tuple[float, int], ...]
 
 @dataclass(frozen=True)
 class Verdict:
-    """All that a metric may know about one query.
+    """Everything that metrics use of one query.
 
-    `places` are the positions of all distinct targets, ascending; `rank` is that of the best one (targets do not push
-    each other down), `first` that of the first target when the others count as ordinary images. `subset` and
-    `subset_levels` are the same among the subset's images without the reference; None where that is not known.
+    `places`: positions of all distinct targets, ascending. `rank`: that of the best one (targets do not push each other
+    down). `first`: that of the first target, the others counting as ordinary images. `subset`, `subset_levels`: the
+    same among the subset's images without the reference; None if unknown.
     """
 
     rank: int
@@ -41,9 +41,9 @@ class Verdict:
 
 
 def probes_of(query: Query, reference_rule: str) -> tuple[str, ...]:
-    """Distinct images of which a query's verdict needs the exact score.
+    """Distinct images whose exact score a query's verdict needs.
 
-    Its own reference is one only as a target that the protocol keeps: no subset ranks it, and no grade counts for it.
+    Its own reference is one only if it is a target and the protocol keeps it.
     """
     graded = (name for name, label in query.soft if label > 0)
     wanted = dict.fromkeys((*query.target_ids, *graded, *query.subset))
@@ -60,7 +60,7 @@ def verdict_from_scores(
     Args:
         query: with at least one target.
         scores: score of every image of `probes_of`.
-        above: for each of these, how many images of the ranking that are no probes score at least as high.
+        above: for each of these, the number of ranked images that are no probes and score at least as high.
         reference_rule: "remove" or "keep".
     """
     gone = {query.reference_id} if reference_rule == "remove" else set()
@@ -81,11 +81,11 @@ def verdict_from_scores(
 def verdict_from_list(
     query: Query, ids: Sequence[str], subset_ids: Sequence[str] | None, reference_rule: str
 ) -> Verdict:
-    """Judge a query by its ranked list, best first; what is not in the list counts as no hit.
+    """Judge a query by its ranked list, best first; an image that is not in the list is no hit.
 
     Args:
         query: with at least one target.
-        ids: the list, whole or cut; the reference in it is passed over where the rule is "remove".
+        ids: the list, possibly cut; the reference in it is skipped if the rule is "remove".
         subset_ids: the subset's images, best first; None to look them up in `ids`.
         reference_rule: "remove" or "keep".
     """
@@ -108,13 +108,13 @@ def verdict_from_list(
 def check_list(
     query: Query, ids: Sequence[str], gallery: Collection[str] | None, copies: Mapping[str, Sequence[int]] | None = None
 ) -> None:
-    """Refuse a list with an unknown id, or one that stands there more often than in the gallery.
+    """Refuse a list with an unknown id, or with one more often than in the gallery.
 
     Args:
-        query: whose list it is.
+        query: of the list.
         ids: the list.
-        gallery: its images; None leaves them unchecked.
-        copies: images that the gallery holds more than once (`Gallery.copies`).
+        gallery: its images; None: not checked.
+        copies: images that are repeated in the gallery (`Gallery.copies`).
 
     Raises:
         DataError: naming the query and the id.
@@ -179,7 +179,7 @@ def _subset_levels(graded: Mapping[str, float], members: Sequence[str], scores: 
 
 
 def _subset_order(query: Query, kept: Sequence[str], subset_ids: Sequence[str] | None) -> list[str] | None:
-    """The subset's order; None where a cut list leaves the target's place open."""
+    """The subset's order; None if a cut list does not tell the target's place."""
     members = {name for name in query.subset if name != query.reference_id}
     if not members:
         return None
@@ -191,7 +191,7 @@ def _subset_order(query: Query, kept: Sequence[str], subset_ids: Sequence[str] |
 
 
 def _listed_rank(names: Sequence[str], places: Mapping[str, int]) -> int:
-    """Position of the first of some images in a list, which is the same with the others of them taken out."""
+    """Position of the first of some images in a list."""
     return min((places.get(name, NEVER) for name in names), default=NEVER)
 
 
@@ -209,10 +209,10 @@ def row_verdict(
     Args:
         query: with at least one target.
         scores_N: finite or infinite scores of its gallery.
-        columns: column of every image; of one that stands there twice, its first.
-        removed: the reference's column where it is taken out.
+        columns: first column of every image.
+        removed: the reference's column if it is removed.
         reference_rule: "remove" or "keep".
-        copies: all columns of the images that stand there more than once; those of targets count as the targets.
+        copies: all columns of repeated images; those of targets count as the targets.
     """
     names = probes_of(query, reference_rule)
     places = [columns[name] for name in names]

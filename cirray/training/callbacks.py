@@ -13,7 +13,7 @@ class HistoryFile(Callback):
     """`history.jsonl`, one row per logged step; a resumed run rewrites the rows it starts from."""
 
     def __init__(self, path: Path) -> None:
-        """Remember where to write."""
+        """Take the file to write."""
         self.path = path
 
     def on_start(self, state: LoopState) -> None:
@@ -33,7 +33,7 @@ class TensorBoard(Callback):
     """Every history value as a TensorBoard scalar."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the log folder."""
+        """Take the log folder."""
         self.folder = folder
 
     def on_start(self, state: LoopState) -> None:
@@ -60,7 +60,7 @@ class Checkpoints(Callback):
     """A resumable checkpoint every `checkpoint_every` steps and at the end."""
 
     def __init__(self, root: Path) -> None:
-        """Remember the folder, which all ranks share."""
+        """Take the folder, which all ranks share."""
         self.root = root
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
@@ -71,7 +71,7 @@ class Checkpoints(Callback):
 
 
 class ShowProgress(Callback):
-    """Moves a progress bar; the note is the latest loss."""
+    """Moves a progress bar; its note is the latest loss."""
 
     def __init__(self, advance: Advance) -> None:
         """Take the bar's advance function (rank 0 shows it)."""

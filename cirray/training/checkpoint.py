@@ -1,4 +1,4 @@
-"""Checkpoints for resuming: a folder per step, complete or invisible, and the newest one found by name."""
+"""Checkpoints for resuming: one folder per step, renamed when complete; the newest is found by name."""
 
 import json
 import os

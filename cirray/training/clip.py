@@ -1,8 +1,8 @@
-"""Pretraining of a small CLIP: images against captions (InfoNCE both ways), with dense heads where cells are known.
+"""Pretraining of a small CLIP: images against captions (InfoNCE both ways), with dense heads if cells are known.
 
-The heads read every cell of a scene (which object, colour, shape, size) from a patch, from the image embedding and from
-the caption embedding, the last two by one and the same linear map: that puts both into one space within some hundred
-steps, where contrast alone takes thousands. They are thrown away.
+The heads read every cell of a scene (object, colour, shape, size) from a patch, from the image embedding and from the
+caption embedding, the last two by one linear map: that brings both into one space within some hundred steps, where
+contrast alone takes thousands. They are thrown away afterwards.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -84,7 +84,7 @@ class ClipLearner(nn.Module):
 
 
 class ClipTask:
-    """Trains a CLIP on batches that a source makes from the step number."""
+    """Trains a CLIP on batches made from the step number."""
 
     def __init__(self, learner: ClipLearner, source: Callable[[int, int, int], ClipBatch], dense: float) -> None:
         """Prepare.

@@ -1,8 +1,8 @@
 """The engine on DeepSpeed: ZeRO 0-3, the torch engine's numbers step by step. The only file that imports deepspeed.
 
-The optimiser and its groups are the ones of `optim.py`, so that DeepSpeed only partitions, reduces and clips. bf16
-means autocast over fp32 weights, as in the torch engine. No compiler is needed: the shared-memory collective that
-DeepSpeed would build on first use (half a minute) serves inference only and is switched off.
+The optimiser and its groups are those of `optim.py`; DeepSpeed only partitions, reduces and clips. bf16 means autocast
+over fp32 weights, as in the torch engine. The shared-memory collective that DeepSpeed would compile on first use serves
+only inference and is switched off.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def deepspeed_config(config: LoopConfig, world: int) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.batch // world,
         "gradient_accumulation_steps": 1,
-        # Without ZeRO the engine clips by itself: it needs the norm, which DeepSpeed computes only when it clips.
+        # without ZeRO the engine clips itself: it needs the norm, which DeepSpeed computes only when clipping
         "gradient_clipping": (config.optimizer.clip or 0.0) if config.zero_stage else 0.0,
         "zero_optimization": zero,
         "steps_per_print": None,
@@ -55,7 +55,7 @@ def deepspeed_config(config: LoopConfig, world: int) -> dict[str, Any]:
 
 
 def _over(tree: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's DeepSpeed settings over the engine's; batch and stage belong to fields of their own.
+    """The user's DeepSpeed settings over the engine's; batch and stage have fields of their own.
 
     Raises:
         ConfigError: for a setting that a field of `training` decides.
@@ -81,7 +81,7 @@ class DeepSpeedEngine:
             config: optimiser, schedule, precision, ZeRO stage.
             rank: this worker.
             world: number of workers; above 1 torch.distributed must be initialised. A single process without a group
-                gets one that talks to nobody.
+                gets one of its own.
         """
         self._model, self._config, self._rank, self._world = model, config, rank, world
         if config.compile:
@@ -102,12 +102,12 @@ class DeepSpeedEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where batches must be."""
+        """Device for batches."""
         return torch.device(self._engine.device)
 
     @property
     def lr(self) -> float:
-        """Learning rate of the step to come."""
+        """Learning rate of the next step."""
         return self._schedule.lr(self._steps)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -237,7 +237,7 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: Loop
 
 
 def _import_for(device: torch.device) -> Any:
-    """DeepSpeed, working where the model is (it would pick a GPU whenever there is one)."""
+    """DeepSpeed on the model's device (it would pick a GPU whenever there is one)."""
     if device.type == "cpu":
         set_default("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -251,7 +251,7 @@ def _import_for(device: torch.device) -> Any:
 
 
 def _unpack_outputs(model: nn.Module) -> Callable[[Any, Any, Any], Any]:
-    """Let ZeRO 3's hooks see a dictionary where the model returns a dataclass, in which they would find no tensor.
+    """Give ZeRO 3's hooks a dictionary in place of a returned dataclass, in which they find no tensor.
 
     Returns:
         The hook for DeepSpeed's wrapper that makes the dataclass again.

@@ -1,4 +1,4 @@
-"""The seam between the loop and whatever runs backward passes and optimiser steps."""
+"""The interface between the loop and what runs backward passes and optimiser steps."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,21 +14,21 @@ from cirray.training.config import LoopConfig
 class Engine(Protocol):
     """One worker's view of the training state. Every rank calls every method, in the same order.
 
-    Contract that makes W workers equal one: `step()` applies the *mean* over ranks of the ranks' gradients, and a
-    parameter that no loss reached counts as a zero gradient (so weight decay acts on it, on every engine alike).
+    So that W workers equal one, `step()` applies the *mean* of the ranks' gradients, and a parameter that no loss
+    reaches has a zero gradient (so weight decay acts on it, on every engine).
     """
 
     @property
     def module(self) -> nn.Module:
-        """What the task calls for its forward pass (the model, or the engine's wrapper around it)."""
+        """The module for the forward pass (the model, or the engine's wrapper)."""
 
     @property
     def device(self) -> torch.device:
-        """Where batches must be."""
+        """Device for batches."""
 
     @property
     def lr(self) -> float:
-        """Learning rate of the step to come."""
+        """Learning rate of the next step."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of the forward pass (bf16 autocast, or nothing)."""

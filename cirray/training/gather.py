@@ -1,4 +1,4 @@
-"""The one collective of the losses: rows of all ranks, with gradient, so that W ranks contrast like one.
+"""The collective of the losses: rows of all ranks, with gradient, so that W ranks equal one.
 
 With `backward` summing over ranks and the engine averaging gradients, mean-over-ranks of the ranks' losses has exactly
 the gradient of the same loss on one process that holds all rows.

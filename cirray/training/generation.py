@@ -1,4 +1,4 @@
-"""Training of the generator: alignment through captions, then the answer loss on labelled triplets."""
+"""Training of the generator: alignment with captions, then the answer loss on labelled triplets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class GeneratorBatch:
 
 @dataclass(frozen=True)
 class AlignmentBatch:
-    """Patches of images with what their soft tokens should be: bags `ids_BQW` (-1 fills), or captions to be written.
+    """Patches of images with the wanted soft tokens: bags `ids_BQW` (-1 fills), or captions.
 
     `reference_BPD`, `target_BPD` and `difference_BQW` are pairs for the difference pass, with the bags of their slots.
     """
@@ -67,22 +67,22 @@ class AlignmentBatch:
 
 @dataclass(frozen=True)
 class Soft:
-    """Soft tokens `[B, Q, E]` of single images, and of pairs where the batch has any."""
+    """Soft tokens `[B, Q, E]` of single images, and of pairs if the batch has any."""
 
     image_BQE: torch.Tensor
     difference_BQE: torch.Tensor | None = None
 
 
 class AlignmentPass(nn.Module):
-    """The generator's forward pass in the alignment as one call, which is what engines cast and partition."""
+    """The generator's forward pass in the alignment as one module, for engines to wrap."""
 
     def __init__(self, generator: ModificationTextModel) -> None:
-        """Around a generator, which it shares."""
+        """Wrap a generator."""
         super().__init__()
         self.generator = generator
 
     def forward(self, batch: AlignmentBatch) -> Soft | AnswerLoss:
-        """Soft tokens to be drawn to bags, or the loss of writing the captions."""
+        """Soft tokens for the bags, or the loss of the captions."""
         soft_BQE = self.generator.read_image(batch.patches_BPD)
         if batch.answers is not None:
             prefix_BLE = self.generator.image_prefix(soft_BQE, prompt(_DESCRIBE))
@@ -93,7 +93,7 @@ class AlignmentPass(nn.Module):
 
 
 class _Task:
-    """What both tasks share: the model, the features, and how the model is saved."""
+    """Base of both tasks: the model, the features, and saving."""
 
     stage: Literal["alignment", "answers"] = "answers"
 
@@ -126,7 +126,7 @@ class _Task:
 
 
 class AlignmentTask(_Task):
-    """Makes projected queries readable before any labelled triplet is seen, from captions alone.
+    """Aligns projected queries with the language model's input, from captions alone.
 
     `bags`: each soft token is drawn to the summed word embeddings of its cell's phrase (mean squared error).
     `captions`: the frozen language model must write the caption after the soft tokens (BLIP-2's second stage).
@@ -184,7 +184,7 @@ class AlignmentTask(_Task):
             step += 1
 
     def model(self) -> nn.Module:
-        """The generator's network behind the forward pass of the alignment."""
+        """The network, wrapped for alignment."""
         return AlignmentPass(self._generator)
 
     def loss(self, model: nn.Module, batch: AlignmentBatch, gather: Gather) -> LossOutput:

@@ -1,8 +1,7 @@
-"""Pretraining of the small language model on text alone: telling a difference, with slots that hold bags of words.
+"""Pretraining of the small language model on text alone: describing a difference, with slots of bags of words.
 
-Throw-away heads on inner layers name, at each slot of the second image, whether it differs from the first image's slot
-and the words of both. The figures that made them worth having: without them the skill appears after 1,000 steps, with
-them after 250.
+Throw-away heads on inner layers predict, at each slot of the second image, whether it differs from the first image's
+slot, and the words of both. With them the skill appears after 250 steps, without after 1,000.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ IGNORE = -100
 
 
 class Text(Protocol):
-    """What a corpus yields (see `cirray.data.shapes.corpus.Passage`)."""
+    """A text of a corpus (see `cirray.data.shapes.corpus.Passage`)."""
 
     @property
     def images(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
@@ -37,7 +36,7 @@ class Text(Protocol):
 
     @property
     def answer(self) -> str:
-        """Words to be told; the only ones with a loss."""
+        """Words of the answer, the only ones with a loss."""
 
     @property
     def difference(self) -> tuple[tuple[str, ...], ...]:
@@ -104,10 +103,10 @@ class DifferenceLearner(nn.Module):
         return weighted_sum(terms, {name: weights[name] for name in terms})
 
     def _inputs(self, ids_BTW: torch.Tensor) -> torch.Tensor:
-        """Bag embeddings; slots of several words get noise of a random strength, as soft tokens are never exact."""
+        """Bag embeddings; slots of several words get random noise, since soft tokens are never exact."""
         vectors_BTD = embed_bags(self.language, ids_BTW)
         is_bag_BT1 = ((ids_BTW >= 0).sum(-1) > 1).unsqueeze(-1)
-        if not bool(is_bag_BT1.any()):  # a corpus without images has no slots, and no deviation to scale by
+        if not bool(is_bag_BT1.any()):  # a corpus without images has no slots and no deviation
             return vectors_BTD
         scale = self.config.noise * vectors_BTD.detach()[is_bag_BT1.expand_as(vectors_BTD)].std()
         strength_B11 = torch.rand(len(ids_BTW), 1, 1, device=ids_BTW.device)

@@ -20,7 +20,7 @@ from cirray.training.task import Task
 
 
 class Callback:
-    """Empty hooks; every rank calls them in the same order. The loop knows nothing of what they do."""
+    """Empty hooks; every rank calls them in the same order."""
 
     def on_start(self, state: LoopState) -> None:
         """Before the first step (after a checkpoint was read)."""
@@ -41,7 +41,7 @@ def train(
     world: int = 1,
     resume: Path | None = None,
 ) -> list[Row]:
-    """Train until `config.steps` are done, or a callback says that it is enough.
+    """Train until `config.steps` are done, or a callback ends the run.
 
     Args:
         task: what to train.
@@ -56,7 +56,7 @@ def train(
         History rows: step, loss, one entry per term, lr, grad_norm; means over ranks, the same on every rank.
 
     Raises:
-        ConfigError: when the loss or its gradient stops being a number, naming the step and the terms.
+        ConfigError: when the loss or its gradient is not finite, naming the step and the terms.
     """
     _check_world(config, world)
     torch.manual_seed(derive_seed(config.seed, "start"))
@@ -79,7 +79,7 @@ def train(
 
 def _step(state: LoopState, batch: Any, gather: Gather) -> Row | None:
     config, engine = state.config, state.engine
-    # Dropout as a function of the step: a resumed run needs no saved random state.
+    # dropout depends on the step, so a resumed run needs no saved random state
     torch.manual_seed(derive_seed(config.seed, "dropout", state.step, state.rank))
     batch = batch.to(engine.device) if hasattr(batch, "to") else batch
     engine.module.train()

@@ -1,4 +1,4 @@
-"""AdamW with the schedules of the method, built the same way for every engine."""
+"""AdamW and its schedules, the same for every engine."""
 
 import math
 from typing import Any
@@ -21,10 +21,10 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def build_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW over the model's trainable parameters, in one kernel where `optimizer.fused` and the devices allow it.
+    """AdamW over the model's trainable parameters, fused if `optimizer.fused` and the devices allow it.
 
     Raises:
-        ConfigError: when a fused step is asked for and weights lie where torch has none.
+        ConfigError: when a fused step is asked for on a device without one.
     """
     settings = config.optimizer
     groups = parameter_groups(model, settings)
@@ -48,12 +48,12 @@ def _fused(model: nn.Module, config: LoopConfig) -> bool:
 class Schedule:
     """Learning rate and moment decays as a pure function of the step (0 = first step), the same for every engine.
 
-    one_cycle follows torch's `OneCycleLR` with cosine annealing over `steps * schedule_stretch` steps, its cycled beta1
-    included where `cycled_beta1` asks for it.
+    one_cycle follows torch's `OneCycleLR` with cosine annealing over `steps * schedule_stretch` steps, and cycles beta1
+    if `cycled_beta1` is set.
     """
 
     def __init__(self, config: LoopConfig) -> None:
-        """Work out the phases of a run."""
+        """Compute the phases of a run."""
         self._settings = settings = config.optimizer
         self._total = max(int(round(config.steps * settings.schedule_stretch)), 1)
         self._rise = settings.warmup * self._total
@@ -75,7 +75,7 @@ class Schedule:
         return self._settings.lr * self.factor(step)
 
     def apply(self, optimizer: Any, step: int) -> None:
-        """Set the rate, and the decays where they are cycled, of every group for the step to come.
+        """Set every group's rate, and decays if they are cycled, for the next step.
 
         Args:
             optimizer: torch's or DeepSpeed's; anything with `param_groups`.

@@ -1,4 +1,4 @@
-"""Which rows make the global batch of a step: a pure function of (seed, step), so resuming needs the step alone."""
+"""The rows of a step's global batch: a pure function of (seed, step), so resuming needs only the step."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from cirray.core.seeding import numpy_generator
 
 
 def spread_groups(groups: Sequence[str], batch: int, wanted: bool | str) -> bool:
-    """Whether batches hold at most one row of a group: as wanted, or ("auto") where there are groups enough for one."""
+    """Whether batches hold at most one row of a group: as set, or ("auto") if there are enough groups."""
     if wanted != "auto":
         return bool(wanted)
     count = len(set(groups) - {""}) + sum(not name for name in groups)

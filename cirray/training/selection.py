@@ -1,4 +1,4 @@
-"""Which weights of a run are kept: those of the best measurement, and when to stop waiting for a better one."""
+"""Keep the weights of the best measurement, and stop when none better comes."""
 
 from collections.abc import Sequence
 
@@ -15,25 +15,25 @@ from cirray.training.weights import trained_weights
 class KeepBest(Callback):
     """Keeps a copy of the trained weights whenever the mean of some figures of the history is better than before.
 
-    It stands behind the callback that adds these figures to rank 0's rows. The copy is part of every checkpoint, so a
-    resumed run goes on as an unbroken one; `put_best` puts it into the model that is saved.
+    It comes after the callback that adds these figures to rank 0's rows. The copy is part of every checkpoint, so that
+    a resumed run equals an unbroken one; `put_best` puts it into the saved model.
     """
 
     def __init__(self, names: Sequence[str], every: int, patience: int | None = None) -> None:
-        """Remember what is compared.
+        """Take the figures to compare.
 
         Args:
             names: figures whose mean is compared, larger is better; the first of equal ones stays.
             every: steps between two measurements; the last step is measured too.
-            patience: stop after so many measurements in a row that were no better; None: never.
+            patience: measurements in a row without a better one after which to stop; None: never.
         """
         self._names, self._every, self._patience = tuple(names), every, patience
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
-        """Compare, where something was measured; every rank comes to the same answer.
+        """Compare after a measurement; the same on every rank.
 
         Raises:
-            ConfigError: for a figure that the row does not hold.
+            ConfigError: for a figure that the row does not have.
         """
         if row is None or not (state.finished or state.step % self._every == 0):
             return
@@ -50,7 +50,7 @@ def mean_of(row: Row, names: Sequence[str]) -> float:
     """Mean of some figures of a row.
 
     Raises:
-        ConfigError: for one that it does not hold.
+        ConfigError: for a figure that it does not have.
     """
     absent = [name for name in names if name not in row]
     if absent:
@@ -62,7 +62,7 @@ def mean_of(row: Row, names: Sequence[str]) -> float:
 
 
 def best_row(history: Sequence[Row], names: Sequence[str]) -> Row:
-    """The row whose weights `KeepBest` keeps: the first of the best measured ones."""
+    """The row whose weights `KeepBest` keeps: the first of the best."""
     measured = [row for row in history if all(name in row for name in names)]
     return max(measured, key=lambda row: mean_of(row, names))
 
@@ -76,11 +76,11 @@ def trained_copy(state: LoopState) -> dict[str, torch.Tensor]:
 
 
 def put_best(state: LoopState, model: nn.Module) -> None:
-    """Put the kept weights into the whole model, on rank 0 after the last step; the last ones stay where none are."""
+    """Put the kept weights, if any, into the whole model, on rank 0 after the last step."""
     if state.best is not None and state.rank == 0:
         model.load_state_dict(state.best.weights, strict=False)
 
 
 def _device(state: LoopState) -> torch.device:
-    """Where collectives run; a double sum needs no more than the CPU where there is one process."""
+    """Device for collectives; the CPU for a single process."""
     return state.engine.device if state.world > 1 else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Where a training run stands."""
+"""State of a training run."""
 
 from dataclasses import dataclass, field
 
@@ -13,18 +13,18 @@ Row = dict[str, float]
 
 @dataclass
 class Best:
-    """The best measured weights so far: where, how good, and how many measurements since were no better."""
+    """The best weights so far: step, value, and measurements since without a better one."""
 
     step: int
     value: float
     misses: int = 0
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    """The trained ones, on the CPU of rank 0; other ranks hold none."""
+    """Trained weights on the CPU of rank 0; empty on other ranks."""
 
 
 @dataclass
 class LoopState:
-    """Where a run stands. `step` counts finished steps; `history` holds one row per logged step."""
+    """State of a run. `step` counts finished steps; `history` holds one row per logged step."""
 
     task: Task
     config: LoopConfig
@@ -36,7 +36,7 @@ class LoopState:
     best: Best | None = None
     """What a `KeepBest` callback keeps."""
     stopped: bool = False
-    """Set by a callback, on every rank alike: the present step is the last."""
+    """Set by a callback on every rank: this step is the last."""
 
     @property
     def finished(self) -> bool:

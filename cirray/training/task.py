@@ -1,4 +1,4 @@
-"""What the loop trains: a model, its batches, its loss, and how the result is saved."""
+"""The loop's interface to a training problem: model, batches, loss, saving."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from cirray.training.gather import Gather
 
 
 class Task(Protocol):
-    """A training problem. The loop calls these from every rank; only `save` is called from rank 0 alone."""
+    """A training problem. The loop calls these from every rank, and `save` only from rank 0."""
 
     def model(self) -> nn.Module:
         """The model to train; called once per run, same start weights on all ranks."""
@@ -19,8 +19,8 @@ class Task(Protocol):
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[Any]:
         """The calling rank's share of the global batch of step `start_step`, `start_step + 1`, ...
 
-        A batch is a pure function of the step, so a resumed run sees what an unbroken one would. A batch moves to a
-        device by its own `to(device)` method.
+        A batch is a pure function of the step, so that a resumed run equals an unbroken one. A batch moves to a device
+        by its own `to(device)` method.
         """
 
     def loss(self, model: nn.Module, batch: Any, gather: Gather) -> LossOutput:

@@ -27,7 +27,7 @@ class TorchEngine:
             config: optimiser, schedule, precision.
             rank: this worker.
             world: number of workers; above 1 torch.distributed must be initialised.
-            device: default is where the model's first parameter lies.
+            device: default: that of the model's first parameter.
         """
         self._device = torch.device(device) if device else next(model.parameters()).device
         self._model, self._config, self._rank, self._world = model.to(self._device), config, rank, world
@@ -43,12 +43,12 @@ class TorchEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where batches must be."""
+        """Device for batches."""
         return self._device
 
     @property
     def lr(self) -> float:
-        """Learning rate of the step to come."""
+        """Learning rate of the next step."""
         return self._schedule.lr(self._steps)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -112,7 +112,7 @@ class TorchEngine:
 
 
 def compile_forward(model: nn.Module, backend: str) -> None:
-    """Let torch.compile trace a model's forward pass at its next call; names and weights stay what they are.
+    """Let torch.compile trace a model's forward pass at its next call; names and weights do not change.
 
     Raises:
         ConfigError: for a backend that torch does not have.

@@ -1,8 +1,8 @@
-"""One training step or forward pass on tensors without memory: what it would save, hold at most, and compute.
+"""Memory and operations of a training step or forward pass, traced on tensors without memory.
 
-The real modules run under `cirray.models.outlines.weightless`: every operator tells the shapes it would return, nothing
-is allocated and no weight exists. Sizes are those of a CPU run; `gpu=True` follows a GPU where the two differ
-(attention with dropout keeps no matrix of weights there, and LayerNorm under bf16 autocast works in fp32).
+The real modules run under `cirray.models.outlines.weightless`: operators return shapes, nothing is allocated. Sizes are
+those of a CPU run; `gpu=True` follows a GPU where the two differ (attention with dropout keeps no matrix of weights
+there, and LayerNorm under bf16 autocast works in fp32).
 """
 
 import weakref
@@ -24,7 +24,7 @@ Loss = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class Trace:
-    """Bytes that the backward pass waits for, most bytes alive at once beside the weights, floating-point operations.
+    """Bytes kept for the backward pass, most bytes alive at once beside the weights, floating-point operations.
 
     `saved` counts every storage once, without weights and inputs; `peak` includes gradients as they appear. `kernels`
     operators made new tensors, `written` bytes in all.
@@ -41,8 +41,8 @@ def trace_step(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = Fa
     """Trace forward and backward of a loss.
 
     Args:
-        loss: computes it; modules and inputs were made under `weightless`, inside which this is called too.
-        modules: whose weights do not count.
+        loss: computes it; called under `weightless`, as modules and inputs were made.
+        modules: modules whose weights do not count.
         inputs: tree of tensors that do not count.
         bf16: the forward pass under autocast, as the engines do.
         gpu: as on a GPU.
@@ -75,7 +75,7 @@ def trace_forward(forward: Callable[[], Any], modules: nn.Module, inputs: Any = 
 def saved_bytes(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = False) -> int:
     """Bytes of the distinct storages that a forward pass keeps for its backward pass, without weights and inputs.
 
-    Works on real tensors too: that is how the estimate is checked.
+    Works on real tensors too, to check the estimate.
     """
     outside = _storages(modules, inputs)
     found: dict[int, torch.UntypedStorage] = {}
@@ -109,7 +109,7 @@ def _storages(modules: nn.Module, inputs: Any) -> dict[int, torch.UntypedStorage
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, which the tree functions know."""
+    """Dataclasses as dictionaries, for the tree functions."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Pretraining of the small vision tower: dense heads on patch tokens, or caption words when only captions exist."""
+"""Pretraining of the small vision tower: dense heads on patch tokens, or caption words if there are only captions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,9 +34,8 @@ class VisionBatch:
 class VisionLearner(nn.Module):
     """A vision tower with the throw-away heads of its pretraining.
 
-    The place head (which patch is this?) is always there: without it nothing keeps the position in the frozen tokens,
-    and everything downstream that asks "which cell" stalls. With captions, the patches' colours keep the tokens from
-    holding caption words alone.
+    The place head (which patch is this?) is always there: without it the frozen tokens lose their position, and
+    learning "which cell" stalls. With captions, the patches' colours keep the tokens from holding only caption words.
     """
 
     def __init__(self, tower: VisionTower, cells: Mapping[str, int], words: int = 0) -> None:
@@ -79,7 +78,7 @@ _COLOUR_GRID, _WORD_WEIGHT, _LOG_PRIOR = 4, 20.0, 3.0
 
 
 class VisionTask:
-    """Trains a vision tower on batches that a source makes from the step number."""
+    """Trains a vision tower on batches made from the step number."""
 
     def __init__(
         self,
@@ -119,7 +118,7 @@ class VisionTask:
 
     @torch.inference_mode()
     def accuracy(self, batch: VisionBatch) -> dict[str, float]:
-        """Share of right patches of every head, the place head included."""
+        """Share of right patches of every head, including the place head."""
         learner = self._learner.eval()
         patches_BPD = learner.tower(batch.images_BHWC)[:, 1:]
         places_BP = torch.arange(patches_BPD.shape[1]).expand(len(patches_BPD), -1)

@@ -1,4 +1,4 @@
-"""What trains a map from images to pseudo-words: captioned images, a retriever whose phi learns, a task."""
+"""Base of the tasks that train a map from images to pseudo-words."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class MapSetup:
-    """What a task is made from: every image once, with its one caption."""
+    """Input of a task: every image once, with its one caption."""
 
     retriever: WordMapRetriever
     images: tuple[str, ...]
@@ -28,7 +28,7 @@ class MapSetup:
     features: FeatureLookup
     config: MappingConfig
     tokens_MNW: np.ndarray | None = None
-    """Tokens found image by image, where the objective distils them."""
+    """Tokens found image by image, if the objective distils them."""
 
 
 MAPPINGS: Registry[Callable[[MapSetup], Task]] = Registry(
@@ -36,14 +36,14 @@ MAPPINGS: Registry[Callable[[MapSetup], Task]] = Registry(
 )
 """Name -> task of the one training loop."""
 UNTRAINED = "untrained"
-"""The objective that trains nothing: training-free rows of a table."""
+"""The objective that trains nothing, for training-free rows."""
 
 
 class MapTask:
-    """The part that all objectives share: rows by a sampler, saving. Subclasses make batches and the loss."""
+    """Rows by a sampler, and saving. Subclasses make batches and the loss."""
 
     def __init__(self, setup: MapSetup, learner: nn.Module) -> None:
-        """Let phi and injection learn, and cut the rows into epochs.
+        """Make phi and injection trainable, and cut the rows into epochs.
 
         Raises:
             ConfigError: when the images do not fill a batch.
@@ -68,7 +68,7 @@ class MapTask:
         return torch.from_numpy(self.setup.features.get([self.setup.images[int(row)] for row in rows]))
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the retriever, its text encoder's adapters ready to be trained."""
+        """Write the retriever, with its text encoder's adapters trainable."""
         self.setup.retriever.train_composing().save(folder)
 
 
@@ -83,5 +83,5 @@ def caption_vectors(retriever: WordMapRetriever, captions: Sequence[str]) -> tor
 
 
 def places_among_all(rows: int, rank: int, device: torch.device) -> torch.Tensor:
-    """Where a rank's rows stand among the gathered ones."""
+    """Positions of a rank's rows among the gathered ones."""
     return torch.arange(rows, device=device) + rank * rows

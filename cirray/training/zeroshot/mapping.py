@@ -1,8 +1,8 @@
-"""Stage 1: pseudo-sentences find their images (L_map) and speak for captions as their own caption does (L_sta).
+"""Stage 1: pseudo-sentences must find their images (L_map) and spread over captions as their own caption does (L_sta).
 
 L_1 = L_map + lambda_sta L_sta, after "two-stage mapping/composing", arXiv 2504.17990
 (docs/PAPERS.md#soft-text-alignment); with `alignment=none` and a phi of its shape this is Pic2Word. Only phi and
-injection learn; captions are encoded once.
+injection are trained; captions are encoded once.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class MappingTask(MapTask):
     """L_map, and L_sta in the form that `alignment` names."""
 
     def __init__(self, setup: MapSetup) -> None:
-        """Encode the captions once, where they are used."""
+        """Encode the captions once, if they are used."""
         super().__init__(setup, Mapper(setup.retriever))
         self._captions_ND = unit(caption_vectors(setup.retriever, setup.captions))
 
