@@ -1,12 +1,14 @@
 """What one training run reads: triplets with their sources, features, start weights, held-out queries. No ray."""
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from cirray.core.artifacts import localize, read_manifest
+from cirray.core.artifacts import is_complete, localize, read_manifest
 from cirray.core.config import leaves
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
@@ -23,7 +25,7 @@ from cirray.models.seeded import torch_seed
 from cirray.models.sources.blip2 import Blip2Source, check_temperature, open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.text_processors import process
-from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.cluster.actors import find_tower
 from cirray.pipelines.data.datasets import unusable_images, without_images
 from cirray.pipelines.features.live import Features, live_digests
@@ -170,15 +172,27 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
     return retriever
 
 
-def tower_of_run(run: TrainRun, features: Features) -> VisionTower:
-    """The vision tower that made the features: it goes into the checkpoint, which can then encode images.
+def keep_tower(run: TrainRun, features: Features, folder: Path) -> str:
+    """Put the vision tower that made the features beside the model, which can then encode images.
+
+    A tower of an artifact is copied as it is: its manifest tells its digest, and no weights are loaded.
+
+    Returns:
+        The tower's digest.
 
     Raises:
         IndexMismatchError: when the named tower is another one.
     """
-    tower = load_vision_tower(find_tower(run.towers))
-    check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
-    return tower
+    place = find_tower(run.towers)
+    known = read_manifest(run.towers).extra.get("encoder_digest") if is_complete(run.towers) else None
+    tower = None if known and isinstance(place, Path) else load_vision_tower(place)
+    digest = str(known) if tower is None else tower.digest
+    check_tower(run.features, features.info.encoder_digest, run.towers, digest)
+    if tower is None:
+        shutil.copytree(place, folder, dirs_exist_ok=True)
+    else:
+        tower.save(folder)
+    return digest
 
 
 def check_model_fields(run: TrainRun) -> None:

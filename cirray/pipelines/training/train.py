@@ -17,8 +17,8 @@ from cirray.pipelines.training.inputs import (
     TrainInputs,
     check_model_fields,
     input_digests,
+    keep_tower,
     read_inputs,
-    tower_of_run,
 )
 from cirray.pipelines.training.job import Clock, ExportModel, TrainJob, build_job, engine_on
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
@@ -56,16 +56,17 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     if is_complete(run.out):
         return open_finished(run, digests)
     job = build_job(run, inputs, "cpu" if run.ray.enabled else run.device)
-    tower = tower_of_run(run, job.features)
     stage = open_stage(run.out, "checkpoint", _content(run), digests, _kept(run))
-    tower.save(stage.local / MODEL / VISION)
+    tower = keep_tower(run, job.features, stage.local / MODEL / VISION)
     if run.ray.enabled:
         from cirray.pipelines.training.workers import train_on_ray
 
         history, rate = train_on_ray(run, stage, inputs.unusable, reports)
     else:
         history, rate = train_here(run, stage, job, callbacks)
-    return _publish(run, stage, inputs, history, {"samples_per_second": round(rate, 1), **guard})
+    return _publish(
+        run, stage, inputs, history, {"samples_per_second": round(rate, 1), "encoder_digest": tower, **guard}
+    )
 
 
 def _kept(run: TrainRun) -> tuple[str, ...]:

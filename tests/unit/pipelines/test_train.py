@@ -16,6 +16,7 @@ from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMisma
 from cirray.pipelines.features.config import EmbedRun, TowersRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.features.towers import run_towers
+from cirray.pipelines.training import inputs
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun
 from cirray.pipelines.training.inputs import read_inputs, start_retriever
 from cirray.pipelines.training.train import run_train
@@ -162,6 +163,18 @@ def test_finetuning_starts_from_a_checkpoint_and_its_vocabulary(fields, trained,
 def test_model_sizes_beside_a_checkpoint_are_refused(fields, trained, tmp_path):
     with pytest.raises(ConfigError, match="model.embed_dim is 12"):
         run_train(make_run(fields, tmp_path / "f", init=str(trained[0]), model={"embed_dim": 12}))
+
+
+def test_a_tower_of_an_artifact_is_copied_without_loading_its_weights(fields, tmp_path, monkeypatch):
+    towers = tmp_path / "towers"
+    TINY["make_towers"](towers, known=True)
+    monkeypatch.setattr(inputs, "load_vision_tower", lambda place: pytest.fail("weights were loaded"))
+    manifest = run_train(make_run(fields, tmp_path / "c", towers=str(towers)))
+    copied, made = tmp_path / "c" / "model" / "vision", towers / "vision"
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == {
+        path.name: path.read_bytes() for path in made.iterdir()
+    }
+    assert manifest.extra["encoder_digest"] == load_models(str(tmp_path / "c"))[1].digest
 
 
 def test_a_tower_that_did_not_make_the_features_is_refused(fields, tmp_path):
