@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from cirray.cli import completion
 from cirray.cli.help import asked, overview, verb_help
 from cirray.cli.tree import roots as fields_of
 from cirray.cli.tree import shown, walk
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         say(overview())
+        return 0
+    if arguments[0] == completion.ASK:
+        for answer in completion.answers(arguments[1:]):
+            say(answer)
         return 0
     if arguments[0] == "--version":
         say(f"cirray {__version__}")

@@ -15,7 +15,7 @@ VERBS = (
     "towers", "clip", "map", "pretrain", "finetune", "tune",
     "evaluate", "score", "submit", "browse", "compare",
     "index", "search", "serve",
-    "quickstart", "plan", "convert", "export",
+    "quickstart", "plan", "convert", "export", "completion",
 )  # fmt: skip
 """Every verb, in the order of `cirray --help`."""
 GROUPS = {
