@@ -1,7 +1,6 @@
 """`serve run serve_configs/retriever.yaml` imports `build_app` from here.
 
-Annotations must stay real objects in this module: Serve reads the type of `args` to validate them, so postponed
-evaluation of annotations must not be switched on here.
+No postponed annotations in this module: Serve reads the type of `args` to validate them.
 """
 
 from typing import Any
@@ -34,9 +33,9 @@ DEPLOYMENT_OPTIONS: dict[str, Any] = {
 
 
 class NotServableError(RayServeException, ClickException):
-    """Artifacts that cannot be served: Ray reports the sentence once, and `serve run` of a builder prints nothing else.
+    """Artifacts that cannot be served; Ray prints the sentence once.
 
-    Any other exception in a builder is retried three times, with a traceback each.
+    Any other exception in a builder is retried three times, each with a traceback.
     """
 
 
@@ -68,7 +67,8 @@ def application_of(args: ServeArgs, **options: Any) -> Application:
 
 
 def check_pair(checkpoint: str, index: str) -> None:
-    """Refuse artifacts that cannot be served together, before any replica is started and started again.
+    """Refuse artifacts that cannot be served together, before any replica starts (Ray would restart it again and
+    again).
 
     Raises:
         ArtifactError: one of them is missing, half-written or of another kind.

@@ -1,4 +1,4 @@
-"""Greedy batches: a free worker takes whatever waits, and nobody waits for company."""
+"""Greedy batches: a free worker takes whatever waits, and never waits for more."""
 
 import asyncio
 from collections import deque
@@ -13,8 +13,8 @@ Work = Callable[[Sequence[ItemT]], Awaitable[Sequence[AnswerT | Exception]]]
 class Batcher(Generic[ItemT, AnswerT]):
     """Answers items by batches, first come first served, one batch at a time.
 
-    An item that arrives while nothing runs is worked on at once; those that arrive meanwhile form the next batch. So a
-    lone client never waits, and batches grow by themselves with the load. Belongs to one event loop.
+    An item that arrives while nothing runs starts at once; those that arrive meanwhile form the next batch. So batches
+    grow with the load. Belongs to one event loop.
     """
 
     def __init__(self, work: Work[ItemT, AnswerT], max_size: int) -> None:
@@ -30,10 +30,10 @@ class Batcher(Generic[ItemT, AnswerT]):
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, item: ItemT) -> AnswerT:
-        """Answer one item. When the caller is cancelled before its batch begins, the item is not worked on.
+        """Answer one item. If the caller is cancelled before its batch begins, the item is dropped.
 
         Raises:
-            Exception: the one that is this item's answer, or what the whole batch failed with.
+            Exception: the item's own, or that of the whole batch.
         """
         future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))

@@ -17,7 +17,7 @@ _MAX_FIELDS = 8
 
 @dataclass(frozen=True)
 class SearchBody:
-    """Fields of a search and the encoded picture, where one was sent."""
+    """Fields of a search and the encoded picture, if one was sent."""
 
     fields: SearchRequest | SearchForm
     picture: bytes | None

@@ -19,7 +19,7 @@ _PROBLEM = "application/problem+json"
 
 @dataclass(frozen=True)
 class Answer:
-    """A ranking with the versions that made it; `ranking.times` are the server's."""
+    """A ranking with the versions of index and model; `ranking.times` are the server's."""
 
     ranking: Ranking
     index_digest: str
@@ -44,8 +44,8 @@ class SearchClient:
         Args:
             url: where the service listens, with its route prefix if it has one.
             timeout_s: for each request.
-            retries: how often a busy or restarting service is asked again: 429, 502, 503, a refused or cut connection,
-                and a 500 that the application did not write (Ray's, when the replica died under the request).
+            retries: how often to retry: on 429, 502, 503, a refused or cut connection, and Ray's own 500 (a replica
+                died).
             transport: another httpx transport, e.g. an application in this process.
         """
         self._url, self._retries = url.rstrip("/"), retries

@@ -1,6 +1,6 @@
-"""The replica: picture decoding, query encoding and search in one deployment, with micro-batches. Ray Serve only here.
+"""The replica: picture decoding, query encoding and search in one deployment, with micro-batches.
 
-One fused deployment, because every hop between deployments costs more than this model does on a small machine.
+One deployment, because a hop between deployments costs more than this model on a small machine.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ class SearchReplica:
     """A `SearchService` that answers in batches. Wrapped by `serve.ingress` and `serve.deployment` in `app.py`."""
 
     def __init__(self, args: ServeArgs) -> None:
-        """Load the checkpoint and the index and answer a first query, so that a ready replica is a warm one.
+        """Load the checkpoint and the index and answer a first query, so that a ready replica is warm.
 
         Raises:
             ArtifactError: an artifact is missing or damaged.
             IndexMismatchError: the index belongs to another encoder.
         """
-        import torch  # here, and not above: the process that starts the service needs no torch
+        import torch  # imported here: the process that starts the service needs no torch
 
         from cirray.index.faiss_index import limit_faiss_threads
         from cirray.search_engine import SearchEngine
@@ -64,7 +64,7 @@ class SearchReplica:
         self._batched.max_size = self.settings.max_batch_size
 
     async def check_health(self) -> None:
-        """Serve's health check: a real query through the model and the index. Guards the entrances, the first time too.
+        """Serve's health check: a real query through the model and the index; also puts the gate into the entrances.
 
         Raises:
             Exception: whatever the model or the index raises, or TimeoutError when they hang.
@@ -85,7 +85,7 @@ class SearchReplica:
         await self._workers.probe(self.retriever)
 
     async def _answer_many(self, queries: "Sequence[ComposedQuery]") -> list[Ranking | Exception]:
-        """Failures are values here: an exception raised in a batch would reach every query of it."""
+        """Failures are values, since an exception in a batch would reach all its queries."""
         return await self._workers.model(lambda: self.retriever.search_many(queries))
 
 

@@ -1,9 +1,9 @@
-"""Puts the gate into Ray's HTTP entrances. All that this package knows of Ray Serve's inside stands in this file.
+"""Puts the gate into Ray's HTTP entrances. The only file that touches Ray Serve's internals.
 
 Ray starts its proxies itself, from `serve run`, `serve deploy` or an operator, and takes middlewares only from
-variables set on every node before that. So a replica brings the gate to the proxies when it is ready, and again with
-its health checks, should one have been restarted. Where a version of Ray has another inside, one warning says so, and
-the service goes on without the gate.
+variables set on every node before that. So a replica puts the gate into the proxies when it is ready, and again with
+its health checks, in case one was restarted. If a version of Ray differs inside, one warning says so, and the service
+goes on without the gate.
 """
 
 import asyncio
@@ -46,20 +46,20 @@ EDITS = {
         " if { queue gt PLACES } !{ path /healthz /readyz /version }\n"
     ),
 }
-"""HAProxy's own pages answer on loopback only, replicas learn who asks, and HAProxy itself holds back what is too much.
+"""HAProxy's own pages answer only on loopback, replicas get the client's address, and HAProxy limits requests itself.
 
-What it refuses costs the replica nothing, which has work to do."""
+What it refuses costs the replica nothing."""
 
 
 class Entrances:
-    """What one replica knows of the entrances to its application."""
+    """One replica's state of the entrances to its application."""
 
     def __init__(self, args: ServeArgs) -> None:
-        """Nothing is guarded yet."""
+        """No entrance has the gate yet."""
         self._args, self._warned, self._guarded_at = args, False, float("-inf")
 
     async def guard(self) -> None:
-        """Bring the gate to every proxy of the cluster and to this replica's own server (fast path), now and then."""
+        """Put the gate into every proxy of the cluster and this replica's own server (fast path), at intervals."""
         if time.monotonic() - self._guarded_at < GUARDED_FOR_S:
             return
         try:
@@ -83,7 +83,7 @@ class Entrances:
 
 
 def guard_entrance(actor: Any, app: str, rules: GateRules) -> bool:
-    """Runs inside a proxy actor, in a thread beside its event loop; true when the gate is there now."""
+    """Runs inside a proxy actor, in a thread; true when the gate is in place."""
     if hasattr(actor, "_haproxy"):
         return _guard_haproxy(actor, rules)
     endpoints = actor.proxy_router.endpoints.items()
@@ -97,7 +97,7 @@ def guard_entrance(actor: Any, app: str, rules: GateRules) -> bool:
 
 
 def wrap_server(config: Any, header_timeout_s: float) -> None:
-    """Put the gate before the application of a running uvicorn server, and a deadline before headers; once."""
+    """Put the gate before a running uvicorn server's application, and a deadline on headers; once."""
     outer = config.loaded_app
     if isinstance(outer, ProxyHeadersMiddleware):
         outer.app = outer.app if isinstance(outer.app, Gate) else Gate(outer.app)  # type: ignore[assignment,arg-type]
@@ -110,7 +110,7 @@ def wrap_server(config: Any, header_timeout_s: float) -> None:
 
 
 def with_header_deadline(protocol: type) -> type:
-    """A uvicorn protocol that closes a connection on which the headers of a request do not arrive in time."""
+    """A uvicorn protocol that closes a connection whose request headers do not arrive in time."""
 
     class Deadline(protocol):  # type: ignore[misc]
         header_timeout_s = 10.0
@@ -139,7 +139,7 @@ def with_header_deadline(protocol: type) -> type:
 
 
 def _guard_haproxy(manager: Any, rules: GateRules) -> bool:
-    """Loopback for its own pages, a deadline for headers, a problem document where no replica is."""
+    """HAProxy's settings: own pages on loopback, a deadline for headers, a problem document without a replica."""
     module, config = sys.modules[type(manager._haproxy).__module__], manager._haproxy.cfg
     template: str = module.HAPROXY_CONFIG_TEMPLATE  # type: ignore[attr-defined]
     for old, new in EDITS.items():
@@ -157,9 +157,9 @@ def _guard_haproxy(manager: Any, rules: GateRules) -> bool:
 
 
 async def _restart(manager: Any) -> None:
-    """Not a reload: the new process could not take 127.0.0.1:8404 while the old one has *:8404.
+    """A restart, not a reload: the new process could not bind 127.0.0.1:8404 while the old one has *:8404.
 
-    A new replica gets here before it takes requests, so nobody waits for the half second.
+    A new replica does this before it takes requests, so no request waits for the half second.
     """
     async with manager._reload_lock:
         await manager._haproxy_start_task

@@ -1,8 +1,8 @@
-"""The outermost layer, in Ray's HTTP proxy (or the replica's own server on the fast path): who may come in, and when.
+"""The outermost layer, in Ray's HTTP proxy (or the replica's own server on the fast path): admits or refuses requests.
 
-A request is looked at here before Ray sees it: its Host, its headers, its whole body. Only then does it take one of a
-bounded number of places, so a slow client holds memory here and nothing else, and a full house answers 429 for the
-price of a header. What Ray answers in plain text (a dead replica, a missing route) leaves as a problem document.
+A request's Host, headers and whole body are checked before Ray sees it. Only then does it take one of a bounded number
+of places, so that a slow client costs only memory; when all are taken, the answer is 429. Ray's plain-text answers (a
+dead replica, a missing route) become problem documents.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ from cirray.serving.problems import (
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 AGAIN = {"retry-after": "1"}
 GRACE_S = 1.0
-"""A body that takes longer than this counts as slow."""
+"""Seconds after which a body counts as slow."""
 _ATTEMPTS = 2
 _UNCOUNTED = ("/healthz", "/readyz", "/version")
 _RAYS_OWN = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-request-id")
-"""Headers by which a client could change what Ray does with its request."""
+"""Headers by which a client could change how Ray handles its request."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class GateRules:
     """Limits of one application."""
 
     hosts: tuple[str, ...] = ()
-    """Names a Host header may say, without port; `*.example.org` means any name below; none: every name."""
+    """Accepted Host names, without port; `*.example.org` means any name below; none: every name."""
     max_in_flight: int = 96
-    """Most requests that are being answered; more are told 429."""
+    """Most requests being answered; others get 429."""
     max_body_bytes: int = 10 * 2**20
-    """Longest body."""
+    """Longest body in bytes."""
     max_held_bytes: int = 64 * 2**20
-    """Most bytes of bodies in memory, arriving or being answered; more are told 503."""
+    """Most bytes of bodies in memory; others get 503."""
     body_timeout_s: float = 20.0
     """Seconds a body may take."""
     header_timeout_s: float = 10.0
@@ -59,12 +59,11 @@ class GateRules:
 
 
 def rules_of(args: ServeArgs, listens_on: str) -> GateRules:
-    """The limits that the service's arguments set.
+    """Limits from the service's arguments.
 
     Args:
         args: of the service.
-        listens_on: interface of the entrance; when it is loopback, and `allowed_hosts` does not say, only loopback's
-            names are answered.
+        listens_on: interface of the entrance; on loopback without `allowed_hosts`, only loopback's names are answered.
     """
     local = listens_on in ("localhost", "::1") or listens_on.startswith("127.")
     hosts = args.allowed_hosts if args.allowed_hosts is not None else LOOPBACK if local else ()
@@ -77,10 +76,10 @@ def rules_of(args: ServeArgs, listens_on: str) -> GateRules:
 
 
 class Lane:
-    """Rules and present state of one application."""
+    """Rules and state of one application."""
 
     def __init__(self, rules: GateRules) -> None:
-        """Nobody is inside."""
+        """No request is inside yet."""
         self.rules = rules
         self.in_flight, self.held = 0, 0
         self.slow: Counter[str] = Counter()
@@ -98,7 +97,7 @@ def open_lane(prefix: str, rules: GateRules) -> None:
 
 
 def middlewares() -> list[Middleware]:
-    """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=cirray.serving.gate:middlewares` gives Ray's servers."""
+    """Middlewares for Ray's servers, by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=cirray.serving.gate:middlewares`."""
     return [Middleware(Gate)]
 
 
@@ -106,13 +105,13 @@ class Gate:
     """Wraps an ASGI application."""
 
     def __init__(self, app: ASGIApp, lane: Lane | None = None, ray: bool = True) -> None:
-        """Set what is behind the gate.
+        """Take the application behind the gate.
 
         Args:
             app: what to protect.
             lane: for all requests; else they follow the lanes of this process (`open_lane`), and a path without one
                 passes as it is.
-            ray: Ray stands between the gate and the application: its refusals are put into words, and a request that
+            ray: Ray is between the gate and the application: its refusals become problem documents, and a request that
                 it lost is repeated once.
         """
         self._app, self._lane = app, lane
@@ -123,7 +122,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope.setdefault("state", {})  # shared with the layers outside, where unexpected errors are answered
+        scope.setdefault("state", {})  # shared with the outer layers, which answer unexpected errors
         request_id, scope = _cleaned(scope)
         lane = self._lane or _lane_of(scope["path"])
         if lane is None or scope["path"].startswith("/-/"):
@@ -135,10 +134,10 @@ class Gate:
             await response_of(error, request_id)(scope, receive, _named(send, request_id))
 
     async def _admit(self, lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request, take in its body, give it a place.
+        """Check a request, read its body, give it a place.
 
         Raises:
-            ProblemError: when it must not pass, or when nothing behind the gate could answer.
+            ProblemError: when it is refused, or nothing behind the gate could answer.
         """
         check_host(_header(scope, b"host"), lane.rules.hosts)
         counted = not scope["path"].endswith(_UNCOUNTED)
@@ -165,7 +164,7 @@ def _check_places(lane: Lane) -> None:
 
 
 class _Body:
-    """The body of one request while it is here."""
+    """The body of one request."""
 
     def __init__(self, lane: Lane, scope: Scope) -> None:
         self._lane, self._client = lane, (scope.get("client") or ("unknown",))[0]
@@ -176,7 +175,7 @@ class _Body:
             raise _too_large(lane.rules)
 
     async def read(self, receive: Receive) -> bool:
-        """Take in the whole body; False when the client went away."""
+        """Read the whole body; False when the client went away."""
         begin = time.monotonic()
         while True:
             message = await self._next(asyncio.ensure_future(receive()), begin)
@@ -187,7 +186,7 @@ class _Body:
                 return True
 
     async def _next(self, coming: asyncio.Future[Message], begin: float) -> Message:
-        """The next piece, or a problem when it takes too long; what receives it is not disturbed meanwhile."""
+        """The next piece, or a problem when it takes too long."""
         timeout_s = self._lane.rules.body_timeout_s
         try:
             while not coming.done():
@@ -200,7 +199,7 @@ class _Body:
             coming.cancel()
 
     def _grow_slow(self, seconds: float) -> None:
-        """A body that takes long is one of few of its client, and not for ever."""
+        """Limit slow bodies in number per client and in time."""
         rules = self._lane.rules
         if self._slow or seconds >= rules.body_timeout_s:
             raise ProblemError(
@@ -222,7 +221,7 @@ class _Body:
             raise ProblemError(UNAVAILABLE, "Too many long bodies arrive. Try again.", AGAIN)
 
     def release(self) -> None:
-        """Give back what it held."""
+        """Release its memory and place."""
         self._lane.held -= len(self.data)
         if self._slow:
             self._lane.slow -= Counter({self._client: 1})
@@ -233,7 +232,7 @@ async def _hand_on(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, se
 
 
 async def _forward(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-    """Hand a whole request on, once more when a replica died under it: every request of this service may be repeated.
+    """Pass a whole request on, a second time when a replica died under it; every request may be repeated.
 
     Raises:
         ProblemError: when Ray, not the application, refused.
@@ -254,7 +253,7 @@ async def _forward(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, se
 
 
 class _Replay:
-    """A body that is here already, then whatever the client does next."""
+    """A body that was read already, then the client's next message."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -272,7 +271,7 @@ class _Replay:
 
 
 class _Answer:
-    """Passes the application's answers on; of Ray's own refusals, which are plain text, it keeps the status only."""
+    """Passes the application's answers on; of Ray's own plain-text refusals only the status is kept."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -287,7 +286,7 @@ class _Answer:
 
 
 def check_host(given: str, hosts: tuple[str, ...]) -> None:
-    """Refuse a request meant for another site: a page elsewhere whose name was pointed here (DNS rebinding).
+    """Refuse a request for another host name (DNS rebinding).
 
     Raises:
         ProblemError: 421, naming the hosts that are answered.
@@ -303,7 +302,7 @@ def check_host(given: str, hosts: tuple[str, ...]) -> None:
 
 
 def _cleaned(scope: Scope) -> tuple[str, Scope]:
-    """The request's id, and its scope with headers that neither Ray nor the application can stumble over."""
+    """The request's id, and its scope with harmless headers."""
     given, kept = "", []
     for name, value in scope["headers"]:
         if name == b"x-request-id":
@@ -344,7 +343,7 @@ def _too_large(rules: GateRules) -> ProblemError:
 
 
 def _named(send: Send, request_id: str) -> Any:
-    """Answers of the gate itself, with the headers that the application's answers have."""
+    """Answers of the gate itself, with the application's usual headers."""
 
     async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":

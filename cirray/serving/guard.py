@@ -1,6 +1,6 @@
 """The application's own outer layer: body cap, body deadline, request ids, safe headers. Plain ASGI.
 
-Behind Ray, `gate.py` has looked at a request before; what is checked here holds without it too.
+Behind Ray, `gate.py` has checked a request before; this works without it too.
 """
 
 import asyncio
@@ -101,5 +101,5 @@ class Guard:
 
 
 def request_id_of(given: str | None) -> str:
-    """The caller's id when it is harmless, else a fresh one."""
+    """The caller's id if it is harmless, else a new one."""
     return given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -23,12 +23,12 @@ from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeAr
 _LOG = get_logger(__name__)
 _NAME = "cirray"
 QUIET = {"enable_access_log": False}
-"""One line a request would cost Ray's proxy more than the search costs the model."""
+"""No access log: a line a request would cost Ray's proxy more than a search costs the model."""
 
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """What is started: arguments of the application, of Ray's HTTP entrance, of the deployment and of Ray's log."""
+    """Settings of a start: of the application, Ray's HTTP entrance, the deployment and Ray's log."""
 
     args: ServeArgs
     http: Mapping[str, Any]
@@ -37,7 +37,7 @@ class ServicePlan:
 
 
 def run_serve(run: ServeRun, wait: bool = True) -> None:
-    """Start the service, stay until interrupted, finish what is being answered, and stop.
+    """Start the service, wait until interrupted, finish open requests, and stop.
 
     Args:
         run: what to serve, and where.
@@ -101,13 +101,13 @@ def plan_of(run: ServeRun) -> ServicePlan:
 
 
 def check_service(args: ServeArgs) -> None:
-    """Load what would be served and ask it once, in a process that ends with the check and takes its memory along.
+    """Load the artifacts and answer one query, in a process of its own that frees the memory.
 
     Raises:
         CirrayError: what is wrong, in one sentence.
     """
     for uri, kind in ((args.checkpoint, "checkpoint"), (args.index, "index")):
-        read_manifest(uri, kind)  # the commonest slips, told without waiting for the models
+        read_manifest(uri, kind)  # the commonest mistakes, found without loading the models
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
@@ -119,7 +119,7 @@ def check_service(args: ServeArgs) -> None:
 
 
 def problem_of(args: ServeArgs) -> CirrayError | None:
-    """What keeps these artifacts from being served on that device, or None."""
+    """The error that keeps these artifacts from being served on that device, or None."""
     limit_threads()
     from cirray.search_engine import SearchEngine
 
@@ -152,7 +152,7 @@ def start(plan: ServicePlan) -> None:
 
 
 def stop() -> None:
-    """Let the replicas finish what they are answering, then take down the entrance."""
+    """Let the replicas finish their requests, then stop the entrance."""
     from ray import serve
 
     serve.delete(_NAME)
@@ -160,7 +160,7 @@ def stop() -> None:
 
 
 def wait_for_signal() -> None:
-    """Return at Ctrl-C or SIGTERM (containers, systemd), also where a shell started this process without Ctrl-C.
+    """Return at Ctrl-C or SIGTERM (containers, systemd), also in a process started with Ctrl-C ignored.
 
     A second signal ends the process at once.
     """
@@ -175,7 +175,7 @@ def wait_for_signal() -> None:
 
 
 def check_port(host: str, port: int, advice: str) -> None:
-    """Refuse a port that something else listens on, before anything is started.
+    """Refuse a port that is in use, before anything is started.
 
     Raises:
         ConfigError: naming the address.

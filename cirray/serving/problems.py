@@ -57,7 +57,7 @@ def problem_response(kind: Kind, detail: str, request_id: str, headers: dict[str
 
 
 def response_of(error: BaseException, request_id: str) -> Response:
-    """The HTTP answer of any error; only errors made for people show their sentence."""
+    """The HTTP answer of any error; only this package's errors show their message."""
     if isinstance(error, ProblemError):
         return problem_response(error.kind, error.detail, request_id, dict(error.headers or {}))
     if isinstance(error, HTTPException):

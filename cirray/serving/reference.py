@@ -1,4 +1,4 @@
-"""`/docs`: the OpenAPI document as one page for people, made here, without scripts and without another server."""
+"""`/docs`: the OpenAPI document as one page without scripts."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -73,7 +73,7 @@ def _resolved(schema: Tree, document: Tree) -> Tree:
 
 
 def _kind(schema: Tree) -> str:
-    """A type in words, with what is used when nothing is sent."""
+    """A type in words, with its default."""
     options = [item["type"] for item in schema.get("anyOf", []) if "type" in item]
     kind = schema.get("type") or " or ".join(options) or _names([schema])
     return f"{kind}, {json.dumps(schema['default'])} unless said" if "default" in schema else kind

@@ -1,4 +1,4 @@
-"""What the HTTP interface asks of whatever answers: in this process (here) or a Ray Serve replica (deployments)."""
+"""What answers the HTTP interface: this process (here) or a Ray Serve replica (`deployments`)."""
 
 import asyncio
 import time
@@ -31,19 +31,19 @@ class SearchService(Protocol):
         """Run the CPU part of a query (decoding) outside the event loop."""
 
     async def answer(self, query: "ComposedQuery") -> Ranking:
-        """Answer one prepared query, alone or in a batch with others; raises what went wrong with this one."""
+        """Answer one prepared query, alone or in a batch; raises the query's own error."""
 
     async def probe(self) -> None:
         """Run a query through the model and the index; raises when they do not work."""
 
 
 class Workers:
-    """Two small pools: torch and FAISS in one thread, picture decoding in another, so that neither stalls the event
-    loop (nor Serve's health checks, which run in it).
+    """Two small pools: torch and FAISS in one thread, picture decoding in another, so that neither blocks the event
+    loop (and Serve's health checks in it).
     """
 
     def __init__(self) -> None:
-        """Start no thread yet; pools start theirs at first use."""
+        """Threads start at first use."""
         self._model = ThreadPoolExecutor(1, "cirray-model")
         self._decode = ThreadPoolExecutor(2, "cirray-decode")
         self._probed_at = float("-inf")
@@ -57,7 +57,7 @@ class Workers:
         return await asyncio.get_running_loop().run_in_executor(self._decode, work)
 
     async def probe(self, retriever: "SearchEngine") -> None:
-        """Run the retriever's probe; a success is reused for a second, a failure never."""
+        """Run the probe; a success counts for one second, a failure is never reused."""
         if time.monotonic() - self._probed_at < PROBE_REUSE_S:
             return
         await self.model(retriever.probe)

@@ -1,4 +1,4 @@
-"""What Ray Data's workers run in the caption stage: images of a part in, a part of a captions artifact out."""
+"""Ray Data's worker of the caption stage: images of a part in, a part of a captions artifact out."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from cirray.types import part_name, stable_id
 
 
 class CaptionImages:
-    """Actor: captions of one part's images. An image whose caption is known by its key costs no call of the model."""
+    """Actor: captions of one part's images. A caption with a known key costs no call of the model."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class CaptionImages:
         """Rows of captions, rows of rejections (together one an image), and how many captions were known.
 
         Raises:
-            ArtifactError: when the captioner breaks its promise of one text per image.
+            ArtifactError: when the captioner does not return one text per image.
         """
         keys: dict[str, str] = {}
         reasons: dict[str, str] = {}

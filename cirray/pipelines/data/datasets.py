@@ -1,4 +1,4 @@
-"""Data sets wherever they lie: local folders, or below any URI, of which only tables and names are fetched."""
+"""Data sets in local folders or below any URI, of which only tables and names are fetched."""
 
 import tempfile
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ from cirray.features.shards import read_rejected
 from cirray.types import stable_id
 
 _OWN_STORAGE = ("webdataset", "huggingface")
-"""Formats whose readers open URIs themselves; everything else is mirrored without its images."""
+"""Formats whose readers open URIs; others are mirrored without their images."""
 _READERS = 8
 _LOGGER = get_logger("data")
 
@@ -30,7 +30,7 @@ _LOGGER = get_logger("data")
 class ImageList:
     """Ids and places (`Place.text`) of images, in the data set's order.
 
-    `digest` covers ids and crops; what the files hold is compared by their contents (`contents_of`).
+    `digest` covers ids and crops; files are compared by `contents_of`.
     """
 
     ids: tuple[str, ...]
@@ -58,7 +58,7 @@ def open_dataset(data: DataConfig) -> CirDataset:
 
 
 def read_usable(data: DataConfig, features: Sequence[str]) -> CirDataset:
-    """A data set to learn from, without what names an image that cannot be used; how much that is is logged.
+    """A training data set without rows that name an unusable image; their number is logged.
 
     Raises:
         DataError: when every triplet names such an image.
@@ -72,8 +72,8 @@ def unusable_images(dataset: CirDataset, features: Sequence[str]) -> frozenset[s
 
     Args:
         dataset: the data set.
-        features: features artifacts, which list such images with their reasons; without any, as images are read when
-            they are needed, every image that a row or a caption names is opened once.
+        features: features artifacts, which list such images; without any, every image that a row or a caption names is
+            opened once.
     """
     if not features:
         return frozenset(_unreadable(dataset))
@@ -82,7 +82,7 @@ def unusable_images(dataset: CirDataset, features: Sequence[str]) -> frozenset[s
 
 
 def without_images(dataset: CirDataset, bad: Collection[str]) -> CirDataset:
-    """A data set without what names one of some images; how much that is is logged.
+    """A data set without rows that name one of some images; their number is logged.
 
     Raises:
         DataError: when every triplet names such an image.
@@ -118,14 +118,14 @@ def _unreadable(dataset: CirDataset) -> set[str]:
 
 
 def _remote(root: str, mirror: Path, path: Path) -> str:
-    """The URI of a mirrored file; a path elsewhere (an absolute `images` folder) stays what it is."""
+    """The URI of a mirrored file; another path (an absolute `images` folder) is kept."""
     return storage.join(root, path.relative_to(mirror).as_posix()) if path.is_relative_to(mirror) else str(path)
 
 
 def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> tuple[str, ...]:
     """Ids of the images in some parts of a data set, each once, in the data set's order.
 
-    The labelled part is whatever triplets and captions name; labelled, pool and gallery together are every image.
+    The labelled part is what triplets and captions name; labelled, pool and gallery together are all images.
     """
     if set(parts) >= {"labelled", "pool", "gallery"}:
         return dataset.images.ids
@@ -158,9 +158,9 @@ def list_images(data: DataConfig, parts: tuple[str, ...]) -> ImageList:
 
 
 def contents_of(places: Sequence[str], limits: ImageLimits) -> list[str]:
-    """Digests of the bytes at places (`Place.text`), read by a few threads; empty where nothing can be read.
+    """Digests of the bytes at places (`Place.text`), read by threads; empty for unreadable ones.
 
-    Sizes and dates prove nothing (`cp -p`, `rsync -t`, a restored backup), so every byte is read; nothing is decoded.
+    Every byte is read, since sizes and dates can be kept by a copy; nothing is decoded.
     """
 
     def digest(text: str) -> str:
@@ -174,7 +174,7 @@ def contents_of(places: Sequence[str], limits: ImageLimits) -> list[str]:
 
 
 def _mirror(root: str, folder: Path) -> None:
-    """A local folder with the tables of a remote data set, and of each picture no more than tells that it is one."""
+    """A local folder with the tables of a remote data set and the first bytes of each picture."""
     names = storage.list_files(root)
     if not names:
         raise DataError(f"Nothing stands at {root!r}; correct the URI, or upload the data set there.")
@@ -185,5 +185,5 @@ def _mirror(root: str, folder: Path) -> None:
 
 
 def _mirrored(uri: str, name: str) -> bytes:
-    """All of a file that its name says to be no picture; nothing of any other one, which is opened where it lies."""
+    """The whole of a file that is no picture by its name; nothing of others, which are read remotely."""
     return storage.read_bytes(uri) if is_foreign(name) else b""

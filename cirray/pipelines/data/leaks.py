@@ -13,8 +13,7 @@ from cirray.types import Triplet, stable_id
 def check_leaks(guard: Sequence[DataConfig], ids: Iterable[str], allow: bool, what: str) -> dict[str, Any]:
     """Refuse images of the named benchmarks' val and test splits.
 
-    Returns:
-        What goes into a manifest's `extra`: nothing without a guard, else the record under `guard`.
+    Returns: Entries for a manifest's `extra`: none without a guard, else the record under `guard`.
 
     Raises:
         DataError: with the list of images, unless `allow`; or when a benchmark cannot be read.
@@ -27,7 +26,7 @@ def check_leaks(guard: Sequence[DataConfig], ids: Iterable[str], allow: bool, wh
 
 
 def guard_inputs(record: dict[str, Any]) -> dict[str, str]:
-    """The record as an input of a stage: an artifact made without the guard is not taken for one made with it."""
+    """The record as an input of a stage, so that artifacts with and without the guard differ."""
     return {"guard": stable_id(canonical(record))} if record else {}
 
 

@@ -1,4 +1,4 @@
-"""A page to look through a saved evaluation query by query, alone or beside another. One process, no model."""
+"""A page of a saved evaluation query by query, alone or beside another. One process, no model."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from cirray.pipelines.evaluation.config import BrowseRun
 
 @dataclass(frozen=True)
 class Browser:
-    """Where the page lies, and one line on what it shows."""
+    """The page's path, and one line on its content."""
 
     page: str
     line: str

@@ -28,7 +28,7 @@ from cirray.triplets.store import TripletStore
 def run_compare(run: CompareRun) -> Manifest:
     """Evaluate every checkpoint and write one report; the last row's queries are shown with pictures.
 
-    A row with rewritten texts is a method that rewrites its queries: queries, gallery and rules are the others'.
+    A row may have rewritten texts; its queries, gallery and rules are those of the others.
 
     Returns:
         Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.

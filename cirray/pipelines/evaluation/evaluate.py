@@ -72,7 +72,7 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
 
 
 def _dataset(run: EvaluateRun) -> tuple[CirDataset, dict[str, Any]]:
-    """The data set as it is asked, and what rewrote its queries (nothing without `texts`)."""
+    """The data set with rewritten queries, if any, and the digest of the rewrites."""
     dataset = read_dataset(run.data)
     if not dataset.queries:
         raise DataError(
@@ -128,21 +128,21 @@ def _score(
 def _score_index(
     run: EvaluateRun, dataset: CirDataset, features: FeatureStore, retriever: Any, name: str
 ) -> EvaluationResult:
-    """Score with the gallery vectors of an index: they stay on disk, whatever the gallery's size."""
+    """Score with the gallery vectors of an index, which stay on disk."""
     plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries)
     path, ids = open_vectors(run.index, retriever.index_digests, features.info.encoder_digest)
     with progress(f"evaluate {name}", 2 * len(plan.queries), "queries") as advance:
         query_BD = encode_queries(retriever, features, plan.queries, run.batch, advance)
         queries = VectorFile("the checkpoint", tuple(query.query_id for query in plan.queries), query_BD)
         gallery = VectorFile(str(path), ids, open_array(path))
-        # The index keeps vectors as the model scores them.
+        # the index keeps vectors as the model scores them
         settings = Settings(run.device, normalize=False)
         ranked = rank_vectors(plan, queries, [gallery], settings, top_k=run.top_k, advance=advance)
     return count_result(ranked, run.intervals)
 
 
 def _histories(run: EvaluateRun) -> dict[str, list[dict[str, float]]]:
-    """Training curves by the last part of their artifact's name (by all of it where that is taken)."""
+    """Training curves by the last part of their artifact's name (or all of it, if that is taken)."""
     found = {}
     for uri in dict.fromkeys((*run.histories, run.checkpoint)):
         path = storage.join(uri, HISTORY)

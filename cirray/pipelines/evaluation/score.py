@@ -1,4 +1,4 @@
-"""Score what somebody saved: vectors, ranked lists or a submission file. No model; Ray only where it is asked for."""
+"""Score saved vectors, ranked lists or a submission file. No model; Ray only if asked for."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ def run_score(run: ScoreRun) -> Scored:
 
     Raises:
         ConfigError: fields that do not go together.
-        DataError: files that do not fit the benchmark: sizes, NaN, doubled or unknown ids, missing queries (named).
+        DataError: files that do not fit the benchmark: sizes, NaN, repeated or unknown ids, missing queries (named).
         ArtifactError: `out` holds something else.
     """
     dataset = read_dataset(run.data)
@@ -59,7 +59,7 @@ def run_score(run: ScoreRun) -> Scored:
 
 
 def _report(run: ScoreRun) -> Stage | None:
-    """The report's place, taken before any work."""
+    """The report's stage, opened before any work."""
     if not run.out:
         return None
     files = (run.queries, *run.gallery, run.ranks, run.subsets)
@@ -83,7 +83,7 @@ def _vectors_counted(
 
 @contextmanager
 def _runner(run: ScoreRun) -> Iterator[Runner | None]:
-    """Ray tasks for several parts, this process for one: starting a cluster takes longer than most scorings."""
+    """Ray tasks for several parts, this process for one, since starting a cluster takes longer than most scorings."""
     if not run.ray.enabled or (run.parts == 1 and len(run.gallery) == 1):
         yield None
         return
@@ -113,7 +113,7 @@ def _lists_counted(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tu
 
 
 def _lists(run: ScoreRun) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
-    """Lists of the gallery and of the subsets; a file that says it ranks subsets does."""
+    """Lists of the gallery and of the subsets, by the file's own metric."""
     saved = read_rankings(run.ranks, run.row, run.seed) if run.ranks else SavedRankings("", {})
     subsets = read_rankings(run.subsets).lists if run.subsets else saved.subsets
     if saved.metric == "recall_subset":

@@ -39,12 +39,12 @@ from cirray.search_engine import load_models
 _SUBMISSIONS = {"cirr": (RECALL, SUBSET), "circo": (CIRCO,)}
 _FILES = {RECALL: "recall", SUBSET: "recall_subset", CIRCO: "submission"}
 _TOP = 51
-"""One more than the servers ask for: CIRR's own reference leaves the list."""
+"""One more than the servers ask for, as CIRR's reference is removed."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was written or checked, in words."""
+    """The files written or checked."""
 
     lines: tuple[str, ...]
 
@@ -54,7 +54,7 @@ class Submission:
 
 
 def run_submit(run: SubmitRun) -> Submission:
-    """Write a submission, every file validated before any is written; or check somebody's.
+    """Write a submission, every file validated before any is written; or check a file.
 
     Raises:
         ConfigError: fields that do not go together.
@@ -132,7 +132,7 @@ Lists = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Query id -> ranked ids of the gallery and of the subsets; empty where they are not known, `missing` says why."""
+    """Query id -> ranked ids of the gallery and of the subsets; if unknown, empty, and `missing` says why."""
 
     lists: Lists
     subsets: Lists
@@ -181,7 +181,7 @@ def _by_lists(run: SubmitRun, dataset: CirDataset) -> _Ranked:
 
 
 def _subsets_from(lists: Lists, dataset: CirDataset) -> tuple[Lists, list[str]]:
-    """Order of every subset inside the lists, and the queries whose list ends before the server's three."""
+    """Order of every subset inside the lists, and the queries with fewer than the server's three."""
     found = {
         query.query_id: [name for name in lists.get(query.query_id, ()) if name in query.subset]
         for query in dataset.queries

@@ -1,7 +1,7 @@
 """Training without a features artifact: images are read and encoded when a batch asks for them. No ray.
 
-Slower than cached features (the frozen tower runs for every use of an image), and no disk: for a trial, for images that
-are seen once, or where the cache would not fit.
+Slower than cached features, as the frozen tower runs for every use of an image, but needs no disk: for trials, for
+    images that are used once, or if the cache would not fit.
 """
 
 from collections.abc import Sequence
@@ -24,23 +24,23 @@ _DECODED_TOGETHER = 8
 
 
 class LiveFeatures:
-    """Stands where a `FeatureStore` stands: image id -> patch tokens, fp16, made by the frozen tower when asked for.
+    """In place of a `FeatureStore`: image id -> patch tokens, fp16, computed by the frozen tower when asked for.
 
-    Tokens are rounded to fp16 as the store rounds them, so that losses equal the cached path's: up to one unit in the
-    last place of fp16 where a matrix product of another batch size adds up in another order.
+    Tokens are rounded to fp16 as in the store, so losses equal those of cached features, up to one unit in fp16's last
+    place where another batch size sums in another order.
     """
 
     def __init__(
         self, tower: VisionTower, images: Sequence[ImageList], batch: int = 64, threads: int = 4,
         device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
-        """Keep the tower on a device and the images' places; nothing is read yet.
+        """Take the tower and the images' places; nothing is read yet.
 
         Args:
             tower: frozen.
-            images: ids and places; of an id that stands in several lists the first counts.
+            images: ids and places; for an id in several lists the first counts.
             batch: images per forward pass.
-            threads: images are decoded by so many threads.
+            threads: number of threads that decode images.
             device: where the tower runs.
         """
         self._tower, self._device = tower.to(device), device
@@ -126,7 +126,7 @@ def live_images(run: TrainRun) -> list[ImageList]:
 
 
 def live_digests(run: TrainRun) -> dict[str, str]:
-    """Name -> digest of what stands for features: tower, and the images with their contents."""
+    """Name -> digest of the inputs in place of features: tower, and images with their contents."""
     tower = load_vision_tower(find_tower(run.towers))
     lists = {
         f"images {at}": stable_id(item.digest, *contents_of(item.places, ImageLimits()))

@@ -1,4 +1,4 @@
-"""A plain text corpus of a user's data, for a small language model where no pretrained one is at hand."""
+"""A text corpus of a user's data, for a small language model trained from scratch."""
 
 import numpy as np
 
@@ -13,10 +13,10 @@ _CHANGE, _DESCRIBE = "change/1", "describe/1"
 
 
 def data_corpus(config: DataConfig) -> tuple[Corpus, list[str]]:
-    """Captions and training texts of a data set as passages without images, and the texts its words come from.
+    """Captions and training texts of a data set as passages without images, and all texts for the vocabulary.
 
-    Such a model learns the words and the turns of phrase; unlike the embedded world's it has no skill of telling a
-    difference, so the generator should tune it (`model.tuning=full` or `lora`).
+    Unlike the embedded world's, such a model cannot describe a difference, so the generator should tune it
+    (`model.tuning=full` or `lora`).
 
     Raises:
         DataError: when there is no text at all.

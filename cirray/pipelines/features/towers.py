@@ -1,4 +1,4 @@
-"""Stage 1: the towers that stay frozen from then on. Shipped, trained here, or fetched; no labelled triplet is read."""
+"""Stage 1: the towers, frozen from then on: shipped, trained here, or fetched. No labelled triplet is read."""
 
 import shutil
 from collections.abc import Sequence
@@ -50,9 +50,8 @@ _JUDGED = 500
 def run_towers(run: TowersRun) -> Manifest:
     """Make the towers artifact; a killed training goes on from its last checkpoint.
 
-    Returns:
-        Manifest of kind "towers": metrics `vision` (accuracy per head on fresh scenes) and `language` (exact edits told
-        from described scenes, forward and reverse, no image involved) for towers of the embedded world.
+    Returns: Manifest of kind "towers": metrics `vision` (accuracy per head on fresh scenes) and `language` (exact edits
+        from described scenes, forward and reverse, without images) for towers of the embedded world.
 
     Raises:
         ArtifactError: when a named tower cannot be read, or another run's output stands at `out`.
@@ -79,14 +78,14 @@ def run_towers(run: TowersRun) -> Manifest:
 def train_stage(
     task: Task, config: LoopConfig, work: Path, title: str, measures: Sequence[Callback] = ()
 ) -> list[dict[str, float]]:
-    """Train a task in this process with progress, history and checkpoints below `work`; resumes what it finds there.
+    """Train a task in this process with progress, history and checkpoints below `work`; resumes from these.
 
     Args:
         task: what to train.
         config: its loop.
         work: folder of the history and the checkpoints.
-        title: words of the progress bar.
-        measures: callbacks that come first, so that what they measure stands in the history.
+        title: title of the progress bar.
+        measures: callbacks that come first, so that their figures are in the history.
 
     Returns:
         The history.
@@ -99,7 +98,7 @@ def train_stage(
 
 
 def exact_from_text(language: LanguageModel, count: int = _JUDGED, seed: int = 0) -> dict[str, TextQuality]:
-    """What the language model can do without any image: tell the change between two described scenes.
+    """Accuracy of the language model without images: the change between two described scenes.
 
     Scenes are reserved ones, fresh for this seed; keys "forward" and "reverse".
     """

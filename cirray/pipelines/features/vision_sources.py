@@ -1,4 +1,4 @@
-"""Batches for the vision tower's pretraining: freshly drawn scenes with their cells, or captioned images."""
+"""Batches for the vision tower's pretraining: random scenes with their cells, or captioned images."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def cell_source(model: VisionTowerConfig, config: VisionTrainingConfig) -> Sourc
     """Fresh reserved scenes at every step, a pure function of (seed, step, rank).
 
     Raises:
-        ConfigError: when a patch does not lie inside one cell of the scene.
+        ConfigError: when a patch is not inside one cell of the scene.
     """
     if (model.image_size // _GRID) % model.patch_size or model.image_size % _GRID:
         raise ConfigError(

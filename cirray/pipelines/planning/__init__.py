@@ -1,1 +1,1 @@
-"""What a run would need, before anything is rented: memory, disk, time. Nothing is loaded and nothing is allocated."""
+"""What a run would need: memory, disk, time. Nothing is loaded or allocated."""

@@ -17,7 +17,7 @@ from cirray.pipelines.texts.config import GenerateRun
 from cirray.training.tracing import Trace, trace_forward
 
 _CACHED_IMAGES = 20_000
-"""`TextWriter` keeps the soft tokens of so many images on the device."""
+"""Number of images whose soft tokens `TextWriter` keeps on the device."""
 
 
 def plan_embed(run: EmbedRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
@@ -88,7 +88,7 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> 
     pairs = plan.rows or pair_count(run.pairs, beside)
     images = min(plan.images or (2 * pairs if pairs else _CACHED_IMAGES), _CACHED_IMAGES)
     soft = images * model.config.qformer.queries * model.language.width * model.projection.weight.element_size()
-    # A reordered cache is copied layer by layer: one layer more than its size.
+    # reordering copies the cache layer by layer: one layer more than its size
     steps = cache + cache // max(int(settings.num_hidden_layers), 1) + logits
     total = kept + soft + max(trace.peak, steps)
     step_s = _step_seconds(plan, kept, cache, weights.frozen + weights.trained, rows, trace.kernels)
@@ -147,7 +147,7 @@ def _remedies(run: GenerateRun, batch: int) -> list[str]:
 
 
 def _step_seconds(plan: PlanConfig, weights: int, cache: int, parameters: int, rows: int, kernels: int) -> float:
-    """One decoding step: reading weights and cache, or computing, or starting its kernels, whichever is longest."""
+    """Time of one decoding step: reading weights and cache, computing, or starting kernels, whichever is longest."""
     traffic = (weights + cache) / (plan.card.bandwidth * 1e12 * plan.traffic)
     return max(traffic, plan.seconds(2.0 * parameters * rows, 0, kernels))
 

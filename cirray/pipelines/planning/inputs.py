@@ -1,4 +1,4 @@
-"""What a run reads, as far as sizes go: artifacts that are there, else recipes beside its file that will write them."""
+"""Sizes of a run's inputs: from existing artifacts, else from recipes beside its file that will write them."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class RecipesBeside:
 
     @classmethod
     def of(cls, file: str | Path) -> "RecipesBeside":
-        """The recipes beside a file; those that cannot be read are passed over."""
+        """The recipes beside a file; unreadable ones are skipped."""
         found: dict[str, tuple[str, Mapping[str, Any]]] = {}
         for path in sorted(Path(file).resolve().parent.glob("*.yaml")):
             try:
@@ -60,7 +60,7 @@ class RecipesBeside:
 
 
 def tower_of(place: str, beside: RecipesBeside) -> tuple[VisionTower, str]:
-    """The vision tower behind a `towers` or `tower` field, without weights, and what said its sizes.
+    """The vision tower of a `towers` or `tower` field, without weights, and the source of its sizes.
 
     Call it under `weightless`.
 
@@ -87,10 +87,10 @@ def tower_of(place: str, beside: RecipesBeside) -> tuple[VisionTower, str]:
 
 
 def tokens_of(features: tuple[str, ...], towers: str, plan: PlanConfig, beside: RecipesBeside) -> Tokens:
-    """Tokens of an image: as said, as a features artifact has them, or as the towers make them.
+    """Tokens of an image: as given, from a features artifact, or from the towers.
 
     Raises:
-        ConfigError: when nothing tells.
+        ConfigError: when none is known.
     """
     if plan.patch_tokens and plan.patch_width:
         return Tokens(plan.patch_tokens, plan.patch_width, "plan.patch_tokens, plan.patch_width")
@@ -113,7 +113,7 @@ def tokens_of(features: tuple[str, ...], towers: str, plan: PlanConfig, beside: 
 
 
 def labelled_rows(data: DataConfig | None) -> tuple[int | None, str]:
-    """Training triplets of a data set, and what told."""
+    """Number of training triplets of a data set, and its source."""
     if data is None:
         return 0, "no data"
     try:
@@ -123,7 +123,7 @@ def labelled_rows(data: DataConfig | None) -> tuple[int | None, str]:
 
 
 def image_count(data: DataConfig) -> tuple[int | None, str]:
-    """Images of a data set, and what told."""
+    """Number of images of a data set, and its source."""
     try:
         return len(read_dataset(data).images), "read"
     except (CirrayError, OSError):
@@ -131,12 +131,12 @@ def image_count(data: DataConfig) -> tuple[int | None, str]:
 
 
 def images_of(data: DataConfig | None) -> tuple[int | None, str]:
-    """As `image_count`, where there is a data set at all."""
+    """As `image_count`, if there is a data set."""
     return image_count(data) if data is not None else (None, "no data")
 
 
 def triplet_count(uri: str, beside: RecipesBeside) -> int | None:
-    """Rows of a triplets artifact, or as many as its recipe's pairs will give at most."""
+    """Rows of a triplets artifact, or the most that its recipe's pairs will give."""
     if is_complete(uri):
         return int(read_manifest(uri, "triplets").counts.get("triplets", 0))
     found = beside.recipe(uri)
@@ -160,7 +160,7 @@ def pair_count(uri: str, beside: RecipesBeside) -> int | None:
 
 
 def description_of(place: str, folder: str) -> tuple[dict[str, Any], Path] | None:
-    """`config.json` of a model inside an artifact that is there, and the folder it lies in."""
+    """`config.json` of a model in an existing artifact, and its folder."""
     if not is_complete(place):
         return None
     root = localize(place)

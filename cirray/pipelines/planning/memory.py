@@ -14,7 +14,7 @@ _BUCKETS = 4 * 50_000_000
 """DeepSpeed's reduce bucket as `deepspeed_engine` sizes it, in fp32."""
 _NPY_HEADER = 128
 LOGIT_COPIES = 4
-"""Tables of [rows x beams, vocabulary] in fp32 alive in a decoding step: logits, penalised, log-probabilities, sums."""
+"""Number of [rows x beams, vocabulary] fp32 tables in a decoding step: logits, penalised, log-probabilities, sums."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def count_weights(module: nn.Module) -> Weights:
 
 
 def training_states(weights: Weights, config: LoopConfig, world: int) -> States:
-    """What an engine holds between and during steps (Rajbhandari et al., "ZeRO", 2020, figure 1, for fp32 weights).
+    """Memory of an engine between and during steps (Rajbhandari et al., "ZeRO", 2020, figure 1, for fp32 weights).
 
     torch: weights, gradients, AdamW's two moments and a counter of four bytes a tensor, all whole on every GPU.
     DeepSpeed shares moments and an fp32 copy of the weights from stage 1, gradients from stage 2, weights from stage 3.
@@ -89,7 +89,7 @@ def cache_bytes(settings: Any, rows: int, prefix: int, written: int, element: in
     width = int(getattr(settings, "head_dim", None) or getattr(settings, "d_kv", None) or settings.hidden_size // heads)
     if settings.is_encoder_decoder:
         layers = int(getattr(settings, "num_decoder_layers", None) or layers)
-        # Cross-attention keeps the prompt; the decoder itself starts from one token.
+        # cross-attention keeps the prompt; the decoder starts from one token
         return 2 * layers * shared * width * rows * (prefix + 1 + written) * element
     return 2 * layers * shared * width * rows * (prefix + written) * element
 

@@ -34,7 +34,7 @@ _STAGE_1 = "Salesforce/blip2-itm-vit-g"
 
 
 def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside) -> tuple[Retriever, str]:
-    """The retriever that a run trains, and what said its sizes.
+    """The retriever that a run trains, and the source of its sizes.
 
     Raises:
         ConfigError: when the sizes of a named source cannot be known.
@@ -54,7 +54,7 @@ def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Recipe
 
 
 def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside) -> tuple[Retriever, str]:
-    """As `retriever_of`, with a frozen twin as its target side where the objective has a negative bank.
+    """As `retriever_of`, with a frozen copy as its target side if the objective has a negative bank.
 
     Raises:
         ConfigError: as `retriever_of`.
@@ -63,14 +63,14 @@ def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: R
     shared = isinstance(model, DualEncoderRetriever) and not model.target_weights()
     if shared or isinstance(model, ForkedRetriever) or "bank_infonce" not in term_weights(run.training):
         return model, origin
-    # Weightless tensors cannot be copied, which `fork_for_query_tuning` would do.
+    # weightless tensors cannot be copied, as `fork_for_query_tuning` would
     return ForkedRetriever(model, retriever_of(run, plan, tokens, beside)[0], run.training.bank.trains), origin
 
 
 def generator_of(
     run: GeneratorRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside
 ) -> tuple[ModificationTextModel, str]:
-    """The generator that a run trains, and what said its sizes.
+    """The generator that a run trains, and the source of its sizes.
 
     Raises:
         ConfigError: when the sizes of a named source cannot be known.
@@ -91,7 +91,7 @@ def generator_of(
 def written_generator(
     place: str, dtype: str, tokens: Tokens, plan: PlanConfig, beside: RecipesBeside
 ) -> tuple[ModificationTextModel, str]:
-    """The generator of an artifact, or of the recipe that trains it, and what said its sizes.
+    """The generator of an artifact, or of the recipe that trains it, and the source of its sizes.
 
     Raises:
         ConfigError: when neither is there, or the artifact's generator has no network.
@@ -146,13 +146,13 @@ def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesB
 
 
 def _stated(source: str, beside: RecipesBeside) -> str:
-    """Where a source says its sizes: LAVIS' BLIP-2 file, still to be converted, has those of the published one."""
+    """The source of sizes; a LAVIS BLIP-2 file that is still to be converted has those of the published model."""
     recipe = None if exists(source) else beside.recipe(source)
     return _STAGE_1 if recipe is not None and recipe[1].get("format") == "blip2" else source
 
 
 def _with_changes(model: Retriever, run: TrainRun) -> Retriever:
-    """A checkpoint's network with the fields that the run changes."""
+    """A checkpoint's network with the run's changes."""
     if isinstance(model, ForkedRetriever):
         return ForkedRetriever(_with_changes(model.query, run), _with_changes(model.gallery, run), model.trains)
     if not isinstance(model, QFormerRetriever) or not run.model.given():
@@ -166,7 +166,7 @@ def _words(run: TrainRun, plan: PlanConfig) -> tuple[Any, str]:
     if named is not None:
         return named, f"tokenizer {run.tokenizer}"
     try:
-        # Without features a training opens every picture to see which it can use; a plan opens none.
+        # training without features opens every picture once; a plan opens none
         texts = read_inputs(run, None if run.features else ()).texts
         return build_tokenizer(process(run.model.text_processor, texts)), "words of the training texts"
     except (CirrayError, OSError):
@@ -179,7 +179,7 @@ def _named_tokenizer(name: str) -> Any | None:
 
 
 def _language_source(towers: str, beside: RecipesBeside) -> str:
-    """Where the language model of a towers artifact comes from."""
+    """Source of a towers artifact's language model."""
     if exists(towers) and is_complete(towers):
         return str(local_path(towers) / "lm")
     found = beside.recipe(towers)

@@ -1,4 +1,4 @@
-"""One entry for every kind of run that can be planned."""
+"""One function for all kinds of runs that can be planned."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,12 +20,12 @@ PLANNED: tuple[tuple[type[Config], Any], ...] = (
 
 
 def plan_run(run: Config, plan: PlanConfig | None = None, beside: RecipesBeside | None = None) -> PlanReport:
-    """Count what a run would need; nothing is loaded, allocated or written.
+    """Compute what a run would need; nothing is loaded, allocated or written.
 
     Args:
         run: the configuration of a training, generation or embedding run.
-        plan: what is assumed.
-        beside: recipes that will write what is not there yet.
+        plan: assumptions.
+        beside: recipes that will write missing inputs.
 
     Raises:
         ConfigError: for a run of another kind, or a source whose sizes cannot be known.

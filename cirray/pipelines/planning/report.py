@@ -1,4 +1,4 @@
-"""A plan as people and programs read it. No torch."""
+"""A plan as text and as plain values. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class PlanReport:
         return int(bool(self.warnings))
 
     def value(self, name: str) -> Any:
-        """The figure of that name, in its unit.
+        """The figure called `name`, in its unit.
 
         Raises:
             KeyError: when there is none.

@@ -1,4 +1,4 @@
-"""One step of a training, counted on the real network without weights. Needs torch and transformers alone."""
+"""One training step, traced on the real network without weights. Needs only torch and transformers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ FROM_DATA = ("bank_infonce", "composing")
 
 @dataclass(frozen=True)
 class Tokens:
-    """Patch tokens of an image, and where the numbers are from."""
+    """Patch tokens of an image, and the source of the numbers."""
 
     count: int
     width: int
@@ -30,10 +30,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Counted:
-    """What a step on one GPU is made of.
+    """Parts of a step on one GPU.
 
-    Where there are any: `tower` is what a vision tower beside the model takes, `bank` what images encoded before the
-    first step do.
+    If any: `tower` is the vision tower beside the model, `bank` the images encoded before the first step.
     """
 
     weights: Weights
@@ -62,16 +61,16 @@ class Counted:
 
 
 class Ranks:
-    """Stands for the other ranks: their rows have the shapes of this one's."""
+    """A collective in which other ranks' rows have this rank's shapes."""
 
     rank = 0
 
     def __init__(self, world: int) -> None:
-        """Remember how many there are."""
+        """Take the number of ranks."""
         self.world = world
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As many rows as all ranks have."""
+        """As many rows as on all ranks."""
         return tensor if self.world == 1 else torch.cat([tensor, *[tensor.detach()] * (self.world - 1)])
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
@@ -86,7 +85,7 @@ class Ranks:
 def count_retriever(
     model: Retriever, config: TrainingConfig, tokens: Tokens, world: int = 1, text_tokens: int | None = None
 ) -> Counted:
-    """Count a retriever's step; called where the model was made (`weightless`)."""
+    """Trace a retriever's step; called under `weightless`."""
     checked = without_data(config)
     batch = retrieval_batch(model, checked, tokens, max(config.batch // world, 1), text_tokens)
     model.train()
@@ -98,9 +97,9 @@ def count_retriever(
 
 
 def without_data(config: TrainingConfig) -> TrainingConfig:
-    """The objective with a contrast inside the batch in place of terms that encode images before the first step.
+    """The objective with in-batch contrast in place of terms that encode images before the first step.
 
-    Whether a row lacks its reverse text is looked up in the data too, which is not there.
+    Nor are missing reverse texts looked up, as there is no data.
     """
     prepare = [name for name in term_weights(config) if name in FROM_DATA]
     told: dict[str, Any] = {"missing_reverse": "skip"}
@@ -113,7 +112,7 @@ def without_data(config: TrainingConfig) -> TrainingConfig:
 def retrieval_batch(
     model: Retriever, config: TrainingConfig, tokens: Tokens, rows: int, text_tokens: int | None = None
 ) -> RetrievalBatch:
-    """A batch of the shapes that training has, with texts of the greatest length."""
+    """A batch with training's shapes and texts of full length."""
     length = text_tokens or _text_length(model)
     reverse = wanted_outputs(config).reverse
     return RetrievalBatch(
@@ -128,7 +127,7 @@ def retrieval_batch(
 def count_generator(
     model: ModificationTextModel, config: LoopConfig, tokens: Tokens, answer: int, world: int = 1
 ) -> Counted:
-    """Count a generator's step on one of `world` GPUs; called where the model was made (`weightless`)."""
+    """Trace a generator's step on one of `world` GPUs; called under `weightless`."""
     inputs = generator_batch(max(config.batch // world, 1), tokens, answer)
     model.train()
 
@@ -143,7 +142,7 @@ def count_generator(
 
 
 def generator_batch(rows: int, tokens: Tokens, answer: int) -> tuple[torch.Tensor, torch.Tensor, Answers]:
-    """Reference and target patches and answers of the shapes that training has."""
+    """Reference and target patches and answers with training's shapes."""
     sides = [torch.zeros(rows, tokens.count, tokens.width) for _ in range(2)]
     answers = Answers(torch.ones(rows, answer, dtype=torch.int64), torch.ones(rows, answer, dtype=torch.bool))
     return sides[0], sides[1], answers

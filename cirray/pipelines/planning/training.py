@@ -21,7 +21,7 @@ from cirray.training.tracing import trace_forward
 
 _SHARD_ROWS = 512
 _LIVE_BATCH = 64
-"""`LiveFeatures` encodes so many images at once."""
+"""Images that `LiveFeatures` encodes at once."""
 
 
 def plan_retriever(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
@@ -137,7 +137,7 @@ def _report(
 
 
 def stage_lines(counted: Counted) -> tuple[Line, ...]:
-    """What the states would take under the torch engine and under every ZeRO stage, the run's own marked."""
+    """Memory of the states under the torch engine and every ZeRO stage, the run's own marked."""
     loop = counted.loop
     lines: list[Line] = []
     own = loop.zero_stage if loop.engine == "deepspeed" else 0
@@ -152,7 +152,7 @@ def stage_lines(counted: Counted) -> tuple[Line, ...]:
 
 
 def _bank_bytes(run: TrainRun, model: Retriever, images: int | None, world: int) -> int:
-    """The negative bank's share of one GPU: every training image as the target side encodes it."""
+    """The negative bank's memory on one GPU: every training image's gallery tokens."""
     if "bank_infonce" not in term_weights(run.training):
         return 0
     settings, config = run.training.bank, model.config
@@ -163,7 +163,7 @@ def _bank_bytes(run: TrainRun, model: Retriever, images: int | None, world: int)
 
 
 def _disk_line(run: TrainRun | GeneratorRun, tokens: Tokens, images: int | None, source: str) -> Line:
-    """What the run's features take on disk."""
+    """Size of the run's features on disk."""
     if not run.features or not images:
         return Line("features", None, "bytes", "set plan.images" if run.features else "images are encoded in the run")
     disk = feature_bytes(images, tokens.count, tokens.width, _SHARD_ROWS)
@@ -193,7 +193,7 @@ def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line
 
 
 def _with_tower(counted: Counted, tower: VisionTower) -> Counted:
-    """With the frozen tower that encodes each batch's images: its weights, its pass, its operations."""
+    """Add the frozen tower that encodes each batch's images: weights, pass, operations."""
     pixels = torch.zeros(_LIVE_BATCH, tower.image_size, tower.image_size, 3, dtype=torch.uint8)
     live = trace_forward(lambda: tower(pixels), tower, pixels)
     flops = counted.trace.flops + live.flops * 2 * counted.rows // _LIVE_BATCH
@@ -231,5 +231,5 @@ def _training_rows(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> tu
 
 
 def _round(rows: int) -> int:
-    """A batch that people would choose: a multiple of 8, or fewer rows as they are."""
+    """A usual batch size: a multiple of 8, or any number below 8."""
     return rows // 8 * 8 if rows >= 8 else max(rows, 1)

@@ -1,4 +1,4 @@
-"""What Ray Data's workers run in the rewrite stage: query texts of a part in, a part of a rewrites artifact out."""
+"""Ray Data's worker of the rewrite stage: query texts of a part in, a part of a rewrites artifact out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ COLUMNS = ("query_id", "reference_id", "modification", "caption")
 
 
 class RewriteTexts:
-    """Actor: one part's texts. A text known by its key costs no call of the model, a text asked twice costs one."""
+    """Actor: one part's texts. A text with a known key costs no call of the model, a repeated text one."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class RewriteTexts:
         """Rows of texts, rows of rejections (together one an item), and how many questions were asked.
 
         Raises:
-            ArtifactError: when the rewriter breaks its promise of one text per question.
+            ArtifactError: when the rewriter does not return one text per question.
         """
         asks = [Ask(item["caption"], item["modification"]) for item in items]
         keys = [rewrite_key(ask, self._prompt, self._rewriter.digest) for ask in asks]

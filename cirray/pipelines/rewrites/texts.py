@@ -1,4 +1,4 @@
-"""A data set whose queries say their rewritten texts: what `evaluate texts=` and `submit texts=` search with."""
+"""A data set with rewritten query texts, for `evaluate texts=` and `submit texts=`."""
 
 import dataclasses
 from typing import Any
@@ -11,18 +11,18 @@ from cirray.types import Query
 
 
 def own_texts(query: Query) -> tuple[str, ...]:
-    """The texts that make a query's vector: its variants, or its modification alone."""
+    """The texts of a query's vector: its variants, or its modification."""
     return query.variants or (query.modification,)
 
 
 def with_texts(dataset: CirDataset, uri: str) -> tuple[CirDataset, dict[str, Any]]:
-    """The data set with rewritten queries, and the pins of what rewrote them.
+    """The data set with rewritten queries, and the digests of the rewrites.
 
-    A text that was rejected stays as the data set has it; such queries are counted (`kept`) and named by the protocol.
+    Rejected texts stay as in the data set; such queries are counted (`kept`) in the protocol.
 
     Raises:
         ArtifactError: when there is no rewrites artifact.
-        DataError: when a query is not in it, or stands there with another reference.
+        DataError: when a query is not in it, or has another reference there.
     """
     manifest, folder = read_manifest(uri, KIND), str(localize(uri, KIND))
     rows, refused = rewrite_table(folder), rejected_rewrites(folder)

@@ -1,4 +1,4 @@
-"""Parts of an index: what one worker makes of some images, as one file. A plain class, used with or without Ray."""
+"""Parts of an index: some encoded images as one file. A plain class, used with or without Ray."""
 
 import io
 import json
@@ -21,12 +21,12 @@ from cirray.pipelines.search.config import IndexRun
 from cirray.search_engine import load_models
 
 _PNG_SIDE = 96
-"""Pictures up to this side are kept losslessly: drawings and icons suffer from JPEG, and cost little as PNG."""
+"""Pictures up to this side are kept as PNG, since JPEG harms drawings and icons."""
 
 
 @dataclass
 class Part:
-    """Encoded images, in the order they were given, and the images that could not be used."""
+    """Encoded images in the given order, and unusable ones."""
 
     ids: list[str] = field(default_factory=list)
     tokens: list[np.ndarray] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Images that could be read: ids, patch tokens (fp16) or pixels (uint8), pictures; and those that could not."""
+    """Readable images (ids, patch tokens in fp16 or pixels in uint8, pictures), and unreadable ones."""
 
     ids: list[str]
     patches_BPW: np.ndarray | None
@@ -75,7 +75,7 @@ class Loaded:
 
 
 class Source(Protocol):
-    """Where the images of an index come from."""
+    """Source of an index's images."""
 
     def load(self, ids: Sequence[str]) -> Loaded:
         """Read some images; unusable ones are values, not exceptions."""
@@ -84,7 +84,7 @@ class Source(Protocol):
 def _opened(
     ids: Sequence[str], paths: Mapping[str, str], limits: ImageLimits, rejected: list[tuple[str, str]]
 ) -> Iterator[tuple[str, Image.Image]]:
-    """Pictures of ids that can be read, one at a time; the others are added to `rejected` with the reason."""
+    """Readable pictures, one at a time; the others are added to `rejected` with the reason."""
     for name in ids:
         try:
             place = Place.parse(paths[name])
@@ -96,7 +96,7 @@ def _opened(
 
 
 class FolderSource:
-    """Pictures of a folder: decoded once, for the model and for the thumbnail."""
+    """Pictures of a folder, decoded once for model and thumbnail."""
 
     def __init__(
         self, paths: dict[str, str], transform: ImageTransform, thumbnail_size: int, limits: ImageLimits
@@ -116,7 +116,7 @@ class FolderSource:
 
 
 class FeatureSource:
-    """Stored vision features; pictures are read from the data set's files where it has them."""
+    """Stored vision features; pictures come from the data set's files, if any."""
 
     def __init__(self, store: FeatureStore, paths: dict[str, str], thumbnail_size: int, limits: ImageLimits) -> None:
         """`paths`: id -> place (`Place.text`), empty for an index without pictures."""
@@ -192,7 +192,7 @@ def thumbnail(image: Image.Image, size: int) -> bytes:
 
 
 def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Gallery ids and picture files of the data set; empty without one."""
+    """Gallery ids and picture files of the data set, if there is one."""
     if run.data is None:
         return (), {}
     dataset = read_dataset(run.data)

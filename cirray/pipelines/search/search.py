@@ -70,7 +70,7 @@ def render(text: str, reference: bytes, answers: Sequence[tuple[str, bytes]], sc
 def _reference(
     run: SearchRun, ids: Sequence[str], examples: Sequence[tuple[str, str]] = ()
 ) -> tuple[str | None, str | None]:
-    """The picture's path, or the gallery's id that was meant: as written, else the one that is written alike."""
+    """A picture's path, or a gallery id: as written, else the one with an equivalent spelling."""
     if bool(run.image) == bool(run.id):
         shown = [shlex.join(["--id", name, "--text", text]) for name, text in examples[:1]]
         words = ", e.g. ".join(["id=ID of a gallery image", *shown])

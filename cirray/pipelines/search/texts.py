@@ -1,4 +1,4 @@
-"""What a fresh index can be asked: the data set's own texts, and those of its queries that are answered best."""
+"""Suggestions for a new index: the data set's own texts, and queries that are answered well."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,12 +23,12 @@ _TRIED, _BATCH, _SHOWN = 64, 16, 3
 
 
 def indexed_dataset(run: IndexRun) -> CirDataset | None:
-    """The data set whose gallery is indexed; None for a folder of pictures and for features alone."""
+    """The data set whose gallery is indexed; None for a folder of pictures or features alone."""
     return read_dataset(run.data) if run.images is None and run.data is not None else None
 
 
 def own_texts(dataset: CirDataset, ids: Sequence[str], encoder: QueryEncoder) -> dict[str, tuple[str, ...]]:
-    """Texts of queries and triplets about gallery pictures, queries first; those that cannot be asked are left out."""
+    """Texts of queries and triplets about gallery pictures, queries first, without unusable ones."""
     asked = [(query.reference_id, query.modification) for query in dataset.queries]
     asked += [(triplet.reference_id, triplet.modification) for triplet in dataset.triplets]
     cleaned = ((name, _usable(encoder, text)) for name, text in asked)
@@ -38,7 +38,7 @@ def own_texts(dataset: CirDataset, ids: Sequence[str], encoder: QueryEncoder) ->
 def examples(
     run: IndexRun, folder: Path, ids: Sequence[str], encoder: PartEncoder, queries: Sequence[Query]
 ) -> list[Example]:
-    """The most convincing queries of an index that lies in its folder and is not published yet."""
+    """The clearest queries of an index that is not published yet."""
     names = [path.name for path in folder.iterdir()]
     vectors = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
     patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
@@ -49,12 +49,11 @@ def examples(
 
 
 def convincing(retriever: SearchEngine, queries: Sequence[Query], count: int = _SHOWN) -> list[Example]:
-    """Queries whose first answer is a true target, those first that leave the second answer farthest behind.
+    """Queries whose first answer is a target, by falling margin to the second answer.
 
-    One query of each of the first 64 references is tried, so that the examples show different pictures.
+    One query of each of the first 64 references is tried, for different pictures.
 
-    Returns:
-        At most `count`; none where no first answer is right.
+    Returns: At most `count`; none if no first answer is right.
     """
     rows = retriever.gallery.rows
     first: dict[str, Query] = {}
@@ -70,7 +69,7 @@ def convincing(retriever: SearchEngine, queries: Sequence[Query], count: int = _
 def _answered(
     retriever: SearchEngine, queries: Sequence[Query]
 ) -> Iterator[tuple[Query, tuple[str, ...], tuple[float, ...]]]:
-    """Queries with the ids and the scores of their two best answers; those that cannot be asked are left out."""
+    """Queries with ids and scores of their two best answers, without unusable queries."""
     usable = [(query, asked) for query in queries if (asked := _asked(retriever, query)) is not None]
     for start in range(0, len(usable), _BATCH):
         some = usable[start : start + _BATCH]
@@ -80,7 +79,7 @@ def _answered(
 
 
 def _asked(retriever: SearchEngine, query: Query) -> ComposedQuery | None:
-    """The query as the retriever takes it, or None where its text or its picture cannot be used."""
+    """The query for the retriever, or None if its text or picture cannot be used."""
     try:
         return retriever.prepare(query.modification, gallery_id=query.reference_id, k=2)
     except DataError:
@@ -88,7 +87,7 @@ def _asked(retriever: SearchEngine, query: Query) -> ComposedQuery | None:
 
 
 def _usable(encoder: QueryEncoder, text: str) -> str:
-    """The text as a search takes it; empty when no search does."""
+    """The text for a search; empty if unusable."""
     try:
         return said(encoder, text)
     except DataError:

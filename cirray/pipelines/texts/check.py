@@ -52,7 +52,7 @@ def run_check(run: CheckRun) -> Manifest:
 
 
 def _reasons(run: CheckRun, table: pa.Table, features: FeatureStore) -> list[str | None]:
-    """Why a row does not pass, by the first test it fails, or None."""
+    """The first test that a row fails, in words, or None."""
     encoder, vision, _ = load_models(run.checkpoint, run.device)
     check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
     triplets = to_triplets(table)

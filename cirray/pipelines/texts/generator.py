@@ -1,4 +1,4 @@
-"""Stage 3: the modification-text generator, from the small labelled part alone."""
+"""Stage 3: train the modification-text generator on the labelled part."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
 
     Raises:
         ArtifactError: an input is missing, or another run's output stands at `out`.
-        ConfigError: a given size of the Q-Former that `qformer_source` has otherwise.
+        ConfigError: a given size that contradicts `qformer_source`.
         IndexMismatchError: the features were made by another vision tower than the towers'.
         DataError: no usable triplet, or a vocabulary that does not fit.
     """
@@ -85,7 +85,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
 
 
 def _kept(run: GeneratorRun) -> tuple[str, ...]:
-    """Checkpoints and finished loops are worth going on from; where they lie outside, whatever stands beside them."""
+    """Patterns of files to resume from: checkpoints and finished loops, or anything if they are stored elsewhere."""
     outside = run.ray is not None and run.ray.enabled and run.ray.storage
     return ("*",) if outside else (f"{WORK}/*checkpoints/*", f"{WORK}/*done.json", "ray/*/checkpoint_*/*")
 
@@ -93,7 +93,7 @@ def _kept(run: GeneratorRun) -> tuple[str, ...]:
 def _train(
     run: GeneratorRun, stage: Stage, model: ModificationTextModel, task: AlignmentTask | GeneratorTask, title: str
 ) -> list[Row]:
-    """One of the two loops, here or on workers: equal numbers, and the model holds the result."""
+    """One of the two loops, here or on workers, with equal numbers; the model holds the result."""
     loop: LoopConfig
     if isinstance(task, AlignmentTask):
         loop, folder = run.alignment_training, stage.local / WORK / task.stage
@@ -117,7 +117,7 @@ def _align(
 
 
 def _rest_device(run: GeneratorRun) -> str:
-    """Where this process keeps the model while it is trained: quantised weights do not move, others leave the GPU."""
+    """Device of this process's model during training: quantised weights stay, others leave the GPU."""
     workers = run.ray is not None and run.ray.enabled
     return "cpu" if workers and run.language_quantization == "none" else run.device
 
@@ -160,7 +160,7 @@ def evaluate_texts(
     features: FeatureLookup,
     scenes: Mapping[str, Scene] | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write texts for held-out pairs, forward and reverse, and judge them where scenes are known.
+    """Write texts for held-out pairs, forward and reverse, and judge them if scenes are known.
 
     Returns:
         Metrics, and one sample row per pair.

@@ -1,4 +1,4 @@
-"""What the generator's training reads and starts from; the same in this process and on every worker. No ray."""
+"""Inputs and start weights of the generator's training, the same here and on every worker. No ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _ENCODING_BATCH = 256
 
 @dataclass(frozen=True)
 class Labelled:
-    """What the generator may see: training triplets, captions of their images, and held-out triplets."""
+    """The generator's data: training triplets, captions of their images, and held-out triplets."""
 
     train: tuple[Triplet, ...]
     held_out: tuple[Triplet, ...]
@@ -62,7 +62,7 @@ def build_generator(run: GeneratorRun, device: str | None = None) -> Modificatio
 
     Args:
         run: the configuration.
-        device: where it is put, if not where the run says.
+        device: device, if not the run's.
 
     Raises:
         ArtifactError: when the checkpoint, or its projection, does not fit the towers or the language model.
@@ -80,7 +80,7 @@ def build_generator(run: GeneratorRun, device: str | None = None) -> Modificatio
 
 
 def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run: GeneratorRun) -> FeatureStore:
-    """Features of a few images without a features artifact, kept in memory as the store keeps them (fp16)."""
+    """Features of a few images in memory (fp16), without a features artifact."""
     transform, blocks = build_transform(tower.transform), []
     with torch.inference_mode():
         for begin in range(0, len(ids), _ENCODING_BATCH):
@@ -110,11 +110,11 @@ def read_features(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) ->
 def alignment_task(
     run: GeneratorRun, model: ModificationTextModel, features: FeatureLookup, labelled: Labelled
 ) -> tuple[AlignmentTask | None, dict[str, Any]]:
-    """What aligns the soft tokens with captions, or None; and its objective and counts for the manifest.
+    """The alignment task, or None; and its objective and counts for the manifest.
 
     Raises:
         DataError: when the run names an objective that its captions do not allow.
-        ConfigError: when nothing would ever align a reader that the labelled triplets do not train.
+        ConfigError: when neither alignment nor the labelled triplets would train the reader.
     """
     if run.alignment == "none":
         _check_aligned(run)
@@ -133,7 +133,7 @@ def alignment_task(
 
 
 def _check_aligned(run: GeneratorRun) -> None:
-    """VDG's second stage trains projection and adapters on few triplets: its first stage is no option without a start.
+    """Refuse VDG's second stage without its first, which aligns the projection.
 
     The released code goes from a random projection to the second stage although the paper requires the first
     (docs/PAPERS.md#delta-generator).
@@ -161,7 +161,7 @@ def _alignment_data(
 
 
 def caption_pairs(triplets: Sequence[Triplet], bags: Mapping[str, Bags]) -> dict[tuple[str, str], Bags]:
-    """What the captions of two images of one group differ in, for every such pair; no modification text is read."""
+    """Bags of the difference of two captions, for every pair of images of one group; no modification text is read."""
     groups: dict[str, set[str]] = {}
     for row in triplets:
         groups.setdefault(row.group_id or row.triplet_id, set()).update((row.reference_id, row.target_id))

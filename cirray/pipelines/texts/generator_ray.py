@@ -1,6 +1,6 @@
 """The generator's two loops on Ray Train's workers. Each worker of a loop loads the frozen language model for itself.
 
-What goes from loop to loop, and home, is what training changes: Q-Former, projection, and adapters where there are any.
+Only trained weights are passed between loops and back: Q-Former, projection, and adapters if any.
 """
 
 import io
@@ -46,10 +46,10 @@ def train_on_workers(
     Args:
         run: the configuration; `ray` is given.
         stage: where the artifact is being written.
-        model: where the weights come from and go to.
+        model: model whose weights are trained.
         name: which of the two loops.
-        title: words for the progress bar.
-        folder: local place for the history and the result, which a run that is started again finds there.
+        title: title of the progress bar.
+        folder: local folder for history and result, which a restarted run finds there.
 
     Returns:
         The history.
@@ -76,7 +76,7 @@ def train_on_workers(
 
 
 def work(settings: dict[str, Any]) -> None:
-    """What every worker runs.
+    """The worker's function.
 
     Args:
         settings: `run` (plain values of a `GeneratorRun`), `loop` (which one), `start` (URI of its start weights),

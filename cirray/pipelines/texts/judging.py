@@ -1,4 +1,4 @@
-"""What the known scenes of a shapes world say of mined pairs and generated texts; numbers only, nothing is filtered."""
+"""Judge mined pairs and generated texts by the known scenes of a shapes world; nothing is filtered."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from cirray.types import Pair
 
 
 def is_shapes_world(root: str) -> bool:
-    """Whether a local data root says which scene every image shows."""
+    """Whether a local data root has the images' scenes."""
     return bool(root) and storage.is_local(root) and (storage.local_path(root) / "scenes.jsonl").is_file()
 
 
@@ -22,7 +22,7 @@ def single_edit_share(pairs: Sequence[Pair], root: str) -> float:
     """Share of pairs whose scenes are exactly one edit apart.
 
     Raises:
-        DataError: naming an image that the world does not have.
+        DataError: naming an image that is not in the world.
     """
     scenes = read_scenes(_folder(root))
     hits = [difference(_scene(scenes, p.reference_id), _scene(scenes, p.target_id)) is not None for p in pairs]
@@ -30,7 +30,7 @@ def single_edit_share(pairs: Sequence[Pair], root: str) -> float:
 
 
 def text_accuracy(table: pa.Table, root: str) -> dict[str, float]:
-    """How right the texts of a triplet table are.
+    """Accuracy of a triplet table's texts.
 
     Returns:
         `exact`: share of texts that turn the reference into exactly the target; `exact_single_edits`: the same among

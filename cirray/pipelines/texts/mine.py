@@ -101,7 +101,7 @@ def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
 
 
 def _rejected(run: MineRun) -> frozenset[str]:
-    """Images that could not be embedded: they are passed over, as `run_embed` has said why."""
+    """Images that could not be embedded, which are skipped (`run_embed` has the reasons)."""
     if run.mining.policy in _LABELLED:
         return frozenset()
     parts = [rows for uri in run.features for rows in read_rejected(str(localize(uri, "features"))).values()]
@@ -109,14 +109,14 @@ def _rejected(run: MineRun) -> frozenset[str]:
 
 
 def _candidates(run: MineRun, dataset: CirDataset) -> set[str]:
-    """Images that may come into a pair."""
+    """Images that may be in a pair."""
     labelled = run.mining.policy in _LABELLED
     ids = images_of(dataset.split(run.split)) if labelled else set(part_ids(dataset, run.parts))
     return ids - _excluded(run, dataset)
 
 
 def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
-    """What no pair may hold: parts and ids that the run names, and the benchmark's own val and test images."""
+    """Images that no pair may hold: excluded parts and ids, and the benchmark's own val and test images."""
     ids = set(part_ids(dataset, run.exclude_parts)) if run.exclude_parts else set()
     ids |= dataset.guarded
     if run.exclude_ids:

@@ -1,7 +1,6 @@
-"""The oracle's triplets: the pairs of a generated artifact with the true text of the embedded world instead.
+"""The oracle's triplets: the pairs of a generated artifact with the embedded world's true texts.
 
-Only pairs one edit apart have a true text; the others are rejected with a reason, so the oracle trains on no more pairs
-than the generator's rows do.
+Only pairs one edit apart have a true text; the others are rejected with a reason.
 """
 
 from collections.abc import Iterator

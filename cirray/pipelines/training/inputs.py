@@ -1,4 +1,4 @@
-"""What one training run reads: triplets with their sources, features, start weights, held-out queries. No ray."""
+"""Inputs of a training run: triplets with their sources, features, start weights, held-out queries. No ray."""
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -39,7 +39,7 @@ MODEL, VISION = "model", "vision"
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """Rows to train on, the texts whose words a new tokenizer must know, held-out queries with their gallery."""
+    """Rows to train on, texts for a new tokenizer's vocabulary, held-out queries with their gallery."""
 
     triplets: tuple[Triplet, ...]
     texts: tuple[str, ...]
@@ -47,7 +47,7 @@ class TrainInputs:
     gallery_ids: tuple[str, ...]
     dataset: CirDataset | None
     slice: tuple[Triplet, ...] = ()
-    """Labelled triplets that were taken out of training, to be measured (`validation.held_out`)."""
+    """Labelled triplets held out of training for measurement (`validation.held_out`)."""
     unusable: frozenset[str] = frozenset()
     """Images of the data set that cannot be used; rows that name one are left out."""
 
@@ -63,11 +63,11 @@ def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> Train
 
     Args:
         run: the configuration.
-        unusable: images that cannot be used, where that is known; else features list them, or every image is opened.
+        unusable: unusable images, if known; else the features list them, or every image is opened.
 
     Raises:
         ArtifactError: a triplets artifact is missing or damaged.
-        DataError: nothing to train on, or no held-out triplet where validation asks for some.
+        DataError: nothing to train on, or no held-out triplet when validation needs some.
     """
     dataset, bad = None, frozenset(unusable or ())
     if run.data:
@@ -85,10 +85,10 @@ def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> Train
 
 
 def set_aside(rows: Sequence[Triplet], count: int) -> tuple[tuple[Triplet, ...], tuple[Triplet, ...]]:
-    """The rows without at least `count` ones in whole families, and these; which ones depends on their names alone.
+    """The rows without at least `count` of them in whole families, and those; chosen by their names.
 
     Raises:
-        DataError: when nothing would be left to train on.
+        DataError: when no row would be left to train on.
     """
     if not count:
         return tuple(rows), ()
@@ -136,7 +136,7 @@ def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
 
 
 def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Retriever:
-    """Start weights: the checkpoint's or the source's, or random ones that depend on the seed alone.
+    """Start weights: the checkpoint's, the source's, or random ones that depend only on the seed.
 
     Raises:
         ArtifactError: when the source is no BLIP-2 or InstructBLIP checkpoint with a text side.
@@ -165,7 +165,7 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
             f"the features have {patch_width}. Embed the images with the checkpoint's own tower."
         )
     if run.temperature == SOURCE:
-        check_temperature(open_blip2(run.qformer_source))  # which it was started from above
+        check_temperature(open_blip2(run.qformer_source))  # already started from it above
     elif isinstance(run.temperature, float):
         with torch.no_grad():
             retriever.raw_temperature.fill_(run.temperature)
@@ -223,11 +223,11 @@ def check_model_fields(run: TrainRun) -> None:
 
 
 def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any]) -> None:
-    """Refuse given sizes that a BLIP-2 source has otherwise.
+    """Refuse given sizes that differ from a BLIP-2 source's.
 
     Args:
         qformer: sizes of the configuration.
-        source: whose sizes hold.
+        source: source of the sizes.
         given: dotted path -> value of the configuration's fields that were given.
 
     Raises:
@@ -245,7 +245,7 @@ def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str,
 
 
 def _check_changes(run: TrainRun) -> None:
-    """Refuse what a checkpoint's weights fix, and fields of another kind of network."""
+    """Refuse settings that a checkpoint's weights fix, and fields of another kind of network."""
     given = run.model.given()
     if not given and run.encoder is None:
         return
@@ -276,7 +276,7 @@ def _labelled(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:
 
 
 def _queries(run: TrainRun, dataset: CirDataset | None) -> tuple[tuple[Query, ...], tuple[str, ...]]:
-    """What is asked while training, and the images that are searched (those of all galleries)."""
+    """Queries of validation, and the images of all their galleries."""
     count = run.validation.queries
     if isinstance(count, str):
         return _of_benchmark(dataset)
@@ -301,7 +301,7 @@ def _of_benchmark(dataset: CirDataset | None) -> tuple[tuple[Query, ...], tuple[
 
 
 def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ...]:
-    """Texts whose words a new tokenizer knows: what is trained on, and every training text and caption there is."""
+    """Texts for a new tokenizer's vocabulary: the training rows, and all training texts and captions."""
     labelled = dataset.split("train") if dataset else ()
     both = [text for row in (*rows, *labelled) for text in (row.modification, row.reverse_modification) if text]
     captions = list(dataset.captions.values()) if dataset else []

@@ -1,4 +1,4 @@
-"""One training run made ready: task, engine, validation and the model's export. The same on Ray and without; no ray."""
+"""Prepare a training run: task, engine, validation and export, the same with Ray and without. No ray."""
 
 import dataclasses
 import time
@@ -30,12 +30,12 @@ from cirray.training.state import LoopState, Row
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What every worker builds for itself."""
+    """What every worker builds."""
 
     task: RetrievalTask
     features: Features
     measures: tuple[Callback, ...]
-    """What measures recall on the way, and what keeps the best weights by it."""
+    """Callbacks that measure recall, and keep the best weights by it."""
 
 
 def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "cpu") -> TrainJob:
@@ -44,7 +44,7 @@ def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "
     Args:
         run: the configuration.
         inputs: its rows.
-        device: where images are encoded, should the run name no features.
+        device: where images are encoded, if the run has no features.
 
     Raises:
         ArtifactError, ConfigError, DataError: naming what cannot be used.
@@ -64,7 +64,7 @@ def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "
 
 
 def measures_of(run: TrainRun, inputs: TrainInputs, features: Features) -> tuple[Callback, ...]:
-    """Callbacks that measure recall, and choose weights by it where the run says so."""
+    """Callbacks that measure recall, and keep the best weights by it if the run asks for it."""
     config = run.validation
     if config.queries == BENCHMARK and inputs.dataset is not None:
         check_figures(config.keep, [f"{SPLIT}{name}" for name in figure_names(inputs.dataset.protocol, inputs.queries)])
@@ -74,10 +74,10 @@ def measures_of(run: TrainRun, inputs: TrainInputs, features: Features) -> tuple
 
 
 def check_figures(keep: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse to choose weights by a figure of the split that its benchmark does not have, before the first step.
+    """Refuse to keep weights by a figure that the benchmark does not have, before the first step.
 
     Raises:
-        ConfigError: naming it, and those there are.
+        ConfigError: naming it, and the known ones.
     """
     for name in keep:
         if name.startswith(SPLIT) and name not in known:
@@ -123,7 +123,7 @@ def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.
 def protocol_of(run: TrainRun, dataset: CirDataset, queries: int, images: int) -> Protocol:
     """The data set's reference rule over one small gallery.
 
-    Plain recall: held-out triplets name no category (Fashion IQ) and no subset (CIRR) that the published figures need.
+    Plain recall, since held-out triplets have no category (Fashion IQ) and no subset (CIRR).
     """
     rule = f"the {images} images of {queries} held-out triplets"
     return dataclasses.replace(
@@ -134,15 +134,15 @@ def protocol_of(run: TrainRun, dataset: CirDataset, queries: int, images: int) -
 class Validate(Callback):
     """Adds recall on held-out triplets to the history row, on schedule and at the end. Rank 0 computes it.
 
-    The row in which a run stops early (`validation.patience`) is one of the schedule, so it is measured too.
+    A run that stops early (`validation.patience`) stops at such a row.
     """
 
     def __init__(self, run: TrainRun, inputs: TrainInputs, features: Features) -> None:
-        """Remember what to score."""
+        """Take the queries to score."""
         self._run, self._inputs, self._features = run, inputs, features
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
-        """Score the present weights."""
+        """Score the current weights."""
         every = self._run.validation.every
         if row is None or not (state.finished or (every and state.step % every == 0)):
             return
@@ -152,7 +152,7 @@ class Validate(Callback):
 
 
 class Clock(Callback):
-    """Samples per second between the first step and the present one (0 when there are fewer than two)."""
+    """Samples per second since the first step (0 before the second)."""
 
     def __init__(self) -> None:
         """Not started."""
@@ -171,16 +171,16 @@ class ExportModel(Callback):
     """Writes the trained model at the end."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember where."""
+        """Take the folder."""
         self._folder = folder
 
     def on_end(self, state: LoopState) -> None:
-        """Save after the last step, also of a run that was killed behind it; all ranks take part, rank 0 writes."""
+        """Save after the last step, also in a resumed run that had finished it; all ranks take part, rank 0 writes."""
         export(state, self._folder)
 
 
 def export(state: LoopState, folder: Path) -> None:
-    """Write the whole model from rank 0, with the best weights where some were kept; every rank calls it."""
+    """Write the whole model from rank 0, with the best weights if some were kept; every rank calls it."""
     with state.engine.full_weights() as model:
         if state.rank == 0:
             put_best(state, model)

@@ -35,8 +35,7 @@ class TrialResult:
 def plan_trials(run: TuneRun) -> dict[str, Assignment]:
     """All trials by name: the grids' product, random fields drawn for each, in an order drawn from the seed.
 
-    Random order gives early stopping something to compare with; a grid in its own order would go from worst to best
-    or from best to worst.
+    In a grid's own order, from worst to best or the reverse, early stopping could not compare.
     """
     rng = numpy_generator(run.seed, "sweep")
     grids = {path: space for path, space in run.space.items() if space.kind == "grid"}
@@ -69,7 +68,7 @@ def trial_run(run: TuneRun, assignment: Assignment, out: str) -> FinetuneRun:
 
 
 def rank(results: Sequence[TrialResult], mode: str) -> list[TrialResult]:
-    """Best first; trials that ran to the end stand above stopped ones, failed ones last."""
+    """Best first: finished trials, then stopped ones, then failed ones."""
     sign = -1.0 if mode == "max" else 1.0
     order = {"done": 0, "stopped": 1, "failed": 2}
     return sorted(
@@ -94,12 +93,12 @@ def render(results: Sequence[TrialResult], metric: str) -> str:
 
 
 def best_overrides(results: Sequence[TrialResult]) -> str:
-    """The best trial's fields, one `path=value` a line, as the command line takes them."""
+    """The best trial's fields, one `path=value` a line, for the command line."""
     return "".join(f"{path}={json.dumps(value)}\n" for path, value in results[0].assignment.items())
 
 
 def to_json(results: Sequence[TrialResult], run: TuneRun) -> str:
-    """Everything of the table, for programs."""
+    """The table as plain values."""
     head = {"metric": run.metric, "mode": run.mode, "scheduler": run.scheduler}
     return json.dumps({**head, "trials": [asdict(item) for item in results]}, indent=2) + "\n"
 

@@ -1,4 +1,4 @@
-"""Stages 5 and 6: pretraining and fine-tuning. On Ray Train, or in this process: one function, equal numbers."""
+"""Stages 5 and 6: pretraining and fine-tuning, on Ray Train or in this process, with equal numbers."""
 
 import json
 import shutil
@@ -70,13 +70,13 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
 
 
 def _kept(run: TrainRun) -> tuple[str, ...]:
-    """Checkpoints are worth going on from; where they lie outside, whatever stands beside them."""
+    """Patterns of files to resume from: checkpoints, or anything if they are stored elsewhere."""
     outside = run.ray.enabled and run.ray.storage
     return ("*",) if outside else (f"{CHECKPOINTS}/*", "ray/*/checkpoint_*/*")
 
 
 def open_finished(run: TrainRun, digests: Mapping[str, str]) -> Manifest:
-    """The manifest of a run that was completed before.
+    """The manifest of a finished run.
 
     Raises:
         ArtifactError: when it was another run.
@@ -101,7 +101,7 @@ def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[C
 
 
 def title_of(run: TrainRun) -> str:
-    """Words for the progress bar."""
+    """Title of the progress bar."""
     return "pretrain" if run.training.objective == "pretrain" else f"fine-tune ({run.training.objective})"
 
 
@@ -133,7 +133,7 @@ def _publish(
 def texts_saw(run: TrainRun) -> dict[str, int]:
     """Data set -> labelled triplets that the generators of this run's texts were trained on.
 
-    A run without human triplets of a benchmark is only then without them when its generators had none either.
+    A run is only without a benchmark's human triplets if its generators had none either.
     """
     found: dict[str, int] = {}
     for uri in (*run.triplets, *run.reverse_texts):

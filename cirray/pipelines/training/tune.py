@@ -1,7 +1,7 @@
 """Stage 8: a sweep with Ray Tune. Trials fit the machine, bad ones stop early, a killed sweep goes on.
 
-Ray Tune schedules, stops and restores; which trials there are is planned here from the seed, and every trial is
-`run_train` with an artifact of its own, so that a trial that is run again goes on from its own checkpoint.
+Ray Tune schedules, stops and restores; trials are planned here from the seed. Every trial is `run_train` with its own
+artifact, so that a restarted trial goes on from its checkpoint.
 """
 
 import math
@@ -44,7 +44,7 @@ from cirray.training.state import LoopState, Row
 TRIALS, EXPERIMENT = "trials", "tune"
 _KEPT = tuple(f"{TRIALS}/*{name}" for name in ("manifest.json", "checkpoints/*", "ray/*/checkpoint_*/*"))
 _SLIVER = 0.01
-"""CPUs of the driver of a trial that starts workers of its own; Tune refuses a trial without any resource."""
+"""CPUs of the driver of a trial with its own workers; Tune refuses a trial without resources."""
 
 
 @stage_function
@@ -57,7 +57,7 @@ def run_tune(run: TuneRun) -> Manifest:
         best trial, `extra["table"]`.
 
     Raises:
-        ConfigError: a trial that cannot be, or a sweep that this cluster can never run.
+        ConfigError: an invalid trial, or a sweep that this cluster can never run.
     """
     trials = plan_trials(run)
     for assignment in trials.values():
@@ -76,7 +76,7 @@ def run_tune(run: TuneRun) -> Manifest:
 
 
 def fitting_trials(run: TuneRun, info: ClusterInfo) -> int:
-    """How many trials this cluster holds at a time (0: no limit but an autoscaling cluster's own).
+    """Trials that this cluster runs at a time (0: no limit but an autoscaling cluster's own).
 
     Raises:
         ConfigError: when not even one fits: Tune would wait for ever.
@@ -95,7 +95,7 @@ def fitting_trials(run: TuneRun, info: ClusterInfo) -> int:
 
 
 def trial_resources(run: TuneRun) -> dict[str, float]:
-    """What one trial takes, its training workers included."""
+    """Resources of one trial, including its training workers."""
     if run.trials == "process":
         return {"CPU": run.cpus_per_trial, "GPU": run.gpus_per_trial}
     train = run.base.ray
@@ -105,7 +105,7 @@ def trial_resources(run: TuneRun) -> dict[str, float]:
 def run_trial(
     config: Mapping[str, Any], run: Mapping[str, Any], trials: Mapping[str, Assignment], place: str, folder: str
 ) -> None:
-    """What Tune calls for one trial.
+    """Tune's function for one trial.
 
     Args:
         config: `trial`, the trial's name.
@@ -146,7 +146,7 @@ class TuneReport(Callback):
 
 
 class Watch(ray.tune.Callback):
-    """Moves the driver's progress bar. Tune stores its callbacks for restoring; the bar stays out of that."""
+    """Moves the driver's progress bar, which is left out when Tune stores its callbacks."""
 
     def __init__(self, metric: str, advance: Advance = silent) -> None:
         """Take the bar's advance function."""
@@ -182,7 +182,7 @@ def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concu
         else:
             watch = Watch(run.metric, advance)
             tuner = _tuner(run, function, list(trials), concurrent, root, filesystem, watch)
-        with own_handlers():  # Tune's own would end a sweep on Ctrl-C as if it were finished
+        with own_handlers():  # with Tune's own handler Ctrl-C would end a sweep as if finished
             return tuner.fit()
 
 
@@ -204,7 +204,7 @@ def _tuner(
 
 
 def _show_again(tuner: ray.tune.Tuner, advance: Advance) -> None:
-    """Give a restored sweep's callback this process's progress bar (Tune has no public way to reach it)."""
+    """Give a restored sweep's callback this process's progress bar (Tune has no public way)."""
     settings = getattr(getattr(tuner, "_local_tuner", None), "_run_config", None)
     for callback in getattr(settings, "callbacks", None) or ():
         if isinstance(callback, Watch):
@@ -222,10 +222,10 @@ def _scheduler(run: TuneRun) -> TrialScheduler | None:
 
 
 def _cluster_config(run: TuneRun) -> RayConfig:
-    """A private cluster as large as the machine, so that trials do not crowd it.
+    """A private cluster as large as the machine.
 
-    The dashboard stays on where trials start workers: without it, Ray Train's cleaner cannot free the workers of a
-    trial that was stopped early, and the next one waits for ever.
+    The dashboard is on if trials start workers: without it, Ray Train's cleaner cannot free the workers of a trial that
+        was stopped early, and the next one waits for ever.
     """
     extra = 1 if run.trials == "train" else 0
     size = run.ray.num_cpus or (os.cpu_count() or 1) + extra

@@ -1,4 +1,4 @@
-"""Trials that start Ray Train workers: what Tune hears of them, and how their workers are freed."""
+"""Trials with Ray Train workers: their reports to Tune, and how their workers are freed."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from cirray.core.log import get_logger
 class ReportOnTheWay(TuneReportCallback):
     """Passes reports with the metric on to Tune, but not the last one.
 
-    At the last one the scheduler would end the trial's driver before it has written the artifact; the driver reports
-    the result itself when that is done. To be made inside a trial.
+    At the last one the scheduler would end the trial's driver before it writes the artifact; the driver reports the
+    result afterwards. Made inside a trial.
     """
 
     def __init__(self, metric: str, steps: int) -> None:
-        """Remember the metric's name and where the run ends."""
+        """Take the metric's name and the last step."""
         super().__init__()
         self._metric, self._steps = metric, steps
 
@@ -47,8 +47,8 @@ def show_cluster_to_cleaners() -> None:
 def _handed_on() -> set[str] | None:
     """Variables that Ray hands on to its controllers; None where this version keeps no such list.
 
-    It is Ray's own, for want of a public way (2.60): Tune gives its trials, and Train its controller and that one's
-    cleaner, no environment but what stands there; `worker_runtime_env` is the workers' alone.
+    Ray's own list (2.60), as there is no public way: it is the only environment of Tune's trials and Train's controller
+    and cleaner; `worker_runtime_env` is only for workers.
     """
     try:
         from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE

@@ -1,6 +1,6 @@
-"""Ray Train: workers that run the one training loop, report checkpoints, and are followed from the driver.
+"""Ray Train: workers run the training loop and report checkpoints; the driver follows them.
 
-A `Fit` says what the workers do, be it for a retriever or a generator: `train_share` is their part, `fit_on_ray` the
+A `Fit` describes the training of a retriever or a generator: `train_share` is a worker's part, `fit_on_ray` the
 driver's.
 
 Ray's `report` is a collective, so every rank reports at the same steps; each writes its share of a checkpoint into a
@@ -55,13 +55,13 @@ class Fit:
     """One training on Ray's workers.
 
     Attributes:
-        work: what every worker runs; it gets `settings` with the URI of the status file.
+        work: the worker's function; it gets `settings` with the URI of the status file.
         settings: plain values.
         ray: cluster, workers, failures.
         loop: steps and checkpoints.
-        name: the same for every start of one run; runs that share a storage folder differ.
+        name: the same for every start of a run, different for runs that share a storage folder.
         place: URI where checkpoints and the status file are.
-        title: words for the progress bar.
+        title: title of the progress bar.
         writers: callbacks that the driver calls with the rows.
     """
 
@@ -76,7 +76,7 @@ class Fit:
 
     @property
     def status_file(self) -> str:
-        """URI of the small file that tells where the run stands."""
+        """URI of the status file."""
         return storage.join(self.place, f"{self.name}.json")
 
 
@@ -88,7 +88,7 @@ def train_on_ray(
     Args:
         run: the configuration.
         stage: where the artifact is being written.
-        unusable: images of the data set that cannot be used; workers do not look for them again.
+        unusable: unusable images of the data set, so that workers need not look for them.
         reports: callbacks of Ray Train's controller.
 
     Returns:
@@ -125,7 +125,7 @@ def fit_on_ray(fit: Fit, reports: Sequence[Any] = ()) -> ray.train.Result:
 
 
 def run_name(out: str, what: str = "train") -> str:
-    """The same for every start of one run; runs that share a storage folder differ."""
+    """Name of the run: the same for every start, different for runs that share a storage folder."""
     return f"{what}-{stable_id(out)[:8]}"
 
 
@@ -135,10 +135,10 @@ def place_of(config: RayTrainConfig, stage: Stage) -> str:
 
 
 def check_room(config: RayTrainConfig, info: ClusterInfo) -> None:
-    """Refuse workers that a cluster of this size can never hold; Ray would wait for ever.
+    """Refuse workers that this cluster can never hold; Ray would wait for ever.
 
     Raises:
-        ConfigError: naming what is wanted and what there is.
+        ConfigError: naming the needed and the available resources.
     """
     if config.autoscaling:
         return
@@ -154,7 +154,7 @@ def check_room(config: RayTrainConfig, info: ClusterInfo) -> None:
 
 
 def work(settings: dict[str, Any]) -> None:
-    """What every worker runs.
+    """The worker's function.
 
     Args:
         settings: `run` (plain values of a `TrainRun`), `unusable` (images that the driver found so),
@@ -168,7 +168,7 @@ def work(settings: dict[str, Any]) -> None:
 
 
 def worker_device(config: RayTrainConfig) -> torch.device:
-    """Where the calling worker computes."""
+    """Device of the calling worker."""
     return get_device() if config.use_gpu else torch.device("cpu")
 
 
@@ -183,8 +183,8 @@ def train_share(
         loop: steps, engine, checkpoints.
         device: where.
         status_file: URI of the file that the driver looks at.
-        measures: callbacks that add figures to the history's rows, and keep weights by them.
-        validation_every: steps between rows that are reported for them.
+        measures: callbacks that add figures to the history, or keep weights by them.
+        validation_every: steps between rows reported for them.
     """
     context, clock = ray.train.get_context(), Clock()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -200,7 +200,7 @@ class RayReport(Callback):
     """Reports a checkpoint on schedule and at the end (the last one also holds the model), and every validation."""
 
     def __init__(self, checkpoint_every: int | None, validation_every: int | None, clock: Clock) -> None:
-        """Remember the two schedules."""
+        """Take the two schedules."""
         self._clock, self._checkpoint, self._validation = clock, checkpoint_every, validation_every
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
@@ -218,7 +218,7 @@ def _due(every: int | None, step: int) -> bool:
 
 
 def _share(state: LoopState, folder: Path) -> ray.train.Checkpoint | None:
-    """The calling rank's part of a checkpoint; ranks without one give nothing."""
+    """The calling rank's part of a checkpoint, if it has one."""
     write_checkpoint(folder, state)
     if state.finished:
         export(state, folder / MODEL)
@@ -226,20 +226,20 @@ def _share(state: LoopState, folder: Path) -> ray.train.Checkpoint | None:
 
 
 class StatusFile(Callback):
-    """Tells the driver where the run stands, by a small file in the run's storage (no process, any number of nodes)."""
+    """Writes the run's progress into a small file in its storage, for the driver."""
 
     def __init__(self, uri: str) -> None:
-        """Remember where; the starts of earlier workers are kept."""
+        """Take the file; the starts of earlier workers are kept."""
         self._uri, self._last, self._starts = uri, 0.0, list[int]()
 
     def on_start(self, state: LoopState) -> None:
-        """Say where the run starts, at first or again."""
+        """Write the step of this start."""
         if state.rank == 0:
             self._starts = [*read_bulletin(self._uri)["starts"], state.step]
             self._write(state)
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
-        """Say how far it is, not more often than people look."""
+        """Write the progress, at most every few seconds."""
         if state.rank == 0 and (state.finished or time.monotonic() - self._last > _PULL_S):
             self._write(state)
 
@@ -250,7 +250,7 @@ class StatusFile(Callback):
 
 
 def read_bulletin(uri: str) -> dict[str, Any]:
-    """`step`, `starts` and `rows` of a run; nothing yet when there is no file."""
+    """`step`, `starts` and `rows` of a run; empty when there is no file yet."""
     return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {"step": 0, "starts": [], "rows": []}
 
 
@@ -291,11 +291,11 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
 
 
 def _abort(asked: dict[int, Any]) -> None:
-    """Stop the workers, also on a cluster that stays: by the handler that Ray Train wanted for Ctrl-C."""
+    """Stop the workers, also on a permanent cluster, by Ray Train's handler for Ctrl-C."""
     try:
         asked.get(signal.SIGINT, lambda *_: None)(signal.SIGINT, None)
     except (SystemExit, ray.exceptions.RayError):
-        pass  # its ways to say that they are stopped
+        pass  # how it reports that they are stopped
 
 
 def _reason(error: Exception) -> Exception:

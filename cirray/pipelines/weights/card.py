@@ -1,4 +1,4 @@
-"""The model card of an exported model: how to load it, what made it, from what, and how good it is. Plain text."""
+"""The model card of an exported model: how to load it, how it was made, from what data, and its figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ texts = generator.generate(pairs, features)  # one Generation a pair""",
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells."""
+    """Content of a card."""
 
     name: str
     kind: str

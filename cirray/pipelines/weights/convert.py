@@ -69,13 +69,12 @@ WEIGHTS, MODEL, VISION, WORK, QUERY = "weights.pt", "model", "vision", "work", "
 def run_convert(run: ConvertRun) -> Manifest:
     """Convert one checkpoint.
 
-    Returns:
-        Manifest of kind "weights" (both layouts) or "checkpoint"; counts `tensors` and `values`; `extra` tells the
-        format, and what beside the weights was left out of the file (optimiser states).
+    Returns: Manifest of kind "weights" (both layouts) or "checkpoint"; counts `tensors` and `values`; `extra` has the
+        format, and what was left out of the file (optimiser states).
 
     Raises:
-        ArtifactError: for anything that is not exactly a known checkpoint: wrong architecture, missing or left over
-            tensors, code in a pickle, a truncated file.
+        ArtifactError: for anything but a known checkpoint: wrong architecture, missing or extra tensors, code in a
+            pickle, a truncated file.
         ConfigError: heads that do not divide the widths.
     """
     kind = "checkpoint" if run.to == "checkpoint" else "weights"
@@ -141,7 +140,7 @@ def _tokenizer(run: ConvertRun, record: Record) -> Any:
 
 
 def _checkpoint(run: ConvertRun, stage: Stage, record: Record, second: tuple[dict[str, Any], Record] | None) -> str:
-    """Turn the weights folder into `model/`, with the query side of a second stage; returns the tower's digest."""
+    """Make `model/` of the weights folder, with a second stage's query side; returns the tower's digest."""
     work = stage.local / WORK
     if not any(work.rglob("tokenizer_config.json")):
         raise ArtifactError(
@@ -206,7 +205,7 @@ def _write_second_stage(retriever: ForkedRetriever, tower: VisionTower, stage: S
     """Write a forked checkpoint in SPN4CIR's layout.
 
     Raises:
-        ArtifactError: where the whole query side was trained, for which the layout has no place.
+        ArtifactError: when the whole query side was trained, which the layout cannot hold.
     """
     query, gallery = retriever.query, retriever.gallery
     assert isinstance(query, QFormerRetriever) and isinstance(gallery, QFormerRetriever)
@@ -241,7 +240,7 @@ def _digest(source: str) -> str:
 
 
 def _digest_of_clip(clip: str) -> str:
-    """Digest of a CLIP's files, or of its name where it is none of this machine's."""
+    """Digest of a CLIP's files, or of its name if it is not on this machine."""
     path = Path(clip.partition("=")[2] or clip).expanduser()
     if is_complete(clip):
         return read_manifest(clip).digest

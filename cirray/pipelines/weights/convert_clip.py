@@ -1,7 +1,7 @@
-"""Files of CLIP4Cir, SPN4CIR, SEARLE, LinCIR and Pic2Word into artifacts, and back: a CLIP, or what stands on one.
+"""Convert files of CLIP4Cir, SPN4CIR, SEARLE, LinCIR and Pic2Word to artifacts, and back.
 
-A Combiner or a map needs its CLIP beside it (`clip`): CLIP4Cir's Combiner its tuned one, the others the public one.
-Each reads what its authors' evaluation gives it: CLIP's embeddings as they are, not normalised.
+A Combiner or a map needs its CLIP (`clip`): CLIP4Cir's Combiner its tuned one, the others the public one. As in the
+authors' evaluation, CLIP's embeddings are not normalised.
 """
 
 import json
@@ -54,7 +54,7 @@ _FOLDER_WEIGHTS = "open_clip_model.safetensors"
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """A family of files: what of it is converted, how its authors prepare images, and (maps) what phi is."""
+    """A format: its converted part, its authors' image preparation, and (maps) phi's shape."""
 
     part: str
     image_mode: str
@@ -127,14 +127,14 @@ def write_clip(run: ConvertRun, stage: Stage, parts: ClipParts) -> Manifest:
 
 
 def counts(*states: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """How many tensors and values state dicts hold."""
+    """Number of tensors and values of state dicts."""
     return {
         "tensors": sum(map(len, states)), "values": sum(value.numel() for state in states for value in state.values())
     }  # fmt: skip
 
 
 def _format(run: ConvertRun, parts: ClipParts) -> str:
-    """The named format, or the one that a file's parts tell."""
+    """The named format, or the one found by a file's parts."""
     if run.format != "auto":
         wanted = {CLIP, COMBINER} if run.format == "clip4cir" else {CLIP_FORMATS[run.format].part}
         if wanted & set(parts.states):
@@ -230,7 +230,7 @@ def _same(run: ConvertRun, part: str, width: int, other: int, odd: int = 0) -> N
 
 
 def write_folder_back(folder: Path, path: Path) -> State:
-    """Write the file of a folder that `write_clip` made again: names, values, types, what lay around them.
+    """Write the original file of a `write_clip` folder: names, values, types, and what was beside them.
 
     Returns:
         Its state dict.
@@ -245,11 +245,10 @@ def write_folder_back(folder: Path, path: Path) -> State:
 def write_retriever_back(retriever: Retriever, tower: VisionTower, folder: Path) -> tuple[list[State], list[str]]:
     """Write a dual encoder or a pseudo-word retriever as its authors' files: `clip.pt`, `combiner.pt`, `phi.pt`.
 
-    Returns:
-        The state dicts, and what has no place in the authors' layout.
+    Returns: The state dicts, and what the authors' layout cannot hold.
 
     Raises:
-        ArtifactError: when nothing of it has such a layout.
+        ArtifactError: when no part has such a layout.
     """
     files: dict[str, tuple[str, State]] = {}
     left: list[str] = []

@@ -42,7 +42,7 @@ def run_export(run: ExportRun) -> Manifest:
 
 
 def _copy(run: ExportRun, stage: Stage, source: Manifest) -> tuple[str, dict[str, Any]]:
-    """Copy the model's files; returns what it is and its digests."""
+    """Copy the model's files; returns its kind and digests."""
     folder, kind = model_folder(localize(run.model))
     keep = shutil.ignore_patterns("manifest.json", "stage.json", "samples.jsonl")
     shutil.copytree(folder, stage.local, dirs_exist_ok=True, ignore=keep)
@@ -50,7 +50,7 @@ def _copy(run: ExportRun, stage: Stage, source: Manifest) -> tuple[str, dict[str
     if kind == "retriever":
         from cirray.search_engine import load_encoder
 
-        # At the top too, where Hugging Face's tools look for it.
+        # also at the top, where Hugging Face's tools look for it
         shutil.copy(stage.local / "vision" / PREPROCESSOR, stage.local / PREPROCESSOR)
         loaded = load_encoder(stage.local)
         digests |= {"encoder_digest": loaded.digest, "vision_digest": loaded.vision.digest}

@@ -1,4 +1,4 @@
-"""Batches for a small CLIP's pretraining: freshly drawn scenes with captions, or the captioned images of a data set."""
+"""Batches for a small CLIP's pretraining: random scenes with captions, or a data set's captioned images."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ from cirray.training.clip import ClipBatch
 
 Source = Callable[[int, int, int], ClipBatch]
 OPENINGS = ("", "a photo of", "a picture of", "an image with", "this shows")
-"""How a caption may begin; prompts of pseudo-words begin so too."""
+"""Openings of captions, also used by pseudo-word prompts."""
 _FILLERS = (
     "that", "now", "make", "should", "be", "the", "turn", "into", "change", "with", "of", "is", "there", "to", "object",
 )  # fmt: skip
@@ -29,7 +29,7 @@ _NOISE = 0.3
 
 
 def shapes_vocabulary() -> list[str]:
-    """Every word that a CLIP of the embedded world knows: the grammar's, the openings' and the prompts'."""
+    """The vocabulary of a CLIP of the embedded world: the grammar's, the openings' and the prompts' words."""
     return [*vocabulary(), *" ".join(OPENINGS).split(), *_FILLERS, "photo", ","]
 
 
@@ -58,7 +58,7 @@ def scene_batch(clip: SmallClip, rng: np.random.Generator, count: int, size: int
 
 
 def neighbour_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
-    """So many different reserved scenes, every second one a single edit of the one before it."""
+    """`count` different reserved scenes, every second one a single edit of the one before it."""
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = reserved_scene(rng) if len(scenes) % 2 == 0 else apply(random_edit(scenes[-1], rng), scenes[-1])
@@ -68,7 +68,7 @@ def neighbour_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the grammar behind an opening; in some, words that say nothing stand between."""
+    """A caption of the grammar after an opening, sometimes with filler words between."""
     words = f"{OPENINGS[int(rng.integers(len(OPENINGS)))]} {caption(scene, rng)}".split()
     if rng.random() < _NOISE:
         for _ in range(int(rng.integers(1, 5))):
@@ -77,7 +77,7 @@ def web_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def captioned_source(clip: SmallClip, run: ClipRun, dataset: CirDataset, ids: Sequence[str]) -> Source:
-    """Captioned images of a data set, decoded when they are drawn."""
+    """Captioned images of a data set, decoded when drawn."""
     transform, config = build_transform(clip.transform), run.training
 
     def source(step: int, rank: int, world: int) -> ClipBatch:

@@ -1,7 +1,6 @@
 """Stage 1 of two-stage zero-shot retrieval and its baselines: a map from images to pseudo-words. No triplet is read.
 
-The result is a checkpoint like any other: `evaluate`, `index`, `serve` take it as it is, `finetune` (objective
-composing) goes on from it.
+The result is a checkpoint for `evaluate`, `index`, `serve`, and `finetune` (objective composing).
 """
 
 import shutil
@@ -105,7 +104,7 @@ def _train(stage: Stage, setup: MapSetup, measures: Sequence[Callback]) -> list[
 
 
 def _searched(setup: MapSetup, folder: Path) -> np.ndarray:
-    """A token for every image, in blocks that are kept as they are done."""
+    """A token for every image, saved block by block."""
     folder.mkdir(parents=True, exist_ok=True)
     blocks, size = [], setup.config.search.batch
     with progress("search tokens", len(setup.images), "images") as advance:

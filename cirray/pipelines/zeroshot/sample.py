@@ -1,4 +1,4 @@
-"""A part of a triplets artifact, for studies of scale and quality: so many rows, some with wrong texts."""
+"""A random part of a triplets artifact, some rows with wrong texts, for studies of scale and quality."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def run_sample(run: SampleRun) -> Manifest:
 
 def _texts(table: pa.Table, wrong: np.ndarray, run: SampleRun) -> pa.Table:
     texts = table.column(_TEXT).to_pylist()
-    # Each of the chosen rows takes the next one's text: none keeps its own.
+    # each chosen row takes the next one's text, so none keeps its own
     for place, row in enumerate(wrong):
         texts[row] = table.column(_TEXT)[int(wrong[(place + 1) % len(wrong)])].as_py()
     if run.template:

@@ -1,4 +1,4 @@
-"""A benchmark measured while a map from images to pseudo-words is trained, and the weights it chooses. No ray."""
+"""Measure a benchmark while a map from images to pseudo-words is trained, and keep the best weights. No ray."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ class Benchmark(Callback):
     """Adds a data set's own figures to the history, as `val_R@1` and so on."""
 
     def __init__(self, retriever: WordMapRetriever, features: FeatureStore, dataset: CirDataset, every: int) -> None:
-        """Remember what is measured, on what, and how often."""
+        """Take the queries, the features and the interval."""
         self._retriever, self._features, self._dataset, self._every = retriever, features, dataset, every
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
@@ -40,13 +40,13 @@ class PutBest(Callback):
     """Puts the kept weights into the retriever after the last step."""
 
     def on_end(self, state: LoopState) -> None:
-        """Where some were kept."""
+        """Put them, if some were kept."""
         with state.engine.full_weights() as model:
             put_best(state, model)
 
 
 def measures_of(run: MapRun, retriever: WordMapRetriever, tower_digest: str) -> tuple[Callback, ...]:
-    """Callbacks that measure a run's benchmark and keep the best weights by it; none where it names none.
+    """Callbacks that measure a run's benchmark and keep the best weights by it; none without a benchmark.
 
     Raises:
         ConfigError: for a figure to keep by that the benchmark does not have.
