@@ -12,7 +12,7 @@ from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.plots import inline_svg, recall_curves, training_curves
 from cirray.evaluation.report import ReportContent, ReportRow, TextSample, per_edit_spread, text_share
 from cirray.evaluation.result import EvaluationResult
-from cirray.evaluation.tables import Bar, amount, percent
+from cirray.evaluation.tables import percent
 from cirray.types import Query
 
 _STRIP = 8
@@ -30,7 +30,7 @@ def render_page(content: ReportContent) -> str:
     pictures = Thumbnails(content.dataset.images)
     sections = [
         frame.heading(content.title, content.rows[0].results[0].protocol), _tiles(content.rows[-1]),
-        _models(content.rows), _bars(content.bars), _edits(content.rows),
+        _models(content.rows), _edits(content.rows),
         _queries(content, pictures), _samples(content.samples, pictures), _curves(content),
         frame.facts({"data set": content.dataset.describe(), **content.facts}, "Inputs and settings"),
     ]  # fmt: skip
@@ -119,21 +119,6 @@ def _models(rows: Sequence[ReportRow]) -> str:
         cells += "".join(f'<td class="dim">{escape(values[at])}</td>' for _, values in extra)
         body += f"<tr{' class=main' if row is rows[-1] else ''}>{cells}</tr>\n"
     return f"<h2>Results</h2>\n{frame.table(head, body)}"
-
-
-def _bars(bars: Sequence[Bar]) -> str:
-    if not bars:
-        return ""
-    body = ""
-    for bar in bars:
-        level, word = ("good", "met") if bar.met else ("bad", "missed")
-        measured, wanted = (escape(amount(value, bar.unit)) for value in (bar.measured, bar.wanted))
-        body += (
-            f'<tr><td><span class="rank {level}">{word}</span> {escape(bar.promise)}</td>'
-            f'<td>{measured}</td><td class="dim">{wanted}</td></tr>\n'
-        )
-    head = ("promise", "measured", "wanted, at least")
-    return f"<h2>Expected and measured</h2>\n{frame.table(head, body, frame.PROSE)}"
 
 
 def _count(value: float | None) -> str:

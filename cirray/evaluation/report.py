@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.evaluation.metrics import Spread, spread, spread_of
 from cirray.evaluation.result import EvaluationResult, ranking_rows
-from cirray.evaluation.tables import Bar, StoryRow, percent, text_table
+from cirray.evaluation.tables import percent, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,8 +70,6 @@ class ReportContent:
     histories: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     samples: tuple[TextSample, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
-    bars: tuple[Bar, ...] = ()
-    """Claims with their measurements."""
     figures: Mapping[str, "Figure"] = field(default_factory=dict)
     """Further figures by caption (a sweep, a data-size curve; see `plots`)."""
     title: str = "Evaluation"
@@ -135,7 +133,6 @@ def metrics_dict(content: ReportContent) -> dict[str, Any]:
         "protocol": content.rows[0].results[0].protocol,
         "rows": [_row_dict(row) for row in content.rows],
         "text_samples": {"shown": len(content.samples), "judged": len(judged), "exact": sum(judged)},
-        "bars": [{**asdict(bar), "met": bar.met} for bar in content.bars],
         "facts": dict(content.facts),
     }
 
@@ -159,19 +156,6 @@ def write_rankings(path: Path, rows: Sequence[ReportRow]) -> None:
     with pq.ParquetWriter(path, RANKING_SCHEMA, compression="zstd") as writer:
         for name, seed, result in runs:
             writer.write_table(pa.Table.from_pylist(ranking_rows(name, seed, result), schema=RANKING_SCHEMA))
-
-
-def story_row(row: ReportRow) -> StoryRow:
-    """The same row for the story's table.
-
-    Raises:
-        DataError: when the results hold no recall at 1, 5 and 10.
-    """
-    missing = [name for name in ("R@1", "R@5", "R@10") if name not in row.metrics]
-    if missing:
-        raise DataError(f"Row {row.name!r} has no {missing[0]}; evaluate with ks that hold 1, 5 and 10.")
-    r1, r5, r10 = (tuple(run.metrics[name] for run in row.results) for name in ("R@1", "R@5", "R@10"))
-    return StoryRow(row.name, row.labels_used, r1, r5, r10, row.seeds, row.seconds, row.text_accuracy)
 
 
 def text_share(row: ReportRow) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _LEVELS = {"confirmed": "good", "refuted": "bad", "not settled": "fair", "no difference": "fair", "one seed": "fair"}
 _SAME = 5e-4
+_TEXT_HEAD = ("generated texts", "exact (forward / reverse)", "triplets")
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,24 @@ class Verdict:
 
     def line(self) -> str:
         """One line for people."""
-        return (
-            f"{self.word.upper():<14} {self.text}: {_points(spread(self.differences))} {self.metric} over {self.over!r}"
-        )
+        wanted = f" (wanted: more than {100 * spread(self.wanted).mean:+.1f})" if any(self.wanted) else ""
+        points = _points(spread(self.differences))
+        return f"{self.word.upper():<14} {self.text}: {points} {self.metric} over {self.over!r}{wanted}"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Accuracy of generated texts: shares of exact ones by seed, of each direction (forward, reverse) or of all."""
+
+    name: str
+    shares: tuple[tuple[float, ...], ...]
+    triplets: tuple[int, ...] = ()
+    """How many texts there are, by seed; zero or empty: they were written to be judged alone."""
+
+    def cells(self) -> list[str]:
+        """Name, shares in percent, number of triplets."""
+        count = f"{spread(self.triplets).mean:,.0f}" if any(self.triplets) else ""
+        return [self.name, " / ".join(percent(spread(values)) for values in self.shares), count]
 
 
 @dataclass(frozen=True)
@@ -105,11 +121,13 @@ class StudyContent:
     """Words -> page beside this one (the seeds' own reports, with pictures)."""
     curves: tuple[Curve, ...] = ()
     """In the text and the figures' file; their pictures are among `figures`."""
+    texts: tuple[Texts, ...] = ()
 
 
 def judge_claim(
-    text: str, row: StudyRow, others: Sequence[StudyRow], metric: str, points: float = 0.0, relative: float = 0.0
-) -> Verdict:
+    text: str, row: StudyRow, others: Sequence[StudyRow], metric: str, points: float = 0.0, relative: float = 0.0,
+    share: float = 0.0, upper: StudyRow | None = None,
+) -> Verdict:  # fmt: skip
     """Compare a row, seed by seed, with the best (by mean) of others.
 
     Args:
@@ -119,11 +137,17 @@ def judge_claim(
         metric: a figure of both.
         points: wanted advantage in points of a percentage; below 0: by how much it may be worse.
         relative: wanted advantage as a share of the other's figure.
+        share: wanted advantage as a share of the upper bound's.
+        upper: the upper bound.
     """
     best = max(others, key=lambda item: spread(item.metrics[metric]).mean)
-    pairs = list(zip(row.metrics[metric], best.metrics[metric], strict=True))
-    wanted = tuple(max(points / 100, relative * base) if relative else points / 100 for _, base in pairs)
-    return Verdict(text, row.name, best.name, metric, tuple(own - base for own, base in pairs), wanted)
+    bases, tops = best.metrics[metric], (upper or best).metrics[metric]
+    wanted = []
+    for base, top in zip(bases, tops, strict=True):
+        more = ([relative * base] if relative else []) + ([share * (top - base)] if share else [])
+        wanted.append(max([points / 100, *more]))
+    differences = tuple(own - base for own, base in zip(row.metrics[metric], bases, strict=True))
+    return Verdict(text, row.name, best.name, metric, differences, tuple(wanted))
 
 
 def study_dict(content: StudyContent) -> dict[str, Any]:
@@ -135,6 +159,7 @@ def study_dict(content: StudyContent) -> dict[str, Any]:
         "rows": [{**asdict(row), "mean": {k: spread(v).mean for k, v in row.metrics.items()}} for row in content.rows],
         "claims": [{**asdict(item), "verdict": item.word} for item in content.verdicts],
         "curves": [asdict(item) for item in content.curves],
+        "texts": [asdict(item) for item in content.texts],
         "facts": dict(content.facts),
     }
 
@@ -147,6 +172,8 @@ def render_study(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", 
         lines.append([row.name, *cells, f"{row.labels:,}", _share(row.texts), _seconds(row.seconds)])
     seeds = ", ".join(str(seed) for seed in content.seeds)
     parts = [text_table(lines, f"{content.title} (seeds {seeds})"), f"Protocol: {content.protocol}."]
+    if content.texts:
+        parts += ["", text_table([_TEXT_HEAD, *(item.cells() for item in content.texts)])]
     if content.verdicts:
         parts += ["", *(item.line() for item in content.verdicts)]
     for curve in content.curves:
@@ -158,7 +185,8 @@ def study_page(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", "R
     """The study as one HTML page without script or outside resource."""
     return frame.page(content.title, [
         frame.heading(content.title, content.protocol), _table(content, metrics), _links(content),
-        _verdicts(content.verdicts), *(frame.figure_card(name, figure) for name, figure in content.figures.items()),
+        _texts(content.texts), _verdicts(content.verdicts),
+        *(frame.figure_card(name, figure) for name, figure in content.figures.items()),
         frame.facts(content.facts, "Settings"),
     ])  # fmt: skip
 
@@ -179,6 +207,13 @@ def _table(content: StudyContent, metrics: Sequence[str]) -> str:
         "<b>seconds</b> are all stages a row needs beyond the features.</p>\n"
         f"{frame.table(head, body, frame.PROSE)}"
     )
+
+
+def _texts(texts: Sequence[Texts]) -> str:
+    if not texts:
+        return ""
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in item.cells())}</tr>\n" for item in texts)
+    return f"<h2>Generated texts</h2>\n{frame.table(_TEXT_HEAD, body, frame.PROSE)}"
 
 
 def _links(content: StudyContent) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.errors import unknown_name
 from cirray.core.fields import Effort, Place
 
 Value = str | int | float | bool | None
@@ -23,6 +24,8 @@ class StageSpec(Config):
     """A template whose fields are taken first."""
     fields: dict[str, Any] = {}
     """Fields of the verb's config, over those of the template."""
+    about: str = ""
+    """What it is called where the accuracy of its texts stands; empty: its name."""
     slots: Effort[int] = Field(1, ge=1)
     """Cores it keeps busy."""
 
@@ -32,14 +35,16 @@ class RowSpec(Config):
 
     stage: str = ""
     """Stage that makes the checkpoint."""
-    features: tuple[Place, ...] = ()
+    features: tuple[str, ...] = ()
     """Features artifacts (`@NAME`) its tower made; empty: the study's."""
-    rewrites: Place = ""
+    rewrites: str = ""
     """Rewrites artifact (`@NAME`) whose texts are asked instead of the queries' own; it is one stage more."""
     labelled: bool = True
     """Whether labelled triplets were used anywhere on the way; the column `labels` says `$labels` or 0."""
     texts: str = ""
     """Triplets stage whose share of exact texts stands beside the row."""
+    index: str = ""
+    """Stage that indexes its checkpoint: run with the row, and the closing lines say how to search it."""
     source: str = ""
     """Which paper or idea; shown beside the name."""
     dual: dict[str, Any] | None = None
@@ -51,21 +56,44 @@ class RowSpec(Config):
             raise ValueError("a row needs a stage, or (untrained) a dual encoder; give one of the two")
         return self
 
+    def stages(self) -> tuple[str, ...]:
+        """Every stage that it names."""
+        return tuple(name for name in (self.stage, self.texts, self.index) if name)
+
 
 class ClaimSpec(Config):
-    """What a paper leads one to expect: one row above another, tested over the seeds, pair by pair."""
+    """What is expected, tested seed by seed: a row above others, or a figure of a row or stage above a number."""
 
     text: str
     """The claim in words."""
     row: str
-    """Row that should be better."""
-    over: tuple[str, ...]
+    """Row that should be better; with `least` also a stage, whose figure is meant."""
+    over: tuple[str, ...] = ()
     """Than the best of these."""
+    least: float | None = None
+    """Instead of `over`: than this number."""
     metric: str = "R@1"
+    """Figure of the rows; of a stage, a dotted path into its manifest's metrics (`trained.forward.exact`)."""
     points: float = 0.0
     """By more than so many points."""
     relative: float = 0.0
     """And by more than this share of the other's."""
+    share: float = 0.0
+    """And by more than this share of what the row `of` is better."""
+    of: str = ""
+    """Upper bound that `share` counts from."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "ClaimSpec":
+        if bool(self.over) == (self.least is not None):
+            raise ValueError("a claim needs `over` (other rows) or `least` (a number); give one of the two")
+        if bool(self.share) != bool(self.of):
+            raise ValueError("`share` is a share of the gain of the row `of`; give both or none")
+        return self
+
+    def rows(self) -> tuple[str, ...]:
+        """Every row that it needs."""
+        return (self.row, *self.over, *((self.of,) if self.of else ()))
 
 
 class CurveClaimSpec(Config):
@@ -136,12 +164,18 @@ class StudyRun(Config):
     """Folder of all artifacts: `seed-N/STAGE`, and the report."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each has its own world, models and order of rows."""
+    per_seed: bool = True
+    """A folder for each seed, `seed-N`; false: the artifacts of the one seed lie directly below root."""
+    scores: str = ""
+    """Name of a seed's scores (a report with pictures); empty: `score-` and a mark of its rows."""
     data: dict[str, Any] = {}
     """Data set whose queries are scored (fields of a `DataConfig`)."""
-    features: tuple[Place, ...] = ("@features",)
+    features: tuple[str, ...] = ("@features",)
     """Features artifacts of its images."""
-    judge: Place = ""
-    """Root of a shapes world that judges generated texts (`@world`)."""
+    samples: tuple[str, ...] = ()
+    """Triplets artifacts (`@NAME`) of which some texts stand in a seed's report."""
+    judge: str = ""
+    """Root of a shapes world (`@world`) that judges these texts."""
     variables: dict[str, Value] = {}
     """Variables and their defaults; `labels` is the number of labelled triplets."""
     templates: dict[str, dict[str, Any]] = {}
@@ -152,6 +186,8 @@ class StudyRun(Config):
     """Rows by name, in the table's order; the last one is shown with pictures."""
     rows: tuple[str, ...] = ()
     """Only these rows; empty: all."""
+    generators: tuple[str, ...] = ()
+    """Further stages that train a generator, for the accuracy of its texts; those that rows need are run anyway."""
     claims: tuple[ClaimSpec, ...] = ()
     """Expectations that are confirmed or refuted; those whose rows are not run are left out."""
     curves: dict[str, CurveSpec] = {}
@@ -169,44 +205,27 @@ class StudyRun(Config):
     def _known(self) -> "StudyRun":
         if not self.seeds:
             raise ValueError("seeds is empty; give at least one")
+        if len(self.seeds) > 1 and not self.per_seed:
+            raise ValueError("several seeds need a folder each; set per_seed=true (and a root of their own)")
+        rows, curves = self.table, self.curves.values()
+        if self.scores in self.stages:
+            raise ValueError(f"scores {self.scores!r} is the name of a stage; give the scores another name")
         for kind, names, known in (
-            ("rows", self.rows, self.table),
+            ("rows", self.rows, rows),
+            ("generators", self.generators, self.stages),
             ("curve", self.curve, self.curves),
-            ("curves", [row for item in self.curves.values() for row in item.rows], self.table),
-            ("curves", [name for item in self.curves.values() for name in item.names()], self.variables),
-            (
-                "where",
-                [name for item in self.curves.values() for name in item.where],
-                [str(value) for item in self.curves.values() for value in item.values],
-            ),
-            ("table", [row.stage for row in self.table.values() if row.stage], self.stages),
+            ("curves", [row for item in curves for row in item.rows], rows),
+            ("curves", [name for item in curves for name in item.names()], self.variables),
+            ("where", [at for item in curves for at in item.where], [str(at) for item in curves for at in item.values]),
+            ("table", [name for row in rows.values() for name in row.stages()], self.stages),
             ("stages", [item.like for item in self.stages.values() if item.like], self.templates),
+            ("claims", [item.row for item in self.claims if item.least is not None], {**rows, **self.stages}),
+            ("claims", [name for item in self.claims if item.least is None for name in item.rows()], rows),
         ):
             for name in names:
                 if name not in known:
-                    raise ValueError(f"{kind} name {name!r}, which is unknown; known: {', '.join(known) or '(none)'}")
+                    raise ValueError(f"{kind}: {unknown_name('name', name, known).rstrip('.')}")
+        for name, row in rows.items():
+            if row.index and self.stages[row.index].verb != "index":
+                raise ValueError(f"table: row {name!r} has the index {row.index!r}, which is no stage of verb index")
         return self
-
-
-class StoryRun(Config):
-    """The whole story on the embedded world: every stage below one root, every row of the results table."""
-
-    root: Place = "~/cirray/quickstart"
-    """Folder of all artifacts; run again with the same root to go on where a killed run stopped."""
-    seed: int = Field(0, ge=0)
-    """Everything drawn, trained or shown follows from it: world, start weights, order of the rows."""
-    labels: int | None = Field(None, ge=1)
-    """Use only the first so many labelled triplets (whole families); null: all."""
-    stages: dict[str, Any] = {}
-    """Fields of single stages over the story's own, by stage name: `stages.pretrain.training.steps=200`."""
-    rows: tuple[str, ...] = (
-        "text only", "labelled only (equal compute)", "MTST only", "oracle texts + fine-tuning", "MTST + PTHA",
-        "MTST + fine-tuning",
-    )  # fmt: skip
-    """Rows of the table to make, by name, and what they build on; empty: all (the saturated baseline too)."""
-    generators: tuple[str, ...] = ()
-    """Further generators to train for the accuracy lines: LoRA, tuned, three passes, three passes tuned."""
-    slots: Effort[int] = Field(2, ge=1)
-    """Cores to keep busy."""
-    ray: Effort[bool] = True
-    """Run the stages as Ray tasks side by side; false: one after another in this process, without Ray anywhere."""

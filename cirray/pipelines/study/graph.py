@@ -48,8 +48,8 @@ class Graph:
         after = tuple(dict.fromkeys(inner.add(other, values) for other in references(fields)))
         config_class, function = self.find(spec.verb)
         tree = {**_as_mapping(self.fill(fields, values)), "out": self.place(stage, values)}
-        if "ray" in config_class.model_fields and (not self.run.ray or _is_training(config_class)):
-            tree["ray"] = {"enabled": False, **tree.get("ray", {})}
+        if "ray" in config_class.model_fields:
+            tree["ray"] = self._workers(config_class, tree.get("ray", {}))
         try:
             config = load_config(config_class, tree)
         except ConfigError as error:
@@ -103,6 +103,12 @@ class Graph:
         node = self.nodes[name]
         return frozenset({name}).union(*(self.closure(other) for other in node.after))
 
+    def _workers(self, config_class: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Many runs stand side by side, so one that trains does it in its own process unless it says otherwise."""
+        if not self.run.ray:
+            return {**given, "enabled": False}
+        return {"enabled": False, **given} if "training" in config_class.model_fields else dict(given)
+
     def _spec(self, stage: str) -> StageSpec:
         if stage not in self.run.stages:
             raise ConfigError(unknown_name("stage of the study", stage, self.run.stages))
@@ -114,7 +120,7 @@ class Graph:
 
 def seed_root(run: StudyRun, seed: int) -> str:
     """Folder of one seed's artifacts."""
-    return storage.join(run.root, f"seed-{seed}")
+    return storage.join(run.root, f"seed-{seed}") if run.per_seed else run.root
 
 
 def references(tree: Any) -> list[str]:
@@ -136,11 +142,6 @@ def _texts(tree: Any) -> Iterator[str]:
     elif isinstance(tree, list | tuple):
         for value in tree:
             yield from _texts(value)
-
-
-def _is_training(cls: type[Config]) -> bool:
-    """Whether a run trains: a study has many runs side by side, so each trains in its own process, without workers."""
-    return "training" in cls.model_fields
 
 
 def _as_mapping(tree: Any) -> dict[str, Any]:
