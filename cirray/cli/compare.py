@@ -1,36 +1,13 @@
-"""`cirray compare`: methods, each a chain of stages in one YAML file, in one table over seeds."""
+"""`cirray compare`: checkpoints side by side."""
 
-from typing import Any
-
-from cirray.cli.verb import Verb, verb
-from cirray.core.config import Config
-from cirray.core.environ import limit_threads
-
-
-def find(name: str) -> tuple[type[Config], str]:
-    """Config class and function of a verb.
-
-    Raises:
-        ConfigError: for an unknown verb.
-    """
-    found = verb(name)
-    return found.config_class(), found.run
-
-
-def run(config: Any) -> Any:
-    """Run a study; its stages are verbs of this command line."""
-    limit_threads()
-    from cirray.pipelines.study.run import run_study
-
-    return run_study(config, find)
-
+from cirray.cli.verb import Verb
 
 VERB = Verb(
     name="compare",
     group="evaluation",
-    help="compare methods over seeds: one table, expectations, curves",
-    config="cirray.pipelines.study.config:StudyRun",
-    run="cirray.cli.compare:run",
-    example="cirray compare jobs/configs/compare-shapes-small-cpu.yaml seeds=[0]",
-    show=lambda manifest: f"{manifest.extra['table']}\n\nreport      {manifest.extra['out']}/report.html",
+    help="score several checkpoints on the same queries: one table, one page with pictures",
+    config="cirray.pipelines.evaluation.config:CompareRun",
+    run="cirray.pipelines.evaluation.compare:run_compare",
+    example="cirray compare checkpoints.labels=@labelled_equal checkpoints.MTST=@checkpoint out=@comparison",
+    show=lambda manifest: manifest.extra["table"],
 )

@@ -50,7 +50,7 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
     Args:
         name: the verb.
         default_config: config file of the embedded world.
-        needs: stages of the quickstart story that the default config reads; what is missing is made first.
+        needs: stages of the quickstart that the default config reads; what is missing is made first.
         argv: arguments; the process's own when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -59,11 +59,8 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
 
     def work() -> int:
         if needs:
-            limit_threads()
             roots = [item.partition("=")[2] for item in overrides_of(arguments) if item.startswith("root=")]
-            prepare = load("cirray.pipelines.study.story:prepare")
-            story = load("cirray.pipelines.study.config:StoryRun")
-            prepare(needs, story(root=[HOME, *roots][-1]))
+            load("cirray.cli.study:prepare")(needs, ["", *roots][-1])
         return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 
     return guarded(work)
@@ -137,7 +134,7 @@ def _run_verb(name: str, given: list[str]) -> int:
     files = [item for item in items if _is_file_argument(item)]
     if len(files) > 1:
         raise ConfigError(f"One config file is accepted, {len(files)} were given: {', '.join(files)}.")
-    config = resolve(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
+    config = resolve(chosen.config_class(), files[0] if files else chosen.own_file(), overrides_of(arguments))
     if options.print_config:
         say(config.to_yaml().rstrip())
         return 0

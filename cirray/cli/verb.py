@@ -1,6 +1,7 @@
 """What a verb of the command line is: a config tree, a function that runs it, and a line that says what came out."""
 
 import importlib
+import importlib.resources
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ from cirray.core.errors import ConfigError, unknown_name
 
 VERBS = (
     "world", "doctor", "embed",
-    "mine", "caption", "templates", "train-generator", "generate", "check", "sample", "rewrite",
+    "mine", "caption", "templates", "train-generator", "generate", "check", "oracle", "sample", "rewrite",
     "towers", "clip", "map", "pretrain", "finetune", "tune",
-    "evaluate", "score", "submit", "browse", "compare",
+    "evaluate", "score", "submit", "browse", "compare", "study",
     "index", "search", "serve",
     "quickstart", "plan", "convert", "export", "completion",
 )  # fmt: skip
@@ -59,6 +60,13 @@ class Verb:
     """Field that a .yaml word sets, in a verb whose files are another program's: `cirray serve retriever.yaml`."""
     gathers: tuple[str, str] = ("", "")
     """Fields that take a config file of another verb, and the assignments meant for it (`cirray plan RUN.yaml ...`)."""
+
+    file: str = ""
+    """Config file inside the package that is read where none is given."""
+
+    def own_file(self) -> str | None:
+        """Path of the config file that the package brings for this verb."""
+        return str(importlib.resources.files("cirray").joinpath(self.file)) if self.file else None
 
     def config_class(self) -> type[Config]:
         """The root config class of this verb."""

@@ -1,10 +1,10 @@
-"""What Ray costs in the story: its stages with Ray on two cores against the same functions in one process.
+"""What Ray costs in the quickstart: its stages with Ray on two cores against the same functions in one process.
 
     python jobs/benchmarks/bench_ray.py root=~/cirray/quickstart wall=400
 
-Runs the story below `root` first where it is not there yet; where it is (`make demo` leaves it there), `wall` are the
+Runs the quickstart below `root` first where it is not there yet; where it is (after `make demo`), `wall` are the
 seconds that it printed. Overhead = cluster start and stop + sum over the
-stages that use Ray of (seconds with Ray - seconds in one process / workers), as a share of the story's wall time.
+stages that use Ray of (seconds with Ray - seconds in one process / workers), as a share of its wall time.
 Work that does not divide perfectly counts as Ray's. Run it on an idle machine.
 """
 
@@ -16,23 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from cirray.cli.main import guarded, overrides_of
+from cirray.cli.study import find, run
+from cirray.cli.verb import load, verb
 from cirray.core.config import Config, load_config
 from cirray.core.environ import limit_threads
-from cirray.pipelines.study.config import StoryRun
 
 STAGES = {"features": 2, "synthetic": 2, "reverse": 2, "pretrained": 2}
-"""Stages of the story that use Ray, and their workers on two cores."""
+"""Its stages that use Ray, and their workers on two cores."""
 
 
 class Bench(Config):
     """What is measured."""
 
     root: str = "~/cirray/quickstart"
-    """Where the story's artifacts lie, or shall lie."""
+    """Where its artifacts lie, or shall lie."""
     wall: float = 0.0
-    """Seconds that the story took, where it is there already."""
+    """Seconds that it took, where it is there already."""
     seed: int = 0
-    """Of the story."""
+    """Of the quickstart."""
 
 
 def main() -> None:
@@ -41,9 +42,10 @@ def main() -> None:
     bench = load_config(Bench, None, overrides_of(sys.argv[1:]))
     from cirray.pipelines.cluster.config import RayConfig
     from cirray.pipelines.cluster.resources import cluster
-    from cirray.pipelines.study.story import run_story
 
-    wall = max(bench.wall, run_story(StoryRun(root=bench.root, seed=bench.seed)).wall)
+    begin = time.perf_counter()
+    run(_study(bench, ray=True))
+    wall = max(bench.wall, time.perf_counter() - begin)
     with tempfile.TemporaryDirectory(prefix="cirray-bench-") as folder:
         alone = {name: _seconds(bench, name, Path(folder) / "alone", ray=False) for name in STAGES}
         begin = time.perf_counter()
@@ -55,13 +57,17 @@ def main() -> None:
     _show(alone, with_ray, start_stop, wall)
 
 
-def _seconds(bench: Bench, name: str, out: Path, ray: bool) -> float:
-    """Time of one stage, written elsewhere, reading what the story made."""
-    from cirray.cli.verb import load
-    from cirray.pipelines.study.story import story_nodes
+def _study(bench: Bench, ray: bool) -> Any:
+    quickstart = verb("quickstart")
+    words = [f"root={bench.root}", f"seeds={bench.seed}", f"ray={str(ray).lower()}"]
+    return load_config(quickstart.config_class(), quickstart.own_file(), words)
 
-    run = StoryRun(root=bench.root, seed=bench.seed, ray=ray)
-    node: Any = next(node for node in story_nodes(run, [name]) if node.name == name)
+
+def _seconds(bench: Bench, name: str, out: Path, ray: bool) -> float:
+    """Time of one stage, written elsewhere, reading what the quickstart made."""
+    from cirray.pipelines.study.run import study_nodes
+
+    node: Any = next(node for node in study_nodes(_study(bench, ray), find) if node.name == name)
     begin = time.perf_counter()
     load(node.run)(node.config.model_copy(update={"out": str(out / name)}))
     return time.perf_counter() - begin
@@ -78,9 +84,9 @@ def _show(alone: dict[str, float], with_ray: dict[str, float], start_stop: float
     cost = start_stop + sum(costs.values())
     print(f"{'start, stop':<14}{'':>16}{start_stop:>10.1f}{start_stop:>10.1f}")
     if wall > 60:
-        print(f"story wall time {wall:.0f} s; Ray costs {cost:.0f} s of it: {100 * cost / wall:.0f} %")
+        print(f"wall time {wall:.0f} s; Ray costs {cost:.0f} s of it: {100 * cost / wall:.0f} %")
     else:
-        print(f"Ray costs {cost:.0f} s (the story was there already: its first run printed its wall time)")
+        print(f"Ray costs {cost:.0f} s (it was there already: its first run printed its wall time)")
 
 
 if __name__ == "__main__":

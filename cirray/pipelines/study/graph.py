@@ -47,11 +47,9 @@ class Graph:
         fields = self._fields(spec)
         after = tuple(dict.fromkeys(inner.add(other, values) for other in references(fields)))
         config_class, function = self.find(spec.verb)
-        tree = {**_as_mapping(self.fill(fields, values)), "out": self.place(stage, values)}
-        if "ray" in config_class.model_fields:
-            tree["ray"] = self._workers(config_class, tree.get("ray", {}))
+        tree = {**self.fill(fields, values), "out": self.place(stage, values)}
         try:
-            config = load_config(config_class, tree)
+            config = load_config(config_class, tree | self._workers(config_class, tree))
         except ConfigError as error:
             raise ConfigError(f"Stage {stage!r} of the study: {error}") from None
         self.nodes[name] = Node(name, function, config, after, spec.slots)
@@ -103,11 +101,13 @@ class Graph:
         node = self.nodes[name]
         return frozenset({name}).union(*(self.closure(other) for other in node.after))
 
-    def _workers(self, config_class: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
+    def _workers(self, config_class: type[Config], tree: Mapping[str, Any]) -> dict[str, Any]:
         """Many runs stand side by side, so one that trains does it in its own process unless it says otherwise."""
-        if not self.run.ray:
-            return {**given, "enabled": False}
-        return {"enabled": False, **given} if "training" in config_class.model_fields else dict(given)
+        field, given = config_class.model_fields.get("ray"), dict(tree.get("ray") or {})
+        if field is None or (field.default is None and not given):
+            return {}
+        usual = {"enabled": False} if "training" in config_class.model_fields else {}
+        return {"ray": {**usual, **given, **({} if self.run.ray else {"enabled": False})}}
 
     def _spec(self, stage: str) -> StageSpec:
         if stage not in self.run.stages:
@@ -142,7 +142,3 @@ def _texts(tree: Any) -> Iterator[str]:
     elif isinstance(tree, list | tuple):
         for value in tree:
             yield from _texts(value)
-
-
-def _as_mapping(tree: Any) -> dict[str, Any]:
-    return dict(tree)

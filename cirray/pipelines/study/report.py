@@ -124,9 +124,9 @@ def _texts(scorings: Sequence[Scoring]) -> Iterator[Texts]:
             (about, ("trained.forward.exact", "trained.reverse.exact")),
             (about, ("exact",)),
         ):
-            shares = [[figure(manifest, path) for manifest in found] for path in paths]
-            if found[0].kind in ("generator", "triplets") and all(value is not None for row in shares for value in row):
-                yield Texts(words, tuple(tuple(map(float, row)) for row in shares if row), triplets)
+            shares = tuple(_figures(found, path) for path in paths)
+            if found[0].kind in ("generator", "triplets") and all(shares):
+                yield Texts(words, shares, triplets)
 
 
 def figure(manifest: Manifest, path: str) -> float | None:
@@ -135,6 +135,12 @@ def figure(manifest: Manifest, path: str) -> float | None:
     for name in path.split("."):
         node = node.get(name) if isinstance(node, Mapping) else None
     return float(node) if isinstance(node, int | float) else None
+
+
+def _figures(manifests: Sequence[Manifest], path: str) -> tuple[float, ...]:
+    """That number of each; none where one lacks it."""
+    found = [value for value in (figure(manifest, path) for manifest in manifests) if value is not None]
+    return tuple(found) if len(found) == len(manifests) else ()
 
 
 def _verdicts(run: StudyRun, rows: Mapping[str, StudyRow], main: Sequence[Scoring]) -> Iterator[Verdict]:
@@ -155,9 +161,8 @@ def _stage_row(claim: ClaimSpec, main: Sequence[Scoring]) -> StudyRow | None:
     """The figure of a stage as a row; None for a stage that was not run."""
     if not all(claim.row in item.graph.nodes for item in main):
         return None
-    found = [figure(read_manifest(item.graph.nodes[claim.row].config.out), claim.metric) for item in main]
-    values = tuple(value for value in found if value is not None)
-    return StudyRow(claim.row, {claim.metric: values} if len(values) == len(main) else {})
+    values = _figures([read_manifest(item.graph.nodes[claim.row].config.out) for item in main], claim.metric)
+    return StudyRow(claim.row, {claim.metric: values} if values else {})
 
 
 def curve_verdicts(run: StudyRun, curves: Mapping[str, Curve]) -> Iterator[Verdict]:

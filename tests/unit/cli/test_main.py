@@ -14,7 +14,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.core.interrupts import own_handlers, reinstall
 from cirray.core.storage import join, write_bytes
 
-WITHOUT_PLACES = ("compare", "quickstart", "doctor", "plan", "score", "submit")
+WITHOUT_PLACES = ("study", "quickstart", "doctor", "plan", "score", "submit")
 
 
 def test_flags_and_assignments_are_one_grammar():
@@ -127,10 +127,10 @@ def test_an_interruption_that_came_as_an_exception_is_one_too(error, status):
 
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_that_writes_artifacts_can_be_restarted_and_leaves_nothing_of_no_worth(name, capsys):
-    """`quickstart` runs other verbs' stages."""
+    """A study runs other verbs' stages."""
     chosen = verb(name)
     assert chosen.restarts == ("--restart" in verb_help(chosen))
-    if name not in ("quickstart", "compare"):
+    if name not in ("quickstart", "study"):
         assert hasattr(chosen.function(), "__wrapped__") == chosen.restarts
     if not chosen.restarts:
         words = ["x"] if name == "plan" else []

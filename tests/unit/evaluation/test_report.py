@@ -12,12 +12,11 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import ImageTable
 from cirray.data.images import picture_digest
 from cirray.evaluation.measures import measure
-from cirray.evaluation.metrics import NEVER, group_recall
+from cirray.evaluation.metrics import NEVER
 from cirray.evaluation.page import choose_queries, render_page
 from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.plots import data_size_curve
-from cirray.evaluation.report import RANKING_SCHEMA, ReportRow, file_name, render_table, story_row, write_report
-from cirray.evaluation.tables import Bar
+from cirray.evaluation.report import RANKING_SCHEMA, ReportRow, file_name, render_table, write_report
 
 NASTY = '<script>alert("x")</script>&\'"><img src=http://example.org/x>'
 VOID = {"img", "meta", "br", "path", "use", "rect", "input", "link"}
@@ -82,26 +81,11 @@ def test_the_text_table_names_the_protocol_beneath(content):
     assert re.search(r"ours +62\.5 ± 17\.7 +62\.5 ± 17\.7 +2,000 +2 +12$", text, re.M)
 
 
-def test_bars_and_further_figures_stand_in_the_report(content, tmp_path):
+def test_further_figures_stand_in_the_report(content, tmp_path):
     figure = data_size_curve({"x": [(500, 0.3, None), (1000, 0.4, None)]})
-    bars = (Bar("gain <b>", 7.0, 6.0), Bar("accuracy", 0.5, 0.75, "share"))
-    metrics = write_report(tmp_path, dataclasses.replace(content, bars=bars, figures={"Data size": figure}))
+    write_report(tmp_path, dataclasses.replace(content, figures={"Data size": figure}))
     page = (tmp_path / "report.html").read_text()
-    assert [bar["met"] for bar in metrics["bars"]] == [True, False]
-    assert "gain &lt;b&gt;" in page and "+7.0 points" in page and "missed</span> accuracy" in page
     assert "<h2>Data size</h2>" in page and (tmp_path / "curves" / "Data-size.png").stat().st_size > 1000
-
-
-def test_a_report_row_becomes_a_story_row(content, make_result):
-    row = dataclasses.replace(content.rows[1], text_accuracy=(0.8, 0.82))
-    with pytest.raises(DataError, match="has no R@10"):
-        story_row(row)
-    results = tuple(
-        dataclasses.replace(result, overall=group_recall(result.ranks, (1, 5, 10))) for result in row.results
-    )
-    found = story_row(dataclasses.replace(row, results=results))
-    assert found.r1 == (0.5, 0.75) and found.seeds == (0, 1) and found.text_accuracy == (0.8, 0.82)
-    assert "81.0 ± 1.4" in render_table([row])
 
 
 def test_a_long_fact_is_folded_away(content):

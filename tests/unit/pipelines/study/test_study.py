@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from cirray.cli.compare import find
+from cirray.cli.study import find, show
 from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.evaluation.study import Curve
-from cirray.pipelines.study import run as study_run
+from cirray.pipelines.study import report as study_report
 from cirray.pipelines.study.config import CurveSpec, StudyRun
 from cirray.pipelines.study.graph import Graph, references, variables
-from cirray.pipelines.study.run import _curve_verdicts, run_study, study_nodes
+from cirray.pipelines.study.report import curve_verdicts
+from cirray.pipelines.study.run import run_study, study_nodes
 from cirray.pipelines.training.config import TrainRun
 from cirray.triplets.captions import write_captions
 
 ROOT = Path(__file__).resolve().parents[4]
-SHIPPED = ROOT / "jobs" / "configs" / "compare-shapes-small-cpu.yaml"
+SHIPPED = ROOT / "jobs" / "configs" / "study-shapes-small-cpu.yaml"
 TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
 
 
@@ -53,14 +54,19 @@ def study(tmp_path_factory):
             "world": {"verb": "world", "fields": {"shapes": {**sizes, "seed": "$seed"}}},
             "features": {"verb": "embed", "fields": {**world, "tower": str(root / "towers")}},
             "plain": {"verb": "finetune", "like": "train", "fields": {"training": plain}},
-            "other": {"verb": "finetune", "like": "train", "fields": {"training": {**plain, "steps": 6}}},
+            "longer": {"verb": "finetune", "like": "train", "fields": {"training": {**plain, "steps": 6}}},
+            "index": {"verb": "index", "fields": {**world, "checkpoint": "@longer", "features": ["@features"]}},
             "spoken": {"verb": "rewrite", "fields": {**world, "captions": [captions], "rewriter": "join"}},
         },
         "table": {
             "plain": {"stage": "plain", "source": "paper"}, "spoken": {"stage": "plain", "rewrites": "@spoken"},
-            "other": {"stage": "other", "labelled": False},
+            "other": {"stage": "longer", "labelled": False, "index": "index"},
         },
-        "claims": [{"text": "longer is better", "row": "other", "over": ["plain"]}],
+        "claims": [
+            {"text": "longer is better", "row": "other", "over": ["plain"]},
+            {"text": "the loss is above nothing", "row": "longer", "metric": "loss", "least": 0.0},
+            {"text": "it is there", "row": "plain", "least": -1},
+        ],
         "curves": {"labels": {"variable": "labels", "values": [16, 40], "rows": ["plain"]}},
         "curve": ["labels"],
     }  # fmt: skip
@@ -97,7 +103,7 @@ def test_claims_of_a_curve_are_judged_at_its_values():
     table = {name: {"stage": "s"} for name in ("new", "old")}
     stages = {"s": {"verb": "mine"}}
     run = validate(StudyRun, {"variables": {"labels": 1}, "stages": stages, "table": table, "curves": {"c": spec}})
-    found = list(_curve_verdicts(run, {"c": curve}))
+    found = list(curve_verdicts(run, {"c": curve}))
     assert [(item.word, item.row, item.over) for item in found] == [
         ("confirmed", "new, labels 1", "old, labels 1"),
         ("refuted", "new, labels 2", "old, labels 2"),
@@ -131,6 +137,7 @@ def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(stud
     points = dict(found["curves"][0]["points"]["plain"])
     assert points[40.0] == rows["plain"]["metrics"]["R@1"] and list(points) == [16.0, 40.0]
     assert "R@1 over labels" in table
+    assert [item["verdict"] for item in found["claims"][1:]] == ["confirmed", "confirmed"]
     assert found["claims"][0]["verdict"] in ("confirmed", "refuted", "not settled", "no difference")
     page = (out / "report.html").read_text()
     assert "<svg" in page and "Expected and measured" in page and "<script" not in page
@@ -141,7 +148,7 @@ def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(stud
     before = {path: path.stat().st_mtime_ns for path in Path(study.root).rglob("manifest.json")}
     read = []
     monkeypatch.setattr(
-        study_run, "read_manifest", lambda uri, *kind: read.append((uri, kind)) or read_manifest(uri, *kind)
+        study_report, "read_manifest", lambda uri, *kind: read.append((uri, kind)) or read_manifest(uri, *kind)
     )
     again = run_study(study, find)
     reports = [uri for uri, kind in read if kind == ("report",)]
@@ -157,9 +164,18 @@ def test_a_row_with_rewrites_is_scored_on_their_texts_and_not_on_its_own(study):
     assert score.metrics["spoken"] != score.metrics["plain"]
 
 
+def test_named_scores_are_found_there_and_other_rows_get_a_place_of_their_own(study, tmp_path):
+    tree = {**study.to_dict(), "seeds": [0], "curve": [], "scores": "report", "out": str(tmp_path / "a")}
+    told = run_study(validate(StudyRun, tree), find).extra
+    assert told["scores"] == f"{study.root}/seed-0/report" and told["search"]["index"].endswith("/seed-0/index")
+    assert "index       " in show(read_manifest(tmp_path / "a"))
+    other = {**tree, "rows": ["plain"], "claims": [], "out": str(tmp_path / "b")}
+    assert run_study(validate(StudyRun, other), find).extra["scores"].startswith(f"{study.root}/seed-0/score-")
+
+
 def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
     run = load_config(StudyRun, SHIPPED)
-    names = study_nodes(run, find)
+    names = [node.name for node in study_nodes(run, find)]
     assert names.index("features") < names.index("labelled") < names.index("checked") < names.index("pretrained")
     graph = Graph(run, 0, find)
     for curve in run.curves.values():
@@ -175,18 +191,28 @@ def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rows": ["plan"]}, "rows name 'plan', which is unknown; known: plain, spoken, other"),
+        ({"rows": ["plan"]}, "rows: Unknown name 'plan'. Did you mean 'plain'? Known: other, plain, spoken"),
         ({"seeds": []}, "seeds is empty"),
-        ({"curve": ["x"]}, "curve name 'x'"),
+        ({"curve": ["x"]}, "curve: Unknown name 'x'"),
+        ({"per_seed": False}, "several seeds need a folder each"),
+        ({"generators": ["longer", "generater"]}, "generators: Unknown name 'generater'"),
+        ({"claims": [{"text": "t", "row": "othr", "over": ["plain"]}]}, "claims: Unknown name 'othr'. Did you mean"),
+        ({"claims": [{"text": "t", "row": "other"}]}, "a claim needs `over`"),
+        ({"claims": [{"text": "t", "row": "other", "least": 0.1, "share": 0.5}]}, "`share` is a share of the gain"),
+        (
+            {"table": {"plain": {"stage": "plain", "index": "world"}}, "claims": [], "curves": {}, "curve": []},
+            "no stage of",
+        ),
+        ({"scores": "world"}, "scores 'world' is the name of a stage"),
         ({"table": {"plain": {}}}, "a row needs a stage"),
         (
-            {"stages": {name: {"verb": "finetune", "like": "tran"} for name in ("plain", "other")}},
-            "'tran', which is unk",
+            {"stages": {name: {"verb": "finetune", "like": "tran"} for name in ("plain", "longer", "index")}},
+            "Unknown name 'tran'. Did you mean 'train'",
         ),
     ],
 )
 def test_a_study_that_names_unknown_things_is_refused(study, change, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
         validate(StudyRun, {**study.to_dict(), **change})
 
 

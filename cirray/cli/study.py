@@ -1,0 +1,87 @@
+"""`cirray study`: methods, each a chain of stages in one YAML file, in one table over seeds."""
+
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from cirray.cli.verb import Verb, verb
+from cirray.core import storage
+from cirray.core.artifacts import is_complete
+from cirray.core.config import Config, load_config
+from cirray.core.environ import limit_threads, this_program
+from cirray.core.log import get_logger, linked
+
+
+def find(name: str) -> tuple[type[Config], str]:
+    """Config class and function of a verb.
+
+    Raises:
+        ConfigError: for an unknown verb.
+    """
+    found = verb(name)
+    return found.config_class(), found.run
+
+
+def run(config: Any) -> Any:
+    """Run a study; its stages are verbs of this command line."""
+    limit_threads()
+    from cirray.pipelines.study.run import run_study
+
+    return run_study(config, find)
+
+
+def prepare(stages: Iterable[str], root: str) -> None:
+    """Make those stages of the quickstart that are not there yet.
+
+    Args:
+        stages: names of its stages.
+        root: folder of its artifacts; empty: the usual one.
+    """
+    from cirray.pipelines.study.config import StudyRun
+    from cirray.pipelines.study.run import run_stages
+
+    study = load_config(StudyRun, verb("quickstart").own_file(), [f"root={root}"] if root else [])
+    missing = [name for name in stages if not is_complete(storage.join(study.root, name))]
+    if missing:
+        get_logger(__name__).info("making what is needed first, below %s: %s", study.root, ", ".join(missing))
+        limit_threads()
+        run_stages(study, find, missing)
+
+
+def show(manifest: Any) -> str:
+    """Table, longest stages, places (links), and the commands to type next, in any folder and a new shell."""
+    told = manifest.extra
+    longest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in told["longest"].items())
+    lines = [told["table"], "", f"longest stages: {longest}", ""]
+    pages = {"report": told["out"], "pictures": told["scores"]}
+    lines += [f"{name:<12}{linked(storage.url(storage.join(at, 'report.html')))}" for name, at in pages.items()]
+    if "search" in told:
+        lines += _search_lines(**told["search"])
+    return "\n".join(lines)
+
+
+def _search_lines(root: str, index: str, checkpoint: str, query: Any) -> list[str]:
+    from cirray.serving.config import ServeRun
+
+    usual = ServeRun()
+    place = str(storage.local_path(root).absolute()) if storage.is_local(root) else root
+    more = [] if storage.join(usual.index) == storage.join(index) else ["--root", place]
+    lines = [
+        f"checkpoint  {checkpoint}", f"index       {index}", "", "search it with pictures:",
+        f"  {shlex.join([*this_program(), 'serve', *more])}",
+        f"then open {linked(f'http://{usual.host}:{usual.port}')}",
+    ]  # fmt: skip
+    if query:
+        asked = [*this_program(), "search", "--id", str(query[0]), "--text", str(query[1]), *more]
+        lines += ["or ask it one thing from here:", f"  {shlex.join(asked)}"]
+    return lines
+
+
+VERB = Verb(
+    name="study",
+    help="run methods, chains of stages in one file, over seeds: one table, expectations, curves",
+    config="cirray.pipelines.study.config:StudyRun",
+    run="cirray.cli.study:run",
+    example="cirray study jobs/configs/compare-shapes-small-cpu.yaml seeds=[0]",
+    show=show,
+)
