@@ -32,7 +32,12 @@ def run_compare(run: CompareRun) -> Manifest:
 
     Returns:
         Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.
+
+    Raises:
+        ConfigError: without a row, or where a row's texts or features are given and the row is not.
     """
+    if not run.checkpoints and not run.duals:
+        raise ConfigError("There is nothing to compare; name checkpoints with checkpoints.NAME=PLACE, once for each.")
     inputs = {name: read_manifest(uri, "checkpoint").digest for name, uri in run.checkpoints.items()}
     for field, names in (("row_features", run.row_features), ("row_texts", run.row_texts)):
         for name in names:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cirray.cli.main import main
 from cirray.cli.study import find, show
 from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import load_config, validate
@@ -171,6 +172,18 @@ def test_named_scores_are_found_there_and_other_rows_get_a_place_of_their_own(st
     assert "index       " in show(read_manifest(tmp_path / "a"))
     other = {**tree, "rows": ["plain"], "claims": [], "out": str(tmp_path / "b")}
     assert run_study(validate(StudyRun, other), find).extra["scores"].startswith(f"{study.root}/seed-0/score-")
+
+
+def test_checkpoints_stand_side_by_side_by_a_verb_of_their_own(study, tmp_path, capsys):
+    run_study(study, find)
+    seed = f"{study.root}/seed-0"
+    words = [f"data.folder.root={seed}/world", f"features=[{seed}/features]", f"out={tmp_path}/both"]
+    assert main(["compare", *words, f"checkpoints.short={seed}/plain", f"checkpoints.long={seed}/longer"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^image only .*\nshort .*\nlong ", said, re.M) and "Protocol:" in said
+    assert (tmp_path / "both" / "report.html").is_file()
+    assert main(["compare", *words]) == 2
+    assert "checkpoints.NAME=PLACE" in capsys.readouterr().err
 
 
 def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
