@@ -79,9 +79,10 @@ def _search_lines(root: str, index: str, checkpoint: str, query: Any) -> list[st
 
 VERB = Verb(
     name="study",
+    group="evaluation",
     help="run methods, chains of stages in one file, over seeds: one table, expectations, curves",
     config="cirray.pipelines.study.config:StudyRun",
     run="cirray.cli.study:run",
-    example="cirray study jobs/configs/compare-shapes-small-cpu.yaml seeds=[0]",
+    example="cirray study jobs/configs/study-shapes-small-cpu.yaml seeds=[0]",
     show=show,
 )

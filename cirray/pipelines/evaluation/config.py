@@ -39,7 +39,7 @@ class CompareRun(Config):
     """Heading of the page."""
     seed: int = 0
     """Of the queries and samples drawn for the page."""
-    out: Place = "~/cirray/quickstart/report"
+    out: Place = "~/cirray/quickstart/comparison"
     """Report artifact (path or URI)."""
 
 
