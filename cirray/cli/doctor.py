@@ -13,7 +13,7 @@ def _show(report: Any) -> str:
 VERB = Verb(
     name="doctor",
     group="data",
-    help="check a data set on disk: images, annotations, gallery sizes (exit 0 clean, 1 findings, 2 cannot run)",
+    help="check a data set on disk: images, annotations, gallery sizes (exit 0 clean, 1 findings)",
     config="cirray.pipelines.data.config:DoctorRun",
     run="cirray.pipelines.data.doctor:run_doctor",
     example="cirray doctor ~/data/cirr --dataset cirr --json",

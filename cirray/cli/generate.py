@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="generate",
     group="texts",
-    help="stream pairs through generator actors and write triplets (Ray Data)",
+    help="write a text for every pair by a generator, as triplets (Ray Data)",
     config="cirray.pipelines.texts.config:GenerateRun",
     run="cirray.pipelines.texts.generate:run_generate",
     example="cirray generate jobs/configs/generate-shapes-small-cpu.yaml",

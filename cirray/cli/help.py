@@ -18,8 +18,8 @@ _LEFT = 40
 """Columns of a field's name and default."""
 _DEFAULT = 32
 """Longest default."""
-_KIND = 74
-"""Longest list of choices."""
+_KIND = {1: 48, 2: 74}
+"""Longest list of choices, by the lines that a field may take."""
 _HEADINGS = {
     Role.IDENTITY: "What decides the result:",
     Role.PLACE: "Where things lie:",
@@ -146,7 +146,8 @@ def _brief(nodes: Sequence[Node], rows: int) -> list[str]:
     column = min(max(map(len, left)), _LEFT)
     lines: list[str] = []
     for name, node in zip(left, nodes, strict=True):
-        kind = node.kind if len(node.kind) <= _KIND else f"{node.kind[:_KIND].rpartition(' ')[0]} ...}}"
+        kind, most = node.kind, _KIND[rows]
+        kind = kind if len(kind) <= most else f"{kind[:most].rpartition(' ')[0]} ...}}"
         start = f"{name:<{column}}{kind:<12}  "
         room = (WIDTH - column - 14) * (rows - 1) + WIDTH - len(start)
         text = start + _fit(_sentence(node.meaning), room)
@@ -155,11 +156,14 @@ def _brief(nodes: Sequence[Node], rows: int) -> list[str]:
 
 
 def _fit(text: str, width: int) -> str:
-    """A text cut to a width: after a part that ends with a semicolon where that fits, else between two words."""
+    """A text cut to a width: after a part that ends with a semicolon where that fits, else between two words if any."""
     if len(text) <= width:
         return text
     head = text[: width - 4].rpartition("; ")[0]
-    return head if len(head) > width // 3 else text[: width - 3].rpartition(" ")[0].rstrip(" ,;:") + " ..."
+    if len(head) > width // 3:
+        return head
+    head = text[: width - 3]
+    return (head.rpartition(" ")[0] or head).rstrip(" ,;:") + " ..."
 
 
 def _sentence(meaning: str) -> str:

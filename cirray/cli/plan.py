@@ -50,7 +50,7 @@ def _show(report: Any) -> str:
 VERB = Verb(
     name="plan",
     group="tools",
-    help="what a run needs before a cluster is rented: memory, disk, time (exit 0 it fits, 1 warnings)",
+    help="count what a run needs before a cluster is rented: memory, disk, time (exit 0 it fits, 1 warnings)",
     config="cirray.pipelines.planning.config:PlanRun",
     run="cirray.cli.plan:plan_file",
     example="cirray plan jobs/configs/finetune-cirr-ptha-improved-blip2-h200.yaml training.batch=256 plan.gpu=a100",

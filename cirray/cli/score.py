@@ -5,7 +5,7 @@ from cirray.cli.verb import Verb
 VERB = Verb(
     name="score",
     group="evaluation",
-    help="a benchmark's figures from saved vectors, ranked lists or a submission file; no model",
+    help="compute a benchmark's figures from saved vectors, ranked lists or a submission file, without a model",
     config="cirray.pipelines.evaluation.config:ScoreRun",
     run="cirray.pipelines.evaluation.score:run_score",
     example="cirray score data.folder.root=my-data ranks=report",

@@ -8,7 +8,7 @@ VERB = Verb(
     help="serve a retriever over HTTP with its search page (Ray Serve)",
     config="cirray.serving.config:ServeRun",
     run="cirray.serving.launch:run_serve",
-    example="cirray serve --port 8000, cirray serve serve_configs/retriever.yaml",
+    example="cirray serve --port 8000",
     takes_file="file",
     switches={"--fast": "fast=true"},
     show=lambda _: "",

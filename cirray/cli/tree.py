@@ -32,6 +32,8 @@ class Node:
     """Whose names it takes, or has below it with settings each."""
     only: str = ""
     """The kind of a component that has this field."""
+    common: bool = False
+    """Whether its class, or one that its class derives from, declares it `Common`."""
 
     @property
     def name(self) -> str:
@@ -46,7 +48,7 @@ class Node:
     @property
     def is_common(self) -> bool:
         """Whether people change it often, as its declaration says."""
-        return Shown.SHORT in self.field.metadata or (self.registry is not None and not self.inside)
+        return self.common or (self.registry is not None and not self.inside)
 
     @property
     def meaning(self) -> str:
@@ -131,8 +133,16 @@ def _nodes(cls: type[Config], prefix: str, place: Any, around: Role) -> list[Nod
         own = role_of(field)
         role = around if own is Role.IDENTITY else own
         registry = next((item.registry for item in field.metadata if isinstance(item, SetOf)), None)
-        made.append(Node(prefix + name, field, default, role, _class_in(field.annotation), registry))
+        common = any(Shown.SHORT in declared.metadata for declared in _declared(cls, name))
+        made.append(Node(prefix + name, field, default, role, _class_in(field.annotation), registry, common=common))
     return made
+
+
+def _declared(cls: type[Config], name: str) -> Iterator[FieldInfo]:
+    """A field as a class and those that it derives from declare it."""
+    for base in cls.__mro__:
+        if issubclass(base, Config) and name in base.model_fields:
+            yield base.model_fields[name]
 
 
 def _class_in(annotation: Any) -> type[Config] | None:

@@ -21,13 +21,13 @@ class ShapesConfig(Config):
 
     seed: Common[int] = Field(0, ge=0)
     """Everything that is drawn or written follows from this number."""
-    labelled_families: int = Field(500, ge=0)
+    labelled_families: Common[int] = Field(500, ge=0)
     """Families (one reference and its edits) with texts, for training."""
     edits_per_family: int = Field(4, ge=1, le=12)
     """Edits of a labelled or held-out reference: triplets per family."""
     heldout_families: int = Field(100, ge=0)
     """Families like the labelled ones, split `val`: they judge the text generator."""
-    pool_families: int = Field(2500, ge=0)
+    pool_families: Common[int] = Field(2500, ge=0)
     """Families without texts, to mine pairs from."""
     edits_per_pool_family: int = Field(3, ge=1, le=12)
     """Single edits of a pool family's base image."""
@@ -35,7 +35,7 @@ class ShapesConfig(Config):
     """References of the hard gallery."""
     edits_per_reference: int = Field(8, ge=1, le=24)
     """Different edits of one gallery reference, one query each."""
-    image_size: int = Field(48, ge=24, le=384)
+    image_size: Common[int] = Field(48, ge=24, le=384)
     """Side of the square images in pixels; a multiple of 3 keeps the cells equal."""
     reverse_texts: bool = False
     """Also write the true reverse text of every labelled triplet (an oracle's privilege)."""

@@ -1,8 +1,12 @@
 """Help is for people: it fits a screen, shows what may be said, and forgets no verb and no field."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 from cirray.cli.help import HEIGHT, WIDTH, common_fields, overview, verb_help
+from cirray.cli.main import overrides_of, resolve
 from cirray.cli.tree import find, roots, shown, walk
 from cirray.cli.verb import GROUPS, VERBS, verb
 from cirray.core.fields import Role
@@ -10,6 +14,7 @@ from cirray.data.presets import PRESETS
 from cirray.data.readers import READERS
 from cirray.training.engines import ENGINES
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMED = [("data.format", READERS), ("data.preset", PRESETS), ("training.engine", ENGINES)]
 
 
@@ -31,6 +36,16 @@ def test_the_help_of_every_verb_says_what_it_does_how_to_call_it_and_what_it_ope
     assert f"cirray {name}" in verb(name).example
     cls = verb(name).config_class()
     assert all(f"\n  {node.path} " in text for node in [*common_fields(cls), *roots(cls)])
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_example_of_every_verb_is_a_command_that_can_be_given(name):
+    chosen = verb(name)
+    words = shlex.split(chosen.example.removeprefix("source <(").removesuffix(")"))
+    assert words[:2] == ["cirray", name]
+    arguments = chosen.assignments(words[2:])
+    files = [item for item in arguments if item.endswith(".yaml") and "=" not in item]
+    resolve(chosen.config_class(), ROOT / files[0] if files else None, overrides_of(arguments))
 
 
 @pytest.mark.parametrize("name", VERBS)

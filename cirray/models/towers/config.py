@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
-from cirray.core.fields import Common, Effort
+from cirray.core.fields import Effort
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
@@ -35,7 +35,7 @@ class LanguageModelConfig(Config):
 class LanguageOptimizerConfig(OptimizerConfig):
     """AdamW and schedule of the language model's pretraining."""
 
-    lr: Common[float] = Field(2e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     """Peak learning rate."""
     schedule: Literal["one_cycle", "cosine", "constant"] = "cosine"
     """Linear warm-up, then cosine down."""
@@ -46,16 +46,16 @@ class LanguageOptimizerConfig(OptimizerConfig):
 class VisionOptimizerConfig(OptimizerConfig):
     """AdamW and schedule of the vision tower's pretraining."""
 
-    lr: Common[float] = Field(2e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     """Peak learning rate."""
 
 
 class LanguageTrainingConfig(LoopConfig):
     """Text-only pretraining of the small language model."""
 
-    steps: Common[int] = Field(1500, ge=1)
+    steps: int = Field(1500, ge=1)
     """Optimiser steps. The skill keeps growing long after it has appeared: do not stop early."""
-    batch: Common[int] = Field(64, ge=1)
+    batch: int = Field(64, ge=1)
     """Passages per step."""
     optimizer: LanguageOptimizerConfig = LanguageOptimizerConfig()
     """AdamW and schedule."""
@@ -78,9 +78,9 @@ class VisionTrainingConfig(LoopConfig):
     """`cells`: per-patch heads on fresh scenes of the embedded world. `captions`: words of captions, on any images."""
     clutter: int = Field(0, ge=0, le=64)
     """Specks behind the objects of the fresh scenes, as in worlds with `clutter`."""
-    steps: Common[int] = Field(200, ge=1)
+    steps: int = Field(200, ge=1)
     """Optimiser steps."""
-    batch: Common[int] = Field(128, ge=1)
+    batch: int = Field(128, ge=1)
     """Images per step."""
     optimizer: VisionOptimizerConfig = VisionOptimizerConfig()
     """AdamW and schedule."""
@@ -130,16 +130,16 @@ class ClipModelConfig(Config):
 class ClipOptimizerConfig(OptimizerConfig):
     """AdamW and schedule of a small CLIP's pretraining."""
 
-    lr: Common[float] = Field(2e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     """Peak learning rate."""
 
 
 class ClipTrainingConfig(LoopConfig):
     """Contrastive pretraining of a small CLIP on images and captions."""
 
-    steps: Common[int] = Field(600, ge=1)
+    steps: int = Field(600, ge=1)
     """Optimiser steps."""
-    batch: Common[int] = Field(128, ge=2)
+    batch: int = Field(128, ge=2)
     """Image-caption pairs per step."""
     optimizer: ClipOptimizerConfig = ClipOptimizerConfig()
     """AdamW and schedule."""
