@@ -4,9 +4,8 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from cirray.cli.tree import Node, find, roots, shown, walk
+from cirray.cli.tree import Node, Tree, find, roots, shown, walk
 from cirray.cli.verb import GROUPS, VERBS, Verb, verb
-from cirray.core.config import Config
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.fields import Role
 
@@ -72,26 +71,26 @@ def verb_help(chosen: Verb, path: str = "") -> str:
     Raises:
         ConfigError: for a path that is no section and no field, with the near ones.
     """
-    cls = chosen.config_class()
+    tree = chosen.usual()
     if path == "all":
-        return "\n".join([f"Every field of cirray {chosen.name}:", *_full(list(walk(roots(cls))))])
-    return _section_help(chosen, cls, path.strip(".")) if path else _short_help(chosen, cls)
+        return "\n".join([f"Every field of cirray {chosen.name}:", *_full(list(walk(roots(tree))))])
+    return _section_help(chosen, tree, path.strip(".")) if path else _short_help(chosen, tree)
 
 
-def common_fields(cls: type[Config]) -> list[Node]:
+def common_fields(tree: Tree) -> list[Node]:
     """The fields that the short help shows: a verb's own, and those of its sections that are declared `Common`."""
-    return [node for node in walk(roots(cls)) if not node.inside and (node.is_common or "." not in node.path)]
+    return [node for node in walk(roots(tree)) if not node.inside and (node.is_common or "." not in node.path)]
 
 
-def _short_help(chosen: Verb, cls: type[Config]) -> str:
+def _short_help(chosen: Verb, tree: Tree) -> str:
     """Each field with the first sentence of its meaning; on one line each where that would not fit a screen."""
-    sections = [node for node in roots(cls) if node.inside]
+    sections = [node for node in roots(tree) if node.inside]
     flags = {**_FLAGS, **(_RESTART if chosen.restarts else {})}
     flags |= {name: f"the same as {assignment}" for name, assignment in chosen.switches.items()}
     for rows in (2, 1):
         lines = [*textwrap.wrap(f"cirray {chosen.name}: {chosen.help}", WIDTH), "", f"  {chosen.example}"]
         for role, heading in _HEADINGS.items():
-            nodes = [node for node in common_fields(cls) if node.role is role]
+            nodes = [node for node in common_fields(tree) if node.role is role]
             lines += ["", heading, *_brief(nodes, rows)] if nodes else []
         if sections:
             lines += ["", f"Sections (`cirray {chosen.name} --help {sections[0].path}` opens one):"]
@@ -103,11 +102,11 @@ def _short_help(chosen: Verb, cls: type[Config]) -> str:
     return "\n".join(lines)
 
 
-def _section_help(chosen: Verb, cls: type[Config], path: str) -> str:
+def _section_help(chosen: Verb, tree: Tree, path: str) -> str:
     """A section's fields in full, and the sections inside it; of a set of components all fields; a field alone."""
-    node = find(cls, path) or find(cls, path.removesuffix(".settings"))
+    node = find(tree, path) or find(tree, path.removesuffix(".settings"))
     if node is None:
-        raise ConfigError(unknown_name(f"section or field of cirray {chosen.name}", path, _near(cls, path)))
+        raise ConfigError(unknown_name(f"section or field of cirray {chosen.name}", path, _near(tree, path)))
     if not node.inside:
         return "\n".join(_full([node]))
     children = node.children()
@@ -120,15 +119,15 @@ def _section_help(chosen: Verb, cls: type[Config], path: str) -> str:
     return "\n".join([*lines, "", "Sections:", *_sections(sections)] if sections else lines)
 
 
-def _near(cls: type[Config], path: str) -> list[str]:
+def _near(tree: Tree, path: str) -> list[str]:
     """What could have been meant: the fields of the deepest section on the way that exists."""
     around = path.rpartition(".")[0]
     while around:
-        node = find(cls, around)
+        node = find(tree, around)
         if node and node.inside:
             return [item.path for item in node.children()]
         around = around.rpartition(".")[0]
-    return [node.path for node in roots(cls)]
+    return [node.path for node in roots(tree)]
 
 
 def _sections(nodes: Sequence[Node]) -> list[str]:

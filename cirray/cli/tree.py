@@ -15,6 +15,9 @@ from cirray.core.registry import Registry
 
 _WORDS = {bool: "true/false", int: "integer", float: "number", str: "text", NoneType: "null", Any: "anything"}
 
+Tree = type[Config] | Config
+"""A verb's class, or what it says with the package's own file read."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -99,9 +102,9 @@ class Node:
         return nodes
 
 
-def roots(cls: type[Config]) -> list[Node]:
+def roots(of: Tree) -> list[Node]:
     """The fields of a verb's own class, in the order of their declaration."""
-    return _nodes(cls, "", None, Role.IDENTITY)
+    return _nodes(of if isinstance(of, type) else type(of), "", of, Role.IDENTITY)
 
 
 def walk(nodes: list[Node]) -> Iterator[Node]:
@@ -112,9 +115,9 @@ def walk(nodes: list[Node]) -> Iterator[Node]:
             yield from walk(node.children())
 
 
-def find(cls: type[Config], path: str) -> Node | None:
+def find(of: Tree, path: str) -> Node | None:
     """The field at a dotted path; None where there is none."""
-    nodes = roots(cls)
+    nodes = roots(of)
     while nodes:
         node = next((item for item in nodes if item.path == path or path.startswith(f"{item.path}.")), None)
         if node is None or node.path == path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cirray.core.config import Config
+from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError, unknown_name
 
 VERBS = (
@@ -63,6 +63,10 @@ class Verb:
 
     file: str = ""
     """Config file inside the package that is read where none is given."""
+
+    def usual(self) -> type[Config] | Config:
+        """What holds when nothing is given: the class's defaults, or what the package's own file says."""
+        return load_config(self.config_class(), self.own_file()) if self.file else self.config_class()
 
     def own_file(self) -> str | None:
         """Path of the config file that the package brings for this verb."""

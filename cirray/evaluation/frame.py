@@ -50,10 +50,10 @@ def cell(value: Spread, bar: bool = True) -> str:
     return f"<td{attributes}>{100 * value.mean:.1f}{deviation}</td>"
 
 
-def figure_card(name: str, figure: "Figure", wide: bool = True) -> str:
+def figure_card(name: str, figure: "Figure") -> str:
     """A figure under its name."""
     card = f'<figure class="card">{inline_svg(figure, name)}</figure>'
-    return f'<h2>{escape(name)}</h2>\n<div class="figures{" wide" if wide else ""}">{card}</div>\n'
+    return f'<h2>{escape(name)}</h2>\n<div class="figures wide">{card}</div>\n'
 
 
 def facts(entries: Mapping[str, object], summary: str) -> str:

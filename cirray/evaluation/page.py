@@ -10,7 +10,7 @@ from cirray.evaluation import frame
 from cirray.evaluation.metrics import NEVER, Spread
 from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.plots import inline_svg, recall_curves, training_curves
-from cirray.evaluation.report import ReportContent, ReportRow, TextSample, per_edit_spread, text_share
+from cirray.evaluation.report import ReportContent, ReportRow, TextSample, per_edit_spread
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.tables import percent
 from cirray.types import Query
@@ -99,22 +99,20 @@ def _about(row: ReportRow) -> str:
         if len(row.seeds) > 1
         else "ranges are 95 % bootstrap intervals over references"
     )
-    return f"Model shown: <b>{escape(row.name)}</b>{f' ({escape(row.note)})' if row.note else ''}; {kind}."
+    return f"Model shown: <b>{escape(row.name)}</b>; {kind}."
 
 
 def _models(rows: Sequence[ReportRow]) -> str:
     names = list(rows[-1].metrics)
     extra = [
         ("labels", [_count(row.labels_used) for row in rows]),
-        ("texts exact", [text_share(row) for row in rows]),
         ("seeds", [str(len(row.seeds)) for row in rows]),
-        ("seconds", [_count(row.seconds) for row in rows]),
     ]
     extra = [(name, cells) for name, cells in extra if any(cells)]
     head = ["model", *names, *(name for name, _ in extra)]
     body = ""
     for at, row in enumerate(rows):
-        cells = f"<td>{escape(row.name)}{f' <small>{escape(row.note)}</small>' if row.note else ''}</td>"
+        cells = f"<td>{escape(row.name)}</td>"
         cells += "".join(frame.cell(row.metrics[name], bar=name == names[0]) for name in names)
         cells += "".join(f'<td class="dim">{escape(values[at])}</td>' for _, values in extra)
         body += f"<tr{' class=main' if row is rows[-1] else ''}>{cells}</tr>\n"
@@ -230,7 +228,4 @@ def _curves(content: ReportContent) -> str:
         if history
     ]
     body = "".join(figures)
-    curves = f'<h2>Training</h2>\n<div class="figures">\n{body}</div>\n' if body else ""
-    return curves + "".join(
-        frame.figure_card(name, figure, wide=len(figure.axes) < 2) for name, figure in content.figures.items()
-    )
+    return f'<h2>Training</h2>\n<div class="figures">\n{body}</div>\n' if body else ""

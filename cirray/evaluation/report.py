@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +15,6 @@ from cirray.data.benchmark import CirDataset
 from cirray.evaluation.metrics import Spread, spread, spread_of
 from cirray.evaluation.result import EvaluationResult, ranking_rows
 from cirray.evaluation.tables import percent, text_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RANKING_SCHEMA = pa.schema(
     [
@@ -37,11 +34,6 @@ class ReportRow:
     results: tuple[EvaluationResult, ...]
     seeds: tuple[int, ...] = (0,)
     labels_used: int | None = None
-    seconds: float | None = None
-    """Training time of the row's own stages, in seconds."""
-    text_accuracy: tuple[float, ...] = ()
-    """Share of exact generated texts among those the row was trained on, per seed."""
-    note: str = ""
 
     @property
     def metrics(self) -> dict[str, Spread]:
@@ -70,8 +62,6 @@ class ReportContent:
     histories: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     samples: tuple[TextSample, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
-    figures: Mapping[str, "Figure"] = field(default_factory=dict)
-    """Further figures by caption (a sweep, a data-size curve; see `plots`)."""
     title: str = "Evaluation"
     shown: int = 6
     """Queries per group (random, clearest, hardest)."""
@@ -140,11 +130,11 @@ def metrics_dict(content: ReportContent) -> dict[str, Any]:
 def render_table(rows: Sequence[ReportRow]) -> str:
     """The rows as a text table with the protocol beneath (percent; mean ± sample deviation over seeds)."""
     names = list(rows[0].metrics)
-    lines = [["", *names, "labels", "texts exact", "seeds", "seconds"]]
+    lines = [["", *names, "labels", "seeds"]]
     for row in rows:
         cells = [percent(row.metrics[name]) for name in names]
         labels = "" if row.labels_used is None else f"{row.labels_used:,}"
-        lines.append([row.name, *cells, labels, text_share(row), str(len(row.seeds)), _seconds(row.seconds)])
+        lines.append([row.name, *cells, labels, str(len(row.seeds))])
     keep = [column for column in range(len(lines[0])) if any(line[column] for line in lines[1:])]
     table = text_table([[line[column] for column in keep] for line in lines])
     return f"{table}\n\nProtocol: {rows[0].results[0].protocol}."
@@ -156,11 +146,6 @@ def write_rankings(path: Path, rows: Sequence[ReportRow]) -> None:
     with pq.ParquetWriter(path, RANKING_SCHEMA, compression="zstd") as writer:
         for name, seed, result in runs:
             writer.write_table(pa.Table.from_pylist(ranking_rows(name, seed, result), schema=RANKING_SCHEMA))
-
-
-def text_share(row: ReportRow) -> str:
-    """Accuracy of the row's generated texts in percent, empty where it used none."""
-    return percent(spread(row.text_accuracy)) if row.text_accuracy else ""
 
 
 def per_edit_spread(row: ReportRow, metric: str = "R@1") -> dict[str, Spread]:
@@ -177,19 +162,12 @@ def file_name(text: str) -> str:
 def _row_dict(row: ReportRow) -> dict[str, Any]:
     return {
         "name": row.name,
-        "note": row.note,
         "labels_used": row.labels_used,
-        "seconds": row.seconds,
-        "text_accuracy": list(row.text_accuracy),
         "seeds": list(row.seeds),
         "mean": {name: value.mean for name, value in row.metrics.items()},
         "deviation": {name: value.deviation for name, value in row.metrics.items()},
         "runs": [result.to_dict() for result in row.results],
     }
-
-
-def _seconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:,.0f}"
 
 
 def _write_curves(folder: Path, content: ReportContent) -> None:
@@ -198,5 +176,3 @@ def _write_curves(folder: Path, content: ReportContent) -> None:
     for name, history in content.histories.items():
         if history:
             save_figure(training_curves(name, history), folder / f"{file_name(name)}.png")
-    for name, figure in content.figures.items():
-        save_figure(figure, folder / f"{file_name(name)}.png")

@@ -199,7 +199,7 @@ class StudyRun(Config):
     ray: Effort[bool] = True
     """Run stages as Ray tasks; false: one after another in this process."""
     out: Place = ""
-    """Report artifact (path or URI); empty: `report` below root, with the seeds' names."""
+    """Report artifact (path or URI); empty: `study-` and a mark of its settings, below root."""
 
     @model_validator(mode="after")
     def _known(self) -> "StudyRun":

@@ -44,7 +44,7 @@ def content(dataset):
     history = [{"step": step, "loss": 2.0 / step, "contrastive": 1.0 / step, "lr": 1e-3} for step in range(1, 9)]
     rows = (
         ReportRow("baseline", (make_result([3, 3, 0, 7]),), labels_used=0),
-        ReportRow("ours", (make_result([0, 12, 0, NEVER]), make_result([0, 0, 0, NEVER])), (0, 1), 2000, 12.0),
+        ReportRow("ours", (make_result([0, 12, 0, NEVER]), make_result([0, 0, 0, NEVER])), (0, 1), 2000),
     )
     samples = (TextSample("im-1", "im-2", "paint it", True), TextSample("im-3", "im-4", "turn it", False))
     return ReportContent(rows, dataset, {"pretraining": history}, samples, {"checkpoint": "abc"}, shown=3)
