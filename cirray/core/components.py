@@ -10,9 +10,11 @@ import pydantic
 from pydantic import SerializeAsAny, ValidationInfo
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from cirray.core.config import Config, known_fields, weighed
+from cirray.core.config import Config
 from cirray.core.errors import ConfigError
 from cirray.core.registry import Registry
+from cirray.core.sentences import known_fields
+from cirray.core.trees import weighed
 
 
 class Component(Config):

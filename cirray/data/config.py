@@ -1,19 +1,19 @@
 """Configuration of the data layer. No torch."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cirray.core.config import Config
 from cirray.core.fields import Common, Known, Place
+from cirray.data.presets import PRESETS, check_preset
 
 FORMATS = (
     "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r", "huggingface",
     "webdataset",
 )  # fmt: skip
 """Readers of this package (`cirray.data`); the section of the same name is theirs."""
-PRESETS = ("supervised", "ptha", "pseudo_word", "pic2word", "magiclens", "val", "cosmo", "covr")
-"""Names of `cirray.data.presets`."""
 
 
 class ShapesConfig(Config):
@@ -279,6 +279,14 @@ class DataConfig(Config):
     imagenet_r: ImageNetRConfig = ImageNetRConfig()
     huggingface: HuggingFaceConfig = HuggingFaceConfig()
     webdataset: WebDatasetConfig = WebDatasetConfig()
+
+    @classmethod
+    def from_preset(cls, values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """The protocol that `preset` names."""
+        name = str(values.get("preset", ""))
+        return name, PRESETS.get(name, {})
+
+    _known = field_validator("preset")(check_preset)
 
 
 class ImageLimits(Config):

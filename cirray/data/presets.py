@@ -3,7 +3,6 @@
 from typing import Any
 
 from cirray.core.errors import ConfigError, unknown_name
-from cirray.data.config import DataConfig
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "supervised": {
@@ -42,21 +41,23 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """Preset -> data format -> field -> value. Prompts such as "a photo of $ that ..." belong to the model, not here."""
 
 
-def with_preset(config: DataConfig) -> DataConfig:
-    """The config with its preset's values in every field of the format's section that still has its default.
+def check_preset(name: str) -> str:
+    """The name again, or none.
 
     Raises:
-        ConfigError: for an unknown preset, or one that says nothing about the format.
+        ValueError: for an unknown preset.
     """
-    if not config.preset:
-        return config
-    if config.preset not in PRESETS:
-        raise ConfigError(unknown_name("preset", config.preset, PRESETS))
-    if config.format not in PRESETS[config.preset]:
-        known = ", ".join(PRESETS[config.preset])
-        raise ConfigError(f"Preset {config.preset!r} says nothing about format {config.format!r}, only about: {known}.")
-    section = getattr(config, config.format)
-    usual = type(section)()
-    values = PRESETS[config.preset][config.format].items()
-    changed = {name: value for name, value in values if getattr(section, name) == getattr(usual, name)}
-    return config.model_copy(update={config.format: section.model_copy(update=changed)})
+    if name and name not in PRESETS:
+        raise ValueError(unknown_name("preset", name, PRESETS))
+    return name
+
+
+def check_format(name: str, data_format: str) -> None:
+    """Refuse a preset that says nothing about a format.
+
+    Raises:
+        ConfigError: with the formats that it speaks of.
+    """
+    if name and data_format not in PRESETS[name]:
+        known = ", ".join(PRESETS[name])
+        raise ConfigError(f"Preset {name!r} says nothing about format {data_format!r}, only about: {known}.")

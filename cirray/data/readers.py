@@ -7,7 +7,7 @@ from cirray.core.log import get_logger
 from cirray.core.registry import Registry
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import FORMATS, DataConfig
-from cirray.data.presets import with_preset
+from cirray.data.presets import check_format
 
 READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format", [f"cirray.data.{name}" for name in FORMATS])
 """Format name -> reader of the `DataConfig` section of the same name."""
@@ -35,7 +35,8 @@ def read_queries(config: DataConfig) -> CirDataset:
 
 def _read(config: DataConfig) -> CirDataset:
     reader = READERS.get(config.format)
-    return reader(getattr(with_preset(config), config.format))
+    check_format(config.preset, config.format)
+    return reader(getattr(config, config.format))
 
 
 def _tell(dataset: CirDataset, notes: Iterable[str]) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from cirray.core.config import leaves, merged, validate
+from cirray.core.config import validate
 from cirray.core.errors import ConfigError
+from cirray.core.trees import leaves, merged
 from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import RetrieverConfig

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cirray.core.config import differing
 from cirray.core.contents import canonical, spoken
 from cirray.core.errors import ArtifactError, ConfigError, damage_told
+from cirray.core.trees import differing
 from cirray.models.base import RETRIEVERS, Retriever
 from cirray.models.sources.file_forms import refuse_other_files
 from cirray.models.sources.files import check_floats

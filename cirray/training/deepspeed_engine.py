@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cirray.core.config import merged
 from cirray.core.environ import set_default
 from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.trees import merged
 from cirray.training.config import LoopConfig
 from cirray.training.optim import Schedule, build_optimizer
 

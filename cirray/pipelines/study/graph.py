@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cirray.core import storage
-from cirray.core.config import Config, load_config, merged
+from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.trees import merged
 from cirray.pipelines.cluster.schedule import Node
 from cirray.pipelines.study.config import StageSpec, StudyRun
 

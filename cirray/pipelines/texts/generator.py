@@ -10,7 +10,7 @@ import torch
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
-from cirray.core.config import leaves
+from cirray.core.trees import leaves
 from cirray.core.unfinished import stage_function
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import read_scenes

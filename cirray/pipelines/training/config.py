@@ -1,11 +1,13 @@
 """Configuration of training stages and sweeps. No torch, no ray."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
-from cirray.core.config import Config, given_beside
+from cirray.core.config import Config, annotation_at, given_beside
 from cirray.core.fields import Common, Effort, Place
+from cirray.core.reading import read
 from cirray.data.config import DataConfig
 from cirray.models.config import DualEncoderConfig, EncoderChoice, RetrieverConfig
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
@@ -210,6 +212,15 @@ class TuneRun(Config):
     """Sweep artifact (path or URI)."""
     ray: Effort[RayConfig] = RayConfig()
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _as_base_reads(cls, space: Any, info: ValidationInfo) -> Any:
+        """The listed values of every swept field, read as that field of `base` reads them."""
+        base = info.data.get("base")
+        if not isinstance(space, Mapping) or base is None:
+            return space
+        return {path: _listed(annotation_at(base, path), values) for path, values in _by_path(space)}
+
     @model_validator(mode="after")
     def _sweepable(self) -> "TuneRun":
         if not self.space:
@@ -224,3 +235,19 @@ class TuneRun(Config):
                 "or set scheduler=none"
             )
         return self
+
+
+def _by_path(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of every swept field; `space.training.steps.grid=[...]` on a command line made sections of its path."""
+    for name, values in space.items():
+        if isinstance(values, Mapping) and values and not values.keys() & SpaceConfig.model_fields.keys():
+            yield from _by_path(values, f"{prefix}{name}.")
+        else:
+            yield prefix + name, values
+
+
+def _listed(annotation: Any, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    lists: Any = tuple[annotation, ...] | None
+    return {kind: read(lists, item) if kind in ("grid", "choice") else item for kind, item in values.items()}

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from cirray.core.artifacts import is_complete, localize, read_manifest
-from cirray.core.config import leaves
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
+from cirray.core.trees import leaves
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower

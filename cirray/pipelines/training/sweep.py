@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cirray.core.config import set_by_path, validate
+from cirray.core.config import annotation_at, validate
 from cirray.core.errors import ConfigError
+from cirray.core.reading import typed
 from cirray.core.seeding import numpy_generator
+from cirray.core.trees import set_by_path
 from cirray.pipelines.training.config import FinetuneRun, TuneRun
 from cirray.training.config import SpaceConfig
 
@@ -50,21 +52,22 @@ def plan_trials(run: TuneRun) -> dict[str, Assignment]:
 
 
 def trial_run(run: TuneRun, assignment: Assignment, out: str) -> FinetuneRun:
-    """The training run of one trial.
+    """The training run of one trial: what was given of the base run, with the trial's values given too.
 
     Raises:
         ConfigError: when a path or value does not fit the run.
     """
-    tree = run.base.to_dict()
+    tree = run.given()
+    base = tree.setdefault("base", {})
     for path, value in assignment.items():
         if path.split(".")[0] in ("out", "ray", "device"):
             raise ConfigError(f"Field {path!r} decides where a run works, not what comes out; it cannot be swept.")
-        set_by_path(tree, path, value)
-    tree["out"] = out
+        set_by_path(base, path, value)
+    base["out"] = out
     if run.trials == "process":
-        tree["ray"]["enabled"] = False
-        tree["device"] = "cuda" if run.gpus_per_trial else "cpu"
-    return validate(FinetuneRun, tree)
+        set_by_path(base, "ray.enabled", False)
+        base["device"] = "cuda" if run.gpus_per_trial else "cpu"
+    return validate(TuneRun, tree).base
 
 
 def rank(results: Sequence[TrialResult], mode: str) -> list[TrialResult]:
@@ -92,9 +95,10 @@ def render(results: Sequence[TrialResult], metric: str) -> str:
     )
 
 
-def best_overrides(results: Sequence[TrialResult]) -> str:
-    """The best trial's fields, one `path=value` a line, for the command line."""
-    return "".join(f"{path}={json.dumps(value)}\n" for path, value in results[0].assignment.items())
+def best_overrides(results: Sequence[TrialResult], run: TuneRun) -> str:
+    """The best trial's fields, one `path=value` a line, as the command line takes them."""
+    lines = [f"{path}={typed(annotation_at(run.base, path), value)}" for path, value in results[0].assignment.items()]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def to_json(results: Sequence[TrialResult], run: TuneRun) -> str:

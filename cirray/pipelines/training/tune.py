@@ -103,32 +103,31 @@ def trial_resources(run: TuneRun) -> dict[str, float]:
 
 
 def run_trial(
-    config: Mapping[str, Any], run: Mapping[str, Any], trials: Mapping[str, Assignment], place: str, folder: str
+    config: Mapping[str, Any], run: TuneRun, trials: Mapping[str, Assignment], place: str, folder: str
 ) -> None:
     """Tune's function for one trial.
 
     Args:
         config: `trial`, the trial's name.
-        run: plain values of the `TuneRun`.
+        run: the sweep, which remembers what was given of it.
         trials: all trials by name.
         place: where the trials' artifacts are.
         folder: where the driver works.
     """
     enter_folder(folder)
-    sweep = TuneRun.model_validate(run)
     name = str(config["trial"])
-    training = trial_run(sweep, trials[name], storage.join(place, name))
+    training = trial_run(run, trials[name], storage.join(place, name))
     if is_complete(training.out):
         manifest = read_manifest(training.out, "checkpoint")
-    elif sweep.trials == "process":
-        manifest = run_train(training, [TuneReport(sweep.metric)])
+    elif run.trials == "process":
+        manifest = run_train(training, [TuneReport(run.metric)])
     else:
         from cirray.pipelines.training.tune_workers import ReportOnTheWay, show_cluster_to_cleaners
 
         show_cluster_to_cleaners()
-        manifest = run_train(training, reports=[ReportOnTheWay(sweep.metric, training.training.steps)])
+        manifest = run_train(training, reports=[ReportOnTheWay(run.metric, training.training.steps)])
     last = {name: value for name, value in manifest.metrics.items() if isinstance(value, int | float)}
-    if sweep.metric in last:
+    if run.metric in last:
         ray.tune.report({**last, "step": training.training.steps, "finished": True})
 
 
@@ -169,7 +168,7 @@ def _run_trials(run: TuneRun, stage: Stage, trials: dict[str, Assignment], concu
     """Start or continue the experiment; blocks until all trials have ended."""
     tune_settings()
     artifacts = storage.join(stage.work_uri, TRIALS)
-    settings = {"run": run.to_dict(), "trials": trials, "place": artifacts, "folder": working_folder()}
+    settings = {"run": run, "trials": trials, "place": artifacts, "folder": working_folder()}
     wanted = trial_resources(run) if run.trials == "process" else {"CPU": _SLIVER}
     function = ray.tune.with_resources(ray.tune.with_parameters(run_trial, **settings), wanted)
     filesystem, root = storage.resolve(stage.work_uri)
@@ -261,7 +260,7 @@ def _publish(run: TuneRun, stage: Stage, results: list[TrialResult], guard: dict
     if best.metric is None:
         raise ConfigError(f"No trial reported {run.metric!r}; {best.name} says: {best.reason or 'nothing'}")
     table = render(results, run.metric)
-    write = {"results.json": to_json(results, run), "table.txt": table + "\n", "best.txt": best_overrides(results)}
+    write = {"results.json": to_json(results, run), "table.txt": table + "\n", "best.txt": best_overrides(results, run)}
     for name, text in write.items():
         (stage.local / name).write_text(text)
     _plot(run, stage, results)

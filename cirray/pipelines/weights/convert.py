@@ -19,9 +19,10 @@ from cirray.core.artifacts import (
     open_stage,
     read_manifest,
 )
-from cirray.core.config import leaves, merged, validate
+from cirray.core.config import validate
 from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.trees import leaves, merged
 from cirray.core.unfinished import stage_function
 from cirray.models.base import Retriever
 from cirray.models.composed import QFormerRetriever

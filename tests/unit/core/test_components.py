@@ -6,9 +6,10 @@ import pytest
 from pydantic import Field, SerializeAsAny
 
 from cirray.core.components import Component, SetOf
-from cirray.core.config import Config, load_config, merged, validate
+from cirray.core.config import Config, load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.core.registry import Registry
+from cirray.core.trees import merged
 
 
 class Weighted(Config):

@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
-from cirray.core.config import Config, load_config, merged, parse_assignment
+from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError
+from cirray.core.trees import merged, parse_assignment
 
 
 class Inner(Config):
@@ -68,7 +69,8 @@ def test_the_resolved_tree_round_trips_through_yaml():
         ("inner.rate=fast", ["inner.rate", "'fast'"]),
         ("inner.rate.deep=1", ["inner.rate"]),
         ("nonsense", ["nonsense", "path.to.field=value"]),
-        ("sizes=[1", ["sizes=[1", "YAML"]),
+        ("sizes=[1", ["sizes", "'[1'", "[a, b]"]),
+        ("sizes.x=1", ["sizes", "[a, b]"]),
     ],
 )
 def test_a_bad_override_is_named_in_one_sentence(override, words):
@@ -98,7 +100,7 @@ def test_a_config_cannot_be_changed_after_it_is_made():
 
 def test_an_assignment_without_a_value_is_an_empty_text():
     assert parse_assignment("judge=") == ("judge", "")
-    assert parse_assignment("labels=null") == ("labels", None)
+    assert load_config(Outer, None, ["path="]).path == ""
 
 
 def test_bytes_that_are_no_text_are_named_and_not_called_bad_yaml():

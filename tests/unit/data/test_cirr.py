@@ -154,11 +154,13 @@ def test_names_without_an_image_list_are_noted(root):
     assert any("1 images are named by captions but by no image list, e.g. 'dev-999" in n for n in read(root).notes)
 
 
-def test_a_preset_fills_fields_that_stand_at_their_default(root):
+def test_a_preset_fills_fields_that_nobody_gave(root):
     data = DataConfig(format="cirr", preset="covr", cirr=CirrConfig(root=str(root)))
     assert read_dataset(data).protocol.metrics == ("recall", "soft_recall_subset")
-    with pytest.raises(ConfigError, match="Did you mean 'covr'"):
-        read_dataset(data.model_copy(update={"preset": "cover"}))
+    hard = DataConfig(format="cirr", preset="covr", cirr=CirrConfig(root=str(root), labels="hard"))
+    assert read_dataset(hard).protocol.metrics != ("recall", "soft_recall_subset")
+    with pytest.raises(ValueError, match="Did you mean 'covr'"):
+        DataConfig(preset="cover")
     with pytest.raises(ConfigError, match="says nothing about format 'folder'"):
         read_dataset(data.model_copy(update={"format": "folder"}))
 

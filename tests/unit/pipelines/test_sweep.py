@@ -7,7 +7,7 @@ import pytest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.pipelines.cluster.resources import ClusterInfo
-from cirray.pipelines.training.config import TuneRun
+from cirray.pipelines.training.config import FinetuneRun, TuneRun
 from cirray.pipelines.training.sweep import TrialResult, best_overrides, plan_trials, rank, render, trial_run
 from cirray.pipelines.training.tune import fitting_trials
 
@@ -60,7 +60,7 @@ def test_a_trial_is_the_base_run_with_its_fields_set_in_this_process():
         ("training.lambda_q", 1, "Unknown config field .*lambda_p"),
         ("training.lambda_p", -1, "training.lambda_p"),
         ("out", "x", "cannot be swept"),
-        ("features.first", "x", "not a section|holds the value"),
+        ("features.first", "x", "features.*written"),
     ],
 )
 def test_a_field_that_cannot_be_swept_is_refused_before_anything_starts(path, value, words):
@@ -125,5 +125,46 @@ def test_the_table_and_the_overrides_are_for_people_and_the_command_line():
     assert lines[0].split() == ["rank", "trial", "training.lambda_p", "val_R@1", "step", "seconds", "status"]
     assert lines[1].split() == ["1", "a", "0.4", "0.2500", "10", "1.0", "done"]
     assert lines[2].split()[3] == "-"
-    overrides = best_overrides(results).splitlines()
+    overrides = best_overrides(results, TuneRun()).splitlines()
     assert math.isclose(load_config(TuneRun().base.__class__, None, overrides).training.lambda_p, 0.4)
+
+
+def test_a_swept_field_reads_its_values_as_it_reads_them_elsewhere(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(
+        "space:\n  tokenizer: {grid: [012, no, null, a b]}\n  temperature: {choice: [source, 1e-2, null]}\n"
+        "  training.optimizer.fused: {grid: [auto, true]}\n  training.deepspeed.x: {grid: [1e8, no]}\n"
+    )
+    run = load_config(TuneRun, tmp_path / "sweep.yaml", ["space.init.grid=[000012, 12:30]", "space.labels.grid=5"])
+    grids = {path: space.grid or space.choice for path, space in run.space.items()}
+    assert grids == {
+        "tokenizer": ("012", "no", "null", "a b"), "temperature": ("source", 0.01, None),
+        "training.optimizer.fused": ("auto", True), "training.deepspeed.x": (1e8, "no"), "init": ("000012", "12:30"),
+        "labels": (5,),
+    }  # fmt: skip
+    assert load_config(TuneRun, run.to_dict()).space == run.space
+    (tmp_path / "again.yaml").write_text(run.to_yaml())
+    assert load_config(TuneRun, tmp_path / "again.yaml").space == run.space
+
+
+def test_a_sweep_on_the_command_line_names_its_field_by_its_path():
+    words = ["space.training.optimizer.lr.loguniform=[1e-4, 1e-2]", "space={training.steps: {grid: [1, 2]}}"]
+    assert {*load_config(TuneRun, None, words[:1]).space} == {"training.optimizer.lr"}
+    assert load_config(TuneRun, None, words[1:]).space["training.steps"].grid == (1, 2)
+    with pytest.raises(ConfigError, match="space.training.steps.gird"):
+        load_config(TuneRun, None, ["space.training.steps.gird=[1]"])
+
+
+def test_the_best_texts_are_written_as_the_command_line_reads_them():
+    values = {"tokenizer": "012 #x", "temperature": None, "init": '"q"', "training.optimizer.lr": 1e-05}
+    best = best_overrides([TrialResult("a", "done", values, 0.1, 1, 1.0, "a")], TuneRun()).splitlines()
+    run = load_config(FinetuneRun, None, best)
+    assert (run.tokenizer, run.temperature, run.init, run.training.optimizer.lr) == ("012 #x", None, '"q"', 1e-5)
+
+
+def test_a_swept_preset_fills_what_the_base_run_did_not_give():
+    base = {"data": {"preset": "supervised", "fashioniq": {"gallery": "val_split"}}}
+    run = make_run(base=base, space={"data.preset": {"grid": ["supervised", "pseudo_word"]}})
+    made = {name: trial_run(run, {"data.preset": name}, "x").data.fashioniq for name in ("supervised", "pseudo_word")}
+    assert [item.captions for item in made.values()] == ["clip4cir", "both_averaged"]
+    assert {item.gallery for item in made.values()} == {"val_split"}
+    assert trial_run(run, {}, "x").validation.every == 50

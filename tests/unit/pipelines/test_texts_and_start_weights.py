@@ -9,8 +9,9 @@ import yaml
 
 import cirray
 import cirray.models.composed as composed
-from cirray.core.config import leaves, load_config, validate
+from cirray.core.config import load_config, validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.core.trees import leaves
 from cirray.evaluation.evaluate import encode_queries
 from cirray.evaluation.round_trip import pair_scores
 from cirray.features.store import FeatureStore

@@ -1,0 +1,168 @@
+"""A field's annotation decides what typed characters mean.
+
+Text is text: a field that takes only text gets the characters as they stand. Where something else may stand too, a name
+of the field's own choices, null, a number or a boolean is read as such, and text wins in every other case; in quotes it
+is always text. `cirray.core.typed` says what numbers, booleans, null, lists and mappings look like.
+"""
+
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from cirray.core.typed import BOOLEANS, NULLS, Typed, collection, number, plain_number, scalar, unquoted
+
+
+def read(annotation: Any, value: Any) -> Any:
+    """A value with all typed characters in it read as the annotation says; sections read their own.
+
+    A list takes one bare value, and an empty one as none. What does not fit stays text, for validation to name.
+
+    Raises:
+        ValueError: for a word that is no boolean where only a boolean is taken, or a list that is not closed.
+    """
+    if not isinstance(value, str | int | float | Mapping | list | tuple):
+        return value
+    shape = Shape.of(annotation)
+    if isinstance(value, Typed):
+        return shape.read(str(value))
+    if isinstance(value, Mapping):
+        return value if shape.section else {str(key): read(shape.values, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return shape.list_of(value)
+    if shape.items is not None and not (shape.text or shape.free):
+        return [] if value == "" else [value]
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A value with all typed characters in it read by the core schema: what nothing more is known of."""
+    return read(Any, value)
+
+
+def typed(annotation: Any, value: Any) -> str:
+    """How a value is typed on a command line, so that its field reads it again."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if read(annotation, Typed(text)) == value else json.dumps(value)
+
+
+@dataclass
+class Shape:
+    """What a field takes: all members of its annotation's union."""
+
+    text: bool = False
+    choices: tuple[Any, ...] = ()
+    null: bool = False
+    boolean: bool = False
+    number: bool = False
+    free: bool = False
+    """Anything."""
+    section: type[pydantic.BaseModel] | None = None
+    """A class with fields."""
+    items: Any = None
+    """Annotation of the items of a list of any length."""
+    fixed: tuple[Any, ...] = ()
+    """Annotations of the items of a list of fixed length."""
+    values: Any = None
+    """Annotation of the values of a mapping with keys of one's own."""
+
+    @classmethod
+    def of(cls, annotation: Any) -> "Shape":
+        """The shape of an annotation; None, of which nothing is known, is anything."""
+        shape = cls()
+        for member in _members(annotation):
+            shape._add(member)
+        return shape
+
+    @property
+    def inner_section(self) -> type[pydantic.BaseModel] | None:
+        """The class with fields that a value is, or that the values in it are."""
+        inner = self.values if self.items is None else self.items
+        return self.section or (None if inner is None else Shape.of(inner).inner_section)
+
+    def read(self, text: str) -> Any:
+        """The value that typed characters stand for.
+
+        Raises:
+            ValueError: as `cirray.core.reading.read`.
+        """
+        if text in self.choices or (self.text and self == Shape(text=True, choices=self.choices)):
+            return text
+        if self.null and text.strip() in (("null",) if self.text else NULLS):
+            return None
+        quoted = unquoted(text) if self.text or self.free or self.choices else None
+        if quoted is not None:
+            return quoted
+        found = self._collection(text)
+        return found if found is not None else self._scalar(text)
+
+    def list_of(self, values: Sequence[Any]) -> Any:
+        """Items, each read as its place says."""
+        if len(self.fixed) == len(values):
+            return [read(kind, item) for kind, item in zip(self.fixed, values, strict=True)]
+        return [read(self.items, item) for item in values]
+
+    def _collection(self, text: str) -> Any:
+        """A list or mapping, where one is taken and the characters look like it, or where nothing else is."""
+        lists, mappings = self.free or bool(self.fixed) or self.items is not None, self.free or self.values is not None
+        found = collection(text) if lists or mappings or self.section else None
+        if isinstance(found, list) and lists:
+            return self.list_of(found)
+        if isinstance(found, dict) and (mappings or self.section):
+            return found if self.section else {key: read(self.values, item) for key, item in found.items()}
+        if self.items is None or self.free or self.text:
+            return None
+        if text.startswith("[") and not Shape.of(self.items).text:
+            raise ValueError("a list is written [a, b]")
+        return [read(self.items, Typed(text))] if text.strip() else []
+
+    def _scalar(self, text: str) -> Any:
+        """Number, boolean or text; whatever is taken nowhere stays text."""
+        if self.free or self.section:
+            return scalar(text)
+        stripped = text.strip()
+        if self.boolean and stripped in BOOLEANS:
+            return BOOLEANS[stripped]
+        found = plain_number(stripped) if self.text else number(stripped)
+        if self.number and found is not None:
+            return found
+        if self.boolean and not (self.text or self.number):
+            others = "".join(f", {choice}" for choice in self.choices)
+            raise ValueError(f"write one of true, false{others}")
+        return text
+
+    def _add(self, member: Any) -> None:
+        origin, args = typing.get_origin(member), typing.get_args(member)
+        if origin is Literal:
+            self.choices += args
+        elif origin is tuple and args[-1] is not Ellipsis:
+            self.fixed = args
+        elif origin in (tuple, list):
+            self.items = args[0]
+        elif origin is dict:
+            self.values = args[1]
+        elif isinstance(member, type) and issubclass(member, pydantic.BaseModel):
+            self.section = member
+        else:
+            self.text |= member is str
+            self.boolean |= member is bool
+            self.number |= member in (int, float)
+            self.null |= member is types.NoneType
+            self.free |= member is Any
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """Members of a union, without what `Annotated` adds."""
+    if annotation is None:
+        yield Any
+    elif typing.get_origin(annotation) is Annotated:
+        yield from _members(typing.get_args(annotation)[0])
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
