@@ -8,7 +8,8 @@ import yaml
 from cirray.cli.study import find, show
 from cirray.cli.verb import verb
 from cirray.core.artifacts import read_manifest
-from cirray.core.config import load_config, merged
+from cirray.core.config import load_config
+from cirray.core.trees import merged
 from cirray.pipelines.search.config import SearchRun
 from cirray.pipelines.search.search import run_search
 from cirray.pipelines.study.config import StudyRun
