@@ -111,10 +111,16 @@ def _section_help(chosen: Verb, tree: Tree, path: str) -> str:
         return "\n".join(_full([node]))
     children = node.children()
     lines = [*textwrap.wrap(f"cirray {chosen.name}, {node.path}: {node.meaning}", WIDTH), ""]
-    lines += [] if node.is_section else [*_full([node]), "", "Fields of each entry:"]
+    if not node.is_section:
+        lines += [*textwrap.wrap(f"  {node.path} = {shown(node.default)}  {node.kind}", WIDTH), ""]
     if node.registry is not None:
-        return "\n".join([*lines, *_full(list(walk(children)))])
-    lines += _full([item for item in children if not item.inside])
+        for item in children:
+            lines += [f"  {item.name}: {item.meaning}", *_full(list(walk(item.children())), "    ")]
+        return "\n".join(lines)
+    kinds = [
+        kind for item in children if item.is_section for kind in item.children() if kind.registry and not kind.inside
+    ]
+    lines += _full([*(item for item in children if not item.inside), *kinds])
     sections = [item for item in children if item.inside]
     return "\n".join([*lines, "", "Sections:", *_sections(sections)] if sections else lines)
 
@@ -170,7 +176,7 @@ def _sentence(meaning: str) -> str:
     return re.split(r"(?<!e\.g)\. (?=[A-Z`])", meaning)[0].rstrip(".")
 
 
-def _full(nodes: Sequence[Node]) -> list[str]:
+def _full(nodes: Sequence[Node], margin: str = "  ") -> list[str]:
     """Fields with all that their docstrings say, one after the other, wrapped; those of one kind under its name."""
     lines, kind = list[str](), ""
     for node in nodes:
@@ -180,7 +186,7 @@ def _full(nodes: Sequence[Node]) -> list[str]:
         if not node.is_section:
             effort = " (Changes no result.)" if node.role is Role.EFFORT else ""
             text = f"{node.path} = {shown(node.default)}  {node.kind}  {node.meaning}{effort}"
-            indent = "    " if kind else "  "
+            indent = margin + "  " * bool(kind)
             lines += textwrap.wrap(
                 text, WIDTH, initial_indent=indent, subsequent_indent=" " * 8, break_on_hyphens=False
             )

@@ -49,9 +49,14 @@ class Node:
         return isinstance(self.default, Config)
 
     @property
+    def is_kind(self) -> bool:
+        """Whether it says which component of a registry is used."""
+        return self.registry is not None and not self.inside
+
+    @property
     def is_common(self) -> bool:
         """Whether people change it often, as its declaration says."""
-        return self.common or (self.registry is not None and not self.inside)
+        return self.common or self.is_kind
 
     @property
     def meaning(self) -> str:
@@ -78,8 +83,8 @@ class Node:
         """The fields below it; of a list or mapping those of one entry, of a component the settings of each kind."""
         if self.registry is not None:
             return [self._component(*item) for item in self.registry.every_settings().items()] if self.inside else []
-        if isinstance(self.default, Component):
-            return self._of_component(self.default)
+        if self.inside and issubclass(self.inside, Component):
+            return self._of_component(self.inside)
         return _nodes(self.inside, f"{self.path}.", self.default, self.role) if self.inside else []
 
     def _component(self, name: str, cls: type[Config]) -> "Node":
@@ -88,17 +93,14 @@ class Node:
         field = FieldInfo(annotation=cls, description=cls.__doc__)
         return Node(f"{self.path}.{name}", field, default or cls.model_construct(), self.role, cls)
 
-    def _of_component(self, default: Component) -> "list[Node]":
+    def _of_component(self, cls: type[Component]) -> "list[Node]":
         """Its kind, then the settings of every kind."""
-        registry, nodes = type(default).registry, list[Node]()
-        for node in _nodes(type(default), f"{self.path}.", default, self.role):
-            if node.name == "kind":
-                nodes.append(replace(node, registry=registry))
-            elif node.name != "settings":
-                nodes.append(node)
-        for kind, cls in registry.every_settings().items():
-            place = default.settings if kind == default.kind else None
-            nodes += [replace(node, only=kind) for node in _nodes(cls, f"{self.path}.settings.", place, self.role)]
+        nodes = [node for node in _nodes(cls, f"{self.path}.", self.default, self.role) if node.name != "settings"]
+        nodes = [replace(node, registry=cls.registry) if node.name == "kind" else node for node in nodes]
+        for kind, settings in cls.registry.every_settings().items():
+            place = self.default.settings if kind == getattr(self.default, "kind", "") else None
+            found = _nodes(settings, f"{self.path}.settings.", place, self.role)
+            nodes += [replace(node, only=kind) for node in found]
         return nodes
 
 

@@ -21,6 +21,8 @@ class Weighted(Config):
 
 
 class TwoHop(Weighted):
+    """Two hops."""
+
     distance: str = "mse"
     """How far is measured."""
 
@@ -95,11 +97,20 @@ def test_a_section_of_one_component_shows_the_settings_of_each_kind_below_its_na
     assert verb_help(TOY, "training.mixing.settings") == text
 
 
-def test_a_section_of_a_set_of_components_shows_the_settings_of_each():
+def test_a_section_of_a_set_of_components_shows_the_settings_of_each_below_its_meaning():
     text = verb_help(TOY, "training.terms")
-    assert "training.terms = {} settings of each of {rtc, two_hop} Loss terms." in " ".join(text.split())
+    assert line(text, "training.terms =") == "training.terms = {} settings of each of {rtc, two_hop}"
     assert line(text, "training.terms.two_hop.distance").endswith("= mse text How far is measured.")
     assert line(text, "training.terms.rtc.weight").endswith("= 1.0 number Weight in the sum.")
+    assert text.index("two_hop: Two hops.") < text.index("training.terms.two_hop.weight")
+
+
+def test_a_section_with_a_component_in_it_shows_its_kind():
+    text = verb_help(TOY, "training")
+    assert line(text, "training.mixing.kind") == "training.mixing.kind = paired {concat, paired} Which way."
+    assert "training.mixing.settings.ratio" not in text and line(text, "training.mixing  ").startswith(
+        "training.mixing 2"
+    )
 
 
 def test_help_all_enters_components_too():
