@@ -88,7 +88,7 @@ def _of_verb(chosen: Verb, before: Sequence[str], word: str) -> list[str]:
     if mark:
         return [f"{dashes}{name}={item}" for item in _values(chosen, name.replace("-", "_"), value, before)]
     if dashes:
-        own = [f"--{node.path.replace('_', '-')}" for node in roots(chosen.config_class()) if not _opens(node)]
+        own = [f"--{node.path.replace('_', '-')}" for node in roots(chosen.usual()) if not _opens(node)]
         return [*_flags(chosen), *own]
     bare = _values(chosen, chosen.positional, word, before) if chosen.positional else []
     return [*_steps(chosen, word, before), *_paths(word, _FILES), *bare]
@@ -105,12 +105,12 @@ def _opens(node: Node) -> bool:
 
 def _steps(chosen: Verb, word: str, before: Sequence[str], helps: bool = False) -> list[str]:
     """The next part of a dotted path: fields with `=`, sections with a dot (in `--help SECTION` as they are)."""
-    cls, around = chosen.config_class(), word.rpartition(".")[0]
-    parent = find(cls, around) or find(cls, around.removesuffix(".settings")) if around else None
+    tree, around = chosen.usual(), word.rpartition(".")[0]
+    parent = find(tree, around) or find(tree, around.removesuffix(".settings")) if around else None
     if around and parent is None:
         return []
     found = []
-    for node in parent.children() if parent else roots(cls):
+    for node in parent.children() if parent else roots(tree):
         rest = node.path.removeprefix(f"{around}." if around else "")
         if rest == node.path and around or (node.only and node.only not in _kinds(chosen, parent, before)):
             continue
@@ -136,7 +136,7 @@ def _values(chosen: Verb, name: str, value: str, before: Sequence[str]) -> list[
     """What a field may be set to: its choices (in a list, the next one), or files and artifacts."""
     if name == "root":
         return _paths(value, ())
-    node = find(chosen.config_class(), name)
+    node = find(chosen.usual(), name)
     if node is None:
         return []
     head = value[: max(value.rfind("["), value.rfind(",")) + 1] if node.kind.startswith("list") else ""

@@ -17,44 +17,44 @@ class EvaluateRun(Config):
     checkpoint: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact (path or URI)."""
     features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
-    """Features artifacts that hold every reference and gallery image, made by the checkpoint's vision tower."""
+    """Features artifacts of all references and gallery images, made by the checkpoint's vision tower."""
     index: Place = ""
-    """Index artifact of the checkpoint that holds the gallery's vectors (fp16, memory-mapped): the gallery is neither
-    encoded again nor held in memory. Empty: encode it here."""
+    """Index artifact of the checkpoint with the gallery's vectors; empty: encode the gallery here. With an index (fp16,
+    memory-mapped) the gallery is neither encoded again nor held in memory."""
     texts: Place = ""
-    """Rewrites artifact of these queries (`cirray rewrite`): they search with its texts in place of their own."""
+    """Rewrites artifact (`cirray rewrite`) whose texts replace the queries' own."""
     out: Place = "~/cirray/quickstart/report"
     """Report artifact (path or URI)."""
     name: str = "composed"
-    """What the model is called in the table."""
+    """Name of the model in the table."""
     ks: tuple[int, ...] = ()
-    """Cut-offs of recall; empty means the data set's own."""
+    """Cut-offs of recall; empty: the data set's own."""
     top_k: int = Field(50, ge=1)
     """Length of the ranked lists that are kept."""
     intervals: bool = False
-    """Also give every metric of the protocol its 95 % bootstrap interval; recall has one anyway."""
+    """Give every metric a 95 % bootstrap interval. Recall always has one."""
     batch: Effort[int] = Field(128, ge=1)
     """Images and queries per forward pass."""
     device: Effort[str] = "cpu"
     """Where the model runs."""
     seed: int = Field(0, ge=0)
-    """Of the queries drawn for the page."""
+    """Seed of the queries drawn for the page."""
     html: bool = True
     """Write report.html (reads the images of the data set)."""
     shown: int = Field(6, ge=1, le=100)
     """Queries per group on the page."""
     browse: int = Field(0, ge=0, le=5000)
-    """Also write browse.html, a page of all queries with pictures of so many of them; 0 writes none."""
+    """Also write browse.html, a page of all queries; this many have pictures, 0: no page."""
     image_only_row: bool = True
-    """Also show what the frozen features rank without any text."""
+    """Also show how the frozen features rank without any text."""
     triplets: tuple[Place, ...] = ()
-    """Triplet artifacts whose generated texts are shown on the page."""
+    """Triplets artifacts whose generated texts are shown on the page."""
     samples: int = Field(12, ge=0, le=200)
     """Generated texts shown."""
     judge: Place = ""
     """Root of a shapes world whose scenes judge those texts."""
     histories: tuple[Place, ...] = ()
-    """Further artifacts with a `history.jsonl`, whose curves are shown beside the checkpoint's own."""
+    """Artifacts whose training curves (`history.jsonl`) are shown beside the checkpoint's own."""
 
     @model_validator(mode="after")
     def _usable(self) -> "EvaluateRun":
@@ -69,24 +69,25 @@ class SubmitRun(Config):
     """Write the files that a benchmark's test server takes, or check one."""
 
     check: Place = ""
-    """Check this file instead of writing one; `data` is needed only to check names and keys against the benchmark."""
+    """Check this file instead of writing one. `data` is needed only to check names and keys against the benchmark."""
     data: DataConfig | None = None
     """The benchmark and its split."""
     rankings: Place = ""
-    """A report artifact, or a Parquet or JSON file of ranked ids; or rank with `checkpoint` and `features`, or with
+    """Report artifact, or Parquet or JSON file of ranked ids. Or rank here: with `checkpoint` and `features`, or with
     vectors."""
     subsets: Place = ""
-    """A JSON file of the subsets' ranked ids (CIRR), where `rankings` does not hold them."""
+    """JSON file of the subsets' ranked ids (CIRR), where `rankings` does not hold them."""
     row: str = ""
     """Which model of the rankings; empty: the last."""
     seed: int | None = None
     """Which seed of that model; null: its first."""
     queries: Place = ""
-    """Vectors of the queries: .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside it."""
+    """File of the queries' vectors. A .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside
+    it."""
     query_ids: Place = ""
     """JSON list of the query ids, where it lies elsewhere."""
     gallery: tuple[Place, ...] = ()
-    """Vectors of the gallery: one file or several, [N, D] or [N, tokens, D], with ids like the queries'."""
+    """Files of the gallery's vectors. Each is [N, D] or [N, tokens, D], with ids like the queries'."""
     gallery_ids: tuple[Place, ...] = ()
     """JSON lists of their ids, one a file, where they lie elsewhere."""
     normalize: bool = True
@@ -94,7 +95,7 @@ class SubmitRun(Config):
     checkpoint: Place = ""
     """Checkpoint artifact that ranks the queries."""
     features: tuple[Place, ...] = ()
-    """Features artifacts of every reference and gallery image, made by the checkpoint's vision tower."""
+    """Features artifacts of all references and gallery images, made by the checkpoint's vision tower."""
     texts: Place = ""
     """With a checkpoint: rewrites artifact whose texts the queries search with."""
     kind: Literal["", "cirr", "circo"] = ""

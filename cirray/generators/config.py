@@ -157,7 +157,7 @@ class DecodingConfig(Config):
     temperature: float = Field(1.0, gt=0)
     """Flattens (above 1) or sharpens (below 1) the distribution that is sampled."""
     top_k: int = Field(0, ge=0)
-    """Only the so many best tokens are sampled, before `top_p`; 0: all."""
+    """Number of best tokens that are sampled from, before `top_p`; 0: all."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus: the smallest set of tokens with this probability is sampled."""
     min_new_tokens: int = Field(1, ge=1)

@@ -89,16 +89,16 @@ class ServeRun(Config):
     index: Place = "~/cirray/quickstart/index"
     """Index artifact built with it."""
     host: Effort[str] = "127.0.0.1"
-    """Interface; 0.0.0.0 opens the service to the network."""
+    """Network interface; 0.0.0.0 opens the service to the network."""
     port: Effort[int] = Field(8000, ge=1, le=65535)
-    """Port."""
+    """Port of the service."""
     device: Effort[str] = "cpu"
     """Where the models run."""
     allowed_hosts: Effort[tuple[str, ...] | None] = None
-    """Names a Host header may say, for a service behind another name; null: loopback's where host is loopback."""
+    """Names that a Host header may say; null: those of loopback where `host` is loopback."""
     replicas: Effort[int] = Field(1, ge=1)
-    """Processes that answer; the next request goes to the one with the least to do."""
+    """Processes that answer. The next request goes to the one with the least to do."""
     fast: Effort[bool] = False
     """Serve's fast path (HAProxy, Linux): about twice the requests a second."""
     file: Place = ""
-    """Take everything but `fast` from a Serve config file, e.g. serve_configs/retriever.yaml; empty: these fields."""
+    """Serve config file that everything but `fast` is taken from; empty: these fields."""

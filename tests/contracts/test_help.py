@@ -19,7 +19,7 @@ NAMED = [("data.format", READERS), ("data.preset", PRESETS), ("training.engine",
 
 
 def nodes_of(name):
-    return list(walk(roots(verb(name).config_class())))
+    return list(walk(roots(verb(name).usual())))
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -90,10 +90,10 @@ class FrozenLanguageConfig(Config):
     """How the weights of a generator's language model are held."""
 
     language_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Type of the language model's weights; `auto` keeps the stored one. 16 bits halve the memory and the time of a
-    step, and suit a model that stays frozen."""
+    """Type of the language model's weights; `auto` keeps the stored one. A model that stays frozen may have 16 bits,
+    which halve its memory and the time of a step."""
     language_quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Hold the frozen language model in 8 or 4 bits (needs the package bitsandbytes)."""
+    """Hold the frozen language model in 8 or 4 bits (needs bitsandbytes)."""
 
 
 class ClipModelConfig(Config):

@@ -17,7 +17,7 @@ class CaptionRun(Config):
     data: DataConfig = DataConfig()
     """Whose images; also the captions that `existing` takes over."""
     parts: tuple[Part, ...] = ("pool",)
-    """Which images: those of the triplets and captions, the unlabelled pool, the gallery, the queries' references."""
+    """Which images to caption. `labelled`: those of triplets and captions; `references`: those of the queries."""
     captioner: str = "cells"
     """`cells` (the embedded world's exact one) and `small` (Q-Former and language model of a generator artifact), `hf`
     (an image-to-text model of Hugging Face), or `existing` (the data set's own captions)."""
@@ -30,17 +30,17 @@ class CaptionRun(Config):
     noun: str = "image"
     """What the instruction calls the image: `image`, or a garment (`dress`)."""
     words: int = Field(10, ge=1)
-    """How many words the instruction asks for (SPN: 10 natural images, 5 garments)."""
+    """Words that the instruction asks for (SPN: 10 for natural images, 5 for garments)."""
     reuse: Effort[tuple[Place, ...]] = ()
-    """Captions artifacts whose texts are taken over where image, captioner, prompt and words are the same."""
+    """Captions artifacts whose texts are used again where image, captioner, prompt and words are the same."""
     limits: ImageLimits = ImageLimits()
-    """Caps on images."""
+    """Limits on images."""
     batch: Effort[int] = Field(64, ge=1)
-    """Images told together."""
+    """Images captioned together."""
     part_rows: int = Field(512, ge=1)
-    """Images per part: the unit of work, of progress and of what a kill may cost."""
+    """Images per part. A killed run repeats only the parts that it did not finish."""
     judge: Place = ""
-    """Root of a shapes world whose scenes judge the captions of images that the data set does not caption."""
+    """Root of a shapes world whose scenes judge captions that the data set does not have."""
     pool: Effort[PoolConfig] = PoolConfig()
     """Actors with a captioner each."""
     ray: Effort[RayConfig] = RayConfig()
@@ -69,13 +69,13 @@ class CaptionGeneratorRun(Config):
     """Make a generator that fills templates with captions, for `cirray generate`."""
 
     captions: tuple[Place, ...] = ("~/cirray/quickstart/captions",)
-    """Captions artifacts; an image may be in one only, or say the same in all."""
+    """Captions artifacts; an image that is in several must have the same caption in each."""
     templates: tuple[str, ...] = ("0", "1")
     """Ids of `caption_templates.json` (SPN: 0 and 1 for CIRR, 2 for Fashion IQ); one is drawn per pair."""
     token_limit: int = Field(77, ge=3)
-    """Texts of more CLIP tokens fall back to the target's caption."""
+    """Longest text in CLIP tokens; longer ones are replaced by the target's caption."""
     rewrite: RewriteConfig = RewriteConfig()
-    """Other words by a language model."""
+    """Rewording by a language model."""
     out: Place = "~/cirray/quickstart/caption_generator"
     """Generator artifact (path or URI)."""
 

@@ -14,11 +14,11 @@ class RayConfig(Config):
     """Which Ray cluster a stage uses. None of these values changes what a stage writes."""
 
     enabled: Common[Effort[bool]] = True
-    """Without it the same actors are called in this process, one part after another."""
+    """Use Ray; false: the same work in this process, one part after another."""
     address: Common[Effort[str]] = ""
     """A running cluster (`auto`, `host:port`). Empty: `RAY_ADDRESS` if set (as inside jobs), else a private one."""
     autoscaling: Effort[bool] = False
-    """The named cluster grows on demand: wait for nodes instead of refusing what it cannot hold now."""
+    """The cluster grows on demand: wait for nodes instead of refusing what it cannot hold now."""
     num_cpus: Effort[int | None] = Field(None, ge=1)
     """Logical CPUs of a private cluster; default: the machine's, at least 8, so that no stage can starve another."""
     num_gpus: Effort[int | None] = Field(None, ge=0)
@@ -30,7 +30,7 @@ class RayConfig(Config):
     temp_dir: Effort[Place] = ""
     """Session folder of a private cluster; keep it short. Default: Ray's own."""
     no_progress_timeout_s: Effort[float] = Field(120.0, gt=0)
-    """A Ray Data stage that finishes nothing for so long is an error; raise it where one part takes minutes."""
+    """A Ray Data stage that finishes no part in this time is an error; raise it where one part takes minutes."""
     show_output: Effort[bool] = False
     """Show Ray's own bars and messages."""
 
@@ -39,7 +39,7 @@ class PoolConfig(Config):
     """A pool of equal actors."""
 
     size: Common[Effort[int]] = Field(2, ge=1)
-    """Actors."""
+    """Number of actors."""
     cpus: Effort[float] = Field(0.25, ge=0)
     """Logical CPUs that one actor holds for the whole run; a scheduling figure, not a speed."""
     gpus: Common[Effort[float]] = Field(0.0, ge=0)
@@ -54,10 +54,10 @@ class PoolConfig(Config):
 
 
 class RayTrainConfig(RayConfig):
-    """Where training runs: Ray Train's workers, or this process (`enabled: false`: one function, equal numbers)."""
+    """Where training runs: on Ray Train's workers or, with `enabled: false`, in this process with the same result."""
 
     num_workers: Common[Effort[int]] = Field(1, ge=1)
-    """Workers; they share the global batch, and the numbers do not depend on how many there are."""
+    """Number of workers. They share the global batch; the result does not depend on how many there are."""
     use_gpu: Common[Effort[bool]] = False
     """One GPU for each worker."""
     cpus_per_worker: Effort[float] = Field(1.0, gt=0)

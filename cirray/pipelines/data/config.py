@@ -14,23 +14,23 @@ class DoctorRun(Config):
     root: Place = ""
     """Root of the data set; empty: as `data` says. On the command line: `cirray doctor ROOT`."""
     dataset: str = ""
-    """Its format (`cirr`, `fashioniq`, ...); empty: as `data` says."""
+    """Format, as in `data.format`; empty: what `data` says."""
     data: DataConfig = DataConfig()
     """Everything else about it, e.g. `data.cirr.images`."""
     splits: tuple[str, ...] = ()
-    """Splits that must be there; empty: all whose files are."""
+    """Splits that must be there; empty: those that have files."""
     decode: bool = True
     """Read and decode every image; without it only annotations are checked."""
     accept: tuple[str, ...] = ()
-    """Codes of findings that are told but do not count, e.g. `[duplicate, wrong_extension]`."""
+    """Codes of findings that are reported but do not count, e.g. `[duplicate, wrong_extension]`."""
     limits: ImageLimits = ImageLimits()
-    """Caps on images."""
+    """Limits on images."""
     shard_rows: Effort[int] = Field(512, ge=1)
     """Images per part."""
     tasks: Effort[int] = Field(2, ge=1)
     """Processes that decode."""
     ray_from: Effort[int] = Field(5000, ge=0)
-    """With fewer images this process checks them alone: it is done before a cluster has started."""
+    """Number of images from which Ray is used; checking fewer takes less time than starting a cluster."""
     as_json: Effort[bool] = False
     """Print the whole report as JSON (`--json`)."""
     out: Place = ""

@@ -38,7 +38,7 @@ class CompareRun(Config):
     title: str = "composed image retrieval"
     """Heading of the page."""
     seed: int = 0
-    """Of the queries and samples drawn for the page."""
+    """Seed of the queries and samples drawn for the page."""
     out: Place = "~/cirray/quickstart/comparison"
     """Report artifact (path or URI)."""
 
@@ -49,25 +49,27 @@ class ScoreRun(Config):
     data: DataConfig = DataConfig()
     """Benchmark whose queries, galleries and protocol are used; its images are not read."""
     queries: Place = ""
-    """Vectors of the queries: .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside it."""
+    """File of the queries' vectors. A .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside
+    it."""
     query_ids: Place = ""
     """JSON list of the query ids, where it lies elsewhere."""
     gallery: tuple[Place, ...] = ()
-    """Vectors of the gallery: one file or several (shards), [N, D] or [N, tokens, D], with ids like the queries'."""
+    """Files of the gallery's vectors (shards). Each is [N, D] or [N, tokens, D], with ids like the queries'."""
     gallery_ids: tuple[Place, ...] = ()
     """JSON lists of their ids, one a file, where they lie elsewhere."""
     ranks: Place = ""
-    """Or ranked lists: a report, a Parquet file, a JSON object query id -> image ids, or a submission file."""
+    """Ranked lists in place of vectors. A report, a Parquet file, a JSON object query id -> image ids, or a
+    submission."""
     subsets: Place = ""
-    """JSON of the subsets' ranked ids (CIRR's recall_subset file), where `ranks` does not hold them."""
+    """JSON file of the subsets' ranked ids (CIRR), where `ranks` does not hold them."""
     row: str = ""
     """Which model of a report's rankings; empty: the last."""
     seed: int | None = None
     """Which seed of that model; null: its first."""
     name: str = "scored"
-    """What the table calls it."""
+    """Name in the table."""
     reference_rule: Literal["", "remove", "keep"] = ""
-    """Over the benchmark's own rule."""
+    """Whether a query's own reference leaves its ranking; empty: as the benchmark says."""
     normalize: bool = True
     """Bring vectors to unit length first: protocols score cosines."""
     top_k: int = Field(50, ge=1)
@@ -77,11 +79,11 @@ class ScoreRun(Config):
     device: Effort[str] = "cpu"
     """Where vectors are compared."""
     budget_mb: Effort[int] = Field(256, ge=1)
-    """MiB of one block of scores."""
+    """Memory of one block of scores in MiB."""
     parts: Effort[int] = Field(1, ge=1)
     """Pieces that every gallery file is cut into."""
     intervals: bool = False
-    """Give every figure its 95 % bootstrap interval."""
+    """Give every figure a 95 % bootstrap interval."""
     out: Place = ""
     """Report artifact with metrics.json and rankings.parquet; empty writes nothing."""
     ray: Effort[RayConfig] = RayConfig()
@@ -112,15 +114,15 @@ class BrowseRun(Config):
     seed: int | None = None
     """Which seed of that model; null: its first."""
     name: str = ""
-    """What the page calls it; empty: its row."""
+    """Name on the page; empty: its row."""
     other: Place = ""
-    """Second rankings to compare with: it wins or loses queries against `run`."""
+    """Second rankings, compared with `run` query by query."""
     other_row: str = ""
     """Which model of the second; empty: `row`."""
     other_seed: int | None = None
     """Which seed of the second; null: its first."""
     other_name: str = ""
-    """What the page calls it."""
+    """Name on the page."""
     pictured: int = Field(100, ge=0, le=5000)
     """Queries with embedded pictures: the worst and the best, or the most lost and most won."""
     listed: int = Field(10_000, ge=1)

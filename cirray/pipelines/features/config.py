@@ -21,19 +21,19 @@ class EmbedRun(Config):
 
     data: DataConfig = DataConfig()
     parts: tuple[Part, ...] = ("labelled", "pool", "gallery")
-    """Which images: those of the triplets and captions, the unlabelled pool, the gallery, the queries' references. The
-    first three: every image."""
+    """Which images to embed. `labelled`: those of triplets and captions; `pool`: unlabelled ones; `references`: those
+    of the queries. The first three together are all images."""
     tower: Place = "~/cirray/quickstart/towers"
-    """A `towers` or `checkpoint` artifact (path or URI), or whatever `load_vision_tower` reads."""
+    """Towers or checkpoint artifact with the vision tower, or a folder or hub id of one."""
     out: Place = "~/cirray/quickstart/features"
     """Features artifact (path or URI)."""
     limits: ImageLimits = ImageLimits()
     shard_rows: int = Field(512, ge=1)
-    """Images per shard: the unit of work, of progress and of what a kill may cost."""
+    """Images per shard. A killed run repeats only the parts that it did not finish."""
     batch: Effort[int] = Field(128, ge=1)
     """Images per forward pass."""
     decode_tasks: Effort[int] = Field(2, ge=1)
-    """Images are read and decoded by so many processes beside the actors."""
+    """Processes that read and decode images beside the actors."""
     pool: Effort[PoolConfig] = PoolConfig(size=1)
     ray: Effort[RayConfig] = RayConfig()
 
@@ -42,19 +42,20 @@ class TowersRun(Config):
     """Make or fetch the towers that stay frozen from then on: vision and language model."""
 
     vision: Place = "asset"
-    """`asset` (shipped, embedded world), `train`, a folder or hub id of BLIP-2, InstructBLIP or CLIP, a folder of
-    open_clip, `open_clip:NAME=FILE` (an open_clip architecture and its weights), or CLIP4Cir's tuned .pt."""
+    """`asset` (shipped, for the embedded world), `train`, or a folder, hub id or file of weights. These may be BLIP-2,
+    InstructBLIP, CLIP, a folder of open_clip, `open_clip:NAME=FILE` (an architecture and its weights), or CLIP4Cir's
+    tuned .pt."""
     language: Place = "asset"
-    """`asset` (shipped, embedded world), `train`, or a folder or hub id of a causal language model."""
+    """`asset` (shipped, for the embedded world), `train`, or a folder or hub id of a causal language model."""
     clip_tokens: Literal["embedding", "all", "unprojected"] = "embedding"
-    """What a CLIP tower gives: the image embedding alone (sum, Combiner), with projected tokens (cross-attention), or
-    with the patches of the last block as they are (pseudo-words)."""
+    """What a CLIP tower gives for an image. `embedding`: the image embedding (sum, Combiner). `all`: also projected
+    tokens (cross-attention). `unprojected`: also the last block's patches as they are (pseudo-words)."""
     vision_model: VisionTowerConfig = VisionTowerConfig()
     """Sizes of a trained vision tower."""
     transform: TransformConfig = TransformConfig()
     """How a trained vision tower's images are prepared; `size` is the tower's image size."""
     image_mode: Literal["", "target_pad", "squash", "center_crop"] = ""
-    """How images of a fetched vision tower become square (SPRC and PTHA: `target_pad`); empty: as its own files say."""
+    """How images become square for fetched weights; empty: as their own files say. SPRC and PTHA: `target_pad`."""
     vision_training: VisionTrainingConfig = VisionTrainingConfig()
     """Pretraining of the vision tower."""
     language_model: LanguageModelConfig = LanguageModelConfig()
@@ -62,11 +63,11 @@ class TowersRun(Config):
     language_training: LanguageTrainingConfig = LanguageTrainingConfig()
     """Text-only pretraining of the language model."""
     corpus: Literal["shapes", "data"] = "shapes"
-    """What a language model is trained on: the embedded world's grammar, or captions and training texts of `data`."""
+    """What a language model is trained on: the embedded world's grammar, or texts and captions of `data`."""
     data: DataConfig = DataConfig()
     """Images, captions and texts; read only by `vision_training.objective=captions` and `corpus=data`."""
     limits: ImageLimits = ImageLimits()
-    """Caps on images that are read."""
+    """Limits on images that are read."""
     device: Effort[str] = "cpu"
     """Where the towers are trained."""
     out: Place = "~/cirray/quickstart/towers"

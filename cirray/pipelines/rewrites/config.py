@@ -14,7 +14,7 @@ class RewriteRun(FrozenLanguageConfig):
     data: DataConfig = DataConfig()
     """Whose queries; a query of several texts (`variants`) has each of them rewritten."""
     captions: tuple[Place, ...] = ("~/cirray/quickstart/captions",)
-    """Captions artifacts that hold the queries' reference images (`cirray caption parts=[references]`)."""
+    """Captions artifacts of the queries' references (`cirray caption parts=[references]`)."""
     rewriter: str = "join"
     """`language`: a language model follows the instruction. `join`: "{caption}, {modification}", no model: the simple
     twin, and what the embedded world has, whose small language model cannot follow instructions."""
@@ -25,11 +25,11 @@ class RewriteRun(FrozenLanguageConfig):
     new_tokens: int = Field(80, ge=1)
     """Longest answer in tokens; CLIP reads 77."""
     reuse: Effort[tuple[Place, ...]] = ()
-    """Rewrites artifacts whose texts are taken over where caption, text, instruction and rewriter are the same."""
+    """Rewrites artifacts whose texts are used again where caption, text, instruction and rewriter are the same."""
     batch: Effort[int] = Field(32, ge=1)
-    """Questions answered together."""
+    """Texts rewritten together."""
     part_rows: int = Field(256, ge=1)
-    """Texts per part: the unit of work, of progress and of what a kill may cost."""
+    """Texts per part. A killed run repeats only the parts that it did not finish."""
     pool: Effort[PoolConfig] = PoolConfig(size=1)
     """Actors with a rewriter each."""
     ray: Effort[RayConfig] = RayConfig()

@@ -75,7 +75,7 @@ class ClaimSpec(Config):
     metric: str = "R@1"
     """Figure of the rows; of a stage, a dotted path into its manifest's metrics (`trained.forward.exact`)."""
     points: float = 0.0
-    """By more than so many points."""
+    """By more than this many points."""
     relative: float = 0.0
     """And by more than this share of the other's."""
     share: float = 0.0
@@ -108,7 +108,7 @@ class CurveClaimSpec(Config):
     best: Value = None
     """Without `over`: the value at which it should be best."""
     points: float = 0.0
-    """By more than so many points."""
+    """By more than this many points."""
 
     @model_validator(mode="after")
     def _one(self) -> "CurveClaimSpec":

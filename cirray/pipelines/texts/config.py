@@ -27,18 +27,18 @@ class MineRun(Config):
 
     data: DataConfig = DataConfig()
     features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
-    """Features artifacts that hold the images; unused by the policies `existing` and `reverse`. Images that could not
+    """Features artifacts that hold the images. The policies `existing` and `reverse` need none; images that could not
     be embedded are passed over."""
     parts: tuple[Part, ...] = ("pool",)
     """Images to pair."""
     exclude_parts: tuple[Part, ...] = ("gallery",)
-    """Images that no pair may hold, whatever part they are in; a benchmark's own val and test images never are."""
+    """Parts whose images no pair may hold. A benchmark's val and test images are never paired."""
     exclude_ids: Place = ""
-    """A text file of further image ids that no pair may hold, one per line."""
+    """Text file of further image ids that no pair may hold, one per line."""
     guard: tuple[DataConfig, ...] = ()
-    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    """Benchmarks whose val and test images must not be used; a run that would use some is refused, with a list."""
     allow_leaks: Effort[bool] = False
-    """Go on with such images all the same; the manifest records them."""
+    """Go on although images of a benchmark in `guard` are used; the manifest records them."""
     split: str = "train"
     """Split of the triplets that `existing` and `reverse` read."""
     mining: MiningConfig = MiningConfig()
@@ -60,7 +60,7 @@ class GenerateRun(FrozenLanguageConfig):
     out: Place = "~/cirray/quickstart/synthetic"
     """Triplets artifact (path or URI)."""
     directions: Literal["both", "forward"] = "both"
-    """`both`: a pair gives two triplets, each with the other's text as its reverse text; `forward`: one triplet."""
+    """Triplets of a pair. `both`: two, each with the other's text as its reverse text. `forward`: one."""
     reverse_texts: bool = True
     """Write reverse texts; needed by `directions: both`."""
     source: str = "mtst"
@@ -72,14 +72,14 @@ class GenerateRun(FrozenLanguageConfig):
     seed: int = Field(0, ge=0)
     """Seed of sampled decoding; part of every triplet's id."""
     part_rows: int = Field(512, ge=1)
-    """Pairs per part: the unit of work, of progress and of what a kill may cost."""
+    """Pairs per part. A killed run repeats only the parts that it did not finish."""
     filters: FilterConfig = FilterConfig()
     judge: Place = ""
-    """Root of a shapes world whose scenes judge the texts; the shares of right ones become metrics of the artifact."""
+    """Root of a shapes world whose scenes judge the texts; the share of right ones becomes a metric."""
     guard: tuple[DataConfig, ...] = ()
-    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    """Benchmarks whose val and test images must not be used; a run that would use some is refused, with a list."""
     allow_leaks: Effort[bool] = False
-    """Go on with such images all the same; the manifest records them."""
+    """Go on although images of a benchmark in `guard` are used; the manifest records them."""
     pool: Effort[PoolConfig] = PoolConfig()
     ray: Effort[RayConfig] = RayConfig()
 
@@ -102,19 +102,19 @@ class GeneratorRun(FrozenLanguageConfig):
     features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Features artifacts that hold the labelled images; without any, they are encoded here."""
     language: Place = ""
-    """Another language model than the towers': a folder or hub id; a whole InstructBLIP checkpoint serves too."""
+    """Folder or hub id of another language model than the towers'. A whole InstructBLIP checkpoint serves too."""
     qformer_source: Place = ""
-    """A BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former and projection are the start weights; its
-    sizes replace those of `model.qformer`."""
+    """BLIP-2 or InstructBLIP checkpoint to start from (folder or hub id). Its Q-Former and projection are the start
+    weights; its sizes replace those of `model.qformer`."""
     source_projection: bool = True
-    """Start the projection from `qformer_source` too; false: at random, for another language model than its own."""
+    """Start the projection from `qformer_source` too; false: at random, as another language model needs."""
     model: GeneratorConfig = GeneratorConfig()
     """The network."""
     labels: int | None = Field(None, ge=1)
-    """Use only the first so many training triplets (whole families), and the captions of their images."""
+    """Number of training triplets used, with the captions of their images; null: all. Families stay whole."""
     alignment: Literal["auto", "bags", "captions", "none"] = "auto"
-    """Before any label: soft tokens to the cells' phrases (`bags`, captions of the embedded world), or captions through
-    the language model (`captions`), or nothing. `auto` takes the first that the captions allow."""
+    """What is learned before any label. `bags`: soft tokens to the phrases of cells (captions of the embedded world).
+    `captions`: captions through the language model. `auto`: the first of these that the captions allow."""
     alignment_training: AlignmentConfig = AlignmentConfig()
     """Alignment's loop."""
     training: AnswerTrainingConfig = AnswerTrainingConfig()
@@ -122,21 +122,21 @@ class GeneratorRun(FrozenLanguageConfig):
     decoding: DecodingConfig = DecodingConfig()
     """Decoding of the evaluation."""
     evaluate_pairs: int = Field(400, ge=0)
-    """Held-out pairs whose texts are written and, where scenes are known, judged, in both directions."""
+    """Held-out pairs whose texts are written in both directions, and judged where scenes are known."""
     zero_shot: bool = True
     """Also evaluate before any labelled triplet was seen."""
     scenes: Place = "auto"
     """Root of a shapes world whose scenes judge the texts; `auto`: the data's root when it has scenes; empty: none."""
     guard: tuple[DataConfig, ...] = ()
-    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    """Benchmarks whose val and test images must not be used; a run that would use some is refused, with a list."""
     allow_leaks: Effort[bool] = False
-    """Go on with such images all the same; the manifest records them."""
+    """Go on although images of a benchmark in `guard` are used; the manifest records them."""
     limits: ImageLimits = ImageLimits()
-    """Caps on images that are read."""
+    """Limits on images that are read."""
     device: Effort[str] = "cpu"
     """Where the generator is trained."""
     seed: int = Field(0, ge=0)
-    """Start weights; the loops have seeds of their own."""
+    """Seed of the start weights. The loops have their own."""
     out: Place = "~/cirray/quickstart/generator"
     """Generator artifact (path or URI)."""
     ray: Effort[RayTrainConfig | None] = None
@@ -162,24 +162,24 @@ class CheckRun(Config):
     triplets: Place = "~/cirray/quickstart/synthetic"
     """Triplets artifact to check."""
     checkpoint: Place = "~/cirray/quickstart/labelled_equal"
-    """The base retriever: a checkpoint that was not trained on these triplets, e.g. on labelled ones alone."""
+    """Checkpoint of the base retriever. It must not have been trained on these triplets; labelled ones are fine."""
     features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
-    """Features artifacts, made by the checkpoint's vision tower, that hold the triplets' images."""
+    """Features artifacts that hold the triplets' images, made by the checkpoint's vision tower."""
     tests: tuple[Literal["rank", "outrank", "direction"], ...] = ("rank",)
-    """What a triplet must pass. rank: its target is found. outrank: its target beats its own reference. direction:
-    its text leads rather from reference to target than back."""
+    """What a triplet must pass. `rank`: its target is found. `outrank`: its target beats its own reference.
+    `direction`: its text leads from reference to target more than back."""
     top_k: int = Field(20, ge=1)
-    """`rank`: a triplet stays when its target is among the first so many of all their images, own reference removed."""
+    """Test `rank`: last rank at which the target may stand. All images of the triplets but the reference are ranked."""
     both: bool = True
-    """Its reverse twin must stay too, where it has one: texts of one pair are right or wrong together."""
+    """Keep a triplet only together with its reverse twin: texts of one pair are right or wrong together."""
     batch: Effort[int] = Field(256, ge=1)
     """Images and queries per forward pass."""
     judge: Place = ""
-    """Root of a shapes world whose scenes judge the kept texts; the shares of right ones become metrics."""
+    """Root of a shapes world whose scenes judge the kept texts; the share of right ones becomes a metric."""
     device: Effort[str] = "cpu"
     """Where the model runs."""
     out: Place = "~/cirray/quickstart/checked"
-    """Triplets artifact (path or URI); what did not pass is in its rejected rows, with the rank."""
+    """Triplets artifact (path or URI). Its rejected rows hold what did not pass, with the rank."""
 
     @model_validator(mode="after")
     def _named(self) -> "CheckRun":

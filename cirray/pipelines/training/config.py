@@ -27,12 +27,12 @@ class ValidationConfig(Config):
     """
 
     queries: Common[Annotated[int, Field(ge=0)] | Literal["benchmark"]] = 400
-    """Held-out triplets used, in the data set's order; 0 switches validation off. benchmark: all queries of the data
-    set, in its own galleries and figures (CIRR: val_R@5, val_Rs@1, val_Avg ...; Fashion IQ: val_Avg ...)."""
+    """Number of held-out triplets measured; 0: none. They are the first of the data set. `benchmark`: all its queries,
+    with its own galleries and figures (CIRR: val_R@5, val_Rs@1, val_Avg ...; Fashion IQ: val_Avg ...)."""
     split: str = "val"
-    """Their split (a benchmark's is chosen in `data`)."""
+    """Split of the held-out triplets (a benchmark's is chosen in `data`)."""
     every: Common[int | None] = Field(None, ge=1)
-    """Steps between two measurements (a multiple of training.log_every); null: at the end only."""
+    """Steps between measurements; null: at the end only. A multiple of training.log_every."""
     batch: Effort[int] = Field(128, ge=1)
     """Images and queries per forward pass."""
     ks: tuple[int, ...] = (1, 5, 10)
@@ -44,7 +44,7 @@ class ValidationConfig(Config):
     """Keep the weights of the measurement with the best mean of these figures, e.g. [held_R@1, held_R@5]; empty: those
     of the last step. `val_R@1` and the like choose on the split itself, as some papers do."""
     patience: int | None = Field(None, ge=1)
-    """With `keep`: stop after so many measurements in a row without a better one; null: never."""
+    """With `keep`: stop after this many measurements in a row without a better one; null: never."""
 
     @model_validator(mode="after")
     def _measured(self) -> "ValidationConfig":
@@ -80,22 +80,22 @@ class TrainRun(Config):
     data: DataConfig | None = DataConfig()
     """Labelled triplets, held-out triplets and captions; null when none of these is used."""
     labels: int | None = Field(None, ge=0)
-    """Train on the first so many labelled triplets (whole families); null: on all; 0: on none."""
+    """Number of labelled triplets to train on; null: all. They are the first ones, families stay whole."""
     triplets: tuple[Place, ...] = ()
     """Triplets artifacts to train on."""
     reverse_texts: tuple[Place, ...] = ()
-    """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
+    """Triplets artifacts with the labelled triplets' reverse texts. They are joined by reference and target."""
     features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
-    """Features artifacts with every image of the triplets; empty: images are encoded while training, by `towers`."""
+    """Features artifacts of the triplets' images; empty: `towers` encodes them while training."""
     images: tuple[DataConfig, ...] = ()
-    """Without features: further data sets whose image files are read, for triplets on other images than `data`'s."""
+    """Data sets of further images, where images are encoded while training."""
     towers: Place = "~/cirray/quickstart/towers"
-    """Towers or checkpoint artifact with the vision tower that made the features; it is copied into the checkpoint."""
+    """Artifact with the vision tower that made the features. The tower is copied into the checkpoint."""
     init: Place = ""
-    """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
+    """Checkpoint artifact to start from; empty: random weights."""
     qformer_source: Place = ""
-    """Instead of `init`: a BLIP-2 or InstructBLIP checkpoint (folder or hub id) whose Q-Former, projections and
-    tokenizer are the start, or what `cirray convert` made of one."""
+    """BLIP-2 or InstructBLIP checkpoint to start from. A folder or hub id, or what `cirray convert` made of one, in
+    place of `init`; Q-Former, projections and tokenizer are the start."""
     model: RetrieverConfig = RetrieverConfig()
     """The network. With `init`, fields that are given change what the checkpoint has, where its weights allow it; with
     `qformer_source`, the checkpoint's own sizes hold."""
@@ -105,21 +105,21 @@ class TrainRun(Config):
     encoder: EncoderChoice | None = None
     """Instead of `model`: a retriever of another registered kind, also of another package."""
     tokenizer: Place = ""
-    """Folder or hub id of a BERT-style tokenizer; empty: the words of all training texts and captions. Not with `init`,
-    which brings its own."""
+    """Folder or hub id of a BERT tokenizer; empty: the words of all training texts and captions. Not with `init`, which
+    brings its own."""
     temperature: Annotated[float, Field(gt=0)] | Literal["source"] | None = None
-    """Start temperature in place of the model's or the checkpoint's; source: that of `qformer_source`, refused where it
+    """Start temperature; null: the model's or the checkpoint's. `source`: that of `qformer_source`, refused where it
     has none (SPRC and MTST go on with BLIP-2's)."""
     training: TrainingConfig = TrainingConfig()
     """Objective, steps, optimiser, engine."""
     validation: ValidationConfig = ValidationConfig()
     """Recall on held-out triplets."""
     guard: tuple[DataConfig, ...] = ()
-    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    """Benchmarks whose val and test images must not be used; a run that would use some is refused, with a list."""
     allow_leaks: Effort[bool] = False
-    """Go on with such images all the same; the manifest records them."""
+    """Go on although images of a benchmark in `guard` are used; the manifest records them."""
     device: Effort[str] = "cpu"
-    """Where the model is, when it is trained in this process."""
+    """Device of a training in this process."""
     out: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact (path or URI)."""
     ray: Effort[RayTrainConfig] = RayTrainConfig()
@@ -154,7 +154,7 @@ class PretrainRun(TrainRun):
     """Pretrain a retriever on generated triplets (MTST)."""
 
     labels: int | None = Field(0, ge=0)
-    """Train also on the first so many labelled triplets (whole families); null: on all; 0: on none."""
+    """Number of labelled triplets to train on as well; null: all. They are the first ones, families stay whole."""
     triplets: tuple[Place, ...] = ("~/cirray/quickstart/synthetic",)
     """Triplets artifacts to train on."""
     training: TrainingConfig = TrainingConfig(objective="pretrain")
@@ -167,9 +167,9 @@ class FinetuneRun(TrainRun):
     """Fine-tune a retriever on labelled triplets, plainly or with PTHA."""
 
     reverse_texts: tuple[Place, ...] = ("~/cirray/quickstart/reverse",)
-    """Triplets artifacts whose texts become the labelled triplets' reverse texts, joined by reference and target."""
+    """Triplets artifacts with the labelled triplets' reverse texts. They are joined by reference and target."""
     init: Place = "~/cirray/quickstart/pretrained"
-    """Checkpoint artifact to start from; empty: random weights of `model`'s sizes."""
+    """Checkpoint artifact to start from; empty: random weights."""
     training: TrainingConfig = TrainingConfig(objective="ptha")
     """Objective, steps, optimiser, engine."""
 
@@ -185,29 +185,29 @@ class TuneRun(Config):
     }
     """Dotted path inside `base` -> its values, e.g. `{training.optimizer.lr: {loguniform: [1e-4, 1e-2]}}`."""
     samples: int = Field(1, ge=1)
-    """Draws of the random fields for every combination of the grids."""
+    """Draws of random fields for every combination of the grids."""
     metric: str = "val_R@1"
-    """What ranks the trials: a number of the history rows."""
+    """Figure of the history rows that ranks the trials."""
     mode: Literal["max", "min"] = "max"
     """Whether large or small is good."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """Stop the worse trials early by successive halving, or those below the median of the others, or none."""
+    """What stops worse trials early: successive halving, or falling below the others' median."""
     grace_steps: int | None = Field(None, ge=1)
-    """Steps before any trial is stopped; default: the first validation."""
+    """Steps before any trial is stopped; null: until the first validation."""
     reduction_factor: int = Field(3, ge=2)
-    """ASHA keeps one in so many at each rung."""
+    """ASHA keeps one trial in this many at each rung."""
     trials: Effort[Literal["process", "train"]] = "process"
-    """A trial trains in one process of its own, or starts Ray Train workers as `base.ray` says."""
+    """Where a trial trains: in one process, or on Ray Train workers as `base.ray` says."""
     cpus_per_trial: Effort[float] = Field(1.0, gt=0)
     """Logical CPUs of a `process` trial."""
     gpus_per_trial: Effort[float] = Field(0.0, ge=0)
     """GPUs of a `process` trial, which then trains on one."""
     max_concurrent: Effort[int | None] = Field(None, ge=1)
-    """Trials at a time; default and upper limit: as many as the cluster holds."""
+    """Most trials at a time; null: as many as the cluster holds."""
     max_failures: Effort[int] = Field(1, ge=0)
     """Restarts of a trial that crashed."""
     seed: int = Field(0, ge=0)
-    """Draws of random fields, and the order of the trials."""
+    """Seed of random fields and of the order of trials."""
     out: Place = "~/cirray/quickstart/sweep"
     """Sweep artifact (path or URI)."""
     ray: Effort[RayConfig] = RayConfig()

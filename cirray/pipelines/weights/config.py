@@ -13,12 +13,13 @@ class ConvertRun(Config):
     """Read the authors' checkpoint files, or write them again."""
 
     source: Place
-    """A file (`.pth`, `.pt`, `.bin`, `.safetensors`) of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SPN4CIR, SEARLE, LinCIR or
-    Pic2Word, a folder that this verb made of one, or (`to: original`) a checkpoint artifact."""
+    """What is read: a checkpoint file, a folder made of one, or an artifact (`to: original`). Files (`.pth`, `.pt`,
+    `.bin`, `.safetensors`) may be those of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SPN4CIR, SEARLE, LinCIR or Pic2Word."""
     to: Literal["weights", "checkpoint", "original"] = "weights"
-    """`weights`: a folder for `qformer_source` and `vision` (Hugging Face's layout), or of a CLIP for `vision` and
-    `dual.source` (open_clip's). `checkpoint`: a checkpoint artifact, to evaluate, index and serve. `original`: the
-    authors' layout: `weights.pt`, of a dual encoder `clip.pt` and `combiner.pt`, of a map to pseudo-words `phi.pt`."""
+    """What is written. `weights`: a folder for `qformer_source` and `vision` (Hugging Face's layout), or of a CLIP for
+    `vision` and `dual.source` (open_clip's). `checkpoint`: a checkpoint artifact, to evaluate, index and serve.
+    `original`: the authors' layout: `weights.pt`, of a dual encoder `clip.pt` and `combiner.pt`, of a map to
+    pseudo-words `phi.pt`."""
     format: Literal[
         "auto",
         "blip2",
@@ -35,22 +36,22 @@ class ConvertRun(Config):
     """What the file is; `auto` tells it by its tensors. spn: SPRC after SPN's second stage; clip4cir: a tuned CLIP in
     OpenAI's layout, or a Combiner; searle, lincir, pic2word: a map from images to pseudo-words."""
     clip: Place = ""
-    """With `to: checkpoint`: the CLIP under a Combiner or a map whose file holds none (CLIP4Cir's tuned .pt, a folder
-    of Hugging Face or open_clip, a hub id, `open_clip:NAME=FILE`, a towers artifact)."""
+    """The CLIP of a Combiner or a map whose file holds none, with `to: checkpoint`. CLIP4Cir's tuned .pt, a folder of
+    Hugging Face or open_clip, a hub id, `open_clip:NAME=FILE`, or a towers artifact."""
     tokenizer: Place = ""
-    """Folder or hub id of the Q-Former's tokenizer (bert-base-uncased); [DEC] is added where LAVIS adds it."""
+    """Folder or hub id of the Q-Former's tokenizer (bert-base-uncased). [DEC] is added where LAVIS adds it."""
     vision: Place = ""
-    """With `to: checkpoint`: the vision tower of a file that holds none (towers artifact, folder or hub id)."""
+    """The vision tower of a file that holds none, with `to: checkpoint`. Towers artifact, folder or hub id."""
     qformer_heads: int = Field(12, ge=1)
     """Attention heads of the Q-Former, which the file does not tell."""
     vision_heads: int = Field(16, ge=1)
     """Attention heads of the vision tower, which the file does not tell."""
     model: RetrieverConfig | None = None
-    """With `to: checkpoint`: readout, mask, text processor, temperature over those of the authors' code, which reads
-    captions as LAVIS does and infers from [CLS]."""
+    """Readout, mask, text processor and temperature, with `to: checkpoint`. The default is the authors' code, which
+    reads captions as LAVIS does and infers from [CLS]."""
     image_mode: Literal["", "target_pad", "squash", "center_crop"] = ""
-    """With `to: checkpoint`: how images become square; empty: as the authors' code does it (LinCIR, Pic2Word:
-    `center_crop`; all others: `target_pad`)."""
+    """How images become square, with `to: checkpoint`; empty: as in the authors' code. LinCIR and Pic2Word:
+    `center_crop`, all others: `target_pad`."""
     out: Place = "~/cirray/quickstart/converted"
     """Artifact to write (path or URI)."""
 
@@ -74,7 +75,7 @@ class ExportRun(Config):
     name: str = "composed image retriever"
     """Heading of the card."""
     license: str = "other"
-    """License of the weights, as the card's metadata name it; weights made from others' keep theirs."""
+    """License of the weights, as the card's metadata name it. Weights made from others' keep theirs."""
     notes: str = ""
     """A paragraph for the card."""
     out: Place = "~/cirray/quickstart/export"

@@ -16,9 +16,9 @@ class ClipRun(Config):
     """Make a small CLIP (image and text encoder in one space) as towers: shipped, or trained on images and captions."""
 
     source: Literal["asset", "train"] = "asset"
-    """`asset`: shipped, for the embedded world. `train`: from scratch."""
+    """Where it comes from. `asset`: shipped, for the embedded world. `train`: from scratch."""
     corpus: Literal["shapes", "data"] = "shapes"
-    """What is trained on: fresh scenes that no embedded world holds, with captions; or captioned images of `data`."""
+    """Training data: captioned fresh scenes that no embedded world holds, or captioned images of `data`."""
     data: DataConfig = DataConfig()
     """Images and captions of `corpus=data`."""
     model: ClipModelConfig = ClipModelConfig()
@@ -28,11 +28,12 @@ class ClipRun(Config):
     training: ClipTrainingConfig = ClipTrainingConfig()
     """Loop, heads."""
     tokens: Literal["embedding", "all", "unprojected"] = "unprojected"
-    """What the vision tower gives: the image embedding, with projected tokens, or with the last block's patches."""
+    """What the vision tower gives for an image. `embedding`: the image embedding. `all`: also projected tokens.
+    `unprojected`: also the last block's patches."""
     judged: int = Field(500, ge=0)
-    """Fresh pairs among which images and captions must find each other, for the manifest."""
+    """Fresh pairs to measure retrieval on, for the manifest."""
     limits: ImageLimits = ImageLimits()
-    """Caps on images that are read."""
+    """Limits on images that are read."""
     device: Effort[str] = "cpu"
     """Where it is trained."""
     out: Place = "~/cirray/quickstart/clip"
@@ -64,13 +65,13 @@ class MapRun(Config):
     data: DataConfig = DataConfig()
     """Images with captions; no triplet is read."""
     images: int | None = Field(None, ge=1)
-    """Use only the first so many captioned images; null: all."""
+    """Number of captioned images used, the first ones; null: all."""
     caption_origin: str = "data set"
-    """Where the captions come from (people, a captioner and its version), for the manifest."""
+    """Who wrote the captions (people, a captioner and its version), for the manifest."""
     features: tuple[Place, ...] = ("~/cirray/quickstart/clip_features",)
     """Features artifacts of these images, made by the CLIP's vision tower."""
     towers: Place = "~/cirray/quickstart/clip"
-    """Towers artifact with the CLIP's vision tower; it is copied into the checkpoint."""
+    """Towers artifact of the CLIP. Its vision tower is copied into the checkpoint."""
     model: WordMapConfig = WordMapConfig()
     """phi, injection, prompts; an empty source is the towers artifact's own CLIP."""
     training: MappingConfig = MappingConfig()
@@ -78,11 +79,11 @@ class MapRun(Config):
     validation: MapValidationConfig = MapValidationConfig()
     """A benchmark measured while training."""
     judged: int = Field(500, ge=0)
-    """Captioned images among which pseudo-sentences must find their image, for the manifest."""
+    """Captioned images to measure on, for the manifest: pseudo-sentences must find their image."""
     guard: tuple[DataConfig, ...] = ()
-    """Benchmarks whose val and test images must not be among these; they are refused with the list."""
+    """Benchmarks whose val and test images must not be used; a run that would use some is refused, with a list."""
     allow_leaks: Effort[bool] = False
-    """Go on with such images all the same; the manifest records them."""
+    """Go on although images of a benchmark in `guard` are used; the manifest records them."""
     device: Effort[str] = "cpu"
     """Where it is trained."""
     out: Place = "~/cirray/quickstart/mapped"
@@ -104,12 +105,12 @@ class SampleRun(Config):
     triplets: Place = "~/cirray/quickstart/checked"
     """Triplets artifact."""
     count: int | None = Field(None, ge=1)
-    """Rows drawn; null: all. A smaller sample is part of every larger one of the same seed."""
+    """Number of rows drawn; null: all. A smaller sample is part of every larger one of the same seed."""
     shuffled: float = Field(0.0, ge=0, le=1)
-    """Share of the rows whose texts are dealt out among them anew: wrong texts of the right kind."""
+    """Share of the rows whose texts are exchanged among them: wrong texts of the right kind."""
     template: str = ""
-    """Replaces every text where given (template-only arm)."""
+    """One text for all rows in place of their own; empty: theirs."""
     seed: int = Field(0, ge=0)
-    """Of the draw and of the shuffle."""
+    """Seed of the draw and of the exchange."""
     out: Place = "~/cirray/quickstart/sampled"
     """Triplets artifact (path or URI)."""
