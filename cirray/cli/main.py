@@ -139,7 +139,7 @@ def _run_verb(name: str, given: list[str]) -> int:
         say(config.to_yaml().rstrip())
         return 0
     if options.restart and not chosen.restarts:
-        raise ConfigError(f"cirray {name} writes no artifact, so there is nothing that --restart could throw away.")
+        raise ConfigError(f"cirray {name} writes no artifact, so --restart has nothing to throw away.")
     limit_threads()
     with restarting(options.restart):
         result = chosen.function()(config)

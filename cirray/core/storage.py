@@ -57,7 +57,7 @@ def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     if is_local(uri):
         path = str(local_path(uri).absolute())
         if not is_whole(path):
-            raise ArtifactError(f"The path {path!r} holds bytes that are not UTF-8; choose or rename a folder so.")
+            raise ArtifactError(f"The path {path!r} holds bytes that are not UTF-8; use another path.")
         return pafs.LocalFileSystem(), path
     try:
         return pafs.FileSystem.from_uri(str(uri))

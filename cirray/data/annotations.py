@@ -170,7 +170,7 @@ def load_names(path: Path) -> list[str]:
     """Names in a JSON file that is a list of different texts.
 
     Raises:
-        DataError: for anything else, and for a name that stands twice.
+        DataError: for anything else, and for a name that appears twice.
     """
     values = load_json(path)
     if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
@@ -232,7 +232,7 @@ def once(records: Iterable[tuple[Record, str]], key: str) -> None:
     seen: dict[str, str] = {}
     for record, value in records:
         if value in seen:
-            record.fail(f"{key} {value!r} is that of {seen[value]} already; ids must be unique inside a split.")
+            record.fail(f"{key} {value!r} is used by {seen[value]} already; ids must be unique inside a split.")
         seen[value] = record.place
 
 
@@ -244,7 +244,7 @@ def complete(records: Sequence[Record], keys: Sequence[str], left: list[str]) ->
 
 def null_note(left: Sequence[str]) -> tuple[str, ...]:
     """The note about entries left out by `complete`."""
-    return count_note("entries left out, an image of theirs being null", left)
+    return count_note("entries left out because an image is null", left)
 
 
 def blank_note(queries: Iterable[Query]) -> tuple[str, ...]:

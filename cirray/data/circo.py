@@ -76,7 +76,7 @@ def _query(record: Record, config: CircoConfig) -> Query:
     if not targets or targets[0] != first:
         record.fail(f"gt_img_ids {list(targets)[:3]} does not begin with target_img_id {first}.")
     if len(set(targets)) < len(targets):
-        record.fail("gt_img_ids names an image twice; each ground truth stands once.")
+        record.fail("gt_img_ids names an image twice; each ground truth may appear once.")
     return Query(query_id, reference, text, targets, tags=_aspects(record))
 
 
@@ -101,7 +101,7 @@ def _gallery(info: Path) -> dict[str, str]:
         record = Record(info, f"image {number}", values)
         image = record.id("id")
         if image in found:
-            record.fail(f"id {image} stands twice.")
+            record.fail(f"id {image} appears twice.")
         name = values.get("file_name") or f"{image:0>12}.jpg"
         found[image] = str(name)
     return found

@@ -29,7 +29,7 @@ IMAGE_CODES = {
     "missing": "images are missing on disk",
     "unreadable": "images cannot be read",
     "empty": "images have 0 bytes",
-    "undecodable": "images are no picture of a known format",
+    "undecodable": "images are of no known format",
     "truncated": "images are truncated or damaged",
     "limits": "images are out of the limits on size or shape",
     "box_outside": "crops lie outside their image",

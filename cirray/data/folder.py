@@ -61,7 +61,7 @@ def read_folder(config: FolderConfig) -> CirDataset:
         queries=queries,
         gallery_ids=gallery,
         captions=_read_captions(_rows(root, "captions", config.captions, ("image", "caption"), left), names),
-        notes=(*scan.notes, *count_note("rows left out, a needed value being null", left)),
+        notes=(*scan.notes, *count_note("rows left out because a needed value is null", left)),
     )
 
 

@@ -114,8 +114,8 @@ def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
         gallery_ids=ids,
         notes=(
             *count_note("triplets left out (blank text, or an image missing or twice)", left),
-            *count_note("queries left out, an image of theirs being null", missing),
-            *count_note("gallery rows left out, their image being null", absent),
+            *count_note("queries left out because an image is null", missing),
+            *count_note("gallery rows left out because their image is null", absent),
             *blank_note(queries),
             *count_note("images share a name with another picture and are called by their row", images.clashes),
         ),
@@ -179,7 +179,7 @@ def _rows(config: HuggingFaceConfig, split: str, needed: Sequence[str], more: Se
             if missing:
                 raise DataError(
                     f"Split {split!r} of {config.root!r} has no column {missing[0]!r}; it has: "
-                    f"{', '.join(batch.schema.names)}. Name the right one in the `huggingface` section."
+                    f"{', '.join(batch.schema.names)}. Name the right one in `data.huggingface`."
                 )
             present = [name for name in (*needed, *more) if name in batch.schema.names]
             columns = {name: _column(path, batch, base, name) for name in present}

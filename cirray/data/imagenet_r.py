@@ -59,7 +59,7 @@ def _labels(path: Path) -> dict[str, int]:
                 f"{str(path)!r}, line {number}: a path and a whole number are expected, found {line[:80]!r}."
             )
         if name.strip() in found:
-            raise DataError(f"{str(path)!r}, line {number}: image {name!r} stands twice; each has one line.")
+            raise DataError(f"{str(path)!r}, line {number}: image {name!r} appears twice; each has one line.")
         found[name.strip()] = int(label)
     return found
 
@@ -87,6 +87,6 @@ def _notes(queries: tuple[Query, ...], left: list[str]) -> tuple[str, ...]:
     kept, gone = Counter(q.edit for q in queries), Counter(name.partition("-")[0] for name in left)
     factors = [f"{domain} {kept[domain] / (kept[domain] + gone[domain]):.4f}" for domain in DOMAINS if gone[domain]]
     return (
-        *count_note("queries left out, their class having no image in the domain", left),
+        *count_note("queries left out because their class has no image in the domain", left),
         *([f"the authors' code counts those as 0: multiply our means by {', '.join(factors)}"] if factors else []),
     )

@@ -28,7 +28,7 @@ class Listing:
     def notes(self) -> tuple[str, ...]:
         """Notes on the files that are not pictures."""
         return (
-            *count_note("files left aside, by their names no pictures", self.aside),
+            *count_note("files left out: no pictures by their names", self.aside),
             *(f"the folder {name!r} was left out: {reason}" for name, reason in self.closed),
         )
 
@@ -64,7 +64,7 @@ def picture_ids(names: Sequence[str]) -> list[str]:
     not on their order.
 
     Raises:
-        DataError: when a name stands twice.
+        DataError: when a name appears twice.
     """
     stems = [split_suffix(name)[0] for name in names]
     times, whole = Counter(stems), Counter(names)

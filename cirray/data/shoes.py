@@ -68,7 +68,7 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
             *unused,
             *null_note(missing),
             *blank_note(queries),
-            *count_note("pairs are left out, being in neither list", [f"row {item[0]}" for item in pairs["neither"]]),
+            *count_note("pairs left out: in neither list", [f"row {item[0]}" for item in pairs["neither"]]),
             *count_note("queries whose target is their reference: they cannot be hit", same),
         ),
     )

@@ -150,7 +150,7 @@ def read_rows(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
                     yield from _READERS[kind](path, stream, required)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{str(path)!r} is not UTF-8 text ({error.reason} at byte {error.start}); save it so."
+            f"{str(path)!r} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
         ) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
@@ -167,7 +167,7 @@ def _read_csv(path: Path, stream: IO[str], required: Sequence[str], delimiter: s
     header = [name.strip().lstrip("\ufeff") for name in header]
     if len({*header} - {""}) < len([name for name in header if name]):
         twice = next(name for name in header if name and header.count(name) > 1)
-        raise DataError(f"{str(path)!r}, line {line}: column {twice!r} stands twice; keep one.")
+        raise DataError(f"{str(path)!r}, line {line}: column {twice!r} appears twice; keep one.")
     missing = [name for name in required if name not in header]
     if missing:
         have = ", ".join(header) or "(nothing)"

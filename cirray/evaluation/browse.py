@@ -124,7 +124,7 @@ def render_browser(
     }
     summary = _summary(queries, runs, shown, names, limits)
     if thumbnails.missing:
-        summary += f" {thumbnails.missing:,} images could not be read; their names stand in their places."
+        summary += f" {thumbnails.missing:,} images could not be read; their names are shown instead."
     return _page(title, protocol, summary, data)
 
 

@@ -82,5 +82,5 @@ def plan_for(
     if dataset.gallery_ids or dataset.galleries:
         return make_plan(dataset.queries, dataset.gallery_ids, protocol, dataset.galleries, scored), ()
     images = spellings.gallery(named)
-    note = f"The gallery is unknown; the {len(images):,} images named by the given files stand for it, unchecked."
+    note = f"The gallery is unknown; the {len(images):,} images named by the given files are used for it, unchecked."
     return make_plan(dataset.queries, images, protocol, scored=scored), (note,)

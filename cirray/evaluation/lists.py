@@ -75,7 +75,7 @@ def depth_note(lists: Mapping[str, Sequence[str]], plan: EvaluationPlan) -> str:
     deepest, smallest = max(plan.protocol.ks), min(len(gallery) for gallery in plan.galleries.values())
     if not lists or shortest >= min(deepest, smallest - 1):
         return ""
-    return f"The shortest list holds {shortest} images: what stands beyond it counts as no hit."
+    return f"The shortest list holds {shortest} images; images beyond its end count as no hit."
 
 
 def _own_ids(plan: EvaluationPlan, lists: Mapping[str, Sequence[str]], source: str) -> dict[str, tuple[str, ...]]:
@@ -88,7 +88,7 @@ def _own_ids(plan: EvaluationPlan, lists: Mapping[str, Sequence[str]], source: s
         )
     if strange:
         raise DataError(
-            f"{source!r} holds {len(strange):,} lists of no query of this split; the first is {strange[0]!r}. Is it of "
+            f"{source!r} holds {len(strange):,} lists of unknown queries; the first is {strange[0]!r}. Is it of "
             "another split?"
         )
     found = {}

@@ -53,7 +53,7 @@ def measure(
     """
     array = np.asarray(gains)
     if not len(array):
-        raise DataError(f"{name} of no queries has no value. Give at least one query.")
+        raise DataError(f"{name} needs at least one query.")
     if array.dtype == bool and groups is None and hits is None:
         hits = int(np.count_nonzero(array))
     return Measure(

@@ -94,7 +94,7 @@ def group_recall(ranks_B: np.ndarray, ks: Sequence[int]) -> GroupRecall:
     """
     count = len(ranks_B)
     if not count:
-        raise DataError("Recall of no queries has no value. Give at least one query.")
+        raise DataError("Recall needs at least one query.")
     hits = hit_counts(ranks_B, ks)
     return GroupRecall(count, hits, {f"R@{k}": found / count for k, found in hits.items()})
 

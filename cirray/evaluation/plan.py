@@ -140,7 +140,7 @@ def _sorted_gallery(name: str, gallery_ids: Sequence[str], galleries: Mapping[st
     ordered = tuple(sorted(gallery_ids))
     for image, after in zip(ordered, ordered[1:], strict=False):
         if image == after:
-            raise DataError(f"Image {image!r} stands twice in the gallery; every gallery id must be there once.")
+            raise DataError(f"Image {image!r} appears twice in the gallery; every gallery id must be there once.")
     return ordered
 
 

@@ -67,7 +67,7 @@ class Spellings:
             return ()
         name, own = changed[0]
         return (
-            f"{len(changed):,} image ids are spelled otherwise in the file and were understood: {name!r} as {own!r}.",
+            f"{len(changed):,} image ids have another spelling in the file and were recognised: {name!r} as {own!r}.",
         )
 
     def _look_up(self, name: str) -> str:

@@ -40,7 +40,7 @@ class FeatureStore:
         """Take shards [n, P, D] and the ids of their rows, in one order.
 
         Raises:
-            ArtifactError: when an id stands twice, or ids and rows differ in number.
+            ArtifactError: when an id appears twice, or ids and rows differ in number.
         """
         self.info = info
         self._shards = list(shards)

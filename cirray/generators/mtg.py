@@ -205,7 +205,7 @@ class ModificationTextModel(nn.Module):
         """
         if set(state) != set(self.tuned_state()):
             odd = sorted(set(state) ^ set(self.tuned_state()))[:3]
-            raise ArtifactError(f"These weights are of another generator: {odd}. Start the run in another place (out).")
+            raise ArtifactError(f"These weights are of another generator: {odd}. Choose another out.")
         self.load_state_dict(state, strict=False)
 
     def _answer_logits(self, prefix_BLE: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

@@ -178,7 +178,7 @@ class Retriever(nn.Module, ABC):
         if unknown:
             makes = f"It makes: {', '.join(sorted(known))}." if known else "It makes none."
             raise ConfigError(
-                f"A loss term wants the output {unknown[0]!r} of a {self.kind!r} retriever. {makes} Use another term, "
+                f"A loss term needs the output {unknown[0]!r} of a {self.kind!r} retriever. {makes} Use another term, "
                 "or another encoder."
             )
 

@@ -102,7 +102,7 @@ def find_format(names: Iterable[str], wanted: str = "auto") -> str:
         marks = "; ".join(f"{name}: {', '.join(form.marks)}" for name, form in FORMATS.items())
         raise ArtifactError(
             f"The checkpoint is of the wrong architecture: its tensors ({_some(present)}) are not those of "
-            f"{'any known format' if wanted == 'auto' else wanted}. Known by Qformer.bert.* and {marks}."
+            f"{'any known format' if wanted == 'auto' else wanted}. It is recognised by Qformer.bert.* and {marks}."
         )
     return max(fitting, key=lambda name: len(FORMATS[name].marks))
 

@@ -124,7 +124,7 @@ class DualEncoderRetriever(Retriever):
         self.refuse(wanted)
         if wanted.reverse or wanted.prompts:
             name = "ptha" if wanted.reverse else "sprc"
-            raise ConfigError(f"Objective {name} needs prototypes, which a dual encoder has not; set lambda_p=0.")
+            raise ConfigError(f"Objective {name} needs prototypes, which a dual encoder does not have; set lambda_p=0.")
         state_BPD, text_BD = self.encode_reference(batch.reference_BPD), self.text_encoder(batch.text)
         references_BQD = _unit(self._pooled(state_BPD))[:, None] if wanted.references else None
         return RetrieverOutput(

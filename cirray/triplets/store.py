@@ -51,7 +51,7 @@ class TripletStore:
         """All triplets, or those of one split or source.
 
         Raises:
-            DataError: naming a file that is damaged, or an id that stands twice.
+            DataError: naming a file that is damaged, or an id that appears twice.
         """
         table = read_tables(str(self.folder), DATA, TRIPLET_SCHEMA)
         refuse_duplicates(table.column("triplet_id").to_pylist(), str(self.folder))
@@ -152,7 +152,7 @@ def merge(uris: Mapping[str, str], out: str) -> Manifest:
         Its manifest, with one count per input.
 
     Raises:
-        DataError: when one id, or one (reference, target, text) of a source, stands twice.
+        DataError: when one id, or one (reference, target, text) of a source, appears twice.
     """
     stores = {tag: TripletStore.open(uri) for tag, uri in uris.items()}
     inputs = {tag or "rows": store.manifest.digest for tag, store in stores.items()}

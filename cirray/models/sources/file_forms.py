@@ -130,9 +130,9 @@ def _early(head: bytes) -> str:
             return words
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "a web page (HTML), most likely what a site answered in place of the file"
+        return "a web page (HTML), most likely a site's error page in place of the file"
     if text.startswith((b"<?xml", b"<error")):
-        return "an XML text, most likely what a site answered in place of the file"
+        return "an XML text, most likely a site's error page in place of the file"
     return "all zeros, as a broken download leaves it" if not head.strip(b"\0") else ""
 
 
@@ -191,4 +191,4 @@ def _other(path: Path, head: bytes) -> str:
     if text and all(char.isprintable() or char in "\r\n\t\ufeff" for char in text):
         kind = "JSON" if text.lstrip("\ufeff \r\n\t")[:1] in "{[" else "plain"
         return f"{kind} text ({' '.join(text.split())[:40]!r} ...)"
-    return f"of no form that is known here (it begins with the bytes {head[:8].hex(' ')})"
+    return f"of an unknown format (it begins with the bytes {head[:8].hex(' ')})"

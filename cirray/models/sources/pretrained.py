@@ -35,7 +35,7 @@ def pretrained(cls: Any, source: str | Path, **options: Any) -> Any:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ArtifactError(
-                f"{str(source)!r} brings code of its own (auto_map in its JSON files), which is never run here. Give a "
+                f"{str(source)!r} has code of its own (auto_map in its JSON files), which is never run here. Give a "
                 "model whose classes transformers has, or convert it to one."
             ) from None
         if type(error) in (Exception, TypeError, AttributeError, IndexError, pickle.UnpicklingError):

@@ -33,7 +33,7 @@ def run_caption(run: CaptionRun) -> Manifest:
         captions that tell the scene, among images that the data set does not caption) and `judged`.
 
     Raises:
-        ArtifactError: an input is missing, or another run's output stands at `out`.
+        ArtifactError: an input is missing, or another run's output is at `out`.
         ConfigError: for an unknown captioner or prompt.
         DataError: no image, or none that could be captioned.
         GenerationError: when images are lost.

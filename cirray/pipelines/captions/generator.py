@@ -15,7 +15,7 @@ def run_caption_generator(run: CaptionGeneratorRun) -> Manifest:
         Manifest of kind "generator"; counts `captions` and `templates`.
 
     Raises:
-        ArtifactError: captions are missing, or another artifact stands at `out`.
+        ArtifactError: captions are missing, or another artifact is at `out`.
         ConfigError: for an unknown template.
         DataError: when two captions artifacts disagree about an image.
     """

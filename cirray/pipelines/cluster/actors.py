@@ -205,11 +205,11 @@ def find_tower(uri: str) -> Path | str:
     """Where a tower's files lie: in a `towers` or `checkpoint` artifact's `vision/`, or the name as it is.
 
     Raises:
-        ArtifactError: when nothing stands at a path or URI, or an artifact holds no vision tower.
+        ArtifactError: when there is nothing at a path or URI, or an artifact holds no vision tower.
     """
     is_place = uri.startswith(("/", "~", ".")) or "://" in uri
     if is_place and not storage.exists(uri):
-        raise ArtifactError(f"No vision tower stands at {uri!r}. Run `cirray towers` first, or correct the name.")
+        raise ArtifactError(f"There is no vision tower at {uri!r}. Run `cirray towers` first, or correct the name.")
     if not is_complete(uri):
         return storage.local_path(uri) if storage.is_local(uri) and storage.exists(uri) else uri
     folder = localize(uri)

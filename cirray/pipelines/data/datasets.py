@@ -42,7 +42,7 @@ def open_dataset(data: DataConfig) -> CirDataset:
     """Read a data set; below a URI the image table holds URIs, and no image is downloaded.
 
     Raises:
-        DataError: as the reader, or when nothing stands at the URI.
+        DataError: as the reader, or when there is nothing at the URI.
     """
     settings = getattr(data, data.format, None)
     root = str(getattr(settings, "root", ""))
@@ -95,7 +95,7 @@ def without_images(dataset: CirDataset, bad: Collection[str]) -> CirDataset:
         raise DataError(f"Every triplet of {dataset.name!r} names an image that cannot be used, e.g. {min(bad)!r}.")
     if lost:
         _LOGGER.info(
-            "%s: %d triplets and queries are left out, for they name images that cannot be used, e.g. %r",
+            "%s: %d triplets and queries are left out because they name images that cannot be used, e.g. %r",
             dataset.name, lost, min(bad),
         )  # fmt: skip
     return replace(
@@ -177,7 +177,7 @@ def _mirror(root: str, folder: Path) -> None:
     """A local folder with the tables of a remote data set and the first bytes of each picture."""
     names = storage.list_files(root)
     if not names:
-        raise DataError(f"Nothing stands at {root!r}; correct the URI, or upload the data set there.")
+        raise DataError(f"There is nothing at {root!r}; correct the URI, or upload the data set there.")
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ def _lists_counted(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tu
     ranked = rank_lists(plan, lists, subsets, run.ranks or run.subsets)
     missing = "a subset ranking (subsets=FILE)" if lists else "lists of the gallery (ranks=FILE)"
     if left_out:
-        notes = (*notes, f"Left out for want of {missing}: {', '.join(left_out)}.")
+        notes = (*notes, f"Left out without {missing}: {', '.join(left_out)}.")
     depth = depth_note(lists, plan)
     notes = (*notes, *spellings.note(), *((depth,) if depth else ()))
     return count_result(ranked, run.intervals, LIST_TIES), notes

@@ -137,7 +137,7 @@ class _Ranked:
     lists: Lists
     subsets: Lists
     notes: tuple[str, ...] = ()
-    missing: str = "for want of lists of the gallery (rankings=FILE)."
+    missing: str = "without lists of the gallery (rankings=FILE)."
 
 
 def _ranked(run: SubmitRun, dataset: CirDataset) -> _Ranked:

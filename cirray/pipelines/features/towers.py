@@ -54,7 +54,7 @@ def run_towers(run: TowersRun) -> Manifest:
         from described scenes, forward and reverse, without images) for towers of the embedded world.
 
     Raises:
-        ArtifactError: when a named tower cannot be read, or another run's output stands at `out`.
+        ArtifactError: when a named tower cannot be read, or another run's output is at `out`.
         DataError: when `data` lacks the captions that its objective needs.
     """
     stage = open_stage(run.out, "towers", run.to_dict(), kept=["work-*/checkpoints/*"])

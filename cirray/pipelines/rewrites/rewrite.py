@@ -35,7 +35,7 @@ def run_rewrite(run: RewriteRun) -> Manifest:
         instruction.
 
     Raises:
-        ArtifactError: an input is missing, or another run's output stands at `out`.
+        ArtifactError: an input is missing, or another run's output is at `out`.
         ConfigError: for an unknown rewriter or prompt.
         DataError: no query, or none whose reference has a caption.
         GenerationError: when texts are lost.

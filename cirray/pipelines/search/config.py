@@ -18,7 +18,7 @@ class IndexRun(Config):
     """Folder of pictures to index, found by content, links followed.
 
     An id is the path below the folder, without suffix where that is unique. What cannot be read is
-    rejected with a reason and counted; files that are no pictures by their names are left aside.
+    rejected with a reason and counted; files that are no pictures by their names are left out.
     """
     features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
     """Without `images`: features artifacts, made by the checkpoint's vision tower, that hold the gallery."""

@@ -67,7 +67,7 @@ def run_index(run: IndexRun) -> Manifest:
         `extra["examples"]` the most convincing queries of the data set (reference id and text).
 
     Raises:
-        ArtifactError: checkpoint or features are missing, or another artifact stands at `out`.
+        ArtifactError: checkpoint or features are missing, or another artifact is at `out`.
         ConfigError: a factory or search parameters that FAISS refuses.
         DataError: no image could be used.
         IndexMismatchError: features of another vision tower.

@@ -64,7 +64,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
         Manifest of kind "triplets"; counts `pairs`, `triplets`, `rejected`.
 
     Raises:
-        ArtifactError: an input is missing, or another run's output stands at `out`.
+        ArtifactError: an input is missing, or another run's output is at `out`.
         IndexMismatchError: features of another vision tower than the generator's.
         GenerationError: when rows are lost or doubled, or every row was rejected.
         DataError: when a pair holds a guarded image.
@@ -90,12 +90,12 @@ def make_plan(run: GenerateRun) -> Plan:
     """Read and order the pairs, cut them into parts, and name every id that must come out.
 
     Raises:
-        GenerationError: when a pair stands twice.
+        GenerationError: when a pair appears twice.
     """
     pairs = order_pairs(read_pairs(run.pairs))
     double = len(pairs) - len({pair.pair_id for pair in pairs})
     if double:
-        raise GenerationError(f"{double} pairs stand twice in the pairs artifact {run.pairs!r}; mine them again.")
+        raise GenerationError(f"{double} pairs appear twice in the pairs artifact {run.pairs!r}; mine them again.")
     generator = read_manifest(run.generator, "generator").digest
     recipe = stable_id("recipe", generator, canonical(run.decoding.changed()), run.seed, *sorted(_held(run).items()))
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)

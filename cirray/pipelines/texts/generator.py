@@ -44,7 +44,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
         (per direction: share of finished texts and, where scenes are known, exact edits, direction, per kind).
 
     Raises:
-        ArtifactError: an input is missing, or another run's output stands at `out`.
+        ArtifactError: an input is missing, or another run's output is at `out`.
         ConfigError: a given size that contradicts `qformer_source`.
         IndexMismatchError: the features were made by another vision tower than the towers'.
         DataError: no usable triplet, or a vocabulary that does not fit.

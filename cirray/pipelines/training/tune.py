@@ -88,7 +88,7 @@ def fitting_trials(run: TuneRun, info: ClusterInfo) -> int:
         if amount > there[name]:
             raise ConfigError(
                 f"One trial needs {amount:g} {name}s, the cluster has {there[name]:g}: the sweep can never start. "
-                f"Lower {_knobs(run, name)}, name a larger cluster, or say that it grows (ray.autoscaling=true)."
+                f"Lower {_knobs(run, name)}, name a larger cluster, or set ray.autoscaling=true if it grows."
             )
     fit = min(math.floor(there[name] / amount + 1e-6) for name, amount in wanted.items() if amount)
     return min(fit, run.max_concurrent or fit)

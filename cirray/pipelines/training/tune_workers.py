@@ -39,7 +39,7 @@ def show_cluster_to_cleaners() -> None:
         names.add("RAY_ADDRESS")
         return
     get_logger(__name__).warning(
-        "Ray %s hands no cluster's name on to Ray Train's cleaners. Where a machine runs several clusters, stop the "
+        "Ray %s does not pass a cluster's name to Ray Train's cleaners. If a machine runs several clusters, stop the "
         "others, or a trial that is ended early keeps its workers' CPUs and GPUs.", ray.__version__,
     )  # fmt: skip
 

@@ -149,7 +149,7 @@ def check_room(config: RayTrainConfig, info: ClusterInfo) -> None:
             raise ConfigError(
                 f"{config.num_workers} training workers need {amount:g} {name}s, the cluster has {there[name]:g}. "
                 f"Lower ray.num_workers{' or ray.cpus_per_worker' if name == 'CPU' else ', set ray.use_gpu=false'}, "
-                "name a larger cluster, or say that it grows (ray.autoscaling=true)."
+                "name a larger cluster, or set ray.autoscaling=true if it grows."
             )
 
 

@@ -145,7 +145,7 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record, second: tuple[dic
     work = stage.local / WORK
     if not any(work.rglob("tokenizer_config.json")):
         raise ArtifactError(
-            f"{run.source!r} brings no tokenizer. Name BERT's with tokenizer=FOLDER (holding tokenizer.json or "
+            f"{run.source!r} has no tokenizer. Name BERT's with tokenizer=FOLDER (holding tokenizer.json or "
             "vocab.txt) or, with network, tokenizer=bert-base-uncased."
         )
     if not run.vision and not record.sizes.tower_layers:
@@ -234,7 +234,7 @@ def _digest(source: str) -> str:
         refuse_other_files(path)
     if not path.is_file():
         raise ArtifactError(
-            f"No checkpoint stands at {source!r}. Give a file of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SEARLE, LinCIR or "
+            f"There is no checkpoint at {source!r}. Give a file of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SEARLE, LinCIR or "
             "Pic2Word (.pth, .pt), or a folder that `cirray convert` made."
         )
     return file_digest(str(path))

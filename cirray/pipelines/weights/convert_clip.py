@@ -91,9 +91,7 @@ def clip_parts(run: ConvertRun) -> ClipParts | None:
     parts = find_parts(read_tree(path))
     if run.format != "auto" and not parts.states:
         marks = ", ".join(f"{name}: {mark}" for name, mark in MARKS.items())
-        raise ArtifactError(
-            f"{run.source!r} is no file of {run.format}: it holds no part that is known by its tensors ({marks})."
-        )
+        raise ArtifactError(f"{run.source!r} is no file of {run.format}: none of its tensors is known ({marks}).")
     return parts if parts.states else None
 
 
@@ -116,7 +114,7 @@ def write_clip(run: ConvertRun, stage: Stage, parts: ClipParts) -> Manifest:
         extra["encoder_digest"] = _checkpoint(run, stage, parts, form)
     elif used != [CLIP]:
         raise ArtifactError(
-            f"{run.source!r} holds a {used[-1]}, which no folder of weights has a place for; set to=checkpoint."
+            f"{run.source!r} holds a {used[-1]}, which the weights layout cannot hold; set to=checkpoint."
         )
     else:
         state, wrapper = parts.states[CLIP], parts.wrappers[CLIP]
@@ -288,7 +286,7 @@ def _phi(retriever: WordMapRetriever) -> tuple[str, State]:
     if config.injection.layers or config.tokens > 1 or config.tuning == "full" or changed or config.phi.reads != "raw":
         raise ArtifactError(
             "This pseudo-word retriever is more than a map: injection, several tokens, a tuned text encoder or "
-            "phi.reads=unit have no place in the authors' layouts. Use `cirray export`."
+            "phi.reads=unit do not fit into the authors' layouts. Use `cirray export`."
         )
     part = PHI if config.phi.activation == "gelu" else IMG2TEXT
     return part, to_theirs(part, retriever.phi.state_dict())

@@ -23,7 +23,7 @@ def run_export(run: ExportRun) -> Manifest:
         Manifest of kind "export"; `extra` holds the digests of encoder and tower.
 
     Raises:
-        ArtifactError: the model is missing or of another kind, or another artifact stands at `out`.
+        ArtifactError: the model is missing or of another kind, or another artifact is at `out`.
     """
     source = read_manifest(run.model)
     if source.kind not in _KINDS:

@@ -41,7 +41,7 @@ def run_clip(run: ClipRun) -> Manifest:
         caption first (`image_to_text_R@1`) and a caption its image.
 
     Raises:
-        ArtifactError: when another run's output stands at `out`.
+        ArtifactError: when another run's output is at `out`.
         DataError: when `data` has too few captioned images.
     """
     stage = open_stage(run.out, "towers", run.to_dict(), kept=[f"{WORK}/checkpoints/*"])

@@ -60,7 +60,7 @@ class Composing(Term):
         positive_B = torch.arange(rows, device=key_N.device) + given.gather.rank * rows
         hidden_BN = other_copies(key_N, positive_B) if given.config.mask_duplicates else None
         if hidden_BN is not None and settings.reference:
-            # The own reference stands once among the candidates, also where it is another row's target.
+            # The own reference is once among the candidates, also where it is another row's target.
             hidden_BN = hidden_BN | ((key_N[None, :] == batch.reference_key_B[:, None]) & _not_own(positive_B, key_N))
         negative_BH, dropped_BH = self._own_negatives(given)
         loss_B = composing(

@@ -59,7 +59,7 @@ def test_test_queries_have_no_ground_truths(tmp_path):
         ({"gt_img_ids": []}, "does not begin with target_img_id 2"),
         ({"gt_img_ids": [2, 2]}, "names an image twice"),
         ({"semantic_aspects": ["colour"]}, "semantic aspect 'colour' is none of: cardinality"),
-        ({"id": 1}, "entry 1: id '1' is that of entry 0 already"),
+        ({"id": 1}, "entry 1: id '1' is used by entry 0 already"),
         ({"reference_img_id": 1.5}, "'reference_img_id' has the value 1.5, which is no id"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_wrong_split_name_answers_with_the_right_ones():
     ("edit", "words"),
     [
         (lambda rows: rows[1].pop("caption"), "entry 1: key 'caption' is missing; the entry has: pairid, reference"),
-        (lambda rows: rows[1].update(pairid=12), "entry 1: pairid '12' is that of entry 0 already"),
+        (lambda rows: rows[1].update(pairid=12), "entry 1: pairid '12' is used by entry 0 already"),
         (lambda rows: rows[0].update(caption=7), "key 'caption' has the value 7, which is not a text"),
         (lambda rows: rows[0]["img_set"].pop("members"), "entry 0, img_set: key 'members' is missing"),
         (lambda rows: rows[0].update(target_soft={"x": "one"}), "'target_soft' has the value 'one'"),

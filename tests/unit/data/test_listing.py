@@ -57,14 +57,14 @@ def test_what_does_not_decode_is_still_among_the_pictures_so_that_it_is_named(tm
     ]
 
 
-def test_foreign_and_system_files_are_left_aside_and_counted(tmp_path):
+def test_foreign_and_system_files_are_left_out_and_counted(tmp_path):
     put(tmp_path, "one.jpg")
     put(tmp_path, "t.csv", "a.json", "README", "Thumbs.db", "desktop.ini", "v.mp4", "note.TXT", data=b"text")
     put(tmp_path, ".DS_Store", "._one.jpg", ".hidden.png", "__MACOSX/one.jpg", ".git/x.png", "@eaDir/one.jpg")
     found = list_pictures(tmp_path)
     assert [name for name, _ in found.pictures] == ["one.jpg"] and len(found.aside) == 10
     (note,) = found.notes()
-    assert note.startswith("10 files left aside") and "'.DS_Store'" in note
+    assert note.startswith("10 files left out") and "'.DS_Store'" in note
     assert read_folder(FolderConfig(root=str(tmp_path))).notes == (note,)
 
 

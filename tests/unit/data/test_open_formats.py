@@ -326,7 +326,7 @@ def test_nulls_in_a_hugging_face_split_cost_no_more_than_their_row(tmp_path):
     assert [t.modification for t in dataset.triplets] == ["x"]
     assert [(q.query_id, q.modification) for q in dataset.queries] == [("q-0", "x"), ("q-3", "")]
     told = " ".join(dataset.notes)
-    assert "3 triplets left out" in told and "2 queries left out, an image of theirs being null, e.g. 'q-1'" in told
+    assert "3 triplets left out" in told and "2 queries left out because an image is null, e.g. 'q-1'" in told
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_shoes_pairs_go_where_both_names_are_listed(tmp_path):
     ]
     assert [t.triplet_id for t in dataset.triplets] == ["shoes-train-0"] and len(dataset.gallery_ids) == 3
     text = " ".join(dataset.notes)
-    assert "1 pairs are left out, being in neither list, e.g. 'row 3'" in text and "1 train pairs left out" in text
+    assert "1 pairs left out: in neither list, e.g. 'row 3'" in text and "1 train pairs left out" in text
     assert dataset.protocol.metrics == ("recall", "mean_recall") and dataset.protocol.reference_rule == "remove"
 
 

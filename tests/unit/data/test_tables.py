@@ -212,7 +212,7 @@ def test_a_null_in_a_benchmark_s_file_is_a_blank_text_or_one_entry_left_out(tmp_
     MADE.put_json(root / file, [{**row, image: None} if n == at else row for n, row in enumerate(rows)])
     left = read_dataset(config_of(name, root))
     assert len(left.queries) == len(whole_set.queries) - 1
-    assert any("left out, an image of theirs being null" in note and f"entry {at}" in note for note in left.notes)
+    assert any("left out because an image is null" in note and f"entry {at}" in note for note in left.notes)
 
 
 def config_of(name, root):

@@ -84,7 +84,7 @@ def test_a_target_outside_the_gallery_is_an_error_naming_query_and_target(table)
 
 
 def test_a_doubled_gallery_id_no_queries_and_no_targets_are_errors(table):
-    with pytest.raises(DataError, match="'im-2' stands twice"):
+    with pytest.raises(DataError, match="'im-2' appears twice"):
         evaluate_retriever(Oracle(), table, QUERIES, [*IDS, "im-2"], PROTOCOL)
     with pytest.raises(DataError, match="no queries"):
         evaluate_retriever(Oracle(), table, [], IDS, PROTOCOL)

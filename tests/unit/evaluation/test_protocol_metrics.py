@@ -233,7 +233,7 @@ def test_the_interval_of_a_category_mean_weights_categories_equally():
 
 
 def test_a_measure_of_no_query_is_refused():
-    with pytest.raises(DataError, match="R@1 of no queries"):
+    with pytest.raises(DataError, match="R@1 needs at least one query"):
         measure("R@1", [])
 
 

@@ -36,7 +36,7 @@ def test_a_spelling_that_means_one_image_is_understood_and_said(paths, name, own
     spellings = Spellings(paths, paths)
     assert spellings.own(name) == own and spellings.own(own) == own
     assert spellings.note() == (
-        f"1 image ids are spelled otherwise in the file and were understood: {name!r} as {own!r}.",
+        f"1 image ids have another spelling in the file and were recognised: {name!r} as {own!r}.",
     )
 
 

@@ -132,7 +132,7 @@ def test_a_checkpoint_of_ours_is_written_in_the_authors_layout_and_read_again(tm
 
 def test_a_file_without_tower_or_tokenizer_says_what_to_name(tmp_path, words):
     lavis.write(tmp_path / "in.pth", "blip2", tower=False, words=ROWS)
-    with pytest.raises(ArtifactError, match="brings no tokenizer.*tokenizer=FOLDER"):
+    with pytest.raises(ArtifactError, match="has no tokenizer.*tokenizer=FOLDER"):
         run(tmp_path / "in.pth", tmp_path / "a", to="checkpoint")
     with pytest.raises(ArtifactError, match="holds no vision tower.*vision=Salesforce"):
         run(tmp_path / "in.pth", tmp_path / "b", to="checkpoint", tokenizer=words)
@@ -255,5 +255,5 @@ def test_a_finished_conversion_is_recognised_and_nothing_at_all_is_explained(tmp
     assert run(tmp_path / "in.pt", tmp_path / "ours") == run(tmp_path / "in.pt", tmp_path / "ours")
     with pytest.raises(ArtifactError, match="converted already; use to=checkpoint or to=original"):
         run(tmp_path / "ours", tmp_path / "twice")
-    with pytest.raises(ArtifactError, match="No checkpoint stands at"):
+    with pytest.raises(ArtifactError, match="There is no checkpoint at"):
         run(tmp_path / "absent.pt", tmp_path / "x")

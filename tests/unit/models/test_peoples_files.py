@@ -57,7 +57,7 @@ OTHERS = {
     "annex": (b"/annex/objects/SHA256E-s9--4d7a.pt\n", "a git-annex pointer"),
     "json": (b'{"error": "not found"}', "JSON text"),
     "text": (b"weights at https://example.org/a.pt\n", "plain text"),
-    "random": (bytes(range(200, 256)) * 20, "of no form that is known here .*c8 c9"),
+    "random": (bytes(range(200, 256)) * 20, "of an unknown format .*c8 c9"),
     "zeros": (bytes(5000), "all zeros"),
     "zip": (archive("readme.txt", "photos/a.jpg"), r"a zip archive of something else \(it holds readme.txt, photos"),
     "cut zip": (archive("archive/data.pkl", "archive/data/0")[:300], "a truncated torch file or zip archive"),
@@ -261,7 +261,7 @@ def test_code_of_a_source_s_own_is_neither_run_nor_asked_about(kind, tmp_path, m
         "config": load_language_model, "tokenizer": load_tokenizer,
         "captioner": lambda place: HfCaptioner(CaptionerSettings(source=str(place))),
     }[kind]  # fmt: skip
-    with pytest.raises(ArtifactError, match="brings code of its own .*never run"):
+    with pytest.raises(ArtifactError, match="has code of its own .*never run"):
         load(place)
     assert not (tmp_path / "sprung").exists()
 

@@ -124,7 +124,7 @@ def test_when_no_image_can_be_used_the_run_fails_and_leaves_nothing(made, tmp_pa
 
 
 def test_a_missing_tower_is_named(made, tmp_path):
-    with pytest.raises(ArtifactError, match="No vision tower stands at .*no-such-tower'. Run `cirray towers` first"):
+    with pytest.raises(ArtifactError, match="There is no vision tower at .*no-such-tower'. Run `cirray towers` first"):
         run_embed(run_of(made, tmp_path / "f", tower=str(tmp_path / "no-such-tower")))
     TINY.write_pairs_artifact(tmp_path / "pairs", TINY.chain(3))
     with pytest.raises(ArtifactError, match="pairs' holds no vision tower"):

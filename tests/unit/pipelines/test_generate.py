@@ -171,7 +171,7 @@ def test_seed_decoding_and_generator_are_part_of_every_id(inputs):
 
 def test_pairs_that_stand_twice_are_refused(inputs):
     TINY.write_pairs_artifact(inputs / "twice", [*TINY.chain(20), TINY.chain(20)[7]])
-    with pytest.raises(GenerationError, match="stand twice in the pairs artifact"):
+    with pytest.raises(GenerationError, match="appear twice in the pairs artifact"):
         run_generate(run_of(inputs, pairs=str(inputs / "twice"), part_rows=100), TINY.load_knobs)
 
 

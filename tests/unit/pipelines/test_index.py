@@ -245,4 +245,4 @@ def test_every_file_of_a_folder_is_indexed_or_named(tiny, tmp_path):
     expected = {"a", "b", "c", "d", "e", "f", "g.jpg", "g.png", "g.jpg.png", "caf%E9", "far/plain/00"}
     assert set(open_index(tmp_path / "i").ids) == expected
     assert {name for name, _ in manifest.extra["rejected"]} == {"x", "y", "z", "w"}
-    assert manifest.extra["notes"] == ["1 files left aside, by their names no pictures, e.g. 'list.csv'"]
+    assert manifest.extra["notes"] == ["1 files left out: no pictures by their names, e.g. 'list.csv'"]

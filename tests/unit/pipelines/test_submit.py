@@ -150,7 +150,7 @@ def test_vectors_become_both_cirr_files_and_the_lists_are_those_of_their_cosines
         order = [NAMES[at] for at in np.argsort(-(unit @ row)) if NAMES[at] != query.reference_id]
         assert recall[query.query_id] == order[:50]
         assert subset[query.query_id] == [name for name in order if name in query.subset][:3]
-    assert "60 image ids are spelled otherwise" in done.text()
+    assert "60 image ids have another spelling" in done.text()
 
 
 def test_lists_of_fifty_without_subsets_give_the_recall_file_and_say_how_to_get_the_other(cirr, tmp_path):
@@ -180,7 +180,7 @@ def test_circo_lists_in_other_spellings_become_numbers_and_a_check_names_the_rul
     (tmp_path / "r.json").write_text(json.dumps(lists))
     done = run_submit(SubmitRun(data=circo, rankings=str(tmp_path / "r.json"), out=str(tmp_path / "out")))
     written = json.loads((tmp_path / "out" / "circo-test-submission.json").read_text())
-    assert written["2"] == list(range(2, 52)) and "spelled otherwise" in done.text()
+    assert written["2"] == list(range(2, 52)) and "another spelling" in done.text()
     for run in (SubmitRun(data=circo, check=str(tmp_path / "r.json")), SubmitRun(check=str(tmp_path / "r.json"))):
         with pytest.raises(DataError, match="no valid circo submission.*whole numbers without padding"):
             run_submit(run)
@@ -188,7 +188,7 @@ def test_circo_lists_in_other_spellings_become_numbers_and_a_check_names_the_rul
     asked = save(tmp_path, "q", ["0", "1", "2"], np.eye(80)[[7, 8, 9]])
     told = run_submit(SubmitRun(data=circo, queries=asked, gallery=vectors, out=str(tmp_path / "v"))).text()
     assert json.loads((tmp_path / "v" / "circo-test-submission.json").read_text())["1"][0] == 8
-    assert "80 images named by the given files stand for it" in told
+    assert "80 images named by the given files are used for it" in told
 
 
 def test_a_check_with_a_data_set_uses_that_benchmark_s_rules(cirr, tmp_path):

@@ -30,4 +30,4 @@ def test_a_ray_without_that_list_is_said_and_the_trial_goes_on(monkeypatch, capl
     monkeypatch.delattr(constants, "ENV_VARS_TO_PROPAGATE")
     monkeypatch.setattr(logging.getLogger("cirray"), "propagate", True)
     tune_train.show_cluster_to_cleaners()
-    assert "hands no cluster's name on" in caplog.text
+    assert "does not pass a cluster's name" in caplog.text

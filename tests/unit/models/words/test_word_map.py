@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused_in_words(make, patches, tmp_path):
     retriever = make()
     with pytest.raises(ConfigError, match="neither prototypes nor a text-only branch"):
         retriever(batch_of(retriever, patches), Wanted(reverse=True))
-    with pytest.raises(ConfigError, match="wants the output 'length'"):
+    with pytest.raises(ConfigError, match="needs the output 'length'"):
         retriever(batch_of(retriever, patches), Wanted(more=frozenset({"length"})))
 
 
