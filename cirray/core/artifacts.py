@@ -14,26 +14,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cirray.core import storage, unfinished
-from cirray.core.contents import content_digest, says_nothing
+from cirray.core.contents import content_digest, file_digest, says_nothing
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError
-from cirray.core.upgrades import with_new_fields
+from cirray.core.identity import readings
+from cirray.core.trees import leaves
 from cirray.core.version import __version__
 
 MANIFEST, MARKER = "manifest.json", "stage.json"
-SCHEMA_VERSION = 1
-_PLACES = ("out", "ray", "pool", "device")
+SCHEMA_VERSION = 2
+_EARLIER = "by an earlier, incompatible version"
+_TOLD = 3
+
+
+class Run(Protocol):
+    """What a stage must know of its configuration."""
+
+    @property
+    def out(self) -> str:
+        """Where its artifact goes (path or URI)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of all fields."""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values of those that decide the result."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made an artifact and what it holds. `digest` covers names, sizes and contents of the data files."""
+    """What made an artifact and what it holds. `digest` covers names, sizes and contents of the data files.
+
+    `config` is the whole resolved configuration, for people; `identity` are the fields of it that decide the result.
+    """
 
     kind: str
     config: dict[str, Any]
+    identity: dict[str, Any]
     inputs: dict[str, str]
     counts: dict[str, int]
     metrics: dict[str, Any]
@@ -47,8 +67,8 @@ class Manifest:
 
     @property
     def stage_key(self) -> dict[str, Any]:
-        """What must be equal for two runs to be the same stage: kind, config and input digests."""
-        return {"kind": self.kind, "config": self.config, "inputs": self.inputs}
+        """What must be equal for two runs to be the same stage: kind, identity and input digests."""
+        return {"kind": self.kind, "identity": self.identity, "inputs": self.inputs}
 
     def to_json(self) -> str:
         """Pretty JSON text of all fields."""
@@ -65,11 +85,17 @@ class Stage:
     uri: str
     kind: str
     config: dict[str, Any]
+    identity: dict[str, Any]
     inputs: dict[str, str]
     finished: Manifest | None = None
     kept: tuple[str, ...] = ()
     fresh: bool = False
     begin: float = field(default_factory=time.monotonic, compare=False)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What must be equal for two runs to be the same stage."""
+        return {"kind": self.kind, "identity": self.identity, "inputs": self.inputs}
 
     @property
     def work_uri(self) -> str:
@@ -99,7 +125,7 @@ class Stage:
             storage.upload_folder(self.local, self.uri)
             shutil.rmtree(self.local, ignore_errors=True)
         manifest = Manifest(
-            kind=self.kind, config=self.config, inputs=dict(self.inputs), counts=dict(counts),
+            kind=self.kind, config=self.config, identity=self.identity, inputs=dict(self.inputs), counts=dict(counts),
             metrics=dict(metrics or {}), digest=directory_digest(self.work_uri),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), extra=dict(extra or {}),
             seconds=round(time.monotonic() - self.begin, 2),
@@ -123,60 +149,93 @@ class Stage:
         return any(fnmatch(name, pattern) for name in names for pattern in self.kept)
 
 
-def open_stage(
-    uri: str | Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
-    kept: Sequence[str] = (),
-) -> Stage:  # fmt: skip
+def open_stage(run: Run, kind: str, inputs: Mapping[str, str] | None = None, kept: Sequence[str] = ()) -> Stage:
     """Begin, resume or recognise a stage.
 
     Half-written work of another run stands in the way only if it is worth something; with `unfinished.restarting` all
     of it is thrown away.
 
     Args:
-        uri: final directory of the artifact (path or URI).
+        run: the configuration: where the artifact goes, and what decides its content.
         kind: artifact kind, e.g. "features".
-        config: resolved configuration, plain values.
-        inputs: name -> digest of every artifact read.
+        inputs: digests of what is read, by the field that names it (`features 0`, `data`, `validation.data`); an empty
+            one says that it is not read. A place that is not mentioned is digested here (`place_digest`).
         kept: patterns of the files that the same run, started again, goes on from (`shards/*`); none: it starts anew.
 
     Raises:
-        ArtifactError: when another artifact, made from another config or inputs, stands or is half-written at `uri`.
+        ArtifactError: when another artifact, made from another config or inputs, stands or is half-written at `out`.
     """
-    stage = Stage(str(uri), kind, _plain(config), dict(inputs or {}), kept=tuple(kept))
-    key = {"kind": kind, "config": stage.config, "inputs": stage.inputs}
-    if is_complete(uri):
-        manifest = read_manifest(uri, kind)
-        _check_same(uri, key, manifest.stage_key)
+    stage = Stage(str(run.out), kind, run.to_dict(), run.identity(), _all_inputs(run, inputs or {}), kept=tuple(kept))
+    if is_complete(stage.uri):
+        manifest = read_manifest(stage.uri, kind)
+        _check_same(stage.uri, stage.key, manifest.stage_key)
         return replace(stage, finished=manifest)
     unfinished.opened(stage)
     marker = storage.join(stage.work_uri, MARKER)
     if storage.exists(marker):
         found = _read_marker(marker)
-        earlier = replace(stage, kept=tuple(found.pop("kept", stage.kept)))
-        other = _differences(key, found)
+        other = _EARLIER if _is_earlier(found) else _differences(stage.key, found)
         if not other and not unfinished.restarts():
             return stage
-        if other and earlier.has_worth() and not unfinished.restarts():
-            raise ArtifactError(
-                f"{str(uri)!r} is half-written by a different run ({other}). Add --restart to throw that work away and "
-                "start anew, go on with the earlier settings, or choose another --out."
-            )
+        _refuse_worth(replace(stage, kept=tuple(found.get("kept", stage.kept))), other)
         stage.discard()
-    _begin(stage, key, marker)
+    _begin(stage, marker)
     return replace(stage, fresh=True)
 
 
-def check_place(uri: str | Path, kind: str, config: Mapping[str, Any]) -> None:
+def check_place(run: Run, kind: str) -> None:
     """Refuse, before any work, a place that `open_stage` would refuse whatever the inputs turn out to be.
 
     Raises:
-        ArtifactError: when something else, or an artifact of another kind or config, stands at `uri`.
+        ArtifactError: when something else, or an artifact of another kind or config, stands at `out`.
     """
-    if is_complete(uri):
-        found = read_manifest(uri, kind).stage_key
-        _check_same(uri, {"kind": kind, "config": _plain(config), "inputs": found["inputs"]}, found)
-    elif storage.is_local(uri):
-        _check_free(uri)
+    if is_complete(run.out):
+        found = read_manifest(run.out, kind).stage_key
+        _check_same(run.out, {"kind": kind, "identity": run.identity(), "inputs": found["inputs"]}, found)
+    elif storage.is_local(run.out):
+        _check_free(run.out)
+
+
+def place_digest(place: str) -> str:
+    """What stands for a place: the digest of an artifact, a folder or a file; a name that is none of these is its own.
+
+    Of `NAME=FILE` the file is digested.
+    """
+    if is_complete(place):
+        return read_manifest(place).digest
+    if storage.exists(place):
+        return file_digest(place) if storage.is_file(place) else directory_digest(place)
+    name, equals, file = place.partition("=")
+    return f"{name}={file_digest(file)}" if equals and storage.is_file(file) else place
+
+
+def _all_inputs(run: Run, given: Mapping[str, str]) -> dict[str, str]:
+    """The digests that a stage gives, and those of the other places of its configuration."""
+    inputs = dict(given)
+    for reading in readings(run):
+        if any(_covers(name, reading.path) for name in given):
+            continue
+        if reading.place is None:
+            raise TypeError(f"The stage of {type(run).__name__} gives no digest of what it reads in {reading.path!r}.")
+        inputs[reading.name] = place_digest(reading.place)
+    return {name: digest for name, digest in inputs.items() if digest}
+
+
+def _covers(name: str, path: str) -> bool:
+    """Whether an input of this name (`features 0`, `data`) stands for the place or the section at `path`."""
+    return f"{name} ".startswith(f"{path} ") or path.startswith(f"{name}.")
+
+
+def _refuse_worth(found: Stage, other: str) -> None:
+    """Refuse to throw away work of another run that it would go on from, unless that is asked for."""
+    if not other or unfinished.restarts() or not found.has_worth():
+        return
+    whose = other if other == _EARLIER else f"by a different run ({other})"
+    ways = "" if other == _EARLIER else "go on with the earlier settings, "
+    raise ArtifactError(
+        f"{found.uri!r} is half-written {whose}. Add --restart to throw that work away and start anew, {ways}or choose "
+        "another --out."
+    )
 
 
 def _check_free(uri: str | Path) -> None:
@@ -184,12 +243,13 @@ def _check_free(uri: str | Path) -> None:
         raise ArtifactError(f"{str(uri)!r} exists but is no artifact (no {MANIFEST}). Choose another --out.")
 
 
-def _begin(stage: Stage, key: Mapping[str, Any], marker: str) -> None:
+def _begin(stage: Stage, marker: str) -> None:
     """Start with nothing but the marker, which says whose work this is."""
     if storage.is_local(stage.uri):
         _check_free(stage.uri)
         stage.discard()
-    storage.write_bytes(marker, json.dumps({**key, "kept": stage.kept}, indent=2, sort_keys=True).encode())
+    told = {**stage.key, "kept": stage.kept, "schema_version": SCHEMA_VERSION}
+    storage.write_bytes(marker, json.dumps(told, indent=2, sort_keys=True).encode())
 
 
 def _read_marker(marker: str) -> dict[str, Any]:
@@ -199,6 +259,12 @@ def _read_marker(marker: str) -> dict[str, Any]:
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {}
+
+
+def _is_earlier(tree: Mapping[str, Any]) -> bool:
+    """Whether an earlier version, whose identities were others, wrote a manifest or marker."""
+    version = tree.get("schema_version", 1 if tree else SCHEMA_VERSION)
+    return isinstance(version, int) and version < SCHEMA_VERSION
 
 
 def is_complete(uri: str | Path) -> bool:
@@ -217,7 +283,12 @@ def read_manifest(uri: str | Path, kind: str | None = None) -> Manifest:
         maker += " (of released weights, `cirray convert`)" if kind == "checkpoint" else ""
         raise ArtifactError(f"The artifact{wanted} at {str(uri)!r} {_absence(uri)}. Run {maker} first.")
     try:
-        manifest = Manifest(**json.loads(storage.read_bytes(storage.join(uri, MANIFEST))))
+        tree = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+        if isinstance(tree, dict) and _is_earlier(tree):
+            raise ArtifactError(
+                f"{str(uri)!r} was made {_EARLIER}; run its stage again, after deleting it or with another --out."
+            )
+        manifest = Manifest(**tree)
         _check_types(manifest)
     except (ValueError, TypeError) as error:
         reason = str(error).replace("Manifest.__init__()", "it")
@@ -247,8 +318,8 @@ def _check_types(manifest: Manifest) -> None:
     Raises:
         ValueError: naming the first such field.
     """
-    kinds = {"kind": str, "digest": str, "schema_version": int, "config": dict, "inputs": dict, "counts": dict,
-             "metrics": dict, "extra": dict}  # fmt: skip
+    kinds = {"kind": str, "digest": str, "schema_version": int, "config": dict, "identity": dict, "inputs": dict,
+             "counts": dict, "metrics": dict, "extra": dict}  # fmt: skip
     for name, kind in kinds.items():
         value = getattr(manifest, name)
         if not isinstance(value, kind):
@@ -298,10 +369,6 @@ def directory_digest(uri: str | Path) -> str:
     return total.hexdigest()
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(config), sort_keys=True, default=str))
-
-
 def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
     other = _differences(wanted, found)
     if other:
@@ -312,25 +379,18 @@ def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any]) 
 
 
 def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
-    """What of kind, config and inputs differs, in words; empty when nothing does."""
-    names = ("kind", "config", "inputs")
-    if not all(isinstance(found.get(name), str if name == "kind" else dict) for name in names):
+    """What of kind, identity and inputs differs, in words; empty when nothing does."""
+    if not all(isinstance(found.get(name), type(value)) for name, value in wanted.items()):
         return "its own description is damaged"
-    wanted, found = _content(wanted), _content(found)
-    if with_new_fields(found, wanted) == wanted:
+    if all(found[name] == value for name, value in wanted.items()):
         return ""
-    return "; ".join(_difference(name, wanted[name], found[name]) for name in names if wanted[name] != found[name])
+    there, now = (
+        {"kind": key["kind"], **leaves(key["identity"]), **leaves(key["inputs"], "inputs.")} for key in (found, wanted)
+    )
+    names = [name for name in dict.fromkeys((*now, *there)) if _word(now, name) != _word(there, name)]
+    told = [f"{name}: {_word(there, name)} there, {_word(now, name)} now" for name in names[:_TOLD]]
+    return "; ".join([*told, *([f"and {len(names) - _TOLD} more"] if len(names) > _TOLD else [])]) or "other sections"
 
 
-def _content(key: dict[str, Any]) -> dict[str, Any]:
-    """A stage key without the fields that say where and on what a stage runs; they do not change what it writes."""
-    return {**key, "config": {name: value for name, value in dict(key["config"]).items() if name not in _PLACES}}
-
-
-def _difference(name: str, wanted: Any, found: Any) -> str:
-    if not isinstance(wanted, dict) or not isinstance(found, dict):
-        return f"{name}: {found!r} there, {wanted!r} now"
-    for key in sorted(set(wanted) | set(found)):
-        if wanted.get(key) != found.get(key):
-            return _difference(f"{name}.{key}", wanted.get(key), found.get(key))
-    return name
+def _word(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "nothing"

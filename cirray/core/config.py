@@ -14,10 +14,11 @@ import yaml
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cirray.core.errors import ConfigError
+from cirray.core.identity import identity_of
 from cirray.core.reading import Shape, read
 from cirray.core.sentences import sentences
 from cirray.core.texts import decoded
-from cirray.core.trees import COMMAND_LINE, Layer, Stack, assigned, differing, merged, other_kind
+from cirray.core.trees import COMMAND_LINE, Layer, Stack, assigned, merged, other_kind
 from cirray.core.typed import parse_yaml
 
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -105,16 +106,13 @@ class Config(pydantic.BaseModel):
         """Plain JSON-ready values of the whole resolved tree."""
         return self.model_dump(mode="json")
 
+    def identity(self) -> dict[str, Any]:
+        """Plain values of the fields that decide a result, at any depth; see `cirray.core.fields`."""
+        return identity_of(self)
+
     def to_yaml(self) -> str:
         """The resolved tree as YAML, in declaration order."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
-
-    def changed(self) -> dict[str, Any]:
-        """Plain values of the fields that differ from their defaults, at any depth: what identifies a setting.
-
-        A field that a later version adds at its default does not enter, and the order of fields does not matter.
-        """
-        return differing(self.to_dict(), type(self).model_construct().model_dump(mode="json"))
 
 
 def given(config: Config, path: str) -> bool:

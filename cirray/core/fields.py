@@ -50,6 +50,10 @@ Common = Annotated[ValueT, Shown.SHORT]
 """One of the fields people change: `cirray VERB --help` shows it although it lies in a section. `Common[int]`."""
 
 
+class StageDigested:
+    """A section whose places no single digest stands for (a data set's folders): a stage that has one digests it."""
+
+
 def role_of(field: FieldInfo) -> Role:
     """What a field of a `Config` is, as declared; a list, mapping or union of places is a place."""
     return next((role for role in _roles(field.metadata, field.annotation)), Role.IDENTITY)

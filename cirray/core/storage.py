@@ -74,6 +74,12 @@ def exists(uri: str | Path) -> bool:
     return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
 
+def is_file(uri: str | Path) -> bool:
+    """True when a file, no folder, stands at the URI."""
+    filesystem, path = resolve(uri)
+    return filesystem.get_file_info(path).type == pafs.FileType.File
+
+
 def list_files(uri: str | Path) -> list[str]:
     """Names of all files below a URI, relative to it, sorted; an absent folder has none.
 

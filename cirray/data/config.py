@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cirray.core.config import Config
-from cirray.core.fields import Common, Known, Place
+from cirray.core.fields import Common, Known, Place, StageDigested
 from cirray.data.presets import PRESETS, check_preset
 
 FORMATS = (
@@ -261,7 +261,7 @@ class WebDatasetConfig(Config):
     """Cut-offs of recall."""
 
 
-class DataConfig(Config):
+class DataConfig(StageDigested, Config):
     """Which reader, and what it reads."""
 
     format: Annotated[Common[str], Known(*FORMATS)] = "folder"

@@ -9,7 +9,6 @@ from typing import Any
 
 from cirray.core.errors import DataError
 from cirray.core.texts import parse_json
-from cirray.core.upgrades import with_new_fields
 
 MARKER = "dataset.json"
 FORMAT = 1
@@ -63,7 +62,7 @@ def _fill(partial: Path, write: Callable[[Path], Mapping[str, int]]) -> dict[str
 
 
 def _same(summary: Row, key: Row) -> bool:
-    return bool(with_new_fields({name: summary.get(name) for name in key}, key) == key)
+    return {name: summary.get(name) for name in key} == key
 
 
 def _read_marker(folder: Path) -> Row | None:

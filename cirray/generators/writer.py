@@ -49,7 +49,7 @@ class TextWriter:
     def digest(self) -> str:
         """16 hex digits over weights, decoding settings and, when sampling, the seed."""
         seed = self.seed if self.decoding.sample else 0
-        return stable_id(self._weights_digest, canonical(self.decoding.changed()), seed)
+        return stable_id(self._weights_digest, canonical(self.decoding.identity()), seed)
 
     @property
     def prompt_version(self) -> str:

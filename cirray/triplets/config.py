@@ -3,6 +3,16 @@
 from pydantic import Field
 
 from cirray.core.config import Config
+from cirray.core.fields import Place
+
+
+class MergeRun(Config):
+    """Join several triplets artifacts into one."""
+
+    triplets: dict[str, Place]
+    """Source tag -> artifact; an empty tag keeps the rows' own tags."""
+    out: Place
+    """The new artifact."""
 
 
 class FilterConfig(Config):

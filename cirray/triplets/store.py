@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import ArtifactError, DataError
+from cirray.triplets.config import MergeRun
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema, to_triplets
 from cirray.types import Triplet
 
@@ -155,8 +156,8 @@ def merge(uris: Mapping[str, str], out: str) -> Manifest:
         DataError: when one id, or one (reference, target, text) of a source, appears twice.
     """
     stores = {tag: TripletStore.open(uri) for tag, uri in uris.items()}
-    inputs = {tag or "rows": store.manifest.digest for tag, store in stores.items()}
-    stage = open_stage(out, KIND, {"merge": sorted(uris)}, inputs)
+    inputs = {f"triplets {tag}": store.manifest.digest for tag, store in stores.items()}
+    stage = open_stage(MergeRun(triplets=dict(uris), out=out), KIND, inputs)
     if stage.finished:
         return stage.finished
     tables = [_tagged(store.table(), tag) for tag, store in stores.items()]

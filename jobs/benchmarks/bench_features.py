@@ -21,6 +21,7 @@ from cirray.core.log import say
 from cirray.core.storage import join
 from cirray.features.shards import FOLDER, FeatureShardWriter, shard_digest
 from cirray.features.store import FeatureStore
+from cirray.pipelines.features.config import EmbedRun
 from cirray.types import part_name
 
 
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def _write(bench: Bench, place: Path) -> str:
-    stage, rng = open_stage(place, "features", {}), np.random.default_rng(1)
+    stage, rng = open_stage(EmbedRun(out=str(place)), "features", {"data": "", "tower": ""}), np.random.default_rng(1)
     writer = FeatureShardWriter(stage.work_uri)
     parts = range(0, bench.images, bench.shard_rows)
     for number, begin in enumerate(parts):

@@ -29,7 +29,7 @@ from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.cluster.ordering import order_pairs
 from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.cluster.streaming import stream
-from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.config import GenerateRun, MineRun
 from cirray.pipelines.texts.generate import actor_settings, generate_steps, make_plan
 from cirray.pipelines.texts.mine import read_pairs, write_pairs
 
@@ -63,7 +63,7 @@ def main() -> None:
 def _inputs(bench: Bench, folder: Path) -> GenerateRun:
     """A run over the first pairs, with inputs at their places."""
     pairs = read_pairs(join(bench.root, "pairs"))[: bench.pairs]
-    stage = open_stage(folder / "pairs", "pairs", {})
+    stage = open_stage(MineRun(out=str(folder / "pairs")), "pairs", {"data": "", "features": ""})
     write_pairs(join(stage.work_uri, "pairs.parquet"), pairs)
     stage.publish({"pairs": len(pairs)})
     return GenerateRun(
@@ -107,7 +107,7 @@ def _best(bench: Bench, run: GenerateRun, ray_config: RayConfig, size: int) -> t
 def _stage(run: GenerateRun, ray_config: RayConfig, size: int) -> tuple[int, float, float]:
     """Pairs, wall seconds with start-up, and seconds for all pairs at the steady rate (after the first parts)."""
     shutil.rmtree(f"{run.out}.partial", ignore_errors=True)
-    stage, plan = open_stage(run.out, "triplets", {}), make_plan(run)
+    stage, plan = open_stage(run, "triplets"), make_plan(run)
     settings = actor_settings(run, stage, plan, load_generator)
     begin, ends = time.perf_counter(), []
     parts = [plan.table(number) for number in range(len(plan.parts))]

@@ -35,6 +35,8 @@ from cirray.data.writing import Row, publish_folder, write_jsonl
 
 _TABLES = ("triplets", "queries", "captions", "scenes")
 _ATTEMPTS = 10_000
+SCENES = "scenes.jsonl"
+"""The table of every image's scene."""
 
 Progress = Callable[[int, int], None]
 Tables = dict[str, list[Row]]
@@ -102,7 +104,7 @@ def write_world(config: ShapesConfig, out: Path, progress: Progress | None = Non
     Raises:
         DataError: when `out` holds another data set or files of these names.
     """
-    return publish_folder(out, "shapes", config.to_dict(), lambda folder: _write(config, folder, progress))
+    return publish_folder(out, "shapes", config.identity(), lambda folder: _write(config, folder, progress))
 
 
 def read_scenes(root: Path) -> dict[str, Scene]:
@@ -111,7 +113,7 @@ def read_scenes(root: Path) -> dict[str, Scene]:
     Raises:
         DataError: when the folder has no readable `scenes.jsonl`.
     """
-    path = Path(root) / "scenes.jsonl"
+    path = Path(root) / SCENES
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

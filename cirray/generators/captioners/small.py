@@ -33,7 +33,7 @@ class SmallCaptioner(ReadingCaptioner):
             ConfigError: without features.
         """
         super().__init__(settings)
-        self.digest = stable_id("small-captioner", self._generator_digest, canonical(_DECODING.changed()), _DESCRIBE)
+        self.digest = stable_id("small-captioner", self._generator_digest, canonical(_DECODING.identity()), _DESCRIBE)
 
     def describe(self, soft_BQE: torch.Tensor) -> list[str]:
         """One sentence per image; a text that does not end is a failure."""

@@ -77,7 +77,7 @@ class VisionTower(nn.Module):
         """32 hex digits over configuration, transform and weights."""
         total = hashlib.blake2b(digest_size=16)
         total.update(canonical(self._description()).encode())
-        total.update(canonical(self.transform.changed()).encode())
+        total.update(canonical(self.transform.identity()).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             total.update(name.encode())
             total.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, Stage, directory_digest, localize, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, localize, open_stage, place_digest, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
@@ -43,7 +43,7 @@ def run_caption(run: CaptionRun) -> Manifest:
     ids = part_ids(dataset, run.parts)
     if not ids:
         raise DataError(f"No image in the parts {', '.join(run.parts)} of {dataset.describe()}. Name parts it has.")
-    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, dataset, ids), PARTS)
+    stage = open_stage(run, KIND, _inputs(run, dataset, ids), PARTS)
     if stage.finished:
         return stage.finished
     sums = run_parts(stage, _parts(run, stage, dataset, ids, prompt), run.ray)
@@ -92,21 +92,14 @@ def _exactness(run: CaptionRun, dataset: CirDataset, table: pa.Table) -> dict[st
     return {"exact": right / len(fresh) if fresh else 0.0, "judged": len(fresh)}
 
 
-def _result_config(run: CaptionRun) -> dict[str, Any]:
-    """What decides the content: everything but places, devices, workers and what is only saved work."""
-    config = run.to_dict()
-    return {name: config[name] for name in ("parts", "captioner", "prompt", "noun", "words", "part_rows", "limits")}
-
-
 def _inputs(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...]) -> dict[str, str]:
     known = [dataset.captions.get(name, "") for name in ids] if run.captioner == "existing" else []
-    inputs = {"images": stable_id("caption", *ids, "known", *known), "source": ""}
+    inputs = {"data": stable_id("caption", *ids, "known", *known), "source": "", "features": ""}
     if run.captioner in READ_FEATURES:
         inputs["source"] = read_manifest(run.source, "generator").digest
         inputs |= {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
     elif run.captioner != "existing":
         places = [dataset.images.place(name).text() for name in ids]
-        inputs["images"] = stable_id(inputs["images"], *contents_of(places, run.limits))
-        is_folder = storage.is_local(run.source) and storage.local_path(run.source).is_dir()
-        inputs["source"] = directory_digest(run.source) if is_folder else run.source
+        inputs["data"] = stable_id(inputs["data"], *contents_of(places, run.limits))
+        inputs["source"] = place_digest(run.source)
     return inputs

@@ -22,9 +22,7 @@ def run_caption_generator(run: CaptionGeneratorRun) -> Manifest:
     version, templates = pick_templates(run.templates)
     inputs = {f"captions {at}": read_manifest(uri, KIND).digest for at, uri in enumerate(run.captions)}
     inputs["templates"] = f"{version} {sorted(templates.items())}"
-    config = run.to_dict()
-    content = {name: config[name] for name in ("templates", "token_limit", "rewrite")}
-    stage = open_stage(run.out, "generator", content, inputs)
+    stage = open_stage(run, "generator", inputs)
     if stage.finished:
         return stage.finished
     rows = list(read_captions(run.captions).values())

@@ -157,6 +157,19 @@ def list_images(data: DataConfig, parts: tuple[str, ...]) -> ImageList:
     return ImageList(ids, tuple(place.text() for place in places), stable_id("images", *ids, *boxes))
 
 
+def asked_digest(dataset: CirDataset) -> str:
+    """Digest of what is asked of a data set and searched in it: its queries and galleries."""
+    galleries = [part for name, ids in sorted(dataset.galleries.items()) for part in (name, *sorted(ids))]
+    return stable_id(*dataset.queries, "gallery", *sorted(dataset.gallery_ids), *galleries)
+
+
+def captioned_digest(dataset: CirDataset, ids: Sequence[str], limits: ImageLimits) -> str:
+    """Digest of captioned images: ids, captions and the bytes of the pictures."""
+    places = [dataset.images.place(name).text() for name in ids]
+    captions = [dataset.captions.get(name, "") for name in ids]
+    return stable_id(*ids, "captions", *captions, "contents", *contents_of(places, limits))
+
+
 def contents_of(places: Sequence[str], limits: ImageLimits) -> list[str]:
     """Digests of the bytes at places (`Place.text`), read by threads; empty for unreadable ones.
 

@@ -55,7 +55,7 @@ def run_doctor(run: DoctorRun) -> DoctorReport:
         DataError: nothing can be read (the exit status is then 2).
     """
     if run.out:
-        check_place(run.out, KIND, _content(run))
+        check_place(run, KIND)
     data = data_of(run)
     datasets, findings = _read_all(run, data)
     places = {name: dataset.images.place(name) for dataset in datasets.values() for name in dataset.images}
@@ -173,15 +173,10 @@ def _digest(checks: Mapping[str, ImageCheck] | None) -> str:
     return stable_id("images", *(part for image in sorted(checks) for part in (image, checks[image].digest)))
 
 
-def _content(run: DoctorRun) -> dict[str, Any]:
-    """The configuration without what does not change the report."""
-    return {**run.to_dict(), "as_json": False, "tasks": 0, "ray_from": 0}
-
-
 def _publish(
     run: DoctorRun, report: DoctorReport, places: Mapping[str, Place], checks: Mapping[str, ImageCheck] | None
 ) -> None:
-    stage = open_stage(run.out, KIND, _content(run), {"images": report.digest, "report": stable_id(report.to_dict())})
+    stage = open_stage(run, KIND, {"data": stable_id(report.digest, report.to_dict()), "root": ""})
     if stage.finished:
         return
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"

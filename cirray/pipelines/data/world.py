@@ -16,7 +16,7 @@ def run_world(run: WorldRun) -> Manifest:
     Returns:
         Manifest of kind "world"; counts as in `dataset.json`.
     """
-    stage = open_stage(run.out, "world", run.to_dict(), kept=["*/*", "*.jsonl"])
+    stage = open_stage(run, "world", kept=["*/*", "*.jsonl"])
     if stage.finished:
         return stage.finished
     if stage.fresh:

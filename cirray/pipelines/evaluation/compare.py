@@ -16,6 +16,7 @@ from cirray.evaluation.report import ReportContent, ReportRow, render_table, wri
 from cirray.evaluation.samples import draw_samples
 from cirray.features.store import FeatureStore, check_tower
 from cirray.models.dual import build_dual
+from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import read_history
 from cirray.pipelines.rewrites.texts import with_texts
@@ -38,16 +39,15 @@ def run_compare(run: CompareRun) -> Manifest:
     """
     if not run.checkpoints and not run.duals:
         raise ConfigError("There is nothing to compare; name checkpoints with checkpoints.NAME=PLACE, once for each.")
-    inputs = {name: read_manifest(uri, "checkpoint").digest for name, uri in run.checkpoints.items()}
     for field, names in (("row_features", run.row_features), ("row_texts", run.row_texts)):
         for name in names:
             if name not in (*run.checkpoints, *run.duals):
                 raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.duals)))
-    inputs |= {f"texts of {name}": read_manifest(uri, KIND).digest for name, uri in run.row_texts.items()}
-    stage = open_stage(run.out, "report", run.to_dict(), inputs)
+    dataset = read_dataset(run.data)
+    stage = open_stage(run, "report", {**_inputs(run), "data": asked_digest(dataset)})
     if stage.finished:
         return stage.finished
-    dataset, features = read_dataset(run.data), FeatureStore.open_many(run.features)
+    features = FeatureStore.open_many(run.features)
     rows = []
     with progress("evaluate", len(run.checkpoints) + len(run.duals) + 1, "models") as advance:
         for name, encoder, seen in _encoders(run, dataset, features):
@@ -63,12 +63,23 @@ def run_compare(run: CompareRun) -> Manifest:
     content = ReportContent(
         rows=tuple(rows), dataset=dataset, title=run.title, seed=run.seed,
         histories={name: read_history(uri) for name, uri in run.checkpoints.items()},
-        samples=draw_samples(generated, run.samples, run.seed, run.judge) if generated else (), facts=dict(inputs),
+        samples=draw_samples(generated, run.samples, run.seed, run.judge) if generated else (),
+        facts=dict(stage.inputs),
     )  # fmt: skip
     write_report(stage.local, content)
     metrics = {row.name: dict(row.results[0].metrics) for row in rows}
     counts = {"rows": len(rows), "queries": rows[0].results[0].query_count, "gallery": len(dataset.gallery_ids)}
     return stage.publish(counts, metrics, {"protocol": rows[0].results[0].protocol, "table": render_table(rows)})
+
+
+def _inputs(run: CompareRun) -> dict[str, str]:
+    named = (("checkpoints", "checkpoint", run.checkpoints), ("row_texts", KIND, run.row_texts))
+    inputs = {
+        f"{field} {name}": read_manifest(uri, kind).digest for field, kind, uris in named for name, uri in uris.items()
+    }
+    for field, uris in {"": run.features, **run.row_features}.items():
+        inputs |= {f"features {field} {at}": read_manifest(uri, "features").digest for at, uri in enumerate(uris)}
+    return inputs
 
 
 def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> Iterator[tuple[str, Any, FeatureStore]]:

@@ -25,10 +25,10 @@ from cirray.features.shards import read_contents
 from cirray.features.store import FeatureStore, check_tower
 from cirray.features.vector_files import VectorFile, open_array
 from cirray.index.store import open_vectors
+from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.search_engine import load_models
 from cirray.triplets.store import TripletStore
-from cirray.types import stable_id
 
 HISTORY = "history.jsonl"
 
@@ -46,7 +46,7 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
         DataError: the data set has no queries, or a query or image cannot be used.
     """
     dataset, rewrites = _dataset(run)
-    stage = open_stage(run.out, "report", _content(run), _inputs(run, dataset, rewrites))
+    stage = open_stage(run, "report", _inputs(run, dataset, rewrites))
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
@@ -84,20 +84,14 @@ def _dataset(run: EvaluateRun) -> tuple[CirDataset, dict[str, Any]]:
     return with_texts(dataset, run.texts) if run.texts else (dataset, {})
 
 
-def _content(run: EvaluateRun) -> dict[str, Any]:
-    """The configuration without the place of the rewrites, whose digest is an input."""
-    return {name: value for name, value in run.to_dict().items() if name != "texts"}
-
-
 def _inputs(run: EvaluateRun, dataset: CirDataset, rewrites: dict[str, Any]) -> dict[str, str]:
     inputs = {"checkpoint": read_manifest(run.checkpoint, "checkpoint").digest}
     for kind, uris in (("features", run.features), ("triplets", run.triplets)):
         inputs |= {f"{kind} {at}": read_manifest(uri, kind).digest for at, uri in enumerate(uris)}
     inputs |= {"index": read_manifest(run.index, "index").digest} if run.index else {}
     inputs |= {"texts": str(rewrites["digest"])} if rewrites else {}
-    inputs |= {f"history {at}": read_manifest(uri).digest for at, uri in enumerate(run.histories)}
-    galleries = [part for name, ids in sorted(dataset.galleries.items()) for part in (name, *sorted(ids))]
-    return {**inputs, "queries": stable_id(*dataset.queries, "gallery", *sorted(dataset.gallery_ids), *galleries)}
+    inputs |= {f"histories {at}": read_manifest(uri).digest for at, uri in enumerate(run.histories)}
+    return {**inputs, "data": asked_digest(dataset)}
 
 
 def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tuple[ReportRow, ...]:
@@ -175,7 +169,7 @@ def _facts(run: EvaluateRun, inputs: dict[str, str], rewrites: dict[str, Any]) -
     facts |= {"texts": json.dumps(rewrites, indent=2)} if rewrites else {}
     trained = read_manifest(run.checkpoint, "checkpoint")
     facts["trained"] = f"{trained.created}, cirray {trained.cirray_version}"
-    facts["training config"] = json.dumps(trained.config, indent=2)
+    facts["training config"] = json.dumps(trained.identity, indent=2)
     return facts
 
 

@@ -21,6 +21,7 @@ from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.spellings import spellings_of
 from cirray.evaluation.tables import figures_table, percent
 from cirray.evaluation.vectors import Runner, rank_vectors
+from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.config import ScoreRun
 
 
@@ -39,7 +40,6 @@ class Scored:
 
 
 @stage_function
-@stage_function
 def run_score(run: ScoreRun) -> Scored:
     """Count a benchmark's figures from saved vectors or lists.
 
@@ -51,20 +51,21 @@ def run_score(run: ScoreRun) -> Scored:
     dataset = read_dataset(run.data)
     protocol = replace(dataset.protocol, reference_rule=run.reference_rule or dataset.protocol.reference_rule)
     count = _lists_counted if run.ranks or run.subsets else _vectors_counted
-    stage = _report(run)
+    stage = _report(run, dataset)
     result, notes = count(run, dataset, protocol)
     if stage is not None and not stage.finished:
         _write(stage, run, dataset, result)
     return Scored(result, notes, run.out)
 
 
-def _report(run: ScoreRun) -> Stage | None:
+def _report(run: ScoreRun, dataset: CirDataset) -> Stage | None:
     """The report's stage, opened before any work."""
     if not run.out:
         return None
-    files = (run.queries, *run.gallery, run.ranks, run.subsets)
-    inputs = {f"file {at}": _digest(path) for at, path in enumerate(files) if path}
-    return open_stage(run.out, "report", run.to_dict(), inputs)
+    files = {"queries": run.queries, "ranks": run.ranks, "subsets": run.subsets}
+    files |= {f"gallery {at}": path for at, path in enumerate(run.gallery)}
+    inputs = {name: _digest(path) for name, path in files.items() if path}
+    return open_stage(run, "report", {**inputs, "data": asked_digest(dataset)})
 
 
 def _vectors_counted(

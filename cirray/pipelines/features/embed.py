@@ -45,9 +45,7 @@ def run_embed(run: EmbedRun) -> Manifest:
         ArtifactError: no tower, another run's output at `out`, or features there of pictures that have changed since.
     """
     images = list_images(run.data, run.parts)
-    stage = open_stage(
-        run.out, "features", _result_config(run), {"images": images.digest, "tower": _digest(run.tower)}, PARTS
-    )
+    stage = open_stage(run, "features", {"data": images.digest, "tower": _digest(run.tower)}, PARTS)
     if stage.finished:
         _check_unchanged(run, images)
         return stage.finished
@@ -88,12 +86,6 @@ def tower_facts(uri: str) -> TowerFacts:
     transform = build_transform(tower.transform)
     shape = (tower.num_tokens, tower.width)
     return TowerFacts(tower.digest, tower.transform.to_dict(), transform.digest, transform.size, shape)
-
-
-def _result_config(run: EmbedRun) -> dict[str, Any]:
-    """What decides the content: everything but places, devices and workers (digests stand for the inputs)."""
-    config = run.to_dict()
-    return {name: config[name] for name in ("parts", "limits", "shard_rows", "batch")}
 
 
 def _digest(tower: str) -> str:

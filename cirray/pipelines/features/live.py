@@ -132,4 +132,4 @@ def live_digests(run: TrainRun) -> dict[str, str]:
         f"images {at}": stable_id(item.digest, *contents_of(item.places, ImageLimits()))
         for at, item in enumerate(live_images(run))
     }
-    return {**lists, "tower": tower.digest}
+    return {**lists, "towers": tower.digest}

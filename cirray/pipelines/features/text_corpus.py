@@ -21,11 +21,7 @@ def data_corpus(config: DataConfig) -> tuple[Corpus, list[str]]:
     Raises:
         DataError: when there is no text at all.
     """
-    dataset = read_dataset(config)
-    changes = sorted({triplet.modification for triplet in dataset.split("train")})
-    captions = sorted(set(dataset.captions.values()))
-    if not changes and not captions:
-        raise DataError(f"{dataset.name!r} has neither captions nor training texts; there is nothing to learn from.")
+    changes, captions = data_texts(config)
 
     def corpus(rng: np.random.Generator) -> Passage:
         use_change = bool(changes) and (not captions or bool(rng.integers(2)))
@@ -33,3 +29,17 @@ def data_corpus(config: DataConfig) -> tuple[Corpus, list[str]]:
         return Passage((), prompt(version), texts[int(rng.integers(len(texts)))])
 
     return corpus, [*changes, *captions, *all_prompts()]
+
+
+def data_texts(config: DataConfig) -> tuple[list[str], list[str]]:
+    """The different training texts and captions of a data set, sorted.
+
+    Raises:
+        DataError: when there is no text at all.
+    """
+    dataset = read_dataset(config)
+    changes = sorted({triplet.modification for triplet in dataset.split("train")})
+    captions = sorted(set(dataset.captions.values()))
+    if not changes and not captions:
+        raise DataError(f"{dataset.name!r} has neither captions nor training texts; there is nothing to learn from.")
+    return changes, captions

@@ -30,7 +30,13 @@ from cirray.models.towers.language import (
     load_language_model,
 )
 from cirray.pipelines.features.config import TowersRun
-from cirray.pipelines.features.vision_sources import CELL_CLASSES, caption_source, cell_batch, cell_source
+from cirray.pipelines.features.vision_sources import (
+    CELL_CLASSES,
+    caption_source,
+    captions_digest,
+    cell_batch,
+    cell_source,
+)
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.config import LoopConfig
@@ -39,8 +45,9 @@ from cirray.training.loop import Callback, train
 from cirray.training.task import Task
 from cirray.training.torch_engine import torch_engine
 from cirray.training.vision import VisionTask
+from cirray.types import stable_id
 
-VISION, LANGUAGE = "vision", "lm"
+VISION, LANGUAGE, TRAIN = "vision", "lm", "train"
 CHANGE = "change/1"
 _DIFFERENCE_WORDS = "same from to"
 _JUDGED = 500
@@ -57,7 +64,7 @@ def run_towers(run: TowersRun) -> Manifest:
         ArtifactError: when a named tower cannot be read, or another run's output is at `out`.
         DataError: when `data` lacks the captions that its objective needs.
     """
-    stage = open_stage(run.out, "towers", run.to_dict(), kept=["work-*/checkpoints/*"])
+    stage = open_stage(run, "towers", _inputs(run), ["work-*/checkpoints/*"])
     if stage.finished:
         return stage.finished
     metrics: dict[str, Any] = {}
@@ -139,7 +146,7 @@ def shapes_words() -> list[str]:
 
 
 def _vision(run: TowersRun, work: Path) -> tuple[VisionTower, dict[str, float]]:
-    if run.vision != "train":
+    if run.vision != TRAIN:
         tower = load_vision_tower(asset_folder(SHAPES_VISION) if run.vision == "asset" else run.vision)
         if run.clip_tokens != "embedding":
             tower = with_tokens(tower, run.clip_tokens)
@@ -161,7 +168,7 @@ def _vision(run: TowersRun, work: Path) -> tuple[VisionTower, dict[str, float]]:
 
 
 def _language(run: TowersRun, work: Path) -> tuple[LanguageModel, dict[str, Any]]:
-    if run.language != "train":
+    if run.language != TRAIN:
         source = asset_folder(SHAPES_LANGUAGE) if run.language == "asset" else run.language
         return load_language_model(source), {}
     config = run.language_training
@@ -180,6 +187,19 @@ def _language(run: TowersRun, work: Path) -> tuple[LanguageModel, dict[str, Any]
     if run.corpus == "shapes":
         metrics |= {name: quality.to_dict() for name, quality in exact_from_text(language).items()}
     return language, metrics
+
+
+def _inputs(run: TowersRun) -> dict[str, str]:
+    """Names that are no places, and the digest of what is read of `data`: nothing, captioned images, or texts."""
+    named = {name: value for name in ("vision", "language") if (value := getattr(run, name)) in ("asset", TRAIN)}
+    read = []
+    if run.vision == TRAIN and run.vision_training.objective == "captions":
+        read.append(captions_digest(run))
+    if run.language == TRAIN and run.corpus == "data":
+        from cirray.pipelines.features.text_corpus import data_texts
+
+        read.append(stable_id(*data_texts(run.data)))
+    return {**named, "data": "+".join(read)}
 
 
 def _frozen(tower: VisionTower) -> VisionTower:

@@ -8,6 +8,7 @@ import torch
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.progress import progress
 from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.data.benchmark import CirDataset
 from cirray.data.images import open_place
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import reserved_scene
@@ -16,6 +17,7 @@ from cirray.data.shapes.scenes import COLOURS, SHAPES, SIZES, Scene
 from cirray.data.transforms import build_transform
 from cirray.models.config import VisionTowerConfig
 from cirray.models.towers.config import VisionTrainingConfig
+from cirray.pipelines.data.datasets import captioned_digest
 from cirray.pipelines.features.config import TowersRun
 from cirray.training.vision import IGNORE, VisionBatch, caption_words, word_labels
 
@@ -61,10 +63,7 @@ def caption_source(run: TowersRun) -> tuple[Source, int]:
     Raises:
         DataError: when there are too few captions to learn words from.
     """
-    dataset = read_dataset(run.data)
-    ids = sorted(name for name in dataset.captions if name in dataset.images)
-    rng = numpy_generator(run.vision_training.seed, "captioned images")
-    ids = [ids[int(row)] for row in np.sort(rng.permutation(len(ids))[:_MOST_IMAGES])]
+    dataset, ids = _captioned(run)
     words = caption_words({name: dataset.captions[name] for name in ids})
     if not words:
         raise DataError(
@@ -79,6 +78,19 @@ def caption_source(run: TowersRun) -> tuple[Source, int]:
     images_NHWC = torch.from_numpy(np.stack(images))
     words_NV = word_labels([dataset.captions[name] for name in ids], words)
     return _stored(images_NHWC, words_NV, run.vision_training), len(words)
+
+
+def captions_digest(run: TowersRun) -> str:
+    """Digest of what `caption_source` reads: ids, captions and the bytes of the images."""
+    return captioned_digest(*_captioned(run), run.limits)
+
+
+def _captioned(run: TowersRun) -> tuple[CirDataset, list[str]]:
+    """The data set, and those of its captioned images that are trained on, sorted."""
+    dataset = read_dataset(run.data)
+    ids = sorted(name for name in dataset.captions if name in dataset.images)
+    rng = numpy_generator(run.vision_training.seed, "captioned images")
+    return dataset, [ids[int(row)] for row in np.sort(rng.permutation(len(ids))[:_MOST_IMAGES])]
 
 
 def _stored(images_NHWC: torch.Tensor, words_NV: torch.Tensor, config: VisionTrainingConfig) -> Source:

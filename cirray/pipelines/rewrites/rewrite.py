@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cirray.core import storage
-from cirray.core.artifacts import Manifest, Stage, directory_digest, localize, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
@@ -44,7 +43,7 @@ def run_rewrite(run: RewriteRun) -> Manifest:
     template, version = rewrite_prompt(run.prompt)
     dataset = open_dataset(run.data)
     table = _items(run, dataset)
-    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run, table, version), PARTS)
+    stage = open_stage(run, KIND, _inputs(run, table, version), PARTS)
     if stage.finished:
         return stage.finished
     sums = run_parts(stage, _parts(run, stage, table, template, version), run.ray)
@@ -98,16 +97,8 @@ def _publish(run: RewriteRun, stage: Stage, items: pa.Table, extra: dict[str, An
     return stage.publish(counts, {}, {**pins, **extra})
 
 
-def _result_config(run: RewriteRun) -> dict[str, Any]:
-    """What decides the content: everything but places, devices, workers and what is only saved work."""
-    config = run.to_dict()
-    names = ("rewriter", "prompt", "new_tokens", "part_rows", "language_dtype", "language_quantization")
-    return {name: config[name] for name in names}
-
-
 def _inputs(run: RewriteRun, table: pa.Table, version: str) -> dict[str, str]:
-    is_folder = bool(run.source) and storage.is_local(run.source) and storage.local_path(run.source).is_dir()
-    inputs = {"source": directory_digest(run.source) if is_folder else run.source, "prompt": version}
+    inputs = {"prompt": version}
     inputs |= {f"captions {at}": read_manifest(uri, captions.KIND).digest for at, uri in enumerate(run.captions)}
     texts = (part for name in COLUMNS for part in (name, *table.column(name).to_pylist()))
-    return {**inputs, "texts": stable_id("rewrites", *texts)}
+    return {**inputs, "data": stable_id("rewrites", *texts)}

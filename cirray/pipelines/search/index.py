@@ -26,7 +26,7 @@ from cirray.features.store import FeatureStore
 from cirray.index.faiss_index import check_faiss
 from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
 from cirray.pipelines.cluster.config import PoolConfig
-from cirray.pipelines.data.datasets import contents_of
+from cirray.pipelines.data.datasets import asked_digest, contents_of
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.parts import Part, PartEncoder, dataset_gallery
 from cirray.pipelines.search.texts import examples, indexed_dataset, own_texts
@@ -72,29 +72,21 @@ def run_index(run: IndexRun) -> Manifest:
         DataError: no image could be used.
         IndexMismatchError: features of another vision tower.
     """
-    check_place(run.out, KIND, stage_config(run))
+    check_place(run, KIND)
     plan = make_plan(run)
-    finished = open_stage(run.out, KIND, stage_config(run), plan.inputs).finished if is_complete(run.out) else None
+    finished = open_stage(run, KIND, plan.inputs).finished if is_complete(run.out) else None
     if finished:
         return finished
     encoder = PartEncoder(run, plan.paths, plan.features_digest)
     if run.index.backend == "faiss":
         check_faiss(encoder.encoder.config.embed_dim, run.index)
-    stage = open_stage(run.out, KIND, stage_config(run), plan.inputs, ["parts/*"])
+    stage = open_stage(run, KIND, plan.inputs, ["parts/*"])
     meta = IndexMeta(encoder.encoder.target_digest, encoder.vision.digest, encoder.encoder.config.similarity)
     feature_bytes = len(plan.ids) * encoder.vision.num_tokens * encoder.vision.width * 2
     keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9
     with progress("encode the gallery", len(plan.ids), "images") as advance:
         _encode(run, plan, stage, encoder, keep_patches, advance)
     return _join(run, plan, stage, meta, encoder)
-
-
-def stage_config(run: IndexRun) -> dict[str, Any]:
-    """What decides the content of the index: everything but the place, the device and the workers."""
-    config = run.to_dict()
-    for name in ("out", "pool", "ray", "device", "batch"):
-        config.pop(name)
-    return config
 
 
 def make_plan(run: IndexRun) -> IndexPlan:
@@ -106,7 +98,7 @@ def make_plan(run: IndexRun) -> IndexPlan:
         DataError: the folder holds no image, or features lack some of the gallery.
     """
     checkpoint = read_manifest(run.checkpoint, "checkpoint")
-    inputs = {"checkpoint": checkpoint.digest}
+    inputs = {"checkpoint": checkpoint.digest, "features": "", "data": ""}
     if run.images is not None:
         return _folder_plan(run, run.images, inputs)
     if not run.features:
@@ -116,7 +108,7 @@ def make_plan(run: IndexRun) -> IndexPlan:
 
 def _features_plan(run: IndexRun, inputs: dict[str, str]) -> IndexPlan:
     store = FeatureStore.open_many(run.features)
-    gallery, paths = dataset_gallery(run)
+    gallery, paths = dataset_gallery(dataset := indexed_dataset(run))
     refused = {name: why for uri in run.features for rows in read_rejected(uri).values() for name, why in rows}
     absent = store.missing(gallery)
     missing = [name for name in absent if name not in refused]
@@ -125,7 +117,9 @@ def _features_plan(run: IndexRun, inputs: dict[str, str]) -> IndexPlan:
             f"The features {list(run.features)} lack {len(missing):,} of {len(gallery):,} gallery images, e.g. "
             f"{missing[0]!r}. Embed this data set first (cirray embed)."
         )
-    digests = {f"features{number}": read_manifest(uri).digest for number, uri in enumerate(run.features)}
+    digests = {f"features {number}": read_manifest(uri).digest for number, uri in enumerate(run.features)}
+    if dataset is not None:
+        digests["data"] = stable_id(asked_digest(dataset), *dataset.triplets)
     changed = _changed(run, gallery, paths)
     if changed:
         digests["changed"] = stable_id("changed", *(part for row in sorted(changed.items()) for part in row))

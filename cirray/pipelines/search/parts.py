@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from cirray.core.errors import DataError
+from cirray.data.benchmark import CirDataset
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_place
 from cirray.data.places import Place
-from cirray.data.readers import read_dataset
 from cirray.data.transforms import ImageTransform
 from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.search.config import IndexRun
@@ -191,10 +191,9 @@ def thumbnail(image: Image.Image, size: int) -> bytes:
     return stream.getvalue()
 
 
-def dataset_gallery(run: IndexRun) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Gallery ids and picture files of the data set, if there is one."""
-    if run.data is None:
+def dataset_gallery(dataset: CirDataset | None) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Gallery ids and picture files of a data set, if there is one."""
+    if dataset is None:
         return (), {}
-    dataset = read_dataset(run.data)
     ids = dataset.gallery_ids or dataset.images.ids
     return ids, {name: dataset.images.place(name).text() for name in ids}

@@ -32,6 +32,8 @@ from cirray.pipelines.study.graph import Graph, seed_root
 from cirray.types import stable_id
 
 IMAGE_ONLY = "image only"
+_STAGES = dict.fromkeys(("root", "features", "judge", "table"), "")
+"""Places that stand for artifacts of the study's own stages; the reports that are made of them have digests."""
 _UNCOUNTED = ("world", "towers", "embed")
 
 
@@ -212,9 +214,9 @@ def _link(run: StudyRun, item: Scoring) -> str:
 
 def _write(run: StudyRun, content: StudyContent, scorings: Sequence[Scoring]) -> Manifest:
     inputs = {f"{item.node.name} ({item.graph.seed})": item.result.digest for item in scorings}
-    label = stable_id("study", canonical(run.changed()), *inputs.values())[:8]
+    label = stable_id("study", canonical(run.identity()), *inputs.values())[:8]
     out = run.out or storage.join(run.root, f"study-{label}")
-    stage = open_stage(out, "study", {"study": run.to_dict()}, inputs)
+    stage = open_stage(run.model_copy(update={"out": out}), "study", {**_STAGES, **inputs})
     if stage.finished:
         return stage.finished
     table = render_study(content)

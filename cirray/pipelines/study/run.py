@@ -41,7 +41,7 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
         ConfigError: for a study that names unknown things, before anything runs.
     """
     if run.out:
-        check_place(run.out, "study", {"study": run.to_dict()})
+        check_place(run, "study")
     graphs, main = _main(run, find, run.seeds)
     curves = {
         name: [[_scoring(graph, spec.rows, spec.assignment(value)) for graph in graphs]
@@ -115,7 +115,7 @@ def _scoring(graph: Graph, names: tuple[str, ...], values: Assignment) -> Scorin
 def _is_taken(config: CompareRun) -> bool:
     """Whether other scores stand there, of other rows for example."""
     try:
-        check_place(config.out, "report", config.to_dict())
+        check_place(config, "report")
     except ArtifactError:
         return True
     return False
@@ -170,8 +170,8 @@ class Ledger:
 
 
 def _digest(node: Node) -> str:
-    """Over what differs from the defaults, so that a field added in a later version does not undo what is done."""
-    return stable_id("stage", node.run, canonical(node.config.changed()))
+    """Over every field, places too: what is read there is not looked at."""
+    return stable_id("stage", node.run, canonical(node.config.to_dict()))
 
 
 def _seeded(node: Node, graph: Graph) -> Node:

@@ -1,7 +1,6 @@
 """Stage 4b: keep the generated triplets that a base retriever confirms (round trip, direction). One process."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +31,7 @@ def run_check(run: CheckRun) -> Manifest:
         GenerationError: when no row passes.
     """
     features = FeatureStore.open_many(run.features)
-    stage = open_stage(run.out, KIND, _result_config(run), _inputs(run))
+    stage = open_stage(run, KIND, _inputs(run))
     if stage.finished:
         return stage.finished
     store = TripletStore.open(run.triplets)
@@ -98,11 +97,6 @@ def _rejected(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
     rows = table.filter(pa.array([reason is not None for reason in reasons]))
     told = pa.array([reason for reason in reasons if reason], pa.string())
     return rows.append_column("reason", told).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA)
-
-
-def _result_config(run: CheckRun) -> dict[str, Any]:
-    config = run.to_dict()
-    return {name: config[name] for name in ("tests", "top_k", "both")}
 
 
 def _inputs(run: CheckRun) -> dict[str, str]:

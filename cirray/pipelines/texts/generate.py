@@ -70,7 +70,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
         DataError: when a pair holds a guarded image.
     """
     guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
-    stage = open_stage(run.out, "triplets", _result_config(run), {**_inputs(run), **guard_inputs(guard)}, PARTS)
+    stage = open_stage(run, "triplets", {**_inputs(run), **guard_inputs(guard)}, PARTS)
     if stage.finished:
         return stage.finished
     plan = make_plan(run)
@@ -97,7 +97,7 @@ def make_plan(run: GenerateRun) -> Plan:
     if double:
         raise GenerationError(f"{double} pairs appear twice in the pairs artifact {run.pairs!r}; mine them again.")
     generator = read_manifest(run.generator, "generator").digest
-    recipe = stable_id("recipe", generator, canonical(run.decoding.changed()), run.seed, *sorted(_held(run).items()))
+    recipe = stable_id("recipe", generator, canonical(run.decoding.identity()), run.seed, *sorted(_held(run).items()))
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
     parts = tuple(tuple(pairs[start : start + run.part_rows]) for start in range(0, len(pairs), run.part_rows))
     expected = tuple(
@@ -204,14 +204,6 @@ def _held(run: GenerateRun) -> dict[str, str]:
     held = {"language_dtype": run.language_dtype, "language_quantization": run.language_quantization}
     usual = FrozenLanguageConfig().to_dict()
     return {name: value for name, value in held.items() if value != usual[name]}
-
-
-def _result_config(run: GenerateRun) -> dict[str, Any]:
-    """What decides the content: everything but places, devices and workers (digests stand for the inputs)."""
-    config = run.to_dict()
-    names = ("decoding", "directions", "reverse_texts", "source", "split", "seed", "part_rows", "filters")
-    weight = {"weight": run.weight} if run.weight != 1 else {}
-    return {**{name: config[name] for name in names}, **_held(run), **weight}
 
 
 def _images(run: GenerateRun) -> Iterator[str]:

@@ -10,10 +10,11 @@ import torch
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.contents import file_digest
 from cirray.core.trees import leaves
 from cirray.core.unfinished import stage_function
 from cirray.data.shapes.scenes import Scene
-from cirray.data.shapes.world import read_scenes
+from cirray.data.shapes.world import SCENES, read_scenes
 from cirray.evaluation.texts import judge_generations
 from cirray.generators.base import FeatureLookup
 from cirray.generators.mtg import ModificationTextModel
@@ -21,10 +22,17 @@ from cirray.generators.store import save_generator
 from cirray.generators.writer import TextWriter
 from cirray.models.sources.blip2 import open_blip2
 from cirray.pipelines.data.datasets import read_usable
-from cirray.pipelines.data.leaks import check_leaks, images_of
+from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
 from cirray.pipelines.features.towers import train_stage
 from cirray.pipelines.texts.config import GeneratorRun
-from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features, select_labels
+from cirray.pipelines.texts.generator_inputs import (
+    alignment_task,
+    build_generator,
+    data_digests,
+    read_features,
+    select_labels,
+)
+from cirray.pipelines.texts.judging import is_shapes_world
 from cirray.pipelines.training.inputs import check_sizes
 from cirray.training.config import LoopConfig
 from cirray.training.generation import AlignmentTask, GeneratorTask
@@ -49,18 +57,15 @@ def run_generator(run: GeneratorRun) -> Manifest:
         IndexMismatchError: the features were made by another vision tower than the towers'.
         DataError: no usable triplet, or a vocabulary that does not fit.
     """
-    inputs = {"towers": read_manifest(run.towers, "towers").digest}
-    inputs |= {f"features-{number}": read_manifest(uri, "features").digest for number, uri in enumerate(run.features)}
-    if run.qformer_source:
-        source = open_blip2(run.qformer_source)
-        check_sizes(run.model.qformer, source, leaves(run.model.given()))
-        inputs["qformer_source"] = source.digest
-    guard = _guard(run)
-    stage = open_stage(run.out, "generator", run.to_dict(), inputs, _kept(run))
-    if stage.finished:
-        return stage.finished
+    inputs = _artifact_digests(run)
     dataset = read_usable(run.data, run.features)
     labelled = select_labels(dataset, run.labels)
+    seen = images_of(labelled.train) | set(labelled.captions)
+    guard = check_leaks(run.guard, seen, run.allow_leaks, "The generator's training data")
+    inputs |= {**data_digests(run, dataset, labelled), **guard_inputs(guard), "scenes": _scenes_digest(run)}
+    stage = open_stage(run, "generator", inputs, _kept(run))
+    if stage.finished:
+        return stage.finished
     features = read_features(run, dataset, labelled)
     model = build_generator(run, _rest_device(run))
     scenes = _scenes(run)
@@ -82,6 +87,20 @@ def run_generator(run: GeneratorRun) -> Manifest:
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
     extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning, "saw": {dataset.name: len(labelled.train)}}
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
+
+
+def _artifact_digests(run: GeneratorRun) -> dict[str, str]:
+    """Name -> digest of the artifacts and start weights that the run reads."""
+    inputs = {"towers": read_manifest(run.towers, "towers").digest}
+    named = (("features", run.features), ("alignment_training.features", run.alignment_training.features))
+    inputs |= {
+        f"{name} {at}": read_manifest(uri, "features").digest for name, uris in named for at, uri in enumerate(uris)
+    }
+    if run.qformer_source:
+        source = open_blip2(run.qformer_source)
+        check_sizes(run.model.qformer, source, leaves(run.model.given()))
+        inputs["qformer_source"] = source.digest
+    return inputs
 
 
 def _kept(run: GeneratorRun) -> tuple[str, ...]:
@@ -133,14 +152,6 @@ def _at_work(run: GeneratorRun, model: ModificationTextModel) -> Iterator[None]:
         model.to(rest)
 
 
-def _guard(run: GeneratorRun) -> dict[str, Any]:
-    if not run.guard:
-        return {}
-    labelled = select_labels(read_usable(run.data, run.features), run.labels)
-    seen = images_of(labelled.train) | set(labelled.captions)
-    return check_leaks(run.guard, seen, run.allow_leaks, "The generator's training data")
-
-
 @torch.inference_mode()
 def token_loss(task: GeneratorTask, model: ModificationTextModel, triplets: Sequence[Triplet]) -> float | None:
     """Mean cross-entropy per answer token of held-out triplets, in nats; None without any."""
@@ -181,13 +192,19 @@ def evaluate_texts(
 
 
 def _scenes(run: GeneratorRun) -> dict[str, Scene] | None:
+    root = _scenes_root(run)
+    return read_scenes(storage.local_path(root)) if root else None
+
+
+def _scenes_root(run: GeneratorRun) -> str:
+    """Root of the shapes world that judges the texts; empty: none."""
     root = run.data.folder.root if run.scenes == "auto" else run.scenes
-    if not root or not storage.is_local(root):
-        return None
-    folder = storage.local_path(root)
-    if run.scenes == "auto" and not (folder / "scenes.jsonl").is_file():
-        return None
-    return read_scenes(folder)
+    return root if storage.is_local(root) and (run.scenes != "auto" or is_shapes_world(root)) else ""
+
+
+def _scenes_digest(run: GeneratorRun) -> str:
+    root = _scenes_root(run)
+    return file_digest(storage.join(root, SCENES)) if is_shapes_world(root) else root
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -23,10 +23,11 @@ from cirray.generators.sources import generator_from
 from cirray.models.sources.blip2 import open_blip2
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.models.towers.language import language_dtype, load_language_model
+from cirray.pipelines.data.datasets import captioned_digest
 from cirray.pipelines.features.towers import LANGUAGE, VISION
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.training.generation import AlignmentTask
-from cirray.types import Triplet
+from cirray.types import Triplet, stable_id
 
 _ENCODING_BATCH = 256
 
@@ -101,10 +102,27 @@ def read_features(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) ->
         store, wanted = FeatureStore.open_many(list(run.features)), read_manifest(run.towers).extra["encoder_digest"]
         check_tower(run.features, store.info.encoder_digest, run.towers, wanted)
         return store
-    rows = (*labelled.train, *labelled.held_out)
-    ids = {image for row in rows for image in (row.reference_id, row.target_id)} | set(labelled.captions)
     tower = load_vision_tower(localize(run.towers, "towers") / VISION)
-    return encode_live(tower, dataset, sorted(ids), run)
+    return encode_live(tower, dataset, _images_of(labelled), run)
+
+
+def _images_of(labelled: Labelled) -> list[str]:
+    """Every image that has a triplet or a caption, sorted."""
+    rows = (*labelled.train, *labelled.held_out)
+    return sorted({image for row in rows for image in (row.reference_id, row.target_id)} | set(labelled.captions))
+
+
+def data_digests(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) -> dict[str, str]:
+    """Name -> digest of what the run reads of its data sets: triplets, captions and, without features, images."""
+    rows = (*labelled.train, "held out", *labelled.held_out)
+    images = [] if run.features else _images_of(labelled)
+    inputs = {
+        "data": stable_id(*rows, captioned_digest(dataset, images, run.limits), *sorted(labelled.captions.items()))
+    }
+    other = run.alignment_training.data
+    if other is not None:
+        inputs["alignment_training.data"] = stable_id(*sorted(read_dataset(other).captions.items()))
+    return inputs
 
 
 def alignment_task(

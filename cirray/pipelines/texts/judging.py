@@ -8,14 +8,14 @@ import pyarrow as pa
 from cirray.core import storage
 from cirray.core.errors import DataError
 from cirray.data.shapes.scenes import Scene, difference
-from cirray.data.shapes.world import read_scenes
+from cirray.data.shapes.world import SCENES, read_scenes
 from cirray.evaluation.texts import judge_texts
 from cirray.types import Pair
 
 
 def is_shapes_world(root: str) -> bool:
     """Whether a local data root has the images' scenes."""
-    return bool(root) and storage.is_local(root) and (storage.local_path(root) / "scenes.jsonl").is_file()
+    return bool(root) and storage.is_local(root) and (storage.local_path(root) / SCENES).is_file()
 
 
 def single_edit_share(pairs: Sequence[Pair], root: str) -> float:

@@ -44,7 +44,7 @@ def run_mine(run: MineRun) -> Manifest:
     """
     dataset = open_dataset(run.data)
     guard = check_leaks(run.guard, _candidates(run, dataset), run.allow_leaks, "The pair pool")
-    stage = open_stage(run.out, KIND, _result_config(run), {**_inputs(run, dataset), **guard_inputs(guard)})
+    stage = open_stage(run, KIND, {**_inputs(run, dataset), **guard_inputs(guard)})
     if stage.finished:
         return stage.finished
     pairs = mine_pairs(_source(run, dataset), run.mining)
@@ -71,21 +71,12 @@ def read_pairs(uri: str) -> list[Pair]:
     return [Pair(**row) for row in table.select(PAIR_SCHEMA.names).to_pylist()]
 
 
-def _result_config(run: MineRun) -> dict[str, Any]:
-    config = run.to_dict()
-    names = ["parts", "exclude_parts", "split", "mining"]
-    picked = {name: config[name] for name in names}
-    picked["mining"] = {key: value for key, value in config["mining"].items() if key != "memory_mib"}
-    return picked
-
-
 def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:
-    inputs = (
-        {} if run.mining.policy in _LABELLED else {uri: read_manifest(uri, "features").digest for uri in run.features}
-    )
+    read = () if run.mining.policy in _LABELLED else run.features
+    inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(read)}
     ids = (*part_ids(dataset, run.parts), "excluded", *sorted(_excluded(run, dataset)))
     triplets = [f"{t.triplet_id}:{t.reference_id}:{t.target_id}:{t.split}" for t in dataset.triplets]
-    return {**inputs, "data": stable_id("mine", *ids, *triplets)}
+    return {"features": "", "exclude_ids": "", **inputs, "data": stable_id("mine", *ids, *triplets)}
 
 
 def _source(run: MineRun, dataset: CirDataset) -> MiningInput:

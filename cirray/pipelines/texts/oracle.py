@@ -33,7 +33,7 @@ def run_oracle(run: OracleRun) -> Manifest:
         ArtifactError: when the generated triplets or the world are missing.
     """
     inputs = {"triplets": read_manifest(run.triplets, KIND).digest, "world": read_manifest(run.world, "world").digest}
-    stage = open_stage(run.out, KIND, run.to_dict(), inputs)
+    stage = open_stage(run, KIND, inputs)
     if stage.finished:
         return stage.finished
     rows = list(_rows(run, read_scenes(Path(localize(run.world, "world")))))

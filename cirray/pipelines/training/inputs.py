@@ -122,17 +122,20 @@ def queries_of(triplets: Sequence[Triplet]) -> tuple[Query, ...]:
 def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
     """Name -> digest of everything the run reads."""
     digests = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
-    if not run.features:
-        digests |= live_digests(run)
+    digests |= {"images": "", "towers": ""} if run.features else live_digests(run)
     digests |= {f"triplets {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.triplets)}
-    digests |= {f"reverse {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.reverse_texts)}
+    digests |= {
+        f"reverse_texts {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.reverse_texts)
+    }
     if run.init:
         digests["init"] = read_manifest(run.init, "checkpoint").digest
     if run.qformer_source:
         digests["qformer_source"] = open_blip2(run.qformer_source).digest
     held_out = ("held out", *inputs.slice) if inputs.slice else ()
-    rows = stable_id(*inputs.triplets, "queries", *inputs.queries, "texts", *inputs.texts, *held_out)
-    return {**digests, "rows": rows}
+    rows = stable_id(
+        *inputs.triplets, "queries", *inputs.queries, "gallery", *inputs.gallery_ids, "texts", *inputs.texts, *held_out
+    )
+    return {**digests, "data": rows}
 
 
 def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Retriever:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, ope
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
-from cirray.pipelines.training.config import SLICE, SPLIT, TrainRun, ValidationConfig
+from cirray.pipelines.training.config import SLICE, SPLIT, TrainRun
 from cirray.pipelines.training.inputs import (
     MODEL,
     VISION,
@@ -28,7 +28,6 @@ from cirray.training.selection import best_row
 from cirray.training.state import Row
 
 HISTORY, BOARD, CHECKPOINTS = "history.jsonl", "tensorboard", "checkpoints"
-_CONTENT = ("labels", "model", "tokenizer", "temperature", "training", "validation")
 
 
 @stage_function
@@ -49,14 +48,15 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
         ArtifactError, ConfigError, DataError: before anything starts, for inputs that cannot be used.
     """
     check_model_fields(run)
-    check_place(run.out, "checkpoint", _content(run))
+    check_place(run, "checkpoint")
     inputs = read_inputs(run)
     guard = check_leaks(run.guard, images_of(inputs.triplets), run.allow_leaks, "The training data")
     digests = {**input_digests(run, inputs), **guard_inputs(guard)}
-    if is_complete(run.out):
-        return open_finished(run, digests)
+    finished = open_stage(run, "checkpoint", digests).finished if is_complete(run.out) else None
+    if finished:
+        return finished
     job = build_job(run, inputs, "cpu" if run.ray.enabled else run.device)
-    stage = open_stage(run.out, "checkpoint", _content(run), digests, _kept(run))
+    stage = open_stage(run, "checkpoint", digests, _kept(run))
     tower = keep_tower(run, job.features, stage.local / MODEL / VISION)
     if run.ray.enabled:
         from cirray.pipelines.training.workers import train_on_ray
@@ -73,16 +73,6 @@ def _kept(run: TrainRun) -> tuple[str, ...]:
     """Patterns of files to resume from: checkpoints, or anything if they are stored elsewhere."""
     outside = run.ray.enabled and run.ray.storage
     return ("*",) if outside else (f"{CHECKPOINTS}/*", "ray/*/checkpoint_*/*")
-
-
-def open_finished(run: TrainRun, digests: Mapping[str, str]) -> Manifest:
-    """The manifest of a finished run.
-
-    Raises:
-        ArtifactError: when it was another run.
-    """
-    open_stage(run.out, "checkpoint", _content(run), digests)
-    return read_manifest(run.out, "checkpoint")
 
 
 def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[Callback]) -> tuple[list[Row], float]:
@@ -105,17 +95,6 @@ def title_of(run: TrainRun) -> str:
     return "pretrain" if run.training.objective == "pretrain" else f"fine-tune ({run.training.objective})"
 
 
-def _content(run: TrainRun) -> dict[str, Any]:
-    """What decides the result; places, devices and workers do not, and digests stand for the inputs."""
-    config = run.to_dict()
-    usual = ValidationConfig().to_dict()
-    for name in ("ks", "held_out", "keep", "patience"):  # later fields: earlier runs stay what they were
-        if config["validation"][name] == usual[name]:
-            del config["validation"][name]
-    content = {name: config[name] for name in _CONTENT}
-    return {**content, **{name: config[name] for name in ("dual", "encoder") if config[name]}}
-
-
 def _publish(
     run: TrainRun, stage: Stage, inputs: TrainInputs, history: Sequence[Row], facts: dict[str, Any]
 ) -> Manifest:
@@ -127,7 +106,7 @@ def _publish(
     counts = {"triplets": len(inputs.triplets), "steps": int(last.get("step", run.training.steps)), **inputs.sources}
     if keep:
         counts |= {"held_out": len(inputs.slice), "kept_step": int(chosen["step"])}
-    return stage.publish(counts, metrics, {"run": run.to_dict(), "generators_saw": texts_saw(run), **facts})
+    return stage.publish(counts, metrics, {"generators_saw": texts_saw(run), **facts})
 
 
 def texts_saw(run: TrainRun) -> dict[str, int]:

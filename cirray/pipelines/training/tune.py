@@ -64,8 +64,9 @@ def run_tune(run: TuneRun) -> Manifest:
         trial_run(run, assignment, "unused")
     read = read_inputs(run.base)
     guard = check_leaks(run.base.guard, images_of(read.triplets), run.base.allow_leaks, "The training data")
-    inputs = {**input_digests(run.base, read), **guard_inputs(guard)}
-    stage = open_stage(run.out, "sweep", _content(run), inputs, _KEPT)
+    digests = {**input_digests(run.base, read), **guard_inputs(guard)}
+    inputs = {f"base.{name}": digest for name, digest in digests.items()}
+    stage = open_stage(run, "sweep", inputs, _KEPT)
     if stage.finished:
         return stage.finished
     with cluster(_cluster_config(run)) as info:
@@ -270,7 +271,7 @@ def _publish(run: TuneRun, stage: Stage, results: list[TrialResult], guard: dict
         **{word: sum(item.status == word for item in results) for word in ("done", "stopped", "failed")},
     }
     metrics = {run.metric: best.metric, **{path: value for path, value in best.assignment.items()}}
-    return stage.publish(counts, metrics, {"table": table, "best": best.name, "run": run.to_dict(), **guard})
+    return stage.publish(counts, metrics, {"table": table, "best": best.name, **guard})
 
 
 def _plot(run: TuneRun, stage: Stage, results: list[TrialResult]) -> None:
@@ -284,12 +285,3 @@ def _knobs(run: TuneRun, resource: str) -> str:
     if run.trials == "process":
         return "cpus_per_trial" if resource == "CPU" else "gpus_per_trial"
     return "base.ray.num_workers or base.ray.cpus_per_worker" if resource == "CPU" else "base.ray.use_gpu"
-
-
-def _content(run: TuneRun) -> dict[str, Any]:
-    """What decides the result."""
-    config = run.to_dict()
-    names = ("labels", "temperature", "training", "validation", "model", "dual", "encoder", "tokenizer")
-    fixed = {name: config["base"][name] for name in names}
-    keys = ("space", "samples", "metric", "mode", "scheduler", "grace_steps", "reduction_factor", "seed")
-    return {"base": fixed, **{name: config[name] for name in keys}}

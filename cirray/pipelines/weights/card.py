@@ -38,7 +38,7 @@ class Card:
         """The card as Markdown with the metadata block that Hugging Face reads."""
         parts = [
             self._metadata(), f"# {self.name}", self.notes, _section("Use", _code(self._use(), "python")),
-            _section("Figures", self._figures()), _section("Recipe", _code(_yaml(self.source.config), "yaml")),
+            _section("Figures", self._figures()), _section("Recipe", _code(_yaml(self.source.identity), "yaml")),
             _section("Data", _table(self._data())), _section("Digests", _table(dict(self.digests))),
         ]  # fmt: skip
         return "\n\n".join(part for part in parts if part) + "\n"

@@ -61,7 +61,6 @@ from cirray.pipelines.weights.convert_clip import (
     write_folder_back,
     write_retriever_back,
 )
-from cirray.types import stable_id
 
 WEIGHTS, MODEL, VISION, WORK, QUERY = "weights.pt", "model", "vision", "work", "query"
 
@@ -79,8 +78,7 @@ def run_convert(run: ConvertRun) -> Manifest:
         ConfigError: heads that do not divide the widths.
     """
     kind = "checkpoint" if run.to == "checkpoint" else "weights"
-    inputs = {"source": _digest(run.source)} | ({"clip": _digest_of_clip(run.clip)} if run.clip else {})
-    stage = open_stage(run.out, kind, run.to_dict(), inputs)
+    stage = open_stage(run, kind, {"source": _digest(run.source)})
     if stage.finished:
         return stage.finished
     return _write_back(run, stage) if run.to == "original" else _write(run, stage)
@@ -238,13 +236,3 @@ def _digest(source: str) -> str:
             "Pic2Word (.pth, .pt), or a folder that `cirray convert` made."
         )
     return file_digest(str(path))
-
-
-def _digest_of_clip(clip: str) -> str:
-    """Digest of a CLIP's files, or of its name if it is not on this machine."""
-    path = Path(clip.partition("=")[2] or clip).expanduser()
-    if is_complete(clip):
-        return read_manifest(clip).digest
-    if path.is_dir():
-        return directory_digest(str(path))
-    return stable_id(clip, file_digest(str(path)) if path.is_file() else "")

@@ -28,15 +28,15 @@ def run_export(run: ExportRun) -> Manifest:
     source = read_manifest(run.model)
     if source.kind not in _KINDS:
         raise ArtifactError(f"{run.model!r} is an artifact of kind {source.kind!r}; one of {_KINDS} can be exported.")
-    reports = {f"report {at}": read_manifest(uri, "report") for at, uri in enumerate(run.reports)}
+    reports = {f"reports {at}": read_manifest(uri, "report") for at, uri in enumerate(run.reports)}
     inputs = {"model": source.digest, **{name: report.digest for name, report in reports.items()}}
-    stage = open_stage(run.out, "export", run.to_dict(), inputs)
+    stage = open_stage(run, "export", inputs)
     if stage.finished:
         return stage.finished
     kind, digests = _copy(run, stage, source)
     card = Card(run.name, kind, run.license, run.notes, source, tuple(reports.values()), digests)
     (stage.local / CARD).write_text(card.text())
-    recipe = {"config": source.config, "inputs": source.inputs, "counts": source.counts, "metrics": source.metrics}
+    recipe = {"config": source.identity, "inputs": source.inputs, "counts": source.counts, "metrics": source.metrics}
     (stage.local / RECIPE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
     return stage.publish({"files": sum(path.is_file() for path in stage.local.rglob("*"))}, extra=digests)
 

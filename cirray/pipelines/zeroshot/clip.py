@@ -17,6 +17,7 @@ from cirray.models.towers.assets import SHAPES_CLIP, asset_folder
 from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.small_clip import SmallClip, build_clip
+from cirray.pipelines.data.datasets import captioned_digest
 from cirray.pipelines.features.towers import VISION, train_stage
 from cirray.pipelines.features.vision_sources import CELL_CLASSES
 from cirray.pipelines.zeroshot.clip_sources import (
@@ -44,7 +45,7 @@ def run_clip(run: ClipRun) -> Manifest:
         ArtifactError: when another run's output is at `out`.
         DataError: when `data` has too few captioned images.
     """
-    stage = open_stage(run.out, "towers", run.to_dict(), kept=[f"{WORK}/checkpoints/*"])
+    stage = open_stage(run, "towers", {"data": _data_digest(run)}, [f"{WORK}/checkpoints/*"])
     if stage.finished:
         return stage.finished
     folder = stage.local / CLIP
@@ -71,6 +72,14 @@ def found_share(clip: SmallClip, batch: ClipBatch) -> dict[str, float]:
         "image_to_text_R@1": round(float((scores_BB.argmax(1) == own_B).float().mean()), 4),
         "text_to_image_R@1": round(float((scores_BB.argmax(0) == own_B).float().mean()), 4),
     }
+
+
+def _data_digest(run: ClipRun) -> str:
+    """Digest of the captioned images that are trained on; empty where none are."""
+    if run.source != "train" or run.corpus != "data":
+        return ""
+    dataset = read_dataset(run.data)
+    return captioned_digest(dataset, captioned_ids(dataset, run.training.batch), run.limits)
 
 
 def _train(run: ClipRun, work: Path) -> tuple[SmallClip, dict[str, Any]]:

@@ -21,7 +21,7 @@ from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.words.word_map import WordMapRetriever, build_word_map
 from cirray.pipelines.cluster.actors import find_tower
 from cirray.pipelines.data.datasets import read_usable
-from cirray.pipelines.data.leaks import check_leaks
+from cirray.pipelines.data.leaks import check_leaks, guard_inputs
 from cirray.pipelines.features.towers import train_stage
 from cirray.pipelines.training.config import SPLIT
 from cirray.pipelines.training.inputs import MODEL, VISION
@@ -35,7 +35,6 @@ from cirray.training.zeroshot.token_search import search_tokens
 from cirray.types import stable_id
 
 WORK = "work-map"
-_PLACES = ("out", "device", "towers", "features")
 
 
 @stage_function
@@ -52,17 +51,16 @@ def run_map(run: MapRun) -> Manifest:
         DataError: no captioned image (which `untrained` does not need), or one without features.
         ConfigError: an unknown objective, or settings that do not fit.
     """
-    check_place(run.out, "checkpoint", _content(run))
+    check_place(run, "checkpoint")
     dataset, features = read_usable(run.data, run.features), FeatureStore.open_many(run.features)
     images, captions = _captioned(run, dataset, features)
     guard = check_leaks(run.guard, list(images), run.allow_leaks, "The captioned images")
     tower = load_vision_tower(find_tower(run.towers))
     check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
     inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
-    inputs |= {"rows": stable_id(*images, "captions", *captions), "tower": tower.digest, **validation_inputs(run)}
-    if is_complete(run.out):
-        finished = open_stage(run.out, "checkpoint", _content(run), inputs).finished
-        assert finished is not None
+    inputs |= {"data": stable_id(*images, "captions", *captions), **validation_inputs(run), **guard_inputs(guard)}
+    finished = open_stage(run, "checkpoint", inputs).finished if is_complete(run.out) else None
+    if finished:
         return finished
     source = run.model.source or str(Path(find_tower(run.towers)).parent)
     model = run.model.model_copy(update={"source": source})
@@ -70,7 +68,7 @@ def run_map(run: MapRun) -> Manifest:
     if run.training.objective != UNTRAINED:
         MAPPINGS.get(run.training.objective)
     measures = measures_of(run, retriever, tower.digest)
-    stage = open_stage(run.out, "checkpoint", _content(run), inputs, [f"{WORK}/*.npy", f"{WORK}/*checkpoints/*"])
+    stage = open_stage(run, "checkpoint", inputs, [f"{WORK}/*.npy", f"{WORK}/*checkpoints/*"])
     setup = MapSetup(retriever, images, captions, features, run.training)
     history = _train(stage, setup, measures)
     retriever.cpu().train_composing().save(stage.local / MODEL)
@@ -78,7 +76,7 @@ def run_map(run: MapRun) -> Manifest:
     write_history(stage.local / HISTORY, history)
     metrics = {**_metrics(retriever, setup, run.judged), **_chosen(run, history)}
     shutil.rmtree(stage.local / WORK, ignore_errors=True)
-    extra = {"run": run.to_dict(), "caption_origin": run.caption_origin, **guard}
+    extra = {"caption_origin": run.caption_origin, **guard}
     return stage.publish({"images": len(images), "steps": len(history) and run.training.steps}, metrics, extra)
 
 
@@ -150,9 +148,3 @@ def _metrics(retriever: WordMapRetriever, setup: MapSetup, judged: int) -> dict[
     scores_BB = retriever.score(pseudo_BD, retriever.encode_gallery(patches_BPD))
     found = (scores_BB.argmax(1) == torch.arange(len(ids))).float().mean()
     return {"pseudo_R@1": round(float(found), 4)}
-
-
-def _content(run: MapRun) -> dict[str, Any]:
-    """What decides the result; places and devices do not, and digests stand for the inputs."""
-    config = run.to_dict()
-    return {name: value for name, value in config.items() if name not in (*_PLACES, "data", "guard", "allow_leaks")}

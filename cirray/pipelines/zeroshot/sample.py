@@ -1,7 +1,5 @@
 """A random part of a triplets artifact, some rows with wrong texts, for studies of scale and quality."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
@@ -26,7 +24,7 @@ def run_sample(run: SampleRun) -> Manifest:
     Raises:
         DataError: when the artifact has fewer rows than asked for.
     """
-    stage = open_stage(run.out, KIND, _content(run), {"triplets": read_manifest(run.triplets, KIND).digest})
+    stage = open_stage(run, KIND, {"triplets": read_manifest(run.triplets, KIND).digest})
     if stage.finished:
         return stage.finished
     store = TripletStore.open(run.triplets)
@@ -57,8 +55,3 @@ def _texts(table: pa.Table, wrong: np.ndarray, run: SampleRun) -> pa.Table:
         return changed
     none = pa.nulls(len(table), table.schema.field(_REVERSE).type)
     return changed.set_column(table.schema.get_field_index(_REVERSE), table.schema.field(_REVERSE), none)
-
-
-def _content(run: SampleRun) -> dict[str, Any]:
-    config = run.to_dict()
-    return {name: config[name] for name in ("count", "shuffled", "template", "seed")}

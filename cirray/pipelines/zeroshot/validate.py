@@ -10,6 +10,7 @@ from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.protocol_metrics import figure_names
 from cirray.features.store import FeatureStore, check_tower
 from cirray.models.words.word_map import WordMapRetriever
+from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.training.config import SPLIT
 from cirray.pipelines.training.job import check_figures
 from cirray.pipelines.zeroshot.config import MapRun
@@ -70,10 +71,11 @@ def validation_inputs(run: MapRun) -> dict[str, str]:
     """Name -> digest of what is read beside the captioned images."""
     if run.validation.data is None:
         return {}
-    return {
-        f"validation features {at}": read_manifest(uri, "features").digest
+    features = {
+        f"validation.features {at}": read_manifest(uri, "features").digest
         for at, uri in enumerate(run.validation.features)
     }
+    return {**features, "validation.data": asked_digest(read_dataset(run.validation.data))}
 
 
 def _present(features: FeatureStore, images: Sequence[str]) -> None:

@@ -5,11 +5,11 @@ import threading
 import time
 
 import pytest
+from made_artifacts import stage_of
 
 from cirray.cli.help import verb_help
 from cirray.cli.main import guarded, main, overrides_of, resolve, user_sentence
 from cirray.cli.verb import VERBS, verb
-from cirray.core.artifacts import open_stage
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.interrupts import own_handlers, reinstall
 from cirray.core.storage import join, write_bytes
@@ -146,7 +146,7 @@ def test_a_wrong_setting_leaves_nothing_and_the_corrected_command_works_as_typed
     assert main(["world", f"out={out}", *world, "shapes.gallery_references=0"]) == 0
     capsys.readouterr()
     images = {"images": "x", "tower": "y"}
-    write_bytes(join(open_stage(towers, "features", {"a": 1}, images, ["shards/*"]).work_uri, "shards", "0"), b"1")
+    write_bytes(join(stage_of(towers, "features", {"a": 1}, images, ["shards/*"]).work_uri, "shards", "0"), b"1")
     assert main(["mine", "--restart", f"out={out}", "features=[nowhere]"]) == 2
     assert main(["towers", f"out={towers}", "vision=asset", "language=asset"]) == 2
     assert "half-written by a different run (kind" in (said := capsys.readouterr().err) and "--restart" in said

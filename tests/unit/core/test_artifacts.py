@@ -1,12 +1,16 @@
 import json
 
 import pytest
+from made_artifacts import stage_of
 
-from cirray.core import storage
-from cirray.core.artifacts import check_place, localize, open_stage, read_manifest
+from cirray.core import artifacts, storage
+from cirray.core.artifacts import check_place, localize, read_manifest
+from cirray.core.config import Config
 from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError
+from cirray.core.fields import Effort, Place
 from cirray.core.unfinished import restarting, stage_function
+from cirray.data.config import DataConfig
 
 
 def write(stage, name="data.txt", text="hello"):
@@ -15,7 +19,7 @@ def write(stage, name="data.txt", text="hello"):
 
 def test_an_artifact_is_invisible_until_it_is_published(tmp_path):
     out = str(tmp_path / "a")
-    stage = open_stage(out, "thing", {"x": 1})
+    stage = stage_of(out, "thing", {"x": 1})
     write(stage)
     with pytest.raises(ArtifactError, match="half-written"):
         read_manifest(out)
@@ -26,51 +30,51 @@ def test_an_artifact_is_invisible_until_it_is_published(tmp_path):
 
 def test_a_finished_stage_is_recognised_and_a_changed_config_is_refused(tmp_path):
     out = str(tmp_path / "a")
-    open_stage(out, "thing", {"x": {"y": 1}}).publish({})
-    assert open_stage(out, "thing", {"x": {"y": 1}}).finished is not None
-    with pytest.raises(ArtifactError, match=r"config\.x\.y: 1 there, 2 now"):
-        open_stage(out, "thing", {"x": {"y": 2}})
+    stage_of(out, "thing", {"x": {"y": 1}}).publish({})
+    assert stage_of(out, "thing", {"x": {"y": 1}}).finished is not None
+    with pytest.raises(ArtifactError, match=r"\(settings\.x\.y: 1 there, 2 now"):
+        stage_of(out, "thing", {"x": {"y": 2}})
 
 
 def test_a_killed_stage_resumes_with_its_shards_and_refuses_another_config(tmp_path):
     out = str(tmp_path / "a")
-    write(open_stage(out, "thing", {"x": 1}, kept=["shard-*"]), "shard-0")
-    resumed = open_stage(out, "thing", {"x": 1}, kept=["shard-*"])
+    write(stage_of(out, "thing", {"x": 1}, kept=["shard-*"]), "shard-0")
+    resumed = stage_of(out, "thing", {"x": 1}, kept=["shard-*"])
     assert "shard-0" in storage.list_files(resumed.work_uri)
     for kept in (["shard-*"], []):  # another kind of stage does not make the shards worthless
         with pytest.raises(ArtifactError, match=r"half-written by a different run .*x: 1 there, 2 now.*Add --restart"):
-            open_stage(out, "thing", {"x": 2}, kept=kept)
+            stage_of(out, "thing", {"x": 2}, kept=kept)
     assert "shard-0" in storage.list_files(resumed.work_uri)
 
 
 def test_half_written_work_that_nobody_would_go_on_from_stands_in_no_one_s_way(tmp_path):
     out = str(tmp_path / "a")
-    write(open_stage(out, "thing", {"x": 1}, kept=["shard-*"]), "copied-input")
-    other = open_stage(out, "thing", {"x": 2}, kept=["shard-*"])
+    write(stage_of(out, "thing", {"x": 1}, kept=["shard-*"]), "copied-input")
+    other = stage_of(out, "thing", {"x": 2}, kept=["shard-*"])
     assert other.fresh and storage.list_files(other.work_uri) == ["stage.json"]
 
 
 def test_a_damaged_marker_is_named_where_work_would_be_lost_and_replaced_where_none_would(tmp_path):
-    stage = open_stage(str(tmp_path / "a"), "thing", {"x": 1}, kept=["shard-*"])
+    stage = stage_of(str(tmp_path / "a"), "thing", {"x": 1}, kept=["shard-*"])
     (tmp_path / "a.partial" / "stage.json").write_text("{")
-    assert open_stage(stage.uri, "thing", {"x": 1}, kept=["shard-*"]).fresh
+    assert stage_of(stage.uri, "thing", {"x": 1}, kept=["shard-*"]).fresh
     write(stage, "shard-0")
     (tmp_path / "a.partial" / "stage.json").write_text("[1]")
     with pytest.raises(ArtifactError, match="half-written .*description is damaged"):
-        open_stage(stage.uri, "thing", {"x": 1}, kept=["shard-*"])
+        stage_of(stage.uri, "thing", {"x": 1}, kept=["shard-*"])
 
 
 def test_restarting_throws_half_written_work_away_and_no_finished_artifact(tmp_path):
     half, whole = str(tmp_path / "half"), str(tmp_path / "whole")
-    write(open_stage(half, "thing", {"x": 1}, kept=["*"]), "shard-0")
-    open_stage(whole, "thing", {"x": 1}).publish({})
+    write(stage_of(half, "thing", {"x": 1}, kept=["*"]), "shard-0")
+    stage_of(whole, "thing", {"x": 1}).publish({})
     with restarting():
-        assert storage.list_files(open_stage(half, "thing", {"x": 2}, kept=["*"]).work_uri) == ["stage.json"]
-        write(open_stage(half, "thing", {"x": 2}, kept=["*"]), "shard-1")
-        assert open_stage(half, "thing", {"x": 2}, kept=["*"]).fresh
-        assert open_stage(whole, "thing", {"x": 1}).finished is not None
+        assert storage.list_files(stage_of(half, "thing", {"x": 2}, kept=["*"]).work_uri) == ["stage.json"]
+        write(stage_of(half, "thing", {"x": 2}, kept=["*"]), "shard-1")
+        assert stage_of(half, "thing", {"x": 2}, kept=["*"]).fresh
+        assert stage_of(whole, "thing", {"x": 1}).finished is not None
         with pytest.raises(ArtifactError, match="was made by a different run"):
-            open_stage(whole, "thing", {"x": 2})
+            stage_of(whole, "thing", {"x": 2})
     assert read_manifest(whole).kind == "thing"
 
 
@@ -80,7 +84,7 @@ def test_a_stage_that_fails_leaves_only_what_the_next_start_goes_on_from(tmp_pat
     @stage_function
     def run(out):
         """A stage."""
-        write(open_stage(out, "thing", {}, kept=["shard-*"]), name)
+        write(stage_of(out, "thing", {}, kept=["shard-*"]), name)
         raise error
 
     with pytest.raises(error):
@@ -90,13 +94,13 @@ def test_a_stage_that_fails_leaves_only_what_the_next_start_goes_on_from(tmp_pat
 
 
 def test_a_place_with_a_slash_at_its_end_is_the_same_place(tmp_path):
-    open_stage(f"{tmp_path}/a/", "thing", {}).publish({})
+    stage_of(f"{tmp_path}/a/", "thing", {}).publish({})
     assert [item.name for item in tmp_path.iterdir()] == ["a"] and read_manifest(tmp_path / "a").kind == "thing"
 
 
 @pytest.mark.parametrize("field, value", [("counts", [1]), ("extra", None), ("kind", 3), ("schema_version", "1")])
 def test_a_manifest_with_a_field_of_another_type_is_damaged_and_the_field_is_named(tmp_path, field, value):
-    open_stage(str(tmp_path / "a"), "thing", {}).publish({})
+    stage_of(str(tmp_path / "a"), "thing", {}).publish({})
     path = tmp_path / "a" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(ArtifactError, match=f"manifest of .* is damaged: {field} holds a "):
@@ -107,13 +111,13 @@ def test_a_folder_that_is_no_artifact_is_not_overwritten(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "precious.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="no artifact"):
-        open_stage(str(tmp_path / "a"), "thing", {})
+        stage_of(str(tmp_path / "a"), "thing", {})
     assert (tmp_path / "a" / "precious.txt").exists()
 
 
 def test_the_wrong_kind_a_missing_one_and_a_damaged_manifest_are_named(tmp_path):
     out = str(tmp_path / "a")
-    open_stage(out, "thing", {}).publish({})
+    stage_of(out, "thing", {}).publish({})
     with pytest.raises(ArtifactError, match="'thing'; 'index' is needed"):
         read_manifest(out, "index")
     with pytest.raises(ArtifactError, match="does not exist"):
@@ -134,7 +138,7 @@ def test_a_file_or_a_folder_in_place_of_an_artifact_is_not_called_absent(tmp_pat
 
 def test_a_newer_schema_is_refused(tmp_path):
     out = tmp_path / "a"
-    open_stage(str(out), "thing", {}).publish({})
+    stage_of(str(out), "thing", {}).publish({})
     fields = json.loads((out / "manifest.json").read_text()) | {"schema_version": 99}
     (out / "manifest.json").write_text(json.dumps(fields))
     with pytest.raises(ArtifactError, match="99"):
@@ -144,7 +148,7 @@ def test_a_newer_schema_is_refused(tmp_path):
 def test_the_digest_depends_on_content_and_name_only(tmp_path):
     digests = []
     for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
-        stage = open_stage(str(tmp_path / name), "thing", {})
+        stage = stage_of(str(tmp_path / name), "thing", {})
         write(stage, text=text)
         digests.append(stage.publish({}).digest)
     assert digests[0] == digests[1] != digests[2]
@@ -172,19 +176,99 @@ def test_writing_where_nothing_can_be_written_is_one_sentence(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
+class PlacedRun(Config):
+    """A run that reads a place and takes some effort."""
+
+    x: int = 1
+    source: Place = ""
+    workers: Effort[int] = 1
+    out: Place
+
+
 def test_where_and_on_what_a_stage_ran_does_not_make_it_another_stage(tmp_path):
-    open_stage(str(tmp_path / "a"), "thing", {"x": 1, "out": "here", "ray": {"num_cpus": 2}}).publish({})
+    artifacts.open_stage(PlacedRun(out=str(tmp_path / "a")), "thing").publish({})
     (tmp_path / "a").rename(tmp_path / "b")
-    assert open_stage(str(tmp_path / "b"), "thing", {"x": 1, "out": "there", "ray": {}}).finished is not None
+    again = artifacts.open_stage(PlacedRun(workers=2, out=str(tmp_path / "b")), "thing").finished
+    assert again is not None and again.config["workers"] == 1 and again.identity == {"x": 1}
+
+
+def test_a_place_is_known_by_what_lies_there_and_not_by_its_name(tmp_path):
+    for name, text in (("here", "same"), ("moved", "same"), ("other", "more")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.txt").write_text(text)
+    open_with = {
+        name: PlacedRun(source=str(tmp_path / name), out=str(tmp_path / "a")) for name in ("here", "moved", "other")
+    }
+    artifacts.open_stage(open_with["here"], "thing").publish({})
+    assert artifacts.open_stage(open_with["moved"], "thing").finished is not None
+    for run in (
+        open_with["other"],
+        PlacedRun(out=str(tmp_path / "a")),
+        PlacedRun(source="a-hub/name", out=str(tmp_path / "a")),
+    ):
+        with pytest.raises(ArtifactError, match=r"different run \(inputs.source: '.*' there, (nothing|'.*') now"):
+            artifacts.open_stage(run, "thing")
+
+
+def test_what_stands_for_a_place_is_its_artifact_folder_file_or_name(tmp_path):
+    stage = stage_of(tmp_path / "a", "thing")
+    write(stage, text="x")
+    assert artifacts.place_digest(str(tmp_path / "a")) == str(tmp_path / "a")
+    digest = stage.publish({}).digest
+    assert artifacts.place_digest(str(tmp_path / "a")) == digest
+    (tmp_path / "a" / "manifest.json").unlink()
+    assert artifacts.place_digest(str(tmp_path / "a")) == digest
+    file = tmp_path / "a" / "data.txt"
+    assert artifacts.place_digest(str(file)) == file_digest(str(file))
+    assert artifacts.place_digest(f"arch={file}") == f"arch={file_digest(str(file))}"
+    assert artifacts.place_digest("a-hub/name") == "a-hub/name"
+
+
+def test_a_stage_that_says_nothing_of_a_data_set_is_a_fault_of_its_code(tmp_path):
+    class DataRun(Config):
+        data: DataConfig = DataConfig()
+        out: Place
+
+    run = DataRun(out=str(tmp_path / "a"))
+    with pytest.raises(TypeError, match="gives no digest of what it reads in 'data'"):
+        artifacts.open_stage(run, "thing")
+    assert artifacts.open_stage(run, "thing", {"data": ""}).fresh
+
+
+def test_more_than_three_differing_fields_are_counted(tmp_path):
+    stage_of(tmp_path / "a", "thing", dict.fromkeys("abcde", 1)).publish({})
+    with pytest.raises(ArtifactError, match=r"a: 1 there, 2 now; settings.b: 1 there, 2 now; .*; and 2 more"):
+        stage_of(tmp_path / "a", "thing", dict.fromkeys("abcde", 2))
+
+
+@pytest.mark.parametrize("version", [1, None])
+def test_an_artifact_of_an_earlier_version_is_one_sentence_wherever_it_is_read(tmp_path, version):
+    out, half = tmp_path / "a", tmp_path / "half"
+    stage_of(out, "thing").publish({})
+    write(stage_of(half, "thing", kept=["shard-*"]), "shard-0")
+    for path in (out / "manifest.json", tmp_path / "half.partial" / "stage.json"):
+        fields = json.loads(path.read_text()) | {"schema_version": version}
+        fields = {name: value for name, value in fields.items() if value is not None and name != "identity"}
+        path.write_text(json.dumps(fields))
+    for read in (read_manifest, localize, lambda uri: stage_of(uri, "thing"), artifacts.place_digest):
+        with pytest.raises(ArtifactError, match="was made by an earlier, incompatible version; run its stage again"):
+            read(str(out))
+    with pytest.raises(ArtifactError, match="half-written by an earlier, incompatible version. Add --restart"):
+        stage_of(half, "thing", kept=["shard-*"])
+    with restarting():
+        assert stage_of(half, "thing", kept=["shard-*"]).fresh
 
 
 def test_a_taken_place_is_told_whatever_the_inputs_turn_out_to_be(tmp_path):
-    check_place(tmp_path / "free", "doctor", {"a": 1})
-    open_stage(tmp_path / "mine", "doctor", {"a": 1}, {"images": "x"}).publish({})
-    check_place(tmp_path / "mine", "doctor", {"a": 1})
-    for kind, config in (("doctor", {"a": 2}), ("study", {"a": 1})):
+    def run(name, x=1):
+        return PlacedRun(x=x, out=str(tmp_path / name))
+
+    check_place(run("free"), "doctor")
+    artifacts.open_stage(run("mine"), "doctor", {"images": "x"}).publish({})
+    check_place(run("mine"), "doctor")
+    for kind, x in (("doctor", 2), ("study", 1)):
         with pytest.raises(ArtifactError, match="different run|of kind 'doctor'"):
-            check_place(tmp_path / "mine", kind, config)
+            check_place(run("mine", x), kind)
     (tmp_path / "folder").mkdir()
     with pytest.raises(ArtifactError, match="exists but is no artifact"):
-        check_place(tmp_path / "folder", "doctor", {})
+        check_place(run("folder"), "doctor")

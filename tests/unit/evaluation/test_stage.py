@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, TransformConfig
 from cirray.data.images import open_image
@@ -40,7 +40,7 @@ def parts(world, tmp_path_factory):
     root = tmp_path_factory.mktemp("parts")
     dataset = read_dataset(DataConfig(folder=FolderConfig(root=str(world))))
     towers = [tower(seed) for seed in (0, 1)]
-    stage = open_stage(root / "pretrain", "checkpoint", {"steps": 2})
+    stage = stage_of(root / "pretrain", "checkpoint", {"steps": 2})
     tokenizer = build_tokenizer([query.modification for query in dataset.queries])
     sizes = QFormerConfig(width=16, layers=1, heads=2, queries=3, intermediate=16)
     build_retriever(RetrieverConfig(qformer=sizes, embed_dim=8), tokenizer, 16).save(stage.local / "model")
@@ -59,7 +59,7 @@ def tower(seed):
 
 
 def write_features(uri, dataset, one):
-    stage = open_stage(uri, "features", {"tower": one.digest})
+    stage = stage_of(uri, "features", {"tower": one.digest})
     transform, ids = build_transform(one.transform), sorted(dataset.images)
     pixels = np.stack([transform(open_image(dataset.images.path(name))) for name in ids])
     patches = one(torch.from_numpy(pixels)).numpy()
@@ -125,7 +125,7 @@ def test_changed_queries_are_another_report_not_a_stale_one(run, world, tmp_path
     config = run(data={"folder": {"root": str(world), "queries": str(path)}}, html=False)
     run_evaluate(config)
     path.write_text("\n".join(lines[:16]))
-    with pytest.raises(ArtifactError, match="inputs.queries"):
+    with pytest.raises(ArtifactError, match="inputs.data"):
         run_evaluate(config)
 
 
@@ -136,7 +136,7 @@ def test_generated_texts_are_shown_with_their_verdict(run, world, tmp_path):
         Triplet("a", true.reference_id, true.target_id, true.modification),
         Triplet("b", true.reference_id, true.target_id, "words without sense"),
     ]
-    stage = open_stage(tmp_path / "texts", "triplets", {})
+    stage = stage_of(tmp_path / "texts", "triplets", {})
     write_part(stage.work_uri, "part-00000", from_triplets(rows), REJECTED_SCHEMA.empty_table())
     stage.publish({"triplets": 2})
     run_evaluate(run(triplets=[str(tmp_path / "texts")], judge=str(world)))
@@ -193,7 +193,7 @@ def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run,
 
 
 def test_an_index_of_another_checkpoint_is_refused(run, tmp_path):
-    stage = open_stage(tmp_path / "index", "index", {})
+    stage = stage_of(tmp_path / "index", "index", {})
     (stage.local / "meta.json").write_text(json.dumps({"meta": {"encoder_digest": "0" * 32}}))
     (stage.local / "ids.json").write_text("[]")
     stage.publish({"images": 0})

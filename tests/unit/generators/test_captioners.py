@@ -5,8 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture, caption_prompt
 from cirray.generators.store import save_generator
@@ -37,7 +37,7 @@ def test_existing_captions_are_passed_on_and_missing_ones_are_named():
 
 
 def test_the_small_captioner_reads_features_and_does_not_depend_on_the_batch(model_of, features, tmp_path):
-    stage = open_stage(str(tmp_path / "generator"), "generator", {})
+    stage = stage_of(str(tmp_path / "generator"), "generator", {})
     save_generator(model_of(), stage.local)
     stage.publish({})
     pictures = [Picture(name) for name in "abcd"]
@@ -92,7 +92,7 @@ def test_soft_tokens_are_read_back_as_the_phrases_they_stand_for(tmp_path, monke
     scenes = [random_scene(np.random.default_rng(seed)) for seed in range(6)]
     for queries in (9, 3):
         qformer = ReaderConfig(width=16, layers=1, heads=2, queries=queries, intermediate=16)
-        stage = open_stage(str(tmp_path / f"generator{queries}"), "generator", {})
+        stage = stage_of(str(tmp_path / f"generator{queries}"), "generator", {})
         save_generator(ModificationTextModel(GeneratorConfig(qformer=qformer), language, 12), stage.local)
         stage.publish({})
 

@@ -3,8 +3,8 @@ import json
 
 import numpy as np
 import pytest
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
 from cirray.index.config import IndexConfig
 from cirray.index.store import KIND, IndexMeta, open_index, whole_digest, write_index
@@ -15,7 +15,7 @@ def make(tmp_path, config=None, ids=None, name="index", patches=False):
     ids = ids or [f"a/{row:03d}.png" for row in range(40)]
     rng = np.random.default_rng(3)
     tokens = rng.normal(size=(len(ids), 4, 8)).astype(np.float16)
-    stage = open_stage(tmp_path / name, KIND, config.to_dict())
+    stage = stage_of(tmp_path / name, KIND, config.to_dict())
     np.save(stage.local / "tokens.npy", tokens)
     if patches:
         np.save(stage.local / "patches.npy", rng.normal(size=(len(ids), 9, 6)).astype(np.float16))

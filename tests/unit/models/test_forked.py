@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, ConfigError, IndexMismatchError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
@@ -54,7 +54,7 @@ def tuned(retriever, seed=0):
 def write_fork(uri, checkpoint, seed=0):
     """A checkpoint artifact whose retriever was forked from another's and tuned."""
     encoder, vision, _ = load_models(checkpoint)
-    stage = open_stage(str(uri), "checkpoint", {"fork": seed})
+    stage = stage_of(str(uri), "checkpoint", {"fork": seed})
     tuned(encoder, seed).save(stage.local / "model")
     (stage.local / "model" / "vision").mkdir()
     vision.save(stage.local / "model" / "vision")

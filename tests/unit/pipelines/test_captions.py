@@ -5,9 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made_artifacts import stage_of
 from PIL import Image
 
-from cirray.core.artifacts import open_stage, read_manifest
+from cirray.core.artifacts import read_manifest
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import ShapesConfig
@@ -100,7 +101,7 @@ def test_captions_of_a_picture_that_was_replaced_are_not_taken_for_its_own(tmp_p
     done = run_caption(run_of(own, tmp_path.parent / "captions"))
     assert run_caption(run_of(own, tmp_path.parent / "captions")).digest == done.digest
     Image.new("RGB", (16, 16), (9, 9, 8)).save(tmp_path / "b.png")
-    with pytest.raises(ArtifactError, match="different run .inputs.images"):
+    with pytest.raises(ArtifactError, match="different run .inputs.data"):
         run_caption(run_of(own, tmp_path.parent / "captions"))
 
 
@@ -167,7 +168,7 @@ def test_the_judge_counts_captions_that_tell_the_whole_scene(world, tmp_path, mo
 def test_one_image_with_two_captions_is_refused(tmp_path):
     row = {"captioner": "x", "prompt_version": "p", "words": 5, "key": "k", "image_id": "a"}
     for name in ("one", "two"):
-        stage = open_stage(str(tmp_path / name), "captions", {})
+        stage = stage_of(str(tmp_path / name), "captions", {})
         write_captions(stage.work_uri, "part-00000", [{**row, "caption": f"caption {name}"}])
         stage.publish({})
     with pytest.raises(DataError, match="'a' has two captions, 'caption one' and 'caption two'"):

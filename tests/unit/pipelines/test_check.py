@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.errors import GenerationError, IndexMismatchError
 from cirray.evaluation.round_trip import pair_scores, round_trip_ranks, worse_of_both
 from cirray.features.store import FeatureStore
@@ -67,7 +67,7 @@ def features(tmp_path):
 
 
 def write_rows(place, rows):
-    stage = open_stage(place, "triplets", {})
+    stage = stage_of(place, "triplets", {})
     write_part(stage.work_uri, "part-00000", from_triplets(rows), REJECTED_SCHEMA.empty_table())
     stage.publish({"triplets": len(rows)}, extra={"generator": "abc"})
 
@@ -75,7 +75,7 @@ def write_rows(place, rows):
 @pytest.fixture
 def run(tmp_path, features, monkeypatch):
     write_rows(tmp_path / "synthetic", TRIPLETS)
-    open_stage(tmp_path / "base", "checkpoint", {}).publish({"steps": 1})
+    stage_of(tmp_path / "base", "checkpoint", {}).publish({"steps": 1})
     tower = SimpleNamespace(digest="enc")
     monkeypatch.setattr(check, "load_models", lambda *_: (Obedient(), tower, None))
     places = {"triplets": str(tmp_path / "synthetic"), "checkpoint": str(tmp_path / "base"), "features": (features,)}

@@ -111,7 +111,7 @@ def test_images_that_changed_make_it_another_run(made, tmp_path):
     data = DataConfig(folder=FolderConfig(root=str(tmp_path / "images")))
     run_embed(run_of(made, tmp_path / "f", data=data))
     shutil.copy(tmp_path / "images" / "img-0001.png", tmp_path / "images" / "new.png")
-    with pytest.raises(ArtifactError, match="different run .inputs.images"):
+    with pytest.raises(ArtifactError, match="different run .inputs.data"):
         run_embed(run_of(made, tmp_path / "f", data=data))
 
 

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from made_artifacts import stage_of
 
 import cirray
-from cirray.core.artifacts import open_stage, read_manifest
+from cirray.core.artifacts import read_manifest
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, DataError
 from cirray.generators.store import save_template
@@ -72,11 +73,11 @@ def test_the_folder_holds_weights_config_preprocessor_tokenizer_and_a_card(home,
     assert "# my model" in card and "steps: 2" in card and "val_R@10" in card
     assert source.digest in card and manifest.extra["encoder_digest"] in card and source.inputs["features 0"] in card
     assert str(home) not in card  # no place of the machine it was made on
-    assert json.loads((tmp_path / "x" / "recipe.json").read_text())["config"] == source.config
+    assert json.loads((tmp_path / "x" / "recipe.json").read_text())["config"] == source.identity
 
 
 def test_figures_of_reports_go_into_the_card(home, tmp_path):
-    stage = open_stage(str(tmp_path / "report"), "report", {})
+    stage = stage_of(str(tmp_path / "report"), "report", {})
     (stage.local / "x").write_text("x")
     stage.publish({}, {"R@1": 0.5}, {"protocol": "40 queries over 300 images", "table": "R@1  50.0"})
     run_export(ExportRun(model=str(home / "qformer"), reports=(str(tmp_path / "report"),), out=str(tmp_path / "x")))
@@ -85,7 +86,7 @@ def test_figures_of_reports_go_into_the_card(home, tmp_path):
 
 
 def test_a_generator_is_exported_too(tmp_path):
-    stage = open_stage(str(tmp_path / "generator"), "generator", {"seed": 1})
+    stage = stage_of(str(tmp_path / "generator"), "generator", {"seed": 1})
     save_template(TemplateGenerator("change {reference}", 0), stage.local)
     stage.publish({}, {"token_loss": 1.25})
     run_export(ExportRun(model=str(tmp_path / "generator"), out=str(tmp_path / "x")))

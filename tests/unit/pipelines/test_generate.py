@@ -99,7 +99,7 @@ def test_a_finished_run_is_recognised_and_nothing_is_generated_again(inputs):
     served = pairs_served(inputs)
     assert run_generate(run_of(inputs, ray=RayConfig(enabled=False, num_cpus=3)), TINY.load_knobs) == first
     assert pairs_served(inputs) == served == 40
-    with pytest.raises(ArtifactError, match="different run .config.seed: 0 there, 1 now"):
+    with pytest.raises(ArtifactError, match="different run .seed: 0 there, 1 now"):
         run_generate(run_of(inputs, seed=1), TINY.load_knobs)
 
 

@@ -111,8 +111,8 @@ def test_a_stage_started_too_early_or_without_labels_says_so(home, tmp_path):
 
 def test_features_of_another_tower_are_refused_and_those_of_these_towers_are_read(home, tmp_path):
     import numpy as np
+    from made_artifacts import stage_of
 
-    from cirray.core.artifacts import open_stage
     from cirray.core.errors import IndexMismatchError
     from cirray.data.readers import read_dataset
     from cirray.features.shards import FeatureShardWriter
@@ -122,7 +122,7 @@ def test_features_of_another_tower_are_refused_and_those_of_these_towers_are_rea
     store = encode_live(tower, dataset, sorted(dataset.images.ids), run)
 
     def write(name, digest):
-        stage = open_stage(tmp_path / name, "features", {})
+        stage = stage_of(tmp_path / name, "features", {})
         FeatureShardWriter(stage.work_uri).write(0, list(store.ids), np.asarray(store.get(store.ids)), [])
         extra = {"encoder_digest": digest, "transform_digest": "t", "shape": list(store.shape)}
         stage.publish({"images": len(store)}, extra=extra)

@@ -52,7 +52,7 @@ def test_losses_and_recall_equal_those_of_cached_features(fields, tmp_path):
     live = run_train(run_of(fields, tmp_path / "live"))
     assert losses(tmp_path / "live") == pytest.approx(losses(tmp_path / "cached"), rel=1e-3)
     assert live.metrics["val_R@10"] == pytest.approx(cached.metrics["val_R@10"], abs=0.05)
-    assert {"tower", "images 0"} <= set(live.inputs) and "features 0" in cached.inputs
+    assert {"towers", "images 0"} <= set(live.inputs) and "features 0" in cached.inputs
     assert load_models(str(tmp_path / "live"))[1].width == 16
 
 

@@ -55,7 +55,7 @@ def test_pairs_come_from_the_pool_and_their_precision_is_reported(world, tmp_pat
 def test_memory_does_not_make_another_run_but_the_seed_does(world, tmp_path):
     first = run_mine(run_of(world, tmp_path / "p"))
     assert run_mine(run_of(world, tmp_path / "p", mining=MiningConfig(memory_mib=8))) == first
-    with pytest.raises(ArtifactError, match="config.mining.seed"):
+    with pytest.raises(ArtifactError, match="mining.seed: 0 there, 3 now"):
         run_mine(run_of(world, tmp_path / "p", mining=MiningConfig(seed=3)))
 
 
@@ -125,14 +125,15 @@ def _pairs(world, out, **fields):
 
 
 def test_images_that_could_not_be_embedded_are_passed_over_but_unknown_ones_are_an_error(world, tmp_path):
-    from cirray.core.artifacts import open_stage
+    from made_artifacts import stage_of
+
     from cirray.features.shards import FeatureShardWriter
     from cirray.features.store import FeatureStore
 
     store = FeatureStore.open(world / "features")
     ids = [image for image in store.ids if image.startswith("pool")]
     for name, rejected in (("told", [(ids[0], "truncated")]), ("untold", [])):
-        stage = open_stage(tmp_path / name, "features", {})
+        stage = stage_of(tmp_path / name, "features", {})
         FeatureShardWriter(stage.work_uri).write(0, ids[1:], store.get(ids[1:]), rejected)
         extra = {"encoder_digest": "e", "transform_digest": "t", "shape": list(store.shape)}
         stage.publish({"images": len(ids) - 1}, extra=extra)

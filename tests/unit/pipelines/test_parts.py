@@ -4,8 +4,8 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.errors import DataError, GenerationError
 from cirray.core.progress import redirected
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
@@ -30,7 +30,7 @@ class Shelf:
 
 @pytest.fixture
 def stage(tmp_path):
-    return open_stage(tmp_path / "out", "toy", {})
+    return stage_of(tmp_path / "out", "toy", {})
 
 
 def parts_of(shelf, names="abcdefg", **settings):

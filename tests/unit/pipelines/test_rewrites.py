@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
@@ -56,7 +56,7 @@ def captions(tmp_path):
 
 
 def write(folder, texts):
-    stage = open_stage(str(folder), "captions", {})
+    stage = stage_of(str(folder), "captions", {})
     row = {"captioner": "x", "prompt_version": "p", "words": 5, "key": "k"}
     write_captions(
         stage.work_uri, "part-0", [{**row, "image_id": name, "caption": text} for name, text in texts.items()]

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, IndexMismatchError
 from cirray.models.forked import ForkedRetriever
@@ -96,7 +96,7 @@ def test_triplets_with_held_out_images_are_refused_unless_allowed(fields, base, 
     inputs = read_inputs(run_of(fields, "x", {}))
     held_out = inputs.queries[0]
     row = replace(inputs.triplets[0], triplet_id="leak", target_id=held_out.target_ids[0])
-    stage = open_stage(str(tmp_path / "t"), "triplets", {})
+    stage = stage_of(str(tmp_path / "t"), "triplets", {})
     write_part(stage.work_uri, "part-00000", from_triplets([row]), rejected_table([]))
     stage.publish({"triplets": 1})
     more = {"init": base, "triplets": [str(tmp_path / "t")]}

@@ -5,8 +5,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.training import workers as train_ray
 
@@ -31,9 +31,9 @@ def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_al
         out=out, ray=RayTrainConfig(storage=str(tmp_path / "outside")), to_dict=dict,
         training=SimpleNamespace(objective="finetune", steps=1),
     )  # fmt: skip
-    stage = open_stage(out, "checkpoint", {}, kept=["*"])
+    stage = stage_of(out, "checkpoint", {}, kept=["*"])
     if again:
-        stage = open_stage(out, "checkpoint", {}, kept=["*"])
+        stage = stage_of(out, "checkpoint", {}, kept=["*"])
     with pytest.raises(Reached):
         train_ray.train_on_ray(run, stage)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, IndexMismatchError
 from cirray.pipelines.features.config import EmbedRun
@@ -47,7 +47,7 @@ def run(fields, tmp_path_factory):
         for at, row in enumerate(rows)
     ]
     place = tmp_path_factory.mktemp("texts") / "deltas"
-    stage = open_stage(str(place), "triplets", {})
+    stage = stage_of(str(place), "triplets", {})
     write_part(stage.work_uri, "part-00000", from_triplets([*second, *mined]), rejected_table([]))
     stage.publish({"triplets": 2 * len(rows)}, {}, {"generator_saw": {"shapes": len(rows)}})
     model = {**fields["model"], "matching": "trained"}

@@ -2,8 +2,8 @@
 
 import pyarrow as pa
 import pytest
+from made_artifacts import stage_of
 
-from cirray.core.artifacts import open_stage
 from cirray.core.errors import ArtifactError, DataError
 from cirray.triplets.schema import (
     REJECTED_SCHEMA,
@@ -33,7 +33,7 @@ def refusal(number, reason="empty"):
 
 
 def write(uri, rows, rejected=(), parts=1):
-    stage = open_stage(uri, "triplets", {"rows": len(rows)})
+    stage = stage_of(uri, "triplets", {"rows": len(rows)})
     for number in range(parts):
         refused = rejected_table(rejected) if number == 0 else NOTHING
         write_part(stage.work_uri, f"part-{number:05d}", triplet_table(rows[number::parts]), refused)
@@ -46,7 +46,7 @@ def test_triplets_survive_the_way_to_disk_and_back_sorted_by_reference(tmp_path)
         Triplet("t2", "a", "b", "größer machen", "undo", "val", "human", "fam", 0.5, "resize"),
         Triplet("t1", "b", "a", "make it red"),
     ]
-    stage = open_stage(tmp_path / "t", "triplets", {})
+    stage = stage_of(tmp_path / "t", "triplets", {})
     write_part(stage.work_uri, "part-00000", from_triplets(items), NOTHING)
     stage.publish({"triplets": 2})
     assert TripletStore.open(tmp_path / "t").read() == items

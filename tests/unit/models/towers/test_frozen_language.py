@@ -19,7 +19,7 @@ from cirray.models.towers.language import (
     quantized_arguments,
 )
 from cirray.pipelines.texts.config import GenerateRun, GeneratorRun
-from cirray.pipelines.texts.generate import _held, _result_config
+from cirray.pipelines.texts.generate import _held
 
 SIZES = LanguageModelConfig(width=16, layers=1, heads=2, intermediate=16, positions=64)
 BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
@@ -103,5 +103,5 @@ def test_what_may_be_combined_is_accepted():
 
 def test_another_type_is_part_of_what_texts_depend_on_and_the_usual_one_changes_no_id():
     usual, half = GenerateRun(), GenerateRun(language_dtype="bfloat16")
-    assert _held(usual) == {} and "language_dtype" not in _result_config(usual)
-    assert _result_config(half)["language_dtype"] == "bfloat16"
+    assert _held(usual) == {} and _held(half) == {"language_dtype": "bfloat16"}
+    assert usual.identity() != half.identity()

@@ -6,10 +6,11 @@ import runpy
 from pathlib import Path
 
 import pytest
+from made_artifacts import stage_of
 
 from cirray.cli.main import main
 from cirray.cli.study import find, show
-from cirray.core.artifacts import open_stage, read_manifest
+from cirray.core.artifacts import read_manifest
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.evaluation.study import Curve
@@ -28,7 +29,7 @@ TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
 
 def write_references(folder, images):
     """A captions artifact that says the same of every image."""
-    stage = open_stage(str(folder), "captions", {})
+    stage = stage_of(str(folder), "captions", {})
     row = {"captioner": "x", "prompt_version": "p", "words": 5, "caption": "a large red star in the top left"}
     write_captions(stage.work_uri, "part-0", [{**row, "image_id": name, "key": name} for name in images])
     stage.publish({})
@@ -161,7 +162,7 @@ def test_a_row_with_rewrites_is_scored_on_their_texts_and_not_on_its_own(study):
     run_study(study, find)
     score = read_manifest(next(Path(study.root).glob("seed-0/score-*")))
     rewrites = read_manifest(str(Path(study.root) / "seed-0" / "spoken"))
-    assert score.inputs["texts of spoken"] == rewrites.digest and rewrites.counts["texts"] > 0
+    assert score.inputs["row_texts spoken"] == rewrites.digest and rewrites.counts["texts"] > 0
     assert score.metrics["spoken"] != score.metrics["plain"]
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from made_artifacts import stage_of
 
 import cirray
-from cirray.core.artifacts import open_stage, read_manifest
+from cirray.core.artifacts import read_manifest
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, IndexMismatchError
 from cirray.data.images import open_place
@@ -172,7 +173,7 @@ def evaluated(root, name):
 @pytest.fixture(scope="module")
 def cirevl(root):
     """CIReVL's stages: captions of the references, joined texts, a CLIP that reads text alone (of uncaptioned data)."""
-    captions = open_stage(str(root / "references"), "captions", {})
+    captions = stage_of(str(root / "references"), "captions", {})
     names = sorted({query.reference_id for query in read_dataset(mapping(root, "x").data).queries})
     row = {"captioner": "people", "prompt_version": "", "words": 5, "key": "k"}
     told = [{**row, "image_id": name, "caption": f"a red star and {at} circles"} for at, name in enumerate(names)]
@@ -318,12 +319,12 @@ def test_mapping_refuses_features_of_another_tower_and_data_without_captions(roo
 @pytest.fixture(scope="module")
 def rows(root):
     import pyarrow as pa
+    from made_artifacts import stage_of
 
-    from cirray.core.artifacts import open_stage
     from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
     from cirray.triplets.store import write_part
 
-    stage = open_stage(str(root / "triplets"), "triplets", {})
+    stage = stage_of(str(root / "triplets"), "triplets", {})
     table = from_triplets(read_dataset(mapping(root, "x").data).split("train"))
     write_part(stage.work_uri, "part-00000", table, pa.table({n: [] for n in REJECTED_SCHEMA.names}, REJECTED_SCHEMA))
     stage.publish({"triplets": len(table)})

@@ -1,0 +1,87 @@
+"""What a configuration says of the result: its identity; and the places that its digests must stand for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cirray.core.fields import Role, Since, StageDigested, role_of
+
+OUT = "out"
+"""The field that says where a run writes; nothing is read there."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One place that a run may read.
+
+    `path` is its dotted field; `name` tells apart the places that one field holds; `place` is None for a section whose
+    digest only its stage can give.
+    """
+
+    path: str
+    name: str
+    place: str | None
+
+
+def identity_of(config: BaseModel) -> dict[str, Any]:
+    """Plain values of the fields that decide a result, at any depth.
+
+    Places and efforts are left out, and so are fields of a later version (`Since`) at their defaults; of places by name
+    (`checkpoints: {mine: PLACE}`) the names stay.
+    """
+    return dict(_deciding(config, config.model_dump(mode="json")))
+
+
+def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading]:
+    """Every place that a configuration names, but where it writes and what is effort."""
+    for name, field in type(config).model_fields.items():
+        role, value, path = role_of(field), getattr(config, name), prefix + name
+        if role is Role.EFFORT or name == OUT:
+            continue
+        for key, item in _items(value):
+            inner = " ".join(filter(None, (label, key)))
+            if role is Role.PLACE and item:
+                yield Reading(path, f"{path} {inner}".rstrip(), str(item))
+            elif isinstance(item, StageDigested):
+                yield Reading(path, f"{path} {inner}".rstrip(), None)
+            elif isinstance(item, BaseModel):
+                yield from readings(item, f"{path}.", inner)
+
+
+def _deciding(value: Any, plain: Any) -> Any:
+    if isinstance(value, BaseModel) and isinstance(plain, Mapping):
+        named = {name: (type(value).model_fields[name], getattr(value, name)) for name in plain}
+        kept = {name: _deciding(item, plain[name]) for name, (field, item) in named.items() if _decides(field, item)}
+        return kept | {
+            name: sorted(item)
+            for name, (field, item) in named.items()
+            if role_of(field) is Role.PLACE and isinstance(item, Mapping)
+        }
+    if isinstance(value, Mapping) and isinstance(plain, Mapping):
+        return {name: _deciding(value.get(name), item) for name, item in plain.items()}
+    if isinstance(value, tuple | list) and isinstance(plain, list):
+        return [_deciding(*pair) for pair in zip(value, plain, strict=True)]
+    return plain
+
+
+def _decides(field: FieldInfo, value: Any) -> bool:
+    later = any(isinstance(item, Since) for item in field.metadata)
+    usual = later and value == field.get_default(call_default_factory=True)
+    return role_of(field) is Role.IDENTITY and not usual
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """Single values of lists and mappings, at any depth, each with what tells it apart."""
+    if isinstance(value, Mapping):
+        pairs: Any = value.items()
+    elif isinstance(value, tuple | list):
+        pairs = enumerate(value)
+    else:
+        yield "", value
+        return
+    for key, item in pairs:
+        for inner, found in _items(item):
+            yield " ".join(filter(None, (str(key), inner))), found
