@@ -154,7 +154,7 @@ def _verdicts(run: StudyRun, rows: Mapping[str, StudyRow], main: Sequence[Scorin
             raise ConfigError(f"Claim {claim.text!r}: {unknown_name('figure', claim.metric, own.metrics)}")
         others = [rows[name] for name in claim.over]
         if claim.least is not None:
-            others = [StudyRow(f"{claim.least:g}", {claim.metric: (claim.least,) * len(main)})]
+            others = [StudyRow(f"{100 * claim.least:g} %", {claim.metric: (claim.least,) * len(main)})]
         upper = rows[claim.of] if claim.of else None
         yield judge_claim(claim.text, own, others, claim.metric, claim.points, claim.relative, claim.share, upper)
 

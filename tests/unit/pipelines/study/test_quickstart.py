@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cirray.cli.main import main
 from cirray.cli.study import find, show
 from cirray.cli.verb import verb
 from cirray.core.config import load_config
@@ -29,6 +30,13 @@ def test_every_stage_comes_after_what_it_reads_and_its_config_resolves():
     check_graph(list(nodes.values()))
     assert {"world", "oracle", "labelled", "index", "report"} <= set(nodes)
     assert nodes["report"].config.triplets == (nodes["checked"].config.out,) and nodes["report"].config.judge
+
+
+def test_what_it_prints_is_a_study_file_of_the_same_stages(tmp_path, capsys):
+    assert main(["quickstart", "--print-config"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    mine = study_nodes(load_config(StudyRun, tmp_path / "mine.yaml"), find)
+    assert {node.name: node for node in mine} == stages()
 
 
 def test_its_rows_are_trained_as_published():
