@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 from cirray.core import storage
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config, load
 from cirray.core.errors import ConfigError, unknown_name
-from cirray.core.trees import merged
+from cirray.core.trees import Layer, merged
 from cirray.pipelines.cluster.schedule import Node
-from cirray.pipelines.study.config import StageSpec, StudyRun
+from cirray.pipelines.study.config import StudyRun
 
 Find = Callable[[str], tuple[type[Config], str]]
 """Verb -> (its config class, `module:function` that runs it)."""
@@ -38,19 +39,20 @@ class Graph:
         Raises:
             ConfigError: for an unknown stage or variable, a circle, or fields that the verb does not take.
         """
-        spec = self._spec(stage)
         name = self.name(stage, values)
         if name in self.nodes:
             return name
+        spec = self.run.stages[stage]
         if stage in self.trail:
-            raise ConfigError(f"Stages {' -> '.join([*self.trail, stage])} read each other; break the circle.")
+            circle = " -> ".join([*self.trail[self.trail.index(stage) :], stage])
+            raise ConfigError(f"Stages {circle} of the study read each other; break the circle.")
         inner = replace(self, trail=(*self.trail, stage))
-        fields = self._fields(spec)
-        after = tuple(dict.fromkeys(inner.add(other, values) for other in references(fields)))
-        config_class, function = self.find(spec.verb)
-        tree = {**self.fill(fields, values), "out": self.place(stage, values)}
+        after = tuple(dict.fromkeys(inner.add(other, values) for other in references(self._fields(stage))))
         try:
-            config = load_config(config_class, tree | self._workers(config_class, tree))
+            config_class, function = self.find(spec.verb)
+            layers = [Layer(self.fill(tree, values), origin) for origin, tree in self._layers(stage).items()]
+            own = {"out": self.place(stage, values), **self._workers(config_class, self._fields(stage).get("ray"))}
+            config = load(config_class, [*layers, Layer(own)]).config
         except ConfigError as error:
             raise ConfigError(f"Stage {stage!r} of the study: {error}") from None
         self.nodes[name] = Node(name, function, config, after, spec.slots)
@@ -68,11 +70,18 @@ class Graph:
         return storage.join(seed_root(self.run, self.seed), self.name(stage, values))
 
     def needs(self, stage: str, trail: tuple[str, ...] = ()) -> frozenset[str]:
-        """Variables that a stage or anything it builds on depends on."""
+        """Variables that a stage or anything it builds on depends on.
+
+        Raises:
+            ConfigError: for an unknown stage, with the one that reads it.
+        """
+        if stage not in self.run.stages:
+            reader = f"Stage {trail[-1]!r} reads '@{stage}'. " if trail else ""
+            raise ConfigError(reader + unknown_name("stage of the study", stage, self.run.stages))
         if stage in trail:
             return frozenset()
         if stage not in self.known:
-            fields = self._fields(self._spec(stage))
+            fields = self._fields(stage)
             inner = (self.needs(other, (*trail, stage)) for other in references(fields))
             self.known[stage] = frozenset(variables(fields)).union(*inner)
         return self.known[stage]
@@ -102,21 +111,23 @@ class Graph:
         node = self.nodes[name]
         return frozenset({name}).union(*(self.closure(other) for other in node.after))
 
-    def _workers(self, config_class: type[Config], tree: Mapping[str, Any]) -> dict[str, Any]:
+    def _workers(self, config_class: type[Config], said: Any) -> dict[str, Any]:
         """Many runs stand side by side, so one that trains does it in its own process unless it says otherwise."""
-        field, given = config_class.model_fields.get("ray"), dict(tree.get("ray") or {})
+        field, given = config_class.model_fields.get("ray"), dict(self.fill(said or {}))
         if field is None or (field.default is None and not given):
             return {}
         usual = {"enabled": False} if "training" in config_class.model_fields else {}
         return {"ray": {**usual, **given, **({} if self.run.ray else {"enabled": False})}}
 
-    def _spec(self, stage: str) -> StageSpec:
-        if stage not in self.run.stages:
-            raise ConfigError(unknown_name("stage of the study", stage, self.run.stages))
-        return self.run.stages[stage]
+    def _fields(self, stage: str) -> dict[str, Any]:
+        """What the study says of a stage, as it stands there."""
+        return reduce(merged, self._layers(stage).values(), {})
 
-    def _fields(self, spec: StageSpec) -> dict[str, Any]:
-        return merged(self.run.templates.get(spec.like, {}), spec.fields)
+    def _layers(self, stage: str) -> dict[str, dict[str, Any]]:
+        """The same by where it stands in the study: the template's fields, then the stage's own."""
+        spec = self.run.stages[stage]
+        template = {f"templates.{spec.like}": self.run.templates[spec.like]} if spec.like else {}
+        return {**template, f"stages.{stage}.fields": spec.fields}
 
 
 def seed_root(run: StudyRun, seed: int) -> str:

@@ -233,15 +233,29 @@ def test_a_study_that_names_unknown_things_is_refused(study, change, words):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"verb": "finetun"}, "Unknown verb 'finetun'. Did you mean 'finetune'"),
-        ({"verb": "finetune", "fields": {"labls": 3}}, "Stage 'plain' of the study: Unknown config field 'labls'"),
-        ({"verb": "finetune", "fields": {"init": "@nothing"}}, "Unknown stage of the study 'nothing'"),
-        ({"verb": "finetune", "fields": {"labels": "$lables"}}, "Unknown variable of the study 'lables'"),
-        ({"verb": "finetune", "fields": {"init": "@plain"}}, "plain -> plain read each other"),
+        ({"verb": "finetun"}, "Stage 'plain' of the study: Unknown verb 'finetun'. Did you mean 'finetune'"),
+        (
+            {"verb": "finetune", "fields": {"labls": 3}},
+            "Stage 'plain' of the study: stages.plain.fields: Unknown config field 'labls'. Did you mean 'labels'",
+        ),
+        (
+            {"verb": "finetune", "like": "wrong"},
+            "Stage 'plain' of the study: templates.wrong: Unknown config field in section 'training' 'training.stps'",
+        ),
+        (
+            {"verb": "finetune", "fields": {"init": "@pain"}},
+            "Stage 'plain' reads '@pain'. Unknown stage of the study 'pain'. Did you mean 'plain'",
+        ),
+        (
+            {"verb": "finetune", "fields": {"labels": "$lables"}},
+            "Stage 'plain' of the study: Unknown variable of the study 'lables'. Did you mean 'labels'",
+        ),
+        ({"verb": "finetune", "fields": {"init": "@plain"}}, "Stages plain -> plain of the study read each other"),
     ],
 )
 def test_a_stage_that_cannot_run_is_refused_before_anything_runs(study, spec, words):
     tree = study.to_dict()
-    tree["stages"]["plain"] = {**spec, "like": ""}
-    with pytest.raises(ConfigError, match=words):
+    tree["stages"]["plain"] = spec
+    tree["templates"]["wrong"] = {"training": {"stps": 3}}
+    with pytest.raises(ConfigError, match=re.escape(words)):
         study_nodes(validate(StudyRun, tree), find)
