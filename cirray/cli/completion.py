@@ -18,11 +18,13 @@ _SCRIPTS = {
     "bash": """\
 # Completion of cirray for bash: source <(cirray completion bash)
 _cirray() {
-    local line=${COMP_LINE:0:COMP_POINT} words word kept
+    local line=${COMP_LINE:0:COMP_POINT} breaks=${COMP_WORDBREAKS//@} words word kept
     read -ra words <<<"$line"
     [[ $line == *[[:space:]] ]] && words+=("")
     word=${words[${#words[@]}-1]}
-    kept=${word%"${word##*[$COMP_WORDBREAKS]}"}
+    kept=${word%"${word##*[$breaks]}"}  # readline replaces what follows the last break, or what an @ begins
+    word=${word#"$kept"}
+    [[ $word == *@* ]] && kept+=${word%@*}
     COMPREPLY=()
     while IFS= read -r word; do
         word=${word#"$kept"}

@@ -101,3 +101,9 @@ def test_fields_that_change_no_result_stand_apart_those_inside_such_a_section_to
     text = verb_help(verb("finetune"))
     assert text.index("How the work is done") < text.index("  ray.num_workers") < text.index("Sections")
     assert find(verb("finetune").config_class(), "ray.num_workers").role is Role.EFFORT
+
+
+def test_a_field_that_a_class_declares_anew_stays_common():
+    generator = verb("train-generator").config_class()
+    assert find(generator, "alignment_training.optimizer.lr").is_common
+    assert not find(generator, "alignment_training.optimizer.eps").is_common

@@ -91,6 +91,17 @@ def test_an_unknown_verb_and_an_unknown_field_are_answered_with_the_near_one(cap
     assert "Did you mean 'finetune'?" in error and "Did you mean 'device'?" in error
 
 
+def seen(shown):
+    """The last line as it stands on the screen: what a terminal makes of backspaces and the bell."""
+    line, at = list[str](), 0
+    for char in shown.rpartition("\r")[2].replace("\x07", ""):
+        if char == "\b":
+            at -= 1
+        else:
+            line[at : at + 1], at = [char], at + 1
+    return "".join(line)
+
+
 class Terminal:
     """A shell in a terminal of its own, with `cirray` on its path and its completion read."""
 
@@ -136,7 +147,7 @@ def test_a_tab_in_a_shell_completes_verbs_paths_choices_and_files(shell, folder)
             ("finetune my", "\\ run.yaml "),
             ("finetune root=store init=@feat", "ures "),
         ]:
-            terminal.type(f"cirray {typed}\t", then)
+            assert seen(terminal.type(f"cirray {typed}\t", then)).endswith(f"cirray {typed}{then}")
             terminal.type("\x15echo cle''ared\n", "cleared")
     finally:
         terminal.close()
