@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = "docs/PAPERS.md"
+PUBLISHED = r"et al\.|\.org/|RFC \d"
 HISTORY = ("CHANGELOG.md", "jobs/LOG.md", "LICENSE")
 BINARY = (".safetensors", ".png", ".ico", ".npz", ".jpg", ".parquet")
 
@@ -43,7 +44,9 @@ def strangers(text: str) -> list[str]:
     """What a text names that no reader of this project has: other documents, or sections of none."""
     named = r"\.\./shared|\bshared/(?:design|data)|\bdesign documents?\b"
     documents = [name for name in re.findall(r"[\w./-]+\.md\b", text) if not known(name)]
-    sections = [line for line in text.splitlines() if re.search(r"\bsections? \d", line) and "et al." not in line]
+    sections = [
+        line for line in text.splitlines() if re.search(r"\bsections? \d", line) and not re.search(PUBLISHED, line)
+    ]
     return re.findall(named, text) + documents + sections
 
 
@@ -72,4 +75,4 @@ def test_no_file_names_a_document_that_readers_do_not_have():
 def test_an_unknown_document_or_section_would_be_found():
     assert strangers("the loss of notes.md") == ["notes.md"]
     assert strangers("PTHA, section 5") == ["PTHA, section 5"]
-    assert strangers("Li et al. 2023, section 3; docs/PAPERS.md") == []
+    assert strangers("Li et al. 2023, section 3; docs/PAPERS.md; RFC 8259, section 6") == []
