@@ -87,7 +87,7 @@ class CirrConfig(Config):
     images: Place = ""
     """Folder of `train/`, `dev/` and `test1/`, below `root` or absolute; empty: `root`."""
     split: Literal["train", "val", "test1"] = "val"
-    """Whose queries and gallery are read; `test1` has no targets. Training triplets are read whatever it is."""
+    """Split whose queries and gallery are read; `test1` has no targets. Training triplets are always read."""
     labels: Literal["hard", "soft", "soft_subset"] = "hard"
     """`hard`: the annotated target; `soft`: graded targets; `soft_subset`: graded in the subset only (CoVR)."""
     reference_rule: Literal["remove", "keep"] = "remove"
@@ -108,7 +108,7 @@ class FashionIQConfig(Config):
     category: Literal["dress", "shirt", "toptee", "all"] = "all"
     """One category, or all three, each with its own gallery."""
     split: Literal["train", "val", "test"] = "val"
-    """Whose queries and galleries are read; the published `test` has no targets."""
+    """Split whose queries and galleries are read; the published `test` has no targets."""
     gallery: Literal["original", "val_split"] = "original"
     """All images of the split, or the union of references and targets (VAL): smaller, hence higher numbers."""
     reference_rule: Literal["remove", "keep"] = "keep"
@@ -133,7 +133,7 @@ class CircoConfig(Config):
     info: Place = "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
     """The list of all gallery images; without it the gallery is empty, and only submissions can be scored."""
     split: Literal["val", "test"] = "val"
-    """Whose queries are read; `test` has no ground truths."""
+    """Split whose queries are read; `test` has no ground truths."""
     reference_rule: Literal["remove", "keep"] = "keep"
     """Whether a query's own reference leaves its ranking; it is never a ground truth."""
     text: Literal["relative", "with_concept"] = "relative"
@@ -193,7 +193,7 @@ class Fashion200kConfig(Config):
     triplets_per_image: int = Field(1, ge=0)
     """Training triplets drawn for each image that has a one-word neighbour."""
     seed: int = Field(0, ge=0)
-    """Of that draw."""
+    """Seed of that draw."""
     ks: tuple[int, ...] = (1, 5, 10, 50, 100)
     """Cut-offs of recall."""
 
@@ -262,12 +262,12 @@ class WebDatasetConfig(Config):
 
 
 class DataConfig(StageDigested, Config):
-    """Which reader, and what it reads."""
+    """The data set: its format and where its files are."""
 
     format: Annotated[Common[str], Known(*FORMATS)] = "folder"
-    """Which data set it is, or how the files are laid out."""
+    """Which benchmark, or which layout of files."""
     preset: Annotated[Common[str], Known(*PRESETS)] = ""
-    """Protocol of a family of methods; fields that are given win over it."""
+    """Protocol of a family of methods. Fields that are given win over it."""
     folder: FolderConfig = FolderConfig()
     cirr: CirrConfig = CirrConfig()
     fashioniq: FashionIQConfig = FashionIQConfig()
@@ -290,16 +290,16 @@ class DataConfig(StageDigested, Config):
 
 
 class ImageLimits(Config):
-    """What an image must keep to before its pixels are decoded."""
+    """Limits on an image, checked before its pixels are decoded."""
 
     max_pixels: int = Field(40_000_000, ge=1)
-    """Width times height."""
+    """Largest width times height."""
     max_aspect: float = Field(20.0, ge=1.0)
-    """Longer side over shorter side."""
+    """Largest ratio of the longer to the shorter side."""
     min_side: int = Field(8, ge=1)
-    """Shorter side in pixels."""
+    """Smallest shorter side in pixels."""
     max_bytes: int = Field(64 * 2**20, ge=1)
-    """Size of the file or upload."""
+    """Largest file or upload in bytes."""
     draft_side: int = Field(1024, ge=1)
     """Large JPEGs are decoded at a half, quarter or eighth as long as both sides stay at least this long."""
 
@@ -327,4 +327,4 @@ class NlvrRun(Config):
     out: Place
     """Folder to write."""
     seed: int = Field(0, ge=0)
-    """Of the split and of the texts."""
+    """Seed of the split and of the texts."""

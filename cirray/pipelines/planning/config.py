@@ -43,11 +43,11 @@ class PlanConfig(Config):
     bandwidth: float | None = Field(None, gt=0)
     """Memory traffic of one card in TB/s; null: the table's."""
     utilisation: float = Field(0.4, gt=0, le=1)
-    """Share of the products that training and encoding reach (a statement; large matrices reach 0.3 to 0.5)."""
+    """Share of the products that training and encoding reach (assumed; large matrices reach 0.3 to 0.5)."""
     traffic: float = Field(0.7, gt=0, le=1)
-    """Share of the memory traffic that is reached (a statement)."""
+    """Share of the memory traffic that is reached (assumed)."""
     launch_us: float = Field(6.0, gt=0)
-    """Microseconds that Python needs to start a kernel: the floor of small batches (a statement; 5 to 10)."""
+    """Microseconds that Python needs to start a kernel: the floor of small batches (assumed; 5 to 10)."""
     reserve_gib: float = Field(2.0, ge=0)
     """Memory of the CUDA context, library workspaces and fragmentation."""
     samples_per_second: float | None = Field(None, gt=0)
@@ -105,9 +105,9 @@ class PlanRun(Config):
     file: Place = ""
     """The run's YAML file. On the command line: `cirray plan RUN.yaml`."""
     assignments: tuple[str, ...] = ()
-    """Assignments over it; on the command line `path.to.field=value`, as for the run itself."""
+    """Fields of the run over the file's; on the command line `path.to.field=value`."""
     verb: str = ""
-    """Verb that the file is for; empty: the first word of its name (`finetune-cirr-...yaml`)."""
+    """Verb of the file; empty: the first word of its name (`finetune-cirr-...yaml`)."""
     plan: PlanConfig = PlanConfig()
     """What the plan assumes."""
     as_json: Effort[bool] = False

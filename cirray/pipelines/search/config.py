@@ -15,24 +15,24 @@ class IndexRun(Config):
     checkpoint: Place = "~/cirray/quickstart/checkpoint"
     """Checkpoint artifact whose encoder makes the vectors."""
     images: Place | None = None
-    """Folder of pictures to index, found by content, links followed.
+    """Folder of images to index. They are found by content, links are followed.
 
     An id is the path below the folder, without suffix where that is unique. What cannot be read is
     rejected with a reason and counted; files that are no pictures by their names are left out.
     """
     features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
-    """Without `images`: features artifacts, made by the checkpoint's vision tower, that hold the gallery."""
+    """Features artifacts of the gallery, where no `images` are given. Made by the checkpoint's vision tower."""
     data: DataConfig | None = DataConfig()
     """With `features`: the data set whose gallery is indexed and whose files give the pictures; null indexes every
     stored image, without pictures."""
     index: IndexConfig = IndexConfig()
     """How the gallery is searched."""
     limits: ImageLimits = ImageLimits()
-    """Caps on the pictures."""
+    """Limits on images."""
     batch: Effort[int] = Field(64, ge=1)
     """Images in one pass through the models."""
     shard: int = Field(1024, ge=1)
-    """Images of one part; a killed run goes on after its last finished part."""
+    """Images per part. A killed run repeats only the parts that it did not finish."""
     pool: Effort[PoolConfig | None] = None
     """Ray actors that encode parts; null encodes in this process, which is quicker for some thousands of images."""
     device: Effort[str] = "cpu"
@@ -50,12 +50,12 @@ class SearchRun(Config):
     index: Place = "~/cirray/quickstart/index"
     """Index artifact built with it."""
     image: Place = ""
-    """A picture file as the reference."""
+    """Image file of the reference."""
     id: str = ""
-    """Or the id of a gallery image."""
+    """Id of a gallery image as the reference, in place of `image`."""
     text: str
     """What to change."""
     k: int = Field(10, ge=1)
-    """Answers wanted."""
+    """Number of answers."""
     out: Place = ""
-    """Where the page with the pictures goes; default `cirray-search.html` here."""
+    """Page with the pictures; empty: `cirray-search.html` here."""
