@@ -24,14 +24,15 @@ from cirray.core.environ import limit_threads
 from cirray.core.storage import join
 from cirray.features.store import FeatureStore
 from cirray.generators.config import DecodingConfig
-from cirray.pipelines.cluster.actors import find_generator, load_generator
+from cirray.generators.places import find_generator
+from cirray.generators.store import load_generator
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
-from cirray.pipelines.cluster.ordering import order_pairs
 from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.cluster.streaming import stream
 from cirray.pipelines.texts.config import GenerateRun, MineRun
-from cirray.pipelines.texts.generate import actor_settings, generate_steps, make_plan
-from cirray.pipelines.texts.mine import read_pairs, write_pairs
+from cirray.pipelines.texts.generate import make_plan, text_parts
+from cirray.pipelines.texts.ordering import order_pairs
+from cirray.triplets.pairs import read_pairs, write_pairs
 
 
 class Bench(Config):
@@ -64,7 +65,7 @@ def _inputs(bench: Bench, folder: Path) -> GenerateRun:
     """A run over the first pairs, with inputs at their places."""
     pairs = read_pairs(join(bench.root, "pairs"))[: bench.pairs]
     stage = open_stage(MineRun(out=str(folder / "pairs")), "pairs", {"data": "", "features": ""})
-    write_pairs(join(stage.work_uri, "pairs.parquet"), pairs)
+    write_pairs(stage.work_uri, pairs)
     stage.publish({"pairs": len(pairs)})
     return GenerateRun(
         pairs=str(folder / "pairs"), features=(join(bench.root, "features"),), generator=join(bench.root, "generator"),
@@ -108,11 +109,10 @@ def _stage(run: GenerateRun, ray_config: RayConfig, size: int) -> tuple[int, flo
     """Pairs, wall seconds with start-up, and seconds for all pairs at the steady rate (after the first parts)."""
     shutil.rmtree(f"{run.out}.partial", ignore_errors=True)
     stage, plan = open_stage(run, "triplets"), make_plan(run)
-    settings = actor_settings(run, stage, plan, load_generator)
+    parts = text_parts(run.model_copy(update={"pool": PoolConfig(size=size)}), stage, plan, load_generator)
     begin, ends = time.perf_counter(), []
-    parts = [plan.table(number) for number in range(len(plan.parts))]
-    for summary in stream(parts, generate_steps(settings, PoolConfig(size=size)), ray_config):
-        ends.append((time.perf_counter(), int(summary["rows"][0])))
+    for figures in stream(parts.tables, parts.steps, ray_config, work_uri=stage.work_uri):
+        ends.append((time.perf_counter(), len(parts.tables[int(figures["part"][0])])))
     total = sum(rows for _, rows in ends)
     steady = (ends[-1][0] - ends[size - 1][0]) / max(sum(rows for _, rows in ends[size:]), 1) * total
     return total, time.perf_counter() - begin, steady

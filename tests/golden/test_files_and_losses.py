@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cirray.evaluation.report import RANKING_SCHEMA
-from cirray.pipelines.texts.mine import PAIR_SCHEMA
+from cirray.triplets.pairs import PAIR_SCHEMA
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA
 
 SCHEMAS, LOSSES = Path(__file__).with_name("schemas.json"), Path(__file__).with_name("losses.json")

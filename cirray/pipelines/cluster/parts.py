@@ -79,7 +79,7 @@ class Rejected:
         """
         if not made:
             stage.discard()
-            reason = self.reasons()[0][0] if self.rows else "there was nothing to do"
+            reason = self.reasons()[0][0] if self.rows else "nothing was given"
             name = self.rows[0][0] if self.rows else ""
             raise error(words.format(count=len(self), reason=reason, name=name))
 

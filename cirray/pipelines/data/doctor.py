@@ -11,7 +11,6 @@ import pyarrow as pa
 from cirray.core import storage
 from cirray.core.artifacts import check_place, open_stage
 from cirray.core.errors import ConfigError, DataError, unknown_name
-from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.data.annotations import MissingFileError
 from cirray.data.benchmark import CirDataset
@@ -31,7 +30,8 @@ from cirray.data.doctor import (
 )
 from cirray.data.places import Place
 from cirray.data.quirks import ONLY_SPLIT, SPLITS
-from cirray.pipelines.cluster.streaming import Columns, Step, stream
+from cirray.pipelines.cluster.parts import Parts, cut, each_part
+from cirray.pipelines.cluster.streaming import Columns, Step
 from cirray.pipelines.data.config import DoctorRun
 from cirray.pipelines.data.datasets import open_dataset
 from cirray.triplets.store import write_table
@@ -39,7 +39,6 @@ from cirray.types import stable_id
 
 KIND, REPORT, TABLE = "doctor", "report.json", "images.parquet"
 _NAMES = ("code", "reason", "bytes", "digest", "format", "width", "height")
-_ROW_BYTES = 2048
 
 
 @stage_function
@@ -147,18 +146,13 @@ def _file(place: Place) -> str:
 def _check(run: DoctorRun, places: Mapping[str, Place]) -> dict[str, ImageCheck]:
     """Checks by image id; a file that several crops share is read once."""
     files = list(dict.fromkeys(_file(place) for place in places.values()))
-    parts = []
-    for number, start in enumerate(range(0, len(files), run.shard_rows)):
-        chunk = files[start : start + run.shard_rows]
-        parts.append(pa.table({"part": [number] * len(chunk), "part_rows": [len(chunk)] * len(chunk), "place": chunk}))
     step = Step(check_images, {"limits": run.limits.to_dict()}, tasks=run.tasks)
+    parts = Parts("check images", "images", cut({"place": files}, run.shard_rows), [step], row_bytes=2048)
     ray = run.ray.model_copy(update={"enabled": run.ray.enabled and len(files) >= run.ray_from})
     by_file: dict[str, ImageCheck] = {}
-    with progress("check images", len(files), "images") as advance:
-        for columns in stream(parts, [step], ray, run.shard_rows * _ROW_BYTES):
-            values = zip(*(columns[name].tolist() for name in ("place", *_NAMES)), strict=True)
-            by_file |= {file: ImageCheck(*row) for file, *row in values}
-            advance(len(columns["place"]))
+    for columns in each_part(parts, ray):
+        values = zip(*(columns[name].tolist() for name in ("place", *_NAMES)), strict=True)
+        by_file |= {file: ImageCheck(*row) for file, *row in values}
     lost = [file for file in files if file not in by_file]
     if lost:
         raise DataError(

@@ -1,25 +1,22 @@
 """Stage 2: every image through the frozen vision tower once, into the feature store."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
-from cirray.core.errors import ArtifactError, DataError
-from cirray.core.progress import progress
+from cirray.core.errors import ArtifactError
 from cirray.core.unfinished import stage_function
 from cirray.data.config import ImageLimits
 from cirray.data.transforms import build_transform
-from cirray.features.shards import FOLDER, PARTS, finished_parts, forget_part, part_name, read_contents, shard_digest
-from cirray.pipelines.cluster.actors import EncodeImages, decode_images, load_tower
-from cirray.pipelines.cluster.streaming import Step, stream
+from cirray.features.shards import FOLDER, PARTS, finished_parts, forget_part, read_contents, shard_digest
+from cirray.models.towers.places import open_tower
+from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import ImageList, contents_of, list_images
+from cirray.pipelines.features.actors import EncodeImages, decode_images
 from cirray.pipelines.features.config import EmbedRun
-
-_REASONS_SHOWN = 20
+from cirray.types import part_name
 
 
 @dataclass(frozen=True)
@@ -50,64 +47,51 @@ def run_embed(run: EmbedRun) -> Manifest:
         _check_unchanged(run, images)
         return stage.finished
     tower = tower_facts(run.tower)
-    parts = plan_parts(images, run.shard_rows)
-    done = _unchanged(stage, parts, run.limits)
-    todo = [table for number, table in enumerate(parts) if number not in done]
-    with progress("embed images", len(images.ids), "images") as advance:
-        advance(sum(len(parts[number]) for number in done), "finished before" if done else "", earlier=True)
-        for summary in stream(todo, embed_steps(run, stage, tower), run.ray, _part_bytes(run, tower)):
-            advance(int(summary["rows"][0]))
-    return _publish(stage, parts, tower)
+    parts = embed_parts(run, stage, images, tower)
+    _forget_changed(stage, parts, run.limits)
+    run_parts(stage, parts, run.ray)
+    return _publish(stage, tower)
 
 
-def plan_parts(images: ImageList, rows: int) -> list[pa.Table]:
-    """The images cut into parts of `rows`, each with its number and its size in every row."""
-    tables = []
-    for number, start in enumerate(range(0, len(images.ids), rows)):
-        ids, places = images.ids[start : start + rows], images.places[start : start + rows]
-        columns = {"part": [number] * len(ids), "part_rows": [len(ids)] * len(ids), "image_id": ids, "place": places}
-        tables.append(pa.table(columns))
-    return tables
-
-
-def embed_steps(run: EmbedRun, stage: Stage, tower: TowerFacts) -> list[Step]:
-    """Decoding in tasks, encoding and writing in a pool of actors."""
-    encode = {
-        "tower": run.tower, "work_uri": stage.work_uri, "batch": run.batch,
-        "device": "cuda" if run.pool.gpus else "cpu", "threads": run.pool.threads,
-    }  # fmt: skip
+def embed_parts(run: EmbedRun, stage: Stage, images: ImageList, tower: TowerFacts) -> Parts:
+    """Images cut into shards: decoded in tasks, encoded and written in a pool of actors."""
+    tables = cut({"image_id": images.ids, "place": images.places}, run.shard_rows)
+    encode = {"tower": run.tower, "work_uri": stage.work_uri, "batch": run.batch, "device": run.pool.device}
     decode = {"transform": tower.transform, "limits": run.limits.to_dict()}
-    return [Step(decode_images, decode, tasks=run.decode_tasks), Step(EncodeImages, encode, run.pool)]
+    return Parts(
+        title="embed images", unit="images", tables=tables,
+        steps=[Step(decode_images, decode, tasks=run.decode_tasks), Step(EncodeImages, encode, run.pool)],
+        keys=[table.column("image_id").to_pylist() for table in tables], found=lambda: _found(stage),
+        row_bytes=tower.size * tower.size * 3 + 512,
+    )  # fmt: skip
 
 
 def tower_facts(uri: str) -> TowerFacts:
     """Load a tower and note what the driver needs of it."""
-    tower = load_tower(uri)
+    tower = open_tower(uri)
     transform = build_transform(tower.transform)
     shape = (tower.num_tokens, tower.width)
     return TowerFacts(tower.digest, tower.transform.to_dict(), transform.digest, transform.size, shape)
 
 
 def _digest(tower: str) -> str:
-    return read_manifest(tower).digest if is_complete(tower) else load_tower(tower).digest
+    return read_manifest(tower).digest if is_complete(tower) else open_tower(tower).digest
 
 
-def _done(stage: Stage, parts: Sequence[pa.Table]) -> set[int]:
-    finished = finished_parts(stage.work_uri)
-    return {number for number, table in enumerate(parts) if number in finished and _same(finished[number], table)}
+def _found(stage: Stage) -> dict[str, list[str]]:
+    """Images of every finished shard, those that were rejected too."""
+    finished = finished_parts(stage.work_uri).items()
+    return {part_name(number): [*ids, *(image for image, _ in rejected)] for number, (ids, rejected) in finished}
 
 
-def _unchanged(stage: Stage, parts: Sequence[pa.Table], limits: ImageLimits) -> set[int]:
-    """Finished parts whose pictures hold what was embedded; the others are forgotten."""
-    done = set()
-    for number in sorted(_done(stage, parts)):
-        ids, places = (parts[number].column(name).to_pylist() for name in ("image_id", "place"))
-        known = read_contents(stage.work_uri, [number])
-        if [known.get(image) for image in ids] == contents_of(places, limits):
-            done.add(number)
-        else:
-            forget_part(stage.work_uri, number)
-    return done
+def _forget_changed(stage: Stage, parts: Parts, limits: ImageLimits) -> None:
+    """Finished shards whose pictures hold something else than what was embedded are made again."""
+    for number in finished_parts(stage.work_uri):
+        for table in parts.tables[number : number + 1]:
+            ids, places = (table.column(name).to_pylist() for name in ("image_id", "place"))
+            known = read_contents(stage.work_uri, [number])
+            if [known.get(image) for image in ids] != contents_of(places, limits):
+                forget_part(stage.work_uri, number)
 
 
 def _check_unchanged(run: EmbedRun, images: ImageList) -> None:
@@ -121,31 +105,17 @@ def _check_unchanged(run: EmbedRun, images: ImageList) -> None:
         )
 
 
-def _same(found: tuple[list[str], list[tuple[str, str]]], table: pa.Table) -> bool:
-    ids = found[0] + [image for image, _ in found[1]]
-    return sorted(ids) == sorted(table.column("image_id").to_pylist())
-
-
-def _part_bytes(run: EmbedRun, tower: TowerFacts) -> int:
-    return run.shard_rows * (tower.size * tower.size * 3 + 512)
-
-
-def _publish(stage: Stage, parts: Sequence[pa.Table], tower: TowerFacts) -> Manifest:
-    finished, done = finished_parts(stage.work_uri), _done(stage, parts)
-    lacking = sorted(set(range(len(parts))) - done)
-    if lacking or set(finished) != done:
-        raise DataError(f"Shards {lacking or sorted(set(finished) - done)} do not hold their images; run again.")
-    rejected = [row for number in sorted(finished) for row in finished[number][1]]
+def _publish(stage: Stage, tower: TowerFacts) -> Manifest:
+    finished = finished_parts(stage.work_uri)
+    rejected = Rejected([row for number in sorted(finished) for row in finished[number][1]])
     images = sum(len(ids) for ids, _ in finished.values())
-    if not images:
-        stage.discard()
-        raise DataError(f"None of {len(rejected)} images could be used, e.g. {rejected[0][0]!r}: {rejected[0][1]}")
+    rejected.refuse_all(stage, images, "None of {count} images could be used, e.g. {name!r}: {reason}")
     folder = storage.join(stage.work_uri, FOLDER)
     extra = {
         "encoder_digest": tower.digest,
         "transform_digest": tower.transform_digest,
         "shape": list(tower.shape),
         "shards": {part_name(number): shard_digest(folder, part_name(number)) for number in sorted(finished)},
-        "rejected": [list(row) for row in rejected[:_REASONS_SHOWN]],
+        "rejected": rejected.first(),
     }
     return stage.publish({"images": images, "rejected": len(rejected)}, extra=extra)

@@ -13,9 +13,10 @@ import torch
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
 from cirray.features.store import FeatureInfo, FeatureStore
-from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
-from cirray.pipelines.cluster.actors import decode_images, find_tower
+from cirray.models.towers.hf_blip2 import VisionTower
+from cirray.models.towers.places import open_tower
 from cirray.pipelines.data.datasets import ImageList, contents_of, list_images
+from cirray.pipelines.features.actors import decode_images
 from cirray.pipelines.training.config import TrainRun
 from cirray.types import stable_id
 
@@ -92,9 +93,7 @@ class LiveFeatures:
 
     def _decode(self, ids: Sequence[str]) -> np.ndarray:
         names, places = np.array(ids, dtype=object), np.array([self._places[image] for image in ids], dtype=object)
-        part = np.zeros(len(ids), dtype=np.int64)
-        columns = {"part": part, "part_rows": part, "image_id": names, "place": places}
-        decoded = decode_images(columns, self._transform, self._limits)
+        decoded = decode_images({"image_id": names, "place": places}, self._transform, self._limits)
         problem = next((str(reason) for reason in decoded["error"] if reason), "")
         if problem:
             raise DataError(f"{problem} Remove its triplets, or embed the images first, which lists all such images.")
@@ -112,7 +111,7 @@ def open_features(run: TrainRun, device: str | torch.device = "cpu") -> Features
     """
     if run.features:
         return FeatureStore.open_many(run.features)
-    return LiveFeatures(load_vision_tower(find_tower(run.towers)), live_images(run), device=device)
+    return LiveFeatures(open_tower(run.towers), live_images(run), device=device)
 
 
 def live_images(run: TrainRun) -> list[ImageList]:
@@ -127,7 +126,7 @@ def live_images(run: TrainRun) -> list[ImageList]:
 
 def live_digests(run: TrainRun) -> dict[str, str]:
     """Name -> digest of the inputs in place of features: tower, and images with their contents."""
-    tower = load_vision_tower(find_tower(run.towers))
+    tower = open_tower(run.towers)
     lists = {
         f"images {at}": stable_id(item.digest, *contents_of(item.places, ImageLimits()))
         for at, item in enumerate(live_images(run))

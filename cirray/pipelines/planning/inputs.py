@@ -17,7 +17,7 @@ from cirray.data.readers import read_dataset
 from cirray.models.outlines import outline_tower, weightless
 from cirray.models.towers.clip_tower import ClipTower
 from cirray.models.towers.hf_blip2 import VisionTower
-from cirray.pipelines.cluster.actors import find_tower
+from cirray.models.towers.places import find_tower
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.steps import Tokens
 

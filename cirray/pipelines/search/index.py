@@ -5,19 +5,16 @@ run finds its finished parts. The parts are then joined in id order and handed t
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, check_place, open_stage, read_manifest
 from cirray.core.errors import ConfigError, DataError, damage_told
 from cirray.core.log import get_logger
-from cirray.core.progress import Advance, progress
 from cirray.core.unfinished import stage_function
 from cirray.data.listing import list_pictures, picture_ids
 from cirray.data.places import Place
@@ -25,16 +22,16 @@ from cirray.features.shards import read_contents, read_rejected
 from cirray.features.store import FeatureStore
 from cirray.index.faiss_index import check_faiss
 from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
-from cirray.pipelines.cluster.config import PoolConfig
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import asked_digest, contents_of
 from cirray.pipelines.search.config import IndexRun
-from cirray.pipelines.search.parts import Part, PartEncoder, dataset_gallery
+from cirray.pipelines.search.parts import FOLDER, Part, PartEncoder, dataset_gallery, part_uri
 from cirray.pipelines.search.texts import examples, indexed_dataset, own_texts
-from cirray.types import stable_id
+from cirray.types import part_name, stable_id
 
-Todo = tuple[int, tuple[str, ...]]
 _LOGGER = get_logger("pipelines.index")
-_REASONS_SHOWN = 20
 _CHANGED = "The picture is not the one that was embedded; its file has changed. Embed it again (cirray embed)."
 REJECTED = "rejected.json"
 """The whole list of what was left out, id and reason."""
@@ -53,10 +50,6 @@ class IndexPlan:
     notes: tuple[str, ...] = ()
     """What listing a folder met: files left aside, folders that cannot be listed."""
 
-    def shards(self, size: int) -> list[tuple[str, ...]]:
-        """The ids cut into parts."""
-        return [self.ids[start : start + size] for start in range(0, len(self.ids), size)]
-
 
 @stage_function
 def run_index(run: IndexRun) -> Manifest:
@@ -74,19 +67,15 @@ def run_index(run: IndexRun) -> Manifest:
     """
     check_place(run, KIND)
     plan = make_plan(run)
-    finished = open_stage(run, KIND, plan.inputs).finished if is_complete(run.out) else None
-    if finished:
-        return finished
-    encoder = PartEncoder(run, plan.paths, plan.features_digest)
+    stage = open_stage(run, KIND, plan.inputs, [f"{FOLDER}/*"])
+    if stage.finished:
+        return stage.finished
+    encoder = PartEncoder(run, plan.features_digest, len(plan.ids), stage.work_uri)
     if run.index.backend == "faiss":
         check_faiss(encoder.encoder.config.embed_dim, run.index)
-    stage = open_stage(run, KIND, plan.inputs, ["parts/*"])
-    meta = IndexMeta(encoder.encoder.target_digest, encoder.vision.digest, encoder.encoder.config.similarity)
-    feature_bytes = len(plan.ids) * encoder.vision.num_tokens * encoder.vision.width * 2
-    keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9
-    with progress("encode the gallery", len(plan.ids), "images") as advance:
-        _encode(run, plan, stage, encoder, keep_patches, advance)
-    return _join(run, plan, stage, meta, encoder)
+    parts = _parts(run, plan, stage, encoder)
+    run_parts(stage, parts, run.ray if run.pool else RayConfig(enabled=False))
+    return _join(run, plan, stage, encoder, range(len(parts.tables)))
 
 
 def make_plan(run: IndexRun) -> IndexPlan:
@@ -157,87 +146,47 @@ def _folder_plan(run: IndexRun, folder: str, inputs: dict[str, str]) -> IndexPla
     )
 
 
-def _encode(
-    run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, keep_patches: bool, advance: Advance
-) -> None:
-    shards = plan.shards(run.shard)
-    todo = []
-    for number, ids in enumerate(shards):
-        if storage.exists(_part_uri(stage, number)):
-            advance(len(ids), "finished before", earlier=True)
-        else:
-            todo.append((number, ids))
-    if run.pool is None:
-        for number, ids in todo:
-            storage.write_bytes(_part_uri(stage, number), encoder(ids, keep_patches).to_bytes())
-            advance(len(ids))
-        return
-    for done in _by_actors(run, run.pool, plan, stage, todo, keep_patches):
-        advance(done)
+def _parts(run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder) -> Parts:
+    tables = cut({"image_id": plan.ids, "place": [plan.paths.get(name, "") for name in plan.ids]}, run.shard)
+    keys = {part_name(number): table.column("image_id").to_pylist() for number, table in enumerate(tables)}
+    settings = {
+        "run": run, "vision_digest": plan.features_digest, "count": len(plan.ids), "work_uri": stage.work_uri,
+    }  # fmt: skip
+
+    def found() -> dict[str, list[str]]:
+        names = {name.removesuffix(".npz") for name in storage.list_files(storage.join(stage.work_uri, FOLDER))}
+        return {name: keys[name] for name in names & keys.keys()}
+
+    step = Step(PartEncoder, settings, run.pool) if run.pool else Step(encoder)
+    return Parts("encode the gallery", "images", tables, [step], list(keys.values()), found)
 
 
-def _by_actors(
-    run: IndexRun, pool: PoolConfig, plan: IndexPlan, stage: Stage, todo: Sequence[Todo], keep_patches: bool
-) -> Iterator[int]:
-    """Encode parts in a pool of Ray actors; a dead actor is started again and its part repeated."""
-    import ray
-    from ray.util import ActorPool
-
-    from cirray.pipelines.cluster.resources import cluster
-
-    def write(actor: Any, item: Todo) -> Any:
-        return actor.write.remote(_part_uri(stage, item[0]), item[1], keep_patches)
-
-    options: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_restarts": 3, "max_task_retries": 3}
-    remote: Any = ray.remote(**options)(PartWriter)
-    with cluster(run.ray):
-        count = min(pool.size, len(todo))
-        actors = [remote.remote(run, plan.paths, plan.features_digest, pool.threads) for _ in range(count)]
-        yield from ActorPool(actors).map_unordered(write, list(todo)) if todo else ()
-        for actor in actors:
-            ray.kill(actor)
-
-
-class PartWriter:
-    """A `PartEncoder` that writes its parts to the stage's storage itself; runs as a Ray actor."""
-
-    def __init__(self, run: IndexRun, paths: dict[str, str], features_digest: str, threads: int) -> None:
-        """See `PartEncoder`; `threads` is the number of threads of this actor's matrix products."""
-        torch.set_num_threads(threads)
-        self._encoder = PartEncoder(run, paths, features_digest)
-
-    def write(self, uri: str, ids: Sequence[str], keep_patches: bool) -> int:
-        """Encode and write one part; returns the number of ids it took."""
-        storage.write_bytes(uri, self._encoder(ids, keep_patches).to_bytes())
-        return len(ids)
-
-
-def _join(run: IndexRun, plan: IndexPlan, stage: Stage, meta: IndexMeta, encoder: PartEncoder) -> Manifest:
-    numbers = range(len(plan.shards(run.shard)))
+def _join(run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, numbers: range) -> Manifest:
     ids: list[str] = []
-    rejected = list(plan.rejected)
+    refused = list(plan.rejected)
     has_pictures = False
     for number in numbers:
         part = _read_part(stage, number)
         ids += part.ids
-        rejected += part.rejected
+        refused += part.rejected
         has_pictures = has_pictures or bool(part.pictures)
-    if not ids:
-        reason = rejected[0][1] if rejected else "the gallery is empty"
-        raise DataError(f"No image was left to index, of {len(plan.ids):,}: {reason}")
+    rejected = Rejected(refused)
+    rejected.refuse_all(stage, len(ids), f"No image was left to index, of {len(plan.ids):,}: {{reason}}")
+    network = encoder.encoder
+    meta = IndexMeta(network.target_digest, encoder.vision.digest, network.config.similarity)
     _stack(stage, numbers, TOKENS, len(ids))
     _stack(stage, numbers, PATCHES, len(ids))
     pictures = (picture for number in numbers for picture in _read_part(stage, number).pictures)
     dataset = indexed_dataset(run)
-    texts = own_texts(dataset, ids, encoder.encoder) if dataset else {}
+    texts = own_texts(dataset, ids, network) if dataset else {}
     files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None, texts)
     shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
-    storage.remove(storage.join(stage.work_uri, "parts"))
+    storage.remove(storage.join(stage.work_uri, FOLDER))
     if rejected:
-        (stage.local / REJECTED).write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (stage.local / REJECTED).write_text(json.dumps(refused, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
     extra = {
-        "files": files, **made_by, "rejected": rejected[:_REASONS_SHOWN], "notes": list(plan.notes), "examples": shown,
+        "files": files, **made_by, "rejected": rejected.first(), "notes": list(plan.notes), "examples": shown,
     }  # fmt: skip
     return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
 
@@ -259,10 +208,6 @@ def _stack(stage: Stage, numbers: Sequence[int], name: str, count: int) -> None:
 
 
 def _read_part(stage: Stage, number: int) -> Part:
-    place = _part_uri(stage, number)
+    place = part_uri(stage.work_uri, number)
     with damage_told(place, "Delete that file, or start anew with --restart."):
         return Part.from_bytes(storage.read_bytes(place))
-
-
-def _part_uri(stage: Stage, number: int) -> str:
-    return storage.join(stage.work_uri, "parts", f"part-{number:05d}.npz")

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cirray.core import storage
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import ImageLimits
@@ -17,9 +18,12 @@ from cirray.data.images import open_place
 from cirray.data.places import Place
 from cirray.data.transforms import ImageTransform
 from cirray.features.store import FeatureStore, check_tower
+from cirray.pipelines.cluster.streaming import Columns
 from cirray.pipelines.search.config import IndexRun
 from cirray.search_engine import load_models
+from cirray.types import part_name
 
+FOLDER = "parts"
 _PNG_SIDE = 96
 """Pictures up to this side are kept as PNG, since JPEG harms drawings and icons."""
 
@@ -77,17 +81,17 @@ class Loaded:
 class Source(Protocol):
     """Source of an index's images."""
 
-    def load(self, ids: Sequence[str]) -> Loaded:
-        """Read some images; unusable ones are values, not exceptions."""
+    def load(self, ids: Sequence[str], places: Sequence[str]) -> Loaded:
+        """Read some images (places as `Place.text`, or empty); unusable ones are values, not exceptions."""
 
 
 def _opened(
-    ids: Sequence[str], paths: Mapping[str, str], limits: ImageLimits, rejected: list[tuple[str, str]]
+    ids: Sequence[str], places: Sequence[str], limits: ImageLimits, rejected: list[tuple[str, str]]
 ) -> Iterator[tuple[str, Image.Image]]:
     """Readable pictures, one at a time; the others are added to `rejected` with the reason."""
-    for name in ids:
+    for name, text in zip(ids, places, strict=True):
         try:
-            place = Place.parse(paths[name])
+            place = Place.parse(text)
             image = open_place(place, limits, place.name(name))
         except DataError as error:
             rejected.append((name, str(error)))
@@ -98,17 +102,15 @@ def _opened(
 class FolderSource:
     """Pictures of a folder, decoded once for model and thumbnail."""
 
-    def __init__(
-        self, paths: dict[str, str], transform: ImageTransform, thumbnail_size: int, limits: ImageLimits
-    ) -> None:
-        """`paths`: id -> place (`Place.text`)."""
-        self._paths, self._transform, self._size, self._limits = paths, transform, thumbnail_size, limits
+    def __init__(self, transform: ImageTransform, thumbnail_size: int, limits: ImageLimits) -> None:
+        """Remember what a picture is turned into."""
+        self._transform, self._size, self._limits = transform, thumbnail_size, limits
 
-    def load(self, ids: Sequence[str]) -> Loaded:
+    def load(self, ids: Sequence[str], places: Sequence[str]) -> Loaded:
         """See `Source`."""
         kept, pixels, pictures = [], [], []
         rejected: list[tuple[str, str]] = []
-        for name, image in _opened(ids, self._paths, self._limits, rejected):
+        for name, image in _opened(ids, places, self._limits, rejected):
             kept.append(name)
             pixels.append(self._transform(image))
             pictures += [thumbnail(image, self._size)] if self._size else []
@@ -118,57 +120,77 @@ class FolderSource:
 class FeatureSource:
     """Stored vision features; pictures come from the data set's files, if any."""
 
-    def __init__(self, store: FeatureStore, paths: dict[str, str], thumbnail_size: int, limits: ImageLimits) -> None:
-        """`paths`: id -> place (`Place.text`), empty for an index without pictures."""
-        self._store, self._paths, self._size, self._limits = store, paths, thumbnail_size, limits
+    def __init__(self, store: FeatureStore, thumbnail_size: int, limits: ImageLimits) -> None:
+        """Remember where the features are."""
+        self._store, self._size, self._limits = store, thumbnail_size, limits
 
-    def load(self, ids: Sequence[str]) -> Loaded:
-        """See `Source`."""
-        if not self._paths or not self._size:
+    def load(self, ids: Sequence[str], places: Sequence[str]) -> Loaded:
+        """See `Source`; without places there are no pictures."""
+        if not self._size or not all(places):
             return Loaded(list(ids), self._store.get(list(ids)), None, [], [])
         kept, pictures = [], []
         rejected: list[tuple[str, str]] = []
-        for name, image in _opened(ids, self._paths, self._limits, rejected):
+        for name, image in _opened(ids, places, self._limits, rejected):
             kept.append(name)
             pictures.append(thumbnail(image, self._size))
         return Loaded(kept, self._store.get(kept) if kept else None, None, pictures, rejected)
 
 
 class PartEncoder:
-    """Turns ids into a finished part; loads its models once."""
+    """Encodes images and writes them as the parts of an index; loads its models once."""
 
-    def __init__(self, run: IndexRun, paths: dict[str, str], vision_digest: str) -> None:
+    def __init__(self, run: IndexRun, vision_digest: str, count: int, work_uri: str) -> None:
         """Load the checkpoint and open the source.
+
+        Args:
+            run: the configuration.
+            vision_digest: the tower that made the stored features, if they are read.
+            count: images of the whole gallery, which decides whether their patch tokens are kept.
+            work_uri: where the stage writes.
 
         Raises:
             IndexMismatchError: when the features come from another vision tower than the checkpoint's.
         """
-        self._run = run
+        self._run, self._work_uri = run, work_uri
         self.encoder, self.vision, self.transform = load_models(run.checkpoint, run.device)
+        feature_bytes = count * self.vision.num_tokens * self.vision.width * 2
+        self._keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9
         if run.images is not None:
-            self._source: Source = FolderSource(paths, self.transform, run.index.thumbnail_size, run.limits)
+            self._source: Source = FolderSource(self.transform, run.index.thumbnail_size, run.limits)
         else:
             check_tower(run.features, vision_digest, run.checkpoint, self.vision.digest)
-            store = FeatureStore.open_many(run.features)
-            self._source = FeatureSource(store, paths, run.index.thumbnail_size, run.limits)
+            self._source = FeatureSource(FeatureStore.open_many(run.features), run.index.thumbnail_size, run.limits)
 
-    def __call__(self, ids: Sequence[str], keep_patches: bool) -> Part:
+    def __call__(self, columns: Columns) -> dict[str, int]:
+        """Encode and write one part.
+
+        Args:
+            columns: `part`, `image_id`, `place` (`Place.text`, or empty).
+
+        Returns:
+            `rejected` images.
+        """
+        part = self.encode(columns["image_id"].tolist(), columns["place"].tolist())
+        storage.write_bytes(part_uri(self._work_uri, int(columns["part"][0])), part.to_bytes())
+        return {"rejected": len(part.rejected)}
+
+    def encode(self, ids: Sequence[str], places: Sequence[str]) -> Part:
         """Encode some images in batches."""
-        part = Part()
-        for start in range(0, len(ids), self._run.batch):
-            loaded = self._source.load(ids[start : start + self._run.batch])
+        part, batch = Part(), self._run.batch
+        for start in range(0, len(ids), batch):
+            loaded = self._source.load(ids[start : start + batch], places[start : start + batch])
             part.rejected += loaded.rejected
             if loaded.ids:
-                self._add(part, loaded, keep_patches)
+                self._add(part, loaded)
         return part
 
     @torch.inference_mode()
-    def _add(self, part: Part, loaded: Loaded, keep_patches: bool) -> None:
+    def _add(self, part: Part, loaded: Loaded) -> None:
         patches_BPW = self._patches(loaded)
         tokens_BQD = self.encoder.encode_gallery(torch.from_numpy(patches_BPW).to(self._run.device).float())
         part.ids += loaded.ids
         part.tokens.append(tokens_BQD.float().cpu().numpy().astype(np.float16))
-        part.patches += [patches_BPW] if keep_patches else []
+        part.patches += [patches_BPW] if self._keep_patches else []
         part.pictures += loaded.pictures
 
     def _patches(self, loaded: Loaded) -> np.ndarray:
@@ -177,6 +199,11 @@ class PartEncoder:
             return loaded.patches_BPW
         pixels = torch.from_numpy(loaded.pixels_BHWC).to(self._run.device)
         return self.vision(pixels).to(torch.float16).cpu().numpy()
+
+
+def part_uri(work_uri: str, number: int) -> str:
+    """Where a part of an index lies while it is made."""
+    return storage.join(work_uri, FOLDER, f"{part_name(number)}.npz")
 
 
 def thumbnail(image: Image.Image, size: int) -> bytes:

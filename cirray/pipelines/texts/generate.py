@@ -1,6 +1,5 @@
 """Stage 4b: pairs through a pool of generator actors, into the triplet store, every row accounted for."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,42 +10,33 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.core.contents import canonical
 from cirray.core.errors import GenerationError
-from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.features.store import check_tower
 from cirray.models.towers.config import FrozenLanguageConfig
-from cirray.pipelines.cluster.actors import GenerateTexts, GeneratorLoader, load_generator
-from cirray.pipelines.cluster.config import PoolConfig
-from cirray.pipelines.cluster.ordering import order_pairs
-from cirray.pipelines.cluster.streaming import Step, stream
+from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs
+from cirray.pipelines.texts.actors import GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.judging import text_accuracy
-from cirray.pipelines.texts.mine import PAIR_SCHEMA, read_pairs
+from cirray.pipelines.texts.ordering import order_pairs
 from cirray.triplets.filters import apply_filters
+from cirray.triplets.pairs import pair_table, read_pairs
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, triplet_id
 from cirray.triplets.store import DATA, PARTS, REJECTED, finished_ids, read_file, read_tables, write_table
-from cirray.types import Pair, stable_id
+from cirray.types import part_name, stable_id
 
 _FILTERED = "filtered"
-_ROW_BYTES = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Parts of pairs in their order, and the triplet ids that each must give."""
+class TextPlan:
+    """Pairs in their order, cut into parts, and the triplet ids that each part must give."""
 
-    parts: tuple[tuple[Pair, ...], ...]
-    expected: tuple[frozenset[str], ...]
+    tables: list[pa.Table]
+    keys: list[list[str]]
     recipe: str
     generator: str
-
-    def table(self, number: int) -> pa.Table:
-        """One part as the table that an actor is given."""
-        pairs = self.parts[number]
-        columns = {name: [getattr(pair, name) for pair in pairs] for name in PAIR_SCHEMA.names}
-        head = {"part": [number] * len(pairs), "part_rows": [len(pairs)] * len(pairs)}
-        return pa.table({**head, **columns})
 
 
 @stage_function
@@ -74,19 +64,12 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     if stage.finished:
         return stage.finished
     plan = make_plan(run)
-    done = _done(stage, plan)
-    todo = [plan.table(number) for number in range(len(plan.parts)) if number not in done]
-    with progress("write texts", sum(len(part) for part in plan.parts), "pairs") as advance:
-        advance(sum(len(plan.parts[number]) for number in done), "finished before" if done else "", earlier=True)
-        steps = generate_steps(actor_settings(run, stage, plan, load), run.pool)
-        for summary in stream(todo, steps, run.ray, run.part_rows * _ROW_BYTES):
-            advance(int(summary["rows"][0]))
-    account(stage, plan)
+    run_parts(stage, text_parts(run, stage, plan, load), run.ray)
     _filter(stage, run)
     return _publish(stage, plan, run, guard)
 
 
-def make_plan(run: GenerateRun) -> Plan:
+def make_plan(run: GenerateRun) -> TextPlan:
     """Read and order the pairs, cut them into parts, and name every id that must come out.
 
     Raises:
@@ -99,64 +82,35 @@ def make_plan(run: GenerateRun) -> Plan:
     generator = read_manifest(run.generator, "generator").digest
     recipe = stable_id("recipe", generator, canonical(run.decoding.identity()), run.seed, *sorted(_held(run).items()))
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
-    parts = tuple(tuple(pairs[start : start + run.part_rows]) for start in range(0, len(pairs), run.part_rows))
-    expected = tuple(
-        frozenset(triplet_id(pair.pair_id, recipe, direction) for pair in part for direction in directions)
-        for part in parts
-    )
-    return Plan(parts, expected, recipe, generator)
+    tables = cut(pair_table(pairs), run.part_rows)
+    ids = [table.column("pair_id").to_pylist() for table in tables]
+    keys = [[triplet_id(pair, recipe, direction) for pair in part for direction in directions] for part in ids]
+    return TextPlan(tables, keys, recipe, generator)
 
 
-def actor_settings(run: GenerateRun, stage: Stage, plan: Plan, load: GeneratorLoader) -> dict[str, Any]:
-    """Constructor arguments of `GenerateTexts`."""
+def text_parts(run: GenerateRun, stage: Stage, plan: TextPlan, load: GeneratorLoader) -> Parts:
+    """The planned pairs, and a pool of generators that write a part each."""
     options = {
-        **run.decoding.to_dict(), "device": "cuda" if run.pool.gpus else "cpu", "seed": run.seed,
+        **run.decoding.to_dict(), "device": run.pool.device, "seed": run.seed,
         "directions": "both" if run.reverse_texts else "forward", **_held(run),
     }  # fmt: skip
     row: dict[str, Any] = {"source": run.source, "split": run.split, "generator": plan.generator, "seed": run.seed}
     row |= {"weight": run.weight} if run.weight != 1 else {}
-    return {
+    settings = {
         "load": load, "generator": run.generator, "options": options, "features": list(run.features),
         "work_uri": stage.work_uri, "row": row, "recipe": plan.recipe, "both": run.directions == "both",
-        "threads": run.pool.threads,
     }  # fmt: skip
+    steps = [Step(GenerateTexts, settings, run.pool)]
+    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, lambda: _found(stage, plan))
 
 
-def generate_steps(settings: dict[str, Any], pool: PoolConfig) -> list[Step]:
-    """The one step of generation: a pool of `GenerateTexts`."""
-    return [Step(GenerateTexts, settings, pool)]
-
-
-def account(stage: Stage, plan: Plan) -> None:
-    """Compare what lies in the finished parts with what must be there.
-
-    Raises:
-        GenerationError: naming ids that are lost, doubled or unknown.
-    """
-    found = Counter(item for ids in finished_ids(stage.work_uri).values() for item in ids)
-    filtered = _filtered_ids(stage)
-    found.update(item for item in filtered if item not in found)
-    expected = {item for ids in plan.expected for item in ids}
-    for what, ids in (
-        ("lost", expected - set(found)),
-        ("unknown", set(found) - expected),
-        ("doubled", {item for item, count in found.items() if count > 1}),
-    ):
-        if ids:
-            raise GenerationError(
-                f"{len(ids)} of {len(expected)} rows are {what} in {stage.work_uri!r}, e.g. {min(ids)!r}. Delete that "
-                "folder and run again; if it happens twice, report it."
-            )
-
-
-def _done(stage: Stage, plan: Plan) -> set[int]:
-    """Parts whose ids are all there; the difference is what is left to do."""
+def _found(stage: Stage, plan: TextPlan) -> dict[str, list[str]]:
+    """Ids of every finished part, with those that a filter has taken out of it."""
     found, filtered = finished_ids(stage.work_uri), _filtered_ids(stage)
-    return {
-        number
-        for number, ids in enumerate(plan.expected)
-        if _name(number) in found and ids <= filtered.union(found[_name(number)])
-    }
+    for number, keys in enumerate(plan.keys if filtered else ()):
+        if (name := part_name(number)) in found:
+            found[name] += filtered.intersection(keys).difference(found[name])
+    return found
 
 
 def _filter(stage: Stage, run: GenerateRun) -> None:
@@ -182,20 +136,18 @@ def _filter(stage: Stage, run: GenerateRun) -> None:
             write_table(storage.join(stage.work_uri, DATA, f"{name}.parquet"), table.take(pa.array(keep, pa.int64())))
 
 
-def _publish(stage: Stage, plan: Plan, run: GenerateRun, guard: dict[str, Any]) -> Manifest:
+def _publish(stage: Stage, plan: TextPlan, run: GenerateRun, guard: dict[str, Any]) -> Manifest:
     table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
-    rejected = read_tables(stage.work_uri, REJECTED, REJECTED_SCHEMA)
-    expected = sum(len(ids) for ids in plan.expected)
+    rejected = Rejected.of(read_tables(stage.work_uri, REJECTED, REJECTED_SCHEMA), "triplet_id")
+    expected = sum(len(keys) for keys in plan.keys)
     if len(table) + len(rejected) != expected:
         raise GenerationError(f"{len(table)} triplets and {len(rejected)} rejected rows are not {expected}.")
-    reasons = Counter(rejected.column("reason").to_pylist()).most_common(5)
-    if not len(table):
-        stage.discard()
-        raise GenerationError(f"All {len(rejected)} rows were rejected, most often: {reasons[0][0]}.")
-    counts = {"pairs": sum(len(part) for part in plan.parts), "triplets": len(table), "rejected": len(rejected)}
+    rejected.refuse_all(stage, len(table), "All {count} rows were rejected, most often: {reason}.", GenerationError)
+    counts = {"pairs": sum(len(table) for table in plan.tables), "triplets": len(table), "rejected": len(rejected)}
     metrics = text_accuracy(table, run.judge) if run.judge else {}
     saw = read_manifest(run.generator).extra.get("saw", {})
-    facts = {"generator": plan.generator, "generator_saw": saw, "reasons": [list(item) for item in reasons], **guard}
+    reasons = [list(item) for item in rejected.reasons()[:5]]
+    facts = {"generator": plan.generator, "generator_saw": saw, "reasons": reasons, **guard}
     return stage.publish(counts, metrics, facts)
 
 
@@ -224,10 +176,6 @@ def _inputs(run: GenerateRun) -> dict[str, str]:
         "features": "+".join(manifest.digest for manifest in features.values()),
         "generator": generator.digest,
     }
-
-
-def _name(number: int) -> str:
-    return f"part-{number:05d}"
 
 
 def _filtered_uri(stage: Stage) -> str:

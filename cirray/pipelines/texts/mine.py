@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.texts import decoded
@@ -20,14 +17,9 @@ from cirray.pipelines.data.datasets import open_dataset, part_ids
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
 from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.judging import is_shapes_world, single_edit_share
-from cirray.triplets.store import write_table
+from cirray.triplets.pairs import KIND, write_pairs
 from cirray.types import Pair, stable_id
 
-KIND, FILE = "pairs", "pairs.parquet"
-PAIR_SCHEMA = pa.schema(
-    [pa.field(name, pa.string(), False) for name in ("pair_id", "reference_id", "target_id", "group_id")]
-    + [pa.field("score", pa.float64(), False), pa.field("rank", pa.int64(), False)]
-)
 _LABELLED = ("existing", "reverse")
 
 
@@ -48,27 +40,9 @@ def run_mine(run: MineRun) -> Manifest:
     if stage.finished:
         return stage.finished
     pairs = mine_pairs(_source(run, dataset), run.mining)
-    write_pairs(storage.join(stage.work_uri, FILE), pairs)
+    write_pairs(stage.work_uri, pairs)
     images = {image for pair in pairs for image in (pair.reference_id, pair.target_id)}
     return stage.publish({"pairs": len(pairs), "images": len(images)}, _metrics(run, pairs), guard)
-
-
-def write_pairs(uri: str, pairs: Sequence[Pair]) -> None:
-    """Write pairs as one Parquet file."""
-    columns = {name: [getattr(pair, name) for pair in pairs] for name in PAIR_SCHEMA.names}
-    write_table(uri, pa.table(columns, schema=PAIR_SCHEMA))
-
-
-def read_pairs(uri: str) -> list[Pair]:
-    """Pairs of an artifact, in the order they were chosen.
-
-    Raises:
-        ArtifactError: when there is no complete pairs artifact.
-    """
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(localize(uri, KIND) / FILE)
-    return [Pair(**row) for row in table.select(PAIR_SCHEMA.names).to_pylist()]
 
 
 def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:

@@ -26,7 +26,7 @@ from cirray.models.sources.blip2 import Blip2Source, check_temperature, open_bli
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.text_processors import process
 from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.pipelines.cluster.actors import find_tower
+from cirray.models.towers.places import find_tower
 from cirray.pipelines.data.datasets import unusable_images, without_images
 from cirray.pipelines.features.live import Features, live_digests
 from cirray.pipelines.texts.generator_inputs import select_labels

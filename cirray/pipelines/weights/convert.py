@@ -50,7 +50,7 @@ from cirray.models.sources.file_forms import refuse_other_files
 from cirray.models.sources.files import CONFIG
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
-from cirray.pipelines.cluster.actors import find_tower
+from cirray.models.towers.places import open_tower
 from cirray.pipelines.training.inputs import check_sizes
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert_clip import (
@@ -159,7 +159,7 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record, second: tuple[dic
     if second is not None:
         write_weights(work / QUERY, *second, Heads(run.qformer_heads, run.vision_heads), _tokenizer(run, record))
         retriever = ForkedRetriever(retriever_from(open_blip2(str(work / QUERY)), config), retriever, "second_pass")
-    tower = load_vision_tower(find_tower(run.vision) if run.vision else work)
+    tower = open_tower(run.vision or str(work))
     if tower.width != retriever.patch_width:
         raise ArtifactError(
             f"The vision tower of {run.vision!r} makes tokens of width {tower.width}, the checkpoint reads "

@@ -39,12 +39,12 @@ from cirray.models.sources.clip_files import read_tree
 from cirray.models.sources.files import check_floats, read_json, read_tensors
 from cirray.models.towers.backbones import load_text_encoder
 from cirray.models.towers.clip_tower import with_tokens
-from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
+from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.open_clip import OpenClipTower, write_folder
+from cirray.models.towers.places import open_tower
 from cirray.models.words.config import InjectionConfig, PhiConfig, WordMapConfig
 from cirray.models.words.word_map import CLIP as WHOLE
 from cirray.models.words.word_map import WordMapRetriever
-from cirray.pipelines.cluster.actors import find_tower
 from cirray.pipelines.weights.config import ConvertRun
 
 MODEL, VISION, WORK = "model", "vision", "work"
@@ -165,7 +165,7 @@ def _checkpoint(run: ConvertRun, stage: Stage, parts: ClipParts, form: str) -> s
             f"clip={run.clip!r} is no CLIP that can be reached. Give CLIP4Cir's tuned .pt, a folder of Hugging Face or "
             "open_clip, a hub id while the hub answers, or open_clip:NAME=FILE."
         )
-    tower = with_tokens(load_vision_tower(find_tower(source)), "embedding")
+    tower = with_tokens(open_tower(source), "embedding")
     mode = run.image_mode or CLIP_FORMATS[form].image_mode
     tower = tower.with_transform(tower.transform.model_copy(update={"mode": mode}))
     with torch_seed(0):

@@ -17,9 +17,8 @@ from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.features.store import FeatureStore, check_tower
-from cirray.models.towers.hf_blip2 import load_vision_tower
+from cirray.models.towers.places import find_tower, open_tower
 from cirray.models.words.word_map import WordMapRetriever, build_word_map
-from cirray.pipelines.cluster.actors import find_tower
 from cirray.pipelines.data.datasets import read_usable
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs
 from cirray.pipelines.features.towers import train_stage
@@ -55,7 +54,7 @@ def run_map(run: MapRun) -> Manifest:
     dataset, features = read_usable(run.data, run.features), FeatureStore.open_many(run.features)
     images, captions = _captioned(run, dataset, features)
     guard = check_leaks(run.guard, list(images), run.allow_leaks, "The captioned images")
-    tower = load_vision_tower(find_tower(run.towers))
+    tower = open_tower(run.towers)
     check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
     inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
     inputs |= {"data": stable_id(*images, "captions", *captions), **validation_inputs(run), **guard_inputs(guard)}

@@ -116,17 +116,15 @@ def test_a_box_outside_its_image_is_an_error_that_names_both(tmp_path):
 def test_crops_travel_through_the_embedding_pipeline(tmp_path):
     from cirray.data.config import TransformConfig
     from cirray.data.transforms import build_transform
-    from cirray.pipelines.cluster.actors import decode_images
-    from cirray.pipelines.cluster.streaming import to_columns
     from cirray.pipelines.data.datasets import list_images
-    from cirray.pipelines.features.embed import plan_parts
+    from cirray.pipelines.features.actors import decode_images
 
     root = MADE.write_genecis(tmp_path)
     (root / "VG_100K_all").mkdir()
     ramp(100, 80).save(root / "VG_100K_all" / "55.jpg", quality=100, subsampling=0)
     data = DataConfig(format="genecis", genecis=GeneCisConfig(root=str(root), task="focus_attribute"))
     images = list_images(data, ("gallery",))
-    columns = decode_images(to_columns(plan_parts(images, 100)[0]), {"size": 16}, {})
+    columns = decode_images({"image_id": images.ids, "place": images.places}, {"size": 16}, {})
     errors = dict(zip(columns["image_id"], columns["error"], strict=True))
     assert [name for name, error in errors.items() if error] == ["60@-0.5,0,10,5"]
     row = list(columns["image_id"]).index("55@4,2,4,6.5")

@@ -364,28 +364,24 @@ def test_a_compressed_or_cut_shard_and_an_empty_folder_are_refused(shards, tmp_p
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_pictures_inside_shards_travel_through_the_embedding_pipeline(shards, remote):
-    from cirray.pipelines.cluster.actors import decode_images
-    from cirray.pipelines.cluster.streaming import to_columns
     from cirray.pipelines.data.datasets import list_images
-    from cirray.pipelines.features.embed import plan_parts
+    from cirray.pipelines.features.actors import decode_images
 
     root = f"file://{shards}" if remote else str(shards)
     images = list_images(DataConfig(format="webdataset", webdataset=WebDatasetConfig(root=root)), ("pool", "labelled"))
-    columns = decode_images(to_columns(plan_parts(images, 100)[0]), {"size": 16}, {"max_bytes": 10_000})
+    columns = decode_images({"image_id": images.ids, "place": images.places}, {"size": 16}, {"max_bytes": 10_000})
     assert not any(columns["error"]) and len(images.ids) == 5
     row = list(columns["image_id"]).index("t0/target")
     assert np.array_equal(columns["pixels"][row], np.full((16, 16, 3), (0, 255, 0), dtype=np.uint8))
-    errors = decode_images(to_columns(plan_parts(images, 100)[0]), {"size": 16}, {"max_bytes": 10})["error"]
+    errors = decode_images({"image_id": images.ids, "place": images.places}, {"size": 16}, {"max_bytes": 10})["error"]
     assert all("larger than 10 bytes" in error for error in errors)
 
 
 def test_pictures_inside_arrow_files_travel_through_the_embedding_pipeline(saved):
-    from cirray.pipelines.cluster.actors import decode_images
-    from cirray.pipelines.cluster.streaming import to_columns
     from cirray.pipelines.data.datasets import list_images
-    from cirray.pipelines.features.embed import plan_parts
+    from cirray.pipelines.features.actors import decode_images
 
     data = DataConfig(format="huggingface", huggingface=HuggingFaceConfig(root=str(saved)))
     images = list_images(data, ("labelled",))
-    columns = decode_images(to_columns(plan_parts(images, 100)[0]), {"size": 16}, {})
+    columns = decode_images({"image_id": images.ids, "place": images.places}, {"size": 16}, {})
     assert not any(columns["error"]) and columns["pixels"][0].tolist() == [[[255, 0, 0]] * 16] * 16

@@ -198,9 +198,9 @@ def test_the_command_line_takes_a_root_a_data_set_and_json(cirr, capsys):
 
 def test_few_images_are_checked_without_a_cluster(cirr, monkeypatch):
     asked = []
-    real = doctor.stream
+    real = doctor.each_part
     monkeypatch.setattr(
-        doctor, "stream", lambda *a: asked.append(a[2].enabled) or real(a[0], a[1], RayConfig(enabled=False))
+        doctor, "each_part", lambda parts, ray: asked.append(ray.enabled) or real(parts, RayConfig(enabled=False))
     )
     run(cirr, ray=RayConfig())
     run(cirr, ray=RayConfig(), ray_from=18)
@@ -237,6 +237,6 @@ def test_half_a_surrogate_pair_in_a_text_is_a_problem_and_reads_on(cirr):
 
 def test_a_taken_place_is_told_before_any_image_is_read(cirr, tmp_path, monkeypatch):
     run(cirr, out=str(tmp_path / "seen"))
-    monkeypatch.setattr(doctor, "stream", lambda *args: pytest.fail("images were read first"))
+    monkeypatch.setattr(doctor, "each_part", lambda *args: pytest.fail("images were read first"))
     with pytest.raises(ArtifactError, match=r"made by a different run \(accept"):
         run(cirr, out=str(tmp_path / "seen"), accept=("duplicate",))

@@ -15,13 +15,12 @@ from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import CirrConfig, DataConfig, FolderConfig
 from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
-from cirray.pipelines.cluster import actors
-from cirray.pipelines.cluster.actors import EncodeImages, decode_images
 from cirray.pipelines.cluster.config import RayConfig
-from cirray.pipelines.cluster.streaming import to_columns
 from cirray.pipelines.data.datasets import list_images
+from cirray.pipelines.features import actors
+from cirray.pipelines.features.actors import EncodeImages, decode_images
 from cirray.pipelines.features.config import EmbedRun
-from cirray.pipelines.features.embed import plan_parts, run_embed, tower_facts
+from cirray.pipelines.features.embed import run_embed, tower_facts
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
 
@@ -133,8 +132,7 @@ def test_a_missing_tower_is_named(made, tmp_path):
 
 def test_decoding_is_a_plain_function_with_errors_as_values(made):
     images = list_images(DataConfig(folder=FolderConfig(root=str(made / "images"))), ("gallery",))
-    table = plan_parts(images, 6)[0]
-    columns = decode_images(to_columns(table), {"size": 16}, {})
+    columns = decode_images({"image_id": images.ids[:6], "place": images.places[:6]}, {"size": 16}, {})
     assert columns["pixels"].shape == (6, 16, 16, 3) and columns["pixels"].dtype == np.uint8
     assert [bool(error) for error in columns["error"]] == [False, False, False, True, False, False]
     assert columns["pixels"][3].max() == 0 < columns["pixels"][2].max()

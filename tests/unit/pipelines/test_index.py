@@ -13,6 +13,7 @@ from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig
 from cirray.index.store import open_index
+from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.search.parts import Part, thumbnail
@@ -82,27 +83,40 @@ def test_features_that_lack_gallery_images_are_refused(tiny, features, tmp_path)
 
 
 def test_a_killed_run_goes_on_after_its_finished_parts(tiny, tmp_path, monkeypatch):
-    encode, done = stage.PartEncoder.__call__, []
+    encode, done = stage.PartEncoder.encode, []
 
-    def die_in_the_third_part(self, ids, keep_patches):
+    def die_in_the_third_part(self, ids, places):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(tuple(ids))
-        return encode(self, ids, keep_patches)
+        return encode(self, ids, places)
 
-    monkeypatch.setattr(stage.PartEncoder, "__call__", die_in_the_third_part)
+    monkeypatch.setattr(stage.PartEncoder, "encode", die_in_the_third_part)
     with pytest.raises(KeyboardInterrupt):
         run_index(run(tiny, tmp_path / "i", shard=7))
     with pytest.raises(ArtifactError, match="half-written"):
         read_manifest(tmp_path / "i", "index")
     again = []
     monkeypatch.setattr(
-        stage.PartEncoder, "__call__", lambda self, ids, keep: again.append(tuple(ids)) or encode(self, ids, keep)
+        stage.PartEncoder, "encode", lambda self, ids, places: again.append(tuple(ids)) or encode(self, ids, places)
     )
     manifest = run_index(run(tiny, tmp_path / "i", shard=7))
     assert manifest.counts == tiny.manifest.counts
     assert not set(done) & set(again) and sum(map(len, done + again)) == 25
     assert np.array_equal(tokens(tmp_path / "i"), tokens(tiny.index))
+
+
+def test_actors_that_do_not_see_the_stages_folder_are_told_so(tiny, tmp_path, monkeypatch):
+    real = stage.open_stage
+
+    def on_another_disk(*args, **fields):
+        opened = real(*args, **fields)
+        (Path(opened.work_uri) / "stage.json").unlink()
+        return opened
+
+    monkeypatch.setattr(stage, "open_stage", on_another_disk)
+    with pytest.raises(ArtifactError, match="do not share that disk"):
+        run_index(run(tiny, tmp_path / "i", pool=PoolConfig(size=1), ray=RayConfig(enabled=False)))
 
 
 def test_a_finished_run_is_recognised_and_does_nothing(tiny, monkeypatch):

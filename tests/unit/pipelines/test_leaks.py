@@ -16,9 +16,10 @@ from cirray.pipelines.data.leaks import check_leaks, images_of
 from cirray.pipelines.texts.config import GenerateRun, GeneratorRun, MineRun
 from cirray.pipelines.texts.generate import run_generate
 from cirray.pipelines.texts.generator import run_generator
-from cirray.pipelines.texts.mine import read_pairs, run_mine
+from cirray.pipelines.texts.mine import run_mine
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
+from cirray.triplets.pairs import read_pairs
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 MADE = SimpleNamespace(**runpy.run_path(str(FIXTURES / "benchmarks.py")))

@@ -11,8 +11,7 @@ import pytest
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
 from cirray.features.store import FeatureStore
-from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.pipelines.cluster.actors import find_tower
+from cirray.models.towers.places import open_tower
 from cirray.pipelines.features.live import LiveFeatures, live_images, open_features
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
@@ -77,7 +76,7 @@ def test_an_image_without_a_file_or_that_cannot_be_read_is_named(fields, tmp_pat
     broken.write_bytes(b"no picture")
     (images,) = live_images(run_of(fields))
     spoiled = type(images)(images.ids[:1], (str(broken),), "x")
-    tower = load_vision_tower(find_tower(fields["towers"]))
+    tower = open_tower(fields["towers"])
     with pytest.raises(DataError, match="embed the images first"):
         LiveFeatures(tower, [spoiled]).get(images.ids[:1])
 

@@ -13,7 +13,8 @@ from cirray.data.shapes.world import read_scenes, write_world
 from cirray.mining.config import MiningConfig
 from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.judging import single_edit_share, text_accuracy
-from cirray.pipelines.texts.mine import read_pairs, run_mine
+from cirray.pipelines.texts.mine import run_mine
+from cirray.triplets.pairs import read_pairs
 from cirray.triplets.schema import triplet_table
 from cirray.types import Pair
 

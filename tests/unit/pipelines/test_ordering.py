@@ -3,7 +3,7 @@
 import numpy as np
 
 from cirray.mining.pairs import pair_id
-from cirray.pipelines.cluster.ordering import distinct_images, order_pairs
+from cirray.pipelines.texts.ordering import distinct_images, order_pairs
 from cirray.types import Pair
 
 

@@ -11,13 +11,11 @@ import pytest
 from cirray.core import storage
 from cirray.data.config import CirrConfig, DataConfig, FashionIQConfig, WebDatasetConfig
 from cirray.data.places import Place
-from cirray.pipelines.cluster.actors import decode_images
 from cirray.pipelines.cluster.config import RayConfig
-from cirray.pipelines.cluster.streaming import to_columns
 from cirray.pipelines.data.config import DoctorRun
 from cirray.pipelines.data.datasets import list_images, open_dataset
 from cirray.pipelines.data.doctor import run_doctor
-from cirray.pipelines.features.embed import plan_parts
+from cirray.pipelines.features.actors import decode_images
 
 MADE = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "benchmarks.py")))
 
@@ -47,7 +45,8 @@ def test_cirr_on_an_object_store_reads_and_decodes_like_on_disk(bucket, tmp_path
     dataset = open_dataset(data)
     assert dataset.queries == open_dataset(DataConfig(format="cirr", cirr=CirrConfig(root=str(root)))).queries
     assert Place.parse(dataset.images.paths["dev-0-0-img0"]).uri.startswith("s3://cirray/cirr/dev/dev-0-0-img0.png?")
-    columns = decode_images(to_columns(plan_parts(list_images(data, ("gallery",)), 100)[0]), {"size": 16}, {})
+    images = list_images(data, ("gallery",))
+    columns = decode_images({"image_id": images.ids, "place": images.places}, {"size": 16}, {})
     assert len(columns["error"]) == 6 and not any(columns["error"])
     run = DoctorRun(root=bucket("cirr"), dataset="cirr", splits=("val",), ray=RayConfig(enabled=False))
     assert [gallery.usable for gallery in run_doctor(run).galleries] == [6]
@@ -74,5 +73,6 @@ def test_shards_on_an_object_store_are_read_at_their_bytes(bucket, tmp_path):
         tar.addfile(info, io.BytesIO(data))
     storage.upload_folder(tmp_path / "shards", bucket("shards"))
     config = DataConfig(format="webdataset", webdataset=WebDatasetConfig(root=bucket("shards")))
-    columns = decode_images(to_columns(plan_parts(list_images(config, ("pool",)), 100)[0]), {"size": 16}, {})
+    images = list_images(config, ("pool",))
+    columns = decode_images({"image_id": images.ids, "place": images.places}, {"size": 16}, {})
     assert list(columns["error"]) == [""] and columns["pixels"][0, 3, 3].tolist() == [0, 0, 255]

@@ -1,0 +1,40 @@
+"""Where the frozen vision tower lies that a run names: in an artifact, a folder, or as whatever a backbone reads."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cirray.core import storage
+from cirray.core.artifacts import is_complete, localize
+from cirray.core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from cirray.models.towers.hf_blip2 import VisionTower
+
+
+def find_tower(uri: str) -> Path | str:
+    """Where a tower's files lie: in a `towers` or `checkpoint` artifact's `vision/`, or the name as it is.
+
+    Raises:
+        ArtifactError: when there is nothing at a path or URI, or an artifact holds no vision tower.
+    """
+    is_place = uri.startswith(("/", "~", ".")) or "://" in uri
+    if is_place and not storage.exists(uri):
+        raise ArtifactError(f"There is no vision tower at {uri!r}. Run `cirray towers` first, or correct the name.")
+    if not is_complete(uri):
+        return storage.local_path(uri) if storage.is_local(uri) and storage.exists(uri) else uri
+    folder = localize(uri)
+    for place in (folder / "vision", folder / "model" / "vision", folder):
+        if any((place / name).is_file() for name in ("config.json", "open_clip_config.json")):
+            return place
+    raise ArtifactError(f"The artifact {uri!r} holds no vision tower; name a towers or checkpoint artifact.")
+
+
+def open_tower(uri: str) -> "VisionTower":
+    """The frozen tower that `find_tower` finds, in fp32.
+
+    Raises:
+        ArtifactError: when there is none, or it cannot be read.
+    """
+    from cirray.models.towers.hf_blip2 import load_vision_tower
+
+    return load_vision_tower(find_tower(uri))

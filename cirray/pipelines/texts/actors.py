@@ -1,0 +1,119 @@
+"""What Ray Data's workers run in the generate stage: pairs of a part in, one part of a triplets artifact out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cirray.core.errors import ArtifactError
+from cirray.features.store import FeatureStore
+from cirray.generators.base import ModificationGenerator
+from cirray.generators.places import find_generator
+from cirray.pipelines.cluster.streaming import Columns
+from cirray.triplets.pairs import to_pairs
+from cirray.triplets.schema import rejected_table, triplet_id, triplet_table
+from cirray.triplets.store import write_part
+from cirray.types import Generation, Pair, part_name
+
+GeneratorLoader = Callable[..., ModificationGenerator]
+"""(local folder of a generator, **options) -> the generator; `cirray.generators.store.load_generator` is one."""
+
+
+def load_generator(folder: str | Path, **options: Any) -> ModificationGenerator:
+    """`cirray.generators.store.load_generator`, imported where it is called: the driver needs no transformers."""
+    from cirray.generators import store
+
+    return store.load_generator(folder, **options)
+
+
+class GenerateTexts:
+    """Actor: modification texts of one part's pairs, written as one shard of a triplets artifact."""
+
+    def __init__(
+        self,
+        load: GeneratorLoader,
+        generator: str,
+        options: Mapping[str, Any],
+        features: Sequence[str],
+        work_uri: str,
+        row: Mapping[str, Any],
+        recipe: str,
+        both: bool = True,
+    ) -> None:
+        """Load generator and features (once per actor).
+
+        Args:
+            load: loader of the generator.
+            generator: generator artifact.
+            options: passed on to the loader: device, seed, directions, decoding settings.
+            features: features artifacts.
+            work_uri: where the stage writes.
+            row: columns that are equal in all rows (source, split, generator, seed).
+            recipe: digest of everything but the pair that a text depends on.
+            both: two triplets per pair, or the forward one.
+        """
+        self._generator = load(find_generator(generator), **options)
+        self._features = FeatureStore.open_many(list(features))
+        self._work_uri, self._recipe, self._both = work_uri, recipe, both
+        self._row = {**row, "prompt_version": self._generator.prompt_version}
+
+    def __call__(self, columns: Columns) -> dict[str, int]:
+        """Write the texts of one part.
+
+        Args:
+            columns: `part` and the fields of `Pair`.
+
+        Returns:
+            `rejected` texts.
+        """
+        pairs = to_pairs(columns)
+        triplets, rejected = self.rows(pairs, self.generate(pairs))
+        write_part(self._work_uri, part_name(columns["part"][0]), triplet_table(triplets), rejected_table(rejected))
+        return {"rejected": len(rejected)}
+
+    def generate(self, pairs: Sequence[Pair]) -> list[Generation]:
+        """One generation per pair, in order; a pair whose images have no features is one that failed.
+
+        Raises:
+            ArtifactError: when the generator breaks its promise of one answer per pair, in order.
+        """
+        absent = {pair.pair_id: self._features.missing((pair.reference_id, pair.target_id)) for pair in pairs}
+        able = [pair for pair in pairs if not absent[pair.pair_id]]
+        made = self._generator.generate(able, self._features) if able else []
+        if [item.pair_id for item in made] != [pair.pair_id for pair in able]:
+            raise ArtifactError(f"The generator returned {len(made)} texts for {len(able)} pairs, or in another order.")
+        answers = {item.pair_id: item for item in made}
+        reason = "image {!r} has no features".format
+        return [
+            answers.get(pair.pair_id) or Generation(pair.pair_id, None, error=reason(absent[pair.pair_id][0]))
+            for pair in pairs
+        ]
+
+    def rows(
+        self, pairs: Sequence[Pair], generations: Sequence[Generation]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of triplets and of rejections: together one for each pair and direction."""
+        triplets: list[dict[str, Any]] = []
+        rejected: list[dict[str, Any]] = []
+        for pair, made in zip(pairs, generations, strict=True):
+            forward = (pair.reference_id, pair.target_id, "forward", made.text, made.reverse_text)
+            backward = (pair.target_id, pair.reference_id, "reverse", made.reverse_text, made.text)
+            for reference, target, direction, text, other in (forward, backward) if self._both else (forward,):
+                key = {
+                    "triplet_id": triplet_id(pair.pair_id, self._recipe, direction), "pair_id": pair.pair_id,
+                    "reference_id": reference, "target_id": target,
+                }  # fmt: skip
+                if text and text.strip():
+                    triplets.append({**key, **self._row, **_texts(text, other), **_numbers(pair, made)})
+                else:
+                    names = ("source", "generator")
+                    reason = {"reason": made.error or f"no {direction} text", "modification": text}
+                    rejected.append({**key, **{name: self._row[name] for name in names}, **reason})
+        return triplets, rejected
+
+
+def _texts(text: str, other: str | None) -> dict[str, Any]:
+    return {"modification": text.strip(), "reverse_modification": (other or "").strip() or None}
+
+
+def _numbers(pair: Pair, made: Generation) -> dict[str, Any]:
+    return {"logprob": float(made.logprob), "scores": {"pair": float(pair.score)}, "group_id": pair.group_id}
