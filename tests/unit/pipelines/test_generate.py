@@ -103,6 +103,21 @@ def test_a_finished_run_is_recognised_and_nothing_is_generated_again(inputs):
         run_generate(run_of(inputs, seed=1), TINY.load_knobs)
 
 
+def test_a_judge_beside_finished_texts_is_another_run_and_not_ignored(inputs):
+    run_generate(run_of(inputs), TINY.load_knobs)
+    TINY.write_features(inputs / "world", TINY.random_vectors(2))  # any artifact
+    with pytest.raises(ArtifactError, match=r"different run \(inputs.judge: nothing there, '\w+' now"):
+        run_generate(run_of(inputs, judge=str(inputs / "world")), TINY.load_knobs)
+
+
+def test_inputs_that_moved_are_the_same(inputs):
+    first = run_generate(run_of(inputs), TINY.load_knobs)
+    for name in ("pairs", "features", "generator"):
+        (inputs / name).rename(inputs / f"{name}-moved")
+    moved = {name: str(inputs / f"{name}-moved") for name in ("pairs", "generator")}
+    assert run_generate(run_of(inputs, **moved, features=(str(inputs / "features-moved"),)), TINY.load_knobs) == first
+
+
 class _Power:
     """A generator that is cut off after so many calls."""
 
