@@ -198,7 +198,7 @@ def test_an_upload_its_answers_and_a_text_half_written_outlive_a_reload(opened, 
     assert site.asked == [("upload", "make it blue")] * 2
 
 
-def test_an_upload_of_another_browser_is_missed_in_words(user):
+def test_an_upload_of_another_browser_is_reported_as_missing(user):
     one = user("?upload=nowhere&text=make%20it%20blue")
     one.tab.wait(MESSAGE)
     assert "no longer kept in this browser" in one.tab.text("#complaint")
@@ -221,7 +221,7 @@ def test_a_link_opens_the_search_it_names_and_the_window_says_so(user, site):
 
 
 @pytest.mark.parametrize("k, wanted", [("-5", 12), ("0", 12), ("many", 12), ("2.5", 12), ("7", 7), ("100000", 50)])
-def test_a_strange_number_of_answers_in_the_address_gives_answers(user, k, wanted):
+def test_an_invalid_number_of_answers_in_the_address_still_gives_answers(user, k, wanted):
     one = user(f"?image=plain/00&text=make%20it%20blue&k={k}")
     one.answers("make it blue")
     assert len(one.shown()[2]) == wanted and one.tab.js(QUIET)

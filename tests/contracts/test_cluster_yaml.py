@@ -49,5 +49,5 @@ def test_every_node_gets_the_token_and_ray_starts_closed(cluster):
     assert not any(re.search(r"--dashboard-host=0\.0\.0\.0", line) for line in starts)
 
 
-def test_what_is_mounted_is_there(cluster):
+def test_mounted_folders_exist(cluster):
     assert (ROOT / cluster["file_mounts"]["~/cirray"] / "pyproject.toml").is_file()

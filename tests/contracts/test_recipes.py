@@ -183,7 +183,7 @@ def test_the_same_recipe_on_other_hardware_trains_the_same_thing():
         ("finetune-fashioniq-spn-paper-sprc-blip2-h200", 3 * 750, 32, 1e-5, 0.05),
     ],
 )
-def test_the_second_stage_of_spn_has_the_settings_of_its_document(name, steps, batch, lr, tau):
+def test_the_second_stage_of_spn_has_the_settings_of_its_paper(name, steps, batch, lr, tau):
     run = config_of(next(path for path in FULL if path.stem == name))
     training, paper = run.training, TrainingConfig.for_mode("paper", objective="spn")
     assert (training.steps, training.batch, training.optimizer.lr, run.temperature) == (steps, batch, lr, tau)
@@ -195,7 +195,7 @@ def test_the_second_stage_of_spn_has_the_settings_of_its_document(name, steps, b
     assert (training.bank.trains == "second_pass") == sprc == training.bank.learn_temperature
 
 
-def test_the_windows_of_spn_are_those_of_its_document():
+def test_the_windows_of_spn_are_those_of_its_paper():
     windows = {
         path.stem: (lambda m: (m.rank_low, m.rank_high, m.quantiles, m.references_only, m.count))(
             config_of(path).mining
@@ -296,7 +296,7 @@ def test_texts_of_one_pair_are_drawn_where_the_papers_draw_them():
 
 
 @pytest.mark.parametrize("data", ["cirr", "fashioniq"])
-def test_clip4cir_has_the_settings_of_its_document(data):
+def test_clip4cir_has_the_settings_of_its_paper(data):
     rows = {"cirr": 28225, "fashioniq": 18000}[data]
     summed, combined = (named(f"finetune-{data}-clip4cir-{name}-rn50x4-h200") for name in ("sum", "combiner"))
     for run in (summed, combined):
@@ -311,7 +311,7 @@ def test_clip4cir_has_the_settings_of_its_document(data):
 
 
 @pytest.mark.parametrize("size", ["l14", "b32"])
-def test_both_stages_of_two_stage_retrieval_have_the_settings_of_their_document(size):
+def test_both_stages_of_two_stage_retrieval_have_their_settings(size):
     mapped, composed = named(f"map-cc3m-twostage-clip-{size}-h200"), named(f"finetune-lasco-twostage-clip-{size}-h200")
     first, second = mapped.training, composed.training
     assert (first.objective, first.steps, first.batch, mapped.images) == ("mapping", 20_000, 512, 500_000)
@@ -330,7 +330,7 @@ def test_both_stages_of_two_stage_retrieval_have_the_settings_of_their_document(
     assert second.composing.reference and second.mask_duplicates and composed.validation.keep == ()
 
 
-def test_pic2word_searle_and_lincir_have_the_settings_of_their_document():
+def test_pic2word_searle_and_lincir_have_the_settings_of_their_papers():
     pic, searle, lincir = (named(f"map-cc3m-{name}-clip-l14-h200") for name in ("pic2word", "searle", "lincir"))
     phi, training = pic.model.phi, pic.training
     assert (phi.hidden, phi.dropout, phi.activation, pic.model.query_prompt) == (

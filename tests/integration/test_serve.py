@@ -205,7 +205,7 @@ def test_a_header_that_is_not_utf8_is_no_server_error(url, name):
     assert reply.status_code == 200 and len(reply.headers["x-request-id"]) == 32
 
 
-def test_a_name_that_was_pointed_here_is_not_answered(url):
+def test_a_foreign_host_name_that_resolves_here_is_refused(url):
     reply = httpx.get(f"{url}/v1/gallery", headers={"host": "evil.example"})
     assert (reply.status_code, reply.headers["content-type"]) == (421, "application/problem+json")
     assert httpx.get(f"{url}/-/healthz", headers={"host": "10.0.0.7"}).status_code == 200
@@ -234,7 +234,7 @@ def test_the_api_is_explained_at_docs(url):
     assert "/v1/search" in httpx.get(f"{url}/docs").text
 
 
-def test_told_to_stop_it_finishes_what_it_is_answering_and_is_gone_in_ten_seconds(running):
+def test_told_to_stop_the_service_finishes_open_requests_and_ends_in_ten_seconds(running):
     """The last test of this file: SIGTERM, as containers and systemd send it."""
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     body = b'{"text": "make it blue", "gallery_id": "plain/00", "k": 3}'

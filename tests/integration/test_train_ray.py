@@ -103,9 +103,7 @@ def test_deepspeed_on_two_workers_survives_a_killed_one_and_ends_like_torch_in_o
 
 
 @pytest.mark.timeout(600)
-def test_a_driver_that_is_terminated_says_so_and_goes_on_from_its_last_checkpoint(
-    fields, here, ray_cluster, tmp_path, caplog
-):
+def test_a_terminated_driver_says_so_and_resumes_from_its_last_checkpoint(fields, here, ray_cluster, tmp_path, caplog):
     out = tmp_path / "c"
     settings = {**fields, "out": str(out), "ray": {"num_workers": 1, "num_cpus": 3}}
     (tmp_path / "run.yaml").write_text(validate(TrainRun, settings).to_yaml())

@@ -64,7 +64,7 @@ def test_units_that_an_earlier_run_finished_do_not_count_as_speed(clock, lines):
 
 
 @pytest.mark.parametrize("made, words", [(0, "train: 0/4 steps in 5.0 s · x"), (4, "(1.25 s/step) · x")])
-def test_nothing_is_foretold_before_the_first_unit_and_after_the_last(clock, made, words):
+def test_no_end_is_predicted_before_the_first_unit_and_after_the_last(clock, made, words):
     pace = Pace(4, "steps")
     clock(5)
     pace.move(made)

@@ -77,7 +77,7 @@ def test_a_name_that_is_written_otherwise_is_found_as_well(tmp_path, on_disk, in
     assert read(tmp_path, in_table).triplets[0].reference_id != "other"
 
 
-def test_as_written_wins_over_any_likeness(tmp_path):
+def test_a_name_as_written_wins_over_a_similar_one(tmp_path):
     put(tmp_path, "a b.png", f"a{NBSP}b.png", "a  b.png")
     for name in ("a b", f"a{NBSP}b", "a  b"):
         assert read(tmp_path, f"{name}.png").triplets[0].reference_id == name

@@ -228,7 +228,7 @@ def test_an_object_is_drawn_in_its_cell_and_empty_cells_are_noise():
     assert empty.std() < 8 and 25 < empty.mean() < 75
 
 
-def test_all_looks_differ_by_more_than_noise():
+def test_all_objects_look_different_by_more_than_noise():
     def mean_picture(thing):
         cells = (None, None, None, None, thing, None, None, None, None)
         return np.mean([render_array(Scene(cells), seed)[14:34, 14:34] for seed in range(12)], axis=0)

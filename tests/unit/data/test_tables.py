@@ -128,7 +128,7 @@ def test_a_csv_error_names_the_line_of_the_fault(mine, text, line):
         read(mine)
 
 
-def test_an_index_column_without_a_name_is_passed_over(mine):
+def test_an_index_column_without_a_name_is_skipped(mine):
     (mine / "queries.csv").write_text(",reference,target,modification\n0,a,b,x\n1,b,c,y\n")
     assert [q.modification for q in read(mine).queries] == ["x", "y"]
 

@@ -179,7 +179,7 @@ def test_a_query_searches_the_gallery_it_names(table):
     assert "left 3, right 3 images; 6 distinct" in result.protocol and "category_recall" in result.protocol
 
 
-def test_a_gallery_that_nobody_has_is_refused(table):
+def test_an_unknown_gallery_is_refused(table):
     with pytest.raises(DataError, match="Unknown gallery 'middle'. Known: left"):
         asked = [Query("a", IDS[0], "1", (IDS[1],), gallery="middle")]
         evaluate_retriever(Oracle(), table, asked, IDS, PROTOCOL, galleries={"left": IDS})

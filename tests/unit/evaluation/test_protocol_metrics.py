@@ -206,7 +206,7 @@ def test_a_list_gives_the_subset_order_or_says_that_it_is_open():
         compute(dataclasses.replace(EVERY, metrics=("recall_subset",)), open_ended)
 
 
-def test_the_reference_in_a_list_is_passed_over_only_where_the_rule_says_so():
+def test_the_reference_in_a_list_is_skipped_only_if_the_rule_says_so():
     asked = query()
     assert verdict_from_list(asked, [IDS[0], IDS[3]], None, "remove").rank == 0
     assert verdict_from_list(asked, [IDS[0], IDS[3]], None, "keep").rank == 1

@@ -32,7 +32,7 @@ LASCO = {"42": "/d/val2014/COCO_val2014_000000000042.jpg"}
         (WORLD, "gallery/b/y.png", "b/y"),
     ],
 )
-def test_a_spelling_that_means_one_image_is_understood_and_said(paths, name, own):
+def test_a_spelling_that_means_one_image_is_accepted_and_reported(paths, name, own):
     spellings = Spellings(paths, paths)
     assert spellings.own(name) == own and spellings.own(own) == own
     assert spellings.note() == (
@@ -48,7 +48,7 @@ def test_a_spelling_that_means_none_or_several_is_left_alone(paths, name):
     assert spellings.own(name) == name and spellings.note() == ()
 
 
-def test_where_nobody_lists_the_gallery_every_number_is_an_id_and_a_word_is_refused():
+def test_without_a_gallery_list_every_number_is_an_id_and_a_word_is_refused():
     dataset = CirDataset(
         "circo", ImageTable({"7": "/d/000000000007.jpg"}), Protocol("CIRCO"), queries=(Query("0", "7", "t", ("8",)),)
     )

@@ -119,7 +119,7 @@ def test_no_rows_give_no_texts(language):
     assert decode(language.model, torch.empty(0, 5, language.width), DecodingConfig(), END) == []
 
 
-def test_presets_are_those_of_the_design():
+def test_presets_are_those_of_the_papers():
     paper, long, diverse = (DecodingConfig.preset(name) for name in ("paper", "long", "diverse"))
     assert (paper.beams, paper.repetition_penalty, paper.length_penalty, paper.min_new_tokens) == (5, 1.5, 1.0, 1)
     assert (long.min_new_tokens, long.length_penalty, long.max_new_tokens) == (12, 1.5, 48)

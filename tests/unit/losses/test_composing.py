@@ -11,7 +11,7 @@ def scores(rows, columns, seed=0):
 OWN = torch.arange(5)
 
 
-def test_without_own_negatives_and_masks_it_is_infonce():
+def test_without_own_negatives_and_masks_the_loss_is_infonce():
     found = composing(scores(5, 5), OWN, 0.1)
     assert torch.allclose(found, functional.cross_entropy(scores(5, 5) / 0.1, OWN, reduction="none"))
 

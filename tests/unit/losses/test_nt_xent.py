@@ -22,7 +22,7 @@ def naive(left, right, temperature):
     return total / (2 * count)
 
 
-def test_it_is_simclrs_loss_over_both_sides_and_not_the_symmetric_contrast():
+def test_nt_xent_is_simclrs_loss_over_both_sides_and_not_the_symmetric_contrast():
     left, right, own = rows(5, 0), rows(5, 1), torch.arange(5)
     found = nt_xent(left, right, left, right, own, 0.25).mean()
     assert float(found) == pytest.approx(naive(left, right, 0.25), rel=1e-5)
@@ -41,6 +41,6 @@ def test_a_ranks_rows_give_their_part_of_the_whole_batchs_loss_and_gradient():
     assert torch.allclose(*gradients) and gradients[0].abs().max() > 0.1
 
 
-def test_a_vector_that_meets_its_own_twin_alone_loses_nothing():
+def test_a_vector_with_its_own_twin_alone_has_no_loss():
     one = rows(1, 4)
     assert float(nt_xent(one, rows(1, 5), one, rows(1, 5), torch.arange(1), 0.25)) == pytest.approx(0.0, abs=1e-6)

@@ -75,7 +75,7 @@ def test_excluded_images_are_in_no_pair_by_any_policy():
     assert any({pair.reference_id, pair.target_id} & banned for pair in mine())
 
 
-def test_orientation_is_a_coin_thrown_by_the_ids():
+def test_the_direction_of_a_pair_is_random_and_follows_from_the_ids():
     pairs = mine(rank_high=3)
     ascending = sum(pair.reference_id < pair.target_id for pair in pairs)
     assert 0.25 * len(pairs) < ascending < 0.75 * len(pairs)
@@ -127,7 +127,7 @@ def test_groups_do_not_grow_beyond_their_limit_along_a_chain():
     assert len(set(group_of_images(chain, 100).values())) == 1
 
 
-def test_nothing_found_images_without_features_and_unknown_policies_are_named():
+def test_an_empty_result_images_without_features_and_unknown_policies_are_named():
     with pytest.raises(DataError, match="found no pair among 48 images"):
         mine(min_score=0.999999, max_score=1.0)
     with pytest.raises(DataError, match="1 of 49 images to pair have no features, e.g. 'ghost'"):

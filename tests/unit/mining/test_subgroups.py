@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_pairs_and_another_one_others():
     assert mine(seed=4) != mine(seed=5)
 
 
-def test_so_many_random_groups_are_the_first_of_all_groups():
+def test_a_limited_number_of_groups_are_the_first_of_all_groups():
     few, every = mine(groups=4), mine()
     assert len({pair.group_id for pair in few}) == 4
     assert few == [pair for pair in every if pair.rank < 4]

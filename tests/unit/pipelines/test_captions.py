@@ -67,7 +67,7 @@ def run_of(world, out, **fields):
     return validate(CaptionRun, {**tree, **fields, "out": str(out)})
 
 
-def test_every_image_is_told_or_rejected_with_a_reason(world, tmp_path):
+def test_every_image_is_captioned_or_rejected_with_a_reason(world, tmp_path):
     manifest = run_caption(run_of(world, tmp_path / "c"))
     assert manifest.kind == "captions" and manifest.counts == {"images": 12, "captions": 9, "rejected": 3}
     rows = caption_table(str(tmp_path / "c")).to_pylist()

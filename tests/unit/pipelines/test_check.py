@@ -109,7 +109,7 @@ def test_each_direction_can_be_judged_alone(run, tmp_path):
     assert ids(TripletStore.open(tmp_path / "checked")) == ["0a", "0b", "1b", "2a"]
 
 
-def test_a_check_that_nothing_passes_leaves_nothing_behind(run, tmp_path, monkeypatch):
+def test_a_check_that_no_row_passes_leaves_nothing_behind(run, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "round_trip_ranks", lambda *_, **__: np.full(len(TRIPLETS), 4))
     with pytest.raises(
         GenerationError, match="passes rank; the first one: round trip: its target is number 5.*Raise top_k"

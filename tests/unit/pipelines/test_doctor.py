@@ -113,7 +113,7 @@ def test_known_oddities_are_notes_and_do_not_count(cirr):
     assert {"double_space", "non_ascii", "soft"} <= set(notes)
 
 
-def test_a_split_nobody_fetched_is_a_note_and_one_that_was_asked_for_a_problem(cirr):
+def test_a_missing_split_is_a_note_and_a_requested_one_a_problem(cirr):
     (cirr / "cirr/captions/cap.rc2.test1.json").unlink()
     assert run(cirr).exit_status == 0 and any(f.code == "absent_split" for f in run(cirr).findings)
     assert "annotations" in problems(run(cirr, splits=("val", "test1")))
@@ -160,7 +160,7 @@ def test_a_folder_of_own_images_can_be_checked_too(tmp_path):
     assert problems(report) == {"undecodable": ("b",)} and report.counts["images"] == 3
 
 
-def test_no_file_of_a_folder_is_passed_over_in_silence(tmp_path):
+def test_no_file_of_a_folder_is_skipped_silently(tmp_path):
     MADE.put_images(tmp_path / name for name in ("a.jpe.png", "ok.png"))
     (tmp_path / "ok.png").rename(tmp_path / "no-suffix")
     with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.HEIC"), "wb") as stream:

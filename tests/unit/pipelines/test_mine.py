@@ -125,7 +125,7 @@ def _pairs(world, out, **fields):
     return read_pairs(out)
 
 
-def test_images_that_could_not_be_embedded_are_passed_over_but_unknown_ones_are_an_error(world, tmp_path):
+def test_images_that_could_not_be_embedded_are_skipped_but_unknown_ones_are_an_error(world, tmp_path):
     from made_artifacts import stage_of
 
     from cirray.features.shards import FeatureShardWriter

@@ -47,7 +47,7 @@ def test_parts_are_whole_numbered_and_in_order():
     assert pa.concat_tables(tables).column("name").to_pylist() == list("abcdefg") and cut({"name": []}, 3) == []
 
 
-def test_only_parts_that_are_not_whole_are_done_and_their_figures_summed(stage):
+def test_only_unfinished_parts_are_done_and_their_figures_summed(stage):
     shelf, told = {"part-00000": ["c", "b", "a"], "part-00001": ["d", "e"]}, []
     with redirected(lambda title, done, total, note: told.append((title, done, total))):
         assert run_parts(stage, parts_of(shelf), HERE) == Counter(kept=4)

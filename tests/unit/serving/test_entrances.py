@@ -185,7 +185,7 @@ async def a_task():
     return asyncio.get_running_loop().create_task(asyncio.sleep(0))
 
 
-def test_a_ray_with_another_inside_costs_one_warning_and_not_the_service(monkeypatch, caplog):
+def test_a_ray_with_other_internals_costs_one_warning_and_not_the_service(monkeypatch, caplog):
     def gone(*given, **more):
         raise AttributeError("no such controller")
 

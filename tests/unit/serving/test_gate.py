@@ -57,7 +57,7 @@ def assert_problem(reply, status, name, words=""):
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
-def test_more_requests_than_places_are_told_so_at_once_and_the_others_are_answered():
+def test_requests_beyond_the_places_are_refused_at_once_and_the_others_are_answered():
     inside = Inside(hold=True)
     replies = post(inside, GateRules(max_in_flight=3), times=10)
     full = [reply for reply in replies if reply.status_code != 200]
@@ -81,7 +81,7 @@ def test_places_are_given_back_whatever_came_of_a_request():
     assert (lane.in_flight, lane.held, lane.slow) == (0, 0, {})
 
 
-def test_health_is_answered_in_a_full_house():
+def test_health_is_answered_when_all_places_are_taken():
     inside, lane = Inside(), Lane(GateRules(max_in_flight=1))
     lane.in_flight = 1
 

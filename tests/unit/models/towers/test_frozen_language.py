@@ -72,7 +72,7 @@ def test_without_bitsandbytes_quantisation_is_one_sentence(folder, bits):
         load_generator(folder / "g", language_quantization=bits)
 
 
-def test_with_it_transformers_is_asked_for_quantised_weights_on_the_device(monkeypatch):
+def test_with_bitsandbytes_transformers_is_asked_for_quantised_weights_on_the_device(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     asked = quantized_arguments("8bit", torch.float32, "cuda")
     assert asked["quantization_config"].load_in_8bit and asked["device_map"] == {"": "cuda"}

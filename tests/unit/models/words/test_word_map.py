@@ -29,7 +29,7 @@ def count(module):
     return sum(weight.numel() for weight in module.parameters())
 
 
-def test_sizes_at_full_size_are_those_of_the_design():
+def test_sizes_at_full_size_are_those_of_the_papers():
     with torch.device("meta"):
         bottleneck = Bottleneck(768, 64)
         injection = Injection(InjectionConfig(), 1024, 768)

@@ -203,7 +203,7 @@ def main_config(folder):
     return plan_file(PlanRun(file=str(path)))
 
 
-def test_a_broken_neighbour_file_is_passed_over(tmp_path):
+def test_a_broken_file_beside_it_is_skipped(tmp_path):
     (tmp_path / "a.yaml").write_text("out: [\n")
     (tmp_path / "b.yaml").write_text("out: ~/x\nvision: asset\n")
     beside = RecipesBeside.of(tmp_path / "run.yaml")

@@ -47,7 +47,7 @@ def test_the_objective_is_composing_with_retention():
     assert term_weights(other) == {"composing": 1.0, "retention_distill": 0.2}
 
 
-def test_with_no_hard_image_no_reference_and_no_mask_it_is_infonce(make_task):
+def test_without_hard_image_reference_and_mask_the_loss_is_infonce(make_task):
     task, config = make_task(composing=NONE, mask_duplicates=False, negatives="targets")
     assert torch.allclose(term(task, "composing", config)[0], term(task, "infonce", config)[0])
 
