@@ -20,14 +20,12 @@ from cirray.core import storage, unfinished
 from cirray.core.contents import content_digest, file_digest, says_nothing
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError
-from cirray.core.identity import readings
-from cirray.core.trees import leaves
+from cirray.core.identity import differences, readings
 from cirray.core.version import __version__
 
 MANIFEST, MARKER = "manifest.json", "stage.json"
 SCHEMA_VERSION = 2
 _EARLIER = "by an earlier, incompatible version"
-_TOLD = 3
 
 
 class Run(Protocol):
@@ -174,7 +172,7 @@ def open_stage(run: Run, kind: str, inputs: Mapping[str, str] | None = None, kep
     marker = storage.join(stage.work_uri, MARKER)
     if storage.exists(marker):
         found = _read_marker(marker)
-        other = _EARLIER if _is_earlier(found) else _differences(stage.key, found)
+        other = _EARLIER if _is_earlier(found) else differences(stage.key, found)
         if not other and not unfinished.restarts():
             return stage
         _refuse_worth(replace(stage, kept=tuple(found.get("kept", stage.kept))), other)
@@ -370,27 +368,9 @@ def directory_digest(uri: str | Path) -> str:
 
 
 def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    other = _differences(wanted, found)
+    other = differences(wanted, found)
     if other:
         raise ArtifactError(
             f"{str(uri)!r} was made by a different run ({other}). Choose another --out, or delete it if it is not "
             "needed any more."
         )
-
-
-def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> str:
-    """What of kind, identity and inputs differs, in words; empty when nothing does."""
-    if not all(isinstance(found.get(name), type(value)) for name, value in wanted.items()):
-        return "its own description is damaged"
-    if all(found[name] == value for name, value in wanted.items()):
-        return ""
-    there, now = (
-        {"kind": key["kind"], **leaves(key["identity"]), **leaves(key["inputs"], "inputs.")} for key in (found, wanted)
-    )
-    names = [name for name in dict.fromkeys((*now, *there)) if _word(now, name) != _word(there, name)]
-    told = [f"{name}: {_word(there, name)} there, {_word(now, name)} now" for name in names[:_TOLD]]
-    return "; ".join([*told, *([f"and {len(names) - _TOLD} more"] if len(names) > _TOLD else [])]) or "other sections"
-
-
-def _word(values: Mapping[str, Any], name: str) -> str:
-    return repr(values[name]) if name in values else "nothing"

@@ -1,4 +1,4 @@
-"""What a configuration says of the result: its identity; and the places that its digests must stand for."""
+"""What decides a result: the identity of a configuration, the places it reads, and how two stages differ."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cirray.core.fields import Role, Since, StageDigested, role_of
+from cirray.core.trees import leaves
 
+_TOLD = 3
 OUT = "out"
 """The field that says where a run writes; nothing is read there."""
 
@@ -51,6 +53,24 @@ def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading
                 yield from readings(item, f"{path}.", inner)
 
 
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What differs in the keys of two stages (kind, identity, inputs), in words; empty when nothing does."""
+    if not all(isinstance(found.get(name), type(value)) for name, value in wanted.items()):
+        return "its own description is damaged"
+    if all(found[name] == value for name, value in wanted.items()):
+        return ""
+    there, now = (
+        {"kind": key["kind"], **leaves(key["identity"]), **leaves(key["inputs"], "inputs.")} for key in (found, wanted)
+    )
+    names = [
+        name
+        for name in dict.fromkeys((*now, *there))
+        if (name in now, now.get(name)) != (name in there, there.get(name))
+    ]
+    told = [f"{name}: {_word(there, name)} there, {_word(now, name)} now" for name in names[:_TOLD]]
+    return "; ".join([*told, *([f"and {len(names) - _TOLD} more"] if len(names) > _TOLD else [])]) or "other sections"
+
+
 def _deciding(value: Any, plain: Any) -> Any:
     if isinstance(value, BaseModel) and isinstance(plain, Mapping):
         named = {name: (type(value).model_fields[name], getattr(value, name)) for name in plain}
@@ -85,3 +105,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
     for key, item in pairs:
         for inner, found in _items(item):
             yield " ".join(filter(None, (str(key), inner))), found
+
+
+def _word(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "nothing"
