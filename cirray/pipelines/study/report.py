@@ -32,8 +32,6 @@ from cirray.pipelines.study.graph import Graph, seed_root
 from cirray.types import stable_id
 
 IMAGE_ONLY = "image only"
-_STAGES = dict.fromkeys(("root", "features", "judge", "table"), "")
-"""Places that stand for artifacts of the study's own stages; the reports that are made of them have digests."""
 _UNCOUNTED = ("world", "towers", "embed")
 
 
@@ -216,7 +214,7 @@ def _write(run: StudyRun, content: StudyContent, scorings: Sequence[Scoring]) ->
     inputs = {f"{item.node.name} ({item.graph.seed})": item.result.digest for item in scorings}
     label = stable_id("study", canonical(run.identity()), *inputs.values())[:8]
     out = run.out or storage.join(run.root, f"study-{label}")
-    stage = open_stage(run.model_copy(update={"out": out}), "study", {**_STAGES, **inputs})
+    stage = open_stage(run.model_copy(update={"out": out}), "study", {"root": "", **inputs})
     if stage.finished:
         return stage.finished
     table = render_study(content)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cirray.cli.main import main
-from cirray.cli.study import find, show
+from cirray.cli.study import find, prepare, show
 from cirray.cli.verb import verb
 from cirray.core.config import load_config
 from cirray.core.errors import ConfigError
@@ -106,6 +106,16 @@ def test_without_ray_nothing_uses_it():
     for name, node in stages("ray=false", "rows=[]").items():
         ray = getattr(node.config, "ray", None)
         assert ray is None or not ray.enabled, name
+
+
+def test_a_job_makes_only_those_stages_first_that_are_missing(tmp_path, monkeypatch):
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "manifest.json").write_text("{}")
+    made = []
+    monkeypatch.setattr("cirray.pipelines.study.run.run_stages", lambda run, find, names: made.append((run.root, names)))
+    prepare(("world", "towers"), str(tmp_path))
+    prepare(("world",), str(tmp_path))
+    assert made == [(str(tmp_path), ["towers"])]
 
 
 def test_several_seeds_have_a_folder_each():
