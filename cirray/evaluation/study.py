@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _LEVELS = {"confirmed": "good", "refuted": "bad", "not settled": "fair", "no difference": "fair", "one seed": "fair"}
 _SAME = 5e-4
-_TEXT_HEAD = ("generated texts", "exact (forward / reverse)", "triplets")
+_TEXT_HEAD = ("generated texts", "exact, % (forward / reverse)", "triplets")
 
 
 @dataclass(frozen=True)
