@@ -112,7 +112,9 @@ def test_a_job_makes_only_those_stages_first_that_are_missing(tmp_path, monkeypa
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "manifest.json").write_text("{}")
     made = []
-    monkeypatch.setattr("cirray.pipelines.study.run.run_stages", lambda run, find, names: made.append((run.root, names)))
+    monkeypatch.setattr(
+        "cirray.pipelines.study.run.run_stages", lambda run, find, names: made.append((run.root, names))
+    )
     prepare(("world", "towers"), str(tmp_path))
     prepare(("world",), str(tmp_path))
     assert made == [(str(tmp_path), ["towers"])]
