@@ -70,5 +70,5 @@ def test_cached_tokens_give_the_loss_and_gradient_of_live_ones(losses, kind, tol
     assert torch.allclose(losses[kind][1], losses["live"][1], atol=tolerance)
 
 
-def test_tokens_of_other_images_change_no_query(losses):
+def test_tokens_of_other_images_give_another_loss(losses):
     assert losses["shuffled"][0] != pytest.approx(losses["live"][0], abs=1e-2)
