@@ -21,7 +21,7 @@ class MissingFileError(DataError):
 
 @dataclass(frozen=True)
 class Record:
-    """One entry of an annotation file and where it stands."""
+    """One entry of an annotation file and its place."""
 
     path: Path
     place: str

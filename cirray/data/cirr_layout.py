@@ -17,7 +17,7 @@ SUBSET = 6
 """Images of one `img_set`: the reference, the target and four more like them."""
 
 _FOLDERS = {"train": "train", "val": "dev"}
-"""CIRR's split "val" lies in the folder `dev`; only `train` has numbered sub-folders."""
+"""CIRR's split "val" is in the folder `dev`; only `train` has numbered sub-folders."""
 _FIRST_PAIRID = {"train": 7, "val": 12060}
 
 

@@ -12,7 +12,7 @@ from cirray.data.readers import READERS
 from cirray.types import Query
 
 DOMAINS = {"cartoon": 0, "origami": 1, "toy": 2, "sculpture": 3}
-"""Domain -> its number; a target's label is class + 1000 x number. 6 are real photographs, which nobody asks for."""
+"""Domain -> its number; a target's label is class + 1000 x number. 6 are real photographs, which no query asks for."""
 _STEP = 1000
 
 

@@ -38,7 +38,7 @@ class NameFinder:
 
         Args:
             names: id -> name of its file (below its folder, with suffix), or the id again where there is none.
-            folders: folders whose names or paths may stand in front.
+            folders: folders whose names or paths may be in front.
         """
         self._names = names
         self._folders = [f"{text}/" for folder in folders for text in (folder.name, folder.as_posix())]

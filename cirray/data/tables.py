@@ -25,7 +25,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row and where it stands."""
+    """One row and its place."""
 
     path: Path
     line: int

@@ -1,10 +1,10 @@
 """WebDataset tar shards: an index of keys and byte ranges. Shards are never unpacked.
 
-Members of one key stand next to each other, the key being the name up to its first dot. A sample is a picture
-(`key.jpg`, with `key.txt` or `key.json` as caption), or a triplet: `key.reference.jpg`, `key.target.jpg` and the text
-in `key.txt` or `key.json` (`modification`), or only `key.json` with `reference`, `target` and `modification` naming
-pictures of the shards by their keys. Any other picture of a key (`22.05.jpg` beside `22.06.jpg`) is a sample of its
-own, with `22.05.txt` as caption; pictures of a key that differ in their suffix alone keep it.
+Members of one key are next to each other; the key is the name up to its first dot. A sample is a picture (`key.jpg`,
+with `key.txt` or `key.json` as caption), or a triplet: `key.reference.jpg`, `key.target.jpg` and the text in `key.txt`
+or `key.json` (`modification`), or only `key.json` with `reference`, `target` and `modification` naming pictures of the
+shards by their keys. Any other picture of a key (`22.05.jpg` beside `22.06.jpg`) is a sample of its own, with
+`22.05.txt` as caption; pictures of a key that differ in their suffix alone keep it.
 """
 
 import fnmatch

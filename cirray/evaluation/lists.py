@@ -1,4 +1,4 @@
-"""Evaluate ranked lists: a report's rankings, anybody's JSON, a submission file. No torch."""
+"""Evaluate ranked lists: a report's rankings, a JSON file, a submission. No torch."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

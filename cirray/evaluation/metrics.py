@@ -1,8 +1,8 @@
 """Recall with ties counted against the method, its uncertainty, and its spread over seeds. NumPy only.
 
-Rank = 0-based position of the best target by decreasing score; a hit at k means rank < k. Every candidate that scores
-as high as the target stands before it, so a constant score never counts as a hit. Recall here is a hit rate: with
-several targets the best placed one counts.
+Rank = 0-based position of the best target by decreasing score; a hit at k means rank < k. Every candidate with the
+target's score is before it, so a constant score never counts as a hit. Recall here is a hit rate: with several targets
+the best placed one counts.
 """
 
 from collections.abc import Mapping, Sequence

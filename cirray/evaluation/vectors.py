@@ -161,7 +161,7 @@ def _locate(
 def _twice(image: str, one: VectorFile, other: VectorFile, name: str) -> DataError:
     advice = "Give every image once"
     advice += f", or one file for each gallery that holds all of its images ({name!r} and the others)" if name else ""
-    return DataError(f"Image {image!r} stands in {one.path!r} and in {other.path!r}. {advice}.")
+    return DataError(f"Image {image!r} is in {one.path!r} and in {other.path!r}. {advice}.")
 
 
 def _example(gallery: Sequence[VectorFile]) -> str:

@@ -123,7 +123,7 @@ def check_list(
         for name, times in Counter(ids).items():
             if times > len((copies or {}).get(name, (0,))):
                 raise DataError(
-                    f"The list of query {query.query_id!r} holds {name!r} twice; an image may stand there once."
+                    f"The list of query {query.query_id!r} holds {name!r} twice; an image may be there once."
                 )
     if gallery is None:
         return

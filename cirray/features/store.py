@@ -227,7 +227,7 @@ def _check_repeats(repeated: list[str], seen: dict[str, FeatureStore], store: Fe
     for image_id in repeated:
         if not np.array_equal(seen[image_id].get([image_id]), store.get([image_id])):
             raise DataError(
-                f"Image id {image_id!r} stands for another image in {name!r} than before; give each image its own id."
+                f"Image id {image_id!r} is another image in {name!r} than before; give each image its own id."
             )
 
 

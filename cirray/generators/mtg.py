@@ -121,8 +121,8 @@ class ModificationTextModel(nn.Module):
     ) -> torch.Tensor:
         """The language model's input before the answer: opening, query groups in order, then the instruction.
 
-        The tokenizer's start token stands before the first words: before the instruction (InstructBLIP, MTG) or before
-        the opening (VDG).
+        The tokenizer's start token precedes the first words: before the instruction (InstructBLIP, MTG) or before the
+        opening (VDG).
 
         Args:
             reference_BQE: output of `read_image`; groups that the configuration leaves out may be None.

@@ -1,4 +1,4 @@
-"""Where the generator lies that a run names."""
+"""Find the generator that a run names."""
 
 from pathlib import Path
 

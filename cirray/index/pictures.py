@@ -16,7 +16,7 @@ class PictureStore:
 
     path: Path
     offsets: np.ndarray
-    """Row r lies at bytes offsets[r] to offsets[r + 1] (int64)."""
+    """Row r is at bytes offsets[r] to offsets[r + 1] (int64)."""
 
     def read(self, row: int) -> bytes:
         """Encoded picture of one row, empty when there is none."""

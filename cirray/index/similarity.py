@@ -24,7 +24,7 @@ def batch_token_scores(queries_BD: np.ndarray, tokens_NQD: np.ndarray) -> np.nda
 
 
 def best_rows(scores_N: np.ndarray, rows_N: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best (rows, scores): higher score first, then the smaller row; rows stand in id order in every index."""
+    """The k best (rows, scores): higher score first, then the smaller row; rows are in id order in every index."""
     if len(scores_N) > k:
         threshold = np.partition(scores_N, len(scores_N) - k)[len(scores_N) - k]
         keep = scores_N >= threshold

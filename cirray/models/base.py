@@ -28,7 +28,7 @@ class Retriever(nn.Module, ABC):
     """A retriever over cached tokens of a frozen vision tower (`patches_BPD`); all its vectors are L2-normalised."""
 
     kind: str
-    """Name in the registry of kinds; stands in the saved config."""
+    """Name in the registry of kinds, also in the saved config."""
     config: Any
     """Its configuration, a `Config` with the fields `embed_dim` (width of the vectors) and `similarity`."""
     patch_width: int

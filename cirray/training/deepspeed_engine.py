@@ -181,7 +181,7 @@ class DeepSpeedEngine:
                 state["step"] = state["step"].clone()
 
     def _clip(self) -> torch.Tensor:
-        """Without ZeRO the averaged gradients lie in place; the norm before clipping."""
+        """Clip the averaged gradients (without ZeRO); returns the norm before clipping."""
         parameters = [item for item in self._model.parameters() if item.requires_grad]
         for item in parameters:
             if item.grad is None:

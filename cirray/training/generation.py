@@ -306,7 +306,7 @@ def _mean_over_ranks(loss: AnswerLoss, gather: Gather) -> LossOutput:
 def _relative_error(soft_BQE: torch.Tensor, wanted_BQE: torch.Tensor, gather: Gather) -> torch.Tensor:
     """Squared error of every soft token over the variance of what is wanted, `[B, Q]`; 1 is no better than the mean.
 
-    Word embeddings are small: without the division the gradients lie at the size of AdamW's epsilon.
+    Word embeddings are small: without the division the gradients are as small as AdamW's epsilon.
     """
     return (soft_BQE.float() - wanted_BQE).square().mean(dim=-1) / _variance(wanted_BQE, gather)
 

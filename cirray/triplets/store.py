@@ -194,7 +194,7 @@ def refuse_duplicates(ids: Sequence[str], where: str) -> None:
     """Raise a DataError that names the first id standing twice."""
     if len(set(ids)) != len(ids):
         double = next(item for item, count in Counter(ids).items() if count > 1)
-        raise DataError(f"{double!r} stands {Counter(ids)[double]} times in {where}; every row must be there once.")
+        raise DataError(f"{double!r} appears {Counter(ids)[double]} times in {where}; every row must be there once.")
 
 
 def _tagged(table: pa.Table, tag: str) -> pa.Table:

@@ -228,7 +228,7 @@ def test_files_that_miss_a_query_or_an_image_or_hold_one_twice_are_refused(saved
         rank_vectors(plan, saved("few", names[:24], vectors[:24]), [whole])
     with pytest.raises(DataError, match="60 of 90 gallery images have no vector"):
         rank_vectors(plan, asked, [saved("part", ids[:30], gallery[:30])])
-    with pytest.raises(DataError, match=f"'{ids[0]}' stands in "):
+    with pytest.raises(DataError, match=f"'{ids[0]}' is in "):
         rank_vectors(plan, asked, [whole, saved("again", ids[:1], gallery[:1])])
 
 

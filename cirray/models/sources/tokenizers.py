@@ -23,7 +23,7 @@ def read_tokenizer(source: str | Path, subfolder: str = "") -> PreTrainedTokeniz
     """The tokenizer of a folder or hub id.
 
     Args:
-        source: folder or hub id; `~` stands for the home folder.
+        source: folder or hub id; `~` is the home folder.
         subfolder: folder inside it.
 
     Raises:

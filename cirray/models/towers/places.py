@@ -1,4 +1,4 @@
-"""Where the frozen vision tower lies that a run names: in an artifact, a folder, or as whatever a backbone reads."""
+"""Find the frozen vision tower that a run names: in an artifact, a folder, or a backbone's source."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def find_tower(uri: str) -> Path | str:
-    """Where a tower's files lie: in a `towers` or `checkpoint` artifact's `vision/`, or the name as it is.
+    """Folder of a tower's files: `vision/` of a `towers` or `checkpoint` artifact, or the name itself.
 
     Raises:
         ArtifactError: when there is nothing at a path or URI, or an artifact holds no vision tower.

@@ -1,8 +1,8 @@
 """Adapters inside a frozen text encoder, trained by the composing stage: bottlenecks or low-rank updates.
 
-An adapter stands after attention and after feed-forward of every layer: x + up(GELU(down(x))), 768 -> 64 -> 768,
-without normalisation (after arXiv 2504.17990; shapes are ours, docs/PAPERS.md#composing). The last matrix starts at
-zero, so that the encoder is unchanged at the start.
+An adapter follows attention and feed-forward in every layer: x + up(GELU(down(x))), 768 -> 64 -> 768, without
+normalisation (after arXiv 2504.17990; shapes are ours, docs/PAPERS.md#composing). The last matrix starts at zero, so
+that the encoder is unchanged at the start.
 """
 
 from typing import Any

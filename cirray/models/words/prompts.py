@@ -18,7 +18,7 @@ SLOT, TEXT = "$", "{text}"
 
 @dataclass(frozen=True)
 class PromptBatch(TextBatch):
-    """Token ids with the places of the slots: `slot_BT` is True where an image's token stands."""
+    """Token ids with the places of the slots: `slot_BT` is True for an image's tokens."""
 
     slot_BT: torch.Tensor
 

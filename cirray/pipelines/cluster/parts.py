@@ -1,8 +1,7 @@
-"""One runner for every stage that works in parts: what is left to do, the work, its progress, and the account of it.
+"""The runner of stages that work in parts: find unfinished parts, do them, show progress, check the result.
 
-A stage says what its parts are, what each must give, how finished ones are found, and which steps make them (`Parts`).
-`run_parts` does what an earlier start has not finished, on a Ray cluster or in this process, and sees that in the end
-every key is there once. What is then made of the parts is the stage's own business.
+A stage describes its parts, their expected keys, how finished ones are found, and the steps that make them (`Parts`).
+`run_parts` does the unfinished ones, on a Ray cluster or in this process, and checks that every key is there once.
 """
 
 from collections import Counter
@@ -27,24 +26,24 @@ class Parts:
     """The work of one stage, cut into parts."""
 
     title: str
-    """Words for the progress bar."""
+    """Title of the progress bar."""
     unit: str
-    """What a row of a part is, in the plural."""
+    """Name of a part's rows, plural."""
     tables: Sequence[pa.Table]
     """One table a part, as `cut` makes them."""
     steps: Sequence[Step]
-    """What happens to a part; the last step writes it, or returns it."""
+    """Steps of a part; the last one writes or returns it."""
     keys: Sequence[Collection[Any]] = ()
-    """What each part must give; a key that failed and says why counts too."""
+    """Expected keys of each part, including rejected ones."""
     found: Callable[[], Mapping[str, Sequence[Any]]] = dict
-    """Looks up which keys the finished parts hold, by `part_name`."""
+    """Finds the keys of finished parts, by `part_name`."""
     row_bytes: int = 1024
-    """Largest size of a row on its way from step to step."""
+    """Largest size of a row between steps."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """What gave nothing: name and reason of each."""
+    """Rejected items: name and reason of each."""
 
     rows: Sequence[tuple[str, str]]
 
@@ -69,9 +68,9 @@ class Rejected:
         """Throw the parts away when nothing was made.
 
         Args:
-            stage: where they lie.
-            made: how many rows were.
-            words: what to tell then, with `{count}`, the most frequent `{reason}` and the first `{name}` in it.
+            stage: their stage.
+            made: number of rows made.
+            words: the error's message, with `{count}`, the most frequent `{reason}` and the first `{name}` in it.
             error: its class.
 
         Raises:
@@ -85,7 +84,7 @@ class Rejected:
 
 
 def cut(columns: pa.Table | Mapping[str, Sequence[Any]], rows: int) -> list[pa.Table]:
-    """Columns as parts of so many rows, each with its number (`part`) and its size (`part_rows`) in every row."""
+    """Cut columns into parts of `rows` rows; every row has its part's number (`part`) and size (`part_rows`)."""
     whole = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
     tables = []
     for number, start in enumerate(range(0, len(whole), rows)):
@@ -97,7 +96,7 @@ def cut(columns: pa.Table | Mapping[str, Sequence[Any]], rows: int) -> list[pa.T
 
 
 def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
-    """Do what an earlier start has not finished, then count that every key is there once.
+    """Do the unfinished parts, then check that every key is there once.
 
     Args:
         stage: where the parts are written.
@@ -108,8 +107,8 @@ def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
         Sums of the figures that the last step gave for each part made now.
 
     Raises:
-        GenerationError: when keys are lost, doubled or unknown.
-        CirrayError: what a step raised; `stream` says what else.
+        GenerationError: when keys are lost, repeated or unknown.
+        CirrayError: raised by a step, or as in `stream`.
     """
     sums = Counter[str]()
     for figures in each_part(parts, ray, _finished(parts), stage.work_uri):
@@ -119,7 +118,7 @@ def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
 
 
 def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work_uri: str = "") -> Iterator[Columns]:
-    """What the last step returns for every part that is not finished, in any order; shows the progress.
+    """Results of the last step for every unfinished part, in any order; shows the progress.
 
     Args:
         parts: the work.
@@ -137,7 +136,7 @@ def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work
 
 
 def _finished(parts: Parts) -> set[int]:
-    """Parts that hold what they must, and nothing else."""
+    """Parts with exactly their expected keys."""
     found = parts.found()
     return {
         number for number, keys in enumerate(parts.keys)

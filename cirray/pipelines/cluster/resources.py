@@ -24,7 +24,7 @@ _RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """The cluster a stage runs on. `private`: started here, and shut down at the end."""
+    """The cluster of a stage. `private`: started here, and shut down at the end."""
 
     private: bool
     cpus: float
@@ -87,7 +87,7 @@ def logical_cpus(config: RayConfig) -> int:
 
 
 def check_reachable(address: str, timeout_s: float = 5.0) -> None:
-    """Try to reach a cluster's port; ray.init would wait for minutes where nobody listens.
+    """Try to reach a cluster's port; ray.init would wait for minutes.
 
     Raises:
         OSError, ValueError: when nothing answers at `host:port`, or it is not of that form.
@@ -101,7 +101,7 @@ def check_reachable(address: str, timeout_s: float = 5.0) -> None:
 
 
 def _start_private(config: RayConfig) -> None:
-    """Start a cluster of this process's own; on a busy machine Ray's fixed 30 s may pass, so there is a second try.
+    """Start a private cluster, with a second try, since on a busy machine Ray's fixed 30 s may not do.
 
     Raises:
         ConfigError: when that fails too.
@@ -154,7 +154,7 @@ def _info(private: bool) -> ClusterInfo:
 
 @contextmanager
 def _hushed(quiet: bool) -> Iterator[None]:
-    """Ray's loggers at errors only, as they were afterwards."""
+    """Inside, Ray's loggers show only errors."""
     loggers = [logging.getLogger(name) for name in _RAY_LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers if quiet else ():

@@ -1,4 +1,4 @@
-"""Run a graph of stages on a few slots: whatever is ready starts, side by side, as Ray tasks or in this process."""
+"""Run a graph of stages in parallel on a few slots, as Ray tasks or in this process."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -37,23 +37,23 @@ class Outcome:
 
 
 Watch = Callable[[str, str, int, int | None, str], None]
-"""Receives (stage, what it does, units done, total, note)."""
+"""Receives (stage, title, units done, total, note)."""
 
 
 @dataclass
 class Board:
-    """Ray actor body: the last progress of every stage, read by the driver; closed, it tells the stages to stop."""
+    """Ray actor with every stage's last progress, for the driver; once closed, stages stop."""
 
     rows: dict[str, tuple[str, int, int | None, str]] = field(default_factory=dict)
     closed: bool = False
 
     def put(self, stage: str, title: str, done: int, total: int | None, note: str) -> bool:
-        """Keep one stage's progress; whether that stage should go on."""
+        """Keep one stage's progress; False if that stage should stop."""
         self.rows[stage] = (title, done, total, note)
         return not self.closed
 
     def close(self) -> None:
-        """Nobody waits for the stages any more."""
+        """Tell the stages to stop."""
         self.closed = True
 
     def get(self) -> dict[str, tuple[str, int, int | None, str]]:
@@ -76,7 +76,7 @@ def check_graph(nodes: Sequence[Node]) -> None:
 
 
 def run_here(nodes: Sequence[Node]) -> dict[str, Outcome]:
-    """Run the stages one after another in this process: the scheduler's simple twin."""
+    """Run the stages one after another in this process: the simple twin."""
     check_graph(nodes)
     outcomes = {}
     for node in nodes:
@@ -96,7 +96,7 @@ def run_graph(nodes: Sequence[Node], slots: int, watch: Watch) -> dict[str, Outc
     Raises:
         The first stage's error; the others stop at their next progress. Finished stages stay finished.
     """
-    # Not by ray.cancel: Ray 2.60 aborts the driver, error and all, when a task's answer crosses its cancellation.
+    # not by ray.cancel: Ray 2.60 aborts the driver when a task's answer crosses its cancellation
     check_graph(nodes)
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     task = ray.remote(num_cpus=0.01, max_retries=0, runtime_env={"env_vars": worker_environment()})(_execute)

@@ -1,4 +1,4 @@
-"""Work off the parts of a gallery as Ray tasks; `cirray.evaluation.vectors.in_process` is the simple twin."""
+"""Run the parts of a gallery as Ray tasks; `cirray.evaluation.vectors.in_process` is the simple twin."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.resources import cluster
 
 LEAST_ROWS = 20_000
-"""A gallery whose largest part is smaller is counted sooner than a cluster starts."""
+"""Below this size of the largest part, scoring takes less time than starting a cluster."""
 
 
 @contextmanager
@@ -23,10 +23,10 @@ def ray_runner(
     """Runner for `rank_vectors` that hands every part to a Ray task; a task that dies with its node runs again.
 
     Args:
-        config: which cluster; a private one starts with the first part that is worth it and lives as long as the block.
+        config: which cluster; a private one starts with the first large part and ends with the block.
         cpus: logical CPUs of a task; Ray gives it as many threads.
         gpus: GPUs of a task.
-        least_rows: smaller parts are worked off here.
+        least_rows: smaller parts run in this process.
     """
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(run_job)
     with ExitStack() as stack:

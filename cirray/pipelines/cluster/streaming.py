@@ -1,8 +1,7 @@
 """Parts through steps: by Ray Data over a pool of actors, or one after another in this process (its twin).
 
-A *part* is one Arrow table, one Ray Data block, and one output shard. Rows that carry only ids are tiny, and Ray Data
-would merge a whole job of them into one block, hence one task and nothing to resume; here blocks are the parts and
-stay whole.
+A *part* is one Arrow table, one Ray Data block, and one output shard. Ray Data would merge tiny rows of ids into one
+block, and so one task without anything to resume; here blocks are the parts and stay whole.
 """
 
 import sys
@@ -76,7 +75,7 @@ def stream(
         parts: one table per part.
         steps: what happens to a part, in order.
         config: Ray or no Ray.
-        part_bytes: largest size of a part between two steps, so that Ray Data does not split it.
+        part_bytes: largest size of a part between two steps, below which Ray Data does not split it.
         work_uri: where the stage writes; every machine must see it.
 
     Yields:
@@ -84,7 +83,7 @@ def stream(
 
     Raises:
         CirrayError: the first one that a step raised, also on another machine.
-        ConfigError: when nothing is finished for as long as the hang guard allows.
+        ConfigError: when no part is finished within the hang guard's time.
     """
     if not parts:
         return
@@ -105,7 +104,7 @@ def in_process(parts: Sequence[pa.Table], steps: Sequence[Step], work_uri: str =
 
 
 def to_columns(table: pa.Table) -> Columns:
-    """A table as the dict of arrays that a step is given."""
+    """A table as a dict of arrays, a step's input."""
     return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
@@ -138,7 +137,7 @@ def check_shared(marker_uri: str) -> None:
 
 
 def limit_torch(threads: int) -> None:
-    """Set the number of threads of this process's matrix products, where torch has been loaded."""
+    """Set this process's number of threads for matrix products, if torch is loaded."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
 

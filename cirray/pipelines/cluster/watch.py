@@ -1,4 +1,4 @@
-"""What a person sees while a graph of stages runs: a bar a stage on a terminal, lines elsewhere."""
+"""Progress of a graph of stages: a bar a stage on a terminal, lines elsewhere."""
 
 import sys
 import time

@@ -81,7 +81,7 @@ def run_doctor(run: DoctorRun) -> DoctorReport:
 
 
 def data_of(run: DoctorRun) -> DataConfig:
-    """The data config that `root` and `dataset` mean.
+    """The data config of `root` and `dataset`.
 
     Raises:
         ConfigError: for an unknown data set.
@@ -115,7 +115,7 @@ def check_images(columns: Columns, limits: Mapping[str, Any]) -> Columns:
 
 
 def _read_all(run: DoctorRun, data: DataConfig) -> tuple[dict[str, CirDataset], list[Finding]]:
-    """Every split that can be read, and what is to say of the others."""
+    """Every readable split, and findings about the others."""
     field, names = SPLITS.get(data.format, ("", (ONLY_SPLIT.get(data.format, "all"),)))
     unknown = [name for name in run.splits if name not in names]
     if unknown:

@@ -1,4 +1,4 @@
-"""What Ray Data's workers run in the embed stage: pictures of a part in, one shard of a features artifact out."""
+"""Ray Data's workers of the embed stage: pictures of a part in, one shard of a features artifact out."""
 
 from collections.abc import Mapping
 from typing import Any

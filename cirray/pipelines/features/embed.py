@@ -21,7 +21,7 @@ from cirray.types import part_name
 
 @dataclass(frozen=True)
 class TowerFacts:
-    """What the driver must know of a tower: its digest, its transform and the shape of one image's tokens."""
+    """The driver's facts about a tower: digest, transform, shape of one image's tokens."""
 
     digest: str
     transform: dict[str, Any]
@@ -67,7 +67,7 @@ def embed_parts(run: EmbedRun, stage: Stage, images: ImageList, tower: TowerFact
 
 
 def tower_facts(uri: str) -> TowerFacts:
-    """Load a tower and note what the driver needs of it."""
+    """Load a tower and return the driver's facts."""
     tower = open_tower(uri)
     transform = build_transform(tower.transform)
     shape = (tower.num_tokens, tower.width)
@@ -79,13 +79,13 @@ def _digest(tower: str) -> str:
 
 
 def _found(stage: Stage) -> dict[str, list[str]]:
-    """Images of every finished shard, those that were rejected too."""
+    """Images of every finished shard, including rejected ones."""
     finished = finished_parts(stage.work_uri).items()
     return {part_name(number): [*ids, *(image for image, _ in rejected)] for number, (ids, rejected) in finished}
 
 
 def _forget_changed(stage: Stage, parts: Parts, limits: ImageLimits) -> None:
-    """Finished shards whose pictures hold something else than what was embedded are made again."""
+    """Drop finished shards whose pictures have changed, so that they are made again."""
     for number in finished_parts(stage.work_uri):
         for table in parts.tables[number : number + 1]:
             ids, places = (table.column(name).to_pylist() for name in ("image_id", "place"))

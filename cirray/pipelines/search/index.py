@@ -1,7 +1,7 @@
 """Stage 9: embed a gallery with the trained encoder and build its index.
 
-Images are encoded in parts (in this process or by a pool of Ray actors), each written whole under its number; a killed
-run finds its finished parts. The parts are then joined in id order and handed to `cirray.index`.
+Images are encoded in parts, here or by a pool of Ray actors, each written atomically; a killed run finds its finished
+parts. They are then joined in id order and given to `cirray.index`.
 """
 
 import json
@@ -34,30 +34,29 @@ from cirray.types import part_name, stable_id
 _LOGGER = get_logger("pipelines.index")
 _CHANGED = "The picture is not the one that was embedded; its file has changed. Embed it again (cirray embed)."
 REJECTED = "rejected.json"
-"""The whole list of what was left out, id and reason."""
+"""The full list of rejected images, id and reason."""
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What is to be encoded: ids ascending, files of those that have one, digests of everything read."""
+    """What to encode: ids ascending, files of those that have one, digests of all inputs."""
 
     ids: tuple[str, ...]
     paths: dict[str, str]
     inputs: dict[str, str]
     features_digest: str = ""
     rejected: tuple[tuple[str, str], ...] = ()
-    """Gallery images that had been refused when the features were made, or have changed since: id and reason."""
+    """Gallery images without features, or changed since: id and reason."""
     notes: tuple[str, ...] = ()
-    """What listing a folder met: files left aside, folders that cannot be listed."""
+    """Notes of the folder's listing: files left out, folders that cannot be listed."""
 
 
 @stage_function
 def run_index(run: IndexRun) -> Manifest:
     """Index a folder of pictures, or the gallery of a data set whose features are stored.
 
-    Returns:
-        Manifest of kind "index"; counts `images` and `rejected`; `extra["rejected"]` holds the first reasons,
-        `extra["examples"]` the most convincing queries of the data set (reference id and text).
+    Returns: Manifest of kind "index"; counts `images` and `rejected`; `extra["rejected"]` holds the first reasons,
+        `extra["examples"]` the clearest queries of the data set (reference id and text).
 
     Raises:
         ArtifactError: checkpoint or features are missing, or another artifact is at `out`.
@@ -79,7 +78,7 @@ def run_index(run: IndexRun) -> Manifest:
 
 
 def make_plan(run: IndexRun) -> IndexPlan:
-    """List what is to be indexed and the digests of what is read; decodes nothing, but reads every picture's bytes.
+    """List the images to index and the digests of all inputs; reads every picture's bytes, decodes none.
 
     Raises:
         ArtifactError: checkpoint or features are missing.
@@ -119,7 +118,7 @@ def _features_plan(run: IndexRun, inputs: dict[str, str]) -> IndexPlan:
 
 
 def _changed(run: IndexRun, ids: Sequence[str], paths: dict[str, str]) -> dict[str, str]:
-    """Images whose files hold something else than what was embedded, with what they hold now; unreadable ones apart."""
+    """Images whose files have changed since they were embedded, with their new digests; and unreadable ones."""
     known: dict[str, str] = {}
     for uri in run.features:
         known |= read_contents(uri)

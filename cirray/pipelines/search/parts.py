@@ -202,7 +202,7 @@ class PartEncoder:
 
 
 def part_uri(work_uri: str, number: int) -> str:
-    """Where a part of an index lies while it is made."""
+    """File of a part while the index is made."""
     return storage.join(work_uri, FOLDER, f"{part_name(number)}.npz")
 
 

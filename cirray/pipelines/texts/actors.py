@@ -1,4 +1,4 @@
-"""What Ray Data's workers run in the generate stage: pairs of a part in, one part of a triplets artifact out."""
+"""Ray Data's workers of the generate stage: pairs of a part in, one part of a triplets artifact out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,10 +71,10 @@ class GenerateTexts:
         return {"rejected": len(rejected)}
 
     def generate(self, pairs: Sequence[Pair]) -> list[Generation]:
-        """One generation per pair, in order; a pair whose images have no features is one that failed.
+        """One generation per pair, in order; a pair without features is a failure.
 
         Raises:
-            ArtifactError: when the generator breaks its promise of one answer per pair, in order.
+            ArtifactError: when the generator does not return one answer per pair, in order.
         """
         absent = {pair.pair_id: self._features.missing((pair.reference_id, pair.target_id)) for pair in pairs}
         able = [pair for pair in pairs if not absent[pair.pair_id]]

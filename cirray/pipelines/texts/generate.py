@@ -1,4 +1,4 @@
-"""Stage 4b: pairs through a pool of generator actors, into the triplet store, every row accounted for."""
+"""Stage 4b: write texts for pairs by a pool of generator actors; no row is lost or doubled."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,8 +43,7 @@ class TextPlan:
 def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Manifest:
     """Write a text for every pair; resumes from finished parts.
 
-    Each triplet id appears exactly once in the committed artifact, among the triplets or among the rejected rows. Work
-    may be repeated after a crash, output is not.
+    Each triplet id appears exactly once in the artifact, among the triplets or the rejected rows, also after a crash.
 
     Args:
         run: the configuration.
@@ -70,7 +69,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
 
 
 def make_plan(run: GenerateRun) -> TextPlan:
-    """Read and order the pairs, cut them into parts, and name every id that must come out.
+    """Read and order the pairs, cut them into parts, and list every expected id.
 
     Raises:
         GenerationError: when a pair appears twice.
@@ -114,9 +113,9 @@ def _found(stage: Stage, plan: TextPlan) -> dict[str, list[str]]:
 
 
 def _filter(stage: Stage, run: GenerateRun) -> None:
-    """Move rows that a filter drops to `rejected/`: first all of them there, then out of the data, part by part.
+    """Move rows that a filter drops to `rejected/`: first write all of them there, then remove them, part by part.
 
-    Killed between the two, a row stands in both places; the next run takes it out of the data.
+    If killed between the two, a row is in both places; the next run removes it from the data.
     """
     if not run.filters.names:
         return
@@ -152,14 +151,14 @@ def _publish(stage: Stage, plan: TextPlan, run: GenerateRun, guard: dict[str, An
 
 
 def _held(run: GenerateRun) -> dict[str, str]:
-    """How the language model's weights are held, where it is not as usual: fp32."""
+    """Type of the language model's weights, unless it is fp32."""
     held = {"language_dtype": run.language_dtype, "language_quantization": run.language_quantization}
     usual = FrozenLanguageConfig().to_dict()
     return {name: value for name, value in held.items() if value != usual[name]}
 
 
 def _images(run: GenerateRun) -> Iterator[str]:
-    """Images of the pairs, read only when somebody asks."""
+    """Images of the pairs, read when first asked for."""
     for pair in read_pairs(run.pairs):
         yield from (pair.reference_id, pair.target_id)
 

@@ -1,4 +1,4 @@
-"""Order pairs so that those sharing images stand together: what a generator keeps per image is then found again."""
+"""Order pairs so that those sharing images are together, for a generator's cache per image."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from cirray.types import Pair
 def order_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     """Pairs along a breadth-first walk over the graph whose nodes are images and whose edges are pairs.
 
-    Every connected part of the graph comes out in one run; within it a pair stands where the later of its two images
-    is met. The result depends on the set of pairs alone, not on their order.
+    Connected parts stay together; in them, a pair comes when the later of its images is reached. The result does not
+    depend on the order of the pairs.
     """
     links: dict[str, list[str]] = {}
     for pair in sorted(pairs, key=lambda pair: pair.pair_id):
@@ -26,7 +26,7 @@ def order_pairs(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def distinct_images(parts: Sequence[Sequence[Pair]]) -> int:
-    """Images that are read when each part is served on its own, summed over parts: the lower, the better the order."""
+    """Number of images read, summed over parts; lower is better."""
     return sum(len({image for pair in part for image in (pair.reference_id, pair.target_id)}) for part in parts)
 
 

@@ -111,7 +111,7 @@ def test_an_image_in_two_artifacts_counts_once_when_its_features_agree(stored, t
     store = FeatureStore.open_many([uri, TINY.write_features(tmp_path / "same", same)])
     assert len(store) == 52
     other = TINY.write_features(tmp_path / "other", {"img-0001": vectors["img-0002"]})
-    with pytest.raises(DataError, match="'img-0001' stands for another image"):
+    with pytest.raises(DataError, match="'img-0001' is another image"):
         FeatureStore.open_many([uri, other])
 
 

@@ -287,7 +287,7 @@ def test_an_image_in_two_files_is_told_with_advice_before_a_cluster_starts(tmp_p
     monkeypatch.setattr("ray.init", lambda **fields: pytest.fail("a cluster was started"))
     both = save(tmp_path, "both", [f"dress-val-{n}" for n in range(4)], np.ones((4, 4)))
     advice = "dress.npy' and in .*both.npy'. Give every image once, or one file for each gallery that holds all"
-    with pytest.raises(DataError, match=f"'dress-val-0' stands in .*{advice}"):
+    with pytest.raises(DataError, match=f"'dress-val-0' is in .*{advice}"):
         run_score(ScoreRun(data=data, queries=queries, gallery=(*files, both)))
 
 

@@ -103,7 +103,7 @@ def test_named_scores_are_kept():
 
 def test_an_id_that_stands_twice_is_refused(tmp_path):
     uri = write(tmp_path / "t", [row(1), row(2), row(1)], parts=2)
-    with pytest.raises(DataError, match="'t1' stands 2 times"):
+    with pytest.raises(DataError, match="'t1' appears 2 times"):
         TripletStore.open(uri).read()
 
 
@@ -154,10 +154,10 @@ def test_merging_tags_sources_and_keeps_every_row(tmp_path):
 
 def test_merging_refuses_one_id_or_one_content_twice(tmp_path):
     first = write(tmp_path / "a", [row(1)])
-    with pytest.raises(DataError, match="'t1' stands 2 times"):
+    with pytest.raises(DataError, match="'t1' appears 2 times"):
         merge({"x": first, "y": write(tmp_path / "b", [row(1, modification="other")])}, str(tmp_path / "m1"))
     twin = {**row(1), "triplet_id": "t9"}
-    with pytest.raises(DataError, match="make it 1' stands 2 times"):
+    with pytest.raises(DataError, match="make it 1' appears 2 times"):
         merge({"": first, "human": write(tmp_path / "c", [twin])}, str(tmp_path / "m2"))
 
 
