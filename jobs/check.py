@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cirray.cli.main import job
 
-CONFIG = Path(__file__).parent / "configs" / "check-shapes-small-cpu.yaml"
+CONFIG = Path(__file__).parent / "configs" / "shapes" / "check.yaml"
 
 if __name__ == "__main__":
     sys.exit(job("check", str(CONFIG), needs=("synthetic", "labelled_equal")))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cirray.cli.main import job
 
-CONFIG = Path(__file__).parent / "configs" / "embed-shapes-small-cpu.yaml"
+CONFIG = Path(__file__).parent / "configs" / "shapes" / "embed.yaml"
 
 if __name__ == "__main__":
     sys.exit(job("embed", str(CONFIG), needs=("world", "towers")))

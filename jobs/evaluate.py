@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cirray.cli.main import job
 
-CONFIG = Path(__file__).parent / "configs" / "evaluate-shapes-small-cpu.yaml"
+CONFIG = Path(__file__).parent / "configs" / "shapes" / "evaluate.yaml"
 
 if __name__ == "__main__":
     sys.exit(job("evaluate", str(CONFIG), needs=("checkpoint",)))

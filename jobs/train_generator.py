@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cirray.cli.main import job
 
-CONFIG = Path(__file__).parent / "configs" / "generator-shapes-small-cpu.yaml"
+CONFIG = Path(__file__).parent / "configs" / "shapes" / "train-generator.yaml"
 
 if __name__ == "__main__":
     sys.exit(job("train-generator", str(CONFIG), needs=("features",)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cirray.cli.main import job
 
-CONFIG = Path(__file__).parent / "configs" / "tune-shapes-small-cpu.yaml"
+CONFIG = Path(__file__).parent / "configs" / "shapes" / "tune.yaml"
 
 if __name__ == "__main__":
     sys.exit(job("tune", str(CONFIG), needs=("pretrained", "reverse")))

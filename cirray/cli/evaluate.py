@@ -8,6 +8,6 @@ VERB = Verb(
     help="score a checkpoint on a benchmark and write a report with pictures",
     config="cirray.evaluation.config:EvaluateRun",
     run="cirray.pipelines.evaluation.evaluate:run_evaluate",
-    example="cirray evaluate jobs/configs/evaluate-shapes-small-cpu.yaml",
+    example="cirray evaluate jobs/configs/shapes/evaluate.yaml",
     show=lambda manifest: manifest.extra["table"],
 )

@@ -22,19 +22,20 @@ def plan_file(run: Any) -> Any:
     from cirray.pipelines.planning.plan import plan_run
 
     if not run.file:
-        raise ConfigError("Name the run's file: cirray plan jobs/configs/finetune-cirr-ptha-improved-blip2-h200.yaml.")
+        raise ConfigError("Name the run's file: cirray plan jobs/configs/cirr/finetune-ptha-improved.yaml.")
     config = resolve(verb(verb_of(run.file, run.verb)).config_class(), run.file, run.assignments)
     return replace(plan_run(config, run.plan, RecipesBeside.of(run.file)), as_json=run.as_json)
 
 
 def verb_of(file: str, named: str = "") -> str:
-    """The verb that a file is for: as named, or the first word of the file's name.
+    """The verb that a file is for: as named, or that with which the file's name begins.
 
     Raises:
         ConfigError: when that is none that can be planned.
     """
-    word = named or Path(file).name.split("-")[0].removesuffix(".yaml")
-    found = {"generator": "train-generator"}.get(word, word)
+    stem = Path(file).stem
+    begun = [name for name in PLANNABLE if f"{stem}-".startswith(f"{name}-")]
+    found = named or max(begun, key=len, default=stem.partition("-")[0])
     if found not in PLANNABLE:
         raise ConfigError(
             f"Which verb {file!r} is for cannot be told from its name, or {found!r} needs no plan; say "
@@ -53,7 +54,7 @@ VERB = Verb(
     help="count what a run needs before a cluster is rented: memory, disk, time (exit 0 it fits, 1 warnings)",
     config="cirray.pipelines.planning.config:PlanRun",
     run="cirray.cli.plan:plan_file",
-    example="cirray plan jobs/configs/finetune-cirr-ptha-improved-blip2-h200.yaml training.batch=256 plan.gpu=a100",
+    example="cirray plan jobs/configs/cirr/finetune-ptha-improved.yaml training.batch=256 plan.gpu=a100",
     show=_show,
     switches={"--json": "as_json=true"},
     gathers=("file", "assignments"),

@@ -83,6 +83,6 @@ VERB = Verb(
     help="run methods, chains of stages in one file, over seeds: one table, expectations, curves",
     config="cirray.pipelines.study.config:StudyRun",
     run="cirray.cli.study:run",
-    example="cirray study jobs/configs/study-shapes-small-cpu.yaml seeds=[0]",
+    example="cirray study jobs/configs/shapes/study.yaml seeds=[0]",
     show=show,
 )

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import shlex
 from itertools import islice
 from pathlib import Path
@@ -10,23 +11,15 @@ import pytest
 import yaml
 
 from cirray.cli.main import overrides_of, resolve
-from cirray.cli.verb import verb
-from cirray.core.config import load_config
+from cirray.cli.verb import VERBS, verb
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.world import describe, families
 from cirray.serving.client import SearchClient
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+FILES = runpy.run_path(str(ROOT / "tests" / "fixtures" / "recipe_files.py"))
 README = (ROOT / "README.md").read_text()
-PAGES = "".join(path.read_text() for path in sorted((ROOT / "jobs").glob("*.md")))
-PREFIX = {"generator": "train-generator"}
-
-
-def verb_of(path: Path) -> str:
-    """Config files are named what-dataset-model-hardware; `what` is a verb."""
-    what = path.name.split("-")[0]
-    return PREFIX.get(what, what)
+PAGES = "".join(path.read_text() for folder in ("jobs", "docs") for path in sorted((ROOT / folder).glob("*.md")))
 
 
 def readme_commands() -> list[str]:
@@ -40,13 +33,31 @@ def readme_commands() -> list[str]:
     return commands
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_config_file_resolves(path):
-    load_config(verb(verb_of(path)).config_class(), path)
+@pytest.mark.parametrize("path", FILES["RECIPES"], ids=FILES["name_of"])
+def test_every_recipe_resolves_and_so_does_every_run_that_its_comment_names(path):
+    for assignments in FILES["runs_of"](path).values():
+        FILES["config_of"](FILES["name_of"](path), (), assignments)
 
 
-def test_config_files_exist_for_every_stage():
-    named = {verb_of(path) for path in CONFIGS}
+def test_every_recipe_that_a_page_names_is_there():
+    names = {FILES["name_of"](path) for path in FILES["RECIPES"]}
+    folders = "|".join({name.partition("/")[0] for name in names})
+    begins = "|".join(VERBS)
+    shorthand = re.findall(rf"`((?:\{{[\w,]+\}}|{folders})/(?:{begins})(?:-[\w{{}},-]+)?)`", README + PAGES)
+    assert len(shorthand) > 30
+    assert [name for short in shorthand for name in spread(short) if name not in names] == []
+
+
+def spread(name):
+    """`{a,b}/c` as `a/c` and `b/c`."""
+    found = re.search(r"\{([\w,]+)\}", name)
+    if not found:
+        return [name]
+    return [full for word in found[1].split(",") for full in spread(name[: found.start()] + word + name[found.end() :])]
+
+
+def test_recipes_exist_for_every_stage_of_the_embedded_world():
+    named = {FILES["verb_of"](path) for path in FILES["RECIPES"] if path.parent.name == "shapes"}
     wanted = "towers embed train-generator mine generate check pretrain finetune tune evaluate index"
     assert named >= set(wanted.split())
 
@@ -59,7 +70,7 @@ def test_every_cirray_command_of_the_readme_parses(command, monkeypatch):
     chosen = verb(name)
     arguments = chosen.assignments(arguments)
     files = [ROOT / item for item in arguments if item.endswith(".yaml") and "=" not in item]
-    resolve(chosen.config_class(), files[0] if files else None, overrides_of(arguments))
+    resolve(chosen.config_class(), files, overrides_of(arguments))
 
 
 def asked(command: str) -> tuple[str, str]:

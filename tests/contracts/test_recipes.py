@@ -1,67 +1,65 @@
 """The full-size recipes hang together: what one reads, another writes; and they say what the modes and papers say."""
 
 import re
-from functools import cache
-from itertools import takewhile
+import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cirray.cli.verb import verb
-from cirray.core.config import load_config
+from cirray.core.errors import ConfigError
 from cirray.generators.config import DecodingConfig, GeneratorConfig
 from cirray.training.config import TrainingConfig
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
-FULL = [path for path in CONFIGS if "-shapes-" not in path.name]
-HARDWARE = {"cpu", "h200", "8gpu", "nodes", "8small"}
+FILES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "fixtures" / "recipe_files.py"))
+FULL, HARDWARE = FILES["FULL"], FILES["HARDWARE"]
+comment_of, config_of, name_of, overlays_for, runs_of, verb_of = (
+    FILES[name] for name in ("comment_of", "config_of", "name_of", "overlays_for", "runs_of", "verb_of")
+)
 
 
-@cache
-def tree_of(path):
-    return yaml.safe_load(path.read_text())
+def named(pattern, *verbs):
+    """Names of the full-size recipes of some verbs (all, when none is named) that hold a pattern."""
+    found = [name_of(path) for path in FULL if not verbs or verb_of(path) in verbs]
+    return [name for name in found if re.search(pattern, name)]
 
 
-@cache
-def config_of(path):
-    what = path.name.split("-")[0]
-    return load_config(verb({"generator": "train-generator"}.get(what, what)).config_class(), path)
+def tree_of(name):
+    return yaml.safe_load(FILES["path_of"](name).read_text())
 
 
 def places(value):
     """Every artifact path inside plain values."""
     if isinstance(value, dict):
         return {place for item in value.values() for place in places(item)}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return {place for item in value for place in places(item)}
     return {value} if isinstance(value, str) and re.match(r"~/cirray/(?!quickstart|ray)", value) else set()
 
 
-def test_there_are_recipes_for_every_stage_and_size():
-    assert {path.stem.split("-")[-1] for path in FULL} == HARDWARE
-    stages = {path.name.split("-")[0] for path in FULL}
+def test_there_are_recipes_for_every_stage():
     wanted = (
-        "caption templates rewrite towers embed generator mine generate map pretrain finetune evaluate index convert "
-        "export"
+        "caption templates rewrite towers embed train-generator mine generate map pretrain finetune evaluate index "
+        "convert export"
     )
-    assert stages == set(wanted.split())
+    assert {verb_of(path) for path in FULL} == set(wanted.split())
 
 
 EVERYWHERE = [
-    *(f"generator-{data}-instructblip-vicuna7b" for data in ("cirr", "fashioniq")),
-    *("generate-nlvr2-mtst-vicuna7b", "generate-fashioniq-mtst-vicuna7b"),
-    *(f"generate-{data}-reverse-vicuna7b" for data in ("cirr", "fashioniq")),
-    *(f"pretrain-{data}-mtst-{mode}-blip2" for data in ("cirr", "fashioniq") for mode in ("paper", "improved")),
-    *(f"finetune-{data}-ptha-{mode}-blip2" for data in ("cirr", "fashioniq") for mode in ("paper", "improved")),
-    *(f"finetune-{data}-sprc-blip2" for data in ("cirr", "fashioniq")),
-    *(f"finetune-{data}-clip4cir-{head}-rn50x4" for data in ("cirr", "fashioniq") for head in ("sum", "combiner")),
+    *(f"{data}/train-generator-mtg" for data in ("cirr", "fashioniq")),
+    *("nlvr2/generate-mtst", "fashioniq/generate-mtst"),
+    *(f"{data}/generate-reverse" for data in ("cirr", "fashioniq")),
+    *(f"{data}/pretrain-mtst-{mode}" for data in ("cirr", "fashioniq") for mode in ("paper", "improved")),
+    *(f"{data}/finetune-ptha-{mode}" for data in ("cirr", "fashioniq") for mode in ("paper", "improved")),
+    *(f"{data}/finetune-sprc" for data in ("cirr", "fashioniq")),
+    *(f"{data}/finetune-clip4cir-{head}" for data in ("cirr", "fashioniq") for head in ("sum", "combiner")),
 ]
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_mtst_ptha_and_its_baselines_have_a_recipe_for_one_gpu_for_eight_and_for_many_nodes(name):
-    one, eight, nodes = (config_of(CONFIGS[0].parent / f"{name}-{where}.yaml") for where in ("h200", "8gpu", "nodes"))
+def test_mtst_ptha_and_its_baselines_run_on_one_gpu_on_eight_and_on_many_nodes(name):
+    eight, nodes = (next(x for x in overlays_for(name) if x.endswith(where)) for where in ("8gpu", "nodes"))
+    one, eight, nodes = config_of(name), config_of(name, (eight,)), config_of(name, (nodes,))
 
     def workers(run):
         ray = run.ray
@@ -74,33 +72,46 @@ def test_mtst_ptha_and_its_baselines_have_a_recipe_for_one_gpu_for_eight_and_for
         assert nodes.training.batch % workers(nodes) == 0 and nodes.training.zero_stage == 2
 
 
-PAGE = (CONFIGS[0].parents[2] / "docs" / "RECIPES.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "RECIPES.md").read_text()
 ANCHORS = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.+)$", PAGE, flags=re.M)}
 
 
-@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FULL, ids=name_of)
 def test_a_recipe_says_which_section_of_the_recipes_page_its_figures_come_from(path):
-    comment = " ".join(
-        line.removeprefix("# ") for line in takewhile(lambda x: x[0] == "#", path.read_text().splitlines())
-    )
-    named = re.findall(r"docs/RECIPES\.md#([\w-]+)", comment)
-    assert named and set(named) <= ANCHORS, comment
+    comment = " ".join(comment_of(path))
+    sections = re.findall(r"docs/RECIPES\.md#([\w-]+)", comment)
+    assert sections and set(sections) <= ANCHORS, comment
 
 
-@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
-def test_what_a_recipe_reads_another_writes(path):
-    written = {tree_of(other)["out"] for other in FULL if other != path}
-    tree = tree_of(path)
-    assert places({name: value for name, value in tree.items() if name != "out"}) <= written
+ALL_RUNS = [config_of(name_of(path), (), tuple(assignments)) for path in FULL for assignments in runs_of(path).values()]
 
 
-PAPER = [path for path in FULL if "-paper-" in path.name or path.name.startswith("finetune") and "-sprc-" in path.name]
-PAPER = [path for path in PAPER if "-spn-" not in path.name and "-vdg-" not in path.name]
+def test_what_a_recipe_reads_another_writes():
+    written = [run.out for run in ALL_RUNS]
+    assert len(set(written)) == len(written)
+    for run in ALL_RUNS:
+        tree = run.to_dict()
+        assert places({name: value for name, value in tree.items() if name != "out"}) <= {*written} - {run.out}, run.out
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_paper_recipes_have_the_settings_of_the_paper_mode(path):
-    config = config_of(path).training
+def test_there_are_few_overlays_and_each_fits_a_recipe_and_refuses_another():
+    fitting = {overlay for path in FULL for overlay in overlays_for(name_of(path))}
+    assert fitting == {path.stem for path in HARDWARE} and len(fitting) <= 12
+    for path in FULL:
+        for overlay in overlays_for(name_of(path)):
+            config_of(name_of(path), (overlay,))
+    with pytest.raises(ConfigError, match="decode_tasks"):
+        config_of("cirr/finetune-sprc", ("embed-8gpu",))
+    with pytest.raises(ConfigError, match="alignment_training"):
+        config_of("cirr/finetune-sprc", ("train-generator-vdg-8gpu",))
+
+
+PAPER = named(r"(mtst|ptha)-paper|finetune-sprc", "pretrain", "finetune")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_recipes_have_the_settings_of_the_paper_mode(name):
+    config = config_of(name).training
     paper = TrainingConfig.for_mode("paper", objective=config.objective)
     names = ("negatives", "mask_duplicates", "one_per_group", "missing_reverse", "batch")
     assert {name: getattr(config, name) for name in names} == {name: getattr(paper, name) for name in names}
@@ -111,30 +122,30 @@ def test_paper_recipes_have_the_settings_of_the_paper_mode(path):
         assert config.label_smoothing == paper.label_smoothing == 0.1
 
 
-FROM_BLIP2 = [path for path in FULL if re.match(r"(pretrain|finetune)-.*-(mtst|ptha|sprc)-", path.name)]
+FROM_BLIP2 = named(r"-(mtst|ptha|sprc)", "pretrain", "finetune")
 
 
-@pytest.mark.parametrize("path", FROM_BLIP2, ids=lambda path: path.stem)
-def test_sprc_mtst_ptha_and_spn_read_captions_as_lavis_does_and_only_ptha_attends_padding(path):
+@pytest.mark.parametrize("name", FROM_BLIP2)
+def test_sprc_mtst_ptha_and_spn_read_captions_as_lavis_does_and_only_ptha_attends_padding(name):
     """Masks: SPRC, SPN and MTST pass the tokenizer's (`blip2_qformer_cir_align_prompt.py`, `blip2_qformer_cir_cat.py`,
     line 129); PTHA's second pass takes ones (`blip2_qformer_tgir_concatembedding_sim.py`). Captions pass LAVIS's
     processor in all of them."""
-    model = config_of(path).model
+    model = config_of(name).model
     assert model.text_processor == "blip_caption" and {"text_mask", "text_processor"} <= model.model_fields_set
-    assert model.text_mask == ("ones" if "ptha-paper" in path.name else "true")
+    assert model.text_mask == ("ones" if "ptha-paper" in name else "true")
 
 
 @pytest.mark.parametrize(
     ("name", "steps", "lr", "weights", "stretch"),
     [
-        ("finetune-cirr-ptha-paper-blip2-h200", 50 * 220, 5e-6, 0.4, 1.6),
-        ("finetune-fashioniq-ptha-paper-blip2-h200", 30 * 140, 1e-5, 1.0, 1.0),
-        ("finetune-cirr-sprc-blip2-h200", 50 * 220, 1e-5, 0.4, 1.6),
-        ("finetune-fashioniq-sprc-blip2-h200", 30 * 140, 2e-5, 1.0, 1.0),
+        ("cirr/finetune-ptha-paper", 50 * 220, 5e-6, 0.4, 1.6),
+        ("fashioniq/finetune-ptha-paper", 30 * 140, 1e-5, 1.0, 1.0),
+        ("cirr/finetune-sprc", 50 * 220, 1e-5, 0.4, 1.6),
+        ("fashioniq/finetune-sprc", 30 * 140, 2e-5, 1.0, 1.0),
     ],
 )
 def test_published_schedules_are_kept(name, steps, lr, weights, stretch):
-    config = config_of(next(path for path in FULL if path.stem == name)).training
+    config = config_of(name).training
     assert (config.steps, config.optimizer.lr, config.optimizer.schedule_stretch) == (steps, lr, stretch)
     assert config.lambda_m == config.lambda_p == weights
 
@@ -152,43 +163,37 @@ def what_it_trains(run):
 
 
 def test_generators_on_several_gpus_have_workers_that_share_their_batches():
-    several = [path for path in FULL if path.name.startswith("generator-") and not path.stem.endswith("-h200")]
-    assert len(several) == 9
-    for path in several:
-        run = config_of(path)
-        assert run.ray.num_workers == (32 if path.stem.endswith("-nodes") else 8) and run.ray.use_gpu
-        assert run.training.engine == "deepspeed"
-        assert run.training.zero_stage in ((3,) if path.stem.endswith("-8small") else (1, 2))
-        assert run.training.zero_stage == 2 or "-vdg-" not in path.name
+    for name in named("", "train-generator"):
+        for overlay in overlays_for(name):
+            run = config_of(name, (overlay,))
+            assert run.ray.num_workers == (32 if overlay.endswith("nodes") else 8) and run.ray.use_gpu
+            assert run.training.engine == "deepspeed"
+            assert run.training.zero_stage == {"train-8gpu": 1, "train-8small": 3}.get(overlay, 2)
 
 
-def test_the_same_recipe_on_other_hardware_trains_the_same_thing():
-    by_name: dict[str, list] = {}
-    for path in (path for path in FULL if path.name.startswith(("finetune", "pretrain", "generator-"))):
-        by_name.setdefault(path.stem.rpartition("-")[0], []).append(config_of(path))
-    compared = 0
-    for first, *others in by_name.values():
-        for other in others:
-            assert what_it_trains(first) == what_it_trains(other)
-            compared += 1
-    assert compared > 16
+@pytest.mark.parametrize("name", named("", "finetune", "pretrain", "train-generator"))
+def test_the_same_recipe_on_other_hardware_trains_the_same_thing(name):
+    overlays = overlays_for(name)
+    assert len(overlays) >= 3
+    for overlay in overlays:
+        assert what_it_trains(config_of(name)) == what_it_trains(config_of(name, (overlay,)))
 
 
 @pytest.mark.parametrize(
     ("name", "steps", "batch", "lr", "tau"),
     [
-        ("finetune-cirr-spn-paper-clip4cir-sum-rn50x4-h200", 3 * 176, 256, 2e-5, 0.02),
-        ("finetune-fashioniq-spn-paper-clip4cir-sum-rn50x4-h200", 3 * 118, 256, 2e-5, 0.02),
-        ("finetune-cirr-spn-paper-sprc-blip2-h200", 3 * 1410, 32, 1e-5, 0.05),
-        ("finetune-fashioniq-spn-paper-sprc-blip2-h200", 3 * 750, 32, 1e-5, 0.05),
+        ("cirr/finetune-spn-paper-clip4cir-sum", 3 * 176, 256, 2e-5, 0.02),
+        ("fashioniq/finetune-spn-paper-clip4cir-sum", 3 * 118, 256, 2e-5, 0.02),
+        ("cirr/finetune-spn-paper-sprc", 3 * 1410, 32, 1e-5, 0.05),
+        ("fashioniq/finetune-spn-paper-sprc", 3 * 750, 32, 1e-5, 0.05),
     ],
 )
 def test_the_second_stage_of_spn_has_the_settings_of_its_paper(name, steps, batch, lr, tau):
-    run = config_of(next(path for path in FULL if path.stem == name))
+    run = config_of(name)
     training, paper = run.training, TrainingConfig.for_mode("paper", objective="spn")
     assert (training.steps, training.batch, training.optimizer.lr, run.temperature) == (steps, batch, lr, tau)
     assert training.objective == "spn" and training.optimizer.schedule == "constant" and training.optimizer.eps == 1e-7
-    sprc = "-sprc-" in name
+    sprc = name.endswith("-sprc")
     assert training.optimizer.betas == ((0.9, 0.98) if sprc else (0.9, 0.999)) and training.optimizer.clip is None
     assert training.optimizer.decay == paper.optimizer.decay == "all"
     assert training.bank.duplicate_cosine is paper.bank.duplicate_cosine is None
@@ -196,49 +201,39 @@ def test_the_second_stage_of_spn_has_the_settings_of_its_paper(name, steps, batc
 
 
 def test_the_windows_of_spn_are_those_of_its_paper():
-    windows = {
-        path.stem: (lambda m: (m.rank_low, m.rank_high, m.quantiles, m.references_only, m.count))(
-            config_of(path).mining
-        )
-        for path in FULL
-        if path.name.startswith("mine") and "-spn-" in path.name
-    }
-    assert windows["mine-cirr-spn-clip-cpu"] == (10_000, 15_000, None, False, 0)
-    assert windows["mine-fashioniq-spn-clip-cpu"] == (10_000, 20_000, None, True, 0)
-    assert windows["mine-cirr-spn-sprc-cpu"][2:] == ((0.0, 1.0), True, 0)
-    assert windows["mine-fashioniq-spn-sprc-cpu"][2:] == ((0.0, 1.0), True, 6000)
-    assert windows["mine-cirr-spn-improved-cpu"][2] == (0.6, 0.9)
-    assert windows["mine-fashioniq-spn-improved-cpu"][2] == (0.4, 0.8)
+    mined = {name: config_of(name).mining for name in named("-spn-", "mine")}
+    windows = {name: (m.rank_low, m.rank_high, m.quantiles, m.references_only, m.count) for name, m in mined.items()}
+    assert windows["cirr/mine-spn-clip"] == (10_000, 15_000, None, False, 0)
+    assert windows["fashioniq/mine-spn-clip"] == (10_000, 20_000, None, True, 0)
+    assert windows["cirr/mine-spn-sprc"][2:] == ((0.0, 1.0), True, 0)
+    assert windows["fashioniq/mine-spn-sprc"][2:] == ((0.0, 1.0), True, 6000)
+    assert windows["cirr/mine-spn-improved"][2] == (0.6, 0.9)
+    assert windows["fashioniq/mine-spn-improved"][2] == (0.4, 0.8)
 
 
-VDG = [path for path in FULL if path.name.startswith("finetune") and "-vdg-" in path.name]
-
-
-@pytest.mark.parametrize("path", VDG, ids=lambda path: path.stem)
-def test_vdg_recipes_pair_each_human_row_with_a_mined_one_at_the_papers_batch(path):
-    config = config_of(path)
-    training, matched = config.training, "-tdm-" in path.name
+@pytest.mark.parametrize("name", named("-vdg-", "finetune"))
+def test_vdg_recipes_pair_each_human_row_with_a_mined_one_at_the_papers_batch(name):
+    config = config_of(name)
+    training, matched = config.training, "-tdm" in name
     assert (training.objective, training.mixing, training.mixing_ratio) == ("vdg", "paired", 1.0)
-    matching = "tdm" if "-paper-" in path.name else "tdm_hard"
+    matching = "tdm" if "-paper-" in name else "tdm_hard"
     assert training.terms == ({matching: 1.0} if matched else {}) and training.pair_texts == "drawn"
     assert (training.batch, training.optimizer.lr, training.hn_beta) == (512, 1e-4, 0.5 if matched else 0.0)
-    rows = 28225 if "-cirr-" in path.name else 18000
+    rows = 28225 if name.startswith("cirr/") else 18000
     assert training.steps == (6 if matched else 10) * (rows // 512)
-    if "-paper-" in path.name:
+    if "-paper-" in name:
         clamp = config.model.temperature_clamp if matched else (config.dual.temperature,) * 2
         assert clamp == ((0.001, 0.5) if matched else (0.01, 0.01))  # as released; as the paper says, without code
         assert not training.mask_duplicates and training.optimizer.clip is None
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FULL if p.name.startswith("generator") and "-vdg-" in p.name], ids=lambda p: p.stem
-)
-def test_vdg_generators_have_the_papers_adapter_and_second_stage(path):
-    config = config_of(path)
+@pytest.mark.parametrize("name", named("-vdg-", "train-generator"))
+def test_vdg_generators_have_the_papers_adapter_and_second_stage(name):
+    config = config_of(name)
     lora, training = config.model.lora, config.training
     assert (lora.rank, lora.alpha, lora.dropout, lora.modules) == (64, 16, 0.05, ("q_proj", "v_proj"))
-    steps = {"cirr": 221, "fashioniq": 141} if "-paper-" in path.name else {"cirr": 220, "fashioniq": 140}
-    assert training.steps == 10 * steps[path.name.split("-")[1]] and training.batch == 128
+    steps = {"cirr": 221, "fashioniq": 141} if name.endswith("paper") else {"cirr": 220, "fashioniq": 140}
+    assert training.steps == 10 * steps[name.split("/")[0]] and training.batch == 128
     assert training.optimizer.schedule == "step" and round(training.optimizer.warmup * training.steps) == 100
     preset = GeneratorConfig.for_mode("vdg")
     for name in ("passes", "separators", "opening", "prompt", "reader_tuning", "tuning"):
@@ -246,59 +241,51 @@ def test_vdg_generators_have_the_papers_adapter_and_second_stage(path):
     assert DecodingConfig.preset("vdg", batch=config.decoding.batch) == config.decoding
 
 
-def named(stem):
-    return config_of(next(path for path in FULL if path.stem == stem))
+FINETUNE = named("", "finetune")
 
 
-FINETUNE = [path for path in FULL if path.name.startswith("finetune")]
-
-
-@pytest.mark.parametrize("path", [p for p in FINETUNE if "-improved-" in p.name], ids=lambda path: path.stem)
-def test_improved_recipes_keep_the_best_weights_on_a_slice_that_is_not_trained_on(path):
-    run = config_of(path)
-    wanted = ("held_R@10", "held_R@50") if "-fashioniq-" in path.name else ("held_R@1", "held_R@5")
-    rows = 4000 if "-fashioniq-" in path.name else 1000  # four texts a triplet
+@pytest.mark.parametrize("name", [name for name in FINETUNE if "-improved" in name])
+def test_improved_recipes_keep_the_best_weights_on_a_slice_that_is_not_trained_on(name):
+    run = config_of(name)
+    wanted = ("held_R@10", "held_R@50") if name.startswith("fashioniq") else ("held_R@1", "held_R@5")
+    rows = 4000 if name.startswith("fashioniq") else 1000  # four texts a triplet
     assert run.validation.keep == wanted and run.validation.held_out == rows
     assert run.training.steps % run.validation.every == 0 and run.training.steps > run.validation.every
-    if "-spn-" in path.name:
-        first = next(other for other in FINETUNE if tree_of(other)["out"] == run.init)
+    if "-spn-" in name:
+        first = next(other for other in FINETUNE if config_of(other).out == run.init)
         assert run.validation.patience == 1 and config_of(first).validation.held_out == rows
 
 
-TRAINED = [path for path in FULL if path.name.startswith(("finetune", "pretrain"))]
-OURS = ("-improved-", "-heldout-", "-twostage-")
+OURS = "-improved|-heldout|-twostage"
 
 
-@pytest.mark.parametrize("path", [p for p in TRAINED if not any(o in p.name for o in OURS)], ids=lambda path: path.stem)
-def test_paper_recipes_train_on_every_triplet_and_keep_the_weights_that_the_papers_code_keeps(path):
-    validation, cirr = config_of(path).validation, "-cirr-" in path.name
+@pytest.mark.parametrize("name", [n for n in named("", "finetune", "pretrain") if not re.search(OURS, n)])
+def test_paper_recipes_train_on_every_triplet_and_keep_the_weights_that_the_papers_code_keeps(name):
+    validation, cirr = config_of(name).validation, name.startswith("cirr/")
     assert validation.held_out == 0 and validation.patience is None
     seven = tuple(f"val_{name}" for name in ("R@1", "R@5", "R@10", "R@50", "Rs@1", "Rs@2", "Rs@3"))
-    kept = seven if cirr and "-spn-" not in path.name else ("val_Avg",)
-    assert validation.keep == (() if "-vdg-" in path.name else kept)  # VDG keeps the last epoch
-    assert validation.queries == (4200 if "-vdg-" in path.name else "benchmark")
+    kept = seven if cirr and "-spn-" not in name else ("val_Avg",)
+    assert validation.keep == (() if "-vdg-" in name else kept)  # VDG keeps the last epoch
+    assert validation.queries == (4200 if "-vdg-" in name else "benchmark")
 
 
 def test_texts_of_one_pair_are_drawn_where_the_papers_draw_them():
-    for path in FINETUNE:
-        tree = tree_of(path)
+    for name in FINETUNE:
+        tree = tree_of(name)
         if tree["data"].get("fashioniq", {}).get("train_captions") == "four_ways":
-            assert tree["training"]["pair_texts"] == "drawn", path.name
-        if "-cirr-spn-" in path.name:
+            assert tree["training"]["pair_texts"] == "drawn", name
+        if name.startswith("cirr/finetune-spn"):
             assert tree["training"]["pair_texts"] == "drawn" and len(tree["triplets"]) == 2
-    for path in FULL:
-        if path.name.startswith("generate-cirr-spn"):
-            assert config_of(path).weight == 0.5
-    templates = {path.stem: config_of(path).templates for path in FULL if path.name.startswith("templates")}
-    assert templates["templates-cirr-spn-instead-cpu"] == ("0",)
-    assert templates["templates-cirr-spn-unlike-cpu"] == ("1",)
-    assert templates["templates-fashioniq-spn-cpu"] == ("2",)
+    assert all(config_of(name).weight == 0.5 for name in named("cirr/generate-spn"))
+    templates = {run.out.rpartition("/")[2]: run.templates for run in ALL_RUNS if hasattr(run, "templates")}
+    assert templates["spn-templates-instead"] == ("0",) and templates["spn-templates-unlike"] == ("1",)
+    assert templates["spn-templates"] == ("2",)
 
 
 @pytest.mark.parametrize("data", ["cirr", "fashioniq"])
 def test_clip4cir_has_the_settings_of_its_paper(data):
     rows = {"cirr": 28225, "fashioniq": 18000}[data]
-    summed, combined = (named(f"finetune-{data}-clip4cir-{name}-rn50x4-h200") for name in ("sum", "combiner"))
+    summed, combined = (config_of(f"{data}/finetune-clip4cir-{name}") for name in ("sum", "combiner"))
     for run in (summed, combined):
         assert run.training.negatives == "targets" and not run.training.mask_duplicates
         assert run.dual.temperature == 0.01 and not run.dual.learn_temperature
@@ -312,7 +299,12 @@ def test_clip4cir_has_the_settings_of_its_paper(data):
 
 @pytest.mark.parametrize("size", ["l14", "b32"])
 def test_both_stages_of_two_stage_retrieval_have_their_settings(size):
-    mapped, composed = named(f"map-cc3m-twostage-clip-{size}-h200"), named(f"finetune-lasco-twostage-clip-{size}-h200")
+    what = "" if size == "l14" else "CLIP ViT-B/32"
+    mapped, composed = (
+        config_of(name, (), runs_of(FILES["path_of"](name))[what])
+        for name in ("cc3m/map-twostage", "lasco/finetune-twostage")
+    )
+    assert mapped.out.endswith(size) and composed.init == mapped.out
     first, second = mapped.training, composed.training
     assert (first.objective, first.steps, first.batch, mapped.images) == ("mapping", 20_000, 512, 500_000)
     assert (first.optimizer.lr, first.optimizer.weight_decay, first.optimizer.clip) == (1e-4, 0.01, 1.0)
@@ -331,7 +323,7 @@ def test_both_stages_of_two_stage_retrieval_have_their_settings(size):
 
 
 def test_pic2word_searle_and_lincir_have_the_settings_of_their_papers():
-    pic, searle, lincir = (named(f"map-cc3m-{name}-clip-l14-h200") for name in ("pic2word", "searle", "lincir"))
+    pic, searle, lincir = (config_of(f"cc3m/map-{name}") for name in ("pic2word", "searle", "lincir"))
     phi, training = pic.model.phi, pic.training
     assert (phi.hidden, phi.dropout, phi.activation, pic.model.query_prompt) == (
         512, 0.1, "relu", "a photo of $ , {text}",

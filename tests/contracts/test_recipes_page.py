@@ -2,35 +2,28 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cirray.cli.verb import verb
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
+FILES = runpy.run_path(str(ROOT / "tests" / "fixtures" / "recipe_files.py"))
 PAGE = (ROOT / "docs" / "RECIPES.md").read_text()
-RECIPES = sorted(path for path in (ROOT / "jobs" / "configs").glob("*.yaml") if "-shapes-" not in path.name)
-OURS = ("-improved-", "-heldout-", "-twostage-", "-cirevl-", "-instructblip-")
-TRAINED = sorted(
-    {
-        path.stem.rpartition("-")[0]
-        for path in RECIPES
-        if path.name.startswith(("finetune", "pretrain", "map", "generator")) and not any(o in path.name for o in OURS)
-    }
-)
+NAMES = [FILES["name_of"](path) for path in FILES["FULL"]]
+OURS = "-improved|-heldout|-twostage|-cirevl|-mtg"
+TRAINED = [
+    FILES["name_of"](path)
+    for path in FILES["FULL"]
+    if FILES["verb_of"](path) in ("finetune", "pretrain", "map", "train-generator") and not re.search(OURS, path.stem)
+]
 LOOP = ("steps", "batch", "precision", "seed")
 OPTIMIZER = ("lr", "weight_decay", "decay", "betas", "cycled_beta1", "eps", "schedule", "warmup", "clip")
 CYCLE = ("start_divisor", "final_divisor", "schedule_stretch")
 REFERENCE = re.compile(r"`[\w./ -]+\.(py|md|yaml):\d+(-\d+)?`|\btorch\b|arXiv \d{4}\.\d{5}")
-
-
-def resolved(path):
-    what = path.name.split("-")[0]
-    cls = verb({"generator": "train-generator"}.get(what, what)).config_class()
-    return load_config(cls, path)
 
 
 def rows_of(text):
@@ -53,7 +46,11 @@ def value_at(config, field):
     return json.loads(json.dumps(config.to_dict() if isinstance(config, Config) else config))
 
 
-RUNS = {path.stem: resolved(path) for path in RECIPES}
+RUNS = {
+    (name, overlay): FILES["config_of"](name, (overlay,) if overlay else ())
+    for name in NAMES
+    for overlay in ("", *FILES["overlays_for"](name))
+}
 
 
 def mismatches(text):
@@ -61,11 +58,10 @@ def mismatches(text):
     found = []
     for _, field, cells, _, _ in rows_of(text):
         for name, cell in cells.items() if field != "-" else ():
-            variants = [stem for stem in RUNS if stem.rpartition("-")[0] == name]
-            assert variants, f"no recipe is called {name}"
+            assert name in NAMES, f"no recipe is called {name}"
             said = yaml.safe_load(cell.strip("`"))
-            values = {stem: value_at(RUNS[stem], field) for stem in variants}
-            found += [(stem, field, said, value) for stem, value in values.items() if value != said]
+            values = {key: value_at(run, field) for key, run in RUNS.items() if key[0] == name}
+            found += [(key, field, said, value) for key, value in values.items() if value != said]
     return found
 
 
@@ -90,7 +86,7 @@ def listed():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_recipe_of_a_paper_lists_its_loop_and_its_whole_optimiser(name):
-    optimizer = next(run for stem, run in RUNS.items() if stem.rpartition("-")[0] == name).training.optimizer
+    optimizer = RUNS[name, ""].training.optimizer
     needed = OPTIMIZER + (CYCLE if optimizer.schedule == "one_cycle" else ())
     wanted = {f"training.{field}" for field in LOOP} | {f"training.optimizer.{field}" for field in needed}
     assert wanted <= listed().get(name, set())
@@ -107,8 +103,8 @@ def test_the_repositories_stand_with_their_commits():
 
 
 def test_recipes_with_held_out_triplets_train_as_their_papers_do():
-    pairs = [(stem, stem.replace("-heldout", "")) for stem in RUNS if "-heldout-" in stem]
+    pairs = [(name, name.replace("-heldout", "")) for name in NAMES if name.endswith("-heldout")]
     assert len(pairs) == 4
     for held_out, paper in pairs:
-        assert RUNS[held_out].training == RUNS[paper].training
-        assert RUNS[held_out].validation.held_out and not RUNS[paper].validation.held_out
+        assert RUNS[held_out, ""].training == RUNS[paper, ""].training
+        assert RUNS[held_out, ""].validation.held_out and not RUNS[paper, ""].validation.held_out

@@ -175,13 +175,13 @@ def test_training_from_a_released_ptha_has_its_loss_over_padding_it_attends(rele
     check(our_loss(trained(retriever), tower, "ptha", lambda_m=0.4, lambda_p=0.4), loss, Twin(state, second="ones"))
 
 
-@pytest.mark.parametrize(("kind", "name"), [(PretrainRun, "pretrain-cirr-mtst"), (FinetuneRun, "finetune-cirr-ptha")])
+@pytest.mark.parametrize(("kind", "name"), [(PretrainRun, "pretrain-mtst"), (FinetuneRun, "finetune-ptha")])
 def test_the_paper_recipes_train_as_the_released_code_does(released, kind, name):
     """MTST pretrains over hidden padding; PTHA's fine-tuning changes the mask that it inherits, and nothing else."""
     state, _, tower = released.blip2
     pretrain, own = (
-        load_config(run, ROOT / "jobs" / "configs" / f"{file}-paper-blip2-h200.yaml").model
-        for run, file in ((PretrainRun, "pretrain-cirr-mtst"), (kind, name))
+        load_config(run, ROOT / "jobs" / "configs" / "cirr" / f"{file}-paper.yaml").model
+        for run, file in ((PretrainRun, "pretrain-mtst"), (kind, name))
     )
     start = retriever_from(open_blip2(released.weights), pretrain.model_copy(update={"text_length": LENGTH}))
     model = trained(start) if kind is PretrainRun else trained(start, **own.given())

@@ -107,7 +107,7 @@ class PlanRun(Config):
     assignments: tuple[str, ...] = ()
     """Fields of the run over the file's; on the command line `path.to.field=value`."""
     verb: str = ""
-    """Verb of the file; empty: the first word of its name (`finetune-cirr-...yaml`)."""
+    """Verb that the file is for; empty: its name begins with it (`finetune-ptha.yaml`)."""
     plan: PlanConfig = PlanConfig()
     """What the plan assumes."""
     as_json: Effort[bool] = False

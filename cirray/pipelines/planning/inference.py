@@ -10,7 +10,7 @@ from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inputs import RecipesBeside, image_count, pair_count, tokens_of, tower_of
 from cirray.pipelines.planning.memory import cache_bytes, count_weights, feature_bytes, logit_bytes
-from cirray.pipelines.planning.models import written_generator
+from cirray.pipelines.planning.models import towers_behind, written_generator
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
 from cirray.pipelines.planning.steps import Tokens
 from cirray.pipelines.texts.config import GenerateRun
@@ -74,7 +74,7 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> 
     Raises:
         ConfigError: when the sizes of the generator cannot be known, or it has no network.
     """
-    tokens = tokens_of(run.features, "", plan, beside)
+    tokens = tokens_of(run.features, towers_behind(run.generator, beside), plan, beside)
     with weightless():
         model, origin = written_generator(run.generator, run.language_dtype, tokens, plan, beside)
         prefix, trace = trace_prefix(model, tokens, run.decoding.batch)

@@ -1,4 +1,7 @@
-"""Sizes of a run's inputs: from existing artifacts, else from recipes beside its file that will write them."""
+"""Sizes of a run's inputs: from existing artifacts, else from recipes beside its file that will write them.
+
+Recipes beside a file are those in its folder and in the folders beside that one, as in `jobs/configs`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +32,7 @@ IMAGES = {"cirr": 21_551, "fashioniq": 77_684}
 
 @dataclass(frozen=True)
 class RecipesBeside:
-    """Recipes in one folder, by what they write: artifact -> (file name, plain values)."""
+    """Recipes by what they write: artifact -> (folder and file, plain values)."""
 
     written: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
@@ -37,13 +40,14 @@ class RecipesBeside:
     def of(cls, file: str | Path) -> "RecipesBeside":
         """The recipes beside a file; unreadable ones are skipped."""
         found: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        for path in sorted(Path(file).resolve().parent.glob("*.yaml")):
+        own = Path(file).resolve().parent
+        for path in sorted(own.glob("*.yaml")) + sorted(own.parent.glob("*/*.yaml")):
             try:
                 tree = yaml.safe_load(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError):
                 continue
             if isinstance(tree, dict) and isinstance(tree.get("out"), str):
-                found.setdefault(tree["out"], (path.name, tree))
+                found.setdefault(tree["out"], (f"{path.parent.name}/{path.name}", tree))
         return cls(found)
 
     def recipe(self, place: str) -> tuple[str, Mapping[str, Any]] | None:

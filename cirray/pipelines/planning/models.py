@@ -88,6 +88,18 @@ def generator_of(
     return ModificationTextModel(config, language, tokens.width, stub), origin
 
 
+def towers_behind(generator: str, beside: RecipesBeside) -> str:
+    """Towers of the recipe that trains a generator; empty where there is none.
+
+    Raises:
+        ConfigError: for one that fills templates.
+    """
+    recipe = beside.recipe(generator)
+    if recipe is not None and "templates" in recipe[1]:
+        raise ConfigError(f"The generator {generator!r} fills templates, which needs no accelerator and no plan.")
+    return str(recipe[1].get("towers", "")) if recipe else ""
+
+
 def written_generator(
     place: str, dtype: str, tokens: Tokens, plan: PlanConfig, beside: RecipesBeside
 ) -> tuple[ModificationTextModel, str]:
@@ -100,8 +112,6 @@ def written_generator(
     if found is not None:
         return _described_generator(place, dtype, *found), place
     run, recipe = beside.config(place, GeneratorRun), beside.recipe(place)
-    if recipe is not None and recipe[0].startswith("templates"):
-        raise ConfigError(f"The generator {place!r} fills templates, which needs no accelerator and no plan.")
     if run is None or recipe is None:
         raise ConfigError(
             f"The generator {place!r} is not there, and no recipe beside the run's file trains it. Train it first, or "

@@ -5,12 +5,14 @@ import runpy
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cirray.cli.main import main
 from cirray.cli.plan import plan_file, verb_of
 from cirray.cli.verb import verb
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
+from cirray.core.trees import leaves
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig, PlanRun
 from cirray.pipelines.planning.inputs import RecipesBeside
@@ -28,22 +30,28 @@ def plan_of(name, *assignments, **plan):
     return plan_file(PlanRun(file=str(CONFIGS / f"{name}.yaml"), assignments=assignments, plan=PlanConfig(**plan)))
 
 
+def overlay(name):
+    """An overlay's values as assignments."""
+    tree = yaml.safe_load((CONFIGS / "hardware" / f"{name}.yaml").read_text())
+    return [f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in leaves(tree).items()]
+
+
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory):
     return TINY["make"](tmp_path_factory.mktemp("p"))
 
 
 def test_a_recipe_of_full_size_is_planned_before_anything_is_there():
-    report = plan_of("finetune-cirr-ptha-improved-blip2-h200")
+    report = plan_of("cirr/finetune-ptha-improved")
     assert report.warnings == () and report.exit_status == 0
     assert report.value("trained weights") == pytest.approx(186.1e6, rel=1e-3)
     assert report.value("patch tokens") == "257 x 1408"
     assert report.value("weights") == 4 * report.value("trained weights") == report.value("gradients")
     assert report.value("steps") == 11_000 and report.value("epochs") == pytest.approx(49.9, abs=0.1)
     assert 0.001 < report.value("all steps") / 3600 < 48
-    converted = plan_of("finetune-cirr-sprc-blip2-h200")  # from LAVIS' file, still to be converted
+    converted = plan_of("cirr/finetune-sprc")  # from LAVIS' file, still to be converted
     assert converted.value("trained weights") == report.value("trained weights") and converted.exit_status == 0
-    assert "recipe pretrain-cirr" in report.text() and report.text().endswith("it fits")
+    assert "recipe cirr/pretrain-mtst-improved.yaml" in report.text() and report.text().endswith("it fits")
 
 
 def test_what_does_not_fit_names_the_setting_and_following_it_helps(fields):
@@ -63,14 +71,14 @@ def test_what_does_not_fit_names_the_setting_and_following_it_helps(fields):
 
 def test_a_frozen_language_model_in_fp32_is_advised_to_take_16_bits():
     fields = ("language_dtype=float32", "training.batch=4")
-    report = plan_of("generator-cirr-instructblip-vicuna7b-h200", *fields, gpu="a10")
+    report = plan_of("cirr/train-generator-mtg", *fields, gpu="a10")
     assert "language_dtype=bfloat16" in report.warnings[0]
     assert report.value("language model") == pytest.approx(4 * 6.74e9, rel=0.01)
 
 
 def test_a_generator_on_eight_gpus_shares_rows_and_optimiser_and_holds_its_language_model_on_each():
-    one = plan_of("generator-cirr-instructblip-vicuna7b-h200")
-    many = plan_of("generator-cirr-instructblip-vicuna7b-8gpu")
+    one = plan_of("cirr/train-generator-mtg")
+    many = plan_of("cirr/train-generator-mtg", *overlay("train-8gpu"))
     assert one.value("steps") == many.value("steps") and one.value("weights") == many.value("weights")
     assert one.value("language model") == many.value("language model") > 1.3e10
     assert many.value("batch") * 8 == one.value("batch")
@@ -79,7 +87,7 @@ def test_a_generator_on_eight_gpus_shares_rows_and_optimiser_and_holds_its_langu
 
 
 def test_a_generation_counts_cache_soft_tokens_and_steps():
-    report = plan_of("generate-cirr-reverse-vicuna7b-h200")
+    report = plan_of("cirr/generate-reverse")
     rows, beams = 64, 5
     assert report.value("key-value cache") == 2 * 32 * 4096 * 2 * rows * beams * (report.value("prompt") + 47)
     assert report.value("pairs to write") == 28_225
@@ -88,7 +96,7 @@ def test_a_generation_counts_cache_soft_tokens_and_steps():
 
 
 def test_embedding_tells_the_disk_and_compares_it():
-    report = plan_of("embed-cirr-blip2-h200", disk_gib=1)
+    report = plan_of("cirr/embed", disk_gib=1)
     assert report.value("features") == pytest.approx(21_551 * 257 * 1408 * 2, rel=1e-3)
     assert "of 1 GiB" in report.warnings[0] and "features=[]" in report.warnings[0]
 
@@ -109,7 +117,7 @@ def test_more_workers_and_stages_take_less_of_each_card(fields):
 
 
 def test_states_are_told_for_every_zero_stage_and_the_runs_own_is_marked():
-    report = plan_of("finetune-cirr-ptha-improved-blip2-8small")
+    report = plan_of("cirr/finetune-ptha-improved", *overlay("train-8small"))
     whole, one, two, three = (report.value(name) for name in ("engine torch", "ZeRO 1", "ZeRO 2", "ZeRO 3"))
     assert whole > one > two > three and whole == pytest.approx(16 * report.value("trained weights"), rel=1e-5)
     (own,) = [line for lines in report.sections.values() for line in lines if "this run" in line.note]
@@ -118,8 +126,8 @@ def test_states_are_told_for_every_zero_stage_and_the_runs_own_is_marked():
 
 
 def test_a_training_tells_its_features_on_disk(fields):
-    made = plan_of("embed-cirr-blip2-h200").value("features")
-    assert plan_of("finetune-cirr-sprc-blip2-h200").value("features") == made
+    made = plan_of("cirr/embed").value("features")
+    assert plan_of("cirr/finetune-sprc").value("features") == made
     live = plan_run(validate(TrainRun, {**fields, "features": [], "out": "x"}))
     assert live.value("features") is None
 
@@ -137,15 +145,16 @@ def test_a_negative_bank_and_the_frozen_twin_that_encodes_it_are_counted(fields,
 
 
 def test_recipes_of_clip_are_planned_with_the_tokens_that_their_towers_give():
-    assert plan_of("embed-cirr-clip-l14-tokens-h200").value("patch tokens") == "257 x 1024"
-    assert plan_of("embed-cirr-clip-l14-pooled-h200").value("patch tokens") == "1 x 768"
+    assert plan_of("circo/embed").value("patch tokens") == "257 x 1024"
+    pooled = plan_of("cirr/embed", "tower=~/cirray/towers/clip-l14-pooled")
+    assert pooled.value("patch tokens") == "1 x 768"
 
 
 def test_what_a_plan_cannot_know_or_need_not_is_said_in_words():
     with pytest.raises(ConfigError, match="fills templates, which needs no accelerator"):
-        plan_of("generate-cirr-spn-clip-instead-cpu")
-    with pytest.raises(ConfigError, match="'map-cc3m-twostage-clip-l14-h200.yaml' first"):
-        plan_of("finetune-lasco-twostage-clip-l14-h200")
+        plan_of("cirr/generate-spn-clip")
+    with pytest.raises(ConfigError, match="'cc3m/map-twostage.yaml' first"):
+        plan_of("lasco/finetune-twostage")
 
 
 def test_a_run_whose_inputs_are_there_is_counted_as_it_will_be(fields):
@@ -166,13 +175,13 @@ def test_a_run_without_features_counts_the_tower_too(fields):
 
 
 def test_the_shipped_recipes_of_the_embedded_world_are_planned():
-    assert plan_of("generator-shapes-small-cpu").value("trained weights") > 0
-    assert plan_of("embed-shapes-small-cpu").value("patch tokens") == "10 x 96"
+    assert plan_of("shapes/train-generator").value("trained weights") > 0
+    assert plan_of("shapes/embed").value("patch tokens") == "10 x 96"
 
 
 def test_the_command_prints_a_table_or_json_and_exits_with_1_when_it_does_not_fit(capsys):
-    file = str(CONFIGS / "embed-cirr-clip-rn50x4-h200.yaml")
-    assert main(["plan", file, "batch=32", "--plan.gpu", "a10"]) == 0
+    file = str(CONFIGS / "cirr/embed.yaml")
+    assert main(["plan", file, "tower=~/cirray/towers/clip-rn50x4", "batch=32", "--plan.gpu", "a10"]) == 0
     assert "32 images" in capsys.readouterr().out
     assert main(["plan", file, "--json", "plan.memory_gib=3"]) == 1
     tree = json.loads(capsys.readouterr().out)
@@ -182,7 +191,7 @@ def test_the_command_prints_a_table_or_json_and_exits_with_1_when_it_does_not_fi
 def test_what_cannot_be_planned_is_said_in_words(tmp_path):
     with pytest.raises(ConfigError, match="say verb=NAME"):
         verb_of("mine-cirr.yaml")
-    assert verb_of("run.yaml", "finetune") == "finetune" and verb_of("generator-x.yaml") == "train-generator"
+    assert verb_of("run.yaml", "finetune") == "finetune" and verb_of("x/train-generator-x.yaml") == "train-generator"
     with pytest.raises(ConfigError, match="needs no plan"):
         plan_run(MineRun())
     with pytest.raises(ConfigError, match="Did you mean 'h200'"):

@@ -23,7 +23,7 @@ from cirray.pipelines.training.config import TrainRun
 from cirray.triplets.captions import write_captions
 
 ROOT = Path(__file__).resolve().parents[4]
-SHIPPED = ROOT / "jobs" / "configs" / "study-shapes-small-cpu.yaml"
+SHIPPED = ROOT / "jobs" / "configs" / "shapes" / "study.yaml"
 TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
 
 

@@ -1,0 +1,95 @@
+"""Recipes became fewer, with hardware as overlays: each of the 242 there were resolves to the same training as before.
+
+`tests/golden/recipes_before.json.gz` holds what each old file resolved to; `recipes_moved.txt` says for each what is
+given now: recipe, overlays, assignments. A leaf that differs on purpose is named below, and so is every field with
+another name. Neither file is ever written anew.
+"""
+
+import gzip
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from cirray.core.trees import leaves
+from cirray.data.presets import PRESETS
+
+TESTS = Path(__file__).resolve().parents[1]
+FILES = runpy.run_path(str(TESTS / "fixtures" / "recipe_files.py"))
+BEFORE = json.loads(gzip.decompress((TESTS / "golden" / "recipes_before.json.gz").read_bytes()))
+MOVED = dict(line.split(": ", 1) for line in (TESTS / "golden" / "recipes_moved.txt").read_text().splitlines())
+
+RENAMED: dict[str, str] = {}
+"""Old dotted path, or the beginning of one up to a dot -> the new."""
+ON_PURPOSE: dict[str, tuple[str, ...]] = {
+    "embed-c": ("data.preset",),  # embedding reads images: no text, no protocol
+    "embed-fashioniq": ("data.preset", "data.fashioniq.train_captions"),
+    # eight GPUs have one overlay for both modes; `alignment: none` leaves the first stage out in this one
+    "generator-cirr-vdg-improved": ("alignment_training.engine", "alignment_training.zero_stage"),
+    "generator-fashioniq-vdg-improved": ("alignment_training.engine", "alignment_training.zero_stage"),
+}
+"""Beginning of an old file's name -> leaves that differ on purpose."""
+
+
+def renamed(path):
+    """An old leaf's path as it is called now."""
+    found = [old for old in RENAMED if f"{path}.".startswith(f"{old}.")]
+    return RENAMED[max(found, key=len)] + path[len(max(found, key=len)) :] if found else path
+
+
+def now(words):
+    """What the words of a line of `recipes_moved.txt` resolve to."""
+    recipe, *rest = words.split()
+    overlays = tuple(word.removesuffix(".yaml").partition("/")[2] for word in rest if word.endswith(".yaml"))
+    assignments = tuple(word for word in rest if not word.endswith(".yaml"))
+    return FILES["config_of"](recipe.removesuffix(".yaml"), overlays, assignments).to_dict()
+
+
+def from_preset(path, after):
+    """Whether a leaf has the value of its preset, which was filled in when data was read, and now when it resolves."""
+    *start, section, field = path.split(".")
+    preset = after.get(".".join([*start, "preset"]))
+    return PRESETS.get(preset, {}).get(section, {}).get(field) == after[path] if preset else False
+
+
+def known_to(old, new):
+    """`new` without the fields that `old` does not know."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {name: known_to(old[name], value) for name, value in new.items() if name in old}
+    if isinstance(old, list) and isinstance(new, list):
+        return [known_to(*pair) for pair in zip(old, new, strict=True)]
+    return new
+
+
+def differing(name):
+    """Leaves of an old recipe that are others now, but for those that differ on purpose."""
+    old, new = BEFORE[name], now(MOVED[name])
+    if name.startswith("compare-"):  # studies have more fields since, in lists too
+        new = known_to(old, new)
+    before, after = {renamed(path): value for path, value in leaves(old).items()}, leaves(new)
+    allowed = {leaf for start, found in ON_PURPOSE.items() if name.startswith(start) for leaf in found}
+    return {
+        path: (before.get(path), after.get(path))
+        for path in (before.keys() | after.keys()) - allowed
+        if before.get(path) != after.get(path) and not (path in after and from_preset(path, after))
+    }
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_what_a_recipe_resolved_to_it_resolves_to_with_its_overlays(name):
+    assert differing(name) == {}
+
+
+def test_the_comparison_sees_one_value_that_changed(monkeypatch):
+    monkeypatch.setitem(MOVED, "finetune-cirr-sprc-blip2-8gpu.yaml", MOVED["finetune-cirr-sprc-blip2-h200.yaml"])
+    assert differing("finetune-cirr-sprc-blip2-8gpu.yaml") == {
+        "ray.num_workers": (8, 1),
+        "training.engine": ("deepspeed", "torch"),
+    }
+
+
+def test_every_old_recipe_and_every_new_one_stands_in_the_table():
+    assert list(BEFORE) == list(MOVED) and len(BEFORE) == 242
+    told = {word for words in MOVED.values() for word in words.split() if word.endswith(".yaml")}
+    assert told <= {str(path.relative_to(FILES["ROOT"])) for path in FILES["ROOT"].rglob("*.yaml")}
