@@ -1,4 +1,4 @@
-"""How the two captions of a Fashion IQ triplet become query texts; ids as in published results."""
+"""How the two captions of a Fashion IQ triplet become query texts (docs/PAPERS.md#fashion-iq)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

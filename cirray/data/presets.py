@@ -1,4 +1,4 @@
-"""Protocols of the method families (our choice, after what each family's public code does): field values by name."""
+"""Protocols of the method families as field values (docs/PAPERS.md#protocols-of-method-families)."""
 
 from typing import Any
 
