@@ -16,9 +16,9 @@ from torch import nn
 
 from cirray.core.seeding import numpy_generator
 from cirray.losses.output import LossOutput, weighted_sum
-from cirray.models.towers.config import LanguageTrainingConfig
 from cirray.models.towers.language import LanguageModel, bag_ids, embed_bags
 from cirray.training.gather import Gather
+from cirray.training.tower_config import LanguageTrainingConfig
 
 IGNORE = -100
 

@@ -8,12 +8,9 @@ from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.models.config import VisionTowerConfig
-from cirray.models.towers.config import (
-    LanguageModelConfig,
-    LanguageTrainingConfig,
-    VisionTrainingConfig,
-)
+from cirray.models.towers.config import LanguageModelConfig
 from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig
+from cirray.training.tower_config import LanguageTrainingConfig, VisionTrainingConfig
 
 
 class EmbedRun(Config):

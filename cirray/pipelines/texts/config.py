@@ -7,18 +7,13 @@ from pydantic import Field, field_serializer, model_validator
 from cirray.core.config import Config, given_beside
 from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits
-from cirray.generators.config import (
-    AlignmentConfig,
-    AnswerTrainingConfig,
-    DecodingConfig,
-    GeneratorConfig,
-    check_language,
-)
+from cirray.generators.config import DecodingConfig, GeneratorConfig, check_language
 from cirray.mining.config import MiningConfig
 from cirray.models.towers.config import (
     FrozenLanguageConfig,
 )
 from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig, RayTrainConfig
+from cirray.training.generator_config import AlignmentConfig, AnswerTrainingConfig
 from cirray.triplets.config import FilterConfig
 
 

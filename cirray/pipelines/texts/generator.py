@@ -13,6 +13,7 @@ from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.core.contents import file_digest
 from cirray.core.trees import leaves
 from cirray.core.unfinished import stage_function
+from cirray.data.labels import select_labels
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import SCENES, read_scenes
 from cirray.evaluation.texts import judge_generations
@@ -30,7 +31,6 @@ from cirray.pipelines.texts.generator_inputs import (
     build_generator,
     data_digests,
     read_features,
-    select_labels,
 )
 from cirray.pipelines.texts.judging import is_shapes_world
 from cirray.pipelines.training.inputs import check_sizes

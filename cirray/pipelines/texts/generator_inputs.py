@@ -1,7 +1,6 @@
 """Inputs and start weights of the generator's training, the same here and on every worker. No ray."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +12,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset
 from cirray.data.images import open_place
+from cirray.data.labels import Labelled
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
 from cirray.data.transforms import build_transform
@@ -30,32 +30,6 @@ from cirray.training.generation import AlignmentTask
 from cirray.types import Triplet, stable_id
 
 _ENCODING_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The generator's data: training triplets, captions of their images, and held-out triplets."""
-
-    train: tuple[Triplet, ...]
-    held_out: tuple[Triplet, ...]
-    captions: Mapping[str, str]
-
-
-def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
-    """The first `labels` training triplets in whole groups, captions of their images, and the held-out triplets.
-
-    Raises:
-        DataError: when the data set has no training triplets.
-    """
-    train = dataset.split("train")
-    if not train:
-        raise DataError(f"{dataset.name!r} has no triplets of split 'train'; the generator learns from labelled ones.")
-    if labels is not None and labels < len(train):
-        groups = {row.group_id for row in train[:labels] if row.group_id}
-        train = tuple(row for number, row in enumerate(train) if number < labels or row.group_id in groups)
-    images = {image for row in train for image in (row.reference_id, row.target_id)}
-    captions = {name: text for name, text in dataset.captions.items() if labels is None or name in images}
-    return Labelled(train, dataset.split("val"), captions)
 
 
 def build_generator(run: GeneratorRun, device: str | None = None) -> ModificationTextModel:

@@ -15,10 +15,11 @@ from cirray.core.artifacts import Stage
 from cirray.core.config import validate
 from cirray.core.environ import enter_folder
 from cirray.core.errors import ConfigError
+from cirray.data.labels import select_labels
 from cirray.generators.mtg import ModificationTextModel
 from cirray.pipelines.data.datasets import read_usable
 from cirray.pipelines.texts.config import GeneratorRun
-from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features, select_labels
+from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features
 from cirray.pipelines.training.inputs import MODEL
 from cirray.pipelines.training.workers import (
     Fit,

@@ -13,6 +13,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
 from cirray.core.trees import leaves
 from cirray.data.benchmark import CirDataset
+from cirray.data.labels import select_labels
 from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
 from cirray.models.base import RETRIEVERS, Retriever
@@ -28,9 +29,8 @@ from cirray.models.text_processors import process
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.places import find_tower
 from cirray.pipelines.data.datasets import unusable_images, without_images
-from cirray.pipelines.features.live import Features, live_digests
-from cirray.pipelines.texts.generator_inputs import select_labels
 from cirray.pipelines.training.config import SOURCE, TrainRun
+from cirray.pipelines.training.live import Features, live_digests
 from cirray.triplets.store import TripletStore, attach_reverse
 from cirray.types import Query, Triplet, stable_id
 

@@ -16,9 +16,9 @@ from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.protocol_metrics import figure_names
 from cirray.models.base import Retriever
 from cirray.pipelines.data.leaks import images_of
-from cirray.pipelines.features.live import Features, open_features
 from cirray.pipelines.training.config import BENCHMARK, SLICE, SPLIT, TrainRun
 from cirray.pipelines.training.inputs import TrainInputs, gallery_of, queries_of, start_retriever
+from cirray.pipelines.training.live import Features, open_features
 from cirray.training.config import LoopConfig
 from cirray.training.engine import Engine, EngineFactory
 from cirray.training.engines import find_engine
@@ -26,6 +26,8 @@ from cirray.training.loop import Callback
 from cirray.training.retrieval import RetrievalTask
 from cirray.training.selection import KeepBest, put_best
 from cirray.training.state import LoopState, Row
+
+HISTORY, BOARD = "history.jsonl", "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -185,3 +187,8 @@ def export(state: LoopState, folder: Path) -> None:
         if state.rank == 0:
             put_best(state, model)
             state.task.save(model, folder)
+
+
+def title_of(run: TrainRun) -> str:
+    """Title of the progress bar."""
+    return "pretrain" if run.training.objective == "pretrain" else f"fine-tune ({run.training.objective})"

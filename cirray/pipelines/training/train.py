@@ -20,14 +20,23 @@ from cirray.pipelines.training.inputs import (
     keep_tower,
     read_inputs,
 )
-from cirray.pipelines.training.job import Clock, ExportModel, TrainJob, build_job, engine_on
+from cirray.pipelines.training.job import (
+    BOARD,
+    HISTORY,
+    Clock,
+    ExportModel,
+    TrainJob,
+    build_job,
+    engine_on,
+    title_of,
+)
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.loop import Callback, train
 from cirray.training.selection import best_row
 from cirray.training.state import Row
 
-HISTORY, BOARD, CHECKPOINTS = "history.jsonl", "tensorboard", "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 
 @stage_function
@@ -59,7 +68,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     stage = open_stage(run, "checkpoint", digests, _kept(run))
     tower = keep_tower(run, job.features, stage.local / MODEL / VISION)
     if run.ray.enabled:
-        from cirray.pipelines.training.workers import train_on_ray
+        from cirray.pipelines.training.retriever_ray import train_on_ray
 
         history, rate = train_on_ray(run, stage, inputs.unusable, reports)
     else:
@@ -88,11 +97,6 @@ def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[C
         engine = engine_on(run.training.engine, run.device)
         history = train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))
     return history, clock.rate
-
-
-def title_of(run: TrainRun) -> str:
-    """Title of the progress bar."""
-    return "pretrain" if run.training.objective == "pretrain" else f"fine-tune ({run.training.objective})"
 
 
 def _publish(

@@ -12,13 +12,10 @@ import json
 import shutil
 import signal
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ray.train
@@ -27,18 +24,14 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from cirray.core import storage
 from cirray.core.artifacts import Stage
-from cirray.core.config import validate
-from cirray.core.environ import enter_folder, train_settings, worker_environment, working_folder
+from cirray.core.environ import train_settings, worker_environment, working_folder
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.interrupts import own_handlers
-from cirray.core.log import get_logger
-from cirray.core.progress import Advance, progress
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.cluster.resources import ClusterInfo, cluster
-from cirray.pipelines.training.config import TrainRun
-from cirray.pipelines.training.inputs import MODEL, read_inputs
-from cirray.pipelines.training.job import Clock, build_job, engine_on, export
-from cirray.training.callbacks import HistoryFile, TensorBoard
+from cirray.pipelines.training.inputs import MODEL
+from cirray.pipelines.training.job import Clock, engine_on, export
+from cirray.pipelines.training.status import StatusFile, followed
 from cirray.training.checkpoint import LOOP, write_checkpoint
 from cirray.training.config import LoopConfig
 from cirray.training.loop import Callback, train
@@ -47,7 +40,6 @@ from cirray.training.task import Task
 from cirray.types import stable_id
 
 STORAGE, RATE = "ray", "samples_per_second"
-_PULL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -78,38 +70,6 @@ class Fit:
     def status_file(self) -> str:
         """URI of the status file."""
         return storage.join(self.place, f"{self.name}.json")
-
-
-def train_on_ray(
-    run: TrainRun, stage: Stage, unusable: Collection[str] = (), reports: Sequence[Any] = ()
-) -> tuple[list[Row], float]:
-    """Train a retriever on Ray's workers and fetch the model.
-
-    Args:
-        run: the configuration.
-        stage: where the artifact is being written.
-        unusable: unusable images of the data set, so that workers need not look for them.
-        reports: callbacks of Ray Train's controller.
-
-    Returns:
-        The history, and samples per second.
-
-    Raises:
-        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
-    """
-    from cirray.pipelines.training.train import BOARD, HISTORY, title_of
-
-    writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
-    fit = Fit(
-        work, {"run": run.to_dict(), "unusable": sorted(unusable)}, run.ray, run.training, run_name(run.out),
-        place_of(run.ray, stage), title_of(run), writers,
-    )  # fmt: skip
-    if stage.fresh:
-        clear(fit)
-    result = fit_on_ray(fit, reports)
-    history = fetch_result(result.checkpoint, stage.local)
-    clear(fit)
-    return history, float((result.metrics or {}).get(RATE, 0.0))
 
 
 def fit_on_ray(fit: Fit, reports: Sequence[Any] = ()) -> ray.train.Result:
@@ -151,20 +111,6 @@ def check_room(config: RayTrainConfig, info: ClusterInfo) -> None:
                 f"Lower ray.num_workers{' or ray.cpus_per_worker' if name == 'CPU' else ', set ray.use_gpu=false'}, "
                 "name a larger cluster, or set ray.autoscaling=true if it grows."
             )
-
-
-def work(settings: dict[str, Any]) -> None:
-    """The worker's function.
-
-    Args:
-        settings: `run` (plain values of a `TrainRun`), `unusable` (images that the driver found so),
-            `status_file` (URI of the file that the driver reads) and `folder` (where the driver works).
-    """
-    enter_folder(settings["folder"])
-    run = validate(TrainRun, settings["run"])
-    device = worker_device(run.ray)
-    job = build_job(run, read_inputs(run, settings["unusable"]), device)
-    train_share(job.task, run.training, device, settings["status_file"], job.measures, run.validation.every)
 
 
 def worker_device(config: RayTrainConfig) -> torch.device:
@@ -225,35 +171,6 @@ def _share(state: LoopState, folder: Path) -> ray.train.Checkpoint | None:
     return ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
 
 
-class StatusFile(Callback):
-    """Writes the run's progress into a small file in its storage, for the driver."""
-
-    def __init__(self, uri: str) -> None:
-        """Take the file; the starts of earlier workers are kept."""
-        self._uri, self._last, self._starts = uri, 0.0, list[int]()
-
-    def on_start(self, state: LoopState) -> None:
-        """Write the step of this start."""
-        if state.rank == 0:
-            self._starts = [*read_bulletin(self._uri)["starts"], state.step]
-            self._write(state)
-
-    def on_step(self, state: LoopState, row: Row | None) -> None:
-        """Write the progress, at most every few seconds."""
-        if state.rank == 0 and (state.finished or time.monotonic() - self._last > _PULL_S):
-            self._write(state)
-
-    def _write(self, state: LoopState) -> None:
-        self._last = time.monotonic()
-        news = {"step": state.step, "starts": self._starts, "rows": state.history}
-        storage.write_bytes(self._uri, json.dumps(news).encode())
-
-
-def read_bulletin(uri: str) -> dict[str, Any]:
-    """`step`, `starts` and `rows` of a run; empty when there is no file yet."""
-    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {"step": 0, "starts": [], "rows": []}
-
-
 def clear(fit: Fit) -> None:
     """Drop the finished run's checkpoints."""
     if not fit.ray.storage:
@@ -280,7 +197,7 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
     trainer = TorchTrainer(
         fit.work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
     )
-    with _followed(fit), own_handlers() as asked:
+    with followed(fit.status_file, fit.title, fit.loop.steps, fit.writers), own_handlers() as asked:
         try:
             return trainer.fit()
         except KeyboardInterrupt:
@@ -309,66 +226,6 @@ def _reason(error: Exception) -> Exception:
             cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return ConfigError(f"Training failed more often than ray.max_failures allows; the last reason: {lines[-1].strip()}")
-
-
-@contextmanager
-def _followed(fit: Fit) -> Iterator[None]:
-    """Progress and the driver's writers while the workers train."""
-    ended = threading.Event()
-    with progress(fit.title, fit.loop.steps, "steps") as advance:
-        follower = _Follower(fit.status_file, advance, list(fit.writers))
-        thread = threading.Thread(target=follower.run, args=(ended,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join(timeout=30)
-
-
-class _Follower:
-    """Reads the status file. Rows of steps that a restarted worker repeats are taken once."""
-
-    def __init__(self, uri: str, advance: Advance, writers: list[Callback]) -> None:
-        self._uri, self._advance, self._writers = uri, advance, writers
-        self._before = self._told = len(read_bulletin(uri)["starts"])
-        self._shown, self._row_step = 0, 0.0
-
-    def run(self, ended: threading.Event) -> None:
-        """Follow the status file until `ended` is set, then once more."""
-        self._each("on_start", SimpleNamespace(rank=0, step=0, history=[]))
-        last = False
-        while not last:
-            last = ended.wait(_PULL_S)
-            news = read_bulletin(self._uri)
-            if len(news["starts"]) > self._before:
-                self._tell(news["starts"])
-                self._take(news["step"], news["rows"])
-        self._each("on_end", SimpleNamespace(rank=0))
-
-    def _tell(self, starts: list[int]) -> None:
-        if self._told == self._before and (first := starts[self._before]):
-            self._advance(first, "finished before", earlier=True)
-            self._shown = first
-        for number in range(self._told, len(starts)):
-            lost = number > self._before
-            if lost or starts[number]:
-                what = "a worker was lost; training goes on" if lost else "training goes on"
-                get_logger(__name__).info("%s from step %d", what, starts[number])
-        self._told = len(starts)
-
-    def _take(self, step: int, rows: list[Row]) -> None:
-        for row in rows:
-            if row["step"] > self._row_step:
-                self._row_step = row["step"]
-                self._each("on_step", SimpleNamespace(rank=0, step=int(row["step"])), row)
-        if step > self._shown:
-            self._advance(step - self._shown, f"loss {rows[-1]['loss']:.3f}" if rows else "")
-            self._shown = step
-
-    def _each(self, hook: str, *arguments: Any) -> None:
-        for writer in self._writers:
-            getattr(writer, hook)(*arguments)
 
 
 def fetch_result(checkpoint: Any, folder: Path) -> list[Row]:

@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
-from cirray.models.towers.config import ClipModelConfig, ClipTrainingConfig
+from cirray.models.towers.config import ClipModelConfig
 from cirray.models.words.config import WordMapConfig
+from cirray.training.tower_config import ClipTrainingConfig
 from cirray.training.zeroshot.config import MappingConfig
 
 

@@ -24,7 +24,8 @@ from cirray.pipelines.data.leaks import check_leaks, guard_inputs
 from cirray.pipelines.features.towers import train_stage
 from cirray.pipelines.training.config import SPLIT
 from cirray.pipelines.training.inputs import MODEL, VISION
-from cirray.pipelines.training.train import HISTORY, write_history
+from cirray.pipelines.training.job import HISTORY
+from cirray.pipelines.training.train import write_history
 from cirray.pipelines.zeroshot.config import MapRun
 from cirray.pipelines.zeroshot.validate import measures_of, validation_inputs
 from cirray.training.loop import Callback

@@ -7,6 +7,7 @@ import pytest
 from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import ShapesConfig
+from cirray.data.labels import select_labels
 from cirray.data.shapes.world import write_world
 from cirray.generators.store import load_generator, load_model
 from cirray.models.towers.hf_blip2 import load_vision_tower
@@ -14,7 +15,7 @@ from cirray.pipelines.features.config import TowersRun
 from cirray.pipelines.features.towers import run_towers
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator import run_generator
-from cirray.pipelines.texts.generator_inputs import build_generator, encode_live, select_labels
+from cirray.pipelines.texts.generator_inputs import build_generator, encode_live
 from cirray.types import Pair
 
 QUICK = ("features=[]", "alignment_training.steps=3", "training.steps=3", "training.batch=8", "evaluate_pairs=6")

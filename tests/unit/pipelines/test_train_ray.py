@@ -8,7 +8,8 @@ import pytest
 from made_artifacts import stage_of
 
 from cirray.pipelines.cluster.config import RayTrainConfig
-from cirray.pipelines.training import workers as train_ray
+from cirray.pipelines.training import retriever_ray, workers
+from cirray.pipelines.training.status import _Follower
 
 
 class Reached(Exception):
@@ -18,7 +19,7 @@ class Reached(Exception):
 @pytest.mark.parametrize("again", [False, True])
 def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_alone(tmp_path, monkeypatch, again):
     out = str(tmp_path / "out")
-    stale = tmp_path / "outside" / train_ray.run_name(out) / "checkpoint_1" / "loop.json"
+    stale = tmp_path / "outside" / workers.run_name(out) / "checkpoint_1" / "loop.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
 
@@ -26,7 +27,7 @@ def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_al
         assert stale.exists() == again
         raise Reached
 
-    monkeypatch.setattr(train_ray, "fit_on_ray", fit)
+    monkeypatch.setattr(retriever_ray, "fit_on_ray", fit)
     run = SimpleNamespace(
         out=out, ray=RayTrainConfig(storage=str(tmp_path / "outside")), to_dict=dict,
         training=SimpleNamespace(objective="finetune", steps=1),
@@ -35,12 +36,12 @@ def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_al
     if again:
         stage = stage_of(out, "checkpoint", {}, kept=["*"])
     with pytest.raises(Reached):
-        train_ray.train_on_ray(run, stage)
+        retriever_ray.train_on_ray(run, stage)
 
 
 def test_steps_before_a_restart_do_not_count_as_speed(tmp_path):
     status_file, moves = tmp_path / "run.json", []
-    follower = train_ray._Follower(str(status_file), lambda *args, **named: moves.append((args, named)), [])
+    follower = _Follower(str(status_file), lambda *args, **named: moves.append((args, named)), [])
     status_file.write_text(json.dumps({"step": 7, "starts": [5], "rows": []}))
     ended = threading.Event()
     ended.set()
@@ -55,6 +56,6 @@ def test_ray_s_own_way_to_stop_workers_is_used_and_does_not_hide_the_interruptio
         called.append(number)
         raise SystemExit(0)
 
-    train_ray._abort({train_ray.signal.SIGINT: handler})
-    train_ray._abort({})
-    assert called == [train_ray.signal.SIGINT]
+    workers._abort({workers.signal.SIGINT: handler})
+    workers._abort({})
+    assert called == [workers.signal.SIGINT]

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from cirray.core.errors import ArtifactError, ConfigError, DataError
-from cirray.generators.config import AlignmentConfig, AnswerTrainingConfig
 from cirray.training.callbacks import Checkpoints
 from cirray.training.gather import NoGather
 from cirray.training.generation import AlignmentTask, GeneratorTask
+from cirray.training.generator_config import AlignmentConfig, AnswerTrainingConfig
 from cirray.training.loop import train
 from cirray.training.torch_engine import torch_engine
 from cirray.types import Triplet

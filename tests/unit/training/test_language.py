@@ -4,12 +4,13 @@ import torch
 
 from cirray.data.shapes.corpus import passage
 from cirray.data.shapes.grammar import vocabulary
-from cirray.models.towers.config import LanguageModelConfig, LanguageTrainingConfig
+from cirray.models.towers.config import LanguageModelConfig
 from cirray.models.towers.language import build_language_model, build_word_tokenizer
 from cirray.training.gather import NoGather
 from cirray.training.language import IGNORE, LanguageTask, encode_passages
 from cirray.training.loop import train
 from cirray.training.torch_engine import torch_engine
+from cirray.training.tower_config import LanguageTrainingConfig
 
 INSTRUCTION = "change"
 

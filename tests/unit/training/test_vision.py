@@ -4,11 +4,11 @@ import torch
 
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
-from cirray.models.towers.config import VisionTrainingConfig
 from cirray.models.towers.hf_blip2 import build_vision_tower
 from cirray.pipelines.features.vision_sources import CELL_CLASSES, cell_batch, cell_source
 from cirray.training.loop import train
 from cirray.training.torch_engine import torch_engine
+from cirray.training.tower_config import VisionTrainingConfig
 from cirray.training.vision import VisionBatch, VisionLearner, VisionTask, caption_words, word_labels
 
 SMALL = VisionTowerConfig(width=32, layers=1, heads=2, intermediate=32)

@@ -1,0 +1,68 @@
+"""A retriever's training on Ray Train's workers."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from cirray.core.artifacts import Stage
+from cirray.core.config import validate
+from cirray.core.environ import enter_folder
+from cirray.pipelines.training.config import TrainRun
+from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.job import BOARD, HISTORY, build_job, title_of
+from cirray.pipelines.training.workers import (
+    RATE,
+    Fit,
+    clear,
+    fetch_result,
+    fit_on_ray,
+    place_of,
+    run_name,
+    train_share,
+    worker_device,
+)
+from cirray.training.callbacks import HistoryFile, TensorBoard
+from cirray.training.state import Row
+
+
+def train_on_ray(
+    run: TrainRun, stage: Stage, unusable: Collection[str] = (), reports: Sequence[Any] = ()
+) -> tuple[list[Row], float]:
+    """Train a retriever on Ray's workers and fetch the model.
+
+    Args:
+        run: the configuration.
+        stage: where the artifact is being written.
+        unusable: unusable images of the data set, so that workers need not look for them.
+        reports: callbacks of Ray Train's controller.
+
+    Returns:
+        The history, and samples per second.
+
+    Raises:
+        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
+    """
+    writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
+    fit = Fit(
+        work, {"run": run.to_dict(), "unusable": sorted(unusable)}, run.ray, run.training, run_name(run.out),
+        place_of(run.ray, stage), title_of(run), writers,
+    )  # fmt: skip
+    if stage.fresh:
+        clear(fit)
+    result = fit_on_ray(fit, reports)
+    history = fetch_result(result.checkpoint, stage.local)
+    clear(fit)
+    return history, float((result.metrics or {}).get(RATE, 0.0))
+
+
+def work(settings: dict[str, Any]) -> None:
+    """The worker's function.
+
+    Args:
+        settings: `run` (plain values of a `TrainRun`), `unusable` (images that the driver found so),
+            `status_file` (URI of the file that the driver reads) and `folder` (where the driver works).
+    """
+    enter_folder(settings["folder"])
+    run = validate(TrainRun, settings["run"])
+    device = worker_device(run.ray)
+    job = build_job(run, read_inputs(run, settings["unusable"]), device)
+    train_share(job.task, run.training, device, settings["status_file"], job.measures, run.validation.every)

@@ -1,0 +1,48 @@
+"""Configuration of the generator's two loops. No torch."""
+
+from pydantic import Field
+
+from cirray.core.fields import Place
+from cirray.data.config import DataConfig
+from cirray.training.config import LoopConfig, OptimizerConfig
+
+
+class AlignmentOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of the alignment."""
+
+    lr: float = Field(4e-3, gt=0)
+    """Peak learning rate."""
+
+
+class AlignmentConfig(LoopConfig):
+    """Alignment of the soft tokens with captions, before any labelled triplet."""
+
+    data: DataConfig | None = None
+    """Another data set whose captions are used (VDG: filtered CC3M); null: those of the generator's own."""
+    features: tuple[Place, ...] = ()
+    """With `data`: features artifacts that hold its images."""
+
+    steps: int = Field(300, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(128, ge=1)
+    """Images per step."""
+    optimizer: AlignmentOptimizerConfig = AlignmentOptimizerConfig()
+    """AdamW and schedule."""
+
+
+class AnswerOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of the training on labelled triplets."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate; 1e-3 damages an aligned start, and 3e-4 costs a point or two (`jobs/LOG.md`)."""
+
+
+class AnswerTrainingConfig(LoopConfig):
+    """Training of the aligned generator on labelled triplets."""
+
+    steps: int = Field(240, ge=0)
+    """Optimiser steps; 0 leaves it aligned with captions alone."""
+    batch: int = Field(64, ge=1)
+    """Triplets per step."""
+    optimizer: AnswerOptimizerConfig = AnswerOptimizerConfig()
+    """AdamW and schedule."""
