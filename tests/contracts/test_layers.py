@@ -38,7 +38,7 @@ def room(module: str) -> str | None:
 
 
 def floor(module: str) -> int | None:
-    if module.endswith(".config") or ".config." in module:
+    if module.endswith("config") or "config." in module:
         return TABLE["layers"]["config"] if not module.startswith("cirray.core") else TABLE["layers"]["core"]
     name = room(module)
     return TABLE["layers"].get(name) if name else None

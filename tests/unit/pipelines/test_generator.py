@@ -74,7 +74,7 @@ def test_fewer_labels_are_whole_families_with_their_captions_alone(home):
 
 def test_the_paper_layout_and_other_alignments_run(home):
     passes = "model.passes=[reference,target,difference]"
-    paper = run_generator(settings(home, "paper", passes, "alignment=captions", "zero_shot=false", "scenes=''"))
+    paper = run_generator(settings(home, "paper", passes, "alignment=captions", "zero_shot=false", "scenes="))
     assert paper.metrics["alignment"]["objective"] == "captions" and "zero_shot" not in paper.metrics
     assert "forward" not in paper.metrics["trained"]
     three = run_generator(settings(home, "three", passes, "evaluate_pairs=0"))
@@ -143,7 +143,7 @@ def test_an_instructblip_checkpoint_gives_tower_language_model_q_former_and_proj
     towers = load_config(TowersRun, None, [f"vision={folder}", f"language={folder}", f"out={home / 'itowers'}"])
     run_towers(load_config(TowersRun, towers.to_dict(), ["image_mode=target_pad"]))
     passes = "model.passes=[reference,target,difference]"
-    given = (passes, f"qformer_source={folder}", f"towers={home / 'itowers'}", "alignment=none", "scenes=''")
+    given = (passes, f"qformer_source={folder}", f"towers={home / 'itowers'}", "alignment=none", "scenes=")
     manifest = run_generator(settings(home, "instructed", *given, "evaluate_pairs=2", "decoding.keep_unfinished=true"))
     assert manifest.inputs["qformer_source"] and manifest.metrics["token_loss"] > 0
     with pytest.raises(ConfigError, match="model.qformer.width is 64, but the checkpoint .*instructblip.* has 16"):
