@@ -1,4 +1,4 @@
-"""`cirray quickstart`: the study that the package brings."""
+"""`cirray quickstart`: the study in the package."""
 
 from cirray.cli.study import show
 from cirray.cli.verb import Verb

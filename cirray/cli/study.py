@@ -31,7 +31,7 @@ def run(config: Any) -> Any:
 
 
 def prepare(stages: Iterable[str], root: str) -> None:
-    """Make those stages of the quickstart that are not there yet.
+    """Make missing stages of the quickstart.
 
     Args:
         stages: names of its stages.
@@ -49,7 +49,7 @@ def prepare(stages: Iterable[str], root: str) -> None:
 
 
 def show(manifest: Any) -> str:
-    """Table, longest stages, places (links), and the commands to type next, in any folder and a new shell."""
+    """Table, longest stages, links, and the next commands, which work in any folder and a new shell."""
     told = manifest.extra
     longest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in told["longest"].items())
     lines = [told["table"], "", f"longest stages: {longest}", ""]

@@ -19,7 +19,7 @@ Assignment = Mapping[str, Any]
 
 @dataclass
 class Graph:
-    """The runs of one seed, in an order in which each comes after what it reads."""
+    """The runs of one seed, each after its inputs."""
 
     run: StudyRun
     seed: int
@@ -27,17 +27,17 @@ class Graph:
     nodes: dict[str, Node] = field(default_factory=dict)
     trail: tuple[str, ...] = ()
     known: dict[str, frozenset[str]] = field(default_factory=dict)
-    """What `needs` found, by stage."""
+    """Cache of `needs`, by stage."""
 
     def add(self, stage: str, values: Assignment | None = None) -> str:
-        """Add a stage and all it builds on; returns its name, which says the variables that differ from their default.
+        """Add a stage and its inputs; returns its name, with the variables that differ from their defaults.
 
         Args:
             stage: name in the study.
             values: variables that differ from their defaults.
 
         Raises:
-            ConfigError: for an unknown stage or variable, a circle, or fields that the verb does not take.
+            ConfigError: for an unknown stage or variable, a cycle, or unknown fields.
         """
         name = self.name(stage, values)
         if name in self.nodes:
@@ -59,7 +59,7 @@ class Graph:
         return name
 
     def name(self, stage: str, values: Assignment | None = None) -> str:
-        """`stage`, or `stage@variable=value` where a variable on its way differs from the default."""
+        """`stage`, or `stage@variable=value` if a variable that it depends on differs from its default."""
         needed = self.needs(stage)
         odd = {key: value for key, value in (values or {}).items() if value != self.run.variables.get(key)}
         told = [f"{key}={odd[key]}" for key in sorted(odd) if key in needed]
@@ -70,10 +70,10 @@ class Graph:
         return storage.join(seed_root(self.run, self.seed), self.name(stage, values))
 
     def needs(self, stage: str, trail: tuple[str, ...] = ()) -> frozenset[str]:
-        """Variables that a stage or anything it builds on depends on.
+        """Variables that a stage or its inputs depend on.
 
         Raises:
-            ConfigError: for an unknown stage, with the one that reads it.
+            ConfigError: for an unknown stage, naming the one that reads it.
         """
         if stage not in self.run.stages:
             reader = f"Stage {trail[-1]!r} reads '@{stage}'. " if trail else ""
@@ -107,12 +107,12 @@ class Graph:
         return tree
 
     def closure(self, name: str) -> frozenset[str]:
-        """Names of a run and of all it builds on."""
+        """Names of a run and all its inputs."""
         node = self.nodes[name]
         return frozenset({name}).union(*(self.closure(other) for other in node.after))
 
     def _workers(self, config_class: type[Config], said: Any) -> dict[str, Any]:
-        """Many runs stand side by side, so one that trains does it in its own process unless it says otherwise."""
+        """Training stages run in their own process unless they say otherwise, as many run in parallel."""
         field, given = config_class.model_fields.get("ray"), dict(self.fill(said or {}))
         if field is None or (field.default is None and not given):
             return {}
@@ -120,11 +120,11 @@ class Graph:
         return {"ray": {**usual, **given, **({} if self.run.ray else {"enabled": False})}}
 
     def _fields(self, stage: str) -> dict[str, Any]:
-        """What the study says of a stage, as it stands there."""
+        """A stage's entry in the study."""
         return reduce(merged, self._layers(stage).values(), {})
 
     def _layers(self, stage: str) -> dict[str, dict[str, Any]]:
-        """The same by where it stands in the study: the template's fields, then the stage's own."""
+        """The fields of a stage by their place in the study: the template's, then its own."""
         spec = self.run.stages[stage]
         template = {f"templates.{spec.like}": self.run.templates[spec.like]} if spec.like else {}
         return {**template, f"stages.{stage}.fields": spec.fields}
@@ -141,7 +141,7 @@ def references(tree: Any) -> list[str]:
 
 
 def variables(tree: Any) -> list[str]:
-    """Variables named by `$NAME`, each once; the seed is none."""
+    """Variables named by `$NAME`, each once, except the seed."""
     return [name for name in dict.fromkeys(text[1:] for text in _texts(tree) if text.startswith("$")) if name != "seed"]
 
 

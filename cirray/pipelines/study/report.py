@@ -1,4 +1,4 @@
-"""A study's report: rows, accuracy of texts, verdicts and curves out of the finished artifacts."""
+"""A study's report from its finished artifacts: rows, accuracy of texts, verdicts, curves."""
 
 import json
 import platform
@@ -46,12 +46,12 @@ class Scoring:
 
     @cached_property
     def result(self) -> Manifest:
-        """Its report, read once it stands."""
+        """Its report, read when first asked for."""
         return read_manifest(self.node.config.out, "report")
 
 
 Points = Sequence[Sequence[Scoring]]
-"""The scorings of a curve: for each value, one a seed."""
+"""The scores of a curve, for each value one per seed."""
 
 
 def publish(run: StudyRun, main: Sequence[Scoring], curves: Mapping[str, Points]) -> Manifest:
@@ -88,7 +88,7 @@ def _row(name: str, scorings: Sequence[Scoring]) -> StudyRow:
 
 
 def _labels(row: RowSpec, scoring: Scoring) -> int:
-    """What the variable `labels` says; where it says all of them (null), what the stages of the row counted."""
+    """The variable `labels`, or if it is null (all), the number counted by the row's stages."""
     known = scoring.graph.run.variables
     if known.get("labels", 0) is not None or not row.stage:
         return int(scoring.graph.fill("$labels", scoring.values) if "labels" in known else 0)
@@ -96,7 +96,7 @@ def _labels(row: RowSpec, scoring: Scoring) -> int:
 
 
 def _way(row: RowSpec, scoring: Scoring) -> dict[str, Manifest]:
-    """All stages on the way but those that every row shares: world, towers, features."""
+    """A row's stages without those that all rows share: world, towers, features."""
     if not row.stage:
         return {}
     graph = scoring.graph
@@ -138,7 +138,7 @@ def figure(manifest: Manifest, path: str) -> float | None:
 
 
 def _figures(manifests: Sequence[Manifest], path: str) -> tuple[float, ...]:
-    """That number of each; none where one lacks it."""
+    """That number of each manifest; empty if one lacks it."""
     found = [value for value in (figure(manifest, path) for manifest in manifests) if value is not None]
     return tuple(found) if len(found) == len(manifests) else ()
 
@@ -229,7 +229,7 @@ def _write(run: StudyRun, content: StudyContent, scorings: Sequence[Scoring]) ->
 
 
 def _places(scoring: Scoring) -> dict[str, Any]:
-    """Of the first seed: its folder, its page, the last index, and what the longest stages took."""
+    """Facts about the first seed: folder, page, last index, times of the longest stages."""
     graph = scoring.graph
     nodes = {name: read_manifest(node.config.out) for name, node in graph.nodes.items()}
     longest = sorted(((found.seconds, name) for name, found in nodes.items()), reverse=True)[:6]

@@ -38,7 +38,7 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
         figure per row; `extra["table"]` is the text.
 
     Raises:
-        ConfigError: for a study that names unknown things, before anything runs.
+        ConfigError: for unknown names in the study, before anything runs.
     """
     if run.out:
         check_place(run, "study")
@@ -63,7 +63,7 @@ def study_nodes(run: StudyRun, find: Find) -> list[Node]:
 
 
 def run_stages(run: StudyRun, find: Find, names: Iterable[str]) -> list[Node]:
-    """Run some stages of the first seed and whatever they build on; what is finished is not run again.
+    """Run some stages of the first seed and their inputs; finished ones are not run again.
 
     Returns:
         All of them.
@@ -113,7 +113,7 @@ def _scoring(graph: Graph, names: tuple[str, ...], values: Assignment) -> Scorin
 
 
 def _is_taken(config: CompareRun) -> bool:
-    """Whether other scores stand there, of other rows for example."""
+    """Whether other scores are there, for example of other rows."""
     try:
         check_place(config, "report")
     except ArtifactError:
@@ -141,15 +141,15 @@ def _run(run: StudyRun, graphs: list[Graph], scorings: list[Scoring]) -> None:
 
 
 class Ledger:
-    """Which stages have run with which configuration: they are not even looked at again."""
+    """Record of finished stages and their configurations, which are not checked again."""
 
     def __init__(self, root: str) -> None:
-        """Read what an earlier run left."""
+        """Read an earlier run's record."""
         self._uri = storage.join(root, _LEDGER)
         self._known: dict[str, str] = json.loads(storage.read_bytes(self._uri)) if storage.exists(self._uri) else {}
 
     def has(self, node: Node) -> bool:
-        """Whether this very stage has finished and its artifact still stands."""
+        """Whether this stage has finished with this configuration and its artifact is still there."""
         return self._known.get(node.config.out) == _digest(node) and is_complete(node.config.out)
 
     def add(self, nodes: list[Node]) -> None:
@@ -158,7 +158,7 @@ class Ledger:
         storage.write_bytes(self._uri, (json.dumps(self._known, indent=1, sort_keys=True) + "\n").encode())
 
     def watching(self, watch: Watch, nodes: list[Node]) -> Watch:
-        """`watch`, noting every stage as it finishes."""
+        """`watch` that records every finished stage."""
         waiting = {node.name: node for node in nodes}
 
         def told(stage: str, title: str, done: int, total: int | None, note: str) -> None:
@@ -170,11 +170,11 @@ class Ledger:
 
 
 def _digest(node: Node) -> str:
-    """Over every field, places too: what is read there is not looked at."""
+    """Digest of every field, including places; their content is not read."""
     return stable_id("stage", node.run, canonical(node.config.to_dict()))
 
 
 def _seeded(node: Node, graph: Graph) -> Node:
-    """The node under names that say the seed, which no two graphs share."""
+    """The node with the seed in its names, unique over graphs."""
     name, *after = (f"{name} ({graph.seed})" for name in (node.name, *node.after))
     return replace(node, name=name, after=tuple(after))
