@@ -9,6 +9,7 @@ from cirray.core import storage
 from cirray.core.artifacts import is_complete
 from cirray.core.config import Config, load_config
 from cirray.core.environ import limit_threads, this_program
+from cirray.core.errors import ConfigError
 from cirray.core.log import get_logger, linked
 
 
@@ -23,7 +24,16 @@ def find(name: str) -> tuple[type[Config], str]:
 
 
 def run(config: Any) -> Any:
-    """Run a study; its stages are verbs of this command line."""
+    """Run a study; its stages are verbs of this command line.
+
+    Raises:
+        ConfigError: without a table, and as `run_study`.
+    """
+    if not config.table:
+        raise ConfigError(
+            "A study is a file with stages and a table: cirray study STUDY.yaml. `cirray quickstart --print-config` "
+            "writes one out."
+        )
     limit_threads()
     from cirray.pipelines.study.run import run_study
 

@@ -8,6 +8,7 @@ from cirray.core.config import Config
 from cirray.core.errors import unknown_name
 from cirray.core.fields import Effort, Place
 
+_GENERATOR = "train-generator"
 Value = str | int | float | bool | None
 
 
@@ -212,7 +213,7 @@ class StudyRun(Config):
             raise ValueError(f"scores {self.scores!r} is the name of a stage; give the scores another name")
         for kind, names, known in (
             ("rows", self.rows, rows),
-            ("generators", self.generators, self.stages),
+            ("generators", self.generators, [name for name, item in self.stages.items() if item.verb == _GENERATOR]),
             ("curve", self.curve, self.curves),
             ("curves", [row for item in curves for row in item.rows], rows),
             ("curves", [name for item in curves for name in item.names()], self.variables),

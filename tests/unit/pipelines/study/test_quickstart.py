@@ -93,6 +93,8 @@ def test_further_generators_are_trained_beside_the_method_s_own():
     assert nodes["generator_lora"].config.model.tuning == "lora"
     assert nodes["generator_three_passes_tuned"].config.model.passes == ("reference", "target", "difference")
     assert "generator_tuned" not in nodes
+    with pytest.raises(ConfigError, match="'lora'. Did you mean 'generator_lora'|Known: generator, generator_lora"):
+        stages("generators=[lora]")
 
 
 def test_labels_and_seed_reach_every_stage_that_uses_them():

@@ -175,6 +175,11 @@ def test_named_scores_are_found_there_and_other_rows_get_a_place_of_their_own(st
     assert run_study(validate(StudyRun, other), find).extra["scores"].startswith(f"{study.root}/seed-0/score-")
 
 
+def test_a_study_without_a_file_says_how_to_get_one(capsys):
+    assert main(["study"]) == 2
+    assert "cirray study STUDY.yaml" in capsys.readouterr().err
+
+
 def test_checkpoints_stand_side_by_side_by_a_verb_of_their_own(study, tmp_path, capsys):
     run_study(study, find)
     seed = f"{study.root}/seed-0"
@@ -209,7 +214,7 @@ def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
         ({"seeds": []}, "seeds is empty"),
         ({"curve": ["x"]}, "curve: Unknown name 'x'"),
         ({"per_seed": False}, "several seeds need a folder each"),
-        ({"generators": ["longer", "generater"]}, "generators: Unknown name 'generater'"),
+        ({"generators": ["longer"]}, "generators: Unknown name 'longer'. Known: (none)"),
         ({"claims": [{"text": "t", "row": "othr", "over": ["plain"]}]}, "claims: Unknown name 'othr'. Did you mean"),
         ({"claims": [{"text": "t", "row": "other"}]}, "a claim needs `over`"),
         ({"claims": [{"text": "t", "row": "other", "least": 0.1, "share": 0.5}]}, "`share` is a share of the gain"),
