@@ -11,8 +11,8 @@ from cirray.core.fields import Role, Since, StageDigested, role_of
 from cirray.core.trees import leaves
 
 _TOLD = 3
-OUT = "out"
-"""The field that says where a run writes; nothing is read there."""
+OWN = ("out", "root")
+"""Fields that say where a run's own artifacts lie; nothing is read there by itself."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
 
 
 def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading]:
-    """Every place that a configuration names, but where it writes and what is effort."""
+    """Every place that a configuration names, but where its own artifacts lie and what is effort."""
     for name, field in type(config).model_fields.items():
         role, value, path = role_of(field), getattr(config, name), prefix + name
-        if role is Role.EFFORT or name == OUT:
+        if role is Role.EFFORT or name in OWN:
             continue
         for key, item in _items(value):
             inner = " ".join(filter(None, (label, key)))

@@ -13,7 +13,7 @@ import cirray
 from cirray.cli.verb import VERBS, verb
 from cirray.core.config import Config, validate
 from cirray.core.fields import Role, Since, names_place, role_of
-from cirray.core.identity import OUT, readings
+from cirray.core.identity import OWN, readings
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.texts.config import GenerateRun, GeneratorRun
 from cirray.pipelines.training.config import FinetuneRun, TrainRun
@@ -177,7 +177,7 @@ def test_what_lies_somewhere_is_a_place_and_what_only_costs_is_effort():
         )
         if is_text and LIES_SOMEWHERE.search(field.description or "") and name not in NO_PLACES:
             assert names_place(field), f"{name} holds a place, as its documentation says; declare it so"
-        assert field_name != OUT or role_of(field) is Role.PLACE, name
+        assert field_name not in OWN or role_of(field) is Role.PLACE, name
         assert not IS_EFFORT.fullmatch(field_name) or role_of(field) is not Role.IDENTITY, name
 
 

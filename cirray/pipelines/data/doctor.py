@@ -170,7 +170,7 @@ def _digest(checks: Mapping[str, ImageCheck] | None) -> str:
 def _publish(
     run: DoctorRun, report: DoctorReport, places: Mapping[str, Place], checks: Mapping[str, ImageCheck] | None
 ) -> None:
-    stage = open_stage(run, KIND, {"data": stable_id(report.digest, report.to_dict()), "root": ""})
+    stage = open_stage(run, KIND, {"data": stable_id(report.digest, report.to_dict())})
     if stage.finished:
         return
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"

@@ -214,7 +214,7 @@ def _write(run: StudyRun, content: StudyContent, scorings: Sequence[Scoring]) ->
     inputs = {f"{item.node.name} ({item.graph.seed})": item.result.digest for item in scorings}
     label = stable_id("study", canonical(run.identity()), *inputs.values())[:8]
     out = run.out or storage.join(run.root, f"study-{label}")
-    stage = open_stage(run.model_copy(update={"out": out}), "study", {"root": "", **inputs})
+    stage = open_stage(run.model_copy(update={"out": out}), "study", inputs)
     if stage.finished:
         return stage.finished
     table = render_study(content)
