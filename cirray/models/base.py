@@ -74,20 +74,6 @@ class Retriever(nn.Module, ABC):
         """Weights that gallery vectors depend on; all of them by default."""
         return dict(self.named_parameters())
 
-    def fork_for_query_tuning(self, trains: str = "query_side") -> "Retriever":
-        """A retriever with equal vectors whose target side stays frozen while queries train; this one is its query
-        side.
-
-        Args:
-            trains: the trained part of the query side; a name of `cirray.models.forked.SCOPES`.
-
-        Raises:
-            ConfigError: for a part that this kind does not have.
-        """
-        from cirray.models.forked import fork
-
-        return fork(self, trains)
-
     @property
     def text_processor(self) -> str:
         """Name of the text processor applied before tokenizing; `none` for kinds without such a field."""

@@ -18,7 +18,8 @@ from cirray.core.trees import leaves, merged
 from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import RetrieverConfig
-from cirray.models.fusion.base import Fused, find_fusion
+from cirray.models.fusion.base import Fused
+from cirray.models.fusion.heads import find_fusion
 from cirray.models.matching import MATCHERS, MatchingHead, matching
 from cirray.models.qformer import QueryingTransformer
 from cirray.models.scoring import unit

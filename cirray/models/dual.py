@@ -89,16 +89,6 @@ class DualEncoderRetriever(Retriever):
         """The image projection's, where there is one."""
         return {f"image_projection.{name}": weight for name, weight in self.image_projection.named_parameters()}
 
-    def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
-        """Itself if images have no weights of their own, else forked.
-
-        Raises:
-            ConfigError: for another part than the query side; a dual encoder has no second pass.
-        """
-        if self.config.image_projection or trains != "query_side":
-            return super().fork_for_query_tuning(trains)
-        return self
-
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """The part of the query that does not depend on the text: the tower's tokens in the common space."""
         return self.image_projection(patches_BPD.to(self.device, self.raw_temperature.dtype))

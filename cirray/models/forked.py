@@ -69,19 +69,6 @@ class ForkedRetriever(Retriever):
         """The frozen half's."""
         return self.gallery.target_weights()
 
-    def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
-        """Itself, to be trained further.
-
-        Raises:
-            ConfigError: when another part than before would train.
-        """
-        if trains != self.trains:
-            raise ConfigError(
-                f"The checkpoint was forked to train its {self.trains!r}, the run asks for {trains!r}. Set "
-                f"training.bank.trains={self.trains}, or start from a checkpoint that is not forked."
-            )
-        return self
-
     def train(self, mode: bool = True) -> "ForkedRetriever":
         """Training mode for the query side; the frozen half never has dropout."""
         super().train(mode)
@@ -181,6 +168,28 @@ class FrozenFirstPass:
 def fork(retriever: Retriever, trains: str = "query_side") -> ForkedRetriever:
     """A retriever with equal vectors whose target side is a frozen deep copy; `retriever` itself is the query side."""
     return ForkedRetriever(retriever, copy.deepcopy(retriever), trains)
+
+
+def fork_for_query_tuning(retriever: Retriever, trains: str = "query_side") -> Retriever:
+    """A retriever with equal vectors whose target side stays frozen while queries train.
+
+    Args:
+        retriever: it becomes the query side; one whose target side has no weights, or that is forked already, stays
+            as it is.
+        trains: the trained part of the query side; a name of `SCOPES`.
+
+    Raises:
+        ConfigError: for a part that this kind does not have, or another one than a fork was made for.
+    """
+    if isinstance(retriever, ForkedRetriever):
+        if trains != retriever.trains:
+            raise ConfigError(
+                f"The checkpoint was forked to train its {retriever.trains!r}, the run asks for {trains!r}. Set "
+                f"training.bank.trains={retriever.trains}, or start from a checkpoint that is not forked."
+            )
+        return retriever
+    has_weights = bool(retriever.target_weights())
+    return fork(retriever, trains) if has_weights or trains != "query_side" else retriever
 
 
 def _load(description: Mapping[str, Any], folder: Path) -> ForkedRetriever:

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError
 from cirray.models.batch import RetrievalBatch
+from cirray.models.forked import fork_for_query_tuning
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun
 from cirray.pipelines.weights.config import ConvertRun
@@ -214,7 +215,7 @@ def test_searching_and_evaluating_with_a_released_checkpoint_gives_its_scores(re
 def test_spns_second_stage_reads_and_masks_as_its_release_does(released):
     """Prototypes by the frozen first pass, queries by copies of Q-Former and projection, which have moved."""
     state, retriever, tower = released.sprc
-    fork = trained(retriever).fork_for_query_tuning("second_pass").train()
+    fork = fork_for_query_tuning(trained(retriever), "second_pass").train()
     moved = {
         name: value + 0.05 * value.sign() if name.startswith(("Qformer", "text_proj")) else value
         for name, value in state.items()

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from cirray.core.errors import ConfigError, unknown_name
 from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
@@ -25,16 +24,3 @@ class Fusion(Protocol):
 
     def __call__(self, model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBatch) -> Fused:
         """Query of reference patches and text."""
-
-
-def find_fusion(name: str) -> Fusion:
-    """The head registered under `name`.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    from cirray.models.fusion.heads import HEADS
-
-    if name not in HEADS:
-        raise ConfigError(unknown_name("fusion", name, HEADS))
-    return HEADS[name]

@@ -134,14 +134,6 @@ class WordMapRetriever(Retriever):
         """None: gallery vectors are the frozen tower's own."""
         return {}
 
-    def fork_for_query_tuning(self, trains: str = "query_side") -> Retriever:
-        """Itself: its gallery side has no weights.
-
-        Raises:
-            ConfigError: for another part than the query side.
-        """
-        return self if trains == "query_side" else super().fork_for_query_tuning(trains)
-
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """The state of references: their tokens `[B, N, W]`, or (training-free rows) their embeddings `[B, 1, D]`.
 

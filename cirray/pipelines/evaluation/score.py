@@ -16,7 +16,8 @@ from cirray.evaluation.evaluate import SCORE_TIES, count_result
 from cirray.evaluation.given import open_vectors, plan_for
 from cirray.evaluation.lists import LIST_TIES, depth_note, knows_subsets, rank_lists, split_metrics
 from cirray.evaluation.rankings import SavedRankings, read_rankings
-from cirray.evaluation.report import ReportContent, ReportRow, write_report
+from cirray.evaluation.report import ReportContent, ReportRow
+from cirray.evaluation.report_files import write_report
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.spellings import spellings_of
 from cirray.evaluation.tables import figures_table, percent

@@ -11,6 +11,7 @@ import torch
 from cirray.core.errors import ConfigError
 from cirray.models.base import Retriever
 from cirray.models.clamp import inward_clamp
+from cirray.models.forked import fork_for_query_tuning
 from cirray.models.text import TextBatch
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.bank import NegativeBank, check_digest, check_frozen, plan_bank
@@ -42,7 +43,7 @@ class BankInfoNCE(Term):
     @classmethod
     def prepared(cls, retriever: Retriever, config: TrainingConfig) -> Retriever:
         """Forked, where query and target side share weights."""
-        return retriever.fork_for_query_tuning(config.bank.trains)
+        return fork_for_query_tuning(retriever, config.bank.trains)
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""

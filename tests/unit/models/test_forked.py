@@ -16,7 +16,7 @@ from cirray.models.base import RETRIEVERS
 from cirray.models.batch import RetrievalBatch, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
-from cirray.models.forked import ForkedRetriever, fork
+from cirray.models.forked import ForkedRetriever, fork, fork_for_query_tuning
 from cirray.models.retriever_files import load_retriever
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
@@ -70,13 +70,13 @@ def batch_of(retriever, patches, texts):
 def test_a_fork_gives_the_vectors_of_what_was_forked_and_its_halves_share_nothing(make, patches, texts, one_thread):
     plain = make()
     wanted = plain(batch_of(plain, patches, texts), Wanted(references=True, text_only=True))
-    made = plain.fork_for_query_tuning()
+    made = fork_for_query_tuning(plain)
     found = made(batch_of(made, patches, texts), Wanted(references=True, text_only=True))
     for name in ("query_BD", "target_BQD", "reference_BQD", "text_query_BD"):
         assert torch.equal(getattr(found, name), getattr(wanted, name)), name
     places = [{weight.data_ptr() for weight in half.parameters()} for half in (made.query, made.gallery)]
     assert not places[0] & places[1] and made.target_digest == plain.digest
-    assert made.fork_for_query_tuning() is made
+    assert fork_for_query_tuning(made) is made
     assert not any(weight.requires_grad for weight in made.target_weights().values()) and made.target_weights()
 
 
@@ -84,14 +84,14 @@ def test_the_frozen_half_has_no_dropout_in_training(make, patches):
     from cirray.models.config import QFormerConfig
 
     sizes = QFormerConfig(width=16, layers=2, heads=2, queries=3, intermediate=32, dropout=0.5)
-    made = make(qformer=sizes).fork_for_query_tuning().train()
+    made = fork_for_query_tuning(make(qformer=sizes)).train()
     assert torch.equal(made.encode_gallery(patches), made.encode_gallery(patches))
     assert not torch.equal(made.query.encode_gallery(patches), made.query.encode_gallery(patches))
 
 
 @pytest.mark.parametrize("trains", ["query_side", "second_pass"])
 def test_a_fork_comes_back_with_its_vectors_and_digests(make, patches, texts, tmp_path, trains):
-    made = tuned(make()) if trains == "query_side" else make().fork_for_query_tuning("second_pass").eval()
+    made = tuned(make()) if trains == "query_side" else fork_for_query_tuning(make(), "second_pass").eval()
     with torch.no_grad():
         made.query.text_projection.weight.add_(0.5)
     made.save(tmp_path)
@@ -104,7 +104,7 @@ def test_a_fork_comes_back_with_its_vectors_and_digests(make, patches, texts, tm
 
 
 def test_a_second_pass_alone_leaves_the_prompts_as_they_were(make, patches, texts):
-    plain, made = make(), make().fork_for_query_tuning("second_pass").eval()
+    plain, made = make(), fork_for_query_tuning(make(), "second_pass").eval()
     text = made.tokenize(texts)
     with torch.no_grad():
         for weight in made.query.parameters():
@@ -112,7 +112,7 @@ def test_a_second_pass_alone_leaves_the_prompts_as_they_were(make, patches, text
     assert torch.allclose(made.query.fuse(patches, text).prototype_BQW, plain.prototypes(patches, text), atol=1e-5)
     assert not torch.allclose(made.compose(patches, text), plain.compose(patches, text), atol=1e-3)
     with pytest.raises(ConfigError, match="forked to train its 'second_pass', the run asks for 'query_side'"):
-        made.fork_for_query_tuning("query_side")
+        fork_for_query_tuning(made, "query_side")
 
 
 def test_a_dual_encoder_is_forked_only_where_its_images_have_weights(patches):
@@ -120,8 +120,8 @@ def test_a_dual_encoder_is_forked_only_where_its_images_have_weights(patches):
     words = ["red", "blue"]
     bare = build_dual(DualEncoderConfig(embed_dim=6, text=text), words, 6)
     mapped = build_dual(DualEncoderConfig(embed_dim=8, text=text, image_projection=True), words, 6)
-    assert bare.fork_for_query_tuning() is bare and bare.target_weights() == {}
-    forked = mapped.fork_for_query_tuning()
+    assert fork_for_query_tuning(bare) is bare and bare.target_weights() == {}
+    forked = fork_for_query_tuning(mapped)
     assert isinstance(forked, ForkedRetriever) and set(forked.target_weights()) == {
         "image_projection.weight", "image_projection.bias",
     }  # fmt: skip
@@ -130,7 +130,7 @@ def test_a_dual_encoder_is_forked_only_where_its_images_have_weights(patches):
         next(bare.text_encoder.parameters()).add_(1)
     assert bare.target_digest == before[0] and bare.digest != before[1]
     with pytest.raises(ConfigError, match="has no second pass to train alone"):
-        bare.fork_for_query_tuning("second_pass")
+        fork_for_query_tuning(bare, "second_pass")
 
 
 def test_a_fork_cannot_start_from_random_weights():
