@@ -102,7 +102,7 @@ def _flags(chosen: Verb) -> list[str]:
 
 def _opens(node: Node) -> bool:
     """Whether the fields below a field are set by dotted paths."""
-    return node.is_section or (node.registry is not None and bool(node.inside)) or node.kind.startswith("section")
+    return bool(node.inside) and (node.is_section or node.registry is not None or node.kind.startswith("section"))
 
 
 def _steps(chosen: Verb, word: str, before: Sequence[str], helps: bool = False) -> list[str]:
@@ -141,6 +141,7 @@ def _values(chosen: Verb, name: str, value: str, before: Sequence[str]) -> list[
     node = find(chosen.usual(), name)
     if node is None:
         return []
+    node = next((item for item in node.children() if item.is_kind), node)  # a component's kind alone is short for it
     head = value[: max(value.rfind("["), value.rfind(",")) + 1] if node.kind.startswith("list") else ""
     typed = value.removeprefix(head)
     choices = [choice for choice in node.choices if choice]

@@ -115,7 +115,8 @@ def _section_help(chosen: Verb, tree: Tree, path: str) -> str:
         lines += [*textwrap.wrap(f"  {node.path} = {shown(node.default)}  {node.kind}", WIDTH), ""]
     if node.registry is not None:
         for item in children:
-            lines += [f"  {item.name}: {item.meaning}", *_full(list(walk(item.children())), "    ")]
+            lines += textwrap.wrap(f"  {item.name}: {item.meaning}", WIDTH, subsequent_indent="  ")
+            lines += _full(list(walk(item.children())), "    ")
         return "\n".join(lines)
     kinds = [
         kind for item in children if item.is_section for kind in item.children() if kind.registry and not kind.inside
