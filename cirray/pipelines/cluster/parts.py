@@ -125,14 +125,21 @@ def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work
         ray: a cluster, or this process.
         finished: numbers of parts to leave out.
         work_uri: where parts are written, if anywhere; every machine must see it.
+
+    Raises:
+        DataError: when parts get lost on the way.
+        CirrayError: raised by a step, or as in `stream`.
     """
     sizes = [len(table) for table in parts.tables]
-    left = [table for number, table in enumerate(parts.tables) if number not in finished]
+    left = {number: table for number, table in enumerate(parts.tables) if number not in finished}
     with progress(parts.title, sum(sizes), parts.unit) as advance:
         advance(sum(sizes[number] for number in finished), "finished before" if finished else "", earlier=True)
-        for columns in stream(left, parts.steps, ray, max(sizes, default=0) * parts.row_bytes, work_uri):
+        part_bytes = max(sizes, default=0) * parts.row_bytes
+        for columns in stream(list(left.values()), parts.steps, ray, part_bytes, work_uri):
             yield columns
-            advance(sizes[int(columns["part"][0])])
+            advance(len(left.pop(int(columns["part"][0]), ())))
+    if left:
+        raise DataError(f"{len(left)} of {len(sizes)} parts did not come back, e.g. number {min(left)}; run again.")
 
 
 def _finished(parts: Parts) -> set[int]:

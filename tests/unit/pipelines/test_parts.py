@@ -8,9 +8,10 @@ from made_artifacts import stage_of
 
 from cirray.core.errors import DataError, GenerationError
 from cirray.core.progress import redirected
+from cirray.pipelines.cluster import parts as runner
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, each_part, run_parts
-from cirray.pipelines.cluster.streaming import Step
+from cirray.pipelines.cluster.streaming import Step, in_process
 from cirray.types import part_name
 
 HERE = RayConfig(enabled=False)
@@ -74,6 +75,13 @@ def test_parts_that_are_only_read_come_back_with_their_numbers():
     parts = Parts("look", "names", cut({"name": list("abcd")}, 3), [Step(lambda columns: {"name": columns["name"]})])
     found = {int(columns["part"][0]): columns["name"].tolist() for columns in each_part(parts, HERE)}
     assert found == {0: ["a", "b", "c"], 1: ["d"]}
+
+
+def test_parts_that_do_not_come_back_are_missed(monkeypatch):
+    monkeypatch.setattr(runner, "stream", lambda tables, *rest: in_process(tables[:1], *rest[:1]))
+    parts = Parts("look", "names", cut({"name": list("abcd")}, 3), [Step(lambda columns: {"name": columns["name"]})])
+    with pytest.raises(DataError, match="1 of 2 parts did not come back, e.g. number 1; run again"):
+        list(each_part(parts, HERE))
 
 
 def test_when_everything_is_rejected_the_most_frequent_reason_is_told_and_nothing_left(stage, tmp_path):
