@@ -17,6 +17,7 @@ from cirray.core.errors import ConfigError
 from cirray.core.registry import Registry
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.clamp import inward_clamp
+from cirray.models.description import retriever_digest, save_retriever
 from cirray.models.scoring import score
 from cirray.models.text import TextBatch
 from cirray.models.text_processors import process
@@ -56,8 +57,6 @@ class Retriever(nn.Module, ABC):
     @property
     def digest(self) -> str:
         """Digest of configuration, vocabulary and weights: equal for encoders that give equal vectors."""
-        from cirray.models.retriever_files import retriever_digest
-
         return retriever_digest(self)
 
     @property
@@ -138,8 +137,6 @@ class Retriever(nn.Module, ABC):
 
     def save(self, folder: Path) -> None:
         """Write configuration, weights (safetensors) and vocabulary; `load_retriever` reads them."""
-        from cirray.models.retriever_files import save_retriever
-
         save_retriever(self, folder)
 
     @abstractmethod

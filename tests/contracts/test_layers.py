@@ -2,6 +2,8 @@
 
 import ast
 import tomllib
+from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,18 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_modules(tree: ast.AST) -> set[str]:
-    """Every module an AST imports, at any depth, except under `if TYPE_CHECKING`."""
+def running(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node of an AST that runs: not what is under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield node
+            yield from running(node)
+
+
+def imported_modules(tree: ast.AST, nodes: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk) -> set[str]:
+    """Every module an AST imports, at any depth."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -83,6 +93,41 @@ def test_the_check_itself_sees_an_upward_import_and_a_banned_library():
     assert violations("cirray.models.composed", {"cirray.losses.contrastive"})
     assert banned("cirray.training.loop", {"ray.train"})
     assert not violations("cirray.training.loop", {"cirray.losses.contrastive"})
+
+
+def import_graph(sources: dict[str, str], size: int | None = None) -> dict[str, set[str]]:
+    """Module -> modules it imports when it runs, also inside functions; with `size`, names are cut to so many parts."""
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        own = ".".join(module.split(".")[:size])
+        for name in imported_modules(ast.parse(source), running):
+            parent = name.rpartition(".")[0]
+            other = name if name in sources else parent if parent in sources and parent != "cirray" else None
+            if other and ".".join(other.split(".")[:size]) != own:
+                graph.setdefault(own, set()).add(".".join(other.split(".")[:size]))
+    return graph
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one import cycle; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_packages_or_rooms_of_pipelines_import_one_another_in_a_circle_even_inside_functions():
+    sources = {module_name(path): path.read_text() for path in (ROOT / "cirray").rglob("*.py")}
+    rooms = {name: text for name, text in sources.items() if name.startswith("cirray.pipelines.")}
+    found = [cycle(import_graph(sources)), cycle(import_graph(sources, 2)), cycle(import_graph(rooms, 3))]
+    assert found == [[], [], []]
+
+
+def test_the_check_sees_a_circle_through_a_function_and_none_for_type_checking():
+    local = {"cirray.a": "import cirray.b", "cirray.b": "def f():\n    from cirray.a import g"}
+    typed = {"cirray.a": "import cirray.b", "cirray.b": "if TYPE_CHECKING:\n    from cirray.a import g"}
+    assert set(cycle(import_graph(local))) == {"cirray.a", "cirray.b"} and cycle(import_graph(typed)) == []
 
 
 def test_environment_and_printing_stay_in_core_and_cli():

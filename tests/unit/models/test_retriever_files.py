@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from cirray.core.config import Config
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.models.config import DualEncoderConfig, QFormerConfig
+from cirray.models.description import retriever_digest
 from cirray.models.dual import build_dual
 from cirray.models.forked import fork
-from cirray.models.retriever_files import load_retriever, retriever_digest
+from cirray.models.retriever_files import load_retriever
 
 
 def test_a_saved_retriever_gives_the_same_vectors_and_digest(make, patches, texts, tmp_path):
