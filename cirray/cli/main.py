@@ -1,20 +1,23 @@
-"""`cirray VERB [CONFIG.yaml] [path.to.field=value ...]`: errors are one sentence and exit status 2."""
+"""`cirray VERB [CONFIG.yaml ...] [path.to.field=value ...]`: errors are one sentence and exit status 2."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cirray.cli import completion
 from cirray.cli.help import asked, overview, verb_help
 from cirray.cli.tree import roots as fields_of
 from cirray.cli.tree import shown, walk
-from cirray.cli.verb import load, verb
-from cirray.core.config import ConfigT, load_config
+from cirray.cli.verb import Verb, verb
+from cirray.cli.verb import load as imported
+from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, load_config, value_at
 from cirray.core.environ import limit_threads
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.interrupts import interruptible
-from cirray.core.log import complain, configure, printable, say
+from cirray.core.log import complain, configure, get_logger, printable, say
+from cirray.core.reading import typed
 from cirray.core.unfinished import restarting
 from cirray.core.version import __version__
 
@@ -60,7 +63,7 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
     def work() -> int:
         if needs:
             roots = [item.partition("=")[2] for item in overrides_of(arguments) if item.startswith("root=")]
-            load("cirray.cli.study:prepare")(needs, ["", *roots][-1])
+            imported("cirray.cli.study:prepare")(needs, ["", *roots][-1])
         return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 
     return guarded(work)
@@ -100,7 +103,7 @@ def user_sentence(error: BaseException | None) -> str | None:
     return None
 
 
-def resolve(cls: type[ConfigT], source: str | None, overrides: Sequence[str]) -> ConfigT:
+def resolve(cls: type[ConfigT], files: Sequence[str], overrides: Sequence[str]) -> Loaded[ConfigT]:
     """The config of a verb; `root=DIR` puts everything that would lie in the quickstart's folder below DIR.
 
     Raises:
@@ -108,9 +111,10 @@ def resolve(cls: type[ConfigT], source: str | None, overrides: Sequence[str]) ->
     """
     roots = [item.partition("=")[2] for item in overrides if item.startswith("root=")]
     if not roots or "root" in cls.model_fields or not any(HOME in shown(node.default) for node in walk(fields_of(cls))):
-        return load_config(cls, source, overrides)
+        return load(cls, files, overrides)
     rest = [item for item in overrides if not item.startswith("root=")]
-    return load_config(cls, _moved(load_config(cls, source, rest).to_dict(), roots[-1]), rest)
+    loaded = load(cls, files, rest)
+    return replace(loaded, config=load_config(cls, _moved(loaded.config.to_dict(), roots[-1]), rest))
 
 
 def _moved(value: Any, root: str) -> Any:
@@ -129,24 +133,42 @@ def _run_verb(name: str, given: list[str]) -> int:
     if (section := asked(given)) is not None:
         say(verb_help(chosen, section))
         return 0
-    arguments = chosen.assignments(given)
-    options, items = _parse(arguments)
-    files = [item for item in items if _is_file_argument(item)]
-    if len(files) > 1:
-        raise ConfigError(f"One config file is accepted, {len(files)} were given: {', '.join(files)}.")
-    config = resolve(chosen.config_class(), files[0] if files else chosen.own_file(), overrides_of(arguments))
+    options, _ = _parse(given)
+    config = configured(chosen, given).config
     if options.print_config:
         say(config.to_yaml().rstrip())
         return 0
     if options.restart and not chosen.restarts:
         raise ConfigError(f"cirray {name} writes no artifact, so --restart has nothing to throw away.")
     limit_threads()
+    _tell_presets(config)
     with restarting(options.restart):
         result = chosen.function()(config)
     text = chosen.show(result) if chosen.show else describe(result, config)
     if text:
         say(text)
     return chosen.status(result)
+
+
+def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:
+    """What the words after a verb mean: its files, the later over the earlier, then the assignments.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    arguments = chosen.assignments(words)
+    files = [item for item in _parse(arguments)[1] if _is_file_argument(item)]
+    own = chosen.own_file()
+    return resolve(chosen.config_class(), files or ([own] if own else []), overrides_of(arguments))
+
+
+def _tell_presets(config: Config) -> None:
+    """Say what presets filled in."""
+    told: dict[str, list[str]] = {}
+    for path, name in from_presets(config).items():
+        told.setdefault(name, []).append(f"{'.'.join(path)}={typed(Any, value_at(config, path))}")
+    for name, values in told.items():
+        get_logger("config").info("preset %s: %s", name, ", ".join(values))
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ VERBS = (
     "towers", "clip", "map", "pretrain", "finetune", "tune",
     "evaluate", "score", "submit", "browse", "compare", "study",
     "index", "search", "serve",
-    "quickstart", "plan", "convert", "export", "completion",
+    "quickstart", "config", "plan", "convert", "export", "completion",
 )  # fmt: skip
 """Every verb, in the order of `cirray --help`."""
 GROUPS = {
@@ -59,7 +59,7 @@ class Verb:
     takes_file: str = ""
     """Field that a .yaml word sets, in a verb whose files are another program's: `cirray serve retriever.yaml`."""
     gathers: tuple[str, str] = ("", "")
-    """Fields that take a config file of another verb, and the assignments meant for it (`cirray plan RUN.yaml ...`)."""
+    """Fields that take the files of another verb, and the assignments meant for it (`cirray plan RUN.yaml ...`)."""
 
     file: str = ""
     """Config file inside the package that is read where none is given."""
@@ -100,20 +100,22 @@ class Verb:
         return self._gathered(words) if self.gathers[0] else words
 
     def _gathered(self, words: Sequence[str]) -> list[str]:
-        """The file as a field's value, and all assignments to fields of another verb as one list."""
-        own, kept, foreign, rest = set(self.config_class().model_fields), list[str](), list[str](), list(words)
+        """The files as a field's value, and all assignments to fields of another verb as another's."""
+        own, rest = set(self.config_class().model_fields), list(words)
+        kept, files, foreign = list[str](), list[str](), list[str]()
         while rest:
             word = rest.pop(0)
             if word.startswith("--") and word not in FLAGS and ("=" in word or rest):
                 name, mark, value = word[2:].partition("=")
                 word = f"{name.replace('-', '_')}={value if mark else rest.pop(0)}"
             if word.endswith((".yaml", ".yml")) and "=" not in word:
-                kept.append(f"{self.gathers[0]}={word}")
+                files.append(word)
             elif "=" in word and word.partition("=")[0].split(".")[0] not in own:
                 foreign.append(word)
             else:
                 kept.append(word)
-        return [*kept, f"{self.gathers[1]}={json.dumps(foreign)}"] if foreign else kept
+        lists = zip(self.gathers, (files, foreign), strict=True)
+        return [*kept, *(f"{name}={json.dumps(items)}" for name, items in lists if items)]
 
 
 def verb(name: str) -> Verb:

@@ -4,7 +4,7 @@ Values are merged as plain trees (`cirray.core.trees`) and read by the annotatio
 (`cirray.core.reading`). Every section knows afterwards which of its fields somebody gave (`given`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,7 +18,7 @@ from cirray.core.identity import identity_of
 from cirray.core.reading import Shape, read
 from cirray.core.sentences import sentences
 from cirray.core.texts import decoded
-from cirray.core.trees import COMMAND_LINE, Layer, Stack, assigned, merged, other_kind
+from cirray.core.trees import COMMAND_LINE, Layer, Parts, Stack, assigned, leaves, merged, other_kind
 from cirray.core.typed import parse_yaml
 
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -115,28 +115,53 @@ class Config(pydantic.BaseModel):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-def given(config: Config, path: str) -> bool:
+def given(config: Config, path: str | Sequence[str]) -> bool:
     """Whether somebody gave a value: in a file, on the command line or in a call, and not as a default or by a preset.
 
     Args:
         config: any section.
-        path: dotted path inside it, `data.fashioniq.captions`; items of lists by their number.
+        path: dotted path inside it, `data.fashioniq.captions`, or its parts; items of lists by their number.
     """
     node: Any = config
-    for part in path.split("."):
-        if isinstance(node, Config):
-            if part not in node.model_fields_set:
-                return False
-            node = getattr(node, part)
-        elif isinstance(node, Mapping):
-            if part not in node:
-                return False
-            node = node[part]
-        elif isinstance(node, list | tuple) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        else:
+    for part in path.split(".") if isinstance(path, str) else path:
+        if isinstance(node, Config) and part not in node.model_fields_set:
             return False
+        inside = _inside(node)
+        if part not in inside:
+            return False
+        node = inside[part]
     return True
+
+
+def value_at(config: Config, path: Sequence[str]) -> Any:
+    """The value at a path that exists."""
+    node: Any = config
+    for part in path:
+        node = _inside(node)[part]
+    return node
+
+
+def from_presets(config: Config) -> dict[Parts, str]:
+    """Path of every value that a preset filled in -> the preset's name."""
+    return {path: name for path, name in _preset_values(config, ()) if not given(config, path)}
+
+
+def _preset_values(node: Any, at: Parts) -> Iterator[tuple[Parts, str]]:
+    """Path and preset of every value that a preset speaks of."""
+    if isinstance(node, Config):
+        name, values = node.from_preset(node.__dict__)
+        yield from (((*at, *path.split(".")), name) for path in leaves(values))
+    for part, item in _inside(node).items():
+        yield from _preset_values(item, (*at, part))
+
+
+def _inside(node: Any) -> dict[str, Any]:
+    """Parts of a section, mapping or list by their names."""
+    if isinstance(node, Config):
+        return node.__dict__
+    if isinstance(node, list | tuple):
+        return {str(number): item for number, item in enumerate(node)}
+    return dict(node) if isinstance(node, Mapping) else {}
 
 
 def annotation_at(config: Config, path: str) -> Any:

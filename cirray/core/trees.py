@@ -12,7 +12,8 @@ from cirray.core.typed import Typed, collection
 COMMAND_LINE = "the command line"
 WEIGHT = "weight"
 """The setting that a bare number stands for, where components stand by their names: `two_hop: 0.4`."""
-Path = tuple[str, ...]
+Parts = tuple[str, ...]
+"""A dotted path, part by part."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,24 @@ class Stack:
     """Layers laid over one another, with the origin of every value."""
 
     tree: dict[str, Any] = field(default_factory=dict)
-    origins: dict[Path, Origin] = field(default_factory=dict)
+    origins: dict[Parts, Origin] = field(default_factory=dict)
 
     def add(self, layer: Layer) -> None:
         """Lay a layer over all before it: mappings merge (an empty one empties), anything else replaces."""
         self.tree = self._laid(self.tree, layer.tree, layer.origin, ())
 
-    def origin(self, path: Sequence[Any], below: bool = False) -> str:
-        """Who said the value at a path, or a section around it; `below`: or else the first value in it."""
+    def origin(self, path: Sequence[Any]) -> Origin:
+        """Who said the value at a path, or all of a section around it; nobody with a name where none did."""
         names = tuple(map(str, path))
-        for end in range(len(names), 0, -1):
-            if names[:end] in self.origins:
-                return self.origins[names[:end]].name
-        inner = (item.name for place, item in self.origins.items() if place[: len(names)] == names)
-        return next(inner, "") if below and names else ""
+        ends = (names[:end] for end in range(len(names), 0, -1))
+        return next((self.origins[place] for place in ends if place in self.origins), Origin(""))
 
-    def _laid(self, base: Mapping[str, Any], over: Mapping[str, Any], origin: str, at: Path) -> dict[str, Any]:
+    def first_below(self, path: Sequence[Any]) -> str:
+        """Who said the first value inside a section."""
+        names = tuple(map(str, path))
+        return next((item.name for place, item in self.origins.items() if place[: len(names)] == names), "")
+
+    def _laid(self, base: Mapping[str, Any], over: Mapping[str, Any], origin: str, at: Parts) -> dict[str, Any]:
         result = dict(base)
         if other_kind(base, over):
             result.pop("settings", None)
@@ -69,7 +72,7 @@ class Stack:
             self.origins[path], result[name] = Origin(origin, older), value
         return result
 
-    def _mapped(self, path: Path, below: Any) -> Mapping[str, Any]:
+    def _mapped(self, path: Parts, below: Any) -> Mapping[str, Any]:
         """What a mapping is laid over: a mapping, or nothing where another value stood."""
         said = self.origins.pop(path, None)
         if not isinstance(below, Mapping):
@@ -79,7 +82,7 @@ class Stack:
             self.origins |= {(*path, name): Origin(said.name) for name in below}
         return below
 
-    def _forget(self, path: Path) -> None:
+    def _forget(self, path: Parts) -> None:
         for known in [known for known in self.origins if known[: len(path)] == path]:
             del self.origins[known]
 

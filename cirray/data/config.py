@@ -282,9 +282,9 @@ class DataConfig(StageDigested, Config):
 
     @classmethod
     def from_preset(cls, values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        """The protocol that `preset` names."""
-        name = str(values.get("preset", ""))
-        return name, PRESETS.get(name, {})
+        """What `preset` says of the format."""
+        name, form = str(values.get("preset", "")), str(values.get("format", cls.model_fields["format"].default))
+        return name, {form: PRESETS.get(name, {}).get(form, {})}
 
     _known = field_validator("preset")(check_preset)
 

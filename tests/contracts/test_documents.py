@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirray.cli.main import overrides_of, resolve
+from cirray.cli.main import configured
 from cirray.cli.verb import VERBS, verb
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.world import describe, families
@@ -67,10 +67,8 @@ def test_every_cirray_command_of_the_readme_parses(command, monkeypatch):
     name, *arguments = shlex.split(command)[1:]
     if "--help" in arguments or name.startswith("--"):
         return
-    chosen = verb(name)
-    arguments = chosen.assignments(arguments)
-    files = [ROOT / item for item in arguments if item.endswith(".yaml") and "=" not in item]
-    resolve(chosen.config_class(), files, overrides_of(arguments))
+    monkeypatch.chdir(ROOT)
+    configured(verb(name), arguments)
 
 
 def asked(command: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cirray.cli.help import HEIGHT, WIDTH, common_fields, overview, verb_help
-from cirray.cli.main import overrides_of, resolve
+from cirray.cli.main import configured
 from cirray.cli.tree import find, roots, shown, walk
 from cirray.cli.verb import GROUPS, VERBS, verb
 from cirray.core.fields import Role
@@ -39,13 +39,11 @@ def test_the_help_of_every_verb_says_what_it_does_how_to_call_it_and_what_it_ope
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_the_example_of_every_verb_is_a_command_that_can_be_given(name):
-    chosen = verb(name)
-    words = shlex.split(chosen.example.removeprefix("source <(").removesuffix(")"))
+def test_the_example_of_every_verb_is_a_command_that_can_be_given(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(verb(name).example.removeprefix("source <(").removesuffix(")"))
     assert words[:2] == ["cirray", name]
-    arguments = chosen.assignments(words[2:])
-    files = [item for item in arguments if item.endswith(".yaml") and "=" not in item]
-    resolve(chosen.config_class(), ROOT / files[0] if files else None, overrides_of(arguments))
+    configured(verb(name), words[2:])
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import check_place, open_stage
+from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, unknown_name
+from cirray.core.trees import merged
 from cirray.core.unfinished import stage_function
 from cirray.data.annotations import MissingFileError
 from cirray.data.benchmark import CirDataset
@@ -90,9 +92,9 @@ def data_of(run: DoctorRun) -> DataConfig:
     if name not in DataConfig.model_fields or not hasattr(getattr(run.data, name), "root"):
         known = [field for field in DataConfig.model_fields if hasattr(getattr(run.data, field), "root")]
         raise ConfigError(unknown_name("dataset", name, known))
-    section = getattr(run.data, name)
-    changed = section.model_copy(update={"root": run.root}) if run.root else section
-    return run.data.model_copy(update={"format": name, name: changed})
+    return validate(
+        DataConfig, merged(run.data.given(), {"format": name, name: {"root": run.root} if run.root else {}})
+    )
 
 
 def check_images(columns: Columns, limits: Mapping[str, Any]) -> Columns:

@@ -102,12 +102,12 @@ class PlanConfig(Config):
 class PlanRun(Config):
     """Count what a run would need."""
 
-    file: Place = ""
-    """The run's YAML file. On the command line: `cirray plan RUN.yaml`."""
+    files: tuple[Place, ...] = ()
+    """The run's YAML files, the later over the earlier. On the command line: `cirray plan RUN.yaml HARDWARE.yaml`."""
     assignments: tuple[str, ...] = ()
-    """Fields of the run over the file's; on the command line `path.to.field=value`."""
+    """Fields of the run over the files'; on the command line `path.to.field=value`."""
     verb: str = ""
-    """Verb that the file is for; empty: its name begins with it (`finetune-ptha.yaml`)."""
+    """Verb of the files; empty: a file's name begins with it (`finetune-ptha.yaml`)."""
     plan: PlanConfig = PlanConfig()
     """What the plan assumes."""
     as_json: Effort[bool] = False

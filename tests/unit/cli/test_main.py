@@ -14,7 +14,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.core.interrupts import own_handlers, reinstall
 from cirray.core.storage import join, write_bytes
 
-WITHOUT_PLACES = ("completion", "study", "quickstart", "completion", "doctor", "plan", "score", "submit")
+WITHOUT_PLACES = ("completion", "config", "study", "quickstart", "completion", "doctor", "plan", "score", "submit")
 
 
 def test_flags_and_assignments_are_one_grammar():
@@ -50,16 +50,16 @@ def test_the_config_is_printed_resolved(capsys):
 @pytest.mark.parametrize("name", [name for name in VERBS if name not in WITHOUT_PLACES])
 def test_one_word_moves_every_place_of_a_verb_and_a_named_one_stays(name):
     cls, needed = verb(name).config_class(), {"search": ["text=x"], "convert": ["source=x"]}.get(name, [])
-    assert "~/cirray/quickstart" in resolve(cls, None, needed).to_yaml()
-    moved = resolve(cls, None, [*needed, "root=mine"])
+    assert "~/cirray/quickstart" in resolve(cls, [], needed).config.to_yaml()
+    moved = resolve(cls, [], [*needed, "root=mine"]).config
     assert "~/cirray/quickstart" not in moved.to_yaml() and "mine/" in moved.to_yaml()
     if "out" in cls.model_fields:
-        assert resolve(cls, None, [*needed, "root=mine", "out=there"]).out == "there"
+        assert resolve(cls, [], [*needed, "root=mine", "out=there"]).config.out == "there"
 
 
 def test_a_verb_without_such_places_knows_no_root():
     with pytest.raises(ConfigError, match="'root'"):
-        resolve(verb("submit").config_class(), None, ["root=mine"])
+        resolve(verb("submit").config_class(), [], ["root=mine"])
 
 
 def test_an_error_that_crossed_a_worker_is_still_one_sentence():

@@ -1,10 +1,9 @@
-from cirray.cli.main import overrides_of, resolve
+from cirray.cli.main import configured
 from cirray.cli.verb import verb
 
 
 def config(*words):
-    chosen = verb("serve")
-    return resolve(chosen.config_class(), None, overrides_of(chosen.assignments(words)))
+    return configured(verb("serve"), words).config
 
 
 def test_a_serve_config_file_is_named_by_itself_or_by_its_flag():

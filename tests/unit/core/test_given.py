@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from cirray.core.config import Config, given, load_config, validate
+from cirray.core.config import Config, from_presets, given, load_config, validate
 from cirray.data.config import CircoConfig, DataConfig, FashionIQConfig
 from cirray.pipelines.training.config import FinetuneRun, TrainRun, TuneRun
 
 PSEUDO = "data.preset=pseudo_word"
+FASHION = {"format": "fashioniq"}
+OWN = {**FASHION, "fashioniq": {"captions": "clip4cir"}}
 
 
 class Leaf(Config):
@@ -96,12 +98,14 @@ def test_an_explicit_value_equal_to_the_default_was_given():
 
 
 CAPTIONS = {
-    "file": ({"data": {"preset": "pseudo_word", "fashioniq": {"captions": "clip4cir"}}}, []),
-    "command line over the file's preset": ({"data": {"preset": "pseudo_word"}}, ["data.fashioniq.captions=clip4cir"]),
-    "command line": (None, ["data.fashioniq.captions=clip4cir", PSEUDO]),
-    "a preset over the file's value": ({"data": {"fashioniq": {"captions": "clip4cir"}}}, [PSEUDO]),
-    "two files": ([{"data": {"fashioniq": {"captions": "clip4cir"}}}, {"data": {"preset": "pseudo_word"}}], []),
-}
+    "file": ({"data": {**OWN, "preset": "pseudo_word"}}, []),
+    "command line over the file's preset": (
+        {"data": {**FASHION, "preset": "pseudo_word"}}, ["data.fashioniq.captions=clip4cir"]
+    ),
+    "command line": ({"data": FASHION}, ["data.fashioniq.captions=clip4cir", PSEUDO]),
+    "a preset over the file's value": ({"data": OWN}, [PSEUDO]),
+    "two files": ([{"data": OWN}, {"data": {"preset": "pseudo_word"}}], []),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "overrides"), CAPTIONS.values(), ids=CAPTIONS)
@@ -121,11 +125,17 @@ def test_a_preset_fills_what_was_not_given_and_says_so_in_the_resolved_tree():
 
 
 def test_a_preset_reaches_sections_in_lists_sweeps_and_calls():
-    run = load_config(
-        TuneRun, None, ["base.data.preset=ptha", "base.guard=[{preset: ptha, circo: {text: with_concept}}]"]
-    )
+    guard = "base.guard=[{format: circo, preset: ptha, circo: {text: with_concept}}]"
+    run = load_config(TuneRun, None, ["base.data.preset=ptha", "base.data.format=circo", guard])
     assert run.base.data.circo.reference_rule == "remove"
     assert run.base.guard[0].circo == CircoConfig(reference_rule="remove", text="with_concept")
-    made = DataConfig(preset="ptha", circo=CircoConfig(reference_rule="keep", root="x"))
+    assert from_presets(run.base)[("guard", "0", "circo", "reference_rule")] == "ptha"
+    made = DataConfig(format="circo", preset="ptha", circo=CircoConfig(reference_rule="keep", root="x"))
     assert (made.circo.reference_rule, made.circo.model_fields_set) == ("keep", {"reference_rule", "root"})
-    assert DataConfig(preset="ptha", circo=CircoConfig(root="x")).circo.reference_rule == "remove"
+    assert DataConfig(format="circo", preset="ptha", circo=CircoConfig(root="x")).circo.reference_rule == "remove"
+
+
+def test_a_preset_that_was_filled_in_is_told_value_by_value():
+    run = load_config(FinetuneRun, {"data": {**OWN, "preset": "pseudo_word"}}, ["data.fashioniq.gallery=val_split"])
+    assert from_presets(run) == {("data", "fashioniq", "reference_rule"): "pseudo_word"}
+    assert from_presets(load_config(FinetuneRun)) == {}

@@ -5,14 +5,13 @@ import runpy
 from pathlib import Path
 
 import pytest
-import yaml
 
+from cirray.cli.config import verb_of
 from cirray.cli.main import main
-from cirray.cli.plan import plan_file, verb_of
+from cirray.cli.plan import PLANNABLE, plan_file
 from cirray.cli.verb import verb
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
-from cirray.core.trees import leaves
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig, PlanRun
 from cirray.pipelines.planning.inputs import RecipesBeside
@@ -26,14 +25,9 @@ CONFIGS = ROOT / "jobs" / "configs"
 TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
 
 
-def plan_of(name, *assignments, **plan):
-    return plan_file(PlanRun(file=str(CONFIGS / f"{name}.yaml"), assignments=assignments, plan=PlanConfig(**plan)))
-
-
-def overlay(name):
-    """An overlay's values as assignments."""
-    tree = yaml.safe_load((CONFIGS / "hardware" / f"{name}.yaml").read_text())
-    return [f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in leaves(tree).items()]
+def plan_of(name, *assignments, overlays=(), **plan):
+    files = [str(CONFIGS / f"{file}.yaml") for file in (name, *overlays)]
+    return plan_file(PlanRun(files=files, assignments=assignments, plan=PlanConfig(**plan)))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +72,7 @@ def test_a_frozen_language_model_in_fp32_is_advised_to_take_16_bits():
 
 def test_a_generator_on_eight_gpus_shares_rows_and_optimiser_and_holds_its_language_model_on_each():
     one = plan_of("cirr/train-generator-mtg")
-    many = plan_of("cirr/train-generator-mtg", *overlay("train-8gpu"))
+    many = plan_of("cirr/train-generator-mtg", overlays=["hardware/train-8gpu"])
     assert one.value("steps") == many.value("steps") and one.value("weights") == many.value("weights")
     assert one.value("language model") == many.value("language model") > 1.3e10
     assert many.value("batch") * 8 == one.value("batch")
@@ -117,7 +111,7 @@ def test_more_workers_and_stages_take_less_of_each_card(fields):
 
 
 def test_states_are_told_for_every_zero_stage_and_the_runs_own_is_marked():
-    report = plan_of("cirr/finetune-ptha-improved", *overlay("train-8small"))
+    report = plan_of("cirr/finetune-ptha-improved", overlays=["hardware/train-8small"])
     whole, one, two, three = (report.value(name) for name in ("engine torch", "ZeRO 1", "ZeRO 2", "ZeRO 3"))
     assert whole > one > two > three and whole == pytest.approx(16 * report.value("trained weights"), rel=1e-5)
     (own,) = [line for lines in report.sections.values() for line in lines if "this run" in line.note]
@@ -190,8 +184,10 @@ def test_the_command_prints_a_table_or_json_and_exits_with_1_when_it_does_not_fi
 
 def test_what_cannot_be_planned_is_said_in_words(tmp_path):
     with pytest.raises(ConfigError, match="say verb=NAME"):
-        verb_of("mine-cirr.yaml")
-    assert verb_of("run.yaml", "finetune") == "finetune" and verb_of("x/train-generator-x.yaml") == "train-generator"
+        verb_of(["mine-cirr.yaml"], "", PLANNABLE)
+    assert (
+        verb_of(["run.yaml"], "finetune") == "finetune" and verb_of(["x/train-generator-x.yaml"]) == "train-generator"
+    )
     with pytest.raises(ConfigError, match="needs no plan"):
         plan_run(MineRun())
     with pytest.raises(ConfigError, match="Did you mean 'h200'"):
@@ -209,7 +205,7 @@ def test_what_cannot_be_planned_is_said_in_words(tmp_path):
 def main_config(folder):
     path = folder / "embed-x.yaml"
     path.write_text("bach: 3\n")
-    return plan_file(PlanRun(file=str(path)))
+    return plan_file(PlanRun(files=(str(path),)))
 
 
 def test_a_broken_file_beside_it_is_skipped(tmp_path):
@@ -226,5 +222,5 @@ def test_assignments_are_sorted_into_the_plans_and_the_runs():
     words = verb("plan").assignments(
         ["a.yaml", "training.batch=8", "--model.embed-dim", "16", "plan.gpu=a100", "--json"]
     )
-    assert words[:3] == ["file=a.yaml", "plan.gpu=a100", "as_json=true"]
+    assert words[:3] == ["plan.gpu=a100", "as_json=true", 'files=["a.yaml"]']
     assert load_config(PlanRun, None, words).assignments == ("training.batch=8", "model.embed_dim=16")

@@ -1,0 +1,134 @@
+"""`cirray config`: what a command line means, and who said each value."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cirray.cli.verb import VERBS, Verb, verb
+from cirray.core.config import Config, Loaded, from_presets, given, load_config
+from cirray.core.errors import ConfigError
+from cirray.core.fields import Common, Place
+from cirray.core.reading import plain
+from cirray.core.trees import Parts
+from cirray.core.typed import Typed
+
+DEFAULT = "default"
+_COLUMN = 56
+"""Where origins begin, beside values that are not longer."""
+
+
+class ConfigRun(Config):
+    """Print what a command line means, value by value; nothing is run."""
+
+    verb: Common[str] = ""
+    """Verb that the files are for; empty: a file's name begins with it, or it alone has their fields."""
+    files: Common[tuple[Place, ...]] = ()
+    """YAML files, the later over the earlier: `cirray config finetune A.yaml B.yaml`."""
+    assignments: tuple[str, ...] = ()
+    """Assignments over them; on the command line `path.to.field=value`, as for the verb itself."""
+    only_given: Common[bool] = False
+    """Leave out defaults (`--given`)."""
+
+
+def explained(run: ConfigRun) -> str:
+    """The resolved tree as YAML, with the origin of every value as a comment beside it.
+
+    Raises:
+        ConfigError: as the verb itself, and where no verb can be told.
+    """
+    from cirray.cli.main import configured
+
+    name = verb_of(run.files, run.verb)
+    loaded = configured(verb(name), [*run.files, *run.assignments])
+    presets = from_presets(loaded.config)
+    rows = [row for row in _rows(loaded, presets, loaded.config.to_dict(), ()) if row.said or not run.only_given]
+    column = min(max((len(row.line) for row in rows if row.origin), default=0), _COLUMN)
+    lines = [f"{row.line:<{column}}  # {row.origin}" if row.origin else row.line for row in rows]
+    return "\n".join([f"# cirray {name}", *lines])
+
+
+def verb_of(files: Sequence[str], named: str = "", among: Sequence[str] = VERBS) -> str:
+    """The verb that files are for: as named, or with which a file's name begins, or that alone has their fields.
+
+    Raises:
+        ConfigError: when that is none or several, or none of `among`.
+    """
+    begun = [[name for name in among if f"{Path(file).stem}-".startswith(f"{name}-")] for file in files]
+    first = [max(names, key=len) for names in begun if names][:1]
+    found = [named] if named else first or [name for name in among if _takes(name, files)]
+    if len(found) == 1 and found[0] in among:
+        return found[0]
+    told = "".join(f" {name}" for name in files) or " nothing"
+    raise ConfigError(
+        f"The verb of{told} cannot be told from a file's name or fields; say verb=NAME with one of {', '.join(among)}."
+    )
+
+
+def _takes(name: str, files: Sequence[str]) -> bool:
+    try:
+        return bool(files) and bool(load_config(verb(name).config_class(), files))
+    except ConfigError:
+        return False
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: str
+    origin: str = ""
+    said: bool = True
+    """Whether it holds anything but defaults."""
+
+
+def _rows(loaded: Loaded[Any], presets: Mapping[Parts, str], tree: Mapping[str, Any], at: Parts) -> Iterator[_Row]:
+    """A line for every value and for every section around some."""
+    indent = "  " * len(at)
+    for name, value in tree.items():
+        path, key = (*at, name), f"{indent}{_yaml(name)}:"
+        if isinstance(value, Mapping) and value:
+            inner = [*_rows(loaded, presets, value, path)]
+            yield _Row(key, "", any(row.said for row in inner))
+            yield from inner
+            continue
+        origin = _origin(loaded, presets, path)
+        said = origin != DEFAULT
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            yield _Row(key, origin, said)
+            lines = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).splitlines()
+            yield from (_Row(f"{indent}{line}", "", said) for line in lines)
+        else:
+            yield _Row(f"{key} {_yaml(value)}", origin, said)
+
+
+def _origin(loaded: Loaded[Any], presets: Mapping[Parts, str], path: Parts) -> str:
+    if path in presets:
+        return f"preset {presets[path]}"
+    if not given(loaded.config, path):
+        return DEFAULT
+    origin = loaded.said.origin(path)
+    return origin.name + "".join(f", over {_yaml(value)} of {name}" for value, name in reversed(origin.over))
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line."""
+    if isinstance(value, Typed):
+        return value
+    text = yaml.safe_dump(plain(value), default_flow_style=True, width=2**20, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+VERB = Verb(
+    name="config",
+    group="tools",
+    help="print what files and assignments mean, and where each value comes from",
+    config="cirray.cli.config:ConfigRun",
+    run="cirray.cli.config:explained",
+    example="cirray config finetune jobs/configs/shapes/finetune.yaml training.steps=100 --given",
+    show=str,
+    positional="verb",
+    switches={"--given": "only_given=true"},
+    gathers=("files", "assignments"),
+    restarts=False,
+)
