@@ -10,7 +10,7 @@ import yaml
 from cirray.cli.verb import VERBS, Verb, verb
 from cirray.core.config import Config, Loaded, from_presets, given, load_config
 from cirray.core.errors import ConfigError
-from cirray.core.fields import Common, Place
+from cirray.core.fields import Effort, Place
 from cirray.core.reading import plain
 from cirray.core.trees import Parts
 from cirray.core.typed import Typed
@@ -23,13 +23,13 @@ _COLUMN = 56
 class ConfigRun(Config):
     """Print what a command line means, value by value; nothing is run."""
 
-    verb: Common[str] = ""
+    verb: str = ""
     """Verb that the files are for; empty: a file's name begins with it, or it alone has their fields."""
-    files: Common[tuple[Place, ...]] = ()
+    files: tuple[Place, ...] = ()
     """YAML files, the later over the earlier: `cirray config finetune A.yaml B.yaml`."""
     assignments: tuple[str, ...] = ()
     """Assignments over them; on the command line `path.to.field=value`, as for the verb itself."""
-    only_given: Common[bool] = False
+    only_given: Effort[bool] = False
     """Leave out defaults (`--given`)."""
 
 
