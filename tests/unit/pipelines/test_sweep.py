@@ -162,7 +162,7 @@ def test_the_best_texts_are_written_as_the_command_line_reads_them():
 
 
 def test_a_swept_preset_fills_what_the_base_run_did_not_give():
-    base = {"data": {"preset": "supervised", "fashioniq": {"gallery": "val_split"}}}
+    base = {"data": {"format": "fashioniq", "preset": "supervised", "fashioniq": {"gallery": "val_split"}}}
     run = make_run(base=base, space={"data.preset": {"grid": ["supervised", "pseudo_word"]}})
     made = {name: trial_run(run, {"data.preset": name}, "x").data.fashioniq for name in ("supervised", "pseudo_word")}
     assert [item.captions for item in made.values()] == ["clip4cir", "both_averaged"]
