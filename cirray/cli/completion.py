@@ -79,6 +79,20 @@ def answers(words: Sequence[str]) -> list[str]:
 
 
 def _of_verb(chosen: Verb, before: Sequence[str], word: str) -> list[str]:
+    """What a verb takes; one that gathers the files of another verb (`cirray plan`) takes what that verb takes too."""
+    other = _gathered(before) if chosen.gathers[0] else ""
+    return [*_own(chosen, before, word), *(_own(verb(other), before, word) if other else [])]
+
+
+def _gathered(before: Sequence[str]) -> str:
+    """The verb that words say, or with which a file's name begins."""
+    said = [item.removeprefix("verb=") for item in before]
+    stems = [f"{Path(item).stem}-" for item in before if item.endswith(_FILES)]
+    begun = [name for name in VERBS for stem in stems if stem.startswith(f"{name}-")]
+    return next((name for name in [*said, *sorted(begun, key=len, reverse=True)] if name in VERBS), "")
+
+
+def _own(chosen: Verb, before: Sequence[str], word: str) -> list[str]:
     last = before[-1] if before else ""
     if last == "--help" or word.startswith("--help="):
         head, mark, path = word.rpartition("=")

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
 from cirray.cli.verb import VERBS, Verb, verb
 from cirray.core.config import Config, Loaded, from_presets, given, load_config
 from cirray.core.errors import ConfigError
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Effort, Known, Place
 from cirray.core.reading import plain
 from cirray.core.trees import Parts
 from cirray.core.typed import Typed
@@ -23,8 +23,8 @@ _COLUMN = 56
 class ConfigRun(Config):
     """Print what a command line means, value by value; nothing is run."""
 
-    verb: str = ""
-    """Verb that the files are for; empty: a file's name begins with it, or it alone has their fields."""
+    verb: Annotated[str, Known(*VERBS)] = ""
+    """Verb of the files; empty: a file's name begins with it, or it alone has their fields."""
     files: tuple[Place, ...] = ()
     """YAML files, the later over the earlier: `cirray config finetune A.yaml B.yaml`."""
     assignments: tuple[str, ...] = ()

@@ -43,7 +43,7 @@ def overview() -> str:
         [
             "cirray: composed image retrieval at scale, by generating modification text",
             "",
-            "usage: cirray VERB [CONFIG.yaml] [path.to.field=value ...] [--root DIR] [--restart] [--print-config]",
+            "usage: cirray VERB [FILE.yaml ...] [path.to.field=value ...] [--root DIR] [--restart] [--print-config]",
             *lines,
             "",
             "`cirray VERB --help` shows the fields of a verb that people change, `cirray VERB --help all` every one.",

@@ -52,7 +52,7 @@ class EvaluateRun(Config):
     samples: int = Field(12, ge=0, le=200)
     """Generated texts shown."""
     judge: Place = ""
-    """Root of a shapes world whose scenes judge those texts."""
+    """Root of a shapes world whose scenes judge the texts that are shown."""
     histories: tuple[Place, ...] = ()
     """Artifacts whose training curves (`history.jsonl`) are shown beside the checkpoint's own."""
 

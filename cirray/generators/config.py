@@ -57,7 +57,7 @@ class GeneratorConfig(Config):
     projection_bias: bool = True
     """Whether the projection has a bias; VDG's has not."""
     tuning: Literal["frozen", "lora", "full"] = "frozen"
-    """What of the language model is trained: nothing (the method), adapters, or all of it."""
+    """Which weights of the language model are trained: none (the method), adapters, or all."""
     lora: LoraConfig = LoraConfig()
     """Adapters of `tuning: lora`."""
     gradient_checkpointing: Effort[bool] = False
@@ -108,7 +108,7 @@ class DecodingConfig(Config):
     """How texts are decoded. All limits count *new* tokens."""
 
     beams: int = Field(1, ge=1)
-    """Beams; 1 is greedy or, with `sample`, ancestral sampling."""
+    """Number of beams; 1 is greedy or, with `sample`, ancestral sampling."""
     sample: bool = False
     """Draw tokens instead of taking the best."""
     temperature: float = Field(1.0, gt=0)

@@ -32,4 +32,4 @@ class IndexConfig(Config):
     train_sample: int = Field(200_000, ge=1)
     """Most vectors used to train a factory that needs training (IVF, PQ, ...)."""
     seed: int = Field(0, ge=0)
-    """Draws the training sample."""
+    """Seed of the training sample."""

@@ -51,17 +51,17 @@ class MappingConfig(LoopConfig):
     optimizer: MappingOptimizerConfig = MappingOptimizerConfig()
     """AdamW and schedule."""
     temperature: float = Field(0.01, gt=0)
-    """Of the mapping loss: CLIP's own, fixed."""
+    """Temperature of the mapping loss: CLIP's own, fixed."""
     alignment: Literal["none", "hard", "soft", "mixed"] = "mixed"
     """Soft text alignment: left out, its cross-entropy alone, its KL alone, or both."""
     lambda_sta: float = Field(1.0, ge=0)
     """Weight of the soft text alignment."""
     teacher_temperature: float = Field(0.05, gt=0)
-    """tau_t of the captions' own distribution."""
+    """Temperature tau_t of the captions' own distribution."""
     student_temperature: float = Field(0.07, gt=0)
-    """tau_s of the pseudo-sentences' distribution."""
+    """Temperature tau_s of the pseudo-sentences' distribution."""
     hardness: float = Field(0.5, ge=0, le=1)
-    """h of `alignment=mixed`."""
+    """Share h of the cross-entropy with the own caption, in `alignment=mixed`."""
     teacher_mix: float = Field(0.0, ge=0, le=1)
     """eta: share of the image's own distribution over captions in the teacher."""
     noise: float = Field(1.0, ge=0)

@@ -56,6 +56,10 @@ def folder(tmp_path, monkeypatch):
         ("finetune --help training.opt", ["training.optimizer"]),
         ("finetune --help=al", ["--help=all", "--help=allow_leaks"]),
         ("completion z", ["zsh"]),
+        ("config fine", ["finetune"]),
+        ("config finetune training.opt", ["training.optimizer."]),
+        ("plan configs/cirr/train-generator-vdg.yaml alignment=c", ["alignment=captions"]),
+        ("plan finetune.yaml plan.gp", ["plan.gpu="]),
     ],
 )
 def test_a_word_goes_on_as_the_command_line_has_it(line, expected):
