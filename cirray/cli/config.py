@@ -1,4 +1,4 @@
-"""`cirray config`: what a command line means, and who said each value."""
+"""`cirray config`: the values of a command line and their origins."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from cirray.core.typed import Typed
 
 DEFAULT = "default"
 _COLUMN = 56
-"""Where origins begin, beside values that are not longer."""
+"""Column of origins, for values that are not longer."""
 
 
 class ConfigRun(Config):
-    """Print what a command line means, value by value; nothing is run."""
+    """Print the values of a command line; nothing is run."""
 
     verb: Annotated[str, Known(*VERBS)] = ""
     """Verb of the files; empty: a file's name begins with it, or it alone has their fields."""
@@ -37,7 +37,7 @@ def explained(run: ConfigRun) -> str:
     """The resolved tree as YAML, with the origin of every value as a comment beside it.
 
     Raises:
-        ConfigError: as the verb itself, and where no verb can be told.
+        ConfigError: as the verb itself, and when the verb is not clear.
     """
     from cirray.cli.main import configured
 
@@ -51,7 +51,7 @@ def explained(run: ConfigRun) -> str:
 
 
 def verb_of(files: Sequence[str], named: str = "", among: Sequence[str] = VERBS) -> str:
-    """The verb that files are for: as named, or with which a file's name begins, or that alone has their fields.
+    """The verb of some files: as named, or the beginning of a file's name, or the only one with their fields.
 
     Raises:
         ConfigError: when that is none or several, or none of `among`.
@@ -83,7 +83,7 @@ class _Row:
 
 
 def _rows(loaded: Loaded[Any], presets: Mapping[Parts, str], tree: Mapping[str, Any], at: Parts) -> Iterator[_Row]:
-    """A line for every value and for every section around some."""
+    """Lines of all values and their sections."""
     indent = "  " * len(at)
     for name, value in tree.items():
         path, key = (*at, name), f"{indent}{_yaml(name)}:"

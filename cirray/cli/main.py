@@ -22,16 +22,15 @@ from cirray.core.unfinished import restarting
 from cirray.core.version import __version__
 
 HOME = "~/cirray/quickstart"
-"""Where artifacts lie unless something else is said."""
+"""Default folder of artifacts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `cirray` command.
 
     Returns:
-        Exit status: 0 done (or what the verb says of its result), 2 for an error of the user's (one sentence on
-        standard error), 3 done but some images were rejected (counted and named), 130 when interrupted, 143 when
-        terminated.
+        Exit status: 0 done (or the verb's own status), 2 for a user's error (one sentence on standard error), 3 done
+            with some images rejected (counted and named), 130 interrupted, 143 terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -48,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequence[str] | None = None) -> int:
-    """Entry point of `jobs/*.py`: the same verb, with a config file to use when the caller names none.
+    """Entry point of `jobs/*.py`: the same verb with a default config file.
 
     Args:
         name: the verb.
         default_config: config file of the embedded world.
-        needs: stages of the quickstart that the default config reads; what is missing is made first.
+        needs: stages of the quickstart that the default config reads; missing ones are made first.
         argv: arguments; the process's own when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -104,7 +103,7 @@ def user_sentence(error: BaseException | None) -> str | None:
 
 
 def resolve(cls: type[ConfigT], files: Sequence[str], overrides: Sequence[str]) -> Loaded[ConfigT]:
-    """The config of a verb; `root=DIR` puts everything that would lie in the quickstart's folder below DIR.
+    """The config of a verb; `root=DIR` replaces the quickstart's folder.
 
     Raises:
         ConfigError: as `load_config`.
@@ -151,7 +150,7 @@ def _run_verb(name: str, given: list[str]) -> int:
 
 
 def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:
-    """What the words after a verb mean: its files, the later over the earlier, then the assignments.
+    """The configuration of the words after a verb: its files, the later over the earlier, then the assignments.
 
     Raises:
         ConfigError: as `load_config`.
@@ -163,7 +162,7 @@ def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:
 
 
 def _tell_presets(config: Config) -> None:
-    """Say what presets filled in."""
+    """Report the values that presets set."""
     told: dict[str, list[str]] = {}
     for path, name in from_presets(config).items():
         told.setdefault(name, []).append(f"{'.'.join(path)}={typed(Any, value_at(config, path))}")
@@ -201,7 +200,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def describe(manifest: Any, config: Any) -> str:
-    """What a stage wrote: kind, place, counts and metrics."""
+    """One line on a stage's artifact: kind, place, counts and metrics."""
     counts = ", ".join(f"{value:,} {key}" for key, value in manifest.counts.items())
     scalars = {key: value for key, value in manifest.metrics.items() if isinstance(value, int | float)}
     metrics = "".join(f"\n  {key:<28}{value:.4g}" for key, value in scalars.items())
@@ -210,7 +209,7 @@ def describe(manifest: Any, config: Any) -> str:
 
 
 def _rejected(manifest: Any) -> list[str]:
-    """Lines of the first images that were left out, with their reasons, and of how many more there are."""
+    """Lines on the first rejected images with reasons, and the number of the others."""
     rows = manifest.extra.get("rejected", ())
     rows = [row for row in rows if len(row) > 1] if isinstance(rows, list | tuple) else []
     lines = [f"rejected {printable(row[0])}: {printable(row[1])}" for row in rows]

@@ -1,4 +1,4 @@
-"""A verb's fields as a tree with a path for each: what help prints and what completion offers."""
+"""A verb's fields as a tree, for help and completion."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,13 +26,13 @@ class Node:
     path: str
     field: FieldInfo
     default: Any
-    """What stands there when nothing is given; a section's is a `Config`."""
+    """Default; of a section a `Config`."""
     role: Role
-    """Its own, or that of the section around it."""
+    """Its own role, or that of the section around it."""
     inside: type[Config] | None
-    """What its parts are fields of: a section's class, or that of a list's or mapping's entries."""
+    """Class of the fields below it: a section's, or that of a list's or mapping's entries."""
     registry: Registry[Any] | None = None
-    """Whose names it takes, or has below it with settings each."""
+    """Registry whose names it takes, or whose components it holds."""
     only: str = ""
     """The kind of a component that has this field."""
     common: bool = False
@@ -66,7 +66,7 @@ class Node:
 
     @property
     def kind(self) -> str:
-        """What it holds, in words: `number > 0`, `{cosine, step}`, `list of paths`."""
+        """Its type in words: `number > 0`, `{cosine, step}`, `list of paths`."""
         if self.registry is not None:
             names = f"{{{', '.join(self.registry.every_settings())}}}"
             return f"settings of each of {names}" if self.inside else names
@@ -74,7 +74,7 @@ class Node:
 
     @property
     def choices(self) -> list[str]:
-        """The values it may have, where these are few: a `Literal`'s, true and false, known names, null."""
+        """Its choices, if few: a `Literal`'s, true and false, known names, null."""
         if self.registry is not None:
             return list(self.registry.every_settings())
         return list(dict.fromkeys(_choices(self.field.annotation, self.field.metadata)))
@@ -110,7 +110,7 @@ def roots(of: Tree) -> list[Node]:
 
 
 def walk(nodes: list[Node]) -> Iterator[Node]:
-    """These fields and, after each section, those inside it. What a list's entries hold is not entered."""
+    """These fields and, after each section, those inside it; fields of a list's entries are left out."""
     for node in nodes:
         yield node
         if node.is_section or node.registry is not None:
@@ -118,7 +118,7 @@ def walk(nodes: list[Node]) -> Iterator[Node]:
 
 
 def find(of: Tree, path: str) -> Node | None:
-    """The field at a dotted path; None where there is none."""
+    """The field at a dotted path, or None."""
     nodes = roots(of)
     while nodes:
         node = next((item for item in nodes if item.path == path or path.startswith(f"{item.path}.")), None)
@@ -129,7 +129,7 @@ def find(of: Tree, path: str) -> Node | None:
 
 
 def _nodes(cls: type[Config], prefix: str, place: Any, around: Role) -> list[Node]:
-    """The fields of a section; `place` is the section as it stands by default there, often unlike its class."""
+    """The fields of a section; `place` is the section's default there, often unlike its class."""
     made = []
     for name, field in cls.model_fields.items():
         default = ... if field.is_required() else field.get_default(call_default_factory=True)

@@ -1,4 +1,4 @@
-"""What a verb of the command line is: a config tree, a function that runs it, and a line that says what came out."""
+"""A verb of the command line: its config class, the function that runs it, and its output."""
 
 import importlib
 import importlib.resources
@@ -30,7 +30,7 @@ GROUPS = {
 """Group of verbs -> its heading in `cirray --help`."""
 
 PARTIAL = 3
-"""Exit status of a run that completed without some of its images; each is named with its reason."""
+"""Exit status of a run that completed without some images, which are named with reasons."""
 FLAGS = ("--help", "--print-config", "--restart")
 """Flags of the command line itself; they take no value."""
 
@@ -49,11 +49,11 @@ class Verb:
     show: Callable[[Any], str] | None = None
     """Turns the result into the text printed on standard output; None prints the artifact's counts."""
     status: Callable[[Any], int] = lambda result: getattr(result, "exit_status", 0)
-    """Exit status of a run that completed: what its result says, else 0 (see also `PARTIAL`)."""
+    """Exit status from the result of a completed run; 0 by default (see also `PARTIAL`)."""
     positional: str = ""
     """Field that a word without a name sets: `cirray doctor ROOT`."""
     switches: Mapping[str, str] = field(default_factory=dict)
-    """Flags without a value -> the assignment they stand for: `--json` -> `as_json=true`."""
+    """Flags without a value -> their assignment: `--json` -> `as_json=true`."""
     restarts: bool = True
     """Whether it writes artifacts, whose half-written work `--restart` throws away."""
     takes_file: str = ""
@@ -62,14 +62,14 @@ class Verb:
     """Fields that take the files of another verb, and the assignments meant for it (`cirray plan RUN.yaml ...`)."""
 
     file: str = ""
-    """Config file inside the package that is read where none is given."""
+    """Config file in the package that is read if none is given."""
 
     def usual(self) -> type[Config] | Config:
-        """What holds when nothing is given: the class's defaults, or what the package's own file says."""
+        """Defaults: the class's, or those of the package's own file."""
         return load_config(self.config_class(), self.own_file()) if self.file else self.config_class()
 
     def own_file(self) -> str | None:
-        """Path of the config file that the package brings for this verb."""
+        """Path of this verb's config file in the package."""
         return str(importlib.resources.files("cirray").joinpath(self.file)) if self.file else None
 
     def config_class(self) -> type[Config]:

@@ -1,8 +1,8 @@
 """Artifacts: a directory of data files plus `manifest.json`, which is written last.
 
 A present manifest means a complete artifact. A local stage works in `<name>.partial` and is renamed at the end; on an
-object store (no rename) it works in place. A killed stage is opened again and finds its finished shards; one in which
-nothing was finished leaves nothing (`cirray.core.unfinished`).
+object store (no rename) it works in place. A killed stage finds its finished shards again; one without any leaves
+nothing (`cirray.core.unfinished`).
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _EARLIER = "by an earlier, incompatible version"
 
 
 class Run(Protocol):
-    """What a stage must know of its configuration."""
+    """What a stage needs of its configuration."""
 
     @property
     def out(self) -> str:
@@ -44,9 +44,9 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made an artifact and what it holds. `digest` covers names, sizes and contents of the data files.
+    """An artifact's origin and content. `digest` covers names, sizes and contents of the data files.
 
-    `config` is the whole resolved configuration, for people; `identity` are the fields of it that decide the result.
+    `config`: the whole resolved configuration, for people. `identity`: its fields that decide the result.
     """
 
     kind: str
@@ -60,12 +60,12 @@ class Manifest:
     cirray_version: str = __version__
     schema_version: int = SCHEMA_VERSION
     seconds: float = 0.0
-    """Wall time of the run that finished it; of a resumed one, since it was resumed."""
+    """Wall time of the run that finished it, since its last start."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stage_key(self) -> dict[str, Any]:
-        """What must be equal for two runs to be the same stage: kind, identity and input digests."""
+        """Key of the stage: kind, identity and input digests."""
         return {"kind": self.kind, "identity": self.identity, "inputs": self.inputs}
 
     def to_json(self) -> str:
@@ -75,9 +75,9 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Stage:
-    """A directory being written. `finished` is set when the very same stage had been completed before.
+    """A directory being written. `finished`: the same stage was completed before.
 
-    `kept` are patterns of the files that the same run, started again, goes on from; `fresh` says that it found none.
+    `kept`: patterns of the files that a restarted run resumes from. `fresh`: none were found.
     """
 
     uri: str
@@ -92,7 +92,7 @@ class Stage:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What must be equal for two runs to be the same stage."""
+        """Key of the stage."""
         return {"kind": self.kind, "identity": self.identity, "inputs": self.inputs}
 
     @property
@@ -140,7 +140,7 @@ class Stage:
         storage.remove(str(self._folder))
 
     def has_worth(self) -> bool:
-        """Whether it is finished, or holds files of the kinds in `kept`."""
+        """Whether it is finished, or has files that match `kept`."""
         if not storage.is_local(self.uri) and is_complete(self.uri):
             return True
         names = {*storage.list_files(self.work_uri), *storage.list_files(str(self._folder))}
@@ -150,18 +150,18 @@ class Stage:
 def open_stage(run: Run, kind: str, inputs: Mapping[str, str] | None = None, kept: Sequence[str] = ()) -> Stage:
     """Begin, resume or recognise a stage.
 
-    Half-written work of another run stands in the way only if it is worth something; with `unfinished.restarting` all
-    of it is thrown away.
+    Half-written work of another run is an error only if it has finished parts; with `unfinished.restarting` it is
+    thrown away.
 
     Args:
-        run: the configuration: where the artifact goes, and what decides its content.
+        run: the configuration.
         kind: artifact kind, e.g. "features".
-        inputs: digests of what is read, by the field that names it (`features 0`, `data`, `validation.data`); an empty
-            one says that it is not read. A place that is not mentioned is digested here (`place_digest`).
-        kept: patterns of the files that the same run, started again, goes on from (`shards/*`); none: it starts anew.
+        inputs: digests of inputs by their field (`features 0`, `data`, `validation.data`); empty: not read. Other
+            places are digested here (`place_digest`).
+        kept: patterns of the files that a restarted run resumes from (`shards/*`); none: it starts anew.
 
     Raises:
-        ArtifactError: when another artifact, made from another config or inputs, stands or is half-written at `out`.
+        ArtifactError: when an artifact of another config or other inputs is at `out`, finished or half-written.
     """
     stage = Stage(str(run.out), kind, run.to_dict(), run.identity(), _all_inputs(run, inputs or {}), kept=tuple(kept))
     if is_complete(stage.uri):
@@ -182,10 +182,10 @@ def open_stage(run: Run, kind: str, inputs: Mapping[str, str] | None = None, kep
 
 
 def check_place(run: Run, kind: str) -> None:
-    """Refuse, before any work, a place that `open_stage` would refuse whatever the inputs turn out to be.
+    """Refuse, before any work, a place that `open_stage` would refuse with any inputs.
 
     Raises:
-        ArtifactError: when something else, or an artifact of another kind or config, stands at `out`.
+        ArtifactError: when something else, or an artifact of another kind or config, is at `out`.
     """
     if is_complete(run.out):
         found = read_manifest(run.out, kind).stage_key
@@ -195,10 +195,7 @@ def check_place(run: Run, kind: str) -> None:
 
 
 def place_digest(place: str) -> str:
-    """What stands for a place: the digest of an artifact, a folder or a file; a name that is none of these is its own.
-
-    Of `NAME=FILE` the file is digested.
-    """
+    """Digest of an artifact, a folder or a file (also of the file in `NAME=FILE`); any other name stands for itself."""
     if is_complete(place):
         return read_manifest(place).digest
     if storage.exists(place):
@@ -208,7 +205,7 @@ def place_digest(place: str) -> str:
 
 
 def _all_inputs(run: Run, given: Mapping[str, str]) -> dict[str, str]:
-    """The digests that a stage gives, and those of the other places of its configuration."""
+    """The stage's own digests, and those of its configuration's other places."""
     inputs = dict(given)
     for reading in readings(run):
         if any(_covers(name, reading.path) for name in given):
@@ -220,12 +217,12 @@ def _all_inputs(run: Run, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _covers(name: str, path: str) -> bool:
-    """Whether an input of this name (`features 0`, `data`) stands for the place or the section at `path`."""
+    """Whether an input's name (`features 0`, `data`) is of the place or section at `path`."""
     return f"{name} ".startswith(f"{path} ") or path.startswith(f"{name}.")
 
 
 def _refuse_worth(found: Stage, other: str) -> None:
-    """Refuse to throw away work of another run that it would go on from, unless that is asked for."""
+    """Refuse to throw away another run's useful work, unless asked to."""
     if not other or unfinished.restarts() or not found.has_worth():
         return
     whose = other if other == _EARLIER else f"by a different run ({other})"
@@ -242,7 +239,7 @@ def _check_free(uri: str | Path) -> None:
 
 
 def _begin(stage: Stage, marker: str) -> None:
-    """Start with nothing but the marker, which says whose work this is."""
+    """Start with only the marker, which identifies the run."""
     if storage.is_local(stage.uri):
         _check_free(stage.uri)
         stage.discard()
@@ -251,7 +248,7 @@ def _begin(stage: Stage, marker: str) -> None:
 
 
 def _read_marker(marker: str) -> dict[str, Any]:
-    """Whose work lies there; a damaged marker is nobody's."""
+    """The run whose work is there; empty if the marker is damaged."""
     try:
         found = json.loads(storage.read_bytes(marker))
     except ValueError:
@@ -260,7 +257,7 @@ def _read_marker(marker: str) -> dict[str, Any]:
 
 
 def _is_earlier(tree: Mapping[str, Any]) -> bool:
-    """Whether an earlier version, whose identities were others, wrote a manifest or marker."""
+    """Whether an earlier version, with other identities, wrote a manifest or marker."""
     version = tree.get("schema_version", 1 if tree else SCHEMA_VERSION)
     return isinstance(version, int) and version < SCHEMA_VERSION
 
@@ -301,7 +298,7 @@ def read_manifest(uri: str | Path, kind: str | None = None) -> Manifest:
 
 
 def _absence(uri: str | Path) -> str:
-    """What stands where an artifact was expected, in words."""
+    """What is there instead of an artifact, in words."""
     if storage.is_local(uri) and Path(f"{storage.local_path(uri)}.partial").exists():
         return "is only half-written (run its stage again to resume it)"
     if not storage.exists(uri):
@@ -311,7 +308,7 @@ def _absence(uri: str | Path) -> str:
 
 
 def _check_types(manifest: Manifest) -> None:
-    """Refuse a manifest whose fields hold something else than they must.
+    """Refuse a manifest with fields of wrong types.
 
     Raises:
         ValueError: naming the first such field.
@@ -337,7 +334,7 @@ def localize(uri: str | Path, kind: str | None = None) -> Path:
 
 
 def model_folder(folder: Path) -> tuple[Path, str]:
-    """Where in an artifact the model's files lie, and what they are: "retriever" or "generator".
+    """Folder of the model's files in an artifact, and their kind: "retriever" or "generator".
 
     Raises:
         ArtifactError: when there is none.
@@ -357,8 +354,8 @@ def model_folder(folder: Path) -> tuple[Path, str]:
 def directory_digest(uri: str | Path) -> str:
     """Digest of all data files below a URI (manifest and stage marker excluded), independent of their dates.
 
-    Settings files of libraries count by what they say (`cirray.core.contents`): the same model, saved by two releases
-    of transformers, has one digest.
+    Libraries' settings files count by content (`cirray.core.contents`): a model saved by two releases of transformers
+    has one digest.
     """
     total = hashlib.blake2b(digest_size=16)
     for name in storage.list_files(uri):

@@ -24,7 +24,7 @@ class Component(Config):
     """
 
     registry: ClassVar[Registry[Any]]
-    """Where the kinds stand."""
+    """Registry of the kinds."""
     kind: str
     """Name in the registry."""
     settings: SerializeAsAny[Config] = Config()

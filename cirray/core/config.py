@@ -1,7 +1,7 @@
 """One configuration grammar: a frozen pydantic tree, YAML files laid over one another, and `path.to.field=value`.
 
-Values are merged as plain trees (`cirray.core.trees`) and read by the annotations of the fields they are for
-(`cirray.core.reading`). Every section knows afterwards which of its fields somebody gave (`given`).
+Values are merged as plain trees (`cirray.core.trees`) and read by their fields' annotations (`cirray.core.reading`).
+Every section knows which of its fields were given (`given`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ Source = str | Path | Mapping[str, Any] | Layer
 
 
 class _Section(dict[str, Any]):
-    """What was given of a section, and the values that stand `under` it in its place."""
+    """The given values of a section, and the values `under` them, of its place."""
 
     under: Mapping[str, Any]
 
@@ -41,10 +41,10 @@ class Config(pydantic.BaseModel):
 
     @classmethod
     def from_preset(cls, values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        """Name of the preset that the values name, and what it says for fields that were not given; "" without one.
+        """Name of the values' preset ("" without one), and its values for fields that were not given.
 
         Args:
-            values: those of the section that were given, or stand in its place, plain.
+            values: the section's given values and those of its place, plain.
         """
         return "", {}
 
@@ -84,7 +84,7 @@ class Config(pydantic.BaseModel):
 
     @classmethod
     def _filled(cls, given: Mapping[str, Any], under: Mapping[str, Any]) -> dict[str, Any]:
-        """All values that differ from the class's defaults; a section given in part stands over that of its place."""
+        """All values that differ from the class's defaults; a section given in part is laid over that of its place."""
         under = {name: value for name, value in under.items() if name != "settings" or not other_kind(under, given)}
         filled = {**under, **given}
         for name, field in cls.model_fields.items():
@@ -116,7 +116,7 @@ class Config(pydantic.BaseModel):
 
 
 def given(config: Config, path: str | Sequence[str]) -> bool:
-    """Whether somebody gave a value: in a file, on the command line or in a call, and not as a default or by a preset.
+    """Whether a value was given in a file, on the command line or in a call, and is not a default or a preset's.
 
     Args:
         config: any section.
@@ -147,7 +147,7 @@ def from_presets(config: Config) -> dict[Parts, str]:
 
 
 def _preset_values(node: Any, at: Parts) -> Iterator[tuple[Parts, str]]:
-    """Path and preset of every value that a preset speaks of."""
+    """Path and preset of every value that a preset may set."""
     if isinstance(node, Config):
         name, values = node.from_preset(node.__dict__)
         yield from (((*at, *path.split(".")), name) for path in leaves(values))
@@ -165,7 +165,7 @@ def _inside(node: Any) -> dict[str, Any]:
 
 
 def annotation_at(config: Config, path: str) -> Any:
-    """Annotation of the field at a dotted path inside a configuration; anything where its class does not say."""
+    """Annotation of the field at a dotted path inside a configuration; `Any` if its class does not say."""
     node: Any = config
     annotation: Any = Any
     for part in path.split("."):
@@ -179,10 +179,10 @@ def annotation_at(config: Config, path: str) -> Any:
 
 
 def given_beside(*names: str) -> Callable[[Any, Any, Any], Any]:
-    """A wrap serializer of a section: what was given of it alone, where one of the fields `names` is set (or always).
+    """A wrap serializer of a section: only its given values, if one of the fields `names` is set (or always).
 
-    Such a section changes what another field brings, so a field at its default is not the same as one left out; plain
-    values, and what is built of them again, keep the difference.
+    Such a section changes values that another field sets, so a given default differs from a field left out; plain
+    values keep the difference.
     """
 
     def dump(self: Any, section: Any, usual: Any) -> Any:
@@ -194,7 +194,7 @@ def given_beside(*names: str) -> Callable[[Any, Any, Any], Any]:
 
 @dataclass(frozen=True)
 class Loaded(Generic[ConfigT]):
-    """A configuration and who said its values."""
+    """A configuration and the origins of its values."""
 
     config: ConfigT
     said: Stack
@@ -261,7 +261,7 @@ def _layer(source: str | Path | Mapping[str, Any]) -> Layer:
 
 
 def _above(section: Any, preset: Any) -> Any:
-    """A section that was built before, with a preset's values where nothing was given."""
+    """An existing section with a preset's values for fields that were not given."""
     if not isinstance(section, Config):
         return section
     tree = _Section(section.model_dump(exclude_unset=True))
@@ -270,7 +270,7 @@ def _above(section: Any, preset: Any) -> Any:
 
 
 def _not_given(value: Any) -> Any:
-    """A default with nothing in it given, at any depth."""
+    """A default in which nothing counts as given, at any depth."""
     if isinstance(value, Config):
         inner = {name: _not_given(item) for name, item in value.__dict__.items()}
         if not value.model_fields_set and all(inner[name] is item for name, item in value.__dict__.items()):

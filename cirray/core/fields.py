@@ -19,7 +19,7 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Known:
-    """Names that this package has for a field; plug-ins may bring further. `Annotated[str, Known("torch")]`."""
+    """Names that this package has for a field; plug-ins may add more. `Annotated[str, Known("torch")]`."""
 
     names: tuple[str, ...]
 
@@ -51,7 +51,7 @@ Common = Annotated[ValueT, Shown.SHORT]
 
 
 class StageDigested:
-    """A section whose places no single digest stands for (a data set's folders): a stage that has one digests it."""
+    """A section whose places have one digest together (a data set's folders), given by its stage."""
 
 
 def role_of(field: FieldInfo) -> Role:

@@ -1,4 +1,4 @@
-"""What decides a result: the identity of a configuration, the places it reads, and how two stages differ."""
+"""The identity of a configuration (what decides a result), the places it reads, and how two stages differ."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from cirray.core.trees import leaves
 
 _TOLD = 3
 OWN = ("out", "root")
-"""Fields that say where a run's own artifacts lie; nothing is read there by itself."""
+"""Fields for a run's own artifacts, which are not inputs."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """One place that a run may read.
 
-    `path` is its dotted field; `name` tells apart the places that one field holds; `place` is None for a section whose
-    digest only its stage can give.
+    `path`: its dotted field. `name`: distinguishes several places of one field. `place`: None for a section whose
+    digest only its stage can compute.
     """
 
     path: str
@@ -31,14 +31,14 @@ class Reading:
 def identity_of(config: BaseModel) -> dict[str, Any]:
     """Plain values of the fields that decide a result, at any depth.
 
-    Places and efforts are left out, and so are fields of a later version (`Since`) at their defaults; of places by name
-    (`checkpoints: {mine: PLACE}`) the names stay.
+    Without places, efforts, and fields of a later version (`Since`) at their defaults; names of named places
+    (`checkpoints: {mine: PLACE}`) are kept.
     """
     return dict(_deciding(config, config.model_dump(mode="json")))
 
 
 def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading]:
-    """Every place that a configuration names, but where its own artifacts lie and what is effort."""
+    """Every place that a configuration names, except its own artifacts and efforts."""
     for name, field in type(config).model_fields.items():
         role, value, path = role_of(field), getattr(config, name), prefix + name
         if role is Role.EFFORT or name in OWN:
@@ -54,7 +54,7 @@ def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What differs in the keys of two stages (kind, identity, inputs), in words; empty when nothing does."""
+    """The difference of two stages' keys (kind, identity, inputs) in words; empty if there is none."""
     if not all(isinstance(found.get(name), type(value)) for name, value in wanted.items()):
         return "its own description is damaged"
     if all(found[name] == value for name, value in wanted.items()):
@@ -94,7 +94,7 @@ def _decides(field: FieldInfo, value: Any) -> bool:
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Single values of lists and mappings, at any depth, each with what tells it apart."""
+    """Leaves of lists and mappings at any depth, each with its path."""
     if isinstance(value, Mapping):
         pairs: Any = value.items()
     elif isinstance(value, tuple | list):

@@ -1,8 +1,8 @@
 """A field's annotation decides what typed characters mean.
 
-Text is text: a field that takes only text gets the characters as they stand. Where something else may stand too, a name
-of the field's own choices, null, a number or a boolean is read as such, and text wins in every other case; in quotes it
-is always text. `cirray.core.typed` says what numbers, booleans, null, lists and mappings look like.
+A field that takes only text gets the characters as typed. In a field that takes other types too, one of its choices,
+null, a number or a boolean is read as such, and everything else is text; text in quotes is always text.
+`cirray.core.typed` has the syntax of numbers, booleans, null, lists and mappings.
 """
 
 import json
@@ -20,10 +20,10 @@ from cirray.core.typed import BOOLEANS, NULLS, Typed, collection, number, plain_
 def read(annotation: Any, value: Any) -> Any:
     """A value with all typed characters in it read as the annotation says; sections read their own.
 
-    A list takes one bare value, and an empty one as none. What does not fit stays text, for validation to name.
+    A list takes one bare value, or an empty text as no item. A value that does not fit stays text, for validation.
 
     Raises:
-        ValueError: for a word that is no boolean where only a boolean is taken, or a list that is not closed.
+        ValueError: for a word that is no boolean in a boolean field, or a list that is not closed.
     """
     if not isinstance(value, str | int | float | Mapping | list | tuple):
         return value
@@ -40,7 +40,7 @@ def read(annotation: Any, value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value with all typed characters in it read by the core schema: what nothing more is known of."""
+    """A value with all typed characters in it read by the core schema, without an annotation."""
     return read(Any, value)
 
 
@@ -52,7 +52,7 @@ def typed(annotation: Any, value: Any) -> str:
 
 @dataclass
 class Shape:
-    """What a field takes: all members of its annotation's union."""
+    """Types that a field takes: all members of its annotation's union."""
 
     text: bool = False
     choices: tuple[Any, ...] = ()
@@ -68,11 +68,11 @@ class Shape:
     fixed: tuple[Any, ...] = ()
     """Annotations of the items of a list of fixed length."""
     values: Any = None
-    """Annotation of the values of a mapping with keys of one's own."""
+    """Annotation of the values of a mapping with free keys."""
 
     @classmethod
     def of(cls, annotation: Any) -> "Shape":
-        """The shape of an annotation; None, of which nothing is known, is anything."""
+        """The shape of an annotation; None means any value."""
         shape = cls()
         for member in _members(annotation):
             shape._add(member)
@@ -80,12 +80,12 @@ class Shape:
 
     @property
     def inner_section(self) -> type[pydantic.BaseModel] | None:
-        """The class with fields that a value is, or that the values in it are."""
+        """The class of a section, or of the sections in a list or mapping."""
         inner = self.values if self.items is None else self.items
         return self.section or (None if inner is None else Shape.of(inner).inner_section)
 
     def read(self, text: str) -> Any:
-        """The value that typed characters stand for.
+        """The value of typed characters.
 
         Raises:
             ValueError: as `cirray.core.reading.read`.
@@ -101,13 +101,13 @@ class Shape:
         return found if found is not None else self._scalar(text)
 
     def list_of(self, values: Sequence[Any]) -> Any:
-        """Items, each read as its place says."""
+        """Items, each read by its own annotation."""
         if len(self.fixed) == len(values):
             return [read(kind, item) for kind, item in zip(self.fixed, values, strict=True)]
         return [read(self.items, item) for item in values]
 
     def _collection(self, text: str) -> Any:
-        """A list or mapping, where one is taken and the characters look like it, or where nothing else is."""
+        """A list or mapping, if the field takes one and the characters look like it, or if it takes nothing else."""
         lists, mappings = self.free or bool(self.fixed) or self.items is not None, self.free or self.values is not None
         found = collection(text) if lists or mappings or self.section else None
         if isinstance(found, list) and lists:
@@ -121,7 +121,7 @@ class Shape:
         return [read(self.items, Typed(text))] if text.strip() else []
 
     def _scalar(self, text: str) -> Any:
-        """Number, boolean or text; whatever is taken nowhere stays text."""
+        """Number, boolean or text; anything that the field does not take stays text."""
         if self.free or self.section:
             return scalar(text)
         stripped = text.strip()

@@ -1,4 +1,4 @@
-"""Errors of validation as sentences: the path, the value, the known names, and which file said it."""
+"""Errors of validation as sentences: path, value, known names, and the file."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Plain trees: nested mappings of plain values, laid over one another, and who said each value."""
+"""Plain trees: nested mappings of plain values, laid over one another, with each value's origin."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from cirray.core.typed import Typed, collection
 
 COMMAND_LINE = "the command line"
 WEIGHT = "weight"
-"""The setting that a bare number stands for, where components stand by their names: `two_hop: 0.4`."""
+"""The setting that a bare number sets in a set of components: `two_hop: 0.4`."""
 Parts = tuple[str, ...]
 """A dotted path, part by part."""
 
@@ -22,12 +22,12 @@ class Layer:
 
     tree: Mapping[str, Any]
     origin: str = ""
-    """What people call it; empty: values of a program, which errors do not name."""
+    """Its name in errors; empty for values of a program."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Who said a value, and what it stands over: other values by their origins, the latest last."""
+    """Origin of a value, and the values it replaced by their origins, the latest last."""
 
     name: str
     over: tuple[tuple[Any, str], ...] = ()
@@ -41,17 +41,17 @@ class Stack:
     origins: dict[Parts, Origin] = field(default_factory=dict)
 
     def add(self, layer: Layer) -> None:
-        """Lay a layer over all before it: mappings merge (an empty one empties), anything else replaces."""
+        """Lay a layer over all before it: mappings merge (an empty one empties), other values replace."""
         self.tree = self._laid(self.tree, layer.tree, layer.origin, ())
 
     def origin(self, path: Sequence[Any]) -> Origin:
-        """Who said the value at a path, or all of a section around it; nobody with a name where none did."""
+        """Origin of the value at a path or of a section around it; an unnamed one if there is none."""
         names = tuple(map(str, path))
         ends = (names[:end] for end in range(len(names), 0, -1))
         return next((self.origins[place] for place in ends if place in self.origins), Origin(""))
 
     def first_below(self, path: Sequence[Any]) -> str:
-        """Who said the first value inside a section."""
+        """Origin of the first value inside a section."""
         names = tuple(map(str, path))
         return next((item.name for place, item in self.origins.items() if place[: len(names)] == names), "")
 
@@ -73,7 +73,7 @@ class Stack:
         return result
 
     def _mapped(self, path: Parts, below: Any) -> Mapping[str, Any]:
-        """What a mapping is laid over: a mapping, or nothing where another value stood."""
+        """The mapping under a mapping, or an empty one if there was another value."""
         said = self.origins.pop(path, None)
         if not isinstance(below, Mapping):
             self._forget(path)
@@ -88,7 +88,7 @@ class Stack:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, `over` winning. A component of another kind (`{kind, settings}`) brings settings of its own."""
+    """Nested mappings, `over` winning. A component of another kind (`{kind, settings}`) replaces the settings."""
     result = dict(base)
     if other_kind(base, over):
         result.pop("settings", None)
@@ -104,7 +104,7 @@ def other_kind(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
 
 
 def opened(value: Any, over: Any) -> Any:
-    """A component's short form written out where something is laid over its parts: `paired` as {kind: paired}."""
+    """A component's short form written out if something is laid over its parts: `paired` as {kind: paired}."""
     if not isinstance(over, Mapping):
         return value
     value = plain(value) if isinstance(value, Typed) else value
@@ -119,7 +119,7 @@ def weighed(value: Any) -> Any:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted path -> value of everything in nested mappings that is no mapping."""
+    """Dotted path -> value of all leaves in nested mappings."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -127,7 +127,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing(tree: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `tree` that `usual` has not, or has with another value; sections are compared field by field."""
+    """The fields of `tree` that `usual` lacks or has with another value; sections are compared field by field."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         default = usual.get(name)
@@ -139,7 +139,7 @@ def differing(tree: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, An
 
 
 def assigned(assignments: Sequence[str]) -> dict[str, Any]:
-    """The tree that `path.to.field=value` assignments make, in their order, all values as typed.
+    """The tree of `path.to.field=value` assignments, in their order, values as typed.
 
     Raises:
         ConfigError: for one that is no assignment, or no text.
@@ -185,6 +185,6 @@ def set_by_path(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _mapping(value: Any, beside: Any) -> Any:
-    """A typed `{a: b}` as a mapping, where a mapping stood before."""
+    """A typed `{a: b}` as a mapping, if there was a mapping before."""
     found = collection(value) if isinstance(value, Typed) and isinstance(beside, Mapping) else None
     return found if isinstance(found, dict) else value

@@ -1,6 +1,6 @@
-"""Text as typed: characters of a file or a command line that nobody has read as text, number or anything else yet.
+"""Text as typed: characters of a file or a command line, not yet read as text, number or anything else.
 
-What they may mean is YAML 1.2's core schema (yaml.org/spec/1.2.2, section 10.3.2): `1e-3` is a number, `no` is a text.
+Their syntax is YAML 1.2's core schema (yaml.org/spec/1.2.2, section 10.3.2): `1e-3` is a number, `no` is a text.
 """
 
 import json
@@ -27,7 +27,7 @@ class Typed(str):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML whose unquoted scalars stay as typed; a key that stands twice is refused."""
+    """YAML whose unquoted scalars stay as typed; a repeated key is refused."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys are text."""
@@ -48,10 +48,9 @@ for _kind in ("null", "bool", "int", "float", "timestamp", "str", "value"):
 
 
 def parse_yaml(text: str) -> Any:
-    """Value of a YAML text, its unquoted scalars as typed; None where there is nothing but comments.
+    """Value of a YAML text, its unquoted scalars as typed; None for a text of comments.
 
-    Raises:
-        yaml.YAMLError: when it is none.
+    Raises: yaml.YAMLError: when it is not YAML.
     """
     return yaml.load(text, Loader)
 
@@ -80,12 +79,12 @@ def number(text: str) -> int | float | None:
 
 
 def plain_number(text: str) -> int | float | None:
-    """A number that nobody means as text, `12` or `1e-3` but not `012` (those of JSON: RFC 8259, section 6)."""
+    """A number that is hardly meant as text, `12` or `1e-3` but not `012` (those of JSON: RFC 8259, section 6)."""
     return number(text) if _PLAIN_NUMBER.fullmatch(text) else None
 
 
 def collection(text: str) -> dict[str, Any] | list[Any] | None:
-    """`[a, b]` or `{a: b}`, the parts as typed, where a text looks like one; else None. Quoted parts are text.
+    """`[a, b]` or `{a: b}`, the parts as typed, if a text looks like one; else None. Quoted parts are text.
 
     A part may hold any character but a comma, a bracket that is not closed and, as a key, a colon with a space.
     """
@@ -100,7 +99,7 @@ def collection(text: str) -> dict[str, Any] | list[Any] | None:
 
 
 def unquoted(text: str) -> str | None:
-    """What stands in quotes, where a text begins and ends with the same ones; else None."""
+    """The text inside quotes, if it begins and ends with the same ones; else None."""
     stripped = text.strip()
     if len(stripped) < 2 or stripped[0] != stripped[-1] or stripped[0] not in "\"'":
         return None
@@ -127,7 +126,7 @@ def _pair(text: str) -> tuple[str, str] | None:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """What stands between the commas that no bracket and no quotes enclose; none for an empty text."""
+    """The parts between commas outside brackets and quotes; none for an empty text."""
     start, depth, quote = 0, 0, ""
     for at, char in enumerate(text):
         begins = not text[start:at].strip() or text[:at].rstrip()[-1:] in ("[", "{", ",", ":")
