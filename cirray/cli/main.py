@@ -56,7 +56,7 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
         argv: arguments; the process's own when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if any(_is_file_argument(item) for item in arguments) or {"-h", "--help", "--print-config"} & set(arguments):
+    if {"-h", "--help", "--print-config"} & set(arguments) or _sorted(arguments)[0]:
         return guarded(lambda: _run_verb(name, arguments))
 
     def work() -> int:
@@ -155,10 +155,9 @@ def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:
     Raises:
         ConfigError: as `load_config`.
     """
-    arguments = chosen.assignments(words)
-    files = [item for item in _parse(arguments)[1] if _is_file_argument(item)]
+    files, overrides = _sorted(chosen.assignments(words))
     own = chosen.own_file()
-    return resolve(chosen.config_class(), files or ([own] if own else []), overrides_of(arguments))
+    return resolve(chosen.config_class(), files or ([own] if own else []), overrides)
 
 
 def _tell_presets(config: Config) -> None:
@@ -174,9 +173,14 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The `path.to.field=value` part of a command line; `--field VALUE` and `--path.to.field=VALUE` mean the same.
 
     Raises:
-        ConfigError: for a word that is none of these, or a flag without a value.
+        ConfigError: for a word that is neither a file nor one of these, or a flag without a value.
     """
-    overrides, rest = [], list(_parse(arguments)[1])
+    return _sorted(arguments)[1]
+
+
+def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and assignments of a command line; a flag's value is no file."""
+    files, overrides, rest = list[str](), list[str](), list(_parse(arguments)[1])
     while rest:
         word = rest.pop(0)
         if word.startswith("--"):
@@ -186,9 +190,11 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
             overrides.append(f"{name.replace('-', '_')}={value if mark else rest.pop(0)}")
         elif "=" in word:
             overrides.append(word)
-        elif not _is_file_argument(word):
+        elif word.endswith((".yaml", ".yml")):
+            files.append(word)
+        else:
             raise ConfigError(f"Argument {word!r} is neither a .yaml file nor path.to.field=value nor --field VALUE.")
-    return overrides
+    return files, overrides
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -215,10 +221,6 @@ def _rejected(manifest: Any) -> list[str]:
     lines = [f"rejected {printable(row[0])}: {printable(row[1])}" for row in rows]
     more = manifest.counts.get("rejected", 0) - len(rows)
     return [*lines, f"rejected: {more:,} more, listed in the artifact"] if lines and more > 0 else lines
-
-
-def _is_file_argument(item: str) -> bool:
-    return item.endswith((".yaml", ".yml")) and "=" not in item
 
 
 def _first_line(text: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from made_artifacts import stage_of
 
 from cirray.cli.help import verb_help
-from cirray.cli.main import guarded, main, overrides_of, resolve, user_sentence
+from cirray.cli.main import configured, guarded, main, overrides_of, resolve, user_sentence
 from cirray.cli.verb import VERBS, verb
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.interrupts import own_handlers, reinstall
@@ -23,6 +23,21 @@ def test_flags_and_assignments_are_one_grammar():
         "out=d",
         "train_rate=3",
     ]
+
+
+AS_TYPED = [
+    "# 1", "no", "null", "12:30", "the sign says: stop", "000012", "1e5", "[x", "", "=5", '"quoted"', "run #2.png",
+    "a.yaml", "--x", "two  words ", "-5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", AS_TYPED)
+def test_every_verb_takes_a_text_as_it_is_typed(text):
+    for words in (["--id", text, "--text", text], [f"id={text}", f"text={text}"], [f"--text={text}", f"--id={text}"]):
+        run = configured(verb("search"), words).config
+        assert (run.id, run.text) == (text, text)
+    study = configured(verb("study"), [f"title={text}", f"stages.a.verb={text}", f"judge={text}"])
+    assert (study.config.title, study.config.stages["a"].verb, study.config.judge) == (text, text, text)
 
 
 @pytest.mark.parametrize("arguments", [["loose"], ["--out"]])

@@ -209,9 +209,11 @@ def main_config(folder):
 
 
 def test_a_broken_file_beside_it_is_skipped(tmp_path):
-    (tmp_path / "a.yaml").write_text("out: [\n")
-    (tmp_path / "b.yaml").write_text("out: ~/x\nvision: asset\n")
-    beside = RecipesBeside.of(tmp_path / "run.yaml")
+    folder = tmp_path / "configs" / "own"  # folders beside this one are read too
+    folder.mkdir(parents=True)
+    (folder / "a.yaml").write_text("out: [\n")
+    (folder / "b.yaml").write_text("out: ~/x\nvision: asset\n")
+    beside = RecipesBeside.of(folder / "run.yaml")
     assert list(beside.written) == ["~/x"]
     report = plan_run(EmbedRun(tower="~/x"), beside=beside)
     assert report.value("frozen weights") > 0
