@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -133,7 +134,8 @@ def _run_verb(name: str, given: list[str]) -> int:
         say(verb_help(chosen, section))
         return 0
     options, _ = _parse(given)
-    config = configured(chosen, given).config
+    loaded = configured(chosen, given)
+    config = loaded.config
     if options.print_config:
         say(config.to_yaml().rstrip())
         return 0
@@ -141,12 +143,23 @@ def _run_verb(name: str, given: list[str]) -> int:
         raise ConfigError(f"cirray {name} writes no artifact, so --restart has nothing to throw away.")
     limit_threads()
     _tell_presets(config)
-    with restarting(options.restart):
+    with restarting(options.restart), _files_told(loaded):
         result = chosen.function()(config)
     text = chosen.show(result) if chosen.show else describe(result, config)
     if text:
         say(text)
     return chosen.status(result)
+
+
+@contextmanager
+def _files_told(loaded: Loaded[Any]) -> Iterator[None]:
+    """Inside, an error about a section of the configuration begins with the files that said it."""
+    try:
+        yield
+    except ConfigError as error:
+        origins = loaded.said.origins.items() if error.path else ()
+        names = dict.fromkeys(origin.name for place, origin in origins if place[: len(error.path)] == error.path)
+        raise ConfigError(f"{', '.join(names)}: {error}" if names else str(error)) from None
 
 
 def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:

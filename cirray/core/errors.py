@@ -14,6 +14,16 @@ class CirrayError(Exception):
 class ConfigError(CirrayError):
     """A configuration value or field that cannot be used."""
 
+    def __init__(self, message: str, path: Iterable[str] = ()) -> None:
+        """Say what is wrong.
+
+        Args:
+            message: the sentence.
+            path: way to the section it is about, where that was only seen when it was used; its files can be named.
+        """
+        super().__init__(message)
+        self.path = tuple(path)
+
 
 class DataError(CirrayError):
     """A file, image, annotation or row that cannot be used."""

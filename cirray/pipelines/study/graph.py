@@ -45,7 +45,7 @@ class Graph:
         spec = self.run.stages[stage]
         if stage in self.trail:
             circle = " -> ".join([*self.trail[self.trail.index(stage) :], stage])
-            raise ConfigError(f"Stages {circle} of the study read each other; break the circle.")
+            raise ConfigError(f"Stages {circle} of the study read each other; break the circle.", ("stages", stage))
         inner = replace(self, trail=(*self.trail, stage))
         after = tuple(dict.fromkeys(inner.add(other, values) for other in references(self._fields(stage))))
         try:
@@ -54,7 +54,7 @@ class Graph:
             own = {"out": self.place(stage, values), **self._workers(config_class, self._fields(stage).get("ray"))}
             config = load(config_class, [*layers, Layer(own)]).config
         except ConfigError as error:
-            raise ConfigError(f"Stage {stage!r} of the study: {error}") from None
+            raise ConfigError(f"Stage {stage!r} of the study: {error}", ("stages", stage)) from None
         self.nodes[name] = Node(name, function, config, after, spec.slots)
         return name
 
@@ -77,7 +77,8 @@ class Graph:
         """
         if stage not in self.run.stages:
             reader = f"Stage {trail[-1]!r} reads '@{stage}'. " if trail else ""
-            raise ConfigError(reader + unknown_name("stage of the study", stage, self.run.stages))
+            way = ("stages", trail[-1]) if trail else ()
+            raise ConfigError(reader + unknown_name("stage of the study", stage, self.run.stages), way)
         if stage in trail:
             return frozenset()
         if stage not in self.known:

@@ -180,6 +180,17 @@ def test_a_study_without_a_file_says_how_to_get_one(capsys):
     assert "cirray study STUDY.yaml" in capsys.readouterr().err
 
 
+def test_a_wrong_stage_names_the_files_that_say_it(tmp_path, capsys):
+    row = {"plain": {"stage": "plain"}}
+    tree = {"stages": {"plain": {"verb": "finetune", "fields": {"init": "", "labls": 3}}}, "table": row}
+    (tmp_path / "mine.yaml").write_text(json.dumps(tree))
+    words = ["features=[]", "data.folder.root=x", f"root={tmp_path}", "stages.plain.fields.reverse_texts=[]"]
+    assert main(["study", str(tmp_path / "mine.yaml"), *words]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/mine.yaml, the command line: Stage 'plain' of the study: stages.plain.fields: Unknown" in said
+    assert "'labls'. Did you mean 'labels'" in said
+
+
 def test_checkpoints_stand_side_by_side_by_a_verb_of_their_own(study, tmp_path, capsys):
     run_study(study, find)
     seed = f"{study.root}/seed-0"
