@@ -9,7 +9,7 @@ import yaml
 
 from cirray.cli.verb import VERBS, Verb, verb
 from cirray.core.config import Config, Loaded, from_presets, given, load_config
-from cirray.core.errors import ConfigError
+from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.fields import Effort, Known, Place
 from cirray.core.reading import plain
 from cirray.core.trees import Parts
@@ -56,20 +56,26 @@ def verb_of(files: Sequence[str], named: str = "", among: Sequence[str] = VERBS)
     Raises:
         ConfigError: when that is none or several, or none of `among`.
     """
+    if named:
+        if named not in among:
+            raise ConfigError(unknown_name("verb", named, among))
+        return named
+    if not files:
+        raise ConfigError(f"Name a verb or a file; the verbs are {', '.join(among)}.")
     begun = [[name for name in among if f"{Path(file).stem}-".startswith(f"{name}-")] for file in files]
     first = [max(names, key=len) for names in begun if names][:1]
-    found = [named] if named else first or [name for name in among if _takes(name, files)]
-    if len(found) == 1 and found[0] in among:
-        return found[0]
-    told = "".join(f" {name}" for name in files) or " nothing"
-    raise ConfigError(
-        f"The verb of{told} cannot be told from a file's name or fields; say verb=NAME with one of {', '.join(among)}."
-    )
+    found = first or [name for name in among if _takes(name, files)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"No verb can be told from the names or fields of {' '.join(files)}; say verb=NAME with one of "
+            f"{', '.join(found or among)}."
+        )
+    return found[0]
 
 
 def _takes(name: str, files: Sequence[str]) -> bool:
     try:
-        return bool(files) and bool(load_config(verb(name).config_class(), files))
+        return bool(load_config(verb(name).config_class(), files))
     except ConfigError:
         return False
 
@@ -107,7 +113,7 @@ def _origin(loaded: Loaded[Any], presets: Mapping[Parts, str], path: Parts) -> s
         return f"preset {presets[path]}"
     if not given(loaded.config, path):
         return DEFAULT
-    origin = loaded.said.origin(path)
+    origin = loaded.said.origin(path) if path in loaded.said.origins else loaded.said.origin(".".join(path).split("."))
     return origin.name + "".join(f", over {_yaml(value)} of {name}" for value, name in reversed(origin.over))
 
 

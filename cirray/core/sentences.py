@@ -17,7 +17,9 @@ def sentences(cls: type[pydantic.BaseModel], error: pydantic.ValidationError, sa
     told: dict[str, list[str]] = {}
     for item in error.errors():
         path = _true_path(item["loc"])
-        origin = said.origin(path).name or (said.first_below(path) if item["type"] == "extra_forbidden" else "")
+        below = said.below(path)
+        alone = len(below) == 1 or item["type"] == "extra_forbidden"
+        origin = said.origin(path).name or (below[0] if path and below and alone else "")
         told.setdefault(origin, []).append(_sentence(cls, item, path))
     return " ".join(f"{origin}: {' '.join(lines)}" if origin else " ".join(lines) for origin, lines in told.items())
 

@@ -50,10 +50,10 @@ class Stack:
         ends = (names[:end] for end in range(len(names), 0, -1))
         return next((self.origins[place] for place in ends if place in self.origins), Origin(""))
 
-    def first_below(self, path: Sequence[Any]) -> str:
-        """Origin of the first value inside a section."""
+    def below(self, path: Sequence[Any]) -> list[str]:
+        """Who said the values inside a section, each once."""
         names = tuple(map(str, path))
-        return next((item.name for place, item in self.origins.items() if place[: len(names)] == names), "")
+        return [*dict.fromkeys(item.name for place, item in self.origins.items() if place[: len(names)] == names)]
 
     def _laid(self, base: Mapping[str, Any], over: Mapping[str, Any], origin: str, at: Parts) -> dict[str, Any]:
         result = dict(base)

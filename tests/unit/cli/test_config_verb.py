@@ -58,6 +58,12 @@ def test_what_it_prints_is_a_config_file_that_means_the_same(recipe, capsys, tmp
         assert again == configured(verb("finetune"), words).config
 
 
+def test_a_swept_fields_values_have_their_origin_however_its_path_is_written(recipe, tmp_path, capsys):
+    (tmp_path / "tune.yaml").write_text("space: {training.steps: {grid: [1, 2]}}\n")
+    shown = lines(capsys, "tune.yaml", "space.training.optimizer.lr.uniform=[1e-3, 1]")
+    assert {"grid: [1, 2] # tune.yaml", "uniform: [0.001, 1.0] # the command line"} <= shown
+
+
 def test_defaults_can_be_left_out(recipe, capsys):
     shown = lines(capsys, "finetune", "training.steps=5", "--given")
     assert shown == {"# cirray finetune", "training:", "steps: 5 # the command line"}
@@ -71,8 +77,9 @@ def test_the_verb_is_told_by_word_name_or_fields(recipe, tmp_path):
     assert verb_of(recipe, "pretrain") == "pretrain"
     assert verb_of(["train-generator-y.yaml"]) == "train-generator"
     assert verb_of(["mine.yaml"]) == verb_of(["run.yaml"]) == "mine"
-    for files, named in ((["8gpu.yaml"], ""), ([], ""), (["run.yaml"], "mnie")):
-        with pytest.raises(ConfigError, match="verb=NAME|Did you mean 'mine'"):
+    faults = ((["8gpu.yaml"], "", "verb=NAME with one of .*finetune"), ([], "", "Name a verb"))
+    for files, named, words in (*faults, (["run.yaml"], "mnie", "Did you mean 'mine'")):
+        with pytest.raises(ConfigError, match=words):
             verb_of(files, named)
 
 

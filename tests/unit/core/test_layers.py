@@ -86,6 +86,8 @@ FAULTS = [
     (["steps: 1\n", "training: {steps: 1}\n"], [], "1.yaml: Unknown config field 'training'"),
     (["steps: x\n", "steps: 2\n"], ["steps=y"], "the command line: Config field 'steps' has the value 'y'"),
     (["steps: 1\n"], ["inner={raet: 1}"], "the command line: Unknown config field in section 'inner' 'inner.raet'"),
+    (["inner: [x]\n"], [], "0.yaml: Config field 'inner' has the value ['x']"),
+    (["steps: {x: 1}\n"], [], "0.yaml: Config section 'steps': Input should be a valid integer"),
     (["own: {a: b}\n"], ["own.c=1"], "0.yaml: Config field 'own.a' has the value 'b'"),
 ]
 
