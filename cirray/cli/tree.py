@@ -55,8 +55,8 @@ class Node:
 
     @property
     def is_common(self) -> bool:
-        """Whether people change it often, as its declaration says."""
-        return self.common or self.is_kind
+        """Whether people change it often: as declared, or the kind of a component that is not inside another."""
+        return self.common or (self.is_kind and ".settings." not in self.path)
 
     @property
     def meaning(self) -> str:
@@ -68,8 +68,7 @@ class Node:
     def kind(self) -> str:
         """Its type in words: `number > 0`, `{cosine, step}`, `list of paths`."""
         if self.registry is not None:
-            names = f"{{{', '.join(self.registry.every_settings())}}}"
-            return f"settings of each of {names}" if self.inside else names
+            return "settings by name" if self.inside else f"{{{', '.join(self.registry.every_settings())}}}"
         return _kind(self.field.annotation, self.field.metadata, names_place(self.field))
 
     @property

@@ -2,9 +2,9 @@
 `{infonce: {label_smoothing: 0.1}, two_hop: 0.4}`. Each component's settings are fields of its own class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic import SerializeAsAny, ValidationInfo
@@ -15,6 +15,8 @@ from cirray.core.errors import ConfigError
 from cirray.core.registry import Registry
 from cirray.core.sentences import known_fields
 from cirray.core.trees import weighed
+
+FoundT = TypeVar("FoundT")
 
 
 class Component(Config):
@@ -38,7 +40,7 @@ class Component(Config):
     @pydantic.field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        settings_class(cls.registry, kind)
+        filed(cls.registry.settings, kind)
         return kind
 
     @pydantic.field_validator("settings", mode="plain")
@@ -46,7 +48,7 @@ class Component(Config):
     def _own_class(cls, settings: Any, info: ValidationInfo) -> Config:
         if "kind" not in info.data:
             return Config()  # report the kind's own error
-        return validated(settings_class(cls.registry, info.data["kind"]), settings)
+        return validated(filed(cls.registry.settings, info.data["kind"]), settings)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class SetOf:
         made, errors = dict[str, Config](), list[InitErrorDetails]()
         for name, settings in components.items():
             try:
-                made[name] = validated(settings_class(self.registry, name), weighed(settings), (name,))
+                made[name] = validated(filed(self.registry.settings, name), weighed(settings), (name,))
             except pydantic.ValidationError as error:
                 errors += _lines(error, ())
             except ValueError as error:
@@ -78,14 +80,14 @@ class SetOf:
         return made
 
 
-def settings_class(registry: Registry[Any], name: Any) -> type[Config]:
-    """The class of a component's settings, for validators.
+def filed(look_up: Callable[[str], FoundT], name: str) -> FoundT:
+    """What a registry's `get` or `settings` finds under a name, for validators.
 
     Raises:
         ValueError: for an unknown name, with the known ones.
     """
     try:
-        return registry.settings(name)
+        return look_up(name)
     except ConfigError as error:
         raise ValueError(str(error)) from None
 

@@ -18,7 +18,7 @@ from cirray.core.identity import identity_of
 from cirray.core.reading import Shape, read
 from cirray.core.sentences import sentences
 from cirray.core.texts import decoded
-from cirray.core.trees import COMMAND_LINE, Layer, Parts, Stack, assigned, leaves, merged, other_kind
+from cirray.core.trees import COMMAND_LINE, Layer, Parts, Stack, assigned, leaves, merged, other_kind, weighed
 from cirray.core.typed import parse_yaml
 
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -89,13 +89,15 @@ class Config(pydantic.BaseModel):
         filled = {**under, **given}
         for name, field in cls.model_fields.items():
             inner, usual = given.get(name, {}), under.get(name, {})
-            if name not in filled or not (isinstance(inner, Mapping) and Shape.of(field.annotation).section):
+            shape = Shape.of(field.annotation)
+            if name in filled and isinstance(inner, Mapping) and isinstance(usual, Mapping) and shape.values_section:
+                filled[name] = standing_over(usual, inner)
+            if name not in filled or not (isinstance(inner, Mapping) and shape.section):
                 continue
             if name not in given and not isinstance(usual, Mapping):
                 continue
-            default = field.default.model_dump() if isinstance(field.default, Config) else {}
-            filled[name] = _Section(inner)
-            filled[name].under = merged(default, usual) if isinstance(usual, Mapping) else default
+            default = field.default.model_dump(exclude_unset=True) if isinstance(field.default, Config) else {}
+            filled[name] = _section(inner, merged(default, usual) if isinstance(usual, Mapping) else default)
         return filled
 
     def given(self) -> dict[str, Any]:
@@ -260,13 +262,28 @@ def _layer(source: str | Path | Mapping[str, Any]) -> Layer:
     return Layer(tree or {}, name)
 
 
+def standing_over(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections by name (or a bare weight, or a section that was built before): those given over the `usual` ones."""
+    found: dict[str, Any] = {}
+    for name, value in {**usual, **given}.items():
+        said = (value.model_dump(exclude_unset=True) if isinstance(value, Config) else value) if name in given else {}
+        below, said = weighed(usual.get(name, {})), {} if said is None else weighed(said)
+        under = merged(below, getattr(said, "under", {})) if isinstance(below, Mapping) else {}
+        found[name] = _section(said, under) if isinstance(said, Mapping) else said
+    return found
+
+
+def _section(given: Mapping[str, Any], under: Mapping[str, Any]) -> _Section:
+    made = _Section(given)
+    made.under = under
+    return made
+
+
 def _above(section: Any, preset: Any) -> Any:
     """An existing section with a preset's values for fields that were not given."""
     if not isinstance(section, Config):
         return section
-    tree = _Section(section.model_dump(exclude_unset=True))
-    tree.under = preset
-    return type(section).model_validate(tree)
+    return type(section).model_validate(_section(section.model_dump(exclude_unset=True), preset))
 
 
 def _not_given(value: Any) -> Any:

@@ -79,6 +79,11 @@ class Shape:
         return shape
 
     @property
+    def values_section(self) -> type[pydantic.BaseModel] | None:
+        """The class with fields that each value of a mapping with keys of one's own is."""
+        return None if self.values is None else Shape.of(self.values).section
+
+    @property
     def inner_section(self) -> type[pydantic.BaseModel] | None:
         """The class of a section, or of the sections in a list or mapping."""
         inner = self.values if self.items is None else self.items

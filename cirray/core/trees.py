@@ -61,7 +61,7 @@ class Stack:
             result.pop("settings", None)
             self._forget((*at, "settings"))
         for name, given in over.items():
-            path, value = (*at, name), _mapping(given, result.get(name))
+            path, value = (*at, name), written_out(_mapping(given, result.get(name)), result.get(name))
             if isinstance(value, Mapping) and value:
                 below = opened(_mapping(result.get(name), value), value)
                 result[name] = self._laid(self._mapped(path, below), value, origin, path)
@@ -93,6 +93,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     if other_kind(base, over):
         result.pop("settings", None)
     for name, value in over.items():
+        value = written_out(value, result.get(name))
         below = opened(result.get(name), value)
         result[name] = merged(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
     return result
@@ -111,6 +112,16 @@ def opened(value: Any, over: Any) -> Any:
     if isinstance(value, str) and over.keys() <= {"kind", "settings"}:
         return {"kind": value}
     return weighed(value)
+
+
+def written_out(value: Any, below: Any) -> Any:
+    """A component's short form written out where it is laid over its parts, which then stay."""
+    if not isinstance(below, Mapping) or not below or isinstance(value, Mapping):
+        return value
+    found = plain(value) if isinstance(value, Typed) else value
+    if isinstance(found, str) and found and below.keys() <= {"kind", "settings"}:
+        return {"kind": value}
+    return {WEIGHT: value} if weighed(found) is not found else value
 
 
 def weighed(value: Any) -> Any:
@@ -181,7 +192,10 @@ def set_by_path(tree: dict[str, Any], path: str, value: Any) -> None:
             raise ConfigError(f"Override path {path!r} goes through {name!r}, which holds the value {child!r}.")
         node[name] = dict(child or {})
         node = node[name]
-    node[leaf] = value
+    if "kind" in node and other_kind(node, {leaf: value}):
+        node.pop("settings", None)
+    whole = written_out(value, node.get(leaf))
+    node[leaf] = value if whole is value else merged(node[leaf], whole)
 
 
 def _mapping(value: Any, beside: Any) -> Any:

@@ -74,7 +74,7 @@ def sweep_plot(trials: Sequence[Mapping[str, Any]], parameters: Sequence[str], m
 
     Args:
         trials: one mapping per trial that holds the parameters and the metric (trials without it are left out).
-        parameters: numeric parameter names, e.g. ("lambda_m", "lambda_p", "temperature").
+        parameters: numeric parameter names, e.g. ("training.optimizer.lr", "temperature").
         metric: a fraction in [0, 1]; drawn in percent.
     """
     done = [trial for trial in trials if trial.get(metric) is not None]

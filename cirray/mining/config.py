@@ -1,19 +1,54 @@
-"""Configuration of pair mining. No torch."""
+"""Configuration of pair mining, and the policies' settings. No torch."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from cirray.core.components import Component
 from cirray.core.config import Config
 from cirray.core.fields import Common, Effort
+from cirray.core.registry import Registry
+
+if TYPE_CHECKING:
+    from cirray.mining.pairs import Policy
 
 
-class MiningConfig(Config):
-    """How image pairs are chosen. Ranks count from 0, self and near-duplicates left out."""
+class PolicyConfig(Config):
+    """What the settings of every policy say; the settings of one that has none of its own."""
 
-    policy: Common[str] = "neighbour_band"
-    """`neighbour_band`, `rank_window` (SPN: targets drawn from a far window of each reference), `uniform`, `subgroup`
-    (VDG), `existing` (pairs of the labelled triplets) or `reverse` (the same, swapped)."""
+    labelled: ClassVar[bool] = False
+    """Whether the policy reads the labelled triplets alone, and no features."""
+    grouped: ClassVar[bool] = False
+    """Whether its pairs bring their groups; others get them by `group_limit`."""
+
+
+class LabelledConfig(PolicyConfig):
+    """A policy over the labelled triplets."""
+
+    labelled = True
+    grouped = True
+
+
+class NeighbourConfig(PolicyConfig):
+    """A policy over lists of neighbours. Ranks count from 0, self and near-duplicates left out."""
+
+    max_score: float = Field(1.0, le=1.0)
+    """Pairs with a higher cosine are near-duplicates, left out of the list before ranks are counted."""
+    min_score: float = Field(-1.0, ge=-1.0)
+    """Pairs with a lower cosine are unrelated and dropped."""
+    representation: Literal["flat", "mean"] = "flat"
+    """One vector per image: all its tokens in a row (place-sensitive), or their mean (small)."""
+
+    @model_validator(mode="after")
+    def _rising_scores(self) -> "NeighbourConfig":
+        if self.max_score <= self.min_score:
+            raise ValueError(f"max_score {self.max_score} must be above min_score {self.min_score}")
+        return self
+
+
+class WindowConfig(NeighbourConfig):
+    """A window in every image's list of neighbours."""
+
     rank_low: int = Field(0, ge=0)
     """First rank of the window in a reference's list of neighbours."""
     rank_high: int = Field(2, ge=1)
@@ -22,37 +57,90 @@ class MiningConfig(Config):
     """Window as shares of the list instead of ranks, e.g. [0.6, 0.9] for dissimilar pairs."""
     draws: int = Field(0, ge=0)
     """Targets drawn at random from a reference's window; 0 takes all of it."""
+
+    @model_validator(mode="after")
+    def _rising_ranks(self) -> "WindowConfig":
+        if self.rank_high <= self.rank_low:
+            raise ValueError(f"rank_high {self.rank_high} must be above rank_low {self.rank_low}")
+        if self.quantiles and not 0.0 <= self.quantiles[0] < self.quantiles[1] <= 1.0:
+            raise ValueError(f"quantiles {self.quantiles} must be two rising shares in [0, 1]")
+        return self
+
+
+class BandConfig(WindowConfig):
+    """Neighbours within a band of ranks and cosines."""
+
     mutual: bool = False
     """Keep a pair only when each image is in the other's window."""
-    max_score: float = Field(1.0, le=1.0)
-    """Pairs with a higher cosine are near-duplicates, left out of the list before ranks are counted."""
-    min_score: float = Field(-1.0, ge=-1.0)
-    """Pairs with a lower cosine are unrelated and dropped."""
+
+
+class RankWindowConfig(WindowConfig):
+    """Targets from a far window of each reference (SPN)."""
+
+    references_only: bool = False
+    """Only references of the labelled triplets are references of pairs."""
+
+
+class SubgroupConfig(NeighbourConfig):
+    """Small sets of images that are alike but not the same (VDG; its `max_score` is 0.94)."""
+
+    grouped = True
+
+    top_k: int = Field(20, ge=1)
+    """Length of an anchor's list of neighbours; `max_score` is applied to the list."""
+    min_gap: float = Field(0.002, ge=0)
+    """An image is skipped whose cosine with the anchor is less than this below the last one's."""
+    size: int = Field(6, ge=2)
+    """Images of a group, the anchor among them."""
+    links: Literal["ring", "ring+chords"] = "ring+chords"
+    """Which images of a group are paired."""
+    max_shared: int = Field(2, ge=0)
+    """A group that has more images in common with an accepted one is dropped."""
+    groups: int = Field(0, ge=0)
+    """Groups at most, of anchors in random order; 0: all."""
+    calibration: tuple[float, float] | None = None
+    """Quantiles of the listed cosines and of the steps between them that replace `max_score` and `min_gap`, which
+    belong to the paper's encoder (ResNet-152)."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> "SubgroupConfig":
+        if self.calibration and not all(0.0 <= share <= 1.0 for share in self.calibration):
+            raise ValueError(f"calibration {self.calibration} must be two shares in [0, 1]")
+        return self
+
+
+POLICIES: "Registry[Policy]" = Registry(
+    "mining policy", ["cirray.mining.pairs"],
+    {
+        "neighbour_band": BandConfig, "rank_window": RankWindowConfig, "uniform": PolicyConfig,
+        "subgroup": SubgroupConfig, "existing": LabelledConfig, "reverse": LabelledConfig,
+    },
+    PolicyConfig,
+)  # fmt: skip
+"""Policy name -> function that chooses pairs."""
+
+
+class MiningPolicy(Component):
+    """What chooses the pairs."""
+
+    registry = POLICIES
+    kind: str = "neighbour_band"
+    """Name of the policy."""
+
+
+class MiningConfig(Config):
+    """How image pairs are chosen."""
+
+    policy: Common[MiningPolicy] = MiningPolicy()
+    """What chooses the pairs: neighbours in a band of ranks, `rank_window` (SPN: targets drawn from a far window of
+    each reference), `uniform`, `subgroup` (VDG), `existing` (pairs of the labelled triplets) or `reverse` (the same,
+    swapped)."""
     exclude_known: bool = False
     """Leave out pairs that labelled triplets hold already, in either order."""
     triplet_images: bool = False
     """Pair only images of the labelled triplets."""
-    references_only: bool = False
-    """`rank_window`: only references of the labelled triplets are references of pairs."""
     merge_identical: bool = False
     """Of images with features equal to the byte keep the first id alone: one picture under two names."""
-    representation: Literal["flat", "mean"] = "flat"
-    """One vector per image: all its tokens in a row (place-sensitive), or their mean (small)."""
-    top_k: int = Field(20, ge=1)
-    """subgroup: length of an anchor's list of neighbours; `max_score` is applied to the list (VDG: 0.94)."""
-    min_gap: float = Field(0.002, ge=0)
-    """subgroup: an image is skipped whose cosine with the anchor is less than this below the last one's."""
-    size: int = Field(6, ge=2)
-    """subgroup: images of a group, the anchor among them."""
-    links: Literal["ring", "ring+chords"] = "ring+chords"
-    """subgroup: which images of a group are paired."""
-    max_shared: int = Field(2, ge=0)
-    """subgroup: a group that has more images in common with an accepted one is dropped."""
-    groups: int = Field(0, ge=0)
-    """subgroup: so many groups at most, of anchors in random order; 0: all."""
-    calibration: tuple[float, float] | None = None
-    """subgroup: quantiles of the listed cosines and of the steps between them that replace `max_score` and `min_gap`,
-    which belong to the paper's encoder (ResNet-152)."""
     count: int = Field(0, ge=0)
     """At most so many unordered pairs, best ranks and scores first; 0: all. For `uniform`: how many (0: one each);
     for `rank_window`: so many references, drawn at random."""
@@ -63,14 +151,7 @@ class MiningConfig(Config):
     seed: int = Field(0, ge=0)
     """Seed of draws and of a pair's orientation."""
 
-    @model_validator(mode="after")
-    def _windows(self) -> "MiningConfig":
-        if self.rank_high <= self.rank_low:
-            raise ValueError(f"rank_high {self.rank_high} must be above rank_low {self.rank_low}")
-        if self.quantiles and not 0.0 <= self.quantiles[0] < self.quantiles[1] <= 1.0:
-            raise ValueError(f"quantiles {self.quantiles} must be two rising shares in [0, 1]")
-        if self.max_score <= self.min_score:
-            raise ValueError(f"max_score {self.max_score} must be above min_score {self.min_score}")
-        if self.calibration and not all(0.0 <= share <= 1.0 for share in self.calibration):
-            raise ValueError(f"calibration {self.calibration} must be two shares in [0, 1]")
-        return self
+    @property
+    def labelled(self) -> bool:
+        """Whether the policy reads the labelled triplets alone, and no features."""
+        return isinstance(self.policy.settings, PolicyConfig) and self.policy.settings.labelled

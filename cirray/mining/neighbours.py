@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cirray.features.store import FeatureStore
-from cirray.mining.config import MiningConfig
+from cirray.mining.config import WindowConfig
 
 _EPSILON = 1e-12
 
@@ -71,7 +71,7 @@ class CentredVectors:
         return (total_D / max(len(self._ids), 1)).astype(np.float32)
 
 
-def windows(vectors: CentredVectors, config: MiningConfig, memory_bytes: int) -> Iterator[Window]:
+def windows(vectors: CentredVectors, config: WindowConfig, memory_bytes: int) -> Iterator[Window]:
     """Every reference's rank window, in order.
 
     Ranks count a reference's other images by falling cosine (equal cosines by index), near-duplicates above
@@ -85,7 +85,7 @@ def windows(vectors: CentredVectors, config: MiningConfig, memory_bytes: int) ->
             yield select_window(start + row, scores_N, config)
 
 
-def select_window(reference: int, scores_N: np.ndarray, config: MiningConfig) -> Window:
+def select_window(reference: int, scores_N: np.ndarray, config: WindowConfig) -> Window:
     """The rank window of one reference from its cosines with all images (itself among them)."""
     scores_N = scores_N.astype(np.float32, copy=True)
     allowed = scores_N <= config.max_score
@@ -99,7 +99,7 @@ def select_window(reference: int, scores_N: np.ndarray, config: MiningConfig) ->
     return Window(reference, targets[keep], ranks[keep], scores_N[targets][keep])
 
 
-def rank_window(candidates: int, config: MiningConfig) -> tuple[int, int]:
+def rank_window(candidates: int, config: WindowConfig) -> tuple[int, int]:
     """First rank and end of the window in a list of `count` candidates."""
     if config.quantiles is None:
         return min(config.rank_low, candidates), min(config.rank_high, candidates)
@@ -107,7 +107,7 @@ def rank_window(candidates: int, config: MiningConfig) -> tuple[int, int]:
     return int(low * candidates), int(high * candidates)
 
 
-def naive_windows(vectors: CentredVectors, config: MiningConfig) -> list[Window]:
+def naive_windows(vectors: CentredVectors, config: WindowConfig) -> list[Window]:
     """The twin: the full matrix, a full sort for each reference."""
     every_ND = vectors.block(0, len(vectors))
     scores_NN = every_ND @ every_ND.T

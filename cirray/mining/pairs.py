@@ -3,14 +3,21 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from cirray.core.errors import DataError
-from cirray.core.registry import Registry
 from cirray.core.seeding import derive_seed, numpy_generator
 from cirray.features.store import FeatureStore
-from cirray.mining.config import MiningConfig
+from cirray.mining.config import (
+    POLICIES,
+    BandConfig,
+    MiningConfig,
+    PolicyConfig,
+    RankWindowConfig,
+    SubgroupConfig,
+)
 from cirray.mining.groups import group_of_images
 from cirray.mining.neighbours import CentredVectors, Window, windows
 from cirray.mining.subgroups import subgroup_links
@@ -28,20 +35,17 @@ class MiningInput:
 
 
 _HASHED_TOGETHER = 1024
-Policy = Callable[[MiningInput, MiningConfig], list[Pair]]
-
-POLICIES: Registry[Policy] = Registry("mining policy")
-"""Policy name -> function that chooses pairs."""
+Policy = Callable[[MiningInput, MiningConfig, Any], list[Pair]]
+"""(what there is, configuration, the policy's own settings) -> pairs."""
 
 
 def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
     """Pairs by the configured policy, groups filled in, best ranks and scores first, at most `count`.
 
     Raises:
-        ConfigError: for an unknown policy.
         DataError: when no pair is left.
     """
-    policy = POLICIES.get(config.policy)
+    policy, settings = POLICIES.get(config.policy.kind), config.policy.settings
     excluded = source.excluded
     clean = replace(
         source,
@@ -54,16 +58,16 @@ def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
     if config.merge_identical:
         clean = replace(clean, ids=first_of_identical(clean.ids, _features(clean)))
     known = known_pairs(clean.triplets) if config.exclude_known else set()
-    found = [pair for pair in policy(clean, config) if (pair.reference_id, pair.target_id) not in known]
+    found = [pair for pair in policy(clean, config, settings) if (pair.reference_id, pair.target_id) not in known]
     pairs = sorted(found, key=lambda pair: (pair.rank, -pair.score, pair.pair_id))
     pairs = pairs[: config.count] if config.count else pairs
     if not pairs:
         raise DataError(
-            f"Mining with policy {config.policy!r} found no pair among {len(clean.ids)} images and "
+            f"Mining with policy {config.policy.kind!r} found no pair among {len(clean.ids)} images and "
             f"{len(clean.triplets)} triplets ({len(excluded)} ids excluded). Widen the window or the scores, or "
             "exclude less."
         )
-    if config.policy in ("existing", "reverse", "subgroup"):
+    if isinstance(settings, PolicyConfig) and settings.grouped:
         return pairs
     groups = group_of_images(pairs, config.group_limit)
     return [replace(pair, group_id=groups[pair.reference_id]) for pair in pairs]
@@ -91,7 +95,7 @@ def pair_id(reference_id: str, target_id: str) -> str:
 
 
 @POLICIES.register("neighbour_band")
-def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
+def neighbour_band(source: MiningInput, config: MiningConfig, settings: BandConfig) -> list[Pair]:
     """Neighbours within a band of ranks and cosines of the mean-centred frozen features.
 
     Source: VDG's nearest-neighbour pairs and SPN's rank windows (`rank_low`, `rank_high`, `quantiles`, `draws`), over
@@ -99,16 +103,16 @@ def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
     """
     features = _features(source)
     memory = config.memory_mib * 2**20 // 2
-    vectors = CentredVectors(features, source.ids, config.representation, memory)
+    vectors = CentredVectors(features, source.ids, settings.representation, memory)
     best: dict[tuple[int, int], tuple[int, float, int]] = {}
-    for window in windows(vectors, config, memory):
-        for target, rank, score in _drawn(window, config):
+    for window in windows(vectors, settings, memory):
+        for target, rank, score in _drawn(window, settings.draws, config.seed):
             key = (min(window.reference, target), max(window.reference, target))
             before = best.get(key)
             found = 1 + (before[2] if before else 0)
             rank = min(rank, before[0]) if before else rank
             best[key] = (rank, max(round(score, 6), before[1]) if before else round(score, 6), found)
-    wanted = 2 if config.mutual else 1
+    wanted = 2 if settings.mutual else 1
     return [
         _oriented(source.ids[first], source.ids[second], config.seed, rank, score)
         for (first, second), (rank, score, found) in best.items()
@@ -117,32 +121,32 @@ def neighbour_band(source: MiningInput, config: MiningConfig) -> list[Pair]:
 
 
 @POLICIES.register("rank_window")
-def rank_window(source: MiningInput, config: MiningConfig) -> list[Pair]:
+def rank_window(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> list[Pair]:
     """Ordered pairs: for each reference, `draws` targets (0: all) from a window of ranks in its own list of neighbours.
 
     Source: SPN's pairs (docs/PAPERS.md#rank-windows; `quantiles` says it for any size). With `exclude_known` pairs of
         the labelled triplets are not drawn; ranks stay as they are.
     """
     features, memory = _features(source), config.memory_mib * 2**20 // 2
-    vectors = CentredVectors(features, source.ids, config.representation, memory)
+    vectors = CentredVectors(features, source.ids, settings.representation, memory)
     known = known_pairs(source.triplets) if config.exclude_known else set()
-    wanted, pairs = _references(source, config), list[Pair]()
-    for window in windows(vectors, config, memory):
+    wanted, pairs = _references(source, config, settings), list[Pair]()
+    for window in windows(vectors, settings, memory):
         reference = source.ids[window.reference]
         if reference not in wanted:
             continue
         free = [place for place, target in enumerate(window.targets) if (reference, source.ids[target]) not in known]
         left = replace(window, targets=window.targets[free], ranks=window.ranks[free], scores=window.scores[free])
-        for target, rank, score in _drawn(left, config):
+        for target, rank, score in _drawn(left, settings.draws, config.seed):
             name = source.ids[target]
             pairs.append(Pair(pair_id(reference, name), reference, name, score=round(score, 6), rank=rank))
     return pairs
 
 
-def _references(source: MiningInput, config: MiningConfig) -> set[str]:
+def _references(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> set[str]:
     """Images that may be references: all, or those of triplets; at most `count`, drawn at random."""
     labelled = {t.reference_id for t in source.triplets}
-    names = [image for image in source.ids if not config.references_only or image in labelled]
+    names = [image for image in source.ids if not settings.references_only or image in labelled]
     if config.count and config.count < len(names):
         rng = numpy_generator(config.seed, "references")
         names = [names[place] for place in np.sort(rng.choice(len(names), size=config.count, replace=False))]
@@ -150,7 +154,7 @@ def _references(source: MiningInput, config: MiningConfig) -> set[str]:
 
 
 @POLICIES.register("uniform")
-def uniform(source: MiningInput, config: MiningConfig) -> list[Pair]:
+def uniform(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> list[Pair]:
     """Pairs drawn uniformly (SPN): `count` of them, or one for each image."""
     if source.features is not None:
         _features(source)
@@ -166,33 +170,33 @@ def uniform(source: MiningInput, config: MiningConfig) -> list[Pair]:
 
 
 @POLICIES.register("subgroup")
-def subgroup(source: MiningInput, config: MiningConfig) -> list[Pair]:
+def subgroup(source: MiningInput, config: MiningConfig, settings: SubgroupConfig) -> list[Pair]:
     """Pairs inside neighbour subgroups (VDG): ring and chords, each unordered pair once, in a random direction.
 
     `rank` is the number of the group, so that `count` keeps whole groups first; `group_id` names the group.
     """
     memory = config.memory_mib * 2**20 // 2
-    vectors = CentredVectors(_features(source), source.ids, config.representation, memory)
+    vectors = CentredVectors(_features(source), source.ids, settings.representation, memory)
     return [
         replace(
             _oriented(source.ids[link.first], source.ids[link.second], config.seed, link.group, link.score),
             group_id=stable_id("subgroup", config.seed, link.group),
         )
-        for link in subgroup_links(vectors, config, memory)
+        for link in subgroup_links(vectors, settings, memory, config.seed)
     ]
 
 
 @POLICIES.register("existing")
-def existing(source: MiningInput, config: MiningConfig) -> list[Pair]:
+def existing(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> list[Pair]:
     """The (reference, target) pairs of the labelled triplets, each once, to write reverse texts for."""
     first = {(t.reference_id, t.target_id): t for t in reversed(source.triplets)}
     return [Pair(pair_id(r, t), r, t, triplet.group_id) for (r, t), triplet in sorted(first.items())]
 
 
 @POLICIES.register("reverse")
-def reverse(source: MiningInput, config: MiningConfig) -> list[Pair]:
+def reverse(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> list[Pair]:
     """The pairs of the labelled triplets with target and reference swapped."""
-    swapped = [(pair.target_id, pair.reference_id, pair.group_id) for pair in existing(source, config)]
+    swapped = [(pair.target_id, pair.reference_id, pair.group_id) for pair in existing(source, config, settings)]
     return [Pair(pair_id(r, t), r, t, group) for r, t, group in sorted(swapped)]
 
 
@@ -207,12 +211,12 @@ def _features(source: MiningInput) -> FeatureStore:
     return source.features
 
 
-def _drawn(window: Window, config: MiningConfig) -> list[tuple[int, int, float]]:
+def _drawn(window: Window, draws: int, seed: int) -> list[tuple[int, int, float]]:
     """(target, rank, score) of the window's candidates, or of `draws` of them chosen at random."""
     places: Sequence[int] | np.ndarray = range(len(window.targets))
-    if config.draws and config.draws < len(window.targets):
-        rng = numpy_generator(config.seed, "draws", window.reference)
-        places = np.sort(rng.choice(len(window.targets), size=config.draws, replace=False))
+    if draws and draws < len(window.targets):
+        rng = numpy_generator(seed, "draws", window.reference)
+        places = np.sort(rng.choice(len(window.targets), size=draws, replace=False))
     return [(int(window.targets[p]), int(window.ranks[p]), float(window.scores[p])) for p in places]
 
 

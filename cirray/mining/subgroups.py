@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cirray.core.seeding import numpy_generator
-from cirray.mining.config import MiningConfig
+from cirray.mining.config import SubgroupConfig, WindowConfig
 from cirray.mining.neighbours import CentredVectors, windows
 
 
@@ -35,18 +35,19 @@ class Link:
     score: float
 
 
-def subgroup_links(vectors: CentredVectors, config: MiningConfig, memory_bytes: int) -> list[Link]:
+def subgroup_links(vectors: CentredVectors, config: SubgroupConfig, memory_bytes: int, seed: int = 0) -> list[Link]:
     """Links of all accepted groups, each unordered pair once, in the order the groups were accepted.
 
     Args:
         vectors: unit vectors of the images.
-        config: `top_k`, `max_score`, `min_gap`, `size`, `links`, `max_shared`, `groups`, `calibration`, `seed`.
+        config: the policy's settings.
         memory_bytes: working memory of the search; the answer does not depend on it.
+        seed: order of the anchors.
     """
     targets_NK, scores_NK = neighbour_table(vectors, config, memory_bytes)
     limits = calibrated(scores_NK, config)
     found: dict[tuple[int, int], Link] = {}
-    for number, group in enumerate(accepted_groups(targets_NK, scores_NK, config, limits)):
+    for number, group in enumerate(accepted_groups(targets_NK, scores_NK, config, limits, seed)):
         cosine_GG = _cosines(vectors, group)
         for a, b in links(len(group), config.links):
             key = (min(group[a], group[b]), max(group[a], group[b]))
@@ -56,10 +57,12 @@ def subgroup_links(vectors: CentredVectors, config: MiningConfig, memory_bytes: 
     return list(found.values())
 
 
-def neighbour_table(vectors: CentredVectors, config: MiningConfig, memory_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+def neighbour_table(
+    vectors: CentredVectors, config: SubgroupConfig, memory_bytes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices and cosines of every image's `top_k` neighbours, best first, with near-duplicates: `[N, K]`."""
-    bounds = {"quantiles": None, "max_score": np.inf, "min_score": -np.inf}
-    wide = config.model_copy(update={"rank_low": 0, "rank_high": config.top_k, **bounds})
+    unbound = {"max_score": np.inf, "min_score": -np.inf}
+    wide = WindowConfig(rank_high=config.top_k).model_copy(update=unbound)
     width = min(config.top_k, len(vectors) - 1)
     targets_NK = np.empty((len(vectors), width), dtype=np.int64)
     scores_NK = np.empty((len(vectors), width), dtype=np.float32)
@@ -68,7 +71,7 @@ def neighbour_table(vectors: CentredVectors, config: MiningConfig, memory_bytes:
     return targets_NK, scores_NK
 
 
-def calibrated(scores_NK: np.ndarray, config: MiningConfig) -> Limits:
+def calibrated(scores_NK: np.ndarray, config: SubgroupConfig) -> Limits:
     """Ceiling and gap, as quantiles of the cosines and of the steps between them if `calibration` is set.
 
     The paper's 0.94 and 0.002 are for its encoder's cosines.
@@ -81,10 +84,10 @@ def calibrated(scores_NK: np.ndarray, config: MiningConfig) -> Limits:
 
 
 def accepted_groups(
-    targets_NK: np.ndarray, scores_NK: np.ndarray, config: MiningConfig, limits: Limits
+    targets_NK: np.ndarray, scores_NK: np.ndarray, config: SubgroupConfig, limits: Limits, seed: int = 0
 ) -> Iterator[list[int]]:
     """Groups in the order their anchors are drawn, at most `groups` of them, overlaps dropped."""
-    order = numpy_generator(config.seed, "anchors").permutation(len(targets_NK))
+    order = numpy_generator(seed, "anchors").permutation(len(targets_NK))
     member_of: dict[int, list[int]] = {}
     accepted = 0
     for anchor in order.tolist():

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from cirray.core.errors import ConfigError
-from cirray.core.registry import Registry
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.clamp import inward_clamp
+from cirray.models.config import RETRIEVERS
 from cirray.models.description import retriever_digest, save_retriever
 from cirray.models.scoring import score
 from cirray.models.text import TextBatch
 from cirray.models.text_processors import process
+
+__all__ = ["NOTHING_MORE", "RETRIEVERS", "Retriever", "RetrieverKind"]
 
 NOTHING_MORE = Wanted()
 
@@ -170,13 +172,7 @@ class Retriever(nn.Module, ABC):
 class RetrieverKind:
     """How retrievers of one kind are made."""
 
-    build: Callable[[Mapping[str, Any], Sequence[str], int, int], Retriever]
-    """(settings, training texts whose words it must know, patch width, seed) -> one with start weights."""
+    build: Callable[[Any, Sequence[str], int, int], Retriever]
+    """(its own settings, training texts whose words it must know, patch width, seed) -> one with start weights."""
     load: Callable[[Mapping[str, Any], Path], Retriever]
     """(saved description, its folder) -> one whose weights are then replaced."""
-
-
-RETRIEVERS: Registry[RetrieverKind] = Registry(
-    "kind of retriever", [f"cirray.models.{name}" for name in ("composed", "dual", "forked", "words.word_map")]
-)
-"""Kind -> how it is made."""

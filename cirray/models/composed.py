@@ -37,7 +37,7 @@ CHANGEABLE = (
 class QFormerRetriever(Retriever):
     """Encodes (reference, text) into a query vector and images into gallery tokens; all outputs L2-normalised."""
 
-    kind = "cirray_retriever"
+    kind = "qformer"
     config: RetrieverConfig
 
     def __init__(self, config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase, patch_width: int) -> None:
@@ -197,12 +197,14 @@ class QFormerRetriever(Retriever):
     def _held_prompts(self, fused: Fused) -> torch.Tensor:
         """The learned prompts, which SPRC draws prototypes to; a copy, because ZeRO 3 releases parameters."""
         if fused.prototype_BQW is None:
-            raise ConfigError(f"Fusion {self.config.fusion!r} makes no prototypes; objective sprc needs 'two_pass'.")
+            raise ConfigError(
+                f"Fusion {self.config.fusion!r} makes no prototypes; the term prompt_align needs 'two_pass'."
+            )
         return self.prompts.detach().clone().expand(len(fused.query_BD), -1, -1)
 
     def _reverse_prototypes(self, batch: RetrievalBatch, fused: Fused) -> torch.Tensor | None:
         if fused.prototype_BQW is None:
-            raise ConfigError(f"Fusion {self.config.fusion!r} makes no prototypes; objective ptha needs 'two_pass'.")
+            raise ConfigError(f"Fusion {self.config.fusion!r} makes no prototypes; the term two_hop needs 'two_pass'.")
         if batch.reverse is None:
             return None
         with torch.no_grad():
@@ -225,8 +227,8 @@ def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: 
     fixed = [name for name in leaves(settings) if name not in CHANGEABLE and new.get(name) != own.get(name)]
     if fixed:
         raise ConfigError(
-            f"model.{fixed[0]} is {new[fixed[0]]!r}, but {place} has {own[fixed[0]]!r} and keeps it. Leave the field "
-            f"out, or start without that checkpoint; beside one these can be changed: {', '.join(CHANGEABLE)}."
+            f"encoder.settings.{fixed[0]} is {new[fixed[0]]!r}, but {place} has {own[fixed[0]]!r} and keeps it. Leave "
+            f"it out, or start without that checkpoint; beside one these can be changed: {', '.join(CHANGEABLE)}."
         )
     return wanted
 
@@ -239,8 +241,7 @@ def build_retriever(
         return QFormerRetriever(config, tokenizer, patch_width)
 
 
-def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> QFormerRetriever:
-    config = validate(RetrieverConfig, settings)
+def _build(config: RetrieverConfig, texts: Sequence[str], patch_width: int, seed: int) -> QFormerRetriever:
     return build_retriever(config, build_tokenizer(process(config.text_processor, texts)), patch_width, seed)
 
 

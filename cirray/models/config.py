@@ -1,12 +1,19 @@
 """Configuration of encoders: frozen vision tower, Q-Former, composed-image retriever. No torch."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from cirray.core.components import Component
 from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.registry import Registry
+from cirray.models.fusion.config import DualFusion, HeadConfig
 from cirray.models.text_processors import ProcessorName
+from cirray.models.words.config import WordMapConfig
+
+if TYPE_CHECKING:
+    from cirray.models.base import RetrieverKind
 
 
 def _spelt(value: Any) -> Any:
@@ -174,9 +181,8 @@ class DualEncoderConfig(Config):
     source: Place = ""
     """Where the text encoder comes from: a CLIP folder or hub id, a folder of open_clip, `open_clip:NAME=FILE`, or
     CLIP4Cir's tuned .pt; empty: one of `text`'s sizes with random weights."""
-    fusion: str = "sum"
-    """How image and text vector become the query: sum, combiner, cross_attention, tirg; without weights: slerp, text,
-    image."""
+    fusion: DualFusion = DualFusion()
+    """How image and text vector become the query."""
     embed_dim: int = Field(64, ge=2)
     """Width of the common space; with `source`, its own."""
     text: TextTowerConfig = TextTowerConfig()
@@ -187,20 +193,6 @@ class DualEncoderConfig(Config):
     """An image's vector: token 0 (CLIP's image embedding), or the mean of its tokens."""
     image_projection: bool = False
     """A learned linear layer on the tower's tokens: needed where they are not of the common space's width."""
-    head_layers: int = Field(2, ge=1)
-    """Layers of the cross-attention head."""
-    head_heads: int = Field(4, ge=1)
-    """Attention heads of the cross-attention head; divide `embed_dim`."""
-    projection_factor: int = Field(4, ge=1)
-    """Combiner: width of each side's projection over `embed_dim` (CLIP4CIR: 640 -> 2560)."""
-    hidden_factor: int = Field(8, ge=1)
-    """Combiner: width of the hidden layers over `embed_dim` (CLIP4CIR: 5120)."""
-    head_dropout: float = Field(0.5, ge=0, lt=1)
-    """Combiner: dropout on hidden layers (CLIP4CIR: 0.5)."""
-    text_share: float = Field(0.8, ge=0, le=1)
-    """Slerp: how far from the image towards the text the query lies."""
-    tirg_norm: Literal["layer", "batch"] = "layer"
-    """TIRG: layer norm, or the paper's batch norm (a row's query then depends on its batch)."""
     text_length: int = Field(77, ge=2)
     """Longest text in tokens, special ones included."""
     text_processor: ProcessorName = "none"
@@ -218,15 +210,23 @@ class DualEncoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "DualEncoderConfig":
-        if self.fusion == "cross_attention" and self.embed_dim % self.head_heads and not self.source:
-            raise ValueError(f"head_heads {self.head_heads} must divide embed_dim {self.embed_dim}")
+        if not self.source and isinstance(self.fusion.settings, HeadConfig):
+            self.fusion.settings.check(self.embed_dim)
+        if self.source and self.text != TextTowerConfig():
+            raise ValueError("text says the sizes of an encoder from scratch, but source brings its own; leave one out")
         return self
 
 
-class EncoderChoice(Config):
-    """A retriever by the name of its kind."""
+RETRIEVERS: "Registry[RetrieverKind]" = Registry(
+    "kind of retriever", [f"cirray.models.{name}" for name in ("composed", "dual", "forked", "words.word_map")],
+    {"qformer": RetrieverConfig, "dual": DualEncoderConfig, "word_map": WordMapConfig, "forked": Config},
+)  # fmt: skip
+"""Kind -> how it is made."""
 
-    kind: str
-    """A name of the registry of kinds."""
-    settings: dict[str, Any] = {}
-    """Fields of that kind's own configuration."""
+
+class Encoder(Component):
+    """The network that makes queries of images and texts."""
+
+    registry = RETRIEVERS
+    kind: str = "qformer"
+    """Name of the kind: a composed retriever with a Q-Former, a dual encoder, a map to pseudo-words, or another."""

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cirray.core.config import validate
+from cirray.core.config import merged, validate
 from cirray.core.errors import ConfigError
 from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
-from cirray.models.fusion.dual import DUAL_HEADS
+from cirray.models.fusion.config import DUAL_HEADS
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
 from cirray.models.text_processors import process
@@ -31,7 +31,7 @@ _FIXED = ("source", "text", "embed_dim", "image_projection", "pooling")
 class DualEncoderRetriever(Retriever):
     """Encodes (reference, text) into a query vector and images into one vector each; all outputs L2-normalised."""
 
-    kind = "cirray_dual_encoder"
+    kind = "dual"
     config: DualEncoderConfig
 
     def __init__(self, config: DualEncoderConfig, text_encoder: Any, backbone: str, patch_width: int) -> None:
@@ -51,12 +51,12 @@ class DualEncoderRetriever(Retriever):
         if patch_width != width and not config.image_projection:
             raise ConfigError(
                 f"The tower's tokens have width {patch_width}, the texts' vectors {width}. Make the towers from the "
-                "same checkpoint, or set dual.image_projection=true to learn a map."
+                "same checkpoint, or set encoder.settings.image_projection=true to learn a map."
             )
         self.config = config.model_copy(update={"embed_dim": width})
         self.backbone, self.patch_width, self.text_encoder = backbone, patch_width, text_encoder
         self.image_projection = nn.Linear(patch_width, width) if config.image_projection else nn.Identity()
-        self.head = DUAL_HEADS.get(config.fusion)(config, width)
+        self.head = DUAL_HEADS.get(config.fusion.kind)(config.fusion.settings, width)
         self.raw_temperature = nn.Parameter(torch.tensor([config.temperature]), requires_grad=config.learn_temperature)
         self.temperature_range = config.temperature_clamp if config.learn_temperature else None
         text_encoder.requires_grad_(config.train_text)
@@ -113,8 +113,10 @@ class DualEncoderRetriever(Retriever):
         """
         self.refuse(wanted)
         if wanted.reverse or wanted.prompts:
-            name = "ptha" if wanted.reverse else "sprc"
-            raise ConfigError(f"Objective {name} needs prototypes, which a dual encoder does not have; set lambda_p=0.")
+            name = "two_hop" if wanted.reverse else "prompt_align"
+            raise ConfigError(
+                f"The term {name} needs prototypes, which a dual encoder does not have; set training.terms.{name}=0."
+            )
         state_BPD, text_BD = self.encode_reference(batch.reference_BPD), self.text_encoder(batch.text)
         references_BQD = _unit(self._pooled(state_BPD))[:, None] if wanted.references else None
         return RetrieverOutput(
@@ -137,11 +139,11 @@ class DualEncoderRetriever(Retriever):
                     f"encoder.settings.{name} cannot be changed in a checkpoint; of a dual encoder {', '.join(_FIXED)} "
                     "stay as they are. Leave it out."
                 )
-        config = validate(DualEncoderConfig, {**self.config.to_dict(), **settings})
+        config = validate(DualEncoderConfig, merged({**self.config.to_dict(), "source": ""}, settings))
         made = DualEncoderRetriever(config, self.text_encoder, self.backbone, self.patch_width)
         made.image_projection.load_state_dict(self.image_projection.state_dict())
         shapes = [{name: item.shape for name, item in head.state_dict().items()} for head in (made.head, self.head)]
-        if config.fusion == self.config.fusion and shapes[0] == shapes[1]:
+        if config.fusion.kind == self.config.fusion.kind and shapes[0] == shapes[1]:
             made.head.load_state_dict(self.head.state_dict())
         if "temperature" not in settings:
             with torch.no_grad():
@@ -189,9 +191,10 @@ def build_dual(
         name, encoder = load_text_encoder(config.source)
         if not name:
             raise ConfigError(
-                f"dual.source {config.source!r} is no CLIP or open_clip checkpoint that can be reached. Give a folder "
-                "(CLIP: config.json, model.safetensors, the tokenizer's files; open_clip: open_clip_config.json and "
-                "weights), a hub id while the hub answers, open_clip:NAME=FILE, or CLIP4Cir's tuned .pt."
+                f"encoder.settings.source {config.source!r} is no CLIP or open_clip checkpoint that can be reached. "
+                "Give a folder (CLIP: config.json, model.safetensors, the tokenizer's files; open_clip: "
+                "open_clip_config.json and weights), a hub id while the hub answers, open_clip:NAME=FILE, or CLIP4Cir's"
+                " tuned .pt."
             )
         return DualEncoderRetriever(config, encoder, name, patch_width)
 
@@ -220,10 +223,6 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return functional.normalize(vectors.float(), dim=-1)
 
 
-def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> DualEncoderRetriever:
-    return build_dual(validate(DualEncoderConfig, settings), texts, patch_width, seed)
-
-
 def _load(description: Mapping[str, Any], folder: Path) -> DualEncoderRetriever:
     backbone = str(description["backbone"])
     text = BACKBONES.get(backbone).build_text(description["text"], folder)
@@ -231,4 +230,4 @@ def _load(description: Mapping[str, Any], folder: Path) -> DualEncoderRetriever:
     return DualEncoderRetriever(config, text, backbone, int(description["patch_width"]))
 
 
-RETRIEVERS.register(DualEncoderRetriever.kind)(RetrieverKind(_build, _load))
+RETRIEVERS.register(DualEncoderRetriever.kind)(RetrieverKind(build_dual, _load))

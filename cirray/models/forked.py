@@ -29,7 +29,7 @@ SCOPES = ("query_side", "second_pass")
 class ForkedRetriever(Retriever):
     """Queries by one retriever, gallery vectors by a frozen copy of it."""
 
-    kind = "cirray_forked"
+    kind = "forked"
 
     def __init__(self, query: Retriever, gallery: Retriever, trains: str = "query_side") -> None:
         """Take both halves; the gallery's is frozen.
@@ -142,7 +142,8 @@ class ForkedRetriever(Retriever):
         query, gallery = self.query, self.gallery
         if not isinstance(query, QFormerRetriever) or query.config.fusion != "two_pass":
             raise ConfigError(
-                f"A {query.kind!r} retriever has no second pass to train alone. Set training.bank.trains=query_side."
+                f"A {query.kind!r} retriever has no second pass to train alone. Set "
+                "training.terms.bank_infonce.trains=query_side."
             )
         assert isinstance(gallery, QFormerRetriever)
         query.fusion = FrozenFirstPass(gallery)
@@ -185,7 +186,7 @@ def fork_for_query_tuning(retriever: Retriever, trains: str = "query_side") -> R
         if trains != retriever.trains:
             raise ConfigError(
                 f"The checkpoint was forked to train its {retriever.trains!r}, the run asks for {trains!r}. Set "
-                f"training.bank.trains={retriever.trains}, or start from a checkpoint that is not forked."
+                f"training.terms.bank_infonce.trains={retriever.trains}, or start from a checkpoint that is not forked."
             )
         return retriever
     has_weights = bool(retriever.target_weights())
@@ -200,7 +201,7 @@ def _load(description: Mapping[str, Any], folder: Path) -> ForkedRetriever:
     return ForkedRetriever(halves[0], halves[1], str(description["retriever"]["trains"]))
 
 
-def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> ForkedRetriever:
+def _build(settings: Any, texts: Sequence[str], patch_width: int, seed: int) -> ForkedRetriever:
     raise ConfigError("A forked retriever starts from a trained checkpoint (init=...), not from random weights.")
 
 

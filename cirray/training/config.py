@@ -1,12 +1,17 @@
 """Configuration of training. No torch."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from cirray.core.config import Config
+from cirray.core.components import SetOf, filed
+from cirray.core.config import Config, standing_over
+from cirray.core.errors import ConfigError
 from cirray.core.fields import Common, Effort, Known
-from cirray.training.bank_config import PAPER, BankConfig
+from cirray.core.trees import merged
+from cirray.training.mixing_config import MixerConfig, Mixing
+from cirray.training.terms.config import OBJECTIVES, PAPER, TERMS, TermConfig
 
 
 class OptimizerConfig(Config):
@@ -89,47 +94,14 @@ class LoopConfig(Config):
         return self.batch
 
 
-class ComposingConfig(Config):
-    """The composing stage of two-stage zero-shot retrieval: which negatives a query has beside the batch's targets."""
-
-    reference: bool = True
-    """The own reference is always a negative (it leaves where it is the target)."""
-    hard: int = Field(5, ge=0)
-    """Mined images of its own, drawn anew in every epoch; 0: none."""
-    ranks: tuple[int, int] = (2, 50)
-    """First and last rank, from 1, of the start weights' ranking that they are drawn from."""
-    max_cosine: float = Field(0.9, le=1)
-    """Images nearer to the target than this are never drawn: they may show the same."""
-    lambda_ret: float = Field(0.5, ge=0)
-    """Weight of the retention term in objective composing."""
-
-    @model_validator(mode="after")
-    def _rising(self) -> "ComposingConfig":
-        if not 1 <= self.ranks[0] <= self.ranks[1]:
-            raise ValueError(f"ranks {self.ranks} must be two rising numbers from 1")
-        return self
-
-
 class TrainingConfig(LoopConfig):
     """One training run of a retriever."""
 
-    objective: Common[str] = "finetune"
-    """A named set of loss terms. pretrain: contrastive only, reverse texts ignored. finetune: same loss. sprc: with a
-    text-only branch, prototypes drawn to learned prompts. ptha: two-hop alignment. spn: all training images
-    as negatives, target side frozen. vdg: real rows alone and with pseudo rows, hard negatives weighted (further term:
-    tdm as released, or tdm_hard). composing: stage 2 of two-stage zero-shot retrieval."""
-    terms: dict[str, float] = {}
-    """Weights of single loss terms over the objective's own: adds a term, or takes one out with weight 0."""
-    lambda_m: float = Field(0.4, ge=0)
-    """Weight of the text-only branch (ptha, sprc)."""
-    lambda_p: float = Field(0.4, ge=0)
-    """Weight of the prototype term: towards the reverse prototype (ptha), or the learned prompts (sprc)."""
-    prototype_loss: Literal["mse", "cosine"] = "mse"
-    """Distance of the prototype term; the paper's is the plain mean squared error."""
-    composing: ComposingConfig = ComposingConfig()
-    """Negatives and retention (composing)."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Smoothing of the main contrastive term (PTHA's released code: 0.1; measured harmful on the embedded world)."""
+    objective: Annotated[Common[str], Known(*OBJECTIVES)] = "finetune"
+    """A named set of loss terms."""
+    terms: Annotated[dict[str, SerializeAsAny[Config]], SetOf(TERMS)] = {}
+    """Loss terms by name, each with its weight or its settings, over the objective's own: `{rtc: 0.1, two_hop: {weight:
+    0.4, distance: mse}}`. Weight 0 takes one out."""
     negatives: Literal["targets", "batch_images"] = "batch_images"
     """Candidates: the batch's targets (paper), or all its images, the own reference included (improved)."""
     mask_duplicates: bool = True
@@ -140,23 +112,8 @@ class TrainingConfig(LoopConfig):
     """Rows per block of the contrastive loss (less memory, same gradient), or null for the full matrix."""
     swapped: bool = False
     """Also train on (target, reverse text, reference) where there is a reverse text; an ablation, off in the method."""
-    missing_reverse: Literal["skip", "error"] = "skip"
-    """ptha rows without a reverse text: skipped by the prototype term (improved) or an error (paper)."""
-    bank: BankConfig = BankConfig()
-    """The negative bank (spn, and wherever `terms` names `bank_infonce`)."""
-    hn_alpha: float = Field(1.0, gt=0)
-    """hn_nce, tcc: factor of the positive in the denominator (VDG: 1)."""
-    hn_beta: float = Field(0.0, ge=0)
-    """hn_nce, tcc: how much harder negatives weigh more (VDG: 0 with the Combiner, 0.5 with BLIP)."""
-    hn_detach_weights: bool = False
-    """hn_nce, tcc: hold the negatives' weights fixed in the backward pass; the paper's are differentiable."""
-    mixing: str = "concat"
-    """How real and other rows share a batch: `concat` shuffles all; `paired` adds `mixing_ratio` other rows to each of
-    `batch` real ones (VDG); `curriculum` moves from the first to the second of `mixing_shares`."""
-    mixing_ratio: float = Field(1.0, ge=0, le=16)
-    """`paired`: other rows for each real one (VDG peaks at 1)."""
-    mixing_shares: tuple[float, float] = (0.0, 1.0)
-    """`curriculum`: share of real rows in a batch at the first and at the last step."""
+    mixing: Mixing = Mixing()
+    """How real and other rows share a batch."""
     real_sources: tuple[str, ...] = ("human",)
     """Source tags of the real rows; every other row is a pseudo row."""
     row_weights: Literal["flat", "real_twice"] = "flat"
@@ -167,39 +124,63 @@ class TrainingConfig(LoopConfig):
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of a global batch; paired ones have pseudo rows beside their `batch` real ones."""
-        return self.batch + (round(self.mixing_ratio * self.batch) if self.mixing == "paired" else 0)
+        """Rows of a global batch; the mixing may put others beside its `batch` ones."""
+        mixer = self.mixing.settings
+        return mixer.rows_per_step(self.batch) if isinstance(mixer, MixerConfig) else self.batch
+
+    @property
+    def active_terms(self) -> dict[str, TermConfig]:
+        """The terms that are part of the loss, by name."""
+        found = {name: term for name, term in self.terms.items() if isinstance(term, TermConfig)}
+        return {name: term for name, term in found.items() if term.weight}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_the_objective(cls, tree: Any) -> Any:
+        """The objective's terms, with those that are given laid over them."""
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("terms", {}), Mapping):
+            return tree
+        objective = tree.get("objective", cls.model_fields["objective"].default)
+        try:
+            own = OBJECTIVES.get(objective)
+        except (ConfigError, TypeError):
+            return tree  # the field's own check says so
+        return {**tree, "terms": standing_over(own, tree.get("terms", {}))}
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, objective: str) -> str:
+        filed(OBJECTIVES.get, objective)
+        return objective
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingConfig":
         if self.negatives == "targets" and self.batch < 2:
             raise ValueError(f"batch {self.batch} leaves no negative; in-batch contrast needs batch >= 2")
-        if self.row_weights == "real_twice" and (self.objective == "vdg" or self.terms.get("tcc")):
-            raise ValueError("row_weights real_twice counts real rows twice, which the term tcc does already; use flat")
-        if not all(0 <= share <= 1 for share in self.mixing_shares):
-            raise ValueError(f"mixing_shares {self.mixing_shares} must be two shares in [0, 1]")
+        if not self.active_terms:
+            raise ValueError(f"terms {', '.join(self.terms)} all have weight 0; give one a weight above 0")
+        for term in self.active_terms.values():
+            term.check(self)
         return self
 
     @classmethod
-    def for_mode(cls, mode: Literal["improved", "paper"], **fields: object) -> "TrainingConfig":
+    def for_mode(cls, mode: Literal["improved", "paper"], **fields: Any) -> "TrainingConfig":
         """Settings of one mode (docs/RECIPES.md); `fields` override single ones.
 
         Args:
             mode: "improved", or "paper": in-batch targets, no clipping, every weight decays, one-cycle sized for 1.6
-                times the steps with beta1 cycled (SPN: a constant rate), duplicates left in, label smoothing 0.1 in
-                PTHA, an error for a row without reverse text.
+                times the steps with beta1 cycled, duplicates left in, and what the objective's own paper says.
             fields: any other field.
         """
-        paper: dict[str, object] = {
-            "negatives": "targets", "mask_duplicates": False, "one_per_group": False, "missing_reverse": "error",
+        paper: dict[str, Any] = {
+            "negatives": "targets", "mask_duplicates": False, "one_per_group": False,
             "optimizer": {"clip": None, "schedule_stretch": 1.6, "warmup": 0.02, "decay": "all",
                           "cycled_beta1": (0.95, 0.85)},
-            "label_smoothing": 0.1 if fields.get("objective") == "ptha" else 0.0,
+            **PAPER.get(fields.get("objective", ""), {}),
         }  # fmt: skip
-        if fields.get("objective") == "spn":
-            steady = {"clip": None, "schedule": "constant", "warmup": 0.0, "decay": "all"}
-            paper |= {"bank": PAPER, "optimizer": steady}
-        return cls.model_validate({**(paper if mode == "paper" else {}), **fields})
+        if mode == "improved":
+            return cls.model_validate(fields)
+        return cls.model_validate({**paper, **fields, "terms": merged(paper.get("terms", {}), fields.get("terms", {}))})
 
 
 class SpaceConfig(Config):

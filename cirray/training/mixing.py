@@ -6,14 +6,14 @@ row drawn with replacement for each real one; L_tcc = L_c(B) + L_c(B u B').
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from cirray.core.errors import ConfigError
-from cirray.core.registry import Registry
 from cirray.core.seeding import derive_seed, numpy_generator
 from cirray.training.config import TrainingConfig
+from cirray.training.mixing_config import MIXERS, CurriculumConfig, MixerConfig, PairedConfig
 from cirray.training.sampler import BatchSampler, spread_groups
 from cirray.types import Triplet
 
@@ -52,12 +52,12 @@ class Rows:
         return found
 
 
-MIXERS: Registry[Callable[[Rows, TrainingConfig], Mixer]] = Registry("mixing")
-"""Name -> policy that shares batches between real and pseudo rows."""
+MakeMixer = Callable[[Rows, TrainingConfig, Any], Mixer]
+"""(rows, configuration, the policy's own settings) -> the policy."""
 
 
 @MIXERS.register("concat")
-def concat(rows: Rows, config: TrainingConfig) -> Mixer:
+def concat(rows: Rows, config: TrainingConfig, settings: MixerConfig) -> Mixer:
     """All rows in one shuffled list."""
     one_each = spread_groups(rows.groups, config.batch, config.one_per_group)
     return BatchSampler(rows.groups, config.batch, config.seed, one_each)
@@ -65,21 +65,21 @@ def concat(rows: Rows, config: TrainingConfig) -> Mixer:
 
 @MIXERS.register("paired")
 class Paired:
-    """`batch` real rows in shuffled epochs and round(`mixing_ratio` x `batch`) pseudo rows drawn with replacement.
+    """`batch` real rows in shuffled epochs and round(`ratio` x `batch`) pseudo rows drawn with replacement.
 
     One pseudo row for each real one (ratio 1) is the paper's. With one row of a group in a batch, a batch's pseudo rows
     are of different groups; the next batch draws from all again.
     """
 
-    def __init__(self, rows: Rows, config: TrainingConfig) -> None:
+    def __init__(self, rows: Rows, config: TrainingConfig, settings: PairedConfig) -> None:
         """Prepare.
 
         Raises:
             ConfigError: when one kind of row is missing, or a batch cannot be filled.
         """
         self._seed, self._real = config.seed, rows.places(True)
-        self._pseudo = Draw(rows, rows.places(False), config.one_per_group) if config.mixing_ratio else None
-        self._count = config.rows_per_step - config.batch
+        self._pseudo = Draw(rows, rows.places(False), config.one_per_group) if settings.ratio else None
+        self._count = settings.rows_per_step(config.batch) - config.batch
         groups = [rows.groups[row] for row in self._real]
         one_each = spread_groups(groups, config.batch, config.one_per_group)
         self._sampler = BatchSampler(groups, config.batch, config.seed, one_each)
@@ -95,20 +95,20 @@ class Paired:
 
 @MIXERS.register("curriculum")
 class Curriculum:
-    """`batch` rows whose share of real ones moves evenly from the first to the second of `mixing_shares`."""
+    """`batch` rows whose share of real ones moves evenly from the first to the second of `shares`."""
 
-    def __init__(self, rows: Rows, config: TrainingConfig) -> None:
+    def __init__(self, rows: Rows, config: TrainingConfig, settings: CurriculumConfig) -> None:
         """Prepare.
 
         Raises:
             ConfigError: when one kind of row is missing.
         """
-        self._config = config
+        self._config, self._shares = config, settings.shares
         self._draws = [Draw(rows, rows.places(real), config.one_per_group) for real in (True, False)]
 
     def real_count(self, step: int) -> int:
         """Real rows in the global batch of a step."""
-        first, last = self._config.mixing_shares
+        first, last = self._shares
         done = min(step / max(self._config.steps - 1, 1), 1.0)
         return round((first + (last - first) * done) * self._config.batch)
 
@@ -200,7 +200,7 @@ def share(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
     if len(rows) % world:
         raise ConfigError(
             f"A mixed batch of {len(rows)} rows does not divide by {world} workers. Choose training.batch and "
-            "training.mixing_ratio so that it does."
+            "the mixing's settings (training.mixing.settings.ratio) so that it does."
         )
     size = len(rows) // world
     return rows[rank * size : (rank + 1) * size]

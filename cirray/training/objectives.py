@@ -1,63 +1,32 @@
-"""Objectives: which loss terms with which weights. A method's loss is a line here, or `training.terms` in a config.
+"""The configured loss: a weighted sum of terms (`cirray.training.terms.config.OBJECTIVES` names sets of them)."""
 
-PTHA: L = L_q2t + lambda_m L_m2t + lambda_p L_p2p; pretraining and plain fine-tuning are L_q2t alone. SPRC
-has the same first two terms; in place of L_p2p it draws the mean prototype to the mean of its learned prompts.
-VDG: L_tcc, and L_tdm where `training.terms` adds it. Papers: docs/PAPERS.md.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 
 import numpy as np
 from torch import nn
 
-from cirray.core.errors import ConfigError, DataError
-from cirray.core.registry import Registry
+from cirray.core.errors import DataError
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.forked import fork_for_query_tuning
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
 from cirray.training.terms.base import TERMS, TermInput, TermSetup
 
-Weights = dict[str, float]
-OBJECTIVES: Registry[Callable[[TrainingConfig], Weights]] = Registry("objective")
-"""Name -> weights of its terms, by the configuration."""
-
-OBJECTIVES.register("pretrain")(lambda config: {"infonce": 1.0})
-OBJECTIVES.register("finetune")(lambda config: {"infonce": 1.0})
-OBJECTIVES.register("sprc")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "prompt_align": c.lambda_p})
-OBJECTIVES.register("spn")(lambda config: {"bank_infonce": 1.0})
-OBJECTIVES.register("ptha")(lambda c: {"infonce": 1.0, "rtc": c.lambda_m, "two_hop": c.lambda_p})
-OBJECTIVES.register("vdg")(lambda config: {"tcc": 1.0})
-OBJECTIVES.register("composing")(lambda c: {"composing": 1.0, "retention": c.composing.lambda_ret})
-
-
-def term_weights(config: TrainingConfig) -> Weights:
-    """The objective's terms with `config.terms` over them, those of weight 0 left out.
-
-    Raises:
-        ConfigError: for an unknown objective or term, or when no term is left.
-    """
-    weights = {**OBJECTIVES.get(config.objective)(config), **config.terms}
-    for name in weights:
-        TERMS.get(name)
-    kept = {name: weight for name, weight in weights.items() if weight}
-    if not kept:
-        raise ConfigError(f"training.terms {config.terms} leaves no loss term. Give one a weight above 0.")
-    return kept
-
 
 def prepared(retriever: Retriever, config: TrainingConfig) -> Retriever:
     """The retriever as the configured terms need it: forked where one of them wants a frozen target side."""
-    for name in term_weights(config):
-        retriever = TERMS.get(name).prepared(retriever, config)
+    for settings in config.active_terms.values():
+        retriever = fork_for_query_tuning(retriever, settings.query_part) if settings.query_part else retriever
     return retriever
 
 
 def wanted_outputs(config: TrainingConfig) -> Wanted:
     """The optional outputs that a configuration's terms use."""
-    return reduce(Wanted.__or__, (TERMS.get(name).wanted(config) for name in term_weights(config)), Wanted())
+    each = (TERMS.get(name).wanted(config, settings) for name, settings in config.active_terms.items())
+    return reduce(Wanted.__or__, each, Wanted())
 
 
 class Objective:
@@ -67,11 +36,12 @@ class Objective:
         """Prepare the terms.
 
         Raises:
-            ConfigError: for an unknown objective or term, or one that the encoder cannot serve.
+            ConfigError: for a term that the encoder cannot serve.
         """
-        self.config, self.weights = setup.config, term_weights(setup.config)
+        self.config, active = setup.config, setup.config.active_terms
+        self.weights = {name: settings.weight for name, settings in active.items()}
         self.wanted = wanted_outputs(setup.config)
-        self._terms = {name: TERMS.get(name)(setup) for name in self.weights}
+        self._terms = {name: TERMS.get(name)(setup, settings) for name, settings in active.items()}
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
         """The objective of this rank's rows; the mean over ranks is the global batch's loss.

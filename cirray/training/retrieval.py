@@ -14,7 +14,8 @@ from cirray.models.batch import RetrievalBatch
 from cirray.models.text import TextBatch
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
-from cirray.training.mixing import MIXERS, PairTexts, Rows
+from cirray.training.mixing import PairTexts, Rows
+from cirray.training.mixing_config import MIXERS
 from cirray.training.objectives import Objective, prepared, wanted_outputs
 from cirray.training.terms.base import FeatureLookup, TermSetup
 from cirray.types import Triplet
@@ -48,7 +49,7 @@ class RetrievalTask:
         self._retriever, self._triplets, self._features, self._config = retriever, rows, features, config
         self._real = [row.source in config.real_sources for row in rows]
         groups = tuple(row.group_id for row in rows)
-        self._sampler = MIXERS.get(config.mixing)(Rows(groups, tuple(self._real)), config)
+        self._sampler = MIXERS.get(config.mixing.kind)(Rows(groups, tuple(self._real)), config, config.mixing.settings)
         ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
         self._keys = {image: key for key, image in enumerate(sorted(ids))}
         every_text = () if config.pair_texts == "rows" else tuple(given)

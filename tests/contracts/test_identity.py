@@ -190,11 +190,13 @@ def test_equal_configurations_have_one_identity_however_they_were_written():
 
 @pytest.mark.parametrize("start", [{"init": "a-checkpoint"}, {"qformer_source": "a-checkpoint"}])
 def test_beside_start_weights_a_field_at_its_default_is_not_the_same_as_one_left_out(start):
-    left_out, given = (validate(TrainRun, {**start, "model": model}) for model in ({}, {"temperature": 0.07}))
+    left_out, given = (
+        validate(TrainRun, {**start, "encoder": {"settings": own}}) for own in ({}, {"temperature": 0.07})
+    )
     assert left_out.identity() != given.identity()
     again = validate(TrainRun, given.to_dict())
     assert again.identity() == given.identity()
-    assert validate(TrainRun, {"model": {"temperature": 0.07}}).identity() == TrainRun().identity()
+    assert validate(TrainRun, {"encoder": {"settings": {"temperature": 0.07}}}).identity() == TrainRun().identity()
 
 
 class LaterRun(Config):

@@ -9,16 +9,15 @@ from cirray.data.readers import READERS
 from cirray.generators.captioners.base import CAPTIONERS
 from cirray.generators.rewriters.base import REWRITERS
 from cirray.generators.store import GENERATORS
-from cirray.mining.pairs import POLICIES
+from cirray.mining.config import POLICIES
 from cirray.models.conversion import FORMATS
-from cirray.models.fusion.dual import DUAL_HEADS
+from cirray.models.fusion.config import DUAL_HEADS
 from cirray.models.fusion.heads import HEADS
 from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.models.towers.backbones import BACKBONES
 from cirray.training.engines import ENGINES
-from cirray.training.mixing import MIXERS
-from cirray.training.objectives import OBJECTIVES
-from cirray.training.terms.base import TERMS
+from cirray.training.mixing_config import MIXERS
+from cirray.training.terms.config import OBJECTIVES, TERMS
 from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED
 from cirray.triplets.filters import FILTERS
 

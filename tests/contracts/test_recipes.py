@@ -113,13 +113,14 @@ PAPER = named(r"(mtst|ptha)-paper|finetune-sprc", "pretrain", "finetune")
 def test_paper_recipes_have_the_settings_of_the_paper_mode(name):
     config = config_of(name).training
     paper = TrainingConfig.for_mode("paper", objective=config.objective)
-    names = ("negatives", "mask_duplicates", "one_per_group", "missing_reverse", "batch")
+    names = ("negatives", "mask_duplicates", "one_per_group", "batch")
     assert {name: getattr(config, name) for name in names} == {name: getattr(paper, name) for name in names}
     assert config.optimizer.betas == (0.9, 0.98) and config.optimizer.eps == 1e-7
     for name in ("clip", "decay", "cycled_beta1", "weight_decay", "schedule"):
         assert getattr(config.optimizer, name) == getattr(paper.optimizer, name)
     if config.objective == "ptha":
-        assert config.label_smoothing == paper.label_smoothing == 0.1
+        assert config.terms["infonce"] == paper.terms["infonce"] and config.terms["infonce"].label_smoothing == 0.1
+        assert config.terms["two_hop"].missing_reverse == paper.terms["two_hop"].missing_reverse == "error"
 
 
 FROM_BLIP2 = named(r"-(mtst|ptha|sprc)", "pretrain", "finetune")
@@ -130,7 +131,7 @@ def test_sprc_mtst_ptha_and_spn_read_captions_as_lavis_does_and_only_ptha_attend
     """Masks: SPRC, SPN and MTST pass the tokenizer's (`blip2_qformer_cir_align_prompt.py`, `blip2_qformer_cir_cat.py`,
     line 129); PTHA's second pass takes ones (`blip2_qformer_tgir_concatembedding_sim.py`). Captions pass LAVIS's
     processor in all of them."""
-    model = config_of(name).model
+    model = config_of(name).encoder.settings
     assert model.text_processor == "blip_caption" and {"text_mask", "text_processor"} <= model.model_fields_set
     assert model.text_mask == ("ones" if "ptha-paper" in name else "true")
 
@@ -147,7 +148,9 @@ def test_sprc_mtst_ptha_and_spn_read_captions_as_lavis_does_and_only_ptha_attend
 def test_published_schedules_are_kept(name, steps, lr, weights, stretch):
     config = config_of(name).training
     assert (config.steps, config.optimizer.lr, config.optimizer.schedule_stretch) == (steps, lr, stretch)
-    assert config.lambda_m == config.lambda_p == weights
+    assert {name: term.weight for name, term in config.active_terms.items() if name != "infonce"} == {
+        "rtc": weights, "prompt_align" if name.endswith("sprc") else "two_hop": weights,
+    }  # fmt: skip
 
 
 def what_it_trains(run):
@@ -196,13 +199,18 @@ def test_the_second_stage_of_spn_has_the_settings_of_its_paper(name, steps, batc
     sprc = name.endswith("-sprc")
     assert training.optimizer.betas == ((0.9, 0.98) if sprc else (0.9, 0.999)) and training.optimizer.clip is None
     assert training.optimizer.decay == paper.optimizer.decay == "all"
-    assert training.bank.duplicate_cosine is paper.bank.duplicate_cosine is None
-    assert (training.bank.trains == "second_pass") == sprc == training.bank.learn_temperature
+    bank = training.terms["bank_infonce"]
+    assert bank.duplicate_cosine is paper.terms["bank_infonce"].duplicate_cosine is None
+    assert (bank.trains == "second_pass") == sprc == bank.learn_temperature
 
 
 def test_the_windows_of_spn_are_those_of_its_paper():
     mined = {name: config_of(name).mining for name in named("-spn-", "mine")}
-    windows = {name: (m.rank_low, m.rank_high, m.quantiles, m.references_only, m.count) for name, m in mined.items()}
+    windows = {
+        name: (own.rank_low, own.rank_high, own.quantiles, own.references_only, mining.count)
+        for name, mining in mined.items()
+        if (own := mining.policy.settings)
+    }
     assert windows["cirr/mine-spn-clip"] == (10_000, 15_000, None, False, 0)
     assert windows["fashioniq/mine-spn-clip"] == (10_000, 20_000, None, True, 0)
     assert windows["cirr/mine-spn-sprc"][2:] == ((0.0, 1.0), True, 0)
@@ -215,14 +223,17 @@ def test_the_windows_of_spn_are_those_of_its_paper():
 def test_vdg_recipes_pair_each_human_row_with_a_mined_one_at_the_papers_batch(name):
     config = config_of(name)
     training, matched = config.training, "-tdm" in name
-    assert (training.objective, training.mixing, training.mixing_ratio) == ("vdg", "paired", 1.0)
+    assert (training.objective, training.mixing.kind, training.mixing.settings.ratio) == ("vdg", "paired", 1.0)
     matching = "tdm" if "-paper-" in name else "tdm_hard"
-    assert training.terms == ({matching: 1.0} if matched else {}) and training.pair_texts == "drawn"
-    assert (training.batch, training.optimizer.lr, training.hn_beta) == (512, 1e-4, 0.5 if matched else 0.0)
+    weights = {name: term.weight for name, term in training.active_terms.items()}
+    assert weights == {"tcc": 1.0, **({matching: 1.0} if matched else {})} and training.pair_texts == "drawn"
+    beta = training.terms["tcc"].beta
+    assert (training.batch, training.optimizer.lr, beta) == (512, 1e-4, 0.5 if matched else 0.0)
     rows = 28225 if name.startswith("cirr/") else 18000
     assert training.steps == (6 if matched else 10) * (rows // 512)
     if "-paper-" in name:
-        clamp = config.model.temperature_clamp if matched else (config.dual.temperature,) * 2
+        encoder = config.encoder.settings
+        clamp = encoder.temperature_clamp if matched else (encoder.temperature,) * 2
         assert clamp == ((0.001, 0.5) if matched else (0.01, 0.01))  # as released; as the paper says, without code
         assert not training.mask_duplicates and training.optimizer.clip is None
 
@@ -288,13 +299,14 @@ def test_clip4cir_has_the_settings_of_its_paper(data):
     summed, combined = (config_of(f"{data}/finetune-clip4cir-{name}") for name in ("sum", "combiner"))
     for run in (summed, combined):
         assert run.training.negatives == "targets" and not run.training.mask_duplicates
-        assert run.dual.temperature == 0.01 and not run.dual.learn_temperature
-    assert summed.training.steps == 100 * (rows // 128) and summed.training.batch == 128 and summed.dual.train_text
+        assert run.encoder.settings.temperature == 0.01 and not run.encoder.settings.learn_temperature
+    assert summed.training.steps == 100 * (rows // 128) and summed.training.batch == 128
+    assert summed.encoder.settings.train_text
     assert summed.training.optimizer.lr == 2e-6 and summed.training.optimizer.eps == 1e-7
     assert combined.training.steps == 300 * (rows // 4096) and combined.training.batch == 4096
-    assert combined.training.optimizer.lr == 2e-5 and not combined.dual.train_text
-    dual = combined.dual
-    assert (dual.projection_factor * 640, dual.hidden_factor * 640, dual.head_dropout) == (2560, 5120, 0.5)
+    assert combined.training.optimizer.lr == 2e-5 and not combined.encoder.settings.train_text
+    head = combined.encoder.settings.fusion.settings
+    assert (head.projection_factor * 640, head.hidden_factor * 640, head.dropout) == (2560, 5120, 0.5)
 
 
 @pytest.mark.parametrize("size", ["l14", "b32"])
@@ -317,9 +329,10 @@ def test_both_stages_of_two_stage_retrieval_have_their_settings(size):
     assert (model.tuning, model.adapter_width, model.temperature) == ("adapter", 64, 0.07)
     assert (second.objective, second.steps, second.batch, composed.labels) == ("composing", 2000, 512, 10_000)
     assert (second.optimizer.lr, second.optimizer.weight_decay, second.optimizer.schedule) == (1e-4, 0.01, "cosine")
-    assert second.optimizer.warmup * second.steps == 100 and second.composing.lambda_ret == 0.5
-    assert (second.composing.hard, second.composing.ranks, second.composing.max_cosine) == (5, (2, 50), 0.9)
-    assert second.composing.reference and second.mask_duplicates and composed.validation.keep == ()
+    assert second.optimizer.warmup * second.steps == 100 and second.terms["retention"].weight == 0.5
+    composing = second.terms["composing"]
+    assert (composing.hard, composing.ranks, composing.max_cosine) == (5, (2, 50), 0.9)
+    assert composing.reference and second.mask_duplicates and composed.validation.keep == ()
 
 
 def test_pic2word_searle_and_lincir_have_the_settings_of_their_papers():

@@ -16,11 +16,15 @@ from cirray.core.trees import leaves
 from cirray.data.presets import PRESETS
 
 TESTS = Path(__file__).resolve().parents[1]
+FIELDS = runpy.run_path(str(TESTS / "fixtures" / "recipe_fields.py"))
 FILES = runpy.run_path(str(TESTS / "fixtures" / "recipe_files.py"))
 BEFORE = json.loads(gzip.decompress((TESTS / "golden" / "recipes_before.json.gz").read_bytes()))
 MOVED = dict(line.split(": ", 1) for line in (TESTS / "golden" / "recipes_moved.txt").read_text().splitlines())
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "space.training.lambda_m": "space.training.terms.rtc.weight",
+    "space.training.lambda_p": "space.training.terms.two_hop.weight",
+}
 """Old dotted path, or the beginning of one up to a dot -> the new."""
 ON_PURPOSE: dict[str, tuple[str, ...]] = {
     "embed-c": ("data.preset",),  # embedding reads images: no text, no protocol
@@ -64,7 +68,7 @@ def known_to(old, new):
 
 def differing(name):
     """Leaves of an old recipe that are others now, but for those that differ on purpose."""
-    old, new = BEFORE[name], now(MOVED[name])
+    old, new = FIELDS["converted"](BEFORE[name]), now(MOVED[name])
     if name.startswith("compare-"):  # studies have more fields since, in lists too
         new = known_to(old, new)
     before, after = {renamed(path): value for path, value in leaves(old).items()}, leaves(new)

@@ -244,7 +244,9 @@ def test_the_sprc_objective_is_the_loss_of_the_authors_code(released):
     batch = RetrievalBatch(tower(reference), tower(target), text, keys, keys + 3, torch.ones(3))
     ours = retrieval_loss(retriever, batch, settings, NoGather())
     assert apart(ours.total, theirs) < 20 * CLOSE
-    other = retrieval_loss(retriever, batch, settings.model_copy(update={"lambda_m": 0.5}), NoGather())
+    other = retrieval_loss(
+        retriever, batch, TrainingConfig.for_mode("paper", objective="sprc", terms={"rtc": 0.5}, batch=3), NoGather()
+    )
     assert apart(other.total, theirs) > 1000 * CLOSE
 
 

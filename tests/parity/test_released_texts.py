@@ -124,15 +124,14 @@ def trained(retriever, **changes):
     return retriever.changed({**changes, "qformer": {"dropout": 0.0}}).train()
 
 
-def our_loss(retriever, tower, objective, **weights):
+def our_loss(retriever, tower, objective, **terms):
     reference, target = small.images(seed=1), small.images(seed=2)
     keys, ones = torch.arange(3), torch.ones(3)
     reverse = {"reverse": retriever.tokenize(BACK), "reverse_mask_B": ones} if objective == "ptha" else {}
     text = retriever.tokenize(TEXTS)
     batch = RetrievalBatch(tower(reference), tower(target), text, keys, keys + 3, ones, **reverse)
-    return retrieval_loss(
-        retriever, batch, TrainingConfig.for_mode("paper", objective=objective, batch=3, **weights), NoGather()
-    ).total
+    config = TrainingConfig.for_mode("paper", objective=objective, batch=3, terms=terms)
+    return retrieval_loss(retriever, batch, config, NoGather()).total
 
 
 def sides(twin, tower):
@@ -160,7 +159,7 @@ def test_training_from_a_released_sprc_has_its_loss(released):
         query = twin.query(TEXTS, prototypes, mean=False)
         return twin.contrast(query, gallery) + 0.4 * twin.contrast(twin.text(TEXTS), gallery) + 0.4 * align
 
-    check(our_loss(trained(retriever), tower, "sprc", lambda_m=0.4, lambda_p=0.4), loss, Twin(state))
+    check(our_loss(trained(retriever), tower, "sprc", rtc=0.4, prompt_align=0.4), loss, Twin(state))
 
 
 def test_training_from_a_released_ptha_has_its_loss_over_padding_it_attends(released):
@@ -173,7 +172,7 @@ def test_training_from_a_released_ptha_has_its_loss_over_padding_it_attends(rele
         align = (prototypes.mean(1) - back.mean(1)).square().mean()
         return twin.contrast(query, gallery, 0.1) + 0.4 * twin.contrast(twin.text(TEXTS), gallery) + 0.4 * align
 
-    check(our_loss(trained(retriever), tower, "ptha", lambda_m=0.4, lambda_p=0.4), loss, Twin(state, second="ones"))
+    check(our_loss(trained(retriever), tower, "ptha", rtc=0.4, two_hop=0.4), loss, Twin(state, second="ones"))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(PretrainRun, "pretrain-mtst"), (FinetuneRun, "finetune-ptha")])
@@ -181,7 +180,7 @@ def test_the_paper_recipes_train_as_the_released_code_does(released, kind, name)
     """MTST pretrains over hidden padding; PTHA's fine-tuning changes the mask that it inherits, and nothing else."""
     state, _, tower = released.blip2
     pretrain, own = (
-        load_config(run, ROOT / "jobs" / "configs" / "cirr" / f"{file}-paper.yaml").model
+        load_config(run, ROOT / "jobs" / "configs" / "cirr" / f"{file}-paper.yaml").encoder.settings
         for run, file in ((PretrainRun, "pretrain-mtst"), (kind, name))
     )
     start = retriever_from(open_blip2(released.weights), pretrain.model_copy(update={"text_length": LENGTH}))

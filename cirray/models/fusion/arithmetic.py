@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cirray.models.config import DualEncoderConfig
-from cirray.models.fusion.dual import DUAL_HEADS
+from cirray.models.fusion.config import DUAL_HEADS, HeadConfig, SlerpConfig
 
 _SMALL = 1e-4
 
@@ -18,15 +17,19 @@ _SMALL = 1e-4
 class _NoWeights(nn.Module):
     """Base of the heads below."""
 
-    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+    def __init__(self, settings: HeadConfig, width: int) -> None:
         """Nothing to build."""
         super().__init__()
-        self.share = config.text_share
 
 
 @DUAL_HEADS.register("slerp")
 class Slerp(_NoWeights):
     """The point at `text_share` of the arc from image to text; training-free."""
+
+    def __init__(self, settings: SlerpConfig, width: int) -> None:
+        """Nothing to build."""
+        super().__init__(settings, width)
+        self.share = settings.text_share
 
     def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         """Query `[B, D]`, norm 1; nearly parallel vectors are interpolated on the chord, which is then the arc."""

@@ -1,27 +1,28 @@
-"""Heads of dual encoders: image vector and text vector to one query. A new head is one class and one name here.
+"""Heads of dual encoders: image vector and text vector to one query. A new head is one class.
 
 `sum` and `combiner` after Baldrati et al. (CLIP4CIR, 2022; docs/PAPERS.md#clip4cir): q = n(v + t), and q = n(A + s t +
 (1 - s) v); `cross_attention` lets the text vector read the image's tokens; `tirg` has its own file.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from cirray.core.errors import ConfigError
-from cirray.core.registry import Registry
-from cirray.models.config import DualEncoderConfig
+from cirray.models.fusion.config import DUAL_HEADS, CombinerConfig, CrossAttentionConfig, HeadConfig
 
-DUAL_HEADS: Registry[type[nn.Module]] = Registry(
-    "dual-encoder fusion", [f"cirray.models.fusion.{name}" for name in ("arithmetic", "tirg")]
-)
+MakeHead = Callable[[Any, int], nn.Module]
+"""(the head's own settings, width of the common space) -> the head."""
 
 
 @DUAL_HEADS.register("sum")
 class Sum(nn.Module):
     """n(image + text), element-wise; no weights."""
 
-    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+    def __init__(self, settings: HeadConfig, width: int) -> None:
         """Nothing to build."""
         super().__init__()
 
@@ -34,14 +35,14 @@ class Sum(nn.Module):
 class Combiner(nn.Module):
     """A + s text + (1 - s) image; A and the gate s in (0, 1) are computed from both projected vectors."""
 
-    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+    def __init__(self, settings: CombinerConfig, width: int) -> None:
         """Random weights from the global torch generator."""
         super().__init__()
-        projected, hidden = config.projection_factor * width, config.hidden_factor * width
+        projected, hidden = settings.projection_factor * width, settings.hidden_factor * width
         self.text_side, self.image_side = nn.Linear(width, projected), nn.Linear(width, projected)
         self.mix_hidden, self.mix = nn.Linear(2 * projected, hidden), nn.Linear(hidden, width)
         self.gate_hidden, self.gate = nn.Linear(2 * projected, hidden), nn.Linear(hidden, 1)
-        self.dropout = nn.Dropout(config.head_dropout)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         """Query `[B, D]`, not normalised."""
@@ -60,20 +61,20 @@ class Combiner(nn.Module):
 class CrossAttention(nn.Module):
     """The text vector attends to the image's tokens; the result is added to the sum. Starts as the sum."""
 
-    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+    def __init__(self, settings: CrossAttentionConfig, width: int) -> None:
         """Random weights from the global torch generator; the last layer starts at zero.
 
         Raises:
             ConfigError: when the heads do not divide the width.
         """
         super().__init__()
-        if width % config.head_heads:
-            raise ConfigError(f"dual.head_heads {config.head_heads} does not divide the common width {width}.")
+        if width % settings.heads:
+            raise ConfigError(f"fusion.settings.heads {settings.heads} does not divide the common width {width}.")
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
-                width, config.head_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                width, settings.heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
             )
-            for _ in range(config.head_layers)
+            for _ in range(settings.layers)
         )
         self.norm_in, self.norm_out, self.out = nn.LayerNorm(width), nn.LayerNorm(width), nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)

@@ -9,21 +9,20 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cirray.models.config import DualEncoderConfig
-from cirray.models.fusion.dual import DUAL_HEADS
+from cirray.models.fusion.config import DUAL_HEADS, TirgConfig
 
 
 @DUAL_HEADS.register("tirg")
 class Tirg(nn.Module):
     """Gate and residual over both vectors; the weights w start at 1 and 10."""
 
-    def __init__(self, config: DualEncoderConfig, width: int) -> None:
+    def __init__(self, settings: TirgConfig, width: int) -> None:
         """Random weights from the global torch generator."""
         super().__init__()
         both = 2 * width
-        self.gate = nn.Sequential(_norm(config.tirg_norm, both), nn.ReLU(), nn.Linear(both, width))
+        self.gate = nn.Sequential(_norm(settings.norm, both), nn.ReLU(), nn.Linear(both, width))
         self.residual = nn.Sequential(
-            _norm(config.tirg_norm, both), nn.ReLU(), nn.Linear(both, both), nn.ReLU(), nn.Linear(both, width)
+            _norm(settings.norm, both), nn.ReLU(), nn.Linear(both, both), nn.ReLU(), nn.Linear(both, width)
         )
         self.weights = nn.Parameter(torch.tensor([1.0, 10.0]))
         self.scale = nn.Parameter(torch.tensor([4.0]))

@@ -204,7 +204,7 @@ class WordMapRetriever(Retriever):
         if wanted.reverse or wanted.prompts or wanted.text_only:
             raise ConfigError(
                 "A pseudo-word retriever has neither prototypes nor a text-only branch; use objective composing, or "
-                "set lambda_m=0 and lambda_p=0."
+                "set training.terms.rtc, two_hop and prompt_align to 0."
             )
         state = self.encode_reference(batch.reference_BPD)
         return RetrieverOutput(
@@ -281,8 +281,8 @@ def build_word_map(config: WordMapConfig, patch_width: int, seed: int = 0) -> Wo
         return WordMapRetriever(config, encoder, name, patch_width)
 
 
-def _build(settings: Mapping[str, Any], texts: Sequence[str], patch_width: int, seed: int) -> WordMapRetriever:
-    return build_word_map(validate(WordMapConfig, settings), patch_width, seed)
+def _build(config: WordMapConfig, texts: Sequence[str], patch_width: int, seed: int) -> WordMapRetriever:
+    return build_word_map(config, patch_width, seed)
 
 
 def _load(description: Mapping[str, Any], folder: Path) -> WordMapRetriever:

@@ -16,7 +16,7 @@ from cirray.evaluation.report import ReportContent, ReportRow, render_table
 from cirray.evaluation.report_files import write_report
 from cirray.evaluation.samples import draw_samples
 from cirray.features.store import FeatureStore, check_tower
-from cirray.models.dual import build_dual
+from cirray.models.config import RETRIEVERS
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import read_history
@@ -38,19 +38,19 @@ def run_compare(run: CompareRun) -> Manifest:
     Raises:
         ConfigError: without a row, or for texts or features of an unknown row.
     """
-    if not run.checkpoints and not run.duals:
+    if not run.checkpoints and not run.encoders:
         raise ConfigError("There is nothing to compare; name checkpoints with checkpoints.NAME=PLACE, once for each.")
     for field, names in (("row_features", run.row_features), ("row_texts", run.row_texts)):
         for name in names:
-            if name not in (*run.checkpoints, *run.duals):
-                raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.duals)))
+            if name not in (*run.checkpoints, *run.encoders):
+                raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.encoders)))
     dataset = read_dataset(run.data)
     stage = open_stage(run, "report", {**_inputs(run), "data": asked_digest(dataset)})
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
     rows = []
-    with progress("evaluate", len(run.checkpoints) + len(run.duals) + 1, "models") as advance:
+    with progress("evaluate", len(run.checkpoints) + len(run.encoders) + 1, "models") as advance:
         for name, encoder, seen in _encoders(run, dataset, features):
             asked = with_texts(dataset, run.row_texts[name])[0] if name in run.row_texts else dataset
             result = evaluate_retriever(
@@ -90,9 +90,9 @@ def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> I
     def seen(name: str) -> FeatureStore:
         return FeatureStore.open_many(run.row_features[name]) if name in run.row_features else features
 
-    for name, dual in run.duals.items():
-        store = seen(name)
-        yield name, build_dual(dual, [query.modification for query in dataset.queries], store.shape[1]).eval(), store
+    for name, encoder in run.encoders.items():
+        store, texts = seen(name), [query.modification for query in dataset.queries]
+        yield name, RETRIEVERS.get(encoder.kind).build(encoder.settings, texts, store.shape[1], 0).eval(), store
     for name, uri in run.checkpoints.items():
         encoder, tower, _ = load_models(uri)
         store = seen(name)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
 from cirray.data.config import DataConfig
-from cirray.models.config import DualEncoderConfig
+from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig
 
 
@@ -24,9 +24,8 @@ class CompareRun(Config):
     """Row name -> features artifacts of its own tower, where they are not `features`."""
     row_texts: dict[str, Place] = {}
     """Row name -> rewrites artifact whose texts its queries say instead of their own (training-free retrieval)."""
-    duals: dict[str, DualEncoderConfig] = {}
-    """Row name -> a dual encoder that is not trained (image + text arithmetic); its tower's features in
-    `row_features`."""
+    encoders: dict[str, Encoder] = {}
+    """Row name -> an encoder that is not trained (image + text arithmetic); its tower's features in `row_features`."""
     labels: dict[str, int] = {}
     """Row name -> labelled triplets that the row has seen."""
     triplets: tuple[Place, ...] = ()

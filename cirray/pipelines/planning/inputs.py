@@ -13,10 +13,11 @@ import yaml
 
 from cirray.core import storage
 from cirray.core.artifacts import is_complete, localize, read_manifest
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config, load_config, validate
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
+from cirray.mining.config import MiningConfig
 from cirray.models.outlines import outline_tower, weightless
 from cirray.models.towers.clip_tower import ClipTower
 from cirray.models.towers.hf_blip2 import VisionTower
@@ -157,10 +158,10 @@ def pair_count(uri: str, beside: RecipesBeside) -> int | None:
     found = beside.recipe(uri)
     if found is None:
         return None
-    mining = dict(found[1].get("mining", {}))
-    if mining.get("policy") in ("reverse", "existing"):
+    mining = validate(MiningConfig, dict(found[1].get("mining", {})))
+    if mining.labelled:
         return TRIPLETS.get(str(dict(found[1].get("data", {})).get("format")))
-    return int(mining["count"]) if mining.get("count") else None
+    return mining.count or None
 
 
 def description_of(place: str, folder: str) -> tuple[dict[str, Any], Path] | None:

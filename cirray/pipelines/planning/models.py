@@ -13,7 +13,7 @@ from cirray.generators.config import GeneratorConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.models.base import Retriever
 from cirray.models.composed import QFormerRetriever, changed_config
-from cirray.models.config import RetrieverConfig
+from cirray.models.config import DualEncoderConfig, RetrieverConfig
 from cirray.models.dual import DualEncoderRetriever
 from cirray.models.forked import ForkedRetriever
 from cirray.models.outlines import Words, outline_dual, outline_language, qformer_sizes
@@ -26,7 +26,6 @@ from cirray.pipelines.planning.steps import Tokens
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun
 from cirray.pipelines.training.inputs import read_inputs
-from cirray.training.objectives import term_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.bfloat16}
 """Types of a frozen language model; published ones are stored in 16 bits, which `auto` keeps."""
@@ -39,18 +38,20 @@ def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Recipe
     Raises:
         ConfigError: when the sizes of a named source cannot be known.
     """
-    if run.dual is not None:
-        return outline_dual(run.dual, tokens.width, plan.vocabulary), run.dual.source or "dual"
+    settings = run.encoder.settings
     if run.init:
         model, origin = _from_init(run, plan, tokens, beside)
         return _with_changes(model, run), origin
+    if isinstance(settings, DualEncoderConfig):
+        return outline_dual(settings, tokens.width, plan.vocabulary), settings.source or "encoder"
+    settings = _qformer(run)
     if run.qformer_source:
-        sized, rows, _, vectors = qformer_sizes(_stated(run.qformer_source, beside), run.model.qformer)
-        config = run.model.model_copy(update={"qformer": sized, "embed_dim": vectors or run.model.embed_dim})
+        sized, rows, _, vectors = qformer_sizes(_stated(run.qformer_source, beside), settings.qformer)
+        config = settings.model_copy(update={"qformer": sized, "embed_dim": vectors or settings.embed_dim})
         words: Any = _named_tokenizer(run.tokenizer) or Words(rows)
         return QFormerRetriever(config, words, tokens.width), run.qformer_source
     words, origin = _words(run, plan)
-    return QFormerRetriever(run.model, words, tokens.width), f"model, {origin}"
+    return QFormerRetriever(settings, words, tokens.width), f"encoder, {origin}"
 
 
 def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside) -> tuple[Retriever, str]:
@@ -61,10 +62,11 @@ def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: R
     """
     model, origin = retriever_of(run, plan, tokens, beside)
     shared = isinstance(model, DualEncoderRetriever) and not model.target_weights()
-    if shared or isinstance(model, ForkedRetriever) or "bank_infonce" not in term_weights(run.training):
+    part = next((term.query_part for term in run.training.active_terms.values() if term.query_part), "")
+    if shared or isinstance(model, ForkedRetriever) or not part:
         return model, origin
-    # weightless tensors cannot be copied, as `fork_for_query_tuning` would
-    return ForkedRetriever(model, retriever_of(run, plan, tokens, beside)[0], run.training.bank.trains), origin
+    # Weightless tensors cannot be copied, which `fork_for_query_tuning` would do.
+    return ForkedRetriever(model, retriever_of(run, plan, tokens, beside)[0], part), origin
 
 
 def generator_of(
@@ -138,7 +140,7 @@ def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesB
     recipe = beside.recipe(run.init)
     if recipe is None:
         words, origin = _words(run, plan)
-        return QFormerRetriever(run.model, words, tokens.width), f"model ({run.init} is not there), {origin}"
+        return QFormerRetriever(_qformer(run), words, tokens.width), f"encoder ({run.init} is not there), {origin}"
     name, tree = recipe
     if "training" not in tree:  # `cirray convert to=checkpoint` of an SPRC or PTHA file
         stub: Any = Words(plan.vocabulary)
@@ -165,10 +167,24 @@ def _with_changes(model: Retriever, run: TrainRun) -> Retriever:
     """A checkpoint's network with the run's changes."""
     if isinstance(model, ForkedRetriever):
         return ForkedRetriever(_with_changes(model.query, run), _with_changes(model.gallery, run), model.trains)
-    if not isinstance(model, QFormerRetriever) or not run.model.given():
+    given = run.encoder.settings.given()
+    if not isinstance(model, QFormerRetriever) or not given:
         return model
-    config = changed_config(model.config, run.model.given(), f"the checkpoint {run.init!r}")
+    config = changed_config(model.config, given, f"the checkpoint {run.init!r}")
     return QFormerRetriever(config, model.tokenizer, model.patch_width)
+
+
+def _qformer(run: TrainRun) -> RetrieverConfig:
+    """The settings of a Q-Former retriever.
+
+    Raises:
+        ConfigError: for an encoder of another kind.
+    """
+    if not isinstance(run.encoder.settings, RetrieverConfig):
+        raise ConfigError(
+            f"A plan knows encoders of the kinds qformer and dual without their weights, not {run.encoder.kind!r}."
+        )
+    return run.encoder.settings
 
 
 def _words(run: TrainRun, plan: PlanConfig) -> tuple[Any, str]:
@@ -178,7 +194,7 @@ def _words(run: TrainRun, plan: PlanConfig) -> tuple[Any, str]:
     try:
         # training without features opens every picture once; a plan opens none
         texts = read_inputs(run, None if run.features else ()).texts
-        return build_tokenizer(process(run.model.text_processor, texts)), "words of the training texts"
+        return build_tokenizer(process(_qformer(run).text_processor, texts)), "words of the training texts"
     except (CirrayError, OSError):
         return Words(plan.vocabulary), "plan.vocabulary words"
 

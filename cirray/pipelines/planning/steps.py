@@ -1,7 +1,6 @@
 """One training step, traced on the real network without weights. Needs only torch and transformers."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -12,11 +11,8 @@ from cirray.models.dual import DualEncoderRetriever
 from cirray.models.text import TextBatch
 from cirray.pipelines.planning.memory import States, Weights, count_weights, training_states
 from cirray.training.config import LoopConfig, TrainingConfig
-from cirray.training.objectives import OBJECTIVES, retrieval_loss, term_weights, wanted_outputs
+from cirray.training.objectives import retrieval_loss, wanted_outputs
 from cirray.training.tracing import Trace, trace_step
-
-FROM_DATA = ("bank_infonce", "composing")
-"""Terms that encode images of the data before the first step."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +97,10 @@ def without_data(config: TrainingConfig) -> TrainingConfig:
 
     Nor are missing reverse texts looked up, as there is no data.
     """
-    prepare = [name for name in term_weights(config) if name in FROM_DATA]
-    told: dict[str, Any] = {"missing_reverse": "skip"}
-    if prepare:
-        own = {**OBJECTIVES.get(config.objective)(config), **config.terms}
-        told |= {"objective": "finetune", "terms": {**own, **dict.fromkeys(prepare, 0.0)}}
-    return config.model_copy(update=told)
+    terms = {name: settings.without_data() for name, settings in config.active_terms.items()}
+    left_out = any(not settings.weight for settings in terms.values())
+    in_batch = TrainingConfig().terms if left_out else {}
+    return config.model_copy(update={"terms": {**in_batch, **terms}})
 
 
 def retrieval_batch(

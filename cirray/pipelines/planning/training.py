@@ -16,7 +16,6 @@ from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
 from cirray.pipelines.planning.steps import Counted, Tokens, count_generator, count_retriever
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.training.config import TrainRun
-from cirray.training.objectives import term_weights
 from cirray.training.tracing import trace_forward
 
 _SHARD_ROWS = 512
@@ -38,7 +37,7 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> Pl
         if not run.features:
             counted = _with_tower(counted, tower_of(run.towers, beside)[0])
     images, source = (plan.images, "plan.images") if plan.images else images_of(run.data)
-    counted = replace(counted, bank=_bank_bytes(run, model, images, world))
+    counted = replace(counted, bank=_kept_bytes(run, model, images, world))
     rows, told = _training_rows(run, plan, beside)
     candidates = run.training.batch * (2 if run.training.negatives == "batch_images" else 1)
     vectors = 1 if model.config.similarity == "dot" else model.config.qformer.queries
@@ -151,15 +150,11 @@ def stage_lines(counted: Counted) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _bank_bytes(run: TrainRun, model: Retriever, images: int | None, world: int) -> int:
-    """The negative bank's memory on one GPU: every training image's gallery tokens."""
-    if "bank_infonce" not in term_weights(run.training):
-        return 0
-    settings, config = run.training.bank, model.config
-    vectors = 1 if config.similarity == "dot" else config.qformer.queries
-    whole = (images or 0) * vectors * config.embed_dim * (2 if settings.half else 4)
-    sharded = whole > settings.replicate_gb * 1e9 if settings.sharded == "auto" else settings.sharded
-    return -(-whole // world) if sharded else whole
+def _kept_bytes(run: TrainRun, model: Retriever, images: int | None, world: int) -> int:
+    """What the loss terms keep on one GPU, a negative bank above all."""
+    vectors = 1 if model.config.similarity == "dot" else model.config.qformer.queries
+    numbers = vectors * model.config.embed_dim
+    return sum(term.kept_bytes(images or 0, numbers, world) for term in run.training.active_terms.values())
 
 
 def _disk_line(run: TrainRun | GeneratorRun, tokens: Tokens, images: int | None, source: str) -> Line:
@@ -207,9 +202,8 @@ def _with_tower(counted: Counted, tower: VisionTower) -> Counted:
 def _retriever_remedies(run: TrainRun, counted: Counted) -> list[str]:
     found, training = [], run.training
     activations = counted.trace.peak > counted.states.total
-    checkpointed = run.dual.gradient_checkpointing if run.dual else run.model.gradient_checkpointing
-    if activations and not checkpointed:
-        found.append(f"{'dual' if run.dual else 'model'}.gradient_checkpointing=true")
+    if activations and not getattr(run.encoder.settings, "gradient_checkpointing", True):
+        found.append("encoder.settings.gradient_checkpointing=true")
     if training.precision == "fp32":
         found.append("training.precision=bf16")
     if activations and training.chunk is None and counted.rows >= 1024:

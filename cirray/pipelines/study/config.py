@@ -48,13 +48,13 @@ class RowSpec(Config):
     """Stage that indexes its checkpoint: run with the row, and the closing lines say how to search it."""
     source: str = ""
     """Which paper or idea; shown beside the name."""
-    dual: dict[str, Any] | None = None
-    """Instead of `stage`: a dual encoder that is not trained (fields of a `DualEncoderConfig`)."""
+    encoder: dict[str, Any] | None = None
+    """Instead of `stage`: an encoder that is not trained, `{kind, settings}`."""
 
     @model_validator(mode="after")
     def _one(self) -> "RowSpec":
-        if bool(self.stage) == (self.dual is not None):
-            raise ValueError("a row needs a stage, or (untrained) a dual encoder; give one of the two")
+        if bool(self.stage) == (self.encoder is not None):
+            raise ValueError("a row needs a stage, or an untrained encoder; give one of the two")
         return self
 
     def stages(self) -> tuple[str, ...]:

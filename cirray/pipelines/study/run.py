@@ -93,13 +93,13 @@ def _scoring(graph: Graph, names: tuple[str, ...], values: Assignment) -> Scorin
     fields: dict[str, Any] = {
         "data": graph.fill(run.data, values), "features": graph.fill(run.features, values), "seed": graph.seed,
         "checkpoints": {name: graph.place(row.stage, values) for name, row in rows.items() if row.stage},
-        "duals": {name: graph.fill(row.dual, values) for name, row in rows.items() if row.dual is not None},
+        "encoders": {name: graph.fill(row.encoder, values) for name, row in rows.items() if row.encoder is not None},
         "row_texts": {name: graph.fill(row.rewrites, values) for name, row in rows.items() if row.rewrites},
         "row_features": {name: graph.fill(row.features, values) for name, row in rows.items() if row.features},
         "triplets": graph.fill(run.samples, values), "judge": graph.fill(run.judge, values) if run.samples else "",
         "title": run.title,
     }  # fmt: skip
-    own = [[list(row.features), row.rewrites, row.dual or {}] for row in rows.values()]
+    own = [[list(row.features), row.rewrites, row.encoder or {}] for row in rows.values()]
     stages = [name for row in rows.values() for name in row.stages()]
     needed = [*references([run.data, run.features, run.samples]), *stages, *references(own)]
     after = tuple(dict.fromkeys(graph.add(name, values) for name in needed))

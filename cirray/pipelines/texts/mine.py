@@ -20,8 +20,6 @@ from cirray.pipelines.texts.judging import is_shapes_world, single_edit_share
 from cirray.triplets.pairs import KIND, write_pairs
 from cirray.types import Pair, stable_id
 
-_LABELLED = ("existing", "reverse")
-
 
 @stage_function
 def run_mine(run: MineRun) -> Manifest:
@@ -46,7 +44,7 @@ def run_mine(run: MineRun) -> Manifest:
 
 
 def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:
-    read = () if run.mining.policy in _LABELLED else run.features
+    read = () if run.mining.labelled else run.features
     inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(read)}
     ids = (*part_ids(dataset, run.parts), "excluded", *sorted(_excluded(run, dataset)))
     triplets = [f"{t.triplet_id}:{t.reference_id}:{t.target_id}:{t.split}" for t in dataset.triplets]
@@ -54,9 +52,9 @@ def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:
 
 
 def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
-    features = None if run.mining.policy in _LABELLED else FeatureStore.open_many(run.features)
+    features = None if run.mining.labelled else FeatureStore.open_many(run.features)
     ids, excluded = part_ids(dataset, run.parts), _excluded(run, dataset) | _rejected(run)
-    if ids and excluded.issuperset(ids) and run.mining.policy not in _LABELLED:
+    if ids and excluded.issuperset(ids) and not run.mining.labelled:
         raise DataError(
             f"All {len(ids)} images of {', '.join(run.parts)} are excluded, being in {', '.join(run.exclude_parts)} as "
             "well. Put pool and gallery into folders of their own, or set exclude_parts=[] and expect pairs of images "
@@ -67,7 +65,7 @@ def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
 
 def _rejected(run: MineRun) -> frozenset[str]:
     """Images that could not be embedded, which are skipped (`run_embed` has the reasons)."""
-    if run.mining.policy in _LABELLED:
+    if run.mining.labelled:
         return frozenset()
     parts = [rows for uri in run.features for rows in read_rejected(str(localize(uri, "features"))).values()]
     return frozenset(image for rows in parts for image, _ in rows)
@@ -75,7 +73,7 @@ def _rejected(run: MineRun) -> frozenset[str]:
 
 def _candidates(run: MineRun, dataset: CirDataset) -> set[str]:
     """Images that may be in a pair."""
-    labelled = run.mining.policy in _LABELLED
+    labelled = run.mining.labelled
     ids = images_of(dataset.split(run.split)) if labelled else set(part_ids(dataset, run.parts))
     return ids - _excluded(run, dataset)
 

@@ -9,7 +9,7 @@ from cirray.core.config import Config, annotation_at, given_beside
 from cirray.core.fields import Common, Effort, Place
 from cirray.core.reading import read
 from cirray.data.config import DataConfig
-from cirray.models.config import DualEncoderConfig, EncoderChoice, RetrieverConfig
+from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
 from cirray.training.config import SpaceConfig, TrainingConfig
 
@@ -96,14 +96,9 @@ class TrainRun(Config):
     qformer_source: Place = ""
     """BLIP-2 or InstructBLIP checkpoint to start from. A folder or hub id, or what `cirray convert` made of one, in
     place of `init`; Q-Former, projections and tokenizer are the start."""
-    model: RetrieverConfig = RetrieverConfig()
-    """The network. With `init`, fields that are given change what the checkpoint has, where its weights allow it; with
-    `qformer_source`, the checkpoint's own sizes hold."""
-    dual: DualEncoderConfig | None = None
-    """Instead of `model`: a dual encoder (CLIP, open_clip, or small from scratch) with a sum, Combiner or
-    cross-attention head."""
-    encoder: EncoderChoice | None = None
-    """Instead of `model`: a retriever of another registered kind, also of another package."""
+    encoder: Encoder = Encoder()
+    """The network. With `init`, settings that are given change what the checkpoint has, where its weights allow it;
+    with `qformer_source`, the checkpoint's own sizes hold."""
     tokenizer: Place = ""
     """Folder or hub id of a BERT tokenizer; empty: the words of all training texts and captions. Not with `init`, which
     brings its own."""
@@ -124,7 +119,7 @@ class TrainRun(Config):
     """Checkpoint artifact (path or URI)."""
     ray: Effort[RayTrainConfig] = RayTrainConfig()
 
-    _said = field_serializer("model", mode="wrap")(given_beside("init", "qformer_source", "dual", "encoder"))
+    _said = field_serializer("encoder", mode="wrap")(given_beside("init", "qformer_source"))
 
     @model_validator(mode="after")
     def _trainable(self) -> "TrainRun":
@@ -134,8 +129,6 @@ class TrainRun(Config):
             )
         if self.temperature == SOURCE and not self.qformer_source:
             raise ValueError("temperature=source is that of qformer_source; name one, or give a number")
-        if self.dual is not None and self.encoder is not None:
-            raise ValueError("dual and encoder both name a network; leave one of them out")
         if not self.features and self.data is None and not self.images:
             raise ValueError("features is empty, so images are encoded while training: name their files (data, images)")
         if not self.triplets and (self.data is None or self.labels == 0):
@@ -180,8 +173,8 @@ class TuneRun(Config):
     base: FinetuneRun = FinetuneRun(validation=ValidationConfig(every=50))
     """The run that is varied; its `out` is not used."""
     space: dict[str, SpaceConfig] = {
-        "training.lambda_p": SpaceConfig(grid=(0.0, 0.1, 0.4)),
-        "training.lambda_m": SpaceConfig(grid=(0.0, 0.4)),
+        "training.terms.two_hop.weight": SpaceConfig(grid=(0.0, 0.1, 0.4)),
+        "training.terms.rtc.weight": SpaceConfig(grid=(0.0, 0.4)),
     }
     """Dotted path inside `base` -> its values, e.g. `{training.optimizer.lr: {loguniform: [1e-4, 1e-2]}}`."""
     samples: int = Field(1, ge=1)
@@ -224,7 +217,9 @@ class TuneRun(Config):
     @model_validator(mode="after")
     def _sweepable(self) -> "TuneRun":
         if not self.space:
-            raise ValueError("space is empty; name at least one field, e.g. training.lambda_p: {grid: [0, 0.4]}")
+            raise ValueError(
+                "space is empty; name at least one field, e.g. training.optimizer.lr: {grid: [1e-4, 1e-3]}"
+            )
         if self.base.validation.patience:
             raise ValueError("base.validation.patience and the sweep's scheduler both stop trials; leave it null")
         if self.metric.startswith("val_") and not self.base.validation.queries:

@@ -18,14 +18,12 @@ from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
 from cirray.models.base import RETRIEVERS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
-from cirray.models.config import QFormerConfig
-from cirray.models.dual import build_dual
+from cirray.models.config import QFormerConfig, RetrieverConfig
 from cirray.models.forked import ForkedRetriever
 from cirray.models.retriever_files import load_retriever
 from cirray.models.seeded import torch_seed
 from cirray.models.sources.blip2 import Blip2Source, check_temperature, open_blip2, retriever_from
-from cirray.models.text import build_tokenizer, load_tokenizer
-from cirray.models.text_processors import process
+from cirray.models.text import load_tokenizer
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.places import find_tower
 from cirray.pipelines.data.datasets import unusable_images, without_images
@@ -145,23 +143,19 @@ def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Ret
         ArtifactError: when the source is no BLIP-2 or InstructBLIP checkpoint with a text side.
         ConfigError: when the checkpoint reads other features.
     """
-    retriever: Retriever
+    retriever, seed, settings = None, run.training.seed, run.encoder.settings
+    words = load_tokenizer(run.tokenizer) if run.tokenizer else None
     if run.init:
         retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
-        settings = run.model.given() if run.encoder is None else run.encoder.settings
-        if settings:
-            with torch_seed(run.training.seed):
-                retriever = retriever.changed(settings)
-    elif run.dual is not None:
-        retriever = build_dual(run.dual, inputs.texts, patch_width, run.training.seed)
-    elif run.encoder is not None:
-        build = RETRIEVERS.get(run.encoder.kind).build
-        retriever = build(run.encoder.settings, inputs.texts, patch_width, run.training.seed)
-    elif run.qformer_source:
-        words = load_tokenizer(run.tokenizer) if run.tokenizer else None
-        retriever = retriever_from(open_blip2(run.qformer_source), run.model, words, run.training.seed)
+        if settings.given():
+            with torch_seed(seed):
+                retriever = retriever.changed(settings.given())
+    elif run.qformer_source and isinstance(settings, RetrieverConfig):
+        retriever = retriever_from(open_blip2(run.qformer_source), settings, words, seed)
+    elif words is not None and isinstance(settings, RetrieverConfig):
+        retriever = build_retriever(settings, words, patch_width, seed)
     else:
-        retriever = build_retriever(run.model, _tokenizer(run, inputs), patch_width, run.training.seed)
+        retriever = RETRIEVERS.get(run.encoder.kind).build(settings, inputs.texts, patch_width, seed)
     if retriever.patch_width != patch_width:
         raise ConfigError(
             f"The checkpoint {(run.init or run.qformer_source)!r} reads patch tokens of width {retriever.patch_width}, "
@@ -204,34 +198,35 @@ def check_model_fields(run: TrainRun) -> None:
     Raises:
         ConfigError: naming the first such field.
     """
-    other = "dual" if run.dual is not None else "encoder" if run.encoder is not None else ""
-    if (run.init or run.qformer_source) and (other == "dual" or (other and not run.init)):
-        raise ConfigError(f"{other} builds a new network; empty init and qformer_source, or leave {other} out.")
-    given, brings = leaves(run.model.given()), other or ("init" if run.init else "")
-    if run.tokenizer and brings:
+    encoder, kind = run.encoder.settings, run.encoder.kind
+    given = leaves(encoder.given())
+    if run.qformer_source and not isinstance(encoder, RetrieverConfig):
+        raise ConfigError(
+            f"qformer_source gives weights to an encoder of kind qformer, but encoder.kind is {kind!r}; empty "
+            "qformer_source, or leave encoder out."
+        )
+    if run.tokenizer and (run.init or not isinstance(encoder, RetrieverConfig)):
+        brings = "init" if run.init else f"encoder.kind {kind!r}"
         raise ConfigError(f"tokenizer={run.tokenizer!r} has no effect beside {brings}, which brings its own.")
     if run.temperature is not None and "temperature" in given and (run.init or run.qformer_source):
         raise ConfigError(
-            f"temperature={run.temperature!r} and model.temperature={given['temperature']!r} both name the start; "
-            "leave one of them out."
-        )
-    if given and other and run.init:
-        raise ConfigError(
-            f"model.{next(iter(given))} has no effect beside {other}, which changes the checkpoint. Give one of them."
+            f"temperature={run.temperature!r} and encoder.settings.temperature={given['temperature']!r} both name the "
+            "start; leave one of them out."
         )
     if run.init:
         _check_changes(run)
-    elif run.qformer_source:
-        check_sizes(run.model.qformer, open_blip2(run.qformer_source), given)
+    elif run.qformer_source and isinstance(encoder, RetrieverConfig):
+        check_sizes(encoder.qformer, open_blip2(run.qformer_source), given, "encoder.settings")
 
 
-def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any]) -> None:
+def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any], section: str = "model") -> None:
     """Refuse given sizes that differ from a BLIP-2 source's.
 
     Args:
         qformer: sizes of the configuration.
         source: source of the sizes.
         given: dotted path -> value of the configuration's fields that were given.
+        section: where they stand in the run.
 
     Raises:
         ConfigError: naming the first such field.
@@ -242,27 +237,22 @@ def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str,
     for name, value in given.items():
         if own.get(name, value) != value:
             raise ConfigError(
-                f"model.{name} is {value!r}, but the checkpoint {source.name!r} has {own[name]!r} and keeps it. Leave "
-                "the field out, or start without that checkpoint."
+                f"{section}.{name} is {value!r}, but the checkpoint {source.name!r} has {own[name]!r} and keeps it. "
+                "Leave the field out, or start without that checkpoint."
             )
 
 
 def _check_changes(run: TrainRun) -> None:
     """Refuse settings that a checkpoint's weights fix, and fields of another kind of network."""
-    given = run.model.given()
-    if not given and run.encoder is None:
+    given = run.encoder.settings.given()
+    if not given and "kind" not in run.encoder.model_fields_set:
         return
     retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
     inner = retriever.query if isinstance(retriever, ForkedRetriever) else retriever
-    if run.encoder is not None and run.encoder.kind not in (retriever.kind, inner.kind):
+    if run.encoder.kind not in (retriever.kind, inner.kind):
         raise ConfigError(
-            f"encoder.kind is {run.encoder.kind!r}, but the checkpoint {run.init!r} is a {retriever.kind!r}. Name that "
-            "kind, or start without that checkpoint."
-        )
-    if given and not isinstance(inner, QFormerRetriever):
-        raise ConfigError(
-            f"model.{next(iter(leaves(given)))} has no effect: the checkpoint {run.init!r} is a {retriever.kind!r}. "
-            f"Its settings stand under encoder ({{kind: {inner.kind}, settings: ...}})."
+            f"encoder.kind is {run.encoder.kind!r}, but the checkpoint {run.init!r} is a {inner.kind!r}. Name that "
+            f"kind, encoder.kind={inner.kind}, or start without that checkpoint."
         )
     if isinstance(inner, QFormerRetriever):
         changed_config(inner.config, given, f"the checkpoint {run.init!r}")
@@ -309,9 +299,3 @@ def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ..
     both = [text for row in (*rows, *labelled) for text in (row.modification, row.reverse_modification) if text]
     captions = list(dataset.captions.values()) if dataset else []
     return tuple(dict.fromkeys([*both, *captions]))
-
-
-def _tokenizer(run: TrainRun, inputs: TrainInputs) -> Any:
-    if run.tokenizer:
-        return load_tokenizer(run.tokenizer)
-    return build_tokenizer(process(run.model.text_processor, inputs.texts))

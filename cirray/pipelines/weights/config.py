@@ -17,7 +17,7 @@ class ConvertRun(Config):
     `.bin`, `.safetensors`) may be those of LAVIS, SPRC, MTST_PTHA, CLIP4Cir, SPN4CIR, SEARLE, LinCIR or Pic2Word."""
     to: Literal["weights", "checkpoint", "original"] = "weights"
     """What is written. `weights`: a folder for `qformer_source` and `vision` (Hugging Face's layout), or of a CLIP for
-    `vision` and `dual.source` (open_clip's). `checkpoint`: a checkpoint artifact, to evaluate, index and serve.
+    `vision` and the `source` of a dual encoder (open_clip's). `checkpoint`: a checkpoint, to evaluate, index and serve.
     `original`: the authors' layout: `weights.pt`, of a dual encoder `clip.pt` and `combiner.pt`, of a map to
     pseudo-words `phi.pt`."""
     format: Literal[

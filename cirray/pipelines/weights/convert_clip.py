@@ -34,6 +34,7 @@ from cirray.models.conversion_clip import (
 )
 from cirray.models.conversion_files import RECORD
 from cirray.models.dual import DualEncoderRetriever
+from cirray.models.fusion.config import CombinerConfig, DualFusion
 from cirray.models.seeded import torch_seed
 from cirray.models.sources.clip_files import read_tree
 from cirray.models.sources.files import check_floats, read_json, read_tensors
@@ -193,13 +194,14 @@ def _clip_source(run: ConvertRun, stage: Stage, parts: ClipParts) -> str:
 def _retriever(run: ConvertRun, parts: ClipParts, form: str, clip: tuple[Any, str, int]) -> Retriever:
     text, part = clip[0], CLIP_FORMATS[form].part
     if part not in parts.states:
-        return DualEncoderRetriever(DualEncoderConfig(fusion="sum"), *clip)
+        return DualEncoderRetriever(DualEncoderConfig(), *clip)
     state, phi = to_ours(part, parts.states[part]), CLIP_FORMATS[form].phi
     if phi is None:
         width, projected, hidden = (len(state[f"{name}.weight"]) for name in ("mix", "text_side", "mix_hidden"))
         _same(run, part, width, int(text.embed_dim), projected % width or hidden % width)
         factors = {"projection_factor": projected // width, "hidden_factor": hidden // width}
-        config = DualEncoderConfig(fusion="combiner", train_text=False, **factors)
+        fusion = DualFusion(kind="combiner", settings=CombinerConfig(**factors))
+        config = DualEncoderConfig(fusion=fusion, train_text=False)
         dual = DualEncoderRetriever(config, *clip)
         dual.head.load_state_dict(state)
         return dual
@@ -253,13 +255,13 @@ def write_retriever_back(retriever: Retriever, tower: VisionTower, folder: Path)
     if isinstance(retriever, WordMapRetriever):
         files["phi.pt"] = _phi(retriever)
         left.append("CLIP")
-    elif isinstance(retriever, DualEncoderRetriever) and retriever.config.fusion in ("sum", "combiner"):
+    elif isinstance(retriever, DualEncoderRetriever) and retriever.config.fusion.kind in ("sum", "combiner"):
         clip = _clip(retriever, tower)
         if clip:
             files["clip.pt"] = (CLIP, clip)
         else:
             left.append("CLIP")
-        if retriever.config.fusion == "combiner":
+        if retriever.config.fusion.kind == "combiner":
             files["combiner.pt"] = (COMBINER, to_theirs(COMBINER, retriever.head.state_dict()))
     if not files:
         raise ArtifactError(

@@ -17,9 +17,9 @@ from cirray.data.leaks import refuse_leaks
 from cirray.losses.bank import ALONE, BankRows, Collective, bank_infonce
 from cirray.models.base import Retriever
 from cirray.models.scoring import score
-from cirray.training.bank_config import BankConfig
 from cirray.training.gather import Gather
 from cirray.training.terms.base import FeatureLookup, TermSetup
+from cirray.training.terms.config import BankConfig
 
 _BATCH = 256
 _A, _B, _C = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -37,15 +37,15 @@ class BankPlan:
     target_digest: str
 
 
-def plan_bank(setup: TermSetup) -> BankPlan:
-    """The distinct images of the triplets, references included, and the configured further ones.
+def plan_bank(setup: TermSetup, extra_ids: str = "") -> BankPlan:
+    """The distinct images of the triplets, references included, and those that the file `extra_ids` names.
 
     Raises:
         ConfigError: when the retriever's target side is not frozen.
         DataError: for held-out images among them, or further ones without features.
     """
     check_frozen(setup.retriever)
-    ids = tuple(sorted({*setup.image_ids, *_extra(setup.config.bank.extra_ids, setup.features)}))
+    ids = tuple(sorted({*setup.image_ids, *_extra(extra_ids, setup.features)}))
     if setup.held_out:
         refuse_leaks(ids, {"the data set": setup.held_out}, what="The negative bank")
     place = {image: row for row, image in enumerate(ids)}

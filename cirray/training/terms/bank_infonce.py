@@ -11,39 +11,33 @@ import torch
 from cirray.core.errors import ConfigError
 from cirray.models.base import Retriever
 from cirray.models.clamp import inward_clamp
-from cirray.models.forked import fork_for_query_tuning
 from cirray.models.text import TextBatch
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.bank import NegativeBank, check_digest, check_frozen, plan_bank
 from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
+from cirray.training.terms.config import BankConfig
 
 
 @TERMS.register("bank_infonce")
-class BankInfoNCE(Term):
+class BankInfoNCE(Term[BankConfig]):
     """InfoNCE against the bank. Reports `bank_hidden`: the share of the bank hidden from queries as further targets."""
 
-    def __init__(self, setup: TermSetup) -> None:
+    def __init__(self, setup: TermSetup, settings: BankConfig) -> None:
         """Choose the bank's images; they are encoded at the first step, on the device that trains.
 
         Raises:
             ConfigError: when the target side is not frozen, or ZeRO 3 would take its weights apart.
             DataError: for held-out images in the bank.
         """
-        super().__init__(setup)
+        super().__init__(setup, settings)
         if setup.config.engine == "deepspeed" and setup.config.zero_stage == 3:
             raise ConfigError(
                 "The negative bank is encoded outside the training step, where ZeRO 3 has no whole weights; "
                 "set training.zero_stage to 2 or less."
             )
-        self._plan = plan_bank(setup)
+        self._plan = plan_bank(setup, settings.extra_ids)
         self._bank: NegativeBank | None = None
         self._row_K = torch.tensor([self._plan.place[image] for image in setup.image_ids])
-        self._valid = _valid_rows(setup, self._plan.place) if setup.config.bank.mask_known else {}
-
-    @classmethod
-    def prepared(cls, retriever: Retriever, config: TrainingConfig) -> Retriever:
-        """Forked, where query and target side share weights."""
-        return fork_for_query_tuning(retriever, config.bank.trains)
+        self._valid = _valid_rows(setup, self._plan.place) if settings.mask_known else {}
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""
@@ -67,7 +61,7 @@ class BankInfoNCE(Term):
 
     def _encode(self, given: TermInput) -> NegativeBank:
         setup = self.setup
-        return NegativeBank(setup.retriever, self._plan, setup.features, setup.config.bank, given.gather)
+        return NegativeBank(setup.retriever, self._plan, setup.features, self.settings, given.gather)
 
     def _rows(self, key_B: torch.Tensor) -> torch.Tensor:
         """Bank index of a batch's image keys."""
@@ -75,7 +69,7 @@ class BankInfoNCE(Term):
 
     def _temperature(self, tau: torch.Tensor) -> torch.Tensor:
         """Held fixed, or learned inside its range."""
-        config = self.setup.config.bank
+        config = self.settings
         if not config.learn_temperature:
             return tau.detach()
         return tau if config.temperature_clamp is None else inward_clamp(tau, *config.temperature_clamp)

@@ -4,12 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from cirray.core.registry import Registry
 from cirray.losses.contrastive import contrastive, contrastive_chunked
 from cirray.losses.duplicates import other_copies
 from cirray.losses.mean import weighted_mean
@@ -18,7 +17,12 @@ from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.scoring import score
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
+from cirray.training.terms.config import TERMS, TermConfig
 from cirray.types import Triplet
+
+__all__ = ["TERMS", "Candidates", "FeatureLookup", "Term", "TermConfig", "TermInput", "TermSetup"]
+
+SettingsT = TypeVar("SettingsT", bound=TermConfig)
 
 
 class FeatureLookup(Protocol):
@@ -95,21 +99,21 @@ class TermInput:
         return weighted_mean(loss_B, weights, self.gather.total(weights.sum()) / self.gather.world)
 
 
-class Term(ABC):
+class Term(ABC, Generic[SettingsT]):
     """One summand of a loss; lives as long as the training."""
 
-    def __init__(self, setup: TermSetup) -> None:
-        """Prepare what does not change from step to step; here: keep the setup."""
-        self.setup = setup
+    def __init__(self, setup: TermSetup, settings: SettingsT) -> None:
+        """Prepare what does not change from step to step; here: keep both.
+
+        Args:
+            setup: what the term may look at.
+            settings: of the class that it is registered with.
+        """
+        self.setup, self.settings = setup, settings
         self.figures: dict[str, torch.Tensor] = {}
         """Further numbers for the history (scalars), the same names after every call."""
 
-    @classmethod
-    def prepared(cls, retriever: Retriever, config: TrainingConfig) -> Retriever:
-        """The retriever as the term needs it, before anything else sees it; here: as it is."""
-        return retriever
-
-    def finish(self, retriever: Retriever) -> None:  # noqa: B027 - most terms have nothing to say
+    def finish(self, retriever: Retriever) -> None:
         """Look at the trained retriever before it is saved; here: nothing.
 
         Raises:
@@ -117,18 +121,10 @@ class Term(ABC):
         """
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: SettingsT) -> Wanted:
         """The retriever's optional outputs that the term reads."""
         return Wanted()
 
     @abstractmethod
     def __call__(self, given: TermInput) -> torch.Tensor:
         """The term over this rank's rows (scalar); the mean over ranks is the global batch's."""
-
-
-_MODULES = (
-    "bank_infonce", "composing", "hard_negative", "infonce", "matching", "prompt_align", "retention",
-    "retention_distill", "rtc", "rtd_doubling", "two_hop",
-)  # fmt: skip
-TERMS: Registry[type[Term]] = Registry("loss term", [f"cirray.training.terms.{name}" for name in _MODULES])
-"""Name -> term; the name stands in the history and on the curves."""

@@ -19,18 +19,18 @@ from cirray.models.batch import Wanted
 from cirray.models.scoring import score
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
+from cirray.training.terms.config import ComposingConfig, TermConfig
 
 _BLOCK = 256
 
 
 @TERMS.register("composing")
-class Composing(Term):
+class Composing(Term[ComposingConfig]):
     """InfoNCE over targets, with the own reference and H_i as further candidates of each row."""
 
-    def __init__(self, setup: TermSetup) -> None:
+    def __init__(self, setup: TermSetup, settings: ComposingConfig) -> None:
         """Encode all images once, rank them for every query by the start weights, keep each query's hard ones."""
-        super().__init__(setup)
-        settings = setup.config.composing
+        super().__init__(setup, settings)
         self._image_ID, self._lists_MK = torch.empty(0), np.empty((0, 0), dtype=np.int64)
         if settings.hard:
             self._image_ID = image_vectors(setup)
@@ -45,7 +45,7 @@ class Composing(Term):
             )  # fmt: skip
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """The references' vectors."""
         return Wanted(references=True)
 
@@ -55,7 +55,7 @@ class Composing(Term):
         Raises:
             ConfigError: where hard negatives are asked of a retriever that trains its image side.
         """
-        output, batch, settings = given.output, given.batch, given.config.composing
+        output, batch, settings = given.output, given.batch, self.settings
         key_N, rows = given.gather.rows(batch.target_key_B), len(output.query_BD)
         positive_B = torch.arange(rows, device=key_N.device) + given.gather.rank * rows
         hidden_BN = other_copies(key_N, positive_B) if given.config.mask_duplicates else None
@@ -70,7 +70,7 @@ class Composing(Term):
         return given.mean(loss_B)
 
     def _own_negatives(self, given: TermInput) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        output, batch, settings = given.output, given.batch, given.config.composing
+        output, batch, settings = given.output, given.batch, self.settings
         scores, dropped = [], []
         if settings.reference:
             assert output.reference_BQD is not None
@@ -80,7 +80,7 @@ class Composing(Term):
             if output.target_BQD.requires_grad:
                 raise ConfigError(
                     "Hard negatives are mined once from frozen image vectors, but this retriever trains its image "
-                    "side. Set training.composing.hard=0, or use a retriever with a frozen one (word_map)."
+                    "side. Set training.terms.composing.hard=0, or use a retriever with a frozen one (word_map)."
                 )
             assert batch.row_B is not None and batch.epoch is not None
             hard_BH = torch.from_numpy(

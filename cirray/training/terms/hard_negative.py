@@ -12,20 +12,21 @@ from cirray.models.batch import Wanted
 from cirray.models.scoring import score
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.config import HardNegativeConfig, TermConfig
 
 
 @TERMS.register("hn_nce")
-class HardNegatives(Term):
+class HardNegatives(Term[HardNegativeConfig]):
     """L_c = L_q2t + L_t2q: the sum of the two directions (with beta 0 and alpha 1: twice symmetric InfoNCE's mean)."""
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """The references' vectors, where queries are contrasted with them too."""
         return Wanted(references=config.negatives == "batch_images")
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""
-        return both_directions(given)
+        return both_directions(given, self.settings)
 
 
 @TERMS.register("tcc")
@@ -39,51 +40,53 @@ class ConcatenatedContrast(HardNegatives):
         """Scalar, in nats."""
         real_B = given.batch.real_B
         if real_B is None:
-            return 2 * both_directions(given)
-        return both_directions(given, real_B) + both_directions(given)
+            return 2 * both_directions(given, self.settings)
+        return both_directions(given, self.settings, real_B) + both_directions(given, self.settings)
 
 
-def both_directions(given: TermInput, rows_B: torch.Tensor | None = None) -> torch.Tensor:
+def both_directions(given: TermInput, settings: HardNegativeConfig, rows_B: torch.Tensor | None = None) -> torch.Tensor:
     """Weighted mean over all ranks' rows of both directions of HN-NCE.
 
     Args:
         given: the step's values.
+        settings: of HN-NCE.
         rows_B: True for the rows that take part, here and as other rows' negatives; None: all.
     """
     batch = given.batch
     weight_B = batch.weight_B if rows_B is None else batch.weight_B * rows_B.to(batch.weight_B.dtype)
     # Integers, as not every collective carries booleans.
     absent_N = None if rows_B is None else given.gather.rows(rows_B.long()) == 0
-    return given.mean(_to_targets(given, absent_N) + _to_queries(given, absent_N), weight_B)
+    return given.mean(_to_targets(given, settings, absent_N) + _to_queries(given, settings, absent_N), weight_B)
 
 
-def _to_targets(given: TermInput, absent_N: torch.Tensor | None) -> torch.Tensor:
+def _to_targets(given: TermInput, settings: HardNegativeConfig, absent_N: torch.Tensor | None) -> torch.Tensor:
     """Local queries against the images of all ranks: targets first, then (improved) references."""
     found = given.candidates
     absent_C = None
     if absent_N is not None:
         absent_C = absent_N.repeat(len(found.tokens_NQD) // len(absent_N))
     hidden_BN = _either(found.hidden_BN, absent_C, found.positive_B)
-    return _nce(score(given.output.query_BD, found.tokens_NQD), found.positive_B, hidden_BN, given)
+    return _nce(score(given.output.query_BD, found.tokens_NQD), found.positive_B, hidden_BN, given, settings)
 
 
-def _to_queries(given: TermInput, absent_N: torch.Tensor | None) -> torch.Tensor:
+def _to_queries(given: TermInput, settings: HardNegativeConfig, absent_N: torch.Tensor | None) -> torch.Tensor:
     """Local targets against the queries of all ranks; queries for the same target are no negatives of it."""
     query_ND = given.gather.rows(given.output.query_BD)
     positive_B = given.candidates.positive_B
     key_N = given.gather.rows(given.batch.target_key_B)
     copies_BN = other_copies(key_N, positive_B) if given.config.mask_duplicates else None
     hidden_BN = _either(copies_BN, absent_N, positive_B)
-    return _nce(score(query_ND, given.output.target_BQD).T, positive_B, hidden_BN, given)
+    return _nce(score(query_ND, given.output.target_BQD).T, positive_B, hidden_BN, given, settings)
 
 
 def _nce(
-    scores_BN: torch.Tensor, positive_B: torch.Tensor, hidden_BN: torch.Tensor | None, given: TermInput
-) -> torch.Tensor:
-    config, tau = given.config, given.output.temperature
+    scores_BN: torch.Tensor, positive_B: torch.Tensor, hidden_BN: torch.Tensor | None, given: TermInput,
+    settings: HardNegativeConfig,
+) -> torch.Tensor:  # fmt: skip
     return hard_negative_nce(
-        scores_BN, positive_B, tau, hidden_BN, config.hn_alpha, config.hn_beta, config.hn_detach_weights
-    )
+        scores_BN, positive_B, given.output.temperature, hidden_BN, settings.alpha, settings.beta,
+        settings.detach_weights,
+    )  # fmt: skip
 
 
 def _either(

@@ -5,17 +5,18 @@ import torch
 from cirray.models.batch import Wanted
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.config import InfoNCEConfig, TermConfig
 
 
 @TERMS.register("infonce")
-class InfoNCE(Term):
+class InfoNCE(Term[InfoNCEConfig]):
     """-log softmax of the own target's similarity over temperature, with label smoothing where configured."""
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """The references' vectors, where they are candidates."""
         return Wanted(references=config.negatives == "batch_images")
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""
-        return given.contrast(given.output.query_BD, given.config.label_smoothing)
+        return given.contrast(given.output.query_BD, self.settings.label_smoothing)

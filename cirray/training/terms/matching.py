@@ -14,17 +14,18 @@ from cirray.models.batch import Wanted
 from cirray.models.matching import MATCHING, MATCHING_HARD, rows_of
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.config import TermConfig
 
 
 @TERMS.register("tdm")
-class TargetDeltaMatching(Term):
+class TargetDeltaMatching(Term[TermConfig]):
     """Two-way cross-entropy over this rank's matched and mismatched (image, text) pairs, each row's at its weight."""
 
     reads: ClassVar[str] = MATCHING
     """The output with the logits."""
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """The matching logits."""
         return Wanted(more=frozenset({cls.reads}))
 

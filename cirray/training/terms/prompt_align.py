@@ -10,14 +10,15 @@ from cirray.losses.prototype import prototype_distance
 from cirray.models.batch import Wanted
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.config import PrototypeConfig, TermConfig
 
 
 @TERMS.register("prompt_align")
-class PromptAlign(Term):
+class PromptAlign(Term[PrototypeConfig]):
     """Mean squared (or cosine) distance of the two means."""
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """The learned prompts, without gradient."""
         return Wanted(prompts=True)
 
@@ -25,5 +26,5 @@ class PromptAlign(Term):
         """Scalar."""
         assert given.output.prompts_BQW is not None and given.output.prototype_BQW is not None
         return given.mean(
-            prototype_distance(given.output.prototype_BQW, given.output.prompts_BQW, given.config.prototype_loss)
+            prototype_distance(given.output.prototype_BQW, given.output.prompts_BQW, self.settings.distance)
         )

@@ -13,14 +13,15 @@ from cirray.models.scoring import score
 from cirray.models.words.word_map import PLAIN
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.config import TermConfig
 
 
 @TERMS.register("retention")
-class Retention(Term):
+class Retention(Term[TermConfig]):
     """InfoNCE of pseudo-sentences against references; other copies of the own reference are hidden."""
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """Pseudo-sentences and references."""
         return Wanted(references=True, more=frozenset({PLAIN}))
 

@@ -10,21 +10,22 @@ from cirray.models.batch import Wanted
 from cirray.models.words.word_map import PLAIN, WordMapRetriever
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
+from cirray.training.terms.config import TermConfig
 
 _BLOCK = 256
 
 
 @TERMS.register("retention_distill")
-class RetentionDistill(Term):
+class RetentionDistill(Term[TermConfig]):
     """Distance to the pseudo-sentence that the start weights make of the same image."""
 
-    def __init__(self, setup: TermSetup) -> None:
+    def __init__(self, setup: TermSetup, settings: TermConfig) -> None:
         """Encode every reference's pseudo-sentence once, by the start weights.
 
         Raises:
             ConfigError: for a retriever without pseudo-words.
         """
-        super().__init__(setup)
+        super().__init__(setup, settings)
         if not isinstance(setup.retriever, WordMapRetriever):
             raise ConfigError(f"retention_distill is for word_map retrievers, not for {setup.retriever.kind!r}.")
         retriever, references = setup.retriever.eval(), {row.reference_id for row in setup.triplets}
@@ -37,7 +38,7 @@ class RetentionDistill(Term):
                 self._frozen_ID[part] = retriever.pseudo_sentences(retriever.encode_reference(patches_BPD)).cpu()
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """Pseudo-sentences."""
         return Wanted(more=frozenset({PLAIN}))
 

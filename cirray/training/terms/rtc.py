@@ -5,14 +5,15 @@ import torch
 from cirray.models.batch import Wanted
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.config import TermConfig
 
 
 @TERMS.register("rtc")
-class TextContrast(Term):
+class TextContrast(Term[TermConfig]):
     """InfoNCE of the text-only branch f_m, without label smoothing (SPRC's relative text contrast)."""
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """The text-only query, and the references where they are candidates."""
         return Wanted(references=config.negatives == "batch_images", text_only=True)
 

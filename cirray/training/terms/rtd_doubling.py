@@ -13,14 +13,15 @@ from cirray.models.scoring import score
 from cirray.models.words.word_map import PLAIN
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.config import TermConfig
 
 
 @TERMS.register("rtd_doubling")
-class RtdDoubling(Term):
+class RtdDoubling(Term[TermConfig]):
     """InfoNCE over both halves; candidates that show a row's positive again are hidden."""
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """Pseudo-sentences and references."""
         return Wanted(references=True, more=frozenset({PLAIN}))
 

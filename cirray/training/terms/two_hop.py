@@ -12,14 +12,15 @@ from cirray.losses.prototype import prototype_distance
 from cirray.models.batch import Wanted
 from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.config import TermConfig, TwoHopConfig
 
 
 @TERMS.register("two_hop")
-class TwoHop(Term):
+class TwoHop(Term[TwoHopConfig]):
     """Distance of the prototypes of (reference, text) and (target, reverse text); the reverse side is held fixed."""
 
     @classmethod
-    def wanted(cls, config: TrainingConfig) -> Wanted:
+    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
         """The reverse prototypes."""
         return Wanted(reverse=True)
 
@@ -31,16 +32,16 @@ class TwoHop(Term):
         """
         batch, output = given.batch, given.output
         mask_B = batch.reverse_mask_B if batch.reverse_mask_B is not None else torch.zeros_like(batch.weight_B)
-        if given.config.missing_reverse == "error" and not bool((mask_B > 0).all()):
+        if self.settings.missing_reverse == "error" and not bool((mask_B > 0).all()):
             row = int(torch.argmin(mask_B))
             raise DataError(
-                f"Row {row} of a batch has no reverse text, which objective ptha needs in paper mode. "
-                "Generate reverse texts first, or set missing_reverse to skip."
+                f"Row {row} of a batch has no reverse text, which the term two_hop needs in paper mode. "
+                "Generate reverse texts first, or set training.terms.two_hop.missing_reverse to skip."
             )
         weight_B = mask_B.to(batch.weight_B.dtype) * batch.weight_B
         if output.reverse_prototype_BQW is None or output.prototype_BQW is None:
             distance_B = torch.zeros_like(output.query_BD[:, 0])
         else:
-            kind = given.config.prototype_loss
+            kind = self.settings.distance
             distance_B = prototype_distance(output.prototype_BQW, output.reverse_prototype_BQW, kind)
         return given.mean(distance_B, weight_B)

@@ -99,7 +99,7 @@ def test_a_section_of_one_component_shows_the_settings_of_each_kind_below_its_na
 
 def test_a_section_of_a_set_of_components_shows_the_settings_of_each_below_its_meaning():
     text = verb_help(TOY, "training.terms")
-    assert line(text, "training.terms =") == "training.terms = {} settings of each of {rtc, two_hop}"
+    assert line(text, "training.terms =") == "training.terms = {} settings by name"
     assert line(text, "training.terms.two_hop.distance").endswith("= mse text How far is measured.")
     assert line(text, "training.terms.rtc.weight").endswith("= 1.0 number Weight in the sum.")
     assert text.index("two_hop: Two hops.") < text.index("training.terms.two_hop.weight")

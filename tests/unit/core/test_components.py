@@ -69,6 +69,9 @@ def test_more_can_be_laid_over_short_forms():
         source={"mixing": "paired", "terms": {"two_hop": 0.4}},
     )
     assert config.mixing.settings.ratio == 2 and config.terms["two_hop"] == TwoHop(weight=0.4, distance="cosine")
+    whole = {"mixing": {"kind": "paired", "settings": {"ratio": 2}}, "terms": {"two_hop": {"distance": "cosine"}}}
+    config = training("mixing=paired", "terms.two_hop=0.4", source=whole)
+    assert config.mixing.settings.ratio == 2 and config.terms["two_hop"] == TwoHop(weight=0.4, distance="cosine")
     assert merged({"a": "paired"}, {"a": {"settings": {"ratio": 2}}}) == {
         "a": {"kind": "paired", "settings": {"ratio": 2}}
     }

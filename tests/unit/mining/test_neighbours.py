@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cirray.features.store import FeatureInfo, FeatureStore
-from cirray.mining.config import MiningConfig
+from cirray.mining.config import WindowConfig
 from cirray.mining.neighbours import CentredVectors, naive_windows, windows
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
@@ -46,7 +46,7 @@ def same(found, expected):
 @pytest.mark.parametrize("memory", [PLENTY, 4 * 61 * 7, 2000])
 def test_blocks_equal_the_naive_full_matrix(fields, memory):
     store, ids = random_store(61)
-    config = MiningConfig(**fields)
+    config = WindowConfig(**fields)
     twin = naive_windows(CentredVectors(store, ids, config.representation, PLENTY), config)
     same(list(windows(CentredVectors(store, ids, config.representation, memory), config, memory)), twin)
 
@@ -56,8 +56,8 @@ def test_the_comparison_would_see_another_window():
     vectors = CentredVectors(store, ids, "flat", PLENTY)
     with pytest.raises(AssertionError):
         same(
-            list(windows(vectors, MiningConfig(rank_high=3), PLENTY)),
-            naive_windows(vectors, MiningConfig(rank_low=1, rank_high=4)),
+            list(windows(vectors, WindowConfig(rank_high=3), PLENTY)),
+            naive_windows(vectors, WindowConfig(rank_low=1, rank_high=4)),
         )
 
 
@@ -65,7 +65,7 @@ def test_equal_cosines_are_ordered_by_index_also_at_the_cut():
     array = np.zeros((6, 1, 2))
     array[:, 0, 0] = [1, 1, 1, 1, -2, -2]
     store, ids = store_of(array)
-    found = list(windows(CentredVectors(store, ids, "flat", PLENTY), MiningConfig(rank_high=2), PLENTY))
+    found = list(windows(CentredVectors(store, ids, "flat", PLENTY), WindowConfig(rank_high=2), PLENTY))
     assert [window.targets.tolist() for window in found[:4]] == [[1, 2], [0, 2], [0, 1], [0, 1]]
 
 
@@ -75,8 +75,8 @@ def test_near_duplicates_leave_the_list_before_ranks_are_counted():
     array[7] = array[3] * 1.001
     store, ids = store_of(array)
     vectors = CentredVectors(store, ids, "flat", PLENTY)
-    open_list = list(windows(vectors, MiningConfig(rank_high=2), PLENTY))[3]
-    closed = list(windows(vectors, MiningConfig(rank_high=1, max_score=0.98), PLENTY))[3]
+    open_list = list(windows(vectors, WindowConfig(rank_high=2), PLENTY))[3]
+    closed = list(windows(vectors, WindowConfig(rank_high=1, max_score=0.98), PLENTY))[3]
     assert open_list.targets[0] == 7 and closed.targets.tolist() == [open_list.targets[1]]
 
 
@@ -93,5 +93,5 @@ def test_the_mean_over_all_images_is_taken_out():
 def test_a_constant_image_is_similar_to_nothing():
     array = np.ones((4, 1, 3))
     store, ids = store_of(array)
-    found = list(windows(CentredVectors(store, ids, "flat", PLENTY), MiningConfig(min_score=0.1), PLENTY))
+    found = list(windows(CentredVectors(store, ids, "flat", PLENTY), WindowConfig(min_score=0.1), PLENTY))
     assert all(len(window.targets) == 0 for window in found)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
 from cirray.features.store import FeatureInfo, FeatureStore
-from cirray.mining.config import MiningConfig
+from cirray.mining.config import POLICIES, MiningConfig
 from cirray.mining.groups import group_of_images
 from cirray.mining.neighbours import CentredVectors
-from cirray.mining.pairs import POLICIES, MiningInput, mine_pairs
+from cirray.mining.pairs import MiningInput, mine_pairs
 from cirray.types import Pair, Triplet
 
 IDS = tuple(f"img-{n:03d}" for n in range(48))
@@ -23,7 +24,12 @@ def families(seed=0):
 
 def mine(policy="neighbour_band", ids=IDS, excluded=(), triplets=(), **fields):
     source = MiningInput(tuple(ids), families(), tuple(triplets), frozenset(excluded))
-    return mine_pairs(source, MiningConfig(policy=policy, **fields))
+    return mine_pairs(source, of_policy(policy, **fields))
+
+
+def of_policy(policy, **fields):
+    own = {name: fields.pop(name) for name in list(fields) if name not in MiningConfig.model_fields}
+    return validate(MiningConfig, {"policy": {"kind": policy, "settings": own}, **fields})
 
 
 def family(image):
@@ -142,8 +148,8 @@ def test_an_empty_result_images_without_features_and_unknown_policies_are_named(
     "fields", [{"rank_low": 3, "rank_high": 3}, {"quantiles": (0.8, 0.2)}, {"min_score": 0.5, "max_score": 0.4}]
 )
 def test_impossible_windows_are_refused(fields):
-    with pytest.raises(ValueError):
-        MiningConfig(**fields)
+    with pytest.raises(ConfigError):
+        of_policy("neighbour_band", **fields)
 
 
 def naive_ranks(reference):
@@ -202,6 +208,6 @@ def test_identical_pictures_are_one_image_where_asked():
     array = np.repeat(np.random.default_rng(0).normal(size=(6, 2, 16)).astype(np.float16), 2, axis=0)
     store = FeatureStore([array], IDS[:12], FeatureInfo("e", "t", (2, 16)))
     source = MiningInput(IDS[:12], store)
-    merged = mine_pairs(source, MiningConfig(policy="rank_window", rank_high=20, merge_identical=True))
+    merged = mine_pairs(source, of_policy("rank_window", rank_high=20, merge_identical=True))
     assert {p.reference_id for p in merged} == set(IDS[:12:2]) == {p.target_id for p in merged}
-    assert len({p.reference_id for p in mine_pairs(source, MiningConfig(policy="rank_window", rank_high=20))}) == 12
+    assert len({p.reference_id for p in mine_pairs(source, of_policy("rank_window", rank_high=20))}) == 12

@@ -5,7 +5,7 @@ import pytest
 
 from cirray.core.seeding import numpy_generator
 from cirray.features.store import FeatureInfo, FeatureStore
-from cirray.mining.config import MiningConfig
+from cirray.mining.config import MiningConfig, MiningPolicy, SubgroupConfig
 from cirray.mining.neighbours import CentredVectors
 from cirray.mining.pairs import MiningInput, mine_pairs
 from cirray.mining.subgroups import Limits, calibrated, links, neighbour_table, subgroup_links, walk
@@ -29,19 +29,21 @@ def vectors(memory=BYTES):
 
 
 def config(**fields):
-    return MiningConfig(policy="subgroup", **{"top_k": 12, "max_score": 0.94, "min_gap": 0.002, "size": 4, **fields})
+    return SubgroupConfig(**{"top_k": 12, "max_score": 0.94, "min_gap": 0.002, "size": 4, **fields})
 
 
 def mine(excluded=(), **fields):
-    return mine_pairs(MiningInput(IDS, store(), (), frozenset(excluded)), config(**fields))
+    shared = {name: fields.pop(name) for name in list(fields) if name in MiningConfig.model_fields}
+    policy = MiningPolicy(kind="subgroup", settings=config(**fields))
+    return mine_pairs(MiningInput(IDS, store(), (), frozenset(excluded)), MiningConfig(policy=policy, **shared))
 
 
-def brute_force(settings):
+def brute_force(settings, seed):
     """The paper's five steps (docs/PAPERS.md#neighbour-subgroups), one image and one pair at a time."""
     every = vectors().block(0, len(IDS)).astype(np.float32)
     cosine = every @ every.T
     accepted, found = [], {}
-    for anchor in numpy_generator(settings.seed, "anchors").permutation(len(IDS)).tolist():
+    for anchor in numpy_generator(seed, "anchors").permutation(len(IDS)).tolist():
         others = sorted((-float(cosine[anchor, j]), j) for j in range(len(IDS)) if j != anchor)[: settings.top_k]
         group, last = [anchor], None
         for score, image in others:
@@ -65,9 +67,11 @@ def brute_force(settings):
 
 @pytest.mark.parametrize("fields", [{}, {"size": 6}, {"links": "ring"}, {"min_gap": 0.02, "groups": 5}, {"seed": 3}])
 def test_blockwise_mining_equals_brute_force(fields):
-    wanted = brute_force(config(**fields))
+    seed = fields.get("seed", 0)
+    own = config(**{name: value for name, value in fields.items() if name != "seed"})
+    wanted = brute_force(own, seed)
     for memory in (BYTES, 8 * 24 * 7):
-        found = subgroup_links(vectors(memory), config(**fields), memory)
+        found = subgroup_links(vectors(memory), own, memory, seed)
         assert {(link.first, link.second): link.group for link in found} == wanted
     assert len(wanted) > 5
 

@@ -10,7 +10,7 @@ from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.batch import RetrievalBatch, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
-from cirray.models.fusion.dual import DUAL_HEADS
+from cirray.models.fusion.config import DUAL_HEADS, SlerpConfig, TirgConfig
 from cirray.models.retriever_files import load_retriever
 from cirray.models.towers.backbones import BACKBONES
 from cirray.models.towers.hf_blip2 import load_vision_tower
@@ -41,7 +41,7 @@ def test_the_heads_and_backbones_are_these():
     assert BACKBONES.names() == ["hf_clip", "open_clip"]
     with pytest.raises(ConfigError, match="Did you mean 'hf_clip'"):
         BACKBONES.get("hf_clp")
-    with pytest.raises(ConfigError, match="Unknown dual-encoder fusion 'add'.*combiner"):
+    with pytest.raises(ValueError, match="Unknown dual-encoder fusion 'add'.*combiner"):
         tiny("add")
 
 
@@ -105,11 +105,11 @@ def test_a_combiner_is_put_over_the_tuned_encoders_of_a_checkpoint(patches):
             weight.add_(0.01)
         tuned.raw_temperature.fill_(0.03)
     made = tuned.changed({"fusion": "combiner", "train_text": False})
-    assert made.config.fusion == "combiner" and made.temperature.item() == pytest.approx(0.03)
+    assert made.config.fusion.kind == "combiner" and made.temperature.item() == pytest.approx(0.03)
     assert torch.equal(made.encode_gallery(patches), tuned.encode_gallery(patches))
     assert {name.split(".")[0] for name, item in made.named_parameters() if item.requires_grad} >= {"head"}
     assert not any(item.requires_grad for item in made.text_encoder.parameters())
-    trained = made.changed({"head_dropout": 0.1})
+    trained = made.changed({"fusion": {"settings": {"dropout": 0.1}}})
     assert all(torch.equal(a, b) for a, b in zip(trained.head.parameters(), made.head.parameters(), strict=True))
     with pytest.raises(ConfigError, match="encoder.settings.pooling cannot be changed"):
         tuned.changed({"pooling": "mean"})
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused_in_words(patches, tmp_path):
     with pytest.raises(ConfigError, match="is no CLIP or open_clip checkpoint"):
         build_dual(DualEncoderConfig(source=str(tmp_path)), TEXTS, patch_width=6)
     retriever = tiny()
-    with pytest.raises(ConfigError, match="needs prototypes.*lambda_p=0"):
+    with pytest.raises(ConfigError, match="needs prototypes.*training.terms."):
         retriever(batch_of(retriever, patches), Wanted(reverse=True))
     with pytest.raises(DataError, match="no text"):
         retriever.tokenize([])
@@ -192,7 +192,7 @@ def test_open_clip_sources_that_do_not_fit_are_refused_in_words(tmp_path):
 
 
 def test_tirg_without_its_residual_and_with_an_open_gate_is_the_scaled_image():
-    head, image, text = DUAL_HEADS.get("tirg")(DualEncoderConfig(), 6), torch.randn(4, 6), torch.randn(4, 6)
+    head, image, text = DUAL_HEADS.get("tirg")(TirgConfig(), 6), torch.randn(4, 6), torch.randn(4, 6)
     with torch.no_grad():
         head.weights[1] = 0.0
         head.gate[-1].weight.zero_()
@@ -207,7 +207,7 @@ def test_tirg_without_its_residual_and_with_an_open_gate_is_the_scaled_image():
 def test_tirg_with_batch_norm_makes_a_query_depend_on_its_batch_and_layer_norm_does_not():
     image, text = torch.randn(4, 6), torch.randn(4, 6)
     for norm, depends in (("batch", True), ("layer", False)):
-        head = DUAL_HEADS.get("tirg")(DualEncoderConfig(tirg_norm=norm), 6)
+        head = DUAL_HEADS.get("tirg")(TirgConfig(norm=norm), 6)
         alone, among = head(image[:2], image[:2, None], text[:2]), head(image, image[:, None], text)[:2]
         assert torch.allclose(alone, among, atol=1e-5) is not depends
 
@@ -215,7 +215,7 @@ def test_tirg_with_batch_norm_makes_a_query_depend_on_its_batch_and_layer_norm_d
 def test_slerp_keeps_norm_one_and_the_share_of_the_angle():
     image, text = torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 3.0], [5.0, 0.0]])
     for share in (0.0, 0.25, 1.0):
-        query = DUAL_HEADS.get("slerp")(DualEncoderConfig(text_share=share), 2)(image, image[:, None], text)
+        query = DUAL_HEADS.get("slerp")(SlerpConfig(text_share=share), 2)(image, image[:, None], text)
         assert torch.allclose(query.norm(dim=-1), torch.ones(2), atol=1e-4)
         assert float(torch.atan2(query[0, 1], query[0, 0])) == pytest.approx(share * torch.pi / 2, abs=1e-3)
         assert torch.allclose(query[1], torch.tensor([1.0, 0.0]), atol=1e-4)

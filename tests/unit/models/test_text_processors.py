@@ -98,20 +98,21 @@ def build(clip_folder):
     """An encoder of a kind, by what stands in its configuration for a text processor."""
     text = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
     settings = {
-        "cirray_retriever": {"qformer": {"width": 16, "layers": 1, "heads": 2, "queries": 3, "intermediate": 32}},
-        "cirray_dual_encoder": {"embed_dim": 12, "text": text},
+        "qformer": {"qformer": {"width": 16, "layers": 1, "heads": 2, "queries": 3, "intermediate": 32}},
+        "dual": {"embed_dim": 12, "text": text},
         "word_map": {"source": clip_folder, "injection": {"layers": 0}, "text_length": 20},
     }
 
     def made(kind, processor):
-        if kind == "cirray_forked":
-            return fork(made("cirray_retriever", processor))
-        return RETRIEVERS.get(kind).build({**settings[kind], "text_processor": processor}, MARKS, 12, 0).eval()
+        if kind == "forked":
+            return fork(made("qformer", processor))
+        config = RETRIEVERS.settings(kind)(**{**settings[kind], "text_processor": processor})
+        return RETRIEVERS.get(kind).build(config, MARKS, 12, 0).eval()
 
     return made
 
 
-KINDS_OF_ENCODERS = ["cirray_retriever", "cirray_dual_encoder", "word_map", "cirray_forked"]
+KINDS_OF_ENCODERS = ["qformer", "dual", "word_map", "forked"]
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_ENCODERS)
@@ -132,7 +133,7 @@ def test_the_processor_stands_in_the_checkpoint_and_in_the_digest(build, kind, t
 
 
 def test_an_index_of_images_stays_valid_when_a_dual_encoder_reads_texts_otherwise(build):
-    both = [build("cirray_dual_encoder", name).target_digest for name in ("blip_caption", "none")]
+    both = [build("dual", name).target_digest for name in ("blip_caption", "none")]
     assert both[0] == both[1]
 
 
@@ -146,15 +147,15 @@ def test_captions_and_phrases_of_a_mapping_are_read_through_it_too(build):
 
 
 def test_a_text_of_marks_alone_is_a_text_of_no_words(build):
-    reader = build("cirray_retriever", "blip_caption")
+    reader = build("qformer", "blip_caption")
     assert torch.equal(reader.tokenize(["...!"]).ids_BT, reader.tokenize([""]).ids_BT)
     prompt = build("word_map", "blip_caption")
     assert torch.equal(prompt.tokenize(["...!"]).ids_BT, prompt.writer.plain(1).ids_BT)
 
 
 def test_words_of_a_new_tokenizer_are_those_the_encoder_reads(build):
-    assert '"' in build("cirray_retriever", "none").vocabulary()
-    assert not {'"', "!", ":"} & set(build("cirray_retriever", "blip_caption").vocabulary())
+    assert '"' in build("qformer", "none").vocabulary()
+    assert not {'"', "!", ":"} & set(build("qformer", "blip_caption").vocabulary())
 
 
 def test_an_unknown_processor_is_named_before_anything_is_built():

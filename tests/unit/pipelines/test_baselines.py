@@ -21,11 +21,13 @@ from cirray.pipelines.weights.export import run_export
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 TEXT = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
-QFORMER = {"model": {"qformer": {"width": 16, "heads": 2, "queries": 2, "intermediate": 32}, "embed_dim": 8}}
+SIZES = {"qformer": {"width": 16, "heads": 2, "queries": 2, "intermediate": 32}, "embed_dim": 8}
+QFORMER = {"encoder": {"settings": SIZES}}
 
 
 def dual(fusion, **fields):
-    return {"dual": {"fusion": fusion, "text": TEXT, "embed_dim": 8, "image_projection": True, **fields}}
+    own = {"fusion": fusion, "text": TEXT, "embed_dim": 8, "image_projection": True, **fields}
+    return {"encoder": {"kind": "dual", "settings": own}}
 
 
 BASELINES = {
@@ -33,8 +35,8 @@ BASELINES = {
     "CLIP4CIR sum": dual("sum"),
     "CLIP4CIR Combiner, encoders fixed": dual("combiner", train_text=False),
     "TIRG": dual("tirg"),
-    "image only": {"model": {**QFORMER["model"], "fusion": "image_only"}},
-    "text only": {"model": {**QFORMER["model"], "fusion": "text_only"}},
+    "image only": {"encoder": {"settings": {**SIZES, "fusion": "image_only"}}},
+    "text only": {"encoder": {"settings": {**SIZES, "fusion": "text_only"}}},
 }
 
 

@@ -110,7 +110,11 @@ def test_a_dual_encoder_is_indexed_and_searched_like_any_other(tmp_path):
         "embed_dim": 8,
         "image_projection": True,
     }
-    fields = {**TINY["make"](tmp_path), "model": {}, "dual": dual, "training": {"steps": 2, "batch": 8}}
+    fields = {
+        **TINY["make"](tmp_path),
+        "encoder": {"kind": "dual", "settings": dual},
+        "training": {"steps": 2, "batch": 8},
+    }
     run_train(validate(TrainRun, {**fields, "out": str(tmp_path / "dual")}))
     index = {"checkpoint": str(tmp_path / "dual"), "features": fields["features"], "data": None}
     run_index(validate(IndexRun, {**index, "index": {"backend": "exact"}, "out": str(tmp_path / "index")}))

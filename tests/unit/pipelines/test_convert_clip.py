@@ -107,7 +107,7 @@ def test_a_combiner_over_its_tuned_clip_composes_as_its_authors_code(tuned, tmp_
     query = retriever.compose(retriever.encode_reference(tower(images)), text)
     assert apart(query, theirs.combine(head, image, said)) < CLOSE
     assert apart(query, theirs.combine(head, said, image)) > 100 * CLOSE, "a swapped pair is another query"
-    assert retriever.config.projection_factor == 4 and not retriever.config.train_text
+    assert retriever.config.fusion.settings.projection_factor == 4 and not retriever.config.train_text
     manifest = read_manifest(str(tmp_path / "made"))
     assert manifest.extra["format"] == "clip4cir" and manifest.counts["tensors"] == 12
 
@@ -197,7 +197,7 @@ def test_a_tuned_clip_becomes_a_folder_that_is_a_source_and_comes_back_bit_for_b
     for name, value in state.items():
         assert torch.equal(back["CLIP"][name], value) and back["CLIP"][name].dtype == value.dtype
     made, _ = converted(tmp_path / "made", source=folder)
-    assert made.config.fusion == "sum"
+    assert made.config.fusion.kind == "sum"
 
 
 def test_checkpoints_are_written_back_as_their_authors_files(tuned, tmp_path):

@@ -35,7 +35,7 @@ def home(tmp_path_factory):
     root = tmp_path_factory.mktemp("e")
     fields = {**TINY["make"](root), "training": {"steps": 2, "batch": 8}}
     run_train(validate(TrainRun, {**fields, "out": str(root / "qformer")}))
-    run_train(validate(TrainRun, {**fields, "model": {}, "dual": DUAL, "out": str(root / "dual")}))
+    run_train(validate(TrainRun, {**fields, "encoder": {"kind": "dual", "settings": DUAL}, "out": str(root / "dual")}))
     PIPELINE.write_images(root / "pictures", 3, size=40)
     return root
 

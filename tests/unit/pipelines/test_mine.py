@@ -45,7 +45,7 @@ def run_of(world, out, **fields):
 
 
 def test_pairs_come_from_the_pool_and_their_precision_is_reported(world, tmp_path):
-    manifest = run_mine(run_of(world, tmp_path / "p", mining=MiningConfig(rank_high=1)))
+    manifest = run_mine(run_of(world, tmp_path / "p", mining={"policy": {"settings": {"rank_high": 1}}}))
     pairs = read_pairs(tmp_path / "p")
     assert manifest.counts["pairs"] == len(pairs) > 20
     assert all(pair.reference_id.startswith("pool") and pair.target_id.startswith("pool") for pair in pairs)

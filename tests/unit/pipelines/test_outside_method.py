@@ -1,5 +1,6 @@
 """A method that lives in another package trains, is evaluated, indexed and served without a line changed here."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -17,16 +18,22 @@ from cirray.core.config import validate
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.search.index import run_index
+from cirray.pipelines.texts.config import MineRun
+from cirray.pipelines.texts.mine import run_mine
 from cirray.pipelines.training.train import run_train
 from cirray.search_engine import SearchEngine
 
 fields, folder = json.loads(sys.argv[1]), sys.argv[2]
+pairs = {"data": fields["data"], "features": fields["features"], "parts": ["labelled"], "exclude_parts": []}
+policy = {"kind": "toy_next", "settings": {"apart": 5}}
+mined = run_mine(validate(MineRun, {**pairs, "mining": {"policy": policy}, "out": folder + "/pairs"}))
 manifest = run_train(validate(TrainRun, {**fields, "out": folder + "/toy"}))
 index = {"checkpoint": folder + "/toy", "features": fields["features"], "data": None, "out": folder + "/index"}
 run_index(validate(IndexRun, index))
 found = SearchEngine.open(folder + "/toy", folder + "/index")
 history = [json.loads(line) for line in open(folder + "/toy/history.jsonl")]
 print(json.dumps({"terms": sorted(history[-1]), "metrics": manifest.metrics, "kind": found.probe() is None}))
+print("pairs", mined.counts["pairs"])
 """
 
 
@@ -36,29 +43,95 @@ def fields(tmp_path_factory):
     return {
         **made,
         "encoder": {"kind": "toy", "settings": {"embed_dim": 8}},
-        "training": {**made["training"], "objective": "toy"},
+        "training": {
+            **made["training"],
+            "objective": "toy",
+            "terms": {"toy_length": {"length": 1.5}},
+            "mixing": {"kind": "toy_stride", "settings": {"stride": 3}},
+        },
     }
 
 
 def run_chain(fields, folder, plugins):
-    import json
+    return run_plugged(CHAIN, json.dumps(fields), str(folder), plugins=plugins)
 
+
+def run_plugged(code, *arguments, plugins="toy_method"):
+    """Run Python code in a process that knows the toy method."""
     path = os.pathsep.join([str(ROOT), str(FIXTURES / "outside")])
     environment = {**os.environ, "PYTHONPATH": path, "CIRRAY_PLUGINS": plugins, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHAIN, json.dumps(fields), str(folder)]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+
+
+UNKNOWN = """
+import json, sys
+from cirray.core.config import validate
+from cirray.pipelines.training.config import TrainRun
+validate(TrainRun, json.loads(sys.argv[1]))
+"""
+ASKED = """
+import json
+from cirray.core.config import load_config
+from cirray.core.errors import ConfigError
+from cirray.pipelines.texts.config import MineRun
+from cirray.pipelines.training.config import TrainRun, TuneRun
+from cirray.pipelines.training.sweep import trial_run
+
+def fault(cls, *overrides):
+    try:
+        return str(load_config(cls, None, overrides))
+    except ConfigError as error:
+        return str(error)
+
+faults = [
+    fault(TrainRun, "encoder=toy", "encoder.settings.embed_dmi=4"),
+    fault(TrainRun, "training.objective=toy", "training.terms.toy_length.lenght=2"),
+    fault(TrainRun, "training.mixing=toy_stride", "training.mixing.settings.strid=2"),
+    fault(MineRun, "mining.policy=toy_next", "mining.policy.settings.apar=2"),
+    fault(TrainRun, "training.mixing=toy_strde"),
+]
+sweep = {"base": {"training": {"objective": "toy", "mixing": "toy_stride"}, "encoder": "toy"}}
+swept = {"training.terms.toy_length.length": 3, "training.mixing.settings.stride": 2, "encoder.settings.embed_dim": 6}
+run = trial_run(load_config(TuneRun, sweep), swept, "x")
+found = [run.training.terms["toy_length"].length, run.training.mixing.settings.stride, run.encoder.settings.embed_dim]
+print(json.dumps({"faults": faults, "swept": found}))
+"""
+
+
+def test_settings_of_a_plug_in_are_checked_with_near_names_and_can_be_swept():
+    done = run_plugged(ASKED)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    wanted = ["encoder.settings.embed_dim", "training.terms.toy_length.length", "training.mixing.settings.stride",
+              "mining.policy.settings.apart", "toy_stride"]  # fmt: skip
+    for sentence, name in zip(told["faults"], wanted, strict=True):
+        assert f"Did you mean '{name}'?" in sentence
+    assert told["swept"] == [3, 2, 6]
+
+
+def test_help_shows_what_a_plug_in_registers_with_its_settings():
+    paths = {
+        "finetune": ["encoder.settings", "training.terms", "training.mixing.settings"],
+        "mine": ["mining.policy.settings"],
+    }
+    code = "import sys\nfrom cirray.cli.main import main\nfor path in sys.argv[2:]: main([sys.argv[1], '--help', path])"
+    shown = "".join(run_plugged(code, verb, *places).stdout for verb, places in paths.items())
+    for words in ("toy", "embed_dim", "toy_length", "toy_stride", "stride", "toy_next", "apart"):
+        assert words in shown, words
 
 
 def test_a_method_of_another_package_goes_through_training_index_and_search(fields, tmp_path):
     done = run_chain(fields, tmp_path, "toy_method")
     assert done.returncode == 0, done.stderr
+    assert "pairs 145" in done.stdout, done.stdout
     assert '"toy_length"' in done.stdout and '"infonce"' in done.stdout and "val_R@1" in done.stdout
 
 
-def test_without_its_package_the_sentence_names_the_kind_and_those_that_are_known(fields, tmp_path):
-    done = run_chain(fields, tmp_path, "")
-    assert done.returncode and "ConfigError: Unknown kind of retriever 'toy'" in done.stderr
-    assert "cirray_dual_encoder" in done.stderr
+def test_without_its_package_the_sentence_names_the_kind_and_those_that_are_known(fields):
+    done = run_plugged(UNKNOWN, json.dumps(fields), plugins="")
+    assert done.returncode and "Unknown kind of retriever 'toy'" in done.stderr
+    assert "Known: dual, forked, qformer, word_map" in done.stderr
 
 
 def test_a_plug_in_that_cannot_be_imported_is_named_with_the_remedy(fields, tmp_path):

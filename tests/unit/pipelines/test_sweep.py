@@ -11,7 +11,10 @@ from cirray.pipelines.training.config import FinetuneRun, TuneRun
 from cirray.pipelines.training.sweep import TrialResult, best_overrides, plan_trials, rank, render, trial_run
 from cirray.pipelines.training.tune import fitting_trials
 
-SPACE = {"training.lambda_p": {"grid": [0, 0.1, 0.4]}, "training.optimizer.lr": {"loguniform": [1e-4, 1e-2]}}
+SPACE = {
+    "training.terms.two_hop.weight": {"grid": [0, 0.1, 0.4]},
+    "training.optimizer.lr": {"loguniform": [1e-4, 1e-2]},
+}
 
 
 def make_run(**fields):
@@ -19,13 +22,13 @@ def make_run(**fields):
 
 
 def result(name, status, metric):
-    return TrialResult(name, status, {"training.lambda_p": 0.4}, metric, 10, 1.0, name)
+    return TrialResult(name, status, {"training.terms.two_hop.weight": 0.4}, metric, 10, 1.0, name)
 
 
 def test_the_plan_is_the_product_of_the_grids_with_draws_for_each():
     trials = list(plan_trials(make_run(samples=4)).values())
     assert len(trials) == 12
-    assert sorted(item["training.lambda_p"] for item in trials) == [0] * 4 + [0.1] * 4 + [0.4] * 4
+    assert sorted(item["training.terms.two_hop.weight"] for item in trials) == [0] * 4 + [0.1] * 4 + [0.4] * 4
     rates = [item["training.optimizer.lr"] for item in trials]
     assert len(set(rates)) == 12 and all(1e-4 <= rate <= 1e-2 for rate in rates)
     assert sum(rate < 1e-3 for rate in rates) > 2
@@ -37,7 +40,7 @@ def test_the_plan_depends_on_the_seed_alone():
 
 
 def test_a_grid_alone_is_not_repeated():
-    run = make_run(space={"training.lambda_p": {"grid": [0, 1]}}, samples=5)
+    run = make_run(space={"training.terms.two_hop.weight": {"grid": [0, 1]}}, samples=5)
     assert len(plan_trials(run)) == 2
 
 
@@ -48,17 +51,20 @@ def test_whole_numbers_include_both_ends():
 
 
 def test_a_trial_is_the_base_run_with_its_fields_set_in_this_process():
-    run = trial_run(make_run(), {"training.lambda_p": 0.1, "training.optimizer.lr": 5e-3}, "place")
-    assert (run.training.lambda_p, run.training.optimizer.lr, run.out) == (0.1, 5e-3, "place")
-    assert run.training.lambda_m == TuneRun().base.training.lambda_m
+    run = trial_run(make_run(), {"training.terms.two_hop.weight": 0.1, "training.optimizer.lr": 5e-3}, "place")
+    assert (run.training.terms["two_hop"].weight, run.training.optimizer.lr, run.out) == (0.1, 5e-3, "place")
+    assert run.training.terms["rtc"] == TuneRun().base.training.terms["rtc"]
     assert not run.ray.enabled
+    swept = {"training.mixing.kind": "paired", "training.mixing.settings.ratio": 0.5, "training.objective": "finetune"}
+    other = trial_run(make_run(), swept, "place").training
+    assert other.mixing.settings.ratio == 0.5 and list(other.terms) == ["infonce"]
 
 
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("training.lambda_q", 1, "Unknown config field .*lambda_p"),
-        ("training.lambda_p", -1, "training.lambda_p"),
+        ("training.terms.two_hop.wieght", 1, "Unknown config field .*two_hop.weight"),
+        ("training.terms.two_hop.weight", -1, "training.terms.two_hop.weight"),
         ("out", "x", "cannot be swept"),
         ("features.first", "x", "features.*written"),
     ],
@@ -72,11 +78,11 @@ def test_a_field_that_cannot_be_swept_is_refused_before_anything_starts(path, va
     ("fields", "words"),
     [
         ({"space": {}}, "space is empty"),
-        ({"space": {"training.lambda_p": {}}}, "exactly one of grid, choice"),
-        ({"space": {"training.lambda_p": {"grid": [1], "choice": [2]}}}, "grid, choice given"),
-        ({"space": {"training.lambda_p": {"grid": []}}}, "needs at least one value"),
-        ({"space": {"training.lambda_p": {"uniform": [2, 1]}}}, "smaller to the larger"),
-        ({"space": {"training.lambda_p": {"loguniform": [0, 1]}}}, "positive"),
+        ({"space": {"training.terms.two_hop.weight": {}}}, "exactly one of grid, choice"),
+        ({"space": {"training.terms.two_hop.weight": {"grid": [1], "choice": [2]}}}, "grid, choice given"),
+        ({"space": {"training.terms.two_hop.weight": {"grid": []}}}, "needs at least one value"),
+        ({"space": {"training.terms.two_hop.weight": {"uniform": [2, 1]}}}, "smaller to the larger"),
+        ({"space": {"training.terms.two_hop.weight": {"loguniform": [0, 1]}}}, "positive"),
         ({"base": {"validation": {"every": None}}}, "scheduler 'asha' needs base.validation.every"),
         ({"base": {"validation": {"queries": 0}}}, "base.validation.queries above 0"),
     ],
@@ -122,11 +128,19 @@ def test_finished_trials_rank_above_stopped_ones_and_failed_ones_last():
 def test_the_table_and_the_overrides_are_for_people_and_the_command_line():
     results = rank([result("a", "done", 0.25), result("b", "failed", None)], "max")
     lines = render(results, "val_R@1").splitlines()
-    assert lines[0].split() == ["rank", "trial", "training.lambda_p", "val_R@1", "step", "seconds", "status"]
+    assert lines[0].split() == [
+        "rank",
+        "trial",
+        "training.terms.two_hop.weight",
+        "val_R@1",
+        "step",
+        "seconds",
+        "status",
+    ]
     assert lines[1].split() == ["1", "a", "0.4", "0.2500", "10", "1.0", "done"]
     assert lines[2].split()[3] == "-"
     overrides = best_overrides(results, TuneRun()).splitlines()
-    assert math.isclose(load_config(TuneRun().base.__class__, None, overrides).training.lambda_p, 0.4)
+    assert math.isclose(load_config(TuneRun().base.__class__, None, overrides).training.terms["two_hop"].weight, 0.4)
 
 
 def test_a_swept_field_reads_its_values_as_it_reads_them_elsewhere(tmp_path):

@@ -51,7 +51,7 @@ def train(fields, out, cls=TrainRun, **changes):
 @pytest.fixture(scope="module")
 def shouting(fields, tmp_path_factory):
     out = tmp_path_factory.mktemp("s") / "checkpoint"
-    train(fields, out, model={**fields["model"], "text_processor": "shout"})
+    train(fields, out, encoder={"settings": {**fields["encoder"]["settings"], "text_processor": "shout"}})
     return str(out)
 
 
@@ -73,10 +73,11 @@ def loud(texts):
 
 
 def test_training_and_its_validation_read_texts_through_the_models_processor(fields, heard, tmp_path):
-    model, validation = {**fields["model"], "text_processor": "shout"}, {"every": 1, "queries": 8}
+    encoder = {"settings": {**fields["encoder"]["settings"], "text_processor": "shout"}}
+    validation = {"every": 1, "queries": 8}
     bank = {"objective": "spn", "batch": 8}
     for name, training in (("plain", {}), ("bank", bank)):
-        train(fields, tmp_path / name, model=model, validation=validation, training=training)
+        train(fields, tmp_path / name, encoder=encoder, validation=validation, training=training)
         assert loud(heard)
         heard.clear()
     train(fields, tmp_path / "none", validation=validation)
@@ -107,7 +108,11 @@ def test_every_verb_reads_texts_through_the_checkpoints_processor(fields, shouti
 
 
 def test_a_search_whose_text_holds_no_word_for_the_model_is_refused_in_one_sentence(fields, tmp_path):
-    train(fields, tmp_path / "c", model={**fields["model"], "text_processor": "blip_caption"})
+    train(
+        fields,
+        tmp_path / "c",
+        encoder={"settings": {**fields["encoder"]["settings"], "text_processor": "blip_caption"}},
+    )
     images = str(next(Path(fields["data"]["folder"]["root"]).rglob("*.png")).parent)
     index = {"checkpoint": str(tmp_path / "c"), "images": images, "out": str(tmp_path / "index")}
     run_index(validate(IndexRun, {**index, "index": {"backend": "exact"}}))
@@ -122,7 +127,7 @@ def start(fields, shouting):
     """Start weights of a run from the shouting checkpoint, and that checkpoint's encoder."""
 
     def made(model, **more):
-        tree = {**fields, "init": shouting, "model": model, "reverse_texts": [], "out": "x", **more}
+        tree = {**fields, "init": shouting, "encoder": {"settings": model}, "reverse_texts": [], "out": "x", **more}
         run = validate(FinetuneRun, validate(FinetuneRun, tree).to_dict())  # as a worker gets it
         return start_retriever(run, read_inputs(run), 16), load_models(shouting)[0]
 
@@ -153,8 +158,12 @@ def test_a_checkpoint_is_inherited_whole_when_nothing_is_said(start):
 
 def test_a_field_given_with_its_default_has_its_effect_too(start, fields, tmp_path):
     """text_mask's default is 'true': to say it beside a checkpoint with 'ones' is no silence."""
-    train(fields, tmp_path / "ones", model={**fields["model"], "text_mask": "ones", "text_processor": "shout"})
-    bare = load_config(FinetuneRun, None, ["model.text_mask=true"]).model.given()
+    train(
+        fields,
+        tmp_path / "ones",
+        encoder={"settings": {**fields["encoder"]["settings"], "text_mask": "ones", "text_processor": "shout"}},
+    )
+    bare = load_config(FinetuneRun, None, ["encoder.settings.text_mask=true"]).encoder.settings.given()
     for model, wanted in (
         ({"text_mask": "true"}, "true"),
         (bare, "true"),
@@ -180,8 +189,8 @@ def test_the_mask_that_was_changed_is_the_mask_that_trains(start):
 
 
 def test_both_halves_of_a_fork_are_changed(fields, shouting, tmp_path, start):
-    bank = {"objective": "spn", "bank": {"trains": "second_pass"}}
-    train(fields, tmp_path / "fork", FinetuneRun, init=shouting, model={}, reverse_texts=[], training=bank)
+    bank = {"objective": "spn", "terms": {"bank_infonce": {"trains": "second_pass"}}}
+    train(fields, tmp_path / "fork", FinetuneRun, init=shouting, encoder={}, reverse_texts=[], training=bank)
     made, before = start({"text_processor": "none"}, init=str(tmp_path / "fork"))
     assert made.trains == "second_pass" and made.text_processor == made.gallery.text_processor == "none"
     assert all(
@@ -193,40 +202,42 @@ def test_both_halves_of_a_fork_are_changed(fields, shouting, tmp_path, start):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": {"embed_dim": 16}}, r"model\.embed_dim is 16, but the checkpoint '.*' has 8 and keeps it"),
-        ({"model": {"qformer": {"width": 32}}}, r"model\.qformer\.width is 32, but .* has 16 and keeps it.*text_mask"),
-        ({"model": {"qformer": {"heads": 1}}}, r"model\.qformer\.heads is 1"),
-        ({"model": {"prompt_std": 0.3}}, r"model\.prompt_std is 0\.3"),
-        ({"model": {"matching": "frozen"}}, r"no matching head to hold fixed"),
+        ({"encoder": {"settings": {"embed_dim": 16}}}, r"encoder\.settings\.embed_dim is 16, but .* has 8"),
+        ({"encoder": {"settings": {"qformer": {"width": 32}}}}, r"settings\.qformer\.width is 32, but .* has 16"),
+        ({"encoder": {"settings": {"qformer": {"heads": 1}}}}, r"encoder\.settings\.qformer\.heads is 1"),
+        ({"encoder": {"settings": {"prompt_std": 0.3}}}, r"encoder\.settings\.prompt_std is 0\.3"),
+        ({"encoder": {"settings": {"matching": "frozen"}}}, r"no matching head to hold fixed"),
         ({"tokenizer": "bert"}, r"tokenizer='bert' has no effect beside init"),
         ({"encoder": {"kind": "word_map", "settings": {"tuning": "none"}}}, r"encoder\.kind is 'word_map', but"),
-        ({"temperature": 0.05, "model": {"temperature": 0.07}}, r"temperature=0\.05 and model\.temperature=0\.07 both"),
-        ({"encoder": {"kind": "cirray_retriever"}, "model": {"text_mask": "ones"}}, "has no effect beside encoder"),
-        ({"init": "", "dual": {}, "tokenizer": "bert"}, r"tokenizer='bert' has no effect beside dual"),
+        ({"temperature": 0.05, "encoder": {"settings": {"temperature": 0.07}}}, r"encoder\.settings\.temp.* both"),
+        ({"init": "", "encoder": "dual", "tokenizer": "bert"}, r"has no effect beside encoder.kind 'dual'"),
+        ({"init": "", "encoder": "dual", "qformer_source": "x"}, r"encoder.kind is 'dual'; empty qformer_source"),
+        ({"init": "", "encoder": {"kind": "qformer", "settings": {"readuot": "cls"}}}, r"'encoder.settings.readout'"),
     ],
 )  # fmt: skip
 def test_what_weights_fix_or_would_have_no_effect_is_refused_by_name(fields, shouting, tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         train(
-            {**fields, "model": {}}, tmp_path / "c", FinetuneRun, **{"init": shouting, "reverse_texts": [], **changes}
+            {**fields, "encoder": {}}, tmp_path / "c", FinetuneRun, **{"init": shouting, "reverse_texts": [], **changes}
         )
     assert not (tmp_path / "c").exists()
 
 
 def test_a_field_that_repeats_what_the_checkpoint_has_is_taken(start, fields):
-    made, before = start(fields["model"])
+    made, before = start(fields["encoder"]["settings"])
     assert made.digest == before.digest
 
 
 def test_fields_of_a_q_former_beside_a_dual_encoders_checkpoint_are_refused(fields, tmp_path):
     text = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
-    plain = {**fields, "model": {}}
-    train(plain, tmp_path / "dual", dual={"text": text, "embed_dim": 8, "image_projection": True})
+    dual = {"text": text, "embed_dim": 8, "image_projection": True}
+    plain = {**fields, "encoder": {}}
+    train(plain, tmp_path / "dual", encoder={"kind": "dual", "settings": dual})
     with pytest.raises(
-        ConfigError, match="model.text_length has no effect: the checkpoint .*cirray_dual_encoder.*settings"
+        ConfigError, match="encoder.kind is 'qformer', but the checkpoint .* is a 'dual'.*encoder.kind=dual"
     ):
-        train(plain, tmp_path / "a", init=str(tmp_path / "dual"), model={"text_length": 12})
-    said = {"kind": "cirray_dual_encoder", "settings": {"text_processor": "blip_caption", "text_length": 12}}
+        train(plain, tmp_path / "a", init=str(tmp_path / "dual"), encoder={"settings": {"text_length": 12}})
+    said = {"kind": "dual", "settings": {"text_processor": "blip_caption", "text_length": 12}}
     train(plain, tmp_path / "b", init=str(tmp_path / "dual"), encoder=said)
     changed = load_models(str(tmp_path / "b"))[0]
     assert changed.text_processor == "blip_caption" and changed.config.text_length == 12
@@ -238,17 +249,17 @@ def test_two_runs_from_one_checkpoint_that_read_otherwise_are_two_runs(fields, s
         tmp_path / "c",
         FinetuneRun,
         init=shouting,
-        model={"text_mask": "ones"},
+        encoder={"settings": {"text_mask": "ones"}},
         reverse_texts=[],
         training={"objective": "finetune"},
     )
-    with pytest.raises(ArtifactError, match="model"):
+    with pytest.raises(ArtifactError, match="encoder"):
         train(
             fields,
             tmp_path / "c",
             FinetuneRun,
             init=shouting,
-            model={},
+            encoder={},
             reverse_texts=[],
             training={"objective": "finetune"},
         )
@@ -257,11 +268,11 @@ def test_two_runs_from_one_checkpoint_that_read_otherwise_are_two_runs(fields, s
 @pytest.mark.parametrize(
     ("cls", "fields"),
     [
-        (FinetuneRun, {"init": "c", "model": {"text_mask": "true"}}),
-        (PretrainRun, {"qformer_source": "c", "model": {"qformer": {"attention": "eager"}}}),
-        (TrainRun, {"dual": {"fusion": "combiner"}, "temperature": 0.05}),
+        (FinetuneRun, {"init": "c", "encoder": {"settings": {"text_mask": "true"}}}),
+        (PretrainRun, {"qformer_source": "c", "encoder": {"settings": {"qformer": {"attention": "eager"}}}}),
+        (FinetuneRun, {"init": "c", "encoder": {"kind": "dual", "settings": {"fusion": "combiner"}}}),
         (TrainRun, {"temperature": 0.05}),
-        (TuneRun, {"base": {"init": "c", "model": {"readout": "mean33"}}}),
+        (TuneRun, {"base": {"init": "c", "encoder": {"settings": {"readout": "mean33"}}}}),
         (GeneratorRun, {"qformer_source": "c", "model": {"passes": ["reference"]}}),
         (ConvertRun, {"source": "c", "to": "checkpoint", "model": {"text_length": 32}}),
     ],
@@ -272,12 +283,15 @@ def test_what_was_given_of_a_network_outlives_plain_values_and_a_printed_config(
     for again in (validate(cls, run.to_dict()), validate(cls, yaml.safe_load(run.to_yaml()))):
         assert again == run
         if set(fields) != {"temperature"}:  # a network of its own has every field
-            assert getattr(again, "base", again).model.given() == getattr(run, "base", run).model.given()
+            networks = [getattr(made, "base", made) for made in (again, run)]
+            assert len({str((getattr(made, "encoder", None) or made.model).given()) for made in networks}) == 1
 
 
 def test_a_plan_counts_the_network_that_a_run_changes(fields, shouting):
     tree = {**fields, "init": shouting, "reverse_texts": [], "out": "x"}
-    plain, changed = (validate(FinetuneRun, {**tree, "model": model}) for model in ({}, {"matching": "trained"}))
+    plain, changed = (
+        validate(FinetuneRun, {**tree, "encoder": {"settings": own}}) for own in ({}, {"matching": "trained"})
+    )
     sizes = [plan_run(run).value("trained weights") for run in (plain, changed)]
     real = start_retriever(changed, read_inputs(changed), 16)
     assert sizes[1] == sum(item.numel() for item in real.parameters()) > sizes[0]

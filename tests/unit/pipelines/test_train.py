@@ -161,8 +161,8 @@ def test_finetuning_starts_from_a_checkpoint_and_its_vocabulary(fields, trained,
 
 
 def test_model_sizes_beside_a_checkpoint_are_refused(fields, trained, tmp_path):
-    with pytest.raises(ConfigError, match="model.embed_dim is 12"):
-        run_train(make_run(fields, tmp_path / "f", init=str(trained[0]), model={"embed_dim": 12}))
+    with pytest.raises(ConfigError, match="encoder.settings.embed_dim is 12"):
+        run_train(make_run(fields, tmp_path / "f", init=str(trained[0]), encoder={"settings": {"embed_dim": 12}}))
 
 
 def test_a_tower_of_an_artifact_is_copied_without_loading_its_weights(fields, tmp_path, monkeypatch):
@@ -215,7 +215,7 @@ def stage1(fields, tmp_path_factory):
     folder = BLIP2["save_retrieval"](BLIP2["retrieval"](), root / "stage1")
     embed = {"data": fields["data"], "parts": ["labelled"], "tower": folder, "out": str(root / "features")}
     run_embed(EmbedRun.model_validate({**embed, "ray": {"enabled": False}}))
-    return {**fields, "qformer_source": folder, "towers": folder, "features": [str(root / "features")], "model": {}}
+    return {**fields, "qformer_source": folder, "towers": folder, "features": [str(root / "features")], "encoder": {}}
 
 
 def test_a_blip2_checkpoint_starts_a_training(stage1, tmp_path):
@@ -245,20 +245,24 @@ def test_the_temperature_of_stage_1_is_taken_where_it_is_asked_for_and_missed_wh
     save_file({**tensors, "temperature": torch.tensor(0.031)}, converted / "model.safetensors", {"format": "pt"})
     assert start(str(converted), temperature="source") == pytest.approx(0.031)
     assert start(str(converted), temperature=0.05) == pytest.approx(0.05)
-    assert start(str(converted), model={"temperature": 0.07}) == pytest.approx(0.07) != start(str(converted))
+    assert (
+        start(str(converted), encoder={"settings": {"temperature": 0.07}})
+        == pytest.approx(0.07)
+        != start(str(converted))
+    )
     with pytest.raises(ConfigError, match="temperature=source is that of qformer_source"):
         make_run(fields, tmp_path / "x", temperature="source")
 
 
 def test_sizes_beside_a_blip2_checkpoint_and_two_starts_are_refused(stage1, fields, tmp_path):
-    with pytest.raises(ConfigError, match="model.qformer.width is 64.*has 16"):
-        run_train(make_run({**stage1, "model": {"qformer": {"width": 64}}}, tmp_path / "a"))
-    with pytest.raises(ConfigError, match="model.embed_dim is 64.*has 8"):
-        run_train(make_run({**stage1, "model": {"embed_dim": 64}}, tmp_path / "a"))
+    with pytest.raises(ConfigError, match="encoder.settings.qformer.width is 64.*has 16"):
+        run_train(make_run({**stage1, "encoder": {"settings": {"qformer": {"width": 64}}}}, tmp_path / "a"))
+    with pytest.raises(ConfigError, match="encoder.settings.embed_dim is 64.*has 8"):
+        run_train(make_run({**stage1, "encoder": {"settings": {"embed_dim": 64}}}, tmp_path / "a"))
     with pytest.raises(ConfigError, match="init and qformer_source both"):
         make_run(stage1, tmp_path / "b", init="somewhere")
     with pytest.raises(ConfigError, match="reads patch tokens of width 24, the features have 16"):
-        run_train(make_run({**fields, "qformer_source": stage1["qformer_source"], "model": {}}, tmp_path / "c"))
+        run_train(make_run({**fields, "qformer_source": stage1["qformer_source"], "encoder": {}}, tmp_path / "c"))
 
 
 DUAL = {"text": {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}, "embed_dim": 8, "image_projection": True}
@@ -266,14 +270,15 @@ DUAL = {"text": {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}, "emb
 
 @pytest.mark.parametrize("fusion", ["sum", "combiner", "cross_attention"])
 def test_a_small_dual_encoder_trains_in_the_same_loop(fields, fusion, tmp_path):
-    dual = {**DUAL, "fusion": fusion, "pooling": "mean", "head_heads": 2}
+    head = {"kind": fusion, "settings": {"heads": 2} if fusion == "cross_attention" else {}}
+    encoder = {"kind": "dual", "settings": {**DUAL, "fusion": head, "pooling": "mean"}}
     training = {"negatives": "targets", "mask_duplicates": False, "optimizer": {"lr": 3e-3}}
-    manifest = run_train(make_run({**fields, "model": {}}, tmp_path / "out", dual=dual, training=training))
+    manifest = run_train(make_run(fields, tmp_path / "out", encoder=encoder, training=training))
     history = rows_of(tmp_path / "out")
     assert history[-1]["loss"] < history[0]["loss"] and manifest.metrics["val_R@10"] >= 0
     encoder, vision, _ = load_models(str(tmp_path / "out"))
-    assert encoder.config.fusion == fusion and encoder.patch_width == vision.width == 16
-    more = make_run({**fields, "model": {}}, tmp_path / "more", init=str(tmp_path / "out"), training={"steps": 2})
+    assert encoder.config.fusion.kind == fusion and encoder.patch_width == vision.width == 16
+    more = make_run({**fields, "encoder": {}}, tmp_path / "more", init=str(tmp_path / "out"), training={"steps": 2})
     assert run_train(more).metrics["loss"] > 0
 
 
@@ -283,18 +288,20 @@ def test_a_clip_folder_is_tower_and_text_encoder_of_a_run(fields, tmp_path):
     run_towers(TowersRun(vision=folder, clip_tokens="all", out=str(tmp_path / "towers")))
     embed = {"data": fields["data"], "parts": ["labelled"], "tower": str(tmp_path / "towers")}
     run_embed(EmbedRun.model_validate({**embed, "out": str(tmp_path / "features"), "ray": {"enabled": False}}))
-    dual = {"source": folder, "fusion": "cross_attention", "head_heads": 2}
-    places = {"towers": str(tmp_path / "towers"), "features": [str(tmp_path / "features")], "model": {}}
-    run_train(make_run({**fields, **places}, tmp_path / "out", dual=dual, training={"steps": 2}))
+    fusion = {"kind": "cross_attention", "settings": {"heads": 2}}
+    dual = {"kind": "dual", "settings": {"source": folder, "fusion": fusion}}
+    places = {"towers": str(tmp_path / "towers"), "features": [str(tmp_path / "features")], "encoder": dual}
+    run_train(make_run({**fields, **places}, tmp_path / "out", training={"steps": 2}))
     encoder, vision, _ = load_models(str(tmp_path / "out"))
     assert encoder.backbone == "hf_clip" and vision.num_tokens == 5 and encoder.config.embed_dim == vision.width == 12
 
 
 def test_a_dual_encoder_is_refused_beside_a_checkpoint_and_under_ptha(fields, trained, tmp_path):
-    with pytest.raises(ConfigError, match="dual builds a new network"):
-        run_train(make_run({**fields, "model": {}}, tmp_path / "a", dual=DUAL, init=str(trained[0])))
-    with pytest.raises(ConfigError, match="needs prototypes.*lambda_p=0"):
-        run_train(make_run({**fields, "model": {}}, tmp_path / "b", dual=DUAL, training={"objective": "ptha"}))
+    dual = {"kind": "dual", "settings": DUAL}
+    with pytest.raises(ConfigError, match="encoder.kind is 'dual', but the checkpoint .* is a 'qformer'"):
+        run_train(make_run(fields, tmp_path / "a", encoder=dual, init=str(trained[0])))
+    with pytest.raises(ConfigError, match="needs prototypes.*training.terms.two_hop=0"):
+        run_train(make_run(fields, tmp_path / "b", encoder=dual, training={"objective": "ptha"}))
 
 
 KEEP = {"every": 5, "held_out": 12, "keep": ["held_R@1", "held_R@5"]}

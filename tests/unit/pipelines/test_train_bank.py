@@ -89,7 +89,9 @@ def test_a_second_stage_can_be_trained_on(fields, tuned, tmp_path):
     digests = [load_models(str(place))[0].target_digest for place in (tuned[0], tmp_path / "more")]
     assert digests[0] == digests[1]
     with pytest.raises(ConfigError, match="forked to train its 'query_side', the run asks for 'second_pass'"):
-        run_train(run_of(fields, tmp_path / "x", {**SPN, "bank": {"trains": "second_pass"}}, init=tuned[0]))
+        run_train(
+            run_of(fields, tmp_path / "x", {**SPN, "terms": {"bank_infonce": {"trains": "second_pass"}}}, init=tuned[0])
+        )
 
 
 def test_triplets_with_held_out_images_are_refused_unless_allowed(fields, base, tmp_path):
@@ -109,9 +111,9 @@ def test_triplets_with_held_out_images_are_refused_unless_allowed(fields, base, 
 @pytest.mark.parametrize("fusion", ["sum", "combiner", "cross_attention"])
 def test_dual_encoders_of_every_fusion_train_against_the_bank(fields, tmp_path, fusion, projected):
     text = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
-    dual = {"fusion": fusion, "embed_dim": 16, "text": text, "image_projection": projected, "head_heads": 2}
-    tree = {name: value for name, value in fields.items() if name != "model"}
-    run_train(run_of(tree, tmp_path / "c", {**SPN, "steps": 2}, dual=dual))
+    head = {"kind": fusion, "settings": {"heads": 2} if fusion == "cross_attention" else {}}
+    dual = {"fusion": head, "embed_dim": 16, "text": text, "image_projection": projected}
+    run_train(run_of(fields, tmp_path / "c", {**SPN, "steps": 2}, encoder={"kind": "dual", "settings": dual}))
     encoder = load_models(str(tmp_path / "c"))[0]
     assert isinstance(encoder, ForkedRetriever) == projected
     assert '"bank_infonce"' in history(tmp_path / "c")

@@ -25,8 +25,8 @@ from cirray.triplets.store import write_part
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 VDG = {
-    "objective": "vdg", "terms": {"tdm": 1.0}, "hn_beta": 0.5, "mixing": "paired", "pair_texts": "drawn", "steps": 10,
-    "batch": 8,
+    "objective": "vdg", "terms": {"tdm": 1.0, "tcc": {"beta": 0.5}}, "mixing": "paired", "pair_texts": "drawn",
+    "steps": 10, "batch": 8,
 }  # fmt: skip
 
 
@@ -50,9 +50,9 @@ def run(fields, tmp_path_factory):
     stage = stage_of(str(place), "triplets", {})
     write_part(stage.work_uri, "part-00000", from_triplets([*second, *mined]), rejected_table([]))
     stage.publish({"triplets": 2 * len(rows)}, {}, {"generator_saw": {"shapes": len(rows)}})
-    model = {**fields["model"], "matching": "trained"}
+    encoder = {"settings": {**fields["encoder"]["settings"], "matching": "trained"}}
     training = {**fields["training"], **VDG}
-    return {**fields, "triplets": [str(place)], "model": model, "training": training}
+    return {**fields, "triplets": [str(place)], "encoder": encoder, "training": training}
 
 
 class StopAt(Callback):
@@ -81,7 +81,7 @@ def test_semi_supervised_training_resumes_exactly_and_says_what_its_generators_s
 def test_a_checkpoint_with_a_matching_head_starts_one_that_is_fine_tuned_without_it(run, tmp_path):
     run_train(validate(TrainRun, {**run, "out": str(tmp_path / "first")}))
     plain = {**run["training"], "objective": "finetune", "terms": {}, "steps": 5}
-    again = {**run, "init": str(tmp_path / "first"), "model": {}, "training": plain, "out": str(tmp_path / "second")}
+    again = {**run, "init": str(tmp_path / "first"), "encoder": {}, "training": plain, "out": str(tmp_path / "second")}
     run_train(validate(TrainRun, again))
     first, second = (load_models(str(tmp_path / name))[0] for name in ("first", "second"))
     assert torch.equal(first.matching_head.classifier.bias, second.matching_head.classifier.bias)

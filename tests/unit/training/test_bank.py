@@ -13,13 +13,13 @@ from cirray.models.retriever_files import load_retriever
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.loop import train
-from cirray.training.objectives import Objective, term_weights
+from cirray.training.objectives import Objective
 from cirray.training.terms.bank import NegativeBank, plan_bank
 from cirray.training.torch_engine import torch_engine
 
 
 def bank_of(task, **fields):
-    config = task.setup.config.bank.model_copy(update=fields)
+    config = task.setup.config.terms["bank_infonce"].model_copy(update=fields)
     return NegativeBank(task.model(), plan_bank(task.setup), task.setup.features, config, NoGather())
 
 
@@ -54,26 +54,25 @@ def test_the_bank_holds_every_image_of_the_triplets_references_included(make_tas
 
 
 def test_further_images_come_from_a_file_and_must_have_features(make_task, features, tmp_path):
-    task, config = make_task(objective="spn", rows=None)
+    task, _ = make_task(objective="spn", rows=None)
     few = replace(task.setup, triplets=task.setup.triplets[:3], image_ids=task.setup.image_ids[:4])
     listed = tmp_path / "ids.txt"
     listed.write_text("f7-1\n\nf7-2\n")
-    more = config.model_copy(update={"bank": config.bank.model_copy(update={"extra_ids": str(listed)})})
-    assert set(plan_bank(replace(few, config=more)).ids) - set(few.image_ids) == {"f7-1", "f7-2"}
+    assert set(plan_bank(few, str(listed)).ids) - set(few.image_ids) == {"f7-1", "f7-2"}
     listed.write_text("ghost\n")
     with pytest.raises(DataError, match="'ghost' of .* has no features"):
-        plan_bank(replace(few, config=more))
+        plan_bank(few, str(listed))
 
 
 def test_the_term_is_the_loss_of_the_queries_against_the_bank(make_task, triplets):
-    task, config = make_task(objective="spn", bank={"duplicate_cosine": None})
+    task, config = make_task(objective="spn", terms={"bank_infonce": {"duplicate_cosine": None}})
     model, batch = task.model().train(), task.batch(triplets[:6])
     found = task.loss(model, batch, NoGather())
     bank = bank_of(task)
     logits = model.score(model(batch).query_BD, bank.rows.tokens_MQD) / model.temperature
     positive = places(bank, *[row.target_id for row in triplets[:6]])
     wanted = torch.nn.functional.cross_entropy(logits, positive)
-    assert term_weights(config) == {"bank_infonce": 1.0}
+    assert list(config.active_terms) == ["bank_infonce"]
     assert float(found.total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-4)
 
 
@@ -104,7 +103,9 @@ def test_known_targets_of_the_same_reference_and_text_can_be_hidden(make_task, t
     rows = [*triplets, replace(triplets[0], triplet_id="also", target_id="f5-2")]
     shares = []
     for known in (False, True):
-        task, _ = make_task(objective="spn", rows=rows, bank={"mask_known": known, "duplicate_cosine": None})
+        task, _ = make_task(
+            objective="spn", rows=rows, terms={"bank_infonce": {"mask_known": known, "duplicate_cosine": None}}
+        )
         terms = task.loss(task.model(), task.batch([rows[0], rows[9]]), NoGather()).terms
         shares.append(float(terms["bank_hidden"]))
     assert shares[0] == 0 and shares[1] == pytest.approx(1 / (2 * 32))
@@ -117,7 +118,7 @@ def test_known_targets_of_a_text_that_was_not_drawn_first_are_hidden_too(make_ta
     elsewhere = replace(first, triplet_id="also", target_id="f5-2", modification="small star")
     task, config = make_task(
         objective="spn", batch=3, rows=[first, second, other, elsewhere], pair_texts="drawn",
-        bank={"mask_known": True, "duplicate_cosine": None},
+        terms={"bank_infonce": {"mask_known": True, "duplicate_cosine": None}},
     )  # fmt: skip
     assert len(task.setup.triplets) == 3
     terms = task.loss(task.model(), task.batch([elsewhere, other]), NoGather()).terms
@@ -135,7 +136,7 @@ def test_a_random_subset_of_negatives_is_drawn_anew_and_keeps_the_target(make_ta
 
 
 def test_no_gradient_reaches_the_target_side_and_its_digest_stays(make_task, tmp_path):
-    task, config = make_task(objective="spn", steps=3, bank={"learn_temperature": True})
+    task, config = make_task(objective="spn", steps=3, terms={"bank_infonce": {"learn_temperature": True}})
     model = task.model()
     assert isinstance(model, ForkedRetriever)
     before, queries = model.target_digest, [weight.clone() for weight in model.query.parameters()]
@@ -152,7 +153,7 @@ def test_no_gradient_reaches_the_target_side_and_its_digest_stays(make_task, tmp
 
 def test_the_temperature_is_fixed_by_default_and_clamped_when_learned(make_task):
     for learn, start in ((False, 0.07), (True, 0.07), (True, 0.5)):
-        task, config = make_task(objective="spn", steps=3, bank={"learn_temperature": learn})
+        task, config = make_task(objective="spn", steps=3, terms={"bank_infonce": {"learn_temperature": learn}})
         with torch.no_grad():
             task.model().raw_temperature.fill_(start)
         train(task, config, torch_engine)
@@ -163,7 +164,7 @@ def test_the_temperature_is_fixed_by_default_and_clamped_when_learned(make_task)
 
 def test_a_trainable_target_side_is_refused(make_task):
     task, _ = make_task(objective="finetune")
-    spn = task.setup.config.model_copy(update={"objective": "spn"})
+    spn = TrainingConfig(objective="spn")
     with pytest.raises(ConfigError, match="needs a frozen target side.*trainable, e.g. 'prompts'|trainable, e.g."):
         Objective(replace(task.setup, config=spn))
 
@@ -201,7 +202,7 @@ def test_the_bank_joins_any_objective(make_task, triplets):
 
 def test_two_rows_with_one_reference_and_different_texts_get_different_prompts(make_task, triplets):
     """The released code keeps prompts by image, so that both rows get those of whichever came last."""
-    task, _ = make_task(objective="spn", bank={"trains": "second_pass"})
+    task, _ = make_task(objective="spn", terms={"bank_infonce": {"trains": "second_pass"}})
     model, rows = task.model().eval(), [triplets[0], triplets[1]]
     assert rows[0].reference_id == rows[1].reference_id
     batch = task.batch(rows)
@@ -214,9 +215,10 @@ def test_two_rows_with_one_reference_and_different_texts_get_different_prompts(m
 
 def test_the_paper_mode_trains_the_second_pass_alone_without_masks(make_task, triplets):
     mode = TrainingConfig.for_mode("paper", objective="spn", batch=4, steps=2, log_every=1)
-    assert mode.bank.trains == "second_pass" and mode.bank.duplicate_cosine is None and not mode.bank.mask_same_image
-    assert mode.optimizer.schedule == "constant" and mode.bank.learn_temperature
-    task, _ = make_task(objective="spn", bank=mode.bank.to_dict())
+    bank = mode.terms["bank_infonce"]
+    assert bank.trains == "second_pass" and bank.duplicate_cosine is None and not bank.mask_same_image
+    assert mode.optimizer.schedule == "constant" and bank.learn_temperature
+    task, _ = make_task(objective="spn", terms={"bank_infonce": bank.to_dict()})
     output = task.loss(task.model().train(), task.batch(triplets[:4]), NoGather())
     output.total.backward()
     weights = dict(task.model().query.named_parameters())

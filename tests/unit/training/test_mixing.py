@@ -8,7 +8,8 @@ import pytest
 
 from cirray.core.errors import ConfigError
 from cirray.training.config import TrainingConfig
-from cirray.training.mixing import MIXERS, Curriculum, PairTexts, Rows, interleave, share
+from cirray.training.mixing import Curriculum, PairTexts, Rows, interleave, share
+from cirray.training.mixing_config import MIXERS
 from cirray.types import Triplet
 
 
@@ -17,9 +18,10 @@ def rows(real=20, pseudo=30, group_of=lambda row: ""):
 
 
 def mixer(name, given, **fields):
-    return MIXERS.get(name)(
-        given, TrainingConfig.model_validate({"mixing": name, "batch": 8, "one_per_group": False, **fields})
-    )
+    own = {key: fields.pop(key) for key in ("ratio", "shares") if key in fields}
+    mixing = {"kind": name, "settings": own}
+    config = TrainingConfig.model_validate({"mixing": mixing, "batch": 8, "one_per_group": False, **fields})
+    return MIXERS.get(name)(given, config, config.mixing.settings)
 
 
 def counts(numbers, real=20):
@@ -29,9 +31,9 @@ def counts(numbers, real=20):
 
 @pytest.mark.parametrize(("ratio", "pseudo"), [(1.0, 8), (0.5, 4), (0.25, 2), (1.5, 12), (0.0, 0)])
 def test_paired_batches_hold_so_many_pseudo_rows_for_each_real_one(ratio, pseudo):
-    paired = mixer("paired", rows(), mixing_ratio=ratio)
+    paired = mixer("paired", rows(), ratio=ratio)
     assert all(counts(paired.rows(step)) == (8, pseudo) for step in range(7))
-    assert TrainingConfig(batch=8, mixing="paired", mixing_ratio=ratio).rows_per_step == 8 + pseudo
+    assert TrainingConfig(batch=8, mixing={"kind": "paired", "settings": {"ratio": ratio}}).rows_per_step == 8 + pseudo
 
 
 def test_real_rows_come_once_an_epoch_and_pseudo_rows_with_replacement():
@@ -62,11 +64,11 @@ def test_rows_are_a_function_of_seed_and_step_whatever_was_asked_before(name):
 
 
 def test_a_curriculum_moves_from_pseudo_to_real_rows():
-    made = mixer("curriculum", rows(), steps=9, mixing_shares=(0.0, 1.0))
+    made = mixer("curriculum", rows(), steps=9, shares=(0.0, 1.0))
     assert isinstance(made, Curriculum)
     assert [counts(made.rows(step))[0] for step in range(9)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert counts(made.rows(50)) == (8, 0)
-    still = mixer("curriculum", rows(), steps=9, mixing_shares=(0.5, 0.5))
+    still = mixer("curriculum", rows(), steps=9, shares=(0.5, 0.5))
     assert {counts(still.rows(step)) for step in range(9)} == {(4, 4)}
 
 
@@ -84,12 +86,12 @@ def test_mixing_needs_both_kinds_of_rows_and_says_which_is_missing():
         mixer("paired", rows(pseudo=0))
     with pytest.raises(ConfigError, match="real one.*real_sources"):
         mixer("curriculum", rows(real=0))
-    assert mixer("paired", rows(pseudo=0), mixing_ratio=0.0).rows(0).size == 8
+    assert mixer("paired", rows(pseudo=0), ratio=0.0).rows(0).size == 8
 
 
 def test_a_mixed_batch_that_does_not_divide_by_the_workers_is_refused():
     with pytest.raises(ConfigError, match="10 rows does not divide by 4 workers"):
-        mixer("paired", rows(), mixing_ratio=0.25).rows(0, 0, 4)
+        mixer("paired", rows(), ratio=0.25).rows(0, 0, 4)
     assert share(np.arange(8), 3, 4).tolist() == [6, 7]
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cirray.core.config import merged, validate
 from cirray.core.errors import ConfigError
 from cirray.losses.contrastive import contrastive
 from cirray.models.batch import Wanted
@@ -22,10 +23,11 @@ from cirray.training.retrieval import RetrievalTask
 from cirray.training.torch_engine import torch_engine
 
 PLAIN = {"negatives": "targets", "mask_duplicates": False}
+HARD = {"infonce": 0.0, "hn_nce": {"beta": 0.5}}
 
 
 def loss_of(task, config, rows, **changes):
-    config = config.model_copy(update=changes)
+    config = validate(TrainingConfig, merged(config.given(), changes))
     model = task.model().train()
     return Objective(replace(task.setup, config=config)).loss(model, task.batch(rows), NoGather())
 
@@ -53,18 +55,19 @@ def test_hn_nce_with_beta_0_is_infonce_in_both_directions_over_the_batch(make_ta
 def test_tcc_without_pseudo_rows_is_twice_the_loss_of_the_real_ones(make_task, triplets):
     task, config = make_task(**PLAIN)
     rows = picked(triplets)
-    once = loss_of(task, config, rows, terms={"infonce": 0.0, "hn_nce": 1.0}, hn_beta=0.5).total
-    assert torch.allclose(loss_of(task, config, rows, objective="vdg", hn_beta=0.5).total, 2 * once, rtol=1e-5)
+    once = loss_of(task, config, rows, terms=HARD).total
+    assert torch.allclose(
+        loss_of(task, config, rows, objective="vdg", terms={"tcc": {"beta": 0.5}}).total, 2 * once, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("negatives", ["targets", "batch_images"])
 def test_tcc_is_the_real_rows_among_themselves_plus_all_rows(make_task, triplets, negatives):
     task, config = make_task(negatives=negatives)
     real, pseudo = picked(triplets), marked(triplets[13:16])
-    terms = {"infonce": 0.0, "hn_nce": 1.0}
-    alone = loss_of(task, config, real, terms=terms, hn_beta=0.5).total
-    together = loss_of(task, config, [*real, *pseudo], terms=terms, hn_beta=0.5).total
-    found = loss_of(task, config, [*real[:2], *pseudo, *real[2:]], objective="vdg", hn_beta=0.5).total
+    alone = loss_of(task, config, real, terms=HARD).total
+    together = loss_of(task, config, [*real, *pseudo], terms=HARD).total
+    found = loss_of(task, config, [*real[:2], *pseudo, *real[2:]], objective="vdg", terms={"tcc": {"beta": 0.5}}).total
     assert torch.allclose(found, alone + together, rtol=1e-4)
     assert not torch.allclose(found, 2 * together, rtol=1e-3)
 
@@ -263,7 +266,7 @@ def test_the_old_description_of_a_retriever_without_head_is_unchanged():
 
 def test_the_default_training_has_no_pseudo_rows_to_tell_apart():
     config = TrainingConfig()
-    assert (config.mixing, config.row_weights, config.pair_texts, config.hn_beta) == ("concat", "flat", "rows", 0.0)
+    assert (config.mixing.kind, config.row_weights, config.pair_texts) == ("concat", "flat", "rows")
 
 
 def test_the_matching_head_learns_more_than_how_many_pairs_match(task_with, triplets):

@@ -56,7 +56,11 @@ def test_what_does_not_fit_names_the_setting_and_following_it_helps(fields):
     whole = told(2**40).value("all of it")
     report = told(whole // 2)
     (warning,) = report.warnings
-    assert report.exit_status == 1 and "model.gradient_checkpointing=true" in warning and "precision=bf16" in warning
+    assert (
+        report.exit_status == 1
+        and "encoder.settings.gradient_checkpointing=true" in warning
+        and "precision=bf16" in warning
+    )
     less = int(warning.split("training.batch=")[1].split()[0])
     assert 8 <= less < 64
     assert told(whole // 2, batch=less).warnings == ()
@@ -128,10 +132,10 @@ def test_a_training_tells_its_features_on_disk(fields):
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_negative_bank_and_the_frozen_twin_that_encodes_it_are_counted(fields, half):
-    training = {**fields["training"], "objective": "spn", "bank": {"half": half}}
+    training = {**fields["training"], "objective": "spn", "terms": {"bank_infonce": {"half": half}}}
     run = validate(TrainRun, {**fields, "out": "x", "training": training})
     report = plan_run(run, PlanConfig(images=1000))
-    sizes = run.model
+    sizes = run.encoder.settings
     assert report.value("negative bank") == 1000 * sizes.qformer.queries * sizes.embed_dim * (2 if half else 4)
     assert report.value("frozen weights") == report.value("trained weights") > 0
     parts = ("weights", "gradients", "optimiser", "activations at most", "batch", "negative bank")

@@ -50,7 +50,8 @@ def study(tmp_path_factory):
         "templates": {"train": {
             "data": {"folder": {"root": "@world"}}, "features": ["@features"], "towers": str(root / "towers"),
             "init": "", "reverse_texts": [], "labels": "$labels", "training": training, "validation": {"queries": 0},
-            "model": {"qformer": {"width": 16, "heads": 2, "queries": 2, "intermediate": 32}, "embed_dim": "$width"},
+            "encoder": {"settings": {"qformer": {"width": 16, "heads": 2, "queries": 2, "intermediate": 32},
+                                     "embed_dim": "$width"}},
         }},
         "stages": {
             "world": {"verb": "world", "fields": {"shapes": {**sizes, "seed": "$seed"}}},
@@ -214,8 +215,8 @@ def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
                 graph.add(run.table[row].stage, {curve.variable: value})
     assert {row for claim in run.claims for row in (claim.row, *claim.over)} <= set(run.table)
     for node in (node for node in graph.nodes.values() if isinstance(node.config, TrainRun)):
-        brings = node.config.init or node.config.dual or node.config.encoder
-        assert not (brings and node.config.model.given()), f"{node.name}: model has no effect, or must not differ"
+        given = node.config.encoder.settings.given()
+        assert not (node.config.init and given), f"{node.name}: a field of encoder has no effect, or must not differ"
 
 
 @pytest.mark.parametrize(

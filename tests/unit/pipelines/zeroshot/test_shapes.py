@@ -100,7 +100,7 @@ def composed(mapped, world, rows):
     retriever = copy.deepcopy(mapped)
     loop = {
         "objective": "composing", "steps": 90, "batch": 64, "one_per_group": False,
-        "composing": {"max_cosine": 0.98, "hard": 3}, "optimizer": {"lr": 3e-3},
+        "terms": {"composing": {"max_cosine": 0.98, "hard": 3}}, "optimizer": {"lr": 3e-3},
     }  # fmt: skip
     config = TrainingConfig.model_validate(loop)
     train(RetrievalTask(retriever, rows, world[1], config), config, torch_engine)

@@ -13,7 +13,6 @@ from cirray.models.words.word_map import PLAIN
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.loop import train
-from cirray.training.objectives import term_weights
 from cirray.training.retrieval import RetrievalTask
 from cirray.training.terms.base import TERMS, TermInput
 from cirray.training.torch_engine import torch_engine
@@ -35,65 +34,71 @@ def term(task, name, config):
     """The value of one term on the first batch, and its input."""
     kind = TERMS.get(name)
     batch = next(task.batches(0, 0, 1))
-    output = task.model().eval()(batch, kind.wanted(config))
-    return kind(task.setup)(TermInput(output, batch, config, NoGather())), output, batch
+    settings = config.terms.get(name) or TERMS.settings(name)()
+    output = task.model().eval()(batch, kind.wanted(config, settings))
+    return kind(task.setup, settings)(TermInput(output, batch, config, NoGather())), output, batch
 
 
 def test_the_objective_is_composing_with_retention():
-    assert term_weights(TrainingConfig(objective="composing")) == {"composing": 1.0, "retention": 0.5}
-    other = TrainingConfig.model_validate(
-        {"objective": "composing", "composing": {"lambda_ret": 0.0}, "terms": {"retention_distill": 0.2}}
-    )
-    assert term_weights(other) == {"composing": 1.0, "retention_distill": 0.2}
+    terms = {"retention": 0.0, "retention_distill": 0.2}
+    own, other = (TrainingConfig(objective="composing", terms=given) for given in ({}, terms))
+    assert {name: term.weight for name, term in own.active_terms.items()} == {"composing": 1.0, "retention": 0.5}
+    assert {name: term.weight for name, term in other.active_terms.items()} == {
+        "composing": 1.0,
+        "retention_distill": 0.2,
+    }
 
 
 def test_without_hard_image_reference_and_mask_the_loss_is_infonce(make_task):
-    task, config = make_task(composing=NONE, mask_duplicates=False, negatives="targets")
+    task, config = make_task(terms={"composing": NONE}, mask_duplicates=False, negatives="targets")
     assert torch.allclose(term(task, "composing", config)[0], term(task, "infonce", config)[0])
 
 
 def test_the_reference_never_lowers_the_term_and_is_dropped_where_it_is_the_target(make_task, triplets):
-    without = term(*_named(make_task, composing=NONE))[0]
-    with_it = term(*_named(make_task, composing={**NONE, "reference": True}))[0]
+    without = term(*_named(make_task, terms={"composing": NONE}))[0]
+    with_it = term(*_named(make_task, terms={"composing": {**NONE, "reference": True}}))[0]
     assert with_it > without
     turned = [replace(row, target_id=row.reference_id) for row in triplets]
-    same = [term(*_named(make_task, rows=turned, composing={**NONE, "reference": flag}))[0] for flag in (True, False)]
+    same = [
+        term(*_named(make_task, rows=turned, terms={"composing": {**NONE, "reference": flag}}))[0]
+        for flag in (True, False)
+    ]
     assert torch.allclose(*same)
 
 
 def test_another_row_with_the_same_target_does_not_count(make_task, triplets):
     shared = [replace(row, target_id="img-9") if number % 2 else row for number, row in enumerate(triplets)]
-    task, config = make_task(rows=shared, composing=NONE)
+    task, config = make_task(rows=shared, terms={"composing": NONE})
     value, output, batch = term(task, "composing", config)
     scores = output.query_BD @ output.target_BQD[:, 0].T / output.temperature
     key = batch.target_key_B
     scores[(key[:, None] == key[None]) & ~torch.eye(8, dtype=torch.bool)] = float("-inf")
     assert torch.allclose(value, functional.cross_entropy(scores, torch.arange(8)), atol=1e-5)
-    loose, config = make_task(rows=shared, composing=NONE, mask_duplicates=False)
+    loose, config = make_task(rows=shared, terms={"composing": NONE}, mask_duplicates=False)
     assert not torch.allclose(term(loose, "composing", config)[0], value, atol=1e-3)
 
 
 def test_mined_images_are_candidates_of_their_row_alone(make_task):
     settings = {"reference": False, "hard": 3, "ranks": (1, 20), "max_cosine": 0.8}
-    task, config = make_task(composing=settings)
+    task, config = make_task(terms={"composing": settings})
     value, output, batch = term(task, "composing", config)
-    made = TERMS.get("composing")(task.setup)
-    again = TERMS.get("composing")(task.setup)
+    own = config.terms["composing"]
+    made, again = (TERMS.get("composing")(task.setup, own) for _ in range(2))
     assert np.array_equal(made._lists_MK, again._lists_MK)
     places = {name: place for place, name in enumerate(task.setup.image_ids)}
     for number, row in enumerate(task.setup.triplets):
         found = made._lists_MK[number][made._lists_MK[number] != UNUSED]
         assert places[row.target_id] not in found and places[row.reference_id] not in found
         assert (made._image_ID[found] @ made._image_ID[places[row.target_id]]).max() <= 0.8
-    assert value > term(*_named(make_task, composing=NONE))[0]
+    assert value > term(*_named(make_task, terms={"composing": NONE}))[0]
 
 
 def test_hard_images_are_drawn_anew_in_every_epoch_and_alike_for_one_seed(make_task):
     settings = {"reference": False, "hard": 2, "ranks": (1, 20), "max_cosine": 1.0}
-    task, config = make_task(composing=settings)
+    task, config = make_task(terms={"composing": settings})
     kind, batch = TERMS.get("composing"), next(task.batches(0, 0, 1))
-    output = task.model().eval()(batch, kind.wanted(config))
-    made = kind(task.setup)
+    output = task.model().eval()(batch, kind.wanted(config, config.terms["composing"]))
+    made = kind(task.setup, config.terms["composing"])
     values = [
         float(made(TermInput(output, replace(batch, epoch=torch.tensor(epoch)), config, NoGather())))
         for epoch in (0, 0, 1)
@@ -105,10 +110,10 @@ def test_hard_images_are_drawn_anew_in_every_epoch_and_alike_for_one_seed(make_t
 def test_mined_images_are_refused_of_a_retriever_that_trains_its_image_side(make_task):
     task, config = make_task()
     kind, batch = TERMS.get("composing"), next(task.batches(0, 0, 1))
-    output = task.model()(batch, kind.wanted(config))
+    output = task.model()(batch, kind.wanted(config, config.terms["composing"]))
     learned = replace(output, target_BQD=output.target_BQD.detach().requires_grad_())
-    with pytest.raises(ConfigError, match="trains its image side.*training.composing.hard=0"):
-        kind(task.setup)(TermInput(learned, batch, config, NoGather()))
+    with pytest.raises(ConfigError, match="trains its image side.*training.terms.composing.hard=0"):
+        kind(task.setup, config.terms["composing"])(TermInput(learned, batch, config, NoGather()))
 
 
 def test_retention_is_infonce_of_pseudo_sentences_with_equal_references_hidden(make_task):
@@ -121,11 +126,12 @@ def test_retention_is_infonce_of_pseudo_sentences_with_equal_references_hidden(m
 
 def test_distilled_retention_is_zero_at_the_start_and_grows_with_the_tuning(make_task):
     task, config = make_task(objective="pretrain", terms={"retention_distill": 1.0})
-    kind = TERMS.get("retention_distill")(task.setup)
+    settings = config.terms["retention_distill"]
+    kind = TERMS.get("retention_distill")(task.setup, settings)
     batch = next(task.batches(0, 0, 1))
 
     def value():
-        output = task.model().eval()(batch, kind.wanted(config))
+        output = task.model().eval()(batch, kind.wanted(config, settings))
         return float(kind(TermInput(output, batch, config, NoGather())))
 
     assert abs(value()) < 1e-6
@@ -174,7 +180,9 @@ def test_retention_keeps_plain_prompt_retrieval(make_task, features):
 
     found = {}
     for weight in (0.0, 0.5):
-        task, config = make_task(steps=60, optimizer={"lr": 5e-3}, composing={"lambda_ret": weight, "hard": 0}, seed=1)
+        task, config = make_task(
+            steps=60, optimizer={"lr": 5e-3}, terms={"composing": {"hard": 0}, "retention": weight}, seed=1
+        )
         train(task, config, torch_engine)
         found[weight] = plain_loss(task.model())
     assert found[0.5] < found[0.0] - 0.3
