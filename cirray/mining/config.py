@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class PolicyConfig(Config):
-    """What the settings of every policy say; the settings of one that has none of its own."""
+    """Base of all policies' settings, and the settings of a policy without its own."""
 
     labelled: ClassVar[bool] = False
     """Whether the policy reads the labelled triplets alone, and no features."""
     grouped: ClassVar[bool] = False
-    """Whether its pairs bring their groups; others get them by `group_limit`."""
+    """Whether its pairs have groups; others get them by `group_limit`."""
 
 
 class LabelledConfig(PolicyConfig):
@@ -121,7 +121,7 @@ POLICIES: "Registry[Policy]" = Registry(
 
 
 class MiningPolicy(Component):
-    """What chooses the pairs."""
+    """The mining policy."""
 
     registry = POLICIES
     kind: str = "neighbour_band"
@@ -140,10 +140,10 @@ class MiningConfig(Config):
     triplet_images: bool = False
     """Pair only images of the labelled triplets."""
     merge_identical: bool = False
-    """Of images with features equal to the byte keep the first id alone: one picture under two names."""
+    """Of images with equal features keep only the first id: one picture under two names."""
     count: int = Field(0, ge=0)
-    """At most so many unordered pairs, best ranks and scores first; 0: all. For `uniform`: how many (0: one each);
-    for `rank_window`: so many references, drawn at random."""
+    """Most unordered pairs, best ranks and scores first; 0: all. For `uniform`: their number (0: one each); for
+    `rank_window`: number of references, drawn at random."""
     group_limit: int = Field(8, ge=2)
     """Images of one group at most; groups join most similar pairs first, one per training batch."""
     memory_mib: Effort[int] = Field(256, ge=8)

@@ -124,8 +124,8 @@ def neighbour_band(source: MiningInput, config: MiningConfig, settings: BandConf
 def rank_window(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> list[Pair]:
     """Ordered pairs: for each reference, `draws` targets (0: all) from a window of ranks in its own list of neighbours.
 
-    Source: SPN's pairs (docs/PAPERS.md#rank-windows; `quantiles` says it for any size). With `exclude_known` pairs of
-        the labelled triplets are not drawn; ranks stay as they are.
+    SPN's pairs (docs/PAPERS.md#rank-windows); `quantiles` scales them to any size. With `exclude_known`, pairs of the
+    labelled triplets are not drawn; ranks stay as they are.
     """
     features, memory = _features(source), config.memory_mib * 2**20 // 2
     vectors = CentredVectors(features, source.ids, settings.representation, memory)

@@ -106,7 +106,7 @@ class RetrieverConfig(Config):
     text_length: int = Field(32, ge=2)
     """Longest text in word pieces, special tokens included; longer texts are cut on the right."""
     text_processor: ProcessorName = "none"
-    """What a text passes before the tokenizer: none, or blip_caption (LAVIS; SPRC, PTHA and SPN read all texts so)."""
+    """Text processor before the tokenizer: none, or blip_caption (LAVIS; used by SPRC, PTHA and SPN)."""
     temperature: float = Field(0.07, gt=0)
     """Start of the learnable temperature."""
     temperature_clamp: tuple[float, float] | None = (0.01, 0.1)
@@ -122,7 +122,7 @@ class RetrieverConfig(Config):
     prompt_std: float = Field(0.02, gt=0)
     """Standard deviation of the learned prompts' start (text-only branch)."""
     matching: Literal["none", "trained", "frozen"] = "none"
-    """A head that tells whether a text leads to an image (term tdm): none, trained, or held fixed as loaded (VDG)."""
+    """Head for target-delta matching (term tdm, VDG): none, trained, or held fixed as loaded."""
     gradient_checkpointing: Effort[bool] = False
     """Trade compute for memory in training."""
     patch_input: bool = True
@@ -196,13 +196,13 @@ class DualEncoderConfig(Config):
     text_length: int = Field(77, ge=2)
     """Longest text in tokens, special ones included."""
     text_processor: ProcessorName = "none"
-    """What a text passes before the tokenizer: none, or blip_caption (LAVIS)."""
+    """Text processor before the tokenizer: none, or blip_caption (LAVIS)."""
     temperature: float = Field(0.01, gt=0)
     """Temperature of the contrastive loss (CLIP4CIR: 100 x cosine)."""
     learn_temperature: bool = False
     """Whether the temperature is trained."""
     temperature_clamp: tuple[float, float] | None = (0.01, 0.1)
-    """Range of a trained temperature; null: free, and on few triplets it may cross 0, which turns the ranking round."""
+    """Range of a trained temperature; null: free (on few triplets it may cross 0, which reverses the ranking)."""
     similarity: Literal["dot"] = "dot"
     """Query against an image's one vector."""
     gradient_checkpointing: Effort[bool] = False
@@ -221,11 +221,11 @@ RETRIEVERS: "Registry[RetrieverKind]" = Registry(
     "kind of retriever", [f"cirray.models.{name}" for name in ("composed", "dual", "forked", "words.word_map")],
     {"qformer": RetrieverConfig, "dual": DualEncoderConfig, "word_map": WordMapConfig, "forked": Config},
 )  # fmt: skip
-"""Kind -> how it is made."""
+"""Kind -> constructor."""
 
 
 class Encoder(Component):
-    """The network that makes queries of images and texts."""
+    """The network that encodes queries and galleries."""
 
     registry = RETRIEVERS
     kind: str = "qformer"

@@ -22,8 +22,8 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay."""
     decay: Literal["matrices", "all"] = "matrices"
-    """What decays: what has two dimensions or more, or every trained weight, biases, norms and the temperature too (one
-    group: SPRC, PTHA, SPN, CLIP4CIR, SEARLE, LinCIR, VDG)."""
+    """What decays: weights of two dimensions or more, or every trained weight, including biases, norms and the
+    temperature (SPRC, PTHA, SPN, CLIP4CIR, SEARLE, LinCIR, VDG)."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's moment decays (SPRC and PTHA: 0.9, 0.98)."""
     eps: float = Field(1e-7, gt=0)
@@ -59,7 +59,7 @@ class OptimizerConfig(Config):
 
 
 class LoopConfig(Config):
-    """What the one training loop and its engines need, whatever the task."""
+    """Settings of the training loop and its engines."""
 
     steps: Common[int] = Field(300, ge=1)
     """Optimiser steps."""
@@ -74,7 +74,7 @@ class LoopConfig(Config):
     zero_stage: int = Field(1, ge=0, le=3)
     """DeepSpeed's ZeRO stage."""
     deepspeed: dict[str, Any] = {}
-    """Further DeepSpeed settings in its own words, over the engine's (offload, bucket sizes, communication)."""
+    """Further DeepSpeed settings by its own names, over the engine's (offload, bucket sizes, communication)."""
     checkpoint_every: Effort[int | None] = Field(None, ge=1)
     """Steps between checkpoints for resuming, or null for the last step only."""
     keep_checkpoints: Effort[int] = Field(2, ge=1)

@@ -1,4 +1,4 @@
-"""How real and pseudo rows share the batches: one policy a class, each a pure function of (seed, step).
+"""Policies that mix real and pseudo rows in batches, each a pure function of (seed, step).
 
 VDG (Jang et al., 2024; docs/PAPERS.md#paired-batches): equal batches of real and pseudo rows, |B'| = |B|, one pseudo
 row drawn with replacement for each real one; L_tcc = L_c(B) + L_c(B u B').
@@ -31,13 +31,13 @@ class Mixer(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """What a mixer may know of the rows: their groups ("" stands alone), and which are real."""
+    """The mixer's view of the rows: their groups ("": none), and which are real."""
 
     groups: tuple[str, ...]
     real: tuple[bool, ...]
 
     def places(self, real: bool) -> np.ndarray:
-        """Numbers of the real rows, or of the others.
+        """Row numbers of the real rows, or of the others.
 
         Raises:
             ConfigError: when there are none.
@@ -113,7 +113,7 @@ class Curriculum:
         return round((first + (last - first) * done) * self._config.batch)
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """Real and pseudo rows of one rank, in parts that are equal on every rank up to one row."""
+        """Real and pseudo rows of one rank, equal on every rank up to one row."""
         real = self.real_count(step)
         counts = (real, self._config.batch - real)
         parts = [
@@ -124,7 +124,7 @@ class Curriculum:
 
 
 class Draw:
-    """Random rows of a pool: with replacement, or (one of a group) of different groups as far as these reach."""
+    """Random rows of a pool: with replacement, or (one of a group) of different groups as far as possible."""
 
     def __init__(self, rows: Rows, pool: np.ndarray, one_per_group: bool | str) -> None:
         """Sort the pool by groups."""
@@ -142,7 +142,7 @@ class Draw:
 
 
 class PairTexts:
-    """Several texts of one (reference, target) as one row, of which each visit draws one, in proportion to the weights.
+    """Several texts of one (reference, target) as one row; each visit draws one in proportion to the weights.
 
     VDG: a human and a generated text of a pair; SPN: both templates of a generated pair on CIRR; Fashion IQ:
     the four ways to join its two captions, a quarter each.
@@ -182,7 +182,7 @@ class PairTexts:
 
 
 def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Both lists in one, evenly spread: every contiguous equal slice holds the same part of each, up to one row."""
+    """Both lists in one, evenly spread: every equal slice has the same part of each, up to one row."""
     total = len(first) + len(second)
     place = np.arange(total + 1) * len(first) // max(total, 1)
     is_first = np.diff(place) > 0

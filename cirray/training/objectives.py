@@ -17,7 +17,7 @@ from cirray.training.terms.base import TERMS, TermInput, TermSetup
 
 
 def prepared(retriever: Retriever, config: TrainingConfig) -> Retriever:
-    """The retriever as the configured terms need it: forked where one of them wants a frozen target side."""
+    """The retriever as the configured terms need it: forked if one needs a frozen target side."""
     for settings in config.active_terms.values():
         retriever = fork_for_query_tuning(retriever, settings.query_part) if settings.query_part else retriever
     return retriever
@@ -59,17 +59,17 @@ class Objective:
         return LossOutput(result.total, {**result.terms, **figures, "temperature": output.temperature.detach()})
 
     def finish(self, retriever: Retriever) -> None:
-        """What the terms have to say of the trained retriever before it is saved.
+        """The terms' checks of the trained retriever before it is saved.
 
         Raises:
-            ConfigError: when it broke a term's rule.
+            ConfigError: when a check fails.
         """
         for term in self._terms.values():
             term.finish(retriever)
 
 
 def retrieval_loss(model: Retriever, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> LossOutput:
-    """The objective of one batch alone, for terms that prepare nothing from the data (a negative bank does).
+    """The objective of a single batch, for terms that prepare nothing from the data (unlike a negative bank).
 
     Args:
         model: the retriever itself.
@@ -84,7 +84,7 @@ class _NoFeatures:
     """Features of no image."""
 
     def get(self, ids: Sequence[str]) -> np.ndarray:
-        """Nothing is there."""
+        """Always False."""
         raise DataError(f"Image {next(iter(ids), '')!r} has no features here: this loss has only its batch.")
 
     def __contains__(self, image_id: object) -> bool:

@@ -22,7 +22,7 @@ from cirray.types import Triplet
 
 
 class RetrievalTask:
-    """Trains a retriever on triplets, by the objective its configuration names."""
+    """Trains a retriever on triplets by the configured objective."""
 
     def __init__(
         self, retriever: Retriever, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig,
@@ -31,11 +31,11 @@ class RetrievalTask:
         """Check the triplets and prepare the sampler.
 
         Args:
-            retriever: trained in place (as the query side, where a term wants the target side frozen).
+            retriever: trained in place (as the query side, if a term needs a frozen target side).
             triplets: rows with non-empty texts; `group_id` names the image family, `weight` scales the row's loss.
             features: holds every reference and target.
             config: objective, batch, seed.
-            held_out: images that no term may add to what is trained on.
+            held_out: images that no term may train on.
 
         Raises:
             DataError: naming the first row with a blank text or an image without features.
@@ -92,7 +92,7 @@ class RetrievalTask:
         """Write the retriever as `load_retriever` reads it.
 
         Raises:
-            ConfigError: when a term refuses what training made of it.
+            ConfigError: when a term's check fails.
         """
         inner = getattr(model, "module", model)
         assert isinstance(inner, Retriever)
@@ -100,7 +100,7 @@ class RetrievalTask:
         inner.save(folder)
 
     def _weighted(self, batch: RetrievalBatch, step: int) -> RetrievalBatch:
-        """Real rows counted once among themselves and once with all others, as `row_weights` may ask."""
+        """Weights that count real rows once among themselves and once with all others (`row_weights`)."""
         if self._config.row_weights == "flat":
             return batch
         rows = self._sampler.rows(step)
@@ -123,7 +123,7 @@ class RetrievalTask:
 
 
 def swapped(triplets: Sequence[Triplet]) -> list[Triplet]:
-    """The triplets that have a reverse text, turned around: (target, reverse text, reference)."""
+    """The triplets with a reverse text, swapped: (target, reverse text, reference)."""
     return [
         replace(
             row, triplet_id=f"{row.triplet_id}~", reference_id=row.target_id, target_id=row.reference_id,

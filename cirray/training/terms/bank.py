@@ -1,4 +1,4 @@
-"""The negative bank: every training image as the frozen target side encodes it, once (SPN, second stage).
+"""The negative bank: all training images, encoded once by the frozen target side (SPN, second stage).
 
 Shapes: M rows of the bank, m of them here, Q tokens an image, D width, B own queries, N queries of all ranks.
 """
@@ -28,12 +28,12 @@ _A, _B, _C = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB1
 
 @dataclass(frozen=True)
 class BankPlan:
-    """Which images make the bank, in order, before anything is encoded; `target_digest` says by what."""
+    """The bank's images, in order, before encoding; `target_digest` is the encoder's."""
 
     ids: tuple[str, ...]
     place: dict[str, int]
     copy_M: torch.Tensor
-    """Number of the picture that a row shows: equal for images whose features are equal to the byte."""
+    """Number of each row's picture: equal for images whose features are equal byte for byte."""
     target_digest: str
 
 
@@ -53,7 +53,7 @@ def plan_bank(setup: TermSetup, extra_ids: str = "") -> BankPlan:
 
 
 def check_frozen(retriever: Retriever) -> None:
-    """Refuse a retriever whose gallery vectors would move while it trains.
+    """Refuse a retriever whose gallery vectors would change in training.
 
     Raises:
         ConfigError: naming a trainable weight of the target side.
@@ -67,7 +67,7 @@ def check_frozen(retriever: Retriever) -> None:
 
 
 def check_digest(retriever: Retriever, digest: str, when: str) -> None:
-    """Refuse a target side that is not the one the bank was made by.
+    """Refuse a target side that did not make the bank.
 
     Raises:
         ConfigError: naming both digests.
@@ -80,12 +80,12 @@ def check_digest(retriever: Retriever, digest: str, when: str) -> None:
 
 
 class NegativeBank:
-    """The encoded rows that this process holds, and the loss against all of them."""
+    """The encoded rows of this process, and the loss against all rows."""
 
     def __init__(
         self, retriever: Retriever, plan: BankPlan, features: FeatureLookup, config: BankConfig, gather: Gather
     ) -> None:
-        """Encode the own rows, on the retriever's device; every rank calls it."""
+        """Encode this rank's rows, on the retriever's device; every rank calls it."""
         check_digest(retriever, plan.target_digest, "When the bank is built")
         self.plan, self.config, self.device = plan, config, retriever.device
         first = encode_rows(retriever, plan.ids[:1], features, config.half)
@@ -119,8 +119,7 @@ class NegativeBank:
             temperature: divides the scores.
             known_BM: True for further valid targets, over the whole bank.
 
-        Returns:
-            Losses `[B]` in nats, and the share of the bank that was hidden from queries as further targets (scalar).
+        Returns: Losses `[B]` in nats, and the share of the bank hidden from queries as further targets (scalar).
         """
         share = self.collective
         positive_N, reference_N = share.rows(positive_B), share.rows(reference_B)
@@ -137,7 +136,7 @@ class NegativeBank:
         return loss_B, hidden.float()
 
     def further_targets(self, positive_N: torch.Tensor) -> torch.Tensor:
-        """`[N, m]`: own rows that show a target's picture again, or one too near; the target itself among them."""
+        """`[N, m]`: rows that show a target's picture again or one too near, including the target."""
         place_N, here_N = self.rows.local(positive_N)
         stop = self.rows.start + len(self.rows.tokens_MQD)
         found_Nm = torch.zeros(len(positive_N), len(self.rows.tokens_MQD), dtype=torch.bool, device=self.device)
@@ -145,18 +144,18 @@ class NegativeBank:
             found_Nm |= self.copy_M[positive_N][:, None] == self.copy_M[self.rows.start : stop][None, :]
         if self.config.duplicate_cosine is not None:
             own_ND = self.collective.total(self._means_mD[place_N] * here_N[:, None])
-            with torch.autocast(self.device.type, enabled=False):  # two digits of a cosine do not tell 0.98 from 1
+            with torch.autocast(self.device.type, enabled=False):  # bf16's digits do not tell a cosine of 0.98 from 1
                 found_Nm |= own_ND @ self._means_mD.T > self.config.duplicate_cosine
         return found_Nm
 
     def _keep(self, hidden_Nm: torch.Tensor, index_N: torch.Tensor) -> None:
-        """Take one row per query out of the mask, where it is here."""
+        """Take one row per query out of the mask, if it is here."""
         place_N, here_N = self.rows.local(index_N)
         query_N = torch.arange(len(index_N), device=index_N.device)[here_N]
         hidden_Nm[query_N, place_N[here_N]] = False
 
     def _unsampled(self, positive_N: torch.Tensor, seed_N: torch.Tensor) -> torch.Tensor:
-        """`[N, m]`: rows outside each query's random draw of `neg_num`, the positive never; equal on all ranks."""
+        """`[N, m]`: rows outside each query's random draw of `neg_num`, never the positive; equal on all ranks."""
         assert self.config.neg_num is not None
         draw_NM = _mixed(seed_N[:, None] + _A * torch.arange(len(self), device=self.device)[None, :])
         query_N = torch.arange(len(positive_N), device=self.device)

@@ -1,4 +1,4 @@
-"""The bank term of SPN: every query against all training images, which the frozen target side encoded once.
+"""The bank term of SPN: every query against all training images, encoded once by the frozen target side.
 
 L = -1/B sum_i log( exp(s(q_i, t_i) / tau) / sum_j exp(s(q_i, t_j) / tau) ), j over the whole bank (Feng et al., 2024;
 docs/PAPERS.md#negative-bank).
@@ -25,7 +25,7 @@ class BankInfoNCE(Term[BankConfig]):
         """Choose the bank's images; they are encoded at the first step, on the device that trains.
 
         Raises:
-            ConfigError: when the target side is not frozen, or ZeRO 3 would take its weights apart.
+            ConfigError: when the target side is not frozen, or ZeRO 3 would partition its weights.
             DataError: for held-out images in the bank.
         """
         super().__init__(setup, settings)
@@ -51,7 +51,7 @@ class BankInfoNCE(Term[BankConfig]):
         return given.mean(loss_B)
 
     def finish(self, retriever: Retriever) -> None:
-        """Refuse a retriever whose target side has moved.
+        """Refuse a retriever whose target side has changed.
 
         Raises:
             ConfigError: naming both digests.
@@ -68,7 +68,7 @@ class BankInfoNCE(Term[BankConfig]):
         return self._row_K.to(key_B.device)[key_B]
 
     def _temperature(self, tau: torch.Tensor) -> torch.Tensor:
-        """Held fixed, or learned inside its range."""
+        """The temperature, fixed or learned inside its range."""
         config = self.settings
         if not config.learn_temperature:
             return tau.detach()
@@ -84,7 +84,7 @@ class BankInfoNCE(Term[BankConfig]):
 
 
 def _valid_rows(setup: TermSetup, place: dict[str, int]) -> dict[tuple[int, tuple[int, ...]], list[int]]:
-    """(reference key, token ids of the text) -> bank rows of all targets that triplets name for it."""
+    """(reference key, token ids of the text) -> bank rows of all its targets in triplets."""
     keys = {image: key for key, image in enumerate(setup.image_ids)}
     found: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
     for row in setup.every_text or setup.triplets:

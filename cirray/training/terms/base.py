@@ -1,4 +1,4 @@
-"""What a loss term is. An objective is a set of terms with weights; a new term is one file and one `register`."""
+"""The loss term's interface. An objective is a set of terms with weights; a new term is one file and one `register`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -37,14 +37,14 @@ class FeatureLookup(Protocol):
 
 @dataclass(frozen=True)
 class TermSetup:
-    """What a term may prepare itself from, once, before the first step; every rank has its own."""
+    """Input of a term's preparation, once before the first step; every rank has its own."""
 
     retriever: Retriever
     """With its start weights, on the CPU."""
     triplets: tuple[Triplet, ...]
     """All rows that are trained on."""
     image_ids: tuple[str, ...]
-    """Their images; a batch's keys (`target_key_B`, ...) are places in this list."""
+    """Their images; a batch's keys (`target_key_B`, ...) are positions in this list."""
     features: FeatureLookup
     config: TrainingConfig
     held_out: frozenset[str] = frozenset()
@@ -55,7 +55,7 @@ class TermSetup:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the local rows are contrasted with: tokens of all ranks, their image keys, and the rows' positives."""
+    """Candidates of the local rows: tokens of all ranks, their image keys, and the rows' positives."""
 
     tokens_NQD: torch.Tensor
     positive_B: torch.Tensor
@@ -63,10 +63,10 @@ class Candidates:
 
 
 class TermInput:
-    """One step's values; what several terms need is made once."""
+    """One step's values; those shared by terms are computed once."""
 
     def __init__(self, output: RetrieverOutput, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> None:
-        """Hold the rank's outputs and rows."""
+        """Take the rank's outputs and rows."""
         self.output, self.batch, self.config, self.gather = output, batch, config, gather
 
     @cached_property
@@ -94,7 +94,7 @@ class TermInput:
         return self.mean(loss_B)
 
     def mean(self, loss_B: torch.Tensor, weight_B: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean of the rows' losses by weight (the batch's, or others); its mean over ranks is that over all rows."""
+        """Mean of the rows' losses by weight (the batch's, or others); its mean over ranks is over all rows."""
         weights = self.batch.weight_B if weight_B is None else weight_B
         return weighted_mean(loss_B, weights, self.gather.total(weights.sum()) / self.gather.world)
 
@@ -103,10 +103,10 @@ class Term(ABC, Generic[SettingsT]):
     """One summand of a loss; lives as long as the training."""
 
     def __init__(self, setup: TermSetup, settings: SettingsT) -> None:
-        """Prepare what does not change from step to step; here: keep both.
+        """Prepare what does not change between steps.
 
         Args:
-            setup: what the term may look at.
+            setup: data and retriever.
             settings: of the class that it is registered with.
         """
         self.setup, self.settings = setup, settings
@@ -114,7 +114,7 @@ class Term(ABC, Generic[SettingsT]):
         """Further numbers for the history (scalars), the same names after every call."""
 
     def finish(self, retriever: Retriever) -> None:
-        """Look at the trained retriever before it is saved; here: nothing.
+        """Check the trained retriever before it is saved; by default nothing.
 
         Raises:
             ConfigError: when it must not be saved.

@@ -1,9 +1,9 @@
-"""The composing term L_cmp: a query against the batch's targets, its own reference and mined images of its own.
+"""The composing term L_cmp: a query against the batch's targets, its own reference and its mined images.
 
 L_cmp = -1/N sum_i log( e^(z_i.v_ti) / (sum_j e^(z_i.v_tj) + e^(z_i.v_ri) + sum_h e^(z_i.v_h)) ), products over tau, j
-over the batch's targets, h over mined images; L_2 = L_cmp + lambda_ret L_ret. After arXiv 2504.17990; the
-form is ours (docs/PAPERS.md#composing). The image side is frozen: vectors of all images are taken once, from the start
-weights, and a step reads no image.
+over the batch's targets, h over mined images; L_2 = L_cmp + lambda_ret L_ret. After arXiv 2504.17990; the form is ours
+(docs/PAPERS.md#composing). The image side is frozen, so vectors of all images are computed once, and a step reads no
+image.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Composing(Term[ComposingConfig]):
         """Scalar, in nats.
 
         Raises:
-            ConfigError: where hard negatives are asked of a retriever that trains its image side.
+            ConfigError: for hard negatives with a retriever that trains its image side.
         """
         output, batch, settings = given.output, given.batch, self.settings
         key_N, rows = given.gather.rows(batch.target_key_B), len(output.query_BD)
@@ -93,7 +93,7 @@ class Composing(Term[ComposingConfig]):
 
 
 def own_scores(query_BD: torch.Tensor, images_BKQD: torch.Tensor) -> torch.Tensor:
-    """Similarity of every query to images of its own: `[B, K]`, the best of an image's tokens."""
+    """Similarity of every query to its own images: `[B, K]`, maximum over an image's tokens."""
     return torch.einsum("bd,bkqd->bkq", query_BD, images_BKQD).amax(dim=2)
 
 

@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 
 class TermConfig(Config):
-    """What every loss term has; the settings of a term that has none of its own."""
+    """Base of all terms' settings, and the settings of a term without its own."""
 
     weight: float = Field(1.0, ge=0)
     """Factor of the term in the loss; 0 takes it out."""
 
     @property
     def query_part(self) -> str:
-        """What of the query side trains, on a copy apart from a frozen target side; empty: both sides are one."""
+        """Trained part of the query side when the target side is frozen; empty: both sides are one."""
         return ""
 
     def check(self, training: "TrainingConfig") -> None:
-        """Look at the training that the term is part of; here: anything goes.
+        """Check the training that the term is part of; by default nothing.
 
         Raises:
-            ValueError: saying what does not go with the term.
+            ValueError: naming what does not fit the term.
         """
 
     def without_data(self) -> Self:
-        """The settings for a step on made-up rows (`cirray plan`); of weight 0 where the term needs the real images."""
+        """The settings for a step on made-up rows (`cirray plan`); weight 0 if the term needs real images."""
         return self
 
     def kept_bytes(self, images: int, numbers: int, workers: int) -> int:
-        """What the term keeps on each worker, beside model and batch, of so many images with `numbers` numbers each."""
+        """Memory of the term on each worker, beside model and batch, in bytes; `numbers` are an image's numbers."""
         return 0
 
 
@@ -50,7 +50,7 @@ class InfoNCEConfig(TermConfig):
 
 
 class PrototypeConfig(TermConfig):
-    """A term that draws the mean prototype towards something."""
+    """A term that draws the mean prototype to another vector."""
 
     distance: Literal["mse", "cosine"] = "mse"
     """Distance of the two means; the papers' is the mean squared error."""
@@ -63,7 +63,7 @@ class TwoHopConfig(PrototypeConfig):
     """Rows without a reverse text: skipped (improved), or an error (paper)."""
 
     def without_data(self) -> Self:
-        """Made-up rows have a reverse text or not; none is missing."""
+        """Made-up rows never lack a reverse text."""
         return self.model_copy(update={"missing_reverse": "skip"})
 
 
@@ -82,7 +82,7 @@ class ConcatenatedConfig(HardNegativeConfig):
     """VDG's contrast of the real rows alone, and of all rows together."""
 
     def check(self, training: "TrainingConfig") -> None:
-        """Real rows must not be counted twice in two ways.
+        """Refuse to count real rows twice in two ways.
 
         Raises:
             ValueError: beside `row_weights: real_twice`.
@@ -95,22 +95,22 @@ class BankConfig(TermConfig):
     """SPN's term: all training images as negatives, encoded once by the frozen target side."""
 
     trains: Literal["query_side", "second_pass"] = "query_side"
-    """What of a Q-Former retriever is trained, on a copy apart from the frozen target side: the whole query side
-    (improved), or its second, text-only pass alone behind the frozen first one (paper)."""
+    """Trained part of a Q-Former retriever, apart from the frozen target side: the whole query side (improved), or only
+    its second, text-only pass (paper)."""
     duplicate_cosine: float | None = Field(0.98, gt=-1, le=1)
     """Hide bank images whose cosine with the own target is above this (improved); null hides none (paper)."""
     mask_same_image: bool = True
-    """Hide images whose features equal the own target's to the byte: one picture under two ids."""
+    """Hide images whose features equal the own target's byte for byte: one picture under two ids."""
     mask_known: bool = False
     """Hide the other targets of triplets with the same reference and text."""
     neg_num: int | None = Field(None, ge=1)
-    """So many negatives of the bank per query, drawn anew each step; null: all."""
+    """Negatives of the bank per query, drawn anew each step; null: all."""
     extra_ids: Place = ""
     """A text file of further image ids for the bank, one a line; their features must be there."""
     half: bool = False
     """Keep the bank in fp16: half the memory, cosines to three digits."""
     sharded: Effort[bool | Literal["auto"]] = "auto"
-    """Each worker holds a share of the rows; auto: where the whole bank is above `replicate_gb`."""
+    """Each worker holds a share of the rows; auto: if the whole bank is above `replicate_gb`."""
     replicate_gb: Effort[float] = Field(1.0, gt=0)
     """Size up to which every worker holds the whole bank."""
     chunk: Effort[int] = Field(4096, ge=1)
@@ -140,11 +140,11 @@ class ComposingConfig(TermConfig):
     """Stage 2 of two-stage zero-shot retrieval: the negatives of a query beside the batch's targets."""
 
     reference: bool = True
-    """The own reference is always a negative (it leaves where it is the target)."""
+    """The own reference is always a negative, unless it is the target."""
     hard: int = Field(5, ge=0)
-    """Mined images of its own, drawn anew in every epoch; 0: none."""
+    """Mined images per query, drawn anew in every epoch; 0: none."""
     ranks: tuple[int, int] = (2, 50)
-    """First and last rank, from 1, of the start weights' ranking that they are drawn from."""
+    """First and last rank, from 1, in the start weights' ranking, to draw them from."""
     max_cosine: float = Field(0.9, le=1)
     """Images nearer to the target than this are never drawn: they may show the same."""
 
@@ -173,7 +173,7 @@ TERMS: "Registry[type[Term[Any]]]" = Registry(
     },
     TermConfig,
 )  # fmt: skip
-"""Name -> term; the name stands in the history and on the curves."""
+"""Name -> term; the name is in the history and on the curves."""
 
 Terms = Mapping[str, Any]
 """Terms by name, each with its weight or its settings: `{"infonce": 1.0, "two_hop": {"distance": "cosine"}}`."""

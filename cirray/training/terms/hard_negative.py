@@ -21,7 +21,7 @@ class HardNegatives(Term[HardNegativeConfig]):
 
     @classmethod
     def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The references' vectors, where queries are contrasted with them too."""
+        """The references' vectors, if they are negatives."""
         return Wanted(references=config.negatives == "batch_images")
 
     def __call__(self, given: TermInput) -> torch.Tensor:
@@ -31,7 +31,7 @@ class HardNegatives(Term[HardNegativeConfig]):
 
 @TERMS.register("tcc")
 class ConcatenatedContrast(HardNegatives):
-    """L_tcc = L_c(B) + L_c(B u B'): real rows among themselves, then with the pseudo rows, which never stand alone.
+    """L_tcc = L_c(B) + L_c(B u B'): real rows among themselves, then with the pseudo rows, which are never alone.
 
     B are the rows whose source is one of `training.real_sources`; without any pseudo row the value is 2 L_c(B).
     """
@@ -50,11 +50,11 @@ def both_directions(given: TermInput, settings: HardNegativeConfig, rows_B: torc
     Args:
         given: the step's values.
         settings: of HN-NCE.
-        rows_B: True for the rows that take part, here and as other rows' negatives; None: all.
+        rows_B: True for the rows that take part, also as negatives; None: all.
     """
     batch = given.batch
     weight_B = batch.weight_B if rows_B is None else batch.weight_B * rows_B.to(batch.weight_B.dtype)
-    # Integers, as not every collective carries booleans.
+    # integers, as not every collective takes booleans
     absent_N = None if rows_B is None else given.gather.rows(rows_B.long()) == 0
     return given.mean(_to_targets(given, settings, absent_N) + _to_queries(given, settings, absent_N), weight_B)
 

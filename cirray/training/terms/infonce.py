@@ -14,7 +14,7 @@ class InfoNCE(Term[InfoNCEConfig]):
 
     @classmethod
     def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The references' vectors, where they are candidates."""
+        """The references' vectors, if they are candidates."""
         return Wanted(references=config.negatives == "batch_images")
 
     def __call__(self, given: TermInput) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""L_tdm of VDG: is the text the way to this target? Matched pairs against one wrong image, one wrong text.
+"""L_tdm of VDG: does the text lead to this target? Matched pairs against one wrong image and one wrong text.
 
-`tdm` is the released loss, `tdm_hard` ours (`cirray.models.matching` tells the two apart;
-docs/PAPERS.md#target-delta-matching). The paper's head is BLIP's own and held fixed. Here it is part of the retriever
-(`model.matching`): trained with it, or loaded from a BLIP-2 checkpoint and held fixed.
+`tdm` is the released loss, `tdm_hard` ours (docs/PAPERS.md#target-delta-matching). The paper's head is BLIP's own, held
+fixed. Here it is part of the retriever (`matching`): trained with it, or loaded from a BLIP-2 checkpoint and held
+fixed.
 """
 
 from typing import ClassVar
@@ -41,6 +41,6 @@ class TargetDeltaMatching(Term[TermConfig]):
 
 @TERMS.register("tdm_hard")
 class HardTargetDeltaMatching(TargetDeltaMatching):
-    """The same with [CLS] attended, and with negatives that the retriever itself takes for likely."""
+    """The same with [CLS] attended, and with negatives that the retriever itself ranks high."""
 
     reads = MATCHING_HARD

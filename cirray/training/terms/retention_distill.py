@@ -17,7 +17,7 @@ _BLOCK = 256
 
 @TERMS.register("retention_distill")
 class RetentionDistill(Term[TermConfig]):
-    """Distance to the pseudo-sentence that the start weights make of the same image."""
+    """Distance to the start weights' pseudo-sentence of the same image."""
 
     def __init__(self, setup: TermSetup, settings: TermConfig) -> None:
         """Encode every reference's pseudo-sentence once, by the start weights.

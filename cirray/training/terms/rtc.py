@@ -14,7 +14,7 @@ class TextContrast(Term[TermConfig]):
 
     @classmethod
     def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The text-only query, and the references where they are candidates."""
+        """The text-only query, and the references if they are candidates."""
         return Wanted(references=config.negatives == "batch_images", text_only=True)
 
     def __call__(self, given: TermInput) -> torch.Tensor:

@@ -119,7 +119,7 @@ def test_inputs_that_moved_are_the_same(inputs):
 
 
 class _Power:
-    """A generator that is cut off after so many calls."""
+    """A generator that is cut off after a number of calls."""
 
     def __init__(self, knobs, calls):
         self.inner, self.left, self.prompt_version = knobs, calls, "knobs/1"
