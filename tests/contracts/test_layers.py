@@ -96,7 +96,7 @@ def test_the_check_itself_sees_an_upward_import_and_a_banned_library():
 
 
 def import_graph(sources: dict[str, str], size: int | None = None) -> dict[str, set[str]]:
-    """Module -> modules it imports when it runs, also inside functions; with `size`, names are cut to that many parts."""
+    """Module -> modules it imports when it runs, also inside functions; with `size`, names have that many parts."""
     graph: dict[str, set[str]] = {}
     for module, source in sources.items():
         own = ".".join(module.split(".")[:size])
