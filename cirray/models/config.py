@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from cirray.core.components import Component
 from cirray.core.config import Config
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Effort, Known, Place
 from cirray.core.registry import Registry
 from cirray.models.fusion.config import DualFusion, HeadConfig
 from cirray.models.text_processors import ProcessorName
@@ -67,7 +67,7 @@ class QFormerConfig(Config):
     queries: int = Field(9, ge=1)
     """Learned query tokens."""
     cross_attention_frequency: int = Field(1, ge=1)
-    """Every how many layers the queries attend to the patches (from layer 0)."""
+    """Step between layers in which the queries attend to the patches, from layer 0 on."""
     intermediate: int = Field(512, ge=8)
     """Width inside both feed-forwards (query and text)."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -97,8 +97,8 @@ class QFormerConfig(Config):
 class RetrieverConfig(Config):
     """A composed-image retriever: frozen patch tokens in, normalised query and gallery tokens out."""
 
-    fusion: str = "two_pass"
-    """How image and text become one query; a name of the fusion registry."""
+    fusion: Annotated[str, Known("two_pass", "text_only", "image_only")] = "two_pass"
+    """How image and text become one query."""
     qformer: QFormerConfig = QFormerConfig(intermediate=256, initializer_range=0.05)
     """The one Q-Former that all passes share."""
     embed_dim: int = Field(64, ge=2)

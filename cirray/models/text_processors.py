@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from cirray.core.errors import ConfigError
+from cirray.core.fields import Known
 from cirray.core.registry import Registry
 
 TEXT_PROCESSORS: Registry[Callable[[str], str]] = Registry("text processor")
@@ -54,5 +55,5 @@ def _known(name: str) -> str:
     return name
 
 
-ProcessorName = Annotated[str, AfterValidator(_known)]
+ProcessorName = Annotated[str, AfterValidator(_known), Known("none", "blip_caption")]
 """Type of a configuration's field: a name of the registry."""

@@ -68,9 +68,9 @@ class LoopConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and schedule."""
     precision: Common[Literal["fp32", "bf16"]] = "fp32"
-    """bf16 runs the forward pass under autocast; weights and optimiser stay fp32."""
+    """Precision of the forward pass (bf16: autocast); weights and optimiser stay fp32."""
     engine: Annotated[Common[str], Known("torch", "deepspeed")] = "torch"
-    """What runs forward pass, backward pass and optimiser."""
+    """What runs the model and the optimiser."""
     zero_stage: int = Field(1, ge=0, le=3)
     """DeepSpeed's ZeRO stage."""
     deepspeed: dict[str, Any] = {}
@@ -82,7 +82,7 @@ class LoopConfig(Config):
     log_every: int = Field(10, ge=1)
     """Steps between history rows."""
     seed: Common[int] = Field(0, ge=0)
-    """Order of the rows, dropout and start weights follow from it."""
+    """Seed of start weights, dropout and the order of rows."""
     compile: Effort[bool] = False
     """torch.compile the forward pass (engine torch): some minutes at the start, fewer kernels a step."""
     compile_backend: Effort[str] = "inductor"

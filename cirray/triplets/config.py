@@ -1,9 +1,11 @@
 """Configuration of triplet filters. No torch."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from cirray.core.config import Config
-from cirray.core.fields import Place
+from cirray.core.fields import Known, Place
 
 
 class MergeRun(Config):
@@ -15,11 +17,15 @@ class MergeRun(Config):
     """The new artifact."""
 
 
+FILTER_NAMES = ("empty", "over_long", "instruction_copy", "duplicate_text", "near_duplicate_pair")
+"""Filters of this package."""
+
+
 class FilterConfig(Config):
     """Filters of generated rows; a row that fails one is moved to the rejected rows with the reason."""
 
-    names: tuple[str, ...] = ()
-    """Filters in the order they are asked: empty, over_long, instruction_copy, duplicate_text, near_duplicate_pair."""
+    names: tuple[Annotated[str, Known(*FILTER_NAMES)], ...] = ()
+    """Filters, in the order in which a row goes through them."""
     max_words: int = Field(25, ge=1)
     """Longest text that `over_long` lets pass (32 word-pieces are about 25 words)."""
     instruction: str = ""

@@ -12,10 +12,24 @@ from cirray.cli.verb import GROUPS, VERBS, verb
 from cirray.core.fields import Role
 from cirray.data.presets import PRESETS
 from cirray.data.readers import READERS
+from cirray.models.fusion.heads import HEADS
+from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.training.engines import ENGINES
+from cirray.training.terms.config import OBJECTIVES
+from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED
+from cirray.triplets.filters import FILTERS
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMED = [("data.format", READERS), ("data.preset", PRESETS), ("training.engine", ENGINES)]
+NAMED = {
+    "finetune data.format": READERS,
+    "finetune data.preset": PRESETS,
+    "finetune training.engine": ENGINES,
+    "finetune training.objective": OBJECTIVES,
+    "finetune encoder.settings.fusion": HEADS,
+    "finetune encoder.settings.text_processor": TEXT_PROCESSORS,
+    "generate filters.names": FILTERS,
+    "map training.objective": [*MAPPINGS, UNTRAINED],
+}
 
 
 def nodes_of(name):
@@ -88,11 +102,11 @@ def test_captions_templates_rewrites_and_samples_are_one_group():
     assert {verb(name).group for name in ("caption", "templates", "rewrite", "sample")} == {"texts"}
 
 
-@pytest.mark.parametrize(
-    "path, registry", [("data.format", READERS), ("data.preset", PRESETS), ("training.engine", ENGINES)]
-)
-def test_the_names_that_help_shows_are_those_that_are_registered(path, registry):
-    assert sorted(find(verb("finetune").config_class(), path).choices) == sorted(registry)
+@pytest.mark.parametrize("field, registry", NAMED.items())
+def test_the_names_that_help_shows_are_those_that_are_registered(field, registry):
+    name, path = field.split()
+    shown_ones = [node.choices for node in nodes_of(name) if node.path == path]
+    assert sorted(registry) in [sorted(choices) for choices in shown_ones]
 
 
 def test_fields_that_change_no_result_stand_apart_those_inside_such_a_section_too():

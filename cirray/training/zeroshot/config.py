@@ -1,10 +1,10 @@
 """Configuration of the mapping stage and its baselines. No torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cirray.core.fields import Effort
+from cirray.core.fields import Effort, Known
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
@@ -41,7 +41,7 @@ class TokenSearchConfig(LoopConfig):
 class MappingConfig(LoopConfig):
     """How phi and injection learn."""
 
-    objective: str = "mapping"
+    objective: Annotated[str, Known("mapping", "text_only", "distil", "untrained")] = "mapping"
     """`mapping`: pseudo-sentences against images and captions (two-stage; Pic2Word with `alignment=none`). `text_only`:
     masked captions (LinCIR). `distil`: tokens found image by image, then distilled (SEARLE). `untrained`: nothing."""
     steps: int = Field(20_000, ge=1)
