@@ -101,4 +101,4 @@ class ServeRun(Config):
     fast: Effort[bool] = False
     """Serve's fast path (HAProxy, Linux): about twice the requests a second."""
     file: Place = ""
-    """Serve config file that everything but `fast` is taken from; empty: these fields."""
+    """Serve config file, e.g. serve_configs/retriever.yaml, for all fields that are not given; empty: these fields."""

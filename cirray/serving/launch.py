@@ -76,28 +76,32 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
 
 
 def plan_of(run: ServeRun) -> ServicePlan:
-    """The fields of a run, or the settings of a Serve config file (`serve_configs/retriever.yaml`).
+    """The fields of a run; with a Serve config file (`serve_configs/retriever.yaml`) the given ones, over the file's.
 
     Raises:
         ConfigError: the file cannot be read or holds no application of this package.
     """
+    said = {name: getattr(run, name) for name in (run.model_fields_set if run.file else type(run).model_fields)}
+    own = {name: said[name] for name in ServeArgs.model_fields if name in said}
+    address = {name: said[name] for name in ("host", "port") if name in said}
+    replicas = {"num_replicas": said["replicas"]} if "replicas" in said else {}
     if not run.file:
-        args = ServeArgs(checkpoint=run.checkpoint, index=run.index, device=run.device, allowed_hosts=run.allowed_hosts)
-        return ServicePlan(args, {"host": run.host, "port": run.port}, {"num_replicas": run.replicas})
+        return ServicePlan(ServeArgs(**own), address, replicas)
     try:
         tree = yaml.safe_load(Path(run.file).expanduser().read_text(encoding="utf-8"))
         application = tree["applications"][0]
         deployment = dict((application.get("deployments") or [{}])[0])
-        http = {"host": "0.0.0.0", "port": 8000} | (tree.get("http_options") or {})
-        args = validate(ServeArgs, application.get("args") or {})
+        http = {"host": "0.0.0.0", "port": 8000} | (tree.get("http_options") or {}) | address
+        args = validate(ServeArgs, (application.get("args") or {}) | own)
     except OSError as error:
         raise ConfigError(f"The settings file {run.file!r} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError):
         raise ConfigError(
             f"{run.file!r} is no Serve config file with an application; serve_configs/retriever.yaml is an example."
         ) from None
-    deployment.pop("name", None)
-    return ServicePlan(args, http, deployment, tree.get("logging_config") or QUIET)
+    for name in ("name", *(("autoscaling_config",) if replicas else ())):
+        deployment.pop(name, None)
+    return ServicePlan(args, http, deployment | replicas, tree.get("logging_config") or QUIET)
 
 
 def check_service(args: ServeArgs) -> None:

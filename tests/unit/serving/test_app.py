@@ -12,6 +12,7 @@ import yaml
 from click.testing import CliRunner
 from ray.serve.schema import LoggingConfig
 
+from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError, ConfigError, IndexMismatchError, ServingError
 from cirray.serving.app import DEPLOYMENT_OPTIONS, NotServableError, build_app
 from cirray.serving.config import FAST_PATH, ServeArgs, ServeRun, ServingSettings
@@ -160,6 +161,15 @@ def test_a_config_file_of_serve_says_what_cirray_serve_starts(tmp_path, shipped)
     assert plan.args == ServeArgs() and (plan.http["host"], plan.http["port"]) == ("127.0.0.1", 8000)
     assert plan.deployment["user_config"]["max_batch_size"] == 32 and "name" not in plan.deployment
     assert plan_of(ServeRun(port=9, replicas=2)).deployment == {"num_replicas": 2}
+    changed = plan_of(
+        load_config(
+            ServeRun,
+            None,
+            [f"file={ROOT / 'serve_configs' / 'retriever.yaml'}", "port=9000", "replicas=1", "index=mine"],
+        )
+    )
+    assert (changed.http["host"], changed.http["port"], changed.args.index) == ("127.0.0.1", 9000, "mine")
+    assert changed.deployment == {**plan.deployment, "num_replicas": 1} and changed.args.threads == plan.args.threads
     (tmp_path / "other.yaml").write_text("checkpoint: x\n")
     for name, words in (("other.yaml", "no Serve config file"), ("none.yaml", "cannot be read")):
         with pytest.raises(ConfigError, match=words):
