@@ -85,7 +85,10 @@ class Config(pydantic.BaseModel):
     @classmethod
     def _filled(cls, given: Mapping[str, Any], under: Mapping[str, Any]) -> dict[str, Any]:
         """All values that differ from the class's defaults; a section given in part is laid over that of its place."""
-        under = {name: value for name, value in under.items() if name != "settings" or not other_kind(under, given)}
+        if other_kind(
+            {"kind": cls.model_fields["kind"].default, **under} if "kind" in cls.model_fields else under, given
+        ):
+            under = {name: value for name, value in under.items() if name != "settings"}
         filled = {**under, **given}
         for name, field in cls.model_fields.items():
             inner, usual = given.get(name, {}), under.get(name, {})
