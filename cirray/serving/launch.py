@@ -83,7 +83,7 @@ def plan_of(run: ServeRun) -> ServicePlan:
     """
     said = {name: getattr(run, name) for name in (run.model_fields_set if run.file else type(run).model_fields)}
     own = {name: said[name] for name in ServeArgs.model_fields if name in said}
-    address = {name: said[name] for name in ("host", "port") if name in said}
+    address: dict[str, Any] = {name: said[name] for name in ("host", "port") if name in said}
     replicas = {"num_replicas": said["replicas"]} if "replicas" in said else {}
     if not run.file:
         return ServicePlan(ServeArgs(**own), address, replicas)
