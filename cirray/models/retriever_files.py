@@ -26,15 +26,11 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
     if (path / WEIGHTS).is_file():
         refuse_other_files(path / WEIGHTS)
     try:
-        description = dict(json.loads((path / CONFIG).read_text()))
         weights = load_file(str(path / WEIGHTS))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(
-            f"{str(folder)!r} holds no readable retriever ({reason}). Give a checkpoint's model folder."
-        ) from None
-    with torch.random.fork_rng(devices=[]), damage_told(path / CONFIG, "Make or fetch the model again."):
-        retriever = build_described(description, path)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+    with torch.random.fork_rng(devices=[]):
+        retriever = build_saved(path)
     own = retriever.state_dict()
     floats = {name: value for name, value in weights.items() if name in own and own[name].is_floating_point()}
     check_floats(str(folder), floats)
@@ -44,6 +40,25 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(f"The weights in {str(folder)!r} do not fit its config: {reason}") from None
     return retriever.to(device).eval()
+
+
+def build_saved(folder: Path) -> Retriever:
+    """The retriever that stands in a folder, with random weights: what can be known of it before weights are loaded.
+
+    Raises:
+        ArtifactError: when its description is missing, damaged or not of a retriever.
+    """
+    try:
+        description = dict(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(folder, error) from None
+    with damage_told(folder / CONFIG, "Make or fetch the model again."):
+        return build_described(description, folder)
+
+
+def _unreadable(folder: Path, error: Exception) -> ArtifactError:
+    reason = " ".join(str(error).split())[:200]
+    return ArtifactError(f"{str(folder)!r} holds no readable retriever ({reason}). Give a checkpoint's model folder.")
 
 
 def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:

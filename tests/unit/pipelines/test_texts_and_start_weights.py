@@ -15,13 +15,14 @@ from cirray.core.trees import leaves
 from cirray.evaluation.evaluate import encode_queries
 from cirray.evaluation.round_trip import pair_scores
 from cirray.features.store import FeatureStore
+from cirray.models import retriever_files
 from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.pipelines.planning.plan import plan_run
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun, TuneRun
-from cirray.pipelines.training.inputs import queries_of, read_inputs, start_retriever
+from cirray.pipelines.training.inputs import check_model_fields, queries_of, read_inputs, start_retriever
 from cirray.pipelines.training.train import run_train
 from cirray.pipelines.weights.config import ConvertRun, ExportRun
 from cirray.pipelines.weights.export import run_export
@@ -295,3 +296,11 @@ def test_a_plan_counts_the_network_that_a_run_changes(fields, shouting):
     sizes = [plan_run(run).value("trained weights") for run in (plain, changed)]
     real = start_retriever(changed, read_inputs(changed), 16)
     assert sizes[1] == sum(item.numel() for item in real.parameters()) > sizes[0]
+
+
+def test_what_a_checkpoint_fixes_is_refused_before_its_weights_are_read(fields, shouting, monkeypatch):
+    monkeypatch.setattr(retriever_files, "load_file", lambda path: pytest.fail(f"{path} was read"))
+    sizes = {"settings": {"embed_dim": 64}}
+    run = validate(FinetuneRun, {**fields, "init": shouting, "encoder": sizes, "reverse_texts": []})
+    with pytest.raises(ConfigError, match="embed_dim"):
+        check_model_fields(run)
