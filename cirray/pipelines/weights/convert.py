@@ -211,7 +211,7 @@ def _write_second_stage(retriever: ForkedRetriever, tower: VisionTower, stage: S
     if retriever.trains != "second_pass":
         raise ArtifactError(
             f"This checkpoint trained its {retriever.trains!r}; SPN4CIR's layout holds a second pass alone "
-            "(training.bank.trains=second_pass)."
+            "(training.terms.bank_infonce.trains=second_pass)."
         )
     first, own = (
         to_original(tensors, record.format, record.sizes, record.position_ids)
