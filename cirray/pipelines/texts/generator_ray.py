@@ -21,16 +21,7 @@ from cirray.pipelines.data.datasets import read_usable
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features
 from cirray.pipelines.training.inputs import MODEL
-from cirray.pipelines.training.workers import (
-    Fit,
-    clear,
-    fetch_result,
-    fit_on_ray,
-    place_of,
-    run_name,
-    train_share,
-    worker_device,
-)
+from cirray.pipelines.training.workers import clear, fit_of, fit_on_ray, train_share, worker_device
 from cirray.training.callbacks import HistoryFile
 from cirray.training.generation import TUNED, AlignmentTask, GeneratorTask
 from cirray.training.state import Row
@@ -60,18 +51,13 @@ def train_on_workers(
     """
     assert run.ray is not None
     loop = run.alignment_training if name == "alignment" else run.training
-    place, label = place_of(run.ray, stage), run_name(run.out, name)
-    start = storage.join(place, f"{label}.start.pt")
-    settings = {"run": run.to_dict(), "loop": name, "start": start}
-    fit = Fit(work, settings, run.ray, loop, label, place, title, (HistoryFile(folder / HISTORY),))
-    if stage.fresh:
-        clear(fit)
+    settings = {"run": run.to_dict(), "loop": name}
+    fit = fit_of(stage, work, settings, run.ray, loop, title, [HistoryFile(folder / HISTORY)], name)
     if not (folder / DONE).is_file():
-        storage.write_bytes(start, _packed(model))
-        history = fetch_result(fit_on_ray(fit).checkpoint, folder)
+        storage.write_bytes(fit.start, _packed(model))
+        history, _ = fit_on_ray(fit, folder)
         (folder / DONE).write_text(json.dumps(history))
     clear(fit)
-    storage.remove(start)
     model.load_tuned(torch.load(folder / MODEL / TUNED, map_location="cpu", weights_only=True))
     return list(json.loads((folder / DONE).read_text()))
 

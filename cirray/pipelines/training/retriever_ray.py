@@ -9,17 +9,7 @@ from cirray.core.environ import enter_folder
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.job import BOARD, HISTORY, build_job, title_of
-from cirray.pipelines.training.workers import (
-    RATE,
-    Fit,
-    clear,
-    fetch_result,
-    fit_on_ray,
-    place_of,
-    run_name,
-    train_share,
-    worker_device,
-)
+from cirray.pipelines.training.workers import clear, fit_of, fit_on_ray, train_share, worker_device
 from cirray.training.callbacks import HistoryFile, TensorBoard
 from cirray.training.state import Row
 
@@ -42,16 +32,11 @@ def train_on_ray(
         ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
     """
     writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
-    fit = Fit(
-        work, {"run": run.to_dict(), "unusable": sorted(unusable)}, run.ray, run.training, run_name(run.out),
-        place_of(run.ray, stage), title_of(run), writers,
-    )  # fmt: skip
-    if stage.fresh:
-        clear(fit)
-    result = fit_on_ray(fit, reports)
-    history = fetch_result(result.checkpoint, stage.local)
+    settings = {"run": run.to_dict(), "unusable": sorted(unusable)}
+    fit = fit_of(stage, work, settings, run.ray, run.training, title_of(run), writers)
+    history, rate = fit_on_ray(fit, stage.local, reports)
     clear(fit)
-    return history, float((result.metrics or {}).get(RATE, 0.0))
+    return history, rate
 
 
 def work(settings: dict[str, Any]) -> None:

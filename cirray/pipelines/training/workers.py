@@ -47,7 +47,8 @@ class Fit:
     """One training on Ray's workers.
 
     Attributes:
-        work: the worker's function; it gets `settings` with the URI of the status file.
+        work: the worker's function; it gets `settings` with the URIs `status_file` and `start` and the driver's
+            `folder`.
         settings: plain values.
         ray: cluster, workers, failures.
         loop: steps and checkpoints.
@@ -71,9 +72,48 @@ class Fit:
         """URI of the status file."""
         return storage.join(self.place, f"{self.name}.json")
 
+    @property
+    def start(self) -> str:
+        """URI of the weights that workers start from, if the driver gives some."""
+        return storage.join(self.place, f"{self.name}.start.pt")
 
-def fit_on_ray(fit: Fit, reports: Sequence[Any] = ()) -> ray.train.Result:
-    """Train on Ray's workers, or go on from the last checkpoint of an earlier start.
+
+def fit_of(
+    stage: Stage, work: Callable[[dict[str, Any]], None], settings: dict[str, Any], ray: RayTrainConfig,
+    loop: LoopConfig, title: str, writers: Sequence[Callback], what: str = "train",
+) -> Fit:  # fmt: skip
+    """A stage's training; what an earlier run of another stage left in its place is dropped.
+
+    Checkpoints are kept where `ray.storage` says, else beside the output. Every start of one run has the same name, and
+    runs that share a storage folder have different ones.
+
+    Args:
+        stage: where the artifact is being written.
+        work: the worker's function.
+        settings: plain values for it.
+        ray: cluster, workers, failures.
+        loop: steps and checkpoints.
+        title: title of the progress bar.
+        writers: callbacks that the driver calls with the rows.
+        what: which loop of the stage it is.
+    """
+    place = ray.storage or storage.join(stage.work_uri, STORAGE)
+    fit = Fit(work, settings, ray, loop, f"{what}-{stable_id(stage.uri)[:8]}", place, title, tuple(writers))
+    if stage.fresh:
+        clear(fit)
+    return fit
+
+
+def fit_on_ray(fit: Fit, folder: Path, reports: Sequence[Any] = ()) -> tuple[list[Row], float]:
+    """Train on Ray's workers, or go on from the last checkpoint of an earlier start; `folder/model` is the result.
+
+    Args:
+        fit: the training.
+        folder: local folder.
+        reports: callbacks of Ray Train's controller.
+
+    Returns:
+        The history, and samples per second.
 
     Raises:
         ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
@@ -81,17 +121,12 @@ def fit_on_ray(fit: Fit, reports: Sequence[Any] = ()) -> ray.train.Result:
     with cluster(fit.ray) as info:
         check_room(fit.ray, info)
         train_settings(fit.ray.poll_s, fit.ray.start_timeout_s, info.nodes == 1)
-        return _fit(fit, reports)
-
-
-def run_name(out: str, what: str = "train") -> str:
-    """Name of the run: the same for every start, different for runs that share a storage folder."""
-    return f"{what}-{stable_id(out)[:8]}"
-
-
-def place_of(config: RayTrainConfig, stage: Stage) -> str:
-    """URI where a run's checkpoints are kept: as configured, or beside the output."""
-    return config.storage or storage.join(stage.work_uri, STORAGE)
+        result = _fit(fit, reports)
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as name:
+        shutil.copytree(Path(name) / MODEL, folder / MODEL, dirs_exist_ok=True)
+        history = list(json.loads((Path(name) / LOOP).read_text())["history"])
+    return history, float((result.metrics or {}).get(RATE, 0.0))
 
 
 def check_room(config: RayTrainConfig, info: ClusterInfo) -> None:
@@ -177,7 +212,8 @@ def clear(fit: Fit) -> None:
         storage.remove(fit.place)
         return
     storage.remove(storage.join(fit.place, fit.name))
-    storage.remove(fit.status_file)
+    for uri in (fit.status_file, fit.start):
+        storage.remove(uri)
 
 
 def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
@@ -193,7 +229,8 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
         resources_per_worker={"CPU": fit.ray.cpus_per_worker, **({"GPU": 1} if fit.ray.use_gpu else {})},
     )  # fmt: skip
     backend = TorchConfig(backend="nccl" if fit.ray.use_gpu else "gloo")
-    loop_config = {**fit.settings, "status_file": fit.status_file, "folder": working_folder()}
+    uris = {"status_file": fit.status_file, "start": fit.start}
+    loop_config = {**fit.settings, **uris, "folder": working_folder()}
     trainer = TorchTrainer(
         fit.work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
     )
@@ -226,10 +263,3 @@ def _reason(error: Exception) -> Exception:
             cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return ConfigError(f"Training failed more often than ray.max_failures allows; the last reason: {lines[-1].strip()}")
-
-
-def fetch_result(checkpoint: Any, folder: Path) -> list[Row]:
-    """Copy the model from the last checkpoint to `folder/model`; returns the run's history."""
-    with checkpoint.as_directory() as name:
-        shutil.copytree(Path(name) / MODEL, folder / MODEL, dirs_exist_ok=True)
-        return list(json.loads((Path(name) / LOOP).read_text())["history"])

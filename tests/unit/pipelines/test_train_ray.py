@@ -10,6 +10,7 @@ from made_artifacts import stage_of
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.training import retriever_ray, workers
 from cirray.pipelines.training.status import _Follower
+from cirray.types import stable_id
 
 
 class Reached(Exception):
@@ -19,7 +20,7 @@ class Reached(Exception):
 @pytest.mark.parametrize("again", [False, True])
 def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_alone(tmp_path, monkeypatch, again):
     out = str(tmp_path / "out")
-    stale = tmp_path / "outside" / workers.run_name(out) / "checkpoint_1" / "loop.json"
+    stale = tmp_path / "outside" / f"train-{stable_id(out)[:8]}" / "checkpoint_1" / "loop.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
 
