@@ -10,6 +10,7 @@ from typing import Literal
 from cirray.cli.tree import Node, find, roots
 from cirray.cli.verb import FLAGS, VERBS, Verb, verb
 from cirray.core.config import Config
+from cirray.core.environ import artifact_root
 
 ASK = "__complete"
 """The word with which a shell's script asks."""
@@ -178,7 +179,7 @@ def _root(chosen: Verb, before: Sequence[str]) -> str:
     """The root that a run would have: of the words before, the environment, the files named, the verb's default."""
     said = [item.partition("=")[2] for item in before if item.startswith(("root=", "--root="))]
     said += [item for at, item in enumerate(before) if at and before[at - 1] == "--root"]
-    said = said[-1:] or [os.environ.get("CIRRAY_ROOT", "")]
+    said = said[-1:] or [artifact_root()]
     for file in reversed([item for item in before if item.endswith(_FILES)]):
         with suppress(OSError, UnicodeDecodeError):
             said += re.findall(r"(?m)^root:\s*(\S+)", Path(file).expanduser().read_text())

@@ -18,6 +18,6 @@ VERB = Verb(
     run="cirray.pipelines.data.doctor:run_doctor",
     example="cirray doctor ~/data/cirr --dataset cirr --json",
     show=_show,
-    positional="root",
+    positional="folder",
     switches={"--json": "as_json=true"},
 )

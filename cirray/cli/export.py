@@ -8,5 +8,5 @@ VERB = Verb(
     help="write a model as one folder with a card, for cirray.load()",
     config="cirray.pipelines.weights.config:ExportRun",
     run="cirray.pipelines.weights.export:run_export",
-    example="cirray export model=~/cirray/quickstart/checkpoint out=my-retriever",
+    example="cirray export model=@checkpoint out=my-retriever",
 )

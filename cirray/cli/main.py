@@ -4,26 +4,22 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from cirray.cli import completion
 from cirray.cli.help import asked, overview, verb_help
-from cirray.cli.tree import roots as fields_of
-from cirray.cli.tree import shown, walk
 from cirray.cli.verb import Verb, verb
 from cirray.cli.verb import load as imported
-from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, load_config, value_at
-from cirray.core.environ import limit_threads
+from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, value_at
+from cirray.core.environ import artifact_root, limit_threads
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.interrupts import interruptible
 from cirray.core.log import complain, configure, get_logger, printable, say
+from cirray.core.places import HOME, ROOT
 from cirray.core.reading import typed
+from cirray.core.trees import Layer
 from cirray.core.unfinished import restarting
 from cirray.core.version import __version__
-
-HOME = "~/cirray/quickstart"
-"""Default folder of artifacts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +58,8 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
 
     def work() -> int:
         if needs:
-            roots = [item.partition("=")[2] for item in overrides_of(arguments) if item.startswith("root=")]
-            imported("cirray.cli.study:prepare")(needs, ["", *roots][-1])
+            roots = [item for item in overrides_of(arguments) if item.startswith(f"{ROOT}=")]
+            imported("cirray.cli.study:prepare")(needs, roots)
         return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 
     return guarded(work)
@@ -104,28 +100,17 @@ def user_sentence(error: BaseException | None) -> str | None:
 
 
 def resolve(cls: type[ConfigT], files: Sequence[str], overrides: Sequence[str]) -> Loaded[ConfigT]:
-    """The config of a verb; `root=DIR` replaces the quickstart's folder.
+    """The config of a verb. Its root: as the command line says, else `CIRRAY_ROOT`, else the files, else the default.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: as `load_config`, and for an empty root.
     """
-    roots = [item.partition("=")[2] for item in overrides if item.startswith("root=")]
-    if not roots or "root" in cls.model_fields or not any(HOME in shown(node.default) for node in walk(fields_of(cls))):
-        return load(cls, files, overrides)
-    rest = [item for item in overrides if not item.startswith("root=")]
-    loaded = load(cls, files, rest)
-    return replace(loaded, config=load_config(cls, _moved(loaded.config.to_dict(), roots[-1]), rest))
-
-
-def _moved(value: Any, root: str) -> Any:
-    """Plain values with the quickstart's folder replaced by another."""
-    if isinstance(value, dict):
-        return {key: _moved(item, root) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_moved(item, root) for item in value]
-    if isinstance(value, str) and (value == HOME or value.startswith(f"{HOME}/")):
-        return root + value[len(HOME) :]
-    return value
+    root = artifact_root()
+    said = [Layer({ROOT: root}, "the variable CIRRAY_ROOT")] if root and ROOT in cls.model_fields else []
+    loaded = load(cls, [*files, *said], overrides)
+    if getattr(loaded.config, ROOT, HOME) == "":
+        raise ConfigError("root is empty; give a folder or URI, or `.` for this folder.")
+    return loaded
 
 
 def _run_verb(name: str, given: list[str]) -> int:

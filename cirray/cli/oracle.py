@@ -8,5 +8,5 @@ VERB = Verb(
     help="write the embedded world's true texts for the pairs of generated triplets: an upper bound",
     config="cirray.pipelines.texts.config:OracleRun",
     run="cirray.pipelines.texts.oracle:run_oracle",
-    example="cirray oracle triplets=~/cirray/quickstart/synthetic",
+    example="cirray oracle triplets=@synthetic",
 )

@@ -25,7 +25,7 @@ def plan_file(run: Any) -> Any:
         raise ConfigError("Name the run's files: cirray plan jobs/configs/cirr/finetune-ptha-improved.yaml.")
     chosen = verb(verb_of(run.files, run.verb, PLANNABLE))
     config = configured(chosen, [*run.files, *run.assignments]).config
-    return replace(plan_run(config, run.plan, RecipesBeside.of(run.files[0])), as_json=run.as_json)
+    return replace(plan_run(config, run.plan, RecipesBeside.of(run.files[0], config.root)), as_json=run.as_json)
 
 
 def _show(report: Any) -> str:

@@ -9,7 +9,7 @@ VERB = Verb(
     help="run the whole story on the embedded world and print one results table",
     config="cirray.pipelines.study.config:StudyRun",
     run="cirray.cli.study:run",
-    example="cirray quickstart root=~/cirray/quickstart seeds=0",
+    example="cirray quickstart root=my/demo seeds=0",
     file="assets/quickstart.yaml",
     show=show,
 )

@@ -1,13 +1,13 @@
 """`cirray study`: methods, each a chain of stages in one YAML file, in one table over seeds."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cirray.cli.verb import Verb, verb
 from cirray.core import storage
 from cirray.core.artifacts import is_complete
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config
 from cirray.core.environ import limit_threads, this_program
 from cirray.core.errors import ConfigError
 from cirray.core.log import get_logger, linked
@@ -40,17 +40,18 @@ def run(config: Any) -> Any:
     return run_study(config, find)
 
 
-def prepare(stages: Iterable[str], root: str) -> None:
+def prepare(stages: Iterable[str], assignments: Sequence[str] = ()) -> None:
     """Make missing stages of the quickstart.
 
     Args:
         stages: names of its stages.
-        root: folder of its artifacts; empty: the usual one.
+        assignments: fields of the study, such as its root.
     """
+    from cirray.cli.main import configured
     from cirray.pipelines.study.config import StudyRun
     from cirray.pipelines.study.run import run_stages
 
-    study = load_config(StudyRun, verb("quickstart").own_file(), [f"root={root}"] if root else [])
+    study: StudyRun = configured(verb("quickstart"), assignments).config
     missing = [name for name in stages if not is_complete(storage.join(study.root, name))]
     if missing:
         get_logger(__name__).info("making what is needed first, below %s: %s", study.root, ", ".join(missing))

@@ -8,5 +8,5 @@ VERB = Verb(
     help="write the embedded world `shapes`: images, texts, queries",
     config="cirray.pipelines.data.config:WorldRun",
     run="cirray.pipelines.data.world:run_world",
-    example="cirray world out=~/cirray/quickstart/world shapes.seed=0",
+    example="cirray world out=my/world shapes.seed=0",
 )

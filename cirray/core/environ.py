@@ -15,6 +15,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CIRRAY_CACHE", str(default))).expanduser()
 
 
+def artifact_root() -> str:
+    """Where artifacts lie when the command line does not say: `CIRRAY_ROOT`, or nothing."""
+    return os.environ.get("CIRRAY_ROOT", "")
+
+
 def limit_threads(threads: int = 1) -> None:
     """Set the OpenMP thread count for libraries imported later (two threads are slower than one beside a neighbour)."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -55,8 +55,9 @@ class StageDigested:
 
 
 def role_of(field: FieldInfo) -> Role:
-    """What a field of a `Config` is, as declared; a list, mapping or union of places is a place."""
-    return next((role for role in _roles(field.metadata, field.annotation)), Role.IDENTITY)
+    """What a field of a `Config` is, as declared; a list, mapping or union of places is a place, scratch an effort."""
+    roles = _roles(field.metadata, field.annotation)
+    return Role.EFFORT if Role.EFFORT in roles else next(iter(roles), Role.IDENTITY)
 
 
 def names_place(field: FieldInfo) -> bool:

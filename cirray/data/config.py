@@ -54,7 +54,7 @@ class ShapesConfig(Config):
 class FolderConfig(Config):
     """A user's own images in the open folder layout; every part may be absent."""
 
-    root: Place = "~/cirray/quickstart/world"
+    root: Place = "@world"
     """Folder that holds the rest. A folder that holds only images is a gallery.
 
     Pictures are found by content, whatever their suffix. An id is the path below its folder without suffix, with it

@@ -4,26 +4,26 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig
 
 
-class EvaluateRun(Config):
+class EvaluateRun(Run):
     """Score a checkpoint on a data set's queries and write a report with pictures."""
 
     data: DataConfig = DataConfig()
     """Data set whose queries and gallery are used; its protocol is printed with the figures."""
-    checkpoint: Place = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "@checkpoint"
     """Checkpoint artifact (path or URI)."""
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts of all references and gallery images, made by the checkpoint's vision tower."""
     index: Place = ""
     """Index artifact of the checkpoint with the gallery's vectors; empty: encode the gallery here. With an index (fp16,
     memory-mapped) the gallery is neither encoded again nor held in memory."""
     texts: Place = ""
     """Rewrites artifact (`cirray rewrite`) whose texts replace the queries' own."""
-    out: Place = "~/cirray/quickstart/report"
+    out: Place = "@report"
     """Report artifact (path or URI)."""
     name: str = "composed"
     """Name of the model in the table."""
@@ -65,7 +65,7 @@ class EvaluateRun(Config):
         return self
 
 
-class SubmitRun(Config):
+class SubmitRun(Run):
     """Write the files that a benchmark's test server takes, or check one."""
 
     check: Place = ""

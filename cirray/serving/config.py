@@ -4,6 +4,7 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 
 OWN_CLUSTER = {
     "RAY_worker_niceness": "0",
@@ -31,12 +32,12 @@ HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": "8404", "RAY_SERVE_HAPROXY_METR
 """Further ports of the fast path and the variables that move them."""
 
 
-class ServeArgs(Config):
+class ServeArgs(Run):
     """Arguments of `cirray.serving.app:build_app`: the `args` section of a Serve config file."""
 
-    checkpoint: Place = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "@checkpoint"
     """Checkpoint artifact: model and its vision tower (path or URI)."""
-    index: Place = "~/cirray/quickstart/index"
+    index: Place = "@index"
     """Index artifact built with that checkpoint (path or URI)."""
     device: Effort[str] = "cpu"
     """Where the models run: cpu, cuda, cuda:1, ..."""
@@ -81,12 +82,12 @@ class ServingSettings(Config):
         return self
 
 
-class ServeRun(Config):
+class ServeRun(Run):
     """Serve a retriever over HTTP on this machine or on the cluster that `RAY_ADDRESS` names."""
 
-    checkpoint: Place = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "@checkpoint"
     """Checkpoint artifact."""
-    index: Place = "~/cirray/quickstart/index"
+    index: Place = "@index"
     """Index artifact built with it."""
     host: Effort[str] = "127.0.0.1"
     """Network interface; 0.0.0.0 opens the service to the network."""

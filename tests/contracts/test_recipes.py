@@ -34,7 +34,7 @@ def places(value):
         return {place for item in value.values() for place in places(item)}
     if isinstance(value, list | tuple):
         return {place for item in value for place in places(item)}
-    return {value} if isinstance(value, str) and re.match(r"~/cirray/(?!quickstart|ray)", value) else set()
+    return {value} if isinstance(value, str) and re.match(r"~/cirray/(?!ray|world)", value) else set()
 
 
 def test_there_are_recipes_for_every_stage():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cirray.core.places import HOME
 from cirray.core.trees import leaves
 from cirray.data.presets import PRESETS
 
@@ -52,9 +53,18 @@ def now(words):
 
 def from_preset(path, after):
     """Whether a leaf has the value of its preset, which was filled in when data was read, and now when it resolves."""
-    *start, section, field = path.split(".")
+    *start, section, field = path.rsplit(".", 2)
     preset = after.get(".".join([*start, "preset"]))
-    return PRESETS.get(preset, {}).get(section, {}).get(field) == after[path] if preset else False
+    return bool(preset) and PRESETS[preset].get(section, {}).get(field) == after[path]
+
+
+def is_default(value, root):
+    """A class's default place as it is now: in the run's own root, where it was in the quickstart's."""
+    if isinstance(value, list):
+        return [is_default(item, root) for item in value]
+    if isinstance(value, dict):
+        return {name: is_default(item, root) for name, item in value.items()}
+    return value.replace(HOME, root) if isinstance(value, str) else value
 
 
 def known_to(old, new):
@@ -73,11 +83,10 @@ def differing(name):
         new = known_to(old, new)
     before, after = {renamed(path): value for path, value in leaves(old).items()}, leaves(new)
     allowed = {leaf for start, found in ON_PURPOSE.items() if name.startswith(start) for leaf in found}
-    return {
-        path: (before.get(path), after.get(path))
-        for path in (before.keys() | after.keys()) - allowed
-        if before.get(path) != after.get(path) and not (path in after and from_preset(path, after))
-    }
+    found = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    found -= {path for path in found if path in after and "." in path and from_preset(path, after)}
+    found -= {path for path in found & before.keys() if is_default(before[path], new["root"]) == after.get(path)}
+    return {path: (before.get(path), after.get(path)) for path in found - allowed - {"root", "base.root"}}
 
 
 @pytest.mark.parametrize("name", BEFORE)

@@ -4,6 +4,7 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig
 
@@ -11,7 +12,7 @@ READ_FEATURES = ("small", "cells")
 """Captioners that start from a generator artifact and read features; the others read image files or nothing."""
 
 
-class CaptionRun(Config):
+class CaptionRun(Run):
     """Write one short caption for every image."""
 
     data: DataConfig = DataConfig()
@@ -21,9 +22,9 @@ class CaptionRun(Config):
     captioner: str = "cells"
     """`cells` (the embedded world's exact one) and `small` (Q-Former and language model of a generator artifact), `hf`
     (an image-to-text model of Hugging Face), or `existing` (the data set's own captions)."""
-    source: Place = "~/cirray/quickstart/generator"
+    source: Place = "@generator"
     """Generator artifact (`small`, `cells`), or folder or hub id (`hf`)."""
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts that hold the images; read by `small` and `cells` alone."""
     prompt: str = "caption/1"
     """Version of the instruction (`hf`)."""
@@ -44,7 +45,7 @@ class CaptionRun(Config):
     pool: Effort[PoolConfig] = PoolConfig()
     """Actors with a captioner each."""
     ray: Effort[RayConfig] = RayConfig()
-    out: Place = "~/cirray/quickstart/captions"
+    out: Place = "@captions"
     """Captions artifact (path or URI)."""
 
     @model_validator(mode="after")
@@ -65,10 +66,10 @@ class RewriteConfig(Config):
     """Longest answer (SPN: 25 or 50)."""
 
 
-class CaptionGeneratorRun(Config):
+class CaptionGeneratorRun(Run):
     """Make a generator that fills templates with captions, for `cirray generate`."""
 
-    captions: tuple[Place, ...] = ("~/cirray/quickstart/captions",)
+    captions: tuple[Place, ...] = ("@captions",)
     """Captions artifacts; an image that is in several must have the same caption in each."""
     templates: tuple[str, ...] = ("0", "1")
     """Ids of `caption_templates.json` (SPN: 0 and 1 for CIRR, 2 for Fashion IQ); one is drawn per pair."""
@@ -76,7 +77,7 @@ class CaptionGeneratorRun(Config):
     """Longest text in CLIP tokens; longer ones are replaced by the target's caption."""
     rewrite: RewriteConfig = RewriteConfig()
     """Rewording by a language model."""
-    out: Place = "~/cirray/quickstart/caption_generator"
+    out: Place = "@caption_generator"
     """Generator artifact (path or URI)."""
 
     @model_validator(mode="after")

@@ -2,17 +2,17 @@
 
 from pydantic import Field
 
-from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits, ShapesConfig
 from cirray.pipelines.cluster.config import RayConfig
 
 
-class DoctorRun(Config):
+class DoctorRun(Run):
     """Check a data set on disk."""
 
-    root: Place = ""
-    """Root of the data set; empty: as `data` says. On the command line: `cirray doctor ROOT`."""
+    folder: Place = ""
+    """Root of the data set; empty: as `data` says. On the command line: `cirray doctor FOLDER`."""
     dataset: str = ""
     """Format, as in `data.format`; empty: what `data` says."""
     data: DataConfig = DataConfig()
@@ -38,9 +38,9 @@ class DoctorRun(Config):
     ray: Effort[RayConfig] = RayConfig()
 
 
-class WorldRun(Config):
+class WorldRun(Run):
     """Write the embedded world."""
 
     shapes: ShapesConfig = ShapesConfig()
-    out: Place = "~/cirray/quickstart/world"
+    out: Place = "@world"
     """Where the folder layout is written (path or URI)."""

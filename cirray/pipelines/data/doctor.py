@@ -12,6 +12,7 @@ from cirray.core import storage
 from cirray.core.artifacts import check_place, open_stage
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, unknown_name
+from cirray.core.places import at_root
 from cirray.core.trees import merged
 from cirray.core.unfinished import stage_function
 from cirray.data.annotations import MissingFileError
@@ -83,7 +84,7 @@ def run_doctor(run: DoctorRun) -> DoctorReport:
 
 
 def data_of(run: DoctorRun) -> DataConfig:
-    """The data config of `root` and `dataset`.
+    """The data config of `folder` and `dataset`.
 
     Raises:
         ConfigError: for an unknown data set.
@@ -92,9 +93,8 @@ def data_of(run: DoctorRun) -> DataConfig:
     if name not in DataConfig.model_fields or not hasattr(getattr(run.data, name), "root"):
         known = [field for field in DataConfig.model_fields if hasattr(getattr(run.data, field), "root")]
         raise ConfigError(unknown_name("dataset", name, known))
-    return validate(
-        DataConfig, merged(run.data.given(), {"format": name, name: {"root": run.root} if run.root else {}})
-    )
+    said = merged(run.data.given(), {"format": name, name: {"root": run.folder} if run.folder else {}})
+    return at_root(validate(DataConfig, said), run.root)
 
 
 def check_images(columns: Columns, limits: Mapping[str, Any]) -> Columns:
@@ -167,7 +167,7 @@ def _digest(checks: Mapping[str, ImageCheck] | None) -> str:
 def _publish(
     run: DoctorRun, report: DoctorReport, places: Mapping[str, Place], checks: Mapping[str, ImageCheck] | None
 ) -> None:
-    stage = open_stage(run, KIND, {"data": stable_id(report.digest, report.to_dict())})
+    stage = open_stage(run, KIND, {"data": stable_id(report.digest, report.to_dict()), "folder": ""})
     if stage.finished:
         return
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"

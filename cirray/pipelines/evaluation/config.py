@@ -4,21 +4,21 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig
 from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig
 
 
-class CompareRun(Config):
+class CompareRun(Run):
     """Score several checkpoints on the same queries and write one report."""
 
     data: DataConfig = DataConfig()
     """Data set whose queries and gallery are used."""
     checkpoints: dict[str, Place] = {}
     """Row name -> checkpoint artifact, in the order of the table."""
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts of every reference and gallery image."""
     row_features: dict[str, tuple[Place, ...]] = {}
     """Row name -> features artifacts of its own tower, where they are not `features`."""
@@ -38,11 +38,11 @@ class CompareRun(Config):
     """Heading of the page."""
     seed: int = 0
     """Seed of the queries and samples drawn for the page."""
-    out: Place = "~/cirray/quickstart/comparison"
+    out: Place = "@comparison"
     """Report artifact (path or URI)."""
 
 
-class ScoreRun(Config):
+class ScoreRun(Run):
     """The figures of saved vectors, ranked lists or a submission file; no model is needed."""
 
     data: DataConfig = DataConfig()
@@ -101,12 +101,12 @@ class ScoreRun(Config):
         return self
 
 
-class BrowseRun(Config):
+class BrowseRun(Run):
     """Write a page that shows a saved evaluation query by query, alone or beside another one."""
 
     data: DataConfig = DataConfig()
     """Benchmark of the rankings: texts, targets and images (missing ones become placeholders)."""
-    run: Place = "~/cirray/quickstart/report"
+    run: Place = "@report"
     """Rankings: a report, a Parquet or a JSON file."""
     row: str = ""
     """Which model of a report; empty: the last."""

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.towers.config import LanguageModelConfig
@@ -13,16 +13,16 @@ from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig
 from cirray.training.tower_config import LanguageTrainingConfig, VisionTrainingConfig
 
 
-class EmbedRun(Config):
+class EmbedRun(Run):
     """Run every image through the frozen vision tower, once."""
 
     data: DataConfig = DataConfig()
     parts: tuple[Part, ...] = ("labelled", "pool", "gallery")
     """Which images to embed. `labelled`: those of triplets and captions; `pool`: unlabelled ones; `references`: those
     of the queries. The first three together are all images."""
-    tower: Place = "~/cirray/quickstart/towers"
+    tower: Place = "@towers"
     """Towers or checkpoint artifact with the vision tower, or a folder or hub id of one."""
-    out: Place = "~/cirray/quickstart/features"
+    out: Place = "@features"
     """Features artifact (path or URI)."""
     limits: ImageLimits = ImageLimits()
     shard_rows: int = Field(512, ge=1)
@@ -35,7 +35,7 @@ class EmbedRun(Config):
     ray: Effort[RayConfig] = RayConfig()
 
 
-class TowersRun(Config):
+class TowersRun(Run):
     """Make or fetch the towers that stay frozen from then on: vision and language model."""
 
     vision: Place = "asset"
@@ -67,5 +67,5 @@ class TowersRun(Config):
     """Limits on images that are read."""
     device: Effort[str] = "cpu"
     """Where the towers are trained."""
-    out: Place = "~/cirray/quickstart/towers"
+    out: Place = "@towers"
     """Towers artifact (path or URI)."""

@@ -15,6 +15,7 @@ from cirray.core import storage
 from cirray.core.artifacts import is_complete, localize, read_manifest
 from cirray.core.config import Config, load_config, validate
 from cirray.core.errors import CirrayError, ConfigError
+from cirray.core.places import HOME, ROOT, placed
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
 from cirray.mining.config import MiningConfig
@@ -38,8 +39,8 @@ class RecipesBeside:
     written: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, file: str | Path) -> "RecipesBeside":
-        """The recipes beside a file; unreadable ones are skipped."""
+    def of(cls, file: str | Path, root: str = HOME) -> "RecipesBeside":
+        """The recipes beside a file, all below one root; unreadable ones are skipped."""
         found: dict[str, tuple[str, Mapping[str, Any]]] = {}
         own = Path(file).resolve().parent
         for path in sorted(own.glob("*.yaml")) + sorted(own.parent.glob("*/*.yaml")):
@@ -48,6 +49,7 @@ class RecipesBeside:
             except (OSError, ValueError, yaml.YAMLError):
                 continue
             if isinstance(tree, dict) and isinstance(tree.get("out"), str):
+                tree = {**placed(tree, root), ROOT: root}
                 found.setdefault(tree["out"], (f"{path.parent.name}/{path.name}", tree))
         return cls(found)
 

@@ -3,17 +3,18 @@
 from pydantic import Field, model_validator
 
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
 
-class RewriteRun(FrozenLanguageConfig):
+class RewriteRun(FrozenLanguageConfig, Run):
     """Rewrite the texts of a data set's queries into captions of the images that are wanted (CIReVL)."""
 
     data: DataConfig = DataConfig()
     """Whose queries; a query of several texts (`variants`) has each of them rewritten."""
-    captions: tuple[Place, ...] = ("~/cirray/quickstart/captions",)
+    captions: tuple[Place, ...] = ("@captions",)
     """Captions artifacts of the queries' references (`cirray caption parts=[references]`)."""
     rewriter: str = "join"
     """`language`: a language model follows the instruction. `join`: "{caption}, {modification}", no model: the simple
@@ -33,7 +34,7 @@ class RewriteRun(FrozenLanguageConfig):
     pool: Effort[PoolConfig] = PoolConfig(size=1)
     """Actors with a rewriter each."""
     ray: Effort[RayConfig] = RayConfig()
-    out: Place = "~/cirray/quickstart/rewrites"
+    out: Place = "@rewrites"
     """Rewrites artifact (path or URI), for `evaluate texts=` and `submit texts=`."""
 
     @model_validator(mode="after")

@@ -2,17 +2,17 @@
 
 from pydantic import Field
 
-from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.index.config import IndexConfig
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
 
-class IndexRun(Config):
+class IndexRun(Run):
     """Embed a gallery with a trained encoder and build its index."""
 
-    checkpoint: Place = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "@checkpoint"
     """Checkpoint artifact whose encoder makes the vectors."""
     images: Place | None = None
     """Folder of images to index. They are found by content, links are followed.
@@ -20,7 +20,7 @@ class IndexRun(Config):
     An id is the path below the folder, without suffix where that is unique. What cannot be read is
     rejected with a reason and counted; files that are no pictures by their names are left out.
     """
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts of the gallery, where no `images` are given. Made by the checkpoint's vision tower."""
     data: DataConfig | None = DataConfig()
     """With `features`: the data set whose gallery is indexed and whose files give the pictures; null indexes every
@@ -38,16 +38,16 @@ class IndexRun(Config):
     device: Effort[str] = "cpu"
     """Where the models run."""
     ray: Effort[RayConfig] = RayConfig()
-    out: Place = "~/cirray/quickstart/index"
+    out: Place = "@index"
     """Where the index is written (path or URI)."""
 
 
-class SearchRun(Config):
+class SearchRun(Run):
     """Answer one composed query."""
 
-    checkpoint: Place = "~/cirray/quickstart/checkpoint"
+    checkpoint: Place = "@checkpoint"
     """Checkpoint artifact."""
-    index: Place = "~/cirray/quickstart/index"
+    index: Place = "@index"
     """Index artifact built with it."""
     image: Place = ""
     """Image file of the reference."""

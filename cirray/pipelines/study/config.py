@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from cirray.core.config import Config
 from cirray.core.errors import unknown_name
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 
 _GENERATOR = "train-generator"
 Value = str | int | float | bool | None
@@ -156,7 +157,7 @@ class CurveSpec(Config):
         return {**self.at, **self.where.get(str(value), {}), self.variable: value}
 
 
-class StudyRun(Config):
+class StudyRun(Run):
     """Run the methods of a study over seeds and write one report: table, claims, curves."""
 
     title: str = "Methods compared"

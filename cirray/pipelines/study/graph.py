@@ -8,6 +8,7 @@ from typing import Any
 from cirray.core import storage
 from cirray.core.config import Config, load
 from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.places import ROOT
 from cirray.core.trees import Layer, merged
 from cirray.pipelines.cluster.schedule import Node
 from cirray.pipelines.study.config import StudyRun
@@ -52,7 +53,8 @@ class Graph:
             config_class, function = self.find(spec.verb)
             layers = [Layer(self.fill(tree, values), origin) for origin, tree in self._layers(stage).items()]
             own = {"out": self.place(stage, values), **self._workers(config_class, self._fields(stage).get("ray"))}
-            config = load(config_class, [*layers, Layer(own)]).config
+            root = {ROOT: seed_root(self.run, self.seed)} if ROOT in config_class.model_fields else {}
+            config = load(config_class, [Layer(root), *layers, Layer(own)]).config
         except ConfigError as error:
             raise ConfigError(f"Stage {stage!r} of the study: {error}", ("stages", stage)) from None
         self.nodes[name] = Node(name, function, config, after, spec.slots)

@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import Field, field_serializer, model_validator
 
-from cirray.core.config import Config, given_beside
+from cirray.core.config import given_beside
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.generators.config import DecodingConfig, GeneratorConfig, check_language
 from cirray.mining.config import MiningConfig
@@ -17,11 +18,11 @@ from cirray.training.generator_config import AlignmentConfig, AnswerTrainingConf
 from cirray.triplets.config import FilterConfig
 
 
-class MineRun(Config):
+class MineRun(Run):
     """Choose image pairs that are worth a text."""
 
     data: DataConfig = DataConfig()
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts that hold the images. The policies `existing` and `reverse` need none; images that could not
     be embedded are passed over."""
     parts: tuple[Part, ...] = ("pool",)
@@ -37,22 +38,22 @@ class MineRun(Config):
     split: str = "train"
     """Split of the triplets that `existing` and `reverse` read."""
     mining: MiningConfig = MiningConfig()
-    out: Place = "~/cirray/quickstart/pairs"
+    out: Place = "@pairs"
     """Pairs artifact (path or URI)."""
 
 
-class GenerateRun(FrozenLanguageConfig):
+class GenerateRun(FrozenLanguageConfig, Run):
     """Stream pairs through generator actors and write triplets."""
 
-    pairs: Place = "~/cirray/quickstart/pairs"
+    pairs: Place = "@pairs"
     """Pairs artifact."""
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts that hold the pairs' images."""
-    generator: Place = "~/cirray/quickstart/generator"
+    generator: Place = "@generator"
     """Generator artifact."""
     decoding: DecodingConfig = DecodingConfig()
     """How texts are decoded."""
-    out: Place = "~/cirray/quickstart/synthetic"
+    out: Place = "@synthetic"
     """Triplets artifact (path or URI)."""
     directions: Literal["both", "forward"] = "both"
     """Triplets of a pair. `both`: two, each with the other's text as its reverse text. `forward`: one."""
@@ -87,14 +88,14 @@ class GenerateRun(FrozenLanguageConfig):
         return self
 
 
-class GeneratorRun(FrozenLanguageConfig):
+class GeneratorRun(FrozenLanguageConfig, Run):
     """Train the modification-text generator on the small labelled part."""
 
     data: DataConfig = DataConfig()
     """Triplets (split `train` trains, `val` evaluates) and captions."""
-    towers: Place = "~/cirray/quickstart/towers"
+    towers: Place = "@towers"
     """Towers artifact: vision tower and language model."""
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts that hold the labelled images; without any, they are encoded here."""
     language: Place = ""
     """Folder or hub id of another language model than the towers'. A whole InstructBLIP checkpoint serves too."""
@@ -132,7 +133,7 @@ class GeneratorRun(FrozenLanguageConfig):
     """Where the generator is trained."""
     seed: int = Field(0, ge=0)
     """Seed of the start weights. The loops have their own."""
-    out: Place = "~/cirray/quickstart/generator"
+    out: Place = "@generator"
     """Generator artifact (path or URI)."""
     ray: Effort[RayTrainConfig | None] = None
     """Ray Train's workers for both loops, or null: this process. Texts are evaluated by this process on `device`."""
@@ -151,14 +152,14 @@ class GeneratorRun(FrozenLanguageConfig):
         return self
 
 
-class CheckRun(Config):
+class CheckRun(Run):
     """Keep the generated triplets whose target a base retriever finds by the text (round trip)."""
 
-    triplets: Place = "~/cirray/quickstart/synthetic"
+    triplets: Place = "@synthetic"
     """Triplets artifact to check."""
-    checkpoint: Place = "~/cirray/quickstart/labelled_equal"
+    checkpoint: Place = "@labelled_equal"
     """Checkpoint of the base retriever. It must not have been trained on these triplets; labelled ones are fine."""
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts that hold the triplets' images, made by the checkpoint's vision tower."""
     tests: tuple[Literal["rank", "outrank", "direction"], ...] = ("rank",)
     """What a triplet must pass. `rank`: its target is found. `outrank`: its target beats its own reference.
@@ -173,7 +174,7 @@ class CheckRun(Config):
     """Root of a shapes world whose scenes judge the kept texts; the share of right ones becomes a metric."""
     device: Effort[str] = "cpu"
     """Where the model runs."""
-    out: Place = "~/cirray/quickstart/checked"
+    out: Place = "@checked"
     """Triplets artifact (path or URI). Its rejected rows hold what did not pass, with the rank."""
 
     @model_validator(mode="after")
@@ -185,14 +186,14 @@ class CheckRun(Config):
         return self
 
 
-class OracleRun(Config):
+class OracleRun(Run):
     """Replace generated texts by the true ones of the embedded world (the table's upper bound)."""
 
-    triplets: Place = "~/cirray/quickstart/synthetic"
+    triplets: Place = "@synthetic"
     """Generated triplets whose pairs are used."""
-    world: Place = "~/cirray/quickstart/world"
+    world: Place = "@world"
     """World artifact with the scenes."""
     seed: int = 0
     """Which paraphrase is drawn."""
-    out: Place = "~/cirray/quickstart/oracle"
+    out: Place = "@oracle"
     """Triplets artifact (path or URI)."""

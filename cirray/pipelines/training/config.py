@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_serializer, field_validator, m
 
 from cirray.core.config import Config, annotation_at, given_beside
 from cirray.core.fields import Common, Effort, Place
+from cirray.core.places import Run
 from cirray.core.reading import read
 from cirray.data.config import DataConfig
 from cirray.models.config import Encoder
@@ -74,7 +75,7 @@ SOURCE = "source"
 """`temperature: source`: the one of the checkpoint that gives the start weights."""
 
 
-class TrainRun(Config):
+class TrainRun(Run):
     """Train a retriever on triplets: generated ones, the data set's labelled ones, or both."""
 
     data: DataConfig | None = DataConfig()
@@ -85,11 +86,11 @@ class TrainRun(Config):
     """Triplets artifacts to train on."""
     reverse_texts: tuple[Place, ...] = ()
     """Triplets artifacts with the labelled triplets' reverse texts. They are joined by reference and target."""
-    features: tuple[Place, ...] = ("~/cirray/quickstart/features",)
+    features: tuple[Place, ...] = ("@features",)
     """Features artifacts of the triplets' images; empty: `towers` encodes them while training."""
     images: tuple[DataConfig, ...] = ()
     """Data sets of further images, where images are encoded while training."""
-    towers: Place = "~/cirray/quickstart/towers"
+    towers: Place = "@towers"
     """Artifact with the vision tower that made the features. The tower is copied into the checkpoint."""
     init: Place = ""
     """Checkpoint artifact to start from; empty: random weights."""
@@ -115,7 +116,7 @@ class TrainRun(Config):
     """Go on although images of a benchmark in `guard` are used; the manifest records them."""
     device: Effort[str] = "cpu"
     """Device of a training in this process."""
-    out: Place = "~/cirray/quickstart/checkpoint"
+    out: Place = "@checkpoint"
     """Checkpoint artifact (path or URI)."""
     ray: Effort[RayTrainConfig] = RayTrainConfig()
 
@@ -148,29 +149,29 @@ class PretrainRun(TrainRun):
 
     labels: int | None = Field(0, ge=0)
     """Number of labelled triplets to train on as well; null: all. They are the first ones, families stay whole."""
-    triplets: tuple[Place, ...] = ("~/cirray/quickstart/synthetic",)
+    triplets: tuple[Place, ...] = ("@synthetic",)
     """Triplets artifacts to train on."""
     training: TrainingConfig = TrainingConfig(objective="pretrain")
     """Objective, steps, optimiser, engine."""
-    out: Place = "~/cirray/quickstart/pretrained"
+    out: Place = "@pretrained"
     """Checkpoint artifact (path or URI)."""
 
 
 class FinetuneRun(TrainRun):
     """Fine-tune a retriever on labelled triplets, plainly or with PTHA."""
 
-    reverse_texts: tuple[Place, ...] = ("~/cirray/quickstart/reverse",)
+    reverse_texts: tuple[Place, ...] = ("@reverse",)
     """Triplets artifacts with the labelled triplets' reverse texts. They are joined by reference and target."""
-    init: Place = "~/cirray/quickstart/pretrained"
+    init: Place = "@pretrained"
     """Checkpoint artifact to start from; empty: random weights."""
     training: TrainingConfig = TrainingConfig(objective="ptha")
     """Objective, steps, optimiser, engine."""
 
 
-class TuneRun(Config):
+class TuneRun(Run):
     """Sweep fields of a training run (Ray Tune); every trial is a run like any other."""
 
-    base: FinetuneRun = FinetuneRun(validation=ValidationConfig(every=50))
+    base: FinetuneRun = FinetuneRun(root="", validation=ValidationConfig(every=50))
     """The run that is varied; its `out` is not used."""
     space: dict[str, SpaceConfig] = {
         "training.terms.two_hop.weight": SpaceConfig(grid=(0.0, 0.1, 0.4)),
@@ -201,7 +202,7 @@ class TuneRun(Config):
     """Restarts of a trial that crashed."""
     seed: int = Field(0, ge=0)
     """Seed of random fields and of the order of trials."""
-    out: Place = "~/cirray/quickstart/sweep"
+    out: Place = "@sweep"
     """Sweep artifact (path or URI)."""
     ray: Effort[RayConfig] = RayConfig()
 

@@ -4,12 +4,13 @@ from typing import Literal
 
 from pydantic import Field, field_serializer, model_validator
 
-from cirray.core.config import Config, given_beside
+from cirray.core.config import given_beside
 from cirray.core.fields import Place
+from cirray.core.places import Run
 from cirray.models.config import RetrieverConfig
 
 
-class ConvertRun(Config):
+class ConvertRun(Run):
     """Read the authors' checkpoint files, or write them again."""
 
     source: Place
@@ -52,7 +53,7 @@ class ConvertRun(Config):
     image_mode: Literal["", "target_pad", "squash", "center_crop"] = ""
     """How images become square, with `to: checkpoint`; empty: as in the authors' code. LinCIR and Pic2Word:
     `center_crop`, all others: `target_pad`."""
-    out: Place = "~/cirray/quickstart/converted"
+    out: Place = "@converted"
     """Artifact to write (path or URI)."""
 
     _said = field_serializer("model", mode="wrap")(given_beside())
@@ -65,10 +66,10 @@ class ConvertRun(Config):
         return self
 
 
-class ExportRun(Config):
+class ExportRun(Run):
     """Write a model as one folder in Hugging Face style, with a card; `cirray.load(folder)` reads it."""
 
-    model: Place = "~/cirray/quickstart/checkpoint"
+    model: Place = "@checkpoint"
     """Checkpoint or generator artifact."""
     reports: tuple[Place, ...] = ()
     """Report artifacts whose figures go into the card."""
@@ -78,5 +79,5 @@ class ExportRun(Config):
     """License of the weights, as the card's metadata name it. Weights made from others' keep theirs."""
     notes: str = ""
     """A paragraph for the card."""
-    out: Place = "~/cirray/quickstart/export"
+    out: Place = "@export"
     """Folder to write (path or URI)."""

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.core.fields import Effort, Place
+from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.models.towers.config import ClipModelConfig
 from cirray.models.words.config import WordMapConfig
@@ -13,7 +14,7 @@ from cirray.training.tower_config import ClipTrainingConfig
 from cirray.training.zeroshot.config import MappingConfig
 
 
-class ClipRun(Config):
+class ClipRun(Run):
     """Make a small CLIP (image and text encoder in one space) as towers: shipped, or trained on images and captions."""
 
     source: Literal["asset", "train"] = "asset"
@@ -37,7 +38,7 @@ class ClipRun(Config):
     """Limits on images that are read."""
     device: Effort[str] = "cpu"
     """Where it is trained."""
-    out: Place = "~/cirray/quickstart/clip"
+    out: Place = "@clip"
     """Towers artifact (path or URI): `vision/` the frozen tower, `clip/` the whole CLIP in Hugging Face layout."""
 
     @model_validator(mode="after")
@@ -60,7 +61,7 @@ class MapValidationConfig(Config):
     """Keep the weights with the best mean of these figures; empty: those of the last step."""
 
 
-class MapRun(Config):
+class MapRun(Run):
     """Train the map from images to pseudo-words (stage 1 of two-stage zero-shot retrieval, or one of its baselines)."""
 
     data: DataConfig = DataConfig()
@@ -69,9 +70,9 @@ class MapRun(Config):
     """Number of captioned images used, the first ones; null: all."""
     caption_origin: str = "data set"
     """Who wrote the captions (people, a captioner and its version), for the manifest."""
-    features: tuple[Place, ...] = ("~/cirray/quickstart/clip_features",)
+    features: tuple[Place, ...] = ("@clip_features",)
     """Features artifacts of these images, made by the CLIP's vision tower."""
-    towers: Place = "~/cirray/quickstart/clip"
+    towers: Place = "@clip"
     """Towers artifact of the CLIP. Its vision tower is copied into the checkpoint."""
     model: WordMapConfig = WordMapConfig()
     """phi, injection, prompts; an empty source is the towers artifact's own CLIP."""
@@ -87,7 +88,7 @@ class MapRun(Config):
     """Go on although images of a benchmark in `guard` are used; the manifest records them."""
     device: Effort[str] = "cpu"
     """Where it is trained."""
-    out: Place = "~/cirray/quickstart/mapped"
+    out: Place = "@mapped"
     """Checkpoint artifact (path or URI)."""
 
     @model_validator(mode="after")
@@ -100,10 +101,10 @@ class MapRun(Config):
         return self
 
 
-class SampleRun(Config):
+class SampleRun(Run):
     """Draw a part of a triplets artifact, for studies of scale and of quality."""
 
-    triplets: Place = "~/cirray/quickstart/checked"
+    triplets: Place = "@checked"
     """Triplets artifact."""
     count: int | None = Field(None, ge=1)
     """Number of rows drawn; null: all. A smaller sample is part of every larger one of the same seed."""
@@ -113,5 +114,5 @@ class SampleRun(Config):
     """One text for all rows in place of their own; empty: theirs."""
     seed: int = Field(0, ge=0)
     """Seed of the draw and of the exchange."""
-    out: Place = "~/cirray/quickstart/sampled"
+    out: Place = "@sampled"
     """Triplets artifact (path or URI)."""

@@ -72,11 +72,6 @@ def test_one_word_moves_every_place_of_a_verb_and_a_named_one_stays(name):
         assert resolve(cls, [], [*needed, "root=mine", "out=there"]).config.out == "there"
 
 
-def test_a_verb_without_such_places_knows_no_root():
-    with pytest.raises(ConfigError, match="'root'"):
-        resolve(verb("submit").config_class(), [], ["root=mine"])
-
-
 def test_an_error_that_crossed_a_worker_is_still_one_sentence():
     try:
         try:

@@ -38,7 +38,13 @@ def cirr(tmp_path):
 
 
 def run(root, **fields):
-    settings = {"root": str(root), "dataset": "cirr", "accept": SIZES, "ray": RayConfig(enabled=False), "shard_rows": 4}
+    settings = {
+        "folder": str(root),
+        "dataset": "cirr",
+        "accept": SIZES,
+        "ray": RayConfig(enabled=False),
+        "shard_rows": 4,
+    }
     return run_doctor(DoctorRun(**{**settings, **fields}))
 
 

@@ -48,7 +48,7 @@ def test_cirr_on_an_object_store_reads_and_decodes_like_on_disk(bucket, tmp_path
     images = list_images(data, ("gallery",))
     columns = decode_images({"image_id": images.ids, "place": images.places}, {"size": 16}, {})
     assert len(columns["error"]) == 6 and not any(columns["error"])
-    run = DoctorRun(root=bucket("cirr"), dataset="cirr", splits=("val",), ray=RayConfig(enabled=False))
+    run = DoctorRun(folder=bucket("cirr"), dataset="cirr", splits=("val",), ray=RayConfig(enabled=False))
     assert [gallery.usable for gallery in run_doctor(run).galleries] == [6]
 
 

@@ -71,7 +71,7 @@ def test_artifacts_lie_where_every_verb_looks_for_them():
             "checkpoint",
             "index",
         ):
-            assert node.config.out == join(cls.model_fields["out"].default)
+            assert join(node.config.out) == join(cls.model_fields["root"].default, cls.model_fields["out"].default[1:])
 
 
 def test_only_the_stages_that_a_row_needs_are_run():
@@ -117,8 +117,8 @@ def test_a_job_makes_only_those_stages_first_that_are_missing(tmp_path, monkeypa
     monkeypatch.setattr(
         "cirray.pipelines.study.run.run_stages", lambda run, find, names: made.append((run.root, names))
     )
-    prepare(("world", "towers"), str(tmp_path))
-    prepare(("world",), str(tmp_path))
+    prepare(("world", "towers"), [f"root={tmp_path}"])
+    prepare(("world",), [f"root={tmp_path}"])
     assert made == [(str(tmp_path), ["towers"])]
 
 
