@@ -47,9 +47,10 @@ def overview() -> str:
             *lines,
             "",
             "`cirray VERB --help` shows the fields of a verb that people change, `cirray VERB --help all` every one.",
-            "Artifacts lie below ~/cirray/quickstart unless `--root DIR` moves all of them, or a field names one of",
-            "them. A killed run goes on when the same command is given again; `--restart` throws its half-written work",
-            "away first (finished artifacts stay). New here? `cirray quickstart` runs the whole story in minutes.",
+            "Of several files the later wins. `@name` is the artifact of that name below the root: `--root DIR`, else",
+            "CIRRAY_ROOT, else what a file says, else ~/cirray/quickstart. A killed run goes on when the same command",
+            "is given again; `--restart` throws its half-written work away first (finished artifacts stay). New here?",
+            "`cirray quickstart` runs the whole story in minutes.",
         ]
     )
 
