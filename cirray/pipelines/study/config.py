@@ -162,8 +162,6 @@ class StudyRun(Run):
 
     title: str = "Methods compared"
     """Heading of the report."""
-    root: Place = "~/cirray/compare"
-    """Folder of all artifacts: `seed-N/STAGE`, and the report."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each has its own world, models and order of rows."""
     per_seed: bool = True

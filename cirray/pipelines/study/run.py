@@ -7,9 +7,9 @@ from typing import Any
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, check_place, is_complete
-from cirray.core.config import validate
 from cirray.core.contents import canonical
 from cirray.core.errors import ArtifactError
+from cirray.core.trees import Layer
 from cirray.core.unfinished import stage_function
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.resources import cluster
@@ -17,7 +17,7 @@ from cirray.pipelines.cluster.schedule import Node, Watch, run_graph, run_here
 from cirray.pipelines.cluster.watch import stage_lines
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.study.config import StudyRun
-from cirray.pipelines.study.graph import Assignment, Find, Graph, references, seed_root
+from cirray.pipelines.study.graph import Assignment, Find, Graph, seed_root
 from cirray.pipelines.study.report import Scoring, publish
 from cirray.types import stable_id
 
@@ -38,7 +38,7 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
         figure per row; `extra["table"]` is the text.
 
     Raises:
-        ConfigError: for unknown names in the study, before anything runs.
+        ConfigError: for a study that names unknown things, before anything runs.
     """
     if run.out:
         check_place(run, "study")
@@ -63,7 +63,7 @@ def study_nodes(run: StudyRun, find: Find) -> list[Node]:
 
 
 def run_stages(run: StudyRun, find: Find, names: Iterable[str]) -> list[Node]:
-    """Run some stages of the first seed and their inputs; finished ones are not run again.
+    """Run some stages of the first seed and whatever they build on; what is finished is not run again.
 
     Returns:
         All of them.
@@ -90,30 +90,28 @@ def _main(run: StudyRun, find: Find, seeds: Iterable[int]) -> tuple[list[Graph],
 def _scoring(graph: Graph, names: tuple[str, ...], values: Assignment) -> Scoring:
     run = graph.run
     rows = {name: run.table[name] for name in names}
-    fields: dict[str, Any] = {
-        "data": graph.fill(run.data, values), "features": graph.fill(run.features, values), "seed": graph.seed,
-        "checkpoints": {name: graph.place(row.stage, values) for name, row in rows.items() if row.stage},
-        "encoders": {name: graph.fill(row.encoder, values) for name, row in rows.items() if row.encoder is not None},
-        "row_texts": {name: graph.fill(row.rewrites, values) for name, row in rows.items() if row.rewrites},
-        "row_features": {name: graph.fill(row.features, values) for name, row in rows.items() if row.features},
-        "triplets": graph.fill(run.samples, values), "judge": graph.fill(run.judge, values) if run.samples else "",
-        "title": run.title,
+    tree: dict[str, Any] = {
+        "data": run.data, "features": run.features, "seed": graph.seed, "title": run.title, "triplets": run.samples,
+        "judge": run.judge if run.samples else "",
+        "checkpoints": {name: f"@{row.stage}" for name, row in rows.items() if row.stage},
+        "encoders": {name: row.encoder for name, row in rows.items() if row.encoder is not None},
+        "row_texts": {name: row.rewrites for name, row in rows.items() if row.rewrites},
+        "row_features": {name: row.features for name, row in rows.items() if row.features},
     }  # fmt: skip
-    own = [[list(row.features), row.rewrites, row.encoder or {}] for row in rows.values()]
+    read = graph.artifacts(CompareRun, [Layer(tree)])
     stages = [name for row in rows.values() for name in row.stages()]
-    needed = [*references([run.data, run.features, run.samples]), *stages, *references(own)]
-    after = tuple(dict.fromkeys(graph.add(name, values) for name in needed))
+    after = tuple(dict.fromkeys(graph.add(name, values) for name in (*read, *stages)))
     told = "score" + ("@" + ",".join(f"{key}={value}" for key, value in values.items()) if values else "")
     label = f"{told}-{stable_id('rows', *sorted(names))[:6]}"
     folder = seed_root(run, graph.seed)
-    config = validate(CompareRun, {**fields, "out": storage.join(folder, run.scores or label)})
+    config = graph.config(CompareRun, [Layer({**tree, "out": storage.join(folder, run.scores or label)})], values)
     if run.scores and (values or _is_taken(config)):
         config = config.model_copy(update={"out": storage.join(folder, label)})
     return Scoring(graph, values, names, Node(config.out.rpartition("/")[2], _SCORE, config, after))
 
 
 def _is_taken(config: CompareRun) -> bool:
-    """Whether other scores are there, for example of other rows."""
+    """Whether other scores stand there, of other rows for example."""
     try:
         check_place(config, "report")
     except ArtifactError:
@@ -141,15 +139,15 @@ def _run(run: StudyRun, graphs: list[Graph], scorings: list[Scoring]) -> None:
 
 
 class Ledger:
-    """Record of finished stages and their configurations, which are not checked again."""
+    """Which stages have run with which configuration: they are not even looked at again."""
 
     def __init__(self, root: str) -> None:
-        """Read an earlier run's record."""
+        """Read what an earlier run left."""
         self._uri = storage.join(root, _LEDGER)
         self._known: dict[str, str] = json.loads(storage.read_bytes(self._uri)) if storage.exists(self._uri) else {}
 
     def has(self, node: Node) -> bool:
-        """Whether this stage has finished with this configuration and its artifact is still there."""
+        """Whether this very stage has finished and its artifact still stands."""
         return self._known.get(node.config.out) == _digest(node) and is_complete(node.config.out)
 
     def add(self, nodes: list[Node]) -> None:
@@ -158,7 +156,7 @@ class Ledger:
         storage.write_bytes(self._uri, (json.dumps(self._known, indent=1, sort_keys=True) + "\n").encode())
 
     def watching(self, watch: Watch, nodes: list[Node]) -> Watch:
-        """`watch` that records every finished stage."""
+        """`watch`, noting every stage as it finishes."""
         waiting = {node.name: node for node in nodes}
 
         def told(stage: str, title: str, done: int, total: int | None, note: str) -> None:
@@ -170,11 +168,11 @@ class Ledger:
 
 
 def _digest(node: Node) -> str:
-    """Digest of every field, including places; their content is not read."""
+    """Over every field, places too: what is read there is not looked at."""
     return stable_id("stage", node.run, canonical(node.config.to_dict()))
 
 
 def _seeded(node: Node, graph: Graph) -> Node:
-    """The node with the seed in its names, unique over graphs."""
+    """The node under names that say the seed, which no two graphs share."""
     name, *after = (f"{name} ({graph.seed})" for name in (node.name, *node.after))
     return replace(node, name=name, after=tuple(after))

@@ -17,6 +17,7 @@ from cirray.core.storage import join
 from cirray.evaluation.study import StudyRow, judge_claim
 from cirray.pipelines.cluster.schedule import check_graph
 from cirray.pipelines.study.config import StudyRun
+from cirray.pipelines.study.graph import Graph
 from cirray.pipelines.study.run import study_nodes
 
 
@@ -120,6 +121,17 @@ def test_a_job_makes_only_those_stages_first_that_are_missing(tmp_path, monkeypa
     prepare(("world", "towers"), [f"root={tmp_path}"])
     prepare(("world",), [f"root={tmp_path}"])
     assert made == [(str(tmp_path), ["towers"])]
+
+
+def test_what_a_field_names_by_default_is_the_stage_of_that_name_as_its_variables_make_it():
+    run = load_config(StudyRun, verb("quickstart").own_file(), ["root=/x"])
+    graph = Graph(run, 0, find)
+    assert graph.add("synthetic", {"labels": 1000}) == "synthetic@labels=1000"
+    node = graph.nodes["synthetic@labels=1000"]
+    assert set(node.after) == {"pairs", "features", "generator@labels=1000", "world"}
+    places = (node.config.generator, node.config.pairs, node.config.judge, node.config.out)
+    assert places == ("/x/generator@labels=1000", "/x/pairs", "/x/world", "/x/synthetic@labels=1000")
+    assert graph.reads("labelled_equal") == ("world", "features", "towers")
 
 
 def test_several_seeds_have_a_folder_each():
