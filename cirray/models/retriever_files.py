@@ -29,8 +29,7 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
         weights = load_file(str(path / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from None
-    with torch.random.fork_rng(devices=[]):
-        retriever = build_saved(path)
+    retriever = build_saved(path)
     own = retriever.state_dict()
     floats = {name: value for name, value in weights.items() if name in own and own[name].is_floating_point()}
     check_floats(str(folder), floats)
@@ -52,7 +51,7 @@ def build_saved(folder: Path) -> Retriever:
         description = dict(json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise _unreadable(folder, error) from None
-    with damage_told(folder / CONFIG, "Make or fetch the model again."):
+    with torch.random.fork_rng(devices=[]), damage_told(folder / CONFIG, "Make or fetch the model again."):
         return build_described(description, folder)
 
 

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from cirray.cli.study import find
+from cirray.core.config import validate
 from cirray.core.places import HOME
 from cirray.core.trees import leaves
 from cirray.data.presets import PRESETS
+from cirray.pipelines.study.config import StudyRun
+from cirray.pipelines.study.run import study_nodes
 
 TESTS = Path(__file__).resolve().parents[1]
 FIELDS = runpy.run_path(str(TESTS / "fixtures" / "recipe_fields.py"))
@@ -22,6 +26,7 @@ FILES = runpy.run_path(str(TESTS / "fixtures" / "recipe_files.py"))
 BEFORE = json.loads(gzip.decompress((TESTS / "golden" / "recipes_before.json.gz").read_bytes()))
 MOVED = dict(line.split(": ", 1) for line in (TESTS / "golden" / "recipes_moved.txt").read_text().splitlines())
 
+STUDY, IN_STAGES = "compare-shapes-small-cpu.yaml", ("templates", "stages", "data", "judge")
 RENAMED: dict[str, str] = {
     "space.training.lambda_m": "space.training.terms.rtc.weight",
     "space.training.lambda_p": "space.training.terms.two_hop.weight",
@@ -79,14 +84,27 @@ def known_to(old, new):
 def differing(name):
     """Leaves of an old recipe that are others now, but for those that differ on purpose."""
     old, new = FIELDS["converted"](BEFORE[name]), now(MOVED[name])
-    if name.startswith("compare-"):  # studies have more fields since, in lists too
+    if name == STUDY:  # studies have more fields since, in lists too; their stages say only what differs from defaults
         new = known_to(old, new)
+        old, new = ({key: value for key, value in tree.items() if key not in IN_STAGES} for tree in (old, new))
     before, after = {renamed(path): value for path, value in leaves(old).items()}, leaves(new)
     allowed = {leaf for start, found in ON_PURPOSE.items() if name.startswith(start) for leaf in found}
     found = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     found -= {path for path in found if path in after and "." in path and from_preset(path, after)}
     found -= {path for path in found & before.keys() if is_default(before[path], new["root"]) == after.get(path)}
     return {path: (before.get(path), after.get(path)) for path in found - allowed - {"root", "base.root"}}
+
+
+def stages_of(tree):
+    """What every stage of a study, over all its seeds and curves, resolves to."""
+    run = validate(StudyRun, {name: value for name, value in tree.items() if name in StudyRun.model_fields})
+    return {node.name: leaves(node.config.to_dict()) for node in study_nodes(run, find)}
+
+
+def test_every_stage_of_the_study_resolves_to_what_it_resolved_to():
+    new = now(MOVED[STUDY])
+    before = stages_of({**FIELDS["converted"](BEFORE[STUDY]), "root": new["root"]})
+    assert len(before) == 72 and stages_of(new) == before
 
 
 @pytest.mark.parametrize("name", BEFORE)

@@ -20,7 +20,6 @@ from cirray.models.base import RETRIEVERS, Retriever
 from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
 from cirray.models.config import QFormerConfig, RetrieverConfig
 from cirray.models.forked import ForkedRetriever
-from cirray.models.outlines import weightless
 from cirray.models.retriever_files import build_saved, load_retriever
 from cirray.models.seeded import torch_seed
 from cirray.models.sources.blip2 import Blip2Source, check_temperature, open_blip2, retriever_from
@@ -248,8 +247,7 @@ def _check_changes(run: TrainRun) -> None:
     given = run.encoder.settings.given()
     if not given and "kind" not in run.encoder.model_fields_set:
         return
-    with weightless():
-        retriever = build_saved(localize(run.init, "checkpoint") / MODEL)
+    retriever = build_saved(localize(run.init, "checkpoint") / MODEL)
     inner = retriever.query if isinstance(retriever, ForkedRetriever) else retriever
     if run.encoder.kind not in (retriever.kind, inner.kind):
         raise ConfigError(

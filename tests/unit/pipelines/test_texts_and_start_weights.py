@@ -29,7 +29,14 @@ from cirray.pipelines.weights.export import run_export
 from cirray.search_engine import SearchEngine, load_models
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
-TEXT_PROCESSORS.register("shout")(str.upper)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shout():
+    """A text processor of these tests alone."""
+    TEXT_PROCESSORS.register("shout")(str.upper)
+    yield
+    del TEXT_PROCESSORS._items["shout"]
 
 
 @pytest.fixture(scope="module")
