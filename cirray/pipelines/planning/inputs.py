@@ -16,6 +16,7 @@ from cirray.core.artifacts import is_complete, localize, read_manifest
 from cirray.core.config import Config, load_config, validate
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.places import HOME, ROOT, placed
+from cirray.core.typed import parse_yaml
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
 from cirray.mining.config import MiningConfig
@@ -45,7 +46,7 @@ class RecipesBeside:
         own = Path(file).resolve().parent
         for path in sorted(own.glob("*.yaml")) + sorted(own.parent.glob("*/*.yaml")):
             try:
-                tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+                tree = parse_yaml(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError):
                 continue
             if isinstance(tree, dict) and isinstance(tree.get("out"), str):
