@@ -178,9 +178,7 @@ class TrainingConfig(LoopConfig):
                           "cycled_beta1": (0.95, 0.85)},
             **PAPER.get(fields.get("objective", ""), {}),
         }  # fmt: skip
-        if mode == "improved":
-            return cls.model_validate(fields)
-        return cls.model_validate({**paper, **fields, "terms": merged(paper.get("terms", {}), fields.get("terms", {}))})
+        return cls.model_validate(fields if mode == "improved" else merged(paper, fields))
 
 
 class SpaceConfig(Config):

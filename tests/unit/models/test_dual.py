@@ -229,3 +229,9 @@ def test_the_heads_of_one_side_ignore_the_other(patches):
         swapped_text = retriever.compose(retriever.encode_reference(patches), retriever.tokenize(TEXTS[::-1]))
         same, moved = (swapped_image, swapped_text) if other == "image" else (swapped_text, swapped_image)
         assert torch.equal(first, same) and not torch.allclose(first, moved, atol=1e-3)
+
+
+def test_sizes_of_a_text_encoder_beside_a_source_that_brings_its_own_are_refused():
+    assert DualEncoderConfig(source="clip").text == DualEncoderConfig().text
+    with pytest.raises(ValueError, match="text says the sizes of an encoder from scratch, but source brings its own"):
+        DualEncoderConfig(source="clip", text={"layers": 3})

@@ -220,3 +220,12 @@ def test_terms_of_the_configuration_stand_over_the_objectives_own(make_task, tri
 def test_unknown_objectives_and_terms_are_named_before_the_first_step(fields, words):
     with pytest.raises(ConfigError, match=words):
         validate(TrainingConfig, fields)
+
+
+def test_a_field_over_a_modes_section_changes_that_field_alone():
+    given = TrainingConfig.for_mode(
+        "paper", objective="ptha", optimizer={"lr": 2e-5}, terms={"two_hop": {"weight": 0.2}}
+    )
+    paper = TrainingConfig.for_mode("paper", objective="ptha")
+    assert given.optimizer == paper.optimizer.model_copy(update={"lr": 2e-5})
+    assert given.terms["two_hop"] == paper.terms["two_hop"].model_copy(update={"weight": 0.2})
