@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import yaml
 
 from cirray.cli.verb import VERBS, Verb, verb
-from cirray.core.config import Config, Loaded, from_presets, given, load_config
+from cirray.core.config import Config, Loaded, from_presets, given, layer_of, load_config
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.fields import Effort, Known, Place
 from cirray.core.reading import plain
-from cirray.core.trees import Parts
+from cirray.core.trees import Layer, Parts
 from cirray.core.typed import Typed
 
 DEFAULT = "default"
@@ -62,9 +62,10 @@ def verb_of(files: Sequence[str], named: str = "", among: Sequence[str] = VERBS)
         return named
     if not files:
         raise ConfigError(f"Name a verb or a file; the verbs are {', '.join(among)}.")
+    layers = [layer_of(file) for file in files]
     begun = [[name for name in among if f"{Path(file).stem}-".startswith(f"{name}-")] for file in files]
     first = [max(names, key=len) for names in begun if names][:1]
-    found = first or [name for name in among if _takes(name, files)]
+    found = first or [name for name in among if _takes(name, layers)]
     if len(found) != 1:
         raise ConfigError(
             f"No verb can be told from the names or fields of {' '.join(files)}; say verb=NAME with one of "
@@ -73,9 +74,9 @@ def verb_of(files: Sequence[str], named: str = "", among: Sequence[str] = VERBS)
     return found[0]
 
 
-def _takes(name: str, files: Sequence[str]) -> bool:
+def _takes(name: str, layers: Sequence[Layer]) -> bool:
     try:
-        return bool(load_config(verb(name).config_class(), files))
+        return bool(load_config(verb(name).config_class(), layers))
     except ConfigError:
         return False
 

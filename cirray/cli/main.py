@@ -197,10 +197,13 @@ def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command line itself, and everything else in its order."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--restart", action="store_true")
-    return parser.parse_known_args(list(arguments))
+    try:
+        return parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"Flag {error.argument_name} takes no value; write it alone.") from None
 
 
 def describe(manifest: Any, config: Any) -> str:

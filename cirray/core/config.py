@@ -209,7 +209,7 @@ def load(cls: type[ConfigT], sources: Sequence[Source] = (), overrides: Sequence
     """As `load_config`, with the origin of every value that was given."""
     stack = Stack()
     for source in sources:
-        stack.add(source if isinstance(source, Layer) else _layer(source))
+        stack.add(source if isinstance(source, Layer) else layer_of(source))
     stack.add(Layer(assigned(overrides), COMMAND_LINE))
     return Loaded(_validated(cls, stack), stack)
 
@@ -244,7 +244,7 @@ def _validated(cls: type[ConfigT], stack: Stack) -> ConfigT:
         raise ConfigError(sentences(cls, error, stack)) from None
 
 
-def _layer(source: str | Path | Mapping[str, Any]) -> Layer:
+def layer_of(source: str | Path | Mapping[str, Any]) -> Layer:
     """A file's values as typed.
 
     Raises:

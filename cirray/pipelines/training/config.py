@@ -9,6 +9,7 @@ from cirray.core.config import Config, annotation_at, given_beside
 from cirray.core.fields import Common, Effort, Place
 from cirray.core.places import Run
 from cirray.core.reading import read
+from cirray.core.typed import Typed, collection
 from cirray.data.config import DataConfig
 from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
@@ -235,7 +236,8 @@ class TuneRun(Run):
 
 def _by_path(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Values of every swept field; `space.training.steps.grid=[...]` on a command line made sections of its path."""
-    for name, values in space.items():
+    for name, given in space.items():
+        values = collection(given) or given if isinstance(given, Typed) else given
         if isinstance(values, Mapping) and values and not values.keys() & SpaceConfig.model_fields.keys():
             yield from _by_path(values, f"{prefix}{name}.")
         else:

@@ -104,3 +104,8 @@ def test_a_run_says_what_presets_filled_in(caplog, monkeypatch):
     assert main(["evaluate", *words, "data.fashioniq.gallery=original", "checkpoint=nowhere"]) == 2
     told = "preset pic2word: data.fashioniq.reference_rule=keep, data.fashioniq.captions=reverse_and"
     assert told in [record.getMessage() for record in caplog.records]
+
+
+def test_a_file_that_is_not_there_is_named(capsys):
+    assert main(["config", "jobs/none.yaml"]) == 2
+    assert "Config file 'jobs/none.yaml' cannot be read: No such file" in capsys.readouterr().err

@@ -213,3 +213,8 @@ def test_names_of_every_kind_can_be_printed_on_every_terminal(monkeypatch):
         complain("\udce9")
         assert bytes_.getvalue().decode(encoding).startswith("caf\\udce9 ")
     assert printable("a\nb\udce9 é\u202f") == "a\\nb\\udce9 é\\u202f"
+
+
+def test_a_flag_that_takes_no_value_says_so(capsys):
+    assert main(["finetune", "--restart=1"]) == 2
+    assert capsys.readouterr().err.strip().endswith("Flag --restart takes no value; write it alone.")

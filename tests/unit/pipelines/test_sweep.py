@@ -182,3 +182,16 @@ def test_a_swept_preset_fills_what_the_base_run_did_not_give():
     assert [item.captions for item in made.values()] == ["clip4cir", "both_averaged"]
     assert {item.gallery for item in made.values()} == {"val_split"}
     assert trial_run(run, {}, "x").validation.every == 50
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["space.training.optimizer.lr={grid: [1e-4, 1e-3]}"],
+        ["space.training.optimizer.lr.grid=[1e-4, 1e-3]"],
+        ["space={training.optimizer.lr: {grid: [1e-4, 1e-3]}}"],
+    ],
+)
+def test_a_swept_field_is_said_on_the_command_line_in_any_of_three_ways(words):
+    swept = load_config(TuneRun, None, words).space["training.optimizer.lr"]
+    assert swept.grid == (1e-4, 1e-3)
