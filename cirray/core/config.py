@@ -259,7 +259,8 @@ def layer_of(source: str | Path | Mapping[str, Any]) -> Layer:
         raise ConfigError(f"Config file {name!r} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         hint = '; a text that begins with @ stands in quotes, "@features"' if "'@'" in str(error) else ""
-        raise ConfigError(f"Config file {name!r} is not valid YAML: {' '.join(str(error).split())}{hint}.") from None
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise ConfigError(f"Config file {name!r} is not valid YAML: {reason}{hint}.") from None
     if tree is not None and not isinstance(tree, dict):
         kind = "text" if isinstance(tree, str) else type(tree).__name__
         raise ConfigError(f"Config file {name!r} must hold a mapping of fields, found {kind}.")

@@ -34,7 +34,7 @@ class Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} appears twice", node.start_mark)
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
     def characters(self, node: Any) -> str:

@@ -143,5 +143,5 @@ def test_a_file_is_read_as_yaml_and_quotes_make_text(tmp_path):
 @pytest.mark.parametrize("content", ["steps: 1\nsteps: 2\n", "section:\n  rate: 1\n  rate: 2\n"])
 def test_a_key_that_stands_twice_is_refused(tmp_path, content):
     (tmp_path / "c.yaml").write_text(content)
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match="appears twice"):
         load_config(Fields, tmp_path / "c.yaml")
