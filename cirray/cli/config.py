@@ -62,9 +62,9 @@ def verb_of(files: Sequence[str], named: str = "", among: Sequence[str] = VERBS)
         return named
     if not files:
         raise ConfigError(f"Name a verb or a file; the verbs are {', '.join(among)}.")
-    layers = [layer_of(file) for file in files]
     begun = [[name for name in among if f"{Path(file).stem}-".startswith(f"{name}-")] for file in files]
     first = [max(names, key=len) for names in begun if names][:1]
+    layers = [] if first else [layer_of(file) for file in files]
     found = first or [name for name in among if _takes(name, layers)]
     if len(found) != 1:
         raise ConfigError(

@@ -187,8 +187,9 @@ def test_the_command_prints_a_table_or_json_and_exits_with_1_when_it_does_not_fi
 
 
 def test_what_cannot_be_planned_is_said_in_words(tmp_path):
+    (tmp_path / "mine-cirr.yaml").write_text("")
     with pytest.raises(ConfigError, match="say verb=NAME"):
-        verb_of(["mine-cirr.yaml"], "", PLANNABLE)
+        verb_of([str(tmp_path / "mine-cirr.yaml")], "", PLANNABLE)
     assert (
         verb_of(["run.yaml"], "finetune") == "finetune" and verb_of(["x/train-generator-x.yaml"]) == "train-generator"
     )
