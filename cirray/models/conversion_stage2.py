@@ -26,21 +26,20 @@ def split(state: State) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     first = {name: value for name, value in state.items() if not name.startswith(tuple(_COPIES))}
     own = ("Qformer.", "text_proj.", TOWER)
     shared = {name: value for name, value in first.items() if not name.startswith(own)}
-    copies = {
-        there + name.removeprefix(here): value
-        for name, value in state.items()
-        for here, there in _COPIES.items()
-        if name.startswith(here)
-    }
-    return first, {**shared, **copies}
+    return first, {**shared, **_renamed(state, _COPIES)}
 
 
 def joined(first: State, query: State) -> dict[str, torch.Tensor]:
     """What `split` splits, under the names of SPN4CIR's own wrapper; the temperature is the query side's."""
-    copies = {
-        here + name.removeprefix(there): value
-        for name, value in query.items()
-        for here, there in _COPIES.items()
-        if name.startswith(there)
-    }
+    copies = _renamed(query, {there: here for here, there in _COPIES.items()})
     return {PREFIX + name: value for name, value in {**first, "temp": query["temp"], **copies}.items()}
+
+
+def _renamed(state: State, beginnings: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors whose names have one of the beginnings, with that beginning exchanged."""
+    return {
+        new + name.removeprefix(old): value
+        for name, value in state.items()
+        for old, new in beginnings.items()
+        if name.startswith(old)
+    }

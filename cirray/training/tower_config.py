@@ -19,8 +19,8 @@ class LanguageOptimizerConfig(OptimizerConfig):
     """Share of the schedule that warms up."""
 
 
-class VisionOptimizerConfig(OptimizerConfig):
-    """AdamW and schedule of the vision tower's pretraining."""
+class TowerOptimizerConfig(OptimizerConfig):
+    """AdamW and schedule of a small vision tower's or CLIP's pretraining."""
 
     lr: float = Field(2e-3, gt=0)
     """Peak learning rate."""
@@ -58,15 +58,8 @@ class VisionTrainingConfig(LoopConfig):
     """Optimiser steps."""
     batch: int = Field(128, ge=1)
     """Images per step."""
-    optimizer: VisionOptimizerConfig = VisionOptimizerConfig()
+    optimizer: TowerOptimizerConfig = TowerOptimizerConfig()
     """AdamW and schedule."""
-
-
-class ClipOptimizerConfig(OptimizerConfig):
-    """AdamW and schedule of a small CLIP's pretraining."""
-
-    lr: float = Field(2e-3, gt=0)
-    """Peak learning rate."""
 
 
 class ClipTrainingConfig(LoopConfig):
@@ -76,7 +69,7 @@ class ClipTrainingConfig(LoopConfig):
     """Optimiser steps."""
     batch: int = Field(128, ge=2)
     """Image-caption pairs per step."""
-    optimizer: ClipOptimizerConfig = ClipOptimizerConfig()
+    optimizer: TowerOptimizerConfig = TowerOptimizerConfig()
     """AdamW and schedule."""
     dense: float = Field(1.0, ge=0)
     """Weight of the throw-away heads that read every cell from patches, image embedding and caption embedding (embedded
