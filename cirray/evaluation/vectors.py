@@ -112,7 +112,7 @@ def _query_matrix(plan: EvaluationPlan, queries: VectorFile, settings: Settings)
     if missing:
         raise DataError(
             f"{len(missing):,} of {len(plan.queries):,} queries have no vector in {queries.path!r}; the first is "
-            f"{missing[0]!r}, and the file holds ids like {_example([queries])!r}. jobs/BENCHMARKS.md lists the ids."
+            f"{missing[0]!r}, and the file holds ids like {_example([queries])!r}. docs/BENCHMARKS.md lists the ids."
         )
     query_BD = np.asarray(queries.vectors[[row_of[query.query_id] for query in plan.queries]], dtype=np.float32)
     if not settings.normalize:

@@ -34,7 +34,7 @@ class AnswerOptimizerConfig(OptimizerConfig):
     """AdamW and schedule of the training on labelled triplets."""
 
     lr: float = Field(1e-4, gt=0)
-    """Peak learning rate; 1e-3 damages an aligned start, and 3e-4 costs a point or two (`jobs/LOG.md`)."""
+    """Peak learning rate; 1e-3 damages an aligned start, and 3e-4 costs a point or two (`docs/LOG.md`)."""
 
 
 class AnswerTrainingConfig(LoopConfig):

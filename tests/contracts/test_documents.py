@@ -19,7 +19,7 @@ from cirray.serving.client import SearchClient
 ROOT = Path(__file__).resolve().parents[2]
 FILES = runpy.run_path(str(ROOT / "tests" / "fixtures" / "recipe_files.py"))
 README = (ROOT / "README.md").read_text()
-PAGES = "".join(path.read_text() for folder in ("jobs", "docs") for path in sorted((ROOT / folder).glob("*.md")))
+PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 
 
 def readme_commands() -> list[str]:
@@ -114,8 +114,8 @@ def test_serve_configs_name_importable_builders():
 
 
 def idea_files():
-    """Files of the first table of jobs/METHODS.md; a folder stands for the files that hold its ideas."""
-    text = (ROOT / "jobs" / "METHODS.md").read_text().partition("## The comparison")[0]
+    """Files of the first table of docs/METHODS.md; a folder stands for the files that hold its ideas."""
+    text = (ROOT / "docs" / "METHODS.md").read_text().partition("## The comparison")[0]
     folders = {
         "cirray/models/words/": ["cirray/models/words/injection.py"],
         "cirray/training/zeroshot/": [f"cirray/training/zeroshot/{n}.py" for n in ("token_search", "text_only")],

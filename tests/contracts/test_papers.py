@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = "docs/PAPERS.md"
 PUBLISHED = r"et al\.|\.org/|RFC \d"
-HISTORY = ("CHANGELOG.md", "jobs/LOG.md", "LICENSE")
+HISTORY = ("CHANGELOG.md", "docs/LOG.md", "LICENSE")
 BINARY = (".safetensors", ".png", ".ico", ".npz", ".jpg", ".parquet")
 
 
@@ -52,7 +52,7 @@ def strangers(text: str) -> list[str]:
 
 def known(name: str) -> bool:
     """Whether a page stands under this name here, in `docs/` or `jobs/`."""
-    return any((ROOT / folder / name).is_file() for folder in ("", "docs", "jobs"))
+    return any((ROOT / folder / name).is_file() for folder in ("", "docs"))
 
 
 def test_every_citation_has_its_heading():

@@ -1,4 +1,4 @@
-"""The table of ids in jobs/BENCHMARKS.md holds what the readers give."""
+"""The table of ids in docs/BENCHMARKS.md holds what the readers give."""
 
 import re
 import runpy
@@ -12,7 +12,7 @@ from cirray.data.readers import READERS, read_queries
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "fixtures" / "benchmarks.py")))
-TABLE = (ROOT / "jobs" / "BENCHMARKS.md").read_text().partition("### Ids that")[2]
+TABLE = (ROOT / "docs" / "BENCHMARKS.md").read_text().partition("### Ids that")[2]
 ROWS = {
     (match[1], match[2].strip(", ")): (match[3], match[4])
     for match in re.finditer(r"^\| `(\w+)`([^|]*?) \| .*? \| `([^`|]+)` \| .*? \| `([^`|]+)` \|$", TABLE, flags=re.M)

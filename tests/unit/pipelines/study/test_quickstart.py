@@ -41,7 +41,7 @@ def test_what_it_prints_is_a_study_file_of_the_same_stages(tmp_path, capsys):
 
 
 def test_its_rows_are_trained_as_published():
-    """The settings behind the README's table; `jobs/LOG.md` says how they were found."""
+    """The settings behind the README's table; `docs/LOG.md` says how they were found."""
     configs = {name: node.config for name, node in stages("rows=[]").items() if hasattr(node.config, "validation")}
     found = {
         name: (config.training.objective, config.training.steps, config.training.optimizer.lr)
