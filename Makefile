@@ -1,5 +1,6 @@
 # make demo    install and run the whole story on the embedded world, then say which command serves it
 # make test    install what tests need, lint, type-check and run all tests
+# make docs    build the documentation site into site/
 # make latest  the tests again with the newest release of everything, in an environment of its own
 # make help    the other targets
 SHELL := /bin/bash
@@ -11,8 +12,9 @@ CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
+DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: help install demo test quick lint types format serve latest constraints clean
+.PHONY: help install demo test quick lint types format docs serve latest constraints clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -26,6 +28,10 @@ $(STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 
 $(TEST_STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable ".[test]"
+	touch $@ $(STAMP)
+
+$(DOCS_STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable ".[docs]"
 	touch $@ $(STAMP)
 
 install: $(STAMP)
@@ -49,6 +55,9 @@ quick: $(TEST_STAMP)
 
 test: lint types quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration --durations 15
+
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 serve: $(STAMP)
 	$(BIN)/cirray serve serve_configs/retriever.yaml

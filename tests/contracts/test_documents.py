@@ -1,9 +1,11 @@
-"""Documentation and configuration that cannot drift: every YAML resolves, every README command is one that exists."""
+"""Documentation and configuration that cannot drift: every YAML resolves, every command, path and import is there."""
 
 import ast
+import importlib
 import re
 import runpy
 import shlex
+import subprocess
 from itertools import islice
 from pathlib import Path
 
@@ -19,18 +21,23 @@ from cirray.serving.client import SearchClient
 ROOT = Path(__file__).resolve().parents[2]
 FILES = runpy.run_path(str(ROOT / "tests" / "fixtures" / "recipe_files.py"))
 README = (ROOT / "README.md").read_text()
-PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+PAGES = "".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+HISTORY = (ROOT / "docs" / "LOG.md").read_text()
+TEXT = README + PAGES + CONTRIBUTING
+OUTSIDE = re.compile(r"(src|clip4cir|blip24cir|MTST_PTHA)/.*|BLIP_tdm.py|.*/DATASET/.*")
+"""Files of other projects, named as sources, and a pattern of names."""
 
 
-def readme_commands() -> list[str]:
-    """Every command line inside the pages' bash blocks, continuation lines joined, comments dropped."""
+def page_commands() -> list[str]:
+    """Every command line inside the pages' bash blocks, once, continuation lines joined, comments dropped."""
     commands = []
-    for block in re.findall(r"```bash\n(.*?)```", README + PAGES, flags=re.S):
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.S):
         for line in block.replace("\\\n", " ").splitlines():
             text = line.split(" #")[0].strip()
             if text and not text.startswith("#"):
                 commands.append(text)
-    return commands
+    return list(dict.fromkeys(commands))
 
 
 @pytest.mark.parametrize("path", FILES["RECIPES"], ids=FILES["name_of"])
@@ -62,13 +69,44 @@ def test_recipes_exist_for_every_stage_of_the_embedded_world():
     assert named >= set(wanted.split())
 
 
-@pytest.mark.parametrize("command", [c for c in readme_commands() if c.split()[0] == "cirray"])
-def test_every_cirray_command_of_the_readme_parses(command, monkeypatch):
+@pytest.mark.parametrize("command", [c for c in page_commands() if c.split()[0] == "cirray"])
+def test_every_cirray_command_of_the_pages_parses(command, monkeypatch):
     name, *arguments = shlex.split(command)[1:]
     if "--help" in arguments or name.startswith("--"):
         return
     monkeypatch.chdir(ROOT)
-    configured(verb(name), arguments)
+    words = arguments[: arguments.index(">")] if ">" in arguments else arguments
+    configured(verb(name), [word for word in words if word != "--print-config"])
+
+
+def test_every_verb_that_a_sentence_names_exists():
+    named = re.findall(r"`cirray ([a-z-]+)[^`]*`", TEXT)
+    assert len(named) > 60
+    assert sorted({name for name in named if name not in VERBS}) == []
+
+
+def test_every_path_that_a_sentence_names_is_there():
+    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    files = [f"/{name}" for name in tracked.stdout.split() if (ROOT / name).exists()]
+    paths = re.findall(
+        r"`((?:[\w.-]+/)*[\w-]+\.py|(?:cirray|jobs|tests|docs|serve_configs)/[\w./-]*)`", TEXT.replace(HISTORY, "")
+    )
+    assert len(paths) > 150
+    ends = {path: f"/{path}" for path in paths if not OUTSIDE.fullmatch(path)}
+    assert sorted({path for path, end in ends.items() if not any(has(file, end) for file in files)}) == []
+
+
+def has(file: str, end: str) -> bool:
+    """Whether a file has that path, or lies in that folder."""
+    return f"{end}" in file if end.endswith("/") else file.endswith(end) or f"{end}/" in file
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", TEXT, flags=re.S))
+def test_every_import_that_a_page_shows_works(block):
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
 def asked(command: str) -> tuple[str, str]:
@@ -78,19 +116,19 @@ def asked(command: str) -> tuple[str, str]:
 
 
 def test_the_first_query_is_one_of_the_world_that_is_made_everywhere_it_is_shown():
-    query = next(asked(command) for command in readme_commands() if command.startswith("cirray search"))
+    query = next(asked(command) for command in page_commands() if command.startswith("cirray search"))
     config = ShapesConfig()
     rows = [row for family in islice(families(config), 64) for row in describe(family, config)["queries"]]
     assert query in [(row["reference"], row["modification"]) for row in rows]
     assert asked(verb("search").example) == query
-    assert f'-F gallery_id={query[0]} -F "text={query[1]}"' in README and f'the text "{query[1]}"' in README
+    assert f'-F gallery_id={query[0]} -F "text={query[1]}"' in PAGES and f'the text "{query[1]}"' in README
     assert f'client.search("{query[1]}", gallery_id="{query[0]}")' in str(SearchClient.__doc__)
 
 
-def test_every_script_and_target_the_readme_names_exists():
+def test_every_script_and_target_the_pages_name_exists():
     makefile = (ROOT / "Makefile").read_text()
     missing = []
-    for command in readme_commands():
+    for command in page_commands():
         words = shlex.split(command)
         if words[0] == "make":
             missing += [word for word in words[1:] if not re.search(rf"^{word}:", makefile, flags=re.M)]

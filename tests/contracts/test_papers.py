@@ -51,7 +51,7 @@ def strangers(text: str) -> list[str]:
 
 
 def known(name: str) -> bool:
-    """Whether a page stands under this name here, in `docs/` or `jobs/`."""
+    """Whether a page stands under this name here."""
     return any((ROOT / folder / name).is_file() for folder in ("", "docs"))
 
 
