@@ -1,4 +1,8 @@
-"""Decoded pixels of any mode as upright RGB: transparency over white, deep greys scaled, damaged metadata ignored."""
+"""Decoded pixels of any mode as upright RGB: transparency over white, deep greys scaled, damaged metadata ignored; and
+small copies of them.
+"""
+
+import io
 
 import numpy as np
 from PIL import Image
@@ -12,6 +16,8 @@ _TURNS = {
 """EXIF's orientation -> the operation that undoes it."""
 _ORIENTATION = 0x0112
 _KEY_SCALES = {"L;2": 85, "L;4": 17}
+_PNG_SIDE = 96
+"""Copies up to this side are PNG, since JPEG harms drawings and icons."""
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -53,6 +59,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, opaque).convert("RGB")
     return image.convert("RGB")
+
+
+def thumbnail(image: Image.Image, size: int) -> bytes:
+    """An RGB image of at most `size` pixels a side, encoded without any metadata: PNG when small, else JPEG."""
+    small = image.copy()
+    small.thumbnail((size, size), Image.Resampling.LANCZOS)
+    small.info = {}  # Pillow writes a file's comment and profile again
+    stream = io.BytesIO()
+    if max(small.size) <= _PNG_SIDE:
+        small.save(stream, "PNG")
+    else:
+        small.save(stream, "JPEG", quality=88)
+    return stream.getvalue()
 
 
 def _deep_to_bytes(image: Image.Image) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Small pictures of a gallery, packed into one file: row -> encoded bytes. Ids are never used as paths."""
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-PACK, OFFSETS = "pictures.bin", "pictures.npy"
+PACK, OFFSETS, SIZES = "pictures.bin", "pictures.npy", "sizes.npy"
 _SIGNATURES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
 
@@ -17,6 +19,8 @@ class PictureStore:
     path: Path
     offsets: np.ndarray
     """Row r is at bytes offsets[r] to offsets[r + 1] (int64)."""
+    sizes_N2: np.ndarray
+    """Width and height in pixels (uint16), 0 where there is no picture."""
 
     def read(self, row: int) -> bytes:
         """Encoded picture of one row, empty when there is none."""
@@ -27,6 +31,11 @@ class PictureStore:
             stream.seek(start)
             return stream.read(end - start)
 
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Width and height of one row's picture, so that a page can keep its place before it comes."""
+        width, height = (int(side) for side in self.sizes_N2[row])
+        return (width, height) if width else None
+
 
 def media_type(picture: bytes) -> str:
     """MIME type of an encoded picture, by its first bytes."""
@@ -35,17 +44,28 @@ def media_type(picture: bytes) -> str:
 
 def write_pictures(folder: Path, pictures: Iterable[bytes]) -> list[str]:
     """Pack pictures in row order; returns the names of the files written."""
-    offsets = [0]
+    offsets, sizes = [0], []
     with open(folder / PACK, "wb") as stream:
         for picture in pictures:
             stream.write(picture)
             offsets.append(offsets[-1] + len(picture))
+            sizes.append(_size(picture))
     np.save(folder / OFFSETS, np.asarray(offsets, dtype=np.int64))
-    return [PACK, OFFSETS]
+    np.save(folder / SIZES, np.asarray(sizes, dtype=np.uint16))
+    return [PACK, OFFSETS, SIZES]
+
+
+def _size(picture: bytes) -> tuple[int, int]:
+    """Width and height by the header; nothing is decoded."""
+    if not picture:
+        return 0, 0
+    with Image.open(io.BytesIO(picture), formats=["PNG", "JPEG"]) as image:
+        return image.size
 
 
 def open_pictures(folder: Path, names: Sequence[str]) -> PictureStore | None:
     """The pictures of an index, or None when it was built without."""
     if PACK not in names:
         return None
-    return PictureStore(folder / PACK, np.load(folder / OFFSETS, allow_pickle=False))
+    offsets, sizes_N2 = (np.load(folder / name, allow_pickle=False) for name in (OFFSETS, SIZES))
+    return PictureStore(folder / PACK, offsets, sizes_N2)

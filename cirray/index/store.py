@@ -1,9 +1,9 @@
 """The index artifact: write, check, open.
 
 Files: `tokens.npy` (fp16 [N, Q, D], memory-mapped), `ids.json` (ascending), `index.faiss`, `meta.json`, and optionally
-`patches.npy` (vision features of the gallery, fp16 [N, P, W]), the packed pictures and the data set's own texts. The
-digest of every file's whole content is in the manifest and is checked before any of them is parsed: FAISS must never
-read a damaged file.
+`patches.npy` (vision features of the gallery, fp16 [N, P, W]), the packed pictures, the names of their original files
+and the data set's own texts. The digest of every file's whole content is in the manifest and is checked before any of
+them is parsed: FAISS must never read a damaged file.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from cirray.core.texts import is_whole
 from cirray.index.config import IndexConfig
 from cirray.index.exact import ExactIndex
 from cirray.index.faiss_index import FaissTokenIndex, PooledRerankIndex, build_faiss, configure_search
+from cirray.index.originals import Original, Originals, open_originals, write_originals
 from cirray.index.pictures import PictureStore, open_pictures, write_pictures
 from cirray.index.protocol import VectorIndex
 from cirray.index.texts import Texts, open_texts, write_texts
@@ -57,6 +58,8 @@ class GalleryIndex:
     """The data set's own texts by image id; pictures without a text are left out."""
     examples: tuple[tuple[str, str], ...] = ()
     """Queries (reference id, text) whose first answer was right when the index was made, the clearest first."""
+    originals: Originals | None = None
+    """The files that the pictures were made of."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -92,7 +95,7 @@ class GalleryIndex:
 
 def write_index(
     folder: Path, ids: Sequence[str], meta: IndexMeta, config: IndexConfig, pictures: Iterable[bytes] | None = None,
-    texts: Texts | None = None,
+    texts: Texts | None = None, originals: Sequence[Original] = (),
 ) -> dict[str, str]:  # fmt: skip
     """Finish an index in a folder that already holds `tokens.npy` (and perhaps `patches.npy`).
 
@@ -103,6 +106,8 @@ def write_index(
         config: which index to build.
         pictures: encoded pictures in row order, or None.
         texts: the data set's own texts by id, where it has some.
+        originals: files of the pictures in row order, where there are some; the caller notes their folder in the
+            manifest's `extra["originals"]`.
 
     Returns:
         File name -> digest, for the manifest's `extra["files"]`.
@@ -124,7 +129,7 @@ def write_index(
         names.append(FAISS)
     if pictures is not None:
         names += write_pictures(folder, pictures)
-    names += write_texts(folder, texts or {})
+    names += write_texts(folder, texts or {}) + write_originals(folder, originals)
     description = {"meta": asdict(meta), "config": config.to_dict(), "shape": list(tokens_NQD.shape)}
     (folder / META).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
     return {name: whole_digest(folder / name) for name in sorted(names)}
@@ -170,7 +175,7 @@ def _opened(
     examples = tuple((str(name), str(text)) for name, text in manifest.extra.get("examples", ()))
     return GalleryIndex(
         search_index, meta, config, manifest.digest, open_pictures(folder, names), patches, open_texts(folder, names),
-        examples,
+        examples, open_originals(folder, names, str(manifest.extra.get("originals", ""))),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import FastAPI, Query, Request
@@ -21,6 +21,7 @@ from cirray.serving.bodies import SearchBody, read_search
 from cirray.serving.config import ServeArgs
 from cirray.serving.gate import Gate, Lane, rules_of
 from cirray.serving.guard import Guard
+from cirray.serving.previews import large_picture
 from cirray.serving.problems import NOT_FOUND, UNAVAILABLE, UNUSABLE, ProblemError, problem_response, response_of
 from cirray.serving.reference import reference_page
 from cirray.serving.schemas import (
@@ -65,6 +66,7 @@ def make_api(service: ServiceGetter, args: ServeArgs, alone: bool = True) -> Fas
     app = FastAPI(title="cirray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     _add_search(app, service)
     _add_gallery(app, service)
+    _add_images(app, service, args)
     _add_examples(app, service)
     _add_state(app, service, args)
     _add_page(app)
@@ -99,7 +101,7 @@ def _prepare(service: SearchService, body: SearchBody) -> Any:
 def _search_response(request: Request, service: SearchService, ranking: Ranking, begin: float) -> SearchResponse:
     gallery = service.retriever.gallery
     hits = [
-        Hit(id=name, score=score, image=_image_path(request, service, name))
+        Hit(id=name, score=score, **_picture(request, service, name))
         for name, score in zip(ranking.ids, ranking.scores, strict=True)
     ]
     return SearchResponse(
@@ -121,22 +123,30 @@ def _add_gallery(app: FastAPI, service: ServiceGetter) -> None:
         """List gallery images in id order."""
         current = service()
         ids = current.retriever.gallery.ids
-        items = [
-            GalleryItem(id=name, image=_image_path(request, current, name)) for name in ids[offset : offset + limit]
-        ]
+        items = [GalleryItem(id=name, **_picture(request, current, name)) for name in ids[offset : offset + limit]]
         return GalleryPage(items=items, total=len(ids), offset=offset, limit=limit)
 
-    documents = {200: {"content": {"image/png": {}, "image/jpeg": {}}}, 404: _problem_doc("No such image.")}
+
+def _add_images(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
+    documents = {
+        200: {"content": {"image/png": {}, "image/jpeg": {}}},
+        404: _problem_doc("No such image."),
+        422: _problem_doc("No such size."),
+    }
 
     @app.get("/v1/images/{image_id:anything}", response_class=Response, responses=documents)  # type: ignore[arg-type]
-    async def image(request: Request, image_id: str) -> Response:
-        """Picture of one gallery image (a thumbnail)."""
-        held = service().retriever.gallery
-        tag = f'"{held.digest[:16]}-{held.row(image_id)}"'
+    async def image(request: Request, image_id: str, size: Literal["small", "large"] = "small") -> Response:
+        """Picture of one gallery image: `small` (the index's thumbnail) or `large` (from its file, where that is)."""
+        current = service()
+        held = current.retriever.gallery
+        tag = f'"{held.digest[:16]}-{held.row(image_id)}-{size}"'
         headers = {"etag": tag, "cache-control": "private, max-age=300"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        picture = held.picture(image_id)
+        if size == "large" and args.originals:
+            picture = await current.prepare(partial(large_picture, held, image_id, current.retriever.limits))
+        else:
+            picture = held.picture(image_id)
         if not picture:
             raise ProblemError(NOT_FOUND, f"The index keeps no picture of {image_id[:80]!r}.")
         return Response(picture, media_type=media_type(picture), headers=headers)
@@ -224,6 +234,13 @@ def _image_path(request: Request, service: SearchService, image_id: str) -> str 
     if service.retriever.gallery.pictures is None:
         return None
     return f"{request.scope.get('root_path', '').rstrip('/')}/v1/images/{quote(image_id, safe='')}"
+
+
+def _picture(request: Request, service: SearchService, image_id: str) -> dict[str, Any]:
+    """Fields of an image's picture: its path and size."""
+    gallery = service.retriever.gallery
+    width, height = (gallery.pictures and gallery.pictures.size(gallery.row(image_id))) or (None, None)
+    return {"image": _image_path(request, service, image_id), "width": width, "height": height}
 
 
 def _problem_doc(text: str) -> dict[str, Any]:

@@ -61,6 +61,9 @@ class ServeArgs(Run):
     """Names a Host header may say (`*.example.org`: any below); null: loopback's where only loopback is listened on."""
     kept_references: Effort[int] = Field(64, ge=0)
     """Latest reference images whose encoding is kept for further texts about them; 0: each query encodes its own."""
+    originals: Effort[bool] = True
+    """Show a gallery picture large from its original file, while that is still the one that was indexed and has at most
+    `max_pixels`; else, and with false, large pictures are the index's thumbnails."""
     verify: Effort[bool] = True
     """Compare the index files with their digests at the start (reads every byte once)."""
 

@@ -15,7 +15,7 @@ from cirray.data.config import ImageLimits
 from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.entrances import Entrances
-from cirray.serving.service import Workers
+from cirray.serving.service import ResultT, Workers
 from cirray.types import Ranking
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class SearchReplica:
         await asyncio.wait_for(self.probe(), PROBE_TIMEOUT_S)
         await self._entrances.guard()
 
-    async def prepare(self, make: "Callable[[], ComposedQuery]") -> "ComposedQuery":
+    async def prepare(self, make: Callable[[], ResultT]) -> ResultT:
         """See `SearchService.prepare`."""
         return await self._workers.decode(make)
 

@@ -46,6 +46,10 @@ class Hit(_Wire):
     """Similarity, -1 to 1; higher is better."""
     image: str | None
     """Path of its picture, or null when the index keeps none."""
+    width: int | None
+    """Width of that picture in pixels, or null."""
+    height: int | None
+    """Its height."""
 
 
 class Times(_Wire):
@@ -84,7 +88,11 @@ class GalleryItem(_Wire):
     id: str
     """Its id."""
     image: str | None
-    """Path of its picture."""
+    """Path of its picture, or null when the index keeps none."""
+    width: int | None
+    """Width of that picture in pixels, or null."""
+    height: int | None
+    """Its height."""
 
 
 class GalleryPage(_Wire):

@@ -27,8 +27,8 @@ class SearchService(Protocol):
     def settings(self) -> ServingSettings:
         """The settings in force."""
 
-    async def prepare(self, make: "Callable[[], ComposedQuery]") -> "ComposedQuery":
-        """Run the CPU part of a query (decoding) outside the event loop."""
+    async def prepare(self, make: Callable[[], ResultT]) -> ResultT:
+        """Run CPU work (decoding a picture) outside the event loop."""
 
     async def answer(self, query: "ComposedQuery") -> Ranking:
         """Answer one prepared query, alone or in a batch; raises the query's own error."""
@@ -71,7 +71,7 @@ class DirectService:
         """Hold a loaded retriever."""
         self.retriever, self.settings, self._workers = retriever, settings or ServingSettings(), Workers()
 
-    async def prepare(self, make: "Callable[[], ComposedQuery]") -> "ComposedQuery":
+    async def prepare(self, make: Callable[[], ResultT]) -> ResultT:
         """See `SearchService.prepare`."""
         return await self._workers.decode(make)
 

@@ -5,8 +5,8 @@ parts. They are then joined in id order and given to `cirray.index`.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import asked_digest, contents_of
 from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.originals import originals_of
 from cirray.pipelines.search.parts import FOLDER, Part, PartEncoder, dataset_gallery, part_uri
 from cirray.pipelines.search.texts import examples, indexed_dataset, own_texts
 from cirray.types import part_name, stable_id
@@ -47,6 +48,8 @@ class IndexPlan:
     features_digest: str = ""
     rejected: tuple[tuple[str, str], ...] = ()
     """Gallery images without features, or changed since: id and reason."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the files' bytes by id, where they were read."""
     notes: tuple[str, ...] = ()
     """Notes of the folder's listing: files left out, folders that cannot be listed."""
 
@@ -108,20 +111,20 @@ def _features_plan(run: IndexRun, inputs: dict[str, str]) -> IndexPlan:
     digests = {f"features {number}": read_manifest(uri).digest for number, uri in enumerate(run.features)}
     if dataset is not None:
         digests["data"] = stable_id(asked_digest(dataset), *dataset.triplets)
-    changed = _changed(run, gallery, paths)
+    known: dict[str, str] = {}
+    for uri in run.features:
+        known |= read_contents(uri)
+    changed = _changed(run, gallery, paths, known)
     if changed:
         digests["changed"] = stable_id("changed", *(part for row in sorted(changed.items()) for part in row))
     ids = [name for name in gallery if name in store and name not in changed] if gallery else store.ids
     reasons = {**{name: refused[name] for name in absent}, **dict.fromkeys(changed, _CHANGED)}
     rejected = tuple(sorted(reasons.items()))
-    return IndexPlan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected)
+    return IndexPlan(tuple(sorted(ids)), paths, {**inputs, **digests}, store.info.encoder_digest, rejected, known)
 
 
-def _changed(run: IndexRun, ids: Sequence[str], paths: dict[str, str]) -> dict[str, str]:
+def _changed(run: IndexRun, ids: Sequence[str], paths: dict[str, str], known: Mapping[str, str]) -> dict[str, str]:
     """Images whose files have changed since they were embedded, with their new digests; and unreadable ones."""
-    known: dict[str, str] = {}
-    for uri in run.features:
-        known |= read_contents(uri)
     ids = [name for name in ids if name in known and name in paths]
     now = zip(ids, contents_of([paths[name] for name in ids], run.limits), strict=True)
     return {name: content for name, content in now if content and content != known[name]}
@@ -140,9 +143,9 @@ def _folder_plan(run: IndexRun, folder: str, inputs: dict[str, str]) -> IndexPla
         _LOGGER.info("%s: %s", folder, note)
     contents = contents_of([paths[image] for image in sorted(paths)], run.limits)
     listing = [part for row in zip(sorted(paths), contents, strict=True) for part in row]
-    return IndexPlan(
-        tuple(sorted(paths)), paths, {**inputs, "images": stable_id("images", *listing)}, notes=found.notes()
-    )
+    digests = {**inputs, "images": stable_id("images", *listing)}
+    known = dict(zip(sorted(paths), contents, strict=True))
+    return IndexPlan(tuple(sorted(paths)), paths, digests, contents=known, notes=found.notes())
 
 
 def _parts(run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder) -> Parts:
@@ -178,7 +181,8 @@ def _join(run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, nu
     pictures = (picture for number in numbers for picture in _read_part(stage, number).pictures)
     dataset = indexed_dataset(run)
     texts = own_texts(dataset, ids, network) if dataset else {}
-    files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None, texts)
+    root, originals = originals_of(ids, plan.paths, plan.contents) if has_pictures else ("", [])
+    files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None, texts, originals)
     shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
     storage.remove(storage.join(stage.work_uri, FOLDER))
     if rejected:
@@ -186,6 +190,7 @@ def _join(run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, nu
     made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
     extra = {
         "files": files, **made_by, "rejected": rejected.first(), "notes": list(plan.notes), "examples": shown,
+        "originals": root,
     }  # fmt: skip
     return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
 

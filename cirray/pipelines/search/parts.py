@@ -15,6 +15,7 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_place
+from cirray.data.pixels import thumbnail
 from cirray.data.places import Place
 from cirray.data.transforms import ImageTransform
 from cirray.features.store import FeatureStore, check_tower
@@ -24,8 +25,6 @@ from cirray.search_engine import load_models
 from cirray.types import part_name
 
 FOLDER = "parts"
-_PNG_SIDE = 96
-"""Pictures up to this side are kept as PNG, since JPEG harms drawings and icons."""
 
 
 @dataclass
@@ -204,18 +203,6 @@ class PartEncoder:
 def part_uri(work_uri: str, number: int) -> str:
     """File of a part while the index is made."""
     return storage.join(work_uri, FOLDER, f"{part_name(number)}.npz")
-
-
-def thumbnail(image: Image.Image, size: int) -> bytes:
-    """A picture of at most `size` pixels a side, without metadata: PNG when small, else JPEG."""
-    small = image.copy()
-    small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    if max(small.size) <= _PNG_SIDE:
-        small.save(stream, "PNG")
-    else:
-        small.save(stream, "JPEG", quality=88)
-    return stream.getvalue()
 
 
 def dataset_gallery(dataset: CirDataset | None) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -4,10 +4,17 @@ import json
 import numpy as np
 import pytest
 from made_artifacts import stage_of
+from PIL import Image
 
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
 from cirray.index.config import IndexConfig
 from cirray.index.store import KIND, IndexMeta, open_index, whole_digest, write_index
+
+
+def drawn(row):
+    stream = io.BytesIO()
+    Image.new("RGB", (9, 6), (row, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def make(tmp_path, config=None, ids=None, name="index", patches=False):
@@ -19,7 +26,7 @@ def make(tmp_path, config=None, ids=None, name="index", patches=False):
     np.save(stage.local / "tokens.npy", tokens)
     if patches:
         np.save(stage.local / "patches.npy", rng.normal(size=(len(ids), 9, 6)).astype(np.float16))
-    pictures = [b"" if row == 1 else b"\x89PNG" + bytes([row]) for row in range(len(ids))]
+    pictures = [b"" if row == 1 else drawn(row) for row in range(len(ids))]
     files = write_index(stage.local, ids, IndexMeta("enc-1", "vis-1"), config, pictures)
     stage.publish({"images": len(ids)}, extra={"files": files})
     return tmp_path / name, tokens
@@ -31,7 +38,8 @@ def test_an_index_comes_back_as_it_was_written(tmp_path, fields):
     gallery = open_index(uri, "enc-1")
     query = tokens[17, 2].astype(np.float32)[None]
     assert gallery.search_index.search(query, 3)[0][0][0] == "a/017.png"
-    assert gallery.picture("a/002.png") == b"\x89PNG\x02" and gallery.picture("a/001.png") == b""
+    assert gallery.picture("a/002.png") == drawn(2) and gallery.picture("a/001.png") == b""
+    assert gallery.pictures.size(2) == (9, 6) and gallery.pictures.size(1) is None
     assert gallery.patches_NPW is not None and gallery.patches_NPW.shape == (40, 9, 6)
     assert gallery.meta.vision_digest == "vis-1" and gallery.config == IndexConfig(**fields)
 

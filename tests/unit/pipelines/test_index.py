@@ -12,11 +12,12 @@ import cirray.pipelines.search.index as stage
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig
+from cirray.data.pixels import thumbnail
 from cirray.index.store import open_index
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
-from cirray.pipelines.search.parts import Part, thumbnail
+from cirray.pipelines.search.parts import Part
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_service.py")))
 REJECTED = (("plain/broken", "damaged"),)
@@ -184,7 +185,8 @@ def test_a_part_comes_back_as_it_was_written():
 def test_thumbnails_are_small_lossless_when_tiny_and_without_metadata():
     small = Image.new("RGB", (48, 48), "red")
     large = Image.new("RGB", (900, 300), "blue")
-    small.info["exif"] = large.info["exif"] = b"Exif\0\0secret"
+    for image in (small, large):
+        image.info.update({name: b"secret" for name in ("exif", "comment", "xmp", "icc_profile")})
     assert thumbnail(small, 256).startswith(b"\x89PNG")
     packed = thumbnail(large, 256)
     assert packed.startswith(b"\xff\xd8") and b"secret" not in packed + thumbnail(small, 256)

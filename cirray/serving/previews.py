@@ -1,0 +1,40 @@
+"""Gallery pictures large: made from the original file while it is still the one that was indexed.
+
+A request names an id of the gallery, never a path. The path comes from the index, and the file's bytes must have the
+digest that the index noted: nothing else is ever decoded or sent. What is sent is encoded anew, upright and without
+metadata.
+"""
+
+from cirray.core.errors import CirrayError
+from cirray.data.config import ImageLimits
+from cirray.data.images import open_image, picture_digest, read_place
+from cirray.data.pixels import thumbnail
+from cirray.data.places import Place
+from cirray.index.store import GalleryIndex
+
+LARGE = 1600
+"""Longest side in pixels of a large picture."""
+
+
+def large_picture(gallery: GalleryIndex, image_id: str, limits: ImageLimits) -> bytes:
+    """Encoded picture (JPEG or PNG) of at most `LARGE` pixels a side; the thumbnail where the original is no more.
+
+    Args:
+        gallery: the index.
+        image_id: id of a gallery image.
+        limits: caps on the original, checked before it is decoded.
+
+    Raises:
+        UnknownImageError: for an id that is not in the gallery.
+    """
+    found = gallery.originals.find(gallery.row(image_id)) if gallery.originals else None
+    if found is None:
+        return gallery.picture(image_id)
+    path, digest = found
+    try:
+        data = read_place(Place(str(path)), limits, image_id)
+        if picture_digest(data) == digest:
+            return thumbnail(open_image(data, limits.model_copy(update={"draft_side": LARGE}), image_id), LARGE)
+    except CirrayError:
+        pass  # gone, or larger than this service decodes
+    return gallery.picture(image_id)
