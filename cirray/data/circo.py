@@ -30,6 +30,7 @@ ASPECTS = (
 """The nine semantic aspects that a val query may be tagged with."""
 
 
+@READERS.register("circo")
 def read_circo(config: CircoConfig) -> CirDataset:
     """Read CIRCO; no image is opened, and images may be missing.
 
@@ -58,11 +59,6 @@ def read_circo(config: CircoConfig) -> CirDataset:
         guarded=frozenset(paths),
         notes=(*null_note(left), *blank_note(queries), *_notes(config, queries, named, gallery)),
     )
-
-
-@READERS.register("circo")
-def _read(config: CircoConfig) -> CirDataset:
-    return read_circo(config)
 
 
 def _query(record: Record, config: CircoConfig) -> Query:

@@ -62,6 +62,7 @@ class _Files:
         return has_file(self.folders, f"captions/cap.rc2.{split}.json")
 
 
+@READERS.register("cirr")
 def read_cirr(config: CirrConfig) -> CirDataset:
     """Read CIRR; no image is opened, and images may be missing.
 
@@ -99,11 +100,6 @@ def read_cirr(config: CirrConfig) -> CirDataset:
         notes=(*notes, *null_note(left), *_query_notes(queries), *_unknown(queries, triplets, paths)),
         training_notes=notes,
     )
-
-
-@READERS.register("cirr")
-def _read(config: CirrConfig) -> CirDataset:
-    return read_cirr(config)
 
 
 def _query(record: Record, split: str) -> Query:

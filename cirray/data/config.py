@@ -317,14 +317,3 @@ class TransformConfig(Config):
     """Per-channel mean of pixels in [0, 1] (CLIP's), subtracted on the device."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Per-channel deviation, divided by on the device."""
-
-
-class NlvrRun(Config):
-    """Convert the published NLVR scenes to the folder layout."""
-
-    root: Place
-    """Folder that holds `dev/dev.json` and `dev/images/`, or a folder `nlvr` with them."""
-    out: Place
-    """Folder to write."""
-    seed: int = Field(0, ge=0)
-    """Seed of the split and of the texts."""

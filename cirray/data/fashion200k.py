@@ -21,6 +21,7 @@ MARKS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"}
 """Characters that TIRG spells out in captions."""
 
 
+@READERS.register("fashion200k")
 def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
     """Read Fashion200k; no image is opened, and images may be missing.
 
@@ -49,11 +50,6 @@ def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
         training_notes=unused,
         notes=(*unused, *count_note("images are both in train and in test", both)),
     )
-
-
-@READERS.register("fashion200k")
-def _read(config: Fashion200kConfig) -> CirDataset:
-    return read_fashion200k(config)
 
 
 def clean_caption(text: str) -> str:

@@ -29,6 +29,7 @@ _TRIPLETS = ("train", "val")
 _IMAGES = ("candidate", "target")
 
 
+@READERS.register("fashioniq")
 def read_fashioniq(config: FashionIQConfig) -> CirDataset:
     """Read one category or all three; no image is opened, and images may be missing.
 
@@ -74,11 +75,6 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
         ),
         training_notes=notes,
     )
-
-
-@READERS.register("fashioniq")
-def _read(config: FashionIQConfig) -> CirDataset:
-    return read_fashioniq(config)
 
 
 def _records(root: Path, category: str, split: str) -> list[Record]:

@@ -24,6 +24,7 @@ _OWN = ("triplets", "queries", "captions", "dataset")
 """Names of the layout's own files, which are not pictures."""
 
 
+@READERS.register("folder")
 def read_folder(config: FolderConfig) -> CirDataset:
     """Read a data set; no image is decoded.
 
@@ -63,11 +64,6 @@ def read_folder(config: FolderConfig) -> CirDataset:
         captions=_read_captions(_rows(root, "captions", config.captions, ("image", "caption"), left), names),
         notes=(*scan.notes, *count_note("rows left out because a needed value is null", left)),
     )
-
-
-@READERS.register("folder")
-def _read(config: FolderConfig) -> CirDataset:
-    return read_folder(config)
 
 
 class _Names:

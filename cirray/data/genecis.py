@@ -49,6 +49,7 @@ class _Images:
         return image_id
 
 
+@READERS.register("genecis")
 def read_genecis(config: GeneCisConfig) -> CirDataset:
     """Read one task or all four; no image is opened, and images may be missing.
 
@@ -83,11 +84,6 @@ def read_genecis(config: GeneCisConfig) -> CirDataset:
         guarded=frozenset(images.paths),
         notes=(*null_note(left), *blank_note(queries), *_notes(queries, galleries, images.boxes)),
     )
-
-
-@READERS.register("genecis")
-def _read(config: GeneCisConfig) -> CirDataset:
-    return read_genecis(config)
 
 
 def _template(record: Record, task: str, number: int, images: _Images) -> tuple[Query, tuple[str, ...]]:

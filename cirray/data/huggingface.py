@@ -66,6 +66,7 @@ class _Images:
         return image_id
 
 
+@READERS.register("huggingface")
 def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
     """Read triplets, queries and gallery from splits; no picture is decoded or copied.
 
@@ -120,11 +121,6 @@ def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
             *count_note("images share a name with another picture and are called by their row", images.clashes),
         ),
     )
-
-
-@READERS.register("huggingface")
-def _read(config: HuggingFaceConfig) -> CirDataset:
-    return read_huggingface(config)
 
 
 class _Row(NamedTuple):

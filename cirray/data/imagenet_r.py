@@ -16,6 +16,7 @@ DOMAINS = {"cartoon": 0, "origami": 1, "toy": 2, "sculpture": 3}
 _STEP = 1000
 
 
+@READERS.register("imagenet_r")
 def read_imagenet_r(config: ImageNetRConfig) -> CirDataset:
     """Read the lists; no image is opened, and images may be missing.
 
@@ -42,11 +43,6 @@ def read_imagenet_r(config: ImageNetRConfig) -> CirDataset:
         guarded=frozenset((*gallery, *photographs)),
         notes=_notes(queries, left),
     )
-
-
-@READERS.register("imagenet_r")
-def _read(config: ImageNetRConfig) -> CirDataset:
-    return read_imagenet_r(config)
 
 
 def _labels(path: Path) -> dict[str, int]:

@@ -26,6 +26,7 @@ from cirray.types import Query, Triplet
 _IMAGES = ("query-image", "target-image")
 
 
+@READERS.register("lasco")
 def read_lasco(config: LascoConfig) -> CirDataset:
     """Read LaSCo; no image is opened, and images may be missing.
 
@@ -65,11 +66,6 @@ def read_lasco(config: LascoConfig) -> CirDataset:
             *count_note("queries whose target is their reference: they cannot be hit", same),
         ),
     )
-
-
-@READERS.register("lasco")
-def _read(config: LascoConfig) -> CirDataset:
-    return read_lasco(config)
 
 
 def _corpus(folders: tuple[Path, ...], split: str, images: Path) -> dict[str, str]:

@@ -26,6 +26,7 @@ from cirray.types import Query, Triplet
 _TYPE = re.compile(r"^img_(.+)_\d+\.\w+$")
 
 
+@READERS.register("shoes")
 def read_shoes(config: ShoesConfig) -> CirDataset:
     """Read Shoes; no image is opened, and images may be missing.
 
@@ -72,11 +73,6 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
             *count_note("queries whose target is their reference: they cannot be hit", same),
         ),
     )
-
-
-@READERS.register("shoes")
-def _read(config: ShoesConfig) -> CirDataset:
-    return read_shoes(config)
 
 
 def _names(path: Path) -> dict[str, None]:

@@ -133,6 +133,7 @@ class _Found:
         return image_id
 
 
+@READERS.register("webdataset")
 def read_webdataset(config: WebDatasetConfig) -> CirDataset:
     """Index all shards; only headers and texts are read, so memory grows with the number of samples alone.
 
@@ -164,11 +165,6 @@ def read_webdataset(config: WebDatasetConfig) -> CirDataset:
             *blank_note(queries),
         ),
     )  # fmt: skip
-
-
-@READERS.register("webdataset")
-def _read(config: WebDatasetConfig) -> CirDataset:
-    return read_webdataset(config)
 
 
 def list_shards(config: WebDatasetConfig) -> list[str]:

@@ -35,28 +35,6 @@ class Spread:
     count: int
 
 
-def target_ranks(
-    scores_BN: np.ndarray, targets: Sequence[Sequence[int]], removed: Sequence[int | None], query_ids: Sequence[str]
-) -> np.ndarray:
-    """Pessimistic rank of every query's best target.
-
-    Args:
-        scores_BN: float scores of B queries against N gallery images; higher is better, -inf is allowed.
-        targets: columns of each query's targets (at least one).
-        removed: column that is taken out of each query's ranking (its own reference), or None.
-        query_ids: names for error sentences.
-
-    Returns:
-        int64 [B]; `NEVER` where every target is the removed column.
-
-    Raises:
-        DataError: for a score that is not a number, naming the query.
-    """
-    refuse_nan(scores_BN, query_ids)
-    rows = zip(scores_BN, targets, removed, strict=True)
-    return np.asarray([_rank(scores_N, list(columns), gone) for scores_N, columns, gone in rows], dtype=np.int64)
-
-
 def refuse_nan(scores_BN: np.ndarray, query_ids: Sequence[str]) -> None:
     """Refuse scores [B, N] that are not numbers.
 
@@ -70,15 +48,6 @@ def refuse_nan(scores_BN: np.ndarray, query_ids: Sequence[str]) -> None:
             f"Query {name!r} has a score that is not a number ({count} of {len(query_ids)} queries in this batch do). "
             "The model or its features hold NaN: check the checkpoint's training curves."
         )
-
-
-def _rank(scores_N: np.ndarray, targets: list[int], removed: int | None) -> int:
-    live = sorted({column for column in targets if column != removed})
-    if not live:
-        return NEVER
-    best = scores_N[live].max()
-    before = int(np.count_nonzero(scores_N >= best)) - int(np.count_nonzero(scores_N[live] >= best))
-    return before - int(removed is not None and bool(scores_N[removed] >= best))
 
 
 def hit_counts(ranks_B: np.ndarray, ks: Sequence[int]) -> dict[int, int]:

@@ -177,15 +177,6 @@ def refuse(checked: Checked, name: str, shown: int = 5) -> None:
     raise DataError(f"{name!r} is no valid {checked.kind} submission ({count:,} broken rules): {first}{more}.")
 
 
-def to_rankings(payload: Mapping[str, Any], kind: str) -> dict[str, tuple[str, ...]]:
-    """Query id -> image ids as strings, of a file that was checked."""
-    return {
-        key: tuple(str(_plain(item, kind)) for item in value)
-        for key, value in payload.items()
-        if kind == CIRCO or key not in SPECIAL
-    }
-
-
 def image_key(kind: str) -> Callable[[str], str]:
     """How a data set's image id is written in a file of a kind: CIRCO's zero-padded ids become plain numbers."""
     return lambda name: str(_plain(name, kind))

@@ -1,6 +1,6 @@
 """Exact nearest neighbours over mean-centred features, block by block with bounded memory.
 
-Equal to the full similarity matrix with a full sort (`naive_windows`, the twin), which takes 7 GB for 25,000 images.
+Equal to the full similarity matrix with a full sort (the twin in its test), which takes 7 GB for 25,000 images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -105,25 +105,6 @@ def rank_window(candidates: int, config: WindowConfig) -> tuple[int, int]:
         return min(config.rank_low, candidates), min(config.rank_high, candidates)
     low, high = config.quantiles
     return int(low * candidates), int(high * candidates)
-
-
-def naive_windows(vectors: CentredVectors, config: WindowConfig) -> list[Window]:
-    """The twin: the full matrix, a full sort for each reference."""
-    every_ND = vectors.block(0, len(vectors))
-    scores_NN = every_ND @ every_ND.T
-    found = []
-    for reference in range(len(vectors)):
-        others = [
-            (-float(score), index)
-            for index, score in enumerate(scores_NN[reference])
-            if index != reference and score <= config.max_score
-        ]
-        low, high = rank_window(len(others), config)
-        chosen = [(rank, -score, index) for rank, (score, index) in enumerate(sorted(others))][low:high]
-        chosen = [item for item in chosen if item[1] >= config.min_score]
-        ranks, scores, targets = (np.array([item[place] for item in chosen]) for place in range(3))
-        found.append(Window(reference, targets.astype(np.int64), ranks.astype(np.int64), scores.astype(np.float32)))
-    return found
 
 
 def _scores(vectors: CentredVectors, start: int, stop: int) -> np.ndarray:

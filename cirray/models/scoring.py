@@ -3,8 +3,6 @@
 s_ij = max_k <q_i, g_jk> over an image's tokens (BLIP-2, SPRC, PTHA); with one token per image: the plain dot product.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch.nn import functional
 
@@ -24,15 +22,3 @@ def score(query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
     with torch.autocast(query_BD.device.type, enabled=False):
         flat_BM = query_BD @ gallery_NQD.reshape(images * tokens, width).T
     return flat_BM.view(query_BD.shape[0], images, tokens).amax(dim=2)
-
-
-def score_blocks(
-    query_BD: torch.Tensor, gallery_NQD: torch.Tensor, rows: int = 256
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """`score` over blocks of queries, for galleries whose full matrix is too large.
-
-    Yields:
-        Index of the block's first query, and its scores `[<= rows, N]`.
-    """
-    for begin in range(0, query_BD.shape[0], rows):
-        yield begin, score(query_BD[begin : begin + rows], gallery_NQD)

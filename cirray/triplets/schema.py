@@ -73,13 +73,6 @@ def rejected_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return _table([{"modification": None, **row} for row in rows], REJECTED_SCHEMA)
 
 
-def from_triplets(triplets: Iterable[Triplet], **columns: Any) -> pa.Table:
-    """`Triplet` values as a table; `columns` sets further columns to one value."""
-    names = ("triplet_id", "reference_id", "target_id", "modification", "reverse_modification", "split", "source",
-             "group_id", "weight", "edit")  # fmt: skip
-    return triplet_table({**{name: getattr(item, name) for name in names}, **columns} for item in triplets)
-
-
 def to_triplets(table: pa.Table) -> list[Triplet]:
     """The rows of a table as `Triplet` values, in order."""
     names = ("triplet_id", "reference_id", "target_id", "modification", "reverse_modification", "split", "source",

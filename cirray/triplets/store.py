@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,22 +67,6 @@ class TripletStore:
     def rejected(self) -> pa.Table:
         """Rejected rows, with reasons."""
         return read_tables(str(self.folder), REJECTED, REJECTED_SCHEMA)
-
-    def stats(self) -> dict[str, Any]:
-        """Counts by split and source, lengths in words, share with a reverse text, reasons of rejection."""
-        table = self.table()
-        words = sorted(len(text.split()) for text in table.column("modification").to_pylist())
-        reverse = len(table) - table.column("reverse_modification").null_count
-        return {
-            "triplets": len(table),
-            "splits": dict(Counter(table.column("split").to_pylist())),
-            "sources": dict(Counter(table.column("source").to_pylist())),
-            "references": len(set(table.column("reference_id").to_pylist())),
-            "words_mean": sum(words) / len(words) if words else 0.0,
-            "words_p95": words[int(0.95 * (len(words) - 1))] if words else 0,
-            "reverse_share": reverse / len(table) if len(table) else 0.0,
-            "rejected": dict(Counter(self.rejected().column("reason").to_pylist())),
-        }
 
 
 def write_part(work_uri: str, name: str, triplets: pa.Table, rejected: pa.Table) -> None:

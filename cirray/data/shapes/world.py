@@ -125,11 +125,6 @@ def read_scenes(root: Path) -> dict[str, Scene]:
         raise DataError(f"{str(path)!r} is not a scene table ({error}); write the world again.") from None
 
 
-def forbidden_scenes(root: Path) -> frozenset[Scene]:
-    """Every scene of a world, which text-only pretraining must not draw."""
-    return frozenset(read_scenes(root).values())
-
-
 def fresh_scene(
     rng: np.random.Generator, forbidden: frozenset[Scene] | set[Scene], palette: Palette = FULL, **limits: int
 ) -> Scene:

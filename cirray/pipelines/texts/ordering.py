@@ -25,11 +25,6 @@ def order_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     return sorted(pairs, key=key)
 
 
-def distinct_images(parts: Sequence[Sequence[Pair]]) -> int:
-    """Number of images read, summed over parts; lower is better."""
-    return sum(len({image for pair in part for image in (pair.reference_id, pair.target_id)}) for part in parts)
-
-
 def _walk(links: dict[str, list[str]]) -> dict[str, int]:
     place: dict[str, int] = {}
     for start in sorted(links):

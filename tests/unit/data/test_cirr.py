@@ -166,7 +166,8 @@ def test_a_preset_fills_fields_that_nobody_gave(root):
 
 
 def test_the_writer_of_the_layout_and_the_reader_agree(world, tmp_path):
-    from cirray.data.cirr_layout import write_cirr
+    from cirr_layout import write_cirr
+
     from cirray.data.config import FolderConfig
     from cirray.data.folder import read_folder
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cirr_layout import write_cirr
 from PIL import Image
 
 from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
-from cirray.data.cirr_layout import write_cirr
 from cirray.data.config import FolderConfig
 from cirray.data.folder import read_folder
-from cirray.data.nlvr import Change, Item, difference, read_boxes, split_boxes, write_nlvr
+from jobs.nlvr import Change, Item, difference, read_boxes, split_boxes, write_nlvr
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data"

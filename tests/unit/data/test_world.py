@@ -11,7 +11,7 @@ from cirray.data import writing
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.judge import judge, parse
 from cirray.data.shapes.scenes import COLOURS, SHAPES, difference
-from cirray.data.shapes.world import forbidden_scenes, fresh_scene, read_scenes, write_world
+from cirray.data.shapes.world import fresh_scene, read_scenes, write_world
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.world import run_world
 
@@ -92,7 +92,7 @@ def test_reverse_texts_are_written_on_demand_and_change_nothing_else(small_confi
 
 
 def test_fresh_scenes_are_none_of_the_worlds(world, rng):
-    forbidden = forbidden_scenes(world)
+    forbidden = frozenset(read_scenes(world).values())
     assert len(forbidden) == len(read_scenes(world))
     assert all(fresh_scene(rng, forbidden, max_objects=2) not in forbidden for _ in range(50))
 

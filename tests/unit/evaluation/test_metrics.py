@@ -8,14 +8,20 @@ from cirray.evaluation.metrics import (
     group_recall,
     hit_counts,
     recall_by,
+    refuse_nan,
     spread,
     spread_of,
-    target_ranks,
 )
+from cirray.evaluation.verdicts import row_verdict
+from cirray.types import Query
 
 
 def rank(scores, targets, removed=None):
-    return int(target_ranks(np.asarray([scores], dtype=np.float32), [targets], [removed], ["q"])[0])
+    ids = [f"i{at}" for at in range(len(scores))]
+    query = Query("q", "other" if removed is None else ids[removed], "text", tuple(ids[at] for at in targets))
+    columns = {name: at for at, name in enumerate(ids)}
+    rule = "keep" if removed is None else "remove"
+    return row_verdict(query, np.asarray(scores, dtype=np.float32), columns, removed, rule).rank
 
 
 def test_the_rank_counts_candidates_with_a_higher_score():
@@ -24,8 +30,7 @@ def test_the_rank_counts_candidates_with_a_higher_score():
 
 
 def test_a_constant_score_is_never_a_hit():
-    scores_BN = np.full((3, 20), 0.3, dtype=np.float32)
-    ranks_B = target_ranks(scores_BN, [[0], [5], [19]], [None] * 3, list("abc"))
+    ranks_B = [rank([0.3] * 20, [target]) for target in (0, 5, 19)]
     assert hit_counts(ranks_B, [1, 5, 10, 19]) == {1: 0, 5: 0, 10: 0, 19: 0}
 
 
@@ -68,7 +73,7 @@ def test_a_score_that_is_not_a_number_is_an_error_naming_the_query():
     scores_BN = np.zeros((3, 4), dtype=np.float32)
     scores_BN[1, 2] = np.nan
     with pytest.raises(DataError, match="Query 'q-2'"):
-        target_ranks(scores_BN, [[0]] * 3, [None] * 3, ["q-1", "q-2", "q-3"])
+        refuse_nan(scores_BN, ["q-1", "q-2", "q-3"])
 
 
 def test_minus_infinity_is_a_score():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cirray.core.errors import ConfigError, DataError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.measures import interval, measure
-from cirray.evaluation.metrics import NEVER, bootstrap_interval, target_ranks
+from cirray.evaluation.metrics import NEVER, bootstrap_interval
 from cirray.evaluation.plan import make_plan
 from cirray.evaluation.protocol_metrics import (
     METRICS,
@@ -258,19 +258,6 @@ def cases(draw):
         queries.append(query(f"q{at}", 0, tuple(targets), subset, draw(soft_labels), ("x", "y")[: 1 + at % 2]))
         rows.append(draw(scores_row))
     return queries, rows
-
-
-@settings(max_examples=120, deadline=None)
-@given(cases(), st.sampled_from(["remove", "keep"]))
-def test_the_best_rank_is_the_one_that_target_ranks_gives(case, rule):
-    queries, rows = case
-    found = judged(queries, rows, dataclasses.replace(ANY, reference_rule=rule))
-    expected = target_ranks(
-        np.asarray(rows), [[IDS.index(t) for t in q.target_ids] for q in queries],
-        [0 if rule == "remove" else None] * len(queries), [q.query_id for q in queries],
-    )  # fmt: skip
-    assert found.ranks.tolist() == expected.tolist()
-    assert all(v.places[0] == v.rank for v in found.verdicts)
 
 
 @settings(max_examples=80, deadline=None)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made_artifacts import stage_of
+from made_artifacts import from_triplets, stage_of
 
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, TransformConfig
@@ -21,7 +21,7 @@ from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConf
 from cirray.models.text import build_tokenizer
 from cirray.models.towers.hf_blip2 import build_vision_tower
 from cirray.pipelines.evaluation.evaluate import run_evaluate
-from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
+from cirray.triplets.schema import REJECTED_SCHEMA
 from cirray.triplets.store import write_part
 from cirray.types import Triplet
 

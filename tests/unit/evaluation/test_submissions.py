@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cirray.core.errors import DataError
+from cirray.evaluation.rankings import as_lists
 from cirray.evaluation.submissions import (
     CIRCO,
     MAX_BYTES,
@@ -19,7 +20,6 @@ from cirray.evaluation.submissions import (
     detect,
     encode,
     refuse,
-    to_rankings,
 )
 from cirray.types import Query
 
@@ -61,7 +61,7 @@ def test_a_file_read_back_is_the_file_written():
     payload = build(RECALL, QUERIES, LISTS)
     again = decode(encode(payload), "mine.json")
     assert again == payload and detect(again) == RECALL
-    assert to_rankings(again, RECALL)["12063"] == tuple(NAMES[1:51])
+    assert as_lists(again, "mine.json")["12063"] == tuple(NAMES[1:51])
 
 
 def test_a_query_without_a_list_or_with_a_short_one_is_refused():
@@ -168,7 +168,7 @@ def test_the_official_cirr_example_keeps_every_rule_and_round_trips(name, kind):
     queries, gallery = REAL.cirr_test()
     assert check(official, path.stat().st_size, "", queries, gallery).problems == ()
     assert check(official, path.stat().st_size).kind == kind
-    mine = build(kind, queries, to_rankings(official, kind))
+    mine = build(kind, queries, as_lists(official, name))
     assert mine == official and len(encode(mine)) == path.stat().st_size
     assert json.loads(encode(mine)) == official
 
@@ -179,5 +179,5 @@ def test_the_official_circo_example_keeps_every_rule_and_round_trips(split):
     official = REAL.load(f"circo/submission_examples/submission_{split}.json")
     queries, _ = REAL.circo(split)
     assert check(official, path.stat().st_size, "", queries, REAL.circo_images()).problems == ()
-    mine = build(CIRCO, queries, to_rankings(official, CIRCO))
+    mine = build(CIRCO, queries, as_lists(official, split))
     assert mine == official and len(encode(mine)) == path.stat().st_size

@@ -9,7 +9,7 @@ import pytest
 
 from cirray.features.store import FeatureInfo, FeatureStore
 from cirray.mining.config import WindowConfig
-from cirray.mining.neighbours import CentredVectors, naive_windows, windows
+from cirray.mining.neighbours import CentredVectors, Window, rank_window, windows
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
 PLENTY = 2**28
@@ -30,6 +30,25 @@ def same(found, expected):
         assert one.reference == two.reference
         assert one.targets.tolist() == two.targets.tolist() and one.ranks.tolist() == two.ranks.tolist()
         assert one.scores == pytest.approx(two.scores, abs=1e-5)
+
+
+def naive_windows(vectors, config):
+    """The twin: the full matrix, a full sort for each reference."""
+    every_ND = vectors.block(0, len(vectors))
+    scores_NN = every_ND @ every_ND.T
+    found = []
+    for reference in range(len(vectors)):
+        others = [
+            (-float(score), index)
+            for index, score in enumerate(scores_NN[reference])
+            if index != reference and score <= config.max_score
+        ]
+        low, high = rank_window(len(others), config)
+        chosen = [(rank, -score, index) for rank, (score, index) in enumerate(sorted(others))][low:high]
+        chosen = [item for item in chosen if item[1] >= config.min_score]
+        ranks, scores, targets = (np.array([item[place] for item in chosen]) for place in range(3))
+        found.append(Window(reference, targets.astype(np.int64), ranks.astype(np.int64), scores.astype(np.float32)))
+    return found
 
 
 @pytest.mark.parametrize(

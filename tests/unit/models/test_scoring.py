@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from cirray.models.scoring import score, score_blocks, unit
+from cirray.models.scoring import score, unit
 
 
 def nearly_equal(count, width=64):
@@ -33,11 +33,8 @@ def test_unit_vectors_keep_their_differences_under_bf16_autocast():
     assert (rounded - exact).abs().max() > 1e-3
 
 
-def test_an_image_scores_by_its_best_token_in_blocks_as_at_once():
+def test_an_image_scores_by_its_best_token():
     query_BD, gallery_NQD = nearly_equal(7), nearly_equal(24).view(8, 3, 64)
     whole = score(query_BD, gallery_NQD)
     naive = torch.stack([torch.stack([max(q @ token for token in image) for image in gallery_NQD]) for q in query_BD])
     assert torch.allclose(whole, naive, atol=1e-6)
-    parts = dict(score_blocks(query_BD, gallery_NQD, rows=3))
-    assert list(parts) == [0, 3, 6]
-    assert torch.allclose(torch.cat(list(parts.values())), whole, atol=1e-6)

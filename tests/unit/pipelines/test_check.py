@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_artifacts import stage_of
+from made_artifacts import from_triplets, stage_of
 
 from cirray.core.errors import GenerationError, IndexMismatchError
 from cirray.evaluation.round_trip import pair_scores, round_trip_ranks, worse_of_both
 from cirray.features.store import FeatureStore
 from cirray.pipelines.texts import check
 from cirray.pipelines.texts.config import CheckRun
-from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
+from cirray.triplets.schema import REJECTED_SCHEMA
 from cirray.triplets.store import TripletStore, write_part
 from cirray.types import Triplet
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cirray.mining.pairs import pair_id
-from cirray.pipelines.texts.ordering import distinct_images, order_pairs
+from cirray.pipelines.texts.ordering import order_pairs
 from cirray.types import Pair
 
 
@@ -17,6 +17,10 @@ def families(count):
 
 def cut(pairs, rows):
     return [pairs[start : start + rows] for start in range(0, len(pairs), rows)]
+
+
+def distinct_images(parts):
+    return sum(len({image for pair in part for image in (pair.reference_id, pair.target_id)}) for part in parts)
 
 
 def test_order_depends_on_the_set_of_pairs_alone_and_loses_none():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_artifacts import stage_of
+from made_artifacts import from_triplets, stage_of
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, IndexMismatchError
@@ -17,7 +17,7 @@ from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
 from cirray.search_engine import SearchEngine, load_models
 from cirray.training.loop import Callback
-from cirray.triplets.schema import from_triplets, rejected_table
+from cirray.triplets.schema import rejected_table
 from cirray.triplets.store import write_part
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))

@@ -2,13 +2,12 @@
 
 import pyarrow as pa
 import pytest
-from made_artifacts import stage_of
+from made_artifacts import from_triplets, stage_of
 
 from cirray.core.errors import ArtifactError, DataError
 from cirray.triplets.schema import (
     REJECTED_SCHEMA,
     TRIPLET_SCHEMA,
-    from_triplets,
     rejected_table,
     to_triplets,
     triplet_id,
@@ -73,14 +72,6 @@ def test_rows_are_filtered_by_split_and_source(tmp_path):
     assert [t.triplet_id for t in store.read(split="train")] == ["t2", "t3"]
     assert [t.triplet_id for t in store.read(source="mtst")] == ["t2"]
     assert [t.triplet_id for t in store.read()] == ["t1", "t2", "t3"]
-
-
-def test_stats_count_what_there_is(tmp_path):
-    rows = [row(1, reverse_modification="x"), row(2, modification="one two three four five"), row(3, source="mtst")]
-    stats = TripletStore.open(write(tmp_path / "t", rows, [refusal(8), refusal(9, "too long")])).stats()
-    assert stats["triplets"] == 3 and stats["sources"] == {"human": 2, "mtst": 1}
-    assert stats["reverse_share"] == pytest.approx(1 / 3) and stats["words_mean"] == pytest.approx(11 / 3)
-    assert stats["rejected"] == {"empty": 1, "too long": 1}
 
 
 def test_a_missing_or_unknown_column_an_empty_text_and_a_wrong_type_are_refused():

@@ -319,9 +319,9 @@ def test_mapping_refuses_features_of_another_tower_and_data_without_captions(roo
 @pytest.fixture(scope="module")
 def rows(root):
     import pyarrow as pa
-    from made_artifacts import stage_of
+    from made_artifacts import from_triplets, stage_of
 
-    from cirray.triplets.schema import REJECTED_SCHEMA, from_triplets
+    from cirray.triplets.schema import REJECTED_SCHEMA
     from cirray.triplets.store import write_part
 
     stage = stage_of(str(root / "triplets"), "triplets", {})
