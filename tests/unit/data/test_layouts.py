@@ -14,7 +14,7 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
 from cirray.data.config import FolderConfig
 from cirray.data.folder import read_folder
-from jobs.nlvr import Change, Item, difference, read_boxes, split_boxes, write_nlvr
+from jobs.data.nlvr import Change, Item, difference, read_boxes, split_boxes, write_nlvr
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data"
@@ -191,7 +191,7 @@ def test_nlvr_files_that_are_not_as_published_are_refused(nlvr_root, tmp_path):
 
 def test_the_nlvr_job_says_its_counts_and_answers_bad_input_with_one_sentence(nlvr_root, tmp_path):
     def job(*arguments):
-        command = [sys.executable, "jobs/nlvr.py", *arguments]
+        command = [sys.executable, "jobs/data/nlvr.py", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
 
     done = job(f"root={nlvr_root}", f"out={tmp_path / 'out'}")

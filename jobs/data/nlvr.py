@@ -1,4 +1,4 @@
-"""Convert the NLVR dev scenes to the open folder layout: `python jobs/nlvr.py root=FOLDER out=FOLDER [seed=0]`.
+"""Convert the NLVR dev scenes to the open folder layout: `python jobs/data/nlvr.py root=FOLDER out=FOLDER [seed=0]`.
 
 The scenes (Suhr et al. 2017, CC BY 4.0) are cut into small images, and composed queries follow from their lists.
 
