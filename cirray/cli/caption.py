@@ -8,6 +8,6 @@ VERB = Verb(
     help="write one short caption for every image (Ray Data), for SPN's templates",
     config="cirray.pipelines.captions.config:CaptionRun",
     run="cirray.pipelines.captions.caption:run_caption",
-    example="cirray caption jobs/configs/shapes/caption.yaml",
+    example="cirray caption shapes/caption",
     status=partial_status,
 )

@@ -8,5 +8,5 @@ VERB = Verb(
     help="make a small CLIP of the embedded world, or train one on images and captions",
     config="cirray.pipelines.zeroshot.config:ClipRun",
     run="cirray.pipelines.zeroshot.clip:run_clip",
-    example="cirray clip jobs/configs/shapes/clip.yaml",
+    example="cirray clip shapes/clip",
 )

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from cirray.cli.recipes import files_of, recipes
 from cirray.cli.tree import Node, find, roots
 from cirray.cli.verb import FLAGS, VERBS, Verb, verb
 from cirray.core.config import Config
@@ -81,6 +82,7 @@ def answers(words: Sequence[str]) -> list[str]:
 
 def _of_verb(chosen: Verb, before: Sequence[str], word: str) -> list[str]:
     """What a verb takes; one that gathers the files of another verb (`cirray plan`) takes what that verb takes too."""
+    before = [str(recipes().get(item, item)) for item in before]
     other = _gathered(before) if chosen.gathers[0] else ""
     return [*_own(chosen, before, word), *(_own(verb(other), before, word) if other else [])]
 
@@ -97,7 +99,7 @@ def _own(chosen: Verb, before: Sequence[str], word: str) -> list[str]:
     last = before[-1] if before else ""
     if last == "--help" or word.startswith("--help="):
         head, mark, path = word.rpartition("=")
-        return [head + mark + item for item in ["all", *_steps(chosen, path, before, helps=True)]]
+        return [head + mark + item for item in ["all", "recipes", *_steps(chosen, path, before, helps=True)]]
     if last.startswith("--") and "=" not in last and last not in (*FLAGS, *chosen.switches):
         return _values(chosen, last[2:].replace("-", "_"), word, before)
     name, mark, value = word.removeprefix("--").partition("=")
@@ -108,7 +110,7 @@ def _own(chosen: Verb, before: Sequence[str], word: str) -> list[str]:
         own = [f"--{node.path.replace('_', '-')}" for node in roots(chosen.usual()) if not _opens(node)]
         return [*_flags(chosen), *own]
     bare = _values(chosen, chosen.positional, word, before) if chosen.positional else []
-    return [*_steps(chosen, word, before), *_paths(word, _FILES), *bare]
+    return [*_steps(chosen, word, before), *_paths(word, _FILES), *files_of(chosen), *bare]
 
 
 def _flags(chosen: Verb) -> list[str]:

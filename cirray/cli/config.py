@@ -132,7 +132,7 @@ VERB = Verb(
     help="print what files and assignments mean, and where each value comes from",
     config="cirray.cli.config:ConfigRun",
     run="cirray.cli.config:explained",
-    example="cirray config finetune jobs/configs/shapes/finetune.yaml training.steps=100 --given",
+    example="cirray config finetune shapes/finetune training.steps=100 --given",
     show=str,
     positional="verb",
     switches={"--given": "only_given=true"},

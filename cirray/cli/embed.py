@@ -8,6 +8,6 @@ VERB = Verb(
     help="run every image through the frozen vision tower once (Ray Data)",
     config="cirray.pipelines.features.config:EmbedRun",
     run="cirray.pipelines.features.embed:run_embed",
-    example="cirray embed jobs/configs/shapes/embed.yaml",
+    example="cirray embed shapes/embed",
     status=partial_status,
 )

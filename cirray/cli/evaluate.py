@@ -8,6 +8,6 @@ VERB = Verb(
     help="score a checkpoint on a benchmark and write a report with pictures",
     config="cirray.evaluation.config:EvaluateRun",
     run="cirray.pipelines.evaluation.evaluate:run_evaluate",
-    example="cirray evaluate jobs/configs/shapes/evaluate.yaml",
+    example="cirray evaluate shapes/evaluate",
     show=lambda manifest: manifest.extra["table"],
 )

@@ -8,5 +8,5 @@ VERB = Verb(
     help="fine-tune the retriever on labelled triplets (plain or PTHA; Ray Train, DeepSpeed)",
     config="cirray.pipelines.training.config:FinetuneRun",
     run="cirray.pipelines.training.train:run_train",
-    example="cirray finetune jobs/configs/shapes/finetune.yaml",
+    example="cirray finetune shapes/finetune",
 )

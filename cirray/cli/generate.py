@@ -8,5 +8,5 @@ VERB = Verb(
     help="write a text for every pair by a generator, as triplets (Ray Data)",
     config="cirray.pipelines.texts.config:GenerateRun",
     run="cirray.pipelines.texts.generate:run_generate",
-    example="cirray generate jobs/configs/shapes/generate.yaml",
+    example="cirray generate shapes/generate",
 )

@@ -1,9 +1,12 @@
 """`cirray --help`, `cirray VERB --help`, and `cirray VERB --help SECTION`."""
 
+import itertools
 import re
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
+from cirray.cli.recipes import files_of
 from cirray.cli.tree import Node, Tree, find, roots, shown, walk
 from cirray.cli.verb import GROUPS, VERBS, Verb, verb
 from cirray.core.errors import ConfigError, unknown_name
@@ -28,7 +31,16 @@ _FLAGS = {
     "--help SECTION": "open a section or field below; `--help all` shows every field",
     "--print-config": "print the configuration that a run would have, and stop",
 }
+_RECIPES = {"--help recipes": "list the recipes and overlays that this verb takes by name"}
 _RESTART = {"--restart": "throw away half-written work of an interrupted or different run; finished artifacts stay"}
+_CLOSING = (
+    "`cirray VERB --help` shows the fields of a verb that people change, `cirray VERB --help all` every one, and "
+    "`cirray VERB --help recipes` the files that it takes by name, such as shapes/finetune. Of several files the later "
+    "wins. `@name` is the artifact of that name below the root: `--root DIR`, else CIRRAY_ROOT, else what a file says, "
+    "else ~/cirray/quickstart. A killed run goes on when the same command is given again; `--restart` throws its "
+    "half-written work away first (finished artifacts stay). New here? `cirray quickstart` runs the whole story in "
+    "minutes."
+)
 
 
 def overview() -> str:
@@ -43,14 +55,10 @@ def overview() -> str:
         [
             "cirray: composed image retrieval at scale, by generating modification text",
             "",
-            "usage: cirray VERB [FILE.yaml ...] [path.to.field=value ...] [--root DIR] [--restart] [--print-config]",
+            "usage: cirray VERB [RECIPE or FILE.yaml ...] [path.to.field=value ...] [--root DIR] [FLAG ...]",
             *lines,
             "",
-            "`cirray VERB --help` shows the fields of a verb that people change, `cirray VERB --help all` every one.",
-            "Of several files the later wins. `@name` is the artifact of that name below the root: `--root DIR`, else",
-            "CIRRAY_ROOT, else what a file says, else ~/cirray/quickstart. A killed run goes on when the same command",
-            "is given again; `--restart` throws its half-written work away first (finished artifacts stay). New here?",
-            "`cirray quickstart` runs the whole story in minutes.",
+            *textwrap.wrap(_CLOSING, WIDTH, break_on_hyphens=False),
         ]
     )
 
@@ -72,6 +80,8 @@ def verb_help(chosen: Verb, path: str = "") -> str:
     Raises:
         ConfigError: for a path that is no section and no field, with the near ones.
     """
+    if path == "recipes":
+        return _recipes_help(chosen)
     tree = chosen.usual()
     if path == "all":
         return "\n".join([f"Every field of cirray {chosen.name}:", *_full(list(walk(roots(tree))))])
@@ -86,7 +96,7 @@ def common_fields(tree: Tree) -> list[Node]:
 def _short_help(chosen: Verb, tree: Tree) -> str:
     """Each field with the first sentence of its meaning; on one line each where that would not fit a screen."""
     sections = [node for node in roots(tree) if node.inside]
-    flags = {**_FLAGS, **(_RESTART if chosen.restarts else {})}
+    flags = {**_FLAGS, **(_RECIPES if files_of(chosen) else {}), **(_RESTART if chosen.restarts else {})}
     flags |= {name: f"the same as {assignment}" for name, assignment in chosen.switches.items()}
     for rows in (2, 1):
         lines = [*textwrap.wrap(f"cirray {chosen.name}: {chosen.help}", WIDTH), "", f"  {chosen.example}"]
@@ -101,6 +111,22 @@ def _short_help(chosen: Verb, tree: Tree) -> str:
         if len(lines) <= HEIGHT:
             break
     return "\n".join(lines)
+
+
+def _recipes_help(chosen: Verb) -> str:
+    """A line for every file that a verb takes by name: the first sentence of its comment."""
+    files = files_of(chosen)
+    if not files:
+        return f"cirray {chosen.name} has no recipes: its fields stand on the command line or in a file of yours."
+    width = max(map(len, files)) + 2
+    return "\n".join(_fit(f"  {name:<{width}}{_comment(path)}", WIDTH) for name, path in files.items())
+
+
+def _comment(path: Path) -> str:
+    """The first sentence of a file's comment, without what it cites."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.strip("# ") for line in lines)
+    return _sentence(re.sub(r"\s*\([^()]*\.md[^()]*\)|:? {3}.*", "", text))
 
 
 def _section_help(chosen: Verb, tree: Tree, path: str) -> str:

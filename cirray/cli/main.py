@@ -8,6 +8,7 @@ from typing import Any
 
 from cirray.cli import completion
 from cirray.cli.help import asked, overview, verb_help
+from cirray.cli.recipes import with_files
 from cirray.cli.verb import Verb, verb
 from cirray.cli.verb import load as imported
 from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, value_at
@@ -53,12 +54,13 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
         argv: arguments; the process's own when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help", "--print-config"} & set(arguments) or _sorted(arguments)[0]:
-        return guarded(lambda: _run_verb(name, arguments))
 
     def work() -> int:
+        files, assignments = _sorted(with_files(verb(name), arguments))
+        if {"-h", "--help", "--print-config"} & set(arguments) or files:
+            return _run_verb(name, arguments)
         if needs:
-            roots = [item for item in overrides_of(arguments) if item.startswith(f"{ROOT}=")]
+            roots = [item for item in assignments if item.startswith(f"{ROOT}=")]
             imported("cirray.cli.study:prepare")(needs, roots)
         return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 
@@ -153,7 +155,7 @@ def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:
     Raises:
         ConfigError: as `load_config`.
     """
-    files, overrides = _sorted(chosen.assignments(words))
+    files, overrides = _sorted(chosen.assignments(with_files(chosen, words)))
     own = chosen.own_file()
     return resolve(chosen.config_class(), files or ([own] if own else []), overrides)
 

@@ -8,5 +8,5 @@ VERB = Verb(
     help="train the map from images to pseudo-words (zero-shot: two-stage, Pic2Word, SEARLE, LinCIR)",
     config="cirray.pipelines.zeroshot.config:MapRun",
     run="cirray.pipelines.zeroshot.map:run_map",
-    example="cirray map jobs/configs/shapes/map.yaml",
+    example="cirray map shapes/map",
 )

@@ -8,5 +8,5 @@ VERB = Verb(
     help="choose image pairs that are worth a text",
     config="cirray.pipelines.texts.config:MineRun",
     run="cirray.pipelines.texts.mine:run_mine",
-    example="cirray mine jobs/configs/shapes/mine.yaml",
+    example="cirray mine shapes/mine",
 )

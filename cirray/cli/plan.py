@@ -22,7 +22,7 @@ def plan_file(run: Any) -> Any:
     from cirray.pipelines.planning.plan import plan_run
 
     if not run.files:
-        raise ConfigError("Name the run's files: cirray plan jobs/configs/cirr/finetune-ptha-improved.yaml.")
+        raise ConfigError("Name the run's files: cirray plan cirr/finetune-ptha-improved.")
     chosen = verb(verb_of(run.files, run.verb, PLANNABLE))
     config = configured(chosen, [*run.files, *run.assignments]).config
     return replace(plan_run(config, run.plan, RecipesBeside.of(run.files[0], config.root)), as_json=run.as_json)
@@ -38,7 +38,7 @@ VERB = Verb(
     help="count what a run needs before a cluster is rented: memory, disk, time (exit 0 it fits, 1 warnings)",
     config="cirray.pipelines.planning.config:PlanRun",
     run="cirray.cli.plan:plan_file",
-    example="cirray plan jobs/configs/cirr/finetune-ptha-improved.yaml training.batch=256 plan.gpu=a100",
+    example="cirray plan cirr/finetune-ptha-improved training.batch=256 plan.gpu=a100",
     show=_show,
     switches={"--json": "as_json=true"},
     gathers=("files", "assignments"),

@@ -8,5 +8,5 @@ VERB = Verb(
     help="pretrain the retriever on generated triplets (MTST; Ray Train, DeepSpeed)",
     config="cirray.pipelines.training.config:PretrainRun",
     run="cirray.pipelines.training.train:run_train",
-    example="cirray pretrain jobs/configs/shapes/pretrain.yaml training.optimizer.lr=5e-4",
+    example="cirray pretrain shapes/pretrain training.optimizer.lr=5e-4",
 )

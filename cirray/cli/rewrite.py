@@ -8,6 +8,6 @@ VERB = Verb(
     help="rewrite the queries' texts into captions of their targets by a language model (Ray Data), for CIReVL",
     config="cirray.pipelines.rewrites.config:RewriteRun",
     run="cirray.pipelines.rewrites.rewrite:run_rewrite",
-    example="cirray rewrite jobs/configs/shapes/rewrite.yaml",
+    example="cirray rewrite shapes/rewrite",
     status=partial_status,
 )

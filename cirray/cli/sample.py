@@ -8,5 +8,5 @@ VERB = Verb(
     help="draw a part of a triplets artifact, for studies of scale and quality",
     config="cirray.pipelines.zeroshot.config:SampleRun",
     run="cirray.pipelines.zeroshot.sample:run_sample",
-    example="cirray sample jobs/configs/shapes/sample.yaml",
+    example="cirray sample shapes/sample",
 )

@@ -94,6 +94,6 @@ VERB = Verb(
     help="run methods, chains of stages in one file, over seeds: one table, expectations, curves",
     config="cirray.pipelines.study.config:StudyRun",
     run="cirray.cli.study:run",
-    example="cirray study jobs/configs/shapes/study.yaml seeds=[0]",
+    example="cirray study shapes/study seeds=[0]",
     show=show,
 )

@@ -8,5 +8,5 @@ VERB = Verb(
     help="make a generator that fills templates with captions (SPN), for `cirray generate`",
     config="cirray.pipelines.captions.config:CaptionGeneratorRun",
     run="cirray.pipelines.captions.generator:run_caption_generator",
-    example="cirray templates jobs/configs/shapes/templates.yaml",
+    example="cirray templates shapes/templates",
 )

@@ -8,5 +8,5 @@ VERB = Verb(
     help="make the frozen towers: vision and language model",
     config="cirray.pipelines.features.config:TowersRun",
     run="cirray.pipelines.features.towers:run_towers",
-    example="cirray towers jobs/configs/shapes/towers.yaml",
+    example="cirray towers shapes/towers",
 )

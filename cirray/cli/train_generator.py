@@ -8,5 +8,5 @@ VERB = Verb(
     help="train the generator of modification texts on labelled triplets",
     config="cirray.pipelines.texts.config:GeneratorRun",
     run="cirray.pipelines.texts.generator:run_generator",
-    example="cirray train-generator jobs/configs/shapes/train-generator.yaml",
+    example="cirray train-generator shapes/train-generator",
 )

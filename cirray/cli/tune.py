@@ -8,5 +8,5 @@ VERB = Verb(
     help="sweep loss weights and other fields (Ray Tune)",
     config="cirray.pipelines.training.config:TuneRun",
     run="cirray.pipelines.training.tune:run_tune",
-    example="cirray tune jobs/configs/shapes/tune.yaml",
+    example="cirray tune shapes/tune",
 )

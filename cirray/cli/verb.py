@@ -85,19 +85,23 @@ class Verb:
         words: list[str] = []
         for at, word in enumerate(arguments):
             before = arguments[at - 1] if at else ""
-            is_value = before.startswith("--") and "=" not in before and before not in (*self.switches, *FLAGS)
-            is_bare = not word.startswith("-") and "=" not in word and not word.endswith((".yaml", ".yml"))
             if self.takes_file and word.endswith((".yaml", ".yml")) and "=" not in word:
                 if before == f"--{self.takes_file}":
                     words.pop()
                 words.append(f"{self.takes_file}={word}")
             elif word in self.switches:
                 words.append(self.switches[word])
-            elif self.positional and is_bare and not is_value:
+            elif self.positional and self.is_bare(arguments, at):
                 words.append(f"{self.positional}={word}")
             else:
                 words.append(word)
         return self._gathered(words) if self.gathers[0] else words
+
+    def is_bare(self, words: Sequence[str], at: int) -> bool:
+        """Whether a word is no flag, no flag's value, no assignment and no file."""
+        before, word = words[at - 1] if at else "", words[at]
+        is_value = before.startswith("--") and "=" not in before and before not in (*self.switches, *FLAGS)
+        return not (is_value or word.startswith("-") or "=" in word or word.endswith((".yaml", ".yml")))
 
     def _gathered(self, words: Sequence[str]) -> list[str]:
         """The files as a field's value, and all assignments to fields of another verb as another's."""

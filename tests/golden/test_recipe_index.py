@@ -26,7 +26,7 @@ One file for a data set, stage, method and mode; its name begins with the verb t
 for one machine (outside `shapes/`: one GPU). A second file is laid over the first, such as one of `hardware/`;
 assignments come last. `cirray config` prints what all of it resolves to:
 
-    cirray finetune jobs/configs/cirr/finetune-sprc.yaml jobs/configs/hardware/train-8gpu.yaml training.seed=1
+    cirray finetune cirr/finetune-sprc hardware/train-8gpu training.seed=1
 
 A run that differs from a recipe in a value or two stands in that recipe's comment, with the assignments to type
 ("also").

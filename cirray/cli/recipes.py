@@ -1,0 +1,83 @@
+"""Recipes, overlays and serve configs by name: `cirr/finetune-sprc`, `hardware/train-8gpu`, `production`.
+
+They stand in `jobs/configs` and `serve_configs` of a checkout; an installed package holds them as data.
+"""
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from cirray.cli.verb import VERBS, Verb
+from cirray.core.errors import ConfigError
+
+OVERLAYS = "hardware"
+"""Folder of the files that change a recipe for other machines."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@cache
+def recipes() -> dict[str, Path]:
+    """Every recipe and overlay: `cirr/finetune-sprc` -> its file."""
+    found = sorted(_folder("recipes", "jobs/configs").glob("*/*.yaml"))
+    return {f"{path.parent.name}/{path.stem}": path for path in found}
+
+
+@cache
+def serve_configs() -> dict[str, Path]:
+    """Every config file of the service: `production` -> its file."""
+    return {path.stem: path for path in sorted(_folder("serve_configs", "serve_configs").glob("*.yaml"))}
+
+
+def _folder(installed: str, checkout: str) -> Path:
+    """A folder of the package's data; in a checkout, where that is not there, the one beside the package."""
+    return _PACKAGE / installed if (_PACKAGE / installed).is_dir() else _PACKAGE.parent / checkout
+
+
+def files_of(chosen: Verb) -> dict[str, Path]:
+    """What a verb takes by name: its recipes and the overlays; of `cirray serve` the service's config files."""
+    if chosen.takes_file:
+        return serve_configs()
+    if chosen.positional and not chosen.gathers[0]:
+        return {}
+    own = {name: path for name, path in recipes().items() if chosen.gathers[0] or verb_of(name) == chosen.name}
+    return own | {name: path for name, path in recipes().items() if own and is_overlay(name)}
+
+
+def verb_of(name: str) -> str:
+    """The verb with which a recipe's file begins; empty for an overlay."""
+    stem = "" if is_overlay(name) else f"{name.rpartition('/')[2]}-"
+    return max((verb for verb in VERBS if stem.startswith(f"{verb}-")), key=len, default="")
+
+
+def is_overlay(name: str) -> bool:
+    """Whether a file changes recipes and is none itself."""
+    return name.startswith(f"{OVERLAYS}/")
+
+
+def with_files(chosen: Verb, words: Sequence[str]) -> list[str]:
+    """The words after a verb, with names of recipes (`cirray serve`: of its config files) written as their files.
+
+    Raises:
+        ConfigError: for a name that is none, with the near ones.
+    """
+    known = files_of(chosen)
+    names = [bool(known) and chosen.is_bare(words, at) and _may_name(chosen, word) for at, word in enumerate(words)]
+    return [_file(chosen, word, known) if is_name else word for is_name, word in zip(names, words, strict=True)]
+
+
+def _may_name(chosen: Verb, word: str) -> bool:
+    """Whether a bare word is the name of a file, not that of the verb in `cirray config VERB`."""
+    return "/" in word or not chosen.positional
+
+
+def _file(chosen: Verb, word: str, known: dict[str, Path]) -> str:
+    every = known | ({} if chosen.takes_file else recipes())
+    if word in every:
+        return str(every[word])
+    close = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""
+    raise ConfigError(
+        f"cirray {chosen.name} has no recipe {word!r}.{hint} `cirray {chosen.name} --help recipes` lists them; a "
+        "file's name ends with .yaml."
+    )
