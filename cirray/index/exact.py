@@ -1,10 +1,13 @@
 """The simple twin: NumPy scans every token vector. It is what the FAISS indexes are tested against."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from cirray.index.protocol import Answers, checked_queries
+from cirray.core.config import Config
+from cirray.index.config import INDEXES
+from cirray.index.protocol import Answers, Backend, VectorIndex, checked_queries
 from cirray.index.similarity import batch_token_scores, best_rows
 
 _CHUNK_VALUES = 4 * 2**20
@@ -27,6 +30,15 @@ class ExactIndex:
         queries_BD = checked_queries(queries_BD, self._tokens_NQD.shape[2], k)
         found = scan(queries_BD, self._tokens_NQD, k)
         return named(self._ids, found, k)
+
+
+@INDEXES.register("exact")
+class ExactBackend(Backend[Config]):
+    """Has no files and no settings."""
+
+    def open(self, folder: Path, ids: Sequence[str], tokens_NQD: np.ndarray) -> VectorIndex:
+        """A scan of the vectors."""
+        return ExactIndex(ids, tokens_NQD)
 
 
 def scan(queries_BD: np.ndarray, tokens_NQD: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:

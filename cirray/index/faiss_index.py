@@ -7,16 +7,18 @@ asked for until the k-th candidate's score is above the last hit by more than fl
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cirray.core.errors import ConfigError
-from cirray.index.config import IndexConfig
+from cirray.core.errors import ArtifactError, ConfigError
+from cirray.index.config import INDEXES, FaissConfig
 from cirray.index.exact import named, scan
-from cirray.index.protocol import Answers, checked_queries
+from cirray.index.protocol import Answers, Backend, VectorIndex, checked_queries
 from cirray.index.similarity import best_rows, pooled, rounding_margin, token_scores
 
+FILE = "index.faiss"
 Found = tuple[np.ndarray, np.ndarray]
 _ADD_VECTORS = 65_536
 _CPLUSPLUS = re.compile(r"^Error in .*? at \S+:\d+: (Error: )?")
@@ -26,7 +28,7 @@ _WIDEN = 4
 class FaissTokenIndex:
     """Every token vector in one FAISS index, hits grouped by image (`strategy: exact_tokens`)."""
 
-    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: IndexConfig) -> None:
+    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: FaissConfig) -> None:
         """Wrap a FAISS index over the N*Q rows of `tokens_NQD`; `ids` ascending."""
         self._ids, self._tokens_NQD, self._index, self._config = tuple(ids), tokens_NQD, index, config
         self._certain = config.factory == "Flat"
@@ -74,7 +76,7 @@ class FaissTokenIndex:
 class PooledRerankIndex:
     """One pooled vector an image finds candidates, their tokens rank them (`strategy: pooled_rerank`)."""
 
-    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: IndexConfig) -> None:
+    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: FaissConfig) -> None:
         """Wrap a FAISS index over the N pooled vectors; `ids` ascending."""
         self._ids, self._tokens_NQD, self._index, self._config = tuple(ids), tokens_NQD, index, config
 
@@ -95,24 +97,56 @@ class PooledRerankIndex:
         return named(self._ids, found, k)
 
 
+@INDEXES.register("faiss")
+class FaissBackend(Backend[FaissConfig]):
+    """One FAISS index beside the vectors."""
+
+    def check(self, width: int) -> None:
+        """Refuse a factory or search parameters that FAISS does not understand at this width."""
+        _configure(_from_factory(width, self.settings), self.settings.search_parameters)
+
+    def write(self, folder: Path, tokens_NQD: np.ndarray) -> list[str]:
+        """Train, fill and write the FAISS index."""
+        import faiss
+
+        faiss.write_index(build_faiss(tokens_NQD, self.settings), str(folder / FILE))
+        return [FILE]
+
+    def open(self, folder: Path, ids: Sequence[str], tokens_NQD: np.ndarray) -> VectorIndex:
+        """Read the FAISS index."""
+        import faiss
+
+        try:
+            index = faiss.read_index(str(folder / FILE))
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"FAISS cannot read {str(folder / FILE)!r}: {_reason(error)}. Build the index again."
+            ) from None
+        return over(ids, tokens_NQD, index, self.settings)
+
+
+def over(ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: FaissConfig) -> VectorIndex:
+    """The search that a config's strategy asks for, over a FAISS index of `build_faiss`."""
+    search = PooledRerankIndex if config.strategy == "pooled_rerank" else FaissTokenIndex
+    return search(ids, tokens_NQD, index, config)
+
+
 def _possible(rows: np.ndarray, coarse: np.ndarray, k: int, margin: float) -> np.ndarray:
     """Rows that may be among the k best when every coarse score is within `margin` of the true one."""
     threshold = np.partition(coarse, len(coarse) - k)[len(coarse) - k]
     return rows[coarse >= threshold - 2.0 * margin]
 
 
-def build_faiss(tokens_NQD: np.ndarray, config: IndexConfig) -> Any:
+def build_faiss(tokens_NQD: np.ndarray, config: FaissConfig) -> Any:
     """Train and fill the FAISS index that a config asks for (inner product).
 
     Raises:
-        ConfigError: for a factory string FAISS does not understand, or too few vectors to train it.
+        ConfigError: for a factory string or search parameters that FAISS refuses, or too few vectors to train it.
     """
-    import faiss
-
     count, tokens, width = tokens_NQD.shape
     per_image = config.strategy == "pooled_rerank"
     total = count if per_image else count * tokens
-    index = _from_factory(faiss, width, config.factory)
+    index = _from_factory(width, config)
     if not index.is_trained:
         rng = np.random.default_rng(config.seed)
         rows = np.sort(rng.permutation(count)[: max(1, config.train_sample // (1 if per_image else tokens))])
@@ -120,26 +154,12 @@ def build_faiss(tokens_NQD: np.ndarray, config: IndexConfig) -> Any:
     step = max(1, _ADD_VECTORS // tokens)
     for start in range(0, count, step):
         index.add(_vectors(np.asarray(tokens_NQD[start : start + step]), per_image))
+    _configure(index, config.search_parameters)
     return index
 
 
-def check_faiss(width: int, config: IndexConfig) -> None:
-    """Refuse a factory or search parameters before any image is encoded for them.
-
-    Raises:
-        ConfigError: for a factory string or parameters that FAISS does not understand at this width.
-    """
-    import faiss
-
-    configure_search(_from_factory(faiss, width, config.factory), config.search_parameters)
-
-
-def configure_search(index: Any, parameters: str) -> None:
-    """Set FAISS search parameters by name (`nprobe=16,efSearch=64`).
-
-    Raises:
-        ConfigError: for names or values that this index does not know.
-    """
+def _configure(index: Any, parameters: str) -> None:
+    """Set FAISS search parameters by name (`nprobe=16,efSearch=64`)."""
     if not parameters:
         return
     import faiss
@@ -149,7 +169,7 @@ def configure_search(index: Any, parameters: str) -> None:
         space.set_index_parameters(index, parameters)
     except RuntimeError as error:
         raise ConfigError(
-            f"index.search_parameters {parameters!r} does not fit the index: {_reason(error)}. "
+            f"index.settings.search_parameters {parameters!r} does not fit the index: {_reason(error)}. "
             "Use name=value pairs such as nprobe=16 (IVF) or efSearch=64 (HNSW)."
         ) from None
 
@@ -176,22 +196,24 @@ def _vectors(tokens_NQD: np.ndarray, per_image: bool) -> np.ndarray:
     return np.ascontiguousarray(tokens_NQD.reshape(-1, tokens_NQD.shape[2]), dtype=np.float32)
 
 
-def _from_factory(faiss: Any, width: int, factory: str) -> Any:
+def _from_factory(width: int, config: FaissConfig) -> Any:
+    import faiss
+
     try:
-        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+        return faiss.index_factory(width, config.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise ConfigError(
-            f"index.factory {factory!r} is not a FAISS factory string for vectors of width {width}: {_reason(error)}. "
-            "Known good: Flat; IVF256,Flat; IVF1024,SQ8; HNSW32; IVF1024,PQ64x4fs."
+            f"index.settings.factory {config.factory!r} is not a FAISS factory string for vectors of width {width}: "
+            f"{_reason(error)}. Known good: Flat; IVF256,Flat; IVF1024,SQ8; HNSW32; IVF1024,PQ64x4fs."
         ) from None
 
 
-def _train(index: Any, vectors: np.ndarray, config: IndexConfig, total: int) -> None:
+def _train(index: Any, vectors: np.ndarray, config: FaissConfig, total: int) -> None:
     try:
         index.train(vectors)
     except RuntimeError as error:
         raise ConfigError(
-            f"index.factory {config.factory!r} cannot be trained on {len(vectors):,} vectors of {total:,}: "
+            f"index.settings.factory {config.factory!r} cannot be trained on {len(vectors):,} vectors of {total:,}: "
             f"{_reason(error)}. Use Flat, or a smaller number of lists (about 4 sqrt(N))."
         ) from None
 

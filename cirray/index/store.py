@@ -1,9 +1,9 @@
 """The index artifact: write, check, open.
 
-Files: `tokens.npy` (fp16 [N, Q, D], memory-mapped), `ids.json` (ascending), `index.faiss`, `meta.json`, and optionally
-`patches.npy` (vision features of the gallery, fp16 [N, P, W]), the packed pictures, the names of their original files
-and the data set's own texts. The digest of every file's whole content is in the manifest and is checked before any of
-them is parsed: FAISS must never read a damaged file.
+Files: `tokens.npy` (fp16 [N, Q, D], memory-mapped), `ids.json` (ascending), `meta.json`, those of the backend
+(`index.faiss`), and optionally `patches.npy` (vision features of the gallery, fp16 [N, P, W]), the packed pictures, the
+names of their original files and the data set's own texts. The digest of every file's whole content is in the manifest
+and is checked before any of them is parsed: FAISS must never read a damaged file.
 """
 
 import hashlib
@@ -19,16 +19,14 @@ import numpy as np
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, damage_told
 from cirray.core.texts import is_whole
-from cirray.index.config import IndexConfig
-from cirray.index.exact import ExactIndex
-from cirray.index.faiss_index import FaissTokenIndex, PooledRerankIndex, build_faiss, configure_search
+from cirray.index.config import INDEXES, IndexBackend
 from cirray.index.originals import Original, Originals, open_originals, write_originals
 from cirray.index.pictures import PictureStore, open_pictures, write_pictures
 from cirray.index.protocol import VectorIndex
 from cirray.index.texts import Texts, open_texts, write_texts
 
 KIND = "index"
-TOKENS, IDS, META, FAISS, PATCHES = "tokens.npy", "ids.json", "meta.json", "index.faiss", "patches.npy"
+TOKENS, IDS, META, PATCHES = "tokens.npy", "ids.json", "meta.json", "patches.npy"
 
 
 class UnknownImageError(DataError):
@@ -50,7 +48,6 @@ class GalleryIndex:
 
     search_index: VectorIndex
     meta: IndexMeta
-    config: IndexConfig
     digest: str
     pictures: PictureStore | None = None
     patches_NPW: np.ndarray | None = None
@@ -94,7 +91,7 @@ class GalleryIndex:
 
 
 def write_index(
-    folder: Path, ids: Sequence[str], meta: IndexMeta, config: IndexConfig, pictures: Iterable[bytes] | None = None,
+    folder: Path, ids: Sequence[str], meta: IndexMeta, backend: IndexBackend, pictures: Iterable[bytes] | None = None,
     texts: Texts | None = None, originals: Sequence[Original] = (),
 ) -> dict[str, str]:  # fmt: skip
     """Finish an index in a folder that already holds `tokens.npy` (and perhaps `patches.npy`).
@@ -103,7 +100,7 @@ def write_index(
         folder: the stage's local folder.
         ids: one per row of the tokens, ascending, without doubles.
         meta: what made the vectors.
-        config: which index to build.
+        backend: what will search it.
         pictures: encoded pictures in row order, or None.
         texts: the data set's own texts by id, where it has some.
         originals: files of the pictures in row order, where there are some; the caller notes their folder in the
@@ -114,23 +111,17 @@ def write_index(
 
     Raises:
         DataError: for ids that are not ascending and unique, an empty gallery, or vectors that do not fit them.
-        ConfigError: for a factory or search parameters that FAISS refuses.
+        ConfigError: for settings that the backend refuses.
     """
     tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
     _check_rows(ids, tokens_NQD)
     names = [TOKENS, IDS, META] + ([PATCHES] if (folder / PATCHES).exists() else [])
     (folder / IDS).write_text(json.dumps(list(ids)), encoding="utf-8")
-    if config.backend == "faiss":
-        import faiss
-
-        index = build_faiss(tokens_NQD, config)
-        configure_search(index, config.search_parameters)
-        faiss.write_index(index, str(folder / FAISS))
-        names.append(FAISS)
+    names += INDEXES.get(backend.kind)(backend.settings).write(folder, tokens_NQD)
     if pictures is not None:
         names += write_pictures(folder, pictures)
     names += write_texts(folder, texts or {}) + write_originals(folder, originals)
-    description = {"meta": asdict(meta), "config": config.to_dict(), "shape": list(tokens_NQD.shape)}
+    description = {"meta": asdict(meta), "backend": backend.to_dict(), "shape": list(tokens_NQD.shape)}
     (folder / META).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
     return {name: whole_digest(folder / name) for name in sorted(names)}
 
@@ -149,6 +140,7 @@ def open_index(
 
     Raises:
         ArtifactError: missing, incomplete or damaged, naming the file.
+        ConfigError: for a backend of a plug-in that is not here.
         IndexMismatchError: when another encoder made the vectors.
     """
     folder, manifest = localize(uri, KIND), read_manifest(uri, KIND)
@@ -163,7 +155,8 @@ def _opened(
 ) -> GalleryIndex:
     names = list(manifest.extra.get("files", {}))
     description = json.loads((folder / META).read_text(encoding="utf-8"))
-    meta, config = IndexMeta(**description["meta"]), IndexConfig.model_validate(description["config"])
+    meta, made = IndexMeta(**description["meta"]), INDEXES.get(description["backend"]["kind"])
+    backend = made(IndexBackend.model_validate(description["backend"]).settings)
     if encoder_digest is not None:
         check_encoder(meta.encoder_digest, encoder_digest, uri, (meta.vision_digest, vision_digest))
     ids = tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
@@ -171,11 +164,11 @@ def _opened(
     patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
     if len(tokens_NQD) != len(ids) or list(tokens_NQD.shape) != description["shape"]:
         raise ValueError(f"{TOKENS} holds {tokens_NQD.shape}, {IDS} {len(ids)} ids, {META} {description['shape']}")
-    search_index = _search_index(folder, ids, tokens_NQD, config)
     examples = tuple((str(name), str(text)) for name, text in manifest.extra.get("examples", ()))
     return GalleryIndex(
-        search_index, meta, config, manifest.digest, open_pictures(folder, names), patches, open_texts(folder, names),
-        examples, open_originals(folder, names, str(manifest.extra.get("originals", ""))),
+        backend.open(folder, ids, tokens_NQD), meta, manifest.digest, open_pictures(folder, names), patches,
+        open_texts(folder, names), examples,
+        open_originals(folder, names, str(manifest.extra.get("originals", ""))),
     )  # fmt: skip
 
 
@@ -244,20 +237,6 @@ def whole_digest(path: Path) -> str:
     """Digest of a local file's whole content."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _search_index(folder: Path, ids: tuple[str, ...], tokens_NQD: np.ndarray, config: IndexConfig) -> VectorIndex:
-    if config.backend == "exact":
-        return ExactIndex(ids, tokens_NQD)
-    import faiss
-
-    try:
-        index = faiss.read_index(str(folder / FAISS))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ArtifactError(f"FAISS cannot read {str(folder / FAISS)!r}: {reason}. Build the index again.") from None
-    wrapper = PooledRerankIndex if config.strategy == "pooled_rerank" else FaissTokenIndex
-    return wrapper(ids, tokens_NQD, index, config)
 
 
 def _check_rows(ids: Sequence[str], tokens_NQD: np.ndarray) -> None:

@@ -15,17 +15,11 @@ import numpy as np
 from pydantic import Field
 
 from cirray.cli.main import guarded
-from cirray.core.config import Config, load_config
+from cirray.core.config import Config, load_config, validate
 from cirray.core.log import say
-from cirray.index.config import IndexConfig
+from cirray.index.config import FaissConfig
 from cirray.index.exact import ExactIndex
-from cirray.index.faiss_index import (
-    FaissTokenIndex,
-    PooledRerankIndex,
-    build_faiss,
-    configure_search,
-    limit_faiss_threads,
-)
+from cirray.index.faiss_index import build_faiss, limit_faiss_threads, over
 from cirray.index.protocol import VectorIndex
 
 
@@ -59,13 +53,10 @@ def vectors(config: BenchConfig) -> tuple[np.ndarray, np.ndarray]:
 
 def build(variant: str, ids: list[str], tokens: np.ndarray) -> VectorIndex:
     """An index from `[pooled ]FACTORY[ PARAMETERS]`."""
-    parts = variant.removeprefix("pooled ").split(" ")
-    pooled = variant.startswith("pooled ")
-    strategy = "pooled_rerank" if pooled else "exact_tokens"
-    config = IndexConfig.model_validate({"factory": parts[0], "strategy": strategy})
-    index = build_faiss(tokens, config)
-    configure_search(index, parts[1] if len(parts) > 1 else "")
-    return (PooledRerankIndex if pooled else FaissTokenIndex)(ids, tokens, index, config)
+    factory, _, parameters = variant.removeprefix("pooled ").partition(" ")
+    strategy = "pooled_rerank" if variant.startswith("pooled ") else "exact_tokens"
+    config = validate(FaissConfig, {"factory": factory, "strategy": strategy, "search_parameters": parameters})
+    return over(ids, tokens, build_faiss(tokens, config), config)
 
 
 def timed(index: VectorIndex, queries: np.ndarray, k: int) -> tuple[list[tuple[str, ...]], float, float]:

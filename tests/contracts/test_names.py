@@ -9,6 +9,7 @@ from cirray.data.readers import READERS
 from cirray.generators.captioners.base import CAPTIONERS
 from cirray.generators.rewriters.base import REWRITERS
 from cirray.generators.store import GENERATORS
+from cirray.index.config import INDEXES
 from cirray.mining.config import POLICIES
 from cirray.models.conversion import FORMATS
 from cirray.models.fusion.config import DUAL_HEADS
@@ -26,7 +27,7 @@ TESTS = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if pa
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 NAMES = sorted(
     {*READERS, *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *BACKBONES, *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
-    | {*CAPTIONERS, *TEXT_PROCESSORS, *REWRITERS, *GENERATORS, *MIXERS, *MAPPINGS, UNTRAINED, "word_map"}
+    | {*CAPTIONERS, *TEXT_PROCESSORS, *REWRITERS, *GENERATORS, *MIXERS, *MAPPINGS, *INDEXES, UNTRAINED, "word_map"}
 )
 
 

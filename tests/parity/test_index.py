@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cirray.index.config import IndexConfig
+from cirray.index.config import FaissConfig
 from cirray.index.exact import ExactIndex
 from cirray.index.faiss_index import FaissTokenIndex, build_faiss
 
 
 def both(tokens_NQD, queries_BD, k, oversample=16):
     ids = [f"{row:06d}" for row in range(len(tokens_NQD))]
-    config = IndexConfig(oversample=oversample)
+    config = FaissConfig(oversample=oversample)
     fast = FaissTokenIndex(ids, tokens_NQD, build_faiss(tokens_NQD, config), config)
     return fast.search(queries_BD, k), ExactIndex(ids, tokens_NQD).search(queries_BD, k)
 
@@ -56,7 +56,7 @@ def test_without_the_certainty_rule_near_ties_would_be_answered_wrongly():
     vectors = np.stack([rng.permutation(one_D) for _ in range(3000)])[:, None]
     constant = np.full_like(query, 1.0 / 3.0)
     ids = [f"{row:06d}" for row in range(len(vectors))]
-    config = IndexConfig(oversample=1)
+    config = FaissConfig(oversample=1)
     careless = FaissTokenIndex(ids, vectors, build_faiss(vectors, config), config)
     careless._certain = False
     truth = ExactIndex(ids, vectors).search(constant, 10)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
-from cirray.index.config import IndexConfig
 from cirray.models.scoring import score
 from cirray.search_engine import SearchEngine, clean_text
 
@@ -94,7 +93,7 @@ def test_a_failing_query_is_a_value_and_its_neighbours_are_answered(retriever):
 
 
 def test_references_without_stored_features_go_through_their_thumbnails(tmp_path, retriever, tiny):
-    lean = TINY.make(tmp_path, index=IndexConfig(reference_features_gb=0.0))
+    lean = TINY.make(tmp_path, reference_features_gb=0.0)
     assert not (Path(lean.index) / "patches.npy").exists()
     other = SearchEngine.open(lean.checkpoint, lean.index)
     asked = {"text": "blue", "gallery_id": "plain/04", "k": 9}
@@ -102,7 +101,7 @@ def test_references_without_stored_features_go_through_their_thumbnails(tmp_path
 
 
 def test_an_index_without_pictures_and_features_says_what_is_missing(tmp_path):
-    bare = TINY.make(tmp_path, index=IndexConfig(reference_features_gb=0.0, thumbnail_size=0))
+    bare = TINY.make(tmp_path, reference_features_gb=0.0, thumbnail_size=0)
     other = SearchEngine.open(bare.checkpoint, bare.index)
     with pytest.raises(DataError, match="keeps neither vision features nor a picture of 'plain/04'"):
         other.search("blue", gallery_id="plain/04")

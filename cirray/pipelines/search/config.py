@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Common, Effort, Place
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
-from cirray.index.config import IndexConfig
+from cirray.index.config import IndexBackend
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
 
@@ -25,8 +25,14 @@ class IndexRun(Run):
     data: DataConfig | None = DataConfig()
     """With `features`: the data set whose gallery is indexed and whose files give the pictures; null indexes every
     stored image, without pictures."""
-    index: IndexConfig = IndexConfig()
-    """How the gallery is searched."""
+    index: Common[IndexBackend] = IndexBackend()
+    """What searches the gallery: `faiss`, or `exact` (a scan)."""
+    thumbnail_size: int = Field(256, ge=0, le=1024)
+    """Longest side in pixels of the pictures kept in the index for the web page; smaller originals keep their size, and
+    0 keeps no pictures."""
+    reference_features_gb: float = Field(1.0, ge=0.0)
+    """Largest size in GB of the vision features kept beside the index, so that a reference picked from the gallery is
+    not encoded again; a larger gallery goes through its thumbnails."""
     limits: ImageLimits = ImageLimits()
     """Limits on images."""
     batch: Effort[int] = Field(64, ge=1)

@@ -20,7 +20,7 @@ from cirray.data.listing import list_pictures, picture_ids
 from cirray.data.places import Place
 from cirray.features.shards import read_contents, read_rejected
 from cirray.features.store import FeatureStore
-from cirray.index.faiss_index import check_faiss
+from cirray.index.config import INDEXES
 from cirray.index.store import KIND, PATCHES, TOKENS, IndexMeta, write_index
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
@@ -63,7 +63,7 @@ def run_index(run: IndexRun) -> Manifest:
 
     Raises:
         ArtifactError: checkpoint or features are missing, or another artifact is at `out`.
-        ConfigError: a factory or search parameters that FAISS refuses.
+        ConfigError: settings of the index that its backend refuses.
         DataError: no image could be used.
         IndexMismatchError: features of another vision tower.
     """
@@ -73,8 +73,7 @@ def run_index(run: IndexRun) -> Manifest:
     if stage.finished:
         return stage.finished
     encoder = PartEncoder(run, plan.features_digest, len(plan.ids), stage.work_uri)
-    if run.index.backend == "faiss":
-        check_faiss(encoder.encoder.config.embed_dim, run.index)
+    INDEXES.get(run.index.kind)(run.index.settings).check(encoder.encoder.config.embed_dim)
     parts = _parts(run, plan, stage, encoder)
     run_parts(stage, parts, run.ray if run.pool else RayConfig(enabled=False))
     return _join(run, plan, stage, encoder, range(len(parts.tables)))

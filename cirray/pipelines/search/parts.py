@@ -153,12 +153,12 @@ class PartEncoder:
         self._run, self._work_uri = run, work_uri
         self.encoder, self.vision, self.transform = load_models(run.checkpoint, run.device)
         feature_bytes = count * self.vision.num_tokens * self.vision.width * 2
-        self._keep_patches = feature_bytes <= run.index.reference_features_gb * 1e9
+        self._keep_patches = feature_bytes <= run.reference_features_gb * 1e9
         if run.images is not None:
-            self._source: Source = FolderSource(self.transform, run.index.thumbnail_size, run.limits)
+            self._source: Source = FolderSource(self.transform, run.thumbnail_size, run.limits)
         else:
             check_tower(run.features, vision_digest, run.checkpoint, self.vision.digest)
-            self._source = FeatureSource(FeatureStore.open_many(run.features), run.index.thumbnail_size, run.limits)
+            self._source = FeatureSource(FeatureStore.open_many(run.features), run.thumbnail_size, run.limits)
 
     def __call__(self, columns: Columns) -> dict[str, int]:
         """Encode and write one part.

@@ -43,7 +43,7 @@ def examples(
     vectors = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
     patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
     meta, search = IndexMeta(encoder.encoder.target_digest), ExactIndex(ids, vectors)
-    gallery = GalleryIndex(search, meta, run.index, "", open_pictures(folder, names), patches)
+    gallery = GalleryIndex(search, meta, "", open_pictures(folder, names), patches)
     parts = (encoder.encoder, encoder.vision, encoder.transform, gallery, run.device, run.limits)
     return convincing(SearchEngine(*parts), queries)
 

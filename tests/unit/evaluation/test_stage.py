@@ -173,14 +173,14 @@ def test_a_report_can_be_scored_and_browsed_again(run, world, tmp_path):
 
 
 def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run, parts, world, tmp_path):
-    from cirray.index.config import IndexConfig
+    from cirray.index.config import IndexBackend
     from cirray.pipelines.cluster.config import RayConfig
     from cirray.pipelines.search.config import IndexRun
     from cirray.pipelines.search.index import run_index
 
     index = IndexRun(
         checkpoint=parts["checkpoint"], features=(parts["features"],), out=str(tmp_path / "index"),
-        data=DataConfig(folder=FolderConfig(root=str(world))), index=IndexConfig(backend="exact", thumbnail_size=0),
+        data=DataConfig(folder=FolderConfig(root=str(world))), index=IndexBackend(kind="exact"), thumbnail_size=0,
         ray=RayConfig(enabled=False),
     )  # fmt: skip
     run_index(index)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from cirray.core.errors import ConfigError, DataError
-from cirray.index.config import IndexConfig
+from cirray.index.config import FaissConfig
 from cirray.index.exact import ExactIndex
-from cirray.index.faiss_index import FaissTokenIndex, PooledRerankIndex, build_faiss, configure_search
+from cirray.index.faiss_index import FaissTokenIndex, build_faiss, over
 
 
 def gallery(count=60, tokens=5, width=16, seed=0):
@@ -20,13 +20,10 @@ def queries(count=7, width=16, seed=1):
 
 
 def build(kind, ids, tokens, **fields):
-    config = IndexConfig(**fields)
     if kind == "exact":
         return ExactIndex(ids, tokens)
-    wrapper = {"tokens": FaissTokenIndex, "pooled": PooledRerankIndex}[kind]
-    if kind == "pooled":
-        config = IndexConfig(**{**fields, "strategy": "pooled_rerank"})
-    return wrapper(ids, tokens, build_faiss(tokens, config), config)
+    config = FaissConfig(strategy={"tokens": "exact_tokens", "pooled": "pooled_rerank"}[kind], **fields)
+    return over(ids, tokens, build_faiss(tokens, config), config)
 
 
 def naive(ids, tokens, query, k):
@@ -76,7 +73,7 @@ def test_a_flat_index_asks_again_until_the_answer_is_certain():
             calls.append(hits)
             return self.inner.search(vectors, hits)
 
-    config = IndexConfig(oversample=1)
+    config = FaissConfig(oversample=1)
     index = FaissTokenIndex(ids, tokens, Counting(build_faiss(tokens, config)), config)
     query = tokens[0, :1].astype(np.float32)
     assert index.search(query, 10)[0] == ExactIndex(ids, tokens).search(query, 10)[0]
@@ -135,7 +132,6 @@ def test_bad_queries_are_refused_in_words(kind, bad, k, sentence):
 def test_an_inverted_file_index_finds_nearly_everything_and_scores_exactly():
     ids, tokens = gallery(count=800, tokens=3)
     index = build("tokens", ids, tokens, factory="IVF16,Flat", search_parameters="nprobe=12")
-    configure_search(index._index, "nprobe=12")
     found, scores = index.search(queries(), 10)
     truth, true_scores = ExactIndex(ids, tokens).search(queries(), 10)
     overlap = sum(len(set(a) & set(b)) for a, b in zip(found, truth, strict=True)) / 70
@@ -165,10 +161,10 @@ def test_an_exhausted_approximate_index_may_answer_fewer():
 def test_a_factory_that_faiss_refuses_is_named(fields, sentence):
     _, tokens = gallery()
     with pytest.raises(ConfigError, match=sentence):
-        build_faiss(tokens, IndexConfig(**fields))
+        build_faiss(tokens, FaissConfig(**fields))
 
 
 def test_search_parameters_that_do_not_fit_are_named():
     _, tokens = gallery()
     with pytest.raises(ConfigError, match="nprobe=4"):
-        configure_search(build_faiss(tokens, IndexConfig()), "nprobe=4")
+        build_faiss(tokens, FaissConfig(search_parameters="nprobe=4"))

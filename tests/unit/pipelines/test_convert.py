@@ -49,7 +49,7 @@ def test_the_command_line_converts_embeds_indexes_searches_and_evaluates(home, c
     embed = {"data": data, "parts": ["gallery"], "tower": str(home / "sprc"), "out": str(home / "features")}
     run_embed(validate(EmbedRun, {**embed, "ray": {"enabled": False}}))
     common = {"data": data, "checkpoint": str(home / "sprc"), "features": [str(home / "features")]}
-    run_index(validate(IndexRun, {**common, "index": {"backend": "exact"}, "out": str(home / "index")}))
+    run_index(validate(IndexRun, {**common, "index": "exact", "out": str(home / "index")}))
     retriever = SearchEngine.open(str(home / "sprc"), str(home / "index"))
     image = retriever.gallery.ids[0]
     assert len(retriever.search("paint it blue", gallery_id=image, k=3).ids) == 3
@@ -117,7 +117,7 @@ def test_a_dual_encoder_is_indexed_and_searched_like_any_other(tmp_path):
     }
     run_train(validate(TrainRun, {**fields, "out": str(tmp_path / "dual")}))
     index = {"checkpoint": str(tmp_path / "dual"), "features": fields["features"], "data": None}
-    run_index(validate(IndexRun, {**index, "index": {"backend": "exact"}, "out": str(tmp_path / "index")}))
+    run_index(validate(IndexRun, {**index, "index": "exact", "out": str(tmp_path / "index")}))
     retriever = SearchEngine.open(str(tmp_path / "dual"), str(tmp_path / "index"))
     answer = retriever.search("make it red", gallery_id=retriever.gallery.ids[0], k=4)
     assert len(answer.ids) == 4 and retriever.gallery.ids[0] not in answer.ids

@@ -303,7 +303,7 @@ def test_a_converted_combiner_embeds_indexes_searches_and_evaluates(tuned, tmp_p
     embed = {"data": data, "parts": ["gallery"], "tower": checkpoint, "out": str(tmp_path / "features")}
     run_embed(validate(EmbedRun, {**embed, "ray": {"enabled": False}}))
     common = {"data": data, "checkpoint": checkpoint, "features": [str(tmp_path / "features")]}
-    run_index(validate(IndexRun, {**common, "index": {"backend": "exact"}, "out": str(tmp_path / "index")}))
+    run_index(validate(IndexRun, {**common, "index": "exact", "out": str(tmp_path / "index")}))
     retriever = SearchEngine.open(checkpoint, str(tmp_path / "index"))
     assert len(retriever.search("paint it blue", gallery_id=retriever.gallery.ids[0], k=3).ids) == 3
     manifest = run_evaluate(validate(EvaluateRun, {**common, "html": False, "out": str(tmp_path / "report")}))

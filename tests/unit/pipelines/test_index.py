@@ -160,7 +160,7 @@ def test_a_folder_without_a_usable_picture_is_refused_and_leaves_nothing_complet
 @pytest.mark.parametrize("fields", [{"factory": "Flatt"}, {"search_parameters": "nprobe=4"}])
 def test_an_index_that_faiss_refuses_fails_before_anything_is_encoded(tiny, tmp_path, fields):
     with pytest.raises(ConfigError, match="Flatt|nprobe=4") as caught:
-        run_index(run(tiny, tmp_path / "i", index=fields))
+        run_index(run(tiny, tmp_path / "i", index={"settings": fields}))
     assert "faiss::" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     run_index(run(tiny, tmp_path / "i"))
@@ -213,7 +213,7 @@ def from_features(tiny, copied, out, **fields):
 
 @pytest.mark.parametrize("pictures_kept", [True, False])
 def test_a_picture_that_was_replaced_is_never_paired_with_its_old_vector(tiny, copied, tmp_path, pictures_kept):
-    fields = {} if pictures_kept else {"index": {"thumbnail_size": 0}}
+    fields = {} if pictures_kept else {"thumbnail_size": 0}
     assert from_features(tiny, copied, tmp_path / "i", **fields).counts == {"images": 6, "rejected": 0}
     path = copied[0] / "plain" / "02.png"
     write_over(path, TINY.picture(77, (42, 32)))

@@ -28,12 +28,14 @@ pairs = {"data": fields["data"], "features": fields["features"], "parts": ["labe
 policy = {"kind": "toy_next", "settings": {"apart": 5}}
 mined = run_mine(validate(MineRun, {**pairs, "mining": {"policy": policy}, "out": folder + "/pairs"}))
 manifest = run_train(validate(TrainRun, {**fields, "out": folder + "/toy"}))
-index = {"checkpoint": folder + "/toy", "features": fields["features"], "data": None, "out": folder + "/index"}
+index = {"checkpoint": folder + "/toy", "features": fields["features"], "data": None, "out": folder + "/index",
+         "index": {"kind": "toy_cut", "settings": {"width": 3}}}
 run_index(validate(IndexRun, index))
 found = SearchEngine.open(folder + "/toy", folder + "/index")
 history = [json.loads(line) for line in open(folder + "/toy/history.jsonl")]
 print(json.dumps({"terms": sorted(history[-1]), "metrics": manifest.metrics, "kind": found.probe() is None}))
 print("pairs", mined.counts["pairs"])
+print("columns", found.gallery.search_index._tokens_NQD.shape[2])
 """
 
 
@@ -75,6 +77,7 @@ import json
 from cirray.core.config import load_config
 from cirray.core.errors import ConfigError
 from cirray.pipelines.texts.config import MineRun
+from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.training.config import TrainRun, TuneRun
 from cirray.pipelines.training.sweep import trial_run
 
@@ -90,6 +93,7 @@ faults = [
     fault(TrainRun, "training.mixing=toy_stride", "training.mixing.settings.strid=2"),
     fault(MineRun, "mining.policy=toy_next", "mining.policy.settings.apar=2"),
     fault(TrainRun, "training.mixing=toy_strde"),
+    fault(IndexRun, "index=toy_cut", "index.settings.widht=2"),
 ]
 sweep = {"base": {"training": {"objective": "toy", "mixing": "toy_stride"}, "encoder": "toy"}}
 swept = {"training.terms.toy_length.length": 3, "training.mixing.settings.stride": 2, "encoder.settings.embed_dim": 6}
@@ -104,7 +108,7 @@ def test_settings_of_a_plug_in_are_checked_with_near_names_and_can_be_swept():
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     wanted = ["encoder.settings.embed_dim", "training.terms.toy_length.length", "training.mixing.settings.stride",
-              "mining.policy.settings.apart", "toy_stride"]  # fmt: skip
+              "mining.policy.settings.apart", "toy_stride", "index.settings.width"]  # fmt: skip
     for sentence, name in zip(told["faults"], wanted, strict=True):
         assert f"Did you mean '{name}'?" in sentence
     assert told["swept"] == [3, 2, 6]
@@ -114,17 +118,21 @@ def test_help_shows_what_a_plug_in_registers_with_its_settings():
     paths = {
         "finetune": ["encoder.settings", "training.terms", "training.mixing.settings"],
         "mine": ["mining.policy.settings"],
+        "index": ["index.settings"],
     }
     code = "import sys\nfrom cirray.cli.main import main\nfor path in sys.argv[2:]: main([sys.argv[1], '--help', path])"
     shown = "".join(run_plugged(code, verb, *places).stdout for verb, places in paths.items())
-    for words in ("toy", "embed_dim", "toy_length", "toy_stride", "stride", "toy_next", "apart"):
+    for words in ("toy", "embed_dim", "toy_length", "toy_stride", "stride", "toy_next", "apart", "toy_cut", "width ="):
         assert words in shown, words
 
 
 def test_a_method_of_another_package_goes_through_training_index_and_search(fields, tmp_path):
     done = run_chain(fields, tmp_path, "toy_method")
     assert done.returncode == 0, done.stderr
-    assert "pairs 145" in done.stdout, done.stdout
+    assert "pairs 145" in done.stdout and "columns 3" in done.stdout, done.stdout
+    opened = run_plugged("import sys; from cirray.index.store import open_index; open_index(sys.argv[1])",
+                         str(tmp_path / "index"), plugins="")  # fmt: skip
+    assert "Unknown index backend 'toy_cut'. Known: exact, faiss." in opened.stderr
     assert '"toy_length"' in done.stdout and '"infonce"' in done.stdout and "val_R@1" in done.stdout
 
 

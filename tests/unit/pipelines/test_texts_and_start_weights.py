@@ -104,7 +104,7 @@ def test_every_verb_reads_texts_through_the_checkpoints_processor(fields, shouti
     assert loud(heard), "check"
     heard.clear()
     images = {"checkpoint": shouting, "images": str(next(Path(fields["data"]["folder"]["root"]).rglob("*.png")).parent)}
-    run_index(validate(IndexRun, {**images, "index": {"backend": "exact"}, "out": str(tmp_path / "index")}))
+    run_index(validate(IndexRun, {**images, "index": "exact", "out": str(tmp_path / "index")}))
     retriever = SearchEngine.open(shouting, str(tmp_path / "index"))
     retriever.search("paint it blue", gallery_id=retriever.gallery.ids[0], k=3)
     assert heard == ["PAINT IT BLUE"], "search, serve"
@@ -123,7 +123,7 @@ def test_a_search_whose_text_holds_no_word_for_the_model_is_refused_in_one_sente
     )
     images = str(next(Path(fields["data"]["folder"]["root"]).rglob("*.png")).parent)
     index = {"checkpoint": str(tmp_path / "c"), "images": images, "out": str(tmp_path / "index")}
-    run_index(validate(IndexRun, {**index, "index": {"backend": "exact"}}))
+    run_index(validate(IndexRun, {**index, "index": "exact"}))
     retriever = SearchEngine.open(str(tmp_path / "c"), str(tmp_path / "index"))
     with pytest.raises(DataError, match=r"'\.\.\. !!!' is empty to this model"):
         retriever.prepare(" ...  !!!", gallery_id=retriever.gallery.ids[0])
