@@ -6,16 +6,14 @@ ranked of one run, or the most lost and most won of two. The page says how many.
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib import resources
 from typing import Any
 
 from cirray.core.errors import DataError
 from cirray.data.benchmark import ImageTable
 from cirray.evaluation.metrics import NEVER
+from cirray.evaluation.pages import asset, render
 from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.rankings import SavedRankings
 from cirray.evaluation.result import EvaluationResult
@@ -188,22 +186,9 @@ def _summary(
 
 
 def _page(title: str, protocol: str, summary: str, data: Mapping[str, Any]) -> str:
-    style, script = _template("report.css") + _template("browse.css"), _template("browse.js")
+    script = asset("browse.js")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    values = {
-        "policy": escape(policy), "title": escape(title), "protocol": escape(protocol), "summary": escape(summary),
-        "style": style, "data": _json(data), "script": script,
-    }  # fmt: skip
-    # one pass, so that a value that looks like a placeholder is not replaced
-    parts = _template("browse.html").split("@@")
-    return "".join(values[part] if at % 2 else part for at, part in enumerate(parts))
-
-
-def _json(value: Any) -> str:
-    """JSON without anything that could close its script element."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-
-
-def _template(name: str) -> str:
-    return resources.files("cirray.evaluation").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+    return render(
+        "browse.html", policy=policy, title=title, protocol=protocol, summary=summary, data=data, script=script
+    )

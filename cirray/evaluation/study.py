@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from cirray.evaluation import frame
 from cirray.evaluation.metrics import Spread, spread
-from cirray.evaluation.plots import data_size_curve
+from cirray.evaluation.pages import render
+from cirray.evaluation.plots import data_size_curve, inline_svg
 from cirray.evaluation.tables import percent, text_table
 
 if TYPE_CHECKING:
@@ -55,11 +54,15 @@ class Verdict:
         above = [found > least for found, least in zip(self.differences, self.wanted, strict=True)]
         return "confirmed" if all(above) else "refuted" if not any(above) else "not settled"
 
+    @property
+    def measured(self) -> str:
+        """The differences in points, as text."""
+        return _points(spread(self.differences))
+
     def line(self) -> str:
         """One line for people."""
         wanted = f" (wanted: more than {100 * spread(self.wanted).mean:+.1f})" if any(self.wanted) else ""
-        points = _points(spread(self.differences))
-        return f"{self.word.upper():<14} {self.text}: {points} {self.metric} over {self.over!r}{wanted}"
+        return f"{self.word.upper():<14} {self.text}: {self.measured} {self.metric} over {self.over!r}{wanted}"
 
 
 @dataclass(frozen=True)
@@ -183,57 +186,16 @@ def render_study(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", 
 
 def study_page(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", "R@10")) -> str:
     """The study as one HTML page without script or outside resource."""
-    return frame.page(content.title, [
-        frame.heading(content.title, content.protocol), _table(content, metrics), _links(content),
-        _texts(content.texts), _verdicts(content.verdicts),
-        *(frame.figure_card(name, figure) for name, figure in content.figures.items()),
-        frame.facts(content.facts, "Settings"),
-    ])  # fmt: skip
-
-
-def _table(content: StudyContent, metrics: Sequence[str]) -> str:
-    best = max(range(len(content.rows)), key=lambda at: spread(content.rows[at].metrics[metrics[0]]).mean)
-    head = ["method", *metrics, "labels", "texts exact", "seconds"]
-    body = ""
-    for at, row in enumerate(content.rows):
-        source = f" <small>{escape(row.source)}</small>" if row.source else ""
-        cells = f"<td>{escape(row.name)}{source}</td>"
-        cells += "".join(frame.cell(spread(row.metrics[name]), name == metrics[0]) for name in metrics)
-        extra = (f"{row.labels:,}", _share(row.texts), _seconds(row.seconds))
-        cells += "".join(f'<td class="dim">{escape(value)}</td>' for value in extra)
-        body += f"<tr{' class=main' if at == best else ''}>{cells}</tr>\n"
-    return (
-        f'<h2>Results over {len(content.seeds)} seed(s)</h2>\n<p class="soft">Percent, mean and sample deviation; '
-        "<b>seconds</b> are all stages a row needs beyond the features.</p>\n"
-        f"{frame.table(head, body, frame.PROSE)}"
-    )
-
-
-def _texts(texts: Sequence[Texts]) -> str:
-    if not texts:
-        return ""
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in item.cells())}</tr>\n" for item in texts)
-    return f"<h2>Generated texts</h2>\n{frame.table(_TEXT_HEAD, body, frame.PROSE)}"
-
-
-def _links(content: StudyContent) -> str:
-    items = " · ".join(f'<a href="{escape(to)}">{escape(words)}</a>' for words, to in content.links.items())
-    return f'<p class="soft" style="margin-top:12px">Queries with pictures: {items}</p>\n' if items else ""
-
-
-def _verdicts(verdicts: Sequence[Verdict]) -> str:
-    if not verdicts:
-        return ""
-    body = "".join(
-        f'<tr><td><span class="rank {_LEVELS[item.word]}">{item.word}</span> {escape(item.text)}</td>'
-        f"<td>{escape(_points(spread(item.differences)))} {escape(item.metric)}</td>"
-        f'<td class="dim">{escape(item.over)}</td></tr>\n'
-        for item in verdicts
-    )
-    return (
-        '<h2>Expected and measured</h2>\n<p class="soft">Differences seed by seed; confirmed where every seed agrees, '
-        f"refuted where none does.</p>\n{frame.table(('claim', 'measured', 'compared with'), body, frame.PROSE)}"
-    )
+    rows = [
+        (row, [spread(row.metrics[name]) for name in metrics],
+         (f"{row.labels:,}", _share(row.texts), _seconds(row.seconds)))
+        for row in content.rows
+    ]  # fmt: skip
+    return render(
+        "study.html", title=content.title, content=content, metrics=list(metrics), rows=rows,
+        best=max(content.rows, key=lambda row: spread(row.metrics[metrics[0]]).mean), levels=_LEVELS,
+        text_head=_TEXT_HEAD, drawings={name: inline_svg(figure, name) for name, figure in content.figures.items()},
+    )  # fmt: skip
 
 
 def _points(value: Spread) -> str:

@@ -55,7 +55,7 @@ def test_the_page_needs_nothing_from_outside_and_only_its_own_script_may_run(ima
     script = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
     assert len(script) == 1
     digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
-    assert f"script-src &#x27;sha256-{digest}&#x27;" in page and "default-src &#x27;none&#x27;" in page
+    assert f"script-src &#39;sha256-{digest}&#39;" in page and "default-src &#39;none&#39;" in page
     assert "innerHTML" not in page and "document.write" not in page
 
 
