@@ -9,7 +9,7 @@ from typing import Any
 from cirray.cli import completion
 from cirray.cli.help import asked, overview, verb_help
 from cirray.cli.recipes import with_files
-from cirray.cli.verb import Verb, verb
+from cirray.cli.verb import VERBS, Verb, verb
 from cirray.cli.verb import load as imported
 from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, value_at
 from cirray.core.environ import artifact_root, limit_threads
@@ -17,6 +17,7 @@ from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.interrupts import interruptible
 from cirray.core.log import complain, configure, get_logger, printable, say
 from cirray.core.places import HOME, ROOT
+from cirray.core.projects import layer_for
 from cirray.core.reading import typed
 from cirray.core.trees import Layer
 from cirray.core.unfinished import restarting
@@ -101,7 +102,7 @@ def user_sentence(error: BaseException | None) -> str | None:
     return None
 
 
-def resolve(cls: type[ConfigT], files: Sequence[str], overrides: Sequence[str]) -> Loaded[ConfigT]:
+def resolve(cls: type[ConfigT], files: Sequence[Layer], overrides: Sequence[str]) -> Loaded[ConfigT]:
     """The config of a verb. Its root: as the command line says, else `CIRRAY_ROOT`, else the files, else the default.
 
     Raises:
@@ -156,8 +157,9 @@ def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:
         ConfigError: as `load_config`.
     """
     files, overrides = _sorted(chosen.assignments(with_files(chosen, words)))
-    own = chosen.own_file()
-    return resolve(chosen.config_class(), files or ([own] if own else []), overrides)
+    own, cls = chosen.own_file(), chosen.config_class()
+    said = [layer_for(file, chosen.name, cls.model_fields, VERBS) for file in files or ([own] if own else [])]
+    return resolve(cls, said, overrides)
 
 
 def _tell_presets(config: Config) -> None:

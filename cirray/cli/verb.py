@@ -9,6 +9,7 @@ from typing import Any
 
 from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.projects import is_project
 
 VERBS = (
     "world", "doctor", "embed",
@@ -16,7 +17,7 @@ VERBS = (
     "towers", "clip", "map", "pretrain", "finetune", "tune",
     "evaluate", "score", "submit", "browse", "compare", "study",
     "index", "search", "serve",
-    "quickstart", "config", "plan", "convert", "export", "completion",
+    "quickstart", "init", "config", "plan", "convert", "export", "completion",
 )  # fmt: skip
 """Every verb, in the order of `cirray --help`."""
 GROUPS = {
@@ -85,7 +86,7 @@ class Verb:
         words: list[str] = []
         for at, word in enumerate(arguments):
             before = arguments[at - 1] if at else ""
-            if self.takes_file and word.endswith((".yaml", ".yml")) and "=" not in word:
+            if self.takes_file and word.endswith((".yaml", ".yml")) and "=" not in word and not is_project(word):
                 if before == f"--{self.takes_file}":
                     words.pop()
                 words.append(f"{self.takes_file}={word}")

@@ -14,7 +14,18 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.core.interrupts import own_handlers, reinstall
 from cirray.core.storage import join, write_bytes
 
-WITHOUT_PLACES = ("completion", "config", "study", "quickstart", "completion", "doctor", "plan", "score", "submit")
+WITHOUT_PLACES = (
+    "completion",
+    "config",
+    "init",
+    "study",
+    "quickstart",
+    "completion",
+    "doctor",
+    "plan",
+    "score",
+    "submit",
+)
 
 
 def test_flags_and_assignments_are_one_grammar():
