@@ -1,6 +1,7 @@
 """The page in headless Chromium, with a small retriever in this process (no Ray); skipped without Chromium."""
 
 import asyncio
+import io
 import json
 import runpy
 import threading
@@ -9,9 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 
+from cirray.index.exact import ExactIndex
+from cirray.index.pictures import open_pictures, write_pictures
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.search_engine import SearchEngine
@@ -22,8 +27,14 @@ from cirray.serving.service import DirectService
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = SimpleNamespace(**runpy.run_path(str(FIXTURES / "tiny_service.py")))
 CHROMIUM = SimpleNamespace(**runpy.run_path(str(FIXTURES / "chromium.py")))
-OWN = {"plain/00": ("make it red", "add a star"), "plain/02": ("turn it green",)}
+OWN = {
+    "a b/pïc 01": ("make it red", "add a star"), "a b/pïc 05": ("turn it green",),
+    "plain/00": ("make it red", "add a star"),
+}  # fmt: skip
 SIZE = 70
+CROWD = 10_000
+SHAPES = ((40, 32), (32, 40), (60, 20), (20, 90), (36, 36), (90, 30), (30, 45))
+"""Widths and heights of the crowd's pictures, one after the other."""
 
 
 class Recorded(DirectService):
@@ -39,8 +50,10 @@ class Recorded(DirectService):
 class Site:
     """The application over HTTP, which can be told to be slow or to fail."""
 
-    def __init__(self, app, asked):
-        self.app, self.asked, self.fails, self.delay, self.port = app, asked, 0, 0.0, 0
+    def __init__(self, service):
+        self.service, self.fails, self.delay, self.port = service, 0, 0.0, 0
+        self.asked, self.usual = service.asked, service
+        self.app = make_api(lambda: self.service, ServeArgs(max_body_mb=1))
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "http" and scope["path"].startswith(
@@ -57,7 +70,7 @@ class Site:
         return f"http://127.0.0.1:{self.port}/"
 
     def reset(self):
-        self.fails, self.delay = 0, 0.0
+        self.service, self.fails, self.delay = self.usual, 0, 0.0
         self.asked.clear()
 
 
@@ -89,9 +102,26 @@ def retriever(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def crowd(retriever, tmp_path_factory):
+    """A gallery of ten thousand pictures of all shapes, with random vectors."""
+    folder, kinds = tmp_path_factory.mktemp("crowd"), []
+    for number, size in enumerate(SHAPES):
+        stream = io.BytesIO()
+        Image.new("RGB", size, (30 * number, 120, 200 - 20 * number)).save(stream, "PNG")
+        kinds.append(stream.getvalue())
+    names = write_pictures(folder, (kinds[row % len(kinds)] for row in range(CROWD)))
+    tokens = np.random.default_rng(0).normal(size=(CROWD, 3, 8)).astype(np.float16)
+    ids = [f"all/{row:05d}" for row in range(CROWD)]
+    gallery = replace(
+        retriever.gallery, search_index=ExactIndex(ids, tokens), pictures=open_pictures(folder, names),
+        patches_NPW=None, texts={}, examples=(), originals=None,
+    )  # fmt: skip
+    return Recorded(SearchEngine(retriever.encoder, retriever.vision, retriever.transform, gallery))
+
+
+@pytest.fixture(scope="session")
 def site(browser, retriever):
-    service = Recorded(retriever, ServingSettings(max_k=50))
-    made = Site(make_api(lambda: service, ServeArgs(max_body_mb=1)), service.asked)
+    made = Site(Recorded(retriever, ServingSettings(max_k=50)))
     server = uvicorn.Server(uvicorn.Config(made, port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -150,14 +180,14 @@ class User:
 
     def gallery(self):
         self.tab.wait(
-            "document.querySelectorAll('#grid:not(.answers) .card').length >= 60"
+            "document.querySelectorAll('#grid:not(.answers) .cell').length >= 8"
             " && !document.querySelector('#grid').inert"
         )
 
     def answers(self, text):
         title = json.dumps(f"“{text}”")
         self.tab.wait(
-            "document.querySelector('#grid.answers .card') && !document.querySelector('#grid').inert"
+            "document.querySelector('#grid.answers .cell') && !document.querySelector('#grid').inert"
             f" && document.querySelector('#title').textContent === {title}"
         )
 
@@ -184,10 +214,21 @@ class User:
             " [...document.querySelectorAll('#grid .cell')].map(cell => cell.dataset.id)]"
         )
 
-    def steps(self):
-        return self.tab.js("[...document.querySelectorAll('#trail button')].map(button => button.textContent)")
+    def trail(self):
+        """Texts of the trail, the one on display in brackets, "..." for the next one."""
+        return self.tab.js(
+            "[...document.querySelectorAll('#trail li > *')].map(e => e.matches('.pending') ? '...'"
+            " : e.ariaCurrent ? `[${e.textContent}]` : e.textContent)"
+        )
 
 
 @pytest.fixture
 def user(visit):
     return lambda address="", screen=CHROMIUM.DESKTOP: User(visit(address, screen))
+
+
+@pytest.fixture
+def opened(user, screen):
+    one = user("", screen)
+    one.gallery()
+    return one

@@ -1,15 +1,21 @@
 // The page of the service: one state (`entry`, see state.js), one history entry a search, one `render`.
 
-import { examples, find, gallery, imagePath, ask } from "./service.js";
-import { PAGE, address, answersWanted, readAddress, same, searched, settled, start } from "./state.js";
+import { makeGrid } from "./grid.js";
+import { connectDrop, connectQuery, connectResults } from "./inputs.js";
+import { enlarge, enlargeReference } from "./large.js";
+import { ask, examples, find, further, gallery, imagePath } from "./service.js";
+import { address, answersWanted, readAddress, same, searched, settled, shareable, shown, start, walked } from "./state.js";
+import { pictureOf, renderTrail, wordsOf } from "./trail.js";
 import { accept, upload } from "./uploads.js";
 import { $, card, chips, complain, fill, narrow, query } from "./view.js";
 
 const NAME = document.title;
+const LOST = "This picture is no longer kept in this browser. Choose it again.";
 const answers = new Map(); // answers of this tab by search, so that Back is immediate
+const grid = makeGrid($("grid"), (item, place) => mark(card(item, place)));
 let version, entry;
 let turn = 0; // number of the last load: what an earlier one brings is late and left alone
-let displayed; // what the grid shows: {shown, k, hits} or {offset, pages}
+let displayed = null; // what the grid shows: {items, answers, read}
 
 function keep(next) {
   entry = next;
@@ -24,26 +30,47 @@ function push(next) {
 // Leave an entry as it was asked for, so that Back finds it; a draft gives its place away.
 function move(next) {
   if (entry.draft) return keep(next);
-  keep(settled(entry));
+  keep({ ...settled(entry), scroll: scrollY, seen: displayed?.read?.items.length ?? 0 });
   push(next);
 }
 
-// Take another reference. Beside answers it is a draft with an entry of its own, so that Back returns to the answers.
-function choose(reference, steps = [], text = entry.text) {
-  const next = { ...entry, reference, steps, text };
+// What the service can do: some models search by a text or by a picture alone, some weigh the two.
+const takes = (kind) => (version.compositions || []).includes(kind);
+const answerable = ({ reference, text }) =>
+  text ? reference !== null || takes("text") : reference !== null && takes("image");
+const movable = () => typeof version.weight === "number";
+
+// Take another reference. Beside answers, or deep in the gallery, it is a draft with an entry of its own, so that Back
+// returns there.
+function choose(reference, base = 0, text = entry.text) {
+  const next = { ...entry, reference, base, text };
   complain();
-  if (entry.shown && !entry.draft) move({ ...next, draft: true });
+  if (!entry.draft && (shown(entry) || scrollY > innerHeight)) move({ ...next, draft: true });
   else keep(next);
   renderQuery();
 }
 
-function search({ reference, text, steps } = entry) {
-  if (!reference) return miss("Pick a reference first: a picture of the gallery, or one of yours.", $("file"));
-  if (!text) return miss("Say what should be different in the picture.", $("text"));
-  const next = searched({ ...entry, reference, text, steps });
+function search(given = {}) {
+  const asked = { ...entry, ...given };
+  if (!answerable(asked)) return miss(asked);
+  const next = searched(asked);
   answers.delete(key(next)); // asked again, it is asked of the service
-  if (same(next.shown, entry.shown)) keep(next);
+  const weighed = shown(entry) && same({ ...shown(next), weight: 0 }, { ...shown(entry), weight: 0 });
+  if (weighed) keep(next);
   else move(next);
+  render();
+  arrive();
+}
+
+function miss({ reference, text }) {
+  if (reference) complain("Say what should be different in the picture.");
+  else if (takes("text")) complain("Pick a picture, or say what you look for.");
+  else complain("Pick a reference first: a picture of the gallery, or one of yours.");
+  (reference || (takes("text") && !text) ? $("text") : $("file")).focus();
+}
+
+function walk(place) {
+  move(walked(entry, place));
   render();
   arrive();
 }
@@ -51,24 +78,16 @@ function search({ reference, text, steps } = entry) {
 // Bring the reader to the answers: one Tab leads from here to the first.
 function arrive() {
   $("title").focus({ preventScroll: true });
-  if (narrow()) $("title").scrollIntoView();
+  const { top } = $("title").getBoundingClientRect();
+  if (narrow() || top < 0) $("title").scrollIntoView();
 }
 
-function miss(message, field) {
-  complain(message);
-  field.focus();
-}
+const key = (entry) => JSON.stringify([shown(entry), entry.k]);
 
-const key = ({ shown, k }) => JSON.stringify([shown.reference, shown.text, k]);
-
-function refine(id) {
-  const { reference, text, steps } = displayed.shown;
-  choose({ id }, [...steps, { reference, text }], "");
-  compose();
-}
-
-function pick(id) {
-  choose({ id });
+// Start the next search from a picture of the grid: from an answer it refines, from the gallery it begins.
+function use(id) {
+  const refines = displayed?.answers;
+  choose({ id }, refines ? entry.at + 1 : 0, refines ? "" : entry.text);
   compose();
 }
 
@@ -87,13 +106,10 @@ async function take(file) {
   }
 }
 
-function toGallery() {
-  move(start(entry.k));
+function toGallery(offset = entry.offset) {
+  move({ ...start(entry.k), weight: entry.weight, offset });
   render();
 }
-
-const source = async (reference) =>
-  reference?.upload ? (await upload(reference.upload))?.url : reference && imagePath(reference.id);
 
 function render() {
   complain();
@@ -103,60 +119,74 @@ function render() {
   renderResults();
 }
 
+function mark(cell) {
+  cell.classList.toggle("chosen", cell.dataset.id === entry.reference?.id);
+  return cell;
+}
+
 function renderQuery() {
-  const { reference, steps } = entry;
-  if ($("text").value.trim() !== entry.text) $("text").value = entry.text;
+  const { reference, text, k } = entry;
+  if ($("text").value.trim() !== text) $("text").value = text;
   $("hint").hidden = reference !== null;
   $("enlarge").hidden = $("clear").hidden = reference === null;
   $("drop").classList.toggle("filled", reference !== null);
   $("name").textContent = reference?.name || reference?.id || "";
-  for (const cell of $("grid").children) cell.classList.toggle("chosen", cell.dataset.id === reference?.id);
-  const options = [...new Set([version.default_k, 24, 48, 96, entry.k])].filter((count) => count <= version.max_k);
-  $("count").replaceChildren(...options.sort((a, b) => a - b).map((k) => new Option(k, k, false, k === entry.k)));
-  $("trailbox").hidden = steps.length === 0;
-  renderPictures(reference, steps);
-  renderTexts(reference, steps);
+  for (const cell of grid.cells()) mark(cell);
+  const options = [...new Set([version.default_k, 24, 48, 96, k])].filter((count) => count <= version.max_k);
+  $("count").replaceChildren(...options.sort((a, b) => a - b).map((n) => new Option(n, n, false, n === k)));
+  renderWeight();
+  const steps = ({ trail, at, base, draft }) => ({ trail, at, base, draft });
+  const now = steps(entry);
+  renderTrail(now, walk, () => same(now, steps(entry)));
+  renderPicture(reference);
+  renderTexts(reference);
 }
 
-async function renderPictures(reference, steps) {
-  const places = await Promise.all([reference, ...steps.map((step) => step.reference)].map(source));
+function renderWeight() {
+  const { reference, text, weight } = entry;
+  const value = weight ?? version.weight;
+  $("weightbox").hidden = !movable() || !reference || !text;
+  $("weight").value = value;
+  const words = `text ${Math.round(100 * value)} %`;
+  $("weighs").textContent = words;
+  $("weight").setAttribute("aria-valuetext", words);
+  $("usual").hidden = value === version.weight;
+}
+
+async function renderPicture(reference) {
+  const place = await pictureOf(reference);
   if (!same(reference, entry.reference)) return;
-  fill($("enlarge"), places[0], reference?.name || reference?.id, reference?.upload && unseen);
-  if (reference?.upload && !places[0]) complain("This picture is no longer kept in this browser. Choose it again.");
-  $("trail").replaceChildren(...steps.map((step, number) => stepBack(step, number, places[number + 1])));
+  fill($("enlarge"), place, reference?.name || reference?.id, reference?.upload && unseen);
+  if (reference?.upload && !place) complain(LOST);
 }
 
-async function renderTexts(reference, steps) {
+async function renderTexts(reference) {
   const box = $("suggestions");
   if (box.dataset.of !== reference?.id) box.hidden = true; // those of another picture do not fit
   const texts = reference?.id === undefined ? [] : await examples(reference.id);
   if (!same(reference, entry.reference)) return;
-  chips($("chips"), texts.map(({ text }) => text), (text) => search({ reference, text, steps }));
+  chips($("chips"), texts.map(({ text }) => text), (text) => search({ text }));
   box.dataset.of = reference?.id;
   box.hidden = texts.length === 0;
 }
 
 const unseen = () => complain("This browser cannot show that picture. The service may read it: search to see.");
 
-function stepBack(step, number, place) {
-  const line = document.createElement("li");
-  line.append(query(place, step.text, () => search({ ...step, steps: entry.steps.slice(0, number) })));
-  return line;
-}
-
-async function renderResults() {
+async function renderResults(scroll = null) {
   const wanted = { ...entry };
   const now = ++turn;
   renderHead(wanted);
   try {
     const begin = performance.now();
-    const found = wanted.shown ? await answersOf(wanted) : await pagesOf(wanted);
+    const found = shown(wanted) ? await answersOf(wanted) : await galleryOf(wanted);
     if (now !== turn) return;
-    if (wanted.shown) showAnswers(wanted, found, performance.now() - begin);
-    else showGallery(wanted, found);
+    if (shown(wanted)) showAnswers(found, performance.now() - begin);
+    else showGallery(found);
+    if (scroll !== null) scrollTo({ top: scroll, behavior: "instant" });
+    grid.update();
   } catch (error) {
     if (now !== turn) return;
-    $("grid").replaceChildren(); // old pictures under a new question would mislead
+    grid.show([]); // old pictures under a new question would mislead
     $("subtitle").textContent = "nothing to show";
     complain(error.message, error.again && (() => (render(), arrive())));
   } finally {
@@ -167,195 +197,122 @@ async function renderResults() {
 function busy(yes) {
   $("grid").classList.toggle("busy", yes);
   $("grid").inert = yes;
-  $("submit").textContent = yes && entry.shown ? "Searching …" : "Search";
+  $("grid").setAttribute("aria-busy", yes);
+  $("submit").textContent = yes && shown(entry) ? "Searching …" : "Search";
 }
 
-function renderHead({ shown }) {
+function renderHead(wanted) {
+  const asked = shown(wanted);
   busy(true);
   displayed = null;
-  $("title").textContent = shown ? `“${shown.text}”` : "Gallery";
-  document.title = shown ? `“${shown.text}” · ${shown.reference.name || shown.reference.id} · cirray` : NAME;
+  $("title").textContent = asked ? (asked.text ? `“${asked.text}”` : "Like this picture") : "Gallery";
+  const reference = asked?.reference && (asked.reference.name || asked.reference.id);
+  document.title = asked ? [asked.text ? `“${asked.text}”` : wordsOf(asked), reference, "cirray"].filter(Boolean).join(" · ") : NAME;
   $("subtitle").title = "";
-  $("subtitle").textContent = shown ? "searching …" : "";
-  $("back").hidden = !shown;
-  $("share").hidden = !shown || Boolean(shown.reference.upload);
+  $("subtitle").textContent = asked ? "searching …" : "loading …";
+  $("back").hidden = !asked;
+  $("share").hidden = !asked || !shareable(wanted);
+  $("unshared").hidden = !asked?.reference?.upload;
   $("trybox").hidden = $("shuffle").hidden = $("more").hidden = true;
 }
 
 async function answersOf(wanted) {
   if (!answers.has(key(wanted))) {
-    const { reference } = wanted.shown;
-    const held = reference.upload ? await upload(reference.upload) : null;
-    if (reference.upload && !held) throw new Error("This picture is no longer kept in this browser. Choose it again.");
-    answers.set(key(wanted), await find(wanted.shown, wanted.k, held?.blob));
+    const { reference } = shown(wanted);
+    const held = reference?.upload ? await upload(reference.upload) : null;
+    if (reference?.upload && !held) throw new Error(LOST);
+    answers.set(key(wanted), await find(shown(wanted), wanted.k, held?.blob));
   }
   return answers.get(key(wanted));
 }
 
-function showAnswers({ shown, k }, { hits, times_ms: times }, milliseconds) {
-  displayed = { shown, k, hits };
-  const best = hits.length ? hits[0].score : 0;
+function showAnswers({ hits, times_ms: times }, milliseconds) {
+  const best = hits[0]?.score ?? 0;
+  for (const hit of hits) hit.share = best > 0 ? Math.max(0, Math.min(1, hit.score / best)) : 0;
+  displayed = { items: hits, answers: true };
   $("grid").classList.add("answers");
-  $("grid").replaceChildren(...hits.map((hit, place) => card(hit, place + 1, best)));
+  grid.show(hits, hits.length, true);
   const found = `${hits.length} best of ${version.gallery_size.toLocaleString("en")} in ${milliseconds.toFixed(0)} ms`;
-  $("subtitle").textContent = hits.length ? `${found} · pick one to refine from it` : "the gallery has no other picture";
+  $("subtitle").textContent = hits.length ? found : "the gallery has no other picture";
   $("subtitle").title = Object.entries(times).map(([step, took]) => `${step} ${took.toFixed(1)} ms`).join(", ");
-  renderQuery();
 }
 
-async function pagesOf({ offset, pages }) {
-  const [found, tries] = await Promise.all([gallery(offset, PAGE * pages), examples()]);
-  return { ...found, tries };
+async function galleryOf({ offset, seen }) {
+  const [read, tries] = await Promise.all([gallery(offset, Math.max(1, seen)), examples()]);
+  return { read, tries };
 }
 
-function showGallery({ offset }, { items, total, tries }) {
-  displayed = { offset };
-  $("grid").classList.remove("answers");
-  $("grid").replaceChildren(...items.map((item) => card(item)));
-  $("subtitle").textContent = `pick a reference among ${total.toLocaleString("en")} pictures`;
-  $("more").hidden = offset + items.length >= total;
-  $("shuffle").hidden = total <= PAGE;
+function showGallery({ read, tries }) {
+  displayed = { items: read.items, read };
   $("trybox").hidden = tries.length === 0;
   $("tries").replaceChildren(...tries.map(attempt));
-  renderQuery();
+  $("grid").classList.remove("answers");
+  grid.show(read.items, read.total);
+  $("subtitle").textContent = `${read.total.toLocaleString("en")} pictures: open one, or use it as the reference`;
+  $("shuffle").hidden = read.total <= 2 * read.items.length && read.items.length === read.total;
+  watchEnd();
 }
 
 function attempt({ gallery_id: id, text, image }) {
-  return query(image && imagePath(id), text, () => search({ reference: { id }, text, steps: [] }));
+  return query(image && imagePath(id), text, () => search({ reference: { id }, text, base: 0 }));
+}
+
+// The gallery goes on where the reader comes near its end; `end` is told again of an end that is still near.
+const end = new IntersectionObserver(([seen]) => seen.isIntersecting && more(), { rootMargin: "1500px" });
+
+function watchEnd() {
+  end.disconnect();
+  const { items, total } = displayed?.read ?? { items: [], total: 0 };
+  if (items.length < total) end.observe($("end"));
 }
 
 async function more() {
   const now = turn;
-  $("more").disabled = true;
+  const read = displayed?.read;
+  if (!read || read.items.length >= read.total) return;
+  end.disconnect();
+  $("more").hidden = true;
   try {
-    const { items, total } = await gallery(entry.offset + $("grid").children.length, PAGE);
+    await further(read);
     if (now !== turn) return;
-    keep({ ...entry, pages: Math.min(8, entry.pages + 1) });
-    $("grid").append(...items.map((item) => card(item)));
-    $("more").hidden = entry.offset + $("grid").children.length >= total;
-    renderQuery();
+    grid.grown();
+    watchEnd();
   } catch (error) {
-    if (now === turn) complain(error.message, error.again && more);
-  } finally {
-    $("more").disabled = false;
+    if (now !== turn) return;
+    $("more").hidden = false;
+    complain(error.message, error.again && (() => (complain(), more())));
   }
 }
 
-// A picture in the whole window; `place` is that of an answer, undefined for the reference.
-async function enlarge(place) {
-  const hit = displayed?.hits?.[place];
-  const reference = hit ? { id: hit.id } : entry.reference;
-  const path = await source(reference);
-  fill($("largeframe"), hit && !hit.image ? null : path, reference.name || reference.id);
-  $("largename").textContent = hit ? `${place + 1} · ${hit.id} · ${hit.score.toFixed(3)}` : reference.name || reference.id;
-  $("refine").hidden = $("previous").hidden = $("next").hidden = !hit;
-  $("previous").disabled = place === 0;
-  $("next").disabled = place === displayed?.hits?.length - 1;
-  $("large").dataset.place = hit ? place : "";
-  if (!$("large").open) $("large").showModal();
-}
-
-function turnPage(step) {
-  const place = $("large").dataset.place;
-  if (place !== "" && displayed?.hits?.[Number(place) + step]) enlarge(Number(place) + step);
-}
-
-function connectQuery() {
-  let pause;
-  const typed = () => {
-    clearTimeout(pause);
-    keep({ ...entry, text: $("text").value.trim() });
-  };
-  $("text").addEventListener("input", () => {
-    entry = { ...entry, text: $("text").value.trim() };
-    clearTimeout(pause);
-    pause = setTimeout(typed, 300); // browsers limit how often history may be written
-  });
-  window.addEventListener("beforeunload", typed);
-  $("query").addEventListener("submit", () => search());
-  $("text").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    search();
-  });
-  $("count").addEventListener("change", () => {
-    keep({ ...entry, k: answersWanted($("count").value, version) });
-    if (entry.shown) renderResults();
-  });
-  $("file").addEventListener("change", () => {
-    if ($("file").files.length) take($("file").files[0]);
-    $("file").value = "";
-  });
-  $("clear").addEventListener("click", () => choose(null));
-  $("enlarge").addEventListener("click", () => enlarge());
-}
-
-function connectResults() {
-  $("grid").addEventListener("click", (event) => {
-    const cell = event.target.closest(".cell");
-    if (!cell || !displayed) return;
-    if (event.target.closest(".zoom")) enlarge([...$("grid").children].indexOf(cell));
-    else if (displayed.hits) refine(cell.dataset.id);
-    else pick(cell.dataset.id);
-  });
-  $("more").addEventListener("click", more);
-  $("shuffle").addEventListener("click", () => {
-    keep({ ...entry, offset: Math.floor(Math.random() * Math.max(1, version.gallery_size - PAGE)), pages: 1 });
-    renderResults();
-  });
-  $("back").addEventListener("click", toGallery);
-  $("share").addEventListener("click", share);
-  $("close").addEventListener("click", () => $("large").close());
-  $("previous").addEventListener("click", () => turnPage(-1));
-  $("next").addEventListener("click", () => turnPage(1));
-  $("refine").addEventListener("click", () => {
-    $("large").close();
-    refine(displayed.hits[Number($("large").dataset.place)].id);
-  });
-  $("large").addEventListener("click", (event) => event.target === $("large") && $("large").close());
-  $("large").addEventListener("keydown", (event) => {
-    if (event.key === "ArrowLeft") turnPage(-1);
-    if (event.key === "ArrowRight") turnPage(1);
+// The picture at a place of the grid large, with a way to those beside it.
+function openLarge(place) {
+  const { items, answers: found, read } = displayed;
+  enlarge(place, {
+    item: (at) => items[at],
+    count: () => (found ? items.length : read.total),
+    near: (at) => !found && at > items.length - 20 && more(),
+    closed: (at) => displayed?.items === items && grid.focus(at),
   });
 }
 
 async function share() {
   try {
-    await navigator.clipboard.writeText(new URL(address(settled(entry), version.default_k), location.href).href);
-    $("share").textContent = "Copied";
+    const { href } = new URL(address(shareable(entry), version.default_k), location.href);
+    await navigator.clipboard.writeText(href);
+    $("share").textContent = entry.trail.some((step) => step.reference?.upload) ? "Copied, without your pictures" : "Copied";
   } catch {
     $("share").textContent = "Copy it from the address bar";
   }
-  setTimeout(() => ($("share").textContent = "Copy link"), 1500);
-}
-
-function connectDrop() {
-  const over = (event) => {
-    if (event.target === $("text") && !event.dataTransfer.types.includes("Files")) return;
-    event.preventDefault();
-    $("drop").classList.add("over");
-  };
-  document.addEventListener("dragenter", over);
-  document.addEventListener("dragover", over);
-  document.addEventListener("dragleave", (event) => event.relatedTarget || $("drop").classList.remove("over"));
-  document.addEventListener("drop", (event) => {
-    $("drop").classList.remove("over");
-    const file = event.dataTransfer.files[0];
-    if (!file && event.target === $("text")) return;
-    event.preventDefault();
-    if (file) take(file);
-    else complain("That was no file. Drop a picture from a folder of this computer.");
-  });
-  document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) take(event.clipboardData.files[0]);
-    else if (event.target !== $("text")) complain("The clipboard holds no picture.");
-  });
+  setTimeout(() => ($("share").textContent = "Copy link"), 2500);
 }
 
 function enter(kept) {
-  entry = kept?.pages ? { ...kept, k: answersWanted(kept.k, version) } : readAddress(location.search, version);
-  if (!kept?.pages) keep(entry);
-  render();
+  entry = kept?.trail ? { ...kept, k: answersWanted(kept.k, version) } : readAddress(location.search, version, answerable);
+  if (!kept?.trail) keep(entry);
+  complain();
+  if ($("large").open) $("large").close();
+  renderQuery();
+  renderResults(entry.scroll);
 }
 
 async function begin() {
@@ -367,10 +324,26 @@ async function begin() {
   }
   const { gallery_size: size, index_digest: index, encoder_digest: encoder } = version;
   $("facts").textContent = `${size.toLocaleString("en")} pictures · index ${index.slice(0, 8)} · encoder ${encoder.slice(0, 8)}`;
-  connectQuery();
-  connectResults();
-  connectDrop();
-  window.addEventListener("popstate", (event) => enter(event.state));
+  if (takes("text")) $("text").placeholder = "Say what should be different, or what you look for";
+  const page = {
+    search, choose, take, use, toGallery, share, more, openLarge,
+    entry: () => entry,
+    displayed: () => displayed,
+    edit: (fields) => (entry = { ...entry, ...fields }),
+    save: () => keep(entry),
+    changed: renderWeight,
+    weigh: () => shown(entry) && !entry.draft && same({ ...shown(entry), weight: 0 }, { ...shown(searched(entry)), weight: 0 }) && search(),
+    recount: (k) => (keep({ ...entry, k: answersWanted(k, version) }), shown(entry) && renderResults()),
+    usualWeight: version.weight,
+    size,
+    large: () => enlargeReference(entry.reference),
+    place: grid.placeOf,
+  };
+  connectQuery(page);
+  connectResults(page);
+  connectDrop(page);
+  history.scrollRestoration = "manual";
+  addEventListener("popstate", (event) => enter(event.state));
   enter(history.state);
 }
 

@@ -3,7 +3,7 @@
 
 const WAIT_S = 60;
 
-export const imagePath = (id) => `v1/images/${encodeURIComponent(id)}`;
+export const imagePath = (id, size) => `v1/images/${encodeURIComponent(id)}${size ? `?size=${size}` : ""}`;
 
 const failure = (message, again = true) => Object.assign(new Error(message), { again });
 
@@ -23,20 +23,52 @@ export async function ask(path, options = {}) {
   throw failure(busy ? "The service is busy; try again in a moment." : `The service failed (status ${reply.status}).`);
 }
 
-// One search: `blob` is the uploaded picture, where the reference is one.
-export function find({ reference, text }, k, blob) {
+// One search: `blob` is the uploaded picture, where the reference is one. Without a reference it asks by the text
+// alone, without a text by the picture alone; `weight` is left to the service where it is null.
+export function find({ reference, text, weight }, k, blob) {
+  const fields = { k };
+  if (text) fields.text = text;
+  if (reference?.id !== undefined) fields.gallery_id = reference.id;
+  if (typeof weight === "number" && text && reference) fields.weight = weight;
   if (!blob) {
-    const body = JSON.stringify({ text, gallery_id: reference.id, k });
-    return ask("v1/search", { method: "POST", headers: { "content-type": "application/json" }, body });
+    const headers = { "content-type": "application/json" };
+    return ask("v1/search", { method: "POST", headers, body: JSON.stringify(fields) });
   }
   const form = new FormData();
-  form.append("text", text);
-  form.append("k", k);
+  for (const [name, value] of Object.entries(fields)) form.append(name, value);
   form.append("image", blob, "picture");
   return ask("v1/search", { method: "POST", body: form });
 }
 
-export const gallery = (offset, limit) => ask(`v1/gallery?offset=${offset}&limit=${limit}`);
+// The gallery from `offset` on, as far as it was read: a round trip of all pictures that ends where it began.
+const PAGE = 100;
+const MOST = 500;
+let read = { offset: -1, items: [], total: Infinity };
+let reading = Promise.resolve();
+
+// All that was read, at least `wanted` pictures where there are so many. Calls queue, so that no page comes twice.
+export function gallery(offset, wanted) {
+  const next = reading.catch(() => {}).then(() => readOn(offset, wanted));
+  reading = next;
+  return next;
+}
+
+async function readOn(offset, wanted) {
+  if (read.offset !== offset) read = { offset, items: [], total: Infinity };
+  const known = read;
+  while (known.items.length < Math.min(wanted, known.total)) {
+    const at = Number.isFinite(known.total) ? (offset + known.items.length) % known.total : offset;
+    const missing = Math.min(MOST, Math.max(PAGE, wanted - known.items.length), known.total - known.items.length);
+    const { items, total } = await ask(`v1/gallery?offset=${at}&limit=${missing}`);
+    known.total = total;
+    if (!items.length) break;
+    known.items.push(...items);
+  }
+  return known;
+}
+
+// The next page; pages grow with what was read, so that a long gallery takes few.
+export const further = ({ offset, items }) => gallery(offset, items.length + Math.min(MOST, items.length));
 
 // Queries to try: the index's best, or the data set's own texts about one picture. Nothing depends on them.
 const known = new Map();

@@ -1,36 +1,67 @@
 // What the page shows, as one plain value a history entry: the browser keeps it over Back and reload.
 //
 //   reference  null, {id} of the gallery, or {upload, name}: what the next search starts from
-//   text, k    what the next search asks
-//   steps      the searches that led to this reference, [{reference, text}]
-//   shown      the search whose answers are on display, {reference, text, steps}; null: the gallery
-//   offset     first gallery picture on display, `pages` pages of them
+//   text       what the next search asks; with `weight`, that of the text from 0 to 1 (null: the service's own)
+//   k          answers wanted
+//   trail      the searches that were refined one from another, each {reference, text, weight}
+//   at         the search of the trail whose answers are on display; -1: the gallery
+//   base       how many searches of the trail led to the next one: it replaces what stands there
+//   offset     first picture of the gallery on display
+//   seen       how many of them were read, and `scroll`: how far down the reader is
 //   draft      true from the choice of another reference beside the answers until the next search
 
-export const PAGE = 60;
+export const start = (k) => ({
+  reference: null, text: "", weight: null, k, trail: [], at: -1, base: 0, offset: 0, seen: 0, scroll: 0, draft: false,
+});
 
-export const start = (k) => ({ reference: null, text: "", k, steps: [], shown: null, offset: 0, pages: 1, draft: false });
-
-// The entry as its answers were asked for: what Back should find.
-export const settled = (entry) => (entry.shown ? { ...entry, ...entry.shown, draft: false } : entry);
-
-export const searched = (entry) => {
-  const { reference, text, steps } = entry;
-  return { ...entry, shown: { reference, text, steps }, draft: false };
-};
-
+export const shown = (entry) => entry.trail[entry.at] ?? null;
 export const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-// The address of an entry: a search, or the picture that is picked.
+const query = ({ reference, text, weight }) => ({ reference, text, weight });
+
+// The entry as its answers were asked for: what Back should find.
+export const settled = (entry) => (shown(entry) ? walked(entry, entry.at) : entry);
+
+// Another search of the trail; those after it stay, so that one can walk forth again.
+export const walked = (entry, at) => ({ ...entry, ...entry.trail[at], at, base: at, draft: false });
+
+export function searched(entry) {
+  const asked = query(entry);
+  const unchanged = same(entry.trail[entry.base], asked);
+  const trail = unchanged ? entry.trail : [...entry.trail.slice(0, entry.base), asked];
+  return { ...entry, trail, at: entry.base, scroll: 0, draft: false };
+}
+
+// One search as the words of an address; `text` is there even when empty, a reference alone has none.
+function words({ reference, text, weight }) {
+  const found = new URLSearchParams();
+  if (reference?.upload) found.set("upload", reference.upload);
+  else if (reference) found.set("image", reference.id);
+  if (text !== undefined) found.set("text", text);
+  if (typeof weight === "number") found.set("weight", weight);
+  return found;
+}
+
+// The address of an entry: the picture that is picked, or a search with the trail around it.
 export function address(entry, usualK) {
-  const { reference, text } = entry.draft || !entry.shown ? { ...entry, text: "" } : entry.shown;
-  const query = new URLSearchParams();
-  if (reference?.upload) query.set("upload", reference.upload);
-  else if (reference) query.set("image", reference.id);
-  if (text) query.set("text", text);
-  if (text && entry.k !== usualK) query.set("k", entry.k);
-  const words = query.toString();
-  return words ? `?${words}` : location.pathname;
+  if (entry.draft || !shown(entry)) {
+    const picked = words({ reference: entry.reference }).toString();
+    return picked ? `?${picked}` : location.pathname;
+  }
+  const found = words(shown(entry));
+  if (entry.k !== usualK) found.set("k", entry.k);
+  entry.trail.forEach((step, place) => {
+    if (place !== entry.at) found.append(place < entry.at ? "step" : "later", words(step).toString());
+  });
+  return `?${found}`;
+}
+
+// The entry for others: without the steps that start from a picture which only this browser has. Null where the search
+// itself does.
+export function shareable(entry) {
+  if (shown(entry).reference?.upload) return null;
+  const trail = entry.trail.filter((step) => !step.reference?.upload);
+  return { ...settled(entry), trail, at: trail.indexOf(shown(entry)) };
 }
 
 export function answersWanted(given, { default_k: usual, max_k: most }) {
@@ -38,12 +69,22 @@ export function answersWanted(given, { default_k: usual, max_k: most }) {
   return Number.isInteger(k) && k >= 1 ? Math.min(k, most) : usual;
 }
 
-// The entry of an address that was typed or followed.
-export function readAddress(search, version) {
-  const query = new URLSearchParams(search);
-  const entry = start(answersWanted(query.get("k"), version));
-  entry.text = (query.get("text") || "").trim();
-  if (query.get("upload")) entry.reference = { upload: query.get("upload"), name: "your picture" };
-  else if (query.get("image")) entry.reference = { id: query.get("image") };
-  return entry.reference && entry.text ? searched(entry) : entry;
+function readWords(found) {
+  const weight = found.has("weight") ? Number(found.get("weight")) : NaN;
+  const reference = found.get("upload")
+    ? { upload: found.get("upload"), name: "your picture" }
+    : found.get("image") ? { id: found.get("image") } : null;
+  const text = (found.get("text") || "").trim();
+  return { reference, text, weight: weight >= 0 && weight <= 1 ? weight : null };
+}
+
+// The entry of an address that was typed or followed; `answerable` says which searches the service takes.
+export function readAddress(search, version, answerable) {
+  const found = new URLSearchParams(search);
+  const entry = { ...start(answersWanted(found.get("k"), version)), ...readWords(found) };
+  if (!found.has("text") || !answerable(entry)) return entry; // a picture that is picked
+  const [before, after] = ["step", "later"].map((name) =>
+    found.getAll(name).map((step) => readWords(new URLSearchParams(step))).filter(answerable),
+  );
+  return walked({ ...entry, trail: [...before, query(entry), ...after] }, before.length);
 }

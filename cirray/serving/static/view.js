@@ -12,7 +12,7 @@ export function fill(frame, source, alt = "", missed) {
   frame.classList.toggle("blank", !source);
   if (!source) return frame.replaceChildren();
   const image = document.createElement("img");
-  Object.assign(image, { alt, decoding: "async", draggable: false, src: source });
+  Object.assign(image, { alt, decoding: "async", loading: "lazy", draggable: false, src: source });
   image.addEventListener("error", () => {
     if (image.parentNode !== frame) return; // another picture came meanwhile
     frame.classList.add("blank");
@@ -22,26 +22,23 @@ export function fill(frame, source, alt = "", missed) {
   frame.replaceChildren(image);
 }
 
-// One gallery picture (`rank` undefined) or answer.
-export function card(item, rank, best) {
+// One picture of the gallery, or an answer: those have a score. Its name is the last part of its id.
+export function card(item, place) {
   const cell = $("card").content.firstElementChild.cloneNode(true);
   const find = (name) => cell.querySelector(`.${name}`);
+  const answer = item.score !== undefined;
   cell.dataset.id = item.id;
   fill(find("frame"), item.image && imagePath(item.id));
-  find("id").textContent = item.id;
-  find("card").title = item.id;
-  if (rank === undefined) {
-    find("card").setAttribute("aria-label", `Pick ${item.id}`);
-    find("zoom").remove();
-    return cell;
-  }
-  find("card").setAttribute("aria-label", `Answer ${rank}: ${item.id}, score ${item.score.toFixed(3)}. Refine from it`);
-  find("zoom").setAttribute("aria-label", `Open ${item.id} large`);
-  find("zoom").title = "Open large";
-  find("rank").textContent = rank;
+  find("id").textContent = item.id.split("/").at(-1) || item.id;
+  cell.title = item.id;
+  const score = answer ? `, answer ${place + 1}, score ${item.score.toFixed(3)}` : "";
+  find("open").setAttribute("aria-label", `Open ${item.id} large${score}`);
+  find("use").setAttribute("aria-label", `${answer ? "Refine from" : "Use"} ${item.id}`);
+  find("use").textContent = answer ? "Refine" : "Use";
+  if (!answer) return cell;
+  find("rank").textContent = place + 1;
   find("score").textContent = item.score.toFixed(3);
-  const share = best > 0 ? Math.max(0, Math.min(1, item.score / best)) : 0;
-  find("meter").firstElementChild.style.width = `${100 * share}%`;
+  find("meter").firstElementChild.style.width = `${100 * item.share}%`; // of the best answer's score
   return cell;
 }
 
@@ -53,6 +50,7 @@ export function query(source, text, act) {
   button.type = "button";
   frame.className = "frame";
   fill(frame, source);
+  words.className = "words";
   words.textContent = text;
   button.append(frame, words);
   button.addEventListener("click", act);
