@@ -10,6 +10,13 @@ BIN := $(VENV)/bin
 # The releases that were tested together; `CONSTRAINTS=` takes whatever is newest.
 CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+# FAISS for CPUs; `FAISS=gpu` takes the one for NVIDIA GPUs. The two overwrite one another's files, so both go first.
+FAISS := cpu
+comma := ,
+define install
+$(BIN)/python -m pip uninstall -qqq --yes faiss-cpu faiss-gpu
+$(PIP) --editable ".[$(FAISS),$(1)]"
+endef
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
@@ -23,15 +30,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
-	$(PIP) --editable .
+	$(call install,train)
 	touch $@
 
 $(TEST_STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
-	$(PIP) --editable ".[test]"
+	$(call install,test)
 	touch $@ $(STAMP)
 
 $(DOCS_STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
-	$(PIP) --editable ".[docs]"
+	$(call install,train$(comma)docs)
 	touch $@ $(STAMP)
 
 install: $(STAMP)
@@ -60,7 +67,7 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 serve: $(STAMP)
-	$(BIN)/cirray serve serve_configs/retriever.yaml
+	$(BIN)/cirray serve retriever
 
 latest:
 	rm -rf .venv-latest
@@ -69,7 +76,8 @@ latest:
 
 constraints: $(TEST_STAMP)
 	(sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip --disable-pip-version-check list --format freeze \
-	    --exclude-editable --exclude pip --exclude setuptools --exclude wheel | LC_ALL=C sort -f) > constraints.new
+	    --exclude-editable --exclude pip --exclude setuptools --exclude wheel \
+	    | sed 's/^faiss-[cg]pu==\(.*\)/faiss-cpu==\1\nfaiss-gpu==\1/' | LC_ALL=C sort -f) > constraints.new
 	mv constraints.new constraints.txt
 
 clean:

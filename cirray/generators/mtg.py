@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from cirray.core.errors import ArtifactError
+from cirray.core.extras import require
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.prompts import prompt
 from cirray.models.qformer import QueryingTransformer
@@ -244,6 +245,7 @@ def _tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tuning != "lora":
         return model
+    require("peft", "train", "model.tuning=lora")
     from peft import LoraConfig as Adapter
     from peft import get_peft_model
 

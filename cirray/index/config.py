@@ -8,6 +8,7 @@ from cirray.core.components import Component
 from cirray.core.config import Config
 from cirray.core.fields import Common
 from cirray.core.registry import Registry
+from cirray.index.faiss_library import is_there
 
 if TYPE_CHECKING:
     from cirray.index.protocol import Backend
@@ -38,9 +39,15 @@ INDEXES: "Registry[type[Backend[Any]]]" = Registry(
 """Name -> class of the backend."""
 
 
+def usual_kind() -> str:
+    """The backend of an index that names none: `faiss`, or `exact` where FAISS is not installed."""
+    return "faiss" if is_there() else "exact"
+
+
 class IndexBackend(Component):
     """What searches the gallery."""
 
     registry = INDEXES
-    kind: str = "faiss"
-    """Name of the backend: `faiss`, or `exact`, the NumPy twin that scans every token vector."""
+    kind: str = usual_kind()
+    """Name of the backend: `faiss`, or `exact`, the NumPy twin that scans every token vector, and the default where
+    FAISS is not installed."""

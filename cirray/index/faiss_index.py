@@ -15,6 +15,7 @@ import numpy as np
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.index.config import INDEXES, FaissConfig
 from cirray.index.exact import named, scan
+from cirray.index.faiss_library import faiss_library, is_there
 from cirray.index.protocol import Answers, Backend, VectorIndex, checked_queries
 from cirray.index.similarity import best_rows, pooled, rounding_margin, token_scores
 
@@ -107,17 +108,13 @@ class FaissBackend(Backend[FaissConfig]):
 
     def write(self, folder: Path, tokens_NQD: np.ndarray) -> list[str]:
         """Train, fill and write the FAISS index."""
-        import faiss
-
-        faiss.write_index(build_faiss(tokens_NQD, self.settings), str(folder / FILE))
+        faiss_library().write_index(build_faiss(tokens_NQD, self.settings), str(folder / FILE))
         return [FILE]
 
     def open(self, folder: Path, ids: Sequence[str], tokens_NQD: np.ndarray) -> VectorIndex:
         """Read the FAISS index."""
-        import faiss
-
         try:
-            index = faiss.read_index(str(folder / FILE))
+            index = faiss_library().read_index(str(folder / FILE))
         except RuntimeError as error:
             raise ArtifactError(
                 f"FAISS cannot read {str(folder / FILE)!r}: {_reason(error)}. Build the index again."
@@ -162,9 +159,7 @@ def _configure(index: Any, parameters: str) -> None:
     """Set FAISS search parameters by name (`nprobe=16,efSearch=64`)."""
     if not parameters:
         return
-    import faiss
-
-    space: Any = faiss.ParameterSpace()
+    space = faiss_library().ParameterSpace()
     try:
         space.set_index_parameters(index, parameters)
     except RuntimeError as error:
@@ -175,10 +170,9 @@ def _configure(index: Any, parameters: str) -> None:
 
 
 def limit_faiss_threads(threads: int) -> None:
-    """Set the OpenMP threads of FAISS searches in this process."""
-    import faiss
-
-    faiss.omp_set_num_threads(threads)
+    """Set the OpenMP threads of FAISS searches in this process, where FAISS is installed."""
+    if is_there():
+        faiss_library().omp_set_num_threads(threads)
 
 
 def largest_norm(tokens_NQD: np.ndarray) -> float:
@@ -197,8 +191,7 @@ def _vectors(tokens_NQD: np.ndarray, per_image: bool) -> np.ndarray:
 
 
 def _from_factory(width: int, config: FaissConfig) -> Any:
-    import faiss
-
+    faiss = faiss_library()
     try:
         return faiss.index_factory(width, config.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

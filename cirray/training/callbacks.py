@@ -39,7 +39,7 @@ class TensorBoard(Callback):
     def on_start(self, state: LoopState) -> None:
         """Open the event file; events after the resumed step are superseded."""
         if state.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(self.folder), purge_step=state.step or None)
 

@@ -1,0 +1,38 @@
+"""Libraries that an extra of the package brings: one that is missing is one sentence with the line that installs it."""
+
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+
+from cirray.core.errors import ConfigError
+
+
+def require(library: str, extra: str, what: str) -> None:
+    """Look for a library before it is imported.
+
+    Args:
+        library: the module.
+        extra: the package's extra that brings it.
+        what: what needs it, as a user says it: `training.engine=deepspeed`.
+
+    Raises:
+        ConfigError: naming both, and the line that installs it.
+    """
+    if find_spec(library) is None:
+        raise ConfigError(f"{what} needs the library {library}, which is not installed: {install_line(extra)}.")
+
+
+def install_line(extra: str) -> str:
+    """The line that installs an extra."""
+    return f"pip install 'cirray[{extra}]'"
+
+
+def installed(*names: str) -> list[str]:
+    """Those of some distributions that are installed."""
+    return [name for name in names if _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(distribution(name).version)
+    except PackageNotFoundError:
+        return False
