@@ -4,7 +4,7 @@ import { makeGrid } from "./grid.js";
 import { connectDrop, connectQuery, connectResults } from "./inputs.js";
 import { enlarge, enlargeReference } from "./large.js";
 import { ask, examples, find, further, gallery, imagePath } from "./service.js";
-import { address, answersWanted, readAddress, same, searched, settled, shareable, shown, start, walked } from "./state.js";
+import { address, alike, answersWanted, readAddress, same, searched, settled, shareable, shown, start, walked } from "./state.js";
 import { pictureOf, renderTrail, wordsOf } from "./trail.js";
 import { accept, upload } from "./uploads.js";
 import { $, card, chips, complain, fill, narrow, query } from "./view.js";
@@ -55,8 +55,7 @@ function search(given = {}) {
   if (!answerable(asked)) return miss(asked);
   const next = searched(asked);
   answers.delete(key(next)); // asked again, it is asked of the service
-  const weighed = shown(entry) && same({ ...shown(next), weight: 0 }, { ...shown(entry), weight: 0 });
-  if (weighed) keep(next);
+  if (next.at === entry.at && alike(shown(next), shown(entry))) keep(next);
   else move(next);
   render();
   arrive();
@@ -134,12 +133,21 @@ function renderQuery() {
   for (const cell of grid.cells()) mark(cell);
   const options = [...new Set([version.default_k, 24, 48, 96, k])].filter((count) => count <= version.max_k);
   $("count").replaceChildren(...options.sort((a, b) => a - b).map((n) => new Option(n, n, false, n === k)));
+  renderWords();
   renderWeight();
   const steps = ({ trail, at, base, draft }) => ({ trail, at, base, draft });
   const now = steps(entry);
   renderTrail(now, walk, () => same(now, steps(entry)));
   renderPicture(reference);
   renderTexts(reference);
+}
+
+// What is asked for in words: a change of the reference, or, where the service takes that, the picture itself.
+function renderWords() {
+  const alone = !entry.reference && takes("text");
+  $("asked").textContent = alone ? "Look for" : "Change";
+  const change = takes("image") ? "Say what should be different, or search for pictures like it" : "Say what should be different";
+  $("text").placeholder = alone ? "Say what you look for, or pick a picture first" : change;
 }
 
 function renderWeight() {
@@ -221,7 +229,8 @@ async function answersOf(wanted) {
     const { reference } = shown(wanted);
     const held = reference?.upload ? await upload(reference.upload) : null;
     if (reference?.upload && !held) throw new Error(LOST);
-    answers.set(key(wanted), await find(shown(wanted), wanted.k, held?.blob));
+    const asked = movable() ? shown(wanted) : { ...shown(wanted), weight: null }; // a link may come from another model
+    answers.set(key(wanted), await find(asked, wanted.k, held?.blob));
   }
   return answers.get(key(wanted));
 }
@@ -249,7 +258,7 @@ function showGallery({ read, tries }) {
   $("grid").classList.remove("answers");
   grid.show(read.items, read.total);
   $("subtitle").textContent = `${read.total.toLocaleString("en")} pictures: open one, or use it as the reference`;
-  $("shuffle").hidden = read.total <= 2 * read.items.length && read.items.length === read.total;
+  $("shuffle").hidden = read.items.length === read.total;
   watchEnd();
 }
 
@@ -324,7 +333,6 @@ async function begin() {
   }
   const { gallery_size: size, index_digest: index, encoder_digest: encoder } = version;
   $("facts").textContent = `${size.toLocaleString("en")} pictures · index ${index.slice(0, 8)} · encoder ${encoder.slice(0, 8)}`;
-  if (takes("text")) $("text").placeholder = "Say what should be different, or what you look for";
   const page = {
     search, choose, take, use, toGallery, share, more, openLarge,
     entry: () => entry,
@@ -332,7 +340,7 @@ async function begin() {
     edit: (fields) => (entry = { ...entry, ...fields }),
     save: () => keep(entry),
     changed: renderWeight,
-    weigh: () => shown(entry) && !entry.draft && same({ ...shown(entry), weight: 0 }, { ...shown(searched(entry)), weight: 0 }) && search(),
+    weigh: () => !entry.draft && alike(shown(entry), shown(searched(entry))) && search(),
     recount: (k) => (keep({ ...entry, k: answersWanted(k, version) }), shown(entry) && renderResults()),
     usualWeight: version.weight,
     size,

@@ -1,7 +1,7 @@
 // Pictures at their own shapes, in rows of one height. Only the cells near the window are in the document, so that a
 // gallery of ten thousand pictures costs no more than one of two hundred.
 
-const SHAPES = [0.45, 3.2]; // narrower and wider pictures leave a margin in their cell
+const SHAPES = [0.45, 4]; // narrower and wider pictures leave a margin in their cell
 const NEAR = 1.5; // windows above and below that keep their cells
 
 const shape = ({ width, height }) => Math.min(SHAPES[1], Math.max(SHAPES[0], width && height ? width / height : 1));

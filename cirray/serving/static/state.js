@@ -25,11 +25,15 @@ export const settled = (entry) => (shown(entry) ? walked(entry, entry.at) : entr
 // Another search of the trail; those after it stay, so that one can walk forth again.
 export const walked = (entry, at) => ({ ...entry, ...entry.trail[at], at, base: at, draft: false });
 
+// Whether two searches differ in their weight at most.
+export const alike = (one, other) => Boolean(one && other) && same({ ...one, weight: 0 }, { ...other, weight: 0 });
+
+// The entry once it is asked. Another question ends the trail there; another weight does not.
 export function searched(entry) {
+  const { trail, base } = entry;
   const asked = query(entry);
-  const unchanged = same(entry.trail[entry.base], asked);
-  const trail = unchanged ? entry.trail : [...entry.trail.slice(0, entry.base), asked];
-  return { ...entry, trail, at: entry.base, scroll: 0, draft: false };
+  const after = alike(trail[base], asked) ? trail.slice(base + 1) : [];
+  return { ...entry, trail: [...trail.slice(0, base), asked, ...after], at: base, scroll: 0, draft: false };
 }
 
 // One search as the words of an address; `text` is there even when empty, a reference alone has none.
