@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import nn
@@ -128,10 +128,7 @@ class Retriever(nn.Module, ABC):
         Raises:
             ConfigError: when it has none.
         """
-        raise ConfigError(
-            "encoder builds a new network; empty init and qformer_source, or leave encoder out: a retriever of kind "
-            f"{self.kind!r} has no setting that could be changed in a checkpoint."
-        )
+        no_changes({"kind": self.kind}, settings, "the checkpoint")
 
     def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
         """Similarities `[B, N]` by the package's one scorer."""
@@ -168,11 +165,27 @@ class Retriever(nn.Module, ABC):
             )
 
 
+def no_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> NoReturn:
+    """The check of a kind with no setting that could be changed in a checkpoint.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "encoder builds a new network; empty init and qformer_source, or leave encoder out: a retriever of kind "
+        f"{description['kind']!r} has no setting that could be changed in a checkpoint."
+    )
+
+
 @dataclass(frozen=True)
 class RetrieverKind:
-    """How retrievers of one kind are made."""
+    """How retrievers of one kind are made, and what can be said of them before that."""
 
     build: Callable[[Any, Sequence[str], int, int], Retriever]
     """(its own settings, training texts whose words it must know, patch width, seed) -> one with start weights."""
     load: Callable[[Mapping[str, Any], Path], Retriever]
     """(saved description, its folder) -> one whose weights are then replaced."""
+    check: Callable[[Any, int], None] | None = None
+    """(its own settings, patch width): refuses what `build` refuses, without weights; None: building alone tells."""
+    check_changes: Callable[[Mapping[str, Any], Mapping[str, Any], str], object] = no_changes
+    """(saved description, settings, name of the checkpoint): refuses settings that the weights fix."""

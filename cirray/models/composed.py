@@ -145,8 +145,6 @@ class QFormerRetriever(Retriever):
             ConfigError: for a setting that the weights fix, or for a fixed matching head when there is none.
         """
         config = changed_config(self.config, settings, "the checkpoint")
-        if config.matching == "frozen" and self.matching_head is None:
-            raise ConfigError("The checkpoint has no matching head to hold fixed; set model.matching=trained.")
         made = QFormerRetriever(config, self.tokenizer, self.patch_width)
         own = made.state_dict()
         made.load_state_dict({**own, **{name: value for name, value in self.state_dict().items() if name in own}})
@@ -230,6 +228,8 @@ def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: 
             f"encoder.settings.{fixed[0]} is {new[fixed[0]]!r}, but {place} has {own[fixed[0]]!r} and keeps it. Leave "
             f"it out, or start without that checkpoint; beside one these can be changed: {', '.join(CHANGEABLE)}."
         )
+    if wanted.matching == "frozen" and config.matching == "none":
+        raise ConfigError("The checkpoint has no matching head to hold fixed; set encoder.settings.matching=trained.")
     return wanted
 
 
@@ -250,4 +250,12 @@ def _load(description: Mapping[str, Any], folder: Path) -> QFormerRetriever:
     return QFormerRetriever(config, load_tokenizer(folder), int(description["patch_width"]))
 
 
-RETRIEVERS.register(QFormerRetriever.kind)(RetrieverKind(_build, _load))
+def _check(config: RetrieverConfig, patch_width: int) -> None:
+    find_fusion(config.fusion)
+
+
+def _check_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> RetrieverConfig:
+    return changed_config(validate(RetrieverConfig, description["retriever"]), settings, place)
+
+
+RETRIEVERS.register(QFormerRetriever.kind)(RetrieverKind(_build, _load, _check, _check_changes))

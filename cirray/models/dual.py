@@ -133,13 +133,7 @@ class DualEncoderRetriever(Retriever):
         Raises:
             ConfigError: for a setting that the weights fix.
         """
-        for name in settings:
-            if name in _FIXED:
-                raise ConfigError(
-                    f"encoder.settings.{name} cannot be changed in a checkpoint; of a dual encoder {', '.join(_FIXED)} "
-                    "stay as they are. Leave it out."
-                )
-        config = validate(DualEncoderConfig, merged({**self.config.to_dict(), "source": ""}, settings))
+        config = changed_dual(self.config.to_dict(), settings)
         made = DualEncoderRetriever(config, self.text_encoder, self.backbone, self.patch_width)
         made.image_projection.load_state_dict(self.image_projection.state_dict())
         shapes = [{name: item.shape for name, item in head.state_dict().items()} for head in (made.head, self.head)]
@@ -230,4 +224,23 @@ def _load(description: Mapping[str, Any], folder: Path) -> DualEncoderRetriever:
     return DualEncoderRetriever(config, text, backbone, int(description["patch_width"]))
 
 
-RETRIEVERS.register(DualEncoderRetriever.kind)(RetrieverKind(build_dual, _load))
+def changed_dual(own: Mapping[str, Any], settings: Mapping[str, Any]) -> DualEncoderConfig:
+    """A saved configuration with some fields changed.
+
+    Raises:
+        ConfigError: for a setting that the weights fix, or a value that no field takes.
+    """
+    for name in settings:
+        if name in _FIXED:
+            raise ConfigError(
+                f"encoder.settings.{name} cannot be changed in a checkpoint; of a dual encoder {', '.join(_FIXED)} "
+                "stay as they are. Leave it out."
+            )
+    return validate(DualEncoderConfig, merged({**own, "source": ""}, settings))
+
+
+def _check_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> DualEncoderConfig:
+    return changed_dual(description["retriever"], settings)
+
+
+RETRIEVERS.register(DualEncoderRetriever.kind)(RetrieverKind(build_dual, _load, check_changes=_check_changes))

@@ -140,12 +140,8 @@ class ForkedRetriever(Retriever):
 
     def _freeze_first_pass(self) -> None:
         query, gallery = self.query, self.gallery
-        if not isinstance(query, QFormerRetriever) or query.config.fusion != "two_pass":
-            raise ConfigError(
-                f"A {query.kind!r} retriever has no second pass to train alone. Set "
-                "training.terms.bank_infonce.trains=query_side."
-            )
-        assert isinstance(gallery, QFormerRetriever)
+        _check_second_pass(query.kind, query.config.to_dict())
+        assert isinstance(query, QFormerRetriever) and isinstance(gallery, QFormerRetriever)
         query.fusion = FrozenFirstPass(gallery)
 
 
@@ -183,14 +179,48 @@ def fork_for_query_tuning(retriever: Retriever, trains: str = "query_side") -> R
         ConfigError: for a part that this kind does not have, or another one than a fork was made for.
     """
     if isinstance(retriever, ForkedRetriever):
-        if trains != retriever.trains:
-            raise ConfigError(
-                f"The checkpoint was forked to train its {retriever.trains!r}, the run asks for {trains!r}. Set "
-                f"training.terms.bank_infonce.trains={retriever.trains}, or start from a checkpoint that is not forked."
-            )
+        _check_same_part(retriever.trains, trains)
         return retriever
     has_weights = bool(retriever.target_weights())
     return fork(retriever, trains) if has_weights or trains != "query_side" else retriever
+
+
+def check_query_tuning(description: Mapping[str, Any], trains: str) -> None:
+    """Refuse what `fork_for_query_tuning` refuses, from a retriever's description.
+
+    Raises:
+        ConfigError: as that.
+    """
+    if description["kind"] == ForkedRetriever.kind:
+        _check_same_part(str(description["retriever"]["trains"]), trains)
+    elif trains == "second_pass":
+        _check_second_pass(str(description["kind"]), description["retriever"])
+
+
+def _check_same_part(forked: str, wanted: str) -> None:
+    if forked != wanted:
+        raise ConfigError(
+            f"The checkpoint was forked to train its {forked!r}, the run asks for {wanted!r}. Set "
+            f"training.terms.bank_infonce.trains={forked}, or start from a checkpoint that is not forked."
+        )
+
+
+def _check_second_pass(kind: str, settings: Mapping[str, Any]) -> None:
+    if kind != QFormerRetriever.kind or settings["fusion"] != "two_pass":
+        raise ConfigError(
+            f"A {kind!r} retriever has no second pass to train alone. Set "
+            "training.terms.bank_infonce.trains=query_side."
+        )
+
+
+def inner_description(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The description of a fork's query side; any other one as it is."""
+    return dict(description["query"]) if description["kind"] == ForkedRetriever.kind else description
+
+
+def _check_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> None:
+    query = inner_description(description)
+    RETRIEVERS.get(str(query["kind"])).check_changes(query, settings, place)
 
 
 def _load(description: Mapping[str, Any], folder: Path) -> ForkedRetriever:
@@ -205,4 +235,4 @@ def _build(settings: Any, texts: Sequence[str], patch_width: int, seed: int) -> 
     raise ConfigError("A forked retriever starts from a trained checkpoint (init=...), not from random weights.")
 
 
-RETRIEVERS.register(ForkedRetriever.kind)(RetrieverKind(_build, _load))
+RETRIEVERS.register(ForkedRetriever.kind)(RetrieverKind(_build, _load, check_changes=_check_changes))

@@ -96,7 +96,7 @@ def matching(
     if model.matching_head is None:
         raise ConfigError(
             "Target-delta matching (terms tdm, tdm_hard) needs a matching head, which this retriever lacks. Set "
-            "model.matching=trained, or start from a checkpoint that has one."
+            "encoder.settings.matching=trained, or start from a checkpoint that has one."
         )
     matcher, text = MATCHERS[name], batch.text
     chosen = matcher.choose(model, batch, query_BD, targets_BQD)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from cirray.core.errors import ArtifactError, ConfigError, damage_told
-from cirray.models.base import RETRIEVERS, Retriever
+from cirray.models.base import RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.description import CONFIG, WEIGHTS
 from cirray.models.sources.file_forms import refuse_other_files
 from cirray.models.sources.files import check_floats
@@ -47,12 +47,36 @@ def build_saved(folder: Path) -> Retriever:
     Raises:
         ArtifactError: when its description is missing, damaged or not of a retriever.
     """
+    description = read_description(folder)
+    with torch.random.fork_rng(devices=[]), damage_told(folder / CONFIG, "Make or fetch the model again."):
+        return build_described(description, folder)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a retriever's `config.json` says: `kind`, `patch_width`, `retriever` (its settings) and the kind's own.
+
+    Raises:
+        ArtifactError: when it is missing, damaged, or of no retriever that is known here.
+    """
     try:
         description = dict(json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise _unreadable(folder, error) from None
-    with torch.random.fork_rng(devices=[]), damage_told(folder / CONFIG, "Make or fetch the model again."):
-        return build_described(description, folder)
+    _kind_of(description, folder)
+    return description
+
+
+def check_saved(folder: Path) -> None:
+    """Refuse a retriever whose weights file is missing or cut short; its header is read, and no weights.
+
+    Raises:
+        ArtifactError: saying what is wrong.
+    """
+    try:
+        with safe_open(str(folder / WEIGHTS), "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(folder, error) from None
 
 
 def _unreadable(folder: Path, error: Exception) -> ArtifactError:
@@ -66,8 +90,11 @@ def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
     Raises:
         ArtifactError: when it describes something else.
     """
+    return _kind_of(description, folder).load(description, folder)
+
+
+def _kind_of(description: Mapping[str, Any], folder: Path) -> RetrieverKind:
     try:
-        kind = RETRIEVERS.get(str(description.get("kind")))
+        return RETRIEVERS.get(str(description.get("kind")))
     except ConfigError as error:
         raise ArtifactError(f"{str(folder / CONFIG)!r} describes no retriever that is known here. {error}") from None
-    return kind.load(description, folder)

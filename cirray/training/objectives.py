@@ -1,7 +1,8 @@
 """The configured loss: a weighted sum of terms (`cirray.training.terms.config.OBJECTIVES` names sets of them)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -10,10 +11,10 @@ from cirray.core.errors import DataError
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
-from cirray.models.forked import fork_for_query_tuning
+from cirray.models.forked import check_query_tuning, fork_for_query_tuning, inner_description
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
-from cirray.training.terms.base import TERMS, TermInput, TermSetup
+from cirray.training.terms.base import TERMS, TermInput, TermRows, TermSetup
 
 
 def prepared(retriever: Retriever, config: TrainingConfig) -> Retriever:
@@ -21,6 +22,23 @@ def prepared(retriever: Retriever, config: TrainingConfig) -> Retriever:
     for settings in config.active_terms.values():
         retriever = fork_for_query_tuning(retriever, settings.query_part) if settings.query_part else retriever
     return retriever
+
+
+def check_objective(rows: TermRows, description: Mapping[str, Any]) -> None:
+    """Refuse what preparing the configured terms would refuse, before any weights are loaded.
+
+    Args:
+        rows: the rows of the training.
+        description: of the retriever that it starts from (`kind`, `retriever`: its settings).
+
+    Raises:
+        ConfigError, DataError: as `prepared` and the terms.
+    """
+    kind = str(inner_description(description)["kind"])
+    for name, settings in rows.config.active_terms.items():
+        if settings.query_part:
+            check_query_tuning(description, settings.query_part)
+        TERMS.get(name).check(rows, kind, settings)
 
 
 def wanted_outputs(config: TrainingConfig) -> Wanted:
@@ -77,7 +95,7 @@ def retrieval_loss(model: Retriever, batch: RetrievalBatch, config: TrainingConf
         config: objective and weights.
         gather: access to the other ranks' rows.
     """
-    return Objective(TermSetup(model, (), (), _NoFeatures(), config)).loss(model, batch, gather)
+    return Objective(TermSetup((), (), _NoFeatures(), config, retriever=model)).loss(model, batch, gather)
 
 
 class _NoFeatures:

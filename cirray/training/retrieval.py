@@ -17,8 +17,40 @@ from cirray.training.gather import Gather
 from cirray.training.mixing import PairTexts, Rows
 from cirray.training.mixing_config import MIXERS
 from cirray.training.objectives import Objective, prepared, wanted_outputs
-from cirray.training.terms.base import FeatureLookup, TermSetup
+from cirray.training.terms.base import FeatureLookup, TermRows, TermSetup
 from cirray.types import Triplet
+
+
+class TrainingRows:
+    """The rows of a training, and those of each step; no model is needed for them."""
+
+    def __init__(
+        self, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig,
+        held_out: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
+        """Check the triplets and prepare the sampler.
+
+        Args:
+            triplets: rows with non-empty texts; `group_id` names the image family, `weight` scales the row's loss.
+            features: holds every reference and target.
+            config: batch, mixing, seed.
+            held_out: images that no term may train on.
+
+        Raises:
+            DataError: naming the first row with a blank text or an image without features.
+            ConfigError: when a batch cannot be filled.
+        """
+        given = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
+        _check(given, features)
+        self.texts = PairTexts(given, config)
+        self.triplets = self.texts.rows
+        self.real = [row.source in config.real_sources for row in self.triplets]
+        groups = tuple(row.group_id for row in self.triplets)
+        self.sampler = MIXERS.get(config.mixing.kind)(Rows(groups, tuple(self.real)), config, config.mixing.settings)
+        ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
+        self.keys = {image: key for key, image in enumerate(sorted(ids))}
+        every_text = () if config.pair_texts == "rows" else tuple(given)
+        self.known = TermRows(tuple(self.triplets), tuple(self.keys), features, config, held_out, every_text)
 
 
 class RetrievalTask:
@@ -28,32 +60,24 @@ class RetrievalTask:
         self, retriever: Retriever, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig,
         held_out: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
-        """Check the triplets and prepare the sampler.
+        """Check the triplets, prepare the sampler and the loss terms.
 
         Args:
             retriever: trained in place (as the query side, if a term needs a frozen target side).
-            triplets: rows with non-empty texts; `group_id` names the image family, `weight` scales the row's loss.
+            triplets: as those of `TrainingRows`.
             features: holds every reference and target.
             config: objective, batch, seed.
             held_out: images that no term may train on.
 
         Raises:
             DataError: naming the first row with a blank text or an image without features.
-            ConfigError: when a batch cannot be filled, or for an objective or term that is unknown or does not fit.
+            ConfigError: when a batch cannot be filled, or for a term that does not fit the retriever.
         """
-        given = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
-        _check(given, features)
-        retriever = prepared(retriever, config)
-        self._texts = PairTexts(given, config)
-        rows = self._texts.rows
-        self._retriever, self._triplets, self._features, self._config = retriever, rows, features, config
-        self._real = [row.source in config.real_sources for row in rows]
-        groups = tuple(row.group_id for row in rows)
-        self._sampler = MIXERS.get(config.mixing.kind)(Rows(groups, tuple(self._real)), config, config.mixing.settings)
-        ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
-        self._keys = {image: key for key, image in enumerate(sorted(ids))}
-        every_text = () if config.pair_texts == "rows" else tuple(given)
-        self.setup = TermSetup(retriever, tuple(rows), tuple(self._keys), features, config, held_out, every_text)
+        rows = TrainingRows(triplets, features, config, held_out)
+        self._retriever, self._features, self._config = prepared(retriever, config), features, config
+        self._triplets, self._texts, self._sampler = rows.triplets, rows.texts, rows.sampler
+        self._real, self._keys = rows.real, rows.keys
+        self.setup = TermSetup(**vars(rows.known), retriever=self._retriever)
         self._objective, self._reverse = Objective(self.setup), wanted_outputs(config).reverse
 
     def model(self) -> nn.Module:

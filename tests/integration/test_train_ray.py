@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file, save_file
 
 from cirray.core.config import validate
-from cirray.core.errors import ConfigError
+from cirray.core.errors import CirrayError, ConfigError
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.training.config import TrainRun
@@ -154,3 +156,19 @@ def test_relative_paths_mean_the_drivers_folder_to_workers_too(fields, ray_clust
     run = validate(TrainRun, {**fields, **near, "training": training, "ray": {"num_workers": 1}})
     assert run_train(run).counts["steps"] == 2
     assert (root / "near" / "manifest.json").is_file()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_s_error_in_words_is_told_once_and_not_retried(fields, tmp_path):
+    start = tmp_path / "start"
+    training = {**TRAINING, "steps": 1, "log_every": 1, "checkpoint_every": None}
+    run_train(validate(TrainRun, {**fields, "training": training, "out": str(start)}))
+    weights = load_file(start / "model" / "model.safetensors")
+    save_file({**weights, "prompts": torch.full_like(weights["prompts"], torch.nan)}, start / "model/model.safetensors")
+    run = {**fields, "init": str(start), "encoder": {}, "training": training, "out": str(tmp_path / "out")}
+    with pytest.raises(CirrayError, match="prompts"):
+        run_train(
+            validate(TrainRun, {**run, "ray": {"num_workers": 2}}),
+            reports=[WORKERS["CountFailures"](str(tmp_path / "n"))],
+        )
+    assert (tmp_path / "n").read_text() == "failed\n"

@@ -168,9 +168,7 @@ def retriever_from(
     Raises:
         ArtifactError: no text side, a tokenizer that does not fit, missing tensors, wrong shapes.
     """
-    require_text(source, "a retriever")
-    words = tokenizer or source.tokenizer()
-    check_vocabulary(source, words)
+    words = check_start(source, config, tokenizer)
     width = source.projected or config.embed_dim
     sized = config.model_copy(update={"qformer": source.sizes(config.qformer), "embed_dim": width})
     retriever = build_retriever(sized, words, source.patch_width, seed)
@@ -181,6 +179,27 @@ def retriever_from(
     _load_extras(source, retriever)
     _load_matching(source, retriever)
     return retriever
+
+
+def check_start(
+    source: Blip2Source, config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedTokenizerBase:
+    """Refuse a checkpoint that no retriever can start from; no weights are read.
+
+    Returns: the retriever's tokenizer.
+
+    Raises:
+        ArtifactError: no text side, a tokenizer that does not fit, no matching head to hold fixed.
+    """
+    require_text(source, "a retriever")
+    words = tokenizer or source.tokenizer()
+    check_vocabulary(source, words)
+    if config.matching == "frozen" and "itm_head.weight" not in source.weights.places:
+        raise ArtifactError(
+            f"{source.name!r} has no matching head (itm_head) to hold fixed; set encoder.settings.matching=trained, or "
+            "start from Salesforce/blip2-itm-vit-g."
+        )
+    return words
 
 
 def require_text(source: Blip2Source, what: str) -> None:
@@ -240,19 +259,9 @@ def _load_matching(source: Blip2Source, retriever: QFormerRetriever) -> None:
     """BLIP-2's image-text matching layer as the start of the matching head.
 
     It was trained on query positions, while VDG reads text positions. It may be trained or held fixed.
-
-    Raises:
-        ArtifactError: when a fixed head is wanted and the checkpoint has none.
     """
-    if retriever.matching_head is None:
-        return
-    if "itm_head.weight" in source.weights.places:
+    if retriever.matching_head is not None and "itm_head.weight" in source.weights.places:
         source.load_linear(retriever.matching_head.classifier, "itm_head")
-    elif retriever.config.matching == "frozen":
-        raise ArtifactError(
-            f"{source.name!r} has no matching head (itm_head) to hold fixed; set model.matching=trained, or start from "
-            "Salesforce/blip2-itm-vit-g."
-        )
 
 
 def _fit(source: str, name: str, value: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

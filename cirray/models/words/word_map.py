@@ -220,13 +220,7 @@ class WordMapRetriever(Retriever):
         Raises:
             ConfigError: for a setting that the weights fix.
         """
-        fixed = sorted(set(settings) - _CHANGEABLE)
-        if fixed:
-            raise ConfigError(
-                f"encoder.settings.{fixed[0]} cannot be changed in a checkpoint. Beside init these can: "
-                f"{', '.join(sorted(_CHANGEABLE))}."
-            )
-        config = validate(WordMapConfig, {**self.config.to_dict(), **settings})
+        config = changed_words(self.config.to_dict(), settings)
         self.adapters.unplug()
         made = WordMapRetriever(config, self.text_encoder, self.backbone, self.patch_width)
         made.phi.load_state_dict(self.phi.state_dict())
@@ -292,4 +286,23 @@ def _load(description: Mapping[str, Any], folder: Path) -> WordMapRetriever:
     return WordMapRetriever(config, text, backbone, int(description["patch_width"]))
 
 
-RETRIEVERS.register(WordMapRetriever.kind)(RetrieverKind(_build, _load))
+def changed_words(own: Mapping[str, Any], settings: Mapping[str, Any]) -> WordMapConfig:
+    """A saved configuration with some fields changed.
+
+    Raises:
+        ConfigError: for a setting that the weights fix, or a value that no field takes.
+    """
+    fixed = sorted(set(settings) - _CHANGEABLE)
+    if fixed:
+        raise ConfigError(
+            f"encoder.settings.{fixed[0]} cannot be changed in a checkpoint. Beside init these can: "
+            f"{', '.join(sorted(_CHANGEABLE))}."
+        )
+    return validate(WordMapConfig, {**own, **settings})
+
+
+def _check_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> WordMapConfig:
+    return changed_words(description["retriever"], settings)
+
+
+RETRIEVERS.register(WordMapRetriever.kind)(RetrieverKind(_build, _load, check_changes=_check_changes))

@@ -33,7 +33,7 @@ from cirray.pipelines.texts.generator_inputs import (
     read_features,
 )
 from cirray.pipelines.texts.judging import is_shapes_world
-from cirray.pipelines.training.inputs import check_sizes
+from cirray.pipelines.training.start import check_sizes
 from cirray.training.config import LoopConfig
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.training.state import Row

@@ -1,33 +1,22 @@
-"""Inputs of a training run: triplets with their sources, features, start weights, held-out queries. No ray."""
+"""Inputs of a training run: triplets with their sources, held-out queries, digests, the tower. No ray."""
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from cirray.core.artifacts import is_complete, localize, read_manifest
-from cirray.core.errors import ConfigError, DataError
+from cirray.core.artifacts import is_complete, read_manifest
+from cirray.core.errors import DataError
 from cirray.core.seeding import derive_seed
-from cirray.core.trees import leaves
 from cirray.data.benchmark import CirDataset
 from cirray.data.labels import select_labels
 from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
-from cirray.models.base import RETRIEVERS, Retriever
-from cirray.models.composed import QFormerRetriever, build_retriever, changed_config
-from cirray.models.config import QFormerConfig, RetrieverConfig
-from cirray.models.forked import ForkedRetriever
-from cirray.models.retriever_files import build_saved, load_retriever
-from cirray.models.seeded import torch_seed
-from cirray.models.sources.blip2 import Blip2Source, check_temperature, open_blip2, retriever_from
-from cirray.models.text import load_tokenizer
+from cirray.models.sources.blip2 import open_blip2
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.places import find_tower
 from cirray.pipelines.data.datasets import unusable_images, without_images
-from cirray.pipelines.training.config import SOURCE, TrainRun
+from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.live import Features, live_digests
 from cirray.triplets.store import TripletStore, attach_reverse
 from cirray.types import Query, Triplet, stable_id
@@ -136,39 +125,6 @@ def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
     return {**digests, "data": rows}
 
 
-def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Retriever:
-    """Start weights: the checkpoint's, the source's, or random ones that depend only on the seed.
-
-    Raises:
-        ArtifactError: when the source is no BLIP-2 or InstructBLIP checkpoint with a text side.
-        ConfigError: when the checkpoint reads other features.
-    """
-    retriever, seed, settings = None, run.training.seed, run.encoder.settings
-    words = load_tokenizer(run.tokenizer) if run.tokenizer else None
-    if run.init:
-        retriever = load_retriever(localize(run.init, "checkpoint") / MODEL)
-        if settings.given():
-            with torch_seed(seed):
-                retriever = retriever.changed(settings.given())
-    elif run.qformer_source and isinstance(settings, RetrieverConfig):
-        retriever = retriever_from(open_blip2(run.qformer_source), settings, words, seed)
-    elif words is not None and isinstance(settings, RetrieverConfig):
-        retriever = build_retriever(settings, words, patch_width, seed)
-    else:
-        retriever = RETRIEVERS.get(run.encoder.kind).build(settings, inputs.texts, patch_width, seed)
-    if retriever.patch_width != patch_width:
-        raise ConfigError(
-            f"The checkpoint {(run.init or run.qformer_source)!r} reads patch tokens of width {retriever.patch_width}, "
-            f"the features have {patch_width}. Embed the images with the checkpoint's own tower."
-        )
-    if run.temperature == SOURCE:
-        check_temperature(open_blip2(run.qformer_source))  # already started from it above
-    elif isinstance(run.temperature, float):
-        with torch.no_grad():
-            retriever.raw_temperature.fill_(run.temperature)
-    return retriever
-
-
 def keep_tower(run: TrainRun, features: Features, folder: Path) -> str:
     """Put the vision tower that made the features beside the model, which can then encode images.
 
@@ -190,72 +146,6 @@ def keep_tower(run: TrainRun, features: Features, folder: Path) -> str:
     else:
         tower.save(folder)
     return digest
-
-
-def check_model_fields(run: TrainRun) -> None:
-    """Refuse fields of the network that would have no effect, or that start weights fix.
-
-    Raises:
-        ConfigError: naming the first such field.
-    """
-    encoder, kind = run.encoder.settings, run.encoder.kind
-    given = leaves(encoder.given())
-    if run.qformer_source and not isinstance(encoder, RetrieverConfig):
-        raise ConfigError(
-            f"qformer_source gives weights to an encoder of kind qformer, but encoder.kind is {kind!r}; empty "
-            "qformer_source, or leave encoder out."
-        )
-    if run.tokenizer and (run.init or not isinstance(encoder, RetrieverConfig)):
-        brings = "init" if run.init else f"encoder.kind {kind!r}"
-        raise ConfigError(f"tokenizer={run.tokenizer!r} has no effect beside {brings}, which brings its own.")
-    if run.temperature is not None and "temperature" in given and (run.init or run.qformer_source):
-        raise ConfigError(
-            f"temperature={run.temperature!r} and encoder.settings.temperature={given['temperature']!r} both name the "
-            "start; leave one of them out."
-        )
-    if run.init:
-        _check_changes(run)
-    elif run.qformer_source and isinstance(encoder, RetrieverConfig):
-        check_sizes(encoder.qformer, open_blip2(run.qformer_source), given, "encoder.settings")
-
-
-def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any], section: str = "model") -> None:
-    """Refuse given sizes that differ from a BLIP-2 source's.
-
-    Args:
-        qformer: sizes of the configuration.
-        source: source of the sizes.
-        given: dotted path -> value of the configuration's fields that were given.
-        section: where they stand in the run.
-
-    Raises:
-        ConfigError: naming the first such field.
-    """
-    own: dict[str, Any] = leaves({"qformer": source.sizes(qformer).to_dict()})
-    if source.projected:
-        own["embed_dim"] = source.projected
-    for name, value in given.items():
-        if own.get(name, value) != value:
-            raise ConfigError(
-                f"{section}.{name} is {value!r}, but the checkpoint {source.name!r} has {own[name]!r} and keeps it. "
-                "Leave the field out, or start without that checkpoint."
-            )
-
-
-def _check_changes(run: TrainRun) -> None:
-    """Refuse settings that a checkpoint's weights fix, and fields of another kind of network."""
-    given = run.encoder.settings.given()
-    if not given and "kind" not in run.encoder.model_fields_set:
-        return
-    retriever = build_saved(localize(run.init, "checkpoint") / MODEL)
-    inner = retriever.query if isinstance(retriever, ForkedRetriever) else retriever
-    if run.encoder.kind not in (retriever.kind, inner.kind):
-        raise ConfigError(
-            f"encoder.kind is {run.encoder.kind!r}, but the checkpoint {run.init!r} is a {inner.kind!r}. Name that "
-            f"kind, encoder.kind={inner.kind}, or start without that checkpoint."
-        )
-    if isinstance(inner, QFormerRetriever):
-        changed_config(inner.config, given, f"the checkpoint {run.init!r}")
 
 
 def _labelled(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:

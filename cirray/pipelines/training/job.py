@@ -17,13 +17,15 @@ from cirray.evaluation.protocol_metrics import figure_names
 from cirray.models.base import Retriever
 from cirray.pipelines.data.leaks import images_of
 from cirray.pipelines.training.config import BENCHMARK, SLICE, SPLIT, TrainRun
-from cirray.pipelines.training.inputs import TrainInputs, gallery_of, queries_of, start_retriever
+from cirray.pipelines.training.inputs import TrainInputs, gallery_of, queries_of
 from cirray.pipelines.training.live import Features, open_features
+from cirray.pipelines.training.start import check_start_weights, start_retriever
 from cirray.training.config import LoopConfig
 from cirray.training.engine import Engine, EngineFactory
 from cirray.training.engines import find_engine
 from cirray.training.loop import Callback
-from cirray.training.retrieval import RetrievalTask
+from cirray.training.objectives import check_objective
+from cirray.training.retrieval import RetrievalTask, TrainingRows
 from cirray.training.selection import KeepBest, put_best
 from cirray.training.state import LoopState, Row
 
@@ -52,6 +54,35 @@ def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "
         ArtifactError, ConfigError, DataError: naming what cannot be used.
     """
     find_engine(run.training.engine)
+    features = features_of(run, inputs, device)
+    retriever = start_retriever(run, inputs, features.shape[1])
+    task = RetrievalTask(retriever, inputs.triplets, features, run.training, held_out_of(run, inputs))
+    return TrainJob(task, features, measures_of(run, inputs, features))
+
+
+def check_job(run: TrainRun, inputs: TrainInputs) -> Features:
+    """Refuse what `build_job` would refuse, from configs, manifests and rows: no weights are loaded, no model is built.
+
+    Returns: the run's features.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: as `build_job`.
+    """
+    find_engine(run.training.engine)
+    features = features_of(run, inputs)
+    start = check_start_weights(run, inputs, features.shape[1])
+    rows = TrainingRows(inputs.triplets, features, run.training, held_out_of(run, inputs))
+    check_objective(rows.known, start)
+    measures_of(run, inputs, features)
+    return features
+
+
+def features_of(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "cpu") -> Features:
+    """The run's features, which hold every image that is measured.
+
+    Raises:
+        ArtifactError, DataError: for features that cannot be read, or an image without some.
+    """
     features = open_features(run, device)
     missing = features.missing([*inputs.gallery_ids, *gallery_of(inputs.slice)])
     if missing:
@@ -59,10 +90,7 @@ def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "
             f"{len(missing)} images of held-out triplets have no features, e.g. {missing[0]!r}. Embed them, or set "
             "validation.queries=0 and validation.held_out=0."
         )
-    retriever = start_retriever(run, inputs, features.shape[1])
-    held_out = frozenset() if run.allow_leaks or inputs.dataset is None else held_out_images(inputs.dataset)
-    task = RetrievalTask(retriever, inputs.triplets, features, run.training, held_out)
-    return TrainJob(task, features, measures_of(run, inputs, features))
+    return features
 
 
 def measures_of(run: TrainRun, inputs: TrainInputs, features: Features) -> tuple[Callback, ...]:
@@ -84,6 +112,11 @@ def check_figures(keep: Sequence[str], known: Sequence[str]) -> None:
     for name in keep:
         if name.startswith(SPLIT) and name not in known:
             raise ConfigError(unknown_name("validation.keep", name, known))
+
+
+def held_out_of(run: TrainRun, inputs: TrainInputs) -> frozenset[str]:
+    """Images that no term may train on."""
+    return frozenset() if run.allow_leaks or inputs.dataset is None else held_out_images(inputs.dataset)
 
 
 def held_out_images(dataset: CirDataset) -> frozenset[str]:

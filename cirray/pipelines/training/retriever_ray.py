@@ -1,13 +1,12 @@
 """A retriever's training on Ray Train's workers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cirray.core.artifacts import Stage
-from cirray.core.config import validate
 from cirray.core.environ import enter_folder
 from cirray.pipelines.training.config import TrainRun
-from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.inputs import TrainInputs
 from cirray.pipelines.training.job import BOARD, HISTORY, build_job, title_of
 from cirray.pipelines.training.workers import clear, fit_of, fit_on_ray, train_share, worker_device
 from cirray.training.callbacks import HistoryFile, TensorBoard
@@ -15,14 +14,14 @@ from cirray.training.state import Row
 
 
 def train_on_ray(
-    run: TrainRun, stage: Stage, unusable: Collection[str] = (), reports: Sequence[Any] = ()
+    run: TrainRun, stage: Stage, inputs: TrainInputs, reports: Sequence[Any] = ()
 ) -> tuple[list[Row], float]:
     """Train a retriever on Ray's workers and fetch the model.
 
     Args:
         run: the configuration.
         stage: where the artifact is being written.
-        unusable: unusable images of the data set, so that workers need not look for them.
+        inputs: the run's rows, which every worker gets and need not read again.
         reports: callbacks of Ray Train's controller.
 
     Returns:
@@ -32,7 +31,7 @@ def train_on_ray(
         ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
     """
     writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
-    settings = {"run": run.to_dict(), "unusable": sorted(unusable)}
+    settings = {"run": run, "inputs": inputs}
     fit = fit_of(stage, work, settings, run.ray, run.training, title_of(run), writers)
     history, rate = fit_on_ray(fit, stage.local, reports)
     clear(fit)
@@ -43,11 +42,11 @@ def work(settings: dict[str, Any]) -> None:
     """The worker's function.
 
     Args:
-        settings: `run` (plain values of a `TrainRun`), `unusable` (images that the driver found so),
-            `status_file` (URI of the file that the driver reads) and `folder` (where the driver works).
+        settings: `run`, `inputs` (its rows), `status_file` (URI of the file that the driver reads) and `folder` (where
+            the driver works).
     """
     enter_folder(settings["folder"])
-    run = validate(TrainRun, settings["run"])
+    run: TrainRun = settings["run"]
     device = worker_device(run.ray)
-    job = build_job(run, read_inputs(run, settings["unusable"]), device)
+    job = build_job(run, settings["inputs"], device)
     train_share(job.task, run.training, device, settings["status_file"], job.measures, run.validation.every)

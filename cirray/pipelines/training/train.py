@@ -15,7 +15,6 @@ from cirray.pipelines.training.inputs import (
     MODEL,
     VISION,
     TrainInputs,
-    check_model_fields,
     input_digests,
     keep_tower,
     read_inputs,
@@ -27,9 +26,11 @@ from cirray.pipelines.training.job import (
     ExportModel,
     TrainJob,
     build_job,
+    check_job,
     engine_on,
     title_of,
 )
+from cirray.pipelines.training.start import check_model_fields
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.loop import Callback, train
@@ -64,15 +65,16 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     finished = open_stage(run, "checkpoint", digests).finished if is_complete(run.out) else None
     if finished:
         return finished
-    job = build_job(run, inputs, "cpu" if run.ray.enabled else run.device)
+    job = None if run.ray.enabled else build_job(run, inputs, run.device)
+    features = job.features if job else check_job(run, inputs)
     stage = open_stage(run, "checkpoint", digests, _kept(run))
-    tower = keep_tower(run, job.features, stage.local / MODEL / VISION)
-    if run.ray.enabled:
+    tower = keep_tower(run, features, stage.local / MODEL / VISION)
+    if job:
+        history, rate = train_here(run, stage, job, callbacks)
+    else:
         from cirray.pipelines.training.retriever_ray import train_on_ray
 
-        history, rate = train_on_ray(run, stage, inputs.unusable, reports)
-    else:
-        history, rate = train_here(run, stage, job, callbacks)
+        history, rate = train_on_ray(run, stage, inputs, reports)
     return _publish(
         run, stage, inputs, history, {"samples_per_second": round(rate, 1), "encoder_digest": tower, **guard}
     )

@@ -12,7 +12,7 @@ import json
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +222,7 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
         name=fit.name, storage_path=path, storage_filesystem=filesystem,
         failure_config=ray.train.FailureConfig(max_failures=fit.ray.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=fit.loop.keep_checkpoints),
-        callbacks=list(reports), worker_runtime_env={"env_vars": worker_environment()},
+        callbacks=[*reports, NoSecondTry()], worker_runtime_env={"env_vars": worker_environment()},
     )  # fmt: skip
     scaling = ray.train.ScalingConfig(
         num_workers=fit.ray.num_workers, use_gpu=fit.ray.use_gpu,
@@ -252,14 +252,34 @@ def _abort(asked: dict[int, Any]) -> None:
         pass  # how it reports that they are stopped
 
 
-def _reason(error: Exception) -> Exception:
-    """The package's own error that made a worker fail, or a sentence about the failure."""
-    failures = list(getattr(error, "worker_failures", {}).values())
+class NoSecondTry(ray.train.UserCallback):
+    """Ends a training whose worker raised an error of this package, which would come again at every restart.
+
+    Runs in Ray Train's controller. Workers that died, or failed otherwise, are restarted as `ray.max_failures` says.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called with the errors by rank; the controller never retries after an error of its own."""
+        own = _own_error(worker_exceptions.values())
+        if own is not None:
+            raise ray.train.ControllerError(own)
+
+
+def _own_error(failures: Iterable[BaseException | None]) -> CirrayError | None:
+    """The first error of this package among failures and what they wrap."""
     for failure in failures:
-        cause: BaseException | None = failure
+        cause = failure
         while cause is not None:
             if isinstance(cause, CirrayError):
                 return cause
             cause = getattr(cause, "cause", None) or cause.__cause__
+    return None
+
+
+def _reason(error: Exception) -> Exception:
+    """The package's own error that made a worker fail, or a sentence about the failure."""
+    own = _own_error([*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)])
+    if own is not None:
+        return own
     lines = [line for line in str(error).splitlines() if line.strip()]
     return ConfigError(f"Training failed more often than ray.max_failures allows; the last reason: {lines[-1].strip()}")

@@ -51,7 +51,7 @@ from cirray.models.sources.files import CONFIG
 from cirray.models.text import load_tokenizer
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.models.towers.places import open_tower
-from cirray.pipelines.training.inputs import check_sizes
+from cirray.pipelines.training.start import check_sizes
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert_clip import (
     CLIP_FORMATS,

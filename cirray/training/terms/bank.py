@@ -18,7 +18,7 @@ from cirray.losses.bank import ALONE, BankRows, Collective, bank_infonce
 from cirray.models.base import Retriever
 from cirray.models.scoring import score
 from cirray.training.gather import Gather
-from cirray.training.terms.base import FeatureLookup, TermSetup
+from cirray.training.terms.base import FeatureLookup, TermRows, TermSetup
 from cirray.training.terms.config import BankConfig
 
 _BATCH = 256
@@ -45,11 +45,21 @@ def plan_bank(setup: TermSetup, extra_ids: str = "") -> BankPlan:
         DataError: for held-out images among them, or further ones without features.
     """
     check_frozen(setup.retriever)
-    ids = tuple(sorted({*setup.image_ids, *_extra(extra_ids, setup.features)}))
-    if setup.held_out:
-        refuse_leaks(ids, {"the data set": setup.held_out}, what="The negative bank")
+    ids = bank_images(setup, extra_ids)
     place = {image: row for row, image in enumerate(ids)}
     return BankPlan(ids, place, _copies(ids, setup.features), setup.retriever.target_digest)
+
+
+def bank_images(rows: TermRows, extra_ids: str = "") -> tuple[str, ...]:
+    """The bank's images, sorted.
+
+    Raises:
+        DataError: for held-out images among them, or further ones without features.
+    """
+    ids = tuple(sorted({*rows.image_ids, *_extra(extra_ids, rows.features)}))
+    if rows.held_out:
+        refuse_leaks(ids, {"the data set": rows.held_out}, what="The negative bank")
+    return ids
 
 
 def check_frozen(retriever: Retriever) -> None:

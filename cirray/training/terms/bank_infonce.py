@@ -8,12 +8,11 @@ from collections import defaultdict
 
 import torch
 
-from cirray.core.errors import ConfigError
 from cirray.models.base import Retriever
 from cirray.models.clamp import inward_clamp
 from cirray.models.text import TextBatch
-from cirray.training.terms.bank import NegativeBank, check_digest, check_frozen, plan_bank
-from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
+from cirray.training.terms.bank import NegativeBank, bank_images, check_digest, check_frozen, plan_bank
+from cirray.training.terms.base import TERMS, Term, TermInput, TermRows, TermSetup
 from cirray.training.terms.config import BankConfig
 
 
@@ -25,19 +24,23 @@ class BankInfoNCE(Term[BankConfig]):
         """Choose the bank's images; they are encoded at the first step, on the device that trains.
 
         Raises:
-            ConfigError: when the target side is not frozen, or ZeRO 3 would partition its weights.
+            ConfigError: when the target side is not frozen.
             DataError: for held-out images in the bank.
         """
         super().__init__(setup, settings)
-        if setup.config.engine == "deepspeed" and setup.config.zero_stage == 3:
-            raise ConfigError(
-                "The negative bank is encoded outside the training step, where ZeRO 3 has no whole weights; "
-                "set training.zero_stage to 2 or less."
-            )
         self._plan = plan_bank(setup, settings.extra_ids)
         self._bank: NegativeBank | None = None
         self._row_K = torch.tensor([self._plan.place[image] for image in setup.image_ids])
         self._valid = _valid_rows(setup, self._plan.place) if settings.mask_known else {}
+
+    @classmethod
+    def check(cls, rows: TermRows, kind: str, settings: BankConfig) -> None:
+        """Refuse held-out images in the bank, and further ones without features.
+
+        Raises:
+            DataError: naming them.
+        """
+        bank_images(rows, settings.extra_ids)
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from cirray.training.gather import Gather
 from cirray.training.terms.config import TERMS, TermConfig
 from cirray.types import Triplet
 
-__all__ = ["TERMS", "Candidates", "FeatureLookup", "Term", "TermConfig", "TermInput", "TermSetup"]
+__all__ = ["TERMS", "Candidates", "FeatureLookup", "Term", "TermConfig", "TermInput", "TermRows", "TermSetup"]
 
 SettingsT = TypeVar("SettingsT", bound=TermConfig)
 
@@ -36,11 +36,9 @@ class FeatureLookup(Protocol):
 
 
 @dataclass(frozen=True)
-class TermSetup:
-    """Input of a term's preparation, once before the first step; every rank has its own."""
+class TermRows:
+    """What a term can be checked with before there is a retriever."""
 
-    retriever: Retriever
-    """With its start weights, on the CPU."""
     triplets: tuple[Triplet, ...]
     """All rows that are trained on."""
     image_ids: tuple[str, ...]
@@ -51,6 +49,14 @@ class TermSetup:
     """Images of the data set's val and test parts: no term may train on them."""
     every_text: tuple[Triplet, ...] = ()
     """The rows before texts of one pair were folded (`pair_texts: drawn`); empty: they are `triplets`."""
+
+
+@dataclass(frozen=True)
+class TermSetup(TermRows):
+    """Input of a term's preparation, once before the first step; every rank has its own."""
+
+    retriever: Retriever = field(kw_only=True)
+    """With its start weights, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,16 @@ class Term(ABC, Generic[SettingsT]):
         self.setup, self.settings = setup, settings
         self.figures: dict[str, torch.Tensor] = {}
         """Further numbers for the history (scalars), the same names after every call."""
+
+    @classmethod
+    def check(cls, rows: TermRows, kind: str, settings: SettingsT) -> None:
+        """Refuse rows or a kind of retriever that preparing the term would refuse; by default nothing.
+
+        Called before any weights are loaded, and not again where the term is prepared.
+
+        Raises:
+            ConfigError, DataError: as preparing it.
+        """
 
     def finish(self, retriever: Retriever) -> None:
         """Check the trained retriever before it is saved; by default nothing.

@@ -125,6 +125,18 @@ class BankConfig(TermConfig):
         """As `trains` says."""
         return self.trains
 
+    def check(self, training: "TrainingConfig") -> None:
+        """Refuse an engine that partitions the weights which encode the bank.
+
+        Raises:
+            ValueError: for ZeRO 3.
+        """
+        if training.engine == "deepspeed" and training.zero_stage == 3:
+            raise ValueError(
+                "zero_stage 3 leaves no whole weights outside a step, where bank_infonce encodes its bank; set "
+                "training.zero_stage to 2 or less"
+            )
+
     def without_data(self) -> Self:
         """The bank is made of the images."""
         return self.model_copy(update={"weight": 0.0})

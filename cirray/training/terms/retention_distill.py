@@ -9,7 +9,7 @@ from cirray.core.errors import ConfigError
 from cirray.models.batch import Wanted
 from cirray.models.words.word_map import PLAIN, WordMapRetriever
 from cirray.training.config import TrainingConfig
-from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
+from cirray.training.terms.base import TERMS, Term, TermInput, TermRows, TermSetup
 from cirray.training.terms.config import TermConfig
 
 _BLOCK = 256
@@ -26,8 +26,8 @@ class RetentionDistill(Term[TermConfig]):
             ConfigError: for a retriever without pseudo-words.
         """
         super().__init__(setup, settings)
-        if not isinstance(setup.retriever, WordMapRetriever):
-            raise ConfigError(f"retention_distill is for word_map retrievers, not for {setup.retriever.kind!r}.")
+        self.check(setup, setup.retriever.kind, settings)
+        assert isinstance(setup.retriever, WordMapRetriever)
         retriever, references = setup.retriever.eval(), {row.reference_id for row in setup.triplets}
         chosen = [place for place, name in enumerate(setup.image_ids) if name in references]
         self._frozen_ID = torch.zeros(len(setup.image_ids), retriever.config.embed_dim)
@@ -36,6 +36,16 @@ class RetentionDistill(Term[TermConfig]):
                 part = chosen[begin : begin + _BLOCK]
                 patches_BPD = torch.from_numpy(setup.features.get([setup.image_ids[place] for place in part]))
                 self._frozen_ID[part] = retriever.pseudo_sentences(retriever.encode_reference(patches_BPD)).cpu()
+
+    @classmethod
+    def check(cls, rows: TermRows, kind: str, settings: TermConfig) -> None:
+        """Refuse a retriever without pseudo-words.
+
+        Raises:
+            ConfigError: naming its kind.
+        """
+        if kind != WordMapRetriever.kind:
+            raise ConfigError(f"retention_distill is for word_map retrievers, not for {kind!r}.")
 
     @classmethod
     def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:

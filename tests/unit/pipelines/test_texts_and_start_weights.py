@@ -22,7 +22,8 @@ from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun, TuneRun
-from cirray.pipelines.training.inputs import check_model_fields, queries_of, read_inputs, start_retriever
+from cirray.pipelines.training.inputs import queries_of, read_inputs
+from cirray.pipelines.training.start import check_model_fields, start_retriever
 from cirray.pipelines.training.train import run_train
 from cirray.pipelines.weights.config import ConvertRun, ExportRun
 from cirray.pipelines.weights.export import run_export

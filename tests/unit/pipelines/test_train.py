@@ -18,7 +18,8 @@ from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.features.towers import run_towers
 from cirray.pipelines.training import inputs
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun
-from cirray.pipelines.training.inputs import read_inputs, start_retriever
+from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.start import start_retriever
 from cirray.pipelines.training.train import run_train
 from cirray.search_engine import load_models
 from cirray.training.loop import Callback

@@ -5,8 +5,10 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import ray.train
 from made_artifacts import stage_of
 
+from cirray.core.errors import ConfigError
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.training import retriever_ray, workers
 from cirray.pipelines.training.status import _Follower
@@ -30,14 +32,14 @@ def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_al
 
     monkeypatch.setattr(retriever_ray, "fit_on_ray", fit)
     run = SimpleNamespace(
-        out=out, ray=RayTrainConfig(storage=str(tmp_path / "outside")), to_dict=dict,
+        out=out, ray=RayTrainConfig(storage=str(tmp_path / "outside")),
         training=SimpleNamespace(objective="finetune", steps=1),
     )  # fmt: skip
     stage = stage_of(out, "checkpoint", {}, kept=["*"])
     if again:
         stage = stage_of(out, "checkpoint", {}, kept=["*"])
     with pytest.raises(Reached):
-        retriever_ray.train_on_ray(run, stage)
+        retriever_ray.train_on_ray(run, stage, None)
 
 
 def test_steps_before_a_restart_do_not_count_as_speed(tmp_path):
@@ -48,6 +50,17 @@ def test_steps_before_a_restart_do_not_count_as_speed(tmp_path):
     ended.set()
     follower.run(ended)
     assert moves == [((5, "finished before"), {"earlier": True}), ((2, ""), {})]
+
+
+def test_an_error_in_words_ends_a_training_and_a_crash_leaves_it_to_ray():
+    words, crash = ConfigError("too wide"), RuntimeError("a worker died")
+    wrapped = RuntimeError("outer")
+    wrapped.__cause__ = words
+    for failures in ({1: words}, {0: crash, 1: wrapped}):
+        with pytest.raises(ray.train.ControllerError) as raised:
+            workers.NoSecondTry().after_exception(None, failures)
+        assert workers._reason(raised.value) is words
+    workers.NoSecondTry().after_exception(None, {0: crash})
 
 
 def test_ray_s_own_way_to_stop_workers_is_used_and_does_not_hide_the_interruption():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
 from cirray.models.forked import ForkedRetriever
 from cirray.models.retriever_files import load_retriever
@@ -227,9 +228,11 @@ def test_the_paper_mode_trains_the_second_pass_alone_without_masks(make_task, tr
     assert crossing == [] and float(output.terms["bank_hidden"]) == 0
 
 
-def test_zero_3_is_refused_with_the_remedy(make_task):
-    with pytest.raises(ConfigError, match="zero_stage to 2 or less"):
-        make_task(objective="spn", engine="deepspeed", zero_stage=3)
+def test_zero_3_is_refused_by_the_configuration_with_the_remedy():
+    fields = {"objective": "spn", "engine": "deepspeed", "zero_stage": 3}
+    with pytest.raises(ConfigError, match="bank_infonce.*zero_stage to 2 or less"):
+        validate(TrainingConfig, fields)
+    assert validate(TrainingConfig, {**fields, "terms": {"bank_infonce": 0, "infonce": 1}}).zero_stage == 3
 
 
 def test_the_order_of_batches_is_that_of_any_other_objective(make_task):

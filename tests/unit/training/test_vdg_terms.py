@@ -254,7 +254,7 @@ def test_the_head_changes_no_other_weight_no_old_digest_and_survives_a_round_tri
 
 def test_tdm_of_a_retriever_without_its_head_says_what_to_set(make_task, triplets):
     task, config = make_task(terms={"tdm": 1.0})
-    with pytest.raises(ConfigError, match="model.matching=trained"):
+    with pytest.raises(ConfigError, match="encoder.settings.matching=trained"):
         loss_of(task, config, picked(triplets))
 
 

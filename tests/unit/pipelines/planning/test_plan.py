@@ -18,7 +18,8 @@ from cirray.pipelines.planning.inputs import RecipesBeside
 from cirray.pipelines.planning.plan import plan_run
 from cirray.pipelines.texts.config import GenerateRun, GeneratorRun, MineRun
 from cirray.pipelines.training.config import TrainRun, TuneRun
-from cirray.pipelines.training.inputs import read_inputs, start_retriever
+from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.start import start_retriever
 
 ROOT = Path(__file__).resolve().parents[4]
 CONFIGS = ROOT / "jobs" / "configs"
