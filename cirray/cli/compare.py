@@ -8,6 +8,6 @@ VERB = Verb(
     help="score several checkpoints on the same queries: one table, one page with pictures",
     config="cirray.pipelines.evaluation.config:CompareRun",
     run="cirray.pipelines.evaluation.compare:run_compare",
-    example="cirray compare checkpoints.labels=my/labelled checkpoints.MTST=my/checkpoint out=my/comparison",
+    example="cirray compare checkpoints.labels=my/labelled checkpoints.tuned=my/checkpoint out=my/comparison",
     show=lambda manifest: manifest.extra["table"],
 )

@@ -1,4 +1,4 @@
-"""Configuration of training. No torch."""
+"""Configuration of training; it names no method, nor what one sets (docs/RECIPES.md has that). No torch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -23,27 +23,27 @@ class OptimizerConfig(Config):
     """Decoupled weight decay."""
     decay: Literal["matrices", "all"] = "matrices"
     """What decays: weights of two dimensions or more, or every trained weight, including biases, norms and the
-    temperature (SPRC, PTHA, SPN, CLIP4CIR, SEARLE, LinCIR, VDG)."""
+    temperature."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's moment decays (SPRC and PTHA: 0.9, 0.98)."""
+    """AdamW's moment decays."""
     eps: float = Field(1e-7, gt=0)
     """AdamW's epsilon."""
     schedule: Literal["one_cycle", "cosine", "constant", "step"] = "one_cycle"
     """One-cycle (cosine up, cosine down), linear warm-up with cosine down, linear warm-up and constant, or that with a
-    tenth of the rate from half of the steps on (step: VDG's generator)."""
+    tenth of the rate from half of the steps on (step)."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the schedule that warms up."""
     start_divisor: float = Field(25.0, ge=1)
-    """One-cycle starts at lr / start_divisor (PTHA: CIRR 25, FashionIQ 100)."""
+    """One-cycle starts at lr / start_divisor."""
     final_divisor: float = Field(1e4, ge=1)
     """One-cycle would end at lr / start_divisor / final_divisor."""
     cycled_beta1: tuple[float, float] | None = None
-    """One-cycle: beta1 where the rate is lowest and at its peak, in place of the first of `betas` (as torch's
-    `OneCycleLR`, and so SPRC and PTHA: 0.95, 0.85); null: it stays."""
+    """One-cycle: beta1 where the rate is lowest and at its peak, in place of the first of `betas` (torch's
+    `OneCycleLR`: 0.95, 0.85); null: it stays."""
     schedule_stretch: float = Field(1.0, ge=1)
-    """Length of the schedule over the steps really taken (the released PTHA code sizes 80 epochs for 50: 1.6)."""
+    """Length of the schedule over the steps really taken: one sized for 80 epochs of which 50 are trained has 1.6."""
     clip: float | None = Field(1.0, gt=0)
-    """Largest gradient norm, or null for no clipping (paper)."""
+    """Largest gradient norm, or null for no clipping."""
     fused: Effort[bool | Literal["auto"]] = "auto"
     """AdamW in one kernel; auto: with the torch engine where all weights lie on an accelerator."""
 
@@ -100,27 +100,27 @@ class TrainingConfig(LoopConfig):
     objective: Annotated[Common[str], Known(*OBJECTIVES)] = "finetune"
     """A named set of loss terms."""
     terms: Annotated[dict[str, SerializeAsAny[Config]], SetOf(TERMS)] = {}
-    """Loss terms by name, each with its weight or its settings, over the objective's own: `{rtc: 0.1, two_hop: {weight:
-    0.4, distance: mse}}`. Weight 0 takes one out."""
+    """Loss terms by name, each with its weight or its settings, over the objective's own: `{infonce: {weight: 0.5,
+    label_smoothing: 0.1}}`. Weight 0 takes one out."""
     negatives: Literal["targets", "batch_images"] = "batch_images"
-    """Candidates: the batch's targets (paper), or all its images, the own reference included (improved)."""
+    """Candidates: the batch's targets, or all its images, the own reference included."""
     mask_duplicates: bool = True
-    """Hide other copies of a query's own target among the candidates (improved); the paper leaves them."""
+    """Hide other copies of a query's own target among the candidates."""
     one_per_group: bool | Literal["auto"] = "auto"
     """At most one triplet of a group (image family) in a batch; auto: where there are groups enough to fill one."""
     chunk: Effort[int | None] = Field(None, ge=1)
     """Rows per block of the contrastive loss (less memory, same gradient), or null for the full matrix."""
     swapped: bool = False
-    """Also train on (target, reverse text, reference) where there is a reverse text; an ablation, off in the method."""
+    """Also train on (target, reverse text, reference) where there is a reverse text; an ablation."""
     mixing: Mixing = Mixing()
     """How real and other rows share a batch."""
     real_sources: tuple[str, ...] = ("human",)
     """Source tags of the real rows; every other row is a pseudo row."""
     row_weights: Literal["flat", "real_twice"] = "flat"
-    """Every row as its own weight says, or the real rows alone plus all rows together (for terms other than tcc)."""
+    """Every row as its own weight says, or the real rows alone plus all rows together."""
     pair_texts: Literal["rows", "drawn"] = "rows"
     """Every text is a row of its own, or all texts of one (reference, target) are one row, of which each visit draws
-    one in proportion to the weights (VDG: human or generated; SPN: either template; Fashion IQ: one of four ways)."""
+    one in proportion to the weights."""
 
     @property
     def rows_per_step(self) -> int:

@@ -18,7 +18,7 @@ class AlignmentConfig(LoopConfig):
     """Alignment of the soft tokens with captions, before any labelled triplet."""
 
     data: DataConfig | None = None
-    """Another data set to take captions from (VDG: filtered CC3M); null: the generator's own."""
+    """Another data set to take captions from (such as CC3M); null: the generator's own."""
     features: tuple[Place, ...] = ()
     """With `data`: features artifacts that hold its images."""
 

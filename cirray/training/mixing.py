@@ -144,8 +144,8 @@ class Draw:
 class PairTexts:
     """Several texts of one (reference, target) as one row; each visit draws one in proportion to the weights.
 
-    VDG: a human and a generated text of a pair; SPN: both templates of a generated pair on CIRR; Fashion IQ:
-    the four ways to join its two captions, a quarter each.
+    Examples: a human and a generated text of a pair, both templates of a generated pair, the four ways to join two
+    captions.
     """
 
     def __init__(self, rows: Sequence[Triplet], config: TrainingConfig) -> None:

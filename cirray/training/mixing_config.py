@@ -21,7 +21,7 @@ class MixerConfig(Config):
 
 
 class PairedConfig(MixerConfig):
-    """Other rows beside each real one (VDG)."""
+    """Other rows beside each real one."""
 
     ratio: float = Field(1.0, ge=0, le=16)
     """Other rows for each real one (VDG peaks at 1)."""

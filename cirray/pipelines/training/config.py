@@ -106,7 +106,7 @@ class TrainRun(Run):
     brings its own."""
     temperature: Annotated[float, Field(gt=0)] | Literal["source"] | None = None
     """Start temperature; null: the model's or the checkpoint's. `source`: that of `qformer_source`, refused where it
-    has none (SPRC and MTST go on with BLIP-2's)."""
+    has none."""
     training: TrainingConfig = TrainingConfig()
     """Objective, steps, optimiser, engine."""
     validation: ValidationConfig = ValidationConfig()
@@ -146,7 +146,7 @@ class TrainRun(Run):
 
 
 class PretrainRun(TrainRun):
-    """Pretrain a retriever on generated triplets (MTST)."""
+    """Pretrain a retriever on generated triplets."""
 
     labels: int | None = Field(0, ge=0)
     """Number of labelled triplets to train on as well; null: all. They are the first ones, families stay whole."""
@@ -159,7 +159,7 @@ class PretrainRun(TrainRun):
 
 
 class FinetuneRun(TrainRun):
-    """Fine-tune a retriever on labelled triplets, plainly or with PTHA."""
+    """Fine-tune a retriever on labelled triplets."""
 
     reverse_texts: tuple[Place, ...] = ("@reverse",)
     """Triplets artifacts with the labelled triplets' reverse texts. They are joined by reference and target."""
