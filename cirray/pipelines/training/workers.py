@@ -218,11 +218,12 @@ def clear(fit: Fit) -> None:
 
 def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
     filesystem, path = storage.resolve(fit.place)
+    callbacks: list[Any] = [*reports, NoSecondTry()]
     settings = ray.train.RunConfig(  # type: ignore[call-arg]
         name=fit.name, storage_path=path, storage_filesystem=filesystem,
         failure_config=ray.train.FailureConfig(max_failures=fit.ray.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=fit.loop.keep_checkpoints),
-        callbacks=[*reports, NoSecondTry()], worker_runtime_env={"env_vars": worker_environment()},
+        callbacks=callbacks, worker_runtime_env={"env_vars": worker_environment()},
     )  # fmt: skip
     scaling = ray.train.ScalingConfig(
         num_workers=fit.ray.num_workers, use_gpu=fit.ray.use_gpu,
