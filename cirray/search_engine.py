@@ -20,9 +20,9 @@ from cirray.core.artifacts import localize
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_image
-from cirray.data.transforms import ImageTransform, build_transform
 from cirray.index.store import GalleryIndex, open_index
 from cirray.models.states import ReferenceStates
+from cirray.transforms import ImageTransform, build_transform
 from cirray.types import MAX_TEXT, Ranking, StepTimes
 
 ImageSource = str | Path | bytes | Image.Image

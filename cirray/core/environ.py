@@ -4,6 +4,8 @@ import glob
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _DEVICES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri/renderD*", "/dev/accel*", "/dev/davinci*", "/dev/hl*")
@@ -70,6 +72,17 @@ def this_program() -> list[str]:
 def set_default(name: str, value: str) -> None:
     """Set a variable unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+@contextmanager
+def temporarily(name: str, value: str) -> Iterator[None]:
+    """Give another program's variable a value inside."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def variable(name: str, default: str) -> str:

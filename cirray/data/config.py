@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cirray.core.config import Config
 from cirray.core.fields import Common, Known, Place, StageDigested
@@ -304,16 +304,37 @@ class ImageLimits(Config):
     """Large JPEGs are decoded at a half, quarter or eighth as long as both sides stay at least this long."""
 
 
+ImageMode = Literal["target_pad", "squash", "center_crop"]
+
+
 class TransformConfig(Config):
     """From an image of any size to the square pixels an encoder reads."""
 
     size: int = Field(48, ge=8, le=2048)
     """Side of the result in pixels."""
-    mode: Literal["target_pad", "squash", "center_crop"] = "squash"
+    mode: ImageMode = "squash"
     """Pad to at most `ratio`, then crop the centre; ignore the aspect ratio; or crop the centre."""
     ratio: float = Field(1.25, ge=1.0)
     """Aspect ratio up to which `target_pad` does not pad."""
+    resize: int = Field(0, ge=0, le=4096)
+    """Pixels that the shorter side (`squash`: both sides) is resized to before the central square of `size` is cut
+    out; 0: `size`."""
+    resample: Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming"] = "bicubic"
+    """Filter of the resizing."""
+    odd_margin: Literal["even", "down"] = "even"
+    """Where the cut begins in a margin of odd width: at the nearest even half (torchvision, timm, open_clip), or
+    rounded down (transformers)."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     """Per-channel mean of pixels in [0, 1] (CLIP's), subtracted on the device."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Per-channel deviation, divided by on the device."""
+
+    def with_mode(self, mode: ImageMode) -> "TransformConfig":
+        """The same with another way to a square; `target_pad` cuts its centre as its authors' torchvision does."""
+        return self.model_copy(update={"mode": mode} | ({"odd_margin": "even"} if mode == "target_pad" else {}))
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TransformConfig":
+        if self.resize and self.resize < self.size:
+            raise ValueError(f"resize {self.resize} must not be below size {self.size}, which is cut out of it")
+        return self

@@ -20,7 +20,7 @@ from cirray.models.fusion.config import DUAL_HEADS
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
 from cirray.models.text_processors import process
-from cirray.models.towers.backbones import BACKBONES, load_text_encoder
+from cirray.models.towers.backbones import BACKBONES, load_text_encoder, no_texts
 from cirray.types import stable_id
 
 SCRATCH = "hf_clip"
@@ -184,12 +184,7 @@ def build_dual(
             return DualEncoderRetriever(config, _scratch(config, texts), SCRATCH, patch_width)
         name, encoder = load_text_encoder(config.source)
         if not name:
-            raise ConfigError(
-                f"encoder.settings.source {config.source!r} is no CLIP or open_clip checkpoint that can be reached. "
-                "Give a folder (CLIP: config.json, model.safetensors, the tokenizer's files; open_clip: "
-                "open_clip_config.json and weights), a hub id while the hub answers, open_clip:NAME=FILE, or CLIP4Cir's"
-                " tuned .pt."
-            )
+            raise no_texts("encoder.settings.source", config.source)
         return DualEncoderRetriever(config, encoder, name, patch_width)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -15,36 +16,36 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    Blip2Config,
     Blip2VisionConfig,
     Blip2VisionModel,
     CLIPConfig,
     CLIPVisionModelWithProjection,
-    InstructBlipConfig,
-    LlamaConfig,
-    T5Config,
+    pytorch_utils,
 )
 from transformers.initialization import no_init_weights
 
+from cirray.core.environ import temporarily
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.storage import local_path
 from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
+from cirray.models.published import BERT_WORDS, published
 from cirray.models.sources.clip_files import read_clip
 from cirray.models.sources.files import READ_ERRORS, read_json
 from cirray.models.sources.pieces import MODEL
 from cirray.models.sources.pretrained import pretrained
 from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
-from cirray.models.towers.backbones import BACKBONES
+from cirray.models.towers.auto import outline_encoder
+from cirray.models.towers.backbones import BACKBONES, backbone_of
 from cirray.models.towers.clip_tower import stored_tokens
-from cirray.models.towers.hf_blip2 import PREPROCESSOR, VisionTower
+from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.hf_clip import HfClipTower
 from cirray.models.towers.language import LanguageModel
+from cirray.models.towers.preprocessors import PREPROCESSOR
 
-BERT_WORDS = 30523
-"""Rows of BLIP-2's word table: bert-base-uncased with LAVIS' [DEC]."""
+_UNCHECKED = ("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 _WHOLE = ("blip-2", "instructblip")
 _ASSETS = {"vision": SHAPES_VISION, "language": SHAPES_LANGUAGE}
 
@@ -53,15 +54,22 @@ _ASSETS = {"vision": SHAPES_VISION, "language": SHAPES_LANGUAGE}
 def weightless() -> Iterator[None]:
     """Inside, new tensors have shapes and types but no memory; start weights are not drawn.
 
-    `Module.to`, which peft calls on its adapters and which fails on such parameters, does nothing.
+    `Module.to`, which peft calls on its adapters and which fails on such parameters, does nothing. As under
+    torch.compile, transformers keeps no tensors for its next call (DINOv3's places of patches) and checks no values.
     """
     moved = nn.Module.to
     nn.Module.to = lambda module, *places, **options: module  # type: ignore[assignment, method-assign]
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
+        with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights(), _as_compiled():
             yield
     finally:
         nn.Module.to = moved  # type: ignore[method-assign]
+
+
+@contextmanager
+def _as_compiled() -> Iterator[None]:
+    with patch.object(pytorch_utils, "is_torchdynamo_compiling", lambda: True), temporarily(*_UNCHECKED):
+        yield
 
 
 class Words:
@@ -86,67 +94,6 @@ class Words:
         return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
 
 
-def _llama(width: int, intermediate: int, layers: int, heads: int, words: int = 32001) -> dict[str, Any]:
-    """LLaMA as Vicuna has it, with InstructBLIP's pad token added."""
-    settings = LlamaConfig(
-        vocab_size=words, hidden_size=width, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=2048,
-    )  # fmt: skip
-    return dict(settings.to_dict())
-
-
-def _flan_t5(width: int, inner: int, heads: int) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "vocab_size": 32128, "d_model": width, "d_kv": 64, "d_ff": inner, "num_layers": 24, "num_heads": heads,
-        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
-    }  # fmt: skip
-    settings = T5Config(**fields)
-    return dict(settings.to_dict())
-
-
-def _clip(width: int, vision: int, patch: int, layers: int) -> Any:
-    """OpenAI's CLIP ViTs: text of `width`, which is the common space's too; heads of 64 everywhere."""
-    text = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
-    image = {
-        "hidden_size": vision, "intermediate_size": 4 * vision, "num_attention_heads": vision // 64,
-        "num_hidden_layers": layers, "patch_size": patch, "image_size": 224,
-    }  # fmt: skip
-    both = {"projection_dim": width}
-    return CLIPConfig(text_config={**text, **both}, vision_config={**image, **both}, projection_dim=width)
-
-
-def _instruct(text: dict[str, Any]) -> Any:
-    return InstructBlipConfig(qformer_config={"vocab_size": BERT_WORDS}, text_config=text, num_query_tokens=32)
-
-
-def published(name: str) -> Any | None:
-    """Configuration of a published checkpoint, from its model card and its paper; None for an unknown name.
-
-    BLIP-2 and InstructBLIP: transformers' defaults are ViT-g and the BERT-base Q-Former (Li et al. 2023, section 3).
-    Vicuna and LLaMA 2, 7B and 13B: LLaMA's sizes (Touvron et al. 2023, table 2). Flan-T5 XL and XXL: T5 v1.1's.
-    CLIP: Radford et al. 2021, tables 19 and 20.
-    """
-    tables: dict[str, Any] = {
-        "Salesforce/blip2-itm-vit-g": lambda: Blip2Config(
-            qformer_config={"vocab_size": BERT_WORDS, "use_qformer_text_input": True}, num_query_tokens=32,
-            image_text_hidden_size=256,
-        ),
-        "Salesforce/instructblip-vicuna-7b": lambda: _instruct(_llama(4096, 11008, 32, 32)),
-        "Salesforce/instructblip-vicuna-13b": lambda: _instruct(_llama(5120, 13824, 40, 40)),
-        "Salesforce/instructblip-flan-t5-xl": lambda: _instruct(_flan_t5(2048, 5120, 32)),
-        "Salesforce/instructblip-flan-t5-xxl": lambda: _instruct(_flan_t5(4096, 10240, 64)),
-        "openai/clip-vit-large-patch14": lambda: _clip(768, 1024, 14, 24),
-        "openai/clip-vit-base-patch32": lambda: _clip(512, 768, 32, 12),
-        "meta-llama/Llama-2-7b-hf": lambda: LlamaConfig(**_llama(4096, 11008, 32, 32, 32000)),
-        "meta-llama/Llama-2-13b-hf": lambda: LlamaConfig(**_llama(5120, 13824, 40, 40, 32000)),
-        "lmsys/vicuna-7b-v1.5": lambda: LlamaConfig(**_llama(4096, 11008, 32, 32, 32000)),
-        "lmsys/vicuna-13b-v1.5": lambda: LlamaConfig(**_llama(5120, 13824, 40, 40, 32000)),
-    }  # fmt: skip
-    # a folder that does not exist yet has the name of what will be in it
-    known = name if name in tables else next((item for item in tables if item.endswith("/" + Path(name).name)), "")
-    return tables[known]() if known else None
-
-
 def settings_of(source: str, kind: str = "") -> Any:
     """Configuration of a source: shipped, published, or in a folder's `config.json`.
 
@@ -164,7 +111,7 @@ def settings_of(source: str, kind: str = "") -> Any:
             return stated
         raise ConfigError(
             f"The sizes of {source!r} are not known here: it is no folder with a config.json and none of the published "
-            "ones (Salesforce/blip2-itm-vit-g, Salesforce/instructblip-vicuna-7b, ...). Fetch its config.json into a "
+            "ones (Salesforce/blip2-itm-vit-g, facebook/dinov2-base, ...). Fetch its config.json into a "
             "folder, and name that."
         )
     try:
@@ -204,9 +151,15 @@ def outline_tower(source: str) -> VisionTower:
     """
     if _is_open_clip(source):
         return _open_clip_tower(source)
+    folder = asset_folder(SHAPES_VISION) if source == "asset" else local_path(source)
+    backbone = backbone_of(folder) if folder.is_dir() else None
+    if backbone is not None and backbone.outline is not None:
+        return backbone.outline(str(folder))
     settings = settings_of(source, "vision")
     if settings.model_type == "clip" or isinstance(settings, CLIPConfig):
         return _clip_tower(source, settings)
+    if settings.model_type not in (*_WHOLE, "blip_2_vision_model"):
+        return outline_encoder(settings)
     vision = settings.vision_config if settings.model_type in _WHOLE else settings
     names = set(Blip2VisionConfig().to_dict()) - {"model_type"}
     plain = Blip2VisionConfig(**{name: value for name, value in vision.to_dict().items() if name in names})

@@ -32,7 +32,10 @@ RENAMED: dict[str, str] = {
     "space.training.lambda_p": "space.training.terms.two_hop.weight",
 }
 """Old dotted path, or the beginning of one up to a dot -> the new."""
+_SINCE = ("transform.resize", "transform.resample", "transform.odd_margin")
 ON_PURPOSE: dict[str, tuple[str, ...]] = {
+    "clip": _SINCE,  # fields of later towers, at what images were prepared like before
+    "towers": _SINCE,
     "embed-c": ("data.preset",),  # embedding reads images: no text, no protocol
     "embed-fashioniq": ("data.preset", "data.fashioniq.train_captions"),
     # eight GPUs have one overlay for both modes; `alignment: none` leaves the first stage out in this one

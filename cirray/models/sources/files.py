@@ -27,6 +27,7 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 """What transformers raises for unreadable files and inconsistent configurations."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 
 Find = Callable[[str], Path | None]
@@ -191,19 +192,22 @@ def unreadable(
         files: names of the files that such a folder has.
     """
     name = str(source)
-    reason = _short(error)
-    if not Path(at_home(name)).exists():
-        reason = "it is no folder here"
-        if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-            reason += ", and the hub does not answer, has no such model, or gives it to known users alone"
-            reason = _short(error) if _kept(name) else reason
+    reason = _short(error) if Path(at_home(name)).exists() or _kept(name) else unreachable(name)
     return ArtifactError(
         f"No {what} could be read from {name!r}: {reason.rstrip('.')}. Put {files} into one folder and name that "
         "folder, or run once with network access so that the hub's cache keeps a hub id's files."
     )
 
 
+def unreachable(source: str | Path) -> str:
+    """Why a source that is no folder or file here cannot be read, as the second half of a sentence."""
+    hub = ", and the hub does not answer, has no such model, or gives it to known users alone"
+    return "it is no folder here" + (hub if _HUB_ID.fullmatch(str(source)) else "")
+
+
 def _kept(repository: str) -> bool:
+    if not _HUB_ID.fullmatch(repository):
+        return False
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repository, CONFIG), str)

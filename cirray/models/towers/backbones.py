@@ -1,18 +1,21 @@
-"""The registry of dual-encoder backbones: one file a backbone, named here.
+"""The registry of backbones: one file a backbone, named here.
 
-A backbone brings a frozen vision tower (uint8 pixels -> image embedding or projected tokens) and a text encoder (texts
--> vectors in the same space), and recognises its own files.
+A backbone brings a frozen vision tower (uint8 pixels -> tokens) and recognises its own files. A dual encoder's also
+brings a text encoder (texts -> vectors in the space of its image embeddings).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.plugins import load_plugins
 from cirray.core.registry import Registry
 from cirray.models.sources.files import at_home
+from cirray.models.sources.kinds import FETCH, is_absent, what_is
 from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
@@ -40,6 +43,10 @@ class TextEncoder(Protocol):
         """Write the tokenizer's files."""
 
 
+def _no_text(*given: Any) -> Any:
+    raise ConfigError("This backbone encodes images alone; a dual encoder needs one with texts.")
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A backbone, as one file registers it."""
@@ -48,34 +55,74 @@ class Backbone:
     """Whether a source (folder, hub id) is this backbone's; reads only names and small files."""
     load_tower: Callable[[str, torch.dtype | None], "VisionTower"]
     """Source -> frozen vision tower."""
-    load_text: Callable[[str], Any]
+    load_text: Callable[[str], Any] = _no_text
     """Source -> `TextEncoder` with the source's weights."""
-    build_text: Callable[[Mapping[str, Any], Path], Any]
+    build_text: Callable[[Mapping[str, Any], Path], Any] = _no_text
     """(description, folder of the tokenizer's files) -> `TextEncoder` with random weights."""
+    outline: Callable[[str], "VisionTower"] | None = None
+    """Source -> tower of its sizes, for `cirray plan`; called where new tensors have no memory."""
+    title: str = ""
+    """What a person may name, in a few words; shown where a source belongs to no backbone."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it has a text encoder, as a dual encoder needs it."""
+        return self.load_text is not _no_text
 
 
+_LAST = ("auto",)
+"""Backbones that are asked where no other one fits."""
 BACKBONES: Registry[Backbone] = Registry(
-    "backbone", [f"cirray.models.towers.{name}" for name in ("hf_clip", "open_clip")]
+    "backbone", [f"cirray.models.towers.{name}" for name in ("auto", "hf_blip2", "hf_clip", "open_clip")]
 )
 
 
-def backbone_of(source: str) -> Backbone | None:
-    """The dual-encoder backbone that a source belongs to, or None (BLIP-2)."""
+def backbone_of(source: str | Path) -> Backbone | None:
+    """The backbone that a source belongs to, or None."""
     name = backbone_name(source)
     return BACKBONES.get(name) if name else None
 
 
-def backbone_name(source: str) -> str:
-    """Name of the backbone that a source belongs to, or an empty string."""
+def backbone_name(source: str | Path) -> str:
+    """Name of the backbone that a source belongs to, or an empty string; those of plug-ins are asked too."""
+    load_plugins()
     place = at_home(source)
-    return next((name for name in BACKBONES if BACKBONES.get(name).fits(place)), "")
+    names = sorted(BACKBONES, key=lambda name: name in _LAST)
+    return next((name for name in names if BACKBONES.get(name).fits(place)), "")
 
 
 def load_text_encoder(source: str) -> tuple[str, Any]:
-    """Backbone and text encoder of a source; an empty name for an unknown backbone.
+    """Backbone and text encoder of a source; an empty name for an unknown backbone, or one without texts.
 
     Raises:
         ArtifactError: when its files cannot be read.
     """
     name = backbone_name(source)
-    return name, (BACKBONES.get(name).load_text(at_home(source)) if name else None)
+    if not name or not BACKBONES.get(name).reads_text:
+        return "", None
+    return name, BACKBONES.get(name).load_text(at_home(source))
+
+
+def no_tower(source: str | Path) -> ArtifactError:
+    """The error for a source that is no backbone's: what is there, and what would be accepted."""
+    known = titles(BACKBONES.get(name) for name in BACKBONES)
+    what = f"No vision tower could be read from {str(source)!r}: {what_is(source)}"
+    return ArtifactError(f"{what}. {FETCH if is_absent(source) else f'Give {known}.'}")
+
+
+def no_texts(field: str, source: str, more: str = "") -> ConfigError:
+    """The error for a source that is to give a text encoder and has none: what is there, and what would be accepted.
+
+    Args:
+        field: name of the field that names it.
+        source: the source.
+        more: what else the field accepts, before the rest.
+    """
+    known = titles(BACKBONES.get(name) for name in BACKBONES if BACKBONES.get(name).reads_text)
+    what = f"{field} {source!r} is no encoder of images and texts: {what_is(source)}"
+    return ConfigError(f"{what}. {FETCH if is_absent(source) else f'Give {more}{known}.'}")
+
+
+def titles(backbones: Iterable[Backbone]) -> str:
+    """What a person may name in place of a source that is none."""
+    return "; or ".join(backbone.title for backbone in backbones if backbone.title)

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from cirray.core.errors import ConfigError
 from cirray.data.config import TransformConfig
-from cirray.models.towers.hf_blip2 import VisionTower, write_preprocessor
+from cirray.models.towers.hf_blip2 import VisionTower
+from cirray.models.towers.preprocessors import write_preprocessor
 
 Tokens = Literal["embedding", "all", "unprojected"]
 
@@ -77,7 +78,8 @@ def with_tokens(tower: VisionTower, tokens: Tokens) -> VisionTower:
     """
     if not isinstance(tower, ClipTower):
         raise ConfigError(
-            f"clip_tokens={tokens} is for CLIP towers; BLIP-2's give all tokens as it is. Leave the field out."
+            f"clip_tokens={tokens} is for CLIP towers; this {type(tower).__name__} gives all tokens as it is. Leave "
+            "the field out."
         )
     return tower.with_tokens(tokens)
 

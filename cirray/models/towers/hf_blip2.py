@@ -1,26 +1,26 @@
 """The frozen vision tower: transformers' BLIP-2 vision model, called on uint8 pixels."""
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, Blip2VisionConfig, Blip2VisionModel
-from transformers.utils import cached_file
 
 from cirray.core.contents import canonical
-from cirray.core.errors import ArtifactError, DataError, unknown_name
+from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import READ_ERRORS, at_home, read_json, unreadable
+from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
+from cirray.models.sources.kinds import model_type
 from cirray.models.sources.pretrained import pretrained, pretrained_model
-from cirray.models.towers.backbones import backbone_of
+from cirray.models.towers.backbones import BACKBONES, Backbone, backbone_of, no_tower
+from cirray.models.towers.preprocessors import PREPROCESSOR, check_size, read_transform, write_preprocessor
 
-PREPROCESSOR = "preprocessor_config.json"
+NAME = "hf_blip2"
 _FILES = f"config.json, model.safetensors (or its shards) and {PREPROCESSOR}"
 _POSITION_STD = 0.7
 _TOWER = "blip_2_vision_model"
@@ -131,40 +131,54 @@ def build_vision_tower(config: VisionTowerConfig, transform: TransformConfig) ->
 
 
 def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.float32) -> VisionTower:
-    """Load a frozen tower.
+    """Load a frozen tower of any backbone (`cirray.models.towers.backbones`).
 
     Args:
-        source: folder written by `save`, a source of another backbone (`cirray.models.towers.backbones`), or a folder
-            or hub id of a `Blip2VisionModel` or of a whole BLIP-2 or InstructBLIP checkpoint, of which only the vision
-            part is read, without the affine part of the last LayerNorm (`cirray.models.sources.blip2`).
+        source: folder written by `save`, or a folder, hub id or file of a backbone.
         dtype: type of the weights; None keeps the stored one.
+
+    Raises:
+        ArtifactError: when nothing readable is there, it belongs to no backbone, or its images have another size than
+            its position table.
+    """
+    backbone = backbone_of(source)
+    if backbone is None:
+        raise no_tower(source)
+    return backbone.load_tower(at_home(source), dtype)
+
+
+def load_blip2_tower(source: str, dtype: torch.dtype | None) -> VisionTower:
+    """Vision tower of a folder or hub id of a `Blip2VisionModel`, or of a whole BLIP-2 or InstructBLIP checkpoint.
+
+    Of a whole checkpoint only the vision part is read, without the affine part of the last LayerNorm
+    (`cirray.models.sources.blip2`).
 
     Raises:
         ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
-    given, source = source, at_home(source)
-    backbone = backbone_of(source)
-    if backbone is not None:
-        return backbone.load_tower(source, dtype)
     try:
-        settings = pretrained(AutoConfig, source) if not _is_tower(source) else None
-        part = _part(settings)
+        part = _part(source)
         model, report = pretrained_model(Blip2VisionModel, source, dtype=dtype or "auto", **part)
     except READ_ERRORS as error:
-        raise unreadable("vision tower", given, error, _FILES) from None
+        raise unreadable("vision tower", source, error, _FILES) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(
-            f"{str(source)!r} lacks {len(missing)} tensors of its vision tower, e.g. {missing[0]!r}. Give a folder "
-            "with config.json and all weights of a BLIP-2 vision model or of a whole BLIP-2 or InstructBLIP checkpoint."
+            f"{source!r} lacks {len(missing)} tensors of its vision tower, e.g. {missing[0]!r}. Give a folder with "
+            "config.json and all weights of a BLIP-2 vision model or of a whole BLIP-2 or InstructBLIP checkpoint."
         )
     if part:
         forget_old_names(model)
         nn.init.ones_(model.post_layernorm.weight)
         nn.init.zeros_(model.post_layernorm.bias)
     transform = read_transform(source, _side(model.config))
-    check_size(str(source), transform, _side(model.config), model.config.patch_size)
+    check_size(source, transform, _side(model.config), model.config.patch_size)
     return VisionTower(model, transform)
+
+
+def fits(source: str) -> bool:
+    """Whether a folder's or hub repository's config is BLIP-2's, InstructBLIP's, or that of their vision tower."""
+    return model_type(source) in (_TOWER, *_FULL_MODELS)
 
 
 def check_pixels(images_BHWC: torch.Tensor, size: int) -> None:
@@ -181,18 +195,11 @@ def check_pixels(images_BHWC: torch.Tensor, size: int) -> None:
         )
 
 
-def _is_tower(source: str | Path) -> bool:
-    path = Path(source) / "config.json"
-    return path.is_file() and read_json(path).get("model_type") == _TOWER
-
-
-def _part(settings: Any) -> dict[str, Any]:
-    """Arguments that read the vision part (`vision_model.*`) of a whole checkpoint."""
-    family = _TOWER if settings is None else str(getattr(settings, "model_type", ""))
-    if family == _TOWER:
+def _part(source: str) -> dict[str, Any]:
+    """Arguments that read the vision part (`vision_model.*`) of a whole checkpoint; none for a tower alone."""
+    settings = pretrained(AutoConfig, source)
+    if settings.model_type == _TOWER:
         return {}
-    if family not in _FULL_MODELS:
-        raise ValueError(f"wrong architecture. {unknown_name('model_type', family, (_TOWER, *_FULL_MODELS))}")
     vision = settings.vision_config.to_dict()
     names = {
         name: value for name, value in vision.items() if name in Blip2VisionConfig().to_dict() and name != "model_type"
@@ -205,73 +212,9 @@ def _architecture(settings: Blip2VisionConfig) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in (*names, "hidden_act", "layer_norm_eps", "qkv_bias")}
 
 
-def write_preprocessor(folder: str | Path, transform: TransformConfig, **more: Any) -> None:
-    """Write the preprocessor file that `read_transform` reads."""
-    text = json.dumps({**_preprocessor(transform), **more}, indent=2, sort_keys=True)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / PREPROCESSOR).write_text(text + "\n")
-
-
-def _preprocessor(transform: TransformConfig) -> dict[str, Any]:
-    """The transform as a Hugging Face image processor's settings, with cirray's own beside them."""
-    return {
-        "image_processor_type": "BlipImageProcessor",
-        "size": {"height": transform.size, "width": transform.size},
-        "image_mean": list(transform.mean),
-        "image_std": list(transform.std),
-        "cirray_transform": transform.to_dict(),
-    }
-
-
-def read_transform(source: str | Path, side: int) -> TransformConfig:
-    """The transform in a preprocessor file, of cirray or of Hugging Face.
-
-    Args:
-        source: folder or hub id.
-        side: side of the images in pixels if no file says it.
-
-    Raises:
-        ArtifactError: when the file is damaged.
-    """
-    path = _preprocessor_file(source)
-    if path is None:
-        return TransformConfig(size=side)
-    stored = read_json(path)
-    try:
-        if "cirray_transform" in stored:
-            return TransformConfig(**stored["cirray_transform"])
-        wanted = stored.get("crop_size", stored.get("size", side))
-        size = wanted.get("height", wanted.get("shortest_edge", side)) if isinstance(wanted, dict) else int(wanted)
-        mode: Literal["center_crop", "squash"] = "center_crop" if stored.get("do_center_crop") else "squash"
-        return TransformConfig(size=size, mode=mode, mean=tuple(stored["image_mean"]), std=tuple(stored["image_std"]))
-    except (KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ArtifactError(f"{str(path)!r} describes no preparation of images: {reason}.") from None
-
-
-def _preprocessor_file(source: str | Path) -> Path | None:
-    """The preprocessor's settings in a folder or, with the weights already fetched, on the hub."""
-    if Path(source).is_dir():
-        path = Path(source) / PREPROCESSOR
-        return path if path.is_file() else None
-    found = cached_file(str(source), PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
-
-
-def check_size(source: str, transform: TransformConfig, side: int, patch: int) -> None:
-    """Refuse a transform that makes images of another size than the position table is for.
-
-    Raises:
-        ArtifactError: naming both sizes.
-    """
-    if transform.size != side:
-        raise ArtifactError(
-            f"The position table of {source!r} takes images of {side} px ({side // patch} x {side // patch} patches of "
-            f"{patch} px), its {PREPROCESSOR} makes {transform.size} px. Correct the preprocessor's size, or take a "
-            f"checkpoint that was trained at {transform.size} px."
-        )
-
-
 def _side(settings: Blip2VisionConfig) -> int:
     side = settings.image_size
     return side if isinstance(side, int) else side[0]
+
+
+BACKBONES.register(NAME)(Backbone(fits, load_blip2_tower, title="BLIP-2 or InstructBLIP"))

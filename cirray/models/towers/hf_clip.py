@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
@@ -17,12 +16,13 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError
 from cirray.models.quiet import quiet
-from cirray.models.sources.files import READ_ERRORS, read_json, unreadable
-from cirray.models.sources.pretrained import pretrained, pretrained_model
+from cirray.models.sources.files import READ_ERRORS, unreadable
+from cirray.models.sources.kinds import model_type
+from cirray.models.sources.pretrained import pretrained_model
 from cirray.models.text import TextBatch, encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, stored_tokens
-from cirray.models.towers.hf_blip2 import PREPROCESSOR, check_size, read_transform
+from cirray.models.towers.preprocessors import PREPROCESSOR, check_size, read_transform
 
 NAME = "hf_clip"
 _FILES = f"config.json, model.safetensors (or its shards), {PREPROCESSOR} and the tokenizer's files"
@@ -140,15 +140,7 @@ def load_hf_clip_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
 
 def fits(source: str) -> bool:
     """Whether a folder's or hub repository's config is CLIP's."""
-    path = Path(source) / "config.json"
-    if path.is_file():
-        return str(read_json(path).get("model_type", "")) in _FAMILIES
-    if Path(source).exists() or source.count("/") != 1 or ":" in source:
-        return False
-    try:
-        return pretrained(AutoConfig, source).model_type in _FAMILIES
-    except READ_ERRORS:
-        return False
+    return model_type(source) in _FAMILIES
 
 
 def _fields(settings: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -171,4 +163,4 @@ def _whole(source: str, missing: list[str], part: str) -> None:
         )
 
 
-BACKBONES.register(NAME)(Backbone(fits, load_hf_clip_tower, load_text, build_text))
+BACKBONES.register(NAME)(Backbone(fits, load_hf_clip_tower, load_text, build_text, title="CLIP in Hugging Face layout"))

@@ -32,11 +32,16 @@ from transformers import (
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.quiet import forget_old_names, quiet
 from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
+from cirray.models.sources.kinds import model_type, what_is
 from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.towers.config import LanguageModelConfig
 
 _FILES = "config.json, model.safetensors (or its shards) and the tokenizer's files"
+_WANTED = (
+    "Give a model that writes text, in Hugging Face layout: a causal one (LLaMA, OPT, ...) or an encoder-decoder (T5, "
+    "...), or a whole BLIP-2 or InstructBLIP."
+)
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 _PROBE = "a"
 """A text whose tokens show what a tokenizer puts around texts."""
@@ -155,8 +160,10 @@ def load_language_model(
         ConfigError: when bitsandbytes is needed and not installed.
     """
     packed = quantized_arguments(quantization, dtype, device)
+    place = at_home(source)
+    if Path(place).exists() and not model_type(place):
+        raise no_language(source)
     try:
-        place = at_home(source)
         family, inner = _inner(place)
         model, report = pretrained_model(family, place, **{"dtype": dtype or "auto", **inner, **packed})
         tokenizer = read_tokenizer(place)
@@ -164,12 +171,18 @@ def load_language_model(
         raise unreadable("language model", source, error, _FILES) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ArtifactError(f"{str(source)!r} lacks {len(missing)} tensors of its language model, e.g. {missing[0]!r}.")
+        lacks = f"lacks {len(missing)} tensors of a language model, e.g. {missing[0]!r}"
+        raise ArtifactError(f"{str(source)!r} {lacks}: {what_is(source)}. {_WANTED}")
     if inner:
         forget_old_names(model)
     if len(tokenizer) > _table(model).shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     return LanguageModel(model.eval(), tokenizer, str(source))
+
+
+def no_language(source: str | Path) -> ArtifactError:
+    """The error for a source that holds no language model: what is there, and what would be accepted."""
+    return ArtifactError(f"No language model could be read from {str(source)!r}: {what_is(source)}. {_WANTED}")
 
 
 def language_dtype(name: str) -> torch.dtype | None:
@@ -205,7 +218,9 @@ def _inner(source: str | Path) -> tuple[Any, dict[str, Any]]:
     settings = pretrained(AutoConfig, source)
     whole = settings.model_type in ("blip-2", "instructblip")
     text = settings.text_config if whole else settings
-    family = AutoModelForSeq2SeqLM if text.is_encoder_decoder else AutoModelForCausalLM
+    family: Any = AutoModelForSeq2SeqLM if text.is_encoder_decoder else AutoModelForCausalLM
+    if type(text) not in family._model_mapping:
+        raise no_language(source)
     if not whole:
         return family, {}
     return family, {"config": settings.text_config, "key_mapping": {r"^language_model\.": ""}}

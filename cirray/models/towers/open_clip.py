@@ -24,7 +24,7 @@ from cirray.models.sources.state_dicts import stripped
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, stored_tokens
-from cirray.models.towers.hf_blip2 import PREPROCESSOR, read_transform
+from cirray.models.towers.preprocessors import PREPROCESSOR, read_transform
 
 NAME, CONFIG, PREFIX = "open_clip", "open_clip_config.json", "open_clip:"
 _WEIGHTS = (
@@ -255,4 +255,5 @@ def _transform(part: VisualPart, preprocess: Mapping[str, Any]) -> TransformConf
     return TransformConfig(size=side, mode=mode, mean=mean, std=std)
 
 
-BACKBONES.register(NAME)(Backbone(fits, load_open_clip_tower, load_text, build_text))
+_TITLE = "an open_clip folder, open_clip:NAME=FILE, or a file of OpenAI's or CLIP4Cir's CLIP"
+BACKBONES.register(NAME)(Backbone(fits, load_open_clip_tower, load_text, build_text, title=_TITLE))

@@ -10,7 +10,7 @@ from cirray.data.config import TransformConfig
 from cirray.models.quiet import quiet
 from cirray.models.text import encode_texts
 from cirray.models.towers.config import ClipModelConfig
-from cirray.models.towers.hf_blip2 import write_preprocessor
+from cirray.models.towers.preprocessors import write_preprocessor
 
 _POSITION_STD, _TOKEN_STD = 0.7, 0.3
 """Start deviation of the position and word tables; with small ones a short pretraining learns no order."""

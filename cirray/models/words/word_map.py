@@ -21,7 +21,7 @@ from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKin
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
-from cirray.models.towers.backbones import BACKBONES, load_text_encoder
+from cirray.models.towers.backbones import BACKBONES, load_text_encoder, no_texts
 from cirray.models.words.adapters import Adapters
 from cirray.models.words.config import WordMapConfig
 from cirray.models.words.injection import Injection
@@ -267,11 +267,7 @@ def build_word_map(config: WordMapConfig, patch_width: int, seed: int = 0) -> Wo
     with torch_seed(seed):
         name, encoder = load_text_encoder(source) if source else ("", None)
         if not name:
-            raise ConfigError(
-                f"The source {config.source!r} is no CLIP that can be reached. Give a towers artifact of `cirray "
-                "clip`, a CLIP folder (config.json, model.safetensors, the tokenizer's files), a hub id while the hub "
-                "answers, a folder of open_clip, or open_clip:NAME=FILE."
-            )
+            raise no_texts("The source", config.source, "a towers artifact of `cirray clip`; or ")
         return WordMapRetriever(config, encoder, name, patch_width)
 
 

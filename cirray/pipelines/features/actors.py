@@ -9,10 +9,10 @@ from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits, TransformConfig
 from cirray.data.images import open_image, picture_digest, read_place
 from cirray.data.places import Place
-from cirray.data.transforms import build_transform
 from cirray.features.shards import FeatureShardWriter
 from cirray.models.towers.places import open_tower
 from cirray.pipelines.cluster.streaming import Columns
+from cirray.transforms import build_transform
 
 
 def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mapping[str, Any]) -> Columns:

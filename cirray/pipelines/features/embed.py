@@ -8,7 +8,6 @@ from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read
 from cirray.core.errors import ArtifactError
 from cirray.core.unfinished import stage_function
 from cirray.data.config import ImageLimits
-from cirray.data.transforms import build_transform
 from cirray.features.shards import FOLDER, PARTS, finished_parts, forget_part, read_contents, shard_digest
 from cirray.models.towers.places import open_tower
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
@@ -16,6 +15,7 @@ from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import ImageList, contents_of, list_images
 from cirray.pipelines.features.actors import EncodeImages, decode_images
 from cirray.pipelines.features.config import EmbedRun
+from cirray.transforms import build_transform
 from cirray.types import part_name
 
 

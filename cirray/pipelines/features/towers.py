@@ -151,7 +151,7 @@ def _vision(run: TowersRun, work: Path) -> tuple[VisionTower, dict[str, float]]:
         if run.clip_tokens != "embedding":
             tower = with_tokens(tower, run.clip_tokens)
         mode = run.image_mode or tower.transform.mode
-        return tower.with_transform(tower.transform.model_copy(update={"mode": mode})), {}
+        return tower.with_transform(tower.transform.with_mode(mode)), {}
     config = run.vision_training
     torch.manual_seed(derive_seed(config.seed, "vision tower"))
     tower = build_vision_tower(run.vision_model, run.transform).to(run.device)

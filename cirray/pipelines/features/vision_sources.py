@@ -14,12 +14,12 @@ from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import reserved_scene
 from cirray.data.shapes.render import render_array
 from cirray.data.shapes.scenes import COLOURS, SHAPES, SIZES, Scene
-from cirray.data.transforms import build_transform
 from cirray.models.config import VisionTowerConfig
 from cirray.pipelines.data.datasets import captioned_digest
 from cirray.pipelines.features.config import TowersRun
 from cirray.training.tower_config import VisionTrainingConfig
 from cirray.training.vision import IGNORE, VisionBatch, caption_words, word_labels
+from cirray.transforms import build_transform
 
 CELL_CLASSES = {"object": 2, "colour": len(COLOURS), "shape": len(SHAPES), "size": len(SIZES)}
 """Per-patch heads of the embedded world and their number of classes."""

@@ -17,11 +17,11 @@ from cirray.data.config import ImageLimits
 from cirray.data.images import open_place
 from cirray.data.pixels import thumbnail
 from cirray.data.places import Place
-from cirray.data.transforms import ImageTransform
 from cirray.features.store import FeatureStore, check_tower
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.pipelines.search.config import IndexRun
 from cirray.search_engine import load_models
+from cirray.transforms import ImageTransform
 from cirray.types import part_name
 
 FOLDER = "parts"

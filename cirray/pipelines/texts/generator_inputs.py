@@ -15,7 +15,6 @@ from cirray.data.images import open_place
 from cirray.data.labels import Labelled
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
-from cirray.data.transforms import build_transform
 from cirray.features.store import FeatureInfo, FeatureStore, check_tower
 from cirray.generators.base import FeatureLookup
 from cirray.generators.mtg import ModificationTextModel
@@ -27,6 +26,7 @@ from cirray.pipelines.data.datasets import captioned_digest
 from cirray.pipelines.features.towers import LANGUAGE, VISION
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.training.generation import AlignmentTask
+from cirray.transforms import build_transform
 from cirray.types import Triplet, stable_id
 
 _ENCODING_BATCH = 256

@@ -166,7 +166,7 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record, second: tuple[dic
             f"{retriever.patch_width}. Name the tower it was trained on."
         )
     mode = run.image_mode or "target_pad"
-    tower = tower.with_transform(tower.transform.model_copy(update={"mode": mode}))
+    tower = tower.with_transform(tower.transform.with_mode(mode))
     retriever.save(stage.local / MODEL)
     tower.save(stage.local / MODEL / VISION)
     shutil.rmtree(work)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from cirray.core.artifacts import Manifest, Stage
 from cirray.core.errors import ArtifactError, ConfigError
+from cirray.data.config import ImageMode
 from cirray.models.base import Retriever
 from cirray.models.config import DualEncoderConfig
 from cirray.models.conversion_clip import (
@@ -38,7 +39,7 @@ from cirray.models.fusion.config import CombinerConfig, DualFusion
 from cirray.models.seeded import torch_seed
 from cirray.models.sources.clip_files import read_tree
 from cirray.models.sources.files import check_floats, read_json, read_tensors
-from cirray.models.towers.backbones import load_text_encoder
+from cirray.models.towers.backbones import load_text_encoder, no_texts
 from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.open_clip import OpenClipTower, write_folder
@@ -58,7 +59,7 @@ class ClipFormat:
     """A format: its converted part, its authors' image preparation, and (maps) phi's shape."""
 
     part: str
-    image_mode: str
+    image_mode: ImageMode
     phi: PhiConfig | None = None
     query_prompt: str = ""
 
@@ -162,13 +163,10 @@ def _checkpoint(run: ConvertRun, stage: Stage, parts: ClipParts, form: str) -> s
     whole = Path(source).expanduser() / WHOLE
     backbone, text = load_text_encoder(str(whole) if whole.is_dir() else source)
     if not backbone:
-        raise ConfigError(
-            f"clip={run.clip!r} is no CLIP that can be reached. Give CLIP4Cir's tuned .pt, a folder of Hugging Face or "
-            "open_clip, a hub id while the hub answers, or open_clip:NAME=FILE."
-        )
+        raise no_texts("clip", run.clip)
     tower = with_tokens(open_tower(source), "embedding")
     mode = run.image_mode or CLIP_FORMATS[form].image_mode
-    tower = tower.with_transform(tower.transform.model_copy(update={"mode": mode}))
+    tower = tower.with_transform(tower.transform.with_mode(mode))
     with torch_seed(0):
         retriever = _retriever(run, parts, form, (text, backbone, tower.width))
     retriever.eval().save(stage.local / MODEL)

@@ -7,7 +7,7 @@ from typing import Any
 from cirray.core.artifacts import Manifest, Stage, localize, model_folder, open_stage, read_manifest
 from cirray.core.errors import ArtifactError
 from cirray.core.unfinished import stage_function
-from cirray.models.towers.hf_blip2 import PREPROCESSOR
+from cirray.models.towers.preprocessors import PREPROCESSOR
 from cirray.pipelines.weights.card import Card
 from cirray.pipelines.weights.config import ExportRun
 

@@ -13,11 +13,11 @@ from cirray.data.shapes.corpus import reserved_scene
 from cirray.data.shapes.grammar import caption, vocabulary
 from cirray.data.shapes.render import render_array
 from cirray.data.shapes.scenes import Scene, apply, random_edit
-from cirray.data.transforms import build_transform
 from cirray.models.towers.small_clip import SmallClip
 from cirray.pipelines.features.vision_sources import CELL_CLASSES, cell_labels
 from cirray.pipelines.zeroshot.config import ClipRun
 from cirray.training.clip import ClipBatch
+from cirray.transforms import build_transform
 
 Source = Callable[[int, int, int], ClipBatch]
 OPENINGS = ("", "a photo of", "a picture of", "an image with", "this shows")

@@ -208,7 +208,7 @@ def test_an_unknown_format_answers_with_the_known_ones():
 def test_reading_data_loads_neither_torch_nor_ray(world):
     code = (
         "import sys; from cirray.data.folder import read_folder; from cirray.data.config import FolderConfig; "
-        f"import cirray.data.shapes.world, cirray.data.transforms; "
+        f"import cirray.data.shapes.world, cirray.transforms; "
         f"read_folder(FolderConfig(root={str(world)!r})); print([m for m in ('torch', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

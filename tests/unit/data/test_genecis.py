@@ -115,9 +115,9 @@ def test_a_box_outside_its_image_is_an_error_that_names_both(tmp_path):
 
 def test_crops_travel_through_the_embedding_pipeline(tmp_path):
     from cirray.data.config import TransformConfig
-    from cirray.data.transforms import build_transform
     from cirray.pipelines.data.datasets import list_images
     from cirray.pipelines.features.actors import decode_images
+    from cirray.transforms import build_transform
 
     root = MADE.write_genecis(tmp_path)
     (root / "VG_100K_all").mkdir()

@@ -13,7 +13,6 @@ from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, Transform
 from cirray.data.images import open_image
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.world import write_world
-from cirray.data.transforms import build_transform
 from cirray.evaluation.config import EvaluateRun
 from cirray.features.shards import FeatureShardWriter
 from cirray.models.composed import build_retriever
@@ -21,6 +20,7 @@ from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConf
 from cirray.models.text import build_tokenizer
 from cirray.models.towers.hf_blip2 import build_vision_tower
 from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.transforms import build_transform
 from cirray.triplets.schema import REJECTED_SCHEMA
 from cirray.triplets.store import write_part
 from cirray.types import Triplet

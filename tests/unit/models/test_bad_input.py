@@ -20,8 +20,9 @@ from cirray.models.retriever_files import load_retriever
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers import hf_clip
 from cirray.models.towers.config import LanguageModelConfig
-from cirray.models.towers.hf_blip2 import PREPROCESSOR, build_vision_tower, load_vision_tower
+from cirray.models.towers.hf_blip2 import build_vision_tower, load_vision_tower
 from cirray.models.towers.language import build_language_model, build_word_tokenizer, load_language_model
+from cirray.models.towers.preprocessors import PREPROCESSOR
 
 SIZES = {"width": 16, "layers": 1, "heads": 2, "queries": 2, "intermediate": 16}
 
@@ -172,7 +173,7 @@ def test_a_hub_id_without_network_is_one_sentence_that_says_which_files_to_put_w
 
 def test_a_dual_encoder_from_the_hub_without_network_names_the_files_too(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match="that can be reached. Give a folder .CLIP: config.json, model.safetensors"):
+    with pytest.raises(ConfigError, match="the hub does not answer.*. Put config.json, model.safetensors"):
         build_dual(DualEncoderConfig(source=HUB), ["make it red"], 8)
 
 

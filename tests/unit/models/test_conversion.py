@@ -108,7 +108,7 @@ def test_the_authors_checkpoint_becomes_one_that_can_be_served(kind, tmp_path, w
     manifest = run(tmp_path / "in.pt", tmp_path / "out", to="checkpoint", tokenizer=words)
     assert manifest.kind == "checkpoint" == read_manifest(tmp_path / "out").kind
     encoder, vision, transform = load_models(str(tmp_path / "out"))
-    assert encoder.active_readout == "cls" and transform.mode == "target_pad" and transform.size == 16
+    assert encoder.active_readout == "cls" and transform.config.mode == "target_pad" and transform.size == 16
     assert torch.equal(encoder.qformer.vision_norm.weight, state["ln_vision.weight"])
     assert encoder.temperature.item() == pytest.approx(state["temp"].item())
     if kind != "blip2":

@@ -38,7 +38,7 @@ def batch_of(retriever, patches):
 
 def test_the_heads_and_backbones_are_these():
     assert tuple(DUAL_HEADS) == HEADS
-    assert BACKBONES.names() == ["hf_clip", "open_clip"]
+    assert [name for name in BACKBONES if BACKBONES.get(name).reads_text] == ["hf_clip", "open_clip"]
     with pytest.raises(ConfigError, match="Did you mean 'hf_clip'"):
         BACKBONES.get("hf_clp")
     with pytest.raises(ValueError, match="Unknown dual-encoder fusion 'add'.*combiner"):
@@ -161,7 +161,7 @@ def test_a_combiner_that_adds_nothing_with_its_gate_half_open_is_the_normalised_
 def test_what_does_not_fit_is_refused_in_words(patches, tmp_path):
     with pytest.raises(ConfigError, match="tokens have width 6, the texts' vectors 8.*image_projection"):
         build_dual(DualEncoderConfig(embed_dim=8), TEXTS, patch_width=6)
-    with pytest.raises(ConfigError, match="is no CLIP or open_clip checkpoint"):
+    with pytest.raises(ConfigError, match="is no encoder of images and texts"):
         build_dual(DualEncoderConfig(source=str(tmp_path)), TEXTS, patch_width=6)
     retriever = tiny()
     with pytest.raises(ConfigError, match="needs prototypes.*training.terms."):

@@ -11,16 +11,15 @@ from cirray.core.errors import ArtifactError, ConfigError
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import build_dual
 from cirray.models.outlines import (
-    BERT_WORDS,
     Words,
     outline_dual,
     outline_language,
     outline_tower,
-    published,
     qformer_sizes,
     settings_of,
     weightless,
 )
+from cirray.models.published import BERT_WORDS, published
 from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.language import load_language_model

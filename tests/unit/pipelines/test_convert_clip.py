@@ -269,7 +269,12 @@ def test_what_convert_cannot_know_it_asks_for(tuned, tmp_path):
     refused("bare CLIP.*name format=clip4cir", source=saved(tmp_path / "bare.pt", state), out=out)
     refused("holds a Combiner, which the weights layout", source=head, to="weights", out=out)
     refused("vision has no effect on files of clip4cir", source=path, vision="x", out=out)
-    refused("clip='/no/such' is no CLIP|There is no vision tower at '/no/such'", source=head, clip="/no/such", out=out)
+    refused(
+        "clip '/no/such' is no encoder of .*: it is no folder here|There is no vision tower at '/no/such'",
+        source=head,
+        clip="/no/such",
+        out=out,
+    )
     wide = saved(tmp_path / "wide.pt", {"Combiner": theirs.combiner()})
     hf = small.save_hf(small.hf_model(), tmp_path / "hf")
     refused("is for vectors of width 48, the CLIP of .* has 12", source=wide, clip=hf, out=out)

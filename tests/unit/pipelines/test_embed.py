@@ -82,8 +82,8 @@ def test_features_are_those_of_the_tower_called_directly(made, tmp_path):
     import torch
     from PIL import Image
 
-    from cirray.data.transforms import build_transform
     from cirray.models.towers.hf_blip2 import load_vision_tower
+    from cirray.transforms import build_transform
 
     run_embed(run_of(made, tmp_path / "f"))
     tower = load_vision_tower(made / "tower")

@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused_in_words(make, patches, tmp_path):
         make(patch_width=8)
     with pytest.raises(ConfigError, match="features hold the image embedding alone.*injection.layers=0"):
         make().encode_reference(patches[:, :1])
-    with pytest.raises(ConfigError, match="is no CLIP"):
+    with pytest.raises(ConfigError, match="is no encoder of images and texts"):
         make(source=str(tmp_path))
     with pytest.raises(ConfigError, match="injection.heads 3 must divide the words' width 16"):
         make(injection={"heads": 3})

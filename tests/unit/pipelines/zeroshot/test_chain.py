@@ -257,8 +257,8 @@ def test_the_composing_stage_reads_features_alone_and_changes_nothing_else(root,
 def test_cached_tokens_give_the_vectors_of_live_encoding(root):
     import torch
 
-    from cirray.data.transforms import build_transform
     from cirray.models.towers.hf_blip2 import load_vision_tower
+    from cirray.transforms import build_transform
 
     dataset, tower = read_dataset(mapping(root, "x").data), load_vision_tower(root / "mapped" / "model" / "vision")
     rows = dataset.triplets[::17][:6]

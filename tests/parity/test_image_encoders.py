@@ -1,0 +1,90 @@
+"""Towers of image encoders against their libraries: the picture's preparation and the tokens, with controls."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoImageProcessor
+
+from cirray.models.towers.auto import load_auto_tower
+from cirray.transforms import build_transform
+
+small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "small_encoders.py")))
+CLOSE, LEVEL = 1e-5, 1 / 255
+TOKENS = {"dinov2": 17, "dinov2 with registers": 17, "dinov3": 17, "siglip": 16, "siglip2": 16, "vit": 17, "swin": 16,
+          "convnext": 4}  # fmt: skip
+SQUARE = (64, 64)
+"""SigLIP 2's own grid follows a picture's shape; a tower's is square, so they meet on square pictures."""
+
+
+def apart(ours, theirs):
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def numbers(tower, picture):
+    """Pixels and the normalised numbers that the encoder reads."""
+    pixels_BHWC = torch.tensor(build_transform(tower.transform)(picture))[None]
+    return pixels_BHWC, ((pixels_BHWC.float() - tower.mean_C) / tower.std_C).permute(0, 3, 1, 2)
+
+
+def of(name):
+    return small.picture(*SQUARE) if name == "siglip2" else small.picture()
+
+
+def expected(name, hidden):
+    """The tokens that a tower gives of a library's last hidden state."""
+    if hidden.ndim == 4:
+        return hidden.flatten(2).transpose(1, 2)
+    registers = 4 if name in ("dinov2 with registers", "dinov3") else 0
+    return torch.cat([hidden[:, :1], hidden[:, 1 + registers :]], dim=1) if registers else hidden
+
+
+def plain(processor):
+    """The library's own processor on Pillow, where it has one; its tensor version rounds in other places."""
+    cls = getattr(transformers, f"{type(processor).__name__}Pil", None)
+    return cls(**{name: value for name, value in processor.to_dict().items() if not name.endswith("_type")})
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", small.ENCODERS)
+def test_a_picture_is_prepared_and_read_as_by_transformers(name, tmp_path):
+    model, _ = small.make(name)
+    tower = load_auto_tower(small.save(name, tmp_path), torch.float32)
+    picture = of(name)
+    pixels, ours = numbers(tower, picture)
+    given = AutoImageProcessor.from_pretrained(str(tmp_path))(images=picture, return_tensors="pt")
+    reads = small.image_side(model)
+    theirs = expected(name, reads(**given).last_hidden_state)
+    tokens = tower(pixels)
+    assert tokens.shape == theirs.shape == (1, TOKENS[name], small.WIDTH) == (1, tower.num_tokens, tower.width)
+    assert apart(tokens, theirs) < 0.05  # one grey level of rounding
+    assert apart(tower(pixels.flip(2)), theirs) > 0.1
+    if name != "siglip2":
+        assert float(((ours - given["pixel_values"]) * tower.std_C[:, None, None] / 255).abs().max()) < 2 * LEVEL
+        assert apart(tokens, expected(name, reads(pixel_values=ours).last_hidden_state)) < CLOSE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", [name for name in small.ENCODERS if name != "dinov3"])
+def test_a_picture_is_prepared_and_read_exactly_as_by_transformers_on_pillow(name, tmp_path):
+    model, processor = small.make(name)
+    tower = load_auto_tower(small.save(name, tmp_path), torch.float32)
+    given = plain(processor)(images=of(name), return_tensors="pt")
+    theirs = expected(name, small.image_side(model)(**given).last_hidden_state)
+    assert apart(tower(numbers(tower, of(name))[0]), theirs) < CLOSE
+    turned = tower.with_transform(tower.transform.model_copy(update={"resample": "nearest"}))
+    assert apart(turned(numbers(turned, of(name))[0]), theirs) > 1e-3
+
+
+def test_an_odd_margin_is_cut_as_transformers_cuts_it(tmp_path):
+    tower = load_auto_tower(small.save("dinov2", tmp_path), torch.float32)
+    picture = small.picture(39, 39)  # 7 px are left over: 3 before and 4 behind, or 4 and 3
+    processor = plain(AutoImageProcessor.from_pretrained(str(tmp_path)))
+    theirs = np.asarray(processor(images=picture, return_tensors="np")["pixel_values"][0])
+    assert np.abs(numbers(tower, picture)[1][0].numpy() - theirs).max() < CLOSE
+    other = tower.with_transform(tower.transform.model_copy(update={"odd_margin": "even"}))
+    assert np.abs(numbers(other, picture)[1][0].numpy() - theirs).max() > 0.1
