@@ -51,8 +51,9 @@ def strangers(text: str) -> list[str]:
 
 
 def known(name: str) -> bool:
-    """Whether a page stands under this name here."""
-    return any((ROOT / folder / name).is_file() for folder in ("", "docs"))
+    """Whether a page, or the notebook that becomes it, stands under this name here."""
+    pages = [ROOT / folder / name.removeprefix("../") for folder in ("", "docs")]
+    return any(page.is_file() or page.with_suffix(".ipynb").is_file() for page in pages)
 
 
 def test_every_citation_has_its_heading():

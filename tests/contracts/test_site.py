@@ -23,11 +23,18 @@ def site(tmp_path_factory):
 
 def test_every_page_is_in_the_menu_and_built(site):
     menu = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
-    pages = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
+    sources = [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".ipynb")]
+    pages = [path.relative_to(ROOT / "docs").with_suffix(".md") for path in sources]
     assert len(pages) > 20
     assert [str(page) for page in pages if f": {page}\n" not in menu] == []
     built = [page.with_suffix("") / "index.html" if page.name != "index.md" else Path("index.html") for page in pages]
     assert [str(page) for page in built if not (site / page).is_file()] == []
+
+
+def test_a_notebook_is_a_page_with_its_code_and_what_it_showed(site):
+    page = (site / "notebooks" / "benchmark" / "index.html").read_text()
+    assert "cirray" in page and "Download this notebook" in page and "it keeps every rule" in page
+    assert (site / "notebooks" / "benchmark.ipynb").is_file()
 
 
 def test_a_page_asks_no_other_host_for_anything(site):
