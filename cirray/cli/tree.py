@@ -36,7 +36,7 @@ class Node:
     only: str = ""
     """The kind of a component that has this field."""
     common: bool = False
-    """Whether its class, or one that its class derives from, declares it `Common`."""
+    """Whether its class, or one that its class derives from, declares it `Common`; of a component, its usual kind's."""
 
     @property
     def name(self) -> str:
@@ -99,7 +99,7 @@ class Node:
         for kind, settings in cls.registry.every_settings().items():
             place = self.default.settings if kind == getattr(self.default, "kind", "") else None
             found = _nodes(settings, f"{self.path}.settings.", place, self.role)
-            nodes += [replace(node, only=kind) for node in found]
+            nodes += [replace(node, only=kind, common=node.common and place is not None) for node in found]
         return nodes
 
 

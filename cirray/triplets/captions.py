@@ -14,12 +14,9 @@ from cirray.core.errors import DataError
 from cirray.triplets.store import DATA, REJECTED, read_tables, refuse_duplicates, write_part
 
 KIND = "captions"
-CAPTION_SCHEMA = pa.schema(
-    [pa.field(name, pa.string(), False) for name in ("image_id", "caption", "captioner", "prompt_version")]
-    + [pa.field("words", pa.int64(), False), pa.field("key", pa.string(), False)]
-)
-"""`captioner` is a digest of weights and decoding, `words` the length the prompt asks for; `key` also covers the image:
-equal keys, equal captions."""
+CAPTION_SCHEMA = pa.schema([pa.field(name, pa.string(), False) for name in ("image_id", "caption", "captioner", "key")])
+"""`captioner` is a digest of weights, instruction and decoding; `key` also covers the image: equal keys, equal
+captions."""
 REJECTED_CAPTIONS = pa.schema([pa.field(name, pa.string(), False) for name in ("image_id", "reason")])
 
 

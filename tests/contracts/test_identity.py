@@ -25,7 +25,6 @@ LIES_SOMEWHERE = re.compile(
 )
 """Words of a field's documentation that say that it holds a place."""
 NO_PLACES = {
-    "CaptionRun.captioner",
     "RowSpec.features",
     "RowSpec.rewrites",
     "StudyRun.features",

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cirray.data.readers import READERS
-from cirray.generators.captioners.base import CAPTIONERS
-from cirray.generators.rewriters.base import REWRITERS
+from cirray.generators.captioners.config import CAPTIONERS
+from cirray.generators.rewriters.config import REWRITERS
 from cirray.generators.store import GENERATORS
 from cirray.index.config import INDEXES
 from cirray.mining.config import POLICIES

@@ -24,7 +24,7 @@ def test_two_actors_write_what_one_process_writes(world, tmp_path):
     made = []
     for name, ray in (("here", {"enabled": False}), ("ray", {"num_cpus": 2})):
         tree = {
-            "data": world, "parts": ["labelled"], "captioner": "existing", "features": [], "part_rows": 7, "ray": ray,
+            "data": world, "parts": ["labelled"], "captioner": "existing", "part_rows": 7, "ray": ray,
             "pool": {"size": 2, "cpus": 0.25}, "out": str(tmp_path / name),
         }  # fmt: skip
         made.append((run_caption(validate(CaptionRun, tree)), str(tmp_path / name)))

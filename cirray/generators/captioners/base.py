@@ -1,13 +1,13 @@
-"""The captioner interface and registry. A caption costs one call per image, however many pairs it is in."""
+"""The captioner interface. A caption costs one call per image, however many pairs it is in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from cirray.core.registry import Registry
 from cirray.data.config import ImageLimits
-from cirray.generators.base import FeatureLookup
-from cirray.generators.prompts import find_prompt
+from cirray.generators.captioners.config import CaptionerConfig
+
+SettingsT = TypeVar("SettingsT", bound=CaptionerConfig, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,9 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class CaptionerSettings:
-    """Settings of captioners; each uses what it needs."""
+class CaptionerSetup:
+    """How captioners work, whatever their settings; it changes no caption."""
 
-    source: str = ""
-    prompt: str = ""
-    words: int = 10
-    features: FeatureLookup | None = None
     device: str = "cpu"
     batch: int = 64
     limits: ImageLimits = ImageLimits()
@@ -37,7 +33,7 @@ class Captioner(Protocol):
 
     @property
     def digest(self) -> str:
-        """Identifies weights and decoding."""
+        """Identifies weights, instruction and decoding."""
 
     def content(self, picture: Picture) -> bytes:
         """Digest of what the captioner reads of an image: equal content, equal caption.
@@ -50,16 +46,13 @@ class Captioner(Protocol):
         """One text per image, in order; an empty text is a failure."""
 
 
-CAPTIONERS: Registry[Callable[[CaptionerSettings], Captioner]] = Registry(
-    "captioner", [f"cirray.generators.captioners.{name}" for name in ("existing", "small", "cells", "hf")]
-)
-"""Name -> constructor."""
+class MakeCaptioner(Protocol[SettingsT]):
+    """Loads a captioner."""
 
+    def __call__(self, settings: SettingsT, setup: CaptionerSetup) -> Captioner:
+        """By its settings, of the class that it is registered with.
 
-def caption_prompt(version: str, noun: str, words: int) -> str:
-    """The instruction called `name/version`, filled in.
-
-    Raises:
-        ConfigError: for an unknown version.
-    """
-    return find_prompt(version, "caption prompt", "cirray.generators.captioners").format(noun=noun, words=words)
+        Raises:
+            ArtifactError: when there is nothing to load.
+            ConfigError: for settings that do not fit what is there.
+        """

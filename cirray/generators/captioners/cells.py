@@ -13,7 +13,8 @@ import torch
 from cirray.core.errors import ConfigError
 from cirray.data.shapes.grammar import CAPTION_PARTS
 from cirray.data.shapes.scenes import COLOURS, PLACES, SHAPES, SIZES
-from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings
+from cirray.generators.captioners.base import CaptionerSetup
+from cirray.generators.captioners.config import CAPTIONERS, ReadingConfig
 from cirray.generators.captioners.reading import ReadingCaptioner
 from cirray.models.towers.language import bag_ids, embed_bags
 from cirray.types import stable_id
@@ -26,17 +27,15 @@ _WIDTH = 12
 class CellCaptioner(ReadingCaptioner):
     """Phrases of the nine cells, in reading order, joined to a caption of the grammar."""
 
-    name = "cells"
-
-    def __init__(self, settings: CaptionerSettings) -> None:
+    def __init__(self, settings: ReadingConfig, setup: CaptionerSetup) -> None:
         """Load a generator artifact that was aligned by bags.
 
         Raises:
             ArtifactError: when there is none.
-            ConfigError: without features, or for a generator that does not read one token a cell.
+            ConfigError: for a generator that does not read one token a cell.
             DataError: when the language model lacks words of the grammar.
         """
-        super().__init__(settings)
+        super().__init__(settings, setup)
         queries = self._model.config.qformer.queries
         if queries != len(PLACES):
             raise ConfigError(

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from cirray.core.errors import DataError
-from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
+from cirray.generators.captioners.base import CaptionerSetup, Picture
+from cirray.generators.captioners.config import CAPTIONERS, ExistingConfig
 
 
 @CAPTIONERS.register("existing")
@@ -12,7 +13,7 @@ class ExistingCaptions:
 
     digest = "existing/1"
 
-    def __init__(self, settings: CaptionerSettings) -> None:
+    def __init__(self, settings: ExistingConfig, setup: CaptionerSetup) -> None:
         """Nothing to load."""
 
     def content(self, picture: Picture) -> bytes:

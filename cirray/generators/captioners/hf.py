@@ -16,7 +16,8 @@ from cirray.core.artifacts import directory_digest
 from cirray.core.errors import ArtifactError
 from cirray.data.images import open_image, read_place
 from cirray.data.places import Place
-from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
+from cirray.generators.captioners.base import CaptionerSetup, Picture
+from cirray.generators.captioners.config import CAPTIONERS, HfConfig
 from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
 from cirray.models.sources.pretrained import pretrained, pretrained_model
@@ -31,19 +32,19 @@ _FILES = "config.json, weights, and the files of tokenizer and processor"
 class HfCaptioner:
     """A folder or hub id that `AutoModelForImageTextToText` and `AutoProcessor` read."""
 
-    def __init__(self, settings: CaptionerSettings) -> None:
+    def __init__(self, settings: HfConfig, setup: CaptionerSetup) -> None:
         """Load model and processor.
 
         Raises:
             ArtifactError: when nothing readable is there.
         """
-        self._settings = settings
+        self._setup, self._instruction = setup, settings.instruction
         try:
             with quiet():
                 place = at_home(settings.source)
                 with with_whole_tokenizer(place) as folder:
                     self._processor: Any = pretrained(AutoProcessor, folder)
-                kind = torch.float32 if settings.device == "cpu" else torch.bfloat16
+                kind = torch.float32 if setup.device == "cpu" else torch.bfloat16
                 model, report = pretrained_model(AutoModelForImageTextToText, place, dtype=kind)
         except READ_ERRORS as error:
             raise unreadable("image-to-text model", settings.source, error, _FILES) from None
@@ -52,7 +53,7 @@ class HfCaptioner:
             raise ArtifactError(
                 f"{settings.source!r} lacks {len(missing)} tensors of its image-to-text model, e.g. {missing[0]!r}."
             )
-        self._model = model.to(settings.device).eval()
+        self._model = model.to(setup.device).eval()
         self._limit = _TOKENS_PER_WORD * settings.words + _SPARE
         tokenizer = getattr(self._processor, "tokenizer", self._processor)
         tokenizer.padding_side = "left"
@@ -69,22 +70,22 @@ class HfCaptioner:
             DataError: for a file that cannot be read.
         """
         place, data = self._read(picture)
-        open_image(data, self._settings.limits, picture.image_id, place.box)
+        open_image(data, self._setup.limits, picture.image_id, place.box)
         return data + repr(place.box).encode()
 
     @torch.inference_mode()
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
         """The first line that the model writes of each image."""
         texts: list[str] = []
-        for begin in range(0, len(pictures), self._settings.batch):
-            texts += self._batch(pictures[begin : begin + self._settings.batch])
+        for begin in range(0, len(pictures), self._setup.batch):
+            texts += self._batch(pictures[begin : begin + self._setup.batch])
         return texts
 
     def _batch(self, pictures: Sequence[Picture]) -> list[str]:
         images = [self._open(picture) for picture in pictures]
         inputs = self._processor(
             images=images, text=[self._text()] * len(images), return_tensors="pt", padding=True
-        ).to(self._settings.device)  # fmt: skip
+        ).to(self._setup.device)  # fmt: skip
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         known = {name: value for name, value in inputs.items() if self._takes(name)}
@@ -98,18 +99,18 @@ class HfCaptioner:
 
     def _open(self, picture: Picture) -> Any:
         place, data = self._read(picture)
-        return open_image(data, self._settings.limits, picture.image_id, place.box)
+        return open_image(data, self._setup.limits, picture.image_id, place.box)
 
     def _read(self, picture: Picture) -> tuple[Place, bytes]:
         """An image's place, and its bytes: a file or a part of one."""
         place = Place.parse(picture.place)
-        return place, read_place(place, self._settings.limits, picture.image_id)
+        return place, read_place(place, self._setup.limits, picture.image_id)
 
     def _text(self) -> str:
         """The prompt, in the model's own frame where it has one (LLaVA's conversation with its image token)."""
         if not getattr(self._processor, "chat_template", None):
-            return self._settings.prompt
-        content = [{"type": "image"}, {"type": "text", "text": self._settings.prompt}]
+            return self._instruction
+        content = [{"type": "image"}, {"type": "text", "text": self._instruction}]
         messages = [{"role": "user", "content": content}]
         return str(self._processor.apply_chat_template(messages, add_generation_prompt=True))
 

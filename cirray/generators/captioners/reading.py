@@ -2,37 +2,30 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
 
 from cirray.core.artifacts import directory_digest, localize
-from cirray.core.errors import ConfigError, DataError
-from cirray.generators.captioners.base import CaptionerSettings, Picture
+from cirray.core.errors import DataError
+from cirray.features.store import FeatureStore
+from cirray.generators.captioners.base import CaptionerSetup, Picture
+from cirray.generators.captioners.config import ReadingConfig
 from cirray.generators.store import load_model
 
 
 class ReadingCaptioner(ABC):
     """Loads a generator and reads images in batches; subclasses turn the soft tokens into words."""
 
-    name: ClassVar[str]
-    """Name in the registry."""
-
-    def __init__(self, settings: CaptionerSettings) -> None:
-        """Load a generator artifact.
+    def __init__(self, settings: ReadingConfig, setup: CaptionerSetup) -> None:
+        """Load a generator artifact and open the features.
 
         Raises:
-            ArtifactError: when there is none.
-            ConfigError: without features.
+            ArtifactError: when there are none.
         """
-        if settings.features is None:
-            raise ConfigError(
-                f"The captioner {self.name!r} reads features; name the artifacts that hold them (features)."
-            )
         folder = localize(settings.source, "generator")
-        self._model = load_model(folder).to(settings.device).eval()
-        self._features, self._batch = settings.features, settings.batch
+        self._model = load_model(folder).to(setup.device).eval()
+        self._features, self._batch = FeatureStore.open_many(settings.features), setup.batch
         self._generator_digest = directory_digest(folder)
 
     def content(self, picture: Picture) -> bytes:

@@ -8,7 +8,8 @@ captions.
 import torch
 
 from cirray.core.contents import canonical
-from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings
+from cirray.generators.captioners.base import CaptionerSetup
+from cirray.generators.captioners.config import CAPTIONERS, ReadingConfig
 from cirray.generators.captioners.reading import ReadingCaptioner
 from cirray.generators.config import DecodingConfig
 from cirray.generators.decoding import decode
@@ -23,16 +24,13 @@ _DECODING = DecodingConfig(max_new_tokens=80)
 class SmallCaptioner(ReadingCaptioner):
     """Greedy captions from patch tokens."""
 
-    name = "small"
-
-    def __init__(self, settings: CaptionerSettings) -> None:
+    def __init__(self, settings: ReadingConfig, setup: CaptionerSetup) -> None:
         """Load a generator artifact.
 
         Raises:
             ArtifactError: when there is none.
-            ConfigError: without features.
         """
-        super().__init__(settings)
+        super().__init__(settings, setup)
         self.digest = stable_id("small-captioner", self._generator_digest, canonical(_DECODING.identity()), _DESCRIBE)
 
     def describe(self, soft_BQE: torch.Tensor) -> list[str]:

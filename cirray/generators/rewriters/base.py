@@ -1,15 +1,16 @@
-"""The rewriter interface and registry: caption of the reference + modification -> caption of the target.
+"""The rewriter interface: caption of the reference + modification -> caption of the target.
 
 CIReVL's second step (training-free retrieval: caption, rewrite, search by text; docs/PAPERS.md#cirevl).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from cirray.core.registry import Registry
-from cirray.generators.prompts import find_prompt
+from cirray.generators.rewriters.config import RewriterConfig
 from cirray.types import stable_id
+
+SettingsT = TypeVar("SettingsT", bound=RewriterConfig, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,11 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class RewriterSettings:
-    """Settings of rewriters; each uses what it needs. `template` has `{caption}` and `{modification}`."""
+class RewriterSetup:
+    """How rewriters work, whatever their settings; it changes no text."""
 
-    source: str = ""
-    template: str = ""
-    new_tokens: int = 80
-    batch: int = 32
     device: str = "cpu"
-    dtype: str = "float32"
-    quantization: str = "none"
+    batch: int = 32
 
 
 class Rewriter(Protocol):
@@ -44,24 +40,15 @@ class Rewriter(Protocol):
         """One text per question, in order; an empty text is a failure."""
 
 
-REWRITERS: Registry[Callable[[RewriterSettings], Rewriter]] = Registry(
-    "rewriter", [f"cirray.generators.rewriters.{name}" for name in ("join", "language")]
-)
-"""Name -> constructor."""
+class MakeRewriter(Protocol[SettingsT]):
+    """Makes a rewriter."""
 
+    def __call__(self, settings: SettingsT, setup: RewriterSetup) -> Rewriter:
+        """By its settings, of the class that it is registered with.
 
-def rewrite_prompt(version: str) -> tuple[str, str]:
-    """The instruction called `data set/version`, and its name with a hash: `circo/1#1a2b3c4d`.
-
-    An empty version means none: two empty texts.
-
-    Raises:
-        ConfigError: for an unknown version.
-    """
-    if not version:
-        return "", ""
-    text = find_prompt(version, "rewrite prompt", "cirray.generators.rewriters")
-    return text, f"{version}#{stable_id('rewrite prompt', text)[:8]}"
+        Raises:
+            ArtifactError: when there is nothing to load.
+        """
 
 
 def rewrite_key(ask: Ask, prompt_version: str, digest: str) -> str:

@@ -6,7 +6,8 @@ shows what caption plus text give, not what CIReVL gives.
 
 from collections.abc import Sequence
 
-from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings
+from cirray.generators.rewriters.base import Ask, RewriterSetup
+from cirray.generators.rewriters.config import REWRITERS, RewriterConfig
 
 
 @REWRITERS.register("join")
@@ -15,8 +16,8 @@ class JoinRewriter:
 
     digest = "join/1"
 
-    def __init__(self, settings: RewriterSettings) -> None:
-        """No settings are used."""
+    def __init__(self, settings: RewriterConfig, setup: RewriterSetup) -> None:
+        """There are no settings."""
 
     def rewrite(self, asks: Sequence[Ask]) -> list[str]:
         """One text per question."""

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 
 from cirray.core.artifacts import directory_digest
-from cirray.core.errors import ConfigError
-from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings
+from cirray.generators.rewriters.base import Ask, RewriterSetup
+from cirray.generators.rewriters.config import REWRITERS, LanguageConfig
 from cirray.models.towers.language import LanguageModel, language_dtype, load_language_model
 from cirray.types import stable_id
 
@@ -26,16 +26,9 @@ _LABEL = re.compile(r"^(new|edited|changed)?\s*(caption|description)\s*:\s*", re
 class LanguageRewriter:
     """A folder or hub id that `load_language_model` reads; loaded at the first question that is not cached."""
 
-    def __init__(self, settings: RewriterSettings) -> None:
-        """Check the instruction.
-
-        Raises:
-            ConfigError: without source or instruction.
-        """
-        if not settings.source or not settings.template:
-            missing = "prompt" if settings.source else "source"
-            raise ConfigError(f"The rewriter 'language' needs a model and an instruction; set {missing}.")
-        self._settings = settings
+    def __init__(self, settings: LanguageConfig, setup: RewriterSetup) -> None:
+        """Nothing is loaded yet."""
+        self._settings, self._setup = settings, setup
 
     @cached_property
     def digest(self) -> str:
@@ -44,7 +37,12 @@ class LanguageRewriter:
         local = Path(settings.source).expanduser()
         known = directory_digest(str(local)) if local.is_dir() else self._commit()
         return stable_id(
-            "language-rewriter", known, settings.template, settings.new_tokens, settings.dtype, settings.quantization
+            "language-rewriter",
+            known,
+            settings.template,
+            settings.new_tokens,
+            settings.language_dtype,
+            settings.language_quantization,
         )
 
     @torch.inference_mode()
@@ -54,17 +52,17 @@ class LanguageRewriter:
         Raises:
             ArtifactError: when no model can be read.
         """
-        size = self._settings.batch
+        size = self._setup.batch
         return [text for begin in range(0, len(asks), size) for text in self._batch(asks[begin : begin + size])]
 
     @cached_property
     def _language(self) -> LanguageModel:
         settings = self._settings
         source = str(Path(settings.source).expanduser()) if settings.source.startswith("~") else settings.source
-        dtype = language_dtype(settings.dtype)
-        loaded = load_language_model(source, dtype, settings.quantization, settings.device)
-        if settings.quantization == "none":
-            cast(Any, loaded.model).to(settings.device)
+        dtype, device = language_dtype(settings.language_dtype), self._setup.device
+        loaded = load_language_model(source, dtype, settings.language_quantization, device)
+        if settings.language_quantization == "none":
+            cast(Any, loaded.model).to(device)
         return loaded
 
     def _commit(self) -> str:
@@ -72,7 +70,7 @@ class LanguageRewriter:
         return str(getattr(self._language.model.config, "_commit_hash", None) or self._settings.source)
 
     def _batch(self, asks: Sequence[Ask]) -> list[str]:
-        language, device = self._language, self._settings.device
+        language, device = self._language, self._setup.device
         rows = [self._ids(ask) for ask in asks]
         length = max(map(len, rows))
         ids_BT = torch.full((len(rows), length), language.pad_id, dtype=torch.int64)

@@ -1,12 +1,12 @@
 """Ray Data's worker of the caption stage: images of a part in, a part of a captions artifact out."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cirray.core.errors import ArtifactError, DataError
-from cirray.features.store import FeatureStore
-from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture
+from cirray.generators.captioners.base import CaptionerSetup, Picture
+from cirray.generators.captioners.config import CAPTIONERS, CaptionerChoice
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.captions import caption_table, write_captions
 from cirray.types import part_name, stable_id
@@ -16,28 +16,18 @@ class CaptionImages:
     """Actor: captions of one part's images. A caption with a known key costs no call of the model."""
 
     def __init__(
-        self,
-        captioner: str,
-        settings: Mapping[str, Any],
-        prompt_version: str,
-        work_uri: str,
-        features: Sequence[str] = (),
-        reuse: Sequence[str] = (),
+        self, captioner: CaptionerChoice, setup: CaptionerSetup, work_uri: str, reuse: Sequence[str] = ()
     ) -> None:
-        """Load captioner, features and known captions (once per actor).
+        """Load captioner and known captions (once per actor).
 
         Args:
-            captioner: name in the registry.
-            settings: fields of `CaptionerSettings`.
-            prompt_version: version of the instruction, stored with every row.
+            captioner: kind and settings.
+            setup: how it works.
             work_uri: where the stage writes.
-            features: features artifacts.
             reuse: folders of captions artifacts whose rows are taken over by their keys.
         """
-        store = FeatureStore.open_many(list(features)) if features else None
-        self._settings = CaptionerSettings(**{**settings, "features": store})
-        self._captioner = CAPTIONERS.get(captioner)(self._settings)
-        self._work_uri, self._prompt = work_uri, prompt_version
+        self._captioner = CAPTIONERS.get(captioner.kind)(captioner.settings, setup)
+        self._work_uri = work_uri
         self._known = {row["key"]: row["caption"] for uri in reuse for row in caption_table(uri).to_pylist()}
 
     def __call__(self, columns: Columns) -> dict[str, int]:
@@ -82,12 +72,9 @@ class CaptionImages:
         return rows, [{"image_id": image, "reason": reason} for image, reason in reasons.items()], reused
 
     def _key(self, picture: Picture) -> str:
-        """Digest of the image as the captioner reads it, captioner, prompt and number of words."""
+        """Digest of the image as the captioner reads it, and of the captioner."""
         content = hashlib.blake2b(self._captioner.content(picture), digest_size=16).hexdigest()
-        return stable_id("caption", content, self._captioner.digest, self._settings.prompt, self._settings.words)
+        return stable_id("caption", content, self._captioner.digest)
 
     def _row(self, image_id: str, caption: str, key: str) -> dict[str, Any]:
-        return {
-            "image_id": image_id, "caption": caption.strip(), "captioner": self._captioner.digest,
-            "prompt_version": self._prompt, "words": self._settings.words, "key": key,
-        }  # fmt: skip
+        return {"image_id": image_id, "caption": caption.strip(), "captioner": self._captioner.digest, "key": key}

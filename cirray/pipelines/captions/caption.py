@@ -5,15 +5,16 @@ from typing import Any
 import pyarrow as pa
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, Stage, localize, open_stage, place_digest, read_manifest
+from cirray.core.artifacts import Manifest, Stage, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.shapes.corpus import bags, caption_bags
 from cirray.data.shapes.world import read_scenes
-from cirray.generators.captioners.base import CAPTIONERS, caption_prompt
+from cirray.generators.captioners.base import CaptionerSetup
+from cirray.generators.captioners.config import ReadingConfig
 from cirray.pipelines.captions.actors import CaptionImages
-from cirray.pipelines.captions.config import READ_FEATURES, CaptionRun
+from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import contents_of, open_dataset, part_ids
@@ -34,44 +35,36 @@ def run_caption(run: CaptionRun) -> Manifest:
 
     Raises:
         ArtifactError: an input is missing, or another run's output is at `out`.
-        ConfigError: for an unknown captioner or prompt.
         DataError: no image, or none that could be captioned.
         GenerationError: when images are lost.
     """
-    CAPTIONERS.get(run.captioner)
-    prompt, dataset = caption_prompt(run.prompt, run.noun, run.words), open_dataset(run.data)
+    dataset = open_dataset(run.data)
     ids = part_ids(dataset, run.parts)
     if not ids:
         raise DataError(f"No image in the parts {', '.join(run.parts)} of {dataset.describe()}. Name parts it has.")
     stage = open_stage(run, KIND, _inputs(run, dataset, ids), PARTS)
     if stage.finished:
         return stage.finished
-    sums = run_parts(stage, _parts(run, stage, dataset, ids, prompt), run.ray)
+    sums = run_parts(stage, _parts(run, stage, dataset, ids), run.ray)
     return _publish(run, stage, dataset, sums["reused"])
 
 
-def _parts(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: tuple[str, ...], prompt: str) -> Parts:
+def _parts(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: tuple[str, ...]) -> Parts:
     columns = {
         "image_id": ids, "place": [dataset.images.place(name).text() for name in ids],
         "known": [dataset.captions.get(name, "") for name in ids],
     }  # fmt: skip
     tables = cut(columns, run.part_rows)
     return Parts(
-        "caption images", "images", tables, [_step(run, stage, prompt)], [row_keys(part, _KEY) for part in tables],
+        "caption images", "images", tables, [_step(run, stage)], [row_keys(part, _KEY) for part in tables],
         lambda: finished_keys(stage.work_uri, _KEY),
     )  # fmt: skip
 
 
-def _step(run: CaptionRun, stage: Stage, prompt: str) -> Step:
-    settings = {
-        "source": run.source, "prompt": prompt, "words": run.words, "batch": run.batch, "limits": run.limits,
-        "device": run.pool.device,
-    }  # fmt: skip
-    actor = {
-        "captioner": run.captioner, "settings": settings, "prompt_version": run.prompt, "work_uri": stage.work_uri,
-        "features": list(run.features) if run.captioner in READ_FEATURES else [],
-        "reuse": [str(localize(uri, KIND)) for uri in run.reuse],
-    }  # fmt: skip
+def _step(run: CaptionRun, stage: Stage) -> Step:
+    setup = CaptionerSetup(run.pool.device, run.batch, run.limits)
+    reuse = [str(localize(uri, KIND)) for uri in run.reuse]
+    actor = {"captioner": run.captioner, "setup": setup, "work_uri": stage.work_uri, "reuse": reuse}
     return Step(CaptionImages, actor, run.pool)
 
 
@@ -93,13 +86,15 @@ def _exactness(run: CaptionRun, dataset: CirDataset, table: pa.Table) -> dict[st
 
 
 def _inputs(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...]) -> dict[str, str]:
-    known = [dataset.captions.get(name, "") for name in ids] if run.captioner == "existing" else []
-    inputs = {"data": stable_id("caption", *ids, "known", *known), "source": "", "features": ""}
-    if run.captioner in READ_FEATURES:
-        inputs["source"] = read_manifest(run.source, "generator").digest
-        inputs |= {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
-    elif run.captioner != "existing":
+    """Digests of what is read of the data set, and of artifacts that must be there."""
+    reads, settings, place = run.captioner.reads, run.captioner.settings, "captioner.settings"
+    known = [dataset.captions.get(name, "") for name in ids] if reads == "caption" else []
+    inputs = {"data": stable_id("caption", *ids, "known", *known)}
+    if reads == "picture":
         places = [dataset.images.place(name).text() for name in ids]
         inputs["data"] = stable_id(inputs["data"], *contents_of(places, run.limits))
-        inputs["source"] = place_digest(run.source)
+    if isinstance(settings, ReadingConfig):
+        inputs[f"{place}.source"] = read_manifest(settings.source, "generator").digest
+        for at, uri in enumerate(settings.features):
+            inputs[f"{place}.features {at}"] = read_manifest(uri, "features").digest
     return inputs

@@ -3,13 +3,11 @@
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Common, Effort, Place
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
+from cirray.generators.captioners.config import CaptionerChoice
 from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig
-
-READ_FEATURES = ("small", "cells")
-"""Captioners that start from a generator artifact and read features; the others read image files or nothing."""
 
 
 class CaptionRun(Run):
@@ -19,21 +17,10 @@ class CaptionRun(Run):
     """Whose images; also the captions that `existing` takes over."""
     parts: tuple[Part, ...] = ("pool",)
     """Which images to caption. `labelled`: those of triplets and captions; `references`: those of the queries."""
-    captioner: str = "cells"
-    """`cells` (the embedded world's exact one) and `small` (Q-Former and language model of a generator artifact), `hf`
-    (an image-to-text model of Hugging Face), or `existing` (the data set's own captions)."""
-    source: Place = "@generator"
-    """Generator artifact (`small`, `cells`), or folder or hub id (`hf`)."""
-    features: tuple[Place, ...] = ("@features",)
-    """Features artifacts that hold the images; read by `small` and `cells` alone."""
-    prompt: str = "caption/1"
-    """Version of the instruction (`hf`)."""
-    noun: str = "image"
-    """What the instruction calls the image: `image`, or a garment (`dress`)."""
-    words: int = Field(10, ge=1)
-    """Words that the instruction asks for (SPN: 10 for natural images, 5 for garments)."""
+    captioner: Common[CaptionerChoice] = CaptionerChoice()
+    """What captions the images."""
     reuse: Effort[tuple[Place, ...]] = ()
-    """Captions artifacts whose texts are used again where image, captioner, prompt and words are the same."""
+    """Captions artifacts whose texts are used again where image, captioner and its settings are the same."""
     limits: ImageLimits = ImageLimits()
     """Limits on images."""
     batch: Effort[int] = Field(64, ge=1)
@@ -47,12 +34,6 @@ class CaptionRun(Run):
     ray: Effort[RayConfig] = RayConfig()
     out: Place = "@captions"
     """Captions artifact (path or URI)."""
-
-    @model_validator(mode="after")
-    def _named(self) -> "CaptionRun":
-        if self.captioner in READ_FEATURES and not self.features:
-            raise ValueError(f"captioner {self.captioner} needs features; name at least one artifact")
-        return self
 
 
 class RewriteConfig(Config):

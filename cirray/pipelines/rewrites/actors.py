@@ -1,10 +1,11 @@
 """Ray Data's worker of the rewrite stage: query texts of a part in, a part of a rewrites artifact out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cirray.core.errors import ArtifactError
-from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings, rewrite_key
+from cirray.generators.rewriters.base import Ask, RewriterSetup, rewrite_key
+from cirray.generators.rewriters.config import REWRITERS, RewriterChoice
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.rewrites import rewrite_table, write_rewrites
 from cirray.types import part_name
@@ -16,24 +17,18 @@ class RewriteTexts:
     """Actor: one part's texts. A text with a known key costs no call of the model, a repeated text one."""
 
     def __init__(
-        self,
-        rewriter: str,
-        settings: Mapping[str, Any],
-        prompt_version: str,
-        work_uri: str,
-        reuse: Sequence[str] = (),
+        self, rewriter: RewriterChoice, setup: RewriterSetup, work_uri: str, reuse: Sequence[str] = ()
     ) -> None:
         """Make the rewriter and read known texts (once per actor).
 
         Args:
-            rewriter: name in the registry.
-            settings: fields of `RewriterSettings`.
-            prompt_version: version and hash of the instruction, stored with every row.
+            rewriter: kind and settings.
+            setup: how it works.
             work_uri: where the stage writes.
             reuse: folders of rewrites artifacts whose rows are taken over by their keys.
         """
-        self._rewriter = REWRITERS.get(rewriter)(RewriterSettings(**settings))
-        self._work_uri, self._prompt = work_uri, prompt_version
+        self._rewriter = REWRITERS.get(rewriter.kind)(rewriter.settings, setup)
+        self._work_uri, self._prompt = work_uri, rewriter.prompt_version
         self._known = {row["key"]: row["text"] for uri in reuse for row in rewrite_table(uri).to_pylist()}
 
     def __call__(self, columns: Columns) -> dict[str, int]:

@@ -4,15 +4,13 @@ CIReVL (training-free; docs/PAPERS.md#cirevl) is four configs: `cirray caption p
 checkpoint of `cirray map training.objective=untrained model.query=text`, and `cirray evaluate texts=REWRITES`.
 """
 
-from typing import Any
-
 import pyarrow as pa
 
 from cirray.core.artifacts import Manifest, Stage, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
-from cirray.generators.rewriters.base import REWRITERS, rewrite_prompt
+from cirray.generators.rewriters.base import RewriterSetup
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import open_dataset
@@ -35,19 +33,15 @@ def run_rewrite(run: RewriteRun) -> Manifest:
 
     Raises:
         ArtifactError: an input is missing, or another run's output is at `out`.
-        ConfigError: for an unknown rewriter or prompt.
         DataError: no query, or none whose reference has a caption.
         GenerationError: when texts are lost.
     """
-    REWRITERS.get(run.rewriter)
-    template, version = rewrite_prompt(run.prompt)
-    dataset = open_dataset(run.data)
-    table = _items(run, dataset)
-    stage = open_stage(run, KIND, _inputs(run, table, version), PARTS)
+    table = _items(run, open_dataset(run.data))
+    stage = open_stage(run, KIND, _inputs(run, table), PARTS)
     if stage.finished:
         return stage.finished
-    sums = run_parts(stage, _parts(run, stage, table, template, version), run.ray)
-    return _publish(run, stage, table, {"prompt_version": version, "asked": sums["asked"]})
+    sums = run_parts(stage, _parts(run, stage, table), run.ray)
+    return _publish(run, stage, table, sums["asked"])
 
 
 def _items(run: RewriteRun, dataset: CirDataset) -> pa.Table:
@@ -68,37 +62,34 @@ def _items(run: RewriteRun, dataset: CirDataset) -> pa.Table:
     return pa.table(dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
 
 
-def _parts(run: RewriteRun, stage: Stage, table: pa.Table, template: str, version: str) -> Parts:
+def _parts(run: RewriteRun, stage: Stage, table: pa.Table) -> Parts:
     tables = cut(table, run.part_rows)
     return Parts(
-        "rewrite texts", "texts", tables, [_step(run, stage, template, version)], [named(part) for part in tables],
+        "rewrite texts", "texts", tables, [_step(run, stage)], [named(part) for part in tables],
         lambda: finished_keys(stage.work_uri, KEY), row_bytes=2048,
     )  # fmt: skip
 
 
-def _step(run: RewriteRun, stage: Stage, template: str, version: str) -> Step:
-    settings = {
-        "source": run.source, "template": template, "new_tokens": run.new_tokens, "batch": run.batch,
-        "device": run.pool.device, "dtype": run.language_dtype, "quantization": run.language_quantization,
-    }  # fmt: skip
-    actor = {
-        "rewriter": run.rewriter, "settings": settings, "prompt_version": version, "work_uri": stage.work_uri,
-        "reuse": [str(localize(uri, KIND)) for uri in run.reuse],
-    }  # fmt: skip
+def _step(run: RewriteRun, stage: Stage) -> Step:
+    setup, reuse = RewriterSetup(run.pool.device, run.batch), [str(localize(uri, KIND)) for uri in run.reuse]
+    actor = {"rewriter": run.rewriter, "setup": setup, "work_uri": stage.work_uri, "reuse": reuse}
     return Step(RewriteTexts, actor, run.pool)
 
 
-def _publish(run: RewriteRun, stage: Stage, items: pa.Table, extra: dict[str, Any]) -> Manifest:
+def _publish(run: RewriteRun, stage: Stage, items: pa.Table, asked: int) -> Manifest:
     table, rejected = rewrite_table(stage.work_uri), Rejected.of(rejected_rewrites(stage.work_uri), "query_id")
     rejected.refuse_all(stage, len(table), "None of {count} texts was rewritten, most often: {reason}.")
     queries = len(set(items.column("query_id").to_pylist()))
-    pins = {"rewriter": table.column("rewriter")[0].as_py(), "source": run.source, "rejected": rejected.first()}
+    pins = {
+        "rewriter": table.column("rewriter")[0].as_py(), "by": run.rewriter.to_dict(),
+        "prompt_version": run.rewriter.prompt_version, "rejected": rejected.first(), "asked": asked,
+    }  # fmt: skip
     counts = {"queries": queries, "texts": len(table), "rejected": len(rejected)}
-    return stage.publish(counts, {}, {**pins, **extra})
+    return stage.publish(counts, extra=pins)
 
 
-def _inputs(run: RewriteRun, table: pa.Table, version: str) -> dict[str, str]:
-    inputs = {"prompt": version}
+def _inputs(run: RewriteRun, table: pa.Table) -> dict[str, str]:
+    inputs = {"prompt": run.rewriter.prompt_version}
     inputs |= {f"captions {at}": read_manifest(uri, captions.KIND).digest for at, uri in enumerate(run.captions)}
     texts = (part for name in COLUMNS for part in (name, *table.column(name).to_pylist()))
     return {**inputs, "data": stable_id("rewrites", *texts)}

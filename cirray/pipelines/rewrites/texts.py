@@ -30,7 +30,7 @@ def with_texts(dataset: CirDataset, uri: str) -> tuple[CirDataset, dict[str, Any
     texts |= {pair: pair[1] for pair in named(refused)}
     references = {row["query_id"]: row["reference_id"] for table in (rows, refused) for row in table.to_pylist()}
     queries = tuple(_rewritten(query, texts, references, uri) for query in dataset.queries)
-    pins = {name: manifest.extra[name] for name in ("rewriter", "source", "prompt_version")}
+    pins = {name: manifest.extra[name] for name in ("rewriter", "by", "prompt_version")}
     failed = {query for query, _ in named(refused)}
     kept = sum(query.query_id in failed for query in dataset.queries)
     rule = f"{dataset.protocol.caption_rule}; rewritten by {pins['prompt_version'] or pins['rewriter']}"

@@ -20,10 +20,7 @@ PAIRS = [Pair(f"p{number}", "a", "b") for number in range(40)]
 
 
 def rows(captions=CAPTIONS):
-    return [
-        {"image_id": image, "caption": text, "captioner": "x", "prompt_version": "caption/1", "words": 5, "key": image}
-        for image, text in captions.items()
-    ]
+    return [{"image_id": image, "caption": text, "captioner": "x", "key": image} for image, text in captions.items()]
 
 
 def generator(ids=("0", "1"), captions=None, **fields):

@@ -7,13 +7,26 @@ from types import SimpleNamespace
 import pytest
 from made_artifacts import stage_of
 
+from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
-from cirray.generators.captioners.base import CAPTIONERS, CaptionerSettings, Picture, caption_prompt
+from cirray.generators.captioners.base import CaptionerSetup, Picture
+from cirray.generators.captioners.config import CAPTIONERS, CaptionerChoice, HfConfig
 from cirray.generators.store import save_generator
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TINY = SimpleNamespace(**runpy.run_path(str(FIXTURES / "tiny_pipeline.py")))
 MODELS = SimpleNamespace(**runpy.run_path(str(FIXTURES / "small_captioner.py")))
+
+
+def made_by(kind, batch=64, **settings):
+    """A captioner as the stage makes it."""
+    choice = validate(CaptionerChoice, {"kind": kind, "settings": settings})
+    return CAPTIONERS.get(choice.kind)(choice.settings, CaptionerSetup(batch=batch))
+
+
+def given_features(monkeypatch, features):
+    """Features that lie nowhere."""
+    monkeypatch.setattr("cirray.features.store.FeatureStore.open_many", lambda uris: features)
 
 
 def test_captioners_are_found_by_name():
@@ -23,32 +36,30 @@ def test_captioners_are_found_by_name():
 
 
 def test_the_instruction_names_the_thing_and_the_number_of_words():
-    assert caption_prompt("caption/1", "dress", 5) == "Describe the dress in 5 words."
+    assert HfConfig(source="x", noun="dress", words=5).instruction == "Describe the dress in 5 words."
     with pytest.raises(ConfigError, match="Unknown caption prompt 'caption/9'"):
-        caption_prompt("caption/9", "image", 5)
+        validate(HfConfig, {"source": "x", "prompt": "caption/9"})
 
 
 def test_existing_captions_are_passed_on_and_missing_ones_are_named():
-    made = CAPTIONERS.get("existing")(CaptionerSettings())
+    made = made_by("existing")
     told = Picture("a", known=" a red star ")
     assert made.caption([told]) == ["a red star"] and made.content(told)
     with pytest.raises(DataError, match="'b' has no caption"):
         made.content(Picture("b"))
 
 
-def test_the_small_captioner_reads_features_and_does_not_depend_on_the_batch(model_of, features, tmp_path):
+def test_the_small_captioner_reads_features_and_does_not_depend_on_the_batch(model_of, features, tmp_path, monkeypatch):
     stage = stage_of(str(tmp_path / "generator"), "generator", {})
     save_generator(model_of(), stage.local)
     stage.publish({})
     pictures = [Picture(name) for name in "abcd"]
-    settings = [CaptionerSettings(str(tmp_path / "generator"), features=features, batch=size) for size in (1, 4)]
-    one, four = (CAPTIONERS.get("small")(item) for item in settings)
+    given_features(monkeypatch, features)
+    one, four = (made_by("small", size, source=str(tmp_path / "generator")) for size in (1, 4))
     assert one.caption(pictures) == four.caption(pictures) and one.digest == four.digest
     assert one.content(pictures[0]) != one.content(pictures[1])
     with pytest.raises(DataError, match="'ghost' has no features"):
         one.content(Picture("ghost"))
-    with pytest.raises(ConfigError, match="reads features"):
-        CAPTIONERS.get("small")(CaptionerSettings(str(tmp_path / "generator")))
 
 
 @pytest.mark.parametrize("family", ["llava", "blip2"])
@@ -56,12 +67,11 @@ def test_models_of_hugging_face_caption_in_batches_without_repeating_the_prompt(
     folder = getattr(MODELS, f"save_{family}")(tmp_path / family)
     images = Path(TINY.write_images(tmp_path / "images", 4, broken=(3,)))
     pictures = [Picture(path.stem, str(path)) for path in sorted(images.iterdir())]
-    prompt = caption_prompt("caption/1", "image", 3)
-    made = [CAPTIONERS.get("hf")(CaptionerSettings(folder, prompt, 3, batch=size)) for size in (1, 3)]
+    made = [made_by("hf", size, source=folder, words=3) for size in (1, 3)]
     alone, together = (captioner.caption(pictures[:3]) for captioner in made)
     assert alone == together and any(alone) and len(set(alone)) > 1
     assert not any("describe the image" in text.lower() or "USER" in text for text in alone)
-    assert made[0].digest == made[1].digest != CAPTIONERS.get("hf")(CaptionerSettings(folder, prompt, 5)).digest
+    assert made[0].digest == made[1].digest != made_by("hf", source=folder, words=5).digest
     assert made[0].content(pictures[0]) != made[0].content(pictures[1])
     with pytest.raises(DataError, match="img-0003"):
         made[0].content(pictures[3])
@@ -69,7 +79,7 @@ def test_models_of_hugging_face_caption_in_batches_without_repeating_the_prompt(
 
 def test_a_folder_without_a_model_is_refused_in_words(tmp_path):
     with pytest.raises(ArtifactError, match="No image-to-text model could be read from"):
-        CAPTIONERS.get("hf")(CaptionerSettings(str(tmp_path)))
+        made_by("hf", source=str(tmp_path))
 
 
 def test_soft_tokens_are_read_back_as_the_phrases_they_stand_for(tmp_path, monkeypatch):
@@ -103,7 +113,8 @@ def test_soft_tokens_are_read_back_as_the_phrases_they_stand_for(tmp_path, monke
         def __contains__(self, name):
             return True
 
-    made = CAPTIONERS.get("cells")(CaptionerSettings(str(tmp_path / "generator9"), features=Features(), batch=4))
+    given_features(monkeypatch, Features())
+    made = made_by("cells", 4, source=str(tmp_path / "generator9"))
 
     def soft(patches_BPD):
         numbers = patches_BPD[:, 0, 0].int().tolist()
@@ -115,6 +126,4 @@ def test_soft_tokens_are_read_back_as_the_phrases_they_stand_for(tmp_path, monke
     texts = made.caption([Picture(str(number)) for number in range(6)])
     assert [caption_bags(text) for text in texts] == [bags(scene) for scene in scenes]
     with pytest.raises(ConfigError, match="needs one soft token for each of 9 cells.*has 3. Use captioner=small"):
-        CAPTIONERS.get("cells")(CaptionerSettings(str(tmp_path / "generator3"), features=Features()))
-    with pytest.raises(ConfigError, match="'cells' reads features"):
-        CAPTIONERS.get("cells")(CaptionerSettings(str(tmp_path / "generator9")))
+        made_by("cells", source=str(tmp_path / "generator3"))

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError
-from cirray.generators.rewriters.base import REWRITERS, Ask, RewriterSettings, rewrite_key, rewrite_prompt
+from cirray.generators.rewriters import config as settings_module
+from cirray.generators.rewriters.base import Ask, RewriterSetup, rewrite_key
+from cirray.generators.rewriters.config import REWRITERS, LanguageConfig, RewriterConfig
 from cirray.generators.rewriters.language import answer
 from cirray.models.towers.config import LanguageModelConfig
 from cirray.models.towers.language import build_language_model, build_word_tokenizer, load_language_model
@@ -27,9 +30,16 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-def made(source, **fields):
-    settings = {"template": TEMPLATE, "new_tokens": 6, **fields}
-    return REWRITERS.get("language")(RewriterSettings(source, **settings))
+@pytest.fixture(autouse=True)
+def prompts(monkeypatch):
+    """Two short instructions beside the package's own."""
+    own, usual = {"own/1": TEMPLATE, "own/2": f"{TEMPLATE} !"}, settings_module._prompt
+    monkeypatch.setattr(settings_module, "_prompt", lambda version: own.get(version) or usual(version))
+
+
+def made(source, batch=32, **fields):
+    settings = LanguageConfig(**{"source": source, "prompt": "own/1", "new_tokens": 6, **fields})
+    return REWRITERS.get("language")(settings, RewriterSetup(batch=batch))
 
 
 def test_rewriters_are_found_by_name():
@@ -39,21 +49,22 @@ def test_rewriters_are_found_by_name():
 
 
 def test_the_join_says_caption_and_modification_and_needs_nothing():
-    assert REWRITERS.get("join")(RewriterSettings()).rewrite(ASKS[:1]) == ["a red circle, make it blue"]
+    assert REWRITERS.get("join")(RewriterConfig(), RewriterSetup()).rewrite(ASKS[:1]) == ["a red circle, make it blue"]
 
 
 def test_an_instruction_has_a_hash_of_its_words_and_places_for_both_texts():
     versions = set()
     for version in ("plain/1", "circo/1", "cirr/1", "fashioniq/1"):
-        template, name = rewrite_prompt(version)
+        settings = LanguageConfig(source="x", prompt=version)
+        template, name = settings.template, settings.prompt_version
         assert template.format(caption="CAP", modification="MOD").count("CAP") == 1 and "MOD" in template.format(
             caption="", modification="MOD"
         )
         assert name.startswith(f"{version}#") and len(name) == len(version) + 9
         versions.add(name.partition("#")[2])
-    assert len(versions) == 4 and rewrite_prompt("") == ("", "")
+    assert len(versions) == 4 and RewriterConfig().prompt_version == ""
     with pytest.raises(ConfigError, match="Unknown rewrite prompt 'circo/2'"):
-        rewrite_prompt("circo/2")
+        validate(LanguageConfig, {"source": "x", "prompt": "circo/2"})
 
 
 def test_a_language_models_batched_answers_are_greedy_decoding_one_by_one(model):
@@ -77,8 +88,8 @@ def test_the_digest_covers_weights_instruction_and_length_and_loads_nothing(mode
         lambda *given: pytest.fail("the model was loaded"),
     )
     digests = {
-        made(model).digest, made(model, new_tokens=7).digest, made(model, template=TEMPLATE + " !").digest,
-        made(model, dtype="bfloat16").digest,
+        made(model).digest, made(model, new_tokens=7).digest, made(model, prompt="own/2").digest,
+        made(model, language_dtype="bfloat16").digest,
     }  # fmt: skip
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
@@ -104,9 +115,8 @@ def test_a_conversation_model_gets_the_instruction_in_its_own_frame(model):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="set source"):
-        made("")
-    with pytest.raises(ConfigError, match="set prompt"):
-        made("somewhere", template="")
+    for name in ("source", "prompt"):
+        with pytest.raises(ConfigError, match=name):
+            validate(LanguageConfig, {key: "plain/1" for key in ("source", "prompt") if key != name})
     with pytest.raises(ArtifactError, match="No language model could be read"):
         made(str(tmp_path)).rewrite(ASKS)

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import TransformConfig
-from cirray.generators.captioners.base import CaptionerSettings
+from cirray.generators.captioners.base import CaptionerSetup
+from cirray.generators.captioners.config import HfConfig
 from cirray.generators.captioners.hf import HfCaptioner
 from cirray.generators.config import GeneratorConfig, LoraConfig, ReaderConfig
 from cirray.generators.mtg import ModificationTextModel
@@ -159,7 +160,7 @@ FROM_THE_HUB = {
     "language model": lambda: load_language_model(HUB),
     "tokenizer": lambda: load_tokenizer(HUB),
     "CLIP model": lambda: hf_clip.load_text(HUB),
-    "image-to-text model": lambda: HfCaptioner(CaptionerSettings(source=HUB)),
+    "image-to-text model": lambda: HfCaptioner(HfConfig(source=HUB), CaptionerSetup()),
 }
 
 

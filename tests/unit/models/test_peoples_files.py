@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cirray.core.errors import ArtifactError
-from cirray.generators.captioners.base import CaptionerSettings
+from cirray.generators.captioners.base import CaptionerSetup
+from cirray.generators.captioners.config import HfConfig
 from cirray.generators.captioners.hf import HfCaptioner
 from cirray.models.conversion_files import convert, read_original
 from cirray.models.sources.blip2 import open_blip2
@@ -259,7 +260,7 @@ def test_code_of_a_source_s_own_is_neither_run_nor_asked_about(kind, tmp_path, m
     (place / "own.py").write_text(OWN_CODE)
     load = {
         "config": load_language_model, "tokenizer": load_tokenizer,
-        "captioner": lambda place: HfCaptioner(CaptionerSettings(source=str(place))),
+        "captioner": lambda place: HfCaptioner(HfConfig(source=str(place)), CaptionerSetup()),
     }[kind]  # fmt: skip
     with pytest.raises(ArtifactError, match="has code of its own .*never run"):
         load(place)

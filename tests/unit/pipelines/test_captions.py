@@ -14,7 +14,7 @@ from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import ShapesConfig
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.world import write_world
-from cirray.generators.captioners.base import CAPTIONERS
+from cirray.generators.captioners.config import CAPTIONERS, CaptionerConfig
 from cirray.mining.pairs import pair_id
 from cirray.pipelines.captions.caption import run_caption
 from cirray.pipelines.captions.config import CaptionGeneratorRun, CaptionRun
@@ -29,13 +29,17 @@ TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixture
 CALLS = []
 
 
+class CountedConfig(CaptionerConfig):
+    """Settings of the captioner of these tests."""
+
+    words: int = 10
+
+
 class Counted:
     """Tells the name; remembers what it was asked."""
 
-    digest = "counted/1"
-
-    def __init__(self, settings):
-        pass
+    def __init__(self, settings, setup):
+        self.digest = f"counted/{settings.words}"
 
     def content(self, picture):
         if picture.image_id.endswith("-2"):
@@ -49,9 +53,9 @@ class Counted:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    CAPTIONERS.register("counted")(Counted)
+    CAPTIONERS.register("counted", settings=CountedConfig)(Counted)
     yield
-    del CAPTIONERS._items["counted"]
+    del CAPTIONERS._items["counted"], CAPTIONERS._settings["counted"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def world(tmp_path_factory):
 
 
 def run_of(world, out, **fields):
-    tree = {"data": world, "captioner": "counted", "features": [], "part_rows": 5, "ray": {"enabled": False}}
+    tree = {"data": world, "captioner": "counted", "part_rows": 5, "ray": {"enabled": False}}
     return validate(CaptionRun, {**tree, **fields, "out": str(out)})
 
 
@@ -71,8 +75,7 @@ def test_every_image_is_captioned_or_rejected_with_a_reason(world, tmp_path):
     manifest = run_caption(run_of(world, tmp_path / "c"))
     assert manifest.kind == "captions" and manifest.counts == {"images": 12, "captions": 9, "rejected": 3}
     rows = caption_table(str(tmp_path / "c")).to_pylist()
-    assert rows[0]["caption"] == "a picture of pool 00000 0" and rows[0]["words"] == 10
-    assert rows[0]["prompt_version"] == "caption/1" and rows[0]["captioner"] == "counted/1"
+    assert rows[0]["caption"] == "a picture of pool 00000 0" and rows[0]["captioner"] == "counted/10"
     assert rejected_captions(str(tmp_path / "c")).column("reason").to_pylist()[0] == "Image 'pool-00000-2' is broken."
     assert len({row["key"] for row in rows}) == 9
 
@@ -113,7 +116,8 @@ def test_known_captions_give_no_model_call_and_identical_triplets(world, tmp_pat
     assert len(CALLS) == asked > 0 and again.extra["reused"] == 9
     assert caption_table(str(tmp_path / "second")) == caption_table(str(tmp_path / "first"))
     assert run_caption(run_of(world, tmp_path / "first")).counts and len(CALLS) == asked
-    other = run_caption(run_of(world, tmp_path / "third", reuse=[str(tmp_path / "first")], words=5))
+    other = {"kind": "counted", "settings": {"words": 5}}
+    other = run_caption(run_of(world, tmp_path / "third", reuse=[str(tmp_path / "first")], captioner=other))
     assert other.extra["reused"] == 0 and len(CALLS) > asked
     ids = list(read_dataset(validate(CaptionRun, {"data": world}).data).pool_ids)
     TINY.write_features(
@@ -166,7 +170,7 @@ def test_the_judge_counts_captions_that_tell_the_whole_scene(world, tmp_path, mo
 
 
 def test_one_image_with_two_captions_is_refused(tmp_path):
-    row = {"captioner": "x", "prompt_version": "p", "words": 5, "key": "k", "image_id": "a"}
+    row = {"captioner": "x", "key": "k", "image_id": "a"}
     for name in ("one", "two"):
         stage = stage_of(str(tmp_path / name), "captions", {})
         write_captions(stage.work_uri, "part-00000", [{**row, "caption": f"caption {name}"}])
@@ -180,10 +184,13 @@ def test_one_image_with_two_captions_is_refused(tmp_path):
 def test_what_cannot_be_captioned_is_refused_before_anything_is_written(world, tmp_path):
     for fields, error, words in (
         ({"captioner": "counter"}, ConfigError, "Unknown captioner 'counter'. Did you mean 'counted'"),
-        ({"prompt": "caption/7"}, ConfigError, "Unknown caption prompt"),
+        ({"captioner": {"kind": "hf", "settings": {"source": "x", "prompt": "caption/7"}}}, ConfigError,
+         "Unknown caption prompt"),
+        ({"captioner": "hf"}, ConfigError, "captioner.settings.source"),
+        ({"captioner": {"kind": "cells", "settings": {"features": []}}}, ConfigError, "captioner.settings.features"),
         ({"parts": ["gallery"]}, DataError, "No image in the parts gallery"),
-        ({"captioner": "small", "features": ["nowhere"], "source": "nowhere"}, ArtifactError, "'nowhere' does not"),
-    ):
+        ({"captioner": {"kind": "small", "settings": {"source": "nowhere"}}}, ArtifactError, "'nowhere' does not"),
+    ):  # fmt: skip
         with pytest.raises(error, match=words):
             run_caption(run_of(world, tmp_path / "c", **fields))
     assert list(tmp_path.iterdir()) == []

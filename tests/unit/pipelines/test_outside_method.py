@@ -15,6 +15,8 @@ TINY = runpy.run_path(str(FIXTURES / "tiny_training.py"))
 CHAIN = """
 import json, sys
 from cirray.core.config import validate
+from cirray.pipelines.captions.caption import run_caption
+from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.search.index import run_index
@@ -22,11 +24,15 @@ from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.mine import run_mine
 from cirray.pipelines.training.train import run_train
 from cirray.search_engine import SearchEngine
+from cirray.triplets.captions import caption_table
 
 fields, folder = json.loads(sys.argv[1]), sys.argv[2]
 pairs = {"data": fields["data"], "features": fields["features"], "parts": ["labelled"], "exclude_parts": []}
 policy = {"kind": "toy_next", "settings": {"apart": 5}}
 mined = run_mine(validate(MineRun, {**pairs, "mining": {"policy": policy}, "out": folder + "/pairs"}))
+told = {"data": fields["data"], "parts": ["labelled"], "out": folder + "/captions", "ray": {"enabled": False},
+        "captioner": {"kind": "toy_name", "settings": {"opening": "see"}}}
+run_caption(validate(CaptionRun, told))
 manifest = run_train(validate(TrainRun, {**fields, "out": folder + "/toy"}))
 index = {"checkpoint": folder + "/toy", "features": fields["features"], "data": None, "out": folder + "/index",
          "index": {"kind": "toy_cut", "settings": {"width": 3}}}
@@ -35,6 +41,7 @@ found = SearchEngine.open(folder + "/toy", folder + "/index")
 history = [json.loads(line) for line in open(folder + "/toy/history.jsonl")]
 print(json.dumps({"terms": sorted(history[-1]), "metrics": manifest.metrics, "kind": found.probe() is None}))
 print("pairs", mined.counts["pairs"])
+print("caption", caption_table(folder + "/captions").column("caption")[0].as_py())
 print("columns", found.gallery.search_index._tokens_NQD.shape[2])
 """
 
@@ -76,8 +83,9 @@ ASKED = """
 import json
 from cirray.core.config import load_config
 from cirray.core.errors import ConfigError
-from cirray.pipelines.texts.config import MineRun
+from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.training.config import TrainRun, TuneRun
 from cirray.pipelines.training.sweep import trial_run
 
@@ -93,6 +101,7 @@ faults = [
     fault(TrainRun, "training.mixing=toy_stride", "training.mixing.settings.strid=2"),
     fault(MineRun, "mining.policy=toy_next", "mining.policy.settings.apar=2"),
     fault(TrainRun, "training.mixing=toy_strde"),
+    fault(CaptionRun, "captioner=toy_name", "captioner.settings.openin=a"),
     fault(IndexRun, "index=toy_cut", "index.settings.widht=2"),
 ]
 sweep = {"base": {"training": {"objective": "toy", "mixing": "toy_stride"}, "encoder": "toy"}}
@@ -108,7 +117,8 @@ def test_settings_of_a_plug_in_are_checked_with_near_names_and_can_be_swept():
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     wanted = ["encoder.settings.embed_dim", "training.terms.toy_length.length", "training.mixing.settings.stride",
-              "mining.policy.settings.apart", "toy_stride", "index.settings.width"]  # fmt: skip
+              "mining.policy.settings.apart", "toy_stride", "captioner.settings.opening",
+              "index.settings.width"]  # fmt: skip
     for sentence, name in zip(told["faults"], wanted, strict=True):
         assert f"Did you mean '{name}'?" in sentence
     assert told["swept"] == [3, 2, 6]
@@ -118,18 +128,20 @@ def test_help_shows_what_a_plug_in_registers_with_its_settings():
     paths = {
         "finetune": ["encoder.settings", "training.terms", "training.mixing.settings"],
         "mine": ["mining.policy.settings"],
+        "caption": ["captioner.settings"],
         "index": ["index.settings"],
     }
     code = "import sys\nfrom cirray.cli.main import main\nfor path in sys.argv[2:]: main([sys.argv[1], '--help', path])"
     shown = "".join(run_plugged(code, verb, *places).stdout for verb, places in paths.items())
-    for words in ("toy", "embed_dim", "toy_length", "toy_stride", "stride", "toy_next", "apart", "toy_cut", "width ="):
+    names = "toy embed_dim toy_length toy_stride stride toy_next apart toy_cut settings.width toy_name opening"
+    for words in names.split():
         assert words in shown, words
 
 
 def test_a_method_of_another_package_goes_through_training_index_and_search(fields, tmp_path):
     done = run_chain(fields, tmp_path, "toy_method")
     assert done.returncode == 0, done.stderr
-    assert "pairs 145" in done.stdout and "columns 3" in done.stdout, done.stdout
+    assert "pairs 145" in done.stdout and "columns 3" in done.stdout and "caption see " in done.stdout, done.stdout
     opened = run_plugged("import sys; from cirray.index.store import open_index; open_index(sys.argv[1])",
                          str(tmp_path / "index"), plugins="")  # fmt: skip
     assert "Unknown index backend 'toy_cut'. Known: exact, faiss." in opened.stderr

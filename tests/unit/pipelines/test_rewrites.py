@@ -8,7 +8,7 @@ from made_artifacts import stage_of
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
-from cirray.generators.rewriters.base import REWRITERS
+from cirray.generators.rewriters.config import REWRITERS, LanguageConfig
 from cirray.pipelines.rewrites import rewrite as stage_module
 from cirray.pipelines.rewrites.config import RewriteRun
 from cirray.pipelines.rewrites.rewrite import run_rewrite
@@ -20,10 +20,17 @@ from cirray.types import Query
 CALLS = []
 
 
+class CountedConfig(LanguageConfig):
+    """Settings of the rewriter of these tests."""
+
+    source: str = ""
+    prompt: str = "cirr/1"
+
+
 class Counted:
     """Says both texts in capitals; remembers what it was asked; has no answer to 'nothing'."""
 
-    def __init__(self, settings):
+    def __init__(self, settings, setup):
         self.digest = f"counted/{settings.new_tokens}"
 
     def rewrite(self, asks):
@@ -33,9 +40,9 @@ class Counted:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    REWRITERS.register("counted")(Counted)
+    REWRITERS.register("counted", settings=CountedConfig)(Counted)
     yield
-    del REWRITERS._items["counted"]
+    del REWRITERS._items["counted"], REWRITERS._settings["counted"]
 
 
 @pytest.fixture
@@ -57,7 +64,7 @@ def captions(tmp_path):
 
 def write(folder, texts):
     stage = stage_of(str(folder), "captions", {})
-    row = {"captioner": "x", "prompt_version": "p", "words": 5, "key": "k"}
+    row = {"captioner": "x", "key": "k"}
     write_captions(
         stage.work_uri, "part-0", [{**row, "image_id": name, "caption": text} for name, text in texts.items()]
     )
@@ -65,14 +72,16 @@ def write(folder, texts):
     return str(folder)
 
 
-def run_of(captions, out, **fields):
-    tree = {"captions": [captions], "rewriter": "counted", "part_rows": 3, "ray": {"enabled": False}, **fields}
+def run_of(captions, out, rewriter="counted", **fields):
+    """A run; a mapping says settings of the counted rewriter."""
+    rewriter = rewriter if isinstance(rewriter, str) else {"kind": "counted", "settings": rewriter}
+    tree = {"captions": [captions], "rewriter": rewriter, "part_rows": 3, "ray": {"enabled": False}, **fields}
     return validate(RewriteRun, {**tree, "out": str(out)})
 
 
 def test_every_text_of_every_query_is_rewritten_or_rejected_with_a_reason(dataset, captions, tmp_path):
     CALLS.clear()
-    manifest = run_rewrite(run_of(captions, tmp_path / "r", prompt="plain/1"))
+    manifest = run_rewrite(run_of(captions, tmp_path / "r", {"prompt": "plain/1"}))
     assert manifest.kind == "rewrites" and manifest.counts == {"queries": 6, "texts": 5, "rejected": 2}
     rows = rewrite_table(str(tmp_path / "r")).to_pylist()
     assert [(row["query_id"], row["text"]) for row in rows] == [
@@ -96,7 +105,7 @@ def test_cached_captions_and_answers_give_no_model_call(dataset, captions, tmp_p
     again = run_rewrite(run_of(captions, tmp_path / "second", reuse=[str(tmp_path / "first")]))
     assert len(CALLS) == asked and again.extra["asked"] == 0 and again.counts["texts"] == 3
     for number, change in enumerate(({"new_tokens": 7}, {"prompt": "plain/1"})):
-        other = run_rewrite(run_of(captions, tmp_path / f"o{number}", reuse=[str(tmp_path / "first")], **change))
+        other = run_rewrite(run_of(captions, tmp_path / f"o{number}", change, reuse=[str(tmp_path / "first")]))
         assert other.extra["asked"] == 2
     told = write(tmp_path / "told", {"a": "a blue star", "b": "a square"})
     assert run_rewrite(run_of(told, tmp_path / "t", reuse=[str(tmp_path / "first")])).extra["asked"] == 1
@@ -123,7 +132,7 @@ def test_a_stopped_run_goes_on_after_its_last_finished_part(dataset, captions, t
 
 
 def test_queries_search_with_their_new_texts_and_a_rejected_one_keeps_its_own(dataset, captions, tmp_path):
-    run_rewrite(run_of(captions, tmp_path / "r", prompt="plain/1"))
+    run_rewrite(run_of(captions, tmp_path / "r", {"prompt": "plain/1"}))
     found, record = with_texts(dataset, str(tmp_path / "r"))
     texts = {query.query_id: query.modification for query in found.queries}
     assert texts["q0"] == "A RED STAR BLUE" and texts["q3"] == "no caption" and texts["q4"] == "nothing"
@@ -147,10 +156,10 @@ def test_what_cannot_be_rewritten_is_refused_before_anything_is_written(dataset,
     strange = write(tmp_path / "strange", {"z": "a dog"})
     for fields, error, words in (
         ({"rewriter": "countd"}, ConfigError, "Unknown rewriter 'countd'. Did you mean 'counted'"),
-        ({"prompt": "plain/7"}, ConfigError, "Unknown rewrite prompt"),
+        ({"rewriter": {"prompt": "plain/7"}}, ConfigError, "Unknown rewrite prompt"),
         ({"captions": strange}, DataError, "No reference of the 6 queries, e.g. 'a', has a caption"),
         ({"captions": str(tmp_path / "none")}, ArtifactError, "does not exist"),
-        ({"rewriter": "language"}, ConfigError, "needs source"),
+        ({"rewriter": "language"}, ConfigError, "rewriter.settings.source"),
     ):
         with pytest.raises(error, match=words):
             run_rewrite(run_of(fields.pop("captions", captions), tmp_path / "r", **fields))

@@ -13,9 +13,11 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cirray.core.errors import ArtifactError
-from cirray.generators.captioners.base import CaptionerSettings
+from cirray.generators.captioners.base import CaptionerSetup
+from cirray.generators.captioners.config import HfConfig
 from cirray.generators.captioners.hf import HfCaptioner
-from cirray.generators.rewriters.base import Ask, RewriterSettings
+from cirray.generators.rewriters.base import Ask, RewriterSetup
+from cirray.generators.rewriters.config import LanguageConfig
 from cirray.generators.rewriters.language import LanguageRewriter
 from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.text import load_tokenizer
@@ -207,10 +209,10 @@ def test_a_language_model_with_tokenizer_model_alone_loads_and_keeps_its_words(t
     assert again.tokenizer("paint it")["input_ids"] == [1, *own.encode("paint it")]
 
 
-def test_a_rewriter_asks_such_a_model_with_sentencepieces_ids(tmp_path):
+def test_a_rewriter_asks_such_a_model_with_sentencepieces_ids(tmp_path, monkeypatch):
     folder, own = llama_folder(tmp_path / "vicuna")
-    settings = RewriterSettings(source=str(folder), template="{caption} and {modification}", new_tokens=2)
-    rewriter = LanguageRewriter(settings)
+    monkeypatch.setattr(LanguageConfig, "template", "{caption} and {modification}")
+    rewriter = LanguageRewriter(LanguageConfig(source=str(folder), prompt="plain/1", new_tokens=2), RewriterSetup())
     ask = Ask(caption="paint it", modification="the dog")
     assert rewriter._ids(ask) == [1, *own.encode("paint it and the dog")]
     assert len(rewriter.rewrite([ask])) == 1
@@ -233,10 +235,10 @@ def test_an_instructblip_folder_brings_its_language_model_and_describes_images(t
     (folder / "added_tokens.json").write_text(json.dumps({"<image>": size}))
     language = load_language_model(folder)
     assert language.token_ids("paint the dog") == small.spelled(pieces).encode("paint the dog")
-    captioner = HfCaptioner(CaptionerSettings(source=str(folder), prompt="describe the image", words=4))
+    captioner = HfCaptioner(HfConfig(source=str(folder), words=4), CaptionerSetup())
     words = captioner._processor.tokenizer
     assert words("describe the image")["input_ids"] == [1, *small.spelled(pieces).encode("describe the image")]
     assert words.convert_tokens_to_ids("<image>") == size
     (folder / "tokenizer.model").write_bytes(b"<html>")
     with pytest.raises(ArtifactError, match="is no whole SentencePiece model"):
-        HfCaptioner(CaptionerSettings(source=str(folder), prompt="describe the image", words=4))
+        HfCaptioner(HfConfig(source=str(folder), words=4), CaptionerSetup())

@@ -30,7 +30,7 @@ TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
 def write_references(folder, images):
     """A captions artifact that says the same of every image."""
     stage = stage_of(str(folder), "captions", {})
-    row = {"captioner": "x", "prompt_version": "p", "words": 5, "caption": "a large red star in the top left"}
+    row = {"captioner": "x", "caption": "a large red star in the top left"}
     write_captions(stage.work_uri, "part-0", [{**row, "image_id": name, "key": name} for name in images])
     stage.publish({})
     return str(folder)

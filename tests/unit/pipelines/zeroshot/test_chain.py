@@ -175,7 +175,7 @@ def cirevl(root):
     """CIReVL's stages: captions of the references, joined texts, a CLIP that reads text alone (of uncaptioned data)."""
     captions = stage_of(str(root / "references"), "captions", {})
     names = sorted({query.reference_id for query in read_dataset(mapping(root, "x").data).queries})
-    row = {"captioner": "people", "prompt_version": "", "words": 5, "key": "k"}
+    row = {"captioner": "people", "key": "k"}
     told = [{**row, "image_id": name, "caption": f"a red star and {at} circles"} for at, name in enumerate(names)]
     write_captions(captions.work_uri, "part-0", told)
     captions.publish({})

@@ -1,0 +1,87 @@
+"""Captioners' settings. No torch."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from cirray.core.components import Component, filed
+from cirray.core.config import Config
+from cirray.core.fields import Common, Place
+from cirray.core.registry import Registry
+from cirray.generators.prompts import find_prompt
+
+if TYPE_CHECKING:
+    from cirray.generators.captioners.base import MakeCaptioner
+
+
+class CaptionerConfig(Config):
+    """Base of all captioners' settings, and the settings of one without its own."""
+
+    reads: ClassVar[Literal["picture", "features", "caption"]] = "picture"
+    """Of an image: its file, its features, or the data set's own caption."""
+
+
+class ExistingConfig(CaptionerConfig):
+    """The data set's own captions."""
+
+    reads = "caption"
+
+
+class ReadingConfig(CaptionerConfig):
+    """A trained generator that reads one image."""
+
+    reads = "features"
+
+    source: Common[Place] = "@generator"
+    """Generator artifact."""
+    features: tuple[Place, ...] = Field(("@features",), min_length=1)
+    """Features artifacts that hold the images."""
+
+
+class HfConfig(CaptionerConfig):
+    """An image-to-text model of Hugging Face."""
+
+    source: Place
+    """Folder or hub id of the model."""
+    prompt: str = "caption/1"
+    """Version of the instruction: `caption/1`, or `blip2/1` (the beginning of a caption)."""
+    noun: str = "image"
+    """What the instruction calls the image: `image`, or a garment (`dress`)."""
+    words: int = Field(10, ge=1)
+    """Words that the instruction asks for (SPN: 10 for natural images, 5 for garments)."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _known(cls, prompt: str) -> str:
+        filed(_prompt, prompt)
+        return prompt
+
+    @property
+    def instruction(self) -> str:
+        """The instruction, filled in."""
+        return _prompt(self.prompt).format(noun=self.noun, words=self.words)
+
+
+def _prompt(version: str) -> str:
+    return find_prompt(version, "caption prompt", "cirray.generators.captioners")
+
+
+CAPTIONERS: "Registry[MakeCaptioner[Any]]" = Registry(
+    "captioner", [f"cirray.generators.captioners.{name}" for name in ("existing", "small", "cells", "hf")],
+    {"cells": ReadingConfig, "existing": ExistingConfig, "hf": HfConfig, "small": ReadingConfig}, CaptionerConfig,
+)  # fmt: skip
+"""Name -> constructor."""
+
+
+class CaptionerChoice(Component):
+    """What captions the images."""
+
+    registry = CAPTIONERS
+    kind: str = "cells"
+    """Name of the captioner: `cells` (the embedded world's exact one) and `small` read a generator's soft tokens, `hf`
+    is an image-to-text model, `existing` the data set's own captions."""
+
+    @property
+    def reads(self) -> str:
+        """See `CaptionerConfig.reads`."""
+        return self.settings.reads if isinstance(self.settings, CaptionerConfig) else CaptionerConfig.reads

@@ -1,0 +1,77 @@
+"""Rewriters' settings. No torch."""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from cirray.core.components import Component, filed
+from cirray.core.config import Config
+from cirray.core.fields import Place
+from cirray.core.registry import Registry
+from cirray.generators.prompts import find_prompt
+from cirray.models.towers.config import FrozenLanguageConfig
+from cirray.types import stable_id
+
+if TYPE_CHECKING:
+    from cirray.generators.rewriters.base import MakeRewriter
+
+
+class RewriterConfig(Config):
+    """Base of all rewriters' settings, and the settings of one without its own."""
+
+    @property
+    def prompt_version(self) -> str:
+        """Version of the instruction and hash of its words, kept with every text; empty: none."""
+        return ""
+
+
+class LanguageConfig(RewriterConfig, FrozenLanguageConfig):
+    """A language model that follows an instruction."""
+
+    source: Place
+    """Folder or hub id of the language model."""
+    prompt: str
+    """Version of the instruction: `circo/1`, `cirr/1`, `fashioniq/1`, `plain/1`."""
+    new_tokens: int = Field(80, ge=1)
+    """Longest answer in tokens; CLIP reads 77."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _known(cls, prompt: str) -> str:
+        filed(_prompt, prompt)
+        return prompt
+
+    @property
+    def template(self) -> str:
+        """The instruction, with `{caption}` and `{modification}`."""
+        return _prompt(self.prompt)
+
+    @property
+    def prompt_version(self) -> str:
+        """`circo/1#1a2b3c4d`."""
+        return f"{self.prompt}#{stable_id('rewrite prompt', self.template)[:8]}"
+
+
+def _prompt(version: str) -> str:
+    return find_prompt(version, "rewrite prompt", "cirray.generators.rewriters")
+
+
+REWRITERS: "Registry[MakeRewriter[Any]]" = Registry(
+    "rewriter", [f"cirray.generators.rewriters.{name}" for name in ("join", "language")],
+    {"join": RewriterConfig, "language": LanguageConfig}, RewriterConfig,
+)  # fmt: skip
+"""Name -> constructor."""
+
+
+class RewriterChoice(Component):
+    """What writes the captions of the wanted images."""
+
+    registry = REWRITERS
+    kind: str = "join"
+    """Name of the rewriter: with `language`, a language model follows an instruction; `join` says "{caption},
+    {modification}" without a model: the simple twin, for the embedded world, whose language model cannot rewrite."""
+
+    @property
+    def prompt_version(self) -> str:
+        """See `RewriterConfig.prompt_version`."""
+        return self.settings.prompt_version if isinstance(self.settings, RewriterConfig) else ""
