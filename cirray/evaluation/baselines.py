@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from cirray.evaluation.evaluate import FeatureLookup
+from cirray.features.store import FeatureLookup
 
 
 class ImageOnly:

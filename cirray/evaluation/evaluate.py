@@ -23,6 +23,7 @@ from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.protocol_metrics import Judged, compute
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.verdicts import Verdict, row_verdict
+from cirray.features.store import FeatureLookup
 from cirray.index.similarity import best_rows
 from cirray.types import Query, Ranking
 
@@ -47,13 +48,6 @@ class ComposedEncoder(typing.Protocol):
 
     def score(self, query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:
         """Scores [B, N], higher is better."""
-
-
-class FeatureLookup(typing.Protocol):
-    """Cached patch tokens by image id."""
-
-    def get(self, ids: Sequence[str]) -> np.ndarray:
-        """Patches [n, P, D] of images, in the order asked."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 
 from cirray.core.progress import Advance, silent
 from cirray.data.benchmark import Protocol
-from cirray.evaluation.evaluate import ComposedEncoder, FeatureLookup, evaluate_retriever
+from cirray.evaluation.evaluate import ComposedEncoder, evaluate_retriever
+from cirray.features.store import FeatureLookup
 from cirray.types import Query, Triplet
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +23,16 @@ VERIFIED_BYTES = 2**30
 _SHOWN_IDS = 3
 _LARGE_ROW, _THREADED, _THREADS, _KEPT = 2**15, 2**24, 4, 3
 """From this row size on, rows are copied one by one; from this batch size on, by several threads into reused memory."""
+
+
+class FeatureLookup(Protocol):
+    """Frozen patch tokens by image id, as training, generation and evaluation read them; `FeatureStore` is one."""
+
+    def get(self, ids: Sequence[str]) -> np.ndarray:
+        """Tokens `[n, P, D]`, any float type, in the order of `ids`."""
+
+    def __contains__(self, image_id: object) -> bool:
+        """Whether the image has features."""
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-
+from cirray.features.store import FeatureLookup
 from cirray.types import Generation, Pair
-
-
-class FeatureLookup(Protocol):
-    """Frozen patch tokens by image id; the feature store is one."""
-
-    def get(self, ids: Sequence[str]) -> np.ndarray:
-        """Tokens `[n, P, D]`, any float type, in the order of `ids`."""
-
-    def __contains__(self, image_id: object) -> bool:
-        """Whether the image has features."""
 
 
 class ModificationGenerator(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 from cirray.core.artifacts import directory_digest
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.seeding import derive_seed
-from cirray.generators.base import FeatureLookup
+from cirray.features.store import FeatureLookup
 from cirray.generators.rewrite import Rewriter
 from cirray.triplets.captions import caption_table, write_captions
 from cirray.types import Generation, Pair, stable_id

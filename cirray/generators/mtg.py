@@ -19,6 +19,7 @@ from cirray.core.errors import ArtifactError
 from cirray.core.extras import require
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.prompts import prompt
+from cirray.models.movable import Movable
 from cirray.models.qformer import QueryingTransformer
 from cirray.models.text import TextBatch, build_tokenizer, encode_texts
 from cirray.models.towers.language import LanguageModel
@@ -28,15 +29,11 @@ _REFERENCE, _TARGET = 0, 1
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(Movable):
     """Answer token ids `ids_BT` (end token last, padded on the right) and `mask_BT` (True for answer tokens)."""
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
-
-    def to(self, device: torch.device | str) -> "Answers":
-        """The same answers on another device."""
-        return Answers(self.ids_BT.to(device), self.mask_BT.to(device))
 
 
 @dataclass(frozen=True)

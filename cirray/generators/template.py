@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cirray.generators.base import FeatureLookup
+from cirray.features.store import FeatureLookup
 from cirray.types import Generation, Pair, stable_id
 
 

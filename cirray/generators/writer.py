@@ -8,7 +8,7 @@ import torch
 
 from cirray.core.contents import canonical
 from cirray.core.seeding import derive_seed
-from cirray.generators.base import FeatureLookup
+from cirray.features.store import FeatureLookup
 from cirray.generators.config import DecodingConfig
 from cirray.generators.decoding import Decoded, decode, row_uniforms
 from cirray.generators.mtg import ModificationTextModel

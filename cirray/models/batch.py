@@ -1,15 +1,16 @@
 """Input and output of a retriever's training forward pass."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import torch
 
+from cirray.models.movable import Movable
 from cirray.models.text import TextBatch
 
 
 @dataclass(frozen=True)
-class RetrievalBatch:
+class RetrievalBatch(Movable):
     """Triplets of one rank. Keys are integers that are equal exactly for equal images.
 
     `reverse` holds one text per row; rows without one hold any text and `reverse_mask_B` 0. None when no row has one or
@@ -29,11 +30,6 @@ class RetrievalBatch:
     """Row numbers among all training rows."""
     epoch: torch.Tensor | None = None
     """Number of the epoch (scalar, int64)."""
-
-    def to(self, device: torch.device | str) -> "RetrievalBatch":
-        """The same batch on another device."""
-        present = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) is not None}
-        return replace(self, **{name: value.to(device) for name, value in present.items()})
 
 
 @dataclass(frozen=True)

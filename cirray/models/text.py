@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cirray.core.errors import ArtifactError, DataError
+from cirray.models.movable import Movable
 from cirray.models.sources.files import unreadable
 from cirray.models.sources.tokenizers import read_tokenizer
 
@@ -22,15 +23,11 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
 @dataclass(frozen=True)
-class TextBatch:
+class TextBatch(Movable):
     """Token ids `ids_BT` (int64, position 0 is [CLS]) and `mask_BT` (int64, 1 for a token, 0 for padding)."""
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
-
-    def to(self, device: torch.device | str) -> "TextBatch":
-        """The same batch on another device."""
-        return TextBatch(self.ids_BT.to(device), self.mask_BT.to(device))
 
     def __len__(self) -> int:
         """Number of texts."""

@@ -7,6 +7,7 @@ contrast alone takes thousands. They are thrown away afterwards.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.losses.soft_text import symmetric_contrast
+from cirray.models.movable import Movable
 from cirray.models.towers.small_clip import SmallClip
 from cirray.training.gather import Gather
 
@@ -22,18 +24,13 @@ _IGNORE, _LOWEST, _HIGHEST = -100, 0.01, 0.2
 
 
 @dataclass(frozen=True)
-class ClipBatch:
+class ClipBatch(Movable):
     """uint8 `images_BHWC`, captions as ids and mask, and classes of every cell by head `cells[name]_BP` (or none)."""
 
     images_BHWC: torch.Tensor
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
     cells: Mapping[str, torch.Tensor]
-
-    def to(self, device: torch.device | str) -> "ClipBatch":
-        """The same batch on another device."""
-        cells = {name: labels_BP.to(device) for name, labels_BP in self.cells.items()}
-        return ClipBatch(self.images_BHWC.to(device), self.ids_BT.to(device), self.mask_BT.to(device), cells)
 
 
 class ClipLearner(nn.Module):
@@ -102,10 +99,8 @@ class ClipTask:
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[ClipBatch]:
         """Batches of step after step, without end."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             yield self._source(step, rank, world)
-            step += 1
 
     def loss(self, model: nn.Module, batch: ClipBatch, gather: Gather) -> LossOutput:
         """Contrast over all ranks' rows, and the heads."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 
 from cirray.core.errors import ConfigError, DataError
+from cirray.features.store import FeatureLookup
 from cirray.generators.mtg import AnswerLoss, Answers, ModificationTextModel
 from cirray.generators.prompts import prompt
 from cirray.losses.output import LossOutput, weighted_sum
+from cirray.models.movable import Movable
 from cirray.models.towers.language import bag_ids, embed_bags
 from cirray.training.config import LoopConfig
 from cirray.training.gather import Gather
-from cirray.training.retrieval import FeatureLookup
 from cirray.training.sampler import BatchSampler
 from cirray.types import Triplet
 
@@ -27,20 +29,16 @@ _DESCRIBE = "describe/1"
 
 
 @dataclass(frozen=True)
-class GeneratorBatch:
+class GeneratorBatch(Movable):
     """Patches of reference and target, and the answers to be written."""
 
     reference_BPD: torch.Tensor
     target_BPD: torch.Tensor
     answers: Answers
 
-    def to(self, device: torch.device | str) -> "GeneratorBatch":
-        """The same batch on another device."""
-        return GeneratorBatch(self.reference_BPD.to(device), self.target_BPD.to(device), self.answers.to(device))
-
 
 @dataclass(frozen=True)
-class AlignmentBatch:
+class AlignmentBatch(Movable):
     """Patches of images with the wanted soft tokens: bags `ids_BQW` (-1 fills), or captions.
 
     `reference_BPD`, `target_BPD` and `difference_BQW` are pairs for the difference pass, with the bags of their slots.
@@ -52,17 +50,6 @@ class AlignmentBatch:
     reference_BPD: torch.Tensor | None = None
     target_BPD: torch.Tensor | None = None
     difference_BQW: torch.Tensor | None = None
-
-    def to(self, device: torch.device | str) -> "AlignmentBatch":
-        """The same batch on another device."""
-        return AlignmentBatch(
-            self.patches_BPD.to(device),
-            _moved(self.ids_BQW, device),
-            self.answers.to(device) if self.answers is not None else None,
-            _moved(self.reference_BPD, device),
-            _moved(self.target_BPD, device),
-            _moved(self.difference_BQW, device),
-        )
 
 
 @dataclass(frozen=True)
@@ -170,8 +157,7 @@ class AlignmentTask(_Task):
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[AlignmentBatch]:
         """The calling rank's images of step after step, without end."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             rows = self._rows(self._sampler, step, rank, world)
             ids = [self._ids[row] for row in rows]
             if self._bags_MQW is not None:
@@ -181,7 +167,6 @@ class AlignmentTask(_Task):
                 assert self._captions is not None
                 answers = self._generator.encode_answers([self._captions[name] for name in ids])
                 yield AlignmentBatch(self._patches(ids), answers=answers)
-            step += 1
 
     def model(self) -> nn.Module:
         """The network, wrapped for alignment."""
@@ -263,11 +248,9 @@ class GeneratorTask(_Task):
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[GeneratorBatch]:
         """The calling rank's triplets of step after step, without end."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             rows = self._rows(self._sampler, step, rank, world)
             yield self.batch([self._triplets[row] for row in rows])
-            step += 1
 
     def batch(self, rows: Sequence[Triplet]) -> GeneratorBatch:
         """Triplets as tensors on the CPU."""

@@ -7,13 +7,6 @@ from cirray.data.config import DataConfig
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
-class AlignmentOptimizerConfig(OptimizerConfig):
-    """AdamW and schedule of the alignment."""
-
-    lr: float = Field(4e-3, gt=0)
-    """Peak learning rate."""
-
-
 class AlignmentConfig(LoopConfig):
     """Alignment of the soft tokens with captions, before any labelled triplet."""
 
@@ -26,15 +19,8 @@ class AlignmentConfig(LoopConfig):
     """Optimiser steps."""
     batch: int = Field(128, ge=1)
     """Images per step."""
-    optimizer: AlignmentOptimizerConfig = AlignmentOptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=4e-3)
     """AdamW and schedule."""
-
-
-class AnswerOptimizerConfig(OptimizerConfig):
-    """AdamW and schedule of the training on labelled triplets."""
-
-    lr: float = Field(1e-4, gt=0)
-    """Peak learning rate; 1e-3 damages an aligned start, and 3e-4 costs a point or two (`docs/LOG.md`)."""
 
 
 class AnswerTrainingConfig(LoopConfig):
@@ -44,5 +30,5 @@ class AnswerTrainingConfig(LoopConfig):
     """Optimiser steps; 0 leaves it aligned with captions alone."""
     batch: int = Field(64, ge=1)
     """Triplets per step."""
-    optimizer: AnswerOptimizerConfig = AnswerOptimizerConfig()
-    """AdamW and schedule."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4)
+    """AdamW and schedule. A rate of 1e-3 damages an aligned start, and 3e-4 costs a point or two (`docs/LOG.md`)."""

@@ -6,6 +6,7 @@ slot, and the words of both. With them the skill appears after 250 steps, withou
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from cirray.core.seeding import numpy_generator
 from cirray.losses.output import LossOutput, weighted_sum
+from cirray.models.movable import Movable
 from cirray.models.towers.language import LanguageModel, bag_ids, embed_bags
 from cirray.training.gather import Gather
 from cirray.training.tower_config import LanguageTrainingConfig
@@ -51,7 +53,7 @@ Corpus = Callable[[np.random.Generator], Text]
 
 
 @dataclass(frozen=True)
-class LanguageBatch:
+class LanguageBatch(Movable):
     """Slots of bags `ids_BTW` (-1 fills), answer labels `labels_BT` (-100 elsewhere), and the marked rows.
 
     `pairs_R` are rows with two images, `marks_RSK` their per-slot facts (changed, alone in shape, alone in shape and
@@ -63,11 +65,6 @@ class LanguageBatch:
     pairs_R: torch.Tensor
     marks_RSK: torch.Tensor
     slots: int
-
-    def to(self, device: torch.device | str) -> "LanguageBatch":
-        """The same batch on another device."""
-        ids_BTW, labels_BT = self.ids_BTW.to(device), self.labels_BT.to(device)
-        return LanguageBatch(ids_BTW, labels_BT, self.pairs_R.to(device), self.marks_RSK.to(device), self.slots)
 
 
 class DifferenceLearner(nn.Module):
@@ -158,13 +155,11 @@ class LanguageTask:
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[LanguageBatch]:
         """The calling rank's passages of step after step, without end; a pure function of (seed, step, rank)."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             rng = numpy_generator(self._config.seed, "passages", step, rank)
             with_difference = rng.random() < self._config.difference_share
             passages = [self._corpus(rng) for _ in range(self._config.batch // world)]
             yield encode_passages(self._language, passages, with_difference, self._config.bag_width)
-            step += 1
 
     def loss(self, model: nn.Module, batch: LanguageBatch, gather: Gather) -> LossOutput:
         """Answer loss plus heads."""

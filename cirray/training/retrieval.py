@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from cirray.core.errors import DataError
+from cirray.features.store import FeatureLookup
 from cirray.losses.output import LossOutput
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch
@@ -17,7 +19,7 @@ from cirray.training.gather import Gather
 from cirray.training.mixing import PairTexts, Rows
 from cirray.training.mixing_config import MIXERS
 from cirray.training.objectives import Objective, prepared, wanted_outputs
-from cirray.training.terms.base import FeatureLookup, TermRows, TermSetup
+from cirray.training.terms.base import TermRows, TermSetup
 from cirray.types import Triplet
 
 
@@ -86,13 +88,11 @@ class RetrievalTask:
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[RetrievalBatch]:
         """The calling rank's rows of step after step, without end."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             numbers = self._sampler.rows(step, rank, world)
             batch = self.batch([self._texts.visit(self._triplets[row], step) for row in numbers])
             epoch = torch.tensor(step // max(len(self._triplets) // self._config.rows_per_step, 1))
             yield replace(self._weighted(batch, step), row_B=torch.from_numpy(numbers), epoch=epoch)
-            step += 1
 
     def batch(self, rows: Sequence[Triplet]) -> RetrievalBatch:
         """Triplets as tensors on the CPU; patch tokens keep the store's type."""

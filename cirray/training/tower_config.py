@@ -8,24 +8,6 @@ from cirray.core.fields import Effort
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
-class LanguageOptimizerConfig(OptimizerConfig):
-    """AdamW and schedule of the language model's pretraining."""
-
-    lr: float = Field(2e-3, gt=0)
-    """Peak learning rate."""
-    schedule: Literal["one_cycle", "cosine", "constant"] = "cosine"
-    """Linear warm-up, then cosine down."""
-    warmup: float = Field(0.04, ge=0, lt=1)
-    """Share of the schedule that warms up."""
-
-
-class TowerOptimizerConfig(OptimizerConfig):
-    """AdamW and schedule of a small vision tower's or CLIP's pretraining."""
-
-    lr: float = Field(2e-3, gt=0)
-    """Peak learning rate."""
-
-
 class LanguageTrainingConfig(LoopConfig):
     """Text-only pretraining of the small language model."""
 
@@ -33,7 +15,7 @@ class LanguageTrainingConfig(LoopConfig):
     """Optimiser steps. The skill keeps growing long after it has appeared: do not stop early."""
     batch: int = Field(64, ge=1)
     """Passages per step."""
-    optimizer: LanguageOptimizerConfig = LanguageOptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, schedule="cosine", warmup=0.04)
     """AdamW and schedule."""
     heads: float = Field(0.5, ge=0)
     """Weight of the throw-away heads that compare the two images' slots."""
@@ -58,7 +40,7 @@ class VisionTrainingConfig(LoopConfig):
     """Optimiser steps."""
     batch: int = Field(128, ge=1)
     """Images per step."""
-    optimizer: TowerOptimizerConfig = TowerOptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
     """AdamW and schedule."""
 
 
@@ -69,7 +51,7 @@ class ClipTrainingConfig(LoopConfig):
     """Optimiser steps."""
     batch: int = Field(128, ge=2)
     """Image-caption pairs per step."""
-    optimizer: TowerOptimizerConfig = TowerOptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3)
     """AdamW and schedule."""
     dense: float = Field(1.0, ge=0)
     """Weight of the throw-away heads that read every cell from patches, image embedding and caption embedding (embedded

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cirray.losses.output import LossOutput, weighted_sum
+from cirray.models.movable import Movable
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.training.gather import Gather
 
@@ -17,18 +19,12 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class VisionBatch:
+class VisionBatch(Movable):
     """uint8 `images_BHWC` with labels: `cells[name]_BP` class per patch (-100 ignores), or `words_BV` (0/1)."""
 
     images_BHWC: torch.Tensor
     cells: Mapping[str, torch.Tensor]
     words_BV: torch.Tensor | None = None
-
-    def to(self, device: torch.device | str) -> "VisionBatch":
-        """The same batch on another device."""
-        words_BV = self.words_BV.to(device) if self.words_BV is not None else None
-        cells = {name: labels.to(device) for name, labels in self.cells.items()}
-        return VisionBatch(self.images_BHWC.to(device), cells, words_BV)
 
 
 class VisionLearner(nn.Module):
@@ -103,10 +99,8 @@ class VisionTask:
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[VisionBatch]:
         """Batches of step after step, without end."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             yield self._source(step, rank, world)
-            step += 1
 
     def loss(self, model: nn.Module, batch: VisionBatch, gather: Gather) -> LossOutput:
         """Sum of the heads' losses."""

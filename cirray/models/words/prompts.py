@@ -22,10 +22,6 @@ class PromptBatch(TextBatch):
 
     slot_BT: torch.Tensor
 
-    def to(self, device: torch.device | str) -> "PromptBatch":
-        """The same batch on another device."""
-        return PromptBatch(self.ids_BT.to(device), self.mask_BT.to(device), self.slot_BT.to(device))
-
 
 @dataclass(frozen=True)
 class Alphabet:

@@ -17,7 +17,7 @@ from cirray.data.labels import select_labels
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import SCENES, read_scenes
 from cirray.evaluation.texts import judge_generations
-from cirray.generators.base import FeatureLookup
+from cirray.features.store import FeatureLookup
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.store import save_generator
 from cirray.generators.writer import TextWriter

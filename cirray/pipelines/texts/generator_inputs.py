@@ -15,8 +15,7 @@ from cirray.data.images import open_place
 from cirray.data.labels import Labelled
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
-from cirray.features.store import FeatureInfo, FeatureStore, check_tower
-from cirray.generators.base import FeatureLookup
+from cirray.features.store import FeatureInfo, FeatureLookup, FeatureStore, check_tower
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.sources import generator_from
 from cirray.models.sources.blip2 import open_blip2

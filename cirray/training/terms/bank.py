@@ -14,11 +14,12 @@ from torch.nn import functional
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.texts import decoded
 from cirray.data.leaks import refuse_leaks
+from cirray.features.store import FeatureLookup
 from cirray.losses.bank import ALONE, BankRows, Collective, bank_infonce
 from cirray.models.base import Retriever
 from cirray.models.scoring import score
 from cirray.training.gather import Gather
-from cirray.training.terms.base import FeatureLookup, TermRows, TermSetup
+from cirray.training.terms.base import TermRows, TermSetup
 from cirray.training.terms.config import BankConfig
 
 _BATCH = 256

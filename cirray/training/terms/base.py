@@ -1,14 +1,13 @@
 """The loss term's interface. An objective is a set of terms with weights; a new term is one file and one `register`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 
+from cirray.features.store import FeatureLookup
 from cirray.losses.contrastive import contrastive, contrastive_chunked
 from cirray.losses.duplicates import other_copies
 from cirray.losses.mean import weighted_mean
@@ -20,19 +19,9 @@ from cirray.training.gather import Gather
 from cirray.training.terms.config import TERMS, TermConfig
 from cirray.types import Triplet
 
-__all__ = ["TERMS", "Candidates", "FeatureLookup", "Term", "TermConfig", "TermInput", "TermRows", "TermSetup"]
+__all__ = ["TERMS", "Candidates", "Term", "TermConfig", "TermInput", "TermRows", "TermSetup"]
 
 SettingsT = TypeVar("SettingsT", bound=TermConfig)
-
-
-class FeatureLookup(Protocol):
-    """Frozen patch tokens by image id; the feature store is one."""
-
-    def get(self, ids: Sequence[str]) -> np.ndarray:
-        """Tokens `[n, P, D]`, any float type, in the order of `ids`."""
-
-    def __contains__(self, image_id: object) -> bool:
-        """Whether the image has features."""
 
 
 @dataclass(frozen=True)

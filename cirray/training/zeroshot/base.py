@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from torch import nn
 
 from cirray.core.registry import Registry
+from cirray.features.store import FeatureLookup
 from cirray.models.words.word_map import WordMapRetriever
 from cirray.training.sampler import BatchSampler
 from cirray.training.task import Task
-from cirray.training.terms.base import FeatureLookup
 from cirray.training.zeroshot.config import MappingConfig
 
 _BLOCK = 256
@@ -58,10 +59,8 @@ class MapTask:
 
     def rows(self, start_step: int, rank: int, world: int) -> Iterator[tuple[int, np.ndarray]]:
         """Step and the calling rank's rows, step after step, without end."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             yield step, self._sampler.rows(step, rank, world)
-            step += 1
 
     def patches(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
         """The tower's tokens of some rows' images."""

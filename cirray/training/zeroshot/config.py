@@ -8,21 +8,6 @@ from cirray.core.fields import Effort, Known
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
-class MappingOptimizerConfig(OptimizerConfig):
-    """AdamW and schedule of the mapping stage."""
-
-    lr: float = Field(1e-4, gt=0)
-    """Peak learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay (Pic2Word: 0.1)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays."""
-    schedule: Literal["one_cycle", "cosine", "constant"] = "cosine"
-    """Linear warm-up, then cosine down."""
-    warmup: float = Field(0.025, ge=0, lt=1)
-    """Share of the schedule that warms up (500 of 20,000 steps)."""
-
-
 class TokenSearchConfig(LoopConfig):
     """SEARLE's first part: a token for every image, found by gradient descent (OTI)."""
 
@@ -30,7 +15,9 @@ class TokenSearchConfig(LoopConfig):
     """Steps for every image."""
     batch: int = Field(256, ge=1)
     """Images at a time."""
-    optimizer: MappingOptimizerConfig = MappingOptimizerConfig(lr=2e-2, schedule="constant", warmup=0.0)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        lr=2e-2, weight_decay=0.01, betas=(0.9, 0.999), schedule="constant", warmup=0.0
+    )
     """AdamW at a constant rate."""
     average: float = Field(0.99, ge=0, lt=1)
     """Decay of the moving average that is kept as the token."""
@@ -48,8 +35,10 @@ class MappingConfig(LoopConfig):
     """Optimiser steps."""
     batch: int = Field(512, ge=2)
     """Images (or captions) per step."""
-    optimizer: MappingOptimizerConfig = MappingOptimizerConfig()
-    """AdamW and schedule."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), schedule="cosine", warmup=0.025
+    )
+    """AdamW and schedule: 500 of 20,000 steps warm up. Pic2Word decays weights by 0.1."""
     temperature: float = Field(0.01, gt=0)
     """Temperature of the mapping loss: CLIP's own, fixed."""
     alignment: Literal["none", "hard", "soft", "mixed"] = "mixed"

@@ -13,6 +13,7 @@ from torch import nn
 
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.losses.soft_text import caption_teacher, soft_text, symmetric_contrast
+from cirray.models.movable import Movable
 from cirray.models.words.word_map import WordMapRetriever, unit
 from cirray.training.gather import Gather
 from cirray.training.zeroshot.base import MAPPINGS, MapSetup, MapTask, caption_vectors, places_among_all
@@ -21,15 +22,11 @@ _HARDNESS = {"soft": 0.0, "hard": 1.0}
 
 
 @dataclass(frozen=True)
-class MapBatch:
+class MapBatch(Movable):
     """Tower's tokens `patches_BPD` of images, and their captions' frozen vectors `caption_BD`."""
 
     patches_BPD: torch.Tensor
     caption_BD: torch.Tensor
-
-    def to(self, device: torch.device | str) -> "MapBatch":
-        """The same batch on another device."""
-        return MapBatch(self.patches_BPD.to(device), self.caption_BD.to(device))
 
 
 class Mapper(nn.Module):

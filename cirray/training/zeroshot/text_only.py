@@ -16,6 +16,7 @@ from torch import nn
 from cirray.core.errors import ConfigError
 from cirray.core.seeding import numpy_generator
 from cirray.losses.output import LossOutput, weighted_sum
+from cirray.models.movable import Movable
 from cirray.models.words.prompts import SLOT, PromptBatch
 from cirray.models.words.word_map import WordMapRetriever
 from cirray.training.gather import Gather
@@ -23,16 +24,12 @@ from cirray.training.zeroshot.base import MAPPINGS, MapSetup, MapTask, caption_v
 
 
 @dataclass(frozen=True)
-class TextOnlyBatch:
+class TextOnlyBatch(Movable):
     """Captions' frozen vectors `caption_BD` (not normalised), noise for them, and the masked captions."""
 
     caption_BD: torch.Tensor
     noise_BD: torch.Tensor
     masked: PromptBatch
-
-    def to(self, device: torch.device | str) -> "TextOnlyBatch":
-        """The same batch on another device."""
-        return TextOnlyBatch(self.caption_BD.to(device), self.noise_BD.to(device), self.masked.to(device))
 
 
 class TextOnlyLearner(nn.Module):

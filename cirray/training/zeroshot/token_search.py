@@ -8,6 +8,7 @@ phrases; here they are its caption and the configured phrases (docs/PAPERS.md#se
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from cirray.core.errors import ConfigError
 from cirray.core.seeding import derive_seed, numpy_generator
 from cirray.losses.nt_xent import nt_xent
 from cirray.losses.output import LossOutput, weighted_sum
+from cirray.models.movable import Movable
 from cirray.models.words.prompts import SLOT
 from cirray.models.words.word_map import WordMapRetriever, unit
 from cirray.training.gather import Gather
@@ -29,15 +31,11 @@ _SOON = 10.0
 
 
 @dataclass(frozen=True)
-class SearchBatch:
+class SearchBatch(Movable):
     """The images' vectors `image_BD`, and the phrase of the step with either side's words."""
 
     image_BD: torch.Tensor
     phrase: int
-
-    def to(self, device: torch.device | str) -> "SearchBatch":
-        """The same batch on another device."""
-        return SearchBatch(self.image_BD.to(device), self.phrase)
 
 
 class TokenTable(nn.Module):
@@ -92,11 +90,9 @@ class SearchTask:
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[SearchBatch]:
         """The whole block with the step's phrase, without end."""
-        step = start_step
-        while True:
+        for step in count(start_step):
             rng = numpy_generator(self._config.seed, "search phrase", step)
             yield SearchBatch(self._image_BD, int(rng.integers(len(self._phrases))))
-            step += 1
 
     def loss(self, model: nn.Module, batch: SearchBatch, gather: Gather) -> LossOutput:
         """Distance of pseudo-sentences from images, and of phrases from what they should mean."""
@@ -126,16 +122,12 @@ def search_tokens(setup: MapSetup, rows: Sequence[int]) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class DistilBatch:
+class DistilBatch(Movable):
     """The tower's tokens of images, the tokens found for them, and the phrase of the step."""
 
     patches_BPD: torch.Tensor
     tokens_BNW: torch.Tensor
     phrase: int
-
-    def to(self, device: torch.device | str) -> "DistilBatch":
-        """The same batch on another device."""
-        return DistilBatch(self.patches_BPD.to(device), self.tokens_BNW.to(device), self.phrase)
 
 
 class DistilLearner(nn.Module):
