@@ -7,7 +7,7 @@ CIRR takes two files: `recall` (50 image names a query) and `recall_subset` (3 o
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,11 +175,6 @@ def refuse(checked: Checked, name: str, shown: int = 5) -> None:
     count, first = len(checked.problems), "; ".join(checked.problems[:shown])
     more = f"; and {count - shown:,} more" if count > shown else ""
     raise DataError(f"{name!r} is no valid {checked.kind} submission ({count:,} broken rules): {first}{more}.")
-
-
-def image_key(kind: str) -> Callable[[str], str]:
-    """How a data set's image id is written in a file of a kind: CIRCO's zero-padded ids become plain numbers."""
-    return lambda name: str(_plain(name, kind))
 
 
 def _special_keys(payload: Mapping[str, Any], kind: str, size: int) -> list[str]:

@@ -75,34 +75,6 @@ class GeneratorConfig(Config):
             raise ValueError("role_tags act on the difference pass; add it to passes or switch them off")
         return self
 
-    @classmethod
-    def for_mode(cls, mode: Literal["improved", "paper", "vdg"], **fields: Any) -> "GeneratorConfig":
-        """Settings of one mode (docs/PAPERS.md#modification-text-generator); `fields` override single ones.
-
-        Args:
-            mode: "improved" (readable q_r and q_t suffice a frozen model); "paper": all three passes, no role tags, no
-                separators, frozen language model; "vdg" (docs/PAPERS.md#delta-generator): named slots for reference and
-                target, a Q-Former that is never trained, a projection without bias, LoRA 64/16 on query and value
-                layers.
-            fields: any other field.
-        """
-        modes: dict[str, dict[str, Any]] = {
-            "improved": {},
-            "paper": {"passes": ("reference", "target", "difference"), "role_tags": False, "separators": ()},
-            "vdg": {
-                "passes": ("reference", "target"), "separators": ("Reference:", "Target:"), "opening": "delta/1",
-                "prompt": "response/1", "reader_tuning": "never", "projection_bias": False, "tuning": "lora",
-                "lora": LoraConfig(rank=64, alpha=16, dropout=0.05, modules=("q_proj", "v_proj"), in_alignment=False),
-            },
-        }  # fmt: skip
-        return cls.model_validate({**modes[mode], **fields})
-
-    @classmethod
-    def published(cls, mode: Literal["improved", "paper"] = "paper", **fields: Any) -> "GeneratorConfig":
-        """MTG's size: BLIP-2's Q-Former before any language model; the language model is kept by reference."""
-        sizes: dict[str, Any] = {"qformer": ReaderConfig.blip2(), "embed_language_model": False}
-        return cls.for_mode(mode, **{**sizes, **fields})
-
 
 class DecodingConfig(Config):
     """How texts are decoded. All limits count *new* tokens."""
@@ -137,26 +109,6 @@ class DecodingConfig(Config):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}")
         return self
-
-    @classmethod
-    def preset(cls, name: Literal["greedy", "paper", "long", "diverse", "vdg"], **fields: Any) -> "DecodingConfig":
-        """A named setting (docs/PAPERS.md#decoding); `fields` override single ones.
-
-        Args:
-            name: "greedy" (embedded world), "paper" (5 beams, repetition penalty 1.5, cap 48), "long" (as paper, at
-                least 12 tokens, length penalty 1.5), "diverse" (nucleus 0.9, temperature 0.8), "vdg" (temperature 0.2,
-                50 best tokens, cap 32).
-            fields: any other field.
-        """
-        beams = {"beams": 5, "repetition_penalty": 1.5, "keep_unfinished": True}
-        presets: dict[str, dict[str, Any]] = {
-            "greedy": {},
-            "paper": beams,
-            "long": {**beams, "min_new_tokens": 12, "length_penalty": 1.5},
-            "diverse": {"sample": True, "top_p": 0.9, "temperature": 0.8},
-            "vdg": {"sample": True, "top_k": 50, "temperature": 0.2, "max_new_tokens": 32, "keep_unfinished": True},
-        }
-        return cls.model_validate({**presets[name], **fields})
 
 
 def check_language(run: Any) -> Any:

@@ -39,7 +39,6 @@ Description = Mapping[str, Any]
 Loader = Callable[..., ModificationGenerator]
 GENERATORS: Registry[Loader] = Registry("kind of generator")
 """Kind in `config.json` -> loader: (folder, description, device, seed, options) -> generator."""
-_PRESETS = ("greedy", "paper", "long", "diverse", "vdg")
 _HELD = tuple(FrozenLanguageConfig.model_fields)
 
 
@@ -218,13 +217,7 @@ def _read_description(root: Path) -> dict[str, Any]:
 
 def _decoding(options: dict[str, Any]) -> tuple[DecodingConfig, tuple[str, ...]]:
     rest = dict(options)
-    preset, directions = rest.pop("preset", "greedy"), rest.pop("directions", "both")
-    if preset not in _PRESETS:
-        raise ConfigError(unknown_name("decoding preset", str(preset), _PRESETS))
+    directions = rest.pop("directions", "both")
     if directions not in ("both", "forward"):
         raise ConfigError(unknown_name("generation direction", str(directions), ("both", "forward")))
-    unknown = [name for name in rest if name not in DecodingConfig.model_fields]
-    if unknown:
-        raise ConfigError(unknown_name("decoding option", unknown[0], DecodingConfig.model_fields))
-    decoding = validate(DecodingConfig, {**DecodingConfig.preset(preset).to_dict(), **rest})
-    return decoding, ("forward", "reverse") if directions == "both" else ("forward",)
+    return validate(DecodingConfig, rest), ("forward", "reverse") if directions == "both" else ("forward",)

@@ -41,11 +41,6 @@ class VisionTowerConfig(Config):
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention implementation of transformers."""
 
-    @classmethod
-    def eva_g(cls, image_size: int = 224) -> "VisionTowerConfig":
-        """EVA-CLIP ViT-g/14 without its last block, as BLIP-2, SPRC and PTHA use it: 257 tokens of width 1408."""
-        return cls(image_size=image_size, patch_size=14, width=1408, layers=39, heads=16, intermediate=6144)
-
     @model_validator(mode="after")
     def _fits(self) -> "VisionTowerConfig":
         if self.image_size % self.patch_size:
@@ -127,31 +122,6 @@ class RetrieverConfig(Config):
     """Trade compute for memory in training."""
     patch_input: bool = True
     """Input is cached patch tokens of the frozen tower (the tower is not part of the model)."""
-
-    @classmethod
-    def for_mode(cls, mode: Literal["improved", "paper", "released_compat"], **fields: object) -> "RetrieverConfig":
-        """The settings of one mode (docs/PAPERS.md#two-hop-alignment); `fields` override single ones.
-
-        Args:
-            mode: "improved" (same readout and mask in training and inference, clamped temperature), "paper" (as PTHA is
-                fine-tuned: all-ones mask in training, free temperature, LAVIS's captions) or "released_compat" (as
-                paper, [CLS] readout at inference).
-            fields: any other field.
-        """
-        paper: dict[str, object] = {"temperature_clamp": None, "text_mask": "ones", "text_processor": "blip_caption"}
-        modes: dict[str, dict[str, object]] = {
-            "improved": {},
-            "paper": paper,
-            "released_compat": {**paper, "inference_readout": "cls"},
-        }
-        return cls.model_validate({**modes[mode], **fields})
-
-    @classmethod
-    def published(
-        cls, mode: Literal["improved", "paper", "released_compat"] = "improved", **fields: object
-    ) -> "RetrieverConfig":
-        """SPRC's and PTHA's size: BLIP-2's Q-Former, 256-d vectors, 32 word pieces; `fields` override single ones."""
-        return cls.for_mode(mode, **{"qformer": QFormerConfig.blip2(), "embed_dim": 256, "text_length": 32, **fields})
 
 
 class TextTowerConfig(Config):

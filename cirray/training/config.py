@@ -9,9 +9,8 @@ from cirray.core.components import SetOf, filed
 from cirray.core.config import Config, standing_over
 from cirray.core.errors import ConfigError
 from cirray.core.fields import Common, Effort, Known
-from cirray.core.trees import merged
 from cirray.training.mixing_config import MixerConfig, Mixing
-from cirray.training.terms.config import OBJECTIVES, PAPER, TERMS, TermConfig
+from cirray.training.terms.config import OBJECTIVES, TERMS, TermConfig
 
 
 class OptimizerConfig(Config):
@@ -162,23 +161,6 @@ class TrainingConfig(LoopConfig):
         for term in self.active_terms.values():
             term.check(self)
         return self
-
-    @classmethod
-    def for_mode(cls, mode: Literal["improved", "paper"], **fields: Any) -> "TrainingConfig":
-        """Settings of one mode (docs/RECIPES.md); `fields` override single ones.
-
-        Args:
-            mode: "improved", or "paper": in-batch targets, no clipping, every weight decays, one-cycle sized for 1.6
-                times the steps with beta1 cycled, duplicates left in, and what the objective's own paper says.
-            fields: any other field.
-        """
-        paper: dict[str, Any] = {
-            "negatives": "targets", "mask_duplicates": False, "one_per_group": False,
-            "optimizer": {"clip": None, "schedule_stretch": 1.6, "warmup": 0.02, "decay": "all",
-                          "cycled_beta1": (0.95, 0.85)},
-            **PAPER.get(fields.get("objective", ""), {}),
-        }  # fmt: skip
-        return cls.model_validate(fields if mode == "improved" else merged(paper, fields))
 
 
 class SpaceConfig(Config):

@@ -5,17 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cirray.core.config import Config
-from cirray.core.fields import Known, Place
-
-
-class MergeRun(Config):
-    """Join several triplets artifacts into one."""
-
-    triplets: dict[str, Place]
-    """Source tag -> artifact; an empty tag keeps the rows' own tags."""
-    out: Place
-    """The new artifact."""
-
+from cirray.core.fields import Known
 
 FILTER_NAMES = ("empty", "over_long", "instruction_copy", "duplicate_text", "near_duplicate_pair")
 """Filters of this package."""

@@ -1,11 +1,11 @@
-"""Triplets on disk in Parquet parts: writing (atomic), reading, merging and counting.
+"""Triplets on disk in Parquet parts: writing (atomic) and reading.
 
 An artifact of kind "triplets" holds `data/part-XXXXX.parquet` and, for generations that failed,
 `rejected/part-XXXXX.parquet` with a reason. Data is written last: a part with data is finished.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, DataError
-from cirray.triplets.config import MergeRun
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema, to_triplets
 from cirray.types import Triplet
 
@@ -125,35 +124,6 @@ def read_file(uri: str, folder: str, name: str, schema: pa.Schema) -> pa.Table:
     return check_schema(table, schema, path)
 
 
-def merge(uris: Mapping[str, str], out: str) -> Manifest:
-    """Join several triplets artifacts into one.
-
-    Args:
-        uris: source tag -> artifact; an empty tag keeps the rows' own tags.
-        out: the new artifact.
-
-    Returns:
-        Its manifest, with one count per input.
-
-    Raises:
-        DataError: when one id, or one (reference, target, text) of a source, appears twice.
-    """
-    stores = {tag: TripletStore.open(uri) for tag, uri in uris.items()}
-    inputs = {f"triplets {tag}": store.manifest.digest for tag, store in stores.items()}
-    stage = open_stage(MergeRun(triplets=dict(uris), out=out), KIND, inputs)
-    if stage.finished:
-        return stage.finished
-    tables = [_tagged(store.table(), tag) for tag, store in stores.items()]
-    whole = pa.concat_tables(tables)
-    refuse_duplicates(whole.column("triplet_id").to_pylist(), "the merged triplets")
-    keys = [whole.column(name).to_pylist() for name in ("source", "reference_id", "target_id", "modification")]
-    refuse_duplicates([" | ".join(key) for key in zip(*keys, strict=True)], "the merged triplets")
-    for number, (table, store) in enumerate(zip(tables, stores.values(), strict=True)):
-        write_part(stage.work_uri, f"part-{number:05d}", table, store.rejected())
-    counts = {f"from {tag or 'rows'}": len(table) for tag, table in zip(stores, tables, strict=True)}
-    return stage.publish({"triplets": len(whole), **counts})
-
-
 def attach_reverse(triplets: Sequence[Triplet], generated: Iterable[Triplet]) -> list[Triplet]:
     """Human triplets with the reverse texts that a generator wrote for the same (reference, target).
 
@@ -178,13 +148,6 @@ def refuse_duplicates(ids: Sequence[str], where: str) -> None:
     if len(set(ids)) != len(ids):
         double = next(item for item, count in Counter(ids).items() if count > 1)
         raise DataError(f"{double!r} appears {Counter(ids)[double]} times in {where}; every row must be there once.")
-
-
-def _tagged(table: pa.Table, tag: str) -> pa.Table:
-    if not tag:
-        return table
-    place = table.column_names.index("source")
-    return table.set_column(place, TRIPLET_SCHEMA.field("source"), pa.array([tag] * len(table), pa.string()))
 
 
 def _files(uri: str, folder: str) -> list[str]:

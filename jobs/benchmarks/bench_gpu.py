@@ -98,7 +98,8 @@ class Sizes:
 
 
 FULL = Sizes(
-    VisionTowerConfig.eva_g(), QFormerConfig.blip2().to_dict(), 256,
+    VisionTowerConfig(image_size=224, patch_size=14, width=1408, layers=39, heads=16, intermediate=6144),
+    QFormerConfig.blip2().to_dict(), 256,
     LanguageModelConfig(width=4096, layers=32, heads=32, intermediate=11008, positions=2048, initializer_range=0.02),
     30000,
 )  # fmt: skip
@@ -323,7 +324,7 @@ def estimate(bench: Bench, config: TrainingConfig) -> int:
 def retriever(sizes: Sizes) -> QFormerRetriever:
     """SPRC's and PTHA's network with random weights."""
     words = build_tokenizer([f"w{at}" for at in range(sizes.words)])
-    config = RetrieverConfig.for_mode("improved", qformer=sizes.qformer, embed_dim=sizes.embed, text_length=32)
+    config = RetrieverConfig(qformer=sizes.qformer, embed_dim=sizes.embed, text_length=32)
     return QFormerRetriever(config, words, sizes.vision.width)
 
 

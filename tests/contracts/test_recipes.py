@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from modes import decoding_preset, generator_mode, training_mode
 
 from cirray.core.errors import ConfigError
-from cirray.generators.config import DecodingConfig, GeneratorConfig
-from cirray.training.config import TrainingConfig
 
 FILES = runpy.run_path(str(Path(__file__).resolve().parents[1] / "fixtures" / "recipe_files.py"))
 FULL, HARDWARE = FILES["FULL"], FILES["HARDWARE"]
@@ -114,7 +113,7 @@ PAPER = named(r"(mtst|ptha)-paper|finetune-sprc", "pretrain", "finetune")
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_recipes_have_the_settings_of_the_paper_mode(name):
     config = config_of(name).training
-    paper = TrainingConfig.for_mode("paper", objective=config.objective)
+    paper = training_mode("paper", objective=config.objective)
     names = ("negatives", "mask_duplicates", "one_per_group", "batch")
     assert {name: getattr(config, name) for name in names} == {name: getattr(paper, name) for name in names}
     assert config.optimizer.betas == (0.9, 0.98) and config.optimizer.eps == 1e-7
@@ -195,7 +194,7 @@ def test_the_same_recipe_on_other_hardware_trains_the_same_thing(name):
 )
 def test_the_second_stage_of_spn_has_the_settings_of_its_paper(name, steps, batch, lr, tau):
     run = config_of(name)
-    training, paper = run.training, TrainingConfig.for_mode("paper", objective="spn")
+    training, paper = run.training, training_mode("paper", objective="spn")
     assert (training.steps, training.batch, training.optimizer.lr, run.temperature) == (steps, batch, lr, tau)
     assert training.objective == "spn" and training.optimizer.schedule == "constant" and training.optimizer.eps == 1e-7
     sprc = name.endswith("-sprc")
@@ -248,10 +247,10 @@ def test_vdg_generators_have_the_papers_adapter_and_second_stage(name):
     steps = {"cirr": 221, "fashioniq": 141} if name.endswith("paper") else {"cirr": 220, "fashioniq": 140}
     assert training.steps == 10 * steps[name.split("/")[0]] and training.batch == 128
     assert training.optimizer.schedule == "step" and round(training.optimizer.warmup * training.steps) == 100
-    preset = GeneratorConfig.for_mode("vdg")
+    preset = generator_mode("vdg")
     for name in ("passes", "separators", "opening", "prompt", "reader_tuning", "tuning"):
         assert getattr(config.model, name) == getattr(preset, name)
-    assert DecodingConfig.preset("vdg", batch=config.decoding.batch) == config.decoding
+    assert decoding_preset("vdg", batch=config.decoding.batch) == config.decoding
 
 
 FINETUNE = named("", "finetune")

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from modes import generator_mode
 from transformers import PreTrainedModel
 
 from cirray.core.errors import ArtifactError
-from cirray.generators.config import DecodingConfig, GeneratorConfig
+from cirray.generators.config import DecodingConfig
 from cirray.generators.decoding import decode
 from cirray.generators.mtg import Answers
 from cirray.generators.sources import generator_from
@@ -29,7 +30,7 @@ def spoken(tmp_path_factory):
     model = small.instruct_t5()
     folder = small.save_instruct(model, tmp_path_factory.mktemp("t5"), max_shard_size="20KB")
     language = load_language_model(folder)
-    generator = generator_from(open_blip2(folder), GeneratorConfig.for_mode("paper"), language, small.PATCH_WIDTH)
+    generator = generator_from(open_blip2(folder), generator_mode("paper"), language, small.PATCH_WIDTH)
     return model, load_vision_tower(folder), generator.eval()
 
 

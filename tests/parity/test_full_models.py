@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from modes import generator_mode, retriever_mode, training_mode
 
-from cirray.generators.config import GeneratorConfig
 from cirray.generators.mtg import Answers
 from cirray.generators.sources import generator_from
 from cirray.models.batch import RetrievalBatch
-from cirray.models.config import RetrieverConfig
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import encode_texts
 from cirray.models.towers.hf_blip2 import load_vision_tower
@@ -22,7 +21,6 @@ from cirray.models.towers.language import load_language_model
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
 from cirray.search_engine import load_models
-from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss
 
@@ -43,7 +41,7 @@ def stage1(tmp_path_factory):
     """transformers' stage 1 model, our tower and our retriever from its files."""
     model = small.retrieval()
     folder = small.save_retrieval(model, tmp_path_factory.mktemp("stage1"), max_shard_size="20KB")
-    retriever = retriever_from(open_blip2(folder), RetrieverConfig.for_mode("paper")).eval()
+    retriever = retriever_from(open_blip2(folder), retriever_mode("paper")).eval()
     return model, load_vision_tower(folder), retriever
 
 
@@ -52,7 +50,7 @@ def instructed(tmp_path_factory):
     """transformers' InstructBLIP, our tower and our generator from its files."""
     model = small.instruct()
     folder = small.save_instruct(model, tmp_path_factory.mktemp("instruct"), max_shard_size="20KB")
-    config = GeneratorConfig.for_mode("paper")
+    config = generator_mode("paper")
     generator = generator_from(open_blip2(folder), config, load_language_model(folder), small.PATCH_WIDTH)
     return model, load_vision_tower(folder), generator.eval()
 
@@ -239,13 +237,13 @@ def test_the_sprc_objective_is_the_loss_of_the_authors_code(released):
 
     align = (sentence.mean(1) - state["prompt_tokens"].mean(1)).square().mean()
     theirs = contrast(fused) + 0.4 * contrast(alone) + 0.4 * align
-    settings = TrainingConfig.for_mode("paper", objective="sprc", batch=3)
+    settings = training_mode("paper", objective="sprc", batch=3)
     keys = torch.arange(3)
     batch = RetrievalBatch(tower(reference), tower(target), text, keys, keys + 3, torch.ones(3))
     ours = retrieval_loss(retriever, batch, settings, NoGather())
     assert apart(ours.total, theirs) < 20 * CLOSE
     other = retrieval_loss(
-        retriever, batch, TrainingConfig.for_mode("paper", objective="sprc", terms={"rtc": 0.5}, batch=3), NoGather()
+        retriever, batch, training_mode("paper", objective="sprc", terms={"rtc": 0.5}, batch=3), NoGather()
     )
     assert apart(other.total, theirs) > 1000 * CLOSE
 

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from modes import generator_mode
 
-from cirray.generators.config import DecodingConfig, GeneratorConfig
+from cirray.generators.config import DecodingConfig
 from cirray.generators.decoding import decode
 from cirray.generators.rewrite import Rewriter
 from cirray.generators.sources import generator_from
@@ -54,7 +55,7 @@ def make(places):
     def made(name="llama", **fields):
         model, folder = places[name]
         tower, images = load_vision_tower(folder), small.images()
-        config = GeneratorConfig.for_mode("paper", **fields)
+        config = generator_mode("paper", **fields)
         generator = generator_from(open_blip2(folder), config, load_language_model(folder), small.PATCH_WIDTH).eval()
         pixels = ((images.float() - tower.mean_C) / tower.std_C).permute(0, 3, 1, 2)
         return model, pixels, tower(images), generator

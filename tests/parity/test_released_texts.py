@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from modes import training_mode
 from torch.nn.functional import cross_entropy, normalize
 
 from cirray.core.config import load_config
@@ -21,7 +22,6 @@ from cirray.pipelines.training.config import FinetuneRun, PretrainRun
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
 from cirray.search_engine import load_models, said
-from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss
 
@@ -130,7 +130,7 @@ def our_loss(retriever, tower, objective, **terms):
     reverse = {"reverse": retriever.tokenize(BACK), "reverse_mask_B": ones} if objective == "ptha" else {}
     text = retriever.tokenize(TEXTS)
     batch = RetrievalBatch(tower(reference), tower(target), text, keys, keys + 3, ones, **reverse)
-    config = TrainingConfig.for_mode("paper", objective=objective, batch=3, terms=terms)
+    config = training_mode("paper", objective=objective, batch=3, terms=terms)
     return retrieval_loss(retriever, batch, config, NoGather()).total
 
 

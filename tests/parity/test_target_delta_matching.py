@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from modes import retriever_mode, training_mode
 from torch.nn import functional
 
 from cirray.models.batch import RetrievalBatch
-from cirray.models.config import RetrieverConfig
 from cirray.models.matching import released_weights
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss
 
@@ -41,7 +40,7 @@ def loaded(tmp_path_factory):
     small.reader().save_pretrained(str(root / "words"))
     fields = {"tokenizer": str(root / "words"), "qformer_heads": 2, "vision_heads": 2}
     run_convert(ConvertRun(source=str(root / "tuned.pt"), out=str(root / "weights"), **fields))
-    config = RetrieverConfig.for_mode("paper", readout="cls", matching="frozen")
+    config = retriever_mode("paper", readout="cls", matching="frozen")
     return state, retriever_from(open_blip2(str(root / "weights")), config).eval()
 
 
@@ -86,7 +85,7 @@ def released(state, seen, text, hidden_cls=True, temperature=1.0):
 
 
 def ours(retriever, batch, term="tdm"):
-    settings = TrainingConfig.for_mode("paper", terms={"infonce": 0.0, term: 1.0}, batch=ROWS)
+    settings = training_mode("paper", terms={"infonce": 0.0, term: 1.0}, batch=ROWS)
     torch.manual_seed(5)
     return retrieval_loss(retriever, batch, settings, NoGather()).total
 

@@ -13,7 +13,7 @@ from cirray.generators.config import GeneratorConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.models.base import Retriever
 from cirray.models.composed import QFormerRetriever, changed_config
-from cirray.models.config import DualEncoderConfig, RetrieverConfig
+from cirray.models.config import DualEncoderConfig, QFormerConfig, RetrieverConfig
 from cirray.models.dual import DualEncoderRetriever
 from cirray.models.forked import ForkedRetriever
 from cirray.models.outlines import Words, outline_dual, outline_language, qformer_sizes
@@ -144,7 +144,8 @@ def _from_init(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesB
     name, tree = recipe
     if "training" not in tree:  # `cirray convert to=checkpoint` of an SPRC or PTHA file
         stub: Any = Words(plan.vocabulary)
-        return QFormerRetriever(RetrieverConfig.published(), stub, tokens.width), f"recipe {name}"
+        published = RetrieverConfig(qformer=QFormerConfig.blip2(), embed_dim=256)
+        return QFormerRetriever(published, stub, tokens.width), f"recipe {name}"
     pretrain = dict(tree["training"]).get("objective") == "pretrain"
     before = beside.config(run.init, PretrainRun if pretrain else FinetuneRun)
     if before is None and "mapping" in str(dict(tree["training"]).get("objective", "")):

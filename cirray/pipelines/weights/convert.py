@@ -176,8 +176,10 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record, second: tuple[dic
 def _released(form: str) -> dict[str, Any]:
     """As the released code reads texts and infers: [CLS] after pass B; only PTHA trains on the mean of 33, unmasked."""
     if form == "ptha":
-        return RetrieverConfig.for_mode("released_compat").given()
-    return {"readout": "cls", "text_mask": "true", "temperature_clamp": None, "text_processor": "blip_caption"}
+        own: dict[str, Any] = {"inference_readout": "cls", "text_mask": "ones"}
+    else:
+        own = {"readout": "cls", "text_mask": "true"}
+    return {**own, "temperature_clamp": None, "text_processor": "blip_caption"}
 
 
 def _write_back(run: ConvertRun, stage: Stage) -> Manifest:

@@ -203,15 +203,3 @@ OBJECTIVES.register("ptha")({"infonce": 1.0, "rtc": 0.4, "two_hop": 0.4})
 OBJECTIVES.register("spn")({"bank_infonce": 1.0})
 OBJECTIVES.register("vdg")({"tcc": 1.0})
 OBJECTIVES.register("composing")({"composing": 1.0, "retention": 0.5})
-
-PAPER: dict[str, dict[str, Any]] = {
-    "ptha": {"terms": {"infonce": {"label_smoothing": 0.1}, "two_hop": {"missing_reverse": "error"}}},
-    "spn": {
-        "terms": {"bank_infonce": {
-            "trains": "second_pass", "duplicate_cosine": None, "mask_same_image": False, "learn_temperature": True,
-            "temperature_clamp": None,
-        }},
-        "optimizer": {"clip": None, "schedule": "constant", "warmup": 0.0, "decay": "all"},
-    },
-}  # fmt: skip
-"""Objective -> fields of a training in the paper's mode that are its own (docs/RECIPES.md)."""

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from modes import decoding_preset
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, GenerationError
@@ -93,7 +94,7 @@ def test_limits_count_new_tokens(language, prefix):
 
 
 def test_sampling_follows_the_row_seed_and_nothing_else(language, prefix):
-    config = DecodingConfig.preset("diverse", max_new_tokens=8)
+    config = decoding_preset("diverse", max_new_tokens=8)
     numbers = row_uniforms(range(6), 8)
     first = decode(language.model, prefix, config, END, numbers)
     assert first == decode(language.model, prefix, config, END, numbers)
@@ -120,7 +121,7 @@ def test_no_rows_give_no_texts(language):
 
 
 def test_presets_are_those_of_the_papers():
-    paper, long, diverse = (DecodingConfig.preset(name) for name in ("paper", "long", "diverse"))
+    paper, long, diverse = (decoding_preset(name) for name in ("paper", "long", "diverse"))
     assert (paper.beams, paper.repetition_penalty, paper.length_penalty, paper.min_new_tokens) == (5, 1.5, 1.0, 1)
     assert (long.min_new_tokens, long.length_penalty, long.max_new_tokens) == (12, 1.5, 48)
     assert (diverse.sample, diverse.top_p, diverse.temperature) == (True, 0.9, 0.8)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from modes import generator_mode
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
@@ -153,5 +154,5 @@ def test_configurations_that_mean_nothing_are_refused():
 
 
 def test_paper_mode_reads_all_three_passes_without_aids():
-    paper = GeneratorConfig.for_mode("paper")
+    paper = generator_mode("paper")
     assert paper.passes == ALL and not paper.role_tags and not paper.separators and paper.tuning == "frozen"

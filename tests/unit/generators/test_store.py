@@ -84,13 +84,11 @@ def test_weights_of_another_configuration_are_refused(model_of, tmp_path):
 
 def test_unknown_options_answer_with_the_known_ones(model_of, tmp_path):
     save_generator(model_of(), tmp_path)
-    with pytest.raises(ConfigError, match="Did you mean 'diverse'"):
-        load_generator(tmp_path, preset="divers")
     with pytest.raises(ConfigError, match="Did you mean 'beams'"):
         load_generator(tmp_path, beam=3)
     with pytest.raises(ConfigError, match="generation direction 'sideways'"):
         load_generator(tmp_path, directions="sideways")
-    assert load_generator(tmp_path, preset="paper", beams=2).decoding.beams == 2
+    assert load_generator(tmp_path, beams=2).decoding.beams == 2
 
 
 def test_the_template_twin_keeps_the_protocol(features, tmp_path):

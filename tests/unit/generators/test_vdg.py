@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from modes import decoding_preset, generator_mode
 
 from cirray.core.errors import ArtifactError
 from cirray.generators.config import DecodingConfig, GeneratorConfig
@@ -39,7 +40,7 @@ def vdg(model_of):
     """VDG's layout at toy size: a generator with its adapters away from their start."""
 
     def build(**fields):
-        made = GeneratorConfig.for_mode("vdg", **{"lora": LORA, **fields})
+        made = generator_mode("vdg", **{"lora": LORA, **fields})
         named = {name: getattr(made, name) for name in GeneratorConfig.model_fields if name != "qformer"}
         model = model_of(**named)
         for name, weight in model.lm.named_parameters():
@@ -51,12 +52,12 @@ def vdg(model_of):
 
 
 def test_the_preset_is_the_papers_layout_and_adapter():
-    config = GeneratorConfig.for_mode("vdg")
+    config = generator_mode("vdg")
     assert config.passes == ("reference", "target") and config.separators == ("Reference:", "Target:")
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 16, 0.05)
     assert config.lora.modules == ("q_proj", "v_proj") and config.tuning == "lora"
     assert not config.projection_bias and config.reader_tuning == "never"
-    sampled = DecodingConfig.preset("vdg")
+    sampled = decoding_preset("vdg")
     assert (sampled.sample, sampled.temperature, sampled.top_k, sampled.max_new_tokens) == (True, 0.2, 50, 32)
 
 
@@ -172,9 +173,10 @@ def test_a_saved_vdg_writes_the_same_texts_in_its_own_decoding(vdg, features, tm
     pairs = [Pair("p1", "a", "b"), Pair("p2", "c", "d")]
     model = vdg()
     save_generator(model, tmp_path)
-    wanted = TextWriter(model, DecodingConfig.preset("vdg"), seed=2).generate(pairs, features)
-    assert load_generator(tmp_path, preset="vdg", seed=2).generate(pairs, features) == wanted
-    assert load_generator(tmp_path, preset="vdg", seed=3).generate(pairs, features) != wanted
+    options = decoding_preset("vdg").to_dict()
+    wanted = TextWriter(model, decoding_preset("vdg"), seed=2).generate(pairs, features)
+    assert load_generator(tmp_path, seed=2, **options).generate(pairs, features) == wanted
+    assert load_generator(tmp_path, seed=3, **options).generate(pairs, features) != wanted
     assert load_model(tmp_path).projection.bias is None
 
 

@@ -1,3 +1,5 @@
+from modes import decoding_preset
+
 from cirray.generators.config import DecodingConfig
 from cirray.generators.writer import TextWriter
 from cirray.types import Pair
@@ -63,7 +65,7 @@ def test_a_text_without_end_fails_unless_it_may_be_kept(model_of, features):
 
 
 def test_sampled_texts_follow_pair_and_seed_not_the_batch(model_of, features):
-    config = DecodingConfig.preset("diverse", max_new_tokens=6, keep_unfinished=True)
+    config = decoding_preset("diverse", max_new_tokens=6, keep_unfinished=True)
     first = TextWriter(model_of(), config, seed=1).generate(PAIRS, features)
     last = TextWriter(model_of(), config, seed=1).generate(PAIRS[2:], features)
     other = TextWriter(model_of(), config, seed=2).generate(PAIRS, features)

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from modes import retriever_mode
 
 from cirray.models.composed import build_retriever
-from cirray.models.config import QFormerConfig, RetrieverConfig
+from cirray.models.config import QFormerConfig
 from cirray.models.text import build_tokenizer
 
 TEXTS = ["paint the red circle blue", "remove the small square", "move it to the top left"]
@@ -17,7 +18,7 @@ def tokenizer():
 @pytest.fixture
 def make(tokenizer):
     def build(mode="improved", seed=0, **fields):
-        config = RetrieverConfig.for_mode(mode, **{"qformer": SMALL, "embed_dim": 8, "text_length": 12, **fields})
+        config = retriever_mode(mode, **{"qformer": SMALL, "embed_dim": 8, "text_length": 12, **fields})
         return build_retriever(config, tokenizer, patch_width=6, seed=seed).eval()
 
     return build

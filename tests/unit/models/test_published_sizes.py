@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from modes import eva_g, published_generator, published_retriever
 from transformers import AutoModelForCausalLM, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 
 from cirray.data.config import TransformConfig
-from cirray.generators.config import GeneratorConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.models.composed import QFormerRetriever
-from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
+from cirray.models.config import QFormerConfig
 from cirray.models.qformer import QueryingTransformer, huggingface_config
 from cirray.models.towers.hf_blip2 import build_vision_tower
 from cirray.models.towers.language import LanguageModel
@@ -57,7 +57,7 @@ def test_the_sizes_are_transformers_own_defaults():
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_dropout_prob")
     names += ("cross_attention_frequency", "encoder_hidden_size", "max_position_embeddings", "initializer_range")
     assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
-    vision, eva = Blip2VisionConfig(), VisionTowerConfig.eva_g()
+    vision, eva = Blip2VisionConfig(), eva_g()
     assert (vision.hidden_size, vision.num_hidden_layers, vision.intermediate_size) == (1408, 39, 6144)
     assert (eva.width, eva.layers, eva.intermediate) == (1408, 39, 6144)
     assert (eva.heads, eva.patch_size, eva.image_size) == (vision.num_attention_heads, vision.patch_size, 224)
@@ -65,7 +65,7 @@ def test_the_sizes_are_transformers_own_defaults():
 
 @pytest.mark.parametrize("mode", ["improved", "paper", "released_compat"])
 def test_a_published_retriever_is_built_without_memory(mode):
-    config = RetrieverConfig.published(mode)
+    config = published_retriever(mode)
     retriever = on_meta(lambda: QFormerRetriever(config, Words(BERT_WORDS), 1408))
     assert config.embed_dim == 256 and config.text_length == 32 and config.qformer.queries == 32
     patches = torch.empty(2, 257, 1408, device="meta")
@@ -75,7 +75,7 @@ def test_a_published_retriever_is_built_without_memory(mode):
 
 
 def test_the_vision_tower_is_vit_g_of_a_billion_weights():
-    tower = on_meta(lambda: build_vision_tower(VisionTowerConfig.eva_g(), TransformConfig(size=224)))
+    tower = on_meta(lambda: build_vision_tower(eva_g(), TransformConfig(size=224)))
     assert (tower.num_tokens, tower.width, tower.image_size) == (257, 1408, 224)
     assert round(count(tower) / 1e6) == 986
 
@@ -88,7 +88,7 @@ def test_a_published_generator_stands_before_a_7b_language_model_without_memory(
     def build():
         model = AutoModelForCausalLM.from_config(settings)
         language = LanguageModel(model, Words(32001))
-        return ModificationTextModel(GeneratorConfig.published(), language, 1408, Words(BERT_WORDS))
+        return ModificationTextModel(published_generator(), language, 1408, Words(BERT_WORDS))
 
     generator = on_meta(build)
     assert generator.config.passes == ("reference", "target", "difference")

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+from modes import retriever_mode, training_mode
 
 from cirray.models.composed import build_retriever
-from cirray.models.config import QFormerConfig, RetrieverConfig
+from cirray.models.config import QFormerConfig
 from cirray.models.text import build_tokenizer
-from cirray.training.config import TrainingConfig
 from cirray.training.retrieval import RetrievalTask
 from cirray.types import Triplet
 
@@ -51,11 +51,11 @@ def features(triplets):
 def make_task(triplets, features):
     def build(rows=None, mode="improved", dropout=0.0, seed=0, **fields):
         texts = [text for row in triplets for text in (row.modification, row.reverse_modification)]
-        settings = RetrieverConfig.for_mode(
+        settings = retriever_mode(
             mode, qformer=SMALL.model_copy(update={"dropout": dropout}), embed_dim=8, text_length=8
         )
         retriever = build_retriever(settings, build_tokenizer(texts), 6, seed)
-        config = TrainingConfig.for_mode(mode, **{"steps": 4, "batch": 4, "log_every": 1, **fields})
+        config = training_mode(mode, **{"steps": 4, "batch": 4, "log_every": 1, **fields})
         return RetrievalTask(retriever, triplets if rows is None else rows, features, config), config
 
     return build

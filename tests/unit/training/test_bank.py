@@ -6,6 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from modes import training_mode
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
@@ -215,7 +216,7 @@ def test_two_rows_with_one_reference_and_different_texts_get_different_prompts(m
 
 
 def test_the_paper_mode_trains_the_second_pass_alone_without_masks(make_task, triplets):
-    mode = TrainingConfig.for_mode("paper", objective="spn", batch=4, steps=2, log_every=1)
+    mode = training_mode("paper", objective="spn", batch=4, steps=2, log_every=1)
     bank = mode.terms["bank_infonce"]
     assert bank.trains == "second_pass" and bank.duplicate_cosine is None and not bank.mask_same_image
     assert mode.optimizer.schedule == "constant" and bank.learn_temperature

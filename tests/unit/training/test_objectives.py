@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from modes import training_mode
 
 from cirray.core.config import merged, validate
 from cirray.core.errors import ConfigError, DataError
@@ -159,11 +160,11 @@ def test_the_chunked_setting_changes_nothing_but_memory(make_task, triplets):
 
 
 def test_the_modes_differ_where_the_table_says():
-    paper, improved = TrainingConfig.for_mode("paper", objective="ptha"), TrainingConfig()
+    paper, improved = training_mode("paper", objective="ptha"), TrainingConfig()
     assert (paper.negatives, paper.mask_duplicates, paper.optimizer.clip) == ("targets", False, None)
     assert (improved.negatives, improved.mask_duplicates) == ("batch_images", True)
     assert paper.terms["infonce"].label_smoothing == 0.1 and paper.terms["two_hop"].missing_reverse == "error"
-    assert TrainingConfig.for_mode("paper", objective="pretrain").terms["infonce"].label_smoothing == 0.0
+    assert training_mode("paper", objective="pretrain").terms["infonce"].label_smoothing == 0.0
     assert TrainingConfig(objective="ptha").terms["two_hop"].missing_reverse == "skip"
 
 
@@ -223,9 +224,7 @@ def test_unknown_objectives_and_terms_are_named_before_the_first_step(fields, wo
 
 
 def test_a_field_over_a_modes_section_changes_that_field_alone():
-    given = TrainingConfig.for_mode(
-        "paper", objective="ptha", optimizer={"lr": 2e-5}, terms={"two_hop": {"weight": 0.2}}
-    )
-    paper = TrainingConfig.for_mode("paper", objective="ptha")
+    given = training_mode("paper", objective="ptha", optimizer={"lr": 2e-5}, terms={"two_hop": {"weight": 0.2}})
+    paper = training_mode("paper", objective="ptha")
     assert given.optimizer == paper.optimizer.model_copy(update={"lr": 2e-5})
     assert given.terms["two_hop"] == paper.terms["two_hop"].model_copy(update={"weight": 0.2})

@@ -13,7 +13,7 @@ from cirray.triplets.schema import (
     triplet_id,
     triplet_table,
 )
-from cirray.triplets.store import TripletStore, attach_reverse, finished_ids, merge, write_part
+from cirray.triplets.store import TripletStore, attach_reverse, finished_ids, write_part
 from cirray.types import Triplet
 
 NOTHING = rejected_table([])
@@ -130,26 +130,6 @@ def test_equal_tables_give_equal_bytes(tmp_path):
         write_part(str(tmp_path / name), "part-00000", triplet_table([row(1), row(2)]), NOTHING)
     one, two = ((tmp_path / name / "data" / "part-00000.parquet").read_bytes() for name in ("one", "two"))
     assert one == two
-
-
-def test_merging_tags_sources_and_keeps_every_row(tmp_path):
-    first = write(tmp_path / "a", [row(1), row(2)], [refusal(7)])
-    second = write(tmp_path / "b", [row(3, source="mtst")])
-    manifest = merge({"spn": first, "": second}, str(tmp_path / "both"))
-    store = TripletStore.open(tmp_path / "both")
-    assert [(t.triplet_id, t.source) for t in store.read()] == [("t1", "spn"), ("t2", "spn"), ("t3", "mtst")]
-    assert manifest.counts == {"triplets": 3, "from spn": 2, "from rows": 1}
-    assert store.rejected().column("triplet_id").to_pylist() == ["t7"]
-    assert merge({"spn": first, "": second}, str(tmp_path / "both")).digest == manifest.digest
-
-
-def test_merging_refuses_one_id_or_one_content_twice(tmp_path):
-    first = write(tmp_path / "a", [row(1)])
-    with pytest.raises(DataError, match="'t1' appears 2 times"):
-        merge({"x": first, "y": write(tmp_path / "b", [row(1, modification="other")])}, str(tmp_path / "m1"))
-    twin = {**row(1), "triplet_id": "t9"}
-    with pytest.raises(DataError, match="make it 1' appears 2 times"):
-        merge({"": first, "human": write(tmp_path / "c", [twin])}, str(tmp_path / "m2"))
 
 
 def test_reverse_texts_are_attached_by_image_pair_in_either_direction():

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from modes import generator_mode, retriever_mode
 from safetensors.torch import load_file, save_file
 
 from cirray.core.errors import ArtifactError, DataError
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.sources import generator_from
-from cirray.models.config import RetrieverConfig
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import load_vision_tower
@@ -20,7 +20,7 @@ _SPEC = importlib.util.spec_from_file_location("small_blip2", _PATH)
 small = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(small)
 
-PAPER = RetrieverConfig.for_mode("paper")
+PAPER = retriever_mode("paper")
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_q_former_without_text_side_starts_a_generator_without_the_difference_
     with pytest.raises(ArtifactError, match="no text side, which a retriever needs.*blip2-itm-vit-g"):
         retriever_from(source, PAPER)
     with pytest.raises(ArtifactError, match="no text side, which the difference pass needs"):
-        generator_from(source, GeneratorConfig.for_mode("paper"), language, small.PATCH_WIDTH)
+        generator_from(source, generator_mode("paper"), language, small.PATCH_WIDTH)
 
 
 def test_the_language_model_inside_a_whole_checkpoint_is_read_as_it_is(instruct):
@@ -103,7 +103,7 @@ def test_a_language_model_of_another_width_than_the_projection_is_refused_with_t
     from cirray.models.towers.language import build_language_model
 
     other = build_language_model(LanguageModelConfig(width=16, layers=1, heads=2, intermediate=16), small.speaker())
-    source, paper = open_blip2(instruct), GeneratorConfig.for_mode("paper")
+    source, paper = open_blip2(instruct), generator_mode("paper")
     with pytest.raises(ArtifactError, match="width 20; 'built' has width 16.*source_projection=false"):
         generator_from(source, paper, other, small.PATCH_WIDTH)
     made = generator_from(source, paper, other, small.PATCH_WIDTH, projection=False)
