@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from cirray.core.progress import Advance, silent
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.measures import interval
-from cirray.evaluation.metrics import bootstrap_interval, group_recall, recall_by, refuse_nan
+from cirray.evaluation.metrics import group_recall, recall_by, refuse_nan
 from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.protocol_metrics import Judged, compute
 from cirray.evaluation.result import EvaluationResult
@@ -50,6 +50,14 @@ class ComposedEncoder(typing.Protocol):
         """Scores [B, N], higher is better."""
 
 
+class Answer(NamedTuple):
+    """One query's ranking, that of its subset (None where it has none), and its verdict (None where not asked for)."""
+
+    ranking: Ranking
+    subset: Ranking | None
+    verdict: Verdict | None
+
+
 @dataclass(frozen=True)
 class RankedQueries:
     """The model's rankings of every query, before counting."""
@@ -61,6 +69,17 @@ class RankedQueries:
     verdicts: tuple[Verdict, ...]
     """One per query; empty when targets were not asked for."""
     seconds: float
+
+    @classmethod
+    def of(cls, plan: EvaluationPlan, answers: Sequence[Answer], started: float) -> "RankedQueries":
+        """The answers in the order of the queries; `started` is what `time.perf_counter` said before."""
+        return cls(
+            plan,
+            tuple(answer.ranking for answer in answers),
+            tuple(answer.subset for answer in answers if answer.subset is not None),
+            tuple(answer.verdict for answer in answers if answer.verdict is not None),
+            time.perf_counter() - started,
+        )
 
 
 def evaluate_retriever(
@@ -118,13 +137,7 @@ def rank_queries(
             for rows in _slices(len(plan.queries), _query_batch(batch, largest))
             for answer in _judge(retriever, features, plan, gallery_NQD, rows, top_k, judge, advance)
         ]
-    return RankedQueries(
-        plan,
-        tuple(answer.ranking for answer in answers),
-        tuple(answer.subset for answer in answers if answer.subset is not None),
-        tuple(answer.verdict for answer in answers if answer.verdict is not None),
-        time.perf_counter() - started,
-    )
+    return RankedQueries.of(plan, answers, started)
 
 
 def encode_queries(
@@ -151,9 +164,8 @@ def count_result(ranked: RankedQueries, intervals: bool = False, ties: str = SCO
     judged = Judged(plan.queries, ranked.verdicts)
     ks, families, ranks = tuple(protocol.ks), [query.reference_id for query in plan.queries], judged.ranks
     measures = compute(protocol, judged)
-    ends = {f"R@{k}": bootstrap_interval(ranks < k, families) for k in ks} if "recall" in protocol.metrics else {}
-    if intervals:
-        ends |= {item.name: interval(item, families) for item in measures if item.name not in ends}
+    usual = {f"R@{k}" for k in ks} if "recall" in protocol.metrics else set()
+    ends = {item.name: interval(item, families) for item in measures if intervals or item.name in usual}
     return EvaluationResult(
         protocol=protocol_line(protocol, plan.describe(), ties),
         gallery_size=len(plan.ids),
@@ -210,23 +222,14 @@ def _encode_gallery(
     return torch.cat(blocks)
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """One query's outcome."""
-
-    ranking: Ranking
-    subset: Ranking | None
-    verdict: Verdict | None
-
-
 def _judge(
     retriever: ComposedEncoder, features: FeatureLookup, plan: EvaluationPlan, gallery_NQD: torch.Tensor, rows: slice,
     top_k: int, judge: bool, advance: Advance,
-) -> list[_Answer]:  # fmt: skip
+) -> list[Answer]:  # fmt: skip
     """Answers of one batch of queries, in their order."""
     chosen = range(rows.start, rows.stop)
     query_BD = _query_vectors(retriever, features, plan.queries[rows])
-    answers: dict[int, _Answer] = {}
+    answers: dict[int, Answer] = {}
     for name, group in plan.by_gallery(chosen).items():
         gallery = plan.galleries[name]
         own_NQD = gallery_NQD if gallery.ids == plan.ids else gallery_NQD[torch.from_numpy(gallery.rows)]
@@ -238,21 +241,23 @@ def _judge(
     return [answers[at] for at in chosen]
 
 
-def _answer(plan: EvaluationPlan, query: Query, scores_N: np.ndarray, top_k: int, judge: bool) -> _Answer:
+def _answer(plan: EvaluationPlan, query: Query, scores_N: np.ndarray, top_k: int, judge: bool) -> Answer:
     gallery, removed = plan.gallery(query), plan.removed(query)
     rule = plan.protocol.reference_rule
     verdict = row_verdict(query, scores_N, gallery.columns, removed, rule, gallery.copies) if judge else None
     ranking = _top(query.query_id, scores_N, removed, gallery.ids, top_k)
-    return _Answer(ranking, _subset_ranking(query, scores_N, gallery.columns), verdict)
+    columns = gallery.columns
+    inner = {name: float(scores_N[columns[name]]) for name in query.subset if name in columns}
+    return Answer(ranking, subset_ranking(query, inner), verdict)
 
 
-def _subset_ranking(query: Query, scores_N: np.ndarray, columns: Mapping[str, int]) -> Ranking | None:
-    """The subset's images without the reference, best first, ties by image id."""
-    members = sorted({name for name in query.subset if name != query.reference_id and name in columns})
+def subset_ranking(query: Query, scores: Mapping[str, float]) -> Ranking | None:
+    """A query's subset without the reference, best first, ties by image id; None where nothing has a score."""
+    members = sorted(name for name in set(query.subset) if name != query.reference_id and name in scores)
     if not members:
         return None
-    ordered = sorted(members, key=lambda name: -scores_N[columns[name]])
-    return Ranking(query.query_id, tuple(ordered), tuple(float(scores_N[columns[name]]) for name in ordered))
+    ordered = sorted(members, key=lambda name: -scores[name])
+    return Ranking(query.query_id, tuple(ordered), tuple(scores[name] for name in ordered))
 
 
 def _query_vectors(retriever: ComposedEncoder, features: FeatureLookup, queries: Sequence[Query]) -> torch.Tensor:

@@ -93,7 +93,7 @@ def _rates(gains: np.ndarray, names: np.ndarray, samples: int, seed: int, group:
     """Resampled means [samples] of one group."""
     _, index = np.unique(names.astype(str), return_inverse=True)
     found, size = np.bincount(index, weights=gains), np.bincount(index)
-    rng, count = numpy_generator(seed, "bootstrap", group), len(size)
+    rng, count = numpy_generator(seed, "bootstrap", *([group] if group else [])), len(size)
     rates = np.empty(samples)
     for at in range(samples):
         draws = np.bincount(rng.integers(0, count, count), minlength=count)

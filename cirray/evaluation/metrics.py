@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cirray.core.errors import DataError
-from cirray.core.seeding import numpy_generator
 
 NEVER = int(np.iinfo(np.int64).max)
 """Rank of a query that cannot be hit: its only target is the reference that the protocol removes."""
@@ -72,36 +71,6 @@ def recall_by(ranks_B: np.ndarray, labels: Sequence[str], ks: Sequence[int]) -> 
     """Recall by label (such as the edit type), labels sorted; unlabelled queries are left out."""
     ranks_B, names_B = np.asarray(ranks_B), np.asarray(labels, dtype=object)
     return {name: group_recall(ranks_B[names_B == name], ks) for name in sorted({label for label in labels if label})}
-
-
-def bootstrap_interval(
-    hits_B: np.ndarray, groups: Sequence[str] | None = None, level: float = 0.95, samples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a hit rate, by resampling groups of queries with replacement.
-
-    Queries that share a reference are not independent, so whole groups are drawn; without `groups` every query is its
-    own group.
-
-    Args:
-        hits_B: 0/1 (or bool) per query.
-        groups: group name per query, e.g. its reference id.
-        level: coverage in (0, 1).
-        samples: resamples.
-        seed: of the resampling.
-
-    Returns:
-        Lower and upper end, fractions in [0, 1].
-    """
-    hits_B = np.asarray(hits_B, dtype=np.float64)
-    _, index_B = np.unique(np.arange(len(hits_B)) if groups is None else np.asarray(groups), return_inverse=True)
-    found_G, size_G = np.bincount(index_B, weights=hits_B), np.bincount(index_B)
-    rng, count = numpy_generator(seed, "bootstrap"), len(size_G)
-    rates = []
-    for _ in range(samples):
-        draws_G = np.bincount(rng.integers(0, count, count), minlength=count)
-        rates.append((draws_G @ found_G) / (draws_G @ size_G))
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -56,6 +56,16 @@ def read_rankings(uri: str, row: str = "", seed: int | None = None) -> SavedRank
     return _chosen(table.to_pylist(), str(path), row, seed)
 
 
+def read_lists(
+    ranks: str, subsets: str, row: str = "", seed: int | None = None
+) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
+    """Lists of the gallery and of the subsets, by the files' own metric; of each nothing where no file has it."""
+    saved = read_rankings(ranks, row, seed) if ranks else SavedRankings("", {})
+    if saved.metric == "recall_subset":
+        return {}, saved.lists
+    return saved.lists, read_rankings(subsets).lists if subsets else saved.subsets
+
+
 def as_lists(payload: Mapping[str, Any], name: str) -> dict[str, tuple[str, ...]]:
     """Query id -> ids of a JSON object, ids as text; the special keys of a CIRR submission are skipped.
 

@@ -24,9 +24,9 @@ from cirray.evaluation.chunked import (
     scan,
     split_rows,
 )
-from cirray.evaluation.evaluate import RankedQueries
+from cirray.evaluation.evaluate import Answer, RankedQueries, subset_ranking
 from cirray.evaluation.plan import EvaluationPlan, Gallery
-from cirray.evaluation.verdicts import Verdict, probes_of, verdict_from_scores
+from cirray.evaluation.verdicts import probes_of, verdict_from_scores
 from cirray.features.vector_files import VectorFile, open_array
 from cirray.types import Query, Ranking
 
@@ -85,7 +85,7 @@ def rank_vectors(
     query_BD = _query_matrix(plan, queries, settings)
     rows, run = _rows_of(plan, gallery), run or in_process(gallery)
     places = {name: _locate(name, plan, gallery, rows) for name in plan.galleries}
-    found: dict[int, tuple[Ranking, Ranking | None, Verdict | None]] = {}
+    found: dict[int, Answer] = {}
     for name, positions in plan.by_gallery(range(len(plan.queries))).items():
         own = plan.galleries[name]
         jobs = _jobs(places[name], gallery, settings, parts)
@@ -96,11 +96,7 @@ def rank_vectors(
             found[at] = answer
         advance(len(positions), name or "queries")
     answers = [found[at] for at in range(len(plan.queries))]
-    return RankedQueries(
-        plan, tuple(ranking for ranking, _, _ in answers),
-        tuple(subset for _, subset, _ in answers if subset is not None),
-        tuple(verdict for _, _, verdict in answers if verdict is not None), time.perf_counter() - started,
-    )  # fmt: skip
+    return RankedQueries.of(plan, answers, started)
 
 
 def _query_matrix(plan: EvaluationPlan, queries: VectorFile, settings: Settings) -> np.ndarray:
@@ -220,7 +216,7 @@ def _probes(query: Query, rule: str, judge: bool) -> tuple[str, ...]:
 def _answers(
     plan: EvaluationPlan, own: Gallery, positions: Sequence[int], probes: Sequence[tuple[str, ...]],
     scores_P: np.ndarray, partial: Partial, judge: bool,
-) -> list[tuple[Ranking, Ranking | None, Verdict | None]]:  # fmt: skip
+) -> list[Answer]:  # fmt: skip
     found, start = [], 0
     for place, at in enumerate(positions):
         query, names = plan.queries[at], probes[place]
@@ -228,7 +224,7 @@ def _answers(
         scores = dict(zip(names, scores_P[span].tolist(), strict=True))
         above = dict(zip(names, partial.above[span].tolist(), strict=True))
         verdict = verdict_from_scores(query, scores, above, plan.protocol.reference_rule) if judge else None
-        found.append((_ranking(query, own, partial, place), _subset(query, scores), verdict))
+        found.append(Answer(_ranking(query, own, partial, place), subset_ranking(query, scores), verdict))
         start += len(names)
     return found
 
@@ -237,11 +233,3 @@ def _ranking(query: Query, own: Gallery, partial: Partial, place: int) -> Rankin
     filled = partial.rows[place] < len(own)
     ids = tuple(own.ids[row] for row in partial.rows[place][filled])
     return Ranking(query.query_id, ids, tuple(partial.scores[place][filled].tolist()))
-
-
-def _subset(query: Query, scores: Mapping[str, float]) -> Ranking | None:
-    members = sorted(name for name in set(query.subset) if name != query.reference_id and name in scores)
-    if not members:
-        return None
-    ordered = sorted(members, key=lambda name: -scores[name])
-    return Ranking(query.query_id, tuple(ordered), tuple(scores[name] for name in ordered))

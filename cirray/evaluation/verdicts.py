@@ -10,8 +10,9 @@ exact score is needed: a target, a graded target, a subset member.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -66,15 +67,15 @@ def verdict_from_scores(
     gone = {query.reference_id} if reference_rule == "remove" else set()
     live = [name for name in dict.fromkeys(query.target_ids) if name not in gone]
     graded = _graded(query)
-    members = [name for name in dict.fromkeys(query.subset) if name != query.reference_id]
-    inside = set(members)
+    inner = {name: scores[name] for name in query.subset if name != query.reference_id}
+    rank, inner_rank = partial(_best, scores=scores, above=above), partial(_best, scores=inner, above={})
     return Verdict(
-        rank=_best(live, scores, above),
+        rank=rank(live),
         places=_places(query, live, scores, above),
-        first=_best(live[:1], scores, above) if query.target_ids[0] not in gone else NEVER,
-        levels=_levels(graded, scores, above),
-        subset=_best_among([name for name in live if name in inside], members, scores) if members else None,
-        subset_levels=_subset_levels(graded, members, scores),
+        first=rank(live[:1]) if query.target_ids[0] not in gone else NEVER,
+        levels=_levels(graded, rank),
+        subset=inner_rank([name for name in live if name in inner]) if inner else None,
+        subset_levels=_levels({name: label for name, label in graded.items() if name in inner}, inner_rank),
     )
 
 
@@ -95,13 +96,14 @@ def verdict_from_list(
     graded = _graded(query)
     order = _subset_order(query, kept, subset_ids)
     inner = None if order is None else {name: place for place, name in enumerate(order)}
+    rank, inner_rank = partial(_listed_rank, places=places), partial(_listed_rank, places=inner or {})
     return Verdict(
-        rank=_listed_rank(wanted, places),
+        rank=rank(wanted),
         places=tuple(sorted(places.get(name, NEVER) for name in wanted)),
         first=places.get(wanted[0], NEVER),
-        levels=_listed_levels(graded, places),
-        subset=None if inner is None else _listed_rank(wanted, inner),
-        subset_levels=() if inner is None else _listed_levels(graded, inner),
+        levels=_levels(graded, rank),
+        subset=None if inner is None else inner_rank(wanted),
+        subset_levels=() if inner is None else _levels(graded, inner_rank),
     )
 
 
@@ -145,7 +147,7 @@ def _best(names: Sequence[str], scores: Mapping[str, float], above: Mapping[str,
         return NEVER
     best = max(names, key=scores.__getitem__)
     own = set(names)
-    return above[best] + sum(scores[other] >= scores[best] for other in scores if other not in own)
+    return above.get(best, 0) + sum(scores[other] >= scores[best] for other in scores if other not in own)
 
 
 def _places(
@@ -158,24 +160,9 @@ def _places(
     return tuple(found + [NEVER] * (len(set(query.target_ids)) - len(live)))
 
 
-def _levels(graded: Mapping[str, float], scores: Mapping[str, float], above: Mapping[str, int]) -> Levels:
+def _levels(graded: Mapping[str, float], rank: Callable[[Sequence[str]], int]) -> Levels:
     steps = sorted(set(graded.values()), reverse=True)
-    return tuple((step, _best([name for name in graded if graded[name] >= step], scores, above)) for step in steps)
-
-
-def _best_among(names: Sequence[str], members: Sequence[str], scores: Mapping[str, float]) -> int:
-    if not names:
-        return NEVER
-    best, own = max(scores[name] for name in names), set(names)
-    return sum(scores[other] >= best for other in members if other not in own)
-
-
-def _subset_levels(graded: Mapping[str, float], members: Sequence[str], scores: Mapping[str, float]) -> Levels:
-    inside = {name: label for name, label in graded.items() if name in set(members)}
-    steps = sorted(set(inside.values()), reverse=True)
-    return tuple(
-        (step, _best_among([name for name in inside if inside[name] >= step], members, scores)) for step in steps
-    )
+    return tuple((step, rank([name for name in graded if graded[name] >= step])) for step in steps)
 
 
 def _subset_order(query: Query, kept: Sequence[str], subset_ids: Sequence[str] | None) -> list[str] | None:
@@ -193,11 +180,6 @@ def _subset_order(query: Query, kept: Sequence[str], subset_ids: Sequence[str] |
 def _listed_rank(names: Sequence[str], places: Mapping[str, int]) -> int:
     """Position of the first of some images in a list."""
     return min((places.get(name, NEVER) for name in names), default=NEVER)
-
-
-def _listed_levels(graded: Mapping[str, float], places: Mapping[str, int]) -> Levels:
-    steps = sorted(set(graded.values()), reverse=True)
-    return tuple((step, _listed_rank([name for name in graded if graded[name] >= step], places)) for step in steps)
 
 
 def row_verdict(

@@ -1,6 +1,6 @@
 """Score saved vectors, ranked lists or a submission file. No model; Ray only if asked for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from cirray.evaluation.chunked import Settings
 from cirray.evaluation.evaluate import SCORE_TIES, count_result
 from cirray.evaluation.given import open_vectors, plan_for
 from cirray.evaluation.lists import LIST_TIES, depth_note, knows_subsets, rank_lists, split_metrics
-from cirray.evaluation.rankings import SavedRankings, read_rankings
+from cirray.evaluation.rankings import read_lists
 from cirray.evaluation.report import ReportContent, ReportRow
 from cirray.evaluation.report_files import write_report
 from cirray.evaluation.result import EvaluationResult
@@ -97,7 +97,7 @@ def _runner(run: ScoreRun) -> Iterator[Runner | None]:
 
 def _lists_counted(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tuple[EvaluationResult, tuple[str, ...]]:
     spellings = spellings_of(dataset)
-    lists, subsets = (spellings.lists(found) for found in _lists(run))
+    lists, subsets = (spellings.lists(found) for found in read_lists(run.ranks, run.subsets, run.row, run.seed))
     targets = (image for query in dataset.queries for image in query.target_ids)
     named = (*targets, *(image for given in (lists, subsets) for ids in given.values() for image in ids))
     known = bool(subsets)
@@ -112,15 +112,6 @@ def _lists_counted(run: ScoreRun, dataset: CirDataset, protocol: Protocol) -> tu
     depth = depth_note(lists, plan)
     notes = (*notes, *spellings.note(), *((depth,) if depth else ()))
     return count_result(ranked, run.intervals, LIST_TIES), notes
-
-
-def _lists(run: ScoreRun) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
-    """Lists of the gallery and of the subsets, by the file's own metric."""
-    saved = read_rankings(run.ranks, run.row, run.seed) if run.ranks else SavedRankings("", {})
-    subsets = read_rankings(run.subsets).lists if run.subsets else saved.subsets
-    if saved.metric == "recall_subset":
-        return {}, saved.lists
-    return saved.lists, subsets
 
 
 def _write(stage: Stage, run: ScoreRun, dataset: CirDataset, result: EvaluationResult) -> None:

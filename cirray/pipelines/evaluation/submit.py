@@ -15,7 +15,7 @@ from cirray.evaluation.config import SubmitRun
 from cirray.evaluation.evaluate import rank_queries
 from cirray.evaluation.given import check_sides, open_vectors, plan_for
 from cirray.evaluation.plan import make_plan
-from cirray.evaluation.rankings import SavedRankings, read_rankings
+from cirray.evaluation.rankings import read_lists
 from cirray.evaluation.spellings import spellings_of
 from cirray.evaluation.submissions import (
     CIRCO,
@@ -161,13 +161,9 @@ def _ranked(run: SubmitRun, dataset: CirDataset) -> _Ranked:
 
 
 def _by_lists(run: SubmitRun, dataset: CirDataset) -> _Ranked:
-    saved = read_rankings(run.rankings, run.row, run.seed) if run.rankings else SavedRankings("", {})
-    subsets: Lists = read_rankings(run.subsets).lists if run.subsets else saved.subsets
-    lists: Lists = saved.lists
-    if saved.metric == "recall_subset":
-        lists, subsets = {}, saved.lists
-    spellings = spellings_of(dataset)
-    lists, subsets = spellings.lists(lists), spellings.lists(subsets)
+    spellings, found = spellings_of(dataset), read_lists(run.rankings, run.subsets, run.row, run.seed)
+    lists: Lists = spellings.lists(found[0])
+    subsets: Lists = spellings.lists(found[1])
     missing = _Ranked.missing
     if lists and not subsets:
         subsets, cut = _subsets_from(lists, dataset)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from cirray.core.errors import DataError
+from cirray.evaluation.measures import interval, measure
 from cirray.evaluation.metrics import (
     NEVER,
-    bootstrap_interval,
     group_recall,
     hit_counts,
     recall_by,
@@ -14,6 +14,11 @@ from cirray.evaluation.metrics import (
 )
 from cirray.evaluation.verdicts import row_verdict
 from cirray.types import Query
+
+
+def bootstrap_interval(hits_B, families=None, **settings):
+    names = map(str, range(len(hits_B))) if families is None else families
+    return interval(measure("R@1", hits_B), list(names), **settings)
 
 
 def rank(scores, targets, removed=None):
