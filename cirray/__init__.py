@@ -15,7 +15,8 @@ def load(place: str, device: str = "cpu") -> Any:
         device: where the models run.
 
     Returns:
-        For a retriever an `ImageTextEncoder`: `queries(images, texts)`, `images(images)`, `score(queries, gallery)`.
+        For a retriever an `ImageTextEncoder` with `queries(images, texts)`, `images(images)` and
+        `score(queries, gallery)`.
         For a generator a `ModificationGenerator`.
 
     Raises:
