@@ -38,6 +38,6 @@ def text_table(lines: Sequence[Sequence[str]], title: str = "") -> str:
     for cells in lines[1:]:
         table.add_row(*(Text(cell) for cell in cells))
     stream = io.StringIO()
-    Console(file=stream, width=400, color_system=None, legacy_windows=False).print(table)
+    Console(file=stream, width=400, color_system=None, legacy_windows=False, force_jupyter=False).print(table)
     body = "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
     return f"{title}\n\n{body}" if title else body

@@ -8,3 +8,8 @@ def test_percent_rounds_to_one_decimal():
 
 def test_names_with_brackets_are_text_not_markup():
     assert "[bold]x[/bold]" in text_table([["", "a"], ["[bold]x[/bold]", "1"]])
+
+
+def test_a_table_is_text_in_a_notebook_too(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert text_table([["name", "a"], ["x", "1"]]).splitlines()[0].split() == ["name", "a"]
