@@ -1,13 +1,48 @@
-"""`cirray search`."""
+"""`cirray search`: one query, answered here or by a service that is running."""
+
+from typing import Any
 
 from cirray.cli.verb import Verb
+from cirray.core.config import given
+from cirray.core.errors import ConfigError
+
+
+def run(search: Any) -> Any:
+    """Answer one query.
+
+    Raises:
+        ConfigError: for a checkpoint or index beside the address of a service.
+        DataError, IndexMismatchError, ServingError: as `run_search`, or what the service says.
+    """
+    if search.url:
+        return _ask_service(search)
+    from cirray.pipelines.search.search import run_search
+
+    return run_search(search)
+
+
+def _ask_service(search: Any) -> Any:
+    """The same answer and page by a service, without torch."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from cirray.pipelines.search.search import answer, reference
+    from cirray.serving.client import SearchClient
+
+    named = [name for name in ("checkpoint", "index") if given(search, name)]
+    if named:
+        raise ConfigError(f"The service at {search.url!r} has its own {' and '.join(named)}; leave out {named[0]}=.")
+    image, gallery_id = reference(search)
+    with SearchClient(search.url) as client, ThreadPoolExecutor(8) as pool:
+        found = client.search(search.text, image, gallery_id, search.k)
+        return answer(search, found.ranking, lambda names: pool.map(client.image, names), image, gallery_id)
+
 
 VERB = Verb(
     name="search",
     group="search",
     help="answer one composed query and write a page with the pictures",
     config="cirray.pipelines.search.config:SearchRun",
-    run="cirray.pipelines.search.search:run_search",
+    run="cirray.cli.search:run",
     example='cirray search --id gal-00020-0 --text "in the middle left add a large cyan diamond"',
     show=lambda answer: answer.text(),
     restarts=False,

@@ -5,12 +5,13 @@ import posixpath
 import shutil
 import uuid
 from pathlib import Path
-
-import pyarrow as pa
-from pyarrow import fs as pafs
+from typing import TYPE_CHECKING
 
 from cirray.core.errors import ArtifactError
 from cirray.core.texts import is_whole
+
+if TYPE_CHECKING:
+    from pyarrow import fs as pafs  # at run time imported where it is used: `cirray --help` needs no Arrow
 
 
 def is_local(uri: str | Path) -> bool:
@@ -48,17 +49,17 @@ def url(uri: str | Path) -> str:
     return local_path(uri).absolute().as_uri() if is_local(uri) else str(uri)
 
 
-def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
+def resolve(uri: str | Path) -> "tuple[pafs.FileSystem, str]":
     """Filesystem and path of a URI.
 
     Raises:
         ArtifactError: naming the URI when its scheme is unknown, the store cannot be reached, or it is no UTF-8 text.
     """
+    import pyarrow as pa
+    from pyarrow import fs as pafs
+
     if is_local(uri):
-        path = str(local_path(uri).absolute())
-        if not is_whole(path):
-            raise ArtifactError(f"The path {path!r} holds bytes that are not UTF-8; use another path.")
-        return pafs.LocalFileSystem(), path
+        return pafs.LocalFileSystem(), str(_local_file(uri))
     try:
         return pafs.FileSystem.from_uri(str(uri))
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
@@ -71,13 +72,13 @@ def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
 def exists(uri: str | Path) -> bool:
     """True when a file or folder stands at the URI."""
     filesystem, path = resolve(uri)
-    return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+    return filesystem.get_file_info(path).type.name != "NotFound"
 
 
 def is_file(uri: str | Path) -> bool:
     """True when a file, no folder, stands at the URI."""
     filesystem, path = resolve(uri)
-    return filesystem.get_file_info(path).type == pafs.FileType.File
+    return bool(filesystem.get_file_info(path).is_file)
 
 
 def list_files(uri: str | Path) -> list[str]:
@@ -86,10 +87,12 @@ def list_files(uri: str | Path) -> list[str]:
     Raises:
         ArtifactError: when a name is not UTF-8 text.
     """
+    from pyarrow.fs import FileSelector
+
     filesystem, path = resolve(uri)
-    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    selector = FileSelector(path, recursive=True, allow_not_found=True)
     try:
-        found = [info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+        found = [info.path for info in filesystem.get_file_info(selector) if info.is_file]
     except UnicodeDecodeError as error:
         name = error.object.decode("utf-8", "backslashreplace")
         raise ArtifactError(f"{name!r} below {str(uri)!r} is no UTF-8 name; rename that file.") from None
@@ -116,11 +119,11 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
     Raises:
         ArtifactError: naming the URI when it cannot be written (full disk, no permission, unreachable store).
     """
-    filesystem, path = resolve(uri)
     try:
         if is_local(uri):
-            _write_local(Path(path), data)
+            _write_local(_local_file(uri), data)
         else:
+            filesystem, path = resolve(uri)
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
     except OSError as error:
@@ -153,11 +156,18 @@ def download_folder(uri: str | Path, target: Path) -> Path:
 def remove(uri: str | Path) -> None:
     """Delete a file or a folder with all it holds; an absent one is fine."""
     filesystem, path = resolve(uri)
-    kind = filesystem.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
+    info = filesystem.get_file_info(path)
+    if info.type.name == "Directory":
         filesystem.delete_dir(path)
-    elif kind == pafs.FileType.File:
+    elif info.is_file:
         filesystem.delete_file(path)
+
+
+def _local_file(uri: str | Path) -> Path:
+    path = local_path(uri).absolute()
+    if not is_whole(str(path)):
+        raise ArtifactError(f"The path {str(path)!r} holds bytes that are not UTF-8; use another path.")
+    return path
 
 
 def _write_local(path: Path, data: bytes) -> None:

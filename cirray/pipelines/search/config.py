@@ -55,6 +55,8 @@ class SearchRun(Run):
     """Checkpoint artifact."""
     index: Place = "@index"
     """Index artifact built with it."""
+    url: Effort[str] = ""
+    """Ask the service at this address (`http://127.0.0.1:8000`), which has a checkpoint and an index of its own."""
     image: Place = ""
     """Image file of the reference."""
     id: str = ""

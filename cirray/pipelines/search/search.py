@@ -3,7 +3,7 @@
 import base64
 import html
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from cirray.core.log import printable
 from cirray.data.names import NameFinder
 from cirray.index.pictures import media_type
 from cirray.pipelines.search.config import SearchRun
-from cirray.search_engine import SearchEngine
 from cirray.types import Ranking
 
 _STYLE = (
@@ -44,13 +43,33 @@ def run_search(run: SearchRun) -> Answer:
         DataError: an unusable image, text or id.
         IndexMismatchError: the index belongs to another checkpoint.
     """
-    retriever = SearchEngine.open(run.checkpoint, run.index)
-    image, gallery_id = _reference(run, retriever.gallery.ids, retriever.gallery.examples)
-    ranking = retriever.search(run.text, image, gallery_id, run.k)
+    from cirray.search_engine import SearchEngine
+
+    engine = SearchEngine.open(run.checkpoint, run.index)
+    image, gallery_id = reference(run, engine.gallery.ids, engine.gallery.examples)
+    ranking = engine.search(run.text, image, gallery_id, run.k)
+    return answer(run, ranking, lambda names: map(engine.gallery.picture, names), image, gallery_id)
+
+
+def answer(
+    run: SearchRun, ranking: Ranking, pictures: Callable[[Sequence[str]], Iterable[bytes]], image: str | None,
+    gallery_id: str | None,
+) -> Answer:  # fmt: skip
+    """Write the page of a ranking.
+
+    Args:
+        run: the query.
+        ranking: what was found.
+        pictures: encoded pictures of gallery images.
+        image: file of the reference, or
+        gallery_id: its id.
+    """
     page = run.out or str(Path("cirray-search.html").absolute())
-    picture = Path(image).read_bytes() if image else retriever.gallery.picture(str(gallery_id))
-    answers = [(name, retriever.gallery.picture(name)) for name in ranking.ids]
-    storage.write_bytes(page, render(run.text, picture, answers, ranking.scores).encode())
+    asked = Path(image).read_bytes() if image else b""
+    names = [*ranking.ids] if image else [str(gallery_id), *ranking.ids]
+    found = dict(zip(names, pictures(names), strict=True))
+    answers = [(name, found[name]) for name in ranking.ids]
+    storage.write_bytes(page, render(run.text, asked or found[str(gallery_id)], answers, ranking.scores).encode())
     return Answer(ranking, page)
 
 
@@ -67,10 +86,14 @@ def render(text: str, reference: bytes, answers: Sequence[tuple[str, bytes]], sc
     )
 
 
-def _reference(
-    run: SearchRun, ids: Sequence[str], examples: Sequence[tuple[str, str]] = ()
+def reference(
+    run: SearchRun, ids: Sequence[str] = (), examples: Sequence[tuple[str, str]] = ()
 ) -> tuple[str | None, str | None]:
-    """A picture's path, or a gallery id: as written, else the one with an equivalent spelling."""
+    """A picture's path, or a gallery id: as written, else the one of `ids` with an equivalent spelling.
+
+    Raises:
+        DataError: for no reference or two, a file that is not there, or an id that may be either of two.
+    """
     if bool(run.image) == bool(run.id):
         shown = [shlex.join(["--id", name, "--text", text]) for name, text in examples[:1]]
         words = ", e.g. ".join(["id=ID of a gallery image", *shown])
