@@ -11,17 +11,17 @@ special token in it.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf.message import DecodeError
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cirray.core.errors import ArtifactError
 
-protocol: Any = sentencepiece_model_pb2
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor  # at run time only where there is such a file
+
 MODEL = "tokenizer.model"
 CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "LLaMATokenizer")
 """LLaMA's tokenizer classes in `tokenizer_config.json`."""
@@ -77,12 +77,16 @@ def llama_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=backend, **{"padding_side": "left", **kept, **tokens})
 
 
-def read_pieces(path: Path) -> tuple[Any, SentencePieceProcessor]:
+def read_pieces(path: Path) -> "tuple[Any, SentencePieceProcessor]":
     """A parsed SentencePiece file, and SentencePiece's processor of it.
 
     Raises:
         ArtifactError: for anything but a whole SentencePiece model.
     """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+    protocol: Any = sentencepiece_model_pb2
     data, model = path.read_bytes(), protocol.ModelProto()
     try:
         model.ParseFromString(data)
@@ -100,7 +104,7 @@ def read_pieces(path: Path) -> tuple[Any, SentencePieceProcessor]:
 def _backend(model: Any) -> Tokenizer:
     """BPE with all merges of two pieces, better pieces first; or Unigram."""
     pieces, spec = model.pieces, model.trainer_spec
-    if spec.model_type == protocol.TrainerSpec.UNIGRAM:
+    if spec.model_type == type(spec).UNIGRAM:
         scored = [(piece.piece, piece.score) for piece in pieces]
         backend = Tokenizer(Unigram(scored, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
     else:
@@ -167,7 +171,7 @@ def _add(path: Path, backend: Tokenizer, added: Mapping[int, AddedToken]) -> Non
             )
 
 
-def _check(path: Path, processor: SentencePieceProcessor, backend: Tokenizer) -> None:
+def _check(path: Path, processor: "SentencePieceProcessor", backend: Tokenizer) -> None:
     for text in _SAMPLES:
         wanted, found = processor.encode(text), backend.encode(text, add_special_tokens=False).ids
         if wanted != found:
