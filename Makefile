@@ -76,7 +76,7 @@ latest:
 
 constraints: $(TEST_STAMP)
 	(sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip --disable-pip-version-check list --format freeze \
-	    --exclude-editable --exclude pip --exclude setuptools --exclude wheel \
+	    --exclude-editable --exclude pip --exclude wheel \
 	    | sed 's/^faiss-[cg]pu==\(.*\)/faiss-cpu==\1\nfaiss-gpu==\1/' | LC_ALL=C sort -f) > constraints.new
 	mv constraints.new constraints.txt
 
