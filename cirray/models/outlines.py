@@ -44,6 +44,7 @@ from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.hf_clip import HfClipTower
 from cirray.models.towers.language import LanguageModel
 from cirray.models.towers.preprocessors import PREPROCESSOR
+from cirray.models.towers.timm import outline_timm_tower, published_timm
 
 _UNCHECKED = ("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 _WHOLE = ("blip-2", "instructblip")
@@ -155,6 +156,8 @@ def outline_tower(source: str) -> VisionTower:
     backbone = backbone_of(folder) if folder.is_dir() else None
     if backbone is not None and backbone.outline is not None:
         return backbone.outline(str(folder))
+    if published_timm(source) is not None and not folder.is_dir():
+        return outline_timm_tower(source)
     settings = settings_of(source, "vision")
     if settings.model_type == "clip" or isinstance(settings, CLIPConfig):
         return _clip_tower(source, settings)

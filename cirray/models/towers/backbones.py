@@ -73,7 +73,7 @@ class Backbone:
 _LAST = ("auto",)
 """Backbones that are asked where no other one fits."""
 BACKBONES: Registry[Backbone] = Registry(
-    "backbone", [f"cirray.models.towers.{name}" for name in ("auto", "hf_blip2", "hf_clip", "open_clip")]
+    "backbone", [f"cirray.models.towers.{name}" for name in ("auto", "hf_blip2", "hf_clip", "open_clip", "timm")]
 )
 
 

@@ -1,7 +1,7 @@
 """How a tower's images are prepared: files of image processors, read and written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +102,38 @@ def library_transform(source: str, side: int) -> TransformConfig:
             "its config.json."
         ) from None
     settings = processor.to_dict()
+
+    def theirs(picture: Image.Image) -> np.ndarray:
+        return np.asarray(processor(images=picture, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+
+    grid = "max_num_patches" in settings  # its pixels come as a sequence of patches, in a grid of the picture's shape
+    kind = type(processor).__name__
+    return checked_transform(source, kind, lambda: transform_of(settings, side), None if grid else theirs)
+
+
+def checked_transform(
+    source: str, kind: str, described: Callable[[], TransformConfig], theirs: Callable[[Image.Image], Any] | None
+) -> TransformConfig:
+    """A transform that was read from a library's settings, compared with the library's own on a picture.
+
+    Args:
+        source: folder or hub id, for errors.
+        kind: what prepares the images there, for errors.
+        described: reads the transform.
+        theirs: picture -> normalised numbers `[3, H, W]` as the library makes them; None: not compared.
+
+    Raises:
+        ArtifactError: when the settings describe another kind of preparation, or the two differ by more than rounding.
+    """
     try:
-        transform = transform_of(settings, side)
-        if "max_num_patches" not in settings:
-            _compare(processor, transform)
+        transform = described()
+        if theirs is not None:
+            _compare(theirs, transform)
     except (*READ_ERRORS, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ArtifactError(
-            f"Images for {source!r} are prepared in an unknown way ({type(processor).__name__}: {reason}). Known "
-            "are resizing to a square, and resizing the shorter side with or without a central crop to a square."
+            f"Images for {source!r} are prepared in an unknown way ({kind}: {reason}). Known are resizing to a square, "
+            "and resizing the shorter side, with or without a central crop to a square."
         ) from None
     return transform
 
@@ -171,8 +194,8 @@ def _square(size: tuple[int, ...]) -> int:
     return size[0]
 
 
-def _compare(processor: Any, transform: TransformConfig) -> None:
-    """Compare a transform with a library's image processor on a picture that is not square.
+def _compare(theirs: Callable[[Image.Image], Any], transform: TransformConfig) -> None:
+    """Compare a transform with a library's on a picture that is not square.
 
     Raises:
         ValueError: when they differ by more than rounding.
@@ -180,7 +203,7 @@ def _compare(processor: Any, transform: TransformConfig) -> None:
     rng = np.random.default_rng(0)
     blocks = rng.integers(256, size=(9, 7, 3), dtype=np.uint8)
     picture = Image.fromarray(blocks).resize(_PROBE, Image.Resampling.BICUBIC)
-    theirs_CHW = np.asarray(processor(images=picture, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+    theirs_CHW = theirs(picture)
     mean_C, std_C = np.array(transform.mean, np.float32), np.array(transform.std, np.float32)
     ours_CHW = ((build_transform(transform)(picture) / np.float32(255) - mean_C) / std_C).transpose(2, 0, 1)
     if theirs_CHW.shape != ours_CHW.shape:
