@@ -131,6 +131,8 @@ def test_many_clients_at_once_get_the_answers_they_would_get_alone(client, retri
 def test_the_gallery_its_pictures_and_the_page_are_served(client, url, retriever):
     assert client.gallery(limit=100) == list(retriever.gallery.ids)
     assert client.image("a b/pïc 01") == retriever.gallery.picture("a b/pïc 01")
+    large = httpx.get(f"{url}/v1/images/plain/00?size=large")
+    assert large.status_code == 200 and large.headers["etag"].endswith('-large"')
     page = httpx.get(url)
     assert page.status_code == 200 and "static/app.js" in page.text
     assert httpx.get(f"{url}/static/app.js").headers["content-type"].startswith("text/javascript")

@@ -41,8 +41,7 @@ export function find({ reference, text, weight }, k, blob) {
 }
 
 // The gallery from `offset` on, as far as it was read: a round trip of all pictures that ends where it began.
-const PAGE = 100;
-const MOST = 500;
+const [PAGE, LARGER, MOST] = [100, 200, 500];
 let read = { offset: -1, items: [], total: Infinity };
 let reading = Promise.resolve();
 
@@ -67,8 +66,8 @@ async function readOn(offset, wanted) {
   return known;
 }
 
-// The next page; pages grow with what was read, so that a long gallery takes few.
-export const further = ({ offset, items }) => gallery(offset, items.length + Math.min(MOST, items.length));
+// The next page; what follows the first one comes in larger pages.
+export const further = ({ offset, items }) => gallery(offset, items.length + Math.min(LARGER, items.length));
 
 // Queries to try: the index's best, or the data set's own texts about one picture. Nothing depends on them.
 const known = new Map();
