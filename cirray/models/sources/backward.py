@@ -1,6 +1,7 @@
 """A trained retriever and its tower as one state dict under transformers' names, for the authors' code."""
 
 import torch
+from transformers import Blip2VisionModel
 
 from cirray.core.errors import ArtifactError
 from cirray.models.composed import QFormerRetriever
@@ -15,8 +16,14 @@ def retriever_tensors(retriever: QFormerRetriever, tower: VisionTower) -> tuple[
     """State dict for `write_original`: a PTHA checkpoint (SPRC's lacks the unused matching head).
 
     Raises:
-        ArtifactError: when the tower's last LayerNorm has an affine part, which LAVIS' layout cannot hold.
+        ArtifactError: for another tower than BLIP-2's, or when its last LayerNorm has an affine part, which LAVIS'
+            layout cannot hold.
     """
+    if not isinstance(tower.model, Blip2VisionModel):
+        raise ArtifactError(
+            f"The retriever is trained over a {type(tower.model).__name__}; LAVIS' layout holds BLIP-2's vision tower "
+            "alone. Use `cirray export`."
+        )
     norm = tower.model.post_layernorm
     if not (torch.all(norm.weight == 1) and torch.all(norm.bias == 0)):
         raise ArtifactError(

@@ -18,6 +18,7 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -161,7 +162,7 @@ def load_language_model(
     """
     packed = quantized_arguments(quantization, dtype, device)
     place = at_home(source)
-    if Path(place).exists() and not model_type(place):
+    if Path(place).exists() and model_type(place) not in CONFIG_MAPPING:
         raise no_language(source)
     try:
         family, inner = _inner(place)

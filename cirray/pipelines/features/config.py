@@ -39,14 +39,16 @@ class TowersRun(Run):
     """Make or fetch the towers that stay frozen from then on: vision and language model."""
 
     vision: Place = "asset"
-    """`asset` (shipped, for the embedded world), `train`, or a folder, hub id or file of weights. These may be BLIP-2,
-    InstructBLIP, CLIP, a folder of open_clip, `open_clip:NAME=FILE` (an architecture and its weights), or CLIP4Cir's
-    tuned .pt."""
+    """`asset` (shipped, for the embedded world), `train`, or a folder, hub id or file of weights. These may be an image
+    encoder of transformers or timm (DINOv2, DINOv3, SigLIP, ViT, ...), BLIP-2, InstructBLIP, CLIP, a folder of
+    open_clip, `open_clip:NAME=FILE` (an architecture and its weights), or CLIP4Cir's tuned .pt."""
     language: Place = "asset"
-    """`asset` (shipped, for the embedded world), `train`, or a folder or hub id of a causal language model."""
+    """`asset` (shipped, for the embedded world), `train`, or a folder or hub id of a language model that writes text
+    (LLaMA, OPT, T5, ...), or of a whole BLIP-2 or InstructBLIP."""
     clip_tokens: Literal["embedding", "all", "unprojected"] = "embedding"
-    """What a CLIP tower gives for an image. `embedding`: the image embedding (sum, Combiner). `all`: also projected
-    tokens (cross-attention). `unprojected`: also the last block's patches as they are (pseudo-words)."""
+    """What a CLIP tower gives for an image (others give all their tokens). `embedding`: the image embedding (sum,
+    Combiner). `all`: also projected tokens (cross-attention). `unprojected`: also the last block's patches as they are
+    (pseudo-words)."""
     vision_model: VisionTowerConfig = VisionTowerConfig()
     """Sizes of a trained vision tower."""
     transform: TransformConfig = TransformConfig()
