@@ -27,6 +27,7 @@ def run(path: Path, folder: str | Path):
         cell.metadata.clear()
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    notebook = nbformat.reads(nbformat.writes(notebook).replace(str(folder), "/here"), as_version=4)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     return notebook
 
