@@ -194,10 +194,14 @@ def check_place(run: Run, kind: str) -> None:
         _check_free(run.out)
 
 
-def place_digest(place: str) -> str:
-    """Digest of an artifact, a folder or a file (also of the file in `NAME=FILE`); any other name stands for itself."""
-    if is_complete(place):
-        return read_manifest(place).digest
+def place_digest(place: str, kind: str | None = None) -> str:
+    """Digest of an artifact, a folder or a file (also of the file in `NAME=FILE`); any other name stands for itself.
+
+    Raises:
+        ArtifactError: when `kind` is given and the place is no complete artifact of it.
+    """
+    if kind or is_complete(place):
+        return read_manifest(place, kind).digest
     if storage.exists(place):
         return file_digest(place) if storage.is_file(place) else directory_digest(place)
     name, equals, file = place.partition("=")
@@ -212,7 +216,7 @@ def _all_inputs(run: Run, given: Mapping[str, str]) -> dict[str, str]:
             continue
         if reading.place is None:
             raise TypeError(f"The stage of {type(run).__name__} gives no digest of what it reads in {reading.path!r}.")
-        inputs[reading.name] = place_digest(reading.place)
+        inputs[reading.name] = place_digest(reading.place, reading.kind)
     return {name: digest for name, digest in inputs.items() if digest}
 
 

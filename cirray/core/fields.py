@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, TypeVar, get_args
 
+from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
 ValueT = TypeVar("ValueT")
@@ -41,8 +42,25 @@ class Since:
     version: str
 
 
+@dataclass(frozen=True)
+class Kind:
+    """The kind of artifact that a place must name. `Annotated[Place, Kind("pairs")]`; others are refused."""
+
+    name: str
+
+
+def _some(values: Any) -> Any:
+    if not values:
+        raise ValueError("needs at least one entry")
+    return values
+
+
 Place = Annotated[str, Role.PLACE]
 """A path, URI or artifact name; in an identity the digest of its content replaces it."""
+Features = Annotated[Place, Kind("features")]
+"""A features artifact, which most stages read."""
+Some = Annotated[ValueT, AfterValidator(_some)]
+"""A list or mapping with at least one entry. `Some[tuple[Features, ...]]`."""
 Effort = Annotated[ValueT, Role.EFFORT]
 """Workers, devices, memory, progress, timeouts: never changes the result. `Effort[int]`, `Effort[RayConfig]`."""
 
@@ -56,17 +74,22 @@ class StageDigested:
 
 def role_of(field: FieldInfo) -> Role:
     """What a field of a `Config` is, as declared; a list, mapping or union of places is a place, scratch an effort."""
-    roles = _roles(field.metadata, field.annotation)
+    roles = _said(Role, field.metadata, field.annotation)
     return Role.EFFORT if Role.EFFORT in roles else next(iter(roles), Role.IDENTITY)
 
 
 def names_place(field: FieldInfo) -> bool:
     """Whether a field holds a path, URI or artifact name, whatever its role is (`Effort[Place]`: scratch)."""
-    return Role.PLACE in _roles(field.metadata, field.annotation)
+    return Role.PLACE in _said(Role, field.metadata, field.annotation)
 
 
-def _roles(metadata: Any, annotation: Any) -> list[Role]:
-    found = [item for item in metadata if isinstance(item, Role)]
+def kind_of(field: FieldInfo) -> str | None:
+    """The kind of artifact that a field names; None where any place will do."""
+    return next((kind.name for kind in _said(Kind, field.metadata, field.annotation)), None)
+
+
+def _said(cls: type[ValueT], metadata: Any, annotation: Any) -> list[ValueT]:
+    found = [item for item in metadata if isinstance(item, cls)]
     for part in get_args(annotation):
-        found += _roles(getattr(part, "__metadata__", ()), part)
+        found += _said(cls, getattr(part, "__metadata__", ()), part)
     return found

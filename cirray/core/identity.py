@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cirray.core.fields import Role, Since, StageDigested, role_of
+from cirray.core.fields import Role, Since, StageDigested, kind_of, role_of
 from cirray.core.trees import leaves
 
 _TOLD = 3
@@ -20,12 +20,13 @@ class Reading:
     """One place that a run may read.
 
     `path`: its dotted field. `name`: distinguishes several places of one field. `place`: None for a section whose
-    digest only its stage can compute.
+    digest only its stage can compute. `kind`: of the artifact that must be there; None: any place.
     """
 
     path: str
     name: str
     place: str | None
+    kind: str | None = None
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading
         for key, item in _items(value):
             inner = " ".join(filter(None, (label, key)))
             if role is Role.PLACE and item:
-                yield Reading(path, f"{path} {inner}".rstrip(), str(item))
+                yield Reading(path, f"{path} {inner}".rstrip(), str(item), kind_of(field))
             elif isinstance(item, StageDigested):
                 yield Reading(path, f"{path} {inner}".rstrip(), None)
             elif isinstance(item, BaseModel):

@@ -1,10 +1,10 @@
 """Configuration of the evaluation stage. No torch, no ray."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Effort, Features, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig
 
@@ -14,14 +14,14 @@ class EvaluateRun(Run):
 
     data: DataConfig = DataConfig()
     """Data set whose queries and gallery are used; its protocol is printed with the figures."""
-    checkpoint: Place = "@checkpoint"
+    checkpoint: Annotated[Place, Kind("checkpoint")] = "@checkpoint"
     """Checkpoint artifact (path or URI)."""
-    features: tuple[Place, ...] = ("@features",)
+    features: Some[tuple[Features, ...]] = ("@features",)
     """Features artifacts of all references and gallery images, made by the checkpoint's vision tower."""
-    index: Place = ""
+    index: Annotated[Place, Kind("index")] = ""
     """Index artifact of the checkpoint with the gallery's vectors; empty: encode the gallery here. With an index (fp16,
     memory-mapped) the gallery is neither encoded again nor held in memory."""
-    texts: Place = ""
+    texts: Annotated[Place, Kind("rewrites")] = ""
     """Rewrites artifact (`cirray rewrite`) whose texts replace the queries' own."""
     out: Place = "@report"
     """Report artifact (path or URI)."""
@@ -47,7 +47,7 @@ class EvaluateRun(Run):
     """Also write browse.html, a page of all queries; this many have pictures, 0: no page."""
     image_only_row: bool = True
     """Also show how the frozen features rank without any text."""
-    triplets: tuple[Place, ...] = ()
+    triplets: tuple[Annotated[Place, Kind("triplets")], ...] = ()
     """Triplets artifacts whose generated texts are shown on the page."""
     samples: int = Field(12, ge=0, le=200)
     """Generated texts shown."""
@@ -58,8 +58,6 @@ class EvaluateRun(Run):
 
     @model_validator(mode="after")
     def _usable(self) -> "EvaluateRun":
-        if not self.features:
-            raise ValueError("features needs at least one artifact")
         if any(k < 1 for k in self.ks):
             raise ValueError("every cut-off in ks must be at least 1")
         return self

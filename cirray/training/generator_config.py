@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from cirray.core.fields import Place
+from cirray.core.fields import Features
 from cirray.data.config import DataConfig
 from cirray.training.config import LoopConfig, OptimizerConfig
 
@@ -12,7 +12,7 @@ class AlignmentConfig(LoopConfig):
 
     data: DataConfig | None = None
     """Another data set to take captions from (such as CC3M); null: the generator's own."""
-    features: tuple[Place, ...] = ()
+    features: tuple[Features, ...] = ()
     """With `data`: features artifacts that hold its images."""
 
     steps: int = Field(300, ge=1)

@@ -1,9 +1,11 @@
 """Configuration of the caption stages. No torch, no ray."""
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import Field
 
 from cirray.core.config import Config
-from cirray.core.fields import Common, Effort, Place
+from cirray.core.fields import Common, Effort, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.generators.captioners.config import CaptionerChoice
@@ -50,9 +52,9 @@ class RewriteConfig(Config):
 class CaptionGeneratorRun(Run):
     """Make a generator that fills templates with captions, for `cirray generate`."""
 
-    captions: tuple[Place, ...] = ("@captions",)
+    captions: Some[tuple[Annotated[Place, Kind("captions")], ...]] = ("@captions",)
     """Captions artifacts; an image that is in several must have the same caption in each."""
-    templates: tuple[str, ...] = ("0", "1")
+    templates: Some[tuple[str, ...]] = ("0", "1")
     """Ids of `caption_templates.json` (SPN: 0 and 1 for CIRR, 2 for Fashion IQ); one is drawn per pair."""
     token_limit: int = Field(77, ge=3)
     """Longest text in CLIP tokens; longer ones are replaced by the target's caption."""
@@ -60,9 +62,3 @@ class CaptionGeneratorRun(Run):
     """Rewording by a language model."""
     out: Place = "@caption_generator"
     """Generator artifact (path or URI)."""
-
-    @model_validator(mode="after")
-    def _named(self) -> "CaptionGeneratorRun":
-        if not self.captions or not self.templates:
-            raise ValueError("captions and templates need at least one entry each")
-        return self

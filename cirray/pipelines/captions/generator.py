@@ -1,10 +1,10 @@
 """The stage that makes a caption-template generator: captions and template ids in, a generator artifact out."""
 
-from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, open_stage
 from cirray.core.unfinished import stage_function
 from cirray.generators.caption_template import pick_templates, save_caption_generator
 from cirray.pipelines.captions.config import CaptionGeneratorRun
-from cirray.triplets.captions import KIND, read_captions
+from cirray.triplets.captions import read_captions
 
 
 @stage_function
@@ -20,9 +20,7 @@ def run_caption_generator(run: CaptionGeneratorRun) -> Manifest:
         DataError: when two captions artifacts disagree about an image.
     """
     version, templates = pick_templates(run.templates)
-    inputs = {f"captions {at}": read_manifest(uri, KIND).digest for at, uri in enumerate(run.captions)}
-    inputs["templates"] = f"{version} {sorted(templates.items())}"
-    stage = open_stage(run, "generator", inputs)
+    stage = open_stage(run, "generator", {"templates": f"{version} {sorted(templates.items())}"})
     if stage.finished:
         return stage.finished
     rows = list(read_captions(run.captions).values())

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, open_stage
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
@@ -22,7 +22,6 @@ from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import read_history
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.search_engine import load_models
-from cirray.triplets.rewrites import KIND
 from cirray.triplets.store import TripletStore
 
 
@@ -45,7 +44,7 @@ def run_compare(run: CompareRun) -> Manifest:
             if name not in (*run.checkpoints, *run.encoders):
                 raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.encoders)))
     dataset = read_dataset(run.data)
-    stage = open_stage(run, "report", {**_inputs(run), "data": asked_digest(dataset)})
+    stage = open_stage(run, "report", {"data": asked_digest(dataset)})
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
@@ -71,16 +70,6 @@ def run_compare(run: CompareRun) -> Manifest:
     metrics = {row.name: dict(row.results[0].metrics) for row in rows}
     counts = {"rows": len(rows), "queries": rows[0].results[0].query_count, "gallery": len(dataset.gallery_ids)}
     return stage.publish(counts, metrics, {"protocol": rows[0].results[0].protocol, "table": render_table(rows)})
-
-
-def _inputs(run: CompareRun) -> dict[str, str]:
-    named = (("checkpoints", "checkpoint", run.checkpoints), ("row_texts", KIND, run.row_texts))
-    inputs = {
-        f"{field} {name}": read_manifest(uri, kind).digest for field, kind, uris in named for name, uri in uris.items()
-    }
-    for field, uris in {"": run.features, **run.row_features}.items():
-        inputs |= {f"features {field} {at}": read_manifest(uri, "features").digest for at, uri in enumerate(uris)}
-    return inputs
 
 
 def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> Iterator[tuple[str, Any, FeatureStore]]:

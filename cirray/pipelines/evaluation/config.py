@@ -1,10 +1,10 @@
 """Configuration of scores, pages and reports. No torch, no ray."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Effort, Features, Kind, Place
 from cirray.core.places import Run
 from cirray.data.config import DataConfig
 from cirray.models.config import Encoder
@@ -16,13 +16,13 @@ class CompareRun(Run):
 
     data: DataConfig = DataConfig()
     """Data set whose queries and gallery are used."""
-    checkpoints: dict[str, Place] = {}
+    checkpoints: dict[str, Annotated[Place, Kind("checkpoint")]] = {}
     """Row name -> checkpoint artifact, in the order of the table."""
-    features: tuple[Place, ...] = ("@features",)
+    features: tuple[Features, ...] = ("@features",)
     """Features artifacts of every reference and gallery image."""
-    row_features: dict[str, tuple[Place, ...]] = {}
+    row_features: dict[str, tuple[Features, ...]] = {}
     """Row name -> features artifacts of its own tower, where they are not `features`."""
-    row_texts: dict[str, Place] = {}
+    row_texts: dict[str, Annotated[Place, Kind("rewrites")]] = {}
     """Row name -> rewrites artifact whose texts its queries say instead of their own (training-free retrieval)."""
     encoders: dict[str, Encoder] = {}
     """Row name -> an encoder that is not trained (image + text arithmetic); its tower's features in `row_features`."""

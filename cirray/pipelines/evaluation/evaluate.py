@@ -47,7 +47,7 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
         DataError: the data set has no queries, or a query or image cannot be used.
     """
     dataset, rewrites = _dataset(run)
-    stage = open_stage(run, "report", _inputs(run, dataset, rewrites))
+    stage = open_stage(run, "report", {"data": asked_digest(dataset)})
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
@@ -83,16 +83,6 @@ def _dataset(run: EvaluateRun) -> tuple[CirDataset, dict[str, Any]]:
     ks = run.ks or dataset.protocol.ks
     dataset = dataclasses.replace(dataset, protocol=dataclasses.replace(dataset.protocol, ks=tuple(ks)))
     return with_texts(dataset, run.texts) if run.texts else (dataset, {})
-
-
-def _inputs(run: EvaluateRun, dataset: CirDataset, rewrites: dict[str, Any]) -> dict[str, str]:
-    inputs = {"checkpoint": read_manifest(run.checkpoint, "checkpoint").digest}
-    for kind, uris in (("features", run.features), ("triplets", run.triplets)):
-        inputs |= {f"{kind} {at}": read_manifest(uri, kind).digest for at, uri in enumerate(uris)}
-    inputs |= {"index": read_manifest(run.index, "index").digest} if run.index else {}
-    inputs |= {"texts": str(rewrites["digest"])} if rewrites else {}
-    inputs |= {f"histories {at}": read_manifest(uri).digest for at, uri in enumerate(run.histories)}
-    return {**inputs, "data": asked_digest(dataset)}
 
 
 def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tuple[ReportRow, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, open_stage
 from cirray.core.errors import GenerationError
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
@@ -31,7 +31,7 @@ def run_check(run: CheckRun) -> Manifest:
         GenerationError: when no row passes.
     """
     features = FeatureStore.open_many(run.features)
-    stage = open_stage(run, KIND, _inputs(run))
+    stage = open_stage(run, KIND)
     if stage.finished:
         return stage.finished
     store = TripletStore.open(run.triplets)
@@ -97,11 +97,3 @@ def _rejected(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
     rows = table.filter(pa.array([reason is not None for reason in reasons]))
     told = pa.array([reason for reason in reasons if reason], pa.string())
     return rows.append_column("reason", told).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA)
-
-
-def _inputs(run: CheckRun) -> dict[str, str]:
-    return {
-        "triplets": read_manifest(run.triplets, KIND).digest,
-        "checkpoint": read_manifest(run.checkpoint, "checkpoint").digest,
-        "features": "+".join(read_manifest(uri, "features").digest for uri in run.features),
-    }

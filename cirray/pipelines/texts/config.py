@@ -1,11 +1,11 @@
 """Configuration of mining, the generator and generation. No torch, no ray."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_serializer, model_validator
 
 from cirray.core.config import given_beside
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Effort, Features, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.generators.config import DecodingConfig, GeneratorConfig, check_language
@@ -45,11 +45,11 @@ class MineRun(Run):
 class GenerateRun(FrozenLanguageConfig, Run):
     """Stream pairs through generator actors and write triplets."""
 
-    pairs: Place = "@pairs"
+    pairs: Annotated[Place, Kind("pairs")] = "@pairs"
     """Pairs artifact."""
-    features: tuple[Place, ...] = ("@features",)
+    features: Some[tuple[Features, ...]] = ("@features",)
     """Features artifacts that hold the pairs' images."""
-    generator: Place = "@generator"
+    generator: Annotated[Place, Kind("generator")] = "@generator"
     """Generator artifact."""
     decoding: DecodingConfig = DecodingConfig()
     """How texts are decoded."""
@@ -81,8 +81,6 @@ class GenerateRun(FrozenLanguageConfig, Run):
 
     @model_validator(mode="after")
     def _named(self) -> "GenerateRun":
-        if not self.features:
-            raise ValueError("features needs at least one artifact")
         if self.directions == "both" and not self.reverse_texts:
             raise ValueError("directions 'both' needs reverse_texts; set directions=forward or reverse_texts=true")
         return self
@@ -93,9 +91,9 @@ class GeneratorRun(FrozenLanguageConfig, Run):
 
     data: DataConfig = DataConfig()
     """Triplets (split `train` trains, `val` evaluates) and captions."""
-    towers: Place = "@towers"
+    towers: Annotated[Place, Kind("towers")] = "@towers"
     """Towers artifact: vision tower and language model."""
-    features: tuple[Place, ...] = ("@features",)
+    features: tuple[Features, ...] = ("@features",)
     """Features artifacts that hold the labelled images; without any, they are encoded here."""
     language: Place = ""
     """Folder or hub id of another language model than the towers'. A whole InstructBLIP checkpoint serves too."""
@@ -155,13 +153,13 @@ class GeneratorRun(FrozenLanguageConfig, Run):
 class CheckRun(Run):
     """Keep the generated triplets whose target a base retriever finds by the text (round trip)."""
 
-    triplets: Place = "@synthetic"
+    triplets: Annotated[Place, Kind("triplets")] = "@synthetic"
     """Triplets artifact to check."""
-    checkpoint: Place = "@labelled_equal"
+    checkpoint: Annotated[Place, Kind("checkpoint")] = "@labelled_equal"
     """Checkpoint of the base retriever. It must not have been trained on these triplets; labelled ones are fine."""
-    features: tuple[Place, ...] = ("@features",)
+    features: Some[tuple[Features, ...]] = ("@features",)
     """Features artifacts that hold the triplets' images, made by the checkpoint's vision tower."""
-    tests: tuple[Literal["rank", "outrank", "direction"], ...] = ("rank",)
+    tests: Some[tuple[Literal["rank", "outrank", "direction"], ...]] = ("rank",)
     """What a triplet must pass. `rank`: its target is found. `outrank`: its target beats its own reference.
     `direction`: its text leads from reference to target more than back."""
     top_k: int = Field(20, ge=1)
@@ -177,21 +175,13 @@ class CheckRun(Run):
     out: Place = "@checked"
     """Triplets artifact (path or URI). Its rejected rows hold what did not pass, with the rank."""
 
-    @model_validator(mode="after")
-    def _named(self) -> "CheckRun":
-        if not self.features:
-            raise ValueError("features needs at least one artifact")
-        if not self.tests:
-            raise ValueError("tests is empty; name at least one of rank, outrank, direction")
-        return self
-
 
 class OracleRun(Run):
     """Replace generated texts by the true ones of the embedded world (the table's upper bound)."""
 
-    triplets: Place = "@synthetic"
+    triplets: Annotated[Place, Kind("triplets")] = "@synthetic"
     """Generated triplets whose pairs are used."""
-    world: Place = "@world"
+    world: Annotated[Place, Kind("world")] = "@world"
     """World artifact with the scenes."""
     seed: int = 0
     """Which paraphrase is drawn."""

@@ -59,7 +59,8 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
         DataError: when a pair holds a guarded image.
     """
     guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
-    stage = open_stage(run, "triplets", {**_inputs(run), **guard_inputs(guard)}, PARTS)
+    _check_towers(run)
+    stage = open_stage(run, "triplets", guard_inputs(guard), PARTS)
     if stage.finished:
         return stage.finished
     plan = make_plan(run)
@@ -163,18 +164,11 @@ def _images(run: GenerateRun) -> Iterator[str]:
         yield from (pair.reference_id, pair.target_id)
 
 
-def _inputs(run: GenerateRun) -> dict[str, str]:
-    features = {uri: read_manifest(uri, "features") for uri in run.features}
-    generator = read_manifest(run.generator, "generator")
-    wanted = generator.extra.get("encoder_digest")
-    for uri, manifest in features.items():
-        if wanted:
-            check_tower([uri], str(manifest.extra.get("encoder_digest")), run.generator, wanted)
-    return {
-        "pairs": read_manifest(run.pairs, "pairs").digest,
-        "features": "+".join(manifest.digest for manifest in features.values()),
-        "generator": generator.digest,
-    }
+def _check_towers(run: GenerateRun) -> None:
+    wanted = str(read_manifest(run.generator, "generator").extra.get("encoder_digest") or "")
+    for uri in run.features if wanted else ():
+        found = read_manifest(uri, "features").extra.get("encoder_digest")
+        check_tower([uri], str(found), run.generator, wanted)
 
 
 def _filtered_uri(stage: Stage) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, open_stage
 from cirray.core.contents import file_digest
 from cirray.core.trees import leaves
 from cirray.core.unfinished import stage_function
@@ -57,7 +57,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
         IndexMismatchError: the features were made by another vision tower than the towers'.
         DataError: no usable triplet, or a vocabulary that does not fit.
     """
-    inputs = _artifact_digests(run)
+    inputs = _source_digest(run)
     dataset = read_usable(run.data, run.features)
     labelled = select_labels(dataset, run.labels)
     seen = images_of(labelled.train) | set(labelled.captions)
@@ -89,18 +89,12 @@ def run_generator(run: GeneratorRun) -> Manifest:
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
 
 
-def _artifact_digests(run: GeneratorRun) -> dict[str, str]:
-    """Name -> digest of the artifacts and start weights that the run reads."""
-    inputs = {"towers": read_manifest(run.towers, "towers").digest}
-    named = (("features", run.features), ("alignment_training.features", run.alignment_training.features))
-    inputs |= {
-        f"{name} {at}": read_manifest(uri, "features").digest for name, uris in named for at, uri in enumerate(uris)
-    }
-    if run.qformer_source:
-        source = open_blip2(run.qformer_source)
-        check_sizes(run.model.qformer, source, leaves(run.model.given()))
-        inputs["qformer_source"] = source.digest
-    return inputs
+def _source_digest(run: GeneratorRun) -> dict[str, str]:
+    if not run.qformer_source:
+        return {}
+    source = open_blip2(run.qformer_source)
+    check_sizes(run.model.qformer, source, leaves(run.model.given()))
+    return {"qformer_source": source.digest}
 
 
 def _kept(run: GeneratorRun) -> tuple[str, ...]:

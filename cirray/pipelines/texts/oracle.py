@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, localize, open_stage
 from cirray.core.seeding import numpy_generator
 from cirray.core.unfinished import stage_function
 from cirray.data.shapes.grammar import true_text
@@ -32,8 +32,7 @@ def run_oracle(run: OracleRun) -> Manifest:
     Raises:
         ArtifactError: when the generated triplets or the world are missing.
     """
-    inputs = {"triplets": read_manifest(run.triplets, KIND).digest, "world": read_manifest(run.world, "world").digest}
-    stage = open_stage(run, KIND, inputs)
+    stage = open_stage(run, KIND)
     if stage.finished:
         return stage.finished
     rows = list(_rows(run, read_scenes(Path(localize(run.world, "world")))))

@@ -1,11 +1,11 @@
 """Configuration of the zero-shot stages. No torch, no ray."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Effort, Features, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits, TransformConfig
 from cirray.models.towers.config import ClipModelConfig
@@ -53,7 +53,7 @@ class MapValidationConfig(Config):
 
     data: DataConfig | None = None
     """Its queries, galleries and figures; null: nothing is measured, and the last weights stay."""
-    features: tuple[Place, ...] = ()
+    features: tuple[Features, ...] = ()
     """Features artifacts of its images, made by the same tower; empty: those of the captioned images."""
     every: int = Field(1000, ge=1)
     """Steps between two measurements (a multiple of training.log_every); the last step is measured too."""
@@ -70,7 +70,7 @@ class MapRun(Run):
     """Number of captioned images used, the first ones; null: all."""
     caption_origin: str = "data set"
     """Who wrote the captions (people, a captioner and its version), for the manifest."""
-    features: tuple[Place, ...] = ("@clip_features",)
+    features: Some[tuple[Features, ...]] = ("@clip_features",)
     """Features artifacts of these images, made by the CLIP's vision tower."""
     towers: Place = "@clip"
     """Towers artifact of the CLIP. Its vision tower is copied into the checkpoint."""
@@ -93,8 +93,6 @@ class MapRun(Run):
 
     @model_validator(mode="after")
     def _named(self) -> "MapRun":
-        if not self.features:
-            raise ValueError("features needs at least one artifact")
         every, rows = self.validation.every, self.training.log_every
         if self.validation.data is not None and every % rows:
             raise ValueError(f"validation.every {every} must be a multiple of training.log_every {rows}")
@@ -104,7 +102,7 @@ class MapRun(Run):
 class SampleRun(Run):
     """Draw a part of a triplets artifact, for studies of scale and of quality."""
 
-    triplets: Place = "@checked"
+    triplets: Annotated[Place, Kind("triplets")] = "@checked"
     """Triplets artifact."""
     count: int | None = Field(None, ge=1)
     """Number of rows drawn; null: all. A smaller sample is part of every larger one of the same seed."""

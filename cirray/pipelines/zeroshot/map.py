@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage
 from cirray.core.errors import DataError
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
@@ -57,8 +57,7 @@ def run_map(run: MapRun) -> Manifest:
     guard = check_leaks(run.guard, list(images), run.allow_leaks, "The captioned images")
     tower = open_tower(run.towers)
     check_tower(run.features, features.info.encoder_digest, run.towers, tower.digest)
-    inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
-    inputs |= {"data": stable_id(*images, "captions", *captions), **validation_inputs(run), **guard_inputs(guard)}
+    inputs = {"data": stable_id(*images, "captions", *captions), **validation_inputs(run), **guard_inputs(guard)}
     finished = open_stage(run, "checkpoint", inputs).finished if is_complete(run.out) else None
     if finished:
         return finished

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, open_stage
 from cirray.core.errors import DataError
 from cirray.core.seeding import numpy_generator
 from cirray.core.unfinished import stage_function
@@ -24,7 +24,7 @@ def run_sample(run: SampleRun) -> Manifest:
     Raises:
         DataError: when the artifact has fewer rows than asked for.
     """
-    stage = open_stage(run, KIND, {"triplets": read_manifest(run.triplets, KIND).digest})
+    stage = open_stage(run, KIND)
     if stage.finished:
         return stage.finished
     store = TripletStore.open(run.triplets)

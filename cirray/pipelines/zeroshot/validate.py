@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from cirray.core.artifacts import read_manifest
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
@@ -68,14 +67,9 @@ def measures_of(run: MapRun, retriever: WordMapRetriever, tower_digest: str) -> 
 
 
 def validation_inputs(run: MapRun) -> dict[str, str]:
-    """Name -> digest of what is read beside the captioned images."""
-    if run.validation.data is None:
-        return {}
-    features = {
-        f"validation.features {at}": read_manifest(uri, "features").digest
-        for at, uri in enumerate(run.validation.features)
-    }
-    return {**features, "validation.data": asked_digest(read_dataset(run.validation.data))}
+    """Digest of the benchmark that measures a run."""
+    data = run.validation.data
+    return {} if data is None else {"validation.data": asked_digest(read_dataset(data))}
 
 
 def _present(features: FeatureStore, images: Sequence[str]) -> None:

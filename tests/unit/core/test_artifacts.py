@@ -1,4 +1,5 @@
 import json
+from typing import Annotated
 
 import pytest
 from made_artifacts import stage_of
@@ -8,7 +9,7 @@ from cirray.core.artifacts import check_place, localize, read_manifest
 from cirray.core.config import Config
 from cirray.core.contents import file_digest
 from cirray.core.errors import ArtifactError
-from cirray.core.fields import Effort, Place
+from cirray.core.fields import Effort, Kind, Place
 from cirray.core.unfinished import restarting, stage_function
 from cirray.data.config import DataConfig
 
@@ -222,6 +223,24 @@ def test_what_stands_for_a_place_is_its_artifact_folder_file_or_name(tmp_path):
     assert artifacts.place_digest(str(file)) == file_digest(str(file))
     assert artifacts.place_digest(f"arch={file}") == f"arch={file_digest(str(file))}"
     assert artifacts.place_digest("a-hub/name") == "a-hub/name"
+
+
+def test_a_place_of_a_declared_kind_must_be_a_complete_artifact_of_it(tmp_path):
+    class ReadingRun(Config):
+        """Reads pairs."""
+
+        pairs: Annotated[Place, Kind("pairs")]
+        out: Place
+
+    run = ReadingRun(pairs=str(tmp_path / "read"), out=str(tmp_path / "out"))
+    with pytest.raises(ArtifactError, match="of kind 'pairs'.*does not exist"):
+        artifacts.open_stage(run, "thing")
+    stage_of(tmp_path / "read", "features").publish({})
+    with pytest.raises(ArtifactError, match="of kind 'features'; 'pairs' is needed"):
+        artifacts.open_stage(run, "thing")
+    made = stage_of(tmp_path / "pairs", "pairs").publish({})
+    run = run.model_copy(update={"pairs": str(tmp_path / "pairs")})
+    assert artifacts.open_stage(run, "thing").inputs == {"pairs": made.digest}
 
 
 def test_a_stage_that_says_nothing_of_a_data_set_is_a_fault_of_its_code(tmp_path):
