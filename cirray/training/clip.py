@@ -5,9 +5,8 @@ caption embedding, the last two by one linear map: that brings both into one spa
 contrast alone takes thousands. They are thrown away afterwards.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -19,8 +18,10 @@ from cirray.losses.soft_text import symmetric_contrast
 from cirray.models.movable import Movable
 from cirray.models.towers.small_clip import SmallClip
 from cirray.training.gather import Gather
+from cirray.training.task import SourceTask
+from cirray.training.vision import patch_loss
 
-_IGNORE, _LOWEST, _HIGHEST = -100, 0.01, 0.2
+_LOWEST, _HIGHEST = 0.01, 0.2
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,17 @@ class ClipLearner(nn.Module):
         if not batch.cells:
             return image_BD.new_zeros(())
         places_BP = torch.arange(patches_BPW.shape[1], device=patches_BPW.device).expand(len(patches_BPW), -1)
-        losses = [_cross_entropy(self.place(patches_BPW), places_BP)]
+        losses = [patch_loss(self.place(patches_BPW), places_BP)]
         scale = image_BD.shape[1] ** 0.5
         for name, labels_BP in batch.cells.items():
-            losses.append(_cross_entropy(self.by_patch[name](patches_BPW), labels_BP))
+            losses.append(patch_loss(self.by_patch[name](patches_BPW), labels_BP))
             for vector_BD in (image_BD, text_BD):
                 logits_BPC = self.by_vector[name](vector_BD * scale).unflatten(1, (labels_BP.shape[1], -1))
-                losses.append(_cross_entropy(logits_BPC, labels_BP))
+                losses.append(patch_loss(logits_BPC, labels_BP))
         return torch.stack(losses).sum()
 
 
-class ClipTask:
+class ClipTask(SourceTask):
     """Trains a CLIP on batches made from the step number."""
 
     def __init__(self, learner: ClipLearner, source: Callable[[int, int, int], ClipBatch], dense: float) -> None:
@@ -91,16 +92,8 @@ class ClipTask:
             source: (step, rank, world) -> the rank's share of the batch.
             dense: weight of the heads.
         """
-        self._learner, self._source, self._dense = learner, source, dense
-
-    def model(self) -> nn.Module:
-        """The CLIP with its heads."""
-        return self._learner
-
-    def batches(self, start_step: int, rank: int, world: int) -> Iterator[ClipBatch]:
-        """Batches of step after step, without end."""
-        for step in count(start_step):
-            yield self._source(step, rank, world)
+        super().__init__(learner, source)
+        self._dense = dense
 
     def loss(self, model: nn.Module, batch: ClipBatch, gather: Gather) -> LossOutput:
         """Contrast over all ranks' rows, and the heads."""
@@ -115,7 +108,3 @@ class ClipTask:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the CLIP; the heads are dropped."""
         self._learner.clip.save(folder)
-
-
-def _cross_entropy(logits_BPC: torch.Tensor, labels_BP: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits_BPC.flatten(0, 1), labels_BP.flatten(), ignore_index=_IGNORE)

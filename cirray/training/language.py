@@ -4,11 +4,9 @@ Throw-away heads on inner layers predict, at each slot of the second image, whet
 slot, and the words of both. With them the skill appears after 250 steps, without after 1,000.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,40 +14,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from cirray.core.seeding import numpy_generator
+from cirray.data.shapes.corpus import Passage
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.models.movable import Movable
 from cirray.models.towers.language import LanguageModel, bag_ids, embed_bags
-from cirray.training.gather import Gather
+from cirray.training.task import SourceTask
 from cirray.training.tower_config import LanguageTrainingConfig
 
 IGNORE = -100
 
 
-class Text(Protocol):
-    """A text of a corpus (see `cirray.data.shapes.corpus.Passage`)."""
-
-    @property
-    def images(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
-        """Bags of words of every slot of every image."""
-
-    @property
-    def prompt(self) -> str:
-        """Words after the slots."""
-
-    @property
-    def answer(self) -> str:
-        """Words of the answer, the only ones with a loss."""
-
-    @property
-    def difference(self) -> tuple[tuple[str, ...], ...]:
-        """Bags of the optional difference slots."""
-
-    @property
-    def marks(self) -> tuple[tuple[int, int, int], ...]:
-        """Per-slot facts for the heads, or nothing."""
-
-
-Corpus = Callable[[np.random.Generator], Text]
+Corpus = Callable[[np.random.Generator], Passage]
 
 
 @dataclass(frozen=True)
@@ -134,7 +109,7 @@ class DifferenceLearner(nn.Module):
         return hits.sum(-2).clamp_max(1).float()
 
 
-class LanguageTask:
+class LanguageTask(SourceTask):
     """Trains a language model on an endless corpus of passages."""
 
     def __init__(self, language: LanguageModel, corpus: Corpus, config: LanguageTrainingConfig) -> None:
@@ -145,33 +120,22 @@ class LanguageTask:
             corpus: draws one passage from a generator of randomness.
             config: batch, seed, share of batches with difference slots.
         """
-        self._learner, self._language, self._corpus, self._config = (
-            DifferenceLearner(language, config), language, corpus, config,
-        )  # fmt: skip
-
-    def model(self) -> nn.Module:
-        """The model with its heads."""
-        return self._learner
-
-    def batches(self, start_step: int, rank: int, world: int) -> Iterator[LanguageBatch]:
-        """The calling rank's passages of step after step, without end; a pure function of (seed, step, rank)."""
-        for step in count(start_step):
-            rng = numpy_generator(self._config.seed, "passages", step, rank)
-            with_difference = rng.random() < self._config.difference_share
-            passages = [self._corpus(rng) for _ in range(self._config.batch // world)]
-            yield encode_passages(self._language, passages, with_difference, self._config.bag_width)
-
-    def loss(self, model: nn.Module, batch: LanguageBatch, gather: Gather) -> LossOutput:
-        """Answer loss plus heads."""
-        return model(batch)
+        super().__init__(DifferenceLearner(language, config), self._passages)
+        self._language, self._corpus, self._config = language, corpus, config
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write model and tokenizer; the heads are dropped."""
         self._language.save(folder)
 
+    def _passages(self, step: int, rank: int, world: int) -> LanguageBatch:
+        rng = numpy_generator(self._config.seed, "passages", step, rank)
+        with_difference = rng.random() < self._config.difference_share
+        passages = [self._corpus(rng) for _ in range(self._config.batch // world)]
+        return encode_passages(self._language, passages, with_difference, self._config.bag_width)
+
 
 def encode_passages(
-    language: LanguageModel, passages: Sequence[Text], with_difference: bool, bag_width: int
+    language: LanguageModel, passages: Sequence[Passage], with_difference: bool, bag_width: int
 ) -> LanguageBatch:
     """Passages as one batch: image slots, optional difference slots, prompt, answer; padded on the right."""
     rows, labels = [], []

@@ -1,6 +1,7 @@
 """The loop's interface to a training problem: model, batches, loss, saving."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,3 +35,28 @@ class Task(Protocol):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the trained model (without optimiser) into an existing folder."""
+
+
+class SourceTask:
+    """A task whose batches are a function of step, rank and world, and whose model returns its own loss.
+
+    Subclasses save what is kept of the model.
+    """
+
+    def __init__(self, learner: nn.Module, source: Callable[[int, int, int], Any]) -> None:
+        """Take the model, trained in place, and (step, rank, world) -> the rank's share of the batch."""
+        self._learner: Any = learner
+        self._source = source
+
+    def model(self) -> nn.Module:
+        """The learner, with the heads that are thrown away."""
+        return self._learner
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[Any]:
+        """Batches of step after step, without end."""
+        for step in count(start_step):
+            yield self._source(step, rank, world)
+
+    def loss(self, model: nn.Module, batch: Any, gather: Gather) -> LossOutput:
+        """What the model's forward pass gives."""
+        return model(batch)

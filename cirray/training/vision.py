@@ -1,8 +1,7 @@
 """Pretraining of the small vision tower: dense heads on patch tokens, or caption words if there are only captions."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.models.movable import Movable
 from cirray.models.towers.hf_blip2 import VisionTower
-from cirray.training.gather import Gather
+from cirray.training.task import SourceTask
 
 IGNORE = -100
 
@@ -53,9 +52,9 @@ class VisionLearner(nn.Module):
         """Sum of all heads' losses."""
         patches_BPD = self.tower(batch.images_BHWC)[:, 1:]
         places_BP = torch.arange(patches_BPD.shape[1], device=patches_BPD.device).expand(len(patches_BPD), -1)
-        terms = {"place": _cross_entropy(self.place(patches_BPD), places_BP)}
+        terms = {"place": patch_loss(self.place(patches_BPD), places_BP)}
         for name, head in self.cells.items():
-            terms[name] = _cross_entropy(head(patches_BPD), batch.cells[name])
+            terms[name] = patch_loss(head(patches_BPD), batch.cells[name])
         if self.words is not None and self.colours is not None and batch.words_BV is not None:
             scores_BV = torch.logsumexp(self.words(patches_BPD), dim=1) - _LOG_PRIOR
             terms["words"] = F.binary_cross_entropy_with_logits(scores_BV, batch.words_BV) * _WORD_WEIGHT
@@ -73,7 +72,7 @@ class VisionLearner(nn.Module):
 _COLOUR_GRID, _WORD_WEIGHT, _LOG_PRIOR = 4, 20.0, 3.0
 
 
-class VisionTask:
+class VisionTask(SourceTask):
     """Trains a vision tower on batches made from the step number."""
 
     def __init__(
@@ -91,20 +90,7 @@ class VisionTask:
             source: (step, rank, world) -> the rank's share of the batch.
             words: size of the caption vocabulary.
         """
-        self._learner, self._source = VisionLearner(tower, cells, words), source
-
-    def model(self) -> nn.Module:
-        """The tower with its heads."""
-        return self._learner
-
-    def batches(self, start_step: int, rank: int, world: int) -> Iterator[VisionBatch]:
-        """Batches of step after step, without end."""
-        for step in count(start_step):
-            yield self._source(step, rank, world)
-
-    def loss(self, model: nn.Module, batch: VisionBatch, gather: Gather) -> LossOutput:
-        """Sum of the heads' losses."""
-        return model(batch)
+        super().__init__(VisionLearner(tower, cells, words), source)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the tower; the heads are dropped."""
@@ -121,7 +107,8 @@ class VisionTask:
         return {name: _accuracy(heads[name](patches_BPD), labels[name]) for name in labels}
 
 
-def _cross_entropy(logits_BPC: torch.Tensor, labels_BP: torch.Tensor) -> torch.Tensor:
+def patch_loss(logits_BPC: torch.Tensor, labels_BP: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a per-patch head (scalar); patches of label `IGNORE` do not count."""
     return F.cross_entropy(logits_BPC.flatten(0, 1), labels_BP.flatten(), ignore_index=IGNORE)
 
 
