@@ -65,8 +65,13 @@ def damage_told(place: object, remedy: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ArtifactError(f"{str(place)!r} is damaged or not what it should be ({reason}). {remedy}") from None
+        told = reason_of(error)
+        raise ArtifactError(f"{str(place)!r} is damaged or not what it should be ({told}). {remedy}") from None
+
+
+def reason_of(error: BaseException, most: int = 160) -> str:
+    """What a library's error says, in one line of at most `most` characters; its class where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cirray.core.errors import ArtifactError
+from cirray.core.errors import ArtifactError, reason_of
 from cirray.core.texts import is_whole
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def resolve(uri: str | Path) -> "tuple[pafs.FileSystem, str]":
     try:
         return pafs.FileSystem.from_uri(str(uri))
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ArtifactError(
             f"Storage URI {str(uri)!r} cannot be opened: {reason}. Use a path, or file://, s3://, gs://, hdfs:// ..."
         ) from None
@@ -184,4 +184,4 @@ def _write_local(path: Path, data: bytes) -> None:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or " ".join(str(error).split())[:200]
+    return error.strerror or reason_of(error, 200)

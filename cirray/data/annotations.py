@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cirray.core.errors import DataError
+from cirray.core.errors import DataError, reason_of
 from cirray.core.texts import decoded, parse_json
 from cirray.data.kinds import split_suffix
 from cirray.types import Query
@@ -147,8 +147,7 @@ def load_json(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{str(path)!r} is not a JSON file in UTF-8 ({reason}); fetch it again.") from None
+        raise DataError(f"{str(path)!r} is not a JSON file in UTF-8 ({reason_of(error)}); fetch it again.") from None
 
 
 def load_records(path: Path) -> list[Record]:

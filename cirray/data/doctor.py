@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
+from cirray.core.errors import ArtifactError, ConfigError, DataError, reason_of, unknown_name
 from cirray.core.log import printable
 from cirray.core.texts import BROKEN
 from cirray.data.benchmark import CirDataset
@@ -129,20 +129,20 @@ def check_image(place: Place, limits: ImageLimits) -> ImageCheck:
     try:
         data = read_place(place, limits)
     except MissingImageError as error:
-        return ImageCheck("missing", _line(error))
+        return ImageCheck("missing", reason_of(error))
     except (DataError, ArtifactError) as error:
-        return ImageCheck("unreadable", _line(error))
+        return ImageCheck("unreadable", reason_of(error))
     digest = picture_digest(data)
     if not data:
         return ImageCheck("empty", "0 bytes")
     try:
         found = decode(data, limits, repr(place.uri), load_small)
     except ForeignError as error:
-        return ImageCheck("undecodable", _line(error), len(data), digest)
+        return ImageCheck("undecodable", reason_of(error), len(data), digest)
     except LimitError as error:
         return ImageCheck("limits", str(error), len(data), digest, error.kind, *error.size)
     except DataError as error:
-        return ImageCheck("truncated", _line(error), len(data), digest, sniff(data[:HEAD_BYTES]))
+        return ImageCheck("truncated", reason_of(error), len(data), digest, sniff(data[:HEAD_BYTES]))
     known = (len(data), digest, found.kind, *found.size)
     suffix = split_suffix(place.uri)[1].lower()
     if found.repaired:
@@ -159,7 +159,7 @@ def check_box(check: ImageCheck, box: Box | None) -> ImageCheck:
     try:
         crop_bounds((check.width, check.height), box)
     except ValueError as error:
-        return replace(check, code="box_outside", reason=_line(error))
+        return replace(check, code="box_outside", reason=reason_of(error))
     return check
 
 
@@ -309,7 +309,3 @@ def _ungraded(queries: Sequence[Query]) -> list[str]:
 def _counted(code: str, words: str, place: str, items: Sequence[str], known: int) -> Finding:
     level = "note" if len(items) == known else "problem"
     return Finding(code, level, words + place + (" (as published)" if level == "note" else ""), tuple(items))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

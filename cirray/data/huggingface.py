@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cirray.core.errors import DataError, unknown_name
+from cirray.core.errors import DataError, reason_of, unknown_name
 from cirray.data.annotations import blank_note, count_note, is_null, load_json, plain_number
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import HuggingFaceConfig
@@ -200,7 +200,7 @@ def _arrow_files(config: HuggingFaceConfig, split: str) -> list[Path]:
     try:
         loaded = library.load_dataset(config.root, config.name or None, split=split)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise DataError(f"Split {split!r} of {config.root!r} cannot be loaded from the hub: {reason}.") from None
     return [Path(item["filename"]) for item in loaded.cache_files]
 

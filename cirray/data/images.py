@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from PIL import Image
 
 from cirray.core import storage
-from cirray.core.errors import DataError
+from cirray.core.errors import DataError, reason_of
 from cirray.data.config import ImageLimits
 from cirray.data.kinds import HEAD_BYTES, sniff, stranger
 from cirray.data.pixels import colour_key, to_rgb, upright
@@ -330,4 +330,4 @@ def _reason(error: Exception) -> str:
         return "its header cannot be read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return reason_of(error)

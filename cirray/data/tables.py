@@ -16,7 +16,7 @@ from typing import IO, Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cirray.core.errors import DataError, unknown_name
+from cirray.core.errors import DataError, reason_of, unknown_name
 from cirray.core.texts import encoding_of, parse_json
 from cirray.data.annotations import is_null, plain_number
 
@@ -153,7 +153,7 @@ def read_rows(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
             f"{str(path)!r} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
         ) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise DataError(f"{str(path)!r} cannot be read: {reason}.") from None
 
 
@@ -224,8 +224,7 @@ def _read_json(path: Path, stream: IO[str], required: Sequence[str]) -> Iterator
         values = parse_json(text)
     except ValueError as error:
         if not str(error).startswith("Extra data"):
-            reason = " ".join(str(error).split())[:120]
-            raise DataError(f"{str(path)!r} is not JSON ({reason}); write a list of objects.") from None
+            raise DataError(f"{str(path)!r} is not JSON ({reason_of(error)}); write a list of objects.") from None
         yield from _read_jsonl(path, io.StringIO(text), required)
         return
     if isinstance(values, dict) and set(required) <= set(values) and not isinstance(values[required[0]], dict | list):
@@ -250,7 +249,7 @@ def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
     try:
         table = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{str(path)!r} is not a Parquet file ({_reason(error)}); write it again.") from None
+        raise DataError(f"{str(path)!r} is not a Parquet file ({reason_of(error)}); write it again.") from None
     names = table.schema_arrow.names
     missing = [name for name in required if name not in names]
     if missing:
@@ -262,11 +261,7 @@ def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
                 line += 1
                 yield TableRow(path, line, values, "row")
     except pa.ArrowInvalid as error:
-        raise DataError(f"{str(path)!r} is damaged after row {line} ({_reason(error)}); write it again.") from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+        raise DataError(f"{str(path)!r} is damaged after row {line} ({reason_of(error)}); write it again.") from None
 
 
 _READERS: dict[str, Callable[[Path, IO[str], Sequence[str]], Iterator[TableRow]]] = {

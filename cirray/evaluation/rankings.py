@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from cirray.core import storage
 from cirray.core.artifacts import is_complete, localize
-from cirray.core.errors import DataError, unknown_name
+from cirray.core.errors import DataError, reason_of, unknown_name
 from cirray.evaluation.submissions import SPECIAL, decode
 
 FILE = "rankings.parquet"
@@ -48,8 +48,7 @@ def read_rankings(uri: str, row: str = "", seed: int | None = None) -> SavedRank
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"The rankings {str(path)!r} cannot be read as Parquet: {reason}.") from None
+        raise DataError(f"The rankings {str(path)!r} cannot be read as Parquet: {reason_of(error)}.") from None
     missing = [name for name in _NEEDED if name not in table.column_names]
     if missing:
         raise DataError(f"The rankings {str(path)!r} have no column {missing[0]!r}; query_id and ids are needed.")

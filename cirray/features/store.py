@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from cirray.core.artifacts import Manifest, localize, read_manifest
-from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, reason_of
 from cirray.core.storage import list_files
 from cirray.features.shards import FOLDER, read_shard_ids, shard_digest
 
@@ -263,7 +263,7 @@ def _map_shard(path: Path, rows: int, shape: tuple[int, int]) -> np.ndarray:
     try:
         shard = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = reason_of(error)
         raise ArtifactError(f"Feature shard {str(path)!r} is damaged ({reason}). Embed the images again.") from None
     if shard.dtype != np.float16 or shard.shape != (rows, *shape):
         raise ArtifactError(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.artifacts import directory_digest
 from cirray.core.config import validate
-from cirray.core.errors import ArtifactError, ConfigError, unknown_name
+from cirray.core.errors import ArtifactError, ConfigError, reason_of, unknown_name
 from cirray.core.registry import Registry
 from cirray.generators.base import ModificationGenerator
 from cirray.generators.caption_template import CaptionTemplateGenerator, load_caption_generator
@@ -155,9 +155,8 @@ def _load_weights(model: ModificationTextModel, root: Path) -> None:
     try:
         model.load_state_dict(stored, strict=False)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
-            f"The weights of the generator at {str(root)!r} do not fit its configuration: {reason}"
+            f"The weights of the generator at {str(root)!r} do not fit its configuration: {reason_of(error, 300)}"
         ) from None
     if model.config.tuning == "lora":
         from peft import set_peft_model_state_dict
@@ -189,10 +188,9 @@ def _stored(path: Path, root: Path) -> dict[str, Any]:
     try:
         return dict(load_file(str(path)))
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise ArtifactError(
             f"The weights of the generator at {str(root)!r} cannot be read: {path.name} is missing or truncated "
-            f"({reason}). Copy the artifact again, or train it again."
+            f"({reason_of(error)}). Copy the artifact again, or train it again."
         ) from None
 
 

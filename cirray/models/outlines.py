@@ -25,7 +25,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from cirray.core.environ import temporarily
-from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.errors import ArtifactError, ConfigError, reason_of
 from cirray.core.storage import local_path
 from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
@@ -118,8 +118,7 @@ def settings_of(source: str, kind: str = "") -> Any:
     try:
         return pretrained(AutoConfig, folder)
     except READ_ERRORS as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ArtifactError(f"The config.json of {source!r} cannot be read: {reason}") from None
+        raise ArtifactError(f"The config.json of {source!r} cannot be read: {reason_of(error)}") from None
 
 
 def qformer_sizes(source: str, base: QFormerConfig) -> tuple[QFormerConfig, int, int, int]:

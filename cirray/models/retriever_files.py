@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from cirray.core.errors import ArtifactError, ConfigError, damage_told
+from cirray.core.errors import ArtifactError, ConfigError, damage_told, reason_of
 from cirray.models.base import RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.description import CONFIG, WEIGHTS
 from cirray.models.sources.file_forms import refuse_other_files
@@ -36,8 +36,7 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
     try:
         retriever.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ArtifactError(f"The weights in {str(folder)!r} do not fit its config: {reason}") from None
+        raise ArtifactError(f"The weights in {str(folder)!r} do not fit its config: {reason_of(error, 300)}") from None
     return retriever.to(device).eval()
 
 
@@ -80,7 +79,7 @@ def check_saved(folder: Path) -> None:
 
 
 def _unreadable(folder: Path, error: Exception) -> ArtifactError:
-    reason = " ".join(str(error).split())[:200]
+    reason = reason_of(error, 200)
     return ArtifactError(f"{str(folder)!r} holds no readable retriever ({reason}). Give a checkpoint's model folder.")
 
 

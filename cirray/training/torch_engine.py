@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cirray.core.errors import ArtifactError, ConfigError, unknown_name
+from cirray.core.errors import ArtifactError, ConfigError, reason_of, unknown_name
 from cirray.training.config import LoopConfig
 from cirray.training.optim import Schedule, build_optimizer
 from cirray.training.weights import frozen_names, trained_weights
@@ -102,7 +102,7 @@ class TorchEngine:
                 raise KeyError(f"no or unknown weights: {[*unknown, *missing][:3]}")
             self._optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = reason_of(error, 300)
             raise ArtifactError(f"The checkpoint {str(folder)!r} is of another model: {reason}") from None
         self._steps = int(state["steps"])
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, read_manifest
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import ArtifactError, DataError, reason_of
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema, to_triplets
 from cirray.types import Triplet
 
@@ -119,8 +119,7 @@ def read_file(uri: str, folder: str, name: str, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
     except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path!r} is damaged ({reason}). Delete the artifact and make it again.") from None
+        raise DataError(f"{path!r} is damaged ({reason_of(error)}). Delete the artifact and make it again.") from None
     return check_schema(table, schema, path)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Blip2Config, InstructBlipConfig, PreTrainedTokenizerBase
 
 from cirray.core.config import validate
-from cirray.core.errors import ArtifactError, unknown_name
+from cirray.core.errors import ArtifactError, reason_of, unknown_name
 from cirray.models.composed import QFormerRetriever, build_retriever
 from cirray.models.config import QFormerConfig, RetrieverConfig
 from cirray.models.qformer import QueryingTransformer
@@ -74,7 +74,7 @@ class Blip2Source:
         try:
             tokenizer = read_tokenizer(self.name, _READER)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = reason_of(error)
             raise ArtifactError(
                 f"{self.name!r} holds no Q-Former tokenizer ({_READER}/: {reason}). Put a BERT tokenizer's files there."
             ) from None
@@ -143,7 +143,7 @@ def open_blip2(source: str) -> Blip2Source:
     try:
         settings = FAMILIES[family].from_dict(weights.config)
     except (*READ_ERRORS, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ArtifactError(f"The config.json of {source!r} is no {family} configuration: {reason}") from None
     if "query_tokens" not in weights.places:
         raise ArtifactError(f"{source!r} holds no query_tokens among its tensors ({listed(weights.names)}).")

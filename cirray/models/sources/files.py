@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from cirray.core.contents import file_digest, settings_text
-from cirray.core.errors import ArtifactError
+from cirray.core.errors import ArtifactError, reason_of
 from cirray.core.texts import parse_json
 from cirray.models.sources.file_forms import foreign_weights, is_safetensors, refuse_answer, refuse_other_files
 from cirray.models.sources.state_dicts import bare_name, check_floats, prefix_of, unwrapped
@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
         tree = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         refuse_answer(path)
-        raise ArtifactError(f"{str(path)!r} is not readable JSON ({_short(error)}). Fetch the file again.") from None
+        raise ArtifactError(f"{str(path)!r} is not readable JSON ({reason_of(error)}). Fetch the file again.") from None
     if not isinstance(tree, dict):
         raise ArtifactError(f"{str(path)!r} holds a {type(tree).__name__}; a JSON object is needed.")
     return tree
@@ -146,7 +146,7 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, to
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(
-            f"{str(path)!r} is truncated or no safetensors file ({_short(error)}). Fetch or write it again."
+            f"{str(path)!r} is truncated or no safetensors file ({reason_of(error)}). Fetch or write it again."
         ) from None
 
 
@@ -171,7 +171,9 @@ def read_pickle(path: Path, lazily: bool = False) -> Any:
             "and containers of them are accepted; save the model's state_dict() alone."
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ArtifactError(f"{str(path)!r} is truncated or no torch file ({_short(error)}). Fetch it again.") from None
+        raise ArtifactError(
+            f"{str(path)!r} is truncated or no torch file ({reason_of(error)}). Fetch it again."
+        ) from None
 
 
 def at_home(source: str | Path) -> str:
@@ -192,7 +194,7 @@ def unreadable(
         files: names of the files that such a folder has.
     """
     name = str(source)
-    reason = _short(error) if Path(at_home(name)).exists() or _kept(name) else unreachable(name)
+    reason = reason_of(error) if Path(at_home(name)).exists() or _kept(name) else unreachable(name)
     return ArtifactError(
         f"No {what} could be read from {name!r}: {reason.rstrip('.')}. Put {files} into one folder and name that "
         "folder, or run once with network access so that the hub's cache keeps a hub id's files."
@@ -241,7 +243,7 @@ def _stored_types(path: Path) -> dict[str, str]:
             return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
-            f"{str(path)!r} is truncated or no safetensors file ({_short(error)}). Fetch or write it again."
+            f"{str(path)!r} is truncated or no safetensors file ({reason_of(error)}). Fetch or write it again."
         ) from None
 
 
@@ -275,7 +277,7 @@ def _from_hub(repository: str, name: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{repository!r} cannot be fetched ({_short(error)}). {_needed(repository)}") from None
+        raise ArtifactError(f"{repository!r} cannot be fetched ({reason_of(error)}). {_needed(repository)}") from None
     raise ArtifactError(f"{repository!r} is no folder here and the hub does not answer. {_needed(repository)}")
 
 
@@ -310,14 +312,10 @@ def _names(path: Path) -> list[str]:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
-            f"{str(path)!r} is truncated or no safetensors file ({_short(error)}). Fetch or write it again."
+            f"{str(path)!r} is truncated or no safetensors file ({reason_of(error)}). Fetch or write it again."
         ) from None
 
 
 def _refused(error: Exception) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f"it wants to import {found.group(1)}" if found else _short(error)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return f"it wants to import {found.group(1)}" if found else reason_of(error)

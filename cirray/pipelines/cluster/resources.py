@@ -12,7 +12,7 @@ import ray
 import ray.data
 
 from cirray.core.environ import private_cluster, ray_address
-from cirray.core.errors import ConfigError
+from cirray.core.errors import ConfigError, reason_of
 from cirray.core.interrupts import reinstall
 from cirray.core.log import get_logger
 from cirray.pipelines.cluster.config import RayConfig
@@ -137,7 +137,7 @@ def _join(address: str, config: RayConfig) -> None:
             logging_level=logging.INFO if config.show_output else logging.ERROR,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise ConfigError(
             f"The Ray cluster at {address!r} cannot be joined: {reason}. Start it (`ray start --head`), correct "
             "ray.address or RAY_ADDRESS, or set ray.address=local for a private cluster."
