@@ -7,8 +7,8 @@ from typing import Any
 from cirray.core.artifacts import Manifest, Stage, localize, model_folder, open_stage, read_manifest
 from cirray.core.errors import ArtifactError
 from cirray.core.unfinished import stage_function
+from cirray.evaluation.pages import render
 from cirray.models.towers.preprocessors import PREPROCESSOR
-from cirray.pipelines.weights.card import Card
 from cirray.pipelines.weights.config import ExportRun
 
 CARD, RECIPE = "README.md", "recipe.json"
@@ -34,8 +34,11 @@ def run_export(run: ExportRun) -> Manifest:
     if stage.finished:
         return stage.finished
     kind, digests = _copy(run, stage, source)
-    card = Card(run.name, kind, run.license, run.notes, source, tuple(reports.values()), digests)
-    (stage.local / CARD).write_text(card.text())
+    card = render(
+        "card.md", name=run.name, kind=kind, license=run.license, notes=run.notes, source=source,
+        reports=list(reports.values()), digests=digests,
+    )  # fmt: skip
+    (stage.local / CARD).write_text(card, encoding="utf-8")
     recipe = {"config": source.identity, "inputs": source.inputs, "counts": source.counts, "metrics": source.metrics}
     (stage.local / RECIPE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
     return stage.publish({"files": sum(path.is_file() for path in stage.local.rglob("*"))}, extra=digests)
