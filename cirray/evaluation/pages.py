@@ -14,7 +14,7 @@ from cirray.evaluation.tables import percent
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template, e.g. "report.html" or "card.md"; what the template calls by name is in `values`."""
+    """The page of a template, e.g. "report.html" or "card.jinja"; what the template calls by name is in `values`."""
     return _templates().get_template(template).render(values)
 
 

@@ -35,7 +35,7 @@ def run_export(run: ExportRun) -> Manifest:
         return stage.finished
     kind, digests = _copy(run, stage, source)
     card = render(
-        "card.md", name=run.name, kind=kind, license=run.license, notes=run.notes, source=source,
+        "card.jinja", name=run.name, kind=kind, license=run.license, notes=run.notes, source=source,
         reports=list(reports.values()), digests=digests,
     )  # fmt: skip
     (stage.local / CARD).write_text(card, encoding="utf-8")
