@@ -31,6 +31,7 @@ from cirray.data.config import TransformConfig
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.dual import DualEncoderRetriever, text_settings
 from cirray.models.published import BERT_WORDS, published
+from cirray.models.sources.blip2 import stated_sizes
 from cirray.models.sources.clip_files import read_clip
 from cirray.models.sources.files import READ_ERRORS, read_json
 from cirray.models.sources.pieces import MODEL
@@ -131,14 +132,7 @@ def qformer_sizes(source: str, base: QFormerConfig) -> tuple[QFormerConfig, int,
     if settings.model_type not in _WHOLE:
         raise ConfigError(f"{source!r} is a {settings.model_type!r}; a Q-Former comes from one of {_WHOLE}.")
     inner = settings.qformer_config
-    sized = base.model_copy(
-        update={
-            "width": inner.hidden_size, "layers": inner.num_hidden_layers, "heads": inner.num_attention_heads,
-            "queries": settings.num_query_tokens, "intermediate": inner.intermediate_size,
-            "cross_attention_frequency": inner.cross_attention_frequency, "dropout": inner.hidden_dropout_prob,
-            "positions": inner.max_position_embeddings,
-        }
-    )  # fmt: skip
+    sized = base.model_copy(update=stated_sizes(settings))
     vectors = int(getattr(settings, "image_text_hidden_size", 0)) if settings.model_type == "blip-2" else 0
     return sized, int(inner.vocab_size), int(settings.vision_config.hidden_size), vectors
 

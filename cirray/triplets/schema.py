@@ -8,38 +8,31 @@ import pyarrow as pa
 from cirray.core.errors import DataError
 from cirray.types import Triplet, stable_id
 
+
+def texts(*names: str) -> list[pa.Field]:
+    """Columns of text that no row leaves empty."""
+    return [pa.field(name, pa.string(), nullable=False) for name in names]
+
+
 TRIPLET_SCHEMA = pa.schema(
     [
-        pa.field("triplet_id", pa.string(), nullable=False),
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("reference_id", pa.string(), nullable=False),
-        pa.field("target_id", pa.string(), nullable=False),
-        pa.field("modification", pa.string(), nullable=False),
+        *texts("triplet_id", "pair_id", "reference_id", "target_id", "modification"),
         pa.field("reverse_modification", pa.string()),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("generator", pa.string(), nullable=False),
-        pa.field("prompt_version", pa.string(), nullable=False),
+        *texts("split", "source", "generator", "prompt_version"),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("logprob", pa.float64(), nullable=False),
         pa.field("scores", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("weight", pa.float64(), nullable=False),
-        pa.field("group_id", pa.string(), nullable=False),
-        pa.field("edit", pa.string(), nullable=False),
+        *texts("group_id", "edit"),
     ]
 )
 """`generator` is a digest, `logprob` a mean per token, `scores` named numbers (`pair`: the miner's cosine)."""
 
 REJECTED_SCHEMA = pa.schema(
     [
-        pa.field("triplet_id", pa.string(), nullable=False),
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("reference_id", pa.string(), nullable=False),
-        pa.field("target_id", pa.string(), nullable=False),
+        *texts("triplet_id", "pair_id", "reference_id", "target_id"),
         pa.field("modification", pa.string()),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("generator", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
+        *texts("source", "generator", "reason"),
     ]
 )
 """A generation that failed or was filtered; `modification` is its text, if any."""

@@ -53,15 +53,9 @@ class Blip2Source:
         return int(self.settings.image_text_hidden_size) if there else 0
 
     def sizes(self, base: QFormerConfig) -> QFormerConfig:
-        """`base` with the checkpoint's sizes and dropout; other fields are kept."""
-        inner = self.settings.qformer_config
-        found = {
-            "width": inner.hidden_size, "layers": inner.num_hidden_layers, "heads": inner.num_attention_heads,
-            "queries": self.settings.num_query_tokens, "intermediate": inner.intermediate_size,
-            "cross_attention_frequency": inner.cross_attention_frequency, "dropout": inner.hidden_dropout_prob,
-            "positions": inner.max_position_embeddings, "initializer_range": inner.initializer_range,
-        }  # fmt: skip
-        return validate(type(base), {**base.to_dict(), **found})
+        """`base` with the checkpoint's sizes, dropout and start; other fields are kept."""
+        start = {"initializer_range": self.settings.qformer_config.initializer_range}
+        return validate(type(base), {**base.to_dict(), **stated_sizes(self.settings), **start})
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the Q-Former's text side.
@@ -124,6 +118,17 @@ class Blip2Source:
         fitted = {name: _fit(self.name, name, value, own[name]) for name, value in tensors.items()}
         with torch.no_grad():
             module.load_state_dict(fitted)
+
+
+def stated_sizes(settings: Any) -> dict[str, Any]:
+    """Fields of a `QFormerConfig` that a BLIP-2 or InstructBLIP configuration states: its sizes and dropout."""
+    inner = settings.qformer_config
+    return {
+        "width": inner.hidden_size, "layers": inner.num_hidden_layers, "heads": inner.num_attention_heads,
+        "queries": settings.num_query_tokens, "intermediate": inner.intermediate_size,
+        "cross_attention_frequency": inner.cross_attention_frequency, "dropout": inner.hidden_dropout_prob,
+        "positions": inner.max_position_embeddings,
+    }  # fmt: skip
 
 
 def open_blip2(source: str) -> Blip2Source:

@@ -6,7 +6,8 @@ Nothing here runs code from a file: safetensors holds none, and `.bin` is read w
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,13 +142,8 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, to
     if not is_safetensors(path):
         tree = unwrapped(read_pickle(path), str(path))
         return {name: tree[name] for name in (tree if names is None else names)}
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{str(path)!r} is truncated or no safetensors file ({reason_of(error)}). Fetch or write it again."
-        ) from None
+    with _safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
 
 
 def read_pickle(path: Path, lazily: bool = False) -> Any:
@@ -238,10 +234,16 @@ def check_stored_types(source: str | Path) -> None:
 
 
 def _stored_types(path: Path) -> dict[str, str]:
+    with _safetensors(path) as file:
+        return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(
             f"{str(path)!r} is truncated or no safetensors file ({reason_of(error)}). Fetch or write it again."
         ) from None
@@ -307,13 +309,8 @@ def _names(path: Path) -> list[str]:
     refuse_other_files(path)
     if not is_safetensors(path):
         return list(unwrapped(read_pickle(path, lazily=True), str(path)))
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(
-            f"{str(path)!r} is truncated or no safetensors file ({reason_of(error)}). Fetch or write it again."
-        ) from None
+    with _safetensors(path) as file:
+        return list(file.keys())
 
 
 def _refused(error: Exception) -> str:
