@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
     blank_note,
@@ -18,7 +17,7 @@ from cirray.data.annotations import (
     null_note,
     once,
 )
-from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import CircoConfig
 from cirray.data.readers import READERS
 from cirray.types import Query
@@ -37,6 +36,8 @@ def read_circo(config: CircoConfig) -> CirDataset:
     Image and query ids are the whole numbers of the files as text, never zero-padded (file names are). The first
     target is the annotated one. Tags are the semantic aspects.
 
+    The protocol: mAP@k over several ground truths, per semantic aspect, and recall of the annotated target.
+
     Raises:
         DataError: the annotation file is missing, or an entry is wrong.
     """
@@ -53,7 +54,7 @@ def read_circo(config: CircoConfig) -> CirDataset:
     return CirDataset(
         name="circo",
         images=ImageTable(paths),
-        protocol=protocols.circo(config, len(gallery)),
+        protocol=_protocol(config, len(gallery)),
         queries=queries,
         gallery_ids=tuple(gallery),
         guarded=frozenset(paths),
@@ -115,4 +116,19 @@ def _notes(
     return (
         *count_note("images are named by queries but not by the image list", [i for i in named if i not in gallery]),
         *count_note("queries whose reference is one of their targets", same),
+    )
+
+
+def _protocol(config: CircoConfig, gallery: int) -> Protocol:
+    size = f"all {gallery:,} images of COCO 2017 unlabeled" if gallery else "unknown, the image list is missing"
+    texts = {"relative": "text as written", "with_concept": "shared concept and relative caption (not like for like)"}
+    return Protocol(
+        dataset="CIRCO",
+        split=config.split,
+        gallery_rule=size,
+        reference_rule=config.reference_rule,
+        caption_rule=texts[config.text],
+        label_rule="every ground truth, divisor min(k, ground truths); recall: the first one only",
+        metrics=("map", "aspect_map", "target_recall"),
+        ks=config.ks,
     )

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
     blank_note,
@@ -20,7 +19,7 @@ from cirray.data.annotations import (
     null_note,
     once,
 )
-from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import CirrConfig
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
@@ -30,6 +29,16 @@ _TRIPLETS = ("train", "val")
 _IMAGES = ("reference", "target_hard")
 _PLACEHOLDERS = ("[c]", "[cr0]", "[cr1]")
 """Beginnings of extended texts that mean "nothing to add"."""
+_METRICS = {
+    "hard": ("recall", "recall_subset", "cirr_avg"),
+    "soft": ("soft_recall", "soft_recall_subset"),
+    "soft_subset": ("recall", "soft_recall_subset"),
+}
+_LABELS = {
+    "hard": "annotated target (target_hard)",
+    "soft": "largest label among the soft targets in the first k, at least 0",
+    "soft_subset": "annotated target; in the subset the largest soft label in the first k",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,8 @@ def read_cirr(config: CirrConfig) -> CirDataset:
     there (`split` says which); the pool is the train images. A caption is kept exactly as written, blank ones too;
     a triplet with a blank text or with one image twice is left out of training and noted.
 
+    The protocol: recall over the split's images, recall among the similar images, and the mean of R@5 and Rs@1.
+
     Raises:
         DataError: a file of the chosen split is missing, or an entry lacks a key or repeats a pair id.
     """
@@ -91,7 +102,15 @@ def read_cirr(config: CirrConfig) -> CirDataset:
     return CirDataset(
         name="cirr",
         images=ImageTable(paths),
-        protocol=protocols.cirr(config, len(gallery)),
+        protocol=Protocol(
+            dataset="CIRR",
+            split=config.split,
+            gallery_rule=f"all {len(gallery):,} images of split.rc2.{config.split}.json",
+            reference_rule=config.reference_rule,
+            label_rule=_LABELS[config.labels],
+            metrics=_METRICS[config.labels],
+            ks=config.ks,
+        ),
         triplets=triplets,
         pool_ids=tuple(names["train"]),
         queries=queries,

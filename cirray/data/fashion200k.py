@@ -10,9 +10,8 @@ import numpy as np
 
 from cirray.core.errors import DataError
 from cirray.core.seeding import derive_seed, numpy_generator
-from cirray.data import protocols
 from cirray.data.annotations import count_note, find_file, find_root, load_lines
-from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import Fashion200kConfig
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
@@ -28,6 +27,8 @@ def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
     Image ids are the paths of the label files. Training triplets are drawn: an image, and one of another caption that
     differs from its own in one word, with the text "replace X with Y"; images without such a neighbour are counted.
 
+    The protocol: any image that has the target's caption is a hit.
+
     Raises:
         DataError: label files or `test_queries.txt` are missing, or a line is wrong.
     """
@@ -40,7 +41,16 @@ def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
     return CirDataset(
         name="fashion200k",
         images=ImageTable({name: str(root / name) for name in (*train, *test)}),
-        protocol=protocols.fashion200k(config, len(test)),
+        protocol=Protocol(
+            dataset="Fashion200k",
+            split="test",
+            gallery_rule=f"all {len(test):,} test images",
+            reference_rule=config.reference_rule,
+            caption_rule="replace X with Y",
+            label_rule="any image with the target's caption (TIRG)",
+            metrics=("recall",),
+            ks=config.ks,
+        ),
         triplets=triplets,
         pool_ids=tuple(train),
         queries=queries,

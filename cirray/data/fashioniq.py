@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
     complete,
@@ -18,7 +17,7 @@ from cirray.data.annotations import (
     load_records,
     null_note,
 )
-from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.caption_rules import RULES, four_ways
 from cirray.data.config import FashionIQConfig
 from cirray.data.readers import READERS
@@ -36,6 +35,8 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
     Query ids are `<category>-<split>-<row>` (a suffix where one triplet gives several queries), image ids ASINs. A
     query's `gallery` is its category. Captions follow `config.captions`; empty ones get no special case, but
     `each_alone` drops them and says how many. Train and val triplets are read where their files are.
+
+    The protocol: recall in each category's own gallery, unweighted means over categories.
 
     Raises:
         DataError: a file of the chosen split is missing or an entry is wrong.
@@ -61,7 +62,7 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
     return CirDataset(
         name="fashioniq",
         images=ImageTable(image_paths(image_folder(root, config.images), ids)),
-        protocol=protocols.fashioniq(config, {name: len(found) for name, found in galleries.items()}),
+        protocol=_protocol(config, {name: len(found) for name, found in galleries.items()}),
         triplets=triplets,
         pool_ids=pool,
         queries=queries,
@@ -177,3 +178,21 @@ def _query_notes(records: dict[str, list[Record]], config: FashionIQConfig) -> t
     fate = "dropped" if config.captions == "each_alone" else "joined as they are"
     left = [f"{name} {record.place}" for name, rows in records.items() for record in rows if record.lacks(_IMAGES)]
     return (*null_note(left), *count_note(f"queries with an empty caption, {fate}", places))
+
+
+def _protocol(config: FashionIQConfig, sizes: dict[str, int]) -> Protocol:
+    rule = {
+        "original": f"`original`, all images of split.<category>.{config.split}.json",
+        "val_split": f"`val_split` (VAL), references and targets of cap.<category>.{config.split}.json",
+    }[config.gallery]
+    counts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    return Protocol(
+        dataset="FashionIQ",
+        split=config.split,
+        gallery_rule=f"{rule} ({counts})",
+        reference_rule=config.reference_rule,
+        caption_rule=f"captions `{config.captions}`: {RULES[config.captions].words}",
+        label_rule="the one target; means over categories are unweighted",
+        metrics=("category_recall",),
+        ks=config.ks,
+    )

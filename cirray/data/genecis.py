@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
     blank_note,
@@ -14,7 +13,7 @@ from cirray.data.annotations import (
     load_records,
     null_note,
 )
-from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import GeneCisConfig
 from cirray.data.places import Box
 from cirray.data.readers import READERS
@@ -56,6 +55,8 @@ def read_genecis(config: GeneCisConfig) -> CirDataset:
     A query's candidates, `galleries[query_id]`, are its target followed by the template's gallery exactly as
     published: a repeated target or crop, and a reference among them, stay and are noted.
 
+    The protocol: recall among a template's own candidates; the headline is the mean of the tasks' R@1.
+
     Raises:
         DataError: a task file is missing or an entry is wrong.
     """
@@ -77,7 +78,7 @@ def read_genecis(config: GeneCisConfig) -> CirDataset:
     return CirDataset(
         name="genecis",
         images=ImageTable(images.paths, images.boxes),
-        protocol=protocols.genecis(config, sizes),
+        protocol=_protocol(config, sizes),
         queries=tuple(queries),
         gallery_ids=tuple(dict.fromkeys(image for ids in galleries.values() for image in ids)),
         galleries=galleries,
@@ -123,4 +124,17 @@ def _notes(queries: list[Query], galleries: dict[str, tuple[str, ...]], boxes: d
         *count_note("templates have their reference in the gallery, where it stays", reference),
         *count_note("templates have another number of candidates than published", sorted(odd)),
         *count_note("crops have a box with a negative corner", negative),
+    )
+
+
+def _protocol(config: GeneCisConfig, sizes: dict[str, int]) -> Protocol:
+    counts = ", ".join(f"{task} {size}" for task, size in sizes.items())
+    return Protocol(
+        dataset="GeneCIS",
+        split=config.task,
+        gallery_rule=f"each template's target and gallery ({counts} candidates)",
+        reference_rule="keep",
+        label_rule="the one target",
+        metrics=("task_recall",),
+        ks=config.ks,
     )

@@ -4,9 +4,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data import protocols
 from cirray.data.annotations import count_note, find_file, find_root, image_folder, load_lines
-from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import ImageNetRConfig
 from cirray.data.readers import READERS
 from cirray.types import Query
@@ -24,6 +23,8 @@ def read_imagenet_r(config: ImageNetRConfig) -> CirDataset:
     of its class in that domain. A class without any there gives no query; the authors' code keeps such queries with
     recall 0, so the notes give the factor from our mean to theirs.
 
+    The protocol: set recall (share of all correct images in the first k) and precision.
+
     Raises:
         DataError: a list is missing, or a line is not a path and a label.
     """
@@ -37,7 +38,16 @@ def read_imagenet_r(config: ImageNetRConfig) -> CirDataset:
     return CirDataset(
         name="imagenet_r",
         images=ImageTable({name: str(base / name) for name in (*gallery, *photographs)}),
-        protocol=protocols.imagenet_r(config, len(gallery)),
+        protocol=Protocol(
+            dataset="ImageNet-R",
+            split=config.domain,
+            gallery_rule=f"all {len(gallery):,} listed images, photographs as distractors",
+            reference_rule=config.reference_rule,
+            caption_rule=f"text {config.text!r}",
+            label_rule="every image of the same class in the asked domain; queries without any are left out",
+            metrics=("set_recall", "precision"),
+            ks=config.ks,
+        ),
         queries=queries,
         gallery_ids=tuple(gallery),
         guarded=frozenset((*gallery, *photographs)),

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
     blank_note,
@@ -18,7 +17,7 @@ from cirray.data.annotations import (
     null_note,
     once,
 )
-from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import LascoConfig
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
@@ -31,6 +30,8 @@ def read_lasco(config: LascoConfig) -> CirDataset:
     """Read LaSCo; no image is opened, and images may be missing.
 
     Image ids are COCO's numbers as text. Train triplets and the train corpus (the pool) are read if present.
+
+    The protocol: recall over the val corpus (our choice, there is no official evaluation code).
 
     Raises:
         DataError: the val triplets or the val corpus are missing, or an entry is wrong.
@@ -51,7 +52,15 @@ def read_lasco(config: LascoConfig) -> CirDataset:
     return CirDataset(
         name="lasco",
         images=ImageTable(pool | paths | named),
-        protocol=protocols.lasco(config, len(corpus)),
+        protocol=Protocol(
+            dataset="LaSCo",
+            split="val",
+            gallery_rule=f"val corpus of {len(corpus):,} images",
+            reference_rule=config.reference_rule,
+            label_rule="the one target",
+            metrics=("recall",),
+            ks=config.ks,
+        ),
         triplets=triplets,
         pool_ids=tuple(pool),
         queries=tuple(queries),

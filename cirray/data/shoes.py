@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data import protocols
 from cirray.data.annotations import (
     Record,
     blank_note,
@@ -18,7 +17,7 @@ from cirray.data.annotations import (
     load_records,
     null_note,
 )
-from cirray.data.benchmark import CirDataset, ImageTable
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import ShoesConfig
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
@@ -32,6 +31,8 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
 
     Image ids are file names. A pair trains or is a query when both names are in that list; others are left out and
     counted. A training pair of one image with itself is left out; such an eval pair stays and can never be a hit.
+
+    The protocol: recall and its mean over the cut-offs.
 
     Raises:
         DataError: a file is missing or an entry is wrong.
@@ -58,7 +59,15 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
     return CirDataset(
         name="shoes",
         images=ImageTable(_paths(root, config, (*names["train"], *names["eval"]))),
-        protocol=protocols.shoes(config, len(names["eval"])),
+        protocol=Protocol(
+            dataset="Shoes",
+            split="eval",
+            gallery_rule=f"all {len(names['eval']):,} eval images",
+            reference_rule=config.reference_rule,
+            label_rule="the one target; a pair whose reference is its target cannot be hit",
+            metrics=("recall", "mean_recall"),
+            ks=config.ks,
+        ),
         triplets=triplets,
         pool_ids=tuple(names["train"]),
         queries=queries,
