@@ -1,8 +1,8 @@
 """Named components: a registry maps a name in a config to a class or function and to the class of its settings.
 
-The modules that register its items are imported when an item is first asked for. The settings' classes are known
-before, so that a configuration is checked without importing a component's code. Unknown names are looked for in other
-packages (`cirray.core.plugins`).
+The modules that register its items are imported when an item is first asked for: the one of the item's own name, else
+all. The settings' classes are known before, so that a configuration is checked without importing a component's code.
+Unknown names are looked for in other packages (`cirray.core.plugins`).
 """
 
 import importlib
@@ -68,10 +68,9 @@ class Registry(Generic[ItemT]):
         Raises:
             ConfigError: for an unknown name, with the known names and a did-you-mean.
         """
-        if name not in self._items:
-            self._load()
-        if name not in self._items:
-            load_plugins()
+        for find in (lambda: self._load(name), self._load, load_plugins):
+            if name not in self._items:
+                find()
         if name not in self._items:
             raise ConfigError(unknown_name(self.kind, name, self._items))
         return self._items[name]
@@ -102,9 +101,11 @@ class Registry(Generic[ItemT]):
         """Iterate over the names, sorted."""
         return iter(self.names())
 
-    def _load(self) -> None:
+    def _load(self, name: str = "") -> None:
+        """Import the modules that register items; with a name only the one of that name, if there is one."""
         for module in self._modules:
-            importlib.import_module(module)
+            if not name or module.rpartition(".")[2] == name:
+                importlib.import_module(module)
 
 
 def _definition(item: object) -> object:

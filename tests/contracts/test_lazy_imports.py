@@ -23,9 +23,10 @@ def test_light_modules_load_no_heavy_library(module):
     assert loaded_after(f"import {module}") & set(HEAVY) == set()
 
 
-def test_help_loads_no_heavy_library():
-    code = "from cirray.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
-    assert loaded_after(code) & set(HEAVY) == set()
+@pytest.mark.parametrize("words", [["--help"], ["finetune", "--help"], ["index", "--help", "recipes"]])
+def test_help_loads_no_heavy_library(words):
+    code = f"from cirray.cli.main import main\nmain({words!r})"
+    assert loaded_after(code) & {*HEAVY, "pyarrow", "PIL", "httpx", "rich"} == set()
 
 
 def test_the_check_sees_a_heavy_library():

@@ -1,5 +1,7 @@
 """A component's settings are fields of its own class, wherever a configuration names it."""
 
+import importlib
+import sys
 from typing import Annotated, Any
 
 import pytest
@@ -124,3 +126,17 @@ def test_a_component_registers_its_settings_with_itself():
     assert registry.every_settings() == {"mine": TwoHop, "plain": Weighted}
     with pytest.raises(ConfigError, match="must derive from Weighted"):
         registry.register("other", settings=Paired)
+
+
+def test_an_item_s_own_module_alone_is_imported_and_all_of_them_for_a_name_that_is_elsewhere(tmp_path, monkeypatch):
+    package = tmp_path / "shelf_of_items"
+    package.mkdir()
+    (package / "__init__.py").write_text("from cirray.core.registry import Registry\n")
+    for name, items in {"red": ("red",), "blue": ("blue", "navy")}.items():
+        lines = [f"ITEMS.register({item!r})({item!r})" for item in items]
+        (package / f"{name}.py").write_text("\n".join(["from shelf_of_items import ITEMS", *lines]))
+    monkeypatch.syspath_prepend(tmp_path)
+    shelf = importlib.import_module("shelf_of_items")
+    shelf.ITEMS = Registry("item", ["shelf_of_items.red", "shelf_of_items.blue"])
+    assert shelf.ITEMS.get("red") == "red" and "shelf_of_items.blue" not in sys.modules
+    assert shelf.ITEMS.get("navy") == "navy" and shelf.ITEMS.names() == ["blue", "navy", "red"]
