@@ -13,8 +13,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic import PlainSerializer
 
-from cirray.core.typed import BOOLEANS, NULLS, Typed, collection, number, plain_number, scalar, unquoted
+from cirray.core.typed import BOOLEANS, NULLS, Typed, collection, number, plain_number, scalar, unquoted, written
+
+
+class _Kept:
+    """The metadata of `Embedded`."""
+
+
+Embedded = Annotated[Any, _Kept, PlainSerializer(written)]
+"""A field of another configuration, whose own annotation reads it later: typed characters stay as typed."""
 
 
 def read(annotation: Any, value: Any) -> Any:
@@ -28,6 +37,8 @@ def read(annotation: Any, value: Any) -> Any:
     if not isinstance(value, str | int | float | Mapping | list | tuple):
         return value
     shape = Shape.of(annotation)
+    if shape.kept:
+        return _opened(value)
     if isinstance(value, Typed):
         return shape.read(str(value))
     if isinstance(value, Mapping):
@@ -50,6 +61,14 @@ def typed(annotation: Any, value: Any) -> str:
     return text if read(annotation, Typed(text)) == value else json.dumps(value)
 
 
+def _opened(value: Any) -> Any:
+    """Typed lists and mappings as such, at any depth, their parts as typed."""
+    value = collection(value) or value if isinstance(value, Typed) else value
+    if isinstance(value, Mapping):
+        return {str(name): _opened(item) for name, item in value.items()}
+    return [_opened(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 @dataclass
 class Shape:
     """Types that a field takes: all members of its annotation's union."""
@@ -61,6 +80,8 @@ class Shape:
     number: bool = False
     free: bool = False
     """Anything."""
+    kept: bool = False
+    """Anything, still as typed."""
     section: type[pydantic.BaseModel] | None = None
     """A class with fields."""
     items: Any = None
@@ -158,6 +179,7 @@ class Shape:
             self.number |= member in (int, float)
             self.null |= member is types.NoneType
             self.free |= member is Any
+            self.kept |= member is _Kept
 
 
 def _members(annotation: Any) -> Iterator[Any]:
@@ -165,6 +187,8 @@ def _members(annotation: Any) -> Iterator[Any]:
     if annotation is None:
         yield Any
     elif typing.get_origin(annotation) is Annotated:
+        if _Kept in typing.get_args(annotation):
+            yield _Kept
         yield from _members(typing.get_args(annotation)[0])
     elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
         for member in typing.get_args(annotation):

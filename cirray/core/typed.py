@@ -5,7 +5,7 @@ Their syntax is YAML 1.2's core schema (yaml.org/spec/1.2.2, section 10.3.2): `1
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -24,6 +24,21 @@ class Typed(str):
     """Characters as typed, not yet read."""
 
     __slots__ = ()
+
+
+def written(value: Any) -> Any:
+    """Values with typed characters in them, as plain values that are typed the same again.
+
+    `null`, a boolean, and a number in its own spelling are such; anything else typed is text, as `012` and `1e5` are.
+    """
+    if isinstance(value, Mapping):
+        return {name: written(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(item) for item in value]
+    if not isinstance(value, Typed):
+        return value
+    found = scalar(value)
+    return found if isinstance(found, bool) or found is None or json.dumps(found) == value else str(value)
 
 
 class Loader(yaml.SafeLoader):

@@ -1,6 +1,6 @@
 """Configuration of a study. A method is a config: stages that name components, and a row that names a stage."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,7 @@ from cirray.core.config import Config
 from cirray.core.errors import unknown_name
 from cirray.core.fields import Effort, Place
 from cirray.core.places import Run
+from cirray.core.reading import Embedded
 
 _GENERATOR = "train-generator"
 Value = str | int | float | bool | None
@@ -24,7 +25,7 @@ class StageSpec(Config):
     """Verb that runs it: mine, generate, pretrain, finetune, ..."""
     like: str = ""
     """A template whose fields are taken first."""
-    fields: dict[str, Any] = {}
+    fields: dict[str, Embedded] = {}
     """Fields of the verb's config, over those of the template."""
     about: str = ""
     """What it is called where the accuracy of its texts stands; empty: its name."""
@@ -49,7 +50,7 @@ class RowSpec(Config):
     """Stage that indexes its checkpoint: run with the row, and the closing lines say how to search it."""
     source: str = ""
     """Which paper or idea; shown beside the name."""
-    encoder: dict[str, Any] | None = None
+    encoder: dict[str, Embedded] | None = None
     """Instead of `stage`: an encoder that is not trained, `{kind, settings}`."""
 
     @model_validator(mode="after")
@@ -168,7 +169,7 @@ class StudyRun(Run):
     """A folder for each seed, `seed-N`; false: the artifacts of the one seed lie directly below root."""
     scores: str = ""
     """Name of a seed's scores (a report with pictures); empty: `score-` and a mark of its rows."""
-    data: dict[str, Any] = {}
+    data: dict[str, Embedded] = {}
     """Data set whose queries are scored (fields of a `DataConfig`)."""
     features: tuple[str, ...] = ("@features",)
     """Features artifacts of its images."""
@@ -178,7 +179,7 @@ class StudyRun(Run):
     """Root of a shapes world (`@world`) that judges these texts."""
     variables: dict[str, Value] = {}
     """Variables and their defaults; `labels` is the number of labelled triplets."""
-    templates: dict[str, dict[str, Any]] = {}
+    templates: dict[str, dict[str, Embedded]] = {}
     """Named sets of fields for stages."""
     stages: dict[str, StageSpec] = {}
     """Every stage by name."""

@@ -81,6 +81,37 @@ def test_references_and_variables_are_found_anywhere():
     assert references(tree) == ["one", "three"] and variables(tree) == ["two"]
 
 
+def test_text_fields_of_a_stage_take_their_characters_as_typed_and_numbers_are_numbers(tmp_path):
+    """Quotes were needed for `012`, which was read as a number before anybody knew whose field it is."""
+    path = tmp_path / "study.yaml"
+    path.write_text("""
+variables: {tag: 007}
+templates: {texts: {source: 012, weight: 1e-1}}
+stages:
+  typed: {verb: generate, like: texts, fields: {seed: 7, features: [no, 0x1f], split: null}}
+  given: {verb: generate, like: texts, fields: {source: $tag, judge: "@typed/1e5"}}
+""")
+    words = ["stages.given.fields.split=# 1", "stages.given.fields.decoding={repetition_penalty: 1e1}"]
+    graph = Graph(load_config(StudyRun, path, words), 0, find)
+    typed, given = (graph.nodes[graph.add(name)].config for name in ("typed", "given"))
+    assert (typed.source, typed.weight, typed.seed, typed.split) == ("012", 0.1, 7, "null")
+    assert typed.features == ("no", "0x1f")
+    assert (given.source, given.split, given.decoding.repetition_penalty) == ("007", "# 1", 10.0)
+    assert given.judge.endswith("/typed/1e5") and graph.reads("given")[0] == "typed"
+
+
+def test_a_printed_study_is_read_as_the_same_study(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("stages: {a: {verb: mine, fields: {out: 1e5, parts: [07], x: null, y: true, z: 0.10, n: 3}}}\n")
+    run = load_config(StudyRun, path)
+    (tmp_path / "again.yaml").write_text(run.to_yaml())
+    again = load_config(StudyRun, tmp_path / "again.yaml")
+    assert again.to_dict() == run.to_dict() and again.identity() == run.identity()
+    assert run.to_dict()["stages"]["a"]["fields"] == {
+        "out": "1e5", "parts": ["07"], "x": None, "y": True, "z": "0.10", "n": 3
+    }  # fmt: skip
+
+
 def test_a_stage_is_named_by_the_variables_on_its_way_and_shared_where_none_differs(study):
     graph = Graph(study, 0, find)
     assert graph.add("plain", {"labels": 40}) == "plain" and graph.add("plain", {"labels": 16}) == "plain@labels=16"
