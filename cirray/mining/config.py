@@ -21,6 +21,10 @@ class PolicyConfig(Config):
     grouped: ClassVar[bool] = False
     """Whether its pairs have groups; others get them by `group_limit`."""
 
+    def most_pairs(self, images: int, labelled: int) -> int | None:
+        """Most pairs that it makes of so many images and labelled triplets; None: only mining tells."""
+        return None
+
 
 class LabelledConfig(PolicyConfig):
     """A policy over the labelled triplets."""
@@ -58,6 +62,12 @@ class WindowConfig(NeighbourConfig):
     draws: int = Field(0, ge=0)
     """Targets drawn at random from a reference's window; 0 takes all of it."""
 
+    def most_pairs(self, images: int, labelled: int) -> int | None:
+        """A window's draws, or all of it, for every image."""
+        if not self.draws and self.quantiles:
+            return None
+        return images * (self.draws or self.rank_high - self.rank_low)
+
     @model_validator(mode="after")
     def _rising_ranks(self) -> "WindowConfig":
         if self.rank_high <= self.rank_low:
@@ -79,6 +89,10 @@ class RankWindowConfig(WindowConfig):
 
     references_only: bool = False
     """Only references of the labelled triplets are references of pairs."""
+
+    def most_pairs(self, images: int, labelled: int) -> int | None:
+        """As any window's; every labelled triplet has one reference."""
+        return super().most_pairs(min(images, labelled) if self.references_only else images, labelled)
 
 
 class SubgroupConfig(NeighbourConfig):

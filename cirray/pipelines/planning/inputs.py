@@ -16,21 +16,25 @@ from cirray.core.artifacts import is_complete, localize, read_manifest
 from cirray.core.config import Config, load_config, validate
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.places import HOME, ROOT, placed
+from cirray.core.trees import assigned, merged
 from cirray.core.typed import parse_yaml
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
-from cirray.mining.config import MiningConfig
+from cirray.mining.config import MiningConfig, PolicyConfig
 from cirray.models.outlines import outline_tower, weightless
 from cirray.models.towers.clip_tower import ClipTower
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.places import find_tower
 from cirray.pipelines.planning.config import PlanConfig
+from cirray.pipelines.planning.recipes import comment_of, runs_of
 from cirray.pipelines.planning.steps import Tokens
 
 TRIPLETS = {"cirr": 28_225, "fashioniq": 18_000}
 """Training triplets as published (CIRR, table 2; Fashion IQ: 5,985 + 5,988 + 6,027)."""
 IMAGES = {"cirr": 21_551, "fashioniq": 77_684}
 """Images as published: CIRR 16,939 + 2,297 + 2,315; FashionIQ's three categories together."""
+TRAINING_IMAGES = {"cirr": 16_939, "fashioniq": 46_609}
+"""Those of the training split, as published."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,13 @@ class RecipesBeside:
         own = Path(file).resolve().parent
         for path in sorted(own.glob("*.yaml")) + sorted(own.parent.glob("*/*.yaml")):
             try:
-                tree = parse_yaml(path.read_text(encoding="utf-8"))
+                text = path.read_text(encoding="utf-8")
+                tree, runs = parse_yaml(text), runs_of(comment_of(text))
             except (OSError, ValueError, yaml.YAMLError):
                 continue
-            if isinstance(tree, dict) and isinstance(tree.get("out"), str):
-                tree = {**placed(tree, root), ROOT: root}
-                found.setdefault(tree["out"], (f"{path.parent.name}/{path.name}", tree))
+            for words in runs.values() if isinstance(tree, dict) and isinstance(tree.get("out"), str) else ():
+                run = placed(merged(tree, assigned([word for word in words if "=" in word])), root)
+                found.setdefault(str(run["out"]), (f"{path.parent.name}/{path.name}", {**run, ROOT: root}))
         return cls(found)
 
     def recipe(self, place: str) -> tuple[str, Mapping[str, Any]] | None:
@@ -162,9 +167,19 @@ def pair_count(uri: str, beside: RecipesBeside) -> int | None:
     if found is None:
         return None
     mining = validate(MiningConfig, dict(found[1].get("mining", {})))
-    if mining.labelled:
-        return TRIPLETS.get(str(dict(found[1].get("data", {})).get("format")))
-    return mining.count or None
+    data = str(dict(found[1].get("data", {})).get("format"))
+    labelled, images = TRIPLETS.get(data), TRAINING_IMAGES.get(data)
+    if mining.labelled or labelled is None or images is None:
+        return labelled if mining.labelled else mining.count or None
+    policy, images = mining.policy.settings, images if mining.triplet_images else IMAGES[data]
+    most = policy.most_pairs(images, labelled) if isinstance(policy, PolicyConfig) else None
+    return min(filter(None, (mining.count, most)), default=None)
+
+
+def pairs_behind(uri: str, beside: RecipesBeside) -> str:
+    """Place of the pairs that a triplets artifact, or its recipe, has texts of; the triplets themselves if unknown."""
+    tree = read_manifest(uri, "triplets").config if is_complete(uri) else (beside.recipe(uri) or ("", {}))[1]
+    return str(tree.get("pairs") or uri)
 
 
 def description_of(place: str, folder: str) -> tuple[dict[str, Any], Path] | None:

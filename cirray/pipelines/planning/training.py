@@ -9,7 +9,15 @@ from cirray.models.base import Retriever
 from cirray.models.outlines import weightless
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.pipelines.planning.config import PlanConfig
-from cirray.pipelines.planning.inputs import RecipesBeside, images_of, labelled_rows, tokens_of, tower_of, triplet_count
+from cirray.pipelines.planning.inputs import (
+    RecipesBeside,
+    images_of,
+    labelled_rows,
+    pairs_behind,
+    tokens_of,
+    tower_of,
+    triplet_count,
+)
 from cirray.pipelines.planning.memory import count_weights, feature_bytes, training_states
 from cirray.pipelines.planning.models import generator_of, trained_retriever
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
@@ -87,7 +95,7 @@ def fit_warnings(counted: Counted, plan: PlanConfig, remedies: list[str]) -> tup
     if fitting:
         options.append(f"training.batch={_round(fitting)} (about what fits)")
     if fixed > room and counted.loop.engine != "deepspeed":
-        options.append("training.engine=deepspeed training.zero_stage=3 over more workers")
+        options.append(f"training.engine=deepspeed training.zero_stage={2 if counted.bank else 3} over more workers")
     need = f"A step needs {size(counted.total)} of {size(room)} on one {plan.gpu}"
     return (f"{need}; change {', or '.join(options) or 'the card (plan.gpu)'}.",)
 
@@ -216,12 +224,15 @@ def _retriever_remedies(run: TrainRun, counted: Counted) -> list[str]:
 def _training_rows(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> tuple[int | None, str]:
     if plan.rows:
         return plan.rows, "plan.rows"
-    generated = [triplet_count(uri, beside) for uri in run.triplets]
+    drawn = run.training.pair_texts == "drawn"  # all texts of a pair are one row
+    pairs = {pairs_behind(uri, beside) if drawn else uri: triplet_count(uri, beside) for uri in run.triplets}
+    generated = list(pairs.values())
     labelled, told = (0, "none") if run.labels == 0 else labelled_rows(run.data)
     counts: list[Any] = [*generated, min(labelled, run.labels) if labelled and run.labels else labelled]
     if any(count is None for count in counts):
         return None, "unknown"
-    return sum(counts) or None, told if run.labels != 0 else "of the triplets' recipes or artifacts"
+    of_recipes = "at most, of the triplets' recipes or artifacts"
+    return sum(counts) or None, told if not generated else of_recipes if run.labels == 0 else f"{told}, {of_recipes}"
 
 
 def _round(rows: int) -> int:

@@ -215,6 +215,14 @@ def main_config(folder):
     return plan_file(PlanRun(files=(str(path),)))
 
 
+@pytest.mark.parametrize("name", ["cirr/finetune-spn-paper-clip4cir-sum", "cirr/finetune-spn-improved-sprc"])
+def test_mined_pairs_and_runs_of_comments_beside_a_run_say_its_rows(name):
+    """SPN trains for 3 epochs, each pair once with one of two texts, the second of which a recipe's comment makes."""
+    report = plan_of(name)
+    assert report.value("epochs") == pytest.approx(3.0, abs=0.02)
+    assert "plan.rows" not in report.text()
+
+
 def test_a_broken_file_beside_it_is_skipped(tmp_path):
     folder = tmp_path / "configs" / "own"  # folders beside this one are read too
     folder.mkdir(parents=True)
