@@ -1,5 +1,6 @@
 """`cirray serve`: the application of `serve run`, checked before anything starts and drained before it stops."""
 
+import http.client
 import multiprocessing
 import signal
 import socket
@@ -66,10 +67,15 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
         private_cluster()
         for name, value in {**OWN_CLUSTER, **(FAST_PATH if run.fast else {})}.items():
             set_default(name, value)
-    start(plan)
-    _LOG.info("http://%s:%d answers; Ctrl-C stops it", host, port)
+    try:
+        start(plan)
+        _LOG.info("http://%s:%d answers; Ctrl-C stops it", host, port)
+        if wait:
+            wait_for_signal()
+    except (KeyboardInterrupt, SystemExit):
+        if not wait or not answers(host, port):
+            raise  # told to stop while it was starting; from its first answer on it stops in order
     if wait:
-        wait_for_signal()
         _LOG.info("stopping; requests that are being answered are finished")
         stop()
         _LOG.info("stopped")
@@ -161,6 +167,18 @@ def stop() -> None:
 
     serve.delete(_NAME)
     serve.shutdown()
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether the application answers at an address; Ray's entrance alone says 404, or 503."""
+    connection = http.client.HTTPConnection("127.0.0.1" if host in ("", "0.0.0.0") else host, port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status not in (404, 503)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def wait_for_signal() -> None:

@@ -30,7 +30,8 @@ class RayConfig(Config):
     temp_dir: Effort[Place] = ""
     """Session folder of a private cluster; keep it short. Default: Ray's own."""
     no_progress_timeout_s: Effort[float] = Field(120.0, gt=0)
-    """A Ray Data stage that finishes no part in this time is an error; raise it where one part takes minutes."""
+    """Seconds in which a Ray Data stage must finish another part once it has finished one; three times what the first
+    one took are always allowed. Longer is an error."""
     show_output: Effort[bool] = False
     """Show Ray's own bars and messages."""
 

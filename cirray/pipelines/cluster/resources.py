@@ -15,7 +15,7 @@ from cirray.core.environ import private_cluster, ray_address
 from cirray.core.errors import ConfigError, reason_of
 from cirray.core.interrupts import reinstall
 from cirray.core.log import get_logger
-from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
 _TOO_SLOW = "timed out during startup"
 _LEAST_LOGICAL_CPUS = 8
@@ -60,15 +60,17 @@ def cluster(config: RayConfig) -> Iterator[ClusterInfo]:
 
 @contextmanager
 def data_context(config: RayConfig, block_bytes: int = 128 * 2**20) -> Iterator[Any]:
-    """Ray Data's settings for one pipeline: a hang guard, no bars of its own, workers that may die, whole blocks.
+    """Ray Data's settings for one pipeline: no bars of its own, workers that may die, whole blocks.
+
+    Its guard against hanging is off: it counts the loading of models too (`patience` has another).
 
     Args:
-        config: where the hang guard's seconds come from.
+        config: whether Ray's own output is shown.
         block_bytes: no block is split below this size, so that one part stays one block.
     """
     before = ray.data.DataContext.get_current()
     context = before.copy()
-    context.execution_no_progress_timeout_s = config.no_progress_timeout_s
+    context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = context.enable_operator_progress_bars = config.show_output
     context.print_on_execution_start = config.show_output
     context.target_max_block_size = max(block_bytes, 128 * 2**20)
@@ -79,6 +81,22 @@ def data_context(config: RayConfig, block_bytes: int = 128 * 2**20) -> Iterator[
             yield context
     finally:
         ray.data.DataContext._set_current(before)
+
+
+def check_pool(pool: PoolConfig | None, config: RayConfig, info: ClusterInfo) -> None:
+    """Refuse actors of which this cluster can never hold one; Ray would wait for ever.
+
+    Raises:
+        ConfigError: naming what one needs and what is there.
+    """
+    if pool is None or config.autoscaling:
+        return
+    for name, amount, there in (("cpus", pool.cpus, info.cpus), ("gpus", pool.gpus, info.gpus)):
+        if amount > there:
+            raise ConfigError(
+                f"One actor needs {amount:g} {name.upper()[:-1]}s (pool.{name}), the cluster has {there:g}. Lower it, "
+                "name a larger cluster, or set ray.autoscaling=true if it grows."
+            )
 
 
 def logical_cpus(config: RayConfig) -> int:

@@ -17,6 +17,7 @@ from cirray.core import errors, storage
 from cirray.core.artifacts import MARKER
 from cirray.core.errors import ArtifactError, CirrayError
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
+from cirray.pipelines.cluster.patience import patient
 
 Columns = dict[str, np.ndarray]
 _TASK_CPUS = 0.5
@@ -83,7 +84,8 @@ def stream(
 
     Raises:
         CirrayError: the first one that a step raised, also on another machine.
-        ConfigError: when no part is finished within the hang guard's time.
+        ConfigError: when no further part is finished within the hang guard's time, or an actor asks for more than the
+            cluster has.
     """
     if not parts:
         return
@@ -184,24 +186,19 @@ def _by_ray(
     parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int, work_uri: str
 ) -> Iterator[Columns]:
     import ray.data
-    from ray.data.exceptions import ExecutionTimeoutError
 
-    from cirray.pipelines.cluster.resources import cluster, data_context
+    from cirray.pipelines.cluster.resources import check_pool, cluster, data_context
 
-    with cluster(config), data_context(config, 2 * part_bytes):
+    with cluster(config) as info, data_context(config, 2 * part_bytes):
+        for step in steps:
+            check_pool(step.pool, config, info)
         data: ray.data.Dataset = ray.data.from_arrow(list(parts))
         for step in steps:
             data = data.map_batches(batch_size=None, batch_format="numpy", **_arguments(step, len(parts), work_uri))
-        try:
-            for columns in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-                _raise_failure(columns)
-                yield columns
-        except ExecutionTimeoutError:
-            raise errors.ConfigError(
-                f"Nothing was finished for {config.no_progress_timeout_s:g} s. If one part takes longer, make parts "
-                "smaller or raise ray.no_progress_timeout_s; else look for workers that die while they start (memory) "
-                "and for actors that ask for more CPUs or GPUs than the cluster has."
-            ) from None
+        answers = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+        for columns in patient(answers, config.no_progress_timeout_s):
+            _raise_failure(columns)
+            yield columns
 
 
 def _arguments(step: Step, parts: int, work_uri: str) -> dict[str, Any]:

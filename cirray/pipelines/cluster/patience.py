@@ -1,0 +1,68 @@
+"""How long a stream of answers may be silent: as long as it likes before the first one, then a limited time."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from cirray.core.errors import ConfigError
+
+ItemT = TypeVar("ItemT")
+_FIRST = 3.0
+"""Times as long as the first answer took, its models' loading included, that another one may take."""
+_LOOK_S = 0.5
+
+
+def patient(answers: Iterable[ItemT], limit_s: float) -> Iterator[ItemT]:
+    """The same answers, read in a thread of their own.
+
+    Args:
+        answers: what may hang.
+        limit_s: after the first answer, a longer silence than this, and than three times what the first one took, is an
+            error.
+
+    Raises:
+        ConfigError: when nothing was finished in that time.
+    """
+    read: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
+    closed, end = threading.Event(), object()
+
+    def put(item: Any, error: BaseException | None = None) -> None:
+        while not closed.is_set():
+            try:
+                return read.put((item, error), timeout=_LOOK_S)
+            except queue.Full:
+                continue
+
+    def follow() -> None:
+        try:
+            for item in answers:
+                put(item)
+            put(end)
+        except BaseException as error:  # noqa: BLE001 - handed to the caller
+            put(end, error)
+
+    threading.Thread(target=follow, daemon=True, name="answers").start()
+    begin, limit = time.monotonic(), None
+    try:
+        while True:
+            item, error = _next(read, limit)
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            limit = limit or max(limit_s, _FIRST * (time.monotonic() - begin))
+            yield item
+    finally:
+        closed.set()
+
+
+def _next(read: "queue.Queue[tuple[Any, BaseException | None]]", limit: float | None) -> Any:
+    try:
+        return read.get(timeout=limit)
+    except queue.Empty:
+        raise ConfigError(
+            f"Nothing was finished for {limit:.3g} s. If one part takes longer, make parts smaller or raise "
+            "ray.no_progress_timeout_s; else look for workers that die (memory)."
+        ) from None

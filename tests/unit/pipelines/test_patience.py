@@ -1,0 +1,57 @@
+"""A stream of answers may be silent before the first one, and only for a limited time after it."""
+
+import threading
+import time
+
+import pytest
+
+from cirray.core.errors import ConfigError, DataError
+from cirray.pipelines.cluster.patience import patient
+
+
+def answers(*waits):
+    for number, wait in enumerate(waits):
+        time.sleep(wait)
+        yield number
+
+
+def test_a_slow_first_answer_is_waited_for_and_gives_the_others_as_much_time():
+    assert list(patient(answers(0.3, 0.0, 0.3), 0.05)) == [0, 1, 2]
+
+
+def test_silence_after_the_first_answer_is_an_error_in_time():
+    hang = threading.Event()
+
+    def stuck():
+        yield 0
+        hang.wait(20)
+
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match=r"Nothing was finished for 0.2 s.*no_progress_timeout_s"):
+        list(patient(stuck(), 0.2))
+    assert time.monotonic() - begin < 5
+    hang.set()
+
+
+def test_a_slow_reader_is_not_taken_for_silence():
+    found = []
+    for number in patient(answers(0, 0, 0), 0.1):
+        time.sleep(0.3)
+        found.append(number)
+    assert found == [0, 1, 2]
+
+
+def test_an_error_on_the_way_arrives_and_a_reader_that_leaves_ends_the_thread():
+    def failing():
+        yield 1
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        list(patient(failing(), 9))
+    following = patient(answers(0, 0, 0, 0), 9)
+    next(following)
+    following.close()
+    end = time.monotonic() + 5
+    while any(thread.name == "answers" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
