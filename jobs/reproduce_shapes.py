@@ -3,8 +3,11 @@
 import sys
 
 from cirray.cli.main import main
+from cirray.core.environ import artifact_root
 
-STUDY = ["root=~/cirray/reproduce", "per_seed=true", "seeds=[0,1,2]", "rows=[]"]
+ROOT = [] if artifact_root() else ["root=~/cirray/reproduce"]
+"""The quickstart's own root is for one seed; `root=` and CIRRAY_ROOT name another."""
+STUDY = [*ROOT, "per_seed=true", "seeds=[0,1,2]", "rows=[]"]
 GENERATORS = ["generator_lora", "generator_tuned", "generator_three_passes", "generator_three_passes_tuned"]
 
 if __name__ == "__main__":

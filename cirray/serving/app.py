@@ -14,7 +14,7 @@ from ray.serve.exceptions import RayServeException
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import CirrayError
 from cirray.serving.api import make_api
-from cirray.serving.config import ServeArgs
+from cirray.serving.config import FileArgs, ServeArgs
 from cirray.serving.deployments import SearchReplica, current_service
 
 DEPLOYMENT_OPTIONS: dict[str, Any] = {
@@ -39,7 +39,7 @@ class NotServableError(RayServeException, ClickException):
     """
 
 
-def build_app(args: ServeArgs) -> Application:
+def build_app(args: FileArgs) -> Application:
     """Build the Serve application.
 
     Args:

@@ -1,10 +1,14 @@
 """Configuration of the service: what is loaded (arguments) and how it answers (settings, changed without a restart)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from cirray.core.config import Config
+from cirray.core.environ import artifact_root
 from cirray.core.fields import Effort, Place
-from cirray.core.places import Run
+from cirray.core.places import ROOT, Run
 
 OWN_CLUSTER = {
     "RAY_worker_niceness": "0",
@@ -66,6 +70,16 @@ class ServeArgs(Run):
     `max_pixels`; else, and with false, large pictures are the index's thumbnails."""
     verify: Effort[bool] = True
     """Compare the index files with their digests at the start (reads every byte once)."""
+
+
+class FileArgs(ServeArgs):
+    """The arguments as Ray reads them from a Serve config file: CIRRAY_ROOT, where it is set, over the file's root."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, tree: Any) -> Any:
+        root = artifact_root()
+        return {**tree, ROOT: root} if root and isinstance(tree, Mapping) else tree
 
 
 class ServingSettings(Config):

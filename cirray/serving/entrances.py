@@ -82,6 +82,25 @@ class Entrances:
         return all([await proxy.__ray_call__.remote(guard_entrance, app, rules) for proxy in proxies])
 
 
+def guard_haproxy(args: ServeArgs, host: str) -> None:
+    """Guard the fast path's entrances before any replica is there to do it.
+
+    HAProxy's statistics and metrics otherwise listen on every interface until then: Ray 2.60 has no setting for it.
+
+    Args:
+        args: whose limits the entrances get.
+        host: interface of the service.
+    """
+    controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+    rules = rules_of(args, host)
+    try:
+        found: Any = ray.get(controller.get_proxies.remote(), timeout=GUARD_TIMEOUT_S)
+        calls = [proxy.__ray_call__.remote(guard_entrance, "", rules) for proxy in found.values()]
+        ray.get(calls, timeout=GUARD_TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001 - whatever Ray's inside has become, the replicas try again
+        _LOG.warning("HAProxy's own pages are not on loopback yet: %r", error)
+
+
 def guard_entrance(actor: Any, app: str, rules: GateRules) -> bool:
     """Runs inside a proxy actor, in a thread; true when the gate is in place."""
     if hasattr(actor, "_haproxy"):

@@ -68,7 +68,7 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
         for name, value in {**OWN_CLUSTER, **(FAST_PATH if run.fast else {})}.items():
             set_default(name, value)
     try:
-        start(plan)
+        start(plan, run.fast)
         _LOG.info("http://%s:%d answers; Ctrl-C stops it", host, port)
         if wait:
             wait_for_signal()
@@ -143,8 +143,12 @@ def problem_of(args: ServeArgs) -> CirrayError | None:
     return None
 
 
-def start(plan: ServicePlan) -> None:
+def start(plan: ServicePlan, fast: bool = False) -> None:
     """Start Ray's HTTP entrance and the application; returns when it answers.
+
+    Args:
+        plan: what is started.
+        fast: the entrance is HAProxy.
 
     Raises:
         ServingError: when the replicas do not come up; Ray's log has the details.
@@ -155,6 +159,10 @@ def start(plan: ServicePlan) -> None:
 
     application, logs = application_of(plan.args, **plan.deployment), dict(plan.logging)
     serve.start(http_options=dict(plan.http), logging_config=logs)
+    if fast:
+        from cirray.serving.entrances import guard_haproxy
+
+        guard_haproxy(plan.args, str(plan.http["host"]))
     try:
         serve.run(application, name=_NAME, route_prefix="/", logging_config=logs)
     except RuntimeError as error:

@@ -17,10 +17,10 @@ from pathlib import Path
 import ray
 import torch
 
-from cirray.cli.main import guarded, overrides_of
+from cirray.cli.main import guarded, overrides_of, resolve
 from cirray.core.artifacts import open_stage
-from cirray.core.config import Config, load_config
 from cirray.core.environ import limit_threads
+from cirray.core.places import Run
 from cirray.core.storage import join
 from cirray.features.store import FeatureStore
 from cirray.generators.config import DecodingConfig
@@ -35,11 +35,9 @@ from cirray.pipelines.texts.ordering import order_pairs
 from cirray.triplets.pairs import read_pairs, write_pairs
 
 
-class Bench(Config):
+class Bench(Run):
     """What is measured."""
 
-    root: str = "~/cirray/quickstart"
-    """Where the artifacts lie."""
     pairs: int = 4096
     """Pairs that the batched rows write; the loop writes one in sixteen of them."""
     part_rows: int = 256
@@ -54,7 +52,7 @@ def main() -> None:
     """Measure every row and print the table."""
     limit_threads()
     torch.set_num_threads(1)
-    bench = load_config(Bench, None, overrides_of(sys.argv[1:]))
+    bench = resolve(Bench, [], overrides_of(sys.argv[1:])).config
     with tempfile.TemporaryDirectory(prefix="cirray-bench-") as folder:
         run = _inputs(bench, Path(folder))
         rows = [*_by_hand(bench, run), *_by_stage(bench, run)]

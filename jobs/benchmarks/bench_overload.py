@@ -18,8 +18,7 @@ import numpy as np
 from bench_serve import BenchConfig, load, read_body, request_bytes, server
 from pydantic import Field
 
-from cirray.cli.main import guarded
-from cirray.core.config import load_config
+from cirray.cli.main import guarded, resolve
 from cirray.core.log import complain, say
 from cirray.index.store import open_index
 
@@ -204,7 +203,7 @@ def measure(config: OverloadConfig) -> None:
 
 def main() -> int:
     """Entry point."""
-    return guarded(lambda: measure(load_config(OverloadConfig, None, sys.argv[1:])))
+    return guarded(lambda: measure(resolve(OverloadConfig, [], sys.argv[1:]).config))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Where a search request's time goes, phase by phase, in one process and without a network.
 
-    python jobs/benchmarks/bench_phases.py checkpoint=DIR index=DIR [repeats=300]
+    python jobs/benchmarks/bench_phases.py [root=DIR] [checkpoint=DIR] [index=DIR] [repeats=300]
 
 Each line is the median of one phase alone; docs/SERVING.md sets them beside what whole servers reach.
 """
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from cirray.cli.main import guarded
-from cirray.core.config import Config, load_config
+from cirray.cli.main import guarded, resolve
+from cirray.core.fields import Place
 from cirray.core.log import say
+from cirray.core.places import Run
 from cirray.search_engine import SearchEngine
 from cirray.serving.api import make_api
 from cirray.serving.bodies import read_search
@@ -32,11 +33,11 @@ from cirray.types import Ranking, StepTimes
 TEXT = "make it blue"
 
 
-class PhasesConfig(Config):
+class PhasesConfig(Run):
     """What is measured."""
 
-    checkpoint: str = "~/cirray/quickstart/checkpoint"
-    index: str = "~/cirray/quickstart/index"
+    checkpoint: Place = "@checkpoint"
+    index: Place = "@index"
     repeats: int = Field(300, ge=10)
     batches: tuple[int, ...] = (1, 8, 32)
 
@@ -161,7 +162,7 @@ def measure(config: PhasesConfig) -> None:
 
 def main() -> int:
     """Entry point."""
-    return guarded(lambda: measure(load_config(PhasesConfig, None, sys.argv[1:])))
+    return guarded(lambda: measure(resolve(PhasesConfig, [], sys.argv[1:]).config))
 
 
 if __name__ == "__main__":

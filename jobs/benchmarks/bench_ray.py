@@ -15,21 +15,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cirray.cli.main import guarded, overrides_of
+from cirray.cli.main import guarded, overrides_of, resolve
 from cirray.cli.study import find, run
 from cirray.cli.verb import load, verb
-from cirray.core.config import Config, load_config
+from cirray.core.config import load_config
 from cirray.core.environ import limit_threads
+from cirray.core.places import Run
 
 STAGES = {"features": 2, "synthetic": 2, "reverse": 2, "pretrained": 2}
 """Its stages that use Ray, and their workers on two cores."""
 
 
-class Bench(Config):
+class Bench(Run):
     """What is measured."""
 
-    root: str = "~/cirray/quickstart"
-    """Where its artifacts lie, or shall lie."""
     wall: float = 0.0
     """Seconds that it took, where it is there already."""
     seed: int = 0
@@ -39,7 +38,7 @@ class Bench(Config):
 def main() -> None:
     """Measure every stage both ways and print the table."""
     limit_threads()
-    bench = load_config(Bench, None, overrides_of(sys.argv[1:]))
+    bench = resolve(Bench, [], overrides_of(sys.argv[1:])).config
     from cirray.pipelines.cluster.config import RayConfig
     from cirray.pipelines.cluster.resources import cluster
 

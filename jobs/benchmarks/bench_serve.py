@@ -1,6 +1,6 @@
 """What Ray Serve costs: one search service bare (uvicorn), behind Serve's default proxy, and on Serve's fast path.
 
-    python jobs/benchmarks/bench_serve.py checkpoint=DIR index=DIR [seconds=5] [clients=[1,8,32]]
+    python jobs/benchmarks/bench_serve.py [root=DIR] [checkpoint=DIR] [index=DIR] [seconds=5] [clients=[1,8,32]]
 
 Closed loop: every client sends its next request when the last one is answered. Server and clients share this machine,
 so figures are comparable with each other, not with a load generator on another host.
@@ -25,10 +25,11 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from cirray.cli.main import guarded
-from cirray.core.config import Config, load_config
+from cirray.cli.main import guarded, resolve
 from cirray.core.errors import ServingError
+from cirray.core.fields import Place
 from cirray.core.log import complain, say
+from cirray.core.places import Run
 from cirray.index.store import open_index
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,11 +37,11 @@ SETTLE_S = 3.0
 """HAProxy is reloaded once more when the replica has just become ready, which closes young connections."""
 
 
-class BenchConfig(Config):
+class BenchConfig(Run):
     """What is measured."""
 
-    checkpoint: str = "~/cirray/quickstart/checkpoint"
-    index: str = "~/cirray/quickstart/index"
+    checkpoint: Place = "@checkpoint"
+    index: Place = "@index"
     modes: tuple[str, ...] = ("bare", "serve", "fastpath")
     clients: tuple[int, ...] = (1, 8, 32)
     seconds: float = Field(5.0, gt=0, le=60)
@@ -212,7 +213,7 @@ def measure(config: BenchConfig) -> None:
 
 def main() -> int:
     """Entry point."""
-    config = load_config(BenchConfig, None, sys.argv[1:])
+    config = resolve(BenchConfig, [], sys.argv[1:]).config
     return guarded(lambda: serve_bare(config) if config.role == "bare" else measure(config))
 
 

@@ -1,8 +1,8 @@
 """The way from `cirray pretrain` to the first optimiser step: files, functions and lines of the package that it enters.
 
-    python jobs/benchmarks/bench_trace.py [show=true] [root=DIR]
+    python jobs/benchmarks/bench_trace.py [show=true] [folder=DIR]
 
-A small world, features and triplets are made once below `root`. Then the recipe `jobs/configs/shapes/pretrain.yaml` is
+A small world, features and triplets are made once in `folder`. Then the recipe `jobs/configs/shapes/pretrain.yaml` is
 followed by a profile: in this process (torch engine), and with Ray the driver up to the start of its workers, and a
 worker from its first call to the step.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import cirray
 from cirray.cli.main import guarded, main
 from cirray.core.artifacts import is_complete, open_stage
-from cirray.core.config import load_config
+from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError
 from cirray.core.fields import Place
 from cirray.core.log import say
@@ -39,11 +39,11 @@ STEP, START, SHARE = "TorchEngine.step", "fit_on_ray", "train_share"
 SETTINGS = "settings.pickle"
 
 
-class TraceRun(Run):
+class TraceConfig(Config):
     """What is followed."""
 
-    root: str = ""
-    """Folder for the small artifacts; empty: a temporary one."""
+    folder: str = ""
+    """Folder for the small artifacts; empty: one that is removed."""
     show: bool = False
     """Print every function."""
 
@@ -150,10 +150,10 @@ def follow(name: str, root: Path, show: bool) -> None:
         say(f"    {code.co_filename.removeprefix(PACKAGE)[1:]}: {code.co_qualname} ({length(code)})")
 
 
-def run(config: TraceRun) -> None:
+def run(config: TraceConfig) -> None:
     """Follow all ways."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(config.root or folder)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(config.folder or name)
         for work in (partial(small_artifacts, root), *(partial(follow, name, root, config.show) for name in WAYS)):
             child = multiprocessing.get_context("spawn").Process(target=work)
             child.start()
@@ -161,4 +161,4 @@ def run(config: TraceRun) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: run(load_config(TraceRun, overrides=sys.argv[1:]))))
+    sys.exit(guarded(lambda: run(load_config(TraceConfig, overrides=sys.argv[1:]))))

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from cirray.cli.main import guarded, overrides_of
-from cirray.core.config import Config, load_config, validate
+from cirray.cli.main import guarded, overrides_of, resolve
+from cirray.core.config import validate
 from cirray.core.environ import limit_threads
 from cirray.core.log import say
+from cirray.core.places import Run
 from cirray.core.storage import join
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.resources import cluster
@@ -27,11 +28,9 @@ from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
 
 
-class Bench(Config):
+class Bench(Run):
     """What is measured."""
 
-    root: str = "~/cirray/quickstart"
-    """Where the artifacts lie."""
     steps: int = 100
     """Optimiser steps of every row."""
     batch: int = 128
@@ -53,7 +52,7 @@ def main() -> None:
     """Measure every row and print the table."""
     limit_threads()
     torch.set_num_threads(1)
-    bench = load_config(Bench, None, overrides_of(sys.argv[1:]))
+    bench = resolve(Bench, [], overrides_of(sys.argv[1:])).config
     with tempfile.TemporaryDirectory(prefix="cirray-bench-") as folder:
         lines = [_measure(bench, folder, "(first run: imports, file cache)", "torch", None)]
         lines.append(_measure(bench, folder, "this process, torch", "torch", None))

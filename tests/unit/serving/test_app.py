@@ -12,10 +12,12 @@ import yaml
 from click.testing import CliRunner
 from ray.serve.schema import LoggingConfig
 
+from cirray.cli.main import resolve
 from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError, ConfigError, IndexMismatchError, ServingError
+from cirray.core.places import HOME
 from cirray.serving.app import DEPLOYMENT_OPTIONS, NotServableError, build_app
-from cirray.serving.config import FAST_PATH, ServeArgs, ServeRun, ServingSettings
+from cirray.serving.config import FAST_PATH, FileArgs, ServeArgs, ServeRun, ServingSettings
 from cirray.serving.gate import Gate
 from cirray.serving.launch import check_port, check_service, plan_of, run_serve
 
@@ -39,6 +41,20 @@ def test_the_shipped_config_is_understood_by_serve_and_by_this_package(shipped):
     assert schema.applications[0].import_path == f"{build_app.__module__}:{build_app.__name__}"
     assert ServeArgs.model_validate(application["args"]) == ServeArgs()
     assert ServingSettings.model_validate(application["deployments"][0]["user_config"]) == ServingSettings()
+
+
+@pytest.mark.parametrize("name", ["retriever.yaml", "production.yaml"])
+def test_a_shipped_config_moves_with_root_and_with_cirray_root(name, monkeypatch):
+    args, file = load_shipped(name)["applications"][0]["args"], f"file={ROOT / 'serve_configs' / name}"
+    moved = plan_of(resolve(ServeRun, [], [file, "root=/x"]).config).args
+    assert (moved.checkpoint, moved.index, moved.device) == ("/x/checkpoint", "/x/index", "cpu")
+    assert FileArgs.model_validate(args).checkpoint == f"{HOME}/checkpoint"
+    monkeypatch.setenv("CIRRAY_ROOT", "s3://bucket/y")
+    assert plan_of(resolve(ServeRun, [], [file]).config).args.index == "s3://bucket/y/index"
+    assert plan_of(resolve(ServeRun, [], [file, "root=/x"]).config).args.index == "/x/index"
+    for_ray = FileArgs.model_validate(args)
+    assert (for_ray.checkpoint, for_ray.threads) == ("s3://bucket/y/checkpoint", 1)
+    assert FileArgs.model_validate({**args, "index": "/mine"}).index == "/mine"
 
 
 def test_the_shipped_config_listens_on_this_machine_only_and_bounds_its_queue(shipped):
@@ -128,7 +144,7 @@ def test_a_taken_port_is_named_before_anything_starts(tiny):
 @pytest.fixture
 def no_cluster(monkeypatch):
     """Whatever is wrong must be said before a cluster is started."""
-    monkeypatch.setattr("cirray.serving.launch.start", lambda plan: pytest.fail("a cluster was started"))
+    monkeypatch.setattr("cirray.serving.launch.start", lambda plan, fast: pytest.fail("a cluster was started"))
     monkeypatch.setattr("cirray.serving.launch.ray_address", lambda: "")
     monkeypatch.setattr("cirray.serving.launch.set_default", lambda name, value: None)
     monkeypatch.setattr("cirray.serving.launch.private_cluster", lambda: None)

@@ -56,7 +56,7 @@ def test_told_to_stop_at_its_first_answer_a_service_stops_in_order(monkeypatch, 
         monkeypatch.setattr(launch, "set_default", lambda *given: None)
         monkeypatch.setattr(launch, "stop", lambda: stopped.append(1))
 
-        def start(plan):
+        def start(plan, fast):
             raise told
 
         monkeypatch.setattr(launch, "start", start)
