@@ -7,30 +7,32 @@ from cirray.core.version import __version__
 __all__ = ["__version__", "load"]
 
 
-def load(place: str, device: str = "cpu") -> Any:
-    """Load what `cirray export` wrote, or a checkpoint or generator artifact.
+def load(place: str, device: str = "cpu", composition: str = "", weight: float | None = None) -> Any:
+    """Load a model: published weights, what `cirray export` wrote, or a checkpoint or generator artifact.
 
     Args:
-        place: folder or URI; also a bare model folder, such as the `model/` of a checkpoint.
+        place: folder, URI or hub id of CLIP, SigLIP or BGE-VL, a name of open_clip's (`ViT-B-32/laion2b_s34b_b79k`,
+            `hf-hub:OWNER/NAME`, `open_clip:NAME=FILE`), an artifact or an export; also a bare model folder, such as the
+            `model/` of a checkpoint.
         device: where the models run.
+        composition: without training, `sum`, `slerp`, `text` or `image`; empty: the model's usual one.
+        weight: the text's usual share in sum and slerp, 0 to 1.
 
     Returns:
-        For a retriever an `ImageTextEncoder` with `queries(images, texts)`, `images(images)` and
-        `score(queries, gallery)`.
-        For a generator a `ModificationGenerator`.
+        For a retriever an `ImageTextEncoder`, trained or not: `queries(images, texts)`, `images(images)`,
+        `texts(texts)`, `score(queries, gallery)`; its parts are `encoder` (a `Retriever`), `vision` and `transform`,
+        and `source` is the place. For a generator a `ModificationGenerator`.
 
     Raises:
-        ArtifactError: when nothing readable is there.
+        ArtifactError: when nothing readable is there; says which files are needed.
+        ConfigError: for a composition that the model does not know.
     """
-    from cirray.core.artifacts import is_complete, localize, model_folder
-    from cirray.core.storage import is_local, local_path
+    from cirray.core.artifacts import own_model
 
-    bare = is_local(place) and not is_complete(place)
-    folder, kind = model_folder(local_path(place) if bare else localize(place))
-    if kind == "generator":
+    if (own := own_model(place)) is not None and own[1] == "generator":
         from cirray.generators.store import load_generator
 
-        return load_generator(folder, device)
-    from cirray.search_engine import load_encoder
+        return load_generator(own[0], device)
+    from cirray.image_text import open_encoder
 
-    return load_encoder(folder, device)
+    return open_encoder(place, device, composition, weight)

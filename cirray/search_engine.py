@@ -5,27 +5,22 @@ Shapes: B queries, P patches, D width, N gallery, K answers, H and W pixels.
 
 import hashlib
 import time
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
-from cirray.core.artifacts import localize
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_image
+from cirray.image_text import ImageSource, Vision, check_weight, load_models, said
 from cirray.index.store import GalleryIndex, open_index
 from cirray.models.states import ReferenceStates
-from cirray.transforms import ImageTransform, build_transform
-from cirray.types import MAX_TEXT, Ranking, StepTimes
-
-ImageSource = str | Path | bytes | Image.Image
+from cirray.transforms import ImageTransform
+from cirray.types import Composition, Ranking, StepTimes
 
 
 class QueryEncoder(Protocol):
@@ -47,29 +42,42 @@ class QueryEncoder(Protocol):
     def compose(self, state: Any, text: Any) -> torch.Tensor:
         """Normalised query vectors `[B, D]`."""
 
-
-class Vision(Protocol):
-    """The frozen tower: uint8 pictures `[B, H, W, 3]` in, patch tokens `[B, P, D]` out; `VisionTower` is one."""
-
     @property
-    def digest(self) -> str:
-        """Digest of weights, sizes and transform."""
+    def composition(self) -> Composition:
+        """How picture and text become a query."""
 
-    def __call__(self, images_BHWC: torch.Tensor) -> torch.Tensor:
-        """Patch tokens."""
+    def compose_weighted(self, state: Any, text: Any, share_B: torch.Tensor) -> torch.Tensor:
+        """As `compose`, with the text's share of each query."""
+
+    def encode_text(self, text: Any) -> torch.Tensor:
+        """Normalised query vectors `[B, D]` of texts alone."""
+
+    def encode_picture(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """Normalised query vectors `[B, D]` of pictures alone."""
 
 
 @dataclass(frozen=True)
 class ComposedQuery:
-    """A checked query. Exactly one of `gallery_id` and `pixels_HWC` (uint8, transformed) is the reference."""
+    """A checked query. `gallery_id` or `pixels_HWC` (uint8, transformed) is the reference; without one the text is
+    searched alone, and without a text the reference.
+    """
 
-    text: str
+    text: str | None
     gallery_id: str | None = None
     pixels_HWC: np.ndarray | None = None
     k: int = 10
     exclude_reference: bool = True
     query_id: str = ""
     decode_ms: float = 0.0
+    weight: float | None = None
+    """The text's share, 0 to 1; None: the model's own."""
+
+    @property
+    def parts(self) -> str:
+        """What is asked: `both`, `text` or `picture`."""
+        if self.text is None:
+            return "picture"
+        return "text" if self.gallery_id is None and self.pixels_HWC is None else "both"
 
 
 class SearchEngine:
@@ -84,6 +92,11 @@ class SearchEngine:
         self.device, self.limits = torch.device(device), limits or ImageLimits()
         bound = getattr(encoder, "state_depends_on_text", False)
         self._states = ReferenceStates(encoder, kept_references) if kept_references and not bound else None
+
+    @property
+    def composition(self) -> Composition:
+        """How the model makes a query of picture and text, and whether the text's weight can be moved."""
+        return self.encoder.composition
 
     @classmethod
     def open(
@@ -110,29 +123,36 @@ class SearchEngine:
         return cls(encoder, vision, transform, gallery, device, limits, kept_references)
 
     def prepare(
-        self, text: str, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
-        exclude_reference: bool = True, query_id: str = "",
+        self, text: str | None = None, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
+        exclude_reference: bool = True, query_id: str = "", weight: float | None = None,
     ) -> ComposedQuery:  # fmt: skip
         """Check and decode one query (CPU work, no model).
 
         Args:
-            text: what to change, 1 to 512 characters.
+            text: what to change, 1 to 512 characters; without a reference, what is looked for; None: the reference is
+                searched alone.
             image: path or encoded bytes of the reference, or
             gallery_id: id of a gallery image as the reference.
             k: answers wanted, at least 1.
             exclude_reference: leave a reference picked from the gallery out of its own answers.
             query_id: name of the query in the ranking.
+            weight: the text's share, 0 (picture alone) to 1 (text alone); None: the model's own.
 
         Raises:
             DataError: for a text that is empty (also to this encoder) or overlong, an unusable picture, an unknown id,
-                both or no reference.
+                two references or nothing to search by, or a weight where the model's composition has none.
         """
-        if (image is None) == (gallery_id is None):
-            given = "both" if image is not None else "neither"
-            raise DataError(f"A query needs one reference: an image or a gallery id; {given} was given.")
+        if image is not None and gallery_id is not None:
+            raise DataError("A query has one reference, an image or a gallery id; both were given.")
+        if image is None and gallery_id is None and text is None:
+            raise DataError("There is nothing to search by; give an image, a gallery id or a text.")
         if k < 1:
             raise DataError(f"k is {k}; ask for at least 1 answer.")
-        query = ComposedQuery(said(self.encoder, text), gallery_id, None, k, exclude_reference, query_id)
+        share = None if weight is None else check_weight(self.encoder, weight)
+        words = None if text is None else said(self.encoder, text)
+        query = ComposedQuery(words, gallery_id, None, k, exclude_reference, query_id, weight=share)
+        if image is None and gallery_id is None:
+            return query
         if gallery_id is not None and self.gallery.patches_NPW is not None:
             self.gallery.row(gallery_id)
             return query
@@ -143,11 +163,11 @@ class SearchEngine:
         return replace(query, pixels_HWC=pixels_HWC, decode_ms=1000 * (time.perf_counter() - begin))
 
     def search(
-        self, text: str, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
-        exclude_reference: bool = True, query_id: str = "",
+        self, text: str | None = None, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
+        exclude_reference: bool = True, query_id: str = "", weight: float | None = None,
     ) -> Ranking:  # fmt: skip
         """Answer one query; arguments and errors as in `prepare`."""
-        answer = self.search_many([self.prepare(text, image, gallery_id, k, exclude_reference, query_id)])[0]
+        answer = self.search_many([self.prepare(text, image, gallery_id, k, exclude_reference, query_id, weight)])[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -160,6 +180,8 @@ class SearchEngine:
         """
         if not queries:
             return []
+        if len({query.parts for query in queries}) > 1:
+            return self._by_parts(queries)
         try:
             return list(self._rankings(queries))
         except Exception as error:  # noqa: BLE001 - handed to the query it belongs to; its neighbours are answered
@@ -167,9 +189,17 @@ class SearchEngine:
                 return [error]
         return [answer for query in queries for answer in self.search_many([query])]
 
+    def _by_parts(self, queries: Sequence[ComposedQuery]) -> list[Ranking | Exception]:
+        """Answers in order, with one pass a kind of query."""
+        answers: dict[int, Ranking | Exception] = {}
+        for parts in dict.fromkeys(query.parts for query in queries):
+            places = [place for place, query in enumerate(queries) if query.parts == parts]
+            answers |= zip(places, self.search_many([queries[place] for place in places]), strict=True)
+        return [answers[place] for place in range(len(queries))]
+
     @torch.inference_mode()
     def encode(self, queries: Sequence[ComposedQuery]) -> np.ndarray:
-        """Query vectors `[B, D]` (float32), normalised."""
+        """Query vectors `[B, D]` (float32), normalised, of queries with the same `parts`."""
         return self._compose(self._references(queries), queries)
 
     def probe(self) -> None:
@@ -200,8 +230,18 @@ class SearchEngine:
         ]
 
     def _compose(self, state: Any, queries: Sequence[ComposedQuery]) -> np.ndarray:
-        text = self.encoder.tokenize([said(self.encoder, query.text) for query in queries]).to(self.device)
-        return self.encoder.compose(state, text).float().cpu().numpy()
+        parts = queries[0].parts
+        if parts == "picture":
+            return self.encoder.encode_picture(state).float().cpu().numpy()
+        text = self.encoder.tokenize([said(self.encoder, query.text or "") for query in queries]).to(self.device)
+        if parts == "text":
+            return self.encoder.encode_text(text).float().cpu().numpy()
+        weights = [query.weight for query in queries]
+        if all(weight is None for weight in weights):
+            return self.encoder.compose(state, text).float().cpu().numpy()
+        usual = self.encoder.composition.weight
+        share_B = torch.tensor([usual if weight is None else weight for weight in weights], dtype=torch.float32)
+        return self.encoder.compose_weighted(state, text, share_B).float().cpu().numpy()
 
     def _now(self) -> float:
         """The time in seconds, once the device has finished its work."""
@@ -210,7 +250,9 @@ class SearchEngine:
         return time.perf_counter()
 
     def _references(self, queries: Sequence[ComposedQuery]) -> Any:
-        """States of the references; the tower reads only images whose state is not kept."""
+        """States of the references (of pictures alone their patches); the tower reads only images that are not kept."""
+        if queries[0].parts != "both":
+            return self._patches(queries) if queries[0].parts == "picture" else None
         if self._states is None:
             return self.encoder.encode_reference(self._patches(queries))
         keys = [_reference_key(query) for query in queries]
@@ -253,114 +295,6 @@ def _reference_key(query: ComposedQuery) -> str:
         return f"gallery {query.gallery_id}"
     content = hashlib.blake2b(np.ascontiguousarray(query.pixels_HWC).tobytes(), digest_size=16)
     return f"pixels {query.pixels_HWC.shape} {content.hexdigest()}"
-
-
-class ImageTextEncoder:
-    """Vectors of composed queries and of images, and their scores: a trained model without any index."""
-
-    def __init__(
-        self, encoder: Any, vision: Vision, transform: ImageTransform, device: torch.device | str = "cpu",
-        limits: ImageLimits | None = None,
-    ) -> None:  # fmt: skip
-        """Take parts that are loaded already; `load_encoder()` and `cirray.load()` load them."""
-        self.encoder, self.vision, self.transform = encoder, vision, transform
-        self.device, self.limits = torch.device(device), limits or ImageLimits()
-
-    @property
-    def digest(self) -> str:
-        """Digest of the encoder: an index made with another one does not fit."""
-        return str(self.encoder.digest)
-
-    @torch.inference_mode()
-    def queries(self, images: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
-        """Query vectors `[B, D]` (float32, norm 1) of references and what to change in them.
-
-        Raises:
-            DataError: for an unusable picture or text, or lists of different lengths.
-        """
-        if len(images) != len(texts):
-            raise DataError(f"{len(images)} images and {len(texts)} texts were given; a query needs one of each.")
-        text = self.encoder.tokenize([said(self.encoder, text) for text in texts]).to(self.device)
-        query_BD = self.encoder.compose(self.encoder.encode_reference(self._patches(images)), text)
-        return query_BD.float().cpu().numpy()
-
-    @torch.inference_mode()
-    def images(self, images: Sequence[ImageSource]) -> np.ndarray:
-        """Gallery vectors `[N, Q, D]` (float32, norm 1) of images.
-
-        Raises:
-            DataError: for an unusable picture.
-        """
-        return self.encoder.encode_gallery(self._patches(images)).float().cpu().numpy()
-
-    def score(self, query_BD: np.ndarray, gallery_NQD: np.ndarray) -> np.ndarray:
-        """Similarities `[B, N]` by the package's one scorer."""
-        return self.encoder.score(torch.from_numpy(query_BD), torch.from_numpy(gallery_NQD)).numpy()
-
-    def _patches(self, images: Sequence[ImageSource]) -> torch.Tensor:
-        """Patch tokens, rounded to fp16 as the feature store keeps them."""
-        if not images:
-            raise DataError("There is no image to encode. Give at least one.")
-        names = ["upload" if isinstance(image, bytes) else None for image in images]
-        pixels = [
-            self.transform(open_image(image, self.limits, name)) for image, name in zip(images, names, strict=True)
-        ]
-        return self.vision(torch.from_numpy(np.stack(pixels)).to(self.device)).to(torch.float16).float()
-
-
-def clean_text(text: str, limit: int = MAX_TEXT) -> str:
-    """A modification text in NFC with single spaces.
-
-    Raises:
-        DataError: when it is empty, longer than `limit` characters, or holds control characters or lone surrogates.
-    """
-    bad = next((char for char in text if unicodedata.category(char) in ("Cc", "Cs") and not char.isspace()), None)
-    if bad is not None:
-        raise DataError(f"The text holds the control character U+{ord(bad):04X}. Send plain text.")
-    cleaned = " ".join(unicodedata.normalize("NFC", text).split())
-    if not cleaned:
-        raise DataError("The text is empty. Say what to change, e.g. 'make it blue'.")
-    if len(cleaned) > limit:
-        raise DataError(f"The text has {len(cleaned):,} characters; at most {limit} are accepted. Shorten it.")
-    return cleaned
-
-
-def said(encoder: QueryEncoder, text: str) -> str:
-    """A clean text that is not empty after the encoder's text processor.
-
-    Raises:
-        DataError: as `clean_text`, or when nothing is left.
-    """
-    cleaned = clean_text(text)
-    if not encoder.processed([cleaned])[0].strip():
-        raise DataError(
-            f"The text {cleaned!r} is empty to this model, which reads no punctuation. Say what to change, e.g. 'make "
-            "it blue'."
-        )
-    return cleaned
-
-
-def load_models(checkpoint: str, device: str = "cpu") -> tuple[Any, Any, ImageTransform]:
-    """Encoder, vision tower and image transform of a checkpoint, in evaluation mode on a device.
-
-    Raises:
-        ArtifactError: the checkpoint is missing, half-written, or holds no vision tower.
-    """
-    found = load_encoder(localize(checkpoint, "checkpoint") / "model", device)
-    return found.encoder, found.vision, found.transform
-
-
-def load_encoder(folder: Path, device: str = "cpu") -> ImageTextEncoder:
-    """Encoder, vision tower and image transform of a model folder, in evaluation mode on a device.
-
-    Raises:
-        ArtifactError: the folder holds no retriever or no vision tower.
-    """
-    from cirray.models.retriever_files import load_retriever
-    from cirray.models.towers.hf_blip2 import load_vision_tower
-
-    vision = load_vision_tower(folder / "vision").to(device)
-    return ImageTextEncoder(load_retriever(folder, device), vision, build_transform(vision.transform), device)
 
 
 def _ranking(query: ComposedQuery, names: tuple[str, ...], scores_K: np.ndarray, times: StepTimes) -> Ranking:

@@ -84,6 +84,18 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Composition:
+    """How a model makes one query of picture and text."""
+
+    name: str
+    """Name of the fusion, or of the kind of model."""
+    weight: float | None = None
+    """The text's usual share, from 0 (picture alone) to 1 (text alone), which a query may change; None: it cannot."""
+    choices: tuple[str, ...] = ()
+    """Compositions without training that the model knows; empty: it was trained for the one it has."""
+
+
+@dataclass(frozen=True)
 class StepTimes:
     """Milliseconds of the steps of a search. Queries answered together share all but `decode`: a step runs once."""
 

@@ -355,6 +355,17 @@ def model_folder(folder: Path) -> tuple[Path, str]:
     )
 
 
+def own_model(place: str) -> tuple[Path, str] | None:
+    """Folder and kind (`model_folder`) of an artifact, an export or a bare model folder of this package, else None."""
+    complete = is_complete(place)
+    if not complete and not storage.is_local(place):
+        return None
+    try:
+        return model_folder(localize(place) if complete else storage.local_path(place))
+    except ArtifactError:
+        return None
+
+
 def directory_digest(uri: str | Path) -> str:
     """Digest of all data files below a URI (manifest and stage marker excluded), independent of their dates.
 

@@ -12,8 +12,9 @@ from typing import Any, NoReturn, final
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from cirray.core.errors import ConfigError
+from cirray.core.errors import ConfigError, DataError
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.clamp import inward_clamp
 from cirray.models.config import RETRIEVERS
@@ -21,6 +22,7 @@ from cirray.models.description import retriever_digest, save_retriever
 from cirray.models.scoring import score
 from cirray.models.text import TextBatch
 from cirray.models.text_processors import process
+from cirray.types import Composition
 
 __all__ = ["NOTHING_MORE", "RETRIEVERS", "Retriever", "RetrieverKind"]
 
@@ -109,6 +111,33 @@ class Retriever(nn.Module, ABC):
     @abstractmethod
     def compose(self, state: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """Query vectors `[B, D]` of reference states and texts, norm 1."""
+
+    @property
+    def composition(self) -> Composition:
+        """How it makes a query of picture and text; here: in one way that no weight moves."""
+        return Composition(self.kind)
+
+    def compose_weighted(self, state: torch.Tensor, text: TextBatch, share_B: torch.Tensor) -> torch.Tensor:
+        """As `compose`, with the text's share of each query (0 to 1), for kinds whose composition has one.
+
+        Raises:
+            DataError: when it has none.
+        """
+        raise DataError(
+            f"This model composes by {self.composition.name!r}, in which the text has no weight; leave weight out."
+        )
+
+    def encode_text(self, text: TextBatch) -> torch.Tensor:
+        """Query vectors `[B, D]` of texts alone, norm 1.
+
+        Raises:
+            DataError: for kinds that read a text only beside a picture.
+        """
+        raise DataError(f"A retriever of kind {self.kind!r} reads a text only beside a picture; give one.")
+
+    def encode_picture(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """Query vectors `[B, D]` of pictures alone, norm 1: the mean of their gallery tokens."""
+        return functional.normalize(self.encode_gallery(patches_BPD).mean(dim=1), dim=-1)
 
     @abstractmethod
     def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:

@@ -16,12 +16,13 @@ from cirray.core.errors import ConfigError
 from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
-from cirray.models.fusion.config import DUAL_HEADS
+from cirray.models.fusion.arithmetic import Weighted
+from cirray.models.fusion.config import DUAL_HEADS, WEIGHTLESS
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
 from cirray.models.text_processors import process
 from cirray.models.towers.backbones import BACKBONES, load_text_encoder, no_texts
-from cirray.types import stable_id
+from cirray.types import Composition, stable_id
 
 SCRATCH = "hf_clip"
 """Backbone of text encoders that are built from scratch."""
@@ -96,6 +97,23 @@ class DualEncoderRetriever(Retriever):
     def compose(self, state_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """Query vectors `[B, D]`, norm 1."""
         return self._fuse(state_BPD, self.text_encoder(text))
+
+    @property
+    def composition(self) -> Composition:
+        """The fusion; a head without weights may be exchanged for another one, see `changed`."""
+        name = self.config.fusion.kind
+        weight = self.head.share if isinstance(self.head, Weighted) else None
+        return Composition(name, weight, WEIGHTLESS if name in WEIGHTLESS else ())
+
+    def compose_weighted(self, state_BPD: torch.Tensor, text: TextBatch, share_B: torch.Tensor) -> torch.Tensor:
+        """As `compose`, with the text's share of each query.
+
+        Raises:
+            ConfigError: when the fusion has no such share.
+        """
+        if not isinstance(self.head, Weighted):
+            return super().compose_weighted(state_BPD, text, share_B)
+        return _unit(self.head(self._pooled(state_BPD), state_BPD, self.text_encoder(text), share_B.to(self.device)))
 
     def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """Gallery vectors `[B, 1, D]`, norm 1."""

@@ -21,6 +21,7 @@ from cirray.models.composed import QFormerRetriever
 from cirray.models.fusion.base import Fused
 from cirray.models.fusion.two_pass import second_pass
 from cirray.models.text import TextBatch
+from cirray.types import Composition
 
 SCOPES = ("query_side", "second_pass")
 """The trained part of the query side: all of it (improved), or SPRC's second pass behind the frozen first (paper)."""
@@ -90,6 +91,19 @@ class ForkedRetriever(Retriever):
     def compose(self, state: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """Query vectors `[B, D]`, norm 1."""
         return self.query.compose(state, text)
+
+    @property
+    def composition(self) -> Composition:
+        """The query side's."""
+        return self.query.composition
+
+    def compose_weighted(self, state: torch.Tensor, text: TextBatch, share_B: torch.Tensor) -> torch.Tensor:
+        """The query side's."""
+        return self.query.compose_weighted(state, text, share_B)
+
+    def encode_text(self, text: TextBatch) -> torch.Tensor:
+        """The query side's."""
+        return self.query.encode_text(text)
 
     @torch.no_grad()
     def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ from cirray.models.published import BERT_WORDS, published
 from cirray.models.sources.blip2 import stated_sizes
 from cirray.models.sources.clip_files import read_clip
 from cirray.models.sources.files import READ_ERRORS, read_json
+from cirray.models.sources.open_clip_files import architecture, is_open_clip
 from cirray.models.sources.pieces import MODEL
 from cirray.models.sources.pretrained import pretrained
 from cirray.models.sources.tokenizers import read_tokenizer
@@ -143,7 +144,7 @@ def outline_tower(source: str) -> VisionTower:
     Raises:
         ConfigError: when the sizes cannot be known.
     """
-    if _is_open_clip(source):
+    if is_open_clip(source):
         return _open_clip_tower(source)
     folder = asset_folder(SHAPES_VISION) if source == "asset" else local_path(source)
     backbone = backbone_of(folder) if folder.is_dir() else None
@@ -195,7 +196,7 @@ def outline_dual(config: DualEncoderConfig, patch_width: int, words: int = BERT_
         stub: Any = Words(words)
         text = new_text(text_settings(config, stub), stub)
         return DualEncoderRetriever(config, text, "hf_clip", patch_width)
-    if _is_open_clip(config.source):
+    if is_open_clip(config.source):
         settings = _open_clip_settings(config.source)
         part = BACKBONES.get("open_clip").build_text(settings, Path("."))
         return DualEncoderRetriever(config, part, "open_clip", patch_width)
@@ -221,23 +222,13 @@ def _clip_tower(source: str, settings: Any) -> VisionTower:
     return HfClipTower(model, TransformConfig(size=int(vision.image_size)), stored_tokens(stored))
 
 
-def _is_open_clip(source: str) -> bool:
-    if source.startswith("open_clip:"):
-        return True
-    return local_path(source).is_file() or (local_path(source) / "open_clip_config.json").is_file()
-
-
 def _open_clip_settings(source: str) -> dict[str, Any]:
-    import open_clip
-
     if local_path(source).is_file():
         return read_clip(local_path(source))[0]
-    if not source.startswith("open_clip:"):
-        return dict(read_json(local_path(source) / "open_clip_config.json")["model_cfg"])
-    settings = open_clip.get_model_config(source.removeprefix("open_clip:").partition("=")[0])
+    settings = architecture(source)
     if settings is None:
         raise ConfigError(f"{source!r} names no architecture of open_clip; see open_clip.list_models().")
-    return dict(settings)
+    return settings
 
 
 def _open_clip_tower(source: str) -> VisionTower:

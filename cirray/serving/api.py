@@ -95,7 +95,9 @@ def _add_search(app: FastAPI, service: ServiceGetter) -> None:
 def _prepare(service: SearchService, body: SearchBody) -> Any:
     fields, settings = body.fields, service.settings
     k = min(fields.k or settings.default_k, settings.max_k)
-    return service.retriever.prepare(fields.text, body.picture, fields.gallery_id, k, fields.exclude_reference)
+    return service.retriever.prepare(
+        fields.text, body.picture, fields.gallery_id, k, fields.exclude_reference, weight=fields.weight
+    )
 
 
 def _search_response(request: Request, service: SearchService, ranking: Ranking, begin: float) -> SearchResponse:
@@ -187,11 +189,12 @@ def _add_state(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
     async def version() -> Version:
         """What is being served, and its limits."""
         current = service()
-        gallery, settings = current.retriever.gallery, current.settings
+        gallery, settings, composes = current.retriever.gallery, current.settings, current.retriever.composition
         return Version(
             cirray=__version__, index_digest=gallery.digest, encoder_digest=gallery.meta.encoder_digest,
             gallery_size=len(gallery.ids), default_k=settings.default_k, max_k=settings.max_k, max_text=MAX_TEXT,
             max_body_bytes=int(args.max_body_mb * 2**20), max_pixels=args.max_pixels,
+            composition=composes.name, compositions=list(composes.choices), weight=composes.weight,
         )  # fmt: skip
 
 

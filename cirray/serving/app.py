@@ -76,8 +76,8 @@ def check_pair(checkpoint: str, index: str) -> None:
     """
     encoder, gallery = read_manifest(checkpoint, "checkpoint"), read_manifest(index, "index")
     if gallery.inputs.get("checkpoint") != encoder.digest:
+        from cirray.image_text import load_models
         from cirray.index.store import check_encoder
-        from cirray.search_engine import load_models
 
         model, vision, _ = load_models(checkpoint)
         towers = (str(gallery.extra.get("vision_digest", "")), vision.digest)

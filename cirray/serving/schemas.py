@@ -8,10 +8,10 @@ class _Wire(BaseModel):
 
 
 class SearchRequest(_Wire):
-    """JSON body of a search. Exactly one of `image` and `gallery_id` is the reference."""
+    """JSON body of a search. One of `image` and `gallery_id` is the reference; without one the text is searched."""
 
-    text: str
-    """What to change in the reference, 1 to 512 characters."""
+    text: str | None = None
+    """What to change in the reference, 1 to 512 characters; absent: images like the reference are searched."""
     image: str | None = None
     """Reference image, base64 of a picture file: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and others."""
     gallery_id: str | None = None
@@ -20,13 +20,15 @@ class SearchRequest(_Wire):
     """Answers wanted; the server's default when absent, capped by the server."""
     exclude_reference: bool = True
     """Leave the reference out of its own answers (gallery ids only)."""
+    weight: float | None = Field(None, ge=0, le=1)
+    """The text's share: 0 is the picture alone, 1 the text alone; the model's own when absent."""
 
 
 class SearchForm(_Wire):
     """Multipart body of a search: the same fields with the picture as an uploaded file."""
 
-    text: str
-    """What to change in the reference, 1 to 512 characters."""
+    text: str | None = None
+    """What to change in the reference, 1 to 512 characters; absent: images like the reference are searched."""
     image: str | None = Field(None, json_schema_extra={"type": "string", "format": "binary"})
     """Reference image file."""
     gallery_id: str | None = None
@@ -35,6 +37,8 @@ class SearchForm(_Wire):
     """Answers wanted."""
     exclude_reference: bool = True
     """Leave the reference out of its own answers."""
+    weight: float | None = Field(None, ge=0, le=1)
+    """The text's share."""
 
 
 class Hit(_Wire):
@@ -154,6 +158,12 @@ class Version(_Wire):
     """Most bytes of a request."""
     max_pixels: int
     """Most pixels of a reference image."""
+    composition: str
+    """How the model makes a query of picture and text."""
+    compositions: list[str]
+    """Compositions without training that the model knows; empty for one that was trained for its own."""
+    weight: float | None
+    """The text's usual share, which a search may change; null: its composition has none."""
 
 
 class Problem(_Wire):

@@ -43,6 +43,11 @@ ON_PURPOSE: dict[str, tuple[str, ...]] = {
     "generator-fashioniq-vdg-improved": ("alignment_training.engine", "alignment_training.zero_stage"),
 }
 """Beginning of an old file's name -> leaves that differ on purpose."""
+ADDED = (
+    "model", "composition", "fusion.settings.text_share", "fusion.settings.unit", "transform.resample",
+    "transform.odd_margin",
+)  # fmt: skip
+"""Ends of the paths of fields that are new, at defaults that say what was always done."""
 
 
 def renamed(path):
@@ -94,6 +99,7 @@ def differing(name):
     allowed = {leaf for start, found in ON_PURPOSE.items() if name.startswith(start) for leaf in found}
     found = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     found -= {path for path in found if path in after and "." in path and from_preset(path, after)}
+    found -= {path for path in found - before.keys() if path.endswith(ADDED)}
     found -= {path for path in found & before.keys() if is_default(before[path], new["root"]) == after.get(path)}
     return {path: (before.get(path), after.get(path)) for path in found - allowed - {"root", "base.root"}}
 

@@ -13,6 +13,7 @@ from modes import generator_mode, retriever_mode, training_mode
 
 from cirray.generators.mtg import Answers
 from cirray.generators.sources import generator_from
+from cirray.image_text import load_models
 from cirray.models.batch import RetrievalBatch
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import encode_texts
@@ -20,7 +21,6 @@ from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.language import load_language_model
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.search_engine import load_models
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss
 

@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError
+from cirray.image_text import load_models, said
 from cirray.models.batch import RetrievalBatch
 from cirray.models.forked import fork_for_query_tuning
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.pipelines.training.config import FinetuneRun, PretrainRun
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.search_engine import load_models, said
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.image_text import clean_text
 from cirray.models.scoring import score
-from cirray.search_engine import SearchEngine, clean_text
+from cirray.search_engine import SearchEngine
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "tiny_service.py")))
 
@@ -119,9 +120,9 @@ def test_a_missing_checkpoint_is_named(tmp_path, tiny):
         SearchEngine.open(str(tmp_path / "nowhere"), tiny.index)
 
 
-def test_queries_need_exactly_one_reference_and_a_positive_k(retriever):
-    with pytest.raises(DataError, match="neither"):
-        retriever.search("blue")
+def test_queries_need_something_to_search_by_one_reference_at_most_and_a_positive_k(retriever):
+    with pytest.raises(DataError, match="nothing to search by"):
+        retriever.search()
     with pytest.raises(DataError, match="both"):
         retriever.search("blue", image=b"x", gallery_id="plain/00")
     with pytest.raises(DataError, match="k is 0"):

@@ -52,11 +52,22 @@ class CrossAttentionConfig(HeadConfig):
             raise ValueError(f"fusion.settings.heads {self.heads} must divide the common width {width}")
 
 
+class SumConfig(HeadConfig):
+    """The weighted sum of image and text vector."""
+
+    text_share: float = Field(0.5, ge=0, le=1)
+    """Weight of the text, the image has the rest; 0.5 is the plain sum (Pic2Word's and BGE-VL's rows). A query may
+    have another one."""
+    unit: bool = False
+    """Sum vectors of norm 1 (Pic2Word, SEARLE), or as the encoders give them (CLIP4CIR, BGE-VL)."""
+
+
 class SlerpConfig(HeadConfig):
     """The arc from image to text."""
 
     text_share: float = Field(0.8, ge=0, le=1)
-    """How far from the image towards the text the query lies."""
+    """How far from the image towards the text the query lies (docs/PAPERS.md#slerp: 0.8). A query may have another
+    one."""
 
 
 class TirgConfig(HeadConfig):
@@ -69,12 +80,16 @@ class TirgConfig(HeadConfig):
 DUAL_HEADS: "Registry[MakeHead]" = Registry(
     "dual-encoder fusion", [f"cirray.models.fusion.{name}" for name in ("dual", "arithmetic", "tirg")],
     {
-        "sum": HeadConfig, "combiner": CombinerConfig, "cross_attention": CrossAttentionConfig, "tirg": TirgConfig,
+        "sum": SumConfig, "combiner": CombinerConfig, "cross_attention": CrossAttentionConfig, "tirg": TirgConfig,
         "slerp": SlerpConfig, "text": HeadConfig, "image": HeadConfig,
     },
     HeadConfig,
 )  # fmt: skip
 """Name -> the head's class."""
+
+
+WEIGHTLESS = ("sum", "slerp", "text", "image")
+"""Heads that need no training."""
 
 
 class DualFusion(Component):

@@ -1,7 +1,7 @@
 """Heads of dual encoders: image vector and text vector to one query. A new head is one class.
 
-`sum` and `combiner` after Baldrati et al. (CLIP4CIR, 2022; docs/PAPERS.md#clip4cir): q = n(v + t), and q = n(A + s t +
-(1 - s) v); `cross_attention` lets the text vector read the image's tokens; `tirg` has its own file.
+`combiner` after Baldrati et al. (CLIP4CIR, 2022; docs/PAPERS.md#clip4cir): q = n(A + s t + (1 - s) v);
+`cross_attention` lets the text vector read the image's tokens; `tirg` and the heads without weights have own files.
 """
 
 from collections.abc import Callable
@@ -12,23 +12,10 @@ from torch import nn
 from torch.nn import functional
 
 from cirray.core.errors import ConfigError
-from cirray.models.fusion.config import DUAL_HEADS, CombinerConfig, CrossAttentionConfig, HeadConfig
+from cirray.models.fusion.config import DUAL_HEADS, CombinerConfig, CrossAttentionConfig
 
 MakeHead = Callable[[Any, int], nn.Module]
 """(the head's own settings, width of the common space) -> the head."""
-
-
-@DUAL_HEADS.register("sum")
-class Sum(nn.Module):
-    """n(image + text), element-wise; no weights."""
-
-    def __init__(self, settings: HeadConfig, width: int) -> None:
-        """Nothing to build."""
-        super().__init__()
-
-    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Query `[B, D]`, not normalised."""
-        return image_BD + text_BD
 
 
 @DUAL_HEADS.register("combiner")

@@ -16,6 +16,7 @@ from cirray.core.plugins import load_plugins
 from cirray.core.registry import Registry
 from cirray.models.sources.files import at_home
 from cirray.models.sources.kinds import FETCH, is_absent, what_is
+from cirray.models.sources.open_clip_files import is_open_clip_name
 from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ class Backbone:
     title: str = ""
     """What a person may name, in a few words; shown where a source belongs to no backbone."""
 
+    is_dual: Callable[[str], bool] | None = None
+    """Whether a source holds the texts' side too; None: wherever it fits."""
+
     @property
     def reads_text(self) -> bool:
         """Whether it has a text encoder, as a dual encoder needs it."""
@@ -73,7 +77,8 @@ class Backbone:
 _LAST = ("auto",)
 """Backbones that are asked where no other one fits."""
 BACKBONES: Registry[Backbone] = Registry(
-    "backbone", [f"cirray.models.towers.{name}" for name in ("auto", "hf_blip2", "hf_clip", "open_clip", "timm")]
+    "backbone",
+    [f"cirray.models.towers.{name}" for name in ("auto", "hf_blip2", "hf_clip", "hf_siglip", "open_clip", "timm")],
 )
 
 
@@ -87,6 +92,8 @@ def backbone_name(source: str | Path) -> str:
     """Name of the backbone that a source belongs to, or an empty string; those of plug-ins are asked too."""
     load_plugins()
     place = at_home(source)
+    if is_open_clip_name(str(place)):
+        return "open_clip"
     names = sorted(BACKBONES, key=lambda name: name in _LAST)
     return next((name for name in names if BACKBONES.get(name).fits(place)), "")
 
@@ -97,10 +104,15 @@ def load_text_encoder(source: str) -> tuple[str, Any]:
     Raises:
         ArtifactError: when its files cannot be read.
     """
-    name = backbone_name(source)
-    if not name or not BACKBONES.get(name).reads_text:
-        return "", None
-    return name, BACKBONES.get(name).load_text(at_home(source))
+    name = dual_name(source)
+    return name, (BACKBONES.get(name).load_text(at_home(source)) if name else None)
+
+
+def dual_name(source: str) -> str:
+    """Name of the backbone that reads images and texts of a source; empty where there is none."""
+    found = [name for name in BACKBONES if (made := BACKBONES.get(name)).is_dual and made.is_dual(at_home(source))]
+    name = next(iter(found), "") or backbone_name(source)
+    return name if name and BACKBONES.get(name).reads_text else ""
 
 
 def no_tower(source: str | Path) -> ArtifactError:

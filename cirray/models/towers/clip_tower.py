@@ -12,6 +12,8 @@ from cirray.data.config import TransformConfig
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.preprocessors import write_preprocessor
 
+MARK = "cirray_tokens"
+"""Field of the preprocessor file that says which tokens a saved tower gives."""
 Tokens = Literal["embedding", "all", "unprojected"]
 
 
@@ -39,7 +41,7 @@ class ClipTower(VisionTower):
         """Write configuration, weights and the preprocessor file."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._save_model(Path(folder))
-        write_preprocessor(folder, self.transform, cirray_tokens=self.tokens)
+        write_preprocessor(folder, self.transform, **{MARK: self.tokens})
 
     def _save_model(self, folder: Path) -> None:
         raise NotImplementedError
@@ -86,5 +88,5 @@ def with_tokens(tower: VisionTower, tokens: Tokens) -> VisionTower:
 
 def stored_tokens(preprocessor: Mapping[str, Any]) -> Tokens:
     """Which tokens a saved tower gave."""
-    tokens: Tokens = preprocessor.get("cirray_tokens", "embedding")
+    tokens: Tokens = preprocessor.get(MARK, "embedding")
     return tokens

@@ -1,6 +1,5 @@
 """CLIP in Hugging Face layout: vision tower with projection, text encoder with projection, tokenizer."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError
 from cirray.models.quiet import quiet
-from cirray.models.sources.files import READ_ERRORS, unreadable
+from cirray.models.sources.files import READ_ERRORS, read_json, unreadable
 from cirray.models.sources.kinds import model_type
 from cirray.models.sources.pretrained import pretrained_model
 from cirray.models.text import TextBatch, encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
-from cirray.models.towers.clip_tower import ClipTower, stored_tokens
+from cirray.models.towers.clip_tower import ClipTower, Tokens, stored_tokens
 from cirray.models.towers.preprocessors import PREPROCESSOR, check_size, read_transform
 
 NAME = "hf_clip"
@@ -59,7 +58,7 @@ class HfClipTower(ClipTower):
         return self.model.visual_projection(output.pooler_output), output.last_hidden_state[:, 1:]
 
     def _description(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, **_fields(self.model.config, _VISION)}
+        return {"tokens": self.tokens, **fields_of(self.model.config, _VISION)}
 
     def _save_model(self, folder: Path) -> None:
         with quiet():
@@ -69,11 +68,14 @@ class HfClipTower(ClipTower):
 class HfClipText(nn.Module):
     """`CLIPTextModelWithProjection` with its tokenizer."""
 
-    def __init__(self, model: CLIPTextModelWithProjection, tokenizer: PreTrainedTokenizerBase) -> None:
+    width_field = "projection_dim"
+    """Field of the configuration with the width of the vectors."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Wrap a model."""
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.embed_dim = int(model.config.projection_dim or model.config.hidden_size)
+        self.embed_dim = int(getattr(model.config, self.width_field) or model.config.hidden_size)
 
     def forward(self, text: TextBatch) -> torch.Tensor:
         """Vectors `[B, D]`, not normalised."""
@@ -89,7 +91,7 @@ class HfClipText(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """The fields of the text model's configuration that decide its vectors."""
-        return _fields(self.model.config, _TEXT)
+        return fields_of(self.model.config, _TEXT)
 
     def vocabulary(self) -> Mapping[str, int]:
         """Token -> id."""
@@ -116,8 +118,7 @@ def load_text(source: str) -> HfClipText:
     Raises:
         ArtifactError: when nothing readable is there.
     """
-    model, missing = _load(CLIPTextModelWithProjection, source, torch.float32)
-    _whole(source, missing, "text encoder")
+    model = read_part(CLIPTextModelWithProjection, source, torch.float32, "CLIP", "text encoder")
     return HfClipText(model, load_tokenizer(source))
 
 
@@ -127,15 +128,11 @@ def load_hf_clip_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
     Raises:
         ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
-    model, missing = _load(CLIPVisionModelWithProjection, source, dtype)
-    _whole(source, missing, "vision tower")
+    model = read_part(CLIPVisionModelWithProjection, source, dtype, "CLIP", "vision tower")
     side = int(model.config.image_size)
     transform = read_transform(source, side)
     check_size(source, transform, side, int(model.config.patch_size))
-    path = Path(source) / PREPROCESSOR
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    tokens = stored_tokens(stored)
-    return HfClipTower(model, transform, tokens)
+    return HfClipTower(model, transform, tokens_of(source))
 
 
 def fits(source: str) -> bool:
@@ -143,24 +140,33 @@ def fits(source: str) -> bool:
     return model_type(source) in _FAMILIES
 
 
-def _fields(settings: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in names}
+def read_part(cls: Any, source: str, dtype: torch.dtype | None, family: str, part: str) -> Any:
+    """One part of a dual encoder in transformers' layout, in evaluation mode; errors name family and part.
 
-
-def _load(cls: Any, source: str, dtype: torch.dtype | None) -> tuple[Any, list[str]]:
+    Raises:
+        ArtifactError: when it cannot be read, or lacks tensors.
+    """
     try:
         model, report = pretrained_model(cls, source, dtype=dtype or "auto")
     except READ_ERRORS as error:
-        raise unreadable("CLIP model", source, error, _FILES) from None
-    return model.eval(), sorted(report["missing_keys"])
-
-
-def _whole(source: str, missing: list[str], part: str) -> None:
-    if missing:
+        raise unreadable(f"{family} model", source, error, _FILES) from None
+    if missing := sorted(report["missing_keys"]):
         raise ArtifactError(
             f"{source!r} lacks {len(missing)} tensors of its {part}, e.g. {missing[0]!r}. Give a folder with "
-            "config.json and all weights of a CLIP model."
+            f"config.json and all weights of a {family} model."
         )
+    return model.eval()
+
+
+def fields_of(settings: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Some fields of a configuration."""
+    return {name: getattr(settings, name) for name in names}
+
+
+def tokens_of(source: str) -> Tokens:
+    """Which tokens the tower of a folder gives, as `save` wrote it; the embedding elsewhere."""
+    path = Path(source) / PREPROCESSOR
+    return stored_tokens(read_json(path) if path.is_file() else {})
 
 
 BACKBONES.register(NAME)(Backbone(fits, load_hf_clip_tower, load_text, build_text, title="CLIP in Hugging Face layout"))

@@ -1,7 +1,4 @@
-"""open_clip: any of its architectures from a folder (`open_clip_config.json` and weights) or `open_clip:NAME=FILE`.
-
-A file alone is enough if it shows that its CLIP is OpenAI's: CLIP4Cir's and SPN4CIR's tuned CLIP, Pic2Word's.
-"""
+"""open_clip: any of its architectures, from the sources of `cirray.models.sources.open_clip_files`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,26 +8,24 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import nn
 
 from cirray.core.contents import spoken
-from cirray.core.errors import ArtifactError, ConfigError, DataError, unknown_name
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import TransformConfig
-from cirray.models.sources.clip_files import read_clip, read_named
-from cirray.models.sources.files import READ_ERRORS, check_floats, listed, read_json, read_tensors, unreadable
+from cirray.models.sources.files import READ_ERRORS, check_floats, listed, read_json, unreadable
+from cirray.models.sources.open_clip_files import CONFIG, WEIGHTS, OpenClipFiles, is_open_clip, read_open_clip
 from cirray.models.sources.state_dicts import stripped
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, stored_tokens
 from cirray.models.towers.preprocessors import PREPROCESSOR, read_transform
 
-NAME, CONFIG, PREFIX = "open_clip", "open_clip_config.json", "open_clip:"
-_WEIGHTS = (
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
-    "open_clip_pytorch_model.bin", "pytorch_model.bin",
-)  # fmt: skip
+NAME = "open_clip"
+_FILTERS = {"bilinear": "bilinear", "lanczos": "lanczos"}
 _REDUCE = {"shortest": "center_crop", "squash": "squash", "longest": "center_crop"}
 
 
@@ -94,13 +89,13 @@ class OpenClipTower(ClipTower):
 class OpenClipText(nn.Module):
     """The text part of an open_clip model with its tokenizer."""
 
-    def __init__(self, model: Any, settings: Mapping[str, Any]) -> None:
-        """Drop the visual part."""
+    def __init__(self, model: Any, settings: Mapping[str, Any], words: Path | None = None) -> None:
+        """Drop the visual part; `words` is a folder that may hold the tokenizer's files."""
         super().__init__()
         model.visual = None
         self.model, self.settings = model, dict(settings)
         self.embed_dim = int(settings["embed_dim"])
-        self.tokenizer = _tokenizer(settings)
+        self.tokenizer = _tokenizer(settings, words)
 
     def forward(self, text: TextBatch) -> torch.Tensor:
         """Vectors `[B, D]`, not normalised."""
@@ -128,12 +123,14 @@ class OpenClipText(nn.Module):
         return dict(inner.get_vocab()) if inner is not None else dict(self.tokenizer.encoder)
 
     def save_words(self, folder: Path) -> None:
-        """Writes nothing: open_clip has the vocabulary, or its configuration names a tokenizer."""
+        """Write the tokenizer's files, where it is not open_clip's own."""
+        if isinstance(self.tokenizer, HFTokenizer):
+            self.tokenizer.tokenizer.save_pretrained(str(folder))
 
 
 def build_text(description: Mapping[str, Any], words: Path) -> OpenClipText:
     """A text encoder of a configuration, with random weights from the global torch generator."""
-    return OpenClipText(build_model(description), description)
+    return OpenClipText(build_model(description), description, words)
 
 
 def load_text(source: str) -> OpenClipText:
@@ -142,8 +139,8 @@ def load_text(source: str) -> OpenClipText:
     Raises:
         ArtifactError: when nothing readable is there.
     """
-    model, settings, _ = _load(source)
-    return OpenClipText(model, settings)
+    model, files = _load(source)
+    return OpenClipText(model, files.settings, files.folder)
 
 
 def load_open_clip_tower(source: str, dtype: torch.dtype | None) -> OpenClipTower:
@@ -153,23 +150,18 @@ def load_open_clip_tower(source: str, dtype: torch.dtype | None) -> OpenClipTowe
         ArtifactError: when nothing readable is there.
     """
     saved = Path(source) / PREPROCESSOR
-    model, settings, preprocess = _load(source, visual_only=saved.is_file())
-    part = VisualPart(model.visual, settings)
+    model, files = _load(source, visual_only=saved.is_file())
+    part = VisualPart(model.visual, files.settings)
     part = part.to(dtype) if dtype is not None else part
     if saved.is_file():
         return OpenClipTower(part.eval(), read_transform(source, 224), stored_tokens(read_json(saved)))
-    return OpenClipTower(part.eval(), _transform(part, preprocess))
+    return OpenClipTower(part.eval(), _transform(part, files.preprocess))
 
 
-def fits(source: str) -> bool:
-    """Whether a source is a folder with open_clip's configuration, `open_clip:NAME=FILE`, or a file."""
-    return source.startswith(PREFIX) or Path(source).is_file() or (Path(source) / CONFIG).is_file()
-
-
-def _load(source: str, visual_only: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    settings, preprocess, tensors = _find(source)
-    model = build_model(settings)
-    tensors = stripped(tensors, model.state_dict(), source)
+def _load(source: str, visual_only: bool = False) -> tuple[Any, OpenClipFiles]:
+    files = read_open_clip(source)
+    model = build_model(files.settings)
+    tensors = stripped(files.tensors, model.state_dict(), source)
     check_floats(source, {name: value for name, value in tensors.items() if value.is_floating_point()})
     wanted = {
         name: value for name, value in model.state_dict().items() if not visual_only or name.startswith("visual.")
@@ -182,30 +174,7 @@ def _load(source: str, visual_only: bool = False) -> tuple[Any, dict[str, Any], 
             f"{listed(left, 3) or 'none'}; of another shape {listed(odd, 3) or 'none'}. Give the weights of this model."
         )
     model.load_state_dict(tensors, strict=False)
-    return model.eval(), settings, preprocess
-
-
-def _find(source: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
-    """Model configuration, preprocessing and weights of a source."""
-    if source.startswith(PREFIX):
-        name, mark, file = source.removeprefix(PREFIX).partition("=")
-        settings = open_clip.get_model_config(name)
-        if settings is None:
-            raise ArtifactError(unknown_name("open_clip architecture", name, open_clip.list_models()))
-        if not mark or not Path(file).expanduser().is_file():
-            raise ArtifactError(
-                f"{source!r} names no file of weights. Write open_clip:NAME=FILE with a .safetensors or .bin file that "
-                "holds the model's state dict."
-            )
-        return settings, {}, read_named(source, Path(file).expanduser(), bool(settings.get("quick_gelu")))
-    if Path(source).is_file():
-        settings, tensors = read_clip(Path(source))
-        return settings, {}, tensors
-    tree = read_json(Path(source) / CONFIG)
-    found = next((Path(source) / name for name in _WEIGHTS if (Path(source) / name).is_file()), None)
-    if found is None or "model_cfg" not in tree:
-        raise ArtifactError(f"{source!r} needs {CONFIG} with a model_cfg, and weights ({', '.join(_WEIGHTS)}).")
-    return dict(tree["model_cfg"]), dict(tree.get("preprocess_cfg", {})), read_tensors(found)
+    return model.eval(), files
 
 
 def write_folder(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -214,7 +183,7 @@ def write_folder(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str
     (folder / CONFIG).write_text(json.dumps({"model_cfg": settings}, indent=2, sort_keys=True) + "\n")
     save_file(
         {name: value.contiguous().clone() for name, value in tensors.items()},
-        str(folder / _WEIGHTS[0]),
+        str(folder / WEIGHTS[0]),
         {"format": "pt"},
     )
 
@@ -234,16 +203,20 @@ def build_model(settings: Mapping[str, Any]) -> Any:
         raise ArtifactError(f"The open_clip configuration cannot be built: {reason}") from None
 
 
-def _tokenizer(settings: Mapping[str, Any]) -> Any:
+def _tokenizer(settings: Mapping[str, Any], words: Path | None) -> Any:
+    """open_clip's own tokenizer, or the one its configuration names, whose files may be in a folder."""
     text = settings.get("text_cfg", {})
-    length = int(text.get("context_length", 77))
-    if text.get("hf_tokenizer_name"):
-        name = text["hf_tokenizer_name"]
-        try:
-            return open_clip.HFTokenizer(name, context_length=length, trust_remote_code=False)
-        except READ_ERRORS as error:
-            raise unreadable("tokenizer", name, error, "the tokenizer's files") from None
-    return open_clip.SimpleTokenizer(context_length=length)
+    length, more = int(text.get("context_length", 77)), dict(text.get("tokenizer_kwargs") or {})
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.SimpleTokenizer(context_length=length, **more)
+    here = words is not None and (words / "tokenizer_config.json").is_file()
+    name = str(words) if here else text["hf_tokenizer_name"]
+    try:
+        return HFTokenizer(
+            name, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **more
+        )
+    except READ_ERRORS as error:
+        raise unreadable("tokenizer", name, error, "the tokenizer's files, beside the weights,") from None
 
 
 def _transform(part: VisualPart, preprocess: Mapping[str, Any]) -> TransformConfig:
@@ -252,8 +225,11 @@ def _transform(part: VisualPart, preprocess: Mapping[str, Any]) -> TransformConf
     mode: Any = _REDUCE.get(str(preprocess.get("resize_mode", "shortest")), "center_crop")
     mean = tuple(preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN)
     std = tuple(preprocess.get("std") or open_clip.OPENAI_DATASET_STD)
-    return TransformConfig(size=side, mode=mode, mean=mean, std=std)
+    resample: Any = _FILTERS.get(str(preprocess.get("interpolation")), "bicubic")
+    return TransformConfig(size=side, mode=mode, mean=mean, std=std, resample=resample)
 
 
-_TITLE = "an open_clip folder, open_clip:NAME=FILE, or a file of OpenAI's or CLIP4Cir's CLIP"
-BACKBONES.register(NAME)(Backbone(fits, load_open_clip_tower, load_text, build_text, title=_TITLE))
+_TITLE = (
+    "an open_clip folder, NAME/TAG, hf-hub:OWNER/NAME, open_clip:NAME=FILE, or a file of OpenAI's or CLIP4Cir's CLIP"
+)
+BACKBONES.register(NAME)(Backbone(is_open_clip, load_open_clip_tower, load_text, build_text, title=_TITLE))

@@ -16,12 +16,12 @@ from cirray.evaluation.report import ReportContent, ReportRow, render_table
 from cirray.evaluation.report_files import write_report
 from cirray.evaluation.samples import draw_samples
 from cirray.features.store import FeatureStore, check_tower
+from cirray.image_text import load_models
 from cirray.models.config import RETRIEVERS
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import read_history
 from cirray.pipelines.rewrites.texts import with_texts
-from cirray.search_engine import load_models
 from cirray.triplets.store import TripletStore
 
 

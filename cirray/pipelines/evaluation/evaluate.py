@@ -25,10 +25,10 @@ from cirray.evaluation.vectors import rank_vectors
 from cirray.features.shards import read_contents
 from cirray.features.store import FeatureStore, check_tower
 from cirray.features.vector_files import VectorFile, open_array
+from cirray.image_text import load_models
 from cirray.index.store import open_vectors
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.rewrites.texts import with_texts
-from cirray.search_engine import load_models
 from cirray.triplets.store import TripletStore
 
 HISTORY = "history.jsonl"

@@ -33,8 +33,8 @@ from cirray.evaluation.submissions import (
 )
 from cirray.evaluation.vectors import rank_vectors
 from cirray.features.store import FeatureStore, check_tower
+from cirray.image_text import load_models
 from cirray.pipelines.rewrites.texts import with_texts
-from cirray.search_engine import load_models
 
 _SUBMISSIONS = {"cirr": (RECALL, SUBSET), "circo": (CIRCO,)}
 _FILES = {RECALL: "recall", SUBSET: "recall_subset", CIRCO: "submission"}

@@ -1,17 +1,53 @@
 """Configuration of the index and of one query. No torch, no ray."""
 
-from pydantic import Field
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from cirray.core.fields import Common, Effort, Place
+from pydantic import Field, model_validator
+
+from cirray.core.fields import Common, Effort, Known, Place
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.index.config import IndexBackend
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
 
-class IndexRun(Run):
-    """Embed a gallery with a trained encoder and build its index."""
+def short_name(place: str) -> str:
+    """The last part of a path, or a whole hub id or name of open_clip, as part of an artifact's name."""
+    path = place.partition("?")[0].rstrip("/")
+    is_path = path.startswith(("/", "~", ".", "@")) or "://" in path or path.count("/") > 1
+    return re.sub(r"[^A-Za-z0-9._]+", "-", path.rsplit("/", 1)[-1] if is_path else path).strip("-.") or "here"
 
+
+Named = Annotated[str, Known("sum", "slerp", "text", "image")]
+
+
+class ModelRun(Run):
+    """Open published weights as a checkpoint, without training."""
+
+    source: Place
+    """See `IndexRun.model`."""
+    composition: Named = ""
+    """See `IndexRun.composition`."""
+    weight: float | None = Field(None, ge=0, le=1)
+    """See `IndexRun.weight`."""
+    out: Place
+    """Checkpoint artifact to write."""
+
+
+class IndexRun(Run):
+    """Embed a gallery with a model and build its index."""
+
+    model: Place = ""
+    """Model without training, in place of `checkpoint`. A folder or hub id of CLIP, SigLIP or BGE-VL (transformers'
+    layout), a model of open_clip (`ViT-B-32/laion2b_s34b_b79k`, `hf-hub:OWNER/NAME`, `open_clip:NAME=FILE`), or a
+    checkpoint or export. It is opened once as a checkpoint below `root`, which every other stage reads."""
+    composition: Named = ""
+    """How `model` makes a query of picture and text; empty: its usual one, `sum`."""
+    weight: float | None = Field(None, ge=0, le=1)
+    """The text's usual share in sum and slerp: 0 is the picture alone, 1 the text alone; null: 0.5 in sum, 0.8 in
+    slerp. Every query may have its own."""
     checkpoint: Place = "@checkpoint"
     """Checkpoint artifact whose encoder makes the vectors."""
     images: Place | None = None
@@ -45,7 +81,15 @@ class IndexRun(Run):
     """Where the models run."""
     ray: Effort[RayConfig] = RayConfig()
     out: Place = "@index"
-    """Where the index is written (path or URI)."""
+    """Where the index is written (path or URI); with `model`, `@indexes/IMAGES-MODEL` where nothing else is said."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping) or not tree.get("model") or "out" in tree:
+            return tree
+        parts = (tree.get("images") or "features", tree["model"], tree.get("composition"), tree.get("weight"))
+        return {**tree, "out": f"@indexes/{'-'.join(short_name(str(part)) for part in parts if part is not None)}"}
 
 
 class SearchRun(Run):

@@ -27,6 +27,7 @@ from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import asked_digest, contents_of
 from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.models import with_checkpoint
 from cirray.pipelines.search.originals import originals_of
 from cirray.pipelines.search.parts import FOLDER, Part, PartEncoder, dataset_gallery, part_uri
 from cirray.pipelines.search.texts import examples, indexed_dataset, own_texts
@@ -67,6 +68,7 @@ def run_index(run: IndexRun) -> Manifest:
         DataError: no image could be used.
         IndexMismatchError: features of another vision tower.
     """
+    run = with_checkpoint(run)
     check_place(run, KIND)
     plan = make_plan(run)
     stage = open_stage(run, KIND, plan.inputs, [f"{FOLDER}/*"])

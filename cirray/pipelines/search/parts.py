@@ -18,9 +18,9 @@ from cirray.data.images import open_place
 from cirray.data.pixels import thumbnail
 from cirray.data.places import Place
 from cirray.features.store import FeatureStore, check_tower
+from cirray.image_text import load_models
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.pipelines.search.config import IndexRun
-from cirray.search_engine import load_models
 from cirray.transforms import ImageTransform
 from cirray.types import part_name
 

@@ -8,13 +8,14 @@ import numpy as np
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
+from cirray.image_text import clean_text, said
 from cirray.index.exact import ExactIndex
 from cirray.index.pictures import open_pictures
 from cirray.index.store import PATCHES, TOKENS, GalleryIndex, IndexMeta
 from cirray.index.texts import texts_by_reference
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.parts import PartEncoder
-from cirray.search_engine import ComposedQuery, QueryEncoder, SearchEngine, clean_text, said
+from cirray.search_engine import ComposedQuery, QueryEncoder, SearchEngine
 from cirray.types import Query, Ranking
 
 Example = tuple[str, str]

@@ -11,9 +11,9 @@ from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.evaluation.round_trip import PairScores, pair_scores, round_trip_ranks, twins, worse_of_both
 from cirray.features.store import FeatureStore, check_tower
+from cirray.image_text import load_models
 from cirray.pipelines.texts.config import CheckRun
 from cirray.pipelines.texts.judging import text_accuracy
-from cirray.search_engine import load_models
 from cirray.triplets.schema import REJECTED_SCHEMA, to_triplets
 from cirray.triplets.store import KIND, TripletStore, write_part
 

@@ -51,7 +51,7 @@ def _copy(run: ExportRun, stage: Stage, source: Manifest) -> tuple[str, dict[str
     shutil.copytree(folder, stage.local, dirs_exist_ok=True, ignore=keep)
     digests: dict[str, Any] = {"artifact": source.digest}
     if kind == "retriever":
-        from cirray.search_engine import load_encoder
+        from cirray.image_text import load_encoder
 
         # also at the top, where Hugging Face's tools look for it
         shutil.copy(stage.local / "vision" / PREPROCESSOR, stage.local / PREPROCESSOR)

@@ -12,13 +12,13 @@ from transformers import Blip2ForImageTextRetrieval
 
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, ConfigError
+from cirray.image_text import load_models
 from cirray.models.conversion import FORMATS, find_format
 from cirray.models.conversion_files import convert, read_original
 from cirray.models.sources.blip2 import check_temperature, open_blip2, retriever_from
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.search_engine import load_models
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))

@@ -38,7 +38,7 @@ def batch_of(retriever, patches):
 
 def test_the_heads_and_backbones_are_these():
     assert tuple(DUAL_HEADS) == HEADS
-    assert [name for name in BACKBONES if BACKBONES.get(name).reads_text] == ["hf_clip", "open_clip"]
+    assert [name for name in BACKBONES if BACKBONES.get(name).reads_text] == ["hf_clip", "hf_siglip", "open_clip"]
     with pytest.raises(ConfigError, match="Did you mean 'hf_clip'"):
         BACKBONES.get("hf_clp")
     with pytest.raises(ValueError, match="Unknown dual-encoder fusion 'add'.*combiner"):

@@ -12,6 +12,7 @@ from made_artifacts import stage_of
 from cirray.core.errors import ArtifactError, ConfigError, IndexMismatchError
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.image_text import load_models
 from cirray.models.base import RETRIEVERS
 from cirray.models.batch import RetrievalBatch, Wanted
 from cirray.models.config import DualEncoderConfig
@@ -20,7 +21,7 @@ from cirray.models.forked import ForkedRetriever, fork, fork_for_query_tuning
 from cirray.models.retriever_files import load_retriever
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
-from cirray.search_engine import SearchEngine, load_models
+from cirray.search_engine import SearchEngine
 from cirray.serving.app import check_pair
 from cirray.types import Query
 

@@ -11,6 +11,7 @@ from cirray.cli.main import main
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.evaluation.config import EvaluateRun
+from cirray.image_text import load_models
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.world import run_world
 from cirray.pipelines.evaluation.evaluate import run_evaluate
@@ -22,7 +23,7 @@ from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.search_engine import SearchEngine, load_models
+from cirray.search_engine import SearchEngine
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 lavis = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lavis_layout.py")))

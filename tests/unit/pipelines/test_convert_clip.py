@@ -14,6 +14,7 @@ from cirray.core.artifacts import read_manifest
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, CirrayError, ConfigError
 from cirray.evaluation.config import EvaluateRun
+from cirray.image_text import load_models
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
 from cirray.models.towers.hf_blip2 import load_vision_tower
@@ -28,7 +29,7 @@ from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.weights.convert import run_convert
-from cirray.search_engine import SearchEngine, load_models
+from cirray.search_engine import SearchEngine
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 theirs = SimpleNamespace(**runpy.run_path(str(FIXTURES / "openai_layout.py")))

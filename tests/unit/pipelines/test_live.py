@@ -11,12 +11,12 @@ import pytest
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
 from cirray.features.store import FeatureStore
+from cirray.image_text import load_models
 from cirray.models.towers.places import open_tower
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.live import LiveFeatures, live_images, open_features
 from cirray.pipelines.training.train import run_train
-from cirray.search_engine import load_models
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 

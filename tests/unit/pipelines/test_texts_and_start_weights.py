@@ -15,6 +15,7 @@ from cirray.core.trees import leaves
 from cirray.evaluation.evaluate import encode_queries
 from cirray.evaluation.round_trip import pair_scores
 from cirray.features.store import FeatureStore
+from cirray.image_text import load_models
 from cirray.models import retriever_files
 from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.pipelines.planning.plan import plan_run
@@ -27,7 +28,7 @@ from cirray.pipelines.training.start import check_model_fields, start_retriever
 from cirray.pipelines.training.train import run_train
 from cirray.pipelines.weights.config import ConvertRun, ExportRun
 from cirray.pipelines.weights.export import run_export
-from cirray.search_engine import SearchEngine, load_models
+from cirray.search_engine import SearchEngine
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
+from cirray.image_text import load_models
 from cirray.pipelines.features.config import EmbedRun, TowersRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.features.towers import run_towers
@@ -21,7 +22,6 @@ from cirray.pipelines.training.config import FinetuneRun, PretrainRun, TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.start import start_retriever
 from cirray.pipelines.training.train import run_train
-from cirray.search_engine import load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import rejected_table
 from cirray.triplets.store import write_part

@@ -9,13 +9,14 @@ from made_artifacts import from_triplets, stage_of
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, IndexMismatchError
+from cirray.image_text import load_models
 from cirray.models.forked import ForkedRetriever
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
-from cirray.search_engine import SearchEngine, load_models
+from cirray.search_engine import SearchEngine
 from cirray.training.loop import Callback
 from cirray.triplets.schema import rejected_table
 from cirray.triplets.store import write_part

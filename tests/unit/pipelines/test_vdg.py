@@ -11,6 +11,7 @@ from made_artifacts import from_triplets, stage_of
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, IndexMismatchError
+from cirray.image_text import load_models
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.texts.config import GeneratorRun
@@ -18,7 +19,6 @@ from cirray.pipelines.texts.generator import run_generator
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
-from cirray.search_engine import load_models
 from cirray.training.loop import Callback
 from cirray.triplets.schema import rejected_table
 from cirray.triplets.store import write_part

@@ -1,0 +1,88 @@
+"""Published weights as a retriever without training: image tower, text tower, and a composition without weights."""
+
+from pathlib import Path
+from typing import Any
+
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.models.base import Retriever
+from cirray.models.config import DualEncoderConfig
+from cirray.models.dual import DualEncoderRetriever
+from cirray.models.fusion.config import DUAL_HEADS, WEIGHTLESS, DualFusion, SumConfig
+from cirray.models.seeded import torch_seed
+from cirray.models.sources.files import CONFIG, at_home, read_json
+from cirray.models.sources.hub import is_repository, repository_folder
+from cirray.models.sources.kinds import model_type
+from cirray.models.sources.open_clip_files import is_open_clip_name
+from cirray.models.towers.backbones import BACKBONES, dual_name, no_texts
+from cirray.models.towers.hf_blip2 import VisionTower
+
+_RAW_SUM = "mmret"
+"""In the class names of BGE-VL's CLIPs, which sum vectors as the towers give them (docs/PAPERS.md#bge-vl)."""
+
+
+def open_published(source: str, composition: str = "", weight: float | None = None) -> tuple[Retriever, VisionTower]:
+    """A retriever over published weights, and its vision tower.
+
+    Args:
+        source: folder, hub id, or a name of open_clip's.
+        composition: `sum`, `slerp`, `text` or `image`; empty: `sum`, of vectors of norm 1 but for BGE-VL.
+        weight: the text's share, 0 to 1, of sum and slerp; None: the composition's usual one.
+
+    Raises:
+        ArtifactError: when it cannot be read.
+        ConfigError: when it has no text tower, for a composition that it does not know, or one that has no weight.
+    """
+    place = at_home(source)
+    if is_repository(place) and not is_open_clip_name(place):
+        place = str(repository_folder(place))
+    name = dual_name(place)
+    if not name or (Path(place) / "config.json").is_file() and model_type(place).endswith("vision_model"):
+        raise no_texts("model", source, "a checkpoint or export of cirray; or ")
+    fusion = fusion_of(composition, weight, SumConfig(unit=not _sums_raw(place)))
+    tower = BACKBONES.get(name).load_tower(place, None)
+    config = DualEncoderConfig(fusion=fusion, train_text=False)
+    with torch_seed(0):
+        retriever = DualEncoderRetriever(config, BACKBONES.get(name).load_text(place), name, tower.width)
+    return retriever.eval(), tower.float()
+
+
+def recomposed(retriever: Retriever, composition: str, weight: float | None) -> Retriever:
+    """A retriever with another composition; the same where none is asked for.
+
+    Raises:
+        ConfigError: when it is trained for the one that it has, or does not know the other one.
+    """
+    if not composition and weight is None:
+        return retriever
+    known = retriever.composition
+    if not known.choices:
+        raise ConfigError(
+            f"This model composes by {known.name!r}, for which it was trained; leave composition and weight out."
+        )
+    assert isinstance(retriever, DualEncoderRetriever)
+    own = retriever.config.fusion
+    fusion = fusion_of(composition or own.kind, weight, own.settings if own.kind == "sum" else SumConfig(unit=True))
+    return retriever.changed({"fusion": fusion.to_dict()})
+
+
+def fusion_of(composition: str, weight: float | None, usual: Any) -> DualFusion:
+    """The fusion of a composition's name and weight; `usual` are the settings of a sum.
+
+    Raises:
+        ConfigError: for an unknown composition, one that must be trained, or a weight where it has no effect.
+    """
+    name = composition or "sum"
+    if name not in WEIGHTLESS:
+        reason = f"The composition {name!r} must be trained first (cirray finetune). " if name in DUAL_HEADS else ""
+        raise ConfigError(f"{reason}{unknown_name('composition without training', name, WEIGHTLESS)}")
+    settings = usual.to_dict() if name == "sum" else {}
+    if weight is not None:
+        if name in ("text", "image"):
+            raise ConfigError(f"weight={weight:g} has no effect on the composition {name!r}; leave one of them out.")
+        settings["text_share"] = weight
+    return DualFusion.model_validate({"kind": name, "settings": settings})
+
+
+def _sums_raw(place: str) -> bool:
+    path = Path(place) / CONFIG
+    return path.is_file() and _RAW_SUM in str(read_json(path).get("auto_map", "")).lower()
