@@ -15,7 +15,7 @@ from made_artifacts import stage_of
 import cirray
 from cirray.core.artifacts import read_manifest
 from cirray.core.config import validate
-from cirray.core.errors import ArtifactError, DataError
+from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.generators.store import save_template
 from cirray.generators.template import TemplateGenerator
 from cirray.pipelines.training.config import TrainRun
@@ -97,9 +97,9 @@ def test_a_generator_is_exported_too(tmp_path):
 def test_what_cannot_be_exported_or_loaded_is_refused_in_words(home, tmp_path):
     with pytest.raises(ArtifactError, match="kind 'features'"):
         run_export(ExportRun(model=str(home / "features"), out=str(tmp_path / "x")))
-    with pytest.raises(ArtifactError, match="holds no model that can search.* or a checkpoint or export of cirray"):
+    with pytest.raises(ConfigError, match="no encoder of images and texts.*a checkpoint or export of cirray"):
         cirray.load(str(home / "features"))
-    with pytest.raises(ArtifactError, match="is no folder here.* or a checkpoint or export of cirray"):
+    with pytest.raises(ConfigError, match="no encoder of images and texts"):
         cirray.load(str(tmp_path / "nothing"))
     encoder = cirray.load(str(home / "qformer"))
     with pytest.raises(DataError, match="2 images and 1 texts"):
