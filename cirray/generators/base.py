@@ -1,10 +1,14 @@
 """The modification-text generator: pairs in, one `Generation` per pair out, failures as values."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
+from cirray.core.config import Config
 from cirray.features.store import FeatureLookup
 from cirray.types import Generation, Pair
+
+SettingsT = TypeVar("SettingsT", bound=Config, contravariant=True)
 
 
 class ModificationGenerator(Protocol):
@@ -20,3 +24,25 @@ class ModificationGenerator(Protocol):
 
     def generate(self, pairs: Sequence[Pair], features: FeatureLookup) -> list[Generation]:
         """Texts of pairs: same length, same order; a pair that fails has `error` set and no text."""
+
+
+@dataclass(frozen=True)
+class WriterSetup:
+    """What the stage asks of every generator, whatever its settings."""
+
+    device: str = "cpu"
+    seed: int = 0
+    """Of sampled texts."""
+    directions: Literal["both", "forward"] = "both"
+    """Texts of a pair; `forward`: no reverse ones."""
+
+
+class MakeGenerator(Protocol[SettingsT]):
+    """Makes a generator, ready to write."""
+
+    def __call__(self, settings: SettingsT, setup: WriterSetup) -> ModificationGenerator:
+        """By its settings, of the class that it is registered with.
+
+        Raises:
+            ArtifactError: when nothing readable is there.
+        """

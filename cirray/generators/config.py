@@ -1,12 +1,18 @@
 """Configuration of modification-text generators: the model, and how it decodes. No torch."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cirray.core.components import Component
 from cirray.core.config import Config
-from cirray.core.fields import Effort
+from cirray.core.fields import Common, Effort, Kind, Place
+from cirray.core.registry import Registry
 from cirray.models.config import QFormerConfig
+from cirray.models.towers.config import FrozenLanguageConfig
+
+if TYPE_CHECKING:
+    from cirray.generators.base import MakeGenerator
 
 Pass = Literal["reference", "target", "difference"]
 
@@ -109,6 +115,36 @@ class DecodingConfig(Config):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}")
         return self
+
+
+class SavedConfig(Config):
+    """A generator that is read from an artifact."""
+
+    source: Common[Annotated[Place, Kind("generator")]] = "@generator"
+    """Generator artifact."""
+
+
+class MtgConfig(SavedConfig, FrozenLanguageConfig):
+    """A trained network, which decodes texts."""
+
+    decoding: DecodingConfig = DecodingConfig()
+    """How texts are decoded."""
+
+
+GENERATORS: "Registry[MakeGenerator[Any]]" = Registry(
+    "generator", ["cirray.generators.store"],
+    {"mtg": MtgConfig, "caption_template": SavedConfig, "template": SavedConfig},
+)  # fmt: skip
+"""Name -> constructor."""
+
+
+class GeneratorChoice(Component):
+    """What writes the texts."""
+
+    registry = GENERATORS
+    kind: str = "mtg"
+    """Name of the generator: `mtg`, a trained network (VDG's too), `caption_template`, SPN's templates filled with
+    captions, or `template`, one text with the images' ids."""
 
 
 def check_language(run: Any) -> Any:

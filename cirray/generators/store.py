@@ -10,7 +10,6 @@ generator/
 
 import copy
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.artifacts import directory_digest
 from cirray.core.config import validate
-from cirray.core.errors import ArtifactError, ConfigError, reason_of, unknown_name
-from cirray.core.registry import Registry
-from cirray.generators.base import ModificationGenerator
+from cirray.core.errors import ArtifactError, ConfigError, reason_of
+from cirray.generators.base import ModificationGenerator, WriterSetup
 from cirray.generators.caption_template import CaptionTemplateGenerator, load_caption_generator
-from cirray.generators.config import DecodingConfig, GeneratorConfig, LoraConfig
+from cirray.generators.config import GENERATORS, GeneratorConfig, LoraConfig, MtgConfig, SavedConfig
 from cirray.generators.mtg import ModificationTextModel
+from cirray.generators.places import CONFIG, described, find_generator
 from cirray.generators.template import TemplateGenerator
 from cirray.generators.writer import TextWriter
 from cirray.models.quiet import quiet
@@ -34,12 +33,7 @@ from cirray.models.text import load_tokenizer
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.models.towers.language import language_dtype, load_language_model
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-Description = Mapping[str, Any]
-Loader = Callable[..., ModificationGenerator]
-GENERATORS: Registry[Loader] = Registry("kind of generator")
-"""Kind in `config.json` -> loader: (folder, description, device, seed, options) -> generator."""
-_HELD = tuple(FrozenLanguageConfig.model_fields)
+WEIGHTS = "model.safetensors"
 
 
 def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
@@ -74,44 +68,45 @@ def save_template(generator: TemplateGenerator, folder: str | Path) -> None:
     (Path(folder) / CONFIG).write_text(text + "\n")
 
 
-def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **options: Any) -> ModificationGenerator:
-    """Load a generator, ready to write.
+def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **settings: Any) -> ModificationGenerator:
+    """Load a generator of any kind, ready to write.
 
     Args:
-        folder: local folder written by `save_generator` or `save_template`.
+        folder: its artifact, or a folder of its files.
         device: where it runs.
         seed: of sampled decoding.
-        options: `preset` ("greedy", "paper", "long", "diverse", "vdg"), `directions` ("both", "forward"),
-            `language_dtype` and `language_quantization` (`FrozenLanguageConfig`), and any field of `DecodingConfig`.
+        settings: of its kind, e.g. `decoding` and `language_dtype` (`MtgConfig`).
 
     Raises:
         ArtifactError: when the folder holds no complete generator or its language model has another vocabulary.
-        ConfigError: for an unknown option.
+        ConfigError: for an unknown setting.
     """
-    description = _read_description(Path(folder))
-    return GENERATORS.get(description["kind"])(folder, description, device, seed, options)
+    place = str(folder)
+    kind = described(place)["kind"]
+    try:
+        made, own = GENERATORS.get(kind), GENERATORS.settings(kind)
+    except ConfigError as error:
+        raise ArtifactError(f"{place!r}: {error}") from None
+    return made(validate(own, {"source": place, **settings}), WriterSetup(device, seed))
 
 
 @GENERATORS.register("mtg")
-def _load_mtg(folder: str | Path, description: Description, device: str, seed: int, options: Any) -> TextWriter:
-    held = validate(FrozenLanguageConfig, {name: options.pop(name) for name in _HELD if name in options})
-    decoding, directions = _decoding(options)
-    model = load_model(folder, held, device).to(device)
-    return TextWriter(model, decoding, directory_digest(folder), seed, directions)
+def _load_mtg(settings: MtgConfig, setup: WriterSetup) -> TextWriter:
+    folder = find_generator(settings.source)
+    model = load_model(folder, settings, setup.device).to(setup.device)
+    directions = ("forward", "reverse") if setup.directions == "both" else ("forward",)
+    return TextWriter(model, settings.decoding, directory_digest(folder), setup.seed, directions)
 
 
 @GENERATORS.register("template")
-def _load_template(
-    folder: str | Path, description: Description, device: str, seed: int, options: Any
-) -> TemplateGenerator:
-    return TemplateGenerator(description["template"], seed)
+def _load_template(settings: SavedConfig, setup: WriterSetup) -> TemplateGenerator:
+    return TemplateGenerator(described(settings.source, "template")["template"], setup.seed)
 
 
 @GENERATORS.register("caption_template")
-def _load_captions(
-    folder: str | Path, description: Description, device: str, seed: int, options: Any
-) -> CaptionTemplateGenerator:
-    return load_caption_generator(folder, description, device, seed)
+def _load_captions(settings: SavedConfig, setup: WriterSetup) -> CaptionTemplateGenerator:
+    description = described(settings.source, "caption_template")
+    return load_caption_generator(find_generator(settings.source), description, setup.device, setup.seed)
 
 
 def load_model(
@@ -128,7 +123,7 @@ def load_model(
         ArtifactError: as `load_generator`.
     """
     root = Path(folder)
-    description = _read_description(root)
+    description = described(str(root), "mtg")
     config = validate(GeneratorConfig, description["generator"])
     where = description["language_model"]
     held = held or FrozenLanguageConfig()
@@ -197,25 +192,3 @@ def _stored(path: Path, root: Path) -> dict[str, Any]:
 def _base_model(model: ModificationTextModel) -> Any:
     """The language model without adapters."""
     return copy.deepcopy(model.lm).unload() if model.config.tuning == "lora" else model.lm
-
-
-def _read_description(root: Path) -> dict[str, Any]:
-    path = root / CONFIG
-    try:
-        description = json.loads(path.read_text())
-        kind = description["kind"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{str(root)!r} holds no generator (no readable {CONFIG}). Train one first.") from None
-    try:
-        GENERATORS.get(kind)
-    except ConfigError as error:
-        raise ArtifactError(f"{str(path)!r}: {error}") from None
-    return dict(description)
-
-
-def _decoding(options: dict[str, Any]) -> tuple[DecodingConfig, tuple[str, ...]]:
-    rest = dict(options)
-    directions = rest.pop("directions", "both")
-    if directions not in ("both", "forward"):
-        raise ConfigError(unknown_name("generation direction", str(directions), ("both", "forward")))
-    return validate(DecodingConfig, rest), ("forward", "reverse") if directions == "both" else ("forward",)

@@ -23,12 +23,12 @@ from cirray.core.environ import limit_threads
 from cirray.core.places import Run
 from cirray.core.storage import join
 from cirray.features.store import FeatureStore
-from cirray.generators.config import DecodingConfig
-from cirray.generators.places import find_generator
-from cirray.generators.store import load_generator
+from cirray.generators.base import WriterSetup
+from cirray.generators.config import DecodingConfig, GeneratorChoice, MtgConfig
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.cluster.streaming import stream
+from cirray.pipelines.texts.actors import load_generator
 from cirray.pipelines.texts.config import GenerateRun, MineRun
 from cirray.pipelines.texts.generate import make_plan, text_parts
 from cirray.pipelines.texts.ordering import order_pairs
@@ -66,8 +66,9 @@ def _inputs(bench: Bench, folder: Path) -> GenerateRun:
     write_pairs(stage.work_uri, pairs)
     stage.publish({"pairs": len(pairs)})
     return GenerateRun(
-        pairs=str(folder / "pairs"), features=(join(bench.root, "features"),), generator=join(bench.root, "generator"),
-        out=str(folder / "out"), part_rows=bench.part_rows, decoding=bench.decoding,
+        pairs=str(folder / "pairs"), features=(join(bench.root, "features"),), out=str(folder / "out"),
+        part_rows=bench.part_rows,
+        generator=GeneratorChoice(settings=MtgConfig(source=join(bench.root, "generator"), decoding=bench.decoding)),
     )  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def _by_hand(bench: Bench, run: GenerateRun) -> Iterator[tuple[str, int, float, 
     some = pairs[: max(len(pairs) // 16, 1)]
 
     def once(chunk: int, chosen: list) -> float:
-        generator = load_generator(find_generator(run.generator), **bench.decoding.to_dict())
+        generator = load_generator(run.generator, WriterSetup())
         generator.generate(chosen[:1], store)
         begin = time.perf_counter()
         for start in range(0, len(chosen), chunk):

@@ -180,9 +180,13 @@ def test_what_lies_somewhere_is_a_place_and_what_only_costs_is_effort():
         assert not IS_EFFORT.fullmatch(field_name) or role_of(field) is not Role.IDENTITY, name
 
 
+def decodes(settings):
+    return {"generator": {"settings": {"decoding": settings}}}
+
+
 def test_equal_configurations_have_one_identity_however_they_were_written():
-    first = validate(GenerateRun, {"decoding": {"beams": 5, "sample": False}, "features": ["a"], "seed": 0})
-    second = validate(GenerateRun, {"features": "a", "decoding": {"beams": 5}})
+    first = validate(GenerateRun, {**decodes({"beams": 5, "sample": False}), "features": ["a"], "seed": 0})
+    second = validate(GenerateRun, {"features": "a", **decodes({"beams": 5})})
     assert first.identity() == second.identity()
     assert validate(IndexRun, {"data": {}}).identity() == IndexRun().identity()
 

@@ -7,8 +7,8 @@ import pytest
 
 from cirray.data.readers import READERS
 from cirray.generators.captioners.config import CAPTIONERS
+from cirray.generators.config import GENERATORS
 from cirray.generators.rewriters.config import REWRITERS
-from cirray.generators.store import GENERATORS
 from cirray.index.config import INDEXES
 from cirray.mining.config import POLICIES
 from cirray.models.conversion import FORMATS

@@ -48,7 +48,8 @@ def generate(tiny, inputs, out, ray, size=2, **fields):
     from cirray.pipelines.texts.generate import run_generate
 
     settings = {
-        "pairs": str(inputs / "pairs"), "features": (str(inputs / "features"),), "generator": str(inputs / "generator"),
+        "pairs": str(inputs / "pairs"), "features": (str(inputs / "features"),), 
+        "generator": tiny.written(inputs / "generator"),
         "out": str(out), "part_rows": 20, "pool": PoolConfig(size=size), "ray": ray,
     }  # fmt: skip
     return run_generate(GenerateRun(**{**settings, **fields}), tiny.load_knobs)
@@ -104,7 +105,7 @@ def test_an_error_in_a_worker_is_one_sentence_of_this_package(tiny, inputs, ray_
     broken = tiny.write_generator(tmp_path / "broken")
     (tmp_path / "broken" / "config.json").unlink()
     with pytest.raises(ArtifactError, match="broken' holds no generator"):
-        generate(tiny, inputs, tmp_path / "out", ray_config, generator=broken)
+        generate(tiny, inputs, tmp_path / "out", ray_config, generator=tiny.written(broken))
     assert not (tmp_path / "out").exists()
 
 

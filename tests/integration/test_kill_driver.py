@@ -49,7 +49,7 @@ def test_a_killed_driver_costs_at_most_the_parts_under_way(tiny, tmp_path):
     tiny.write_generator(tmp_path / "generator", sleep=0.01, calls=str(tmp_path / "calls"))
     run = {
         "pairs": str(tmp_path / "pairs"), "features": [str(tmp_path / "features")], "part_rows": PART,
-        "generator": str(tmp_path / "generator"), "out": str(tmp_path / "out"),
+        "generator": tiny.written(tmp_path / "generator"), "out": str(tmp_path / "out"),
         "ray": {"object_store_memory": 150_000_000, "no_progress_timeout_s": 60},
     }  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(run))

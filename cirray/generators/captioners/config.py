@@ -1,12 +1,12 @@
 """Captioners' settings. No torch."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from cirray.core.components import Component, filed
 from cirray.core.config import Config
-from cirray.core.fields import Common, Place
+from cirray.core.fields import Common, Features, Kind, Place, Some
 from cirray.core.registry import Registry
 from cirray.generators.prompts import find_prompt
 
@@ -32,9 +32,9 @@ class ReadingConfig(CaptionerConfig):
 
     reads = "features"
 
-    source: Common[Place] = "@generator"
+    source: Common[Annotated[Place, Kind("generator")]] = "@generator"
     """Generator artifact."""
-    features: tuple[Place, ...] = Field(("@features",), min_length=1)
+    features: Some[tuple[Features, ...]] = ("@features",)
     """Features artifacts that hold the images."""
 
 

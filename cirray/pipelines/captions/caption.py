@@ -5,14 +5,13 @@ from typing import Any
 import pyarrow as pa
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, Stage, localize, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, localize, open_stage
 from cirray.core.errors import DataError
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.shapes.corpus import bags, caption_bags
 from cirray.data.shapes.world import read_scenes
 from cirray.generators.captioners.base import CaptionerSetup
-from cirray.generators.captioners.config import ReadingConfig
 from cirray.pipelines.captions.actors import CaptionImages
 from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
@@ -86,15 +85,11 @@ def _exactness(run: CaptionRun, dataset: CirDataset, table: pa.Table) -> dict[st
 
 
 def _inputs(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...]) -> dict[str, str]:
-    """Digests of what is read of the data set, and of artifacts that must be there."""
-    reads, settings, place = run.captioner.reads, run.captioner.settings, "captioner.settings"
+    """Digest of what is read of the data set."""
+    reads = run.captioner.reads
     known = [dataset.captions.get(name, "") for name in ids] if reads == "caption" else []
     inputs = {"data": stable_id("caption", *ids, "known", *known)}
     if reads == "picture":
         places = [dataset.images.place(name).text() for name in ids]
         inputs["data"] = stable_id(inputs["data"], *contents_of(places, run.limits))
-    if isinstance(settings, ReadingConfig):
-        inputs[f"{place}.source"] = read_manifest(settings.source, "generator").digest
-        for at, uri in enumerate(settings.features):
-            inputs[f"{place}.features {at}"] = read_manifest(uri, "features").digest
     return inputs

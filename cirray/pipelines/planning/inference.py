@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from cirray.core.errors import ConfigError
+from cirray.generators.config import MtgConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.models.outlines import weightless
 from cirray.pipelines.features.config import EmbedRun
@@ -74,11 +76,13 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> 
     Raises:
         ConfigError: when the sizes of the generator cannot be known, or it has no network.
     """
-    tokens = tokens_of(run.features, towers_behind(run.generator, beside), plan, beside)
+    chosen, ways = run.generator.settings, 2 if run.reverse_texts else 1
+    if not isinstance(chosen, MtgConfig):
+        raise ConfigError(f"The generator {run.generator.kind!r} has no network: no accelerator and no plan is needed.")
+    decoding, tokens = chosen.decoding, tokens_of(run.features, towers_behind(chosen.source, beside), plan, beside)
     with weightless():
-        model, origin = written_generator(run.generator, run.language_dtype, tokens, plan, beside)
-        prefix, trace = trace_prefix(model, tokens, run.decoding.batch)
-    decoding, ways = run.decoding, 2 if run.reverse_texts else 1
+        model, origin = written_generator(chosen.source, chosen.language_dtype, tokens, plan, beside)
+        prefix, trace = trace_prefix(model, tokens, decoding.batch)
     settings, element = model.lm.config, int(model.lm.dtype.itemsize)
     rows = decoding.batch * decoding.beams
     cache = cache_bytes(settings, rows, prefix, decoding.max_new_tokens - 1, element)
@@ -104,7 +108,7 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> 
             Line("patch tokens", f"{tokens.count} x {tokens.width}", "", tokens.origin),
         ),
         f"memory of one GPU of {run.pool.size}": (
-            Line("weights", kept, "bytes", run.language_dtype),
+            Line("weights", kept, "bytes", chosen.language_dtype),
             Line("soft tokens of images", soft, "bytes", f"{images:,} kept"),
             Line("prompt pass at most", trace.peak, "bytes", f"{decoding.batch} rows"),
             Line("key-value cache", cache, "bytes", f"{decoding.batch} rows x {decoding.beams} beams"),
@@ -120,7 +124,7 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> 
             Line("all pairs", pairs / rate if pairs else None, "seconds"),
         ),
     }
-    return PlanReport("plan of writing texts", sections, _fits(total, plan, *_remedies(run, decoding.batch)))
+    return PlanReport("plan of writing texts", sections, _fits(total, plan, *_remedies(chosen)))
 
 
 def trace_prefix(model: ModificationTextModel, tokens: Tokens, rows: int) -> tuple[int, Trace]:
@@ -141,9 +145,9 @@ def trace_prefix(model: ModificationTextModel, tokens: Tokens, rows: int) -> tup
     return lengths[0], trace
 
 
-def _remedies(run: GenerateRun, batch: int) -> list[str]:
-    wider = ["language_dtype=bfloat16"] if run.language_dtype == "float32" else []
-    return [*wider, f"decoding.batch={max(batch // 2, 1)}"]
+def _remedies(chosen: MtgConfig) -> list[str]:
+    wider = ["generator.settings.language_dtype=bfloat16"] if chosen.language_dtype == "float32" else []
+    return [*wider, f"generator.settings.decoding.batch={max(chosen.decoding.batch // 2, 1)}"]
 
 
 def _step_seconds(plan: PlanConfig, weights: int, cache: int, parameters: int, rows: int, kernels: int) -> float:

@@ -1,8 +1,10 @@
 """Configuration of the rewrite stage. No torch, no ray."""
 
+from typing import Annotated
+
 from pydantic import Field
 
-from cirray.core.fields import Common, Effort, Place
+from cirray.core.fields import Common, Effort, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig
 from cirray.generators.rewriters.config import RewriterChoice
@@ -14,7 +16,7 @@ class RewriteRun(Run):
 
     data: DataConfig = DataConfig()
     """Whose queries; a query of several texts (`variants`) has each of them rewritten."""
-    captions: tuple[Place, ...] = Field(("@captions",), min_length=1)
+    captions: Some[tuple[Annotated[Place, Kind("captions")], ...]] = ("@captions",)
     """Captions artifacts of the queries' references (`cirray caption parts=[references]`)."""
     rewriter: Common[RewriterChoice] = RewriterChoice()
     """What writes the captions of the wanted images."""

@@ -6,7 +6,7 @@ checkpoint of `cirray map training.objective=untrained model.query=text`, and `c
 
 import pyarrow as pa
 
-from cirray.core.artifacts import Manifest, Stage, localize, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, localize, open_stage
 from cirray.core.errors import DataError
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
@@ -90,6 +90,5 @@ def _publish(run: RewriteRun, stage: Stage, items: pa.Table, asked: int) -> Mani
 
 def _inputs(run: RewriteRun, table: pa.Table) -> dict[str, str]:
     inputs = {"prompt": run.rewriter.prompt_version}
-    inputs |= {f"captions {at}": read_manifest(uri, captions.KIND).digest for at, uri in enumerate(run.captions)}
     texts = (part for name in COLUMNS for part in (name, *table.column(name).to_pylist()))
     return {**inputs, "data": stable_id("rewrites", *texts)}

@@ -1,28 +1,25 @@
 """Ray Data's workers of the generate stage: pairs of a part in, one part of a triplets artifact out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cirray.core.errors import ArtifactError
 from cirray.features.store import FeatureStore
-from cirray.generators.base import ModificationGenerator
-from cirray.generators.places import find_generator
+from cirray.generators.base import ModificationGenerator, WriterSetup
+from cirray.generators.config import GENERATORS, GeneratorChoice
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.pairs import to_pairs
 from cirray.triplets.schema import rejected_table, triplet_id, triplet_table
 from cirray.triplets.store import write_part
 from cirray.types import Generation, Pair, part_name
 
-GeneratorLoader = Callable[..., ModificationGenerator]
-"""(local folder of a generator, **options) -> the generator; `cirray.generators.store.load_generator` is one."""
+GeneratorLoader = Callable[[GeneratorChoice, WriterSetup], ModificationGenerator]
+"""(kind and settings, what the stage asks) -> the generator."""
 
 
-def load_generator(folder: str | Path, **options: Any) -> ModificationGenerator:
-    """`cirray.generators.store.load_generator`, imported where it is called: the driver needs no transformers."""
-    from cirray.generators import store
-
-    return store.load_generator(folder, **options)
+def load_generator(choice: GeneratorChoice, setup: WriterSetup) -> ModificationGenerator:
+    """The chosen generator; its code is imported here, for the driver needs no transformers."""
+    return GENERATORS.get(choice.kind)(choice.settings, setup)
 
 
 class GenerateTexts:
@@ -31,8 +28,8 @@ class GenerateTexts:
     def __init__(
         self,
         load: GeneratorLoader,
-        generator: str,
-        options: Mapping[str, Any],
+        generator: GeneratorChoice,
+        setup: WriterSetup,
         features: Sequence[str],
         work_uri: str,
         row: Mapping[str, Any],
@@ -43,15 +40,15 @@ class GenerateTexts:
 
         Args:
             load: loader of the generator.
-            generator: generator artifact.
-            options: passed on to the loader: device, seed, directions, decoding settings.
+            generator: kind and settings.
+            setup: device, seed, directions.
             features: features artifacts.
             work_uri: where the stage writes.
             row: columns that are equal in all rows (source, split, generator, seed).
             recipe: digest of everything but the pair that a text depends on.
             both: two triplets per pair, or the forward one.
         """
-        self._generator = load(find_generator(generator), **options)
+        self._generator = load(generator, setup)
         self._features = FeatureStore.open_many(list(features))
         self._work_uri, self._recipe, self._both = work_uri, recipe, both
         self._row = {**row, "prompt_version": self._generator.prompt_version}

@@ -5,14 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_serializer, model_validator
 
 from cirray.core.config import given_beside
-from cirray.core.fields import Effort, Features, Kind, Place, Some
+from cirray.core.fields import Common, Effort, Features, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
-from cirray.generators.config import DecodingConfig, GeneratorConfig, check_language
+from cirray.generators.config import DecodingConfig, GeneratorChoice, GeneratorConfig, check_language
 from cirray.mining.config import MiningConfig
-from cirray.models.towers.config import (
-    FrozenLanguageConfig,
-)
+from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig, RayTrainConfig
 from cirray.training.generator_config import AlignmentConfig, AnswerTrainingConfig
 from cirray.triplets.config import FilterConfig
@@ -42,17 +40,15 @@ class MineRun(Run):
     """Pairs artifact (path or URI)."""
 
 
-class GenerateRun(FrozenLanguageConfig, Run):
+class GenerateRun(Run):
     """Stream pairs through generator actors and write triplets."""
 
     pairs: Annotated[Place, Kind("pairs")] = "@pairs"
     """Pairs artifact."""
     features: Some[tuple[Features, ...]] = ("@features",)
     """Features artifacts that hold the pairs' images."""
-    generator: Annotated[Place, Kind("generator")] = "@generator"
-    """Generator artifact."""
-    decoding: DecodingConfig = DecodingConfig()
-    """How texts are decoded."""
+    generator: Common[GeneratorChoice] = GeneratorChoice()
+    """What writes the texts."""
     out: Place = "@synthetic"
     """Triplets artifact (path or URI)."""
     directions: Literal["both", "forward"] = "both"

@@ -12,7 +12,9 @@ from cirray.core.contents import canonical
 from cirray.core.errors import GenerationError
 from cirray.core.unfinished import stage_function
 from cirray.features.store import check_tower
-from cirray.models.towers.config import FrozenLanguageConfig
+from cirray.generators.base import WriterSetup
+from cirray.generators.config import SavedConfig
+from cirray.generators.places import described
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs
@@ -53,13 +55,13 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
         Manifest of kind "triplets"; counts `pairs`, `triplets`, `rejected`.
 
     Raises:
-        ArtifactError: an input is missing, or another run's output is at `out`.
+        ArtifactError: an input is missing, a generator is of another kind, or another run's output is at `out`.
         IndexMismatchError: features of another vision tower than the generator's.
         GenerationError: when rows are lost or doubled, or every row was rejected.
         DataError: when a pair holds a guarded image.
     """
     guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
-    _check_towers(run)
+    _check_generator(run)
     stage = open_stage(run, "triplets", guard_inputs(guard), PARTS)
     if stage.finished:
         return stage.finished
@@ -79,8 +81,9 @@ def make_plan(run: GenerateRun) -> TextPlan:
     double = len(pairs) - len({pair.pair_id for pair in pairs})
     if double:
         raise GenerationError(f"{double} pairs appear twice in the pairs artifact {run.pairs!r}; mine them again.")
-    generator = read_manifest(run.generator, "generator").digest
-    recipe = stable_id("recipe", generator, canonical(run.decoding.identity()), run.seed, *sorted(_held(run).items()))
+    saved, settings = _saved(run), canonical(run.generator.identity())
+    generator = saved.digest if saved else stable_id("generator", settings)
+    recipe = stable_id("recipe", generator, settings, run.seed)
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
     tables = cut(pair_table(pairs), run.part_rows)
     ids = [table.column("pair_id").to_pylist() for table in tables]
@@ -90,14 +93,11 @@ def make_plan(run: GenerateRun) -> TextPlan:
 
 def text_parts(run: GenerateRun, stage: Stage, plan: TextPlan, load: GeneratorLoader) -> Parts:
     """The planned pairs, and a pool of generators that write a part each."""
-    options = {
-        **run.decoding.to_dict(), "device": run.pool.device, "seed": run.seed,
-        "directions": "both" if run.reverse_texts else "forward", **_held(run),
-    }  # fmt: skip
+    setup = WriterSetup(run.pool.device, run.seed, "both" if run.reverse_texts else "forward")
     row: dict[str, Any] = {"source": run.source, "split": run.split, "generator": plan.generator, "seed": run.seed}
     row |= {"weight": run.weight} if run.weight != 1 else {}
     settings = {
-        "load": load, "generator": run.generator, "options": options, "features": list(run.features),
+        "load": load, "generator": run.generator, "setup": setup, "features": list(run.features),
         "work_uri": stage.work_uri, "row": row, "recipe": plan.recipe, "both": run.directions == "both",
     }  # fmt: skip
     steps = [Step(GenerateTexts, settings, run.pool)]
@@ -145,17 +145,11 @@ def _publish(stage: Stage, plan: TextPlan, run: GenerateRun, guard: dict[str, An
     rejected.refuse_all(stage, len(table), "All {count} rows were rejected, most often: {reason}.", GenerationError)
     counts = {"pairs": sum(len(table) for table in plan.tables), "triplets": len(table), "rejected": len(rejected)}
     metrics = text_accuracy(table, run.judge) if run.judge else {}
-    saw = read_manifest(run.generator).extra.get("saw", {})
+    saved = _saved(run)
+    saw = saved.extra.get("saw", {}) if saved else {}
     reasons = [list(item) for item in rejected.reasons()[:5]]
     facts = {"generator": plan.generator, "generator_saw": saw, "reasons": reasons, **guard}
     return stage.publish(counts, metrics, facts)
-
-
-def _held(run: GenerateRun) -> dict[str, str]:
-    """Type of the language model's weights, unless it is fp32."""
-    held = {"language_dtype": run.language_dtype, "language_quantization": run.language_quantization}
-    usual = FrozenLanguageConfig().to_dict()
-    return {name: value for name, value in held.items() if value != usual[name]}
 
 
 def _images(run: GenerateRun) -> Iterator[str]:
@@ -164,11 +158,22 @@ def _images(run: GenerateRun) -> Iterator[str]:
         yield from (pair.reference_id, pair.target_id)
 
 
-def _check_towers(run: GenerateRun) -> None:
-    wanted = str(read_manifest(run.generator, "generator").extra.get("encoder_digest") or "")
+def _check_generator(run: GenerateRun) -> None:
+    """Refuse a generator of another kind than named, and features of another tower than its own."""
+    settings, saved = run.generator.settings, _saved(run)
+    if saved is None or not isinstance(settings, SavedConfig):
+        return
+    described(settings.source, run.generator.kind)
+    wanted = str(saved.extra.get("encoder_digest") or "")
     for uri in run.features if wanted else ():
         found = read_manifest(uri, "features").extra.get("encoder_digest")
-        check_tower([uri], str(found), run.generator, wanted)
+        check_tower([uri], str(found), settings.source, wanted)
+
+
+def _saved(run: GenerateRun) -> Manifest | None:
+    """The generator's manifest, where it is an artifact."""
+    settings = run.generator.settings
+    return read_manifest(settings.source, "generator") if isinstance(settings, SavedConfig) else None
 
 
 def _filtered_uri(stage: Stage) -> str:

@@ -11,8 +11,9 @@ from cirray.generators.caption_template import (
     pick_templates,
     save_caption_generator,
 )
+from cirray.generators.config import GENERATORS
 from cirray.generators.rewrite import EXAMPLES, Rewriter
-from cirray.generators.store import GENERATORS, load_generator
+from cirray.generators.store import load_generator
 from cirray.types import Pair
 
 CAPTIONS = {"a": "a red star", "b": "two dogs on grass", "c": " "}

@@ -4,27 +4,27 @@ import pytest
 import torch
 
 from cirray.core.errors import ArtifactError, ConfigError
+from cirray.generators.config import DecodingConfig
 from cirray.generators.store import load_generator, load_model, save_generator, save_template
 from cirray.generators.template import TemplateGenerator
 from cirray.types import Pair
 
 PAIRS = [Pair("p1", "a", "b"), Pair("p2", "c", "d")]
-OPTIONS = {"max_new_tokens": 5, "keep_unfinished": True}
+OPTIONS = DecodingConfig(max_new_tokens=5, keep_unfinished=True)
 
 
 @pytest.mark.parametrize("fields", [{}, {"passes": ("reference", "target", "difference"), "role_tags": True}])
 def test_a_saved_generator_writes_the_same_texts(model_of, features, tmp_path, fields):
-    from cirray.generators.config import DecodingConfig
     from cirray.generators.writer import TextWriter
 
     model = model_of(**fields)
     if fields:
         torch.nn.init.normal_(model.role_tags_RD)
-    expected = TextWriter(model, DecodingConfig(**OPTIONS)).generate(PAIRS, features)
+    expected = TextWriter(model, OPTIONS).generate(PAIRS, features)
     save_generator(model, tmp_path)
-    loaded = load_generator(tmp_path, **OPTIONS)
+    loaded = load_generator(tmp_path, decoding=OPTIONS)
     assert loaded.generate(PAIRS, features) == expected
-    assert loaded.digest == load_generator(tmp_path, **OPTIONS).digest != load_generator(tmp_path).digest
+    assert loaded.digest == load_generator(tmp_path, decoding=OPTIONS).digest != load_generator(tmp_path).digest
     assert loaded.prompt_version == "change/1"
 
 
@@ -84,11 +84,11 @@ def test_weights_of_another_configuration_are_refused(model_of, tmp_path):
 
 def test_unknown_options_answer_with_the_known_ones(model_of, tmp_path):
     save_generator(model_of(), tmp_path)
-    with pytest.raises(ConfigError, match="Did you mean 'beams'"):
-        load_generator(tmp_path, beam=3)
-    with pytest.raises(ConfigError, match="generation direction 'sideways'"):
-        load_generator(tmp_path, directions="sideways")
-    assert load_generator(tmp_path, beams=2).decoding.beams == 2
+    with pytest.raises(ConfigError, match="Did you mean 'decoding.beams'"):
+        load_generator(tmp_path, decoding={"beam": 3})
+    with pytest.raises(ConfigError, match="Did you mean 'language_dtype'"):
+        load_generator(tmp_path, language_type="bfloat16")
+    assert load_generator(tmp_path, decoding={"beams": 2}).decoding.beams == 2
 
 
 def test_the_template_twin_keeps_the_protocol(features, tmp_path):

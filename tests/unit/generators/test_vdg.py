@@ -173,10 +173,10 @@ def test_a_saved_vdg_writes_the_same_texts_in_its_own_decoding(vdg, features, tm
     pairs = [Pair("p1", "a", "b"), Pair("p2", "c", "d")]
     model = vdg()
     save_generator(model, tmp_path)
-    options = decoding_preset("vdg").to_dict()
-    wanted = TextWriter(model, decoding_preset("vdg"), seed=2).generate(pairs, features)
-    assert load_generator(tmp_path, seed=2, **options).generate(pairs, features) == wanted
-    assert load_generator(tmp_path, seed=3, **options).generate(pairs, features) != wanted
+    decoding = decoding_preset("vdg")
+    wanted = TextWriter(model, decoding, seed=2).generate(pairs, features)
+    assert load_generator(tmp_path, seed=2, decoding=decoding).generate(pairs, features) == wanted
+    assert load_generator(tmp_path, seed=3, decoding=decoding).generate(pairs, features) != wanted
     assert load_model(tmp_path).projection.bias is None
 
 

@@ -131,7 +131,11 @@ def test_known_captions_give_no_model_call_and_identical_triplets(world, tmp_pat
     for name in ("first", "second"):
         captions, made = str(tmp_path / name), str(tmp_path / f"{name}-generator")
         run_caption_generator(CaptionGeneratorRun(captions=(captions,), templates=("0", "1"), out=made))
-        settings = {"pairs": str(tmp_path / "pairs"), "features": [str(tmp_path / "features")], "generator": made}
+        settings = {
+            "pairs": str(tmp_path / "pairs"),
+            "features": [str(tmp_path / "features")],
+            "generator": {"kind": "caption_template", "settings": {"source": made}},
+        }
         more = {"source": "spn", "weight": 0.5, "out": str(tmp_path / f"{name}-rows"), "ray": {"enabled": False}}
         manifest = run_generate(validate(GenerateRun, {**settings, **more}))
         tables.append(TripletStore.open(more["out"]).table())

@@ -1,6 +1,5 @@
 """Generation without a cluster: every row accounted for, resumed by ids, nothing lost, doubled or half-published."""
 
-import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ import pytest
 
 from cirray.core.errors import ArtifactError, ConfigError, GenerationError, IndexMismatchError
 from cirray.core.storage import join
+from cirray.generators.base import WriterSetup
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.streaming import to_columns
 from cirray.pipelines.texts.actors import GenerateTexts
@@ -34,8 +34,9 @@ def inputs(tmp_path):
 
 def run_of(root, **fields):
     settings = {
-        "pairs": str(root / "pairs"), "features": (str(root / "features"),), "generator": str(root / "generator"),
-        "out": str(root / "out"), "part_rows": 8, "ray": RayConfig(enabled=False),
+        "pairs": str(root / "pairs"), "features": (str(root / "features"),),
+        "generator": TINY.written(root / "generator"), "out": str(root / "out"), "part_rows": 8,
+        "ray": RayConfig(enabled=False),
     }  # fmt: skip
     return GenerateRun(**{**settings, **fields})
 
@@ -72,7 +73,7 @@ def test_forward_gives_one_triplet_and_can_leave_reverse_texts_out(inputs):
 
 def test_a_failed_generation_is_a_rejected_row_in_each_direction(inputs):
     TINY.write_generator(inputs / "failing", fail=["img-0003", "img-0020"])
-    manifest = run_generate(run_of(inputs, generator=str(inputs / "failing")), TINY.load_knobs)
+    manifest = run_generate(run_of(inputs, generator=TINY.written(inputs / "failing")), TINY.load_knobs)
     assert manifest.counts == {"pairs": 40, "triplets": 76, "rejected": 4}
     rejected = TripletStore.open(inputs / "out").rejected()
     assert set(rejected.column("reason").to_pylist()) == {"told to fail"}
@@ -90,7 +91,7 @@ def test_pairs_whose_images_have_no_features_are_rejected_with_the_image_named(i
 def test_when_everything_is_rejected_the_run_fails_and_publishes_nothing(inputs):
     TINY.write_generator(inputs / "hopeless", fail=[f"img-{n:04d}" for n in range(41)])
     with pytest.raises(GenerationError, match="All 80 rows were rejected, most often: told to fail"):
-        run_generate(run_of(inputs, generator=str(inputs / "hopeless")), TINY.load_knobs)
+        run_generate(run_of(inputs, generator=TINY.written(inputs / "hopeless")), TINY.load_knobs)
     assert not (inputs / "out").exists() and not (inputs / "out.partial").exists()
 
 
@@ -114,7 +115,7 @@ def test_inputs_that_moved_are_the_same(inputs):
     first = run_generate(run_of(inputs), TINY.load_knobs)
     for name in ("pairs", "features", "generator"):
         (inputs / name).rename(inputs / f"{name}-moved")
-    moved = {name: str(inputs / f"{name}-moved") for name in ("pairs", "generator")}
+    moved = {"pairs": str(inputs / "pairs-moved"), "generator": TINY.written(inputs / "generator-moved")}
     assert run_generate(run_of(inputs, **moved, features=(str(inputs / "features-moved"),)), TINY.load_knobs) == first
 
 
@@ -136,7 +137,7 @@ def test_an_interrupted_run_goes_on_from_its_finished_parts_and_ends_equal(input
     run_generate(run_of(inputs, out=str(inputs / "whole")), TINY.load_knobs)
     before = pairs_served(inputs)
     with pytest.raises(KeyboardInterrupt):
-        run_generate(run_of(inputs), lambda folder, **o: _Power(TINY.load_knobs(folder, **o), calls))
+        run_generate(run_of(inputs), lambda *given: _Power(TINY.load_knobs(*given), calls))
     assert not (inputs / "out").exists()
     run_generate(run_of(inputs), TINY.load_knobs)
     assert pairs_served(inputs) - before == 40
@@ -145,7 +146,7 @@ def test_an_interrupted_run_goes_on_from_its_finished_parts_and_ends_equal(input
 
 def test_a_part_that_lost_rows_is_made_again(inputs):
     with pytest.raises(KeyboardInterrupt):
-        run_generate(run_of(inputs), lambda folder, **o: _Power(TINY.load_knobs(folder, **o), 2))
+        run_generate(run_of(inputs), lambda *given: _Power(TINY.load_knobs(*given), 2))
     path = inputs / "out.partial" / "data" / "part-00001.parquet"
     pq.write_table(pq.read_table(path).slice(0, 5), path)
     assert run_generate(run_of(inputs), TINY.load_knobs).counts["triplets"] == 80
@@ -154,7 +155,7 @@ def test_a_part_that_lost_rows_is_made_again(inputs):
 
 def test_rows_that_are_there_twice_or_unknown_are_a_loud_failure(inputs):
     with pytest.raises(KeyboardInterrupt):
-        run_generate(run_of(inputs), lambda folder, **o: _Power(TINY.load_knobs(folder, **o), 3))
+        run_generate(run_of(inputs), lambda *given: _Power(TINY.load_knobs(*given), 3))
     folder = inputs / "out.partial" / "data"
     extra = pq.read_table(folder / "part-00001.parquet").slice(2, 3)
     pq.write_table(extra, folder / "part-00099.parquet")
@@ -179,7 +180,9 @@ def test_seed_decoding_and_generator_are_part_of_every_id(inputs):
         return set(make_plan(run_of(inputs, **fields)).keys[0])
 
     TINY.write_generator(inputs / "other", sleep=0, fail=["nobody"])
-    plans = [ids(), ids(seed=1), ids(generator=str(inputs / "other")), ids(decoding={"max_new_tokens": 9})]
+    mtg = {"source": str(inputs / "generator")}
+    plans = [ids(), ids(seed=1), ids(generator=TINY.written(inputs / "other")), ids(generator={"settings": mtg})]
+    plans.append(ids(generator={"settings": {**mtg, "decoding": {"max_new_tokens": 9}}}))
     assert plans[0] == ids(source="x", part_rows=8)
     assert all(not one & two for n, one in enumerate(plans) for two in plans[n + 1 :])
 
@@ -228,7 +231,7 @@ def test_missing_inputs_are_named_and_leave_nothing_behind(inputs):
     with pytest.raises(ArtifactError, match="nowhere' does not exist"):
         run_generate(run_of(inputs, pairs=str(inputs / "nowhere")), TINY.load_knobs)
     with pytest.raises(ArtifactError, match="kind 'pairs'; 'generator' is needed"):
-        run_generate(run_of(inputs, generator=str(inputs / "pairs")), TINY.load_knobs)
+        run_generate(run_of(inputs, generator=TINY.written(inputs / "pairs")), TINY.load_knobs)
     with pytest.raises(ConfigError, match="Unknown triplet filter"):
         run_generate(run_of(inputs, filters=FilterConfig(names=("nonsense",))), TINY.load_knobs)
     assert not (inputs / "out").exists()
@@ -246,7 +249,7 @@ def test_an_actor_is_a_plain_object_that_needs_no_cluster(inputs):
     plan = make_plan(run)
     row = {"source": "s", "split": "train", "generator": "g", "seed": 0}
     actor = GenerateTexts(
-        TINY.load_knobs, run.generator, {}, run.features, str(inputs / "work"), row, recipe=plan.recipe
+        TINY.load_knobs, run.generator, WriterSetup(), run.features, str(inputs / "work"), row, recipe=plan.recipe
     )
     assert actor(to_columns(plan.tables[1])) == {"rejected": 0}
     ids = pq.read_table(join(str(inputs / "work"), "data", "part-00001.parquet")).column("triplet_id").to_pylist()
@@ -261,7 +264,7 @@ def test_a_generator_that_breaks_its_promise_is_refused(inputs):
             return [Generation(pair.pair_id, "text", "text") for pair in pairs[1:]]
 
     with pytest.raises(ArtifactError, match="returned 7 texts for 8 pairs"):
-        run_generate(run_of(inputs), lambda folder, **options: Forgetful())
+        run_generate(run_of(inputs), lambda *given: Forgetful())
 
 
 def test_a_direction_without_text_is_rejected_alone(inputs):
@@ -271,20 +274,25 @@ def test_a_direction_without_text_is_rejected_alone(inputs):
         def generate(self, pairs, features):
             return [Generation(pair.pair_id, "text", None if n else "  ") for n, pair in enumerate(pairs)]
 
-    manifest = run_generate(run_of(inputs), lambda folder, **options: OneWay())
+    manifest = run_generate(run_of(inputs), lambda *given: OneWay())
     assert manifest.counts == {"pairs": 40, "triplets": 40, "rejected": 40}
     assert manifest.extra["reasons"] == [["no reverse text", 40]]
 
 
-def test_loader_options_carry_seed_device_and_decoding(inputs):
-    seen = {}
+def test_a_generator_is_made_by_its_settings_seed_device_and_directions(inputs):
+    seen = []
 
-    def load(folder, **options):
-        seen.update(options)
-        return TINY.load_knobs(folder, **options)
+    def load(*given):
+        seen.extend(given)
+        return TINY.load_knobs(*given)
 
-    run_generate(run_of(inputs, seed=5, decoding={"max_new_tokens": 7}), load)
-    assert (
-        seen["seed"] == 5 and seen["device"] == "cpu" and seen["max_new_tokens"] == 7 and seen["directions"] == "both"
-    )
-    assert json.loads((inputs / "out" / "manifest.json").read_text())["config"]["decoding"]["max_new_tokens"] == 7
+    run = run_of(inputs, seed=5, directions="forward", reverse_texts=False)
+    run_generate(run, load)
+    assert seen == [run.generator, WriterSetup("cpu", 5, "forward")]
+
+
+def test_a_generator_of_another_kind_than_the_run_names_is_refused_with_its_kind(inputs):
+    run = run_of(inputs, generator={"settings": {"source": str(inputs / "generator")}})
+    with pytest.raises(ArtifactError, match="is a generator of kind 'template'; set generator.kind=template"):
+        run_generate(run, TINY.load_knobs)
+    assert not (inputs / "out.partial").exists()

@@ -107,8 +107,9 @@ def test_pairs_that_touch_a_guarded_benchmark_get_no_texts(tmp_path, guard):
     TINY.write_pairs_artifact(tmp_path / "pairs", TINY.chain(8))
     TINY.write_generator(tmp_path / "generator")
     run = GenerateRun(
-        pairs=str(tmp_path / "pairs"), features=(str(tmp_path / "features"),), generator=str(tmp_path / "generator"),
-        out=str(tmp_path / "out"), ray=RayConfig(enabled=False), guard=(guard,),
+        pairs=str(tmp_path / "pairs"), features=(str(tmp_path / "features"),),
+        generator=TINY.written(tmp_path / "generator"), out=str(tmp_path / "out"),
+        ray=RayConfig(enabled=False), guard=(guard,),
     )  # fmt: skip
     with pytest.raises(DataError, match="pairs' holds 2 val or test images of held"):
         run_generate(run, TINY.load_knobs)

@@ -150,7 +150,7 @@ def test_recipes_of_clip_are_planned_with_the_tokens_that_their_towers_give():
 
 
 def test_what_a_plan_cannot_know_or_need_not_is_said_in_words():
-    with pytest.raises(ConfigError, match="fills templates, which needs no accelerator"):
+    with pytest.raises(ConfigError, match="'caption_template' has no network: no accelerator"):
         plan_of("cirr/generate-spn-clip")
     with pytest.raises(ConfigError, match="'cc3m/map-twostage.yaml' first"):
         plan_of("lasco/finetune-twostage")
@@ -200,7 +200,7 @@ def test_what_cannot_be_planned_is_said_in_words(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'h200'"):
         load_config(PlanRun, None, ["plan.gpu=h20"])
     with pytest.raises(ConfigError, match="plan.patch_tokens"):
-        plan_run(GenerateRun(features=("~/nowhere/f",), generator="~/nowhere/g"))
+        plan_run(GenerateRun(features=("~/nowhere/f",), generator={"settings": {"source": "~/nowhere/g"}}))
     with pytest.raises(ConfigError, match="no recipe beside"):
         plan_run(EmbedRun(tower="~/nowhere/towers"))
     with pytest.raises(ConfigError, match="are not known here"):

@@ -129,7 +129,7 @@ def test_what_a_field_names_by_default_is_the_stage_of_that_name_as_its_variable
     assert graph.add("synthetic", {"labels": 1000}) == "synthetic@labels=1000"
     node = graph.nodes["synthetic@labels=1000"]
     assert set(node.after) == {"pairs", "features", "generator@labels=1000", "world"}
-    places = (node.config.generator, node.config.pairs, node.config.judge, node.config.out)
+    places = (node.config.generator.settings.source, node.config.pairs, node.config.judge, node.config.out)
     assert places == ("/x/generator@labels=1000", "/x/pairs", "/x/world", "/x/synthetic@labels=1000")
     assert graph.reads("labelled_equal") == ("world", "features", "towers")
 
