@@ -86,7 +86,7 @@ def test_actors_killed_at_random_lose_and_double_nothing(tiny, inputs, ray_confi
 
     hunter = threading.Thread(target=hunt, daemon=True)
     hunter.start()
-    manifest = generate(tiny, inputs, tmp_path / "out", ray_config, generator=str(tmp_path / "slow"))
+    manifest = generate(tiny, inputs, tmp_path / "out", ray_config, generator=tiny.written(tmp_path / "slow"))
     stop.set()
     hunter.join()
     assert len(killed) >= 2
