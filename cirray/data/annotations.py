@@ -106,36 +106,6 @@ def plain_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def find_root(root: str, setting: str) -> Path:
-    """The folder of a data set.
-
-    Raises:
-        DataError: naming the config field, when it does not exist.
-    """
-    path = Path(root).expanduser().absolute()
-    if not path.is_dir():
-        raise DataError(f"Data folder {str(path)!r} does not exist; set `{setting}.root` to where the files lie.")
-    return path
-
-
-def find_file(folders: Sequence[Path], name: str) -> Path:
-    """The first of `folder / name` that is a file.
-
-    Raises:
-        MissingFileError: naming where it was looked for.
-    """
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    places = " or ".join(repr(str(folder / name)) for folder in folders)
-    raise MissingFileError(f"There is no file {places}; put the published file there or correct the root.")
-
-
-def has_file(folders: Sequence[Path], name: str) -> bool:
-    """Whether `find_file` would find it."""
-    return any((folder / name).is_file() for folder in folders)
-
-
 def load_json(path: Path) -> Any:
     """Content of a JSON file.
 
@@ -148,36 +118,6 @@ def load_json(path: Path) -> Any:
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise DataError(f"{str(path)!r} is not a JSON file in UTF-8 ({reason_of(error)}); fetch it again.") from None
-
-
-def load_records(path: Path) -> list[Record]:
-    """Entries of a JSON file that is a list of objects.
-
-    Raises:
-        DataError: also for anything else than a list of objects.
-    """
-    values = load_json(path)
-    if not isinstance(values, list):
-        raise DataError(f"{str(path)!r} holds {_kind(values)}; a list of objects is expected.")
-    for number, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise DataError(f"{str(path)!r}, entry {number}: {_kind(value)} found where an object is expected.")
-    return [Record(path, f"entry {number}", value) for number, value in enumerate(values)]
-
-
-def load_names(path: Path) -> list[str]:
-    """Names in a JSON file that is a list of different texts.
-
-    Raises:
-        DataError: for anything else, and for a name that appears twice.
-    """
-    values = load_json(path)
-    if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
-        raise DataError(f"{str(path)!r} holds {_kind(values)}; a list of image ids is expected.")
-    if len(set(values)) < len(values):
-        double = next(value for number, value in enumerate(values) if value in values[:number])
-        raise DataError(f"{str(path)!r} names the image {double!r} twice; fetch the file again.")
-    return values
 
 
 def load_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -217,22 +157,78 @@ def image_paths(folder: Path, ids: Iterable[str]) -> dict[str, str]:
     return paths
 
 
-def image_folder(root: Path, value: str) -> Path:
-    """The image folder that a config names: below the root, or absolute."""
-    return root / Path(value).expanduser() if value else root
+class Folders:
+    """The folders in which a benchmark's files may lie, searched in order."""
 
+    def __init__(self, root: str, setting: str, *inner: str) -> None:
+        """Take the data set's root and folders below it; "" is the root itself, which is searched alone without any.
 
-def once(records: Iterable[tuple[Record, str]], key: str) -> None:
-    """Refuse an id that two entries share.
+        Raises:
+            DataError: naming the config field, when the root does not exist.
+        """
+        self.root = Path(root).expanduser().absolute()
+        if not self.root.is_dir():
+            raise DataError(
+                f"Data folder {str(self.root)!r} does not exist; set `{setting}.root` to where the files lie."
+            )
+        self._folders = [self.root / name for name in inner or ("",)]
 
-    Raises:
-        DataError: naming both entries.
-    """
-    seen: dict[str, str] = {}
-    for record, value in records:
-        if value in seen:
-            record.fail(f"{key} {value!r} is used by {seen[value]} already; ids must be unique inside a split.")
-        seen[value] = record.place
+    def has(self, name: str) -> bool:
+        """Whether one of the folders holds the file."""
+        return any((folder / name).is_file() for folder in self._folders)
+
+    def file(self, name: str) -> Path:
+        """The first file of a name.
+
+        Raises:
+            MissingFileError: naming where it was looked for.
+        """
+        found = next((folder / name for folder in self._folders if (folder / name).is_file()), None)
+        if found is None:
+            places = " or ".join(repr(str(folder / name)) for folder in self._folders)
+            raise MissingFileError(f"There is no file {places}; put the published file there or correct the root.")
+        return found
+
+    def images(self, value: str) -> Path:
+        """The image folder that a config names: below the root, or absolute."""
+        return self.root / Path(value).expanduser() if value else self.root
+
+    def records(self, name: str, unique: str = "") -> list[Record]:
+        """Entries of a JSON file that is a list of objects; `unique` is a key whose ids must differ.
+
+        Raises:
+            DataError: for anything else than a list of objects, or naming two entries of one id.
+        """
+        path = self.file(name)
+        values = load_json(path)
+        if not isinstance(values, list):
+            raise DataError(f"{str(path)!r} holds {_kind(values)}; a list of objects is expected.")
+        for number, value in enumerate(values):
+            if not isinstance(value, dict):
+                raise DataError(f"{str(path)!r}, entry {number}: {_kind(value)} found where an object is expected.")
+        records = [Record(path, f"entry {number}", value) for number, value in enumerate(values)]
+        seen: dict[str, str] = {}
+        for record in records if unique else ():
+            found = record.id(unique)
+            if found in seen:
+                record.fail(f"{unique} {found!r} is used by {seen[found]} already; ids must be unique inside a split.")
+            seen[found] = record.place
+        return records
+
+    def names(self, name: str) -> list[str]:
+        """Names in a JSON file that is a list of different texts.
+
+        Raises:
+            DataError: for anything else, and for a name that appears twice.
+        """
+        path = self.file(name)
+        values = load_json(path)
+        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+            raise DataError(f"{str(path)!r} holds {_kind(values)}; a list of image ids is expected.")
+        if len(set(values)) < len(values):
+            double = next(value for number, value in enumerate(values) if value in values[:number])
+            raise DataError(f"{str(path)!r} names the image {double!r} twice; fetch the file again.")
+        return values
 
 
 def complete(records: Sequence[Record], keys: Sequence[str], left: list[str]) -> list[Record]:

@@ -4,19 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import (
-    Record,
-    blank_note,
-    complete,
-    count_note,
-    find_file,
-    find_root,
-    image_folder,
-    load_json,
-    load_records,
-    null_note,
-    once,
-)
+from cirray.data.annotations import Folders, Record, blank_note, complete, count_note, load_json, null_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import CircoConfig
 from cirray.data.readers import READERS
@@ -41,13 +29,12 @@ def read_circo(config: CircoConfig) -> CirDataset:
     Raises:
         DataError: the annotation file is missing, or an entry is wrong.
     """
-    root = find_root(config.root, "circo")
-    records = load_records(find_file((root / "annotations", root), f"{config.split}.json"))
-    once(((record, record.id("id")) for record in records), "id")
+    files = Folders(config.root, "circo", "annotations", "")
+    records = files.records(f"{config.split}.json", unique="id")
     left: list[str] = []
     queries = tuple(_query(record, config) for record in complete(records, ("reference_img_id", "target_img_id"), left))
     named = tuple(dict.fromkeys(image for q in queries for image in (q.reference_id, *q.target_ids)))
-    folder, gallery = image_folder(root, config.images), _gallery(root / Path(config.info).expanduser())
+    folder, gallery = files.images(config.images), _gallery(files.images(config.info))
     paths = {image: str(folder / f"{image:0>12}.jpg") for image in named} | {
         image: str(folder / name) for image, name in gallery.items()
     }

@@ -1,24 +1,10 @@
 """CIRR (docs/PAPERS.md#cirr, release rc2) in its published layout: captions, extended captions, image splits."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import (
-    Record,
-    blank_note,
-    complete,
-    count_note,
-    find_file,
-    find_root,
-    has_file,
-    image_folder,
-    load_json,
-    load_records,
-    null_note,
-    once,
-)
+from cirray.data.annotations import Folders, Record, blank_note, complete, count_note, load_json, null_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import CirrConfig
 from cirray.data.readers import READERS
@@ -41,34 +27,29 @@ _LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Folders of the annotations and of the images."""
+class _Files(Folders):
+    """The annotations' folders, and that of the images."""
 
-    folders: tuple[Path, ...]
-    images: Path
+    def __init__(self, config: CirrConfig) -> None:
+        """Take the config's places."""
+        super().__init__(config.root, "cirr", "cirr", "")
+        self._pictures = self.images(config.images)
 
-    def names(self, split: str) -> dict[str, str]:
+    def paths(self, split: str) -> dict[str, str]:
         """Image name -> expected path, in the split file's order; nothing where the file is absent."""
         name = f"image_splits/split.rc2.{split}.json"
-        if not has_file(self.folders, name):
+        if not self.has(name):
             return {}
-        path = find_file(self.folders, name)
+        path = self.file(name)
         values = load_json(path)
         if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
             raise DataError(f"{str(path)!r} is not an object of image names and relative paths; fetch it again.")
-        return {image: str(self.images / value.removeprefix("./")) for image, value in values.items()}
+        return {image: str(self._pictures / value.removeprefix("./")) for image, value in values.items()}
 
     def captions(self, split: str, extended: bool = False) -> list[Record]:
         """Entries of a caption file, their pair ids checked."""
         name = f"captions_ext/cap.ext.rc2.{split}.json" if extended else f"captions/cap.rc2.{split}.json"
-        records = load_records(find_file(self.folders, name))
-        once(((record, record.id("pairid")) for record in records), "pairid")
-        return records
-
-    def has_captions(self, split: str) -> bool:
-        """Whether the split's caption file is here."""
-        return has_file(self.folders, f"captions/cap.rc2.{split}.json")
+        return self.records(name, unique="pairid")
 
 
 @READERS.register("cirr")
@@ -84,14 +65,13 @@ def read_cirr(config: CirrConfig) -> CirDataset:
     Raises:
         DataError: a file of the chosen split is missing, or an entry lacks a key or repeats a pair id.
     """
-    root = find_root(config.root, "cirr")
-    files = _Files((root / "cirr", root), image_folder(root, config.images))
+    files = _Files(config)
     left: list[str] = []
-    names = {split: files.names(split) for split in _SPLITS}
+    names = {split: files.paths(split) for split in _SPLITS}
     if not names[config.split]:
-        find_file(files.folders, f"image_splits/split.rc2.{config.split}.json")
+        files.file(f"image_splits/split.rc2.{config.split}.json")
         raise DataError(
-            f"The image list of CIRR's split {config.split!r} under {str(root)!r} is empty; fetch it again."
+            f"The image list of CIRR's split {config.split!r} under {str(files.root)!r} is empty; fetch it again."
         )
     records = complete(files.captions(config.split), _IMAGES, left)
     queries = tuple(_query(record, config.split) for record in records)
@@ -140,7 +120,7 @@ def _triplets(files: _Files, extended: bool) -> tuple[tuple[Triplet, ...], tuple
     left: list[str] = []
     notes: list[str] = []
     for split in _TRIPLETS:
-        if not files.has_captions(split):
+        if not files.has(f"captions/cap.rc2.{split}.json"):
             notes.append(f"captions/cap.rc2.{split}.json is not here, so there are no {split} triplets")
             continue
         rows = [_triplet(record, split) for record in complete(files.captions(split), _IMAGES, left)]

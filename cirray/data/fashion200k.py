@@ -10,7 +10,7 @@ import numpy as np
 
 from cirray.core.errors import DataError
 from cirray.core.seeding import derive_seed, numpy_generator
-from cirray.data.annotations import count_note, find_file, find_root, load_lines
+from cirray.data.annotations import Folders, count_note, load_lines
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import Fashion200kConfig
 from cirray.data.readers import READERS
@@ -32,9 +32,10 @@ def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
     Raises:
         DataError: label files or `test_queries.txt` are missing, or a line is wrong.
     """
-    root = find_root(config.root, "fashion200k")
+    files = Folders(config.root, "fashion200k")
+    root = files.root
     train, test = _labels(root, "train"), _labels(root, "test")
-    queries = _queries(find_file((root,), "test_queries.txt"), test)
+    queries = _queries(files.file("test_queries.txt"), test)
     triplets, alone = _triplets(train, config)
     both = sorted(set(train) & set(test))
     unused = count_note("train images have no caption one word away, so no triplet", alone)

@@ -1,22 +1,9 @@
 """Fashion IQ (docs/PAPERS.md#fashion-iq) in its published layout: three categories, two captions for every triplet."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import (
-    Record,
-    complete,
-    count_note,
-    find_file,
-    find_root,
-    has_file,
-    image_folder,
-    image_paths,
-    load_names,
-    load_records,
-    null_note,
-)
+from cirray.data.annotations import Folders, Record, complete, count_note, image_paths, null_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.caption_rules import RULES, four_ways
 from cirray.data.config import FashionIQConfig
@@ -41,19 +28,19 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
     Raises:
         DataError: a file of the chosen split is missing or an entry is wrong.
     """
-    root = find_root(config.root, "fashioniq")
+    files = Folders(config.root, "fashioniq")
     categories = CATEGORIES if config.category == "all" else (config.category,)
-    records = {name: _records(root, name, config.split) for name in categories}
-    galleries = {name: _gallery(config, root, name, records[name]) for name in categories}
+    records = {name: _records(files, name, config.split) for name in categories}
+    galleries = {name: _gallery(config, files, name, records[name]) for name in categories}
     queries = tuple(query for name in categories for query in _queries(config, name, records[name]))
-    triplets, made = _triplets(config, root, categories)
-    pool = _lists(root, categories, "train")
+    triplets, made = _triplets(config, files, categories)
+    pool = _lists(files, categories, "train")
     gallery = tuple(dict.fromkeys(image for ids in galleries.values() for image in ids))
     named = {image for q in queries for image in (q.reference_id, *q.target_ids)}
     named |= {image for t in triplets for image in (t.reference_id, t.target_id)}
-    listed = {*pool, *gallery, *_lists(root, categories, "val"), *_lists(root, categories, config.split)}
+    listed = {*pool, *gallery, *_lists(files, categories, "val"), *_lists(files, categories, config.split)}
     ids = tuple(dict.fromkeys((*pool, *gallery, *sorted(named))))
-    guarded = frozenset(_lists(root, CATEGORIES, "val")) | frozenset(_lists(root, CATEGORIES, "test"))
+    guarded = frozenset(_lists(files, CATEGORIES, "val")) | frozenset(_lists(files, CATEGORIES, "test"))
     shared = [t.triplet_id for t in triplets if t.split == "train" and {t.reference_id, t.target_id} & guarded]
     notes = (
         *made,
@@ -61,7 +48,7 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
     )
     return CirDataset(
         name="fashioniq",
-        images=ImageTable(image_paths(image_folder(root, config.images), ids)),
+        images=ImageTable(image_paths(files.images(config.images), ids)),
         protocol=_protocol(config, {name: len(found) for name, found in galleries.items()}),
         triplets=triplets,
         pool_ids=pool,
@@ -78,24 +65,23 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
     )
 
 
-def _records(root: Path, category: str, split: str) -> list[Record]:
-    records = load_records(find_file((root,), f"captions/cap.{category}.{split}.json"))
+def _records(files: Folders, category: str, split: str) -> list[Record]:
+    records = files.records(f"captions/cap.{category}.{split}.json")
     for record in records:
         if len(record.list("captions")) != 2:
             record.fail(f"{len(record.list('captions'))} captions found; exactly two are expected.")
     return records
 
 
-def _lists(root: Path, categories: Sequence[str], split: str) -> tuple[str, ...]:
+def _lists(files: Folders, categories: Sequence[str], split: str) -> tuple[str, ...]:
     """Ids of a split over categories, each once; a category whose file is absent has none."""
     names = [f"image_splits/split.{category}.{split}.json" for category in categories]
-    present = [root / name for name in names if has_file((root,), name)]
-    return tuple(dict.fromkeys(image for path in present for image in load_names(path)))
+    return tuple(dict.fromkeys(image for name in names if files.has(name) for image in files.names(name)))
 
 
-def _gallery(config: FashionIQConfig, root: Path, category: str, records: Sequence[Record]) -> tuple[str, ...]:
+def _gallery(config: FashionIQConfig, files: Folders, category: str, records: Sequence[Record]) -> tuple[str, ...]:
     if config.gallery == "original":
-        return tuple(load_names(find_file((root,), f"image_splits/split.{category}.{config.split}.json")))
+        return tuple(files.names(f"image_splits/split.{category}.{config.split}.json"))
     if config.split == "test":
         raise DataError(
             "Gallery 'val_split' is made of references and targets, and Fashion IQ's test split has no targets; "
@@ -130,17 +116,17 @@ def _queries(config: FashionIQConfig, category: str, records: Sequence[Record]) 
 
 
 def _triplets(
-    config: FashionIQConfig, root: Path, categories: Sequence[str]
+    config: FashionIQConfig, files: Folders, categories: Sequence[str]
 ) -> tuple[tuple[Triplet, ...], tuple[str, ...]]:
     found: list[Triplet] = []
     left: list[str] = []
     notes = [f"training texts: {config.train_captions}"]
     for split in _TRIPLETS:
         for category in categories:
-            if not has_file((root,), f"captions/cap.{category}.{split}.json"):
+            if not files.has(f"captions/cap.{category}.{split}.json"):
                 notes.append(f"captions/cap.{category}.{split}.json is not here, so there are none of its triplets")
                 continue
-            for row, record in enumerate(_records(root, category, split)):
+            for row, record in enumerate(_records(files, category, split)):
                 made = [] if record.lacks(_IMAGES) else list(_rows(config, f"{category}-{split}-{row}", split, record))
                 usable = [t for t in made if t.modification.strip() and t.reference_id != t.target_id]
                 found += usable

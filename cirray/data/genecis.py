@@ -3,16 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cirray.data.annotations import (
-    Record,
-    blank_note,
-    count_note,
-    find_file,
-    find_root,
-    image_folder,
-    load_records,
-    null_note,
-)
+from cirray.data.annotations import Folders, Record, blank_note, count_note, null_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import GeneCisConfig
 from cirray.data.places import Box
@@ -60,14 +51,14 @@ def read_genecis(config: GeneCisConfig) -> CirDataset:
     Raises:
         DataError: a task file is missing or an entry is wrong.
     """
-    root = find_root(config.root, "genecis")
-    images = _Images(image_folder(root, config.coco), image_folder(root, config.visual_genome))
+    files = Folders(config.root, "genecis", "genecis", "")
+    images = _Images(files.images(config.coco), files.images(config.visual_genome))
     queries: list[Query] = []
     galleries: dict[str, tuple[str, ...]] = {}
     sizes: dict[str, int] = {}
     left: list[str] = []
     for task in TASKS if config.task == "all" else (config.task,):
-        for number, record in enumerate(load_records(find_file((root / "genecis", root), f"{task}.json"))):
+        for number, record in enumerate(files.records(f"{task}.json")):
             if record.lacks(("reference", "target", "gallery")):
                 left.append(f"{task} {record.place}")
                 continue

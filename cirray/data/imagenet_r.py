@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import count_note, find_file, find_root, image_folder, load_lines
+from cirray.data.annotations import Folders, count_note, load_lines
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import ImageNetRConfig
 from cirray.data.readers import READERS
@@ -28,12 +28,11 @@ def read_imagenet_r(config: ImageNetRConfig) -> CirDataset:
     Raises:
         DataError: a list is missing, or a line is not a path and a label.
     """
-    root = find_root(config.root, "imagenet_r")
-    folders = (root, root / "imgnet", root / "data" / "imgnet")
-    queries_file = find_file(folders, "imgnet_real_query.txt")
+    files = Folders(config.root, "imagenet_r", "", "imgnet", "data/imgnet")
+    queries_file = files.file("imgnet_real_query.txt")
     photographs = _labels(queries_file)
-    gallery = _labels(find_file(folders, "imgnet_targets.txt"))
-    base = image_folder(root, config.images) if config.images else queries_file.parent.parent
+    gallery = _labels(files.file("imgnet_targets.txt"))
+    base = files.images(config.images) if config.images else queries_file.parent.parent
     queries, left = _queries(config, photographs, gallery)
     return CirDataset(
         name="imagenet_r",

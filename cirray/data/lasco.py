@@ -4,19 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cirray.data.annotations import (
-    Record,
-    blank_note,
-    complete,
-    count_note,
-    find_file,
-    find_root,
-    has_file,
-    image_folder,
-    load_records,
-    null_note,
-    once,
-)
+from cirray.data.annotations import Folders, Record, blank_note, complete, count_note, null_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import LascoConfig
 from cirray.data.readers import READERS
@@ -36,18 +24,18 @@ def read_lasco(config: LascoConfig) -> CirDataset:
     Raises:
         DataError: the val triplets or the val corpus are missing, or an entry is wrong.
     """
-    root = find_root(config.root, "lasco")
-    folders, images = (root / "downloads", root), image_folder(root, config.images)
-    corpus = _corpus(folders, "val", images)
+    files = Folders(config.root, "lasco", "downloads", "")
+    images = files.images(config.images)
+    corpus = _corpus(files, "val", images)
     paths, queries, named = dict(corpus), [], dict[str, str]()
-    records = load_records(find_file(folders, "lasco_val.json"))
+    records = files.records("lasco_val.json")
     left: list[str] = []
     for name, record in _named(complete(records, _IMAGES, left)):
         reference, target = (_image(record, key, images, named) for key in _IMAGES)
         queries.append(Query(name, reference, record.text("query-text"), (target,)))
     absent = sorted(image for image in named if image not in corpus)
-    pool = _corpus(folders, "train", images) if has_file(folders, "lasco_train_corpus.json") else {}
-    triplets, notes = _triplets(folders, images, paths)
+    pool = _corpus(files, "train", images) if files.has("lasco_train_corpus.json") else {}
+    triplets, notes = _triplets(files, images, paths)
     same = [query.query_id for query in queries if query.reference_id in query.target_ids]
     return CirDataset(
         name="lasco",
@@ -77,9 +65,8 @@ def read_lasco(config: LascoConfig) -> CirDataset:
     )
 
 
-def _corpus(folders: tuple[Path, ...], split: str, images: Path) -> dict[str, str]:
-    records = load_records(find_file(folders, f"lasco_{split}_corpus.json"))
-    once(((record, record.id("id")) for record in records), "id")
+def _corpus(files: Folders, split: str, images: Path) -> dict[str, str]:
+    records = files.records(f"lasco_{split}_corpus.json", unique="id")
     return {record.id("id"): _path(images, record.text("path")) for record in records}
 
 
@@ -107,12 +94,10 @@ def _image(record: Record, key: str, images: Path, paths: dict[str, str]) -> str
     return image_id
 
 
-def _triplets(
-    folders: tuple[Path, ...], images: Path, paths: dict[str, str]
-) -> tuple[tuple[Triplet, ...], tuple[str, ...]]:
-    if not has_file(folders, "lasco_train.json"):
+def _triplets(files: Folders, images: Path, paths: dict[str, str]) -> tuple[tuple[Triplet, ...], tuple[str, ...]]:
+    if not files.has("lasco_train.json"):
         return (), ("lasco_train.json is not here, so there are no train triplets",)
-    records = load_records(find_file(folders, "lasco_train.json"))
+    records = files.records("lasco_train.json")
     found, left = [], []
     missing: list[str] = []
     for name, record in _named(complete(records, _IMAGES, missing)):

@@ -5,18 +5,7 @@ import re
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import (
-    Record,
-    blank_note,
-    count_note,
-    find_file,
-    find_root,
-    has_file,
-    image_folder,
-    load_lines,
-    load_records,
-    null_note,
-)
+from cirray.data.annotations import Folders, Record, blank_note, count_note, load_lines, null_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import ShoesConfig
 from cirray.data.readers import READERS
@@ -37,9 +26,9 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
     Raises:
         DataError: a file is missing or an entry is wrong.
     """
-    root = find_root(config.root, "shoes")
-    names = {part: _names(find_file((root,), f"{part}_im_names.txt")) for part in ("train", "eval")}
-    records = load_records(find_file((root,), "relative_captions_shoes.json"))
+    files = Folders(config.root, "shoes")
+    names = {part: _names(files.file(f"{part}_im_names.txt")) for part in ("train", "eval")}
+    records = files.records("relative_captions_shoes.json")
     pairs: dict[str, list[tuple[int, Record, str, str]]] = {"train": [], "eval": [], "neither": []}
     missing: list[str] = []
     for row, record in enumerate(records):
@@ -58,7 +47,7 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
     unused = count_note("train pairs left out (blank text, or one image twice)", left)
     return CirDataset(
         name="shoes",
-        images=ImageTable(_paths(root, config, (*names["train"], *names["eval"]))),
+        images=ImageTable(_paths(files, config, (*names["train"], *names["eval"]))),
         protocol=Protocol(
             dataset="Shoes",
             split="eval",
@@ -102,13 +91,13 @@ def _triplets(pairs: list[tuple[int, Record, str, str]]) -> tuple[tuple[Triplet,
     return tuple(found), left
 
 
-def _paths(root: Path, config: ShoesConfig, names: tuple[str, ...]) -> dict[str, str]:
+def _paths(files: Folders, config: ShoesConfig, names: tuple[str, ...]) -> dict[str, str]:
     """Each image's path: on disk, else by the published list, else in its type's folder `0`."""
-    folder = image_folder(root, config.images)
-    found = {name: os.path.join(parent, name) for parent, _, files in os.walk(folder) for name in files}
+    folder = files.images(config.images)
+    found = {name: os.path.join(parent, name) for parent, _, inside in os.walk(folder) for name in inside}
     listed: dict[str, str] = {}
-    if has_file((root,), "shoes-test-all.txt"):
-        for _, line in load_lines(root / "shoes-test-all.txt"):
+    if files.has("shoes-test-all.txt"):
+        for _, line in load_lines(files.file("shoes-test-all.txt")):
             listed[line.rsplit("/", 1)[-1]] = str(folder.joinpath(*line.split("/")[-3:]))
     return {name: found.get(name) or listed.get(name) or str(folder / _type(name) / "0" / name) for name in names}
 

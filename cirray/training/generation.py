@@ -301,7 +301,3 @@ def _variance(values: torch.Tensor, gather: Gather) -> torch.Tensor:
     count = values.numel() * gather.world
     mean = gather.total(values.sum()) / count
     return gather.total((values - mean).square().sum()) / (count - 1)
-
-
-def _moved(tensor: torch.Tensor | None, device: torch.device | str) -> torch.Tensor | None:
-    return tensor if tensor is None else tensor.to(device)
