@@ -52,7 +52,6 @@ class Site:
 
     def __init__(self, service):
         self.service, self.fails, self.delay, self.port = service, 0, 0.0, 0
-        self.answers = {}
         self.asked, self.usual = service.asked, service
         self.app = make_api(lambda: self.service, ServeArgs(max_body_mb=1))
 
@@ -64,8 +63,7 @@ class Site:
             if self.fails:
                 await send({"type": "http.response.start", "status": self.fails, "headers": []})
                 return await send({"type": "http.response.body", "body": b"upstream"})
-        answers = self.answers.get(scope.get("path"), self.app)
-        await answers(scope, receive, send)
+        await self.app(scope, receive, send)
 
     @property
     def url(self):
@@ -73,7 +71,6 @@ class Site:
 
     def reset(self):
         self.service, self.fails, self.delay = self.usual, 0, 0.0
-        self.answers = {}
         self.asked.clear()
 
 

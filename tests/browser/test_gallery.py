@@ -23,6 +23,14 @@ def crowded(user, site, crowd, screen):
     return one
 
 
+@pytest.fixture
+def many(user, site, crowd):
+    site.service = crowd
+    one = user()
+    one.gallery()
+    return one
+
+
 def scroll_to_end(one, rounds=80):
     """Scroll as far as the gallery goes, waiting for pictures at each end."""
     for _ in range(rounds):
@@ -68,10 +76,8 @@ def test_pictures_keep_their_shapes_in_rows_that_do_not_overlap(crowded):
     assert len(rights) > 3 and max(rights) - min(rights) < 1.5
 
 
-def test_thumbnails_far_below_are_not_loaded(user, site, crowd):
-    site.service = crowd
-    one = user()
-    one.gallery()
+def test_thumbnails_far_below_are_not_loaded(many):
+    one = many
     one.tab.wait("document.querySelector('#grid img')?.naturalWidth")
     loaded = "performance.getEntriesByType('resource').filter(e => e.name.includes('/v1/images/')).length"
     before = one.tab.js(loaded)
@@ -104,10 +110,8 @@ def test_back_returns_to_the_place_deep_in_the_gallery(crowded):
     )
 
 
-def test_a_page_of_the_gallery_that_fails_is_asked_again(user, site, crowd):
-    site.service = crowd
-    one = user()
-    one.gallery()
+def test_a_page_of_the_gallery_that_fails_is_asked_again(many, site):
+    one = many
     height = one.tab.js(READ)
     site.fails = 500
     one.tab.js("scrollTo(0, document.documentElement.scrollHeight)")
@@ -119,10 +123,8 @@ def test_a_page_of_the_gallery_that_fails_is_asked_again(user, site, crowd):
     assert one.tab.js("document.querySelector('#problem').hidden && document.querySelector('#more').hidden")
 
 
-def test_arrows_lead_through_the_gallery_which_is_one_stop_of_the_tab_key(user, site, crowd):
-    site.service = crowd
-    one = user()
-    one.gallery()
+def test_arrows_lead_through_the_gallery_which_is_one_stop_of_the_tab_key(many):
+    one = many
     assert one.tab.js("document.querySelectorAll('#grid [tabindex=\"0\"]').length") == 2
     one.tab.js("document.querySelector('#grid .open').focus()")
     focused = "document.activeElement.closest('.cell').dataset.id"
@@ -143,10 +145,8 @@ def test_arrows_lead_through_the_gallery_which_is_one_stop_of_the_tab_key(user, 
     assert one.tab.js(focused) == "all/00000" and one.tab.visible("[data-id='all/00000'] .use")
 
 
-def test_a_screen_reader_is_told_the_place_among_all_pictures_and_what_a_button_does(user, site, crowd):
-    site.service = crowd
-    one = user()
-    one.gallery()
+def test_a_screen_reader_is_told_the_place_among_all_pictures_and_what_a_button_does(many):
+    one = many
     one.tab.js("scrollTo(0, 6000)")
     one.tab.wait(f"({PLACES})[0] > 1")
     tree = one.tab.send("Accessibility.getFullAXTree")["nodes"]
@@ -219,10 +219,8 @@ def test_nothing_covers_an_answer_and_a_finger_leaves_no_trace(opened):
     assert one.tab.js(uncovered) == [True, True]
 
 
-def test_another_width_keeps_the_pictures_that_are_read(user, site, crowd):
-    site.service = crowd
-    one = user()
-    one.gallery()
+def test_another_width_keeps_the_pictures_that_are_read(many):
+    one = many
     one.tab.js("scrollTo(0, 3000)")
     top = "[...document.querySelectorAll('#grid .cell')].find(e => e.getBoundingClientRect().bottom > 0).dataset.id"
     one.tab.wait(f"({PLACES}).length && {top} !== 'all/00000'")

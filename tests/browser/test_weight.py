@@ -1,47 +1,50 @@
 """Models that weigh the text against the picture, or search by one of them alone: what the page then offers."""
 
-from types import SimpleNamespace
-
+import published
 import pytest
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+import tiny_service
+
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.search_engine import SearchEngine
+from cirray.serving.service import DirectService
 
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture
-def model(site, retriever, visit):
-    """A model without training behind the wire: what it can do, and what it was asked."""
-    made = SimpleNamespace(compositions=["sum", "slerp", "text", "image"], weight=0.5, asked=[])
-    gallery = retriever.gallery
+class Weighed(DirectService):
+    """Remembers what was asked: the fields of each query that were given."""
 
-    async def version(scope, receive, send):
-        body = {
-            "cirray": "0", "index_digest": gallery.digest, "encoder_digest": "0" * 16, "gallery_size": len(gallery.ids),
-            "default_k": 12, "max_k": 50, "max_text": 512, "max_body_bytes": 2**20, "max_pixels": 10**7,
-            "composition": "sum", "compositions": made.compositions, "weight": made.weight,
+    def __init__(self, retriever):
+        super().__init__(retriever)
+        self.asked = []
+
+    async def answer(self, query):
+        uploaded = query.gallery_id is None and query.pixels_HWC is not None
+        fields = {
+            "gallery_id": query.gallery_id, "image": "upload" if uploaded else None, "text": query.text,
+            "weight": query.weight,
         }  # fmt: skip
-        await JSONResponse(body)(scope, receive, send)
+        self.asked.append({name: value for name, value in fields.items() if value is not None})
+        return await super().answer(query)
 
-    async def search(scope, receive, send):
-        request = Request(scope, receive)
-        form = request.headers["content-type"].startswith("multipart")
-        fields = dict(await request.form()) if form else await request.json()
-        made.asked.append(
-            {
-                name: value if isinstance(value, float | int | str) else "upload"
-                for name, value in fields.items()
-                if name != "k"
-            }
-        )
-        hits = [
-            {"id": name, "score": 0.5 - row / 100, "image": "v1/images/x", "width": 64, "height": 48}
-            for row, name in enumerate(gallery.ids[:12])
-        ]
-        await JSONResponse({"hits": hits, "times_ms": {"rank": 1.0}})(scope, receive, send)
 
-    site.answers = {"/version": version, "/v1/search": search}
-    return made
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """A small CLIP that was not trained to compose, over the same pictures as the other tests."""
+    home = tmp_path_factory.mktemp("published")
+    tiny_service.write_pictures(home / "pictures", 70, False)
+    published.clip(home / "clip")
+    out = str(home / "index")
+    manifest = run_index(IndexRun(root=str(home), model=str(home / "clip"), images=str(home / "pictures"), out=out))
+    return SearchEngine.open(manifest.config["checkpoint"], out)
+
+
+@pytest.fixture
+def model(site, engine, visit):
+    """That CLIP behind the page."""
+    site.service = Weighed(engine)
+    return site.service
 
 
 def slide(one, weight):
@@ -95,15 +98,14 @@ def test_a_weight_goes_with_its_step_and_with_an_uploaded_picture(model, user, u
     one.upload(upload)
     slide(one, 0.1)
     one.search("turn it green")
-    assert model.asked[-1] == {"image": "upload", "text": "turn it green", "weight": "0.1"}
+    assert model.asked[-1] == {"image": "upload", "text": "turn it green", "weight": 0.1}
 
 
-def test_a_model_that_cannot_be_weighed_shows_no_slider(model, user):
-    model.weight, model.compositions = None, []
+def test_a_model_that_cannot_be_weighed_shows_no_slider(site, user):
     one = user("?image=plain/00&text=make%20it%20blue&weight=0.25")
     one.answers("make it blue")
     assert one.tab.js("document.querySelector('#weightbox').hidden")
-    assert "weight" not in model.asked[0]
+    assert site.asked == [("plain/00", "make it blue")]
 
 
 def test_a_text_alone_and_a_picture_alone_are_searched_where_the_model_can(model, user):
@@ -112,12 +114,12 @@ def test_a_text_alone_and_a_picture_alone_are_searched_where_the_model_can(model
     assert one.tab.text("#asked") == "Look for"
     one.search("a red dress")
     assert model.asked == [{"text": "a red dress"}] and one.tab.js("location.search") == "?text=a+red+dress"
+    second = one.shown()[2][1]
     one.tab.click("#grid .cell:nth-child(2) .use")
     assert one.tab.text("#asked") == "Change" and one.trail() == ["[a red dress]", "..."]
     one.tab.click("#submit")
     one.tab.wait("document.querySelector('#title').textContent === 'Like this picture'")
     one.tab.wait("!document.querySelector('#grid').inert")
-    second = one.shown()[2][1]
     assert model.asked[1] == {"gallery_id": second} and "Like" not in one.tab.js("location.search")
     assert [text.startswith("[like ") for text in one.trail()] == [False, True]
     link = one.tab.js("location.search")
@@ -129,15 +131,14 @@ def test_a_text_alone_and_a_picture_alone_are_searched_where_the_model_can(model
     one.tab.wait("document.querySelector('#title').textContent === 'Like this picture'")
 
 
-def test_where_the_model_needs_both_the_page_asks_for_both(model, user):
-    model.compositions = []
+def test_where_the_model_needs_both_the_page_asks_for_both(site, user):
     one = user("?text=a%20red%20dress")
     one.gallery()
-    assert one.shown()[:2] == ["", "a red dress"] and model.asked == []
+    assert one.shown()[:2] == ["", "a red dress"] and site.asked == []
     one.tab.click("#submit")
     one.tab.wait("document.querySelector('#complaint').textContent.includes('Pick a reference')")
     one.tab.click("#grid .use")
     one.write(" ")
     one.tab.click("#submit")
     one.tab.wait("document.querySelector('#complaint').textContent.includes('Say what should be different')")
-    assert model.asked == []
+    assert site.asked == []
