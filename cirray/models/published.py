@@ -23,7 +23,7 @@ BERT_WORDS = 30523
 _VITS = {
     "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "so400m": (1152, 27, 16),
     "giant": (1536, 40, 24), "giant-opt": (1536, 40, 16), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16),
-    "hplus": (1280, 32, 20), "7b": (4096, 40, 32),
+    "h": (1280, 32, 20), "7b": (4096, 40, 32),
 }  # fmt: skip
 """Width, layers and heads of vision transformers, by the part of a name that says the size."""
 
@@ -72,9 +72,8 @@ def _sizes(name: str, intermediate: int = 0) -> dict[str, Any]:
 def _encoder(name: str) -> Any | None:
     """Configuration of a published image encoder by the last part of its name; None for an unknown one.
 
-    DINOv2 with and without registers: Oquab et al. 2023, appendix B; Darcet et al. 2023. DINOv3: Simeoni et al. 2025,
-    table 20. SigLIP and SigLIP 2: So-400M's sizes are of Alabdulmohsin et al. 2023. ViT: Dosovitskiy et al. 2020,
-    table 1.
+    Widths, layers and heads are those of ViT (Dosovitskiy et al. 2020) and of the model cards of DINOv2, DINOv3, SigLIP
+    and SigLIP 2.
     """
     fields: dict[str, Any]
     gated: dict[str, Any]
@@ -82,9 +81,9 @@ def _encoder(name: str) -> Any | None:
         fields = _sizes(found[2]) | {"image_size": 518, "patch_size": 14, "use_swiglu_ffn": found[2] == "giant"}
         del fields["intermediate_size"]
         return Dinov2WithRegistersConfig(num_register_tokens=4, **fields) if found[1] else Dinov2Config(**fields)
-    if found := re.fullmatch(r"dinov3-vit(s|b|l|hplus|7b)16-pretrain-\w+", name):
+    if found := re.fullmatch(r"dinov3-vit(s|b|l|h|7b)16(plus)?-pretrain-\w+", name):
         fields = _sizes(found[1], 8192 if found[1] == "7b" else 0)
-        gated = {"use_gated_mlp": True, "hidden_act": "silu"} if found[1] in ("hplus", "7b") else {}
+        gated = {"use_gated_mlp": True, "hidden_act": "silu"} if found[2] or found[1] == "7b" else {}
         return DINOv3ViTConfig(num_register_tokens=4, patch_size=16, image_size=224, **fields, **gated)
     if found := re.fullmatch(r"siglip2?-(base|large|so400m|giant-opt)-patch(\d+)-(\d+|naflex)", name):
         fields = _sizes(found[1], 4304 if found[1] == "so400m" else 0) | {"patch_size": int(found[2])}

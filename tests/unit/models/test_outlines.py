@@ -125,6 +125,24 @@ def test_published_clip_models_have_their_published_sizes(name, tokens, millions
     assert tower.with_tokens("unprojected").width == tokens and tower.num_tokens == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens", "width", "millions"),
+    [
+        ("facebook/dinov2-base", 257, 768, 86.6), ("facebook/dinov2-with-registers-giant", 257, 1536, 1136.5),
+        ("facebook/dinov3-vitl16-pretrain-lvd1689m", 197, 1024, 303.1),
+        ("facebook/dinov3-vith16plus-pretrain-lvd1689m", 197, 1280, 840.6),
+        ("facebook/dinov3-vit7b16-pretrain-lvd1689m", 197, 4096, 6716.4),
+        ("google/siglip-so400m-patch14-384", 729, 1152, 413.0),
+        ("google/siglip2-so400m-patch16-naflex", 256, 1152, 412.6),
+        ("google/vit-base-patch16-224", 197, 768, 85.8),
+    ],
+)  # fmt: skip
+def test_published_image_encoders_have_their_published_sizes(name, tokens, width, millions):
+    tower = outlined(outline_tower, name)
+    assert (tower.num_tokens, tower.width) == (tokens, width)
+    assert count(tower) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
 def test_llama_2_has_its_published_size_and_a_folder_to_be_filled_is_known_by_its_name(tmp_path):
     llama = outlined(outline_language, "meta-llama/Llama-2-13b-hf")
     assert count(llama.model) / 1e9 == pytest.approx(13.02, abs=0.01) and len(llama.tokenizer) == 32000
