@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from cirray.core.progress import Advance, silent
 from cirray.data.benchmark import Protocol
 from cirray.evaluation.measures import interval
-from cirray.evaluation.metrics import group_recall, recall_by, refuse_nan
+from cirray.evaluation.metrics import recall_by, refuse_nan
 from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.protocol_metrics import Judged, compute
 from cirray.evaluation.result import EvaluationResult
@@ -172,7 +172,6 @@ def count_result(ranked: RankedQueries, intervals: bool = False, ties: str = SCO
         queries=plan.queries,
         ranks=ranks,
         rankings=ranked.rankings,
-        overall=group_recall(ranks, ks),
         per_edit=recall_by(ranks, [query.edit for query in plan.queries], ks),
         intervals=ends,
         seconds=ranked.seconds,

@@ -25,35 +25,29 @@ class EvaluationResult:
     queries: tuple[Query, ...]
     ranks: np.ndarray
     rankings: tuple[Ranking, ...]
-    overall: GroupRecall
+    measures: tuple[Measure, ...]
+    """The protocol's metrics with the integers behind them."""
     per_edit: dict[str, GroupRecall] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 % bootstrap interval of every recall; queries of one reference are resampled together."""
     seconds: float = 0.0
-    measures: tuple[Measure, ...] = ()
-    """The protocol's metrics with the integers behind them."""
     subset_rankings: tuple[Ranking, ...] = ()
     """Order of every query's subset (CIRR), by query; empty where queries have none."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """The protocol's metrics as fractions in [0, 1] by name ("R@1", "Rs@1", "mAP@10")."""
-        return {item.name: item.value for item in self.measures} or self.overall.recalls
+        return {item.name: item.value for item in self.measures}
 
     @property
     def hit_counts(self) -> dict[str, int]:
         """Integer hits of every metric that has them."""
-        counts = {item.name: item.hits for item in self.measures if item.hits is not None}
-        return counts if self.measures else {f"R@{k}": count for k, count in self.overall.hits.items()}
+        return {item.name: item.hits for item in self.measures if item.hits is not None}
 
     @property
     def query_count(self) -> int:
         """Number of queries."""
         return len(self.queries)
-
-    def hits(self, k: int) -> np.ndarray:
-        """Bool per query: is a target among the first k?"""
-        return self.ranks < k
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready figures (no rankings)."""

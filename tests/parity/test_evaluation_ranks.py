@@ -102,7 +102,7 @@ def test_the_chunked_evaluation_equals_the_naive_twin_to_the_rank(rule, seed, mo
     result = evaluate_retriever(Adder(words), table, queries, gallery, protocol, batch=11)
     expected = naive_evaluation(table, words, queries, gallery, rule == "remove")
     assert result.ranks.tolist() == expected
-    assert result.overall.hits == {k: sum(rank < k for rank in expected) for k in (1, 2, 5)}
+    assert result.hit_counts == {f"R@{k}": sum(rank < k for rank in expected) for k in (1, 2, 5)}
 
 
 def test_ties_do_occur_in_that_test_and_an_optimistic_count_differs():

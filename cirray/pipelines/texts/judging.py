@@ -1,7 +1,6 @@
 """Judge mined pairs and generated texts by the known scenes of a shapes world; nothing is filtered."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -24,7 +23,7 @@ def single_edit_share(pairs: Sequence[Pair], root: str) -> float:
     Raises:
         DataError: naming an image that is not in the world.
     """
-    scenes = read_scenes(_folder(root))
+    scenes = read_scenes(storage.local_path(root))
     hits = [difference(_scene(scenes, p.reference_id), _scene(scenes, p.target_id)) is not None for p in pairs]
     return sum(hits) / len(hits) if hits else 0.0
 
@@ -36,7 +35,7 @@ def text_accuracy(table: pa.Table, root: str) -> dict[str, float]:
         `exact`: share of texts that turn the reference into exactly the target; `exact_single_edits`: the same among
         pairs that are one edit apart (the others cannot be right); `direction`: share not telling the opposite.
     """
-    scenes = read_scenes(_folder(root))
+    scenes = read_scenes(storage.local_path(root))
     names = ("reference_id", "target_id", "modification")
     references, targets, texts = (table.column(name).to_pylist() for name in names)
     ends = [(_scene(scenes, a), _scene(scenes, b)) for a, b in zip(references, targets, strict=True)]
@@ -54,7 +53,3 @@ def _scene(scenes: dict[str, Scene], image_id: str) -> Scene:
     if image_id not in scenes:
         raise DataError(f"The shapes world knows no image {image_id!r}; name the root that the images come from.")
     return scenes[image_id]
-
-
-def _folder(root: str) -> Path:
-    return storage.local_path(root)

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
-from cirray.evaluation.metrics import NEVER, group_recall, recall_by
+from cirray.evaluation.measures import measure
+from cirray.evaluation.metrics import NEVER, recall_by
 from cirray.evaluation.report import ReportContent, ReportRow, TextSample
 from cirray.evaluation.result import EvaluationResult
 from cirray.types import Query, Ranking
@@ -24,7 +25,8 @@ def make_result(ranks, protocol="toy/test: 6 images", texts=None):
     ranks = np.asarray(ranks, dtype=np.int64)
     edits = [query.edit for query in queries]
     return EvaluationResult(
-        protocol, 10, tuple(queries), ranks, tuple(rankings), group_recall(ranks, (1, 5)),
+        protocol, 10, tuple(queries), ranks, tuple(rankings),
+        tuple(measure(f"R@{k}", ranks < k) for k in (1, 5)),
         recall_by(ranks, edits, (1, 5)), {"R@1": (0.1, 0.9), "R@5": (0.2, 1.0)}, 1.25,
     )  # fmt: skip
 
