@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from cirray.core.components import Component, SetOf
 from cirray.core.config import Config
+from cirray.core.docs import field_doc
 from cirray.core.fields import Known, Role, Shown, names_place, role_of
 from cirray.core.registry import Registry
 
@@ -35,6 +36,8 @@ class Node:
     """Registry whose names it takes, or whose components it holds."""
     only: str = ""
     """The kind of a component that has this field."""
+    owner: type[Config] | None = None
+    """Class whose field it is; None for one of a set of components."""
     common: bool = False
     """Whether its class, or one that its class derives from, declares it `Common`; of a component, its usual kind's."""
 
@@ -61,7 +64,8 @@ class Node:
     @property
     def meaning(self) -> str:
         """First paragraph of its docstring, or that of its section's class, as one line."""
-        text = self.field.description or (self.inside.__doc__ if self.inside else "") or ""
+        own = field_doc(self.owner, self.name) if self.owner else ""
+        text = own or self.field.description or (self.inside.__doc__ if self.inside else "") or ""
         return " ".join(text.split("\n\n")[0].split())
 
     @property
@@ -138,7 +142,8 @@ def _nodes(cls: type[Config], prefix: str, place: Any, around: Role) -> list[Nod
         role = around if own is Role.IDENTITY else own
         registry = next((item.registry for item in field.metadata if isinstance(item, SetOf)), None)
         common = any(Shown.SHORT in declared.metadata for declared in _declared(cls, name))
-        made.append(Node(prefix + name, field, default, role, _class_in(field.annotation), registry, common=common))
+        inside = _class_in(field.annotation)
+        made.append(Node(prefix + name, field, default, role, inside, registry, owner=cls, common=common))
     return made
 
 

@@ -12,6 +12,7 @@ import pytest
 import cirray
 from cirray.cli.verb import VERBS, verb
 from cirray.core.config import Config, validate
+from cirray.core.docs import field_doc
 from cirray.core.fields import Role, Since, names_place, role_of
 from cirray.core.identity import OWN, readings
 from cirray.pipelines.search.config import IndexRun
@@ -170,11 +171,11 @@ def test_a_field_keeps_its_role_in_every_subclass():
 
 
 def test_what_lies_somewhere_is_a_place_and_what_only_costs_is_effort():
-    for name, (_, field_name, field) in FIELDS.items():
+    for name, (cls, field_name, field) in FIELDS.items():
         is_text = not {"Literal", "Any"} & set(re.findall(r"\w+", str(field.annotation))) and "str" in str(
             field.annotation
         )
-        if is_text and LIES_SOMEWHERE.search(field.description or "") and name not in NO_PLACES:
+        if is_text and LIES_SOMEWHERE.search(field_doc(cls, field_name)) and name not in NO_PLACES:
             assert names_place(field), f"{name} holds a place, as its documentation says; declare it so"
         assert field_name not in OWN or role_of(field) is Role.PLACE, name
         assert not IS_EFFORT.fullmatch(field_name) or role_of(field) is not Role.IDENTITY, name
