@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cirray.core.fields import Role, Since, StageDigested, kind_of, role_of
+from cirray.core.fields import Role, Since, StageDigested, kind_of, names_place, role_of
 from cirray.core.trees import leaves
 
 _TOLD = 3
@@ -52,6 +52,16 @@ def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading
                 yield Reading(path, f"{path} {inner}".rstrip(), None)
             elif isinstance(item, BaseModel):
                 yield from readings(item, f"{path}.", inner)
+
+
+def named_places(config: BaseModel, own: tuple[str, ...] = OWN) -> Iterator[str]:
+    """Every place that a run names at any depth, in data sets and efforts too, but for its own artifacts."""
+    for name, field in type(config).model_fields.items():
+        for _, item in _items(getattr(config, name)) if name not in own else ():
+            if isinstance(item, BaseModel):
+                yield from named_places(item, ())
+            elif names_place(field) and isinstance(item, str) and item:
+                yield item
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:

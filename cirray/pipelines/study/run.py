@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, check_place, is_complete
+from cirray.core.artifacts import Manifest, check_place, is_complete, read_manifest
 from cirray.core.contents import canonical
 from cirray.core.errors import ArtifactError
+from cirray.core.identity import named_places
 from cirray.core.trees import Layer
 from cirray.core.unfinished import stage_function
 from cirray.pipelines.cluster.config import RayConfig
@@ -139,7 +140,7 @@ def _run(run: StudyRun, graphs: list[Graph], scorings: list[Scoring]) -> None:
 
 
 class Ledger:
-    """Which stages have run with which configuration: they are not even looked at again."""
+    """Which stages have run, with which configuration and on which artifacts: they are not even looked at again."""
 
     def __init__(self, root: str) -> None:
         """Read what an earlier run left."""
@@ -168,8 +169,9 @@ class Ledger:
 
 
 def _digest(node: Node) -> str:
-    """Over every field, places too: what is read there is not looked at."""
-    return stable_id("stage", node.run, canonical(node.config.to_dict()))
+    """Over every field, and the digest of every artifact that is named: of a changed input a stage hears again."""
+    read = {place: read_manifest(place).digest for place in set(named_places(node.config)) if is_complete(place)}
+    return stable_id("stage", node.run, canonical(node.config.to_dict()), canonical(read))
 
 
 def _seeded(node: Node, graph: Graph) -> Node:

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from cirray.pipelines.study import report as study_report
 from cirray.pipelines.study.config import CurveSpec, StudyRun
 from cirray.pipelines.study.graph import Graph, references, variables
 from cirray.pipelines.study.report import curve_verdicts
-from cirray.pipelines.study.run import run_study, study_nodes
+from cirray.pipelines.study.run import Ledger, run_study, study_nodes
 from cirray.pipelines.training.config import TrainRun
 from cirray.triplets.captions import write_captions
 
@@ -188,6 +189,27 @@ def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(stud
     reports = [uri for uri, kind in read if kind == ("report",)]
     assert again.extra["table"] == table and len(reports) == len(set(reports)) > 2
     assert {path: path.stat().st_mtime_ns for path in Path(study.root).rglob("manifest.json")} == before
+
+
+def test_a_finished_stage_is_looked_at_again_when_an_artifact_it_reads_has_changed(study, tmp_path):
+    """A world of other content under the same name: the configuration of the stage that reads it is the same."""
+    run = validate(StudyRun, {**study.to_dict(), "root": str(tmp_path / "again"), "out": ""})
+    graph = Graph(run, 0, find)
+    node = graph.nodes[graph.add("features")]
+    for place, number in ((node.config.data.folder.root, 1), (node.config.out, 2)):
+        publish_number(place, number)
+    Ledger(run.root).add([node])
+    assert Ledger(run.root).has(node)
+    shutil.rmtree(node.config.data.folder.root)
+    publish_number(node.config.data.folder.root, 3)
+    assert not Ledger(run.root).has(node)
+
+
+def publish_number(place, number):
+    """An artifact that holds a number."""
+    stage = stage_of(place, "world", {"number": number})
+    (stage.local / "number.txt").write_text(str(number))
+    stage.publish({})
 
 
 def test_a_row_with_rewrites_is_scored_on_their_texts_and_not_on_its_own(study):
