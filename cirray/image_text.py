@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cirray.core.artifacts import localize, own_model
+from cirray.core.artifacts import localize
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_image
@@ -190,9 +190,9 @@ def open_encoder(source: str, device: str = "cpu", composition: str = "", weight
         ArtifactError: when nothing readable is there.
         ConfigError: for a composition that the model does not know.
     """
-    from cirray.models.opening import open_published, recomposed
+    from cirray.models.opening import open_published, own_source, recomposed
 
-    if (own := own_model(source)) is not None:
+    if (own := own_source(source)) is not None:
         found = load_encoder(own[0], device)
         found.encoder, found.source = recomposed(found.encoder, composition, weight).to(device), source
         return found

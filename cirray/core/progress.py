@@ -1,5 +1,6 @@
-"""Progress of long work: a rich bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of long work: a bar on a terminal and in a notebook, a line every few seconds elsewhere."""
 
+import html
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +104,7 @@ def progress(title: str, total: int | None, unit: str = "it", every_s: float = 1
         unit: name of one unit.
         every_s: seconds between lines when standard error is not a terminal.
     """
-    sink = _SINK.get()
+    sink = _SINK.get() or _notebook()
     if sink is not None:
         yield from _report(sink, title, Pace(total, unit))
         return
@@ -112,6 +113,23 @@ def progress(title: str, total: int | None, unit: str = "it", every_s: float = 1
             yield advance
         return
     yield from _lines(title, Pace(total, unit), every_s)
+
+
+def _notebook() -> Sink | None:
+    """A bar below the cell that runs, in a notebook; None elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import HTML, display
+
+    shown = display(HTML(""), display_id=True)
+
+    def show(title: str, done: int, total: int | None, note: str) -> None:
+        bar = f"<progress value='{done}' max='{total}'></progress> " if total else ""
+        count = f"{done:,} of {total:,}" if total else f"{done:,}"
+        shown.update(HTML(f"{bar}{html.escape(f'{title}: {count} {note}')}"))
+
+    return show
 
 
 @contextmanager

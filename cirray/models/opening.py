@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cirray.core.artifacts import own_model
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.models.base import Retriever
 from cirray.models.config import DualEncoderConfig
@@ -10,7 +11,7 @@ from cirray.models.dual import DualEncoderRetriever
 from cirray.models.fusion.config import DUAL_HEADS, WEIGHTLESS, DualFusion, SumConfig
 from cirray.models.seeded import torch_seed
 from cirray.models.sources.files import CONFIG, at_home, read_json
-from cirray.models.sources.hub import is_repository, repository_folder
+from cirray.models.sources.hub import at_hub
 from cirray.models.sources.kinds import model_type
 from cirray.models.sources.open_clip_files import is_open_clip_name
 from cirray.models.towers.backbones import BACKBONES, dual_name, no_texts
@@ -33,8 +34,7 @@ def open_published(source: str, composition: str = "", weight: float | None = No
         ConfigError: when it has no text tower, for a composition that it does not know, or one that has no weight.
     """
     place = at_home(source)
-    if is_repository(place) and not is_open_clip_name(place):
-        place = str(repository_folder(place))
+    place = place if is_open_clip_name(place) else at_hub(place)
     name = dual_name(place)
     if not name or (Path(place) / "config.json").is_file() and model_type(place).endswith("vision_model"):
         raise no_texts("model", source, "a checkpoint or export of cirray; or ")
@@ -44,6 +44,15 @@ def open_published(source: str, composition: str = "", weight: float | None = No
     with torch_seed(0):
         retriever = DualEncoderRetriever(config, BACKBONES.get(name).load_text(place), name, tower.width)
     return retriever.eval(), tower.float()
+
+
+def own_source(source: str) -> tuple[Path, str] | None:
+    """Folder and kind of what this package wrote: an artifact, an export, here or on the hub; None for anything else.
+
+    Raises:
+        ArtifactError: for a hub id that is not in the cache and cannot be fetched.
+    """
+    return own_model(at_hub(source) if not is_open_clip_name(source) else source)
 
 
 def recomposed(retriever: Retriever, composition: str, weight: float | None) -> Retriever:

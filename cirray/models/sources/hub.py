@@ -20,6 +20,15 @@ def is_repository(source: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not Path(source).exists()
 
 
+def at_hub(source: str) -> str:
+    """The folder of a hub id's files; any other source as it is.
+
+    Raises:
+        ArtifactError: when it is not in the cache and cannot be fetched.
+    """
+    return str(repository_folder(source)) if is_repository(source) else source
+
+
 def repository_folder(repository: str, files: str = FILES) -> Path:
     """Folder of a repository's files. What the cache has is taken as it is, and the hub is not asked.
 

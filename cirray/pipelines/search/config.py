@@ -88,8 +88,9 @@ class IndexRun(Run):
     def _named(cls, tree: Any) -> Any:
         if not isinstance(tree, Mapping) or not tree.get("model") or "out" in tree:
             return tree
-        parts = (tree.get("images") or "features", tree["model"], tree.get("composition"), tree.get("weight"))
-        return {**tree, "out": f"@indexes/{'-'.join(short_name(str(part)) for part in parts if part is not None)}"}
+        said = [tree.get("images") or "features", *(tree.get(name) for name in ("model", "composition", "weight"))]
+        name = "-".join(short_name(str(part)) for part in said if part not in (None, ""))
+        return {**tree, "out": f"@indexes/{name}"}
 
 
 class SearchRun(Run):

@@ -8,7 +8,6 @@ from cirray.core.artifacts import (
     Stage,
     is_complete,
     open_stage,
-    own_model,
     place_digest,
     read_manifest,
 )
@@ -16,7 +15,7 @@ from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.log import get_logger
 from cirray.core.places import place_below
 from cirray.core.unfinished import stage_function
-from cirray.models.opening import open_published, recomposed
+from cirray.models.opening import open_published, own_source, recomposed
 from cirray.models.retriever_files import load_retriever
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.search.config import IndexRun, ModelRun, short_name
@@ -91,7 +90,7 @@ def _is_checkpoint(place: str) -> bool:
 
 def _own_folder(source: str) -> Path | None:
     """Model folder of a checkpoint or export of this package; None for anything else."""
-    found = own_model(source)
+    found = own_source(source)
     if found is not None and found[1] != "retriever":
         raise ArtifactError(
             f"{source!r} holds a {found[1]}, which writes texts; name a checkpoint or an export of one."

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_serializer, model_validator
 
 from cirray.core.config import given_beside
-from cirray.core.fields import Place
+from cirray.core.fields import Effort, Place
 from cirray.core.places import Run
 from cirray.models.config import RetrieverConfig
 
@@ -79,5 +79,13 @@ class ExportRun(Run):
     """License of the weights, as the card's metadata name it. Weights made from others' keep theirs."""
     notes: str = ""
     """A paragraph for the card."""
+    base_models: tuple[str, ...] = ()
+    """Hub ids of the weights that it was made from; empty: that of `cirray index --model`, if it was a hub id."""
+    datasets: tuple[str, ...] = ()
+    """Names or hub ids of the data that it was trained on, for the card."""
+    push: Effort[str] = ""
+    """Hub id, OWNER/NAME, that the folder is uploaded to; empty: none. An export that is finished is uploaded too."""
+    private: Effort[bool] = True
+    """Whether a repository that `push` makes is yours alone to see."""
     out: Place = "@export"
     """Folder to write (path or URI)."""

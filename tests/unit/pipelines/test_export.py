@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from made_artifacts import stage_of
 
 import cirray
@@ -112,3 +114,43 @@ def test_importing_the_package_for_load_stays_light():
     script = "import sys, cirray; assert callable(cirray.load); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+class Hub:
+    """The hub's client, with a folder for the hub."""
+
+    def __init__(self, root, known=True):
+        self.root, self.known = root, known
+
+    def __call__(self):
+        return self
+
+    def create_repo(self, name, repo_type, private, exist_ok):
+        if not self.known:
+            raise PermissionError("401 for token hf_secret")
+        return f"hub://{name}"
+
+    def upload_folder(self, repo_id, repo_type, folder_path, ignore_patterns, commit_message):
+        shutil.copytree(folder_path, self.root / repo_id, ignore=shutil.ignore_patterns(*ignore_patterns))
+
+
+def test_an_export_is_pushed_with_a_card_that_the_hub_reads(home, tmp_path, monkeypatch):
+    stage = stage_of(str(tmp_path / "report"), "report", {"data": {"format": "cirr"}})
+    (stage.local / "x").write_text("x")
+    stage.publish({}, {"R@1": 0.5, "per_edit": {}}, {"protocol": "CIRR val", "table": "R@1  50.0"})
+    fields = {"model": str(home / "qformer"), "reports": (str(tmp_path / "report"),), "out": str(tmp_path / "x")}
+    told = {"base_models": ("some/tower",), "datasets": ("cirr",), "push": "me/mine"}
+    monkeypatch.setattr("cirray.pipelines.weights.hub.HfApi", Hub(tmp_path, known=False))
+    with pytest.raises(ArtifactError, match="is written, but the hub did not take it as 'me/mine'") as refused:
+        run_export(ExportRun(**fields, **told))
+    assert "secret" not in str(refused.value)
+    monkeypatch.setattr("cirray.pipelines.weights.hub.HfApi", Hub(tmp_path / "hub"))
+    run_export(ExportRun(**fields, **told))
+    card = ModelCard.load(tmp_path / "hub" / "me" / "mine" / "README.md")
+    assert card.data.base_model == ["some/tower"] and card.data.datasets == ["cirr"]
+    (figure,) = card.data.eval_results
+    assert (figure.dataset_type, figure.metric_name, figure.metric_value) == ("cirr", "R@1", 0.5)
+    assert 'cirray.load("me/mine")' in card.text and not (tmp_path / "hub/me/mine/manifest.json").exists()
+    assert cirray.load(str(tmp_path / "hub/me/mine")).digest == cirray.load(str(home / "qformer")).digest
+    with pytest.raises(ConfigError, match="push='mine' is no hub id"):
+        run_export(ExportRun(**fields, push="mine"))

@@ -1,0 +1,148 @@
+"""Five lines of Python: a model, a folder of pictures as a gallery, and answers that show themselves."""
+
+from pathlib import Path
+from typing import Any
+
+from cirray.core.artifacts import is_complete, read_manifest
+from cirray.core.errors import ConfigError, DataError
+from cirray.data.images import open_image
+from cirray.data.pixels import thumbnail
+from cirray.image_text import ImageSource, ImageTextEncoder, open_encoder
+from cirray.models.opening import own_source
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+from cirray.results import Result, Results
+from cirray.search_engine import SearchEngine
+
+SHOWN = 256
+"""Longest side in pixels of a reference beside its answers."""
+
+
+class Model(ImageTextEncoder):
+    """A model of pictures and texts, trained or not: vectors, scores, and galleries to search in."""
+
+    def __init__(self, place: str, device: str = "cpu", composition: str = "", weight: float | None = None) -> None:
+        """See `cirray.load`."""
+        found = open_encoder(place, device, composition, weight)
+        super().__init__(found.encoder, found.vision, found.transform, device, source=place)
+        self._chosen = {"composition": composition, "weight": weight}
+
+    def __repr__(self) -> str:
+        return f"Model({self.source!r}, composition={self.composition.name!r}, weight={self.composition.weight})"
+
+    def index(self, images: str | Path, out: str = "", **fields: Any) -> "Gallery":
+        """Embed a folder of pictures, with a progress bar, and open it as a gallery.
+
+        The same folder again is found finished; new and changed pictures alone are embedded.
+
+        Args:
+            images: the folder.
+            out: where the index is written; empty: `@indexes/IMAGES-MODEL`.
+            fields: any other field of `cirray index`, such as `root` or `index={"kind": "exact"}`.
+
+        Raises:
+            ArtifactError: something else is at `out`.
+            DataError: the folder holds no picture.
+        """
+        given = {"model": self.source, **self._chosen, "images": str(images), "device": str(self.device)}
+        run = IndexRun.model_validate({**given, **({"out": str(out)} if out else {}), **fields})
+        run_index(run)
+        return Gallery(run.out, str(self.device))
+
+
+class Gallery:
+    """An indexed set of pictures that is searched by picture and text, by text alone, or by a picture alone."""
+
+    def __init__(self, index: str, device: str = "cpu", checkpoint: str = "") -> None:
+        """Open an index and the model that made it.
+
+        Args:
+            index: index artifact.
+            device: where the model runs.
+            checkpoint: the model where it is no longer where the index was made with it, or another query side.
+
+        Raises:
+            ArtifactError: index or model are missing or damaged.
+            IndexMismatchError: the checkpoint did not make the index.
+        """
+        self.source = index
+        made_with = checkpoint or str(read_manifest(index, "index").config["checkpoint"])
+        self.engine = SearchEngine.open(made_with, index, device)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Gallery of {len(self):,} pictures, {self.source}"
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the pictures, ascending: their names below the folder."""
+        return self.engine.gallery.ids
+
+    def search(
+        self, image: ImageSource | None = None, text: str | None = None, k: int = 10, weight: float | None = None
+    ) -> Results:
+        """The pictures that are meant, best first.
+
+        Args:
+            image: the reference: an id of this gallery (then it is left out of the answers), or a file, encoded bytes
+                or a `PIL.Image`. None: the text is searched alone.
+            text: what to change in the reference, or what is looked for. None: pictures like the reference.
+            k: how many.
+            weight: the text's share, 0 (picture alone) to 1 (text alone), where the model has one.
+
+        Raises:
+            DataError: for nothing to search by, an unusable picture or text, or a weight that the model has not.
+        """
+        reference, picture = self._reference(image)
+        ranking = self.engine.search(text, picture, reference, k, weight=weight)
+        rows = (
+            Result(name, score, self._path(name), self._kept(name))
+            for name, score in zip(ranking.ids, ranking.scores, strict=True)
+        )
+        shown = self._kept(reference) if reference is not None else _encoded(picture)
+        return Results(tuple(rows), text or "", shown)
+
+    def _reference(self, image: ImageSource | None) -> tuple[str | None, ImageSource | None]:
+        """An id of the gallery, or a picture."""
+        if not isinstance(image, str):
+            return None, image
+        if image in self.engine.gallery.rows:
+            return image, None
+        if not Path(image).expanduser().is_file():
+            raise DataError(
+                f"{image!r} is neither a picture file nor an id of this gallery, such as {self.ids[0]!r}. To search by "
+                "text alone, write text=..."
+            )
+        return None, str(Path(image).expanduser())
+
+    def _kept(self, name: str) -> bytes:
+        return self.engine.gallery.picture(name)
+
+    def _path(self, name: str) -> str:
+        originals = self.engine.gallery.originals
+        found = originals.find(self.engine.gallery.row(name)) if originals else None
+        return str(found[0]) if found else ""
+
+
+def _encoded(picture: ImageSource | None) -> bytes:
+    """A reference as the answers show it; empty for none."""
+    name = "upload" if isinstance(picture, bytes) else None
+    return b"" if picture is None else thumbnail(open_image(picture, name=name), SHOWN)
+
+
+def load_any(place: str, device: str = "cpu", composition: str = "", weight: float | None = None) -> Any:
+    """See `cirray.load`."""
+    kind = read_manifest(place).kind if is_complete(place) else ""
+    own = None if kind == "index" else own_source(place)
+    if kind != "index" and (own is None or own[1] != "generator"):
+        return Model(place, device, composition, weight)
+    if composition or weight is not None:
+        what = "an index" if own is None else "a generator"
+        raise ConfigError(f"composition and weight are a model's, and {place!r} holds {what}. Leave them out.")
+    if own is None:
+        return Gallery(place, device)
+    from cirray.generators.store import load_generator
+
+    return load_generator(own[0], device)
