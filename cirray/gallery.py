@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core.artifacts import is_complete, read_manifest
+from cirray.core.config import validate
+from cirray.core.environ import artifact_root
 from cirray.core.errors import ConfigError, DataError
 from cirray.data.images import open_image
 from cirray.data.pixels import thumbnail
@@ -45,7 +47,8 @@ class Model(ImageTextEncoder):
             DataError: the folder holds no picture.
         """
         given = {"model": self.source, **self._chosen, "images": str(images), "device": str(self.device)}
-        run = IndexRun.model_validate({**given, **({"out": str(out)} if out else {}), **fields})
+        given |= {name: value for name, value in (("root", artifact_root()), ("out", str(out))) if value}
+        run = validate(IndexRun, {**given, **fields})
         run_index(run)
         return Gallery(run.out, str(self.device))
 

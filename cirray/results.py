@@ -18,7 +18,7 @@ from cirray.index.pictures import media_type
 _PAGE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;background:Canvas;color:CanvasText;color-scheme:light dark}"
     "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:1rem}"
-    "figure{margin:0}img{width:100%;image-rendering:pixelated;border-radius:8px}figcaption{font-size:12px}"
+    "figure{margin:0}img{width:100%;border-radius:8px}figcaption{font-size:12px}"
 )
 _STRIP = "display:flex;gap:8px;overflow-x:auto;align-items:flex-start"
 _CELL = "margin:0;flex:none;max-width:160px;font-size:12px;overflow-wrap:anywhere"
@@ -115,5 +115,5 @@ def _image(picture: bytes, style: str = "") -> str:
     kind = media_type(picture)
     if kind == "application/octet-stream":
         return "<p>(no picture kept)</p>"
-    look = f' style="{style}"' if style else ""
-    return f'<img alt=""{look} src="data:{kind};base64,{base64.b64encode(picture).decode()}">'
+    look = style + (";image-rendering:pixelated" if kind == "image/png" else "")  # small drawings, enlarged
+    return f'<img alt="" style="{look.lstrip(";")}" src="data:{kind};base64,{base64.b64encode(picture).decode()}">'

@@ -45,7 +45,7 @@ ON_PURPOSE: dict[str, tuple[str, ...]] = {
 """Beginning of an old file's name -> leaves that differ on purpose."""
 ADDED = (
     "model", "composition", "fusion.settings.text_share", "fusion.settings.unit", "transform.resample",
-    "transform.odd_margin",
+    "transform.odd_margin", "base_models", "datasets", "push", "private",
 )  # fmt: skip
 """Ends of the paths of fields that are new, at defaults that say what was always done."""
 

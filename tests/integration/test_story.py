@@ -55,7 +55,7 @@ def test_the_story_runs_from_nothing_to_an_index_that_is_searched(story, tmp_pat
         out=page,
     )
     answer = run_search(query)
-    assert len(answer.ranking.ids) == 3 and "gal-00000-0" not in answer.ranking.ids
+    assert len(answer.results) == 3 and "gal-00000-0" not in [row.id for row in answer.results]
     assert (tmp_path / "page.html").read_text().count("data:image/png") == 4
     assert Path(told.extra["scores"], "report.html").is_file() and told.extra["scores"] == f"{story.root}/report"
 

@@ -1,6 +1,7 @@
 """Five lines of Python: a model, a folder of pictures, three kinds of search, answers that show themselves."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,22 @@ def test_progress_shows_a_bar_below_a_notebook_s_cell(monkeypatch):
     with progress("encode", 4, "images") as advance:
         advance(4)
     assert "encode:" not in told[-1]
+
+
+def test_the_five_lines_of_the_readme_run_as_they_are(home, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    block = text.split("<!-- five lines of Python: begin -->")[1].split("```")[1].removeprefix("python\n")
+    published.put_in_hub_cache(tmp_path / "hub", "openai/clip-vit-base-patch32", home / "clip")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("CIRRAY_ROOT", str(tmp_path / "root"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(home / "pictures", "photos")
+    with Image.open("photos/plain/02.png") as image:
+        image.convert("RGB").save("photos/beach.jpg")
+    names = {}
+    exec(block, names)  # noqa: S102
+    assert len(names["gallery"]) == 25 and names["gallery"].search("beach")[0].id == "plain/02"
+    assert (tmp_path / "root" / "indexes" / "photos-openai-clip-vit-base-patch32").is_dir()
+    home_of_user = tmp_path / "root"
+    monkeypatch.setenv("HOME", str(home_of_user))
+    assert len(cirray.load("~/indexes/photos-openai-clip-vit-base-patch32")) == 25

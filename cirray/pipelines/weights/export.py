@@ -10,8 +10,9 @@ from cirray.core.unfinished import stage_function
 from cirray.evaluation.pages import render
 from cirray.models.towers.preprocessors import PREPROCESSOR
 from cirray.pipelines.weights.config import ExportRun
+from cirray.pipelines.weights.hub import card_metadata, check_id, push_folder
 
-CARD, RECIPE = "README.md", "recipe.json"
+KIND, CARD, RECIPE = "export", "README.md", "recipe.json"
 _KINDS = ("checkpoint", "generator")
 
 
@@ -23,20 +24,30 @@ def run_export(run: ExportRun) -> Manifest:
         Manifest of kind "export"; `extra` holds the digests of encoder and tower.
 
     Raises:
-        ArtifactError: the model is missing or of another kind, or another artifact is at `out`.
+        ArtifactError: the model is missing or of another kind, another artifact is at `out`, or the hub takes nothing.
+        ConfigError: `push` is no hub id.
     """
+    if not run.push:
+        return _exported(run)
+    check_id(run.push)
+    made = _exported(run)
+    push_folder(localize(run.out, KIND), run.push, run.private)
+    return made
+
+
+def _exported(run: ExportRun) -> Manifest:
     source = read_manifest(run.model)
     if source.kind not in _KINDS:
         raise ArtifactError(f"{run.model!r} is an artifact of kind {source.kind!r}; one of {_KINDS} can be exported.")
     reports = {f"reports {at}": read_manifest(uri, "report") for at, uri in enumerate(run.reports)}
     inputs = {"model": source.digest, **{name: report.digest for name, report in reports.items()}}
-    stage = open_stage(run, "export", inputs)
+    stage = open_stage(run, KIND, inputs)
     if stage.finished:
         return stage.finished
     kind, digests = _copy(run, stage, source)
     card = render(
-        "card.jinja", name=run.name, kind=kind, license=run.license, notes=run.notes, source=source,
-        reports=list(reports.values()), digests=digests,
+        "card.jinja", name=run.name, kind=kind, notes=run.notes, source=source, reports=list(reports.values()),
+        digests=digests, place=run.push or "this-folder", metadata=card_metadata(run, kind, source, reports.values()),
     )  # fmt: skip
     (stage.local / CARD).write_text(card, encoding="utf-8")
     recipe = {"config": source.identity, "inputs": source.inputs, "counts": source.counts, "metrics": source.metrics}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from made_artifacts import stage_of
+from made_artifacts import MadeRun, stage_of
 
 import cirray
-from cirray.core.artifacts import read_manifest
+from cirray.core.artifacts import open_stage, read_manifest
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.generators.store import save_template
@@ -116,6 +116,12 @@ def test_importing_the_package_for_load_stays_light():
     assert done.stdout.strip() == "False"
 
 
+class Evaluated(MadeRun):
+    """An evaluation, as far as a card reads it."""
+
+    data: dict[str, str]
+
+
 class Hub:
     """The hub's client, with a folder for the hub."""
 
@@ -135,7 +141,7 @@ class Hub:
 
 
 def test_an_export_is_pushed_with_a_card_that_the_hub_reads(home, tmp_path, monkeypatch):
-    stage = stage_of(str(tmp_path / "report"), "report", {"data": {"format": "cirr"}})
+    stage = open_stage(Evaluated(data={"format": "cirr"}, out=str(tmp_path / "report")), "report")
     (stage.local / "x").write_text("x")
     stage.publish({}, {"R@1": 0.5, "per_edit": {}}, {"protocol": "CIRR val", "table": "R@1  50.0"})
     fields = {"model": str(home / "qformer"), "reports": (str(tmp_path / "report"),), "out": str(tmp_path / "x")}

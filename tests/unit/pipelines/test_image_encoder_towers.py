@@ -93,8 +93,8 @@ def test_a_gallery_is_indexed_and_searched(home, world):
     found = run_search(
         validate(SearchRun, {**query, "checkpoint": str(home.root / "c"), "index": str(home.root / "index")})
     )
-    assert manifest.counts["images"] == len(names) and len(found.ranking.ids) == 5
-    assert set(found.ranking.ids) <= set(names) - {names[0]}
+    assert manifest.counts["images"] == len(names) and len(found.results) == 5
+    assert {row.id for row in found.results} <= set(names) - {names[0]}
 
 
 def test_an_export_holds_the_same_tower(home):

@@ -5,7 +5,7 @@ import pytest
 from cirray.core.errors import DataError
 from cirray.pipelines.search.config import SearchRun
 from cirray.pipelines.search.search import Answer, reference
-from cirray.types import Ranking
+from cirray.results import Result, Results
 
 IDS = ("a b", "a\u00a0b", "line\nbreak", "Zoe\u0308", "caf%E9")
 
@@ -31,5 +31,5 @@ def test_a_search_without_a_reference_is_told_a_query_that_is_answered_well():
 
 
 def test_an_answer_is_one_line_whatever_its_name():
-    text = Answer(Ranking("q", ("line\nbreak", "é"), (0.5, 0.25)), "page.html").text()
+    text = Answer(Results((Result("line\nbreak", 0.5), Result("é", 0.25))), "page.html").text()
     assert text.splitlines()[:2] == ["  1  0.5000  line\\nbreak", "  2  0.2500  é"]
