@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoImageProcessor
 
 from cirray.models.towers.auto import load_auto_tower
+from cirray.models.towers.preprocessors import read_transform, write_preprocessor
 from cirray.transforms import build_transform
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "small_encoders.py")))
@@ -88,3 +89,22 @@ def test_an_odd_margin_is_cut_as_transformers_cuts_it(tmp_path):
     assert np.abs(numbers(tower, picture)[1][0].numpy() - theirs).max() < CLOSE
     other = tower.with_transform(tower.transform.model_copy(update={"odd_margin": "even"}))
     assert np.abs(numbers(other, picture)[1][0].numpy() - theirs).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["CLIPImageProcessor", "BlipImageProcessor", "SiglipImageProcessor"])
+def test_what_other_towers_read_of_a_preprocessor_file_is_what_transformers_does(kind, tmp_path):
+    square = {"height": 32, "width": 32}
+    sizes = {"size": {"shortest_edge": 39}, "crop_size": square} if kind.startswith("CLIP") else {"size": square}
+    processor = getattr(transformers, kind)(**sizes, resample=2)
+    processor.save_pretrained(str(tmp_path / "theirs"))
+    transform = read_transform(tmp_path / "theirs", 0)
+    write_preprocessor(tmp_path / "ours", transform)
+    assert read_transform(tmp_path / "ours", 0) == transform
+    given = plain(processor)(images=small.picture(), return_tensors="np")["pixel_values"][0]
+    pixels = build_transform(transform)(small.picture()) / 255
+    ours = ((pixels - np.array(transform.mean)) / np.array(transform.std)).transpose(2, 0, 1)
+    assert np.abs(ours - given).max() < CLOSE
+    again = plain(AutoImageProcessor.from_pretrained(str(tmp_path / "ours")))  # what is saved is true for others too
+    assert np.abs(ours - again(images=small.picture(), return_tensors="np")["pixel_values"][0]).max() < CLOSE
+    wrong = build_transform(transform.model_copy(update={"resample": "bicubic"}))(small.picture()) / 255
+    assert np.abs(wrong - pixels).max() > 0.01
