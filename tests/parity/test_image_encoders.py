@@ -1,16 +1,20 @@
 """Towers of image encoders against their libraries: the picture's preparation and the tokens, with controls."""
 
+import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import transformers
 from transformers import AutoImageProcessor
 
+from cirray.core.errors import ArtifactError
 from cirray.models.towers.auto import load_auto_tower
+from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.preprocessors import read_transform, write_preprocessor
 from cirray.transforms import build_transform
 
@@ -108,3 +112,26 @@ def test_what_other_towers_read_of_a_preprocessor_file_is_what_transformers_does
     assert np.abs(ours - again(images=small.picture(), return_tensors="np")["pixel_values"][0]).max() < CLOSE
     wrong = build_transform(transform.model_copy(update={"resample": "bicubic"}))(small.picture()) / 255
     assert np.abs(wrong - pixels).max() > 0.01
+
+
+@pytest.mark.parametrize(("resize_mode", "filtered"), [("shortest", "bicubic"), ("squash", "bilinear")])
+def test_open_clip_prepares_pictures_as_open_clip(resize_mode, filtered, tmp_path):
+    said = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "resize_mode": resize_mode, "interpolation": filtered}
+    tower = load_vision_tower(open_clip_folder(tmp_path / "model", said))
+    theirs = open_clip.image_transform(tower.image_size, is_train=False, **said)(small.picture(39, 23))
+    assert float((numbers(tower, small.picture(39, 23))[1][0] - theirs).abs().max()) < CLOSE
+    other = tower.with_transform(tower.transform.model_copy(update={"odd_margin": "down", "resample": "nearest"}))
+    assert float((numbers(other, small.picture(39, 23))[1][0] - theirs).abs().max()) > 0.1
+
+
+def test_an_open_clip_whose_pictures_are_padded_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="prepared in an unknown way .open_clip: .* grey levels"):
+        load_vision_tower(open_clip_folder(tmp_path / "model", {"resize_mode": "longest"}))
+
+
+def open_clip_folder(folder, said):
+    clip = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "small_clip.py"))
+    place = Path(clip["save_open"](clip["open_model"](), folder))
+    path = place / "open_clip_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocess_cfg": said}))
+    return place

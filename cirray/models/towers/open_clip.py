@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer
@@ -22,11 +23,9 @@ from cirray.models.sources.state_dicts import stripped
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, stored_tokens
-from cirray.models.towers.preprocessors import PREPROCESSOR, read_transform
+from cirray.models.towers.preprocessors import PREPROCESSOR, checked_transform, read_transform
 
 NAME = "open_clip"
-_FILTERS = {"bilinear": "bilinear", "lanczos": "lanczos"}
-_REDUCE = {"shortest": "center_crop", "squash": "squash", "longest": "center_crop"}
 
 
 class VisualPart(nn.Module):
@@ -155,7 +154,7 @@ def load_open_clip_tower(source: str, dtype: torch.dtype | None) -> OpenClipTowe
     part = part.to(dtype) if dtype is not None else part
     if saved.is_file():
         return OpenClipTower(part.eval(), read_transform(source, 224), stored_tokens(read_json(saved)))
-    return OpenClipTower(part.eval(), _transform(part, files.preprocess))
+    return OpenClipTower(part.eval(), _transform(source, part, files.preprocess))
 
 
 def _load(source: str, visual_only: bool = False) -> tuple[Any, OpenClipFiles]:
@@ -219,14 +218,20 @@ def _tokenizer(settings: Mapping[str, Any], words: Path | None) -> Any:
         raise unreadable("tokenizer", name, error, "the tokenizer's files, beside the weights,") from None
 
 
-def _transform(part: VisualPart, preprocess: Mapping[str, Any]) -> TransformConfig:
+def _transform(source: str, part: VisualPart, preprocess: Mapping[str, Any]) -> TransformConfig:
+    """The transform of open_clip's own inference, compared with it on a picture."""
     size = part.visual.image_size
     side = int(size[0] if isinstance(size, tuple | list) else size)
-    mode: Any = _REDUCE.get(str(preprocess.get("resize_mode", "shortest")), "center_crop")
-    mean = tuple(preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN)
-    std = tuple(preprocess.get("std") or open_clip.OPENAI_DATASET_STD)
-    resample: Any = _FILTERS.get(str(preprocess.get("interpolation")), "bicubic")
-    return TransformConfig(size=side, mode=mode, mean=mean, std=std, resample=resample)
+    said: dict[str, Any] = {
+        "mean": tuple(preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        "std": tuple(preprocess.get("std") or open_clip.OPENAI_DATASET_STD),
+    }
+    way, filtered = str(preprocess.get("resize_mode", "shortest")), str(preprocess.get("interpolation", "bicubic"))
+    prepare = open_clip.image_transform(side, is_train=False, resize_mode=way, interpolation=filtered, **said)
+    mode: Any = "squash" if way == "squash" else "center_crop"
+    resample: Any = filtered if filtered in ("bilinear", "lanczos") else "bicubic"
+    described = TransformConfig(size=side, mode=mode, resample=resample, **said)
+    return checked_transform(source, "open_clip", lambda: described, lambda picture: np.asarray(prepare(picture)))
 
 
 _TITLE = (
