@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import subprocess
+import tomllib
 from itertools import islice
 from pathlib import Path
 
@@ -95,6 +96,15 @@ def test_every_path_that_a_sentence_names_is_there():
     assert len(paths) > 150
     ends = {path: f"/{path}" for path in paths if not OUTSIDE.fullmatch(path)}
     assert sorted({path for path, end in ends.items() if not any(has(file, end) for file in files)}) == []
+
+
+def test_the_tour_tells_the_floors_as_they_are():
+    pieces = re.split(r"\((?:floor )?(\d)\)", CONTRIBUTING.partition("| I want")[0])
+    told = {}
+    for text, floor in zip(pieces[::2], pieces[1::2], strict=False):
+        names = [Path(name).stem for name in re.findall(r"`([^` ]+)`", text)]
+        told |= {name: int(floor) for name in names if not name.startswith("*")}
+    assert told == tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cirray"]["layers"]
 
 
 def has(file: str, end: str) -> bool:
