@@ -17,6 +17,8 @@ TABLES = {
     "captions": ("image", "caption"),
 }
 """Table of the folder layout -> the columns it needs."""
+PUBLIC = "openai/clip-vit-base-patch32"
+"""Hub id of the model that searches pictures without training, unless another is named."""
 _QUERY_WORDS = ("quer", "test", "val")
 """Parts of a table's name by which it holds queries and no training triplets."""
 _STORY = ("towers", "embed", "train-generator", "mine", "generate", "pretrain", "finetune")
@@ -220,11 +222,15 @@ def _towers(found: Found) -> list[str]:
 
 
 def _searching(found: Found) -> list[str]:
-    images = f"    images: {_quoted(_home(found.folder))}"
+    images = [f"    images: {_quoted(_home(found.folder))}  # every picture that is searched"]
+    model = [
+        f"    model: {PUBLIC}  # published weights, not trained: a hub id, a folder, or a name of open_clip",
+        "    # weight: 0.5  # the text's share in a query; every query may have its own",
+    ]
     return [
         "  index:",
-        *([] if found.trains and found.gallery else [f"{images}  # every picture that is searched"]),
-        *([] if found.trains else ['    # checkpoint: DIR  # a trained model; by default "@checkpoint" below root']),
+        *([] if found.trains and found.gallery else images),
+        *([] if found.trains else model),
         "  serve:",
         "    # port: 8000",
     ]

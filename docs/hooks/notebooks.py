@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             page = file.src_uri.removesuffix("ipynb") + "md"
             files.append(File.generated(config, page, content=markdown(Path(str(file.abs_src_path)))))
     return files
+
+
+def on_page_markdown(text: str, **_: Any) -> str:
+    """Links to a notebook, which is what readers of the repository open, lead to its page."""
+    return re.sub(r"\]\(([\w/.-]+)\.ipynb\)", r"](\g<1>.md)", text)
 
 
 def markdown(path: Path) -> str:

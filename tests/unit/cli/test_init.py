@@ -80,7 +80,8 @@ def test_a_folder_of_pictures_alone_is_searched_and_not_trained_on(tmp_path, mon
     pictures(tmp_path / "shots", "a.jpg", "b.jpg")
     assert next_steps(look(tmp_path / "shots")) == ["index", "serve"]
     write_project(InitRun(folder="shots"))
-    assert configured(verb("index"), ["project.yaml"]).config.images == str(tmp_path / "shots")
+    run = configured(verb("index"), ["project.yaml"]).config
+    assert (run.images, run.model) == (str(tmp_path / "shots"), "openai/clip-vit-base-patch32")
     assert "triplets: triplets  # not there; a table with the columns" in Path("project.yaml").read_text()
 
 
