@@ -188,7 +188,7 @@ def _training(found: Found) -> list[str]:
         *parts,
         "    # mining: {policy: {kind: neighbour_band}}  # how pairs are found",
         "  generate:",
-        "    # decoding: {max_new_tokens: 32}  # how texts are written",
+        "    # generator: {settings: {decoding: {max_new_tokens: 32}}}  # how texts are written",
         "  pretrain:",
         "    # training: {steps: 300, batch: 128, optimizer: {lr: 2e-3}}",
         "  finetune:",

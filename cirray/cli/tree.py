@@ -39,7 +39,9 @@ class Node:
     owner: type[Config] | None = None
     """Class whose field it is; None for one of a set of components."""
     common: bool = False
-    """Whether its class, or one that its class derives from, declares it `Common`; of a component, its usual kind's."""
+    """Whether its class, or one that its class derives from, declares it `Common`."""
+    elsewhere: bool = False
+    """Whether it belongs to a kind that is not the default."""
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ class Node:
     @property
     def is_common(self) -> bool:
         """Whether people change it often: as declared, or the kind of a component that is not inside another."""
-        return self.common or (self.is_kind and ".settings." not in self.path)
+        return not self.elsewhere and (self.common or (self.is_kind and ".settings." not in self.path))
 
     @property
     def meaning(self) -> str:
@@ -88,7 +90,8 @@ class Node:
             return [self._component(*item) for item in self.registry.every_settings().items()] if self.inside else []
         if self.inside and issubclass(self.inside, Component):
             return self._of_component(self.inside)
-        return _nodes(self.inside, f"{self.path}.", self.default, self.role) if self.inside else []
+        inner = _nodes(self.inside, f"{self.path}.", self.default, self.role) if self.inside else []
+        return [replace(node, elsewhere=self.elsewhere) for node in inner]
 
     def _component(self, name: str, cls: type[Config]) -> "Node":
         """One of a set of components: a section with its settings."""
@@ -103,7 +106,7 @@ class Node:
         for kind, settings in cls.registry.every_settings().items():
             place = self.default.settings if kind == getattr(self.default, "kind", "") else None
             found = _nodes(settings, f"{self.path}.settings.", place, self.role)
-            nodes += [replace(node, only=kind, common=node.common and place is not None) for node in found]
+            nodes += [replace(node, only=kind, elsewhere=place is None) for node in found]
         return nodes
 
 

@@ -16,7 +16,7 @@ from cirray.models.fusion.heads import HEADS
 from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.training.engines import ENGINES
 from cirray.training.terms.config import OBJECTIVES
-from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED
+from cirray.training.zeroshot.config import MAPPINGS, UNTRAINED
 from cirray.triplets.filters import FILTERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ NAMED = {
     "finetune encoder.settings.fusion": HEADS,
     "finetune encoder.settings.text_processor": TEXT_PROCESSORS,
     "generate filters.names": FILTERS,
-    "map training.objective": [*MAPPINGS, UNTRAINED],
+    "map training.objective.kind": [*MAPPINGS, UNTRAINED],
 }
 
 

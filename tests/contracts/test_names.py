@@ -19,7 +19,7 @@ from cirray.models.towers.backbones import BACKBONES
 from cirray.training.engines import ENGINES
 from cirray.training.mixing_config import MIXERS
 from cirray.training.terms.config import OBJECTIVES, TERMS
-from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED
+from cirray.training.zeroshot.config import MAPPINGS, UNTRAINED
 from cirray.triplets.filters import FILTERS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -319,11 +319,12 @@ def test_both_stages_of_two_stage_retrieval_have_their_settings(size):
     )
     assert mapped.out.endswith(size) and composed.init == mapped.out
     first, second = mapped.training, composed.training
-    assert (first.objective, first.steps, first.batch, mapped.images) == ("mapping", 20_000, 512, 500_000)
+    assert (first.objective.kind, first.steps, first.batch, mapped.images) == ("mapping", 20_000, 512, 500_000)
     assert (first.optimizer.lr, first.optimizer.weight_decay, first.optimizer.clip) == (1e-4, 0.01, 1.0)
     assert first.optimizer.schedule == "cosine" and first.optimizer.warmup * first.steps == 500
-    assert (first.alignment, first.lambda_sta, first.hardness, first.teacher_mix) == ("mixed", 1.0, 0.5, 0.0)
-    assert (first.teacher_temperature, first.student_temperature) == (0.05, 0.07)
+    own = first.objective.settings
+    assert (own.alignment, own.lambda_sta, own.hardness, own.teacher_mix) == ("mixed", 1.0, 0.5, 0.0)
+    assert (own.teacher_temperature, own.student_temperature) == (0.05, 0.07)
     injection, model = mapped.model.injection, mapped.model
     assert (injection.layers, injection.heads, injection.factor, model.tokens) == (2, 8, 4, 1)
     assert (model.phi.hidden, model.phi.dropout, model.phi.activation) == (0, 0.5, "gelu")
@@ -342,15 +343,17 @@ def test_pic2word_searle_and_lincir_have_the_settings_of_their_papers():
     assert (phi.hidden, phi.dropout, phi.activation, pic.model.query_prompt) == (
         512, 0.1, "relu", "a photo of $ , {text}",
     )  # fmt: skip
-    assert (training.objective, training.alignment, training.batch) == ("mapping", "none", 8 * 128)
+    objective = training.objective
+    assert (objective.kind, objective.settings.alignment, training.batch) == ("mapping", "none", 8 * 128)
     assert (training.optimizer.lr, training.optimizer.weight_decay) == (1e-4, 0.1)
     assert training.optimizer.warmup * training.steps == pytest.approx(10_000, abs=0.01)
-    search, training = searle.training.search, searle.training
+    search, training = searle.training.objective.settings.search, searle.training
     assert (search.steps, search.optimizer.lr, search.average, search.phrase_weight) == (350, 2e-2, 0.99, 0.5)
-    assert (training.objective, training.batch, training.optimizer.lr) == ("distil", 256, 1e-4)
+    assert (training.objective.kind, training.batch, training.optimizer.lr) == ("distil", 256, 1e-4)
     assert training.steps * 256 / searle.images == pytest.approx(100, rel=0.01)
     training = lincir.training
-    assert (training.objective, training.batch, training.steps, training.noise) == ("text_only", 8 * 64, 20_000, 1.0)
+    assert (training.objective.kind, training.batch, training.steps) == ("text_only", 8 * 64, 20_000)
+    assert training.objective.settings.noise == 1.0
     assert (training.optimizer.lr, training.optimizer.weight_decay) == (1e-4, 0.01)
     for run in (searle, lincir):
         assert (run.model.phi.hidden, run.model.phi.dropout, run.model.phi.activation) == (0, 0.5, "gelu")

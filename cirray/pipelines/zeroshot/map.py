@@ -30,7 +30,8 @@ from cirray.pipelines.zeroshot.config import MapRun
 from cirray.pipelines.zeroshot.validate import measures_of, validation_inputs
 from cirray.training.loop import Callback
 from cirray.training.selection import best_row
-from cirray.training.zeroshot.base import MAPPINGS, UNTRAINED, MapSetup
+from cirray.training.zeroshot.base import MapSetup
+from cirray.training.zeroshot.config import MAPPINGS, UNTRAINED, DistilConfig
 from cirray.training.zeroshot.token_search import search_tokens
 from cirray.types import stable_id
 
@@ -49,7 +50,7 @@ def run_map(run: MapRun) -> Manifest:
         ArtifactError: an input is missing.
         IndexMismatchError: the towers did not make the features.
         DataError: no captioned image (which `untrained` does not need), or one without features.
-        ConfigError: an unknown objective, or settings that do not fit.
+        ConfigError: settings that do not fit.
     """
     check_place(run, "checkpoint")
     dataset, features = read_usable(run.data, run.features), FeatureStore.open_many(run.features)
@@ -64,8 +65,6 @@ def run_map(run: MapRun) -> Manifest:
     source = run.model.source or str(Path(find_tower(run.towers)).parent)
     model = run.model.model_copy(update={"source": source})
     retriever = build_word_map(model, features.shape[1], run.training.seed).to(run.device)
-    if run.training.objective != UNTRAINED:
-        MAPPINGS.get(run.training.objective)
     measures = measures_of(run, retriever, tower.digest)
     stage = open_stage(run, "checkpoint", inputs, [f"{WORK}/*.npy", f"{WORK}/*checkpoints/*"])
     setup = MapSetup(retriever, images, captions, features, run.training)
@@ -88,22 +87,22 @@ def _chosen(run: MapRun, history: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _train(stage: Stage, setup: MapSetup, measures: Sequence[Callback]) -> list[dict[str, float]]:
-    if setup.config.objective == UNTRAINED:
+    kind, work = setup.config.objective.kind, stage.local / WORK
+    if kind == UNTRAINED:
         return []
-    work = stage.local / WORK
-    if setup.config.objective == "distil":
+    if isinstance(setup.settings, DistilConfig):
         tokens_MNW = _searched(setup, work / "tokens")
         setup = MapSetup(
             setup.retriever, setup.images, setup.captions, setup.features, setup.config, tokens_MNW
         )  # fmt: skip
-    task = MAPPINGS.get(setup.config.objective)(setup)
-    return train_stage(task, setup.config, work, f"map images to words ({setup.config.objective})", measures)
+    task = MAPPINGS.get(kind)(setup)
+    return train_stage(task, setup.config, work, f"map images to words ({kind})", measures)
 
 
 def _searched(setup: MapSetup, folder: Path) -> np.ndarray:
     """A token for every image, saved block by block."""
     folder.mkdir(parents=True, exist_ok=True)
-    blocks, size = [], setup.config.search.batch
+    blocks, size = [], setup.settings.search.batch
     with progress("search tokens", len(setup.images), "images") as advance:
         for begin in range(0, len(setup.images), size):
             rows, path = range(begin, min(begin + size, len(setup.images))), folder / f"{begin:09d}.npy"
@@ -120,7 +119,7 @@ def _searched(setup: MapSetup, folder: Path) -> np.ndarray:
 def _captioned(run: MapRun, dataset: CirDataset, features: FeatureStore) -> tuple[tuple[str, ...], tuple[str, ...]]:
     images = sorted(name for name, text in dataset.captions.items() if name in dataset.images and text.strip())
     images = images[: run.images]
-    if not images and run.training.objective == UNTRAINED:
+    if not images and run.training.objective.kind == UNTRAINED:
         return (), ()
     if not images:
         raise DataError(

@@ -1,19 +1,18 @@
 """Base of the tasks that train a map from images to pseudo-words."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from cirray.core.registry import Registry
 from cirray.features.store import FeatureLookup
 from cirray.models.words.word_map import WordMapRetriever
 from cirray.training.sampler import BatchSampler
-from cirray.training.task import Task
 from cirray.training.zeroshot.config import MappingConfig
 
 _BLOCK = 256
@@ -31,13 +30,10 @@ class MapSetup:
     tokens_MNW: np.ndarray | None = None
     """Tokens found image by image, if the objective distils them."""
 
-
-MAPPINGS: Registry[Callable[[MapSetup], Task]] = Registry(
-    "mapping objective", [f"cirray.training.zeroshot.{name}" for name in ("mapping", "text_only", "token_search")]
-)
-"""Name -> task of the one training loop."""
-UNTRAINED = "untrained"
-"""The objective that trains nothing, for training-free rows."""
+    @property
+    def settings(self) -> Any:
+        """The objective's own settings, of the class that it is registered with."""
+        return self.config.objective.settings
 
 
 class MapTask:

@@ -16,7 +16,8 @@ from cirray.losses.soft_text import caption_teacher, soft_text, symmetric_contra
 from cirray.models.movable import Movable
 from cirray.models.words.word_map import WordMapRetriever, unit
 from cirray.training.gather import Gather
-from cirray.training.zeroshot.base import MAPPINGS, MapSetup, MapTask, caption_vectors, places_among_all
+from cirray.training.zeroshot.base import MapSetup, MapTask, caption_vectors, places_among_all
+from cirray.training.zeroshot.config import MAPPINGS
 
 _HARDNESS = {"soft": 0.0, "hard": 1.0}
 
@@ -59,7 +60,7 @@ class MappingTask(MapTask):
 
     def loss(self, model: nn.Module, batch: MapBatch, gather: Gather) -> LossOutput:
         """L_1 of this rank's rows against the rows of all ranks."""
-        config = self.setup.config
+        config = self.setup.settings
         pseudo_BD, image_BD = model(batch)
         positive_B = places_among_all(len(pseudo_BD), gather.rank, pseudo_BD.device)
         terms = {
@@ -76,7 +77,7 @@ class MappingTask(MapTask):
         self, pseudo_BD: torch.Tensor, image_BD: torch.Tensor, caption_BD: torch.Tensor, positive_B: torch.Tensor,
         gather: Gather,
     ) -> torch.Tensor:  # fmt: skip
-        config, captions_ND = self.setup.config, gather.rows(caption_BD)
+        config, captions_ND = self.setup.settings, gather.rows(caption_BD)
         teacher_BN = caption_teacher(
             caption_BD, captions_ND, config.teacher_temperature, image_BD.detach(), config.teacher_mix
         )

@@ -20,7 +20,8 @@ from cirray.models.movable import Movable
 from cirray.models.words.prompts import SLOT, PromptBatch
 from cirray.models.words.word_map import WordMapRetriever
 from cirray.training.gather import Gather
-from cirray.training.zeroshot.base import MAPPINGS, MapSetup, MapTask, caption_vectors
+from cirray.training.zeroshot.base import MapSetup, MapTask, caption_vectors
+from cirray.training.zeroshot.config import MAPPINGS
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class TextOnlyTask(MapTask):
             )
         super().__init__(setup, TextOnlyLearner(setup.retriever))
         self._captions_ND = caption_vectors(setup.retriever, setup.captions)
-        keep = frozenset(setup.config.keep_words)
+        keep = frozenset(setup.settings.keep_words)
         captions = setup.retriever.processed(setup.captions)
         self._masked = [setup.retriever.writer.template(mask_words(text, keep)) for text in captions]
 
@@ -72,7 +73,7 @@ class TextOnlyTask(MapTask):
         for step, rows in self.rows(start_step, rank, world):
             caption_BD = self._captions_ND[torch.as_tensor(rows)]
             rng = numpy_generator(config.seed, "caption noise", step)
-            noise_ND = draw_noise(rng, len(rows) * world, caption_BD.shape[1]) * config.noise
+            noise_ND = draw_noise(rng, len(rows) * world, caption_BD.shape[1]) * self.setup.settings.noise
             noise_BD = noise_ND[rank * len(rows) : (rank + 1) * len(rows)]
             yield TextOnlyBatch(caption_BD, noise_BD, writer.rows([self._masked[int(row)] for row in rows]))
 

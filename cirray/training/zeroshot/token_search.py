@@ -24,7 +24,8 @@ from cirray.models.words.word_map import WordMapRetriever, unit
 from cirray.training.gather import Gather
 from cirray.training.loop import train
 from cirray.training.torch_engine import torch_engine
-from cirray.training.zeroshot.base import MAPPINGS, MapSetup, MapTask, places_among_all
+from cirray.training.zeroshot.base import MapSetup, MapTask, places_among_all
+from cirray.training.zeroshot.config import MAPPINGS
 
 _SOON = 10.0
 """The moving average follows faster in its first steps, so that its start is forgotten."""
@@ -73,13 +74,13 @@ class SearchTask:
 
     def __init__(self, setup: MapSetup, rows: Sequence[int]) -> None:
         """Read the images' vectors and their captions inside every phrase, once."""
-        retriever, config = setup.retriever.eval(), setup.config
+        retriever, config = setup.retriever.eval(), setup.settings
         retriever.requires_grad_(False)
         patches_BPD = torch.from_numpy(setup.features.get([setup.images[row] for row in rows]))
         self._image_BD = retriever.encode_gallery(patches_BPD)[:, 0].cpu()
-        self._config, self._phrases = config, config.phrases
+        self._config, self._phrases, self._seed = config, config.phrases, setup.config.seed
         self._table = TokenTable(
-            retriever, len(rows), config.search.average, derive_seed(config.seed, "token search", rows[0])
+            retriever, len(rows), config.search.average, derive_seed(self._seed, "token search", rows[0])
         )
         captions = [setup.captions[row] for row in rows]
         self._meant_PMD = _meant(retriever, config.phrases, captions) if config.search.phrase_weight else None
@@ -91,7 +92,7 @@ class SearchTask:
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[SearchBatch]:
         """The whole block with the step's phrase, without end."""
         for step in count(start_step):
-            rng = numpy_generator(self._config.seed, "search phrase", step)
+            rng = numpy_generator(self._seed, "search phrase", step)
             yield SearchBatch(self._image_BD, int(rng.integers(len(self._phrases))))
 
     def loss(self, model: nn.Module, batch: SearchBatch, gather: Gather) -> LossOutput:
@@ -117,7 +118,7 @@ class SearchTask:
 def search_tokens(setup: MapSetup, rows: Sequence[int]) -> torch.Tensor:
     """Tokens `[M, N, W]` of a block of images, by the one training loop."""
     task = SearchTask(setup, rows)
-    train(task, setup.config.search, torch_engine)
+    train(task, setup.settings.search, torch_engine)
     return task.found_MNW
 
 
@@ -156,25 +157,24 @@ class DistilTask(MapTask):
         """
         if setup.tokens_MNW is None or len(setup.tokens_MNW) != len(setup.images):
             raise ConfigError("objective distil needs a token for every image; search them first (cirray map does).")
-        super().__init__(setup, DistilLearner(setup.retriever, setup.config.phrases))
+        super().__init__(setup, DistilLearner(setup.retriever, setup.settings.phrases))
         self._tokens_MNW = torch.from_numpy(setup.tokens_MNW)
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[DistilBatch]:
         """The calling rank's images with their tokens, without end."""
-        config = self.setup.config
+        seed, phrases = self.setup.config.seed, self.setup.settings.phrases
         for step, rows in self.rows(start_step, rank, world):
-            rng = numpy_generator(config.seed, "distil phrase", step)
-            phrase = int(rng.integers(len(config.phrases)))
+            phrase = int(numpy_generator(seed, "distil phrase", step).integers(len(phrases)))
             yield DistilBatch(self.patches(rows), self._tokens_MNW[torch.as_tensor(rows)], phrase)
 
     def loss(self, model: nn.Module, batch: DistilBatch, gather: Gather) -> LossOutput:
         """Contrast with the found tokens, and agreement of phrases."""
-        config, retriever = self.setup.config, self.setup.retriever
+        config, retriever = self.setup.settings, self.setup.retriever
         tokens_BNW, said_BD = model(batch)
         made_BM, found_BM = unit(tokens_BNW.flatten(1)), unit(batch.tokens_BNW.flatten(1))
         positive_B = places_among_all(len(made_BM), gather.rank, made_BM.device)
         contrast_B = nt_xent(
-            made_BM, found_BM, gather.rows(made_BM), gather.rows(found_BM), positive_B, config.distil_temperature
+            made_BM, found_BM, gather.rows(made_BM), gather.rows(found_BM), positive_B, config.temperature
         )
         with torch.no_grad():
             meant_BD = read_phrase(retriever, config.phrases[batch.phrase], batch.tokens_BNW)

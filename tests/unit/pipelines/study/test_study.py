@@ -92,12 +92,13 @@ stages:
   typed: {verb: generate, like: texts, fields: {seed: 7, features: [no, 0x1f], split: null}}
   given: {verb: generate, like: texts, fields: {source: $tag, judge: "@typed/1e5"}}
 """)
-    words = ["stages.given.fields.split=# 1", "stages.given.fields.decoding={repetition_penalty: 1e1}"]
+    decoding = "generator.settings.decoding"
+    words = ["stages.given.fields.split=# 1", f"stages.given.fields.{decoding}={{repetition_penalty: 1e1}}"]
     graph = Graph(load_config(StudyRun, path, words), 0, find)
     typed, given = (graph.nodes[graph.add(name)].config for name in ("typed", "given"))
     assert (typed.source, typed.weight, typed.seed, typed.split) == ("012", 0.1, 7, "null")
     assert typed.features == ("no", "0x1f")
-    assert (given.source, given.split, given.decoding.repetition_penalty) == ("007", "# 1", 10.0)
+    assert (given.source, given.split, given.generator.settings.decoding.repetition_penalty) == ("007", "# 1", 10.0)
     assert given.judge.endswith("/typed/1e5") and graph.reads("given")[0] == "typed"
 
 

@@ -54,6 +54,9 @@ CLIP = {
 LOOP = {"steps": 4, "batch": 8, "log_every": 2, "checkpoint_every": 2}
 
 
+SEARCHED = {"kind": "distil", "settings": {"search": {"steps": 2, "batch": 50}}}
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("chain")
@@ -120,8 +123,8 @@ def test_pool_images_have_captions_where_asked_and_nothing_else_changes(root, tm
     ("name", "model", "training"),
     [
         ("pic2word", {"injection": {"layers": 0}, "phi": {"hidden": 16, "dropout": 0.1, "activation": "relu"},
-                      "query_prompt": "a photo of $ , {text}"}, {"alignment": "none"}),
-        ("searle", {"injection": {"layers": 0}}, {"objective": "distil", "search": {"steps": 2, "batch": 50}}),
+                      "query_prompt": "a photo of $ , {text}"}, {"objective": {"settings": {"alignment": "none"}}}),
+        ("searle", {"injection": {"layers": 0}}, {"objective": SEARCHED}),
         ("lincir", {"injection": {"layers": 0}}, {"objective": "text_only"}),
         ("sum", {"query": "sum"}, {"objective": "untrained"}),
     ],
@@ -227,7 +230,7 @@ def test_cirevls_query_is_clips_own_embedding_of_the_rewritten_text(cirevl):
 
 def test_a_killed_search_goes_on_with_its_blocks_to_the_same_checkpoint(root, monkeypatch):
     model = {"injection": {"layers": 0}}
-    training = {"objective": "distil", "search": {"steps": 2, "batch": 50}}
+    training = {"objective": SEARCHED}
     whole = run_map(mapping(root, "whole", model, **training))
     original, calls = map_stage.search_tokens, []
 

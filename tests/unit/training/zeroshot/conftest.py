@@ -8,7 +8,7 @@ import pytest
 from cirray.models.words.config import WordMapConfig
 from cirray.models.words.word_map import build_word_map
 from cirray.training.zeroshot.base import MapSetup
-from cirray.training.zeroshot.config import MappingConfig
+from cirray.training.zeroshot.config import MAPPINGS, MappingConfig
 from cirray.types import Triplet
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[3] / "fixtures" / "small_clip.py")))
@@ -49,7 +49,10 @@ def make_retriever(clip):
 def make_setup(make_retriever):
     def build(model=None, tokens=None, **fields):
         features = Features(len(CAPTIONS))
-        loop = {"steps": 4, "batch": 4, "log_every": 1, "checkpoint_every": None, **fields}
+        kind = fields.pop("objective", "mapping")
+        own = {name: fields.pop(name) for name in MAPPINGS.settings(kind).model_fields if name in fields}
+        objective = {"kind": kind, "settings": own}
+        loop = {"steps": 4, "batch": 4, "log_every": 1, "checkpoint_every": None, "objective": objective, **fields}
         retriever, config = make_retriever(**(model or {})), MappingConfig.model_validate(loop)
         return MapSetup(retriever, tuple(features.rows), CAPTIONS, features, config, tokens)
 
