@@ -33,7 +33,7 @@ def _ask_service(search: Any) -> Any:
         raise ConfigError(f"The service at {search.url!r} has its own {' and '.join(named)}; leave out {named[0]}=.")
     image, gallery_id = reference(search)
     with SearchClient(search.url) as client, ThreadPoolExecutor(8) as pool:
-        found = client.search(search.text, image, gallery_id, search.k)
+        found = client.search(search.text or None, image, gallery_id, search.k, weight=search.weight)
         return answer(search, found.ranking, lambda names: pool.map(client.image, names), image, gallery_id)
 
 

@@ -52,16 +52,19 @@ class SearchClient:
         self._http = httpx.Client(timeout=timeout_s, transport=transport)
 
     def search(
-        self, text: str, image: str | Path | bytes | None = None, gallery_id: str | None = None, k: int | None = None,
-        exclude_reference: bool = True,
+        self, text: str | None = None, image: str | Path | bytes | None = None, gallery_id: str | None = None,
+        k: int | None = None, exclude_reference: bool = True, weight: float | None = None,
     ) -> Answer:  # fmt: skip
-        """Search by an image (path or bytes) or a gallery id, and a text that says what to change.
+        """Search by an image (path or bytes) or a gallery id, and a text that says what to change; or by one alone.
+
+        `weight` is the text's share, 0 to 1; None: the model's own.
 
         Raises:
             ServingError: with the server's own sentence, or when it cannot be reached.
         """
-        fields: dict[str, Any] = {"text": text, "exclude_reference": exclude_reference}
-        fields |= {name: value for name, value in (("gallery_id", gallery_id), ("k", k)) if value is not None}
+        told = {"text": text, "gallery_id": gallery_id, "k": k, "weight": weight}
+        fields: dict[str, Any] = {"exclude_reference": exclude_reference}
+        fields |= {name: value for name, value in told.items() if value is not None}
         if image is None:
             reply = self._ask("POST", "/v1/search", json=fields)
         else:

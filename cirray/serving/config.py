@@ -103,9 +103,9 @@ class ServeRun(Run):
     """Serve a retriever over HTTP on this machine or on the cluster that `RAY_ADDRESS` names."""
 
     checkpoint: Place = "@checkpoint"
-    """Checkpoint artifact."""
+    """Checkpoint artifact. Where none is named: the one that the index was made with."""
     index: Place = "@index"
-    """Index artifact built with it."""
+    """Index artifact. Where none is named: the last one that `cirray index` made below `root`."""
     host: Effort[str] = "127.0.0.1"
     """Network interface; 0.0.0.0 opens the service to the network."""
     port: Effort[int] = Field(8000, ge=1, le=65535)

@@ -19,6 +19,7 @@ from cirray.core.config import validate
 from cirray.core.environ import limit_threads, private_cluster, ray_address, set_default, variable
 from cirray.core.errors import CirrayError, ConfigError, ServingError
 from cirray.core.log import get_logger
+from cirray.index.latest import chosen
 from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun
 
 _LOG = get_logger(__name__)
@@ -88,6 +89,8 @@ def plan_of(run: ServeRun) -> ServicePlan:
         ConfigError: the file cannot be read or holds no application of this package.
     """
     said = {name: getattr(run, name) for name in (run.model_fields_set if run.file else type(run).model_fields)}
+    if not run.file:
+        said["checkpoint"], said["index"] = chosen(run)
     own = {name: said[name] for name in ServeArgs.model_fields if name in said}
     address: dict[str, Any] = {name: said[name] for name in ("host", "port") if name in said}
     replicas = {"num_replicas": said["replicas"]} if "replicas" in said else {}

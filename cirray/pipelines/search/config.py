@@ -97,17 +97,19 @@ class SearchRun(Run):
     """Answer one composed query."""
 
     checkpoint: Place = "@checkpoint"
-    """Checkpoint artifact."""
+    """Checkpoint artifact. Where none is named: the one that the index was made with."""
     index: Place = "@index"
-    """Index artifact built with it."""
+    """Index artifact. Where none is named: the last one that `cirray index` made below `root`."""
     url: Effort[str] = ""
     """Ask the service at this address (`http://127.0.0.1:8000`), which has a checkpoint and an index of its own."""
     image: Place = ""
-    """Image file of the reference."""
+    """Image file of the reference; without a reference, the text alone is searched."""
     id: str = ""
     """Id of a gallery image as the reference, in place of `image`."""
-    text: str
-    """What to change."""
+    text: str = ""
+    """What to change in the reference; empty: images like the reference are searched."""
+    weight: float | None = Field(None, ge=0, le=1)
+    """The text's share: 0 is the picture alone, 1 the text alone; null: the model's own."""
     k: int = Field(10, ge=1)
     """Number of answers."""
     out: Place = ""

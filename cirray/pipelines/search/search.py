@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cirray.core.errors import DataError
 from cirray.data.names import NameFinder
+from cirray.index.latest import chosen
 from cirray.pipelines.search.config import SearchRun
 from cirray.results import Result, Results
 from cirray.types import Ranking
@@ -33,9 +34,9 @@ def run_search(run: SearchRun) -> Answer:
     """
     from cirray.search_engine import SearchEngine
 
-    engine = SearchEngine.open(run.checkpoint, run.index)
+    engine = SearchEngine.open(*chosen(run))
     image, gallery_id = reference(run, engine.gallery.ids, engine.gallery.examples)
-    ranking = engine.search(run.text, image, gallery_id, run.k)
+    ranking = engine.search(run.text or None, image, gallery_id, run.k, weight=run.weight)
     return answer(run, ranking, lambda names: map(engine.gallery.picture, names), image, gallery_id)
 
 
@@ -52,27 +53,32 @@ def answer(
         image: file of the reference, or
         gallery_id: its id.
     """
-    asked = Path(image).read_bytes() if image else b""
-    names = [*ranking.ids] if image else [str(gallery_id), *ranking.ids]
+    names = [*ranking.ids] if gallery_id is None else [gallery_id, *ranking.ids]
     found = dict(zip(names, pictures(names), strict=True))
+    asked = Path(image).read_bytes() if image else found.get(str(gallery_id), b"")
     rows = zip(ranking.ids, ranking.scores, strict=True)
     shown = tuple(Result(name, score, picture=found[name]) for name, score in rows)
-    results = Results(shown, run.text, asked or found[str(gallery_id)])
+    results = Results(shown, run.text, asked)
     return Answer(results, results.save(run.out or Path("cirray-search.html").absolute()))
 
 
 def reference(
     run: SearchRun, ids: Sequence[str] = (), examples: Sequence[tuple[str, str]] = ()
 ) -> tuple[str | None, str | None]:
-    """A picture's path, or a gallery id: as written, else the one of `ids` with an equivalent spelling.
+    """A picture's path, or a gallery id: as written, else the one of `ids` with an equivalent spelling; or neither.
 
     Raises:
-        DataError: for no reference or two, a file that is not there, or an id that may be either of two.
+        DataError: for two references, nothing to search by, a file that is not there, or an id that may be either of
+            two.
     """
-    if bool(run.image) == bool(run.id):
+    if run.image and run.id:
+        raise DataError("A search has one reference: image=FILE or id=ID of a gallery image; both were given.")
+    if run.text and not run.image and not run.id:
+        return None, None
+    if not run.image and not run.id:
         shown = [shlex.join(["--id", name, "--text", text]) for name, text in examples[:1]]
         words = ", e.g. ".join(["id=ID of a gallery image", *shown])
-        raise DataError(f"A search needs one reference: image=FILE, or {words}.")
+        raise DataError(f"There is nothing to search by: give text=WORDS, image=FILE, or {words}.")
     if run.id:
         found = NameFinder({name: name for name in ids}).find(run.id)
         if len(found) > 1:

@@ -63,7 +63,8 @@ def test_a_service_s_answer_and_page_are_those_of_the_same_search_here(made, kin
         (["--id", "plain/00", "url=http://127.0.0.1:9"], "http://127.0.0.1:9"),
         (["--id", "plain/00", "url=URL", "index=mine"], "has its own index; leave out index="),
         (["--id", "plain/00", "url=127.0.0.1:8000"], "'127.0.0.1:8000'"),
-        (["url=URL"], "one reference"),
+        (["--id", "plain/00", "--image", "x.png", "url=URL"], "both were given"),
+        (["--id", "plain/00", "--weight", "0.5", "url=URL"], "no weight"),
     ],
 )
 def test_what_a_service_cannot_answer_is_one_sentence(made, words, told, capsys, tmp_path):

@@ -11,11 +11,14 @@ import tiny_service
 from transformers import Dinov2Config, Dinov2Model
 
 import cirray
+from cirray.cli.main import main
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, CirrayError, ConfigError, DataError
+from cirray.index.latest import chosen
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.search_engine import SearchEngine
+from cirray.serving.config import ServeRun
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +150,33 @@ def test_the_folder_of_a_hub_repository_in_the_cache_is_used_without_asking_the_
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     text = ["paint it blue"]
     assert np.array_equal(cirray.load("some/clip").texts(text), cirray.load(str(home / "clip")).texts(text))
+
+
+def cirray_says(home, *words):
+    """A command line, run in this process; returns its exit status."""
+    return main([*words, "--root", str(home / "root")])
+
+
+def test_search_and_serve_take_the_last_index_and_the_model_that_made_it(home, tmp_path, capsys):
+    assert cirray_says(home, "index", "--model", str(home / "clip"), "--images", str(home / "pictures")) == 3
+    published.siglip(tmp_path / "siglip")
+    asked = ("index", "--model", str(tmp_path / "siglip"), "--images", str(home / "pictures"))
+    assert cirray_says(home, *asked, "--out", str(tmp_path / "siglip-index")) == 3
+    picture, page = home / "pictures" / "plain" / "02.png", tmp_path / "page.html"
+    found = (
+        ("--text", "blue"),
+        ("--image", str(picture)),
+        ("--image", str(picture), "--text", "blue", "--weight", "0"),
+    )
+    for words in found:
+        assert cirray_says(home, "search", *words, "--k", "3", "--out", str(page)) == 0
+        said = capsys.readouterr()
+        assert str(tmp_path / "siglip-index") in said.err and "models/siglip" in said.err
+        assert len(said.out.splitlines()) >= 3 and page.read_text().count("<figure>") == 3
+    assert chosen(ServeRun(root=str(home / "root")))[1] == str(tmp_path / "siglip-index")
+    shutil.rmtree(tmp_path / "siglip-index")  # then the usual one, which is not there
+    assert chosen(ServeRun(root=str(home / "root")))[1] == str(home / "root" / "index")
+    named = ServeRun(root=str(home / "root"), index="@indexes/pictures-clip")
+    assert chosen(named)[0] == read_manifest(named.index).config["checkpoint"]
+    assert cirray_says(home, "search", "--index", "@indexes/pictures-clip") == 2
+    assert "nothing to search by" in capsys.readouterr().err
