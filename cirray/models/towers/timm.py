@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -99,6 +97,8 @@ def outline_timm_tower(source: str) -> TimmTower:
 
 def published_timm(name: str) -> dict[str, Any] | None:
     """What a published model's `config.json` says, from timm's own table; None for a name that it does not know."""
+    import timm
+
     family = Path(name).name
     if not timm.is_model(family):
         return None
@@ -137,6 +137,8 @@ def _built(source: str, settings: Mapping[str, Any]) -> Any:
     The architecture's own function is called: `timm.create_model` would also follow a `checkpoint_path` in the
     settings.
     """
+    import timm
+
     name = settings["architecture"]
     if not timm.is_model(name):
         close = [known for known in timm.list_models() if known.startswith(name[:4])]
@@ -170,6 +172,8 @@ def _transform(source: str, settings: Mapping[str, Any]) -> TransformConfig:
     own = own_transform(source) if Path(source).is_dir() else None
     if own is not None:
         return own
+    from timm.data import create_transform, resolve_data_config
+
     found = resolve_data_config({}, pretrained_cfg=settings["pretrained_cfg"])
     prepare = create_transform(**found, is_training=False)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_artifacts import stage_of
+from made_artifacts import from_triplets, stage_of
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, CirrayError, ConfigError, DataError
@@ -16,7 +16,7 @@ from cirray.pipelines.training import retriever_ray
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
-from cirray.triplets.schema import from_triplets, rejected_table
+from cirray.triplets.schema import rejected_table
 from cirray.triplets.store import write_part
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
