@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 
 from cirray.core.errors import ArtifactError, unknown_name
@@ -63,13 +62,17 @@ def architecture(source: str) -> dict[str, Any] | None:
     """The `model_cfg` of a source without its weights; None where only the weights tell it."""
     name = source.removeprefix(PREFIX).partition("=")[0] if source.startswith(PREFIX) else source.partition("/")[0]
     if source.startswith(PREFIX) or _published(source):
-        return open_clip.get_model_config(name)
+        from open_clip import get_model_config
+
+        return get_model_config(name)
     path = Path(source) / CONFIG
     return dict(read_json(path)["model_cfg"]) if path.is_file() else None
 
 
 def _named(source: str) -> OpenClipFiles:
     """`open_clip:NAME=FILE`."""
+    import open_clip
+
     name, mark, file = source.removeprefix(PREFIX).partition("=")
     settings = open_clip.get_model_config(name)
     if settings is None:
@@ -87,12 +90,16 @@ def _named(source: str) -> OpenClipFiles:
 def _published(source: str) -> tuple[str, str] | None:
     """Architecture and tag of `NAME/TAG` (open_clip.list_pretrained), or None."""
     name, mark, tag = source.partition("/")
-    if not mark or source.startswith((".", "/")) or name not in open_clip.list_models() or Path(source).exists():
+    if not mark or source.startswith((".", "/")) or Path(source).exists():
         return None
-    return name, tag
+    from open_clip import list_models
+
+    return (name, tag) if name in list_models() else None
 
 
 def _tagged(source: str, name: str, tag: str) -> OpenClipFiles:
+    import open_clip
+
     found = dict(open_clip.get_pretrained_cfg(name, tag))
     if not found:
         tags = open_clip.list_pretrained_tags_by_model(name)

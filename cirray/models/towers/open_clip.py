@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
-from open_clip.tokenizer import HFTokenizer
-from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import nn
 
@@ -49,6 +46,8 @@ class OpenClipTower(ClipTower):
         return width, 1 + (self._patches() if self.tokens != "embedding" else 0), side
 
     def _patches(self) -> int:
+        from open_clip.transformer import VisionTransformer
+
         visual = self.model.visual
         if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
             raise ConfigError(
@@ -123,6 +122,8 @@ class OpenClipText(nn.Module):
 
     def save_words(self, folder: Path) -> None:
         """Write the tokenizer's files, where it is not open_clip's own."""
+        from open_clip.tokenizer import HFTokenizer
+
         if isinstance(self.tokenizer, HFTokenizer):
             self.tokenizer.tokenizer.save_pretrained(str(folder))
 
@@ -193,6 +194,8 @@ def build_model(settings: Mapping[str, Any]) -> Any:
     Raises:
         ArtifactError: when open_clip cannot build it.
     """
+    import open_clip
+
     tree = deepcopy(dict(settings))
     custom = tree.pop("custom_text", False) or "hf_model_name" in tree.get("text_cfg", {})
     try:
@@ -204,10 +207,12 @@ def build_model(settings: Mapping[str, Any]) -> Any:
 
 def _tokenizer(settings: Mapping[str, Any], words: Path | None) -> Any:
     """open_clip's own tokenizer, or the one its configuration names, whose files may be in a folder."""
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
     text = settings.get("text_cfg", {})
     length, more = int(text.get("context_length", 77)), dict(text.get("tokenizer_kwargs") or {})
     if not text.get("hf_tokenizer_name"):
-        return open_clip.SimpleTokenizer(context_length=length, **more)
+        return SimpleTokenizer(context_length=length, **more)
     here = words is not None and (words / "tokenizer_config.json").is_file()
     name = str(words) if here else text["hf_tokenizer_name"]
     try:
@@ -220,6 +225,8 @@ def _tokenizer(settings: Mapping[str, Any], words: Path | None) -> Any:
 
 def _transform(source: str, part: VisualPart, preprocess: Mapping[str, Any]) -> TransformConfig:
     """The transform of open_clip's own inference, compared with it on a picture."""
+    import open_clip
+
     size = part.visual.image_size
     side = int(size[0] if isinstance(size, tuple | list) else size)
     said: dict[str, Any] = {

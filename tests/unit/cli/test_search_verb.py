@@ -94,5 +94,5 @@ def test_a_search_through_a_service_loads_no_heavy_library(made, tmp_path):
 def test_a_search_here_loads_what_its_model_needs_and_no_ray_and_no_other_backbone(made, tmp_path):
     found = loaded(tmp_path, f"checkpoint={made.checkpoint}", f"index={made.index}")
     assert {"torch", "transformers", "faiss"} <= found
-    unwanted = {"ray", "matplotlib", "fastapi", "deepspeed", "sentence_transformers"}
+    unwanted = {"ray", "matplotlib", "fastapi", "deepspeed", "sentence_transformers", "open_clip", "timm"}
     assert found & unwanted == set()
