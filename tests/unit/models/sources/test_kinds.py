@@ -22,7 +22,7 @@ READERS = {
 ADVICE = {
     "vision": "Give an image encoder of transformers .*DINOv2.*BLIP-2.*CLIP.*open_clip.*timm",
     "language": "Give a model that writes text.*T5",
-    "texts": "Give CLIP in Hugging Face layout; or an open_clip",
+    "texts": "Give CLIP in Hugging Face layout; or SigLIP",
 }
 SOURCES = {
     "nothing": ({}, "the folder has no config.json .it is empty."),
