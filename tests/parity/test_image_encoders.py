@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor
 from cirray.core.errors import ArtifactError
 from cirray.models.towers.auto import load_auto_tower
 from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.models.towers.preprocessors import read_transform, write_preprocessor
+from cirray.models.towers.preprocessors import library_transform, read_transform, write_preprocessor
 from cirray.transforms import build_transform
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "small_encoders.py")))
@@ -135,3 +135,31 @@ def open_clip_folder(folder, said):
     path = place / "open_clip_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocess_cfg": said}))
     return place
+
+
+PUBLISHED = {
+    "DINOv2": ("BitImageProcessor", {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}),
+    "DINOv2 at its table's size": (
+        "BitImageProcessor", {"size": {"shortest_edge": 518}, "crop_size": {"height": 518, "width": 518}},
+    ),
+    "DINOv3": ("DINOv3ViTImageProcessor", {}),
+    "SigLIP": ("SiglipImageProcessor", {"size": {"height": 384, "width": 384}}),
+    "ViT": ("ViTImageProcessor", {}),
+    "ConvNeXT": ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}}),
+    "ConvNeXT, large": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
+    "CLIP": ("CLIPImageProcessor", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_processors_of_the_published_sizes_are_followed(name, tmp_path):
+    kind, fields = PUBLISHED[name]
+    getattr(transformers, kind)(**fields).save_pretrained(str(tmp_path))
+    transform = library_transform(str(tmp_path), 224)
+    processor = AutoImageProcessor.from_pretrained(str(tmp_path))
+    picture = small.picture(300, 451)
+    theirs = processor(images=picture, return_tensors="np")["pixel_values"][0]
+    pixels = build_transform(transform)(picture) / 255
+    ours = ((pixels - np.array(transform.mean)) / np.array(transform.std)).transpose(2, 0, 1)
+    levels = np.abs(ours - theirs) * np.array(transform.std)[:, None, None] * 255
+    assert levels.mean() < 0.5 and levels.max() < 3
