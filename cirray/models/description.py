@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from cirray.core.contents import canonical, spoken
-from cirray.core.trees import differing
 
 if TYPE_CHECKING:
     from cirray.models.base import Retriever
@@ -28,14 +27,11 @@ def save_retriever(retriever: "Retriever", folder: Path) -> None:
 
 
 def retriever_digest(retriever: "Retriever") -> str:
-    """32 hex digits over configuration, vocabulary and weights; independent of device and file.
+    """32 hex digits over the configuration's identity, vocabulary and weights; independent of device and file.
 
-    Fields at their default are left out, so that a field added later changes no digest. Defaults are those of the
-    field's place in the tree, which pydantic's `exclude_defaults` does not know.
+    What a field is decides whether it counts, as it is declared (`cirray.core.fields`): no place and no effort does.
     """
-    usual = type(retriever.config).model_construct().model_dump(mode="json")
-    said = canonical(_without_defaults(_description(retriever), usual))
-    total = hashlib.blake2b(said.encode(), digest_size=16)
+    total = hashlib.blake2b(canonical(_identity(retriever)).encode(), digest_size=16)
     total.update(json.dumps(sorted(retriever.vocabulary().items())).encode())
     for name, tensor in sorted(retriever.state_dict().items()):
         total.update(name.encode())
@@ -43,14 +39,13 @@ def retriever_digest(retriever: "Retriever") -> str:
     return total.hexdigest()
 
 
-def _without_defaults(description: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """A description (and that of a fork's halves in it) with only the fields that differ from their defaults."""
-    said = {**description, "retriever": differing(description["retriever"], usual)}
-    said |= {"text": spoken(description["text"])} if "text" in description else {}
-    inner = description.get("query")
-    if isinstance(inner, Mapping) and "retriever" in inner:
-        said["query"] = _without_defaults(inner, usual)
-    return said
+def _identity(retriever: "Retriever") -> dict[str, Any]:
+    """A description, or that of a fork's half in it, with the identity of the configuration."""
+    said = _description(retriever)
+    inner = said["query"] if isinstance(said.get("query"), Mapping) else said
+    own = {**inner, "retriever": retriever.config.identity()}
+    own |= {"text": spoken(inner["text"])} if "text" in inner else {}
+    return own if inner is said else {**said, "query": own}
 
 
 def _description(retriever: "Retriever") -> dict[str, Any]:

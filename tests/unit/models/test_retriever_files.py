@@ -1,5 +1,6 @@
 import json
 from types import SimpleNamespace
+from typing import Annotated
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from safetensors.torch import load_file
 
 from cirray.core.config import Config
 from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.fields import Effort, Place, Since
 from cirray.models.config import DualEncoderConfig, QFormerConfig
 from cirray.models.description import retriever_digest
 from cirray.models.dual import build_dual
@@ -47,34 +49,52 @@ def test_digests_of_composed_and_dual_encoders_are_those_of_checkpoints_made_bef
     text = {"width": 16, "layers": 1, "heads": 2, "intermediate": 16}
     dual = build_dual(DualEncoderConfig(embed_dim=8, text=text, image_projection=True), texts, patch_width=6)
     plain = even(make())
-    assert plain.digest == "b4f221901c57b3862ddd406d650b5a7f"
+    assert plain.digest == "3b4057e2dd7c259cf656647a526bd304"
     unprocessed = even(make("released_compat", text_processor="none"))
-    assert unprocessed.digest == "0e10f4a37c77983305f247a0b3c6672b" != even(make("released_compat")).digest
-    assert even(dual).digest == "546e986e829466691a98de19b73bab01"
+    assert unprocessed.digest == "26d973325c041a61a443fa3813d88ce0" != even(make("released_compat")).digest
+    assert even(dual).digest == "1de3bb8eadfa9d6d2807e593bc5c6837"
     assert fork(plain).target_digest == fork(plain).index_digests[0] == plain.digest != fork(plain).digest
 
 
-class Demanding(Config):
-    """A plug-in's: one field has no default."""
+class Declared(Config):
+    """A plug-in's: one field has no default, one is an effort, one a place, one came later."""
 
     embed_dim: int
-    rate: float = 1
+    source: Place = ""
+    blocks: Effort[int] = 4
+    slope: Annotated[float, Since("0.2")] = 1.0
     inner: QFormerConfig = QFormerConfig(width=16, heads=2)
 
 
-def described(description, **fields):
-    return SimpleNamespace(
-        kind="toy", patch_width=4, config=Demanding(embed_dim=8, **fields), description=lambda: description,
-        vocabulary=dict, state_dict=dict,
-    )  # fmt: skip
+class Earlier(Config):
+    """The same before `slope` came."""
+
+    embed_dim: int
+    inner: QFormerConfig = QFormerConfig(width=16, heads=2)
 
 
-def test_fields_with_their_default_stay_out_of_a_digest_also_of_a_forks_inner_one_and_where_some_are_required():
-    full, usual = Demanding(embed_dim=8).to_dict(), {"embed_dim": 8}
-    other = Demanding(embed_dim=8, inner={"queries": 3}).to_dict()
-    for place in (lambda tree: {"retriever": tree}, lambda tree: {"query": {"retriever": tree}, "retriever": {}}):
-        digests = [retriever_digest(described(place(tree))) for tree in (full, usual, other, {"embed_dim": 9})]
-        assert digests[0] == digests[1] and len(set(digests)) == 3
+def digest_of(config, forked):
+    description = {"kind": "half", "retriever": config.to_dict()}
+    return retriever_digest(SimpleNamespace(
+        kind="toy", patch_width=4, config=config, vocabulary=dict, state_dict=dict,
+        description=lambda: {"query": description, "retriever": {}} if forked else description,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_digest_counts_the_fields_that_decide_and_no_place_effort_or_later_default(forked):
+    usual = digest_of(Declared(embed_dim=8), forked)
+    assert (
+        usual
+        == digest_of(Declared(embed_dim=8, source="x", blocks=9), forked)
+        == digest_of(Earlier(embed_dim=8), forked)
+    )
+    others = [Declared(embed_dim=9), Declared(embed_dim=8, slope=2.0), Declared(embed_dim=8, inner={"queries": 3})]
+    assert len({usual, *(digest_of(config, forked) for config in others)}) == 4
+
+
+def test_a_network_that_saves_memory_while_it_trains_is_the_same_network(make):
+    assert even(make()).digest == even(make(gradient_checkpointing=True)).digest
 
 
 def test_weights_are_plain_safetensors(make, tmp_path):
