@@ -19,17 +19,22 @@ EXACT = ("benchmark",)
 
 
 def run(path: Path, folder: str | Path):
-    """A notebook with fresh outputs, run in a folder; what goes to standard error is left out."""
+    """A notebook with fresh outputs, run in a folder, without progress and what goes to standard error."""
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=280, kernel_name="python3", resources=place, record_timing=False).execute()
     for cell in notebook.cells:
         cell.metadata.clear()
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if not is_passing(output)]
     notebook = nbformat.reads(nbformat.writes(notebook).replace(str(folder), "/here"), as_version=4)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     return notebook
+
+
+def is_passing(output):
+    """Whether an output is progress or a message."""
+    return output.get("name") == "stderr" or output.get("data", {}).get("text/plain", "").startswith("<IPython.core")
 
 
 def kinds(cell):
