@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -175,13 +176,24 @@ class PartEncoder:
 
     def encode(self, ids: Sequence[str], places: Sequence[str]) -> Part:
         """Encode some images in batches."""
-        part, batch = Part(), self._run.batch
-        for start in range(0, len(ids), batch):
-            loaded = self._source.load(ids[start : start + batch], places[start : start + batch])
+        part = Part()
+        for loaded in self._loaded(ids, places):
             part.rejected += loaded.rejected
             if loaded.ids:
                 self._add(part, loaded)
         return part
+
+    def _loaded(self, ids: Sequence[str], places: Sequence[str]) -> Iterator[Loaded]:
+        """Batches in order; one is decoded while the model encodes the one before it."""
+        cuts = [slice(start, start + self._run.batch) for start in range(0, len(ids), self._run.batch)]
+        with ThreadPoolExecutor(1, "cirray-decode") as pool:
+            following = pool.submit(self._source.load, ids[cuts[0]], places[cuts[0]]) if cuts else None
+            for cut in [*cuts[1:], None]:
+                if following is None:
+                    return
+                loaded = following.result()
+                following = pool.submit(self._source.load, ids[cut], places[cut]) if cut else None
+                yield loaded
 
     @torch.inference_mode()
     def _add(self, part: Part, loaded: Loaded) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import runpy
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import cirray.pipelines.search.index as stage
+import cirray.pipelines.search.parts as parts
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig
@@ -262,3 +264,24 @@ def test_every_file_of_a_folder_is_indexed_or_named(tiny, tmp_path):
     assert set(open_index(tmp_path / "i").ids) == expected
     assert {name for name, _ in manifest.extra["rejected"]} == {"x", "y", "z", "w"}
     assert manifest.extra["notes"] == ["1 files left out: no pictures by their names, e.g. 'list.csv'"]
+
+
+def test_a_batch_is_decoded_while_the_model_encodes_the_one_before_it(tiny, tmp_path, monkeypatch):
+    load, add = parts.FolderSource.load, parts.PartEncoder._add
+    begun, ahead = threading.Semaphore(0), []
+
+    def tell(self, ids, places):
+        begun.release()
+        return load(self, ids, places)
+
+    def wait(self, part, loaded):
+        if not ahead:
+            begun.acquire()  # the first batch itself
+        ahead.append(begun.acquire(timeout=2))  # the next one is taken up before this one is encoded
+        add(self, part, loaded)
+
+    monkeypatch.setattr(parts.FolderSource, "load", tell)
+    monkeypatch.setattr(parts.PartEncoder, "_add", wait)
+    run_index(run(tiny, tmp_path / "i", batch=10, shard=25))
+    assert ahead == [True, True, False]
+    assert np.array_equal(tokens(tmp_path / "i"), tokens(tiny.index))
