@@ -24,6 +24,8 @@ from cirray.models.towers.preprocessors import checked_transform, own_transform,
 
 NAME = "timm"
 _WRAPPER, _PREFIX = "timm_wrapper", "timm_model."
+_COUNTER = "num_batches_tracked"
+"""Batch norm's counter of training steps, which no token depends on."""
 _BEHIND = ("head", "head_norm", "head_dist", "fc_norm", "attn_pool", "fc", "classifier", "global_pool")
 """Modules behind the tokens: pooling, and what classifies the pooled vector."""
 
@@ -74,7 +76,8 @@ def load_timm_tower(source: str, dtype: torch.dtype | None) -> TimmTower:
     weights = open_weights(source)
     settings = _plain(weights.config)
     model = _built(source, settings)
-    tensors = {name.removeprefix(_PREFIX): value for name, value in weights.read(weights.names).items()}
+    names = [name for name in weights.names if not name.endswith(_COUNTER)]
+    tensors = {name.removeprefix(_PREFIX): value for name, value in weights.read(names).items()}
     _fill(source, model, tensors)
     model = model.to(dtype or next(value.dtype for value in tensors.values()))
     return TimmTower(model, _transform(source, settings), settings)
@@ -155,7 +158,7 @@ def _built(source: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _fill(source: str, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-    wanted = model.state_dict()
+    wanted = {name: value for name, value in model.state_dict().items() if not name.endswith(_COUNTER)}
     used = {name: value for name, value in tensors.items() if name.partition(".")[0] not in _BEHIND}
     missing, left = sorted(set(wanted) - set(used)), sorted(set(used) - set(wanted))
     odd = [name for name in wanted if name in used and used[name].shape != wanted[name].shape]
@@ -164,7 +167,7 @@ def _fill(source: str, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
             f"The weights of {source!r} do not fit its architecture: missing {listed(missing, 3) or 'none'}; left over "
             f"{listed(left, 3) or 'none'}; of another shape {listed(odd, 3) or 'none'}. Give the weights of this model."
         )
-    model.load_state_dict(used)
+    model.load_state_dict(used, strict=False)
 
 
 def _transform(source: str, settings: Mapping[str, Any]) -> TransformConfig:

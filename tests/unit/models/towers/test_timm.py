@@ -26,6 +26,7 @@ MODELS = {
     "registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 28, **_VIT}),
     "pooled by attention": ("vit_base_patch16_siglip_224", {"img_size": 32, "patch_size": 8, **_VIT}),
     "rotary": ("vit_small_patch16_dinov3", {"img_size": 256, **_VIT}),
+    "batch norm": ("resnet10t", {"channels": (8, 8, 8, 8)}),
     "map": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 16)}),
     "map of the other order": ("swin_tiny_patch4_window7_224",
                                {"img_size": 56, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2)}),
@@ -48,7 +49,7 @@ def save(name, folder):
 
 def expected(name, output):
     if output.ndim == 4:
-        return output.flatten(2).transpose(1, 2) if name == "map" else output.flatten(1, 2)
+        return output.flatten(2).transpose(1, 2) if name in ("map", "batch norm") else output.flatten(1, 2)
     registers = 4 if name in ("registers", "rotary") else 0
     return torch.cat([output[:, :1], output[:, 1 + registers :]], dim=1) if registers else output
 
