@@ -64,7 +64,7 @@ test: lint types quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration --durations 15
 
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .mkdocs.yml
 
 serve: $(STAMP)
 	$(BIN)/cirray serve retriever

@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--config-file",
+        ".mkdocs.yml",
+        "--site-dir",
+        str(folder),
+    ]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -24,7 +35,7 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_in_the_menu_and_built(site):
-    menu = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    menu = (ROOT / ".mkdocs.yml").read_text().partition("\nnav:")[2]
     sources = [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".ipynb")]
     pages = [path.relative_to(ROOT / "docs").with_suffix(".md") for path in sources]
     assert len(pages) > 20
