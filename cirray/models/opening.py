@@ -40,7 +40,7 @@ def open_published(source: str, composition: str = "", weight: float | None = No
         raise no_texts("model", source, "a checkpoint or export of cirray; or ")
     fusion = fusion_of(composition, weight, SumConfig(unit=not _sums_raw(place)))
     tower = BACKBONES.get(name).load_tower(place, None)
-    config = DualEncoderConfig(fusion=fusion, train_text=False)
+    config = DualEncoderConfig(fusion=fusion)
     with torch_seed(0):
         retriever = DualEncoderRetriever(config, BACKBONES.get(name).load_text(place), name, tower.width)
     return retriever.eval(), tower.float()

@@ -11,8 +11,17 @@ from cirray.training.config import LoopConfig, OptimizerConfig
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
-    """Two groups: matrices, which decay; vectors, scalars and norms (fewer than two dimensions), if `decay="all"`."""
+    """Two groups: matrices, which decay; vectors, scalars and norms (fewer than two dimensions), if `decay="all"`.
+
+    Raises:
+        ConfigError: when every weight is frozen.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ConfigError(
+            "Every weight of this model is frozen, so there is nothing to train. Of a dual encoder train the texts' "
+            "side (encoder.settings.train_text=true) or a head with weights (encoder.settings.fusion=combiner)."
+        )
     other = config.weight_decay if config.decay == "all" else 0.0
     return [
         {"params": [item for item in trained if item.ndim >= 2], "weight_decay": config.weight_decay},

@@ -62,7 +62,7 @@ def run_compare(run: CompareRun) -> Manifest:
     generated = [item for uri in run.triplets for item in TripletStore.open(uri).read()]
     content = ReportContent(
         rows=tuple(rows), dataset=dataset, title=run.title, seed=run.seed,
-        histories={name: read_history(uri) for name, uri in run.checkpoints.items()},
+        histories={name: curve for name, uri in run.checkpoints.items() if (curve := read_history(uri))},
         samples=draw_samples(generated, run.samples, run.seed, run.judge) if generated else (),
         facts=dict(stage.inputs),
     )  # fmt: skip

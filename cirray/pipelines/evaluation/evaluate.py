@@ -130,17 +130,18 @@ def _histories(run: EvaluateRun) -> dict[str, list[dict[str, float]]]:
     """Training curves by the last part of their artifact's name (or all of it, if that is taken)."""
     found = {}
     for uri in dict.fromkeys((*run.histories, run.checkpoint)):
-        path = storage.join(uri, HISTORY)
-        if storage.exists(path):
+        if rows := read_history(uri):
             name = storage.without_query(uri).rstrip("/").rpartition("/")[2]
-            found[uri if name in found else name] = read_history(uri)
+            found[uri if name in found else name] = rows
         elif uri in run.histories:
             raise ArtifactError(f"{uri!r} holds no {HISTORY}; leave it out of `histories`.")
     return found
 
 
 def read_history(uri: str) -> list[dict[str, float]]:
-    """Rows of an artifact's `history.jsonl`, in step order."""
+    """Rows of an artifact's `history.jsonl`, in step order; none of a checkpoint that was not trained here."""
+    if not storage.exists(storage.join(uri, HISTORY)):
+        return []
     lines = storage.read_bytes(storage.join(uri, HISTORY)).decode().splitlines()
     return [json.loads(line) for line in lines if line.strip()]
 
