@@ -165,7 +165,7 @@ def _lines(title: str, pace: Pace, every_s: float) -> Iterator[Advance]:
         nonlocal last
         first = not earlier and pace.done == pace.earlier
         pace.move(amount, earlier)
-        if time.monotonic() - last >= (min(_SLOW_S, every_s) if first else every_s):
+        if pace.done != pace.total and time.monotonic() - last >= (min(_SLOW_S, every_s) if first else every_s):
             last = time.monotonic()
             logger.info(pace.line(title, note))
 

@@ -36,6 +36,7 @@ _SINCE = ("transform.resize", "transform.resample", "transform.odd_margin")
 ON_PURPOSE: dict[str, tuple[str, ...]] = {
     "clip": _SINCE,  # fields of later towers, at what images were prepared like before
     "towers": _SINCE,
+    "index": ("shard",),  # smaller parts, so that the bar moves on a few hundred pictures
     "embed-c": ("data.preset",),  # embedding reads images: no text, no protocol
     "embed-fashioniq": ("data.preset", "data.fashioniq.train_captions"),
     # eight GPUs have one overlay for both modes; `alignment: none` leaves the first stage out in this one

@@ -73,7 +73,7 @@ class IndexRun(Run):
     """Limits on images."""
     batch: Effort[int] = Field(64, ge=1)
     """Images in one pass through the models."""
-    shard: int = Field(1024, ge=1)
+    shard: int = Field(256, ge=1)
     """Images per part. A killed run repeats only the parts that it did not finish."""
     pool: Effort[PoolConfig | None] = None
     """Ray actors that encode parts; null encodes in this process, which is quicker for some thousands of images."""
