@@ -21,6 +21,12 @@ from cirray.pipelines.study.graph import Graph
 from cirray.pipelines.study.run import study_nodes
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    """A finished demo below the user's home has a say in what is left to do."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
 def stages(*words):
     run = load_config(StudyRun, verb("quickstart").own_file(), words)
     return {node.name: node for node in study_nodes(run, find)}
