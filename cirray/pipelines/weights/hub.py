@@ -9,16 +9,12 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from cirray.core.artifacts import Manifest
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.log import get_logger
+from cirray.models.sources.hub import is_repository
 from cirray.pipelines.weights.config import ExportRun
 
 _LOGGER = get_logger("pipelines.hub")
 _HERE_ALONE = ["manifest.json", "stage.json"]
 """Files that name places of this machine."""
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text is of the form OWNER/NAME."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
 
 
 def check_id(text: str) -> None:
@@ -27,7 +23,7 @@ def check_id(text: str) -> None:
     Raises:
         ConfigError: naming it.
     """
-    if not is_hub_id(text):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
         raise ConfigError(f"push={text!r} is no hub id; write OWNER/NAME, e.g. my-name/my-retriever.")
 
 
@@ -41,7 +37,7 @@ def card_metadata(run: ExportRun, kind: str, source: Manifest, reports: Iterable
         reports: evaluations with figures.
     """
     opened = str(source.config.get("source", ""))
-    bases = run.base_models or ((opened,) if is_hub_id(opened) else ())
+    bases = run.base_models or ((opened,) if is_repository(opened) else ())
     data = ModelCardData(
         library_name="cirray", license=run.license, tags=["composed-image-retrieval", "cirray", kind],
         base_model=list(bases) or None, datasets=list(run.datasets) or None, model_name=run.name,

@@ -24,6 +24,7 @@ from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
 from cirray.pipelines.weights.config import ExportRun
 from cirray.pipelines.weights.export import run_export
+from cirray.pipelines.weights.hub import card_metadata
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TINY = runpy.run_path(str(FIXTURES / "tiny_training.py"))
@@ -160,3 +161,12 @@ def test_an_export_is_pushed_with_a_card_that_the_hub_reads(home, tmp_path, monk
     assert cirray.load(str(tmp_path / "hub/me/mine")).digest == cirray.load(str(home / "qformer")).digest
     with pytest.raises(ConfigError, match="push='mine' is no hub id"):
         run_export(ExportRun(**fields, push="mine"))
+
+
+def test_the_base_model_of_opened_weights_is_a_hub_id_and_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips" / "mine").mkdir(parents=True)
+    for source, bases in (("owner/name", ["owner/name"]), ("clips/mine", None)):
+        made = SimpleNamespace(config={"source": source})
+        told = yaml.safe_load(card_metadata(ExportRun(out="x"), "retriever", made, []))
+        assert told.get("base_model") == bases
