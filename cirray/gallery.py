@@ -35,7 +35,7 @@ class Model(ImageTextEncoder):
     def index(self, images: str | Path, out: str = "", **fields: Any) -> "Gallery":
         """Embed a folder of pictures, with a progress bar, and open it as a gallery.
 
-        The same folder again is found finished; new and changed pictures alone are embedded.
+        The same folder again is found finished. One whose pictures have changed needs another `out`.
 
         Args:
             images: the folder.
