@@ -48,8 +48,13 @@ class Result:
             raise DataError(f"The index keeps no picture of {self.id!r}. Build it with thumbnail_size above 0.")
         return Image.open(io.BytesIO(self.picture))
 
+    @property
+    def caption(self) -> str:
+        """Id and score as HTML."""
+        return f"{html.escape(self.id)} · {self.score:.3f}"
+
     def _repr_html_(self) -> str:
-        return _cell(self.picture, f"{html.escape(self.id)} · {self.score:.3f}")
+        return _cell(self.picture, self.caption)
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,7 @@ class Results(Sequence[Result]):
     def _repr_html_(self) -> str:
         asked = html.escape(f"“{self.text}”") if self.text else "like this"
         query = _cell(self.reference, asked) if self.reference else f"<p style='{_CELL}'><b>{asked}</b></p>"
-        cells = (
-            _cell(row.picture, f"{place}. {html.escape(row.id)} · {row.score:.3f}")
-            for place, row in enumerate(self.rows, 1)
-        )
+        cells = (_cell(row.picture, f"{place}. {row.caption}") for place, row in enumerate(self.rows, 1))
         return (
             f"<div style='{_STRIP}'>{query}<b aria-hidden='true' style='align-self:center'>→</b>{''.join(cells)}</div>"
         )
@@ -91,8 +93,7 @@ class Results(Sequence[Result]):
         """A self-contained page: the query on top, the answers below, best first."""
         title = html.escape(f"“{self.text}”" if self.text else "Pictures like this one")
         cards = (
-            f"<figure>{_image(row.picture)}<figcaption>{place}. {html.escape(row.id)} · {row.score:.3f}</figcaption>"
-            "</figure>"
+            f"<figure>{_image(row.picture)}<figcaption>{place}. {row.caption}</figcaption></figure>"
             for place, row in enumerate(self.rows, 1)
         )
         query = f'<figure style="width:180px">{_image(self.reference)}</figure>' if self.reference else ""

@@ -249,6 +249,29 @@ def _safetensors(path: Path) -> Iterator[Any]:
         ) from None
 
 
+def check_fit(
+    source: str, wanted: Mapping[str, Any], found: Mapping[str, Any], known: Collection[str] | None = None
+) -> None:
+    """Refuse weights that do not fill a network exactly.
+
+    Args:
+        source: place of the file, for the sentence.
+        wanted: the network's tensors that must be filled.
+        found: the file's tensors.
+        known: names that a file may hold; None: those wanted.
+
+    Raises:
+        ArtifactError: naming tensors that are missing, left over, or of another shape.
+    """
+    missing, left = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted if known is None else known))
+    odd = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+    if missing or left or odd:
+        raise ArtifactError(
+            f"The weights of {source!r} do not fit its architecture: missing {listed(missing, 3) or 'none'}; left over "
+            f"{listed(left, 3) or 'none'}; of another shape {listed(odd, 3) or 'none'}. Give the weights of this model."
+        )
+
+
 def listed(names: Iterable[str], shown: int = 5) -> str:
     """The first names, and the number of the others."""
     every = sorted(names)

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from cirray.core.errors import ArtifactError
+from cirray.data.config import TransformConfig
 from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, read_json, unreadable
 from cirray.models.sources.kinds import model_type
@@ -129,10 +130,19 @@ def load_hf_clip_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
         ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
     model = read_part(CLIPVisionModelWithProjection, source, dtype, "CLIP", "vision tower")
-    side = int(model.config.image_size)
+    return HfClipTower(model, transform_of(source, model.config), tokens_of(source))
+
+
+def transform_of(source: str, settings: Any) -> TransformConfig:
+    """How a dual encoder's folder prepares images, checked against its vision model's configuration.
+
+    Raises:
+        ArtifactError: when its images have another size than its position table.
+    """
+    side = int(settings.image_size)
     transform = read_transform(source, side)
-    check_size(source, transform, side, int(model.config.patch_size))
-    return HfClipTower(model, transform, tokens_of(source))
+    check_size(source, transform, side, int(settings.patch_size))
+    return transform
 
 
 def fits(source: str) -> bool:

@@ -17,8 +17,8 @@ from cirray.models.sources.kinds import model_type
 from cirray.models.text import TextBatch, encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import MARK, ClipTower
-from cirray.models.towers.hf_clip import HfClipText, fields_of, read_part, tokens_of
-from cirray.models.towers.preprocessors import PREPROCESSOR, check_size, read_transform
+from cirray.models.towers.hf_clip import HfClipText, fields_of, read_part, tokens_of, transform_of
+from cirray.models.towers.preprocessors import PREPROCESSOR
 
 NAME = "hf_siglip"
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
@@ -103,10 +103,7 @@ def load_tower(source: str, dtype: torch.dtype | None) -> HfSiglipTower:
         ArtifactError: when nothing readable is there, or its images have another size than its position table.
     """
     model = read_part(SiglipVisionModel, source, dtype, "SigLIP", "vision tower")
-    side = int(model.config.image_size)
-    transform = read_transform(source, side)
-    check_size(source, transform, side, int(model.config.patch_size))
-    return HfSiglipTower(model, transform, tokens_of(source))
+    return HfSiglipTower(model, transform_of(source, model.config), tokens_of(source))
 
 
 def fits(source: str) -> bool:

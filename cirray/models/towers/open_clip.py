@@ -14,7 +14,7 @@ from torch import nn
 from cirray.core.contents import spoken
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import TransformConfig
-from cirray.models.sources.files import READ_ERRORS, check_floats, listed, read_json, unreadable
+from cirray.models.sources.files import READ_ERRORS, check_fit, check_floats, read_json, unreadable
 from cirray.models.sources.open_clip_files import CONFIG, WEIGHTS, OpenClipFiles, is_open_clip, read_open_clip
 from cirray.models.sources.state_dicts import stripped
 from cirray.models.text import TextBatch
@@ -166,13 +166,7 @@ def _load(source: str, visual_only: bool = False) -> tuple[Any, OpenClipFiles]:
     wanted = {
         name: value for name, value in model.state_dict().items() if not visual_only or name.startswith("visual.")
     }
-    missing, left = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(model.state_dict()))
-    odd = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
-    if missing or left or odd:
-        raise ArtifactError(
-            f"The weights of {source!r} do not fit its architecture: missing {listed(missing, 3) or 'none'}; left over "
-            f"{listed(left, 3) or 'none'}; of another shape {listed(odd, 3) or 'none'}. Give the weights of this model."
-        )
+    check_fit(source, wanted, tensors, model.state_dict().keys())
     model.load_state_dict(tensors, strict=False)
     return model.eval(), files
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from cirray.core.contents import spoken
 from cirray.core.errors import ArtifactError, unknown_name
 from cirray.data.config import TransformConfig
-from cirray.models.sources.files import CONFIG, SINGLE, listed, open_weights
+from cirray.models.sources.files import CONFIG, SINGLE, check_fit, open_weights
 from cirray.models.sources.kinds import settings_of
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.image_encoder import ImageEncoderTower, read_as_tokens
@@ -160,13 +160,7 @@ def _built(source: str, settings: Mapping[str, Any]) -> Any:
 def _fill(source: str, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     wanted = {name: value for name, value in model.state_dict().items() if not name.endswith(_COUNTER)}
     used = {name: value for name, value in tensors.items() if name.partition(".")[0] not in _BEHIND}
-    missing, left = sorted(set(wanted) - set(used)), sorted(set(used) - set(wanted))
-    odd = [name for name in wanted if name in used and used[name].shape != wanted[name].shape]
-    if missing or left or odd:
-        raise ArtifactError(
-            f"The weights of {source!r} do not fit its architecture: missing {listed(missing, 3) or 'none'}; left over "
-            f"{listed(left, 3) or 'none'}; of another shape {listed(odd, 3) or 'none'}. Give the weights of this model."
-        )
+    check_fit(source, wanted, used)
     model.load_state_dict(used, strict=False)
 
 
