@@ -6,6 +6,7 @@ asked for until the k-th candidate's score is above the last hit by more than fl
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,48 +15,74 @@ import numpy as np
 
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.index.config import INDEXES, FaissConfig
-from cirray.index.exact import named, scan
+from cirray.index.exact import scan
 from cirray.index.faiss_library import faiss_library, is_there
-from cirray.index.protocol import Answers, Backend, VectorIndex, checked_queries
+from cirray.index.faiss_selection import Search, selecting
+from cirray.index.protocol import Backend, Found, RowIndex, VectorIndex
 from cirray.index.similarity import best_rows, pooled, rounding_margin, token_scores
 
 FILE = "index.faiss"
-Found = tuple[np.ndarray, np.ndarray]
+SCANNED_VECTORS = 20_000
+"""Up to so many allowed vectors are scanned, which is exact in every kind of index and quicker than asking it."""
 _ADD_VECTORS = 65_536
 _CPLUSPLUS = re.compile(r"^Error in .*? at \S+:\d+: (Error: )?")
 _WIDEN = 4
 
 
-class FaissTokenIndex:
+class FaissRows(RowIndex):
+    """What both strategies do about rows that may be answered: a few are scanned, of many FAISS is told by a bitmap."""
+
+    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: FaissConfig) -> None:
+        """Wrap a FAISS index over `tokens_NQD`; `ids` ascending."""
+        super().__init__(ids, tokens_NQD)
+        self._index, self._config = index, config
+
+    def _found(self, queries_BD: np.ndarray, k: int, rows: np.ndarray | None) -> Sequence[Found]:
+        if rows is None:
+            return self._asked(queries_BD, k, self._index.search, None)
+        if len(rows) * self._tokens_NQD.shape[1] <= SCANNED_VECTORS:
+            return scan(queries_BD, self._tokens_NQD, k, rows)
+        try:
+            found = list(self._asked(queries_BD, k, selecting(self._index, rows, len(self._ids)), rows))
+        except RuntimeError:  # a kind of FAISS index that takes no selection
+            return scan(queries_BD, self._tokens_NQD, k, rows)
+        short = [place for place, (best, _) in enumerate(found) if len(best) < min(k, len(rows))]
+        if short:
+            for place, exact in zip(short, scan(queries_BD[short], self._tokens_NQD, k, rows), strict=True):
+                found[place] = exact
+        return found
+
+    @abstractmethod
+    def _asked(self, queries_BD: np.ndarray, k: int, search: Search, rows: np.ndarray | None) -> Sequence[Found]:
+        """Best (rows, scores) of each query by a FAISS search that sees the images of some rows; None: all."""
+
+    def _seen(self, rows: np.ndarray | None) -> int:
+        return len(self._ids) if rows is None else len(rows)
+
+
+class FaissTokenIndex(FaissRows):
     """Every token vector in one FAISS index, hits grouped by image (`strategy: exact_tokens`)."""
 
     def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: FaissConfig) -> None:
         """Wrap a FAISS index over the N*Q rows of `tokens_NQD`; `ids` ascending."""
-        self._ids, self._tokens_NQD, self._index, self._config = tuple(ids), tokens_NQD, index, config
+        super().__init__(ids, tokens_NQD, index, config)
         self._certain = config.factory == "Flat"
         self._largest_norm = largest_norm(tokens_NQD) if self._certain else 0.0
 
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The caller's ids, ascending."""
-        return self._ids
-
-    def search(self, queries_BD: np.ndarray, k: int) -> Answers:
-        """The k best images of each query; see `VectorIndex.search`."""
-        queries_BD = checked_queries(queries_BD, self._tokens_NQD.shape[2], k)
-        answers = min(k, len(self._ids))
+    def _asked(self, queries_BD: np.ndarray, k: int, search: Search, rows: np.ndarray | None) -> Sequence[Found]:
+        answers, vectors = min(k, self._seen(rows)), self._seen(rows) * self._tokens_NQD.shape[1]
         found: dict[int, Found] = {}
         waiting, hits = list(range(len(queries_BD))), answers * self._config.oversample
-        while len(waiting) and hits * _WIDEN <= self._index.ntotal:
-            scores_BH, vectors_BH = self._index.search(queries_BD[waiting], hits)
+        while len(waiting) and hits * _WIDEN <= vectors:
+            scores_BH, vectors_BH = search(queries_BD[waiting], hits)
             for number, scores_H, vectors_H in zip(waiting, scores_BH, vectors_BH, strict=True):
                 result = self._grouped(queries_BD[number], scores_H, vectors_H, answers)
                 if result is not None:
                     found[number] = result
             waiting, hits = [number for number in waiting if number not in found], hits * _WIDEN
         if waiting:
-            found.update(zip(waiting, scan(queries_BD[waiting], self._tokens_NQD, k), strict=True))
-        return named(self._ids, [found[number] for number in range(len(queries_BD))], k)
+            found.update(zip(waiting, scan(queries_BD[waiting], self._tokens_NQD, k, rows), strict=True))
+        return [found[number] for number in range(len(queries_BD))]
 
     def _grouped(self, query_D: np.ndarray, scores_H: np.ndarray, vectors_H: np.ndarray, k: int) -> Found | None:
         """Best images among the hits, or None when another image might belong to them.
@@ -74,28 +101,16 @@ class FaissTokenIndex:
         return None if self._certain and found[1][-1] <= scores_H[-1] + margin else found
 
 
-class PooledRerankIndex:
+class PooledRerankIndex(FaissRows):
     """One pooled vector an image finds candidates, their tokens rank them (`strategy: pooled_rerank`)."""
 
-    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray, index: Any, config: FaissConfig) -> None:
-        """Wrap a FAISS index over the N pooled vectors; `ids` ascending."""
-        self._ids, self._tokens_NQD, self._index, self._config = tuple(ids), tokens_NQD, index, config
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The caller's ids, ascending."""
-        return self._ids
-
-    def search(self, queries_BD: np.ndarray, k: int) -> Answers:
-        """The k best of each query's candidates; see `VectorIndex.search`."""
-        queries_BD = checked_queries(queries_BD, self._tokens_NQD.shape[2], k)
-        candidates = min(k * self._config.oversample, len(self._ids))
-        _, rows_BC = self._index.search(queries_BD, candidates)
+    def _asked(self, queries_BD: np.ndarray, k: int, search: Search, rows: np.ndarray | None) -> Sequence[Found]:
+        _, rows_BC = search(queries_BD, min(k * self._config.oversample, self._seen(rows)))
         found = []
         for query_D, rows_C in zip(queries_BD, rows_BC, strict=True):
-            rows = np.sort(rows_C[rows_C >= 0])
-            found.append(best_rows(token_scores(query_D, self._tokens_NQD[rows]), rows, k))
-        return named(self._ids, found, k)
+            candidates = np.sort(rows_C[rows_C >= 0])
+            found.append(best_rows(token_scores(query_D, self._tokens_NQD[candidates]), candidates, k))
+        return found
 
 
 @INDEXES.register("faiss")

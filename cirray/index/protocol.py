@@ -1,7 +1,7 @@
 """What every index answers. Shapes: B queries, N images, Q tokens an image, D width, K answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -13,7 +13,12 @@ from cirray.core.errors import DataError
 SettingsT = TypeVar("SettingsT", bound=Config)
 
 Answers = tuple[list[tuple[str, ...]], np.ndarray]
-"""For every query its ids, best first, and the scores [B, K] (float32), K = min(k, N)."""
+"""For every query its ids, best first, and the scores [B, K] (float32), K = min(k, N), padded with -inf where a query
+has fewer answers."""
+Allowed = np.ndarray | Sequence[np.ndarray | None] | None
+"""Rows that may be answered: one mask [N] (bool) for all queries, or one a query, None where every row may be."""
+Found = tuple[np.ndarray, np.ndarray]
+"""One query's rows, best first, and their scores."""
 
 
 class VectorIndex(Protocol):
@@ -23,12 +28,40 @@ class VectorIndex(Protocol):
     def ids(self) -> tuple[str, ...]:
         """The caller's ids, ascending."""
 
-    def search(self, queries_BD: np.ndarray, k: int) -> Answers:
-        """The k images with the highest similarity to each query.
+    def search(self, queries_BD: np.ndarray, k: int, allowed: Allowed = None) -> Answers:
+        """The k images with the highest similarity to each query, among the rows that are allowed.
+
+        The rows are chosen before the search, not after it: k answers are found wherever k rows are allowed.
 
         Raises:
-            DataError: for queries of another width or with values that are not finite, or k < 1.
+            DataError: for queries of another width or with values that are not finite, k < 1, or masks that do not fit.
         """
+
+
+class RowIndex(ABC):
+    """What the searches over rows of vectors share: the ids, the checks, and one pass for each different mask."""
+
+    def __init__(self, ids: Sequence[str], tokens_NQD: np.ndarray) -> None:
+        """Hold (not copy) the vectors; `ids` ascending, one per row of `tokens_NQD`."""
+        self._ids, self._tokens_NQD = tuple(ids), tokens_NQD
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The caller's ids, ascending."""
+        return self._ids
+
+    def search(self, queries_BD: np.ndarray, k: int, allowed: Allowed = None) -> Answers:
+        """See `VectorIndex.search`."""
+        queries_BD = checked_queries(queries_BD, self._tokens_NQD.shape[2], k)
+        found: dict[int, Found] = {}
+        for mask_N, places in _by_mask(allowed, len(queries_BD), len(self._ids)):
+            rows = None if mask_N is None or mask_N.all() else np.flatnonzero(mask_N)
+            found |= zip(places, self._found(queries_BD[places], k, rows), strict=True)
+        return named(self._ids, [found[place] for place in range(len(queries_BD))], k)
+
+    @abstractmethod
+    def _found(self, queries_BD: np.ndarray, k: int, rows: np.ndarray | None) -> Sequence[Found]:
+        """Best (rows, scores) of each query among some rows, ascending and not all of them; None: among all."""
 
 
 class Backend(ABC, Generic[SettingsT]):
@@ -82,3 +115,29 @@ def checked_queries(queries_BD: np.ndarray, width: int, k: int) -> np.ndarray:
     if k < 1:
         raise DataError(f"k is {k}; at least 1 answer must be asked for.")
     return queries_BD
+
+
+def named(ids: Sequence[str], found: Sequence[Found], k: int) -> Answers:
+    """Turn rows into the caller's ids; scores are padded with -inf where fewer than k were found."""
+    answers = min(k, len(ids))
+    scores_BK = np.full((len(found), answers), -np.inf, dtype=np.float32)
+    for line, (_, scores) in zip(scores_BK, found, strict=True):
+        line[: len(scores)] = scores[:answers]
+    return [tuple(ids[row] for row in rows[:answers]) for rows, _ in found], scores_BK
+
+
+def _by_mask(allowed: Allowed, queries: int, count: int) -> Iterator[tuple[np.ndarray | None, list[int]]]:
+    """Every different mask and the places of its queries; the same object is one mask."""
+    masks: list[np.ndarray | None]
+    if allowed is None or (isinstance(allowed, np.ndarray) and allowed.ndim == 1):
+        masks = [allowed] * queries
+    else:
+        masks = list(allowed)
+    if len(masks) != queries:
+        raise DataError(f"{len(masks)} masks of allowed rows were given for {queries} queries; give one a query.")
+    places: dict[int, list[int]] = {}
+    for place, mask_N in enumerate(masks):
+        if mask_N is not None and (mask_N.shape != (count,) or mask_N.dtype != bool):
+            raise DataError(f"A mask of allowed rows is {mask_N.dtype}{list(mask_N.shape)}; give bool[{count}].")
+        places.setdefault(id(mask_N), []).append(place)
+    return ((masks[group[0]], group) for group in places.values())

@@ -1,38 +1,11 @@
 import numpy as np
 import pytest
+from small_index import build, gallery, naive, queries
 
 from cirray.core.errors import ConfigError, DataError
 from cirray.index.config import FaissConfig
 from cirray.index.exact import ExactIndex
-from cirray.index.faiss_index import FaissTokenIndex, build_faiss, over
-
-
-def gallery(count=60, tokens=5, width=16, seed=0):
-    rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(count, tokens, width)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    return [f"img-{row:04d}" for row in range(count)], vectors.astype(np.float16)
-
-
-def queries(count=7, width=16, seed=1):
-    vectors = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def build(kind, ids, tokens, **fields):
-    if kind == "exact":
-        return ExactIndex(ids, tokens)
-    config = FaissConfig(strategy={"tokens": "exact_tokens", "pooled": "pooled_rerank"}[kind], **fields)
-    return over(ids, tokens, build_faiss(tokens, config), config)
-
-
-def naive(ids, tokens, query, k):
-    """Written from the definition: max over tokens of the inner product, ties by id."""
-    scores = [
-        max(float(np.dot(query.astype(np.float64), token.astype(np.float64))) for token in image) for image in tokens
-    ]
-    order = sorted(range(len(ids)), key=lambda row: (-np.float32(scores[row]), ids[row]))[:k]
-    return tuple(ids[row] for row in order), [np.float32(scores[row]) for row in order]
+from cirray.index.faiss_index import FaissTokenIndex, build_faiss
 
 
 @pytest.mark.parametrize("kind", ["exact", "tokens", "pooled"])
