@@ -30,7 +30,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)
-	$(call install,train)
+	$(call install,train$(comma)gallery)
 	touch $@
 
 $(TEST_STAMP): $(BIN)/python pyproject.toml $(CONSTRAINTS)

@@ -111,7 +111,7 @@ class Gallery:
         """An id of the gallery, or a picture."""
         if not isinstance(image, str):
             return None, image
-        if image in self.engine.gallery.rows:
+        if image in self.engine.gallery:
             return image, None
         if not Path(image).expanduser().is_file():
             raise DataError(

@@ -45,6 +45,10 @@ class ServingError(CirrayError):
     """A request or a deployment that cannot be served."""
 
 
+class StoreError(CirrayError):
+    """A store that cannot be written or read now: a full or read-only disk, an object store that is away."""
+
+
 class StageError(CirrayError):
     """One of several stages, told to stop."""
 

@@ -126,6 +126,10 @@ class FaissBackend(Backend[FaissConfig]):
         faiss_library().write_index(build_faiss(tokens_NQD, self.settings), str(folder / FILE))
         return [FILE]
 
+    def build(self, ids: Sequence[str], tokens_NQD: np.ndarray) -> VectorIndex:
+        """Train and fill a FAISS index."""
+        return over(ids, tokens_NQD, build_faiss(tokens_NQD, self.settings), self.settings)
+
     def open(self, folder: Path, ids: Sequence[str], tokens_NQD: np.ndarray) -> VectorIndex:
         """Read the FAISS index."""
         try:

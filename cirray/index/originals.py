@@ -9,11 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
+from typing import Protocol
 
 ORIGINALS = "originals.json"
 
 Original = tuple[str, str]
 """Name below the folder, and digest of the file's bytes; both empty where there is no such file."""
+
+
+class OriginalFiles(Protocol):
+    """Files that the pictures of a gallery were made of."""
+
+    def find(self, row: int) -> tuple[Path, str] | None:
+        """Path and digest of a row's file; None when it has none."""
 
 
 @dataclass(frozen=True)

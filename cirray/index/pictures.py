@@ -4,12 +4,23 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 PACK, OFFSETS, SIZES = "pictures.bin", "pictures.npy", "sizes.npy"
 _SIGNATURES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+
+
+class Pictures(Protocol):
+    """Encoded pictures (PNG or JPEG) of a gallery by row."""
+
+    def read(self, row: int) -> bytes:
+        """Encoded picture of one row, empty when there is none."""
+
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Width and height of one row's picture, so that a page can keep its place before it comes."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class PictureStore:
     """Width and height in pixels (uint16), 0 where there is no picture."""
 
     def read(self, row: int) -> bytes:
-        """Encoded picture of one row, empty when there is none."""
+        """See `Pictures`."""
         start, end = int(self.offsets[row]), int(self.offsets[row + 1])
         if start == end:
             return b""
@@ -32,7 +43,7 @@ class PictureStore:
             return stream.read(end - start)
 
     def size(self, row: int) -> tuple[int, int] | None:
-        """Width and height of one row's picture, so that a page can keep its place before it comes."""
+        """See `Pictures`."""
         width, height = (int(side) for side in self.sizes_N2[row])
         return (width, height) if width else None
 

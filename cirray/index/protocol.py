@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -54,7 +55,7 @@ class RowIndex(ABC):
         """See `VectorIndex.search`."""
         queries_BD = checked_queries(queries_BD, self._tokens_NQD.shape[2], k)
         found: dict[int, Found] = {}
-        for mask_N, places in _by_mask(allowed, len(queries_BD), len(self._ids)):
+        for mask_N, places in by_mask(allowed, len(queries_BD), len(self._ids)):
             rows = None if mask_N is None or mask_N.all() else np.flatnonzero(mask_N)
             found |= zip(places, self._found(queries_BD[places], k, rows), strict=True)
         return named(self._ids, [found[place] for place in range(len(queries_BD))], k)
@@ -85,6 +86,16 @@ class Backend(ABC, Generic[SettingsT]):
             ConfigError: for settings that do not fit the vectors.
         """
         return []
+
+    def build(self, ids: Sequence[str], tokens_NQD: np.ndarray) -> "VectorIndex":
+        """The search over vectors that are in memory, without files.
+
+        Raises:
+            ConfigError: for settings that do not fit the vectors.
+        """
+        with TemporaryDirectory() as folder:
+            self.write(Path(folder), tokens_NQD)
+            return self.open(Path(folder), ids, tokens_NQD)
 
     @abstractmethod
     def open(self, folder: Path, ids: Sequence[str], tokens_NQD: np.ndarray) -> VectorIndex:
@@ -126,7 +137,7 @@ def named(ids: Sequence[str], found: Sequence[Found], k: int) -> Answers:
     return [tuple(ids[row] for row in rows[:answers]) for rows, _ in found], scores_BK
 
 
-def _by_mask(allowed: Allowed, queries: int, count: int) -> Iterator[tuple[np.ndarray | None, list[int]]]:
+def by_mask(allowed: Allowed, queries: int, count: int) -> Iterator[tuple[np.ndarray | None, list[int]]]:
     """Every different mask and the places of its queries; the same object is one mask."""
     masks: list[np.ndarray | None]
     if allowed is None or (isinstance(allowed, np.ndarray) and allowed.ndim == 1):

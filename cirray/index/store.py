@@ -20,8 +20,8 @@ from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, damage_told
 from cirray.core.texts import is_whole
 from cirray.index.config import INDEXES, IndexBackend
-from cirray.index.originals import Original, Originals, open_originals, write_originals
-from cirray.index.pictures import PictureStore, open_pictures, write_pictures
+from cirray.index.originals import Original, OriginalFiles, open_originals, write_originals
+from cirray.index.pictures import Pictures, open_pictures, write_pictures
 from cirray.index.protocol import VectorIndex
 from cirray.index.texts import Texts, open_texts, write_texts
 
@@ -49,13 +49,13 @@ class GalleryIndex:
     search_index: VectorIndex
     meta: IndexMeta
     digest: str
-    pictures: PictureStore | None = None
+    pictures: Pictures | None = None
     patches_NPW: np.ndarray | None = None
     texts: Texts = field(default_factory=dict)
     """The data set's own texts by image id; pictures without a text are left out."""
     examples: tuple[tuple[str, str], ...] = ()
     """Queries (reference id, text) whose first answer was right when the index was made, the clearest first."""
-    originals: Originals | None = None
+    originals: OriginalFiles | None = None
     """The files that the pictures were made of."""
 
     @property
@@ -63,9 +63,14 @@ class GalleryIndex:
         """Gallery ids, ascending."""
         return self.search_index.ids
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._rows
+
     @cached_property
-    def rows(self) -> dict[str, int]:
-        """Row of every id."""
+    def _rows(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.ids)}
 
     def row(self, image_id: str) -> int:
@@ -74,11 +79,19 @@ class GalleryIndex:
         Raises:
             UnknownImageError: for an id that is not in the gallery.
         """
-        if image_id not in self.rows:
+        if image_id not in self:
             raise UnknownImageError(
                 f"The gallery has no image {image_id[:80]!r}. It holds {len(self.ids):,}; the first is {self.ids[0]!r}."
             )
-        return self.rows[image_id]
+        return self._rows[image_id]
+
+    def tag(self, image_id: str) -> str:
+        """Text that changes with the picture of an id.
+
+        Raises:
+            UnknownImageError: for an unknown id.
+        """
+        return f"{self.digest[:16]}-{self.row(image_id)}"
 
     def picture(self, image_id: str) -> bytes:
         """Encoded picture of one gallery image; empty when the index holds none.

@@ -56,10 +56,10 @@ def convincing(retriever: SearchEngine, queries: Sequence[Query], count: int = _
 
     Returns: At most `count`; none if no first answer is right.
     """
-    rows = retriever.gallery.rows
+    gallery = retriever.gallery
     first: dict[str, Query] = {}
     for query in queries:
-        if query.reference_id in rows and any(name in rows for name in query.target_ids):
+        if query.reference_id in gallery and any(name in gallery for name in query.target_ids):
             first.setdefault(query.reference_id, query)
     answered = _answered(retriever, list(first.values())[:_TRIED])
     right = [(query, scores) for query, names, scores in answered if names[0] in query.target_ids]

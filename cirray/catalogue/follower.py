@@ -1,0 +1,215 @@
+"""What keeps a process's copy of a gallery up to date: it reads what the table has gained, and builds new bases.
+
+The newest changes lie beside the base. Once there are many, a thread builds a base of everything; until it is there,
+searches go on with the old one. Changes that came meanwhile have higher numbers than the new base, and lie beside it.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cirray.catalogue.rows import Rows, joined, rows_of
+from cirray.catalogue.snapshot import Base, LiveGallery, PictureReader, View, empty_rows, gallery_of
+from cirray.catalogue.table import NUMBER, Catalogue
+from cirray.core.errors import ConfigError, StoreError
+from cirray.core.log import get_logger
+from cirray.index.config import INDEXES, IndexBackend
+from cirray.index.protocol import VectorIndex
+from cirray.index.store import IndexMeta
+
+_LOGGER = get_logger("catalogue.follower")
+_LEAST, _MOST, _SHARE = 4_096, 32_768, 10
+"""A new base is built for as many changes as a tenth of the old one, but not for fewer or more than these."""
+
+
+@dataclass(frozen=True)
+class _State:
+    base: Base
+    until: int
+    """The base holds every change with a smaller number."""
+    changes: pa.Table
+    """Rows of the table since then."""
+    seen: int
+    """Every row with a smaller number has been read."""
+    stays_N: np.ndarray
+
+
+class Follower:
+    """The current gallery of a table. `poll` moves it; `start` polls until `stop`."""
+
+    def __init__(
+        self, uri: str, meta: IndexMeta, shape: tuple[int, int], backend: IndexBackend, digest: str = "",
+        exact_kind: str = "", poll_s: float = 0.25,
+    ) -> None:  # fmt: skip
+        """Read the whole table and build its index.
+
+        Args:
+            uri: the gallery's place.
+            meta: what made its vectors.
+            shape: Q and D.
+            backend: the index of the base.
+            digest: names the gallery in answers.
+            exact_kind: backend of the newest changes, exact in its default settings; empty: the usual one.
+            poll_s: seconds between two looks at the table.
+
+        Raises:
+            ArtifactError: when there is no table.
+            StoreError: when it cannot be read.
+        """
+        self._meta, self._shape, self._digest, self._poll_s = meta, shape, digest, poll_s
+        self._backend, self._small = backend, IndexBackend(kind=exact_kind) if exact_kind else IndexBackend()
+        self._catalogue = Catalogue.open(uri)
+        self._reader = PictureReader(Catalogue.open(uri))
+        self._lock, self._wake, self._ended = threading.Lock(), threading.Event(), threading.Event()
+        self._builder = ThreadPoolExecutor(1, "cirray-index")
+        self._building: Future[_State] | None = None
+        self._thread: threading.Thread | None = None
+        self.failures = 0
+        """Polls in a row that the store refused."""
+        self.told: Callable[[LiveGallery], None] = lambda gallery: None
+        """Called with every new gallery."""
+        self._state = self._read_all()
+        self.gallery = self._shown()
+
+    def start(self) -> None:
+        """Follow the table in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="cirray-follower", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following."""
+        self._ended.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._builder.shutdown(cancel_futures=True)
+
+    def hurry(self) -> None:
+        """Look at the table at once: this process has written to it."""
+        self._wake.set()
+
+    def poll(self) -> LiveGallery:
+        """Take what the table has gained; returns the gallery of now.
+
+        Raises:
+            StoreError: when the store cannot be read; the gallery stays what it was.
+        """
+        with self._lock:
+            swapped = self._swap()
+            if self._catalogue.version != self._catalogue.refresh() or self.gallery.version != self._catalogue.version:
+                self._state = self._caught_up()
+                swapped = True
+            if swapped:
+                self.gallery = self._shown()
+                self.told(self.gallery)
+            self._rebuild_if_due()
+            return self.gallery
+
+    def settle(self) -> LiveGallery:
+        """Poll, and wait for a base that is being built."""
+        self.poll()
+        if self._building is not None:
+            self._building.exception()
+        return self.poll()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._wake.wait(self._poll_s)
+            self._wake.clear()
+            try:
+                self.poll()
+                self.failures = 0
+            except StoreError as error:
+                self._fail(str(error))
+            except Exception as error:  # noqa: BLE001 - a gallery that stays as it was is better than none
+                self._fail(f"the gallery is not caught up: {error!r}")
+
+    def _fail(self, sentence: str) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            _LOGGER.warning("%s Searches go on with what was read before.", sentence)
+
+    def _read_all(self) -> _State:
+        self._catalogue.refresh()
+        table = self._catalogue.since(0)
+        rows, _ = rows_of(table, self._shape)
+        seen = _next(table, 0)
+        return _State(Base(rows, self._index(rows)), seen, table.slice(0, 0), seen, np.ones(len(rows), bool))
+
+    def _caught_up(self) -> _State:
+        """The state with the table's new rows."""
+        state = self._state
+        fresh = self._catalogue.since(state.seen)
+        if pa.compute.max(fresh["purged"]).as_py() is not None and _purged(fresh) >= state.seen:
+            return self._read_all()
+        changes = pa.concat_tables([state.changes, fresh], promote_options="default")
+        stays = _without(state.base.rows, state.stays_N, fresh["id"].to_pylist())
+        return _State(state.base, state.until, changes, _next(fresh, state.seen), stays)
+
+    def _shown(self) -> LiveGallery:
+        state = self._state
+        newer, _ = rows_of(state.changes, self._shape) if len(state.changes) else (None, [])
+        rows = newer if newer is not None else empty_rows(state.base.rows, self._shape)
+        view = View(state.base, state.stays_N, Base(rows, _built(self._small, rows)))
+        return gallery_of(view, self._meta, self._digest, self._shape[1], self._catalogue.version, self._reader)
+
+    def _rebuild_if_due(self) -> None:
+        due = min(_MOST, max(_LEAST, len(self._state.base.rows) // _SHARE))
+        if self._building is None and len(self._state.changes) >= due:
+            self._building = self._builder.submit(self._rebuilt, self._state, self.gallery.view)
+
+    def _rebuilt(self, state: _State, view: View) -> _State:
+        """A state whose base holds all that the view shows."""
+        rows = joined(view.base.rows, view.kept_A, view.newer.rows)
+        return _State(Base(rows, self._index(rows)), state.seen, state.changes.slice(0, 0), state.seen, view.stays_N)
+
+    def _swap(self) -> bool:
+        """Take a base that has been built; whether there was one."""
+        if self._building is None or not self._building.done():
+            return False
+        done, self._building = self._building, None
+        if error := done.exception():
+            _LOGGER.warning("the new index was not built, the old one stays: %s", error)
+            return False
+        made = done.result()
+        if self._state.until > made.until:
+            return False  # everything was read again meanwhile
+        later = self._state.changes.filter(pa.compute.greater_equal(self._state.changes[NUMBER], made.until))
+        rows = made.base.rows
+        stays = _without(rows, np.ones(len(rows), bool), later["id"].to_pylist())
+        self._state = _State(made.base, made.until, later, self._state.seen, stays)
+        return True
+
+    def _index(self, rows: Rows) -> VectorIndex | None:
+        """The index of a base; the exact one for images that the backend cannot be trained on, such as too few."""
+        try:
+            return _built(self._backend, rows)
+        except ConfigError as error:
+            _LOGGER.warning("%s The gallery is searched exactly.", error)
+            return _built(self._small, rows)
+
+
+def _built(backend: IndexBackend, rows: Rows) -> VectorIndex | None:
+    if not len(rows):
+        return None
+    return INDEXES.get(backend.kind)(backend.settings).build(rows.ids, rows.tokens_NQD)
+
+
+def _next(table: pa.Table, before: int) -> int:
+    return max(before, int(pa.compute.max(table[NUMBER]).as_py()) + 1) if len(table) else before
+
+
+def _purged(table: pa.Table) -> int:
+    return int(pa.compute.max(table["purged"]).as_py())
+
+
+def _without(rows: Rows, stays_N: np.ndarray, ids: list[str]) -> np.ndarray:
+    """The mask without some ids."""
+    found = stays_N.copy()
+    at = [place for name in ids if (place := rows.places.get(name)) is not None]
+    found[at] = False
+    return found

@@ -1,0 +1,286 @@
+"""A living gallery as it was at one version: what a request sees from its beginning to its end.
+
+Most images lie in a base with an index of its own kind. What has changed since lies beside it: a small exact index of
+new images, and the places of the base that are replaced or gone. Outside, a row is the place of an id among all ids in
+ascending order, as in a frozen index.
+
+Shapes: B queries, N images, Q tokens an image, D width, K answers.
+"""
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+
+from cirray.catalogue.rows import Rows
+from cirray.catalogue.table import OWN, Catalogue
+from cirray.core.errors import StoreError
+from cirray.index.protocol import Allowed, Answers, VectorIndex, by_mask, checked_queries
+from cirray.index.store import GalleryIndex, IndexMeta, UnknownImageError
+
+_KEPT_PICTURES = 512
+_SPARE = 32
+
+
+@dataclass(frozen=True)
+class Base:
+    """Images with their index; never changed."""
+
+    rows: Rows
+    index: VectorIndex | None
+    """None for no image."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Which images there are: those of the base that stay, and the newer ones."""
+
+    base: Base
+    stays_N: np.ndarray
+    """Whether a place of the base is still valid (bool)."""
+    newer: Base
+
+    def __len__(self) -> int:
+        return len(self.kept_A) + len(self.newer.rows)
+
+    @cached_property
+    def kept_A(self) -> np.ndarray:
+        """Places of the base that stay."""
+        return np.flatnonzero(self.stays_N)
+
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the images that stay, and of the newer ones; together 0 to N - 1."""
+        before = np.concatenate([[0], np.cumsum(self.stays_N)])
+        ids = self.base.rows.ids
+        ranks = np.array([before[bisect_left(ids, name)] for name in self.newer.rows.ids], np.int64)
+        kept = np.arange(len(self.kept_A))
+        return kept + np.searchsorted(ranks, kept, "right"), ranks + np.arange(len(ranks))
+
+    def row(self, image_id: str) -> int | None:
+        """Row of an id; None where there is none."""
+        kept, newer = self.rows
+        place = self.newer.rows.places.get(image_id)
+        if place is not None:
+            return int(newer[place])
+        place = self.base.rows.places.get(image_id)
+        if place is None or not self.stays_N[place]:
+            return None
+        return int(kept[np.searchsorted(self.kept_A, place)])
+
+    def find(self, row: int) -> tuple[Rows, int]:
+        """Where a row lies: the rows of base or newer ones, and the place there."""
+        kept, newer = self.rows
+        place = int(np.searchsorted(newer, row))
+        if place < len(newer) and newer[place] == row:
+            return self.newer.rows, place
+        return self.base.rows, int(self.kept_A[np.searchsorted(kept, row)])
+
+    @cached_property
+    def order_N(self) -> np.ndarray:
+        """For every row its place in the base, or that of a newer image plus the size of the base."""
+        kept, newer = self.rows
+        order = np.empty(len(self), np.int64)
+        order[kept], order[newer] = self.kept_A, np.arange(len(newer)) + len(self.base.rows)
+        return order
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """All ids, ascending."""
+        kept, newer = self.rows
+        found = np.empty(len(self), object)
+        found[kept] = np.array(self.base.rows.ids, object)[self.kept_A]
+        found[newer] = self.newer.rows.ids
+        return tuple(found)
+
+
+class LiveIndex:
+    """The search of a view; see `VectorIndex`."""
+
+    def __init__(self, view: View, width: int) -> None:
+        """Search a view of vectors of that width."""
+        self._view, self._width = view, width
+        self._lost = len(view.stays_N) - len(view.kept_A)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids, ascending."""
+        return self._view.ids
+
+    def search(self, queries_BD: np.ndarray, k: int, allowed: Allowed = None) -> Answers:
+        """The k best images of each query; see `VectorIndex.search`."""
+        queries_BD = checked_queries(queries_BD, self._width, k)
+        answers = min(k, len(self._view))
+        found: list[list[tuple[float, str]]] = [[] for _ in queries_BD]
+        for mask_N, places in by_mask(allowed, len(queries_BD), len(self._view)):
+            for names, scores in self._parts(queries_BD[places], k, mask_N):
+                for place, some, values in zip(places, names, scores, strict=True):
+                    found[place] += [(-float(value), name) for name, value in zip(some, values, strict=False)]
+        scores_BK = np.full((len(found), answers), -np.inf, np.float32)
+        best = [sorted(items)[:answers] for items in found]
+        for line, items in zip(scores_BK, best, strict=True):
+            line[: len(items)] = [-value for value, _ in items]
+        return [tuple(name for _, name in items) for items in best], scores_BK
+
+    def _parts(self, queries_BD: np.ndarray, k: int, mask_N: np.ndarray | None) -> Iterator[Answers]:
+        """Answers of the base and of the newer images."""
+        base, newer = self._view.base.index, self._view.newer.index
+        if base is not None and len(self._view.kept_A):
+            if mask_N is None and self._lost:
+                yield self._spared(base, queries_BD, k)
+            else:
+                yield base.search(queries_BD, k, None if mask_N is None else self._of_base(mask_N))
+        if newer is not None:
+            yield newer.search(queries_BD, k, None if mask_N is None else mask_N[self._view.rows[1]])
+
+    def _spared(self, base: VectorIndex, queries_BD: np.ndarray, k: int) -> Answers:
+        """The k best that stay. A few more are asked for, and the lost ones left out, which is quicker than a mask;
+        where too few are left, the mask decides.
+        """
+        places, stays, most = self._view.base.rows.places, self._view.stays_N, min(k, len(self._view.kept_A))
+        names, scores_BK = base.search(queries_BD, k + min(_SPARE, self._lost))
+        kept = [[at for at, name in enumerate(some) if stays[places[name]]][:most] for some in names]
+        short = [number for number, items in enumerate(kept) if len(items) < most]
+        found = [tuple(some[at] for at in items) for some, items in zip(names, kept, strict=True)]
+        scores = np.full((len(found), most), -np.inf, np.float32)
+        for line, values, items in zip(scores, scores_BK, kept, strict=True):
+            line[: len(items)] = values[items]
+        if short:
+            again, scores_SK = base.search(queries_BD[short], k, stays)
+            for number, some in zip(short, again, strict=True):
+                found[number] = some
+            scores[short] = scores_SK[:, :most]
+        return found, scores
+
+    def _of_base(self, mask_N: np.ndarray) -> np.ndarray:
+        """A mask of rows as one of places in the base."""
+        found = np.zeros(len(self._view.base.rows), bool)
+        found[self._view.kept_A] = mask_N[self._view.rows[0]]
+        return found
+
+
+class LivePictures:
+    """Thumbnails, read from the table when they are asked for; the latest stay in memory."""
+
+    def __init__(self, view: View, reader: "PictureReader") -> None:
+        """Pictures of a view by one reader for all views."""
+        self._view, self._reader = view, reader
+
+    def read(self, row: int) -> bytes:
+        """Encoded picture of one row, empty when there is none."""
+        rows, place = self._view.find(row)
+        return self._reader(int(rows.numbers_N[place])) if rows.facts["width"][place].as_py() else b""
+
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Width and height of one row's picture."""
+        rows, place = self._view.find(row)
+        width, height = (rows.facts[name][place].as_py() for name in ("width", "height"))
+        return (width, height) if width else None
+
+
+class PictureReader:
+    """Reads pictures by the numbers of their rows. Any thread may ask."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        """Read from a table that nothing else uses."""
+        self._catalogue, self._lock = catalogue, Lock()
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+
+    def __call__(self, number: int) -> bytes:
+        """Encoded picture; empty where the row is no more.
+
+        Raises:
+            StoreError: when the store cannot be read.
+        """
+        with self._lock:
+            if number not in self._kept:
+                self._kept[number] = self._read(number)
+                if len(self._kept) > _KEPT_PICTURES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(number)
+            return self._kept[number]
+
+    def _read(self, number: int) -> bytes:
+        """Read at the version at hand, which is old enough to have lost its files or too old for a new row."""
+        try:
+            if picture := self._catalogue.picture(number):
+                return picture
+        except StoreError:
+            pass
+        self._catalogue.refresh()
+        return self._catalogue.picture(number)
+
+
+@dataclass(frozen=True)
+class LiveOriginals:
+    """The files that images were made of."""
+
+    view: View
+
+    def find(self, row: int) -> tuple[Path, str] | None:
+        """Path and digest of a row's file; None when it has none."""
+        rows, place = self.view.find(row)
+        origin, content = (rows.facts[name][place].as_py() for name in ("origin", "content"))
+        return (Path(origin), content) if origin and content else None
+
+
+@dataclass(frozen=True)
+class LiveGallery(GalleryIndex):
+    """A view with what a service asks of a gallery."""
+
+    view: View = field(kw_only=True)
+    version: int = field(kw_only=True)
+    """Version of the table that it shows."""
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __contains__(self, image_id: str) -> bool:
+        return self.view.row(image_id) is not None
+
+    def row(self, image_id: str) -> int:
+        """Row of one id.
+
+        Raises:
+            UnknownImageError: for an id that is not in the gallery.
+        """
+        row = self.view.row(image_id)
+        if row is None:
+            raise UnknownImageError(f"The gallery has no image {image_id[:80]!r}. It holds {len(self):,}.")
+        return row
+
+    def tag(self, image_id: str) -> str:
+        """Changes with the picture of an id: the number of its row."""
+        rows, place = self.view.find(self.row(image_id))
+        return f"{self.meta.encoder_digest[:8]}-{rows.numbers_N[place]}"
+
+    @cached_property
+    def metadata(self) -> pa.Table | None:
+        """Metadata columns, one row an image; None for a gallery without."""
+        one, other = (part.rows.facts for part in (self.view.base, self.view.newer))
+        names = [name for name in one.column_names if name.startswith(OWN)]
+        if not names:
+            return None
+        table = pa.concat_tables([one.select(names), other.select(names)]).take(pa.array(self.view.order_N))
+        return table.rename_columns([name.removeprefix(OWN) for name in names])
+
+
+def gallery_of(
+    view: View, meta: IndexMeta, digest: str, width: int, version: int, reader: PictureReader
+) -> LiveGallery:
+    """A view as a gallery."""
+    return LiveGallery(
+        LiveIndex(view, width), meta, f"{digest}-{version}", LivePictures(view, reader), originals=LiveOriginals(view),
+        view=view, version=version,
+    )  # fmt: skip
+
+
+def empty_rows(like: Rows, shape: Sequence[int]) -> Rows:
+    """No image, with the columns of others."""
+    return Rows([], np.empty((0, *shape), np.float16), np.empty(0, np.int64), like.facts.slice(0, 0))

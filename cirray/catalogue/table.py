@@ -1,0 +1,294 @@
+"""The table of a living gallery: a log of changes in Lance, through LanceDB.
+
+Every change is a row that is appended: an image (vector, thumbnail, origin, metadata), or the note that an id is gone.
+An append never conflicts with another one, so any number of writers may work at once. Lance numbers the rows when a
+commit becomes visible, and keeps the numbers when files are rewritten (stable row ids): the highest number of an id is
+its state, and whoever has read up to a number asks for the higher ones. A merge by key would not do: two writers that
+insert the same new id would both succeed.
+
+Compaction writes small files together and deletes rows that a later one has replaced. Before it deletes notes of gone
+ids it appends how far it will go (`purged`): a reader that has read less reads everything again.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cirray.catalogue.places import lance_place
+from cirray.core.errors import ArtifactError, DataError, StoreError, reason_of
+from cirray.core.extras import require
+from cirray.core.texts import is_whole
+
+NUMBER = "_rowid"
+OWN = "m_"
+"""Columns of metadata begin with it, so that no name clashes with those of the table."""
+MAX_ID = 1_024
+"""Most characters of an id."""
+_TABLE = "images"
+_STABLE = {"new_table_enable_stable_row_ids": "true"}
+_FACTS = ("content", "origin", "width", "height")
+_DELETED_AT_ONCE = 20_000
+_OLD = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One image as it is from now on, or, without vectors, the note that it is gone."""
+
+    id: str
+    tokens_QD: np.ndarray | None = None
+    picture: bytes = b""
+    """Encoded thumbnail; empty: none."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height of the thumbnail."""
+    content: str = ""
+    """Digest of the original picture's bytes."""
+    origin: str = ""
+    """Path of its file, where it has one."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Catalogue:
+    """A table of images that is written to and read by any number of processes. One object a thread."""
+
+    def __init__(self, table: Any, uri: str) -> None:
+        """Wrap an open table; see `create` and `open`."""
+        self._table, self.uri = table, uri
+        self._width = table.schema.field("vector").type.list_size
+
+    @classmethod
+    def create(cls, uri: str, shape: tuple[int, int], columns: Mapping[str, pa.DataType] | None = None) -> "Catalogue":
+        """Make an empty table in a folder or below a URI.
+
+        Args:
+            uri: the gallery's place.
+            shape: vectors of an image and their width (Q, D).
+            columns: metadata columns and their types.
+
+        Raises:
+            StoreError: when it cannot be written.
+        """
+        own = [(f"{OWN}{name}", kind) for name, kind in (columns or {}).items()]
+        schema = pa.schema([
+            ("id", pa.string()), ("gone", pa.bool_()), ("purged", pa.int64()), ("at", pa.int64()),
+            ("vector", pa.list_(pa.float16(), shape[0] * shape[1])), ("content", pa.string()),
+            ("origin", pa.string()), ("width", pa.uint16()), ("height", pa.uint16()), ("picture", pa.binary()), *own,
+        ])  # fmt: skip
+        with _told(uri, "written"):
+            table = _connected(uri).create_table(_TABLE, schema=schema)
+        return cls(table, uri)
+
+    @classmethod
+    def open(cls, uri: str) -> "Catalogue":
+        """Open the table of a gallery, at its newest version.
+
+        Raises:
+            ArtifactError: when there is none.
+            ConfigError: without LanceDB.
+            StoreError: when the store cannot be read.
+        """
+        connected = _connected(uri)
+        try:
+            return cls(connected.open_table(_TABLE), uri)
+        except (ValueError, FileNotFoundError):
+            raise ArtifactError(f"The gallery {uri!r} has no table of images. Make it again (cirray index).") from None
+        except (OSError, RuntimeError) as error:
+            raise _unread(uri, error, "read") from None
+
+    @property
+    def version(self) -> int:
+        """The version that is read; `refresh` moves it."""
+        return int(self._table.version)
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """Names and types of the metadata columns."""
+        found = ((item.name, item.type) for item in self._table.schema)
+        return {name.removeprefix(OWN): kind for name, kind in found if name.startswith(OWN)}
+
+    def refresh(self) -> int:
+        """Read the newest version from now on; returns it.
+
+        Raises:
+            StoreError: when the store cannot be read.
+        """
+        with _told(self.uri, "read"):
+            self._table.checkout_latest()
+            return self.version
+
+    def write(self, changes: Sequence[Change]) -> int:
+        """Append changes in one commit; returns when they are durable. Of two for one id the later one counts.
+
+        Returns:
+            Version of the table that shows them.
+
+        Raises:
+            DataError: an id, a vector or metadata that cannot be kept; nothing is written.
+            StoreError: the store refuses (full disk, read-only, away); nothing is written, or the whole group.
+        """
+        last = {change.id: change for change in changes}
+        table = self.as_table(list(last.values()))
+        with _told(self.uri, "written"):
+            return int(self._table.add(table).version)
+
+    def as_table(self, changes: Sequence[Change]) -> pa.Table:
+        """Changes as rows.
+
+        Raises:
+            DataError: naming the id whose change cannot be kept.
+        """
+        for change in changes:
+            _check(change, self._width)
+        vectors = [_flat(change, self._width) for change in changes]
+        values = pa.array(np.concatenate(vectors) if vectors else np.empty(0, np.float16))
+        gone = [change.tokens_QD is None for change in changes]
+        columns = {
+            "id": pa.array([change.id for change in changes], pa.string()), "gone": pa.array(gone, pa.bool_()),
+            "purged": pa.nulls(len(changes), pa.int64()), "at": pa.array([_now()] * len(changes), pa.int64()),
+            "vector": pa.FixedSizeListArray.from_arrays(values, self._width),
+            **{name: pa.array([getattr(change, name) for change in changes]) for name in ("content", "origin")},
+            "width": pa.array([change.size[0] for change in changes], pa.uint16()),
+            "height": pa.array([change.size[1] for change in changes], pa.uint16()),
+            "picture": pa.array([change.picture for change in changes], pa.binary()),
+            **self._own(changes),
+        }  # fmt: skip
+        return pa.table({name: columns[name] for name in self._table.schema.names})
+
+    def _own(self, changes: Sequence[Change]) -> dict[str, pa.Array]:
+        known = self.columns
+        for change in changes:
+            odd = next((name for name in change.metadata if name not in known), None)
+            if odd is not None:
+                raise DataError(
+                    f"{change.id[:80]!r}: this gallery has no metadata column {odd[:80]!r}. It has "
+                    f"{', '.join(sorted(known)) or 'none'}; columns are made when the gallery is made."
+                )
+        found = {}
+        for name, kind in known.items():
+            try:
+                found[f"{OWN}{name}"] = pa.array([change.metadata.get(name) for change in changes], kind)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError, OverflowError) as error:
+                raise DataError(f"The metadata column {name!r} holds {kind}: {reason_of(error)}.") from None
+        return found
+
+    def since(self, number: int) -> pa.Table:
+        """Rows with at least that number, without pictures; numbers are in `_rowid`, in no order.
+
+        Raises:
+            StoreError: when the store cannot be read.
+        """
+        names = ["id", "gone", "purged", "vector", *_FACTS, *(f"{OWN}{name}" for name in self.columns)]
+        with _told(self.uri, "read"):
+            query = self._table.search().select(names).with_row_id(True)
+            return (query.where(f"{NUMBER} >= {number}") if number else query).to_arrow()
+
+    def picture(self, number: int) -> bytes:
+        """Thumbnail of one row; empty when it has none, or has been replaced.
+
+        Raises:
+            StoreError: when the store cannot be read.
+        """
+        with _told(self.uri, "read"):
+            found = self._table.take_row_ids([number]).select(["picture"]).to_arrow()["picture"].to_pylist()
+        return found[0] or b"" if found else b""
+
+    def compact(self, keep_s: float = 60.0) -> int:
+        """Write small files together, and delete rows that were replaced or noted as gone.
+
+        Beside writers and readers; one that another process's compaction overtakes leaves the rest to it.
+
+        Args:
+            keep_s: leaves rows of the last so many seconds.
+
+        Returns:
+            Rows deleted.
+
+        Raises:
+            StoreError: when the store refuses.
+        """
+        self.refresh()
+        with _told(self.uri, "written"):
+            columns = ["id", "gone", "purged", "at"]
+            outdated, notes = _outdated(self._table.search().select(columns).with_row_id(True).to_arrow(), keep_s)
+            if notes:
+                self._table.add(self._mark(max(notes)))
+            drop = sorted({*outdated, *notes})
+            for start in range(0, len(drop), _DELETED_AT_ONCE):
+                some = ",".join(map(str, drop[start : start + _DELETED_AT_ONCE]))
+                self._table.delete(f"{NUMBER} in ({some})")
+            self._table.optimize(cleanup_older_than=_OLD)
+        return len(drop)
+
+    def _mark(self, number: int) -> pa.Table:
+        """The row that says up to which number notes of gone ids may have been deleted."""
+        row = self.as_table([Change("-")])
+        row = row.set_column(row.schema.get_field_index("id"), "id", pa.array([""]))
+        return row.set_column(row.schema.get_field_index("purged"), "purged", pa.array([number], pa.int64()))
+
+
+def _outdated(rows: pa.Table, keep_s: float) -> tuple[list[int], list[int]]:
+    """Numbers of rows that a later one has replaced, and of notes of gone ids; without those of the last seconds."""
+    numbers = rows[NUMBER].to_numpy()
+    order = np.argsort(numbers)
+    ids, gone, at = (rows[name].to_pylist() for name in ("id", "gone", "at"))
+    before = _now() - int(1000 * keep_s)
+    newest: dict[str, int] = {}
+    outdated = list[int]()
+    for place in order.tolist():
+        replaced = newest.get(ids[place])
+        newest[ids[place]] = place
+        if replaced is not None and at[place] <= before:
+            outdated.append(int(numbers[replaced]))
+    notes = [int(numbers[place]) for name, place in newest.items() if name and gone[place] and at[place] <= before]
+    return outdated, notes
+
+
+def _check(change: Change, width: int) -> None:
+    if not 0 < len(change.id) <= MAX_ID or not is_whole(change.id):
+        raise DataError(f"The id {change.id[:80]!r} cannot be kept: 1 to {MAX_ID:,} characters of UTF-8 are needed.")
+    if change.tokens_QD is None:
+        return
+    if change.tokens_QD.size != width:
+        raise DataError(
+            f"The vector of {change.id[:80]!r} has {change.tokens_QD.size:,} values; this gallery's have {width:,}."
+        )
+    if not np.isfinite(change.tokens_QD).all():
+        raise DataError(f"The vector of {change.id[:80]!r} holds values that are not finite (NaN or infinity).")
+
+
+def _flat(change: Change, width: int) -> np.ndarray:
+    if change.tokens_QD is None:
+        return np.zeros(width, np.float16)
+    return np.asarray(change.tokens_QD, np.float16).reshape(-1)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _connected(uri: str) -> Any:
+    require("lancedb", "gallery", "A gallery that is written to")
+    import lancedb
+
+    place, options = lance_place(uri)
+    with _told(uri, "read"):
+        return lancedb.connect(place, storage_options={**_STABLE, **options})
+
+
+@contextmanager
+def _told(uri: str, what: str) -> Iterator[None]:
+    """Errors of the store as one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        raise _unread(uri, error, what) from None
+
+
+def _unread(uri: str, error: BaseException, what: str) -> StoreError:
+    return StoreError(f"The gallery {uri!r} cannot be {what} now: {reason_of(error)}.")
