@@ -1,0 +1,87 @@
+"""Routes about the gallery: its images in pages, their pictures, and queries to try."""
+
+from functools import partial
+from typing import Annotated, Literal
+
+from fastapi import FastAPI, Query, Request
+from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.responses import Response
+
+from cirray.index.pictures import media_type
+from cirray.serving.config import ServeArgs
+from cirray.serving.previews import large_picture
+from cirray.serving.problems import NOT_FOUND, ProblemError
+from cirray.serving.routes import ServiceGetter, image_path, picture_fields, problem_doc
+from cirray.serving.schemas import ExampleQuery, Examples, GalleryItem, GalleryPage
+
+_MAX_PAGE = 500
+
+
+class _Anything(PathConvertor):
+    """The rest of a path, line breaks included (Starlette's own `path` ends at one)."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("anything", _Anything())
+
+
+def add_gallery(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
+    """Add `/v1/gallery`, `/v1/images` and `/v1/examples`."""
+    _add_pages(app, service)
+    _add_images(app, service, args)
+    _add_examples(app, service)
+
+
+def _add_pages(app: FastAPI, service: ServiceGetter) -> None:
+    @app.get("/v1/gallery", response_model=GalleryPage, responses={422: problem_doc("Limit or offset out of range.")})
+    async def gallery(
+        request: Request, limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 60, offset: Annotated[int, Query(ge=0)] = 0
+    ) -> GalleryPage:
+        """List gallery images in id order."""
+        current = service()
+        ids = current.retriever.gallery.ids
+        items = [
+            GalleryItem(id=name, **picture_fields(request, current, name)) for name in ids[offset : offset + limit]
+        ]
+        return GalleryPage(items=items, total=len(ids), offset=offset, limit=limit)
+
+
+def _add_images(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
+    documents = {
+        200: {"content": {"image/png": {}, "image/jpeg": {}}},
+        404: problem_doc("No such image."),
+        422: problem_doc("No such size."),
+    }
+
+    @app.get("/v1/images/{image_id:anything}", response_class=Response, responses=documents)  # type: ignore[arg-type]
+    async def image(request: Request, image_id: str, size: Literal["small", "large"] = "small") -> Response:
+        """Picture of one gallery image: `small` (the index's thumbnail) or `large` (from its file, where that is)."""
+        current = service()
+        held = current.retriever.gallery
+        tag = f'"{held.tag(image_id)}-{size}"'
+        headers = {"etag": tag, "cache-control": "private, max-age=300"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        if size == "large" and args.originals:
+            picture = await current.prepare(partial(large_picture, held, image_id, current.retriever.limits))
+        else:
+            picture = held.picture(image_id)
+        if not picture:
+            raise ProblemError(NOT_FOUND, f"The index keeps no picture of {image_id[:80]!r}.")
+        return Response(picture, media_type=media_type(picture), headers=headers)
+
+
+def _add_examples(app: FastAPI, service: ServiceGetter) -> None:
+    @app.get("/v1/examples", response_model=Examples, responses={404: problem_doc("The gallery has no such image.")})
+    async def examples(request: Request, gallery_id: str | None = None) -> Examples:
+        """Queries to try: some that are answered well, or the data set's own texts about one gallery image."""
+        current = service()
+        gallery = current.retriever.gallery
+        if gallery_id is not None:
+            gallery.row(gallery_id)
+        asked = gallery.examples if gallery_id is None else [(gallery_id, t) for t in gallery.texts.get(gallery_id, ())]
+        queries = [
+            ExampleQuery(gallery_id=name, text=text, image=image_path(request, current, name)) for name, text in asked
+        ]
+        return Examples(queries=queries)
