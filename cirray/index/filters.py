@@ -60,8 +60,15 @@ class _Token(NamedTuple):
         return self.text if self.kind == "sign" else ""
 
 
-def parse_filter(text: str, schema: pa.Schema) -> pc.Expression:
-    """The expression of a filter over the columns of a schema; it is true, false or null for a row.
+class Filter(NamedTuple):
+    """A filter that was read: its expression, which is true, false or null for a row, and the columns it needs."""
+
+    expression: pc.Expression
+    columns: frozenset[str]
+
+
+def parse_filter(text: str, schema: pa.Schema) -> Filter:
+    """A filter over the columns of a schema.
 
     Raises:
         DataError: for a filter that is too long or nested too deeply, that does not follow the grammar, that names an
@@ -71,17 +78,18 @@ def parse_filter(text: str, schema: pa.Schema) -> pc.Expression:
         raise DataError(f"The filter has {len(text):,} characters; at most {MAX_LENGTH:,} are accepted.")
     if not is_whole(text):
         raise DataError("The filter holds half of a surrogate pair, which is no text.")
-    return _Parser(_tokens(text), schema).filter()
+    parser = _Parser(_tokens(text), schema)
+    return Filter(parser.filter(), frozenset(parser.used))
 
 
-def mask_of(expression: pc.Expression, table: pa.Table) -> np.ndarray:
-    """Which rows pass a filter, as a mask [N] (bool); null is no.
+def mask_of(chosen: Filter, table: pa.Table) -> np.ndarray:
+    """Which rows of a table pass a filter, as a mask [N] (bool); null is no.
 
     Raises:
         DataError: when the columns' values cannot be compared so.
     """
     try:
-        found = ds.dataset(table).scanner(columns={"passes": expression}, use_threads=False).to_table()
+        found = ds.dataset(table).scanner(columns={"passes": chosen.expression}, use_threads=False).to_table()
     except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as error:
         raise DataError(f"The filter cannot be applied: {' '.join(str(error).split())[:160]}.") from None
     return pc.fill_null(found["passes"], False).to_numpy().astype(bool)
@@ -106,6 +114,7 @@ class _Parser:
 
     def __init__(self, tokens: list[_Token], schema: pa.Schema) -> None:
         self._tokens, self._schema, self._at, self._depth = tokens, schema, 0, 0
+        self.used: set[str] = set()
 
     def filter(self) -> pc.Expression:
         """The expression of all tokens."""
@@ -207,6 +216,7 @@ class _Parser:
         name = token.text.strip("`") if token.kind == "name" else token.text
         if name not in self._schema.names:
             raise DataError(unknown_name("column", name[:_SHOWN], self._schema.names))
+        self.used.add(name)
         return self._schema.field(name)
 
     def _list(self) -> list[Value]:

@@ -2,8 +2,8 @@
 
 Files: `tokens.npy` (fp16 [N, Q, D], memory-mapped), `ids.json` (ascending), `meta.json`, those of the backend
 (`index.faiss`), and optionally `patches.npy` (vision features of the gallery, fp16 [N, P, W]), the packed pictures, the
-names of their original files and the data set's own texts. The digest of every file's whole content is in the manifest
-and is checked before any of them is parsed: FAISS must never read a damaged file.
+names of their original files, the data set's own texts and `metadata.parquet`. The digest of every file's whole content
+is in the manifest and is checked before any of them is parsed: FAISS must never read a damaged file.
 """
 
 import hashlib
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, damage_told
 from cirray.core.texts import is_whole
 from cirray.index.config import INDEXES, IndexBackend
+from cirray.index.metadata import Columns, open_metadata, write_metadata
 from cirray.index.originals import Original, OriginalFiles, open_originals, write_originals
 from cirray.index.pictures import Pictures, open_pictures, write_pictures
 from cirray.index.protocol import VectorIndex
@@ -57,6 +59,18 @@ class GalleryIndex:
     """Queries (reference id, text) whose first answer was right when the index was made, the clearest first."""
     originals: OriginalFiles | None = None
     """The files that the pictures were made of."""
+    facts: pa.Table | None = None
+    """Metadata in row order, as the index was written; see `metadata`."""
+
+    @property
+    def metadata(self) -> pa.Table | None:
+        """Any columns about the images, in row order; None for a gallery without."""
+        return self.facts
+
+    @cached_property
+    def columns(self) -> Columns:
+        """What filters and facets see: the metadata, and the ids."""
+        return Columns(self.ids, self.metadata)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -105,7 +119,7 @@ class GalleryIndex:
 
 def write_index(
     folder: Path, ids: Sequence[str], meta: IndexMeta, backend: IndexBackend, pictures: Iterable[bytes] | None = None,
-    texts: Texts | None = None, originals: Sequence[Original] = (),
+    texts: Texts | None = None, originals: Sequence[Original] = (), metadata: pa.Table | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Finish an index in a folder that already holds `tokens.npy` (and perhaps `patches.npy`).
 
@@ -118,6 +132,7 @@ def write_index(
         texts: the data set's own texts by id, where it has some.
         originals: files of the pictures in row order, where there are some; the caller notes their folder in the
             manifest's `extra["originals"]`.
+        metadata: any columns in row order, where there are some.
 
     Returns:
         File name -> digest, for the manifest's `extra["files"]`.
@@ -133,7 +148,7 @@ def write_index(
     names += INDEXES.get(backend.kind)(backend.settings).write(folder, tokens_NQD)
     if pictures is not None:
         names += write_pictures(folder, pictures)
-    names += write_texts(folder, texts or {}) + write_originals(folder, originals)
+    names += write_texts(folder, texts or {}) + write_originals(folder, originals) + write_metadata(folder, metadata)
     description = {"meta": asdict(meta), "backend": backend.to_dict(), "shape": list(tokens_NQD.shape)}
     (folder / META).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
     return {name: whole_digest(folder / name) for name in sorted(names)}
@@ -181,7 +196,7 @@ def _opened(
     return GalleryIndex(
         backend.open(folder, ids, tokens_NQD), meta, manifest.digest, open_pictures(folder, names), patches,
         open_texts(folder, names), examples,
-        open_originals(folder, names, str(manifest.extra.get("originals", ""))),
+        open_originals(folder, names, str(manifest.extra.get("originals", ""))), open_metadata(folder, names),
     )  # fmt: skip
 
 

@@ -61,6 +61,10 @@ class IndexRun(Run):
     data: DataConfig | None = DataConfig()
     """With `features`: the data set whose gallery is indexed and whose files give the pictures; null indexes every
     stored image, without pictures."""
+    metadata: Place = ""
+    """File with columns about the images (`.parquet`, `.csv`, `.tsv`, `.jsonl`), which searches then filter by and
+    answer with. Its column `id` (or `image_id`, `image`, `file_name`, `filename`, `file`, `path`, `name`) holds their
+    ids or file names."""
     index: Common[IndexBackend] = IndexBackend()
     """What searches the gallery: `faiss`, or `exact` (a scan)."""
     thumbnail_size: int = Field(256, ge=0, le=1024)

@@ -6,10 +6,11 @@ parts. They are then joined in id order and given to `cirray.index`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, check_place, open_stage, read_manifest
@@ -27,6 +28,7 @@ from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import asked_digest, contents_of
 from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.metadata import metadata_for
 from cirray.pipelines.search.models import with_checkpoint
 from cirray.pipelines.search.originals import originals_of
 from cirray.pipelines.search.parts import FOLDER, Part, PartEncoder, dataset_gallery, part_uri
@@ -52,7 +54,14 @@ class IndexPlan:
     contents: Mapping[str, str] = field(default_factory=dict)
     """Digests of the files' bytes by id, where they were read."""
     notes: tuple[str, ...] = ()
-    """Notes of the folder's listing: files left out, folders that cannot be listed."""
+    """Notes of the folder's listing: files left out, folders that cannot be listed; and of the metadata."""
+    metadata: pa.Table | None = None
+    """Columns about the images, one row an id."""
+
+    def metadata_of(self, ids: Sequence[str]) -> pa.Table | None:
+        """The metadata of some of the images, in their order."""
+        rows = {name: row for row, name in enumerate(self.ids)}
+        return None if self.metadata is None else self.metadata.take(pa.array([rows[name] for name in ids], pa.int64()))
 
 
 @stage_function
@@ -87,15 +96,23 @@ def make_plan(run: IndexRun) -> IndexPlan:
     Raises:
         ArtifactError: checkpoint or features are missing.
         ConfigError: neither images nor features were named.
-        DataError: the folder holds no image, or features lack some of the gallery.
+        DataError: the folder holds no image, features lack some of the gallery, or metadata that cannot be used.
     """
     checkpoint = read_manifest(run.checkpoint, "checkpoint")
     inputs = {"checkpoint": checkpoint.digest, "features": "", "data": ""}
-    if run.images is not None:
-        return _folder_plan(run, run.images, inputs)
-    if not run.features:
+    if run.images is None and not run.features:
         raise ConfigError("Nothing to index: give `images` (a folder) or `features` (features artifacts).")
-    return _features_plan(run, inputs)
+    plan = _features_plan(run, inputs) if run.images is None else _folder_plan(run, run.images, inputs)
+    return _with_metadata(run, plan) if run.metadata else plan
+
+
+def _with_metadata(run: IndexRun, plan: IndexPlan) -> IndexPlan:
+    """The plan with its metadata, which is read before any image is encoded."""
+    names = {image: Place.parse(text).name(image) for image, text in plan.paths.items()}
+    table, notes = metadata_for(run.metadata, plan.ids, names)
+    for note in notes:
+        _LOGGER.info(note)
+    return replace(plan, metadata=table, notes=(*plan.notes, *notes))
 
 
 def _features_plan(run: IndexRun, inputs: dict[str, str]) -> IndexPlan:
@@ -183,7 +200,9 @@ def _join(run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, nu
     dataset = indexed_dataset(run)
     texts = own_texts(dataset, ids, network) if dataset else {}
     root, originals = originals_of(ids, plan.paths, plan.contents) if has_pictures else ("", [])
-    files = write_index(stage.local, ids, meta, run.index, pictures if has_pictures else None, texts, originals)
+    files = write_index(
+        stage.local, ids, meta, run.index, pictures if has_pictures else None, texts, originals, plan.metadata_of(ids)
+    )
     shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
     storage.remove(storage.join(stage.work_uri, FOLDER))
     if rejected:

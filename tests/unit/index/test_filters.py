@@ -202,11 +202,11 @@ PIECES = [*TABLE.column_names, *"=<>()[],'\"`", "!=", "and", "or", "not", "in", 
 @example("price < 5 " + " " * 8000 + "x")
 def test_any_text_is_a_filter_or_one_clear_sentence(text):
     try:
-        expression = parse_filter(text, TABLE.schema)
+        found = parse_filter(text, TABLE.schema)
     except DataError as error:
         assert str(error)
     else:
-        assert len(text) <= MAX_LENGTH and len(mask_of(expression, TABLE)) == len(TABLE)
+        assert len(text) <= MAX_LENGTH and len(mask_of(found, TABLE)) == len(TABLE)
 
 
 def test_the_time_of_a_filter_grows_with_its_length_alone():
