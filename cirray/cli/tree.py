@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -14,7 +15,15 @@ from cirray.core.docs import field_doc
 from cirray.core.fields import Known, Role, Shown, names_place, role_of
 from cirray.core.registry import Registry
 
-_WORDS = {bool: "true/false", int: "integer", float: "number", str: "text", NoneType: "null", Any: "anything"}
+_WORDS = {
+    bool: "true/false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    datetime: "time",
+    NoneType: "null",
+    Any: "anything",
+}
 
 Tree = type[Config] | Config
 """A verb's class, or what it says with the package's own file read."""

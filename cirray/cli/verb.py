@@ -16,7 +16,7 @@ VERBS = (
     "mine", "caption", "templates", "train-generator", "generate", "check", "oracle", "sample", "rewrite",
     "towers", "clip", "map", "pretrain", "finetune", "tune",
     "evaluate", "score", "submit", "browse", "compare", "study",
-    "index", "search", "serve",
+    "index", "search", "serve", "keys",
     "quickstart", "init", "config", "plan", "convert", "export", "completion",
 )  # fmt: skip
 """Every verb, in the order of `cirray --help`."""

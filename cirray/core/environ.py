@@ -22,6 +22,11 @@ def artifact_root() -> str:
     return os.environ.get("CIRRAY_ROOT", "")
 
 
+def service_key() -> str:
+    """The key that a client of a service shows when it is given none: `CIRRAY_KEY`, or nothing."""
+    return os.environ.get("CIRRAY_KEY", "")
+
+
 def limit_threads(threads: int = 1) -> None:
     """Set the OpenMP thread count for libraries imported later (two threads are slower than one beside a neighbour)."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

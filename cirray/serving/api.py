@@ -13,6 +13,7 @@ from cirray.serving.config import ServeArgs
 from cirray.serving.galleries import add_gallery
 from cirray.serving.gate import Gate, Lane, rules_of
 from cirray.serving.guard import Guard
+from cirray.serving.keys import KeyCheck, KeyRing
 from cirray.serving.problems import NOT_FOUND, UNAVAILABLE, UNUSABLE, ProblemError, problem_response, response_of
 from cirray.serving.reference import reference_page
 from cirray.serving.routes import ServiceGetter, problem_doc
@@ -38,6 +39,8 @@ def make_api(service: ServiceGetter, args: ServeArgs, alone: bool = True) -> Fas
     _add_page(app)
     _add_errors(app)
     limit = int(args.max_body_mb * 2**20)
+    if args.keys:
+        app.add_middleware(KeyCheck, ring=KeyRing(args.keys))
     app.add_middleware(Guard, max_body_bytes=limit, body_timeout_s=args.body_timeout_s, echo_request_id=alone)
     if alone:
         app.add_middleware(Gate, lane=Lane(rules_of(args, "")), ray=False)

@@ -3,6 +3,7 @@
 No postponed annotations in this module: Serve reads the type of `args` to validate them.
 """
 
+from pathlib import Path
 from typing import Any
 
 from click import ClickException
@@ -14,8 +15,10 @@ from ray.serve.exceptions import RayServeException
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import CirrayError
 from cirray.serving.api import make_api
-from cirray.serving.config import FileArgs, ServeArgs
+from cirray.serving.config import FileArgs, ServeArgs, check_open
 from cirray.serving.deployments import SearchReplica, current_service
+from cirray.serving.entrances import listening_host
+from cirray.serving.keys import read_keys
 
 DEPLOYMENT_OPTIONS: dict[str, Any] = {
     "name": "Retriever",
@@ -46,9 +49,13 @@ def build_app(args: FileArgs) -> Application:
         args: the `args` of the config file, or `key=value` after `serve run cirray.serving.app:build_app`.
 
     Raises:
-        NotServableError: an artifact is missing, half-written or of another kind, or another encoder built the index.
+        NotServableError: an artifact is missing, half-written or of another kind, another encoder built the index, the
+            file of keys is missing, or the network would need no key.
     """
     try:
+        check_open(args, listening_host())
+        if args.keys:
+            read_keys(Path(args.keys).expanduser())
         check_pair(args.checkpoint, args.index)
     except CirrayError as error:
         raise NotServableError(str(error)) from None

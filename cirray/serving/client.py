@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
+from cirray.core.environ import service_key
 from cirray.core.errors import ServingError
 from cirray.types import Ranking, StepTimes
 
@@ -37,7 +38,7 @@ class SearchClient:
 
     def __init__(
         self, url: str = "http://127.0.0.1:8000", timeout_s: float = 30.0, retries: int = 3,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx.BaseTransport | None = None, key: str | None = None,
     ) -> None:  # fmt: skip
         """Open a connection pool.
 
@@ -47,9 +48,12 @@ class SearchClient:
             retries: how often to retry: on 429, 502, 503, a refused or cut connection, and Ray's own 500 (a replica
                 died).
             transport: another httpx transport, e.g. an application in this process.
+            key: the key of a service that needs one; None: the variable CIRRAY_KEY.
         """
         self._url, self._retries = url.rstrip("/"), retries
-        self._http = httpx.Client(timeout=timeout_s, transport=transport)
+        shown = service_key() if key is None else key
+        headers = {"authorization": f"Bearer {shown}"} if shown else {}
+        self._http = httpx.Client(timeout=timeout_s, transport=transport, headers=headers)
 
     def search(
         self, text: str | None = None, image: str | Path | bytes | None = None, gallery_id: str | None = None,

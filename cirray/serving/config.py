@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.core.environ import artifact_root
+from cirray.core.errors import ConfigError
 from cirray.core.fields import Effort, Place
 from cirray.core.places import ROOT, Run
 
@@ -63,6 +64,14 @@ class ServeArgs(Run):
     """Most requests that are being answered at a time by one proxy (one replica on the fast path); more get 429."""
     allowed_hosts: Effort[tuple[str, ...] | None] = None
     """Names a Host header may say (`*.example.org`: any below); null: loopback's where only loopback is listened on."""
+    keys: Place = ""
+    """File of keys that `cirray keys` writes, where every node sees it; empty: nobody needs a key."""
+    open: Effort[bool] = False
+    """Listen beyond loopback although nobody needs a key."""
+    origins: Effort[tuple[str, ...]] = ()
+    """Other sites whose pages may ask (CORS), such as https://shop.example.org; `*`: any."""
+    access_log: Effort[Place] = ""
+    """File that gets one line of JSON a request, each node its own; empty: no log."""
     kept_references: Effort[int] = Field(64, ge=0)
     """Latest reference images whose encoding is kept for further texts about them; 0: each query encodes its own."""
     originals: Effort[bool] = True
@@ -107,16 +116,42 @@ class ServeRun(Run):
     index: Place = "@index"
     """Index artifact. Where none is named: the last one that `cirray index` made below `root`."""
     host: Effort[str] = "127.0.0.1"
-    """Network interface; 0.0.0.0 opens the service to the network."""
+    """Network interface; 0.0.0.0 opens the service to the network, for which it needs `keys`, or `open`."""
     port: Effort[int] = Field(8000, ge=1, le=65535)
     """Port of the service."""
     device: Effort[str] = "cpu"
     """Where the models run."""
     allowed_hosts: Effort[tuple[str, ...] | None] = None
     """Names that a Host header may say; null: those of loopback where `host` is loopback."""
+    keys: Place = ""
+    """File of keys that `cirray keys` writes; empty: nobody needs a key, and `host` is loopback."""
+    open: Effort[bool] = False
+    """Listen beyond loopback although nobody needs a key."""
+    origins: Effort[tuple[str, ...]] = ()
+    """Other sites whose pages may ask (CORS), such as https://shop.example.org; `*`: any."""
+    access_log: Effort[Place] = ""
+    """File that gets one line of JSON a request; empty: no log."""
     replicas: Effort[int] = Field(1, ge=1)
     """Processes that answer. The next request goes to the one with the least to do."""
     fast: Effort[bool] = False
     """Serve's fast path (HAProxy, Linux): about twice the requests a second."""
     file: Place = ""
     """Serve config file, e.g. serve_configs/retriever.yaml, for all fields that are not given; empty: these fields."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an interface is reached from this machine only."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def check_open(args: ServeArgs, host: str) -> None:
+    """Refuse to open a service to the network by mistake.
+
+    Raises:
+        ConfigError: `host` is no loopback, and there are neither keys nor `open`.
+    """
+    if not (is_loopback(host) or args.keys or args.open):
+        raise ConfigError(
+            f"host {host} opens the service to the network, where nobody would need a key. Say keys=FILE (`cirray keys "
+            "FILE --add NAME` writes one), or open=true."
+        )

@@ -82,6 +82,18 @@ class Entrances:
         return all([await proxy.__ray_call__.remote(guard_entrance, app, rules) for proxy in proxies])
 
 
+def listening_host() -> str:
+    """Interface of the Serve instance that runs on this cluster; loopback where none runs, or it does not tell."""
+    if not ray.is_initialized():
+        return "127.0.0.1"
+    try:
+        controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+        http: Any = ray.get(controller.get_http_config.remote(), timeout=GUARD_TIMEOUT_S)
+        return str(http.host)
+    except Exception:  # noqa: BLE001 - no instance yet, or Ray's inside has become another
+        return "127.0.0.1"
+
+
 def guard_haproxy(args: ServeArgs, host: str) -> None:
     """Guard the fast path's entrances before any replica is there to do it.
 

@@ -13,10 +13,13 @@ from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cirray.serving.config import ServeArgs
+from cirray.serving.access import AccessLog
+from cirray.serving.config import ServeArgs, is_loopback
 from cirray.serving.guard import SAFE_HEADERS, request_id_of
+from cirray.serving.keys import KeyRing, admit
 from cirray.serving.problems import (
     BAD_HOST,
     BUSY,
@@ -33,6 +36,8 @@ AGAIN = {"retry-after": "1"}
 GRACE_S = 1.0
 """Seconds after which a body counts as slow."""
 _ATTEMPTS = 2
+_METHODS = ("GET", "POST", "PUT", "DELETE")
+_HEADERS = ("authorization", "content-type", "x-request-id")
 _UNCOUNTED = ("/healthz", "/readyz", "/version")
 _RAYS_OWN = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-request-id")
 """Headers by which a client could change how Ray handles its request."""
@@ -56,6 +61,12 @@ class GateRules:
     """Seconds a connection may take for the headers of a request."""
     slow_per_client: int = 16
     """Most slow bodies of one client at a time."""
+    keys: str = ""
+    """File of keys; empty: nobody needs one."""
+    origins: tuple[str, ...] = ()
+    """Other sites whose pages may ask (CORS)."""
+    access_log: str = ""
+    """File of the access log; empty: none."""
 
 
 def rules_of(args: ServeArgs, listens_on: str) -> GateRules:
@@ -65,13 +76,12 @@ def rules_of(args: ServeArgs, listens_on: str) -> GateRules:
         args: of the service.
         listens_on: interface of the entrance; on loopback without `allowed_hosts`, only loopback's names are answered.
     """
-    local = listens_on in ("localhost", "::1") or listens_on.startswith("127.")
-    hosts = args.allowed_hosts if args.allowed_hosts is not None else LOOPBACK if local else ()
+    hosts = args.allowed_hosts if args.allowed_hosts is not None else LOOPBACK if is_loopback(listens_on) else ()
     return GateRules(
         hosts=tuple(host.lower() for host in hosts), max_in_flight=args.max_in_flight,
         max_body_bytes=int(args.max_body_mb * 2**20), max_held_bytes=int(args.max_held_mb * 2**20),
         body_timeout_s=args.body_timeout_s, header_timeout_s=args.header_timeout_s,
-        slow_per_client=args.slow_per_client,
+        slow_per_client=args.slow_per_client, keys=args.keys, origins=args.origins, access_log=args.access_log,
     )  # fmt: skip
 
 
@@ -80,9 +90,17 @@ class Lane:
 
     def __init__(self, rules: GateRules) -> None:
         """No request is inside yet."""
-        self.rules = rules
         self.in_flight, self.held = 0, 0
         self.slow: Counter[str] = Counter()
+        self.take(rules)
+
+    def take(self, rules: GateRules) -> None:
+        """Follow these rules from now on; what was counted against rates of keys stays while their file does."""
+        before, self.rules = getattr(self, "rules", None), rules
+        if before is None or before.keys != rules.keys:
+            self.ring = KeyRing(rules.keys) if rules.keys else None
+        if before is None or before.access_log != rules.access_log:
+            self.log = AccessLog(rules.access_log) if rules.access_log else None
 
 
 _LANES: dict[str, Lane] = {}
@@ -91,7 +109,7 @@ _LANES: dict[str, Lane] = {}
 def open_lane(prefix: str, rules: GateRules) -> None:
     """Set the rules of the application at a route prefix, for every gate of this process without a lane of its own."""
     if prefix in _LANES:
-        _LANES[prefix].rules = rules
+        _LANES[prefix].take(rules)
     else:
         _LANES[prefix] = Lane(rules)
 
@@ -128,10 +146,29 @@ class Gate:
         if lane is None or scope["path"].startswith("/-/"):
             await self._app(scope, receive, send)
             return
+        answer = lane.log.watch(scope, request_id, send) if lane.log else None
         try:
-            await self._admit(lane, scope, receive, send)
-        except ProblemError as error:
-            await response_of(error, request_id)(scope, receive, _named(send, request_id))
+            await self._answer(lane, scope, receive, answer or send)
+        finally:
+            if answer:
+                answer.write()
+
+    async def _answer(self, lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, also a browser's that asks for a page of another site."""
+
+        async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await self._admit(lane, scope, receive, send)
+            except ProblemError as error:
+                request_id = _header(scope, b"x-request-id")
+                await response_of(error, request_id)(scope, receive, _named(send, request_id))
+
+        outer: ASGIApp = inside
+        if lane.rules.origins:
+            outer = CORSMiddleware(
+                inside, lane.rules.origins, _METHODS, _HEADERS, expose_headers=("x-request-id", "retry-after")
+            )
+        await outer(scope, receive, send)
 
     async def _admit(self, lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request, read its body, give it a place.
@@ -140,6 +177,8 @@ class Gate:
             ProblemError: when it is refused, or nothing behind the gate could answer.
         """
         check_host(_header(scope, b"host"), lane.rules.hosts)
+        if lane.ring:
+            scope["state"]["key"] = await admit(lane.ring, scope)
         counted = not scope["path"].endswith(_UNCOUNTED)
         if counted:
             _check_places(lane)

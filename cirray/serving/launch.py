@@ -20,7 +20,8 @@ from cirray.core.environ import limit_threads, private_cluster, ray_address, set
 from cirray.core.errors import CirrayError, ConfigError, ServingError
 from cirray.core.log import get_logger
 from cirray.index.latest import chosen
-from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun
+from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun, check_open
+from cirray.serving.keys import read_keys
 
 _LOG = get_logger(__name__)
 _NAME = "cirray"
@@ -48,7 +49,7 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
     Raises:
         ArtifactError: the checkpoint or the index is missing or damaged.
         IndexMismatchError: they do not belong together.
-        ConfigError: the port is taken, or the settings file cannot be used.
+        ConfigError: the port is taken, the settings or keys file cannot be used, or the network would need no key.
         ServingError: the service cannot be started.
     """
     plan = plan_of(run)
@@ -59,10 +60,7 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
             "and leave out fast=true; or unset RAY_ADDRESS to start a cluster of this machine."
         )
     host, port = str(plan.http["host"]), int(plan.http["port"])
-    if private:
-        check_port(host, port, "Choose another port.")
-        for name, number in HAPROXY_PORTS.items() if run.fast else ():
-            check_port("", int(variable(name, number)), f"Set {name} to another port; the fast path needs it.")
+    check_entrance(plan, private, run.fast)
     check_service(plan.args)
     if private:
         private_cluster()
@@ -92,6 +90,7 @@ def plan_of(run: ServeRun) -> ServicePlan:
     if not run.file:
         said["checkpoint"], said["index"] = chosen(run)
     own = {name: said[name] for name in ServeArgs.model_fields if name in said}
+    own |= {name: _absolute(own[name]) for name in ("keys", "access_log") if own.get(name)}
     address: dict[str, Any] = {name: said[name] for name in ("host", "port") if name in said}
     replicas = {"num_replicas": said["replicas"]} if "replicas" in said else {}
     if not run.file:
@@ -111,6 +110,27 @@ def plan_of(run: ServeRun) -> ServicePlan:
     for name in ("name", *(("autoscaling_config",) if replicas else ())):
         deployment.pop(name, None)
     return ServicePlan(args, http, deployment | replicas, tree.get("logging_config") or QUIET)
+
+
+def check_entrance(plan: ServicePlan, private: bool, fast: bool) -> None:
+    """Refuse an open network without keys, a file of keys that cannot be read, and ports in use.
+
+    Raises:
+        ConfigError: naming what it is.
+    """
+    host, port = str(plan.http["host"]), int(plan.http["port"])
+    check_open(plan.args, host)
+    if plan.args.keys:
+        read_keys(Path(plan.args.keys))
+    if private:
+        check_port(host, port, "Choose another port.")
+        for name, number in HAPROXY_PORTS.items() if fast else ():
+            check_port("", int(variable(name, number)), f"Set {name} to another port; the fast path needs it.")
+
+
+def _absolute(place: str) -> str:
+    """A file as processes in other folders find it."""
+    return str(Path(place).expanduser().absolute())
 
 
 def check_service(args: ServeArgs) -> None:

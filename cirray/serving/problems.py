@@ -24,6 +24,8 @@ class Kind:
 
 
 BAD_REQUEST = Kind("bad-request", "The request cannot be read", 400)
+NO_KEY = Kind("no-key", "A key is needed", 401)
+FORBIDDEN = Kind("forbidden", "The key may not do this", 403)
 NOT_FOUND = Kind("not-found", "Nothing is here", 404)
 UNKNOWN_IMAGE = Kind("unknown-image", "The gallery has no such image", 404)
 NOT_ALLOWED = Kind("method-not-allowed", "The method is not offered here", 405)
@@ -33,6 +35,7 @@ MEDIA = Kind("unsupported-media-type", "The body is of a kind that is not taken"
 BAD_HOST = Kind("wrong-host", "The request is for another site", 421)
 UNUSABLE = Kind("unusable-query", "The query cannot be used", 422)
 BUSY = Kind("too-many-requests", "Too many requests wait", 429)
+RATE = Kind("rate-exceeded", "The key's rate is used up", 429)
 INTERNAL = Kind("internal", "The server failed", 500)
 UNAVAILABLE = Kind("unavailable", "The service is not ready", 503)
 _BY_STATUS = {kind.status: kind for kind in (BAD_REQUEST, NOT_FOUND, NOT_ALLOWED, TOO_SLOW, TOO_LARGE, MEDIA, UNUSABLE)}

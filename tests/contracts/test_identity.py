@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -73,7 +74,7 @@ def sample(annotation: Any) -> Any:
             name: sample(field.annotation) for name, field in annotation.model_fields.items() if field.is_required()
         }
         return annotation.model_construct(**required)
-    return {int: 1, float: 0.5, bool: True, str: "some", Any: "any"}[annotation]
+    return {int: 1, float: 0.5, bool: True, str: "some", datetime: datetime(2027, 1, 31), Any: "any"}[annotation]
 
 
 def another(annotation: Any, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """`make serve`, as a new user types it, over HTTP. One start for all tests; the last one stops it."""
 
 import base64
+import json
 import os
 import runpy
 import select
@@ -22,6 +23,8 @@ import yaml
 from cirray.core.errors import ServingError
 from cirray.search_engine import SearchEngine
 from cirray.serving.client import SearchClient
+from cirray.serving.keys import run_keys
+from cirray.serving.keys_config import KeysRun
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,10 +44,11 @@ def environment(home):
     return {**kept, "HOME": str(home), "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
 
-def shipped_config(tiny, port):
+def shipped_config(tiny, port, folder):
     config = yaml.safe_load((ROOT / "serve_configs" / "retriever.yaml").read_text())
     config["http_options"]["port"] = port
     config["applications"][0]["args"] |= {"checkpoint": tiny.checkpoint, "index": tiny.index, "max_body_mb": 1}
+    config["applications"][0]["args"] |= {"keys": str(folder / "keys"), "access_log": str(folder / "access.jsonl")}
     return config
 
 
@@ -56,7 +60,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(tiny, tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("serve"), free_port()
-    (folder / "retriever.yaml").write_text(yaml.safe_dump(shipped_config(tiny, port)))
+    (folder / "retriever.yaml").write_text(yaml.safe_dump(shipped_config(tiny, port, folder)))
+    key = run_keys(KeysRun(file=str(folder / "keys"), add="tests")).split("\n")[0]
     (folder / "home").mkdir()
     command = [str(Path(sys.executable).parent / "cirray"), "serve", str(folder / "retriever.yaml")]
     with open(folder / "log", "wb") as log:
@@ -65,7 +70,7 @@ def running(tiny, tmp_path_factory):
         )
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", server, folder / "log")
-        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", server=server, log=folder / "log")
+        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", server=server, log=folder / "log", key=key, folder=folder)
     finally:
         server.send_signal(signal.SIGINT)
         try:
@@ -92,9 +97,23 @@ def wait_until_ready(url, server, log):
 
 
 @pytest.fixture(scope="module")
-def client(url):
-    with SearchClient(url) as made:
+def client(running):
+    with SearchClient(running.url, key=running.key) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def http(running):
+    with httpx.Client(headers={"authorization": f"Bearer {running.key}"}) as made:
+        yield made
+
+
+def post_head(key, length):
+    """Headers of a search whose body follows."""
+    return (
+        f"POST /v1/search HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    ).encode()
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +131,12 @@ def test_http_answers_are_the_retrievers_answers(client, retriever, tiny):
     assert over_http.encoder_digest == retriever.encoder.digest
 
 
-def test_an_upload_answers_as_its_gallery_id_does(client, url, tiny):
+def test_an_upload_answers_as_its_gallery_id_does(client, url, tiny, http):
     path = tiny.images / "plain" / "06.png"
     by_id = client.search("make it blue", gallery_id="plain/06", k=9, exclude_reference=False).ranking
     by_file = client.search("make it blue", image=path, k=9, exclude_reference=False).ranking
     body = {"text": "make it blue", "image": base64.b64encode(path.read_bytes()).decode(), "k": 9}
-    by_json = [hit["id"] for hit in httpx.post(f"{url}/v1/search", json=body).json()["hits"]]
+    by_json = [hit["id"] for hit in http.post(f"{url}/v1/search", json=body).json()["hits"]]
     assert by_id.ids == by_file.ids == tuple(by_json)
     assert by_id.scores == pytest.approx(by_file.scores, abs=1e-6)
 
@@ -129,26 +148,26 @@ def test_many_clients_at_once_get_the_answers_they_would_get_alone(client, retri
     assert found == [retriever.search(text, gallery_id=name, k=3).ids for text, name in asked]
 
 
-def test_the_gallery_its_pictures_and_the_page_are_served(client, url, retriever):
+def test_the_gallery_its_pictures_and_the_page_are_served(client, url, retriever, http):
     assert client.gallery(limit=100) == list(retriever.gallery.ids)
     assert client.image("a b/pïc 01") == retriever.gallery.picture("a b/pïc 01")
-    large = httpx.get(f"{url}/v1/images/plain/00?size=large")
+    large = http.get(f"{url}/v1/images/plain/00?size=large")
     assert large.status_code == 200 and large.headers["etag"].endswith('-large"')
-    page = httpx.get(url)
+    page = http.get(url)
     assert page.status_code == 200 and "static/app.js" in page.text
-    assert httpx.get(f"{url}/static/app.js").headers["content-type"].startswith("text/javascript")
+    assert http.get(f"{url}/static/app.js").headers["content-type"].startswith("text/javascript")
 
 
-def test_health_version_and_openapi(client, url, tiny):
-    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
+def test_health_version_and_openapi(client, url, tiny, http):
+    assert http.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert http.get(f"{url}/readyz").json() == {"status": "ready"}
     assert client.version()["gallery_size"] == 24
-    assert httpx.get(f"{url}/v1/examples").json() == {"queries": []}
-    assert "/v1/search" in httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert http.get(f"{url}/v1/examples").json() == {"queries": []}
+    assert "/v1/search" in http.get(f"{url}/openapi.json").json()["paths"]
 
 
-def test_the_request_id_is_echoed_once(url):
-    reply = httpx.get(f"{url}/nope", headers={"x-request-id": "mine-1"})
+def test_the_request_id_is_echoed_once(url, http):
+    reply = http.get(f"{url}/nope", headers={"x-request-id": "mine-1"})
     assert reply.headers.get_list("x-request-id") == ["mine-1"]
     assert reply.json()["request_id"] == "mine-1"
     assert reply.headers["x-content-type-options"] == "nosniff"
@@ -163,14 +182,14 @@ def test_the_request_id_is_echoed_once(url):
         ({"text": "blue", "gallery_id": "plain/00", "kk": 1}, 422),
     ],
 )
-def test_errors_are_problem_documents(url, body, status):
-    reply = httpx.post(f"{url}/v1/search", json=body)
+def test_errors_are_problem_documents(url, body, status, http):
+    reply = http.post(f"{url}/v1/search", json=body)
     assert (reply.status_code, reply.headers["content-type"]) == (status, "application/problem+json")
     assert reply.json()["detail"]
 
 
-def test_a_body_above_the_cap_is_answered_413(url):
-    reply = httpx.post(f"{url}/v1/search", files={"image": b"x" * (3 * 2**20)}, data={"text": "blue"})
+def test_a_body_above_the_cap_is_answered_413(url, http):
+    reply = http.post(f"{url}/v1/search", files={"image": b"x" * (3 * 2**20)}, data={"text": "blue"})
     assert reply.status_code == 413 and reply.json()["type"].endswith("body-too-large")
 
 
@@ -184,12 +203,11 @@ def damaged_pictures(count=60):
     yield from (b"", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n" * 50, bytes(rng.bytes(5000)))
 
 
-def test_damaged_uploads_are_never_server_errors_and_the_next_query_is_right(url, client, retriever):
-    with httpx.Client() as http:
-        replies = [
-            http.post(f"{url}/v1/search", files={"image": ("x", data)}, data={"text": "blue"})
-            for data in damaged_pictures()
-        ]
+def test_damaged_uploads_are_never_server_errors_and_the_next_query_is_right(url, client, retriever, http):
+    replies = [
+        http.post(f"{url}/v1/search", files={"image": ("x", data)}, data={"text": "blue"})
+        for data in damaged_pictures()
+    ]
     statuses = {reply.status_code for reply in replies}
     assert statuses <= {200, 422} and 422 in statuses
     assert (
@@ -204,21 +222,19 @@ def test_the_client_says_the_servers_sentence(client):
 
 
 @pytest.mark.parametrize("name", ["x-request-id", "x-session-id", "serve_multiplexed_model_id", "x-other"])
-def test_a_header_that_is_not_utf8_is_no_server_error(url, name):
-    reply = httpx.get(f"{url}/version", headers=[(name.encode(), b"\xff\xfe")])
+def test_a_header_that_is_not_utf8_is_no_server_error(url, name, http):
+    reply = http.get(f"{url}/version", headers=[(name.encode(), b"\xff\xfe")])
     assert reply.status_code == 200 and len(reply.headers["x-request-id"]) == 32
 
 
-def test_a_foreign_host_name_that_resolves_here_is_refused(url):
-    reply = httpx.get(f"{url}/v1/gallery", headers={"host": "evil.example"})
+def test_a_foreign_host_name_that_resolves_here_is_refused(url, http):
+    reply = http.get(f"{url}/v1/gallery", headers={"host": "evil.example"})
     assert (reply.status_code, reply.headers["content-type"]) == (421, "application/problem+json")
-    assert httpx.get(f"{url}/-/healthz", headers={"host": "10.0.0.7"}).status_code == 200
+    assert http.get(f"{url}/-/healthz", headers={"host": "10.0.0.7"}).status_code == 200
 
 
-def test_slow_bodies_do_not_keep_others_out(url, client):
-    head = (
-        b"POST /v1/search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
-    )
+def test_slow_bodies_do_not_keep_others_out(url, client, running):
+    head = post_head(running.key, 99) + b"{"
     address = ("127.0.0.1", int(url.rpartition(":")[2]))
     slow = [socket.create_connection(address) for _ in range(120)]
     try:
@@ -234,20 +250,34 @@ def test_slow_bodies_do_not_keep_others_out(url, client):
             connection.close()
 
 
-def test_the_api_is_explained_at_docs(url):
-    assert "/v1/search" in httpx.get(f"{url}/docs").text
+def test_without_a_key_the_service_says_that_it_needs_one(url):
+    for reply in (httpx.get(f"{url}/v1/gallery"), httpx.post(f"{url}/v1/search", json={"text": "x"})):
+        assert (reply.status_code, reply.json()["type"]) == (401, "urn:cirray:problem:no-key")
+        assert reply.headers["www-authenticate"].startswith("Bearer")
+    assert httpx.get(f"{url}/healthz").status_code == 200 == httpx.get(f"{url}/").status_code
+
+
+def test_the_access_log_names_the_key_and_no_log_holds_it(running, http):
+    http.get(f"{running.url}/v1/gallery", headers={"x-request-id": "looked-for"})
+    lines = [json.loads(line) for line in (running.folder / "access.jsonl").read_text().splitlines()]
+    found = next(line for line in lines if line["request_id"] == "looked-for")
+    assert (found["key"], found["route"], found["status"]) == ("tests", "/v1/gallery", 200)
+    secret = running.key.split("_", 2)[2].encode()
+    logs = [path for path in running.folder.rglob("*") if path.is_file()]
+    assert len(logs) > 3 and [path for path in logs if secret in path.read_bytes()] == []
+
+
+def test_the_api_is_explained_at_docs(url, http):
+    assert "/v1/search" in http.get(f"{url}/docs").text
 
 
 def test_told_to_stop_the_service_finishes_open_requests_and_ends_in_ten_seconds(running):
     """The last test of this file: SIGTERM, as containers and systemd send it."""
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     body = b'{"text": "make it blue", "gallery_id": "plain/00", "k": 3}'
-    head = (
-        b"POST /v1/search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    )
     connections = [socket.create_connection(address) for _ in range(80)]
     for connection in connections:
-        connection.sendall(head % len(body) + body)
+        connection.sendall(post_head(running.key, len(body)) + body)
     answered, _, _ = select.select(connections, [], [], 20)
     begin = time.monotonic()
     running.server.send_signal(signal.SIGTERM)

@@ -1,5 +1,6 @@
 // A picture in the whole window: first its thumbnail, then the large one.
 
+import { load } from "./key.js";
 import { upload } from "./uploads.js";
 import { $, fill } from "./view.js";
 import { imagePath } from "./service.js";
@@ -21,7 +22,7 @@ async function draw(reference, words) {
   fill($("largeframe"), reference.image === null ? null : small, reference.name || reference.id);
   if (!large || reference.image === null) return;
   const image = new Image();
-  image.src = large;
+  await load(image, large);
   const came = await image.decode().then(() => true, () => false);
   if (came && now === turn && $("large").open) fill($("largeframe"), large, reference.id);
 }

@@ -1,6 +1,8 @@
 // What the page asks of the service. Every failure is an Error whose message is a sentence for people; `again` says
 // whether the same question may be answered later.
 
+import { request } from "./key.js";
+
 const WAIT_S = 60;
 
 export const imagePath = (id, size) => `v1/images/${encodeURIComponent(id)}${size ? `?size=${size}` : ""}`;
@@ -10,7 +12,7 @@ const failure = (message, again = true) => Object.assign(new Error(message), { a
 export async function ask(path, options = {}) {
   let reply;
   try {
-    reply = await fetch(path, { ...options, signal: AbortSignal.timeout(1000 * WAIT_S) });
+    reply = await request(path, { ...options, limit: () => AbortSignal.timeout(1000 * WAIT_S) });
   } catch (error) {
     const slow = error.name === "TimeoutError";
     throw failure(slow ? `The service has not answered for ${WAIT_S} s.` : "The service cannot be reached. Is it still running?");

@@ -1,5 +1,6 @@
 // Pieces of the page. Everything shown is set as text, never as HTML.
 
+import { load } from "./key.js";
 import { imagePath } from "./service.js";
 
 export const $ = (id) => document.getElementById(id);
@@ -12,7 +13,7 @@ export function fill(frame, source, alt = "", missed) {
   frame.classList.toggle("blank", !source);
   if (!source) return frame.replaceChildren();
   const image = document.createElement("img");
-  Object.assign(image, { alt, decoding: "async", loading: "lazy", draggable: false, src: source });
+  Object.assign(image, { alt, decoding: "async", loading: "lazy", draggable: false });
   image.addEventListener("error", () => {
     if (image.parentNode !== frame) return; // another picture came meanwhile
     frame.classList.add("blank");
@@ -20,6 +21,7 @@ export function fill(frame, source, alt = "", missed) {
     if (missed) missed();
   });
   frame.replaceChildren(image);
+  load(image, source);
 }
 
 // One picture of the gallery, or an answer: those have a score. Its name is the last part of its id.

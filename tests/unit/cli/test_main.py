@@ -18,6 +18,7 @@ WITHOUT_PLACES = (
     "completion",
     "config",
     "init",
+    "keys",
     "study",
     "quickstart",
     "completion",

@@ -86,3 +86,18 @@ def test_an_unreachable_service_and_a_missing_file_are_said_in_words(tmp_path):
             talk.version()
         with pytest.raises(ServingError, match="no.png"):
             talk.search("blue", image=tmp_path / "no.png")
+
+
+def test_a_client_shows_its_key_or_that_of_the_environment_and_none_without(monkeypatch):
+    seen = []
+
+    def shown(**given):
+        answer = httpx.MockTransport(lambda request: seen.append(request) or httpx.Response(200, json=ANSWER))
+        with SearchClient("http://test", transport=answer, **given) as talk:
+            talk.version()
+        return seen[-1].headers.get("authorization")
+
+    monkeypatch.delenv("CIRRAY_KEY", raising=False)
+    assert (shown(), shown(key="k1")) == (None, "Bearer k1")
+    monkeypatch.setenv("CIRRAY_KEY", "k2")
+    assert (shown(), shown(key="k1"), shown(key="")) == ("Bearer k2", "Bearer k1", None)
