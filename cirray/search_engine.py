@@ -6,7 +6,6 @@ Shapes: B queries, P patches, D width, N gallery, K answers, H and W pixels.
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -15,10 +14,10 @@ import torch
 
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
-from cirray.data.images import open_image
 from cirray.image_text import ImageSource, Vision, check_weight, load_models, said
 from cirray.index.store import GalleryIndex, open_index
 from cirray.models.states import ReferenceStates
+from cirray.queries import PLAIN, ComposedQuery, Further, Negative, Reference, Term, picture_of
 from cirray.transforms import ImageTransform
 from cirray.types import Composition, Ranking, StepTimes
 
@@ -56,30 +55,6 @@ class QueryEncoder(Protocol):
         """Normalised query vectors `[B, D]` of pictures alone."""
 
 
-@dataclass(frozen=True)
-class ComposedQuery:
-    """A checked query. `gallery_id` or `pixels_HWC` (uint8, transformed) is the reference; without one the text is
-    searched alone, and without a text the reference.
-    """
-
-    text: str | None
-    gallery_id: str | None = None
-    pixels_HWC: np.ndarray | None = None
-    k: int = 10
-    exclude_reference: bool = True
-    query_id: str = ""
-    decode_ms: float = 0.0
-    weight: float | None = None
-    """The text's share, 0 to 1; None: the model's own."""
-
-    @property
-    def parts(self) -> str:
-        """What is asked: `both`, `text` or `picture`."""
-        if self.text is None:
-            return "picture"
-        return "text" if self.gallery_id is None and self.pixels_HWC is None else "both"
-
-
 class SearchEngine:
     """Searches a gallery by a reference image and a text that says what to change."""
 
@@ -97,6 +72,14 @@ class SearchEngine:
     def composition(self) -> Composition:
         """How the model makes a query of picture and text, and whether the text's weight can be moved."""
         return self.encoder.composition
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The shapes of query that this model can do, by their names in `/version`."""
+        shapes = ["picture and text", "picture", "references", "box", "not a picture"]
+        if getattr(self.encoder, "reads_text_alone", True):
+            shapes += ["text", "not a text"]
+        return tuple(shapes + (["weight"] if self.composition.weight is not None else []))
 
     @classmethod
     def open(
@@ -124,7 +107,7 @@ class SearchEngine:
 
     def prepare(
         self, text: str | None = None, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
-        exclude_reference: bool = True, query_id: str = "", weight: float | None = None,
+        exclude_reference: bool = True, query_id: str = "", weight: float | None = None, further: Further = PLAIN,
     ) -> ComposedQuery:  # fmt: skip
         """Check and decode one query (CPU work, no model).
 
@@ -134,54 +117,87 @@ class SearchEngine:
             image: path or encoded bytes of the reference, or
             gallery_id: id of a gallery image as the reference.
             k: answers wanted, at least 1.
-            exclude_reference: leave a reference picked from the gallery out of its own answers.
+            exclude_reference: leave references picked from the gallery out of their own answers.
             query_id: name of the query in the ranking.
             weight: the text's share, 0 (picture alone) to 1 (text alone); None: the model's own.
+            further: several references, a box, what is not wanted, a filter, ...
 
         Raises:
             DataError: for a text that is empty (also to this encoder) or overlong, an unusable picture, an unknown id,
-                two references or nothing to search by, or a weight where the model's composition has none.
+                too many references or nothing to search by, a shape of query that this model has not, or a number or
+                filter that cannot be used.
         """
-        if image is not None and gallery_id is not None:
-            raise DataError("A query has one reference, an image or a gallery id; both were given.")
-        if image is None and gallery_id is None and text is None:
+        further.check(k)
+        references = _references_of(image, gallery_id, further)
+        if not references and text is None:
             raise DataError("There is nothing to search by; give an image, a gallery id or a text.")
-        if k < 1:
-            raise DataError(f"k is {k}; ask for at least 1 answer.")
+        gallery = self.gallery
         share = None if weight is None else check_weight(self.encoder, weight)
         words = None if text is None else said(self.encoder, text)
-        query = ComposedQuery(words, gallery_id, None, k, exclude_reference, query_id, weight=share)
-        if image is None and gallery_id is None:
-            return query
-        if gallery_id is not None and self.gallery.patches_NPW is not None:
-            self.gallery.row(gallery_id)
-            return query
+        if words is not None and not references:
+            self._check_text_alone("give a picture beside the text")
+        terms = [Term(text=words, share=share)] if not references else []
         begin = time.perf_counter()
-        source = image if image is not None else self._thumbnail(str(gallery_id))
-        name = "upload" if isinstance(source, bytes) else None
-        pixels_HWC = self.transform(open_image(source, self.limits, name))
-        return replace(query, pixels_HWC=pixels_HWC, decode_ms=1000 * (time.perf_counter() - begin))
+        whole = sum(reference.weight for reference in references)
+        terms += [self._term(item, gallery, item.weight / whole, words, share) for item in references]
+        terms += self._unwanted(further.negative, gallery)
+        decoded = any(term.pixels_HWC is not None for term in terms)
+        decode_ms = 1000 * (time.perf_counter() - begin) if decoded else 0.0
+        named = {term.gallery_id for term in terms if term.gallery_id is not None and exclude_reference}
+        allowed_N = gallery.columns.mask(further.filter) if further.filter is not None else None
+        dropped = frozenset(named | set(further.exclude))
+        return ComposedQuery(tuple(terms), k, further.offset, dropped, allowed_N, query_id, decode_ms, gallery)
+
+    def _term(
+        self, picture: Reference, gallery: GalleryIndex, factor: float, text: str | None = None,
+        share: float | None = None,
+    ) -> Term:  # fmt: skip
+        """The vector of a picture, with a text or alone."""
+        if (picture.image is None) == (picture.gallery_id is None):
+            raise DataError("A picture of a query is an image or a gallery id, one of them.")
+        if picture.gallery_id is not None and picture.box is None and gallery.patches_NPW is not None:
+            gallery.row(picture.gallery_id)
+            return Term(factor, text, picture.gallery_id, None, share)
+        pixels_HWC = self.transform(picture_of(picture, gallery, self.limits))
+        return Term(factor, text, picture.gallery_id, pixels_HWC, share)
+
+    def _unwanted(self, negative: Negative | None, gallery: GalleryIndex) -> list[Term]:
+        if negative is None:
+            return []
+        if (negative.text is None) == (negative.picture is None):
+            raise DataError("What is not wanted is a text or a picture, one of them.")
+        if negative.picture is not None:
+            return [self._term(negative.picture, gallery, -negative.weight)]
+        self._check_text_alone("say what is not wanted by a picture")
+        return [Term(-negative.weight, said(self.encoder, negative.text or ""))]
+
+    def _check_text_alone(self, remedy: str) -> None:
+        if "text" not in self.shapes:
+            raise DataError(
+                f"This model ({self.composition.name!r}) reads a text only beside a picture; {remedy}. It can do: "
+                f"{', '.join(self.shapes)}."
+            )
 
     def search(
         self, text: str | None = None, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
-        exclude_reference: bool = True, query_id: str = "", weight: float | None = None,
+        exclude_reference: bool = True, query_id: str = "", weight: float | None = None, further: Further = PLAIN,
     ) -> Ranking:  # fmt: skip
         """Answer one query; arguments and errors as in `prepare`."""
-        answer = self.search_many([self.prepare(text, image, gallery_id, k, exclude_reference, query_id, weight)])[0]
+        query = self.prepare(text, image, gallery_id, k, exclude_reference, query_id, weight, further)
+        answer = self.search_many([query])[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def search_many(self, queries: Sequence[ComposedQuery]) -> list[Ranking | Exception]:
-        """Answer several queries with one pass through the model; a query that fails is a value, not an exception.
+        """Answer several queries with one pass through the model for each kind of term; a query that fails is a value,
+        not an exception.
 
         Returns:
             One ranking or error a query, in order.
         """
         if not queries:
             return []
-        if len({query.parts for query in queries}) > 1:
-            return self._by_parts(queries)
         try:
             return list(self._rankings(queries))
         except Exception as error:  # noqa: BLE001 - handed to the query it belongs to; its neighbours are answered
@@ -189,18 +205,9 @@ class SearchEngine:
                 return [error]
         return [answer for query in queries for answer in self.search_many([query])]
 
-    def _by_parts(self, queries: Sequence[ComposedQuery]) -> list[Ranking | Exception]:
-        """Answers in order, with one pass a kind of query."""
-        answers: dict[int, Ranking | Exception] = {}
-        for parts in dict.fromkeys(query.parts for query in queries):
-            places = [place for place, query in enumerate(queries) if query.parts == parts]
-            answers |= zip(places, self.search_many([queries[place] for place in places]), strict=True)
-        return [answers[place] for place in range(len(queries))]
-
-    @torch.inference_mode()
     def encode(self, queries: Sequence[ComposedQuery]) -> np.ndarray:
-        """Query vectors `[B, D]` (float32), normalised, of queries with the same `parts`."""
-        return self._compose(self._references(queries), queries)
+        """Query vectors `[B, D]` (float32), normalised."""
+        return self._vectors(queries)[0]
 
     def probe(self) -> None:
         """Run one query through all steps, as a health check does.
@@ -212,31 +219,56 @@ class SearchEngine:
         if isinstance(answer, Exception):
             raise answer
 
-    @torch.inference_mode()
     def _rankings(self, queries: Sequence[ComposedQuery]) -> list[Ranking]:
-        """Rankings with the times of the three steps that the queries share."""
-        wanted = max(query.k + int(query.exclude_reference) for query in queries)
-        marks = [self._now()]
-        state = self._references(queries)
-        marks.append(self._now())
-        vectors_BD = self._compose(state, queries)
-        marks.append(self._now())
-        ids, scores_BK = self.gallery.search_index.search(vectors_BD, wanted)
-        marks.append(self._now())
-        image, text, rank = (1000 * (end - begin) for begin, end in pairwise(marks))
+        """Rankings with the times of the steps that the queries share."""
+        vectors_BD, image_ms, text_ms = self._vectors(queries)
+        begin = self._now()
+        found: dict[int, tuple[tuple[str, ...], np.ndarray]] = {}
+        for gallery, places in self._by_gallery(queries):
+            wanted = max(queries[place].wanted for place in places)
+            masks = [queries[place].allowed_N for place in places]
+            ids, scores_BK = gallery.search_index.search(vectors_BD[places], wanted, masks)
+            found |= zip(places, zip(ids, scores_BK, strict=True), strict=True)
+        rank_ms = 1000 * (self._now() - begin)
         return [
-            _ranking(query, names, scores_K, StepTimes(query.decode_ms, image, text, rank))
-            for query, names, scores_K in zip(queries, ids, scores_BK, strict=True)
+            _ranking(query, *found[place], StepTimes(query.decode_ms, image_ms, text_ms, rank_ms))
+            for place, query in enumerate(queries)
         ]
 
-    def _compose(self, state: Any, queries: Sequence[ComposedQuery]) -> np.ndarray:
-        parts = queries[0].parts
+    def _by_gallery(self, queries: Sequence[ComposedQuery]) -> list[tuple[GalleryIndex, list[int]]]:
+        """Every gallery that is searched, with the places of its queries."""
+        galleries = [query.gallery or self.gallery for query in queries]
+        groups: dict[int, list[int]] = {}
+        for place, gallery in enumerate(galleries):
+            groups.setdefault(id(gallery), []).append(place)
+        return [(galleries[places[0]], places) for places in groups.values()]
+
+    @torch.inference_mode()
+    def _vectors(self, queries: Sequence[ComposedQuery]) -> tuple[np.ndarray, float, float]:
+        """Query vectors `[B, D]`, and the milliseconds of pictures and of texts."""
+        terms = [(term, query.gallery or self.gallery) for query in queries for term in query.terms]
+        vectors: dict[int, np.ndarray] = {}
+        image_ms = text_ms = 0.0
+        for parts in dict.fromkeys(term.parts for term, _ in terms):
+            places = [place for place, (term, _) in enumerate(terms) if term.parts == parts]
+            marks = [self._now()]
+            state = self._references([terms[place] for place in places])
+            marks.append(self._now())
+            vectors |= zip(places, self._compose(state, [terms[place][0] for place in places]), strict=True)
+            marks.append(self._now())
+            image, text = (1000 * (end - begin) for begin, end in pairwise(marks))
+            image_ms, text_ms = image_ms + image, text_ms + text
+        every = iter([vectors[place] for place in range(len(terms))])
+        return np.stack([query.vector([next(every) for _ in query.terms]) for query in queries]), image_ms, text_ms
+
+    def _compose(self, state: Any, terms: Sequence[Term]) -> np.ndarray:
+        parts = terms[0].parts
         if parts == "picture":
             return self.encoder.encode_picture(state).float().cpu().numpy()
-        text = self.encoder.tokenize([said(self.encoder, query.text or "") for query in queries]).to(self.device)
+        text = self.encoder.tokenize([said(self.encoder, term.text or "") for term in terms]).to(self.device)
         if parts == "text":
             return self.encoder.encode_text(text).float().cpu().numpy()
-        weights = [query.weight for query in queries]
+        weights = [term.share for term in terms]
         if all(weight is None for weight in weights):
             return self.encoder.compose(state, text).float().cpu().numpy()
         usual = self.encoder.composition.weight
@@ -249,55 +281,65 @@ class SearchEngine:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _references(self, queries: Sequence[ComposedQuery]) -> Any:
+    def _references(self, terms: Sequence[tuple[Term, GalleryIndex]]) -> Any:
         """States of the references (of pictures alone their patches); the tower reads only images that are not kept."""
-        if queries[0].parts != "both":
-            return self._patches(queries) if queries[0].parts == "picture" else None
+        parts = terms[0][0].parts
+        if parts != "both":
+            return self._patches(terms) if parts == "picture" else None
         if self._states is None:
-            return self.encoder.encode_reference(self._patches(queries))
-        keys = [_reference_key(query) for query in queries]
-        return self._states.get(keys, lambda places: self._patches([queries[place] for place in places]))
+            return self.encoder.encode_reference(self._patches(terms))
+        keys = [_reference_key(term) for term, _ in terms]
+        return self._states.get(keys, lambda places: self._patches([terms[place] for place in places]))
 
-    def _patches(self, queries: Sequence[ComposedQuery]) -> torch.Tensor:
-        """Patch tokens of the references, rounded to fp16 as the feature store keeps them."""
-        fresh = [query.pixels_HWC for query in queries if query.pixels_HWC is not None]
+    def _patches(self, terms: Sequence[tuple[Term, GalleryIndex]]) -> torch.Tensor:
+        """Patch tokens of the pictures, rounded to fp16 as the feature store keeps them."""
+        fresh = [term.pixels_HWC for term, _ in terms if term.pixels_HWC is not None]
         encoded: list[torch.Tensor] = []
         if fresh:
             images_BHWC = torch.from_numpy(np.stack(fresh)).to(self.device)
             encoded = list(self.vision(images_BHWC).to(torch.float16))
         return torch.stack(
-            [encoded.pop(0) if query.pixels_HWC is not None else self._stored(query) for query in queries]
+            [encoded.pop(0) if term.pixels_HWC is not None else self._stored(term, gallery) for term, gallery in terms]
         ).float()
 
-    def _stored(self, query: ComposedQuery) -> torch.Tensor:
-        if self.gallery.patches_NPW is None or query.gallery_id is None:
+    def _stored(self, term: Term, gallery: GalleryIndex) -> torch.Tensor:
+        if gallery.patches_NPW is None or term.gallery_id is None:
             raise DataError("A query by gallery id must be made with prepare(): this index keeps no vision features.")
-        row = self.gallery.row(query.gallery_id)
-        return torch.from_numpy(np.array(self.gallery.patches_NPW[row])).to(self.device)
-
-    def _thumbnail(self, gallery_id: str) -> bytes:
-        picture = self.gallery.picture(gallery_id)
-        if not picture:
-            raise DataError(
-                f"The index keeps neither vision features nor a picture of {gallery_id!r}, so it cannot be a "
-                "reference by id. Send the image, or build the index with pictures."
-            )
-        return picture
+        row = gallery.row(term.gallery_id)
+        return torch.from_numpy(np.array(gallery.patches_NPW[row])).to(self.device)
 
     def _probe_query(self) -> ComposedQuery:
         size = self.transform.size
-        return ComposedQuery("probe", pixels_HWC=np.full((size, size, 3), 127, np.uint8), k=1)
+        return ComposedQuery((Term(text="probe", pixels_HWC=np.full((size, size, 3), 127, np.uint8)),), k=1)
 
 
-def _reference_key(query: ComposedQuery) -> str:
+def _references_of(image: ImageSource | None, gallery_id: str | None, further: Further) -> tuple[Reference, ...]:
+    """The references of a query: the one, or several.
+
+    Raises:
+        DataError: for two ways of saying them, or a box without a picture.
+    """
+    if image is not None and gallery_id is not None:
+        raise DataError("A query has one reference, an image or a gallery id; both were given.")
+    if image is None and gallery_id is None:
+        if further.box is not None:
+            raise DataError("A box is a part of a reference; give an image or a gallery id, or leave the box out.")
+        return further.references
+    if further.references:
+        raise DataError("Several references stand in `references`; leave the single one out, or put it there too.")
+    return (Reference(image, gallery_id, further.box),)
+
+
+def _reference_key(term: Term) -> str:
     """Equal for equal reference images: the gallery's own patches by id, a picture by its transformed pixels."""
-    if query.pixels_HWC is None:
-        return f"gallery {query.gallery_id}"
-    content = hashlib.blake2b(np.ascontiguousarray(query.pixels_HWC).tobytes(), digest_size=16)
-    return f"pixels {query.pixels_HWC.shape} {content.hexdigest()}"
+    if term.pixels_HWC is None:
+        return f"gallery {term.gallery_id}"
+    content = hashlib.blake2b(np.ascontiguousarray(term.pixels_HWC).tobytes(), digest_size=16)
+    return f"pixels {term.pixels_HWC.shape} {content.hexdigest()}"
 
 
 def _ranking(query: ComposedQuery, names: tuple[str, ...], scores_K: np.ndarray, times: StepTimes) -> Ranking:
-    dropped = query.gallery_id if query.exclude_reference else None
-    kept = [(name, float(score)) for name, score in zip(names, scores_K, strict=False) if name != dropped][: query.k]
+    pairs = zip(names, scores_K, strict=False)
+    left = [(name, float(score)) for name, score in pairs if name not in query.dropped]
+    kept = left[query.offset : query.offset + query.k]
     return Ranking(query.query_id, tuple(name for name, _ in kept), tuple(score for _, score in kept), times)

@@ -17,6 +17,7 @@ from cirray.index.filters import mask_of, parse_filter
 METADATA = "metadata.parquet"
 ID = "id"
 """Column of the ids, which every gallery has."""
+_KEPT_MASKS = 32
 MAX_VALUES = 50
 """Most values of a column whose counts are shown; one with more has only its range, or the count of its values."""
 
@@ -60,15 +61,22 @@ class Columns:
         fields = [] if self._kept is None else [field for field in self._kept.schema if field.name != ID]
         self.schema = pa.schema([pa.field(ID, pa.string()), *fields])
         """What a filter may name."""
+        self._masks: dict[str, np.ndarray] = {}
 
     def mask(self, text: str) -> np.ndarray:
-        """Which rows pass a filter [N].
+        """Which rows pass a filter [N]; the masks of the latest filters are kept, since a search asks again and again.
 
         Raises:
             DataError: see `parse_filter`.
         """
-        chosen = parse_filter(text, self.schema)
-        return mask_of(chosen, self._table(chosen.columns))
+        found = self._masks.get(text)
+        if found is None:
+            chosen = parse_filter(text, self.schema)
+            found = mask_of(chosen, self._table(chosen.columns))
+            if len(self._masks) >= _KEPT_MASKS:
+                self._masks.clear()
+            self._masks[text] = found
+        return found
 
     def rows(self, rows: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """Some columns of some rows as values for JSON."""

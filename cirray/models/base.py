@@ -127,6 +127,11 @@ class Retriever(nn.Module, ABC):
             f"This model composes by {self.composition.name!r}, in which the text has no weight; leave weight out."
         )
 
+    @property
+    def reads_text_alone(self) -> bool:
+        """Whether it has query vectors of texts alone (`encode_text`)."""
+        return type(self).encode_text is not Retriever.encode_text
+
     def encode_text(self, text: TextBatch) -> torch.Tensor:
         """Query vectors `[B, D]` of texts alone, norm 1.
 

@@ -101,6 +101,11 @@ class ForkedRetriever(Retriever):
         """The query side's."""
         return self.query.compose_weighted(state, text, share_B)
 
+    @property
+    def reads_text_alone(self) -> bool:
+        """The query side's."""
+        return self.query.reads_text_alone
+
     def encode_text(self, text: TextBatch) -> torch.Tensor:
         """The query side's."""
         return self.query.encode_text(text)

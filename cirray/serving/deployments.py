@@ -19,7 +19,7 @@ from cirray.serving.service import ResultT, Workers
 from cirray.types import Ranking
 
 if TYPE_CHECKING:
-    from cirray.search_engine import ComposedQuery
+    from cirray.queries import ComposedQuery
 
 PROBE_TIMEOUT_S = 20.0
 

@@ -7,10 +7,10 @@ metadata.
 
 from cirray.core.errors import CirrayError
 from cirray.data.config import ImageLimits
-from cirray.data.images import open_image, picture_digest, read_place
+from cirray.data.images import open_image
 from cirray.data.pixels import thumbnail
-from cirray.data.places import Place
 from cirray.index.store import GalleryIndex
+from cirray.queries import original_file
 
 LARGE = 1600
 """Longest side in pixels of a large picture."""
@@ -30,14 +30,10 @@ def large_picture(gallery: GalleryIndex, image_id: str, limits: ImageLimits) -> 
     Raises:
         UnknownImageError: for an id that is not in the gallery.
     """
-    found = gallery.originals.find(gallery.row(image_id)) if gallery.originals else None
-    if found is None:
-        return gallery.picture(image_id)
-    path, digest = found
+    data = original_file(gallery, image_id, limits)
     try:
-        data = read_place(Place(str(path)), limits, image_id)
-        if picture_digest(data) == digest:
+        if data:
             return thumbnail(open_image(data, limits.model_copy(update={"draft_side": _DRAFT}), image_id), LARGE)
     except CirrayError:
-        pass  # gone, or larger than this service decodes
+        pass  # more than this service decodes
     return gallery.picture(image_id)

@@ -10,7 +10,8 @@ from cirray.serving.config import ServingSettings
 from cirray.types import Ranking
 
 if TYPE_CHECKING:  # the process that starts the service needs no torch
-    from cirray.search_engine import ComposedQuery, SearchEngine
+    from cirray.queries import ComposedQuery
+    from cirray.search_engine import SearchEngine
 
 ResultT = TypeVar("ResultT")
 PROBE_REUSE_S = 1.0

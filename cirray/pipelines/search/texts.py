@@ -15,7 +15,8 @@ from cirray.index.store import PATCHES, TOKENS, GalleryIndex, IndexMeta
 from cirray.index.texts import texts_by_reference
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.parts import PartEncoder
-from cirray.search_engine import ComposedQuery, QueryEncoder, SearchEngine
+from cirray.queries import ComposedQuery
+from cirray.search_engine import QueryEncoder, SearchEngine
 from cirray.types import Query, Ranking
 
 Example = tuple[str, str]

@@ -6,7 +6,7 @@ import pytest
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
-from cirray.search_engine import ComposedQuery
+from cirray.queries import ComposedQuery, Term
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.deployments import SearchReplica
 from cirray.serving.service import DirectService, Workers
@@ -81,7 +81,7 @@ def test_queries_that_arrive_together_share_one_pass(replica, monkeypatch):
 def test_one_bad_query_fails_alone_in_its_batch(replica):
     replica.reconfigure({"max_batch_size": 4})
     good = [replica.retriever.prepare("blue", gallery_id="plain/00") for _ in range(3)]
-    poison = ComposedQuery(text="blue", gallery_id="not there")
+    poison = ComposedQuery((Term(text="blue", gallery_id="not there"),))
 
     async def main():
         return await asyncio.gather(*(replica.answer(q) for q in [*good, poison]), return_exceptions=True)

@@ -1,0 +1,231 @@
+"""What can be asked of a gallery, as values: references, texts, what is not wanted, and which images may answer.
+
+A query is one vector, a sum in the model's own space of vectors of norm 1:
+
+    q = unit( sum_i w_i f(r_i, t) / sum_i w_i  -  v n )
+
+f(r, t) is the model's composed query of a reference and the text (of the one alone where the other is not given), w_i
+the weights of the references, and n the vector of what is not wanted, a text or a picture alone, with its weight v.
+
+Shapes: D width, H and W pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cirray.core.errors import CirrayError, DataError
+from cirray.data.config import ImageLimits
+from cirray.data.images import Source, open_image, picture_digest, read_place
+from cirray.data.places import Box, Place
+from cirray.index.store import GalleryIndex
+
+MAX_REFERENCES = 8
+"""Most references of a query."""
+MAX_EXCLUDED = 1_000
+"""Most ids that a query leaves out."""
+MAX_DEPTH = 10_000
+"""Farthest place that an answer may have: offset + k."""
+MAX_WEIGHT = 100.0
+_WHOLE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A picture of a query: a file, encoded bytes or a Pillow image, or an id of the gallery."""
+
+    image: Source | None = None
+    gallery_id: str | None = None
+    box: Box | None = None
+    """x, y, width, height of the part that is meant: shares of the upright picture (0 to 1), or its pixels."""
+    weight: float = 1.0
+    """Its share among the references."""
+
+
+@dataclass(frozen=True)
+class Negative:
+    """What the answers should not look like: a text, or a picture."""
+
+    text: str | None = None
+    picture: Reference | None = None
+    weight: float = 0.5
+    """How much of its vector is taken away, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Further:
+    """What a query may say beyond a reference, a text and k."""
+
+    box: Box | None = None
+    """The part of the reference that is meant; see `Reference`."""
+    references: tuple[Reference, ...] = ()
+    """Several references, in place of one."""
+    negative: Negative | None = None
+    """What is not wanted."""
+    exclude: tuple[str, ...] = ()
+    """Ids that are not answered; unknown ones change nothing."""
+    offset: int = 0
+    """Answers that are passed over."""
+    filter: str | None = None
+    """Which images may be answered; see `cirray.index.filters`."""
+
+    def check(self, k: int) -> None:
+        """Refuse numbers out of their ranges.
+
+        Raises:
+            DataError: naming the number and what would be accepted.
+        """
+        if k < 1:
+            raise DataError(f"k is {k}; ask for at least 1 answer.")
+        if self.offset < 0 or self.offset + k > MAX_DEPTH:
+            raise DataError(f"offset {self.offset} with k {k} is out of range; offset + k may be up to {MAX_DEPTH:,}.")
+        if len(self.references) > MAX_REFERENCES:
+            raise DataError(f"The query has {len(self.references)} references; at most {MAX_REFERENCES} are accepted.")
+        if len(self.exclude) > MAX_EXCLUDED:
+            raise DataError(f"The query leaves out {len(self.exclude):,} ids; at most {MAX_EXCLUDED:,} are accepted.")
+        for reference in self.references:
+            if not 0 < reference.weight <= MAX_WEIGHT:
+                raise DataError(f"The weight {reference.weight:g} of a reference is out of range; give above 0 to 100.")
+        if self.negative is not None and not 0 <= self.negative.weight <= 1:
+            raise DataError(f"The weight {self.negative.weight:g} of what is not wanted is out of range; give 0 to 1.")
+
+
+PLAIN = Further()
+"""Nothing further."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One vector of a query and its factor; its picture is an id of a gallery that keeps its features, or pixels."""
+
+    factor: float = 1.0
+    text: str | None = None
+    gallery_id: str | None = None
+    pixels_HWC: np.ndarray | None = None
+    """Transformed pixels (uint8)."""
+    share: float | None = None
+    """The text's share, 0 to 1; None: the model's own."""
+
+    @property
+    def parts(self) -> str:
+        """What is encoded: `both`, `text` or `picture`."""
+        if self.text is None:
+            return "picture"
+        return "text" if self.gallery_id is None and self.pixels_HWC is None else "both"
+
+
+@dataclass(frozen=True)
+class ComposedQuery:
+    """A checked query: its vector as a sum, and which images answer it."""
+
+    terms: tuple[Term, ...]
+    k: int = 10
+    offset: int = 0
+    dropped: frozenset[str] = frozenset()
+    """Ids that are not answered."""
+    allowed_N: np.ndarray | None = None
+    """Rows of `gallery` that may be answered; None: all."""
+    query_id: str = ""
+    decode_ms: float = 0.0
+    gallery: GalleryIndex | None = None
+    """What is searched, also when the gallery has changed since; None: the gallery of that time."""
+
+    @property
+    def wanted(self) -> int:
+        """Answers to ask of the index, so that enough are left."""
+        return self.offset + self.k + len(self.dropped)
+
+    def vector(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
+        """The query's vector [D] (norm 1) of those of its terms.
+
+        Raises:
+            DataError: when nothing is left of it.
+        """
+        if len(self.terms) == 1:
+            return vectors[0]
+        factors_T = np.array([term.factor for term in self.terms])
+        total_D = factors_T @ np.stack(vectors).astype(np.float64)
+        norm = float(np.linalg.norm(total_D))
+        if norm < 1e-6:
+            raise DataError("Nothing is left of the query: what is not wanted takes away all of what is.")
+        return (total_D / norm).astype(np.float32)
+
+
+def picture_of(reference: Reference, gallery: GalleryIndex, limits: ImageLimits) -> Image.Image:
+    """A reference decoded, upright, and cut to its box.
+
+    Raises:
+        UnknownImageError: for an id that is not in the gallery.
+        DataError: for an unusable picture, an id without a picture, or a box outside of it.
+    """
+    box, image_id = reference.box, reference.gallery_id
+    limits = limits if box is None else limits.model_copy(update={"draft_side": _WHOLE})
+    if image_id is None:
+        assert reference.image is not None
+        source, name = reference.image, "upload" if isinstance(reference.image, bytes) else None
+    else:
+        if box is not None and not _in_shares(box):
+            raise DataError(f"The box {_said(box)} of the gallery image {image_id[:80]!r} must be in shares, 0 to 1.")
+        source = (original_file(gallery, image_id, limits) if box else b"") or _thumbnail(gallery, image_id)
+        name = image_id
+    image = open_image(source, limits, name)
+    return image if box is None else cut(image, box)
+
+
+def cut(image: Image.Image, box: Box) -> Image.Image:
+    """The part of an upright picture that lies in a box.
+
+    Raises:
+        DataError: for numbers that are no box, or one that lies outside.
+    """
+    x, y, width, height = box
+    if not all(map(math.isfinite, box)) or width <= 0 or height <= 0:
+        raise DataError(f"The box {_said(box)} is none; give x, y, width, height, the last two above 0.")
+    across, down = image.size if _in_shares(box) else (1, 1)
+    left, top = max(0, math.floor(x * across)), max(0, math.floor(y * down))
+    right, bottom = min(image.width, math.ceil((x + width) * across)), min(image.height, math.ceil((y + height) * down))
+    if left >= right or top >= bottom:
+        raise DataError(
+            f"The box {_said(box)} lies outside of the picture, which has {image.width} x {image.height} pixels."
+        )
+    return image.crop((left, top, right, bottom))
+
+
+def original_file(gallery: GalleryIndex, image_id: str, limits: ImageLimits) -> bytes:
+    """The file that a gallery image was made of, while it is still the one that was indexed; else empty.
+
+    The path comes from the index, never from a request, and the bytes must have the digest that the index noted.
+
+    Raises:
+        UnknownImageError: for an id that is not in the gallery.
+    """
+    found = gallery.originals.find(gallery.row(image_id)) if gallery.originals else None
+    if found is None:
+        return b""
+    path, digest = found
+    try:
+        data = read_place(Place(str(path)), limits, image_id)
+    except CirrayError:  # gone, or larger than is decoded here
+        return b""
+    return data if picture_digest(data) == digest else b""
+
+
+def _thumbnail(gallery: GalleryIndex, image_id: str) -> bytes:
+    picture = gallery.picture(image_id)
+    if not picture:
+        raise DataError(
+            f"The index keeps neither vision features nor a picture of {image_id!r}, so it cannot be a "
+            "reference by id. Send the image, or build the index with pictures."
+        )
+    return picture
+
+
+def _in_shares(box: Box) -> bool:
+    return all(0 <= value <= 1 for value in box)
+
+
+def _said(box: Box) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in box) + "]"
