@@ -35,7 +35,8 @@ class Model(ImageTextEncoder):
     def index(self, images: str | Path, out: str = "", **fields: Any) -> "Gallery":
         """Embed a folder of pictures, with a progress bar, and open it as a gallery.
 
-        The same folder again is found finished. One whose pictures have changed needs another `out`.
+        The same folder again costs a look at its files: of one that has changed, only new and changed pictures are
+        embedded. A gallery that is open stays what it was.
 
         Args:
             images: the folder.

@@ -9,8 +9,9 @@ from cirray.core.contents import canonical
 from cirray.data.config import TransformConfig
 from cirray.types import stable_id
 
-_REVISION = 2
-"""Raise it when pixels change for the same settings: it is part of the digest, so features are made anew."""
+REVISION = 2
+"""Raise it when pixels change for the same settings: it is part of the digest, so features and indexes are made
+anew."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ImageTransform:
     @property
     def digest(self) -> str:
         """16 hex digits over every setting and the revision of the code."""
-        return stable_id("image-transform", _REVISION, canonical(self.config.to_dict()))
+        return stable_id("image-transform", REVISION, canonical(self.config.to_dict()))
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Pixels of an RGB image, uint8, size x size x 3."""

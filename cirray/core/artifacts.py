@@ -21,9 +21,11 @@ from cirray.core.contents import content_digest, file_digest, says_nothing
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError
 from cirray.core.identity import differences, readings
+from cirray.core.replacing import settle, take_place
 from cirray.core.version import __version__
 
-MANIFEST, MARKER = "manifest.json", "stage.json"
+MANIFEST, MARKER, SEEN = "manifest.json", "stage.json", "seen-files.json"
+"""What is no content: who made it, and when its source files were last seen (`cirray.data.changes`)."""
 SCHEMA_VERSION = 2
 _EARLIER = "by an earlier, incompatible version"
 
@@ -77,7 +79,8 @@ class Manifest:
 class Stage:
     """A directory being written. `finished`: the same stage was completed before.
 
-    `kept`: patterns of the files that a restarted run resumes from. `fresh`: none were found.
+    `kept`: patterns of the files that a restarted run resumes from. `fresh`: none were found. `former`: the artifact of
+    other inputs whose place it takes.
     """
 
     uri: str
@@ -86,6 +89,7 @@ class Stage:
     identity: dict[str, Any]
     inputs: dict[str, str]
     finished: Manifest | None = None
+    former: Manifest | None = None
     kept: tuple[str, ...] = ()
     fresh: bool = False
     begin: float = field(default_factory=time.monotonic, compare=False)
@@ -130,7 +134,8 @@ class Stage:
         )  # fmt: skip
         storage.write_bytes(storage.join(self.work_uri, MANIFEST), manifest.to_json().encode())
         if storage.is_local(self.uri):
-            os.replace(storage.local_path(self.work_uri), storage.local_path(self.uri))
+            put = take_place if self.former else os.replace
+            put(storage.local_path(self.work_uri), storage.local_path(self.uri))
         return manifest
 
     def discard(self) -> None:
@@ -147,7 +152,10 @@ class Stage:
         return any(fnmatch(name, pattern) for name in names for pattern in self.kept)
 
 
-def open_stage(run: Run, kind: str, inputs: Mapping[str, str] | None = None, kept: Sequence[str] = ()) -> Stage:
+def open_stage(
+    run: Run, kind: str, inputs: Mapping[str, str] | None = None, kept: Sequence[str] = (),
+    living: Sequence[str] = (),
+) -> Stage:  # fmt: skip
     """Begin, resume or recognise a stage.
 
     Half-written work of another run is an error only if it has finished parts; with `unfinished.restarting` it is
@@ -159,21 +167,32 @@ def open_stage(run: Run, kind: str, inputs: Mapping[str, str] | None = None, kep
         inputs: digests of inputs by their field (`features 0`, `data`, `validation.data`); empty: not read. Other
             places are digested here (`place_digest`).
         kept: patterns of the files that a restarted run resumes from (`shards/*`); none: it starts anew.
+        living: inputs that may have changed since. A local artifact of the same settings that has one of them is then
+            replaced when this one is published, whatever its inputs were; half-written work is resumed if no other
+            input differs.
 
     Raises:
         ArtifactError: when an artifact of another config or other inputs is at `out`, finished or half-written.
     """
     stage = Stage(str(run.out), kind, run.to_dict(), run.identity(), _all_inputs(run, inputs or {}), kept=tuple(kept))
+    if storage.is_local(stage.uri):
+        settle(storage.local_path(stage.work_uri), storage.local_path(stage.uri), MANIFEST)
     if is_complete(stage.uri):
-        manifest = read_manifest(stage.uri, kind)
-        _check_same(stage.uri, stage.key, manifest.stage_key)
-        return replace(stage, finished=manifest)
+        found_there = read_manifest(stage.uri, kind)
+        replaced = storage.is_local(stage.uri) and any(name in found_there.inputs for name in living)
+        wanted = {**stage.key, "inputs": found_there.inputs} if replaced else stage.key
+        _check_same(stage.uri, wanted, found_there.stage_key)
+        if found_there.inputs == stage.inputs:
+            return replace(stage, finished=found_there)
+        stage = replace(stage, former=found_there)
     unfinished.opened(stage)
     marker = storage.join(stage.work_uri, MARKER)
     if storage.exists(marker):
         found = _read_marker(marker)
-        other = _EARLIER if _is_earlier(found) else differences(stage.key, found)
+        other = _EARLIER if _is_earlier(found) else differences(_steady(stage.key, living), _steady(found, living))
         if not other and not unfinished.restarts():
+            if living:
+                _go_on(stage, marker)
             return stage
         _refuse_worth(replace(stage, kept=tuple(found.get("kept", stage.kept))), other)
         stage.discard()
@@ -242,11 +261,31 @@ def _check_free(uri: str | Path) -> None:
         raise ArtifactError(f"{str(uri)!r} exists but is no artifact (no {MANIFEST}). Choose another --out.")
 
 
+def _steady(key: Mapping[str, Any], living: Sequence[str]) -> dict[str, Any]:
+    """A stage's key without the inputs that may change."""
+    inputs = key.get("inputs")
+    kept = {name: it for name, it in inputs.items() if name not in living} if isinstance(inputs, dict) else None
+    return {**key, "inputs": kept}
+
+
+def _go_on(stage: Stage, marker: str) -> None:
+    """Keep only what another run resumes from, under this one's marker."""
+    for name in storage.list_files(stage.work_uri):
+        if not any(fnmatch(name, pattern) for pattern in stage.kept):
+            storage.remove(storage.join(stage.work_uri, name))
+    _mark(stage, marker)
+
+
 def _begin(stage: Stage, marker: str) -> None:
     """Start with only the marker, which identifies the run."""
     if storage.is_local(stage.uri):
-        _check_free(stage.uri)
+        if stage.former is None:
+            _check_free(stage.uri)
         stage.discard()
+    _mark(stage, marker)
+
+
+def _mark(stage: Stage, marker: str) -> None:
     told = {**stage.key, "kept": stage.kept, "schema_version": SCHEMA_VERSION}
     storage.write_bytes(marker, json.dumps(told, indent=2, sort_keys=True).encode())
 
@@ -337,44 +376,15 @@ def localize(uri: str | Path, kind: str | None = None) -> Path:
     return target
 
 
-def model_folder(folder: Path) -> tuple[Path, str]:
-    """Folder of the model's files in an artifact, and their kind: "retriever" or "generator".
-
-    Raises:
-        ArtifactError: when there is none.
-    """
-    for place in (folder, folder / "model"):
-        try:
-            description = json.loads((place / "config.json").read_text())
-        except (OSError, ValueError):
-            continue
-        if isinstance(description, dict) and "kind" in description:
-            return place, "retriever" if "retriever" in description else "generator"
-    raise ArtifactError(
-        f"{str(folder)!r} holds no model of cirray's. Give a checkpoint or generator artifact, or an exported folder."
-    )
-
-
-def own_model(place: str) -> tuple[Path, str] | None:
-    """Folder and kind (`model_folder`) of an artifact, an export or a bare model folder of this package, else None."""
-    complete = is_complete(place)
-    if not complete and not storage.is_local(place):
-        return None
-    try:
-        return model_folder(localize(place) if complete else storage.local_path(place))
-    except ArtifactError:
-        return None
-
-
 def directory_digest(uri: str | Path) -> str:
-    """Digest of all data files below a URI (manifest and stage marker excluded), independent of their dates.
+    """Digest of all data files below a URI (without manifest, stage marker and `SEEN`), independent of their dates.
 
     Libraries' settings files count by content (`cirray.core.contents`): a model saved by two releases of transformers
     has one digest.
     """
     total = hashlib.blake2b(digest_size=16)
     for name in storage.list_files(uri):
-        if name not in (MANIFEST, MARKER) and not says_nothing(name):
+        if name not in (MANIFEST, MARKER, SEEN) and not says_nothing(name):
             total.update(f"{name}\x1f{content_digest(storage.join(uri, name))}\x1f".encode())
     return total.hexdigest()
 

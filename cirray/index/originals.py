@@ -26,17 +26,17 @@ class OriginalFiles(Protocol):
 
 @dataclass(frozen=True)
 class Originals:
-    """Files of the gallery, by row; read from disk at the first use."""
+    """Files of the gallery, by row; parsed at the first use."""
 
     root: str
     """Folder that held them."""
-    path: Path
-    """Where their names are kept."""
+    text: bytes
+    """Their names as they are kept, read when the index is opened: another may take its place later."""
 
     @cached_property
     def rows(self) -> list[Original]:
         """Name and digest of every row."""
-        return [(name, digest) for name, digest in json.loads(self.path.read_text(encoding="utf-8"))]
+        return [(name, digest) for name, digest in json.loads(self.text)]
 
     def find(self, row: int) -> tuple[Path, str] | None:
         """Path and digest of a row's file; None when it has none, or one that is not below the folder."""
@@ -57,4 +57,4 @@ def write_originals(folder: Path, rows: Sequence[Original]) -> list[str]:
 
 def open_originals(folder: Path, names: Sequence[str], root: str) -> Originals | None:
     """The originals of an index, or None when it was built without."""
-    return Originals(root, folder / ORIGINALS) if ORIGINALS in names and root else None
+    return Originals(root, (folder / ORIGINALS).read_bytes()) if ORIGINALS in names and root else None

@@ -1,4 +1,7 @@
-"""Small pictures of a gallery, packed into one file: row -> encoded bytes. Ids are never used as paths."""
+"""Small pictures of a gallery, packed into one file: row -> encoded bytes. Ids are never used as paths.
+
+An opened pack is mapped, so it stays what it was when another index takes its place.
+"""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -27,7 +30,8 @@ class Pictures(Protocol):
 class PictureStore:
     """Encoded pictures (PNG or JPEG) by row; a row without a picture is empty."""
 
-    path: Path
+    pack: np.ndarray
+    """All of them, one after another (uint8, memory-mapped)."""
     offsets: np.ndarray
     """Row r is at bytes offsets[r] to offsets[r + 1] (int64)."""
     sizes_N2: np.ndarray
@@ -35,12 +39,7 @@ class PictureStore:
 
     def read(self, row: int) -> bytes:
         """See `Pictures`."""
-        start, end = int(self.offsets[row]), int(self.offsets[row + 1])
-        if start == end:
-            return b""
-        with open(self.path, "rb") as stream:
-            stream.seek(start)
-            return stream.read(end - start)
+        return self.pack[int(self.offsets[row]) : int(self.offsets[row + 1])].tobytes()
 
     def size(self, row: int) -> tuple[int, int] | None:
         """See `Pictures`."""
@@ -79,4 +78,5 @@ def open_pictures(folder: Path, names: Sequence[str]) -> PictureStore | None:
     if PACK not in names:
         return None
     offsets, sizes_N2 = (np.load(folder / name, allow_pickle=False) for name in (OFFSETS, SIZES))
-    return PictureStore(folder / PACK, offsets, sizes_N2)
+    pack = np.memmap(folder / PACK, np.uint8, "r") if offsets[-1] else np.empty(0, np.uint8)
+    return PictureStore(pack, offsets, sizes_N2)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from cirray.core.artifacts import own_model
 from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.model_folders import own_model
 from cirray.models.base import Retriever
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import DualEncoderRetriever

@@ -42,6 +42,20 @@ def test_a_folder_becomes_a_gallery_that_is_opened_again_by_its_place(home, gall
     assert read_manifest(gallery.source).created == before
 
 
+def test_a_folder_with_one_picture_more_gives_a_gallery_with_one_more_and_the_open_one_stays(home, tmp_path, caplog):
+    shutil.copytree(home / "pictures", tmp_path / "trip")
+    model, place = cirray.load(str(home / "clip")), {"root": str(tmp_path / "root")}
+    before = model.index(tmp_path / "trip", **place)
+    (tmp_path / "trip" / "new.png").write_bytes(tiny_service.picture(77, (90, 60)))
+    caplog.set_level("INFO")
+    after = model.index(tmp_path / "trip", **place)
+    assert set(after.ids) - set(before.ids) == {"new"} and after.source == before.source
+    assert "26 pictures: 25 as before, 1 new" in caplog.text  # a broken one is tried again
+    assert "encode the gallery: 2/2 images" in caplog.text
+    assert [row.id for row in before.search(text="blue", k=30)] and before.search("plain/02")[0].picture
+    assert after.search("new", k=1)[0].id in before.ids
+
+
 def test_it_is_searched_by_picture_and_text_by_text_alone_and_by_picture_alone(home, gallery):
     model, picture = cirray.load(str(home / "clip")), str(home / "pictures" / "plain" / "02.png")
     vectors = model.images([path_of(gallery, name) for name in gallery.ids])

@@ -9,7 +9,7 @@ from cirray.index.originals import Original
 
 
 def originals_of(
-    ids: Sequence[str], places: Mapping[str, str], contents: Mapping[str, str]
+    ids: Sequence[str], places: Mapping[str, str], contents: Mapping[str, str], folder: str = ""
 ) -> tuple[str, list[Original]]:
     """Folder above all files, and their names below it with their digests, by row.
 
@@ -19,12 +19,13 @@ def originals_of(
         ids: the rows of the index.
         places: places of the pictures by id (`Place.text`).
         contents: digests of the files' bytes by id.
+        folder: the folder, where that is known; empty: the nearest one above all files.
     """
     files = [_file(places.get(name, "")) if contents.get(name) else "" for name in ids]
     folders = {os.path.dirname(path) for path in files if path}
     if not folders:
         return "", []
-    root = os.path.commonpath(folders)
+    root = folder or os.path.commonpath(folders)
     rows = [
         (os.path.relpath(path, root), contents[name]) if path else ("", "")
         for name, path in zip(ids, files, strict=True)

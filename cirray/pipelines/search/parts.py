@@ -15,17 +15,15 @@ from cirray.core import storage
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import ImageLimits
-from cirray.data.images import open_place
+from cirray.data.images import open_image, picture_digest, read_place
 from cirray.data.pixels import thumbnail
 from cirray.data.places import Place
 from cirray.features.store import FeatureStore, check_tower
 from cirray.image_text import load_models
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.rows import part_uri
 from cirray.transforms import ImageTransform
-from cirray.types import part_name
-
-FOLDER = "parts"
 
 
 @dataclass
@@ -33,6 +31,8 @@ class Part:
     """Encoded images in the given order, and unusable ones."""
 
     ids: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """What identifies each row (`cirray.pipelines.search.rows`)."""
     tokens: list[np.ndarray] = field(default_factory=list)
     """Each `[n, Q, D]`, fp16."""
     patches: list[np.ndarray] = field(default_factory=list)
@@ -47,31 +47,21 @@ class Part:
         arrays = {f"tokens{n}": block for n, block in enumerate(self.tokens)}
         arrays |= {f"patches{n}": block for n, block in enumerate(self.patches)}
         sizes = [len(picture) for picture in self.pictures]
-        text = json.dumps({"ids": self.ids, "rejected": self.rejected, "sizes": sizes, "blocks": len(self.tokens)})
+        told = {"ids": self.ids, "keys": self.keys, "rejected": self.rejected, "sizes": sizes}
+        text = json.dumps({**told, "blocks": len(self.tokens)})
         arrays["text"] = np.frombuffer(text.encode(), np.uint8)
         arrays["pictures"] = np.frombuffer(b"".join(self.pictures), np.uint8)
         stream = io.BytesIO()
         np.savez(stream, **arrays)  # type: ignore[arg-type]
         return stream.getvalue()
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Part":
-        """Read what `to_bytes` wrote."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            text = json.loads(arrays["text"].tobytes())
-            ends = np.cumsum([0, *text["sizes"]])
-            packed = arrays["pictures"].tobytes()
-            pictures = [packed[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-            tokens = [arrays[f"tokens{n}"] for n in range(text["blocks"])]
-            patches = [arrays[f"patches{n}"] for n in range(text["blocks"]) if f"patches{n}" in arrays]
-        return cls(text["ids"], tokens, patches, pictures, [(name, reason) for name, reason in text["rejected"]])
-
 
 @dataclass(frozen=True)
 class Loaded:
-    """Readable images (ids, patch tokens in fp16 or pixels in uint8, pictures), and unreadable ones."""
+    """Readable images (ids and keys, patch tokens in fp16 or pixels in uint8, pictures), and unreadable ones."""
 
     ids: list[str]
+    keys: list[str]
     patches_BPW: np.ndarray | None
     pixels_BHWC: np.ndarray | None
     pictures: list[bytes]
@@ -87,16 +77,17 @@ class Source(Protocol):
 
 def _opened(
     ids: Sequence[str], places: Sequence[str], limits: ImageLimits, rejected: list[tuple[str, str]]
-) -> Iterator[tuple[str, Image.Image]]:
-    """Readable pictures, one at a time; the others are added to `rejected` with the reason."""
+) -> Iterator[tuple[str, str, Image.Image]]:
+    """Ids, digests and pixels of readable pictures, one at a time; others are added to `rejected` with the reason."""
     for name, text in zip(ids, places, strict=True):
         try:
             place = Place.parse(text)
-            image = open_place(place, limits, place.name(name))
+            data = read_place(place, limits, place.name(name))
+            image = open_image(data, limits, place.name(name), place.box)
         except DataError as error:
             rejected.append((name, str(error)))
         else:
-            yield name, image
+            yield name, picture_digest(data), image
 
 
 class FolderSource:
@@ -108,13 +99,14 @@ class FolderSource:
 
     def load(self, ids: Sequence[str], places: Sequence[str]) -> Loaded:
         """See `Source`."""
-        kept, pixels, pictures = [], [], []
+        kept, keys, pixels, pictures = [], [], [], []
         rejected: list[tuple[str, str]] = []
-        for name, image in _opened(ids, places, self._limits, rejected):
+        for name, digest, image in _opened(ids, places, self._limits, rejected):
             kept.append(name)
+            keys.append(digest)
             pixels.append(self._transform(image))
             pictures += [thumbnail(image, self._size)] if self._size else []
-        return Loaded(kept, None, np.stack(pixels) if pixels else None, pictures, rejected)
+        return Loaded(kept, keys, None, np.stack(pixels) if pixels else None, pictures, rejected)
 
 
 class FeatureSource:
@@ -127,19 +119,19 @@ class FeatureSource:
     def load(self, ids: Sequence[str], places: Sequence[str]) -> Loaded:
         """See `Source`; without places there are no pictures."""
         if not self._size or not all(places):
-            return Loaded(list(ids), self._store.get(list(ids)), None, [], [])
+            return Loaded(list(ids), list(ids), self._store.get(list(ids)), None, [], [])
         kept, pictures = [], []
         rejected: list[tuple[str, str]] = []
-        for name, image in _opened(ids, places, self._limits, rejected):
+        for name, _, image in _opened(ids, places, self._limits, rejected):
             kept.append(name)
             pictures.append(thumbnail(image, self._size))
-        return Loaded(kept, self._store.get(kept) if kept else None, None, pictures, rejected)
+        return Loaded(kept, kept, self._store.get(kept) if kept else None, None, pictures, rejected)
 
 
 class PartEncoder:
     """Encodes images and writes them as the parts of an index; loads its models once."""
 
-    def __init__(self, run: IndexRun, vision_digest: str, count: int, work_uri: str) -> None:
+    def __init__(self, run: IndexRun, vision_digest: str, count: int, work_uri: str, first: int = 0) -> None:
         """Load the checkpoint and open the source.
 
         Args:
@@ -147,14 +139,15 @@ class PartEncoder:
             vision_digest: the tower that made the stored features, if they are read.
             count: images of the whole gallery, which decides whether their patch tokens are kept.
             work_uri: where the stage writes.
+            first: number of the first part's file.
 
         Raises:
             IndexMismatchError: when the features come from another vision tower than the checkpoint's.
         """
-        self._run, self._work_uri = run, work_uri
+        self._run, self._work_uri, self.first = run, work_uri, first
         self.encoder, self.vision, self.transform = load_models(run.checkpoint, run.device)
         feature_bytes = count * self.vision.num_tokens * self.vision.width * 2
-        self._keep_patches = feature_bytes <= run.reference_features_gb * 1e9
+        self.keeps_patches = feature_bytes <= run.reference_features_gb * 1e9
         if run.images is not None:
             self._source: Source = FolderSource(self.transform, run.thumbnail_size, run.limits)
         else:
@@ -171,7 +164,7 @@ class PartEncoder:
             `rejected` images.
         """
         part = self.encode(columns["image_id"].tolist(), columns["place"].tolist())
-        storage.write_bytes(part_uri(self._work_uri, int(columns["part"][0])), part.to_bytes())
+        storage.write_bytes(part_uri(self._work_uri, self.first + int(columns["part"][0])), part.to_bytes())
         return {"rejected": len(part.rejected)}
 
     def encode(self, ids: Sequence[str], places: Sequence[str]) -> Part:
@@ -197,24 +190,28 @@ class PartEncoder:
 
     @torch.inference_mode()
     def _add(self, part: Part, loaded: Loaded) -> None:
-        patches_BPW = self._patches(loaded)
-        tokens_BQD = self.encoder.encode_gallery(torch.from_numpy(patches_BPW).to(self._run.device).float())
+        patches_BPW, count = self._patches(loaded), len(loaded.ids)
+        whole = torch.from_numpy(self._filled(patches_BPW)).to(self._run.device).float()
+        tokens_BQD = self.encoder.encode_gallery(whole)[:count]
         part.ids += loaded.ids
+        part.keys += loaded.keys
         part.tokens.append(tokens_BQD.float().cpu().numpy().astype(np.float16))
-        part.patches += [patches_BPW] if self._keep_patches else []
+        part.patches += [patches_BPW] if self.keeps_patches else []
         part.pictures += loaded.pictures
 
     def _patches(self, loaded: Loaded) -> np.ndarray:
         """Patch tokens in fp16, as the feature store keeps them."""
         if loaded.patches_BPW is not None:
             return loaded.patches_BPW
-        pixels = torch.from_numpy(loaded.pixels_BHWC).to(self._run.device)
-        return self.vision(pixels).to(torch.float16).cpu().numpy()
+        assert loaded.pixels_BHWC is not None  # a source gives one of the two
+        pixels = torch.from_numpy(self._filled(loaded.pixels_BHWC)).to(self._run.device)
+        return self.vision(pixels)[: len(loaded.ids)].to(torch.float16).cpu().numpy()
 
-
-def part_uri(work_uri: str, number: int) -> str:
-    """File of a part while the index is made."""
-    return storage.join(work_uri, FOLDER, f"{part_name(number)}.npz")
+    def _filled(self, rows: np.ndarray) -> np.ndarray:
+        """Rows repeated to a whole batch: sums in another shape may round otherwise, and a picture that is added later
+        must get the vector that it would have had at first.
+        """
+        return rows if len(rows) == self._run.batch else np.resize(rows, (self._run.batch, *rows.shape[1:]))
 
 
 def dataset_gallery(dataset: CirDataset | None) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -4,8 +4,9 @@ import json
 import shutil
 from typing import Any
 
-from cirray.core.artifacts import Manifest, Stage, localize, model_folder, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, localize, open_stage, read_manifest
 from cirray.core.errors import ArtifactError
+from cirray.core.model_folders import model_folder
 from cirray.core.unfinished import stage_function
 from cirray.evaluation.pages import render
 from cirray.models.towers.preprocessors import PREPROCESSOR

@@ -80,17 +80,17 @@ def test_a_picture_that_was_replaced_removed_or_is_too_large_is_shown_as_indexed
     assert ask("/v1/images/one?size=large")[0].size == BIG
 
 
-def test_no_name_in_an_index_leads_out_of_its_folder_or_to_other_bytes(photographs, tmp_path):
+def test_no_name_in_an_index_leads_out_of_its_folder_or_to_other_bytes(photographs):
     folder, engine = photographs
     found = engine.gallery.originals
     assert found.root == str(folder) and [name for name, _ in found.rows] == ["one.jpg", "two.png"]
     digest = found.rows[0][1]
-    (tmp_path / "names.json").write_text(json.dumps([["../trip/one.jpg", digest], [str(folder / "one.jpg"), digest]]))
-    hostile = replace(engine.gallery, originals=Originals(found.root, tmp_path / "names.json"))
+    names = json.dumps([["../trip/one.jpg", digest], [str(folder / "one.jpg"), digest]])
+    hostile = replace(engine.gallery, originals=Originals(found.root, names.encode()))
     for name in ("one", "two"):
         assert large_picture(hostile, name, ImageLimits()) == engine.gallery.picture(name)
-    (tmp_path / "names.json").write_text(json.dumps([["two.png", digest], ["", ""]]))
-    hostile = replace(engine.gallery, originals=Originals(found.root, tmp_path / "names.json"))
+    names = json.dumps([["two.png", digest], ["", ""]])
+    hostile = replace(engine.gallery, originals=Originals(found.root, names.encode()))
     for name in ("one", "two"):
         assert large_picture(hostile, name, ImageLimits()) == engine.gallery.picture(name)
 
