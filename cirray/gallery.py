@@ -10,6 +10,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.data.images import open_image
 from cirray.data.pixels import thumbnail
 from cirray.image_text import ImageSource, ImageTextEncoder, open_encoder
+from cirray.index.store import KIND, LIVING, read_searchable
 from cirray.models.opening import own_source
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
@@ -70,7 +71,7 @@ class Gallery:
             IndexMismatchError: the checkpoint did not make the index.
         """
         self.source = index
-        made_with = checkpoint or str(read_manifest(index, "index").config["checkpoint"])
+        made_with = checkpoint or str(read_searchable(index).config["checkpoint"])
         self.engine = SearchEngine.open(made_with, index, device)
 
     def __len__(self) -> int:
@@ -99,6 +100,8 @@ class Gallery:
         Raises:
             DataError: for nothing to search by, an unusable picture or text, or a weight that the model has not.
         """
+        if self.engine.follower is not None:
+            self.engine.follower.poll()
         reference, picture = self._reference(image)
         ranking = self.engine.search(text, picture, reference, k, weight=weight)
         rows = (
@@ -139,8 +142,8 @@ def _encoded(picture: ImageSource | None) -> bytes:
 def load_any(place: str, device: str = "cpu", composition: str = "", weight: float | None = None) -> Any:
     """See `cirray.load`."""
     kind = read_manifest(place).kind if is_complete(place) else ""
-    own = None if kind == "index" else own_source(place)
-    if kind != "index" and (own is None or own[1] != "generator"):
+    own = None if kind in (KIND, LIVING) else own_source(place)
+    if kind not in (KIND, LIVING) and (own is None or own[1] != "generator"):
         return Model(place, device, composition, weight)
     if composition or weight is not None:
         what = "an index" if own is None else "a generator"

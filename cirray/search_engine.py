@@ -12,10 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from cirray.catalogue.follower import Follower
+from cirray.catalogue.opening import open_gallery
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
 from cirray.image_text import ImageSource, Vision, check_weight, load_models, said
-from cirray.index.store import GalleryIndex, open_index
+from cirray.index.store import GalleryIndex
 from cirray.models.states import ReferenceStates
 from cirray.queries import PLAIN, ComposedQuery, Further, Negative, Reference, Term, picture_of
 from cirray.transforms import ImageTransform
@@ -59,14 +61,24 @@ class SearchEngine:
     """Searches a gallery by a reference image and a text that says what to change."""
 
     def __init__(
-        self, encoder: QueryEncoder, vision: Vision, transform: ImageTransform, gallery: GalleryIndex,
+        self, encoder: QueryEncoder, vision: Vision, transform: ImageTransform, gallery: GalleryIndex | Follower,
         device: torch.device | str = "cpu", limits: ImageLimits | None = None, kept_references: int = 0,
     ) -> None:  # fmt: skip
         """Take parts that are loaded already; `open()` loads them from artifacts."""
-        self.encoder, self.vision, self.transform, self.gallery = encoder, vision, transform, gallery
+        self.encoder, self.vision, self.transform, self._gallery = encoder, vision, transform, gallery
         self.device, self.limits = torch.device(device), limits or ImageLimits()
         bound = getattr(encoder, "state_depends_on_text", False)
         self._states = ReferenceStates(encoder, kept_references) if kept_references and not bound else None
+
+    @property
+    def gallery(self) -> GalleryIndex:
+        """The gallery as it is now. Whoever asks several things of it keeps it meanwhile."""
+        return self._gallery.gallery if isinstance(self._gallery, Follower) else self._gallery
+
+    @property
+    def follower(self) -> Follower | None:
+        """What keeps a gallery that is written to up to date; None for an index."""
+        return self._gallery if isinstance(self._gallery, Follower) else None
 
     @property
     def composition(self) -> Composition:
@@ -86,11 +98,11 @@ class SearchEngine:
         cls, checkpoint: str, index: str, device: str = "cpu", verify: bool = True, limits: ImageLimits | None = None,
         kept_references: int = 0,
     ) -> "SearchEngine":  # fmt: skip
-        """Load a checkpoint (model and its vision tower) and an index.
+        """Load a checkpoint (model and its vision tower), and an index or a gallery that is written to.
 
         Args:
             checkpoint: URI of a `checkpoint` artifact.
-            index: URI of an `index` artifact built with it.
+            index: URI of an `index` or `gallery` artifact built with it.
             device: where the models run.
             verify: compare the index files with their digests before they are read.
             limits: caps on reference images.
@@ -102,7 +114,7 @@ class SearchEngine:
             IndexMismatchError: the index was built by another encoder.
         """
         encoder, vision, transform = load_models(checkpoint, device)
-        gallery = open_index(index, encoder.index_digests, verify, vision.digest)
+        gallery = open_gallery(index, encoder.index_digests, verify, vision.digest)
         return cls(encoder, vision, transform, gallery, device, limits, kept_references)
 
     def prepare(

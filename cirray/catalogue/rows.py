@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from cirray.catalogue.table import NUMBER
+from cirray.catalogue.table import NUMBER, OWN
 
 _STEP = 8_192
 """Python works on so many ids at a time, then other threads have their turn."""
@@ -30,6 +30,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def metadata(self) -> pa.Table:
+        """Metadata columns by their own names."""
+        names = [name for name in self.facts.column_names if name.startswith(OWN)]
+        return self.facts.select(names).rename_columns([name.removeprefix(OWN) for name in names])
 
     @cached_property
     def places(self) -> Mapping[str, int]:

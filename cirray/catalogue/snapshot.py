@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.catalogue.rows import Rows
-from cirray.catalogue.table import OWN, Catalogue
+from cirray.catalogue.table import Catalogue
 from cirray.core.errors import StoreError
 from cirray.index.protocol import Allowed, Answers, VectorIndex, by_mask, checked_queries
 from cirray.index.store import GalleryIndex, IndexMeta, UnknownImageError
@@ -263,12 +263,8 @@ class LiveGallery(GalleryIndex):
     @cached_property
     def metadata(self) -> pa.Table | None:
         """Metadata columns, one row an image; None for a gallery without."""
-        one, other = (part.rows.facts for part in (self.view.base, self.view.newer))
-        names = [name for name in one.column_names if name.startswith(OWN)]
-        if not names:
-            return None
-        table = pa.concat_tables([one.select(names), other.select(names)]).take(pa.array(self.view.order_N))
-        return table.rename_columns([name.removeprefix(OWN) for name in names])
+        one, other = self.view.base.rows.metadata, self.view.newer.rows.metadata
+        return pa.concat_tables([one, other]).take(pa.array(self.view.order_N)) if one.num_columns else None
 
 
 def gallery_of(

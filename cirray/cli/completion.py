@@ -9,7 +9,7 @@ from typing import Literal
 
 from cirray.cli.recipes import files_of, recipes
 from cirray.cli.tree import Node, find, roots
-from cirray.cli.verb import FLAGS, VERBS, Verb, verb
+from cirray.cli.verb import FLAGS, VERBS, Verb, split_verb, verb
 from cirray.core.config import Config
 from cirray.core.environ import artifact_root
 
@@ -72,12 +72,18 @@ def answers(words: Sequence[str]) -> list[str]:
     """What the last of the words after `cirray` may become. What is not finished ends with `=`, `.` or `/`."""
     *before, word = words or [""]
     if not before:
-        found: Iterable[str] = [*VERBS, "--help", "--version"]
+        found: Iterable[str] = [*(name for name in VERBS if " " not in name), "--help", "--version"]
     elif before[0] in VERBS:
-        found = _of_verb(verb(before[0]), before[1:], word)
+        name, rest = split_verb(before)
+        found = [*_of_verb(verb(name), rest, word), *_second_words(before)]
     else:
         found = []
     return sorted({item for item in found if item.startswith(word)})
+
+
+def _second_words(before: Sequence[str]) -> list[str]:
+    """What makes a verb of two words of a single first word."""
+    return [name.partition(" ")[2] for name in VERBS if len(before) == 1 and name.startswith(f"{before[0]} ")]
 
 
 def _of_verb(chosen: Verb, before: Sequence[str], word: str) -> list[str]:

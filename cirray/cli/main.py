@@ -9,7 +9,7 @@ from typing import Any
 from cirray.cli import completion
 from cirray.cli.help import asked, overview, verb_help
 from cirray.cli.recipes import with_files
-from cirray.cli.verb import VERBS, Verb, verb
+from cirray.cli.verb import VERBS, Verb, split_verb, verb
 from cirray.cli.verb import load as imported
 from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, value_at
 from cirray.core.environ import artifact_root, limit_threads
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         say(f"cirray {__version__}")
         return 0
-    return guarded(lambda: _run_verb(arguments[0], arguments[1:]))
+    return guarded(lambda: _run_verb(*split_verb(arguments)))
 
 
 def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequence[str] | None = None) -> int:

@@ -16,10 +16,10 @@ VERBS = (
     "mine", "caption", "templates", "train-generator", "generate", "check", "oracle", "sample", "rewrite",
     "towers", "clip", "map", "pretrain", "finetune", "tune",
     "evaluate", "score", "submit", "browse", "compare", "study",
-    "index", "search", "serve", "keys",
+    "index", "gallery", "index add", "index remove", "index compact", "search", "serve", "keys",
     "quickstart", "init", "config", "plan", "convert", "export", "completion",
 )  # fmt: skip
-"""Every verb, in the order of `cirray --help`."""
+"""Every verb, in the order of `cirray --help`; some are two words."""
 GROUPS = {
     "data": "Data: images and their features",
     "texts": "Texts: pairs, captions, modification texts, triplets",
@@ -52,7 +52,8 @@ class Verb:
     status: Callable[[Any], int] = lambda result: getattr(result, "exit_status", 0)
     """Exit status from the result of a completed run; 0 by default (see also `PARTIAL`)."""
     positional: str = ""
-    """Field that a word without a name sets: `cirray doctor ROOT`."""
+    """Fields that words without a name set, in their order: `cirray doctor ROOT`. The last one takes all further words
+    when it ends with `...`."""
     switches: Mapping[str, str] = field(default_factory=dict)
     """Flags without a value -> their assignment: `--json` -> `as_json=true`."""
     restarts: bool = True
@@ -83,7 +84,7 @@ class Verb:
 
     def assignments(self, arguments: Sequence[str]) -> list[str]:
         """The arguments with this verb's switches and its unnamed word written as `field=value`."""
-        words: list[str] = []
+        words, bare = list[str](), list[str]()
         for at, word in enumerate(arguments):
             before = arguments[at - 1] if at else ""
             if self.takes_file and word.endswith((".yaml", ".yml")) and "=" not in word and not is_project(word):
@@ -93,10 +94,21 @@ class Verb:
             elif word in self.switches:
                 words.append(self.switches[word])
             elif self.positional and self.is_bare(arguments, at):
-                words.append(f"{self.positional}={word}")
+                bare.append(word)
             else:
                 words.append(word)
+        words += self._placed(bare)
         return self._gathered(words) if self.gathers[0] else words
+
+    def _placed(self, bare: Sequence[str]) -> list[str]:
+        """Words without a name as assignments; what is too much stays as it is."""
+        names = self.positional.split()
+        if names and names[-1].endswith("..."):
+            many, names = names.pop().removesuffix("..."), names
+            rest = [f"{many}={json.dumps(bare[len(names) :])}"] if len(bare) > len(names) else []
+        else:
+            rest = list(bare[len(names) :])
+        return [*(f"{name}={word}" for name, word in zip(names, bare, strict=False)), *rest]
 
     def is_bare(self, words: Sequence[str], at: int) -> bool:
         """Whether a word is no flag, no flag's value, no assignment and no file."""
@@ -131,7 +143,13 @@ def verb(name: str) -> Verb:
     """
     if name not in VERBS:
         raise ConfigError(unknown_name("verb", name, VERBS))
-    return importlib.import_module(f"cirray.cli.{name.replace('-', '_')}").VERB
+    return importlib.import_module(f"cirray.cli.{name.replace('-', '_').replace(' ', '_')}").VERB
+
+
+def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb that a command line begins with, of two words where there is one, and the other words."""
+    two = " ".join(words[:2])
+    return (two, list(words[2:])) if two in VERBS else (words[0], list(words[1:]))
 
 
 def partial_status(manifest: Any) -> int:

@@ -8,10 +8,10 @@ from cirray.core import storage
 from cirray.core.artifacts import is_complete, read_manifest
 from cirray.core.config import given
 from cirray.core.log import get_logger
+from cirray.index.store import read_searchable
 
 LAST = "last-index.json"
 """Below a root: place of the index that was asked for last, and when."""
-_KIND = "index"
 _LOGGER = get_logger("index")
 
 
@@ -49,14 +49,14 @@ def _last(root: str, usual: str) -> str:
         return usual
     if not is_complete(index):
         return usual
-    return usual if is_complete(usual) and read_manifest(usual, _KIND).created > at else index
+    return usual if is_complete(usual) and read_searchable(usual).created > at else index
 
 
 def _made_with(index: str, usual: str) -> str:
     """The checkpoint in an index's manifest, if it is still there and still the same."""
     if not is_complete(index):
         return usual
-    manifest = read_manifest(index, _KIND)
+    manifest = read_searchable(index)
     place = str(manifest.config.get("checkpoint", ""))
     same = bool(place) and is_complete(place) and read_manifest(place).digest == manifest.inputs.get("checkpoint")
     return place if same else usual

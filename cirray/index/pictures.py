@@ -59,14 +59,14 @@ def write_pictures(folder: Path, pictures: Iterable[bytes]) -> list[str]:
         for picture in pictures:
             stream.write(picture)
             offsets.append(offsets[-1] + len(picture))
-            sizes.append(_size(picture))
+            sizes.append(size_of(picture))
     np.save(folder / OFFSETS, np.asarray(offsets, dtype=np.int64))
     np.save(folder / SIZES, np.asarray(sizes, dtype=np.uint16))
     return [PACK, OFFSETS, SIZES]
 
 
-def _size(picture: bytes) -> tuple[int, int]:
-    """Width and height by the header; nothing is decoded."""
+def size_of(picture: bytes) -> tuple[int, int]:
+    """Width and height of an encoded picture by its header; nothing is decoded. 0 and 0 for none."""
     if not picture:
         return 0, 0
     with Image.open(io.BytesIO(picture), formats=["PNG", "JPEG"]) as image:

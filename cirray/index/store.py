@@ -27,8 +27,19 @@ from cirray.index.pictures import Pictures, open_pictures, write_pictures
 from cirray.index.protocol import VectorIndex
 from cirray.index.texts import Texts, open_texts, write_texts
 
-KIND = "index"
+KIND, LIVING = "index", "gallery"
+"""Kinds of artifacts that are searched: a frozen index, and a gallery that is written to (`cirray.catalogue`)."""
 TOKENS, IDS, META, PATCHES = "tokens.npy", "ids.json", "meta.json", "patches.npy"
+
+
+def read_searchable(uri: str | Path) -> Manifest:
+    """Manifest of an index or of a gallery that is written to.
+
+    Raises:
+        ArtifactError: missing, incomplete or of another kind.
+    """
+    manifest = read_manifest(uri)
+    return manifest if manifest.kind == LIVING else read_manifest(uri, KIND)
 
 
 class UnknownImageError(DataError):
@@ -79,6 +90,9 @@ class GalleryIndex:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __bool__(self) -> bool:
+        return True  # also without an image
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._rows

@@ -14,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import CirrayError
+from cirray.index.store import check_encoder, read_searchable
 from cirray.serving.api import make_api
 from cirray.serving.config import FileArgs, ServeArgs, check_open
 from cirray.serving.deployments import SearchReplica, current_service
@@ -81,10 +82,9 @@ def check_pair(checkpoint: str, index: str) -> None:
         ArtifactError: one of them is missing, half-written or of another kind.
         IndexMismatchError: the index was built by another encoder.
     """
-    encoder, gallery = read_manifest(checkpoint, "checkpoint"), read_manifest(index, "index")
+    encoder, gallery = read_manifest(checkpoint, "checkpoint"), read_searchable(index)
     if gallery.inputs.get("checkpoint") != encoder.digest:
         from cirray.image_text import load_models
-        from cirray.index.store import check_encoder
 
         model, vision, _ = load_models(checkpoint)
         towers = (str(gallery.extra.get("vision_digest", "")), vision.digest)

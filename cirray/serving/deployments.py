@@ -53,6 +53,8 @@ class SearchReplica:
         self.settings, self._workers, self._entrances = ServingSettings(), Workers(), Entrances(args)
         self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, self.settings.max_batch_size)
         self.retriever.probe()
+        if self.retriever.follower is not None:
+            self.retriever.follower.start()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new settings without a restart (Serve calls this with the deployment's `user_config`).

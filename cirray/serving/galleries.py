@@ -39,12 +39,10 @@ def _add_pages(app: FastAPI, service: ServiceGetter) -> None:
         request: Request, limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 60, offset: Annotated[int, Query(ge=0)] = 0
     ) -> GalleryPage:
         """List gallery images in id order."""
-        current = service()
-        ids = current.retriever.gallery.ids
-        items = [
-            GalleryItem(id=name, **picture_fields(request, current, name)) for name in ids[offset : offset + limit]
-        ]
-        return GalleryPage(items=items, total=len(ids), offset=offset, limit=limit)
+        held = service().retriever.gallery
+        names = held.ids[offset : offset + limit]
+        items = [GalleryItem(id=name, **picture_fields(request, held, name)) for name in names]
+        return GalleryPage(items=items, total=len(held), offset=offset, limit=limit)
 
 
 def _add_images(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
@@ -60,13 +58,14 @@ def _add_images(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
         current = service()
         held = current.retriever.gallery
         tag = f'"{held.tag(image_id)}-{size}"'
-        headers = {"etag": tag, "cache-control": "private, max-age=300"}
+        lasts = "no-cache" if current.retriever.follower else "max-age=300"
+        headers = {"etag": tag, "cache-control": f"private, {lasts}"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         if size == "large" and args.originals:
             picture = await current.prepare(partial(large_picture, held, image_id, current.retriever.limits))
         else:
-            picture = held.picture(image_id)
+            picture = await current.prepare(partial(held.picture, image_id))
         if not picture:
             raise ProblemError(NOT_FOUND, f"The index keeps no picture of {image_id[:80]!r}.")
         return Response(picture, media_type=media_type(picture), headers=headers)
@@ -76,12 +75,11 @@ def _add_examples(app: FastAPI, service: ServiceGetter) -> None:
     @app.get("/v1/examples", response_model=Examples, responses={404: problem_doc("The gallery has no such image.")})
     async def examples(request: Request, gallery_id: str | None = None) -> Examples:
         """Queries to try: some that are answered well, or the data set's own texts about one gallery image."""
-        current = service()
-        gallery = current.retriever.gallery
+        gallery = service().retriever.gallery
         if gallery_id is not None:
             gallery.row(gallery_id)
         asked = gallery.examples if gallery_id is None else [(gallery_id, t) for t in gallery.texts.get(gallery_id, ())]
         queries = [
-            ExampleQuery(gallery_id=name, text=text, image=image_path(request, current, name)) for name, text in asked
+            ExampleQuery(gallery_id=name, text=text, image=image_path(request, gallery, name)) for name, text in asked
         ]
         return Examples(queries=queries)

@@ -20,6 +20,7 @@ from cirray.core.environ import limit_threads, private_cluster, ray_address, set
 from cirray.core.errors import CirrayError, ConfigError, ServingError
 from cirray.core.log import get_logger
 from cirray.index.latest import chosen
+from cirray.index.store import read_searchable
 from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun, check_open
 from cirray.serving.keys import read_keys
 
@@ -139,8 +140,8 @@ def check_service(args: ServeArgs) -> None:
     Raises:
         CirrayError: what is wrong, in one sentence.
     """
-    for uri, kind in ((args.checkpoint, "checkpoint"), (args.index, "index")):
-        read_manifest(uri, kind)  # the commonest mistakes, found without loading the models
+    read_manifest(args.checkpoint, "checkpoint")  # the commonest mistakes, found without loading the models
+    read_searchable(args.index)
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from fastapi import Request
 
+from cirray.index.store import GalleryIndex
 from cirray.serving.schemas import Problem
 from cirray.serving.service import SearchService
 
@@ -13,18 +14,17 @@ ServiceGetter = Callable[[], SearchService]
 """Gives the service at request time: in a replica it is built after the application."""
 
 
-def image_path(request: Request, service: SearchService, image_id: str) -> str | None:
+def image_path(request: Request, gallery: GalleryIndex, image_id: str) -> str | None:
     """Path of an image's picture below the service's prefix; None when the index keeps none."""
-    if service.retriever.gallery.pictures is None:
+    if gallery.pictures is None:
         return None
     return f"{request.scope.get('root_path', '').rstrip('/')}/v1/images/{quote(image_id, safe='')}"
 
 
-def picture_fields(request: Request, service: SearchService, image_id: str) -> dict[str, Any]:
+def picture_fields(request: Request, gallery: GalleryIndex, image_id: str) -> dict[str, Any]:
     """Fields of an image's picture: its path and size."""
-    gallery = service.retriever.gallery
     width, height = (gallery.pictures and gallery.pictures.size(gallery.row(image_id))) or (None, None)
-    return {"image": image_path(request, service, image_id), "width": width, "height": height}
+    return {"image": image_path(request, gallery, image_id), "width": width, "height": height}
 
 
 def problem_doc(text: str) -> dict[str, Any]:

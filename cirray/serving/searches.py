@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from cirray.index.store import GalleryIndex
 from cirray.serving.bodies import SearchBody, read_search
 from cirray.serving.routes import ServiceGetter, picture_fields, problem_doc
 from cirray.serving.schemas import Hit, SearchForm, SearchRequest, SearchResponse, Times
@@ -26,7 +27,7 @@ def add_search(app: FastAPI, service: ServiceGetter) -> None:
         body = await read_search(request)
         query = await current.prepare(partial(_prepare, current, body))
         ranking = await current.answer(query)
-        answer = _search_response(request, current, ranking, begin)
+        answer = _search_response(request, query.gallery, ranking, begin)
         return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -38,10 +39,9 @@ def _prepare(service: SearchService, body: SearchBody) -> Any:
     )
 
 
-def _search_response(request: Request, service: SearchService, ranking: Ranking, begin: float) -> SearchResponse:
-    gallery = service.retriever.gallery
+def _search_response(request: Request, gallery: GalleryIndex, ranking: Ranking, begin: float) -> SearchResponse:
     hits = [
-        Hit(id=name, score=score, **picture_fields(request, service, name))
+        Hit(id=name, score=score, **picture_fields(request, gallery, name))
         for name, score in zip(ranking.ids, ranking.scores, strict=True)
     ]
     return SearchResponse(

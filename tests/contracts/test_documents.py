@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cirray.cli.main import configured
-from cirray.cli.verb import VERBS, verb
+from cirray.cli.verb import VERBS, split_verb, verb
 from cirray.data.config import ShapesConfig
 from cirray.data.shapes.world import describe, families
 from cirray.serving.client import SearchClient
@@ -72,7 +72,7 @@ def test_recipes_exist_for_every_stage_of_the_embedded_world():
 
 @pytest.mark.parametrize("command", [c for c in page_commands() if c.split()[0] == "cirray"])
 def test_every_cirray_command_of_the_pages_parses(command, monkeypatch, tmp_path):
-    name, *arguments = shlex.split(command)[1:]
+    name, arguments = split_verb(shlex.split(command)[1:])
     if "--help" in arguments or name.startswith("--"):
         return
     (tmp_path / "project.yaml").write_text("steps: {}\n")

@@ -8,7 +8,7 @@ import pytest
 from cirray.cli.help import HEIGHT, WIDTH, common_fields, overview, verb_help
 from cirray.cli.main import configured
 from cirray.cli.tree import find, roots, shown, walk
-from cirray.cli.verb import GROUPS, VERBS, verb
+from cirray.cli.verb import GROUPS, VERBS, split_verb, verb
 from cirray.core.fields import Role
 from cirray.data.presets import PRESETS
 from cirray.data.readers import READERS
@@ -56,8 +56,9 @@ def test_the_help_of_every_verb_says_what_it_does_how_to_call_it_and_what_it_ope
 def test_the_example_of_every_verb_is_a_command_that_can_be_given(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(verb(name).example.removeprefix("source <(").removesuffix(")"))
-    assert words[:2] == ["cirray", name]
-    configured(verb(name), words[2:])
+    found, rest = split_verb(words[1:])
+    assert (words[0], found) == ("cirray", name)
+    configured(verb(name), rest)
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -89,7 +90,7 @@ def test_every_verb_stands_once_in_the_overview_below_the_heading_of_its_group()
     headings = {f"{text}:": group for group, text in GROUPS.items()}
     for line in overview().splitlines():
         heading = headings.get(line, heading)
-        word = line.split()[0] if line.startswith("  ") else ""
+        word = line[2:].split("  ")[0] if line.startswith("  ") else ""
         if word in VERBS:
             assert word not in found
             found[word] = heading

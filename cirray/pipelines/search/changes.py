@@ -1,0 +1,237 @@
+"""Changes a gallery from the command line, beside the services that show it."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cirray.catalogue.encoding import Decoded, PictureEncoder
+from cirray.catalogue.opening import Description, describe
+from cirray.catalogue.rows import Rows, rows_of
+from cirray.catalogue.table import Catalogue, Change
+from cirray.core.artifacts import read_manifest
+from cirray.core.errors import ConfigError, DataError, reason_of
+from cirray.core.progress import progress
+from cirray.data.changes import Seen, compare
+from cirray.data.config import ImageLimits
+from cirray.data.images import read_place
+from cirray.data.listing import list_pictures, picture_ids
+from cirray.data.places import Place
+from cirray.image_text import load_models
+from cirray.index.filters import mask_of, parse_filter
+from cirray.index.store import LIVING, check_encoder
+from cirray.pipelines.data.datasets import contents_of
+from cirray.pipelines.search.living_config import AddRun, CompactRun, RemoveRun
+
+_GROUP = 2_000
+_PARQUET = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What a command did to a gallery."""
+
+    gallery: str
+    counts: Mapping[str, int]
+    rejected: tuple[tuple[str, str], ...] = ()
+    """Ids and reasons."""
+
+    def text(self) -> str:
+        """In words."""
+        told = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count) or "nothing to do"
+        return "\n".join(
+            [f"{self.gallery}: {told}", *(f"  rejected {name}: {why}" for name, why in self.rejected[:20])]
+        )
+
+    @property
+    def exit_status(self) -> int:
+        """3 where some were rejected."""
+        return 3 if self.rejected else 0
+
+
+def run_add(run: AddRun) -> Changed:
+    """Add pictures of a folder, one picture, or the vectors of a Parquet file.
+
+    Every group of `batch` images is one commit, so a killed run has added the groups before, and the next run of the
+    same command encodes the others alone.
+
+    Raises:
+        ArtifactError: there is no such gallery, or no checkpoint.
+        ConfigError: no source.
+        DataError: the source is missing, or holds nothing that can be added.
+        IndexMismatchError: the checkpoint did not make the gallery.
+        StoreError: the gallery cannot be written.
+    """
+    if not run.source:
+        raise ConfigError("Nothing to add: name a folder of pictures, a picture, or a Parquet file of vectors.")
+    described, source = describe(run.gallery), Path(run.source).expanduser()
+    if not source.exists():
+        raise DataError(f"{run.source!r} does not exist (looked at {str(source.absolute())!r}).")
+    table = Catalogue.open(run.gallery)
+    if source.suffix.lower() in _PARQUET:
+        return _add_vectors(run, described, table, source)
+    return _add_pictures(run, described, table, source)
+
+
+def run_remove(run: RemoveRun) -> Changed:
+    """Remove images by id, or those that a filter names.
+
+    Raises:
+        ArtifactError: there is no such gallery.
+        ConfigError: no id and no filter.
+        DataError: an id that the gallery has not (then nothing is removed), or a filter that does not fit.
+        StoreError: the gallery cannot be written.
+    """
+    if not run.ids and not run.where:
+        raise ConfigError("Nothing to remove: name ids, or where=FILTER.")
+    described, table = describe(run.gallery), Catalogue.open(run.gallery)
+    rows, _ = rows_of(table.since(0), described.shape)
+    names = _named(rows, run.ids) if run.ids else _matching(rows, run.where)
+    _remove(table, names)
+    return Changed(run.gallery, {"removed": len(names)})
+
+
+def run_compact(run: CompactRun) -> Changed:
+    """Write small files together and drop outdated rows.
+
+    Raises:
+        ArtifactError: there is no such gallery.
+        StoreError: the gallery cannot be written.
+    """
+    describe(run.gallery)
+    return Changed(run.gallery, {"outdated rows dropped": Catalogue.open(run.gallery).compact(run.keep_s)})
+
+
+def _named(rows: Rows, ids: Sequence[str]) -> list[str]:
+    unknown = next((name for name in ids if name not in rows.places), None)
+    if unknown is not None:
+        raise DataError(f"The gallery has no image {unknown[:80]!r}. It holds {len(rows):,}; nothing was removed.")
+    return list(dict.fromkeys(ids))
+
+
+def _matching(rows: Rows, where: str) -> list[str]:
+    metadata = rows.metadata
+    mask = mask_of(parse_filter(where, metadata.schema), metadata)
+    return [rows.ids[place] for place in np.flatnonzero(mask)]
+
+
+def _add_pictures(run: AddRun, described: Description, table: Catalogue, source: Path) -> Changed:
+    files = _files(source)
+    ids = [run.prefix + name for name in picture_ids([name for name, _ in files])]
+    rows, _ = rows_of(table.since(0), described.shape)
+    contents = dict(zip(rows.ids, rows.facts["content"].to_pylist(), strict=True))
+    names = dict(zip((name for name, _ in files), ids, strict=True))
+    before = [Seen(name, "", contents[image]) for name, image in names.items() if image in contents]
+    found = compare(files, before, lambda paths: contents_of([Place(path).text() for path in paths], run.limits))
+    todo = [(names[name], path) for name, path in files if name not in found.same]
+    rejected: list[tuple[str, str]] = []
+    written = list(_encoded(run, described, table, todo, rejected)) if todo else []
+    gone = _without_file(rows, source, {os.path.abspath(path) for _, path in files}) if run.gone else []
+    _remove(table, gone)
+    replaced = sum(name in contents for name in written)
+    counts = {
+        "added": len(written) - replaced, "replaced": replaced, "as before": len(found.same), "removed": len(gone),
+        "rejected": len(rejected),
+    }  # fmt: skip
+    return Changed(run.gallery, counts, tuple(rejected))
+
+
+def _files(source: Path) -> list[tuple[str, str]]:
+    """Names and paths of a folder's pictures, or of the one picture."""
+    if not source.is_dir():
+        return [(source.name, str(source))]
+    listing = list_pictures(source)
+    if not listing.pictures:
+        raise DataError(f"The folder {str(source)!r} holds no image. {' '.join(listing.notes())}".rstrip())
+    return listing.pictures
+
+
+def _encoded(
+    run: AddRun, described: Description, table: Catalogue, todo: Sequence[tuple[str, str]],
+    rejected: list[tuple[str, str]],
+) -> Iterator[str]:  # fmt: skip
+    """Encode pictures and write them in groups; gives the ids that were written."""
+    checkpoint = run.checkpoint or str(read_manifest(run.gallery, LIVING).config["checkpoint"])
+    encoder, vision, transform = load_models(checkpoint, run.device)
+    towers = (described.meta.vision_digest, vision.digest)
+    check_encoder(described.meta.encoder_digest, encoder.index_digests, run.gallery, towers)
+    made = PictureEncoder(encoder, vision, transform, described.thumbnail_size, run.device, run.limits)
+    with progress("add pictures", len(todo), "images") as advance:
+        for start in range(0, len(todo), run.batch):
+            some = todo[start : start + run.batch]
+            changes = made.encode(list(_decoded(made, run.limits, some, rejected)))
+            if changes:
+                table.write(changes)
+            advance(len(some))
+            yield from (change.id for change in changes)
+
+
+def _decoded(
+    made: PictureEncoder, limits: ImageLimits, some: Sequence[tuple[str, str]], rejected: list[tuple[str, str]]
+) -> Iterator[Decoded]:
+    for name, path in some:
+        try:
+            yield made.decode(name, read_place(Place(path), limits), os.path.abspath(path), name=path)
+        except DataError as error:
+            rejected.append((name, str(error)))
+
+
+def _without_file(rows: Rows, source: Path, files: set[str]) -> list[str]:
+    """Ids of images that were made of a file below the folder which is no more."""
+    below = os.path.join(os.path.abspath(source), "")
+    origins = zip(rows.ids, rows.facts["origin"].to_pylist(), strict=True)
+    return [name for name, origin in origins if origin.startswith(below) and origin not in files]
+
+
+def _add_vectors(run: AddRun, described: Description, table: Catalogue, source: Path) -> Changed:
+    """Add the rows of a Parquet file; the first that cannot be kept ends it, and names what was added before."""
+    count = 0
+    for batch in _batches(source, table.columns):
+        table.write(list(changes_of(batch, described.shape, run.prefix)))
+        count += len(batch)
+    return Changed(run.gallery, {"added or replaced": count})
+
+
+def _batches(source: Path, columns: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    try:
+        file = pq.ParquetFile(source)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{str(source)!r} is no Parquet file: {reason_of(error)}.") from None
+    names = file.schema_arrow.names
+    if not {"id", "vector"} <= set(names):
+        raise DataError(f"{str(source)!r} has the columns {', '.join(names)[:200]}; id and vector are needed.")
+    unknown = next((name for name in names if name not in ("id", "vector", *columns)), None)
+    if unknown is not None:
+        known = ", ".join(sorted(columns)) or "none"
+        raise DataError(f"{str(source)!r} has a column {unknown!r}, and this gallery's metadata has {known}.")
+    yield from file.iter_batches(_GROUP)
+
+
+def changes_of(batch: pa.RecordBatch, shape: tuple[int, int], prefix: str = "") -> Iterator[Change]:
+    """Rows with `id`, `vector` and metadata columns as changes.
+
+    Raises:
+        DataError: for an id that is no text, or vectors of another size.
+    """
+    ids, vectors = batch.column("id"), batch.column("vector")
+    if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)) or ids.null_count:
+        raise DataError(f"The column id holds {ids.type}; texts without gaps are needed.")
+    try:
+        flat = np.asarray(vectors.flatten().to_numpy(zero_copy_only=False), np.float16)
+        tokens_NQD = flat.reshape(len(batch), *shape)
+    except (AttributeError, ValueError, TypeError, pa.ArrowException):
+        raise DataError(
+            f"The column vector holds {vectors.type}; lists of {shape[0] * shape[1]:,} numbers are needed."
+        ) from None
+    metadata = batch.drop_columns(["id", "vector"]).to_pylist() or [{}] * len(batch)
+    for name, tokens_QD, values in zip(ids.to_pylist(), tokens_NQD, metadata, strict=True):
+        yield Change(prefix + name, tokens_QD, metadata=values)
+
+
+def _remove(table: Catalogue, names: Sequence[str]) -> None:
+    for start in range(0, len(names), _GROUP):
+        table.write([Change(name) for name in names[start : start + _GROUP]])
