@@ -22,7 +22,7 @@ from cirray.data.images import read_place
 from cirray.data.listing import list_pictures, picture_ids
 from cirray.data.places import Place
 from cirray.image_text import load_models
-from cirray.index.filters import mask_of, parse_filter
+from cirray.index.metadata import Columns
 from cirray.index.store import LIVING, check_encoder
 from cirray.pipelines.data.datasets import contents_of
 from cirray.pipelines.search.living_config import AddRun, CompactRun, RemoveRun
@@ -114,9 +114,7 @@ def _named(rows: Rows, ids: Sequence[str]) -> list[str]:
 
 
 def _matching(rows: Rows, where: str) -> list[str]:
-    metadata = rows.metadata
-    mask = mask_of(parse_filter(where, metadata.schema), metadata)
-    return [rows.ids[place] for place in np.flatnonzero(mask)]
+    return [rows.ids[place] for place in np.flatnonzero(Columns(rows.ids, rows.metadata).mask(where))]
 
 
 def _add_pictures(run: AddRun, described: Description, table: Catalogue, source: Path) -> Changed:

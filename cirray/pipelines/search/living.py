@@ -1,6 +1,7 @@
 """Makes a gallery that is written to, from an index or empty."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ COLUMN_TYPES: Mapping[ColumnKind, pa.DataType] = {
     "text": pa.string(), "texts": pa.list_(pa.string()), "number": pa.float64(), "integer": pa.int64(),
     "flag": pa.bool_(), "date": pa.date32(), "time": pa.timestamp("us"),
 }  # fmt: skip
+Columns = Mapping[str, pa.DataType]
 _GROUP = 2_000
 _USUAL_SIDE = 256
 
@@ -41,8 +43,7 @@ def run_gallery(run: GalleryRun) -> Manifest:
     stage = open_stage(run, LIVING)
     if stage.finished:
         return stage.finished
-    described, changes = _begin(run)
-    columns = {name: COLUMN_TYPES[kind] for name, kind in run.columns.items()}
+    described, columns, changes = _begin(run)
     stage.local  # noqa: B018 - the folder is made
     table, count = Catalogue.create(stage.work_uri, described.shape, columns), 0
     for group in changes:
@@ -59,32 +60,42 @@ def _resolved(run: GalleryRun) -> GalleryRun:
     return run.model_copy(update={"checkpoint": checkpoint, "index": index})
 
 
-def _begin(run: GalleryRun) -> tuple[Description, Iterator[list[Change]]]:
-    """What the vectors are, and the images at the beginning in groups."""
+def _begin(run: GalleryRun) -> tuple[Description, Columns, Iterator[list[Change]]]:
+    """What the vectors are, the metadata columns, and the images at the beginning in groups."""
     encoder, vision, transform = load_models(run.checkpoint)
+    columns = {name: COLUMN_TYPES[kind] for name, kind in run.columns.items()}
     if run.index is None:
         meta = IndexMeta(encoder.target_digest, vision.digest, encoder.config.similarity)
         grey = np.full((transform.size, transform.size, 3), 127, np.uint8)
         probe = PictureEncoder(encoder, vision, transform, 0).encode([Decoded("probe", grey, b"", "")])[0].tokens_QD
         assert probe is not None
         size = _USUAL_SIDE if run.thumbnail_size is None else run.thumbnail_size
-        return Description(meta, (probe.shape[0], probe.shape[1]), run.backend or IndexBackend(), size), iter(())
+        described = Description(meta, (probe.shape[0], probe.shape[1]), run.backend or IndexBackend(), size)
+        return described, columns, iter(())
     config = read_manifest(run.index, "index").config
     gallery = open_index(run.index, encoder.index_digests, vision_digest=vision.digest)
-    path, ids = open_vectors(run.index, encoder.index_digests, vision.digest)
+    path, _ = open_vectors(run.index, encoder.index_digests, vision.digest)
     tokens_NQD = np.load(path, mmap_mode="r", allow_pickle=False)
+    _, tokens, width = tokens_NQD.shape
     size = int(config["thumbnail_size"]) if run.thumbnail_size is None else run.thumbnail_size
     backend = run.backend or IndexBackend.model_validate(config["index"])
-    _, tokens, width = tokens_NQD.shape
-    starts = range(0, len(ids), _GROUP)
-    groups = (
-        [_copied(gallery, row, tokens_NQD[row]) for row in range(len(ids))[start : start + _GROUP]] for start in starts
-    )
-    return Description(gallery.meta, (tokens, width), backend, size), groups
+    own = {} if gallery.metadata is None else {item.name: item.type for item in gallery.metadata.schema}
+    groups = (_copied(gallery, tokens_NQD, start) for start in range(0, len(gallery), _GROUP))
+    return Description(gallery.meta, (tokens, width), backend, size), {**own, **columns}, groups
 
 
-def _copied(gallery: GalleryIndex, row: int, tokens_QD: np.ndarray) -> Change:
-    """An image of an index."""
+def _copied(gallery: GalleryIndex, tokens_NQD: np.ndarray, start: int) -> list[Change]:
+    """Images of an index from a row on."""
+    ids = gallery.ids[start : start + _GROUP]
+    told = [{}] * len(ids) if gallery.metadata is None else gallery.metadata.slice(start, _GROUP).to_pylist()
+    return [
+        Change(name, np.asarray(tokens_NQD[start + at]), **_files(gallery, start + at), metadata=told[at])
+        for at, name in enumerate(ids)
+    ]
+
+
+def _files(gallery: GalleryIndex, row: int) -> dict[str, Any]:
+    """What an index keeps of an image's picture."""
     picture = gallery.pictures.read(row) if gallery.pictures else b""
     path, content = (gallery.originals and gallery.originals.find(row)) or ("", "")
-    return Change(gallery.ids[row], np.asarray(tokens_QD), picture, size_of(picture), content, str(path))
+    return {"picture": picture, "size": size_of(picture), "content": content, "origin": str(path)}
