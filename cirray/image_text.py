@@ -13,7 +13,7 @@ from cirray.core.artifacts import localize
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_image
-from cirray.transforms import ImageTransform, build_transform
+from cirray.transforms import ImageTransform, build_transform, stacked
 from cirray.types import MAX_TEXT, Composition
 
 ImageSource = str | Path | bytes | Image.Image
@@ -69,7 +69,8 @@ class ImageTextEncoder:
         """
         if len(images) != len(texts):
             raise DataError(f"{len(images)} images and {len(texts)} texts were given; a query needs one of each.")
-        state, text = self.encoder.encode_reference(self._patches(images)), self._text(texts)
+        seen = self._pixels(images) if self.encoder.reads_pictures else self._patches(images)
+        state, text = self.encoder.encode_reference(seen), self._text(texts)
         if weights is None:
             return self.encoder.compose(state, text).float().cpu().numpy()
         share_B = torch.tensor([check_weight(self.encoder, weight) for weight in weights], dtype=torch.float32)
@@ -102,13 +103,16 @@ class ImageTextEncoder:
 
     def _patches(self, images: Sequence[ImageSource]) -> torch.Tensor:
         """Patch tokens, rounded to fp16 as the feature store keeps them."""
+        return self.vision(self._pixels(images)).to(torch.float16).float()
+
+    def _pixels(self, images: Sequence[ImageSource]) -> torch.Tensor:
         if not images:
             raise DataError("There is no image to encode. Give at least one.")
         names = ["upload" if isinstance(image, bytes) else None for image in images]
         pixels = [
             self.transform(open_image(image, self.limits, name)) for image, name in zip(images, names, strict=True)
         ]
-        return self.vision(torch.from_numpy(np.stack(pixels)).to(self.device)).to(torch.float16).float()
+        return torch.from_numpy(stacked(pixels)).to(self.device)
 
 
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:

@@ -154,8 +154,8 @@ class ComposedQuery:
         return (total_D / norm).astype(np.float32)
 
 
-def picture_of(reference: Reference, gallery: GalleryIndex, limits: ImageLimits) -> Image.Image:
-    """A reference decoded, upright, and cut to its box.
+def picture_of(reference: Reference, gallery: GalleryIndex, limits: ImageLimits, whole: bool = False) -> Image.Image:
+    """A reference decoded, upright, and cut to its box; `whole`: of a gallery image its file, while that is there.
 
     Raises:
         UnknownImageError: for an id that is not in the gallery.
@@ -169,7 +169,7 @@ def picture_of(reference: Reference, gallery: GalleryIndex, limits: ImageLimits)
     else:
         if box is not None and not _in_shares(box):
             raise DataError(f"The box {_said(box)} of the gallery image {image_id[:80]!r} must be in shares, 0 to 1.")
-        source = (original_file(gallery, image_id, limits) if box else b"") or _thumbnail(gallery, image_id)
+        source = (original_file(gallery, image_id, limits) if box or whole else b"") or _thumbnail(gallery, image_id)
         name = image_id
     image = open_image(source, limits, name)
     return image if box is None else cut(image, box)

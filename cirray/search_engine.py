@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cirray.catalogue.follower import Follower
 from cirray.catalogue.opening import open_gallery
@@ -20,7 +21,7 @@ from cirray.image_text import ImageSource, Vision, check_weight, load_models, sa
 from cirray.index.store import GalleryIndex
 from cirray.models.states import ReferenceStates
 from cirray.queries import PLAIN, ComposedQuery, Further, Negative, Reference, Term, picture_of
-from cirray.transforms import ImageTransform
+from cirray.transforms import ImageTransform, stacked
 from cirray.types import Composition, Ranking, StepTimes
 
 
@@ -68,6 +69,7 @@ class SearchEngine:
         self.encoder, self.vision, self.transform, self._gallery = encoder, vision, transform, gallery
         self.device, self.limits = torch.device(device), limits or ImageLimits()
         bound = getattr(encoder, "state_depends_on_text", False)
+        self._reads_pictures = bool(getattr(encoder, "reads_pictures", False))
         self._states = ReferenceStates(encoder, kept_references) if kept_references and not bound else None
 
     @property
@@ -167,10 +169,11 @@ class SearchEngine:
         """The vector of a picture, with a text or alone."""
         if (picture.image is None) == (picture.gallery_id is None):
             raise DataError("A picture of a query is an image or a gallery id, one of them.")
-        if picture.gallery_id is not None and picture.box is None and gallery.patches_NPW is not None:
+        stored = gallery.patches_NPW is not None and not self._reads_pictures
+        if picture.gallery_id is not None and picture.box is None and stored:
             gallery.row(picture.gallery_id)
             return Term(factor, text, picture.gallery_id, None, share)
-        pixels_HWC = self.transform(picture_of(picture, gallery, self.limits))
+        pixels_HWC = self.transform(picture_of(picture, gallery, self.limits, self._reads_pictures))
         return Term(factor, text, picture.gallery_id, pixels_HWC, share)
 
     def _unwanted(self, negative: Negative | None, gallery: GalleryIndex) -> list[Term]:
@@ -296,6 +299,8 @@ class SearchEngine:
     def _references(self, terms: Sequence[tuple[Term, GalleryIndex]]) -> Any:
         """States of the references (of pictures alone their patches); the tower reads only images that are not kept."""
         parts = terms[0][0].parts
+        if parts != "text" and self._reads_pictures:
+            return self._pixels(terms)
         if parts != "both":
             return self._patches(terms) if parts == "picture" else None
         if self._states is None:
@@ -305,14 +310,16 @@ class SearchEngine:
 
     def _patches(self, terms: Sequence[tuple[Term, GalleryIndex]]) -> torch.Tensor:
         """Patch tokens of the pictures, rounded to fp16 as the feature store keeps them."""
-        fresh = [term.pixels_HWC for term, _ in terms if term.pixels_HWC is not None]
         encoded: list[torch.Tensor] = []
-        if fresh:
-            images_BHWC = torch.from_numpy(np.stack(fresh)).to(self.device)
-            encoded = list(self.vision(images_BHWC).to(torch.float16))
+        if any(term.pixels_HWC is not None for term, _ in terms):
+            encoded = list(self.vision(self._pixels(terms)).to(torch.float16))
         return torch.stack(
             [encoded.pop(0) if term.pixels_HWC is not None else self._stored(term, gallery) for term, gallery in terms]
         ).float()
+
+    def _pixels(self, terms: Sequence[tuple[Term, GalleryIndex]]) -> torch.Tensor:
+        fresh = [term.pixels_HWC for term, _ in terms if term.pixels_HWC is not None]
+        return torch.from_numpy(stacked(fresh)).to(self.device)
 
     def _stored(self, term: Term, gallery: GalleryIndex) -> torch.Tensor:
         if gallery.patches_NPW is None or term.gallery_id is None:
@@ -321,8 +328,8 @@ class SearchEngine:
         return torch.from_numpy(np.array(gallery.patches_NPW[row])).to(self.device)
 
     def _probe_query(self) -> ComposedQuery:
-        size = self.transform.size
-        return ComposedQuery((Term(text="probe", pixels_HWC=np.full((size, size, 3), 127, np.uint8)),), k=1)
+        grey = Image.new("RGB", (self.transform.size, self.transform.size), "grey")
+        return ComposedQuery((Term(text="probe", pixels_HWC=self.transform(grey)),), k=1)
 
 
 def _references_of(image: ImageSource | None, gallery_id: str | None, further: Further) -> tuple[Reference, ...]:

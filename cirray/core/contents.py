@@ -18,10 +18,13 @@ _WHOLE_FILE_BYTES = 64 * 2**20
 _WRITER = frozenset({"transformers_version", "dtype", "torch_dtype", "_name_or_path", "_commit_hash"})
 """Fields that do not count: who wrote the settings, where they were read from, and the weights' type (the weights have
 it)."""
+_CLASSES = {"image_processor_type", "feature_extractor_type", "video_processor_type", "processor_class"}
 _DROPPED = {
     "config.json": _WRITER,
     "generation_config.json": _WRITER,
-    "preprocessor_config.json": _WRITER | {"image_processor_type", "feature_extractor_type", "processor_class"},
+    "preprocessor_config.json": _WRITER | _CLASSES,
+    "processor_config.json": _WRITER | _CLASSES,
+    "config_sentence_transformers.json": frozenset({"__version__", "model_type"}),
     "tokenizer.json": frozenset({"version", "truncation", "padding"}),
 }
 """File -> fields that do not count; `truncation` and `padding` are left over from the last call before saving."""

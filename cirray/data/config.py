@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cirray.core.config import Config
+from cirray.core.errors import ConfigError
 from cirray.core.fields import Common, Known, Place, StageDigested
 from cirray.data.presets import PRESETS, check_preset
 
@@ -329,8 +330,21 @@ class TransformConfig(Config):
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Per-channel deviation, divided by on the device."""
 
-    def with_mode(self, mode: ImageMode) -> "TransformConfig":
-        """The same with another way to a square; `target_pad` cuts its centre as its authors' torchvision does."""
+    @property
+    def is_square(self) -> bool:
+        """Whether every picture becomes a square."""
+        return True
+
+    def with_mode(self, mode: ImageMode | Literal[""]) -> "TransformConfig":
+        """The same with another way to a square, if any; `target_pad` cuts its centre as its authors' torchvision does.
+
+        Raises:
+            ConfigError: for an encoder that reads pictures in their own shape.
+        """
+        if not mode:
+            return self
+        if not self.is_square:
+            raise ConfigError(f"image_mode={mode} makes squares, and this encoder reads pictures in their own shape.")
         return self.model_copy(update={"mode": mode} | ({"odd_margin": "even"} if mode == "target_pad" else {}))
 
     @model_validator(mode="after")
@@ -338,3 +352,30 @@ class TransformConfig(Config):
         if self.resize and self.resize < self.size:
             raise ValueError(f"resize {self.resize} must not be below size {self.size}, which is cut out of it")
         return self
+
+
+class OwnShapeConfig(TransformConfig):
+    """From an image of any size to pixels in its own shape, packed (`cirray.transforms`). No run says it: an encoder
+    brings it.
+    """
+
+    mode: Literal["whole", "patches"]  # type: ignore[assignment]
+    """The picture as it is, smaller where it has more than `size` x `size` pixels; or as many whole patches as fit."""
+    patch: int = Field(0, ge=0)
+    """Side of a patch in pixels, of `patches`."""
+    most_patches: int = Field(0, ge=0)
+    """Largest number of patches, of `patches`."""
+
+    @property
+    def is_square(self) -> bool:
+        """It is not."""
+        return False
+
+
+def transform_config(tree: Mapping[str, Any]) -> TransformConfig:
+    """The transform that plain values describe.
+
+    Raises:
+        ValidationError: when they describe none.
+    """
+    return (OwnShapeConfig if tree.get("mode") in ("whole", "patches") else TransformConfig).model_validate(dict(tree))

@@ -22,6 +22,7 @@ from cirray.evaluation.metrics import recall_by, refuse_nan
 from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.protocol_metrics import Judged, compute
 from cirray.evaluation.result import EvaluationResult
+from cirray.evaluation.seen import SeenPictures
 from cirray.evaluation.verdicts import Verdict, row_verdict
 from cirray.features.store import FeatureLookup
 from cirray.index.similarity import best_rows
@@ -264,7 +265,10 @@ def _query_vectors(retriever: ComposedEncoder, features: FeatureLookup, queries:
     counts = [max(1, len(query.variants)) for query in queries]
     references = [query.reference_id for query, count in zip(queries, counts, strict=True) for _ in range(count)]
     texts = [text for query in queries for text in (query.variants or (query.modification,))]
-    state = retriever.encode_reference(_patches(retriever, features, references))
+    if isinstance(features, SeenPictures):
+        state = retriever.encode_reference(features.pictures(references))
+    else:
+        state = retriever.encode_reference(_patches(retriever, features, references))
     flat_TD = retriever.compose(state, retriever.tokenize(texts)).float()
     if len(texts) == len(queries):
         return flat_TD

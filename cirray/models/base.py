@@ -54,6 +54,11 @@ class Retriever(nn.Module, ABC):
         return inward_clamp(self.raw_temperature[0], *self.temperature_range)
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether references are pictures (uint8, as the tower's transform makes them) in place of tokens."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.raw_temperature.device

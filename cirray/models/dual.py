@@ -16,8 +16,8 @@ from cirray.core.errors import ConfigError
 from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import DualEncoderConfig
-from cirray.models.fusion.arithmetic import Weighted
-from cirray.models.fusion.config import DUAL_HEADS, WEIGHTLESS
+from cirray.models.fusion.arithmetic import Weighted, no_pictures
+from cirray.models.fusion.config import DUAL_HEADS, JOINT, WEIGHTLESS
 from cirray.models.seeded import torch_seed
 from cirray.models.text import TextBatch
 from cirray.models.text_processors import process
@@ -45,9 +45,10 @@ class DualEncoderRetriever(Retriever):
             patch_width: width of the frozen tower's tokens.
 
         Raises:
-            ConfigError: when tokens and texts do not share a space.
+            ConfigError: when tokens and texts do not share a space, or the text encoder cannot do what is asked.
         """
         super().__init__()
+        _check_text_encoder(config, text_encoder)
         width = int(text_encoder.embed_dim)
         if patch_width != width and not config.image_projection:
             raise ConfigError(
@@ -91,11 +92,26 @@ class DualEncoderRetriever(Retriever):
         return {f"image_projection.{name}": weight for name, weight in self.image_projection.named_parameters()}
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
-        """The part of the query that does not depend on the text: the tower's tokens in the common space."""
-        return self.image_projection(patches_BPD.to(self.device, self.raw_temperature.dtype))
+        """The part of the query that does not depend on the text: the tower's tokens in the common space.
+
+        Raises:
+            ConfigError: for tokens where the composition is `joint`, whose state are the pictures.
+        """
+        if not self.reads_pictures:
+            return self._projected(patches_BPD)
+        if patches_BPD.dtype != torch.uint8:
+            raise no_pictures()
+        return patches_BPD
+
+    @property
+    def reads_pictures(self) -> bool:
+        """With the composition `joint`."""
+        return self.config.fusion.kind == JOINT
 
     def compose(self, state_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
         """Query vectors `[B, D]`, norm 1."""
+        if self.reads_pictures:
+            return _unit(self.text_encoder.together(state_BPD, text))
         return self._fuse(state_BPD, self.text_encoder(text))
 
     @property
@@ -103,7 +119,8 @@ class DualEncoderRetriever(Retriever):
         """The fusion; a head without weights may be exchanged for another one, see `changed`."""
         name = self.config.fusion.kind
         weight = self.head.share if isinstance(self.head, Weighted) else None
-        return Composition(name, weight, WEIGHTLESS if name in WEIGHTLESS else ())
+        free = compositions(self.text_encoder)
+        return Composition(name, weight, free if name in free else ())
 
     def compose_weighted(self, state_BPD: torch.Tensor, text: TextBatch, share_B: torch.Tensor) -> torch.Tensor:
         """As `compose`, with the text's share of each query.
@@ -117,7 +134,13 @@ class DualEncoderRetriever(Retriever):
 
     def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """Gallery vectors `[B, 1, D]`, norm 1."""
-        return _unit(self._pooled(self.encode_reference(patches_BPD)))[:, None]
+        return _unit(self._pooled(self._projected(patches_BPD)))[:, None]
+
+    def encode_picture(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        """Query vectors `[B, D]` of pictures alone, norm 1; with `joint` as the encoder reads a query."""
+        if self.reads_pictures:
+            return _unit(self.text_encoder.together(self.encode_reference(patches_BPD), None))
+        return super().encode_picture(patches_BPD)
 
     def encode_text(self, text: TextBatch) -> torch.Tensor:
         """Text vectors `[B, D]`, norm 1."""
@@ -178,8 +201,29 @@ class DualEncoderRetriever(Retriever):
     def _fuse(self, state_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         return _unit(self.head(self._pooled(state_BPD), state_BPD, text_BD))
 
+    def _projected(self, patches_BPD: torch.Tensor) -> torch.Tensor:
+        return self.image_projection(patches_BPD.to(self.device, self.raw_temperature.dtype))
+
     def _pooled(self, state_BPD: torch.Tensor) -> torch.Tensor:
         return state_BPD[:, 0] if self.config.pooling == "first" else state_BPD.mean(dim=1)
+
+
+def compositions(text_encoder: Any) -> tuple[str, ...]:
+    """Compositions without training that a text encoder takes part in, its usual one first."""
+    return (JOINT, *WEIGHTLESS) if getattr(text_encoder, "reads_both", False) else WEIGHTLESS
+
+
+def _check_text_encoder(config: DualEncoderConfig, text_encoder: Any) -> None:
+    if config.train_text and not getattr(text_encoder, "trainable", True):
+        raise ConfigError(
+            "encoder.settings.train_text=true is for CLIP and SigLIP; a model of sentence-transformers stays as it is. "
+            "Set it to false."
+        )
+    if config.fusion.kind == JOINT and JOINT not in compositions(text_encoder):
+        raise ConfigError(
+            "The composition 'joint' needs a model that reads picture and text together; this one reads each alone. "
+            f"Use one of {', '.join(WEIGHTLESS)}."
+        )
 
 
 def build_dual(

@@ -1,14 +1,17 @@
 """Published weights as a retriever without training: image tower, text tower, and a composition without weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.model_folders import own_model
 from cirray.models.base import Retriever
 from cirray.models.config import DualEncoderConfig
-from cirray.models.dual import DualEncoderRetriever
-from cirray.models.fusion.config import DUAL_HEADS, WEIGHTLESS, DualFusion, SumConfig
+from cirray.models.dual import DualEncoderRetriever, compositions
+from cirray.models.fusion.config import DUAL_HEADS, JOINT, WEIGHTLESS, DualFusion, SumConfig
 from cirray.models.seeded import torch_seed
 from cirray.models.sources.files import CONFIG, at_home, read_json
 from cirray.models.sources.hub import at_hub
@@ -26,7 +29,8 @@ def open_published(source: str, composition: str = "", weight: float | None = No
 
     Args:
         source: folder, hub id, or a name of open_clip's.
-        composition: `sum`, `slerp`, `text` or `image`; empty: `sum`, of vectors of norm 1 but for BGE-VL.
+        composition: `sum`, `slerp`, `text`, `image` or `joint`; empty: `joint` for a model that reads picture and text
+            together, else `sum`, of vectors of norm 1 but for BGE-VL.
         weight: the text's share, 0 to 1, of sum and slerp; None: the composition's usual one.
 
     Raises:
@@ -38,12 +42,13 @@ def open_published(source: str, composition: str = "", weight: float | None = No
     name = dual_name(place)
     if not name or (Path(place) / "config.json").is_file() and model_type(place).endswith("vision_model"):
         raise no_texts("model", source, "a checkpoint or export of cirray; or ")
-    fusion = fusion_of(composition, weight, SumConfig(unit=not _sums_raw(place)))
-    tower = BACKBONES.get(name).load_tower(place, None)
-    config = DualEncoderConfig(fusion=fusion)
+    text = BACKBONES.get(name).load_text(place)
+    fusion = fusion_of(composition, weight, SumConfig(unit=not _sums_raw(place)), compositions(text))
+    tower = BACKBONES.get(name).load_tower(place, torch.float32)
+    config = DualEncoderConfig(fusion=fusion, train_text=getattr(text, "trainable", True))
     with torch_seed(0):
-        retriever = DualEncoderRetriever(config, BACKBONES.get(name).load_text(place), name, tower.width)
-    return retriever.eval(), tower.float()
+        retriever = DualEncoderRetriever(config, text, name, tower.width)
+    return retriever.eval(), tower
 
 
 def own_source(source: str) -> tuple[Path, str] | None:
@@ -70,24 +75,29 @@ def recomposed(retriever: Retriever, composition: str, weight: float | None) -> 
         )
     assert isinstance(retriever, DualEncoderRetriever)
     own = retriever.config.fusion
-    fusion = fusion_of(composition or own.kind, weight, own.settings if own.kind == "sum" else SumConfig(unit=True))
+    usual = own.settings if own.kind == "sum" else SumConfig(unit=True)
+    fusion = fusion_of(composition or own.kind, weight, usual, known.choices)
     return retriever.changed({"fusion": fusion.to_dict()})
 
 
-def fusion_of(composition: str, weight: float | None, usual: Any) -> DualFusion:
-    """The fusion of a composition's name and weight; `usual` are the settings of a sum.
+def fusion_of(composition: str, weight: float | None, usual: Any, known: Sequence[str] = WEIGHTLESS) -> DualFusion:
+    """The fusion of a composition's name (the first of the known ones where there is none) and weight; `usual` are the
+    settings of a sum.
 
     Raises:
         ConfigError: for an unknown composition, one that must be trained, or a weight where it has no effect.
     """
-    name = composition or "sum"
-    if name not in WEIGHTLESS:
+    name = composition or known[0]
+    if name not in known:
         reason = f"The composition {name!r} must be trained first (cirray finetune). " if name in DUAL_HEADS else ""
-        raise ConfigError(f"{reason}{unknown_name('composition without training', name, WEIGHTLESS)}")
+        if name == JOINT:
+            reason = f"Only a model that reads picture and text together composes by {JOINT!r}. "
+        raise ConfigError(f"{reason}{unknown_name('composition without training', name, known)}")
     settings = usual.to_dict() if name == "sum" else {}
     if weight is not None:
-        if name in ("text", "image"):
-            raise ConfigError(f"weight={weight:g} has no effect on the composition {name!r}; leave one of them out.")
+        if name in ("text", "image", JOINT):
+            said = "leave one of them out" if composition else "name composition=sum, or leave weight out"
+            raise ConfigError(f"weight={weight:g} has no effect on the composition {name!r}; {said}.")
         settings["text_share"] = weight
     return DualFusion.model_validate({"kind": name, "settings": settings})
 

@@ -71,4 +71,5 @@ def test_only_one_place_calls_transformers_readers_and_no_code_of_a_source_is_tr
     assert calls == {
         "cirray/models/sources/pretrained.py: from_pretrained": "False",
         "cirray/models/towers/open_clip.py: HFTokenizer": "False",
+        "cirray/models/towers/sentence_transformers.py: SentenceTransformer": "False",
     }

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cirray.models.fusion.config import DUAL_HEADS, HeadConfig, SlerpConfig, SumConfig
+from cirray.core.errors import ConfigError
+from cirray.models.fusion.config import DUAL_HEADS, JOINT, HeadConfig, SlerpConfig, SumConfig
 
 _SMALL = 1e-4
 
@@ -86,3 +87,24 @@ class ImageAlone(_NoWeights):
     def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
         """Query `[B, D]`, not normalised."""
         return image_BD
+
+
+@DUAL_HEADS.register(JOINT)
+class Joint(_NoWeights):
+    """In the place of a head where the encoder reads picture and text together."""
+
+    def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+        """Refuse vectors.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise no_pictures()
+
+
+def no_pictures() -> ConfigError:
+    """The error for the composition `joint` where only vectors of pictures are at hand."""
+    return ConfigError(
+        "The composition 'joint' reads the pictures themselves, and here are only their vectors. Use sum, slerp or, "
+        "trained, combiner (encoder.settings.fusion)."
+    )

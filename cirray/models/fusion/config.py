@@ -81,7 +81,7 @@ DUAL_HEADS: "Registry[MakeHead]" = Registry(
     "dual-encoder fusion", [f"cirray.models.fusion.{name}" for name in ("dual", "arithmetic", "tirg")],
     {
         "sum": SumConfig, "combiner": CombinerConfig, "cross_attention": CrossAttentionConfig, "tirg": TirgConfig,
-        "slerp": SlerpConfig, "text": HeadConfig, "image": HeadConfig,
+        "slerp": SlerpConfig, "text": HeadConfig, "image": HeadConfig, "joint": HeadConfig,
     },
     HeadConfig,
 )  # fmt: skip
@@ -90,6 +90,8 @@ DUAL_HEADS: "Registry[MakeHead]" = Registry(
 
 WEIGHTLESS = ("sum", "slerp", "text", "image")
 """Heads that need no training."""
+JOINT = "joint"
+"""No head at all: the encoder itself reads picture and text together."""
 
 
 class DualFusion(Component):
@@ -97,4 +99,4 @@ class DualFusion(Component):
 
     registry = DUAL_HEADS
     kind: str = "sum"
-    """Name of the head; slerp, text and image have no weights."""
+    """Name of the head; slerp, text and image have no weights, and joint is the encoder's own way."""

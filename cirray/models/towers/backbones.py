@@ -74,11 +74,14 @@ class Backbone:
         return self.load_text is not _no_text
 
 
-_LAST = ("auto",)
-"""Backbones that are asked where no other one fits."""
+_FIRST, _LAST = ("sentence_transformers",), ("auto",)
+"""Backbones that are asked before all others (their files hold another one's), and where no other one fits."""
+_MODULES = (
+    "auto", "hf_blip2", "hf_clip", "hf_naflex", "hf_siglip", "open_clip", "sentence_transformers", "timm",
+)  # fmt: skip
 BACKBONES: Registry[Backbone] = Registry(
     "backbone",
-    [f"cirray.models.towers.{name}" for name in ("auto", "hf_blip2", "hf_clip", "hf_siglip", "open_clip", "timm")],
+    [f"cirray.models.towers.{name}" for name in _MODULES],
 )
 
 
@@ -94,8 +97,12 @@ def backbone_name(source: str | Path) -> str:
     place = at_home(source)
     if is_open_clip_name(str(place)):
         return "open_clip"
-    names = sorted(BACKBONES, key=lambda name: name in _LAST)
-    return next((name for name in names if BACKBONES.get(name).fits(place)), "")
+    return next((name for name in _asked() if BACKBONES.get(name).fits(place)), "")
+
+
+def _asked() -> list[str]:
+    """Names of all backbones in the order in which they are asked."""
+    return sorted(BACKBONES, key=lambda name: (name not in _FIRST, name in _LAST))
 
 
 def load_text_encoder(source: str) -> tuple[str, Any]:
@@ -110,7 +117,7 @@ def load_text_encoder(source: str) -> tuple[str, Any]:
 
 def dual_name(source: str) -> str:
     """Name of the backbone that reads images and texts of a source; empty where there is none."""
-    found = [name for name in BACKBONES if (made := BACKBONES.get(name)).is_dual and made.is_dual(at_home(source))]
+    found = [name for name in _asked() if (made := BACKBONES.get(name)).is_dual and made.is_dual(at_home(source))]
     name = next(iter(found), "") or backbone_name(source)
     return name if name and BACKBONES.get(name).reads_text else ""
 

@@ -24,7 +24,7 @@ def find_tower(uri: str) -> Path | str:
         return storage.local_path(uri) if storage.is_local(uri) and storage.exists(uri) else uri
     folder = localize(uri)
     for place in (folder / "vision", folder / "model" / "vision", folder):
-        if any((place / name).is_file() for name in ("config.json", "open_clip_config.json")):
+        if any((place / name).is_file() for name in ("config.json", "open_clip_config.json", "modules.json")):
             return place
     raise ArtifactError(f"The artifact {uri!r} holds no vision tower; name a towers or checkpoint artifact.")
 

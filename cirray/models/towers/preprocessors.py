@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
 from cirray.core.errors import ArtifactError
-from cirray.data.config import TransformConfig
+from cirray.data.config import OwnShapeConfig, TransformConfig, transform_config
 from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, read_json
 from cirray.models.sources.pretrained import pretrained
@@ -39,12 +39,23 @@ def _settings(transform: TransformConfig) -> dict[str, Any]:
 
     Hugging Face's processors neither pad like `target_pad` nor crop after squashing; they would squash or crop.
     """
+    if isinstance(transform, OwnShapeConfig):
+        return {
+            "image_processor_type": "Siglip2ImageProcessor", "patch_size": transform.patch,
+            "max_num_patches": transform.most_patches, **_numbers(transform),
+        }  # fmt: skip
     side, crops = transform.resize or transform.size, transform.mode != "squash"
     square = {"height": transform.size, "width": transform.size}
     cut = {"size": {"shortest_edge": side}, "crop_size": square, "do_center_crop": True}
     return {
         "image_processor_type": "CLIPImageProcessor" if crops else "BlipImageProcessor",
         **(cut if crops else {"size": square}),
+        **_numbers(transform),
+    }
+
+
+def _numbers(transform: TransformConfig) -> dict[str, Any]:
+    return {
         "resample": int(Image.Resampling[transform.resample.upper()]),
         "image_mean": list(transform.mean),
         "image_std": list(transform.std),
@@ -77,7 +88,7 @@ def read_transform(source: str | Path, side: int) -> TransformConfig:
         return TransformConfig(size=side)
     stored = read_json(path)
     try:
-        return TransformConfig(**stored[_OWN]) if _OWN in stored else transform_of(stored, side)
+        return transform_config(stored[_OWN]) if _OWN in stored else transform_of(stored, side)
     except (KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ArtifactError(f"{str(path)!r} describes no preparation of images: {reason}.") from None

@@ -15,6 +15,7 @@ from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.report import ReportContent, ReportRow, render_table
 from cirray.evaluation.report_files import write_report
 from cirray.evaluation.samples import draw_samples
+from cirray.evaluation.seen import Seen, seen_by
 from cirray.features.store import FeatureStore, check_tower
 from cirray.image_text import load_models
 from cirray.models.config import RETRIEVERS
@@ -72,7 +73,7 @@ def run_compare(run: CompareRun) -> Manifest:
     return stage.publish(counts, metrics, {"protocol": rows[0].results[0].protocol, "table": render_table(rows)})
 
 
-def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> Iterator[tuple[str, Any, FeatureStore]]:
+def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> Iterator[tuple[str, Any, Seen]]:
     """Name, encoder and the features of its tower, row by row."""
     yield "image only", ImageOnly.fit(features, dataset.gallery_ids), features
 
@@ -83,7 +84,7 @@ def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> I
         store, texts = seen(name), [query.modification for query in dataset.queries]
         yield name, RETRIEVERS.get(encoder.kind).build(encoder.settings, texts, store.shape[1], 0).eval(), store
     for name, uri in run.checkpoints.items():
-        encoder, tower, _ = load_models(uri)
+        encoder, tower, transform = load_models(uri)
         store = seen(name)
         check_tower(run.row_features.get(name, run.features), store.info.encoder_digest, uri, tower.digest)
-        yield name, encoder, store
+        yield name, encoder, seen_by(encoder, store, dataset.images, transform)

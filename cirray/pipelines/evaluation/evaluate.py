@@ -21,6 +21,7 @@ from cirray.evaluation.report import ReportContent, ReportRow, TextSample, rende
 from cirray.evaluation.report_files import write_report
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.samples import draw_samples
+from cirray.evaluation.seen import Seen, seen_by
 from cirray.evaluation.vectors import rank_vectors
 from cirray.features.shards import read_contents
 from cirray.features.store import FeatureStore, check_tower
@@ -86,21 +87,19 @@ def _dataset(run: EvaluateRun) -> tuple[CirDataset, dict[str, Any]]:
 
 
 def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tuple[ReportRow, ...]:
-    encoder, vision, _ = load_models(run.checkpoint, run.device)
+    encoder, vision, transform = load_models(run.checkpoint, run.device)
     check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
     rows = []
     if run.image_only_row:
         named = (image for ids in dataset.galleries.values() for image in ids)
         baseline = ImageOnly.fit(features, tuple(dict.fromkeys((*dataset.gallery_ids, *named))))
         rows.append(ReportRow("image only", (_score(run, dataset, features, baseline, "image only"),)))
-    score = _score_index if run.index else _score
-    rows.append(ReportRow(run.name, (score(run, dataset, features, encoder, run.name),), (run.seed,)))
+    score, seen = _score_index if run.index else _score, seen_by(encoder, features, dataset.images, transform)
+    rows.append(ReportRow(run.name, (score(run, dataset, seen, encoder, run.name),), (run.seed,)))
     return tuple(rows)
 
 
-def _score(
-    run: EvaluateRun, dataset: CirDataset, features: FeatureStore, retriever: Any, name: str
-) -> EvaluationResult:
+def _score(run: EvaluateRun, dataset: CirDataset, features: Seen, retriever: Any, name: str) -> EvaluationResult:
     named = {image for ids in dataset.galleries.values() for image in ids}
     total = len(named or dataset.gallery_ids) + len(dataset.queries)
     with progress(f"evaluate {name}", total, "images and queries") as advance:
@@ -110,9 +109,7 @@ def _score(
         )  # fmt: skip
 
 
-def _score_index(
-    run: EvaluateRun, dataset: CirDataset, features: FeatureStore, retriever: Any, name: str
-) -> EvaluationResult:
+def _score_index(run: EvaluateRun, dataset: CirDataset, features: Seen, retriever: Any, name: str) -> EvaluationResult:
     """Score with the gallery vectors of an index, which stay on disk."""
     plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries)
     path, ids = open_vectors(run.index, retriever.index_digests, features.info.encoder_digest)

@@ -16,6 +16,7 @@ from cirray.evaluation.evaluate import rank_queries
 from cirray.evaluation.given import check_sides, open_vectors, plan_for
 from cirray.evaluation.plan import make_plan
 from cirray.evaluation.rankings import read_lists
+from cirray.evaluation.seen import seen_by
 from cirray.evaluation.spellings import spellings_of
 from cirray.evaluation.submissions import (
     CIRCO,
@@ -204,10 +205,11 @@ def _by_checkpoint(run: SubmitRun, dataset: CirDataset) -> _Ranked:
     dataset = with_texts(dataset, run.texts)[0] if run.texts else dataset
     if not run.features:
         raise ConfigError("A checkpoint ranks by stored features: give features=[URI] of every image.")
-    encoder, vision, _ = load_models(run.checkpoint, run.device)
+    encoder, vision, transform = load_models(run.checkpoint, run.device)
     features = FeatureStore.open_many(run.features)
     check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
     plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries, scored=False)
+    seen = seen_by(encoder, features, dataset.images, transform)
     with progress(f"rank {dataset.name}", len(plan.ids) + len(plan.queries), "images and queries") as advance:
-        ranked = rank_queries(encoder, features, plan, batch=run.batch, top_k=_TOP, judge=False, advance=advance)
+        ranked = rank_queries(encoder, seen, plan, batch=run.batch, top_k=_TOP, judge=False, advance=advance)
     return _Ranked(lists_of(ranked.rankings), lists_of(ranked.subset_rankings))

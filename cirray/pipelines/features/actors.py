@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cirray.core.errors import DataError
-from cirray.data.config import ImageLimits, TransformConfig
+from cirray.data.config import ImageLimits, transform_config
 from cirray.data.images import open_image, picture_digest, read_place
 from cirray.data.places import Place
 from cirray.features.shards import FeatureShardWriter
 from cirray.models.towers.places import open_tower
 from cirray.pipelines.cluster.streaming import Columns
-from cirray.transforms import build_transform
+from cirray.transforms import build_transform, stacked
 
 
 def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mapping[str, Any]) -> Columns:
@@ -24,22 +25,22 @@ def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mappin
         limits: fields of an `ImageLimits`.
 
     Returns:
-        `image_id`, `pixels` (uint8 [n, S, S, 3], zeros where there is an error), `error` (a reason, or empty) and
+        `image_id`, `pixels` (`stacked`, black where there is an error), `error` (a reason, or empty) and
         `content` (`picture_digest` of the file, empty where there is none to read).
     """
-    build, caps = build_transform(TransformConfig(**transform)), ImageLimits(**limits)
-    pixels_NHWC = np.zeros((len(columns["image_id"]), build.size, build.size, 3), dtype=np.uint8)
-    errors, contents = (np.full(len(pixels_NHWC), "", dtype=object) for _ in range(2))
+    build, caps = build_transform(transform_config(transform)), ImageLimits(**limits)
+    pixels = [build(Image.new("RGB", (build.size, build.size), "black"))] * len(columns["image_id"])
+    errors, contents = (np.full(len(pixels), "", dtype=object) for _ in range(2))
     for row, (image_id, text) in enumerate(zip(columns["image_id"], columns["place"], strict=True)):
         place = Place.parse(str(text))
         name = place.name(str(image_id))
         try:
             data = read_place(place, caps, name)
             contents[row] = picture_digest(data)
-            pixels_NHWC[row] = build(open_image(data, caps, name, place.box))
+            pixels[row] = build(open_image(data, caps, name, place.box))
         except DataError as error:
             errors[row] = str(error)
-    return {"image_id": columns["image_id"], "pixels": pixels_NHWC, "error": errors, "content": contents}
+    return {"image_id": columns["image_id"], "pixels": stacked(pixels), "error": errors, "content": contents}
 
 
 class EncodeImages:

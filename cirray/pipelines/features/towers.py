@@ -150,8 +150,7 @@ def _vision(run: TowersRun, work: Path) -> tuple[VisionTower, dict[str, float]]:
         tower = load_vision_tower(asset_folder(SHAPES_VISION) if run.vision == "asset" else run.vision)
         if run.clip_tokens != "embedding":
             tower = with_tokens(tower, run.clip_tokens)
-        mode = run.image_mode or tower.transform.mode
-        return tower.with_transform(tower.transform.with_mode(mode)), {}
+        return tower.with_transform(tower.transform.with_mode(run.image_mode)), {}
     config = run.vision_training
     torch.manual_seed(derive_seed(config.seed, "vision tower"))
     tower = build_vision_tower(run.vision_model, run.transform).to(run.device)

@@ -20,7 +20,7 @@ def short_name(place: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", path.rsplit("/", 1)[-1] if is_path else path).strip("-.") or "here"
 
 
-Named = Annotated[str, Known("sum", "slerp", "text", "image")]
+Named = Annotated[str, Known("sum", "slerp", "text", "image", "joint")]
 
 
 class ModelRun(Run):
@@ -41,10 +41,12 @@ class IndexRun(Run):
 
     model: Place = ""
     """Model without training, in place of `checkpoint`. A folder or hub id of CLIP, SigLIP or BGE-VL (transformers'
-    layout), a model of open_clip (`ViT-B-32/laion2b_s34b_b79k`, `hf-hub:OWNER/NAME`, `open_clip:NAME=FILE`), or a
-    checkpoint or export. It is opened once as a checkpoint below `root`, which every other stage reads."""
+    layout), or of a model of sentence-transformers that reads pictures and texts, a model of open_clip
+    (`ViT-B-32/laion2b_s34b_b79k`, `hf-hub:OWNER/NAME`, `open_clip:NAME=FILE`), or a checkpoint or export. It is opened
+    once as a checkpoint below `root`, which every other stage reads."""
     composition: Named = ""
-    """How `model` makes a query of picture and text; empty: its usual one, `sum`."""
+    """How `model` makes a query of picture and text; empty: its usual one, `joint` where it reads both together, else
+    `sum`."""
     weight: float | None = Field(None, ge=0, le=1)
     """The text's usual share in sum and slerp: 0 is the picture alone, 1 the text alone; null: 0.5 in sum, 0.8 in
     slerp. Every query may have its own."""

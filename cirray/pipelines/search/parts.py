@@ -23,7 +23,7 @@ from cirray.image_text import load_models
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.rows import part_uri
-from cirray.transforms import ImageTransform
+from cirray.transforms import ImageTransform, stacked
 
 
 @dataclass
@@ -106,7 +106,7 @@ class FolderSource:
             keys.append(digest)
             pixels.append(self._transform(image))
             pictures += [thumbnail(image, self._size)] if self._size else []
-        return Loaded(kept, keys, None, np.stack(pixels) if pixels else None, pictures, rejected)
+        return Loaded(kept, keys, None, stacked(pixels) if pixels else None, pictures, rejected)
 
 
 class FeatureSource:

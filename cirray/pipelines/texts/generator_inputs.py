@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import torch
 
 from cirray.core.artifacts import localize, read_manifest
@@ -25,7 +24,7 @@ from cirray.pipelines.data.datasets import captioned_digest
 from cirray.pipelines.features.towers import LANGUAGE, VISION
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.training.generation import AlignmentTask
-from cirray.transforms import build_transform
+from cirray.transforms import build_transform, stacked
 from cirray.types import Triplet, stable_id
 
 _ENCODING_BATCH = 256
@@ -60,7 +59,7 @@ def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run
         for begin in range(0, len(ids), _ENCODING_BATCH):
             names = ids[begin : begin + _ENCODING_BATCH]
             images = [transform(open_place(dataset.images.place(name), run.limits)) for name in names]
-            blocks.append(tower(torch.from_numpy(np.stack(images))).half().numpy())
+            blocks.append(tower(torch.from_numpy(stacked(images))).half().numpy())
     info = FeatureInfo(tower.digest, transform.digest, (tower.num_tokens, tower.width))
     return FeatureStore(blocks, ids, info)
 

@@ -18,6 +18,7 @@ from cirray.models.towers.places import open_tower
 from cirray.pipelines.data.datasets import ImageList, contents_of, list_images
 from cirray.pipelines.features.actors import decode_images
 from cirray.pipelines.training.config import TrainRun
+from cirray.transforms import stacked
 from cirray.types import stable_id
 
 _PARTS = ("labelled", "pool", "gallery")
@@ -88,8 +89,8 @@ class LiveFeatures:
     @torch.inference_mode()
     def _encode(self, ids: Sequence[str]) -> np.ndarray:
         chunks = [ids[begin : begin + _DECODED_TOGETHER] for begin in range(0, len(ids), _DECODED_TOGETHER)]
-        pixels_NHWC = np.concatenate(list(self._pool.map(self._decode, chunks)))
-        return self._tower(torch.from_numpy(pixels_NHWC).to(self._device)).half().cpu().numpy()
+        pixels = [row for rows in self._pool.map(self._decode, chunks) for row in rows]
+        return self._tower(torch.from_numpy(stacked(pixels)).to(self._device)).half().cpu().numpy()
 
     def _decode(self, ids: Sequence[str]) -> np.ndarray:
         names, places = np.array(ids, dtype=object), np.array([self._places[image] for image in ids], dtype=object)

@@ -66,7 +66,8 @@ def _copy(run: ExportRun, stage: Stage, source: Manifest) -> tuple[str, dict[str
         from cirray.image_text import load_encoder
 
         # also at the top, where Hugging Face's tools look for it
-        shutil.copy(stage.local / "vision" / PREPROCESSOR, stage.local / PREPROCESSOR)
+        if (prepared := stage.local / "vision" / PREPROCESSOR).is_file():
+            shutil.copy(prepared, stage.local / PREPROCESSOR)
         loaded = load_encoder(stage.local)
         digests |= {"encoder_digest": loaded.digest, "vision_digest": loaded.vision.digest}
     return kind, digests
