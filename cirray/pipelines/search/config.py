@@ -45,8 +45,7 @@ class IndexRun(Run):
     (`ViT-B-32/laion2b_s34b_b79k`, `hf-hub:OWNER/NAME`, `open_clip:NAME=FILE`), or a checkpoint or export. It is opened
     once as a checkpoint below `root`, which every other stage reads."""
     composition: Named = ""
-    """How `model` makes a query of picture and text; empty: its usual one, `joint` where it reads both together, else
-    `sum`."""
+    """How `model` makes a query of picture and text; empty: `joint` where it reads both together, else `sum`."""
     weight: float | None = Field(None, ge=0, le=1)
     """The text's usual share in sum and slerp: 0 is the picture alone, 1 the text alone; null: 0.5 in sum, 0.8 in
     slerp. Every query may have its own."""

@@ -37,12 +37,15 @@ def batch_of(retriever, patches):
 
 
 def test_the_heads_and_backbones_are_these():
-    assert tuple(DUAL_HEADS) == HEADS
-    assert [name for name in BACKBONES if BACKBONES.get(name).reads_text] == ["hf_clip", "hf_siglip", "open_clip"]
+    assert set(DUAL_HEADS) == {*HEADS, "joint"}
+    reading = [name for name in BACKBONES if BACKBONES.get(name).reads_text]
+    assert reading == ["hf_clip", "hf_naflex", "hf_siglip", "open_clip", "sentence_transformers"]
     with pytest.raises(ConfigError, match="Did you mean 'hf_clip'"):
         BACKBONES.get("hf_clp")
     with pytest.raises(ValueError, match="Unknown dual-encoder fusion 'add'.*combiner"):
         tiny("add")
+    with pytest.raises(ConfigError, match="'joint' needs a model that reads picture and text together"):
+        tiny("joint")
 
 
 @pytest.mark.parametrize("fusion", HEADS)
