@@ -82,7 +82,7 @@ def guarded(work: Any) -> int:
             if received.note(error):
                 complain(received.sentence)
                 return received.status
-            if isinstance(error, SystemExit):
+            if isinstance(error, SystemExit) and not isinstance(error.code, str):
                 return int(error.code or 0)
             sentence = user_sentence(error)
             if sentence is None:

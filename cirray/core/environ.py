@@ -70,8 +70,14 @@ def enter_folder(folder: str) -> None:
 
 def this_program() -> list[str]:
     """The `cirray` command with its full path, for a shell that does not have it on PATH."""
-    script = Path(sys.executable).parent / "cirray"
-    return [str(script)] if script.is_file() else [sys.executable, "-m", "cirray"]
+    script = installed("cirray")
+    return [script] if script else [sys.executable, "-m", "cirray"]
+
+
+def installed(name: str) -> str:
+    """Full path of a command that was installed beside this Python, or an empty string."""
+    script = Path(sys.executable).parent / name
+    return str(script) if script.is_file() else ""
 
 
 def set_default(name: str, value: str) -> None:

@@ -1,14 +1,17 @@
 """Ctrl-C and SIGTERM end work the same way: an exception, one sentence, exit status 130 or 143.
 
 Ray installs handlers of its own, which publish half a sweep or end the process silently; `own_handlers` keeps ours
-while its libraries run.
+while its libraries run. One of them is C++ code (absl's) that lies over Python's: at SIGTERM it prints a stack, sets an
+alarm that aborts the process three seconds later, and only then calls Python's.
 """
 
+import math
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Terminated(KeyboardInterrupt):
@@ -17,6 +20,8 @@ class Terminated(KeyboardInterrupt):
 
 _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 _LIBRARIES_OWN = (*_RAISED, getattr(signal, "SIGUSR1", signal.SIGINT))
+_INSTALL = signal.signal
+_LOOK_S = 0.1
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -55,47 +60,88 @@ class Received:
         )
 
 
-_ACTIVE: list[Received] = []
-
-
 @contextmanager
 def interruptible() -> Iterator[Received]:
     """Inside, Ctrl-C raises KeyboardInterrupt and SIGTERM `Terminated`; the earlier handlers return."""
     received = Received()
-    if not _in_main_thread():
+    with _handled_by(received.take):
         yield received
+
+
+class Told:
+    """The first signal that came inside `noted`, if any."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.number: int | None = None
+
+    def __bool__(self) -> bool:
+        """Whether one came."""
+        return self.number is not None
+
+    def wait(self, seconds: float = math.inf) -> bool:
+        """Wait for a signal, so many seconds at most; whether one came."""
+        until = time.monotonic() + seconds
+        while not self and time.monotonic() < until:
+            time.sleep(min(_LOOK_S, max(0.0, until - time.monotonic())))
+        return bool(self)
+
+    def stop(self) -> NoReturn:
+        """Raise what the signal means, at a place where no library's call is cut.
+
+        Raises:
+            KeyboardInterrupt: `Terminated` for SIGTERM.
+        """
+        raise _RAISED[signal.Signals(self.number or signal.SIGINT)]
+
+
+@contextmanager
+def noted() -> Iterator[Told]:
+    """Inside, the first Ctrl-C or SIGTERM is noted and raises nothing; a second one ends the process at once.
+
+    An exception that a handler raises inside Ray's C++ calls can abort the process.
+    """
+    told = Told()
+
+    def note(number: int, frame: Any) -> None:
+        told.number = number
+        signal.alarm(0)
+        for each in _RAISED:
+            _INSTALL(each, signal.SIG_DFL)
+
+    with _handled_by(note), own_handlers():
+        yield told
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM go to a handler; outside the main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     before = {number: signal.getsignal(number) for number in _RAISED}
-    _ACTIVE.append(received)
-    reinstall()
+    for number in _RAISED:
+        signal.signal(number, handler)
     try:
-        yield received
+        yield
     finally:
-        _ACTIVE.remove(received)
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
-def reinstall() -> None:
-    """Put the handlers of `interruptible` back, after a library has put its own in their place."""
-    if _ACTIVE and _in_main_thread():
-        for number in _RAISED:
-            signal.signal(number, _ACTIVE[-1].take)
+        for number, earlier in before.items():
+            signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)
 
 
 @contextmanager
 def own_handlers() -> Iterator[dict[int, Any]]:
-    """Inside, a library's attempts to set a handler for Ctrl-C, SIGTERM or SIGUSR1 have no effect.
+    """Inside, a library's attempts to set a handler for Ctrl-C, SIGTERM or SIGUSR1 have no effect; C++ code's end here.
 
     Yields:
         Signal -> the handler that was asked for.
     """
     asked: dict[int, Any] = {}
-    original = signal.signal
+    outer = signal.signal
 
     def kept(number: int, handler: Any) -> Any:
         if number not in _LIBRARIES_OWN:
-            return original(number, handler)
+            return outer(number, handler)
         asked[number] = handler
         return signal.getsignal(number)
 
@@ -103,8 +149,12 @@ def own_handlers() -> Iterator[dict[int, Any]]:
     try:
         yield asked
     finally:
-        signal.signal = original
+        signal.signal = outer
+        _lay_on_top()
 
 
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def _lay_on_top() -> None:
+    """Put Python's handlers back over those that a library's C++ code has set."""
+    for number in _RAISED if threading.current_thread() is threading.main_thread() else ():
+        if callable(handler := signal.getsignal(number)):
+            _INSTALL(number, handler)

@@ -3,6 +3,7 @@
 Any other place is a path or URI as it is. A file whose own name begins with `@` is written `./@name`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ HOME = "~/cirray/quickstart"
 ROOT = "root"
 """The field of a run that says where `@name` lies."""
 Path = tuple[str | int, ...]
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 
 
 class Run(Config):
@@ -33,6 +35,11 @@ class Run(Config):
         if self.root:
             self.__dict__.update(_changed(self, self.root, ()))
         return self
+
+
+def is_hub_id(text: str, bare: bool = False) -> bool:
+    """Whether a text may be a hub id, `OWNER/NAME`; `bare`: or one of the old ones without an owner."""
+    return _HUB_ID.fullmatch(text) is not None and (bare or "/" in text)
 
 
 def place_below(root: str, place: str) -> str:

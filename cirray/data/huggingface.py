@@ -6,7 +6,6 @@ fetches the same kind of files.
 
 import hashlib
 import importlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core.errors import DataError, reason_of, unknown_name
+from cirray.core.places import is_hub_id
 from cirray.data.annotations import blank_note, count_note, is_null, load_json, plain_number
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import HuggingFaceConfig
@@ -25,7 +25,6 @@ from cirray.data.places import Span
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _TAIL = 4096
 _UNCOMPRESSED = ("BMP", "TIFF", "PPM")
 """Formats in which two pictures may be equally long and end alike."""
@@ -188,7 +187,7 @@ def _arrow_files(config: HuggingFaceConfig, split: str) -> list[Path]:
     root = Path(config.root).expanduser()
     if root.is_dir():
         return _saved_files(root, split)
-    if not _HUB_ID.match(config.root):
+    if not is_hub_id(config.root):
         raise DataError(f"{config.root!r} is neither a folder of `save_to_disk` nor a hub id of the form owner/name.")
     try:
         library = importlib.import_module("datasets")

@@ -13,8 +13,8 @@ from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import DualEncoderRetriever, compositions
 from cirray.models.fusion.config import DUAL_HEADS, JOINT, WEIGHTLESS, DualFusion, SumConfig
 from cirray.models.seeded import torch_seed
-from cirray.models.sources.files import CONFIG, at_home, read_json
-from cirray.models.sources.hub import at_hub
+from cirray.models.sources.files import CONFIG, read_json
+from cirray.models.sources.hub import at_home, at_hub
 from cirray.models.sources.kinds import model_type
 from cirray.models.sources.open_clip_files import is_open_clip_name
 from cirray.models.towers.backbones import BACKBONES, dual_name, no_texts

@@ -18,7 +18,7 @@ OWN_CLUSTER = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
 }
 """Variables of a cluster that only serves: no niceness, and one event loop a process, since nothing here blocks it."""
-FAST_PATH = {
+FAST_PATH: dict[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cirray.serving.gate:middlewares",
@@ -33,6 +33,8 @@ FAST_PATH = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
 }
 """Variables of Serve's fast path, set before Ray starts; `serve_configs/fastpath.env` says the same for a shell."""
+HAPROXY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""A further one: the program that Ray starts as HAProxy, `cirray-haproxy`."""
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": "8404", "RAY_SERVE_HAPROXY_METRICS_PORT": "9101"}
 """Further ports of the fast path and the variables that move them."""
 

@@ -17,12 +17,13 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from cirray.core.log import get_logger
 from cirray.serving.config import ServeArgs
-from cirray.serving.gate import Gate, GateRules, open_lane, rules_of
+from cirray.serving.gate import Gate, GateRules, in_flight, open_lane, rules_of
 from cirray.serving.problems import MEDIA_TYPE
 
 _LOG = get_logger(__name__)
 GUARD_TIMEOUT_S, RESTART_S, GUARDED_FOR_S = 8.0, 6.0, 30.0
-_NAMESPACE, _CONTROLLER = "serve", "SERVE_CONTROLLER_ACTOR"
+QUIET_WITHIN_S, QUIET_LOOK_S, QUIET_LOOKS = 4.0, 0.05, 5
+NAMESPACE, _CONTROLLER = "serve", "SERVE_CONTROLLER_ACTOR"
 NO_REPLICA = (
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: {media}\r\nRetry-After: 1\r\nCache-Control: no-store\r\n"
     "Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
@@ -74,7 +75,7 @@ class Entrances:
 
     async def _guard(self) -> bool:
         """True when every entrance has the gate."""
-        controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+        controller = ray.get_actor(_CONTROLLER, namespace=NAMESPACE)
         http = await controller.get_http_config.remote()
         rules, app = rules_of(self._args, http.host), serve.get_replica_context().app_name
         open_lane("/", rules)
@@ -87,30 +88,50 @@ def listening_host() -> str:
     if not ray.is_initialized():
         return "127.0.0.1"
     try:
-        controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+        controller = ray.get_actor(_CONTROLLER, namespace=NAMESPACE)
         http: Any = ray.get(controller.get_http_config.remote(), timeout=GUARD_TIMEOUT_S)
         return str(http.host)
     except Exception:  # noqa: BLE001 - no instance yet, or Ray's inside has become another
         return "127.0.0.1"
 
 
-def guard_haproxy(args: ServeArgs, host: str) -> None:
-    """Guard the fast path's entrances before any replica is there to do it.
-
-    HAProxy's statistics and metrics otherwise listen on every interface until then: Ray 2.60 has no setting for it.
-
-    Args:
-        args: whose limits the entrances get.
-        host: interface of the service.
-    """
-    controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
-    rules = rules_of(args, host)
+def are_routed(seconds: float) -> bool:
+    """Whether every entrance sends requests to the applications that run; waits so long at most."""
+    controller = ray.get_actor(_CONTROLLER, namespace=NAMESPACE)
     try:
         found: Any = ray.get(controller.get_proxies.remote(), timeout=GUARD_TIMEOUT_S)
-        calls = [proxy.__ray_call__.remote(guard_entrance, "", rules) for proxy in found.values()]
-        ray.get(calls, timeout=GUARD_TIMEOUT_S)
-    except Exception as error:  # noqa: BLE001 - whatever Ray's inside has become, the replicas try again
-        _LOG.warning("HAProxy's own pages are not on loopback yet: %r", error)
+        asked = [proxy.serving.remote() for proxy in found.values()]
+        return not asked or not ray.wait(asked, num_returns=len(asked), timeout=seconds)[1]
+    except Exception:  # noqa: BLE001 - whatever Ray's inside has become, the application runs
+        return True
+
+
+def wait_until_quiet() -> None:
+    """Keep the entrances open until no request is inside or on its way, for `QUIET_WITHIN_S` seconds at most.
+
+    Ray takes an application's routes away when it is told to delete it, also from requests that were sent before and
+    not read yet. HAProxy has read them.
+    """
+    controller = ray.get_actor(_CONTROLLER, namespace=NAMESPACE)
+    try:
+        found: Any = ray.get(controller.get_proxies.remote(), timeout=GUARD_TIMEOUT_S)
+        ray.get([proxy.__ray_call__.remote(quiet_entrance) for proxy in found.values()], timeout=2 * QUIET_WITHIN_S)
+    except Exception as error:  # noqa: BLE001 - whatever Ray's inside has become, the service stops
+        _LOG.warning("requests that the proxies have not read yet are answered 503: %r", error)
+
+
+def quiet_entrance(actor: Any) -> None:
+    """Runs inside a proxy actor, in a thread; returns when its event loop finds no request for `QUIET_LOOKS` looks."""
+    if not hasattr(actor, "_haproxy"):
+        asyncio.run_coroutine_threadsafe(quiet(), actor._start_http_server_task.get_loop()).result(2 * QUIET_WITHIN_S)
+
+
+async def quiet() -> None:
+    """Return when no request has been inside a gate of this process for `QUIET_LOOKS` looks, or the time is over."""
+    until, looks = time.monotonic() + QUIET_WITHIN_S, 0
+    while looks < QUIET_LOOKS and time.monotonic() < until:
+        await asyncio.sleep(QUIET_LOOK_S)  # every socket that holds something is read meanwhile
+        looks = 0 if in_flight() else looks + 1
 
 
 def guard_entrance(actor: Any, app: str, rules: GateRules) -> bool:

@@ -114,6 +114,11 @@ def open_lane(prefix: str, rules: GateRules) -> None:
         _LANES[prefix] = Lane(rules)
 
 
+def in_flight() -> int:
+    """Requests that are being answered in this process."""
+    return sum(lane.in_flight for lane in _LANES.values())
+
+
 def middlewares() -> list[Middleware]:
     """Middlewares for Ray's servers, by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=cirray.serving.gate:middlewares`."""
     return [Middleware(Gate)]

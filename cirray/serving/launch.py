@@ -4,11 +4,9 @@ import http.client
 import multiprocessing
 import signal
 import socket
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,18 @@ import yaml
 
 from cirray.core.artifacts import read_manifest
 from cirray.core.config import validate
-from cirray.core.environ import limit_threads, private_cluster, ray_address, set_default, variable
+from cirray.core.environ import installed, limit_threads, private_cluster, ray_address, set_default, variable
 from cirray.core.errors import CirrayError, ConfigError, ServingError
+from cirray.core.interrupts import Told, noted, own_handlers
 from cirray.core.log import get_logger
 from cirray.index.latest import chosen
 from cirray.index.store import read_searchable
-from cirray.serving.config import FAST_PATH, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun, check_open
+from cirray.serving.config import FAST_PATH, HAPROXY, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun, check_open
 from cirray.serving.keys import read_keys
 
 _LOG = get_logger(__name__)
 _NAME = "cirray"
+_LOOK_S = 0.1
 QUIET = {"enable_access_log": False}
 """No access log: a line a request would cost Ray's proxy more than a search costs the model."""
 
@@ -65,20 +65,25 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
     check_service(plan.args)
     if private:
         private_cluster()
-        for name, value in {**OWN_CLUSTER, **(FAST_PATH if run.fast else {})}.items():
+        for name, value in {**OWN_CLUSTER, **(fast_path() if run.fast else {})}.items():
             set_default(name, value)
-    try:
-        start(plan, run.fast)
+    with noted() as told:
+        start(plan, told)
+        if told and not answers(host, port):
+            leave()
+            told.stop()
         _LOG.info("http://%s:%d answers; Ctrl-C stops it", host, port)
         if wait:
-            wait_for_signal()
-    except (KeyboardInterrupt, SystemExit):
-        if not wait or not answers(host, port):
-            raise  # told to stop while it was starting; from its first answer on it stops in order
-    if wait:
-        _LOG.info("stopping; requests that are being answered are finished")
-        stop()
-        _LOG.info("stopped")
+            told.wait()
+            _LOG.info("stopping; requests that are being answered are finished")
+            stop()
+            _LOG.info("stopped")
+
+
+def fast_path() -> dict[str, str]:
+    """Variables of the fast path, as `serve_configs/fastpath.env` sets them."""
+    program = installed("cirray-haproxy")
+    return {**FAST_PATH, HAPROXY: program} if program else FAST_PATH
 
 
 def plan_of(run: ServeRun) -> ServicePlan:
@@ -143,13 +148,25 @@ def check_service(args: ServeArgs) -> None:
     read_manifest(args.checkpoint, "checkpoint")  # the commonest mistakes, found without loading the models
     read_searchable(args.index)
     context = multiprocessing.get_context("spawn")
+    answer, channel = context.Pipe(duplex=False)
+    child = context.Process(target=report_problem, args=(args, channel), daemon=True)
+    child.start()
+    channel.close()
     try:
-        with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            problem = pool.submit(problem_of, args).result()
-    except BrokenProcessPool:
+        problem = answer.recv()
+    except EOFError:
         problem = ServingError("The check of the service was killed, probably for lack of memory.")
+    finally:
+        child.kill()
+        child.join()
     if problem is not None:
         raise problem
+
+
+def report_problem(args: ServeArgs, channel: Connection) -> None:
+    """Runs in the process of its own, which Ctrl-C does not reach; the one that started it ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel.send(problem_of(args))
 
 
 def problem_of(args: ServeArgs) -> CirrayError | None:
@@ -167,38 +184,71 @@ def problem_of(args: ServeArgs) -> CirrayError | None:
     return None
 
 
-def start(plan: ServicePlan, fast: bool = False) -> None:
-    """Start Ray's HTTP entrance and the application; returns when it answers.
+def start(plan: ServicePlan, told: Told) -> None:
+    """Start Ray, its HTTP entrance and the application; returns when it answers, or at a signal.
 
-    Args:
-        plan: what is started.
-        fast: the entrance is HAProxy.
+    Each call of Ray's is short, so that a signal is seen between two of them.
 
     Raises:
         ServingError: when the replicas do not come up; Ray's log has the details.
     """
+    import ray
     from ray import serve
 
     from cirray.serving.app import application_of
+    from cirray.serving.entrances import NAMESPACE
 
     application, logs = application_of(plan.args, **plan.deployment), dict(plan.logging)
-    serve.start(http_options=dict(plan.http), logging_config=logs)
-    if fast:
-        from cirray.serving.entrances import guard_haproxy
-
-        guard_haproxy(plan.args, str(plan.http["host"]))
     try:
-        serve.run(application, name=_NAME, route_prefix="/", logging_config=logs)
+        with own_handlers():
+            ray.init(namespace=NAMESPACE)
+        if not told:
+            serve.start(http_options=dict(plan.http), logging_config=logs)
+        if not told:
+            target = serve.RunTarget(application, _NAME, "/", logs)
+            serve.run_many([target], wait_for_applications_running=False)
+            wait_until_running(told)
     except RuntimeError as error:
+        leave()
         raise ServingError(f"The service did not start: {str(error).strip().splitlines()[-1]}") from None
 
 
-def stop() -> None:
-    """Let the replicas finish their requests, then stop the entrance."""
+def wait_until_running(told: Told) -> None:
+    """Return when the application runs, or at a signal.
+
+    Raises:
+        RuntimeError: when its replicas did not come up.
+    """
     from ray import serve
 
+    from cirray.serving.entrances import are_routed
+
+    while not told.wait(_LOOK_S):
+        state = serve.status().applications.get(_NAME)
+        if state is None or state.status == "DEPLOY_FAILED":
+            raise RuntimeError(state.message if state else f"somebody deleted the application {_NAME!r}")
+        if state.status == "RUNNING" and are_routed(_LOOK_S):
+            return
+
+
+def stop() -> None:
+    """Let the replicas finish their requests, then stop the entrance and leave Ray."""
+    from ray import serve
+
+    from cirray.serving.entrances import wait_until_quiet
+
+    wait_until_quiet()
     serve.delete(_NAME)
+    leave()
+
+
+def leave() -> None:
+    """Stop the entrance (HAProxy would outlive Ray), also under a service that has not answered yet; leave Ray."""
+    import ray
+    from ray import serve
+
     serve.shutdown()
+    ray.shutdown()
 
 
 def answers(host: str, port: int) -> bool:
@@ -211,21 +261,6 @@ def answers(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def wait_for_signal() -> None:
-    """Return at Ctrl-C or SIGTERM (containers, systemd), also in a process started with Ctrl-C ignored.
-
-    A second signal ends the process at once.
-    """
-    told = threading.Event()
-    names = (signal.SIGINT, signal.SIGTERM)
-    for name in names:
-        signal.signal(name, lambda *_: told.set())
-    while not told.wait(1.0):
-        pass
-    for name in names:
-        signal.signal(name, signal.SIG_DFL)
 
 
 def check_port(host: str, port: int, advice: str) -> None:

@@ -31,6 +31,7 @@ from cirray.core.fields import Place
 from cirray.core.log import complain, say
 from cirray.core.places import Run
 from cirray.index.store import open_index
+from cirray.serving.launch import fast_path
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTLE_S = 3.0
@@ -87,7 +88,7 @@ def environment(mode: str) -> dict[str, str]:
     if mode == "fastpath":
         lines = (ROOT / "serve_configs" / "fastpath.env").read_text().splitlines()
         pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
-        kept |= {name: value.strip('"') for name, value in pairs}
+        kept |= {name: value.strip('"') for name, value in pairs} | fast_path()
     return kept
 
 

@@ -284,8 +284,8 @@ def test_told_to_stop_the_service_finishes_open_requests_and_ends_in_ten_seconds
     for connection in connections:
         connection.settimeout(20)
     statuses = Counter(connection.recv(4096)[9:12] for connection in connections)
-    assert statuses[b"200"] >= 60, statuses  # all 80 in nine of ten runs; see the log of experiments
+    assert statuses == {b"200": 80}
     assert 0 < len(answered) < 80  # the others were answered after it had been told
-    assert running.server.wait(10) == 0, running.log.read_text(errors="replace")[-3000:]
-    assert time.monotonic() - begin < 10
+    assert running.server.wait(60) == 0, running.log.read_text(errors="replace")[-3000:]
+    assert time.monotonic() - begin < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert "Traceback" not in running.log.read_text(errors="replace")

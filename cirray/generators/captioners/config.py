@@ -2,16 +2,18 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from cirray.core.components import Component, filed
+from cirray.core.components import Component
 from cirray.core.config import Config
 from cirray.core.fields import Common, Features, Kind, Place, Some
 from cirray.core.registry import Registry
-from cirray.generators.prompts import find_prompt
+from cirray.generators.prompts import find_prompt, version_in
 
 if TYPE_CHECKING:
     from cirray.generators.captioners.base import MakeCaptioner
+
+_TABLE = ("caption prompt", "cirray.generators.captioners")
 
 
 class CaptionerConfig(Config):
@@ -43,27 +45,17 @@ class HfConfig(CaptionerConfig):
 
     source: Place
     """Folder or hub id of the model."""
-    prompt: str = "caption/1"
+    prompt: Annotated[str, version_in(*_TABLE)] = "caption/1"
     """Version of the instruction: `caption/1`, or `blip2/1` (the beginning of a caption)."""
     noun: str = "image"
     """What the instruction calls the image: `image`, or a garment (`dress`)."""
     words: int = Field(10, ge=1)
     """Words that the instruction asks for (SPN: 10 for natural images, 5 for garments)."""
 
-    @field_validator("prompt")
-    @classmethod
-    def _known(cls, prompt: str) -> str:
-        filed(_prompt, prompt)
-        return prompt
-
     @property
     def instruction(self) -> str:
         """The instruction, filled in."""
-        return _prompt(self.prompt).format(noun=self.noun, words=self.words)
-
-
-def _prompt(version: str) -> str:
-    return find_prompt(version, "caption prompt", "cirray.generators.captioners")
+        return find_prompt(self.prompt, *_TABLE).format(noun=self.noun, words=self.words)
 
 
 CAPTIONERS: "Registry[MakeCaptioner[Any]]" = Registry(

@@ -19,7 +19,8 @@ from cirray.data.places import Place
 from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, HfConfig
 from cirray.models.quiet import quiet
-from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
+from cirray.models.sources.files import READ_ERRORS, unreadable
+from cirray.models.sources.hub import at_home
 from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.sources.tokenizers import with_whole_tokenizer
 from cirray.types import stable_id

@@ -4,6 +4,9 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 
+from pydantic import AfterValidator
+
+from cirray.core.components import filed
 from cirray.core.errors import ConfigError, unknown_name
 
 
@@ -26,6 +29,16 @@ def find_prompt(version: str, kind: str, package: str, names: Sequence[str] = ("
     if version not in known:
         raise ConfigError(unknown_name(kind, version, known))
     return known[version]
+
+
+def version_in(kind: str, package: str) -> AfterValidator:
+    """For a field that names a text of a package's table, as `find_prompt` finds it."""
+
+    def known(version: str) -> str:
+        filed(lambda name: find_prompt(name, kind, package), version)
+        return version
+
+    return AfterValidator(known)
 
 
 def all_prompts() -> list[str]:

@@ -1,19 +1,21 @@
 """Rewriters' settings. No torch."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from cirray.core.components import Component, filed
+from cirray.core.components import Component
 from cirray.core.config import Config
 from cirray.core.fields import Place
 from cirray.core.registry import Registry
-from cirray.generators.prompts import find_prompt
+from cirray.generators.prompts import find_prompt, version_in
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.types import stable_id
 
 if TYPE_CHECKING:
     from cirray.generators.rewriters.base import MakeRewriter
+
+_TABLE = ("rewrite prompt", "cirray.generators.rewriters")
 
 
 class RewriterConfig(Config):
@@ -30,30 +32,20 @@ class LanguageConfig(RewriterConfig, FrozenLanguageConfig):
 
     source: Place
     """Folder or hub id of the language model."""
-    prompt: str
+    prompt: Annotated[str, version_in(*_TABLE)]
     """Version of the instruction: `circo/1`, `cirr/1`, `fashioniq/1`, `plain/1`."""
     new_tokens: int = Field(80, ge=1)
     """Longest answer in tokens; CLIP reads 77."""
 
-    @field_validator("prompt")
-    @classmethod
-    def _known(cls, prompt: str) -> str:
-        filed(_prompt, prompt)
-        return prompt
-
     @property
     def template(self) -> str:
         """The instruction, with `{caption}` and `{modification}`."""
-        return _prompt(self.prompt)
+        return find_prompt(self.prompt, *_TABLE)
 
     @property
     def prompt_version(self) -> str:
         """`circo/1#1a2b3c4d`."""
         return f"{self.prompt}#{stable_id('rewrite prompt', self.template)[:8]}"
-
-
-def _prompt(version: str) -> str:
-    return find_prompt(version, "rewrite prompt", "cirray.generators.rewriters")
 
 
 REWRITERS: "Registry[MakeRewriter[Any]]" = Registry(

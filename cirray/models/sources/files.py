@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from cirray.core.contents import file_digest, settings_text
 from cirray.core.errors import ArtifactError, reason_of
+from cirray.core.places import is_hub_id
 from cirray.core.texts import parse_json
 from cirray.models.sources.file_forms import foreign_weights, is_safetensors, refuse_answer, refuse_other_files
+from cirray.models.sources.hub import at_home
 from cirray.models.sources.state_dicts import bare_name, check_floats, prefix_of, unwrapped
 from cirray.types import stable_id
 
@@ -28,7 +30,6 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 """What transformers raises for unreadable files and inconsistent configurations."""
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 
 Find = Callable[[str], Path | None]
@@ -172,12 +173,6 @@ def read_pickle(path: Path, lazily: bool = False) -> Any:
         ) from None
 
 
-def at_home(source: str | Path) -> str:
-    """A source for libraries: `~` becomes the home folder, hub ids are kept."""
-    name = str(source)
-    return str(Path(name).expanduser()) if name.startswith("~") else name
-
-
 def unreadable(
     what: str, source: str | Path, error: Exception, files: str = f"{CONFIG} and {SINGLE} (or its shards)"
 ) -> ArtifactError:
@@ -200,11 +195,11 @@ def unreadable(
 def unreachable(source: str | Path) -> str:
     """Why a source that is no folder or file here cannot be read, as the second half of a sentence."""
     hub = ", and the hub does not answer, has no such model, or gives it to known users alone"
-    return "it is no folder here" + (hub if _HUB_ID.fullmatch(str(source)) else "")
+    return "it is no folder here" + (hub if is_hub_id(str(source), bare=True) else "")
 
 
 def _kept(repository: str) -> bool:
-    if not _HUB_ID.fullmatch(repository):
+    if not is_hub_id(repository, bare=True):
         return False
     from huggingface_hub import try_to_load_from_cache
 
@@ -286,7 +281,7 @@ def _finder(source: str) -> Find:
     if folder.is_file():
         refuse_other_files(folder)
         raise ArtifactError(f"{source!r} is a file, not a folder. {_needed(source)} `cirray convert` reads files.")
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+    if folder.exists() or not is_hub_id(source):
         raise ArtifactError(f"The checkpoint {source!r} is no folder. {_needed(source)}")
     return lambda name: _from_hub(source, name)
 

@@ -1,23 +1,59 @@
 """Repositories of the model hub as local folders: from its cache, or fetched once into it."""
 
-import re
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import get_session
 
 from cirray.core.errors import ArtifactError
+from cirray.core.places import is_hub_id
 
 _SETTINGS = ("config.json", "open_clip_config.json", "modules.json")
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
-_ASKED_S = 10.0
+_ASKED_S, _TRUSTED_S = 10.0, 60.0
 FILES = "config.json, model.safetensors (or its shards), preprocessor_config.json and the tokenizer's files"
 
 
 def is_repository(source: str) -> bool:
     """Whether a source may be a hub id, `OWNER/NAME`, and no path here."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None and not Path(source).exists()
+    return is_hub_id(source) and not Path(source).exists()
+
+
+class _Network:
+    """Whether the hub answered, when it was asked last; its own library would ask each file again and again."""
+
+    def __init__(self) -> None:
+        self._asked_at, self._missed = -math.inf, False
+
+    def look(self) -> None:
+        """Ask, unless that was done a moment ago; offline mode of the hub's library until an answer comes."""
+        by_others = constants.HF_HUB_OFFLINE and not self._missed
+        if by_others or time.monotonic() - self._asked_at < _TRUSTED_S:
+            return
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_ASKED_S)
+            self._missed = False
+        except Exception:  # noqa: BLE001 - whatever the network's library raises
+            self._missed = True
+        self._asked_at, constants.HF_HUB_OFFLINE = time.monotonic(), self._missed
+
+
+_NETWORK = _Network()
+
+
+def at_home(source: str | Path) -> str:
+    """A source for libraries: `~` becomes the home folder, hub ids are kept.
+
+    Without network a hub id is looked for in the cache alone from here on, and so refused at once.
+    """
+    name = str(source)
+    if is_hub_id(name, bare=True) and not Path(name).exists():
+        _NETWORK.look()
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def at_hub(source: str) -> str:

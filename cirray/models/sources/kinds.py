@@ -1,6 +1,5 @@
 """What a source is, in words, where it is not what was asked for."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,10 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto as tables
 from transformers.utils import cached_file
 
+from cirray.core.places import is_hub_id
 from cirray.models.sources.file_forms import foreign_weights, what_else
-from cirray.models.sources.files import CONFIG, at_home, read_json, unreachable
+from cirray.models.sources.files import CONFIG, read_json, unreachable
+from cirray.models.sources.hub import at_home
 
 DETECTORS = frozenset(tables.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES)
 DUAL_ENCODERS = frozenset(tables.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES)
@@ -48,7 +49,7 @@ def settings_of(source: str | Path) -> dict[str, Any]:
     place = Path(at_home(source))
     if place.exists():
         return read_json(place / CONFIG) if (place / CONFIG).is_file() else {}
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
+    if not is_hub_id(str(source)):
         return {}
     try:
         found = cached_file(str(source), CONFIG, _raise_exceptions_for_missing_entries=False)

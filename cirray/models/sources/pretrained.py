@@ -14,7 +14,8 @@ from transformers import dynamic_module_utils
 from cirray.core.errors import ArtifactError
 from cirray.models.quiet import quiet
 from cirray.models.sources.file_forms import ACCEPTED, foreign_weights, refuse_other_files, refuse_pointers
-from cirray.models.sources.files import CONFIG, at_home, check_stored_types, read_json, read_pickle
+from cirray.models.sources.files import CONFIG, check_stored_types, read_json, read_pickle
+from cirray.models.sources.hub import at_home
 from cirray.models.sources.state_dicts import PREFIXES, WRAPPED, check_finite, prefix_of, unwrapped
 
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # type: ignore[attr-defined]  # libraries that call it for us do not ask

@@ -10,7 +10,8 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from cirray.models.sources.files import CONFIG, at_home, read_json
+from cirray.models.sources.files import CONFIG, read_json
+from cirray.models.sources.hub import at_home
 from cirray.models.sources.pieces import CLASSES, MODEL, is_llama, llama_tokenizer, read_pieces
 from cirray.models.sources.pretrained import pretrained
 

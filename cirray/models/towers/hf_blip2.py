@@ -14,7 +14,8 @@ from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import TransformConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
+from cirray.models.sources.files import READ_ERRORS, unreadable
+from cirray.models.sources.hub import at_home
 from cirray.models.sources.kinds import model_type
 from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.towers.backbones import BACKBONES, Backbone, backbone_of, no_tower

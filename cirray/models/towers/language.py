@@ -32,7 +32,8 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.models.quiet import forget_old_names, quiet
-from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
+from cirray.models.sources.files import READ_ERRORS, unreadable
+from cirray.models.sources.hub import at_home
 from cirray.models.sources.kinds import model_type, what_is
 from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.sources.tokenizers import read_tokenizer

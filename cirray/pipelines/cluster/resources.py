@@ -13,7 +13,7 @@ import ray.data
 
 from cirray.core.environ import private_cluster, ray_address
 from cirray.core.errors import ConfigError, reason_of
-from cirray.core.interrupts import reinstall
+from cirray.core.interrupts import own_handlers
 from cirray.core.log import get_logger
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
@@ -46,11 +46,11 @@ def cluster(config: RayConfig) -> Iterator[ClusterInfo]:
         return
     address = config.address or ray_address()
     private = address in ("", "local")
-    if private:
-        _start_private(config)
-    else:
-        _join(address, config)
-    reinstall()
+    with own_handlers():
+        if private:
+            _start_private(config)
+        else:
+            _join(address, config)
     try:
         with _hushed(not config.show_output):
             yield _info(private)

@@ -1,6 +1,5 @@
 """Models on the hub: what a card tells it, and folders sent to it."""
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from cirray.core.artifacts import Manifest
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.log import get_logger
+from cirray.core.places import is_hub_id
 from cirray.models.sources.hub import is_repository
 from cirray.pipelines.weights.config import ExportRun
 
@@ -23,7 +23,7 @@ def check_id(text: str) -> None:
     Raises:
         ConfigError: naming it.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
+    if not is_hub_id(text):
         raise ConfigError(f"push={text!r} is no hub id; write OWNER/NAME, e.g. my-name/my-retriever.")
 
 

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from cirray.cli.help import verb_help
 from cirray.cli.main import configured, guarded, main, overrides_of, resolve, user_sentence
 from cirray.cli.verb import VERBS, verb
 from cirray.core.errors import ConfigError, DataError
-from cirray.core.interrupts import own_handlers, reinstall
+from cirray.core.interrupts import own_handlers
 from cirray.core.storage import join, write_bytes
 
 WITHOUT_PLACES = (
@@ -125,14 +126,20 @@ def test_ctrl_c_and_sigterm_end_work_with_one_sentence_and_the_shell_s_exit_stat
     assert [signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def over_python(number):
+    """A handler of C code, of which Python knows nothing, as Ray's C++ sets one: here one that ignores the signal."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    libc.signal(number, 1)
+
+
 def test_a_library_s_handler_does_not_replace_ours(capsys):
     def work():
         with own_handlers() as asked:
             signal.signal(signal.SIGINT, lambda *_: None)
             assert list(asked) == [signal.SIGINT]
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
-        reinstall()
+            over_python(signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         endless()
 
@@ -145,6 +152,11 @@ def test_an_interruption_that_came_as_an_exception_is_one_too(error, status):
         raise error
 
     assert guarded(work) == status
+
+
+def test_an_exit_with_a_text_is_handed_on_to_python_which_prints_it():
+    with pytest.raises(SystemExit, match="no HAProxy"):
+        guarded(lambda: sys.exit("no HAProxy"))
 
 
 @pytest.mark.parametrize("name", VERBS)

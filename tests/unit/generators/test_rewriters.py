@@ -5,7 +5,7 @@ import torch
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError
-from cirray.generators.rewriters import config as settings_module
+from cirray.generators import prompts as prompt_tables
 from cirray.generators.rewriters.base import Ask, RewriterSetup, rewrite_key
 from cirray.generators.rewriters.config import REWRITERS, LanguageConfig, RewriterConfig
 from cirray.generators.rewriters.language import answer
@@ -33,8 +33,8 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def prompts(monkeypatch):
     """Two short instructions beside the package's own."""
-    own, usual = {"own/1": TEMPLATE, "own/2": f"{TEMPLATE} !"}, settings_module._prompt
-    monkeypatch.setattr(settings_module, "_prompt", lambda version: own.get(version) or usual(version))
+    own, usual = {"own/1": TEMPLATE, "own/2": f"{TEMPLATE} !"}, prompt_tables._read
+    monkeypatch.setattr(prompt_tables, "_read", lambda *table: {**usual(*table), **own})
 
 
 def made(source, batch=32, **fields):

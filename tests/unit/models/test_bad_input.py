@@ -1,6 +1,7 @@
 """Files that are damaged, packed, or of another size: one sentence with what to do, from every loader."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from cirray.models.composed import build_retriever
 from cirray.models.config import DualEncoderConfig, QFormerConfig, RetrieverConfig, VisionTowerConfig
 from cirray.models.dual import build_dual
 from cirray.models.retriever_files import load_retriever
+from cirray.models.sources import hub
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers import hf_clip
 from cirray.models.towers.config import LanguageModelConfig
@@ -170,6 +172,29 @@ def test_a_hub_id_without_network_is_one_sentence_that_says_which_files_to_put_w
     wanted = f"No {what} could be read from '{HUB}': it is no folder here, and the hub does not answer.*Put .*json"
     with pytest.raises(ArtifactError, match=f"{wanted}.* into one folder and name that folder, or run once with"):
         FROM_THE_HUB[what]()
+
+
+@pytest.mark.parametrize("name", ["somebody/some-model", "an-old-name"])
+def test_the_hub_is_asked_once_and_then_only_its_cache_until_it_may_be_back(name, monkeypatch):
+    """Its library would ask for every file again and again, for minutes."""
+    asked, clock = [], [100.0]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_NETWORK", hub._Network())
+    monkeypatch.setattr(hub.time, "monotonic", lambda: clock[0])
+    session = SimpleNamespace(head=lambda *given, **named: asked.append(1) or _raise(OSError("no network")))
+    monkeypatch.setattr(hub, "get_session", lambda: session)
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match="the hub does not answer"):
+            load_vision_tower(name)
+        assert asked == [1]
+    clock[0] += 61
+    session.head = lambda *given, **named: asked.append(2)
+    hub.at_home(name)
+    assert asked == [1, 2] and not hub.constants.HF_HUB_OFFLINE
+
+
+def _raise(error):
+    raise error
 
 
 def test_a_dual_encoder_from_the_hub_without_network_names_the_files_too(monkeypatch):

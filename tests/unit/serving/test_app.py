@@ -17,9 +17,9 @@ from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError, ConfigError, IndexMismatchError, ServingError
 from cirray.core.places import HOME
 from cirray.serving.app import DEPLOYMENT_OPTIONS, NotServableError, build_app
-from cirray.serving.config import FAST_PATH, FileArgs, ServeArgs, ServeRun, ServingSettings
+from cirray.serving.config import FAST_PATH, HAPROXY, FileArgs, ServeArgs, ServeRun, ServingSettings
 from cirray.serving.gate import Gate
-from cirray.serving.launch import check_port, check_service, plan_of, run_serve
+from cirray.serving.launch import check_port, check_service, fast_path, plan_of, run_serve
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -87,6 +87,7 @@ def test_places_at_the_gate_fit_into_the_replicas_so_that_ray_never_queues(shipp
 def test_the_fast_path_file_and_the_flag_set_the_same_variables():
     lines = (ROOT / "serve_configs" / "fastpath.env").read_text().splitlines()
     pairs = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert pairs.pop(HAPROXY) == "$(command -v cirray-haproxy)" and fast_path()[HAPROXY].endswith("/cirray-haproxy")
     assert {name: value.strip('"') for name, value in pairs.items()} == FAST_PATH
     module, _, name = FAST_PATH["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     made = getattr(importlib.import_module(module), name)()
@@ -144,7 +145,7 @@ def test_a_taken_port_is_named_before_anything_starts(tiny):
 @pytest.fixture
 def no_cluster(monkeypatch):
     """Whatever is wrong must be said before a cluster is started."""
-    monkeypatch.setattr("cirray.serving.launch.start", lambda plan, fast: pytest.fail("a cluster was started"))
+    monkeypatch.setattr("cirray.serving.launch.start", lambda plan, told: pytest.fail("a cluster was started"))
     monkeypatch.setattr("cirray.serving.launch.ray_address", lambda: "")
     monkeypatch.setattr("cirray.serving.launch.set_default", lambda name, value: None)
     monkeypatch.setattr("cirray.serving.launch.private_cluster", lambda: None)

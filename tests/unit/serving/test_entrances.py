@@ -2,7 +2,10 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -199,3 +202,60 @@ def test_a_ray_with_other_internals_costs_one_warning_and_not_the_service(monkey
         entrances._LOG.removeHandler(caplog.handler)
     assert "without the gate" in caplog.text and "no such controller" in caplog.text
     assert guards._warned
+
+
+def test_haproxys_own_pages_never_listen_on_every_interface(tmp_path):
+    """The real HAProxy, started by the command that Ray starts, on the lines of Ray's own template."""
+    lines = [line.strip() for line in haproxy.HAPROXY_CONFIG_TEMPLATE.splitlines() if "bind " in line]
+    own = [line for line in lines if line.startswith(("bind :", "bind *:"))]
+    assert len(own) == 2, "Ray's template has other lines now"
+    ports = {name: free_port() for name in ("metrics_port", "stats_port")}
+    binds = [line.replace("{{ config.", "").replace(" }}", "") for line in own]
+    for name, port in ports.items():
+        binds = [line.replace(name, str(port)) for line in binds]
+    settings, log = tmp_path / "haproxy.cfg", tmp_path / "log"
+    settings.write_text(
+        "\n".join(["frontend own", "    mode http", "    timeout client 5s", *(f"    {b}" for b in binds)]) + "\n"
+    )
+    command = [sys.executable, "-m", "cirray.serving.haproxy", "-db", "-f", str(settings)]
+    with open(log, "wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            heard = {port: wait_for(port, process, log) for port in ports.values()}
+        finally:
+            process.kill()
+    assert heard == dict.fromkeys(ports.values(), {"0100007F"})
+
+
+def wait_for(port, process, log):
+    """Addresses, as the kernel writes them, on which a port is listened to."""
+    while process.poll() is None:
+        rows = [line.split() for line in open("/proc/net/tcp")][1:]
+        found = {row[1][:8] for row in rows if int(row[1][9:], 16) == port and row[3] == "0A"}
+        if found:
+            return found
+        time.sleep(0.02)
+    pytest.fail(log.read_text())
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_an_entrance_is_quiet_when_no_request_is_inside_or_on_its_way(monkeypatch):
+    lane = gate.Lane(GateRules())
+    monkeypatch.setattr(gate, "_LANES", {"/": lane})
+
+    async def told():
+        lane.in_flight, loop, begin = 1, asyncio.get_running_loop(), time.monotonic()
+        loop.call_later(0.3, setattr, lane, "in_flight", 0)
+        loop.call_later(0.4, setattr, lane, "in_flight", 1)  # one that was not read yet
+        loop.call_later(0.6, setattr, lane, "in_flight", 0)
+        await entrances.quiet()
+        return time.monotonic() - begin
+
+    assert 0.6 < asyncio.run(told()) < 3
+    lane.in_flight = 1
+    monkeypatch.setattr(entrances, "QUIET_WITHIN_S", 0.3)
+    asyncio.run(entrances.quiet())  # a service that is never quiet stops nevertheless
