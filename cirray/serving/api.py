@@ -19,6 +19,7 @@ from cirray.serving.reference import reference_page
 from cirray.serving.routes import ServiceGetter, problem_doc
 from cirray.serving.schemas import Health, Version
 from cirray.serving.searches import add_search
+from cirray.serving.writes import add_writes
 from cirray.types import MAX_TEXT
 
 _STATIC = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -35,6 +36,7 @@ def make_api(service: ServiceGetter, args: ServeArgs, alone: bool = True) -> Fas
     app = FastAPI(title="cirray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     add_search(app, service)
     add_gallery(app, service, args)
+    add_writes(app, service, args)
     _add_state(app, service, args)
     _add_page(app)
     _add_errors(app)

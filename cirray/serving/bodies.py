@@ -43,7 +43,7 @@ def _from_json(body: bytes) -> SearchBody:
     try:
         fields = SearchRequest.model_validate_json(body)
     except pydantic.ValidationError as error:
-        raise _fields_problem(error) from None
+        raise fields_problem(error, SearchRequest) from None
     if fields.image is None:
         return SearchBody(fields, None)
     try:
@@ -77,15 +77,16 @@ async def _form_body(form: FormData) -> SearchBody:
     try:
         return SearchBody(SearchForm.model_validate(values), picture)
     except pydantic.ValidationError as error:
-        raise _fields_problem(error) from None
+        raise fields_problem(error, SearchRequest) from None
 
 
-def _fields_problem(error: pydantic.ValidationError) -> ProblemError:
+def fields_problem(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> ProblemError:
+    """The first error of a body's fields as a problem; `model` has the known ones."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name = ".".join(str(part)[:40] for part in first["loc"])
     if first["type"] == "json_invalid":
         return ProblemError(BAD_REQUEST, f"The body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}.")
     if first["type"] == "extra_forbidden":
-        known = ", ".join(SearchRequest.model_fields)
+        known = ", ".join(model.model_fields)
         return ProblemError(UNUSABLE, f"Unknown field {name!r}. Known: {known}.")
     return ProblemError(UNUSABLE, f"Field {name!r}: {first['msg']}." if name else f"{first['msg']}.")

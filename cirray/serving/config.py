@@ -74,6 +74,8 @@ class ServeArgs(Run):
     """Other sites whose pages may ask (CORS), such as https://shop.example.org; `*`: any."""
     access_log: Effort[Place] = ""
     """File that gets one line of JSON a request, each node its own; empty: no log."""
+    writes: Effort[bool] = False
+    """Let images be added and removed over HTTP, where a gallery that is written to is served (`cirray gallery`)."""
     kept_references: Effort[int] = Field(64, ge=0)
     """Latest reference images whose encoding is kept for further texts about them; 0: each query encodes its own."""
     originals: Effort[bool] = True
@@ -133,6 +135,8 @@ class ServeRun(Run):
     """Other sites whose pages may ask (CORS), such as https://shop.example.org; `*`: any."""
     access_log: Effort[Place] = ""
     """File that gets one line of JSON a request; empty: no log."""
+    writes: Effort[bool] = False
+    """Let images be added and removed over HTTP, where a gallery that is written to is served (`cirray gallery`)."""
     replicas: Effort[int] = Field(1, ge=1)
     """Processes that answer. The next request goes to the one with the least to do."""
     fast: Effort[bool] = False

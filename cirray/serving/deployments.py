@@ -16,6 +16,7 @@ from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.entrances import Entrances
 from cirray.serving.service import ResultT, Workers
+from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ class SearchReplica:
         self.settings, self._workers, self._entrances = ServingSettings(), Workers(), Entrances(args)
         self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, self.settings.max_batch_size)
         self.retriever.probe()
+        self.writer: GalleryWriter | None = None
         if self.retriever.follower is not None:
             self.retriever.follower.start()
+            self.writer = GalleryWriter(self.retriever, self._workers, args.index) if args.writes else None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new settings without a restart (Serve calls this with the deployment's `user_config`).

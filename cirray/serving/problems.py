@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from cirray.core.errors import CirrayError, DataError
+from cirray.core.errors import CirrayError, DataError, StoreError
 from cirray.core.log import get_logger
 from cirray.index.store import UnknownImageError
 from cirray.serving.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
 _LOG = get_logger(__name__)
+_STORE = (
+    "The gallery's store cannot be written or read now (a full or read-only disk, or a store that is away; the log "
+    "says which). Searches go on; the request may be repeated."
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ NOT_FOUND = Kind("not-found", "Nothing is here", 404)
 UNKNOWN_IMAGE = Kind("unknown-image", "The gallery has no such image", 404)
 NOT_ALLOWED = Kind("method-not-allowed", "The method is not offered here", 405)
 TOO_SLOW = Kind("body-timeout", "The body took too long to arrive", 408)
+FROZEN = Kind("frozen-index", "The gallery cannot be written to", 409)
 TOO_LARGE = Kind("body-too-large", "The body is too large", 413)
 MEDIA = Kind("unsupported-media-type", "The body is of a kind that is not taken", 415)
 BAD_HOST = Kind("wrong-host", "The request is for another site", 421)
@@ -70,6 +75,9 @@ def response_of(error: BaseException, request_id: str) -> Response:
         return problem_response(UNKNOWN_IMAGE, str(error), request_id)
     if isinstance(error, DataError):
         return problem_response(UNUSABLE, str(error), request_id)
+    if isinstance(error, StoreError):
+        _LOG.warning("request %s: %s", request_id, error)
+        return problem_response(UNAVAILABLE, _STORE, request_id, {"retry-after": "2"})
     _LOG.error("request %s failed", request_id, exc_info=error)
     detail = (
         str(error) if isinstance(error, CirrayError) else "The request could not be answered; see the server's log."

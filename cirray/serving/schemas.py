@@ -1,5 +1,7 @@
 """What goes over the wire."""
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -110,6 +112,43 @@ class GalleryPage(_Wire):
     """Position of the first item."""
     limit: int
     """Most items of this page."""
+
+
+class ImageForm(_Wire):
+    """Multipart body of one image."""
+
+    image: str = Field(json_schema_extra={"type": "string", "format": "binary"})
+    """Picture file."""
+    metadata: str | None = None
+    """JSON object of values by column."""
+
+
+class ImageLine(_Wire):
+    """One line of many images: `image`, `vector` or `delete`."""
+
+    id: str
+    """Id in the gallery; one that is there is replaced."""
+    image: str | None = None
+    """Base64 of a picture file."""
+    vector: list[float] | None = None
+    """Its vectors in one row, as this gallery's model makes them."""
+    delete: bool = False
+    """Remove the image."""
+    metadata: dict[str, Any] = {}
+    """Values by column."""
+
+
+class Written(_Wire):
+    """What is durable now."""
+
+    written: int
+    """Images added or replaced."""
+    removed: int
+    """Images removed."""
+    version: int
+    """Version of the gallery that shows it."""
+    request_id: str
+    """Id of the request."""
 
 
 class ExampleQuery(_Wire):

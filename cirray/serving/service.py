@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cirray.serving.config import ServingSettings
+from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
 
 if TYPE_CHECKING:  # the process that starts the service needs no torch
@@ -27,6 +28,10 @@ class SearchService(Protocol):
     @property
     def settings(self) -> ServingSettings:
         """The settings in force."""
+
+    @property
+    def writer(self) -> "GalleryWriter | None":
+        """What writes to the gallery; None where it is frozen or writes are off."""
 
     async def prepare(self, make: Callable[[], ResultT]) -> ResultT:
         """Run CPU work (decoding a picture) outside the event loop."""
@@ -68,9 +73,10 @@ class Workers:
 class DirectService:
     """Answers in this process, one query at a time: the twin of the batched deployment."""
 
-    def __init__(self, retriever: "SearchEngine", settings: ServingSettings | None = None) -> None:
-        """Hold a loaded retriever."""
+    def __init__(self, retriever: "SearchEngine", settings: ServingSettings | None = None, gallery: str = "") -> None:
+        """Hold a loaded retriever, and write to a gallery where one is named."""
         self.retriever, self.settings, self._workers = retriever, settings or ServingSettings(), Workers()
+        self.writer = GalleryWriter(retriever, self._workers, gallery) if gallery else None
 
     async def prepare(self, make: Callable[[], ResultT]) -> ResultT:
         """See `SearchService.prepare`."""

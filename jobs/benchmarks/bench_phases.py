@@ -47,7 +47,7 @@ class Known:
 
     def __init__(self, retriever: SearchEngine) -> None:
         """Answer once, remember it."""
-        self.retriever, self.settings = retriever, ServingSettings()
+        self.retriever, self.settings, self.writer = retriever, ServingSettings(), None
         self.query = retriever.prepare(TEXT, gallery_id=retriever.gallery.ids[0], k=12)
         found = retriever.search_many([self.query])[0]
         self.ranking = found if isinstance(found, Ranking) else Ranking("", (), (), StepTimes())

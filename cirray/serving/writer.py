@@ -1,0 +1,106 @@
+"""Writes to the served gallery: pictures are encoded together, and all changes that wait become one commit."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cirray.catalogue.table import Catalogue, Change
+from cirray.core.errors import DataError, StoreError
+from cirray.core.log import get_logger
+from cirray.serving.batches import Batcher
+
+if TYPE_CHECKING:  # the process that starts the service needs no torch
+    from cirray.catalogue.encoding import Decoded
+    from cirray.search_engine import SearchEngine
+    from cirray.serving.service import Workers
+
+ResultT = TypeVar("ResultT")
+WRITE_TIMEOUT_S = 20.0
+"""A commit that takes longer is answered 503; whether it was made is not known then, and it may be repeated."""
+_ENCODED, _GROUP = 32, 2_000
+_COMPACT_EVERY = 128
+"""Commits of this process after which small files are written together."""
+_LOG = get_logger(__name__)
+
+
+class GalleryWriter:
+    """Changes of one gallery. Belongs to one event loop."""
+
+    def __init__(self, retriever: "SearchEngine", workers: "Workers", uri: str) -> None:
+        """Write to the gallery that a retriever searches.
+
+        Raises:
+            StoreError: when its table cannot be opened.
+        """
+        from cirray.catalogue.encoding import PictureEncoder
+        from cirray.catalogue.opening import describe
+
+        self._retriever, self._workers, self._uri = retriever, workers, uri
+        described = describe(uri)
+        self.shape = described.shape
+        self._encoder = PictureEncoder(
+            retriever.encoder, retriever.vision, retriever.transform, described.thumbnail_size, retriever.device,
+            retriever.limits,
+        )  # fmt: skip
+        self._table, self._checks = Catalogue.open(uri), Catalogue.open(uri)
+        self._threads, self._compactor = ThreadPoolExecutor(1, "cirray-write"), ThreadPoolExecutor(1, "cirray-compact")
+        self._encoded: Batcher[Decoded, Change] = Batcher(self._encode, _ENCODED)
+        self._committed: Batcher[Sequence[Change], int] = Batcher(self._commit, _GROUP)
+        self._commits = 0
+
+    async def picture(self, image_id: str, data: bytes, metadata: dict[str, Any]) -> Change:
+        """A picture as a change; it is not written yet.
+
+        Raises:
+            DataError: for a picture, an id or metadata that cannot be used.
+        """
+        self.check(Change(image_id, metadata=metadata))
+        decoded = await self._workers.decode(lambda: self._encoder.decode(image_id, data, metadata=metadata))
+        return await self._encoded(decoded)
+
+    def check(self, change: Change) -> None:
+        """Refuse a change that the table could not keep, before it joins others.
+
+        Raises:
+            DataError: naming it.
+        """
+        self._checks.as_table([change])
+
+    async def write(self, changes: Sequence[Change]) -> int:
+        """Write checked changes; returns the version of the table that shows them, once they are durable.
+
+        Raises:
+            StoreError: the store refuses, or does not answer.
+        """
+        try:
+            version = await asyncio.wait_for(self._committed(changes), WRITE_TIMEOUT_S)
+        except TimeoutError:
+            raise StoreError(
+                f"The gallery's store has not answered for {WRITE_TIMEOUT_S:g} s; whether the change was made is not "
+                "known. It may be repeated."
+            ) from None
+        return version
+
+    async def _encode(self, pictures: "Sequence[Decoded]") -> Sequence[Change]:
+        return await self._workers.model(lambda: self._encoder.encode(pictures))
+
+    async def _commit(self, groups: Sequence[Sequence[Change]]) -> list[int]:
+        """One commit for all that wait; the later change of an id counts."""
+        changes = [change for group in groups for change in group]
+        version = await self._run(lambda: self._table.write(changes))
+        if self._retriever.follower is not None:
+            self._retriever.follower.hurry()
+        self._commits += 1
+        if self._commits % _COMPACT_EVERY == 0:
+            self._compactor.submit(self._compact)
+        return [version] * len(groups)
+
+    async def _run(self, work: Callable[[], ResultT]) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _compact(self) -> None:
+        try:
+            Catalogue.open(self._uri).compact()
+        except (StoreError, DataError) as error:  # another replica's compaction was first, or the store is away
+            _LOG.info("compaction is left to the next one: %s", error)
