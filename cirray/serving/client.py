@@ -1,7 +1,8 @@
 """A small Python client of the service."""
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -84,6 +85,31 @@ class SearchClient:
     def image(self, image_id: str) -> bytes:
         """Encoded picture of a gallery image."""
         return self._ask("GET", f"/v1/images/{quote(image_id, safe='')}").content
+
+    def put(self, image_id: str, image: str | Path | bytes, metadata: Mapping[str, Any] | None = None) -> int:
+        """Add or replace an image (path or bytes) of a gallery that is written to; returns the version that shows it.
+
+        Raises:
+            ServingError: with the server's own sentence.
+        """
+        picture = image if isinstance(image, bytes) else _read(Path(image))
+        form = {"metadata": json.dumps(dict(metadata or {}))}
+        path = f"/v1/images/{quote(image_id, safe='')}"
+        return int(self._ask("PUT", path, data=form, files={"image": ("image", picture)}).json()["version"])
+
+    def delete(self, image_id: str) -> int:
+        """Remove an image; one that is not there is no error. Returns the version that shows it."""
+        return int(self._ask("DELETE", f"/v1/images/{quote(image_id, safe='')}").json()["version"])
+
+    def add(self, items: Iterable[Mapping[str, Any]]) -> int:
+        """Add, replace or remove many images in one request; returns the version that shows them.
+
+        Args:
+            items: of each its `id`, and `image` (base64), `vector` (numbers) or `delete` (true); perhaps `metadata`.
+        """
+        lines = "\n".join(json.dumps(dict(item)) for item in items)
+        kind = {"content-type": "application/x-ndjson"}
+        return int(self._ask("POST", "/v1/images", content=lines, headers=kind).json()["version"])
 
     def gallery(self, limit: int = 60, offset: int = 0) -> list[str]:
         """Gallery ids in order."""

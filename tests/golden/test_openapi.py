@@ -21,7 +21,9 @@ def interface():
         "paths": {
             f"{method.upper()} {path}": {
                 "parameters": sorted(item["name"] for item in operation.get("parameters", [])),
-                "bodies": {kind: sorted(body["schema"].get("properties", ())) for kind, body in bodies(operation).items()},
+                "bodies": {
+                    kind: sorted(body["schema"].get("properties", ())) for kind, body in bodies(operation).items()
+                },
                 "answers": sorted(operation["responses"]),
             }
             for path, methods in document["paths"].items()

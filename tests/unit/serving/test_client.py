@@ -49,6 +49,18 @@ def test_an_id_becomes_one_path_segment():
     assert talk.seen[0].url.raw_path == b"/prefix/v1/images/a%2F..%2Fb%20%3F%23"
 
 
+def test_images_are_put_deleted_and_added_in_bulk():
+    done = [httpx.Response(200, json={"version": number}) for number in (4, 5, 6)]
+    with client(*done) as talk:
+        assert talk.put("a/b", b"bytes", {"price": 1}) == 4 and talk.delete("a/b") == 5
+        assert talk.add([{"id": "c", "vector": [1.0]}, {"id": "d", "delete": True}]) == 6
+    put, delete, many = talk.seen
+    assert (put.method, put.url.raw_path, delete.method) == ("PUT", b"/prefix/v1/images/a%2Fb", "DELETE")
+    assert b"bytes" in put.content and b'{"price": 1}' in put.content
+    assert many.content == b'{"id": "c", "vector": [1.0]}\n{"id": "d", "delete": true}'
+    assert many.headers["content-type"] == "application/x-ndjson"
+
+
 def test_a_busy_service_is_asked_again():
     busy = httpx.Response(429, headers={"retry-after": "0"}, text="dropped")
     with client(busy, httpx.ConnectError("refused"), httpx.Response(200, json=ANSWER)) as talk:
