@@ -323,6 +323,7 @@ def test_the_openapi_document_names_every_route_and_problem(call):
     assert set(document["paths"]) == {
         "/v1/search",
         "/v1/gallery",
+        "/v1/images",
         "/v1/images/{image_id}",
         "/v1/examples",
         "/healthz",
