@@ -36,6 +36,11 @@ def limit_threads(threads: int = 1) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _accelerators() -> list[str]:
     """Device files of accelerators on Linux; elsewhere it is assumed that there is one."""
     if not os.path.isdir("/dev/shm"):

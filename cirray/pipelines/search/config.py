@@ -76,8 +76,10 @@ class IndexRun(Run):
     not encoded again; a larger gallery goes through its thumbnails."""
     limits: ImageLimits = ImageLimits()
     """Limits on images."""
-    batch: Effort[int] = Field(64, ge=1)
-    """Images in one pass through the models."""
+    batch: Effort[int] = Field(16, ge=1)
+    """Images in one pass through the models; a GPU takes some hundred."""
+    threads: Effort[int] = Field(0, ge=0)
+    """Cores that decode and encode in this process; 0: all that it may use."""
     shard: int = Field(256, ge=1)
     """Images per part. A killed run repeats only the parts that it did not finish."""
     pool: Effort[PoolConfig | None] = None

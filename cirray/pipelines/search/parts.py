@@ -2,9 +2,11 @@
 
 import io
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from cirray.core import storage
+from cirray.core.environ import available_cores
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import ImageLimits
@@ -24,6 +27,9 @@ from cirray.pipelines.cluster.streaming import Columns
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.rows import part_uri
 from cirray.transforms import ImageTransform, stacked
+
+_MOST_THREADS = 8
+"""Batches in the models at once, each of which needs memory; further cores share the work of these."""
 
 
 @dataclass
@@ -54,6 +60,15 @@ class Part:
         stream = io.BytesIO()
         np.savez(stream, **arrays)  # type: ignore[arg-type]
         return stream.getvalue()
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """Batches in order as one part."""
+    whole = Part()
+    for part in parts:
+        for name in (item.name for item in fields(Part)):
+            getattr(whole, name).extend(getattr(part, name))
+    return whole
 
 
 @dataclass(frozen=True)
@@ -145,6 +160,7 @@ class PartEncoder:
             IndexMismatchError: when the features come from another vision tower than the checkpoint's.
         """
         self._run, self._work_uri, self.first = run, work_uri, first
+        self._gate = None if torch.device(run.device).type == "cpu" else threading.Lock()
         self.encoder, self.vision, self.transform = load_models(run.checkpoint, run.device)
         feature_bytes = count * self.vision.num_tokens * self.vision.width * 2
         self.keeps_patches = feature_bytes <= run.reference_features_gb * 1e9
@@ -168,44 +184,44 @@ class PartEncoder:
         return {"rejected": len(part.rejected)}
 
     def encode(self, ids: Sequence[str], places: Sequence[str]) -> Part:
-        """Encode some images in batches."""
-        part = Part()
-        for loaded in self._loaded(ids, places):
-            part.rejected += loaded.rejected
-            if loaded.ids:
-                self._add(part, loaded)
-        return part
-
-    def _loaded(self, ids: Sequence[str], places: Sequence[str]) -> Iterator[Loaded]:
-        """Batches in order; one is decoded while the model encodes the one before it."""
+        """Encode some images in batches, in threads that each decode a batch and then take it through the models."""
         cuts = [slice(start, start + self._run.batch) for start in range(0, len(ids), self._run.batch)]
-        with ThreadPoolExecutor(1, "cirray-decode") as pool:
-            following = pool.submit(self._source.load, ids[cuts[0]], places[cuts[0]]) if cuts else None
-            for cut in [*cuts[1:], None]:
-                if following is None:
-                    return
-                loaded = following.result()
-                following = pool.submit(self._source.load, ids[cut], places[cut]) if cut else None
-                yield loaded
+        before = torch.get_num_threads()
+        threads, inner = self._threads()
+        with ThreadPoolExecutor(threads, "cirray-encode", torch.set_num_threads, (inner,)) as pool:
+            try:
+                return _joined(list(pool.map(lambda cut: self._encoded(ids[cut], places[cut]), cuts)))
+            finally:
+                pool.shutdown(cancel_futures=True)
+                torch.set_num_threads(before)
+
+    def _threads(self) -> tuple[int, int]:
+        """Threads, and cores for each; a device other than the CPU works for one of them while others decode."""
+        cores = self._run.threads or (self._run.pool.threads if self._run.pool else available_cores())
+        threads = min(cores, _MOST_THREADS)
+        return (threads, cores // threads) if self._gate is None else (max(2, threads), 1)
+
+    def _encoded(self, ids: Sequence[str], places: Sequence[str]) -> Part:
+        """One batch."""
+        loaded = self._source.load(ids, places)
+        if not loaded.ids:
+            return Part(rejected=loaded.rejected)
+        with self._gate or nullcontext():
+            patches_BPW, tokens_BQD = self._vectors(loaded)
+        patches = [patches_BPW] if self.keeps_patches else []
+        return Part(loaded.ids, loaded.keys, [tokens_BQD], patches, loaded.pictures, loaded.rejected)
 
     @torch.inference_mode()
-    def _add(self, part: Part, loaded: Loaded) -> None:
-        patches_BPW, count = self._patches(loaded), len(loaded.ids)
-        whole = torch.from_numpy(self._filled(patches_BPW)).to(self._run.device).float()
-        tokens_BQD = self.encoder.encode_gallery(whole)[:count]
-        part.ids += loaded.ids
-        part.keys += loaded.keys
-        part.tokens.append(tokens_BQD.float().cpu().numpy().astype(np.float16))
-        part.patches += [patches_BPW] if self.keeps_patches else []
-        part.pictures += loaded.pictures
-
-    def _patches(self, loaded: Loaded) -> np.ndarray:
-        """Patch tokens in fp16, as the feature store keeps them."""
-        if loaded.patches_BPW is not None:
-            return loaded.patches_BPW
-        assert loaded.pixels_BHWC is not None  # a source gives one of the two
-        pixels = torch.from_numpy(self._filled(loaded.pixels_BHWC)).to(self._run.device)
-        return self.vision(pixels)[: len(loaded.ids)].to(torch.float16).cpu().numpy()
+    def _vectors(self, loaded: Loaded) -> tuple[np.ndarray, np.ndarray]:
+        """Patch tokens and vectors in fp16, as the feature store and the index keep them."""
+        patches_BPW, device = loaded.patches_BPW, self._run.device
+        if patches_BPW is None:
+            assert loaded.pixels_BHWC is not None  # a source gives one of the two
+            pixels_BHWC = torch.from_numpy(self._filled(loaded.pixels_BHWC)).to(device)
+            patches_BPW = self.vision(pixels_BHWC)[: len(loaded.ids)].to(torch.float16).cpu().numpy()
+        whole_BPW = torch.from_numpy(self._filled(patches_BPW)).to(device).float()
+        tokens_BQD = self.encoder.encode_gallery(whole_BPW)[: len(loaded.ids)]
+        return patches_BPW, tokens_BQD.float().cpu().numpy().astype(np.float16)
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """Rows repeated to a whole batch: sums in another shape may round otherwise, and a picture that is added later

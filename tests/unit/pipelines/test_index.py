@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import cirray.pipelines.search.index as stage
@@ -263,22 +264,39 @@ def test_every_file_of_a_folder_is_indexed_or_named(tiny, tmp_path):
     assert manifest.extra["notes"] == ["1 files left out: no pictures by their names, e.g. 'list.csv'"]
 
 
-def test_a_batch_is_decoded_while_the_model_encodes_the_one_before_it(tiny, tmp_path, monkeypatch):
-    load, add = parts.FolderSource.load, parts.PartEncoder._add
-    begun, ahead = threading.Semaphore(0), []
+def test_batches_are_decoded_and_encoded_beside_one_another(tiny, tmp_path, monkeypatch):
+    """With two threads, every batch but the last waits in the model until another one is being decoded."""
+    load, encode = parts.FolderSource.load, parts.PartEncoder._vectors
+    begun, met = threading.Semaphore(0), []
 
     def tell(self, ids, places):
         begun.release()
         return load(self, ids, places)
 
-    def wait(self, part, loaded):
-        if not ahead:
-            begun.acquire()  # the first batch itself
-        ahead.append(begun.acquire(timeout=2))  # the next one is taken up before this one is encoded
-        add(self, part, loaded)
+    def wait(self, loaded):
+        if not met:
+            begun.acquire()  # this batch itself
+        met.append(begun.acquire(timeout=5) if len(met) < 2 else True)
+        return encode(self, loaded)
 
     monkeypatch.setattr(parts.FolderSource, "load", tell)
-    monkeypatch.setattr(parts.PartEncoder, "_add", wait)
-    run_index(run(tiny, tmp_path / "i", batch=10, shard=25))
-    assert ahead == [True, True, False]
+    monkeypatch.setattr(parts.PartEncoder, "_vectors", wait)
+    run_index(run(tiny, tmp_path / "i", batch=10, shard=25, threads=2))
+    assert met == [True, True, True]
     assert np.array_equal(tokens(tmp_path / "i"), tokens(tiny.index))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 20])
+def test_threads_change_no_vector_and_leave_torch_as_it_was(tiny, tmp_path, threads):
+    before = torch.get_num_threads()
+    run_index(run(tiny, tmp_path / "i", threads=threads))
+    assert tokens(tmp_path / "i").tobytes() == tokens(tiny.index).tobytes() and torch.get_num_threads() == before
+
+
+def test_a_device_is_used_by_one_thread_while_another_decodes(tiny, monkeypatch, tmp_path):
+    encoder = parts.PartEncoder(run(tiny, tmp_path / "i", threads=1), "", 1, str(tmp_path))
+    assert encoder._threads() == (1, 1)
+    encoder._gate = threading.Lock()
+    assert encoder._threads() == (2, 1)
+    encoder._run, encoder._gate = run(tiny, tmp_path / "i", threads=32), None
+    assert encoder._threads() == (8, 4)

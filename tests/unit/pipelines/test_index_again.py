@@ -140,19 +140,19 @@ def test_any_row_of_changes_gives_the_index_of_a_new_run(home, checkpoint, seed)
 def test_a_killed_run_goes_on_even_when_the_folder_has_changed_once_more(home, checkpoint, encoded, monkeypatch):
     for number in range(12):
         (home / "photos" / f"more {number:02}.png").write_bytes(tiny_service.picture(300 + number))
-    add, calls = parts.PartEncoder._add, []
+    encode, calls = parts.PartEncoder._vectors, []
 
-    def die(self, part, loaded):
+    def die(self, loaded):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        add(self, part, loaded)
+        return encode(self, loaded)
 
-    monkeypatch.setattr(parts.PartEncoder, "_add", die)
+    monkeypatch.setattr(parts.PartEncoder, "_vectors", die)
     with pytest.raises(KeyboardInterrupt):
-        run_index(run(checkpoint, home))
+        run_index(run(checkpoint, home, threads=1))
     assert read_manifest(home / "index").counts == {"images": 11, "rejected": 1}
-    monkeypatch.setattr(parts.PartEncoder, "_add", add)
+    monkeypatch.setattr(parts.PartEncoder, "_vectors", encode)
     (home / "photos" / "more 00.png").unlink()
     (home / "photos" / "more 03.png").write_bytes(tiny_service.picture(399))
     encoded.clear()

@@ -1,0 +1,187 @@
+"""Indexing a folder of photographs: images a second beside the model alone, the same folder again, and peak memory.
+
+    python jobs/benchmarks/bench_photos.py --images DIR [count=713] [rounds=3] [memory=[713,7130]]
+
+The model has CLIP ViT-B/32's sizes and random weights. Rounds of the bare model (decoded arrays in memory, batches of
+32) and of `cirray index` take turns, so that other work on the machine meets both. The bare model runs twice, with all
+cores on one batch and with a batch on each core; the faster way counts. Memory is the peak of a process of its own;
+there the tower has one layer, since what must not grow is what an image leaves behind.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from cirray.cli.main import guarded, overrides_of
+from cirray.core.config import load_config
+from cirray.core.environ import available_cores
+from cirray.core.errors import StageError
+from cirray.core.fields import Effort, Place
+from cirray.core.log import say
+from cirray.core.places import Run
+from cirray.data.images import open_image
+from cirray.data.listing import list_pictures
+from cirray.image_text import load_encoder
+from cirray.models.config import DualEncoderConfig
+from cirray.models.dual import DualEncoderRetriever
+from cirray.models.outlines import outline_tower
+from cirray.models.text import build_tokenizer
+from cirray.models.towers.hf_clip import new_text
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.index import run_index
+
+SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "patch_size": 32, "image_size": 224}
+WORDS = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1,
+         "projection_dim": 512}  # fmt: skip
+ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+BARE = 32
+
+
+class PhotosConfig(Run):
+    """What is measured."""
+
+    images: Place = ""
+    """Folder of photographs."""
+    count: Effort[int] = Field(713, ge=64)
+    """Photographs of the timed rounds."""
+    rounds: Effort[int] = Field(3, ge=1)
+    memory: tuple[int, ...] = (713, 7130)
+    """Sizes of the folders whose peak memory is compared; empty: none."""
+
+
+def measure(config: PhotosConfig) -> None:
+    """Take all measures and print them."""
+    say(f"{platform.machine()}, {available_cores()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, "
+        f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="cirray-photos-") as folder:
+        home = Path(folder)
+        paths = [path for _, path in list_pictures(config.images).pictures]
+        speed(config, home, fill(home / "photos", paths, config.count))
+        sizes = {count: peak(home, fill(home / f"photos-{count}", paths, count)) for count in config.memory}
+    for count, size in sizes.items():
+        say(f"peak memory, {count:,} photographs: {size / 2**20:,.0f} MB")
+
+
+def speed(config: PhotosConfig, home: Path, photos: Path) -> None:
+    """Images a second of the bare model and of an index, in turns; then the same folder again."""
+    model = write_model(home / "model", layers=12)
+    found = load_encoder(model)
+    paths = [path for _, path in list_pictures(photos).pictures]
+    arrays_NHWC = np.stack([found.transform(open_image(path)) for path in paths[: 8 * BARE]])
+
+    def index(number: int = 0) -> None:
+        run_index(IndexRun(model=str(model), images=str(photos), root=str(home), out=str(home / f"index-{number}")))
+
+    works: dict[str, Callable[[int], None]] = {
+        "one batch on all cores": lambda at: bare(found.vision, arrays_NHWC, 1),
+        "a batch on each core": lambda at: bare(found.vision, arrays_NHWC, available_cores()),
+        "cirray index": index,
+    }
+    bare(found.vision, arrays_NHWC[:BARE], 1)
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for at in range(config.rounds):
+        for name, work in works.items():
+            count = len(paths) if work is index else len(arrays_NHWC)
+            wall, busy = timed(lambda work=work, at=at: work(at))
+            spent[name].append((wall / count, busy / count))
+    each = {name: np.median(rows, axis=0) for name, rows in spent.items()}
+    for name, (wall, busy) in each.items():
+        say(f"{name}: {1 / wall:.1f} images/s, {1000 * busy:.1f} ms of processor time an image")
+    (*bares, (whole, busy)) = each.values()
+    walls, cores = zip(*bares, strict=True)
+    say(f"share: {min(walls) / whole:.0%} of the images a second, {min(cores) / busy:.0%} by processor time")
+    say(f"again, unchanged: {timed(index)[0]:.2f} s")
+    for path in paths[:: max(1, len(paths) // (len(paths) // 100))]:
+        other_pixel(path, path)
+    say(f"again, 1 % changed: {timed(index)[0]:.2f} s")
+
+
+def bare(vision: Any, arrays_NHWC: np.ndarray, at_once: int) -> None:
+    """The model over decoded images, some batches at once, each with its share of the cores."""
+
+    @torch.inference_mode()
+    def run(start: int) -> None:
+        vision(torch.from_numpy(arrays_NHWC[start : start + BARE]))
+
+    share = available_cores() // at_once
+    with ThreadPoolExecutor(at_once, "bare", torch.set_num_threads, (share,)) as pool:
+        list(pool.map(run, range(0, len(arrays_NHWC), BARE)))
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock and of this process's cores."""
+    begin, busy = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - begin, time.process_time() - busy
+
+
+def fill(folder: Path, paths: list[str], count: int) -> Path:
+    """A folder of that many pictures: the given ones, then copies of them with another pixel."""
+    folder.mkdir()
+    for number in range(count):
+        path = Path(paths[number % len(paths)])
+        target = folder / f"{number:06d}{path.suffix}"
+        if number < len(paths):
+            shutil.copy(path, target)
+        else:
+            other_pixel(str(path), str(target), number // len(paths))
+    return folder
+
+
+def other_pixel(path: str, target: str, value: int = 255) -> None:
+    """Write a picture with another first pixel."""
+    with Image.open(path) as image:
+        changed = image.convert("RGB")
+    changed.putpixel((0, 0), (value % 256, 255 - value % 256, 0))
+    changed.save(target)
+
+
+def write_model(folder: Path, layers: int) -> Path:
+    """A model folder with random weights and ViT-B/32's sizes."""
+    folder.mkdir()
+    vision = {**SIZES, "num_hidden_layers": layers, "projection_dim": 512}
+    tree = {"model_type": "clip", "vision_config": vision, "text_config": {**WORDS, **ENDS}, "projection_dim": 512}
+    (folder / "config.json").write_text(json.dumps(tree))
+    torch.manual_seed(0)
+    tower = outline_tower(str(folder))
+    words = build_tokenizer(["a photograph of something"])
+    text = new_text({**WORDS, "vocab_size": len(words), **ENDS}, words)
+    DualEncoderRetriever(DualEncoderConfig(), text, "hf_clip", tower.width).save(folder)
+    (folder / "vision").mkdir()
+    tower.save(folder / "vision")
+    return folder
+
+
+def peak(home: Path, photos: Path) -> int:
+    """Peak resident memory in KB of `cirray index` in a process of its own.
+
+    Raises:
+        StageError: when it fails.
+    """
+    model = home / "thin"
+    if not model.exists():
+        write_model(model, layers=1)
+    words = ["--model", str(model), "--images", str(photos), "--root", str(home), "--out", f"{photos}-index"]
+    command = subprocess.Popen([sys.executable, "-m", "cirray", "index", *words], stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(command.pid, 0)
+    if status:
+        raise StageError(f"cirray index ended with status {status}.")
+    return used.ru_maxrss
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: measure(load_config(PhotosConfig, None, overrides_of(sys.argv[1:])))))
