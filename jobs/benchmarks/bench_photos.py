@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def speed(config: PhotosConfig, home: Path, photos: Path) -> None:
     for at in range(config.rounds):
         for name, work in works.items():
             count = len(paths) if work is index else len(arrays_NHWC)
-            wall, busy = timed(lambda work=work, at=at: work(at))
+            wall, busy = timed(partial(work, at))
             spent[name].append((wall / count, busy / count))
     each = {name: np.median(rows, axis=0) for name, rows in spent.items()}
     for name, (wall, busy) in each.items():

@@ -15,9 +15,6 @@ from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.log import get_logger
 from cirray.core.places import place_below
 from cirray.core.unfinished import stage_function
-from cirray.models.opening import open_published, own_source, recomposed
-from cirray.models.retriever_files import load_retriever
-from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.search.config import IndexRun, ModelRun, short_name
 from cirray.types import Composition, stable_id
 
@@ -66,6 +63,8 @@ def run_model(run: ModelRun) -> Manifest:
 
 
 def _opened(run: ModelRun, stage: Stage) -> Manifest:
+    from cirray.models.opening import open_published
+
     retriever, tower = open_published(run.source, run.composition, run.weight)
     retriever.save(stage.local / MODEL)
     tower.save(stage.local / MODEL / VISION)
@@ -73,6 +72,10 @@ def _opened(run: ModelRun, stage: Stage) -> Manifest:
 
 
 def _recomposed(run: ModelRun, stage: Stage, folder: Path) -> Manifest:
+    from cirray.models.opening import recomposed
+    from cirray.models.retriever_files import load_retriever
+    from cirray.models.towers.hf_blip2 import load_vision_tower
+
     retriever = recomposed(load_retriever(folder), run.composition, run.weight)
     retriever.save(stage.local / MODEL)
     shutil.copytree(folder / VISION, stage.local / MODEL / VISION)
@@ -90,6 +93,8 @@ def _is_checkpoint(place: str) -> bool:
 
 def _own_folder(source: str) -> Path | None:
     """Model folder of a checkpoint or export of this package; None for anything else."""
+    from cirray.models.opening import own_source
+
     found = own_source(source)
     if found is not None and found[1] != "retriever":
         raise ArtifactError(

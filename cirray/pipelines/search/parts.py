@@ -16,7 +16,6 @@ from PIL import Image
 from cirray.core import storage
 from cirray.core.environ import available_cores
 from cirray.core.errors import DataError
-from cirray.data.benchmark import CirDataset
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_image, picture_digest, read_place
 from cirray.data.pixels import thumbnail
@@ -228,11 +227,3 @@ class PartEncoder:
         must get the vector that it would have had at first.
         """
         return rows if len(rows) == self._run.batch else np.resize(rows, (self._run.batch, *rows.shape[1:]))
-
-
-def dataset_gallery(dataset: CirDataset | None) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Gallery ids and picture files of a data set, if there is one."""
-    if dataset is None:
-        return (), {}
-    ids = dataset.gallery_ids or dataset.images.ids
-    return ids, {name: dataset.images.place(name).text() for name in ids}

@@ -7,7 +7,6 @@ import numpy as np
 
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
-from cirray.data.readers import read_dataset
 from cirray.image_text import clean_text, said
 from cirray.index.exact import ExactIndex
 from cirray.index.pictures import open_pictures
@@ -22,11 +21,6 @@ from cirray.types import Query, Ranking
 Example = tuple[str, str]
 """Reference id and text."""
 _TRIED, _BATCH, _SHOWN = 64, 16, 3
-
-
-def indexed_dataset(run: IndexRun) -> CirDataset | None:
-    """The data set whose gallery is indexed; None for a folder of pictures or features alone."""
-    return read_dataset(run.data) if run.images is None and run.data is not None else None
 
 
 def own_texts(dataset: CirDataset, ids: Sequence[str], encoder: QueryEncoder) -> dict[str, tuple[str, ...]]:

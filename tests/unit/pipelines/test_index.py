@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import cirray.pipelines.search.index as stage
+import cirray.pipelines.search.making as making
 import cirray.pipelines.search.parts as parts
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
@@ -88,7 +89,7 @@ def test_features_that_lack_gallery_images_are_refused(tiny, features, tmp_path)
 
 
 def test_a_killed_run_goes_on_after_its_finished_parts(tiny, tmp_path, monkeypatch):
-    encode, done = stage.PartEncoder.encode, []
+    encode, done = making.PartEncoder.encode, []
 
     def die_in_the_third_part(self, ids, places):
         if len(done) == 2:
@@ -96,14 +97,14 @@ def test_a_killed_run_goes_on_after_its_finished_parts(tiny, tmp_path, monkeypat
         done.append(tuple(ids))
         return encode(self, ids, places)
 
-    monkeypatch.setattr(stage.PartEncoder, "encode", die_in_the_third_part)
+    monkeypatch.setattr(making.PartEncoder, "encode", die_in_the_third_part)
     with pytest.raises(KeyboardInterrupt):
         run_index(run(tiny, tmp_path / "i", shard=7))
     with pytest.raises(ArtifactError, match="half-written"):
         read_manifest(tmp_path / "i", "index")
     again = []
     monkeypatch.setattr(
-        stage.PartEncoder, "encode", lambda self, ids, places: again.append(tuple(ids)) or encode(self, ids, places)
+        making.PartEncoder, "encode", lambda self, ids, places: again.append(tuple(ids)) or encode(self, ids, places)
     )
     manifest = run_index(run(tiny, tmp_path / "i", shard=7))
     assert manifest.counts == tiny.manifest.counts
@@ -125,7 +126,7 @@ def test_actors_that_do_not_see_the_stages_folder_are_told_so(tiny, tmp_path, mo
 
 
 def test_a_finished_run_is_recognised_and_does_nothing(tiny, monkeypatch):
-    monkeypatch.setattr(stage, "PartEncoder", None)
+    monkeypatch.setattr(making, "make_index", None)
     assert run_index(run(tiny, tiny.index)).digest == tiny.manifest.digest
 
 
@@ -264,25 +265,25 @@ def test_every_file_of_a_folder_is_indexed_or_named(tiny, tmp_path):
     assert manifest.extra["notes"] == ["1 files left out: no pictures by their names, e.g. 'list.csv'"]
 
 
-def test_batches_are_decoded_and_encoded_beside_one_another(tiny, tmp_path, monkeypatch):
-    """With two threads, every batch but the last waits in the model until another one is being decoded."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_with_two_threads_a_batch_is_decoded_while_another_is_in_the_model(tiny, tmp_path, monkeypatch, threads):
     load, encode = parts.FolderSource.load, parts.PartEncoder._vectors
-    begun, met = threading.Semaphore(0), []
+    begun, two, met = [], threading.Event(), []
 
     def tell(self, ids, places):
-        begun.release()
+        begun.append(1)
+        if len(begun) == 2:
+            two.set()
         return load(self, ids, places)
 
     def wait(self, loaded):
-        if not met:
-            begun.acquire()  # this batch itself
-        met.append(begun.acquire(timeout=5) if len(met) < 2 else True)
+        met.append(len(met) > 0 or two.wait(5 if threads == 2 else 0.1))
         return encode(self, loaded)
 
     monkeypatch.setattr(parts.FolderSource, "load", tell)
     monkeypatch.setattr(parts.PartEncoder, "_vectors", wait)
-    run_index(run(tiny, tmp_path / "i", batch=10, shard=25, threads=2))
-    assert met == [True, True, True]
+    run_index(run(tiny, tmp_path / "i", batch=10, shard=25, threads=threads))
+    assert met == [threads == 2, True, True]
     assert np.array_equal(tokens(tmp_path / "i"), tokens(tiny.index))
 
 

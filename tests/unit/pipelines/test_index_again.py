@@ -95,7 +95,7 @@ def test_only_new_and_changed_pictures_are_encoded_and_the_index_is_as_a_new_one
 def test_an_unchanged_folder_loads_no_model_and_leaves_the_index_alone(home, checkpoint, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     before = contents(home / "index")
-    monkeypatch.setattr("cirray.pipelines.search.index.PartEncoder", None)
+    monkeypatch.setattr("cirray.pipelines.search.making.make_index", None)
     manifest = run_index(run(checkpoint, home))
     assert contents(home / "index") == before and manifest.counts == {"images": 11, "rejected": 1}
     assert f"{home}/photos: 12 pictures: 12 as before" in caplog.text

@@ -1,0 +1,104 @@
+"""Makes an index: encodes the pictures that are not encoded yet, and joins all rows in id order."""
+
+import json
+from collections.abc import Sequence
+
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, Stage
+from cirray.index.config import INDEXES
+from cirray.index.store import IndexMeta, write_index
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.streaming import Step
+from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.originals import originals_of
+from cirray.pipelines.search.parts import PartEncoder
+from cirray.pipelines.search.plan import IndexPlan, indexed_dataset
+from cirray.pipelines.search.rows import (
+    FOLDER,
+    Rows,
+    Source,
+    earlier_rows,
+    next_part,
+    part_numbers,
+    part_rows,
+    write_seen,
+)
+from cirray.pipelines.search.texts import examples, own_texts
+from cirray.types import part_name
+
+_UNSTEADY = "The file changed while the folder was indexed. Run the command again."
+REJECTED = "rejected.json"
+"""The full list of rejected images, id and reason."""
+
+
+def make_index(run: IndexRun, plan: IndexPlan, stage: Stage) -> Manifest:
+    """Encode what is left to encode, and publish the index.
+
+    Raises:
+        CirrayError: as `run_index`.
+    """
+    encoder = PartEncoder(run, plan.features_digest, len(plan.ids), stage.work_uri, next_part(stage))
+    INDEXES.get(run.index.kind)(run.index.settings).check(encoder.encoder.config.embed_dim)
+    earlier = earlier_rows(stage, encoder.keeps_patches)
+    known = Rows(earlier).places
+    left = [name for name in plan.ids if plan.key(name) not in known]
+    if left:
+        run_parts(stage, _parts(run, plan, stage, encoder, left), run.ray if run.pool else RayConfig(enabled=False))
+    return _join(run, plan, stage, encoder, [*earlier, *part_rows(stage, encoder.first)])
+
+
+def _parts(run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, left: Sequence[str]) -> Parts:
+    """What is still to be encoded, as parts behind those that are there."""
+    tables = cut({"image_id": left, "place": [plan.paths.get(name, "") for name in left]}, run.shard)
+    keys = [table.column("image_id").to_pylist() for table in tables]
+    settings = {
+        "run": run, "vision_digest": plan.features_digest, "count": len(plan.ids), "work_uri": stage.work_uri,
+        "first": encoder.first,
+    }  # fmt: skip
+
+    def found() -> dict[str, list[str]]:
+        there = {number - encoder.first for number in part_numbers(stage)}
+        return {part_name(number): keys[number] for number in range(len(keys)) if number in there}
+
+    step = Step(type(encoder), settings, run.pool) if run.pool else Step(encoder)
+    return Parts("encode the gallery", "images", tables, [step], keys, found)
+
+
+def _join(
+    run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, sources: Sequence[Source]
+) -> Manifest:  # fmt: skip
+    rows = Rows(sources)
+    ids = [name for name in plan.ids if plan.key(name) in rows.places]
+    keys = [*map(plan.key, ids)]
+    refused = _refused(plan, sources, set(plan.ids) - set(ids))
+    rejected = Rejected(refused)
+    rejected.refuse_all(stage, len(ids), f"No image was left to index, of {len(plan.ids):,}: {{reason}}")
+    network = encoder.encoder
+    meta = IndexMeta(network.target_digest, encoder.vision.digest, network.config.similarity)
+    rows.stack(keys, stage.local)
+    dataset = indexed_dataset(run)
+    texts = own_texts(dataset, ids, network) if dataset else {}
+    has_pictures = bool(run.thumbnail_size) and any(plan.paths.get(name) for name in ids)
+    root, originals = originals_of(ids, plan.paths, plan.contents, plan.folder) if has_pictures else ("", [])
+    pictures = rows.pictures(keys) if has_pictures else None
+    files = write_index(stage.local, ids, meta, run.index, pictures, texts, originals, plan.metadata_of(ids))
+    shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
+    storage.remove(storage.join(stage.work_uri, FOLDER))
+    if rejected:
+        (stage.local / REJECTED).write_text(json.dumps(refused, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if plan.changes:
+        write_seen(stage.work_uri, plan.changes.rows)
+    made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
+    extra = {
+        "files": files, **made_by, "rejected": rejected.first(), "notes": list(plan.notes), "examples": shown,
+        "originals": plan.folder or root,
+    }  # fmt: skip
+    return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
+
+
+def _refused(plan: IndexPlan, sources: Sequence[Source], without: set[str]) -> list[tuple[str, str]]:
+    """Every image without a row, with the reason."""
+    reasons = {name: reason for source in sources for name, reason in source.rejected}
+    told = {name: reasons.get(name, _UNSTEADY) for name in without}
+    return sorted({**dict(plan.rejected), **told}.items())
