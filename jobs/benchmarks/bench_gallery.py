@@ -1,0 +1,160 @@
+"""A gallery that is written to: adds a second, searches beside writes, and the start of a replica.
+
+    python jobs/benchmarks/bench_gallery.py [images=100000] [width=256] [seconds=10] [kind=faiss]
+
+Vectors are given, random and normalised. Bulk adds come in groups of 2,000; single adds are one commit each, then by
+many askers at once through the service's batches, which make one commit of all that wait. Searches are timed in this
+process, which follows the gallery, idle and beside a second process that adds and removes images at a given rate.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.synchronize import Event
+
+import numpy as np
+from pydantic import Field
+
+from cirray.catalogue.follower import Follower
+from cirray.catalogue.table import Catalogue, Change
+from cirray.cli.main import guarded
+from cirray.core.config import Config, load_config
+from cirray.core.log import say
+from cirray.index.config import IndexBackend
+from cirray.index.store import IndexMeta
+from cirray.serving.batches import Batcher
+
+GROUP = 2_000
+
+
+class BenchConfig(Config):
+    """What is measured."""
+
+    images: int = Field(100_000, ge=GROUP)
+    width: int = Field(256, ge=2)
+    kind: str = "faiss"
+    seconds: float = Field(10.0, gt=0)
+    """Length of each timed part."""
+    rate: float = Field(200.0, gt=0)
+    """Changes a second beside the searches."""
+    askers: int = Field(32, ge=1)
+    seed: int = 0
+
+
+def drawn(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
+    """Normalised vectors [count, 1, width] (fp16)."""
+    found = rng.standard_normal((count, 1, width), dtype=np.float32)
+    return (found / np.linalg.norm(found, axis=2, keepdims=True)).astype(np.float16)
+
+
+def bulk(config: BenchConfig, uri: str) -> float:
+    """Fill a new gallery; adds a second."""
+    table, rng, spent = Catalogue.create(uri, (1, config.width)), np.random.default_rng(config.seed), 0.0
+    for start in range(0, config.images, GROUP):
+        vectors = drawn(rng, GROUP, config.width)
+        begin = time.perf_counter()
+        table.write([Change(f"image {start + at:08d}", row) for at, row in enumerate(vectors)])
+        spent += time.perf_counter() - begin
+    return config.images / spent
+
+
+def single(config: BenchConfig, uri: str) -> float:
+    """Adds a second, one after the other."""
+    table, row, done, begin = (
+        Catalogue.open(uri),
+        drawn(np.random.default_rng(1), 1, config.width)[0],
+        0,
+        time.perf_counter(),
+    )
+    while time.perf_counter() - begin < config.seconds:
+        table.write([Change(f"single {done}", row)])
+        done += 1
+    return done / (time.perf_counter() - begin)
+
+
+def grouped(config: BenchConfig, uri: str) -> float:
+    """Single adds a second of many askers at once, who share commits."""
+    table, row, done = Catalogue.open(uri), drawn(np.random.default_rng(1), 1, config.width)[0], [0]
+
+    async def commit(changes: Sequence[Change]) -> list[int]:
+        version = await asyncio.to_thread(table.write, changes)
+        return [version] * len(changes)
+
+    async def ask(batcher: Batcher[Change, int], number: int, end: float) -> None:
+        while time.perf_counter() < end:
+            await batcher(Change(f"asker {number} {done[0]}", row))
+            done[0] += 1
+
+    async def everyone() -> None:
+        batcher: Batcher[Change, int] = Batcher(commit, GROUP)
+        end = time.perf_counter() + config.seconds
+        await asyncio.gather(*(ask(batcher, number, end) for number in range(config.askers)))
+
+    begin = time.perf_counter()
+    asyncio.run(everyone())
+    return done[0] / (time.perf_counter() - begin)
+
+
+def churn(uri: str, width: int, rate: float, stop: Event) -> None:
+    """Add and remove images at a rate until told to stop."""
+    table, row, number = Catalogue.open(uri), drawn(np.random.default_rng(2), 1, width)[0], 0
+    begin = time.perf_counter()
+    while not stop.is_set():
+        due = int((time.perf_counter() - begin) * rate)
+        if due > number:
+            changes = [Change(f"churn {at % 500}", None if at % 3 == 2 else row) for at in range(number, due)]
+            table.write(changes)
+            number = due
+        time.sleep(0.005)
+
+
+def searched(follower: Follower, width: int, seconds: float) -> tuple[float, float, int]:
+    """Median and 95th percentile of a search in ms, and the galleries that were seen."""
+    rng, times, seen, end = np.random.default_rng(3), list[float](), set[int](), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        query = rng.standard_normal((1, width), dtype=np.float32)
+        begin = time.perf_counter()
+        gallery = follower.gallery
+        gallery.search_index.search(query, 10)
+        times.append(1000 * (time.perf_counter() - begin))
+        seen.add(gallery.version)
+        time.sleep(0.01)
+    return float(np.median(times)), float(np.percentile(times, 95)), len(seen)
+
+
+def run(config: BenchConfig) -> None:
+    """Measure everything and print it."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"{folder}/gallery"
+        say(f"bulk adds: {bulk(config, uri):,.0f} a second")
+        say(f"single adds, one commit each: {single(config, uri):,.0f} a second")
+        say(f"single adds of {config.askers} askers: {grouped(config, uri):,.0f} a second")
+        begin = time.perf_counter()
+        Catalogue.open(uri).compact(keep_s=0)
+        say(f"compaction: {time.perf_counter() - begin:.1f} s")
+        begin = time.perf_counter()
+        backend = IndexBackend.model_validate({"kind": config.kind})
+        follower = Follower(uri, IndexMeta("bench"), (1, config.width), backend, "bench")
+        say(f"start of a replica with {len(follower.gallery):,} images: {time.perf_counter() - begin:.1f} s")
+        follower.start()
+        say("search, idle: p50 {:.1f} ms, p95 {:.1f} ms".format(*searched(follower, config.width, config.seconds)))
+        context = multiprocessing.get_context("spawn")
+        stop = context.Event()
+        process = context.Process(target=churn, args=(uri, config.width, config.rate, stop))
+        process.start()
+        time.sleep(4)
+        p50, p95, seen = searched(follower, config.width, config.seconds)
+        stop.set()
+        process.join()
+        follower.stop()
+    say(f"search beside {config.rate:g} changes a second: p50 {p50:.1f} ms, p95 {p95:.1f} ms, {seen} versions seen")
+    say(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: run(load_config(BenchConfig, None, sys.argv[1:]))))

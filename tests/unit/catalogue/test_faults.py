@@ -1,0 +1,70 @@
+"""A store that is full, read-only or away: writes are refused in words, reads go on, and nothing is damaged."""
+
+import subprocess
+
+import pytest
+from living_gallery import World
+
+from cirray.core.errors import StoreError
+
+
+def refused(world, name="refused"):
+    before = dict(world.truth)
+    with pytest.raises(StoreError, match="cannot be written now"):
+        world.put(name, picture=b"x" * 4_000_000, size=(1, 1))
+    world.truth = before
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 3 MB, for those who may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True)
+    if made.returncode:
+        pytest.skip("this user may not mount a small disk")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_and_a_read_only_disk_refuse_writes_and_nothing_else(disk):
+    world = World(disk / "gallery")
+    world.put("a", "b")
+    follower = world.follow()
+    refused(world)
+    world.check(follower.poll())
+    world.check(world.follow().gallery)
+    world.put("a", seed=1)
+    world.drop("b")
+    world.check(follower.poll())
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    refused(world)
+    world.check(follower.poll())
+    world.check(world.follow().gallery)
+
+
+def test_an_object_store_holds_a_gallery_and_one_that_is_away_for_a_while_costs_only_the_writes(monkeypatch):
+    moto, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="living")
+    world = World(f"s3://living/gallery?endpoint_override={host}:{port}&scheme=http&region=us-east-1")
+    world.put("a", "b", "c")
+    follower = world.follow()
+    world.drop("b")
+    world.check(follower.poll())
+    assert world.table.compact(keep_s=0) == 2
+    world.check(follower.poll())
+    server.stop()
+    refused(world)
+    with pytest.raises(StoreError, match="cannot be read now"):
+        follower.poll()
+    world.check(follower.gallery)
+    again = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)  # the same, with what it held
+    again.start()
+    world.put("d")
+    world.check(follower.poll())
+    again.stop()
