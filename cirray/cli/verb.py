@@ -17,7 +17,7 @@ VERBS = (
     "towers", "clip", "map", "pretrain", "finetune", "tune",
     "evaluate", "score", "submit", "browse", "compare", "study",
     "index", "gallery", "index add", "index remove", "index compact", "search", "serve", "keys",
-    "quickstart", "init", "config", "plan", "convert", "export", "completion",
+    "quickstart", "init", "config", "plan", "convert", "export", "export triplets", "completion",
 )  # fmt: skip
 """Every verb, in the order of `cirray --help`; some are two words."""
 GROUPS = {

@@ -217,7 +217,9 @@ class ImageNetRConfig(Config):
 
 
 class HuggingFaceConfig(Config):
-    """A Hugging Face data set: a folder of `save_to_disk` (read without that library), or a hub id (read with it)."""
+    """A Hugging Face data set: a folder of `save_to_disk` (read without that library), a hub id (read with it), or
+    either of what `cirray export triplets` wrote, whose splits and columns are known.
+    """
 
     root: Place = "~/data/hf"
     """Folder, or hub id such as `owner/name`."""

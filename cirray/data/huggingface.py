@@ -1,7 +1,7 @@
 """Hugging Face data sets of triplets: Arrow files are memory-mapped and pictures read where they are.
 
 A folder that `save_to_disk` wrote is read with pyarrow alone; a hub id needs the optional library `datasets`, which
-fetches the same kind of files.
+fetches the same kind of files. What `cirray export triplets` wrote is read with it too (`shared.py`).
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core.errors import DataError, reason_of, unknown_name
+from cirray.core.extras import install_line
 from cirray.core.places import is_hub_id
 from cirray.data.annotations import blank_note, count_note, is_null, load_json, plain_number
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
@@ -23,6 +24,7 @@ from cirray.data.config import HuggingFaceConfig
 from cirray.data.kinds import HEAD_BYTES, sniff, split_suffix
 from cirray.data.places import Span
 from cirray.data.readers import READERS
+from cirray.data.shared import IMAGES, picture_files, shared_folder, shared_triplets
 from cirray.types import Query, Triplet
 
 _TAIL = 4096
@@ -75,6 +77,8 @@ def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
     """
     root = Path(config.root).expanduser()
     images, left, absent = _Images(root), list[str](), list[str]()
+    if (folder := shared_folder(config.root)) is not None:
+        return _shared(config, folder, images)
     gallery = []
     for row in _rows(config, config.gallery, (config.image,), (config.id,)):
         if is_null(row.values[config.image]):
@@ -122,6 +126,19 @@ def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
     )
 
 
+def _shared(config: HuggingFaceConfig, folder: Path, images: _Images) -> CirDataset:
+    """Triplets and pictures that `cirray export triplets` wrote."""
+    for row in _rows_of(picture_files(folder), config, IMAGES, ("image", "id"), ()):
+        images.add(_image(row, "image"), row.name, str(row.values["id"]))
+    name = Path(config.root).name
+    protocol = Protocol(name, gallery_rule="none", reference_rule=config.reference_rule, ks=config.ks)
+    return CirDataset(
+        name=name, images=ImageTable(images.paths, spans=images.spans), protocol=protocol,
+        triplets=shared_triplets(folder),
+        notes=count_note("images share a name with another picture and are called by their row", images.clashes),
+    )  # fmt: skip
+
+
 class _Row(NamedTuple):
     """One row: its name for errors, and its values; pictures are `_Cell`s."""
 
@@ -165,10 +182,15 @@ def _image(row: _Row, column: str) -> "_Cell | str":
 
 
 def _rows(config: HuggingFaceConfig, split: str, needed: Sequence[str], more: Sequence[str]) -> Iterator[_Row]:
-    if not split:
-        return
+    if split:
+        yield from _rows_of(_arrow_files(config, split), config, split, needed, more)
+
+
+def _rows_of(
+    paths: Sequence[Path], config: HuggingFaceConfig, split: str, needed: Sequence[str], more: Sequence[str]
+) -> Iterator[_Row]:
     row = 0
-    for path in _arrow_files(config, split):
+    for path in paths:
         for batch, base in _batches(path):
             missing = [name for name in needed if name not in batch.schema.names]
             if missing:
@@ -193,8 +215,8 @@ def _arrow_files(config: HuggingFaceConfig, split: str) -> list[Path]:
         library = importlib.import_module("datasets")
     except ImportError:
         raise DataError(
-            f"Reading {config.root!r} from the hub needs the library `datasets`: pip install datasets. A folder that "
-            "`save_to_disk` wrote is read without it."
+            f"Reading {config.root!r} from the hub needs the library `datasets`: {install_line('hub')}. A folder "
+            "that `save_to_disk` wrote is read without it."
         ) from None
     try:
         loaded = library.load_dataset(config.root, config.name or None, split=split)

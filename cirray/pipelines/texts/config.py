@@ -16,6 +16,32 @@ from cirray.training.generator_config import AlignmentConfig, AnswerTrainingConf
 from cirray.triplets.config import FilterConfig
 
 
+class ExportTripletsRun(Run):
+    """Write triplets with their pictures as a data set: Parquet files that the library `datasets` opens, and a card.
+
+    `data.format=huggingface` reads it back, from the folder or by its hub id.
+    """
+
+    triplets: Annotated[Place, Kind("triplets")] = "@synthetic"
+    """Triplets artifact."""
+    data: DataConfig = DataConfig()
+    """The data set whose pictures the triplets name."""
+    name: str = "composed image retrieval triplets"
+    """Heading of the card."""
+    license: str = "other"
+    """License of the pictures and texts, as the card's metadata name it."""
+    notes: str = ""
+    """A paragraph for the card."""
+    file_mb: int = Field(256, ge=1)
+    """Size in MB at which a file of pictures is closed and the next one begun."""
+    push: Effort[str] = ""
+    """Hub id, OWNER/NAME, that the folder is uploaded to; empty: none. A finished one is uploaded too."""
+    private: Effort[bool] = True
+    """Whether a repository that `push` makes is yours alone to see."""
+    out: Place = "@shared-triplets"
+    """Folder to write (path or URI)."""
+
+
 class MineRun(Run):
     """Choose image pairs that are worth a text."""
 
