@@ -173,7 +173,7 @@ def test_a_wrong_split_or_column_is_named(saved, fields, words):
 
 def test_a_hub_id_without_the_library_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="'owner/name' from the hub needs the library `datasets`: pip install datasets"):
+    with pytest.raises(DataError, match=r"'owner/name' from the hub needs the library `datasets`: pip .*cirray\[hub\]"):
         read_huggingface(HuggingFaceConfig(root="owner/name"))
     with pytest.raises(DataError, match="neither a folder of `save_to_disk` nor a hub id"):
         read_huggingface(HuggingFaceConfig(root="/no/such/folder"))
