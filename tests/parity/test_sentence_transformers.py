@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import embedders
 import numpy as np
@@ -128,6 +129,14 @@ def test_a_checkpoint_keeps_the_published_files_once_and_another_release_s_versi
     model.vision.save(tmp_path / "saved" / "vision")
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "saved").rglob("*.safetensors")}
     assert (tmp_path / "saved" / "model.safetensors").stat().st_size < 1000 and len(sizes) == 1
+
+
+def test_threads_that_ask_at_once_get_what_one_gets(joint):
+    model, _ = joint
+    wanted = model.queries(photographs(), TEXTS)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: model.queries(photographs(), TEXTS), range(12)))
+    assert all(np.abs(vectors - wanted).max() < CLOSE for vectors in found)
 
 
 def test_tower_and_text_encoder_share_one_network(both):

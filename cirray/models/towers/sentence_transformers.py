@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -43,7 +44,7 @@ class Network:
 
     def __init__(self, folder: Path, model: Any) -> None:
         """Keep both."""
-        self.folder, self.model = folder, model
+        self.folder, self.model, self._one = folder, model, Lock()
 
     @property
     def reads_both(self) -> bool:
@@ -69,7 +70,8 @@ class Network:
         A text is never given bare: the library would open one that is a path, and fetch one that is an address.
         """
         call = self.model.encode_query if query else self.model.encode_document
-        found = call(list(inputs), batch_size=len(inputs), show_progress_bar=False, convert_to_tensor=True)
+        with self._one:  # tokenizers refuse two threads at once
+            found = call(list(inputs), batch_size=len(inputs), show_progress_bar=False, convert_to_tensor=True)
         return found.float().clone()  # the library's own are of inference mode, which a trained head cannot use
 
 

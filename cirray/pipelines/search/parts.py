@@ -224,6 +224,11 @@ class PartEncoder:
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """Rows repeated to a whole batch: sums in another shape may round otherwise, and a picture that is added later
-        must get the vector that it would have had at first.
+        must get the vector that it would have had at first. Packed pictures are of many shapes anyway, and their models
+        large.
         """
-        return rows if len(rows) == self._run.batch else np.resize(rows, (self._run.batch, *rows.shape[1:]))
+        return (
+            rows
+            if len(rows) == self._run.batch or rows.ndim == 2
+            else np.resize(rows, (self._run.batch, *rows.shape[1:]))
+        )
