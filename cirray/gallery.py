@@ -1,5 +1,6 @@
 """Five lines of Python: a model, a folder of pictures as a gallery, and answers that show themselves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from cirray.core.environ import artifact_root
 from cirray.core.errors import ConfigError, DataError
 from cirray.data.images import open_image
 from cirray.data.pixels import thumbnail
+from cirray.data.places import Box
 from cirray.image_text import ImageSource, ImageTextEncoder, open_encoder
 from cirray.index.store import KIND, LIVING, read_searchable
 from cirray.models.opening import own_source
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
+from cirray.queries import Further, Negative, Reference
 from cirray.results import Result, Results
 from cirray.search_engine import SearchEngine
 
@@ -86,30 +89,57 @@ class Gallery:
         return self.engine.gallery.ids
 
     def search(
-        self, image: ImageSource | None = None, text: str | None = None, k: int = 10, weight: float | None = None
-    ) -> Results:
+        self, image: ImageSource | Sequence[ImageSource | Reference] | None = None, text: str | None = None,
+        k: int = 10, weight: float | None = None, *, box: Box | None = None,
+        unwanted: str | Negative | None = None, filter: str | None = None, exclude: Sequence[str] = (),
+        offset: int = 0, fields: Sequence[str] = ("*",),
+    ) -> Results:  # fmt: skip
         """The pictures that are meant, best first.
 
         Args:
             image: the reference: an id of this gallery (then it is left out of the answers), or a file, encoded bytes
-                or a `PIL.Image`. None: the text is searched alone.
+                or a `PIL.Image`; a list of them, or of `Reference`s with weights, for several. None: the text is
+                searched alone.
             text: what to change in the reference, or what is looked for. None: pictures like the reference.
             k: how many.
             weight: the text's share, 0 (picture alone) to 1 (text alone), where the model has one.
+            box: x, y, width, height of the part of the reference that is meant, in shares of the picture or in pixels.
+            unwanted: what the answers should not look like, as a text or a `Negative`.
+            filter: which pictures may be answered, e.g. `"price < 50 and category in ['shoes', 'bags']"`.
+            exclude: ids that are not answered.
+            offset: answers that are passed over.
+            fields: metadata columns of the answers; `*` is all of them.
 
         Raises:
-            DataError: for nothing to search by, an unusable picture or text, or a weight that the model has not.
+            DataError: for nothing to search by, an unusable picture or text, or what the model or the gallery has not.
         """
         if self.engine.follower is not None:
             self.engine.follower.poll()
-        reference, picture = self._reference(image)
-        ranking = self.engine.search(text, picture, reference, k, weight=weight)
+        several = isinstance(image, Sequence) and not isinstance(image, str | bytes)
+        items: Any = image if several else [image]
+        pictures = tuple(map(self._picture, items))
+        negative = Negative(unwanted) if isinstance(unwanted, str) else unwanted
+        first, references = (Reference(), pictures) if several else (pictures[0], ())
+        told = Further(box, references, negative, tuple(exclude), offset, filter)
+        gallery = self.engine.gallery
+        names = gallery.columns.chosen(fields)
+        ranking = self.engine.search(text, first.image, first.gallery_id, k, weight=weight, further=told)
+        values = gallery.columns.rows([gallery.row(name) for name in ranking.ids], names)
         rows = (
-            Result(name, score, self._path(name), self._kept(name))
-            for name, score in zip(ranking.ids, ranking.scores, strict=True)
+            Result(name, score, self._path(name), self._kept(name), found)
+            for name, score, found in zip(ranking.ids, ranking.scores, values, strict=True)
         )
-        shown = self._kept(reference) if reference is not None else _encoded(picture)
-        return Results(tuple(rows), text or "", shown)
+        return Results(tuple(rows), text or "", self._shown(next(iter(pictures), Reference())))
+
+    def _picture(self, item: ImageSource | Reference | None) -> Reference:
+        if isinstance(item, Reference):
+            return item
+        name, picture = self._reference(item)
+        return Reference(picture, name)
+
+    def _shown(self, reference: Reference) -> bytes:
+        """The reference as the answers show it; empty for none."""
+        return self._kept(reference.gallery_id) if reference.gallery_id is not None else _encoded(reference.image)
 
     def _reference(self, image: ImageSource | None) -> tuple[str | None, ImageSource | None]:
         """An id of the gallery, or a picture."""

@@ -3,10 +3,10 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from PIL import Image
 
@@ -36,6 +36,8 @@ class Result:
     """Its file, where the index knows it."""
     picture: bytes = field(default=b"", repr=False)
     """Encoded picture that the index keeps, made small; empty where it keeps none."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the metadata columns that were asked for."""
 
     @property
     def image(self) -> Image.Image:
@@ -50,8 +52,16 @@ class Result:
 
     @property
     def caption(self) -> str:
-        """Id and score as HTML."""
-        return f"{html.escape(self.id)} · {self.score:.3f}"
+        """Id, score and metadata as HTML."""
+        return html.escape(" · ".join([self.id, f"{self.score:.3f}", *self._told()]))
+
+    @property
+    def line(self) -> str:
+        """Score, id and metadata as a line of a terminal."""
+        return f"{self.score:.4f}  {printable('  '.join([self.id, *self._told()]))}"
+
+    def _told(self) -> list[str]:
+        return [f"{name}: {value}" for name, value in self.metadata.items() if value is not None]
 
     def _repr_html_(self) -> str:
         return _cell(self.picture, self.caption)
@@ -79,7 +89,7 @@ class Results(Sequence[Result]):
         return Results(self.rows[at], self.text, self.reference) if isinstance(at, slice) else self.rows[at]
 
     def __repr__(self) -> str:
-        return "\n".join(f"{place:>3}  {row.score:.4f}  {printable(row.id)}" for place, row in enumerate(self.rows, 1))
+        return "\n".join(f"{place:>3}  {row.line}" for place, row in enumerate(self.rows, 1))
 
     def _repr_html_(self) -> str:
         asked = html.escape(f"“{self.text}”") if self.text else "like this"

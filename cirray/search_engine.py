@@ -20,7 +20,8 @@ from cirray.data.config import ImageLimits
 from cirray.image_text import ImageSource, Vision, check_weight, load_models, said
 from cirray.index.store import GalleryIndex
 from cirray.models.states import ReferenceStates
-from cirray.queries import PLAIN, ComposedQuery, Further, Negative, Reference, Term, picture_of
+from cirray.queries import PLAIN, ComposedQuery, Further, Negative, Reference, Term
+from cirray.query_pictures import picture_of
 from cirray.transforms import ImageTransform, stacked
 from cirray.types import Composition, Ranking, StepTimes
 
@@ -173,7 +174,9 @@ class SearchEngine:
         if picture.gallery_id is not None and picture.box is None and stored:
             gallery.row(picture.gallery_id)
             return Term(factor, text, picture.gallery_id, None, share)
-        pixels_HWC = self.transform(picture_of(picture, gallery, self.limits, self._reads_pictures))
+        whole = self._reads_pictures
+        image = picture_of(picture.image, picture.gallery_id, picture.box, gallery, self.limits, whole)
+        pixels_HWC = self.transform(image)
         return Term(factor, text, picture.gallery_id, pixels_HWC, share)
 
     def _unwanted(self, negative: Negative | None, gallery: GalleryIndex) -> list[Term]:

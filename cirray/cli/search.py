@@ -25,7 +25,7 @@ def _ask_service(search: Any) -> Any:
     """The same answer and page by a service, without torch."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from cirray.pipelines.search.search import answer, reference
+    from cirray.pipelines.search.search import answer, further, reference
     from cirray.serving.client import SearchClient
 
     named = [name for name in ("checkpoint", "index") if given(search, name)]
@@ -33,8 +33,12 @@ def _ask_service(search: Any) -> Any:
         raise ConfigError(f"The service at {search.url!r} has its own {' and '.join(named)}; leave out {named[0]}=.")
     image, gallery_id = reference(search)
     with SearchClient(search.url) as client, ThreadPoolExecutor(8) as pool:
-        found = client.search(search.text or None, image, gallery_id, search.k, weight=search.weight)
-        return answer(search, found.ranking, lambda names: pool.map(client.image, names), image, gallery_id)
+        found = client.search(
+            search.text or None, image, gallery_id, search.k, weight=search.weight, further=further(search),
+            fields=search.fields,
+        )  # fmt: skip
+        pictures = lambda names: pool.map(client.image, names)  # noqa: E731
+        return answer(search, found.ranking, pictures, image, gallery_id, found.metadata)
 
 
 VERB = Verb(

@@ -19,7 +19,6 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from cirray.core.errors import DataError, unknown_name
 from cirray.core.texts import is_whole
@@ -88,6 +87,8 @@ def mask_of(chosen: Filter, table: pa.Table) -> np.ndarray:
     Raises:
         DataError: when the columns' values cannot be compared so.
     """
+    import pyarrow.dataset as ds  # which imports pandas; whoever asks a service needs neither
+
     try:
         found = ds.dataset(table).scanner(columns={"passes": chosen.expression}, use_threads=False).to_table()
     except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as error:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cirray.core.errors import DataError, unknown_name
 from cirray.index.columns import kind_of, plain
 from cirray.index.filters import mask_of, parse_filter
 
@@ -78,11 +79,23 @@ class Columns:
             self._masks[text] = found
         return found
 
+    def chosen(self, names: Sequence[str]) -> list[str]:
+        """Columns of metadata by name; `*` is all of them.
+
+        Raises:
+            DataError: for an unknown name.
+        """
+        known = [] if self._kept is None else self._kept.column_names
+        unknown = next((name for name in names if name not in known and name != "*"), None)
+        if unknown is not None:
+            raise DataError(unknown_name("column", unknown[:80], known))
+        return list(known) if "*" in names else list(dict.fromkeys(names))
+
     def rows(self, rows: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
-        """Some columns of some rows as values for JSON."""
+        """Some columns of metadata of some rows as values for JSON."""
         if self._kept is None or not names:
             return [{} for _ in rows]
-        taken = self._kept.select([name for name in names if name != ID]).take(pa.array(rows, pa.int64()))
+        taken = self._kept.select(list(names)).take(pa.array(rows, pa.int64()))
         return [{name: said(value) for name, value in row.items()} for row in taken.to_pylist()]
 
     def facets(self, mask_N: np.ndarray | None = None) -> list[Facet]:

@@ -17,7 +17,7 @@ from cirray.serving.keys import KeyCheck, KeyRing
 from cirray.serving.problems import NOT_FOUND, UNAVAILABLE, UNUSABLE, ProblemError, problem_response, response_of
 from cirray.serving.reference import reference_page
 from cirray.serving.routes import ServiceGetter, problem_doc
-from cirray.serving.schemas import Health, Version
+from cirray.serving.schemas import MAX_QUERIES, Health, Version
 from cirray.serving.searches import add_search
 from cirray.serving.writes import add_writes
 from cirray.types import MAX_TEXT
@@ -75,6 +75,7 @@ def _add_state(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
             gallery_size=len(gallery), default_k=settings.default_k, max_k=settings.max_k, max_text=MAX_TEXT,
             max_body_bytes=int(args.max_body_mb * 2**20), max_pixels=args.max_pixels,
             composition=composes.name, compositions=list(composes.choices), weight=composes.weight,
+            shapes=list(current.retriever.shapes), columns=gallery.columns.schema.names, max_queries=MAX_QUERIES,
         )  # fmt: skip
 
 

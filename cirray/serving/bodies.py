@@ -9,10 +9,15 @@ import pydantic
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
+from cirray.core.texts import parse_json
+from cirray.data.places import Box
+from cirray.queries import Further, Negative, Reference
 from cirray.serving.problems import BAD_REQUEST, MEDIA, UNUSABLE, ProblemError
-from cirray.serving.schemas import SearchForm, SearchRequest
+from cirray.serving.schemas import MAX_QUERIES, NegativeQuery, PictureQuery, SearchForm, SearchRequest
 
-_MAX_FIELDS = 8
+_MAX_FIELDS = 24
+_JSON_FIELDS = ("box", "references", "negative", "exclude", "fields")
+"""Fields of a form that are written as JSON."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,44 @@ class SearchBody:
 
     fields: SearchRequest | SearchForm
     picture: bytes | None
+
+    def further(self) -> Further:
+        """What the query says beyond one reference and a text.
+
+        Raises:
+            ProblemError: 422 for a picture that is not base64.
+        """
+        fields = self.fields
+        negative = fields.negative
+        return Further(
+            _box(fields.box), tuple(_reference(item, f"references.{at}") for at, item in enumerate(fields.references)),
+            None if negative is None else _negative(negative), tuple(fields.exclude), fields.offset, fields.filter,
+        )  # fmt: skip
+
+
+def _reference(item: PictureQuery | NegativeQuery, name: str) -> Reference:
+    return Reference(decoded(item.image, f"{name}.image"), item.gallery_id, _box(item.box), item.weight)
+
+
+def _negative(item: NegativeQuery) -> Negative:
+    shown = item.image is not None or item.gallery_id is not None
+    return Negative(item.text, _reference(item, "negative") if shown else None, item.weight)
+
+
+def _box(box: list[float] | None) -> Box | None:
+    return None if box is None else (box[0], box[1], box[2], box[3])
+
+
+def decoded(image: str | None, name: str) -> bytes | None:
+    """The bytes of a picture in base64.
+
+    Raises:
+        ProblemError: 422 when it is not base64.
+    """
+    try:
+        return None if image is None else base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError):
+        raise ProblemError(UNUSABLE, f"The field {name!r} is not base64 (standard alphabet, with padding).") from None
 
 
 async def read_search(request: Request) -> SearchBody:
@@ -44,12 +87,41 @@ def _from_json(body: bytes) -> SearchBody:
         fields = SearchRequest.model_validate_json(body)
     except pydantic.ValidationError as error:
         raise fields_problem(error, SearchRequest) from None
-    if fields.image is None:
-        return SearchBody(fields, None)
+    return SearchBody(fields, decoded(fields.image, "image"))
+
+
+async def read_batch(request: Request) -> list[SearchBody | ProblemError]:
+    """Read the body of a batch: each query, or what is wrong with it.
+
+    Raises:
+        ProblemError: 400 for a body that cannot be parsed, 415 for another media type, 422 for one without
+            queries, or with too many.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise ProblemError(MEDIA, f"Content-Type {media[:80]!r} is not taken; send application/json.")
     try:
-        return SearchBody(fields, base64.b64decode(fields.image, validate=True))
-    except (binascii.Error, ValueError):
-        raise ProblemError(UNUSABLE, "The field 'image' is not base64 (standard alphabet, with padding).") from None
+        batch = _Batch.model_validate_json(await request.body())
+    except pydantic.ValidationError as error:
+        raise fields_problem(error, _Batch) from None
+    return [_one_of_batch(item) for item in batch.queries]
+
+
+def _one_of_batch(item: Any) -> SearchBody | ProblemError:
+    try:
+        fields = SearchRequest.model_validate(item)
+        return SearchBody(fields, decoded(fields.image, "image"))
+    except pydantic.ValidationError as error:
+        return fields_problem(error, SearchRequest)
+    except ProblemError as problem:
+        return problem
+
+
+class _Batch(pydantic.BaseModel):
+    """The outside of a batch, so that a bad query spoils no other one."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    queries: list[Any] = pydantic.Field(min_length=1, max_length=MAX_QUERIES)
 
 
 async def _from_form(request: Request) -> SearchBody:
@@ -71,13 +143,20 @@ async def _form_body(form: FormData) -> SearchBody:
                 raise ProblemError(UNUSABLE, f"The file was sent as {name[:40]!r}; the field's name is 'image'.")
             picture = await value.read()
         else:
-            values[name] = value
+            values[name] = _json_value(name, value) if name in _JSON_FIELDS else value
     if "image" in values:
         raise ProblemError(UNUSABLE, "The field 'image' must be a file part (with a filename), not text.")
     try:
         return SearchBody(SearchForm.model_validate(values), picture)
     except pydantic.ValidationError as error:
         raise fields_problem(error, SearchRequest) from None
+
+
+def _json_value(name: str, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError:
+        raise ProblemError(UNUSABLE, f"The field {name!r} is not valid JSON.") from None
 
 
 def fields_problem(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> ProblemError:
@@ -87,6 +166,6 @@ def fields_problem(error: pydantic.ValidationError, model: type[pydantic.BaseMod
     if first["type"] == "json_invalid":
         return ProblemError(BAD_REQUEST, f"The body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}.")
     if first["type"] == "extra_forbidden":
-        known = ", ".join(model.model_fields)
-        return ProblemError(UNUSABLE, f"Unknown field {name!r}. Known: {known}.")
+        known = f" Known: {', '.join(model.model_fields)}." if len(first["loc"]) == 1 else ""
+        return ProblemError(UNUSABLE, f"Unknown field {name!r}.{known}")
     return ProblemError(UNUSABLE, f"Field {name!r}: {first['msg']}." if name else f"{first['msg']}.")

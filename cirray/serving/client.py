@@ -1,8 +1,9 @@
 """A small Python client of the service."""
 
+import base64
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ import httpx
 
 from cirray.core.environ import service_key
 from cirray.core.errors import ServingError
+from cirray.queries import PLAIN, Further, Reference
 from cirray.types import Ranking, StepTimes
 
 _TRY_AGAIN = (429, 502, 503)
@@ -27,6 +29,8 @@ class Answer:
     index_digest: str
     encoder_digest: str
     request_id: str
+    metadata: tuple[Mapping[str, Any], ...] = ()
+    """Values of the columns that were asked for, one mapping an answer."""
 
 
 class SearchClient:
@@ -58,29 +62,44 @@ class SearchClient:
 
     def search(
         self, text: str | None = None, image: str | Path | bytes | None = None, gallery_id: str | None = None,
-        k: int | None = None, exclude_reference: bool = True, weight: float | None = None,
+        k: int | None = None, exclude_reference: bool = True, weight: float | None = None, further: Further = PLAIN,
+        fields: Sequence[str] = (),
     ) -> Answer:  # fmt: skip
         """Search by an image (path or bytes) or a gallery id, and a text that says what to change; or by one alone.
 
-        `weight` is the text's share, 0 to 1; None: the model's own.
+        `weight` is the text's share, 0 to 1; None: the model's own. `further` holds several references, a box, what is
+        not wanted, a filter, excluded ids and an offset. `fields` are the metadata columns to return; `*` is all.
 
         Raises:
             ServingError: with the server's own sentence, or when it cannot be reached.
         """
-        told = {"text": text, "gallery_id": gallery_id, "k": k, "weight": weight}
-        fields: dict[str, Any] = {"exclude_reference": exclude_reference}
-        fields |= {name: value for name, value in told.items() if value is not None}
+        asked = _query_fields(text, gallery_id, k, exclude_reference, weight, further, fields)
         if image is None:
-            reply = self._ask("POST", "/v1/search", json=fields)
-        else:
-            picture = image if isinstance(image, bytes) else _read(Path(image))
-            form = {name: str(value) for name, value in fields.items()}
-            reply = self._ask("POST", "/v1/search", data=form, files={"image": ("image", picture)})
-        body = reply.json()
-        ids, scores = [hit["id"] for hit in body["hits"]], [hit["score"] for hit in body["hits"]]
-        times = StepTimes(**body["times_ms"]) if "times_ms" in body else None
-        ranking = Ranking(body["request_id"], tuple(ids), tuple(scores), times)
-        return Answer(ranking, body["index_digest"], body["encoder_digest"], body["request_id"])
+            return _answer(self._ask("POST", "/v1/search", json=asked).json())
+        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in asked.items()}
+        return _answer(self._ask("POST", "/v1/search", data=form, files={"image": ("image", _bytes(image))}).json())
+
+    def search_many(self, queries: Sequence[Mapping[str, Any]]) -> list[Answer | ServingError]:
+        """Answer several queries in one call: for each its answer, or the error that `search` would raise.
+
+        Args:
+            queries: arguments of `search` by name, for each query.
+
+        Raises:
+            ServingError: when the whole call is refused, or the server cannot be reached.
+        """
+        bodies = [_batch_fields(**query) for query in queries]
+        found = self._ask("POST", "/v1/search:batch", json={"queries": bodies}).json()["answers"]
+        return [
+            _answer(item["answer"])
+            if item["answer"]
+            else _refused(item["problem"]["status"], item["problem"]["detail"])
+            for item in found
+        ]
+
+    def facets(self, filter: str | None = None) -> Mapping[str, Any]:
+        """What the metadata columns hold, among the images that pass a filter."""
+        return self._ask("GET", "/v1/facets", params={} if filter is None else {"filter": filter}).json()
 
     def image(self, image_id: str) -> bytes:
         """Encoded picture of a gallery image."""
@@ -92,7 +111,7 @@ class SearchClient:
         Raises:
             ServingError: with the server's own sentence.
         """
-        picture = image if isinstance(image, bytes) else _read(Path(image))
+        picture = _bytes(image)
         form = {"metadata": json.dumps(dict(metadata or {}))}
         path = f"/v1/images/{quote(image_id, safe='')}"
         return int(self._ask("PUT", path, data=form, files={"image": ("image", picture)}).json()["version"])
@@ -163,7 +182,58 @@ def _checked(reply: httpx.Response) -> httpx.Response:
         detail = reply.json()["detail"]
     except (ValueError, KeyError, TypeError):
         detail = reply.text[:200]
-    raise ServingError(f"The service answered {reply.status_code}: {detail}")
+    raise _refused(reply.status_code, detail)
+
+
+def _refused(status: int, detail: str) -> ServingError:
+    return ServingError(f"The service answered {status}: {detail}")
+
+
+def _answer(body: Mapping[str, Any]) -> Answer:
+    ids, scores = [hit["id"] for hit in body["hits"]], [hit["score"] for hit in body["hits"]]
+    times = StepTimes(**body["times_ms"]) if "times_ms" in body else None
+    ranking = Ranking(body["request_id"], tuple(ids), tuple(scores), times)
+    metadata = tuple(hit.get("metadata", {}) for hit in body["hits"])
+    return Answer(ranking, body["index_digest"], body["encoder_digest"], body["request_id"], metadata)
+
+
+def _batch_fields(
+    text: str | None = None, image: str | Path | bytes | None = None, gallery_id: str | None = None,
+    k: int | None = None, exclude_reference: bool = True, weight: float | None = None, further: Further = PLAIN,
+    fields: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    asked = _query_fields(text, gallery_id, k, exclude_reference, weight, further, fields)
+    return asked if image is None else {**asked, "image": base64.b64encode(_bytes(image)).decode()}
+
+
+def _query_fields(
+    text: str | None, gallery_id: str | None, k: int | None, exclude_reference: bool, weight: float | None,
+    further: Further, fields: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Fields of a query as JSON, without those that say nothing."""
+    negative = further.negative
+    unwanted = None if negative is None else {**_picture(negative.picture), "weight": negative.weight}
+    if negative is not None and negative.text is not None:
+        unwanted = {**(unwanted or {}), "text": negative.text}
+    told = {
+        "text": text, "gallery_id": gallery_id, "k": k, "weight": weight, "box": further.box, "negative": unwanted,
+        "references": [_picture(item) for item in further.references] or None, "filter": further.filter,
+        "exclude": list(further.exclude) or None, "offset": further.offset or None, "fields": list(fields) or None,
+    }  # fmt: skip
+    return {"exclude_reference": exclude_reference, **_without_none(told)}
+
+
+def _picture(item: Reference | None) -> dict[str, Any]:
+    if item is None:
+        return {}
+    told: dict[str, Any] = {"gallery_id": item.gallery_id, "box": item.box, "weight": item.weight}
+    if item.image is not None:
+        told["image"] = base64.b64encode(_bytes(item.image)).decode()
+    return _without_none(told)
+
+
+def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tree.items() if value is not None}
 
 
 def _pause(reply: httpx.Response, attempt: int) -> float:
@@ -171,8 +241,15 @@ def _pause(reply: httpx.Response, attempt: int) -> float:
     return min(float(asked), 10.0) if asked.isdigit() else 0.2 * 2**attempt
 
 
-def _read(path: Path) -> bytes:
+def _bytes(image: Any) -> bytes:
+    """The encoded picture of a path or bytes."""
+    if isinstance(image, bytes):
+        return image
     try:
-        return path.read_bytes()
+        return Path(image).read_bytes()
     except OSError as error:
-        raise ServingError(f"Image {str(path)!r} cannot be read: {error.strerror}.") from None
+        raise ServingError(f"Image {str(image)!r} cannot be read: {error.strerror}.") from None
+    except TypeError:
+        raise ServingError(
+            f"A picture for the service is a path or encoded bytes, not {type(image).__name__}."
+        ) from None

@@ -8,11 +8,20 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import Response
 
 from cirray.index.pictures import media_type
+from cirray.index.store import GalleryIndex
 from cirray.serving.config import ServeArgs
 from cirray.serving.previews import large_picture
 from cirray.serving.problems import NOT_FOUND, ProblemError
 from cirray.serving.routes import ServiceGetter, image_path, picture_fields, problem_doc
-from cirray.serving.schemas import ExampleQuery, Examples, GalleryItem, GalleryPage
+from cirray.serving.schemas import (
+    ExampleQuery,
+    Examples,
+    FacetColumn,
+    Facets,
+    FacetValue,
+    GalleryItem,
+    GalleryPage,
+)
 
 _MAX_PAGE = 500
 
@@ -27,10 +36,11 @@ register_url_convertor("anything", _Anything())
 
 
 def add_gallery(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
-    """Add `/v1/gallery`, `/v1/images` and `/v1/examples`."""
+    """Add `/v1/gallery`, `/v1/images`, `/v1/examples` and `/v1/facets`."""
     _add_pages(app, service)
     _add_images(app, service, args)
     _add_examples(app, service)
+    _add_facets(app, service)
 
 
 def _add_pages(app: FastAPI, service: ServiceGetter) -> None:
@@ -83,3 +93,23 @@ def _add_examples(app: FastAPI, service: ServiceGetter) -> None:
             ExampleQuery(gallery_id=name, text=text, image=image_path(request, gallery, name)) for name, text in asked
         ]
         return Examples(queries=queries)
+
+
+def _add_facets(app: FastAPI, service: ServiceGetter) -> None:
+    @app.get("/v1/facets", response_model=Facets, responses={422: problem_doc("A filter that cannot be used.")})
+    async def facets(filter: str | None = None) -> Facets:
+        """What the metadata columns hold, among the images that pass a filter."""
+        current = service()
+        return await current.prepare(partial(_facets, current.retriever.gallery, filter))
+
+
+def _facets(gallery: GalleryIndex, chosen: str | None) -> Facets:
+    mask_N = gallery.columns.mask(chosen) if chosen is not None else None
+    columns = [
+        FacetColumn(
+            column=facet.column, kind=facet.kind, filled=facet.filled, least=facet.least, most=facet.most,
+            values=[FacetValue(value=value, count=count) for value, count in facet.counts],
+        )
+        for facet in gallery.columns.facets(mask_N)
+    ]  # fmt: skip
+    return Facets(images=len(gallery) if mask_N is None else int(mask_N.sum()), columns=columns)

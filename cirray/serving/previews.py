@@ -10,7 +10,7 @@ from cirray.data.config import ImageLimits
 from cirray.data.images import open_image
 from cirray.data.pixels import thumbnail
 from cirray.index.store import GalleryIndex
-from cirray.queries import original_file
+from cirray.query_pictures import original_file
 
 LARGE = 1600
 """Longest side in pixels of a large picture."""

@@ -57,29 +57,40 @@ class ProblemError(HTTPException):
 
 def problem_response(kind: Kind, detail: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
     """The HTTP answer of a problem."""
-    body = Problem(
-        type=f"urn:cirray:problem:{kind.name}", title=kind.title, status=kind.status, detail=detail,
-        request_id=request_id,
-    )  # fmt: skip
-    return JSONResponse(body.model_dump(), kind.status, headers, MEDIA_TYPE)
+    return JSONResponse(_document(kind, detail, request_id).model_dump(), kind.status, headers, MEDIA_TYPE)
 
 
 def response_of(error: BaseException, request_id: str) -> Response:
     """The HTTP answer of any error; only this package's errors show their message."""
+    problem = problem_of(error, request_id)
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None
+    headers = {"retry-after": "2"} if isinstance(error, StoreError) else headers
+    return JSONResponse(problem.model_dump(), problem.status, headers, MEDIA_TYPE)
+
+
+def problem_of(error: BaseException, request_id: str) -> Problem:
+    """Any error as a problem document."""
     if isinstance(error, ProblemError):
-        return problem_response(error.kind, error.detail, request_id, dict(error.headers or {}))
+        return _document(error.kind, error.detail, request_id)
     if isinstance(error, HTTPException):
         kind = _BY_STATUS.get(error.status_code) or Kind("http", "The request failed", error.status_code)
-        return problem_response(kind, str(error.detail), request_id, dict(error.headers or {}))
+        return _document(kind, str(error.detail), request_id)
     if isinstance(error, UnknownImageError):
-        return problem_response(UNKNOWN_IMAGE, str(error), request_id)
+        return _document(UNKNOWN_IMAGE, str(error), request_id)
     if isinstance(error, DataError):
-        return problem_response(UNUSABLE, str(error), request_id)
+        return _document(UNUSABLE, str(error), request_id)
     if isinstance(error, StoreError):
         _LOG.warning("request %s: %s", request_id, error)
-        return problem_response(UNAVAILABLE, _STORE, request_id, {"retry-after": "2"})
+        return _document(UNAVAILABLE, _STORE, request_id)
     _LOG.error("request %s failed", request_id, exc_info=error)
     detail = (
         str(error) if isinstance(error, CirrayError) else "The request could not be answered; see the server's log."
     )
-    return problem_response(INTERNAL, detail, request_id)
+    return _document(INTERNAL, detail, request_id)
+
+
+def _document(kind: Kind, detail: str, request_id: str) -> Problem:
+    return Problem(
+        type=f"urn:cirray:problem:{kind.name}", title=kind.title, status=kind.status, detail=detail,
+        request_id=request_id,
+    )  # fmt: skip

@@ -1,46 +1,97 @@
 """What goes over the wire."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from cirray.queries import MAX_EXCLUDED, MAX_REFERENCES, MAX_WEIGHT
+
+MAX_QUERIES = 64
+"""Most queries of one batch."""
+_Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
 class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class SearchRequest(_Wire):
-    """JSON body of a search. One of `image` and `gallery_id` is the reference; without one the text is searched."""
+class PictureQuery(_Wire):
+    """A picture of a query: one of `image` and `gallery_id`."""
+
+    image: str | None = None
+    """Base64 of a picture file."""
+    gallery_id: str | None = None
+    """Id of a gallery image."""
+    box: _Box | None = None
+    """x, y, width, height of the part that is meant, in shares of the upright picture (0 to 1) or in its pixels."""
+    weight: float = Field(1.0, gt=0, le=MAX_WEIGHT)
+    """Its share among the references."""
+
+
+class NegativeQuery(_Wire):
+    """What the answers should not look like: one of `text`, `image` and `gallery_id`."""
+
+    text: str | None = None
+    """What is not wanted, 1 to 512 characters; for models that read a text alone."""
+    image: str | None = None
+    """Base64 of a picture file."""
+    gallery_id: str | None = None
+    """Id of a gallery image."""
+    box: _Box | None = None
+    """The part of the picture that is meant."""
+    weight: float = Field(0.5, ge=0, le=1)
+    """How much of its vector is taken away."""
+
+
+class _Query(_Wire):
+    """What both bodies of a search have."""
 
     text: str | None = None
     """What to change in the reference, 1 to 512 characters; absent: images like the reference are searched."""
-    image: str | None = None
-    """Reference image, base64 of a picture file: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and others."""
     gallery_id: str | None = None
     """Id of a gallery image as the reference."""
-    k: int | None = Field(None, ge=1)
-    """Answers wanted; the server's default when absent, capped by the server."""
-    exclude_reference: bool = True
-    """Leave the reference out of its own answers (gallery ids only)."""
+    box: _Box | None = None
+    """x, y, width, height of the part of the reference that is meant, in shares of the upright picture (0 to 1) or in
+    its pixels; of a gallery image in shares."""
+    references: list[PictureQuery] = Field([], max_length=MAX_REFERENCES)
+    """Several references with weights, in place of the single one; the query is the weighted mean of theirs."""
+    negative: NegativeQuery | None = None
+    """What the answers should not look like."""
     weight: float | None = Field(None, ge=0, le=1)
     """The text's share: 0 is the picture alone, 1 the text alone; the model's own when absent."""
+    filter: str | None = None
+    """Which images may be answered, e.g. `price < 50 and category in ["shoes", "bags"]`; see `/v1/facets`."""
+    exclude: list[str] = Field([], max_length=MAX_EXCLUDED)
+    """Ids that are not answered."""
+    exclude_reference: bool = True
+    """Leave the references out of their own answers (gallery ids only)."""
+    k: int | None = Field(None, ge=1)
+    """Answers wanted; the server's default when absent, capped by the server."""
+    offset: int = Field(0, ge=0)
+    """Answers that are passed over."""
+    fields: list[str] = Field([], max_length=64)
+    """Metadata columns of the answers to return; `*` is all of them."""
 
 
-class SearchForm(_Wire):
-    """Multipart body of a search: the same fields with the picture as an uploaded file."""
+class SearchRequest(_Query):
+    """JSON body of a search. One of `image` and `gallery_id` is the reference; without one the text is searched."""
 
-    text: str | None = None
-    """What to change in the reference, 1 to 512 characters; absent: images like the reference are searched."""
+    image: str | None = None
+    """Reference image, base64 of a picture file: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and others."""
+
+
+class SearchForm(_Query):
+    """Multipart body of a search: the same fields with the picture as an uploaded file; lists and objects are JSON."""
+
     image: str | None = Field(None, json_schema_extra={"type": "string", "format": "binary"})
     """Reference image file."""
-    gallery_id: str | None = None
-    """Id of a gallery image as the reference."""
-    k: int | None = Field(None, ge=1)
-    """Answers wanted."""
-    exclude_reference: bool = True
-    """Leave the reference out of its own answers."""
-    weight: float | None = Field(None, ge=0, le=1)
-    """The text's share."""
+
+
+class BatchRequest(_Wire):
+    """Several queries in one call."""
+
+    queries: list[SearchRequest] = Field(min_length=1, max_length=MAX_QUERIES)
+    """The queries; each is answered, or refused, by itself."""
 
 
 class Hit(_Wire):
@@ -56,6 +107,8 @@ class Hit(_Wire):
     """Width of that picture in pixels, or null."""
     height: int | None
     """Its height."""
+    metadata: dict[str, Any]
+    """Values of the columns that `fields` asks for."""
 
 
 class Times(_Wire):
@@ -86,6 +139,74 @@ class SearchResponse(_Wire):
     """What the steps of it took."""
     request_id: str
     """Id of the request (header X-Request-ID)."""
+
+
+class Problem(_Wire):
+    """An error (RFC 9457, application/problem+json)."""
+
+    type: str
+    """`urn:cirray:problem:NAME`, stable for programs."""
+    title: str
+    """The kind of error in words."""
+    status: int
+    """HTTP status."""
+    detail: str
+    """What happened and what would be accepted."""
+    request_id: str
+    """Id of the request."""
+
+
+class BatchAnswer(_Wire):
+    """What became of one query of a batch: one of the two is null."""
+
+    answer: SearchResponse | None
+    """Its answer."""
+    problem: Problem | None
+    """Why it has none."""
+
+
+class BatchResponse(_Wire):
+    """The answers of a batch."""
+
+    answers: list[BatchAnswer]
+    """One for each query, in order."""
+    request_id: str
+    """Id of the request (header X-Request-ID)."""
+
+
+class FacetValue(_Wire):
+    """A value of a column."""
+
+    value: Any
+    """The value; dates as text."""
+    count: int
+    """Images that have it."""
+
+
+class FacetColumn(_Wire):
+    """What a metadata column holds."""
+
+    column: str
+    """Its name in filters."""
+    kind: str
+    """`numbers`, `texts`, `dates` or `true or false`."""
+    filled: int
+    """Images with a value."""
+    values: list[FacetValue]
+    """Its values, the most frequent first; empty for a column with more than 50."""
+    least: Any
+    """Smallest number or date, or null."""
+    most: Any
+    """Largest number or date, or null."""
+
+
+class Facets(_Wire):
+    """The metadata of the images that pass a filter."""
+
+    images: int
+    """How many pass."""
+    columns: list[FacetColumn]
+    """The columns that filters can name, in their order; none for a gallery without metadata."""
 
 
 class GalleryItem(_Wire):
@@ -203,18 +324,9 @@ class Version(_Wire):
     """Compositions without training that the model knows; empty for one that was trained for its own."""
     weight: float | None
     """The text's usual share, which a search may change; null: its composition has none."""
-
-
-class Problem(_Wire):
-    """An error (RFC 9457, application/problem+json)."""
-
-    type: str
-    """`urn:cirray:problem:NAME`, stable for programs."""
-    title: str
-    """The kind of error in words."""
-    status: int
-    """HTTP status."""
-    detail: str
-    """What happened and what would be accepted."""
-    request_id: str
-    """Id of the request."""
+    shapes: list[str]
+    """Shapes of query that the model can do."""
+    columns: list[str]
+    """Columns that filters can name."""
+    max_queries: int
+    """Most queries of one batch."""

@@ -1,48 +1,94 @@
-"""The route that answers queries."""
+"""The routes that answer queries: one, or a batch."""
 
+import asyncio
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from cirray.index.store import GalleryIndex
-from cirray.serving.bodies import SearchBody, read_search
+from cirray.serving.bodies import SearchBody, read_batch, read_search
+from cirray.serving.problems import ProblemError, problem_of
 from cirray.serving.routes import ServiceGetter, picture_fields, problem_doc
-from cirray.serving.schemas import Hit, SearchForm, SearchRequest, SearchResponse, Times
+from cirray.serving.schemas import (
+    BatchAnswer,
+    BatchRequest,
+    BatchResponse,
+    Hit,
+    SearchForm,
+    SearchRequest,
+    SearchResponse,
+    Times,
+)
 from cirray.serving.service import SearchService
 from cirray.types import Ranking, StepTimes
 
+if TYPE_CHECKING:
+    from cirray.queries import ComposedQuery
+
 
 def add_search(app: FastAPI, service: ServiceGetter) -> None:
-    """Add `/v1/search`."""
+    """Add `/v1/search` and `/v1/search:batch`."""
     problems = {status: problem_doc(text) for status, text in _SEARCH_PROBLEMS.items()}
 
     @app.post("/v1/search", response_model=SearchResponse, responses=problems, openapi_extra=_search_body())
     async def search(request: Request) -> Response:
         """Find gallery images that look like the reference after the change the text asks for."""
         begin, current = time.perf_counter(), service()
-        body = await read_search(request)
-        query = await current.prepare(partial(_prepare, current, body))
-        ranking = await current.answer(query)
-        answer = _search_response(request, query.gallery, ranking, begin)
+        answer = await _answered(request, current, await read_search(request), begin)
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    batch_problems = {status: text for status, text in problems.items() if status != 404}
+
+    @app.post("/v1/search:batch", response_model=BatchResponse, responses=batch_problems, openapi_extra=_batch_body())
+    async def search_batch(request: Request) -> Response:
+        """Answer several queries; each has its own answer or problem."""
+        begin, current = time.perf_counter(), service()
+        asked = await read_batch(request)
+        found = await asyncio.gather(*(_one(request, current, body, begin) for body in asked))
+        answer = BatchResponse(answers=found, request_id=request.state.request_id)
         return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _prepare(service: SearchService, body: SearchBody) -> Any:
+async def _one(request: Request, service: SearchService, body: SearchBody | ProblemError, begin: float) -> BatchAnswer:
+    """The answer of one query of a batch, or its problem."""
+    try:
+        if isinstance(body, ProblemError):
+            raise body
+        return BatchAnswer(answer=await _answered(request, service, body, begin), problem=None)
+    except Exception as error:  # noqa: BLE001 - said in the answer, as the application does for a single search
+        return BatchAnswer(answer=None, problem=problem_of(error, request.state.request_id))
+
+
+async def _answered(request: Request, service: SearchService, body: SearchBody, begin: float) -> SearchResponse:
+    query, gallery, names = await service.prepare(partial(_prepare, service, body))
+    ranking = await service.answer(query)
+    return _search_response(request, gallery, ranking, names, begin)
+
+
+def _prepare(service: SearchService, body: SearchBody) -> "tuple[ComposedQuery, GalleryIndex, list[str]]":
+    """The query, the gallery that it searches, and the columns that its answers are to have."""
     fields, settings = body.fields, service.settings
     k = min(fields.k or settings.default_k, settings.max_k)
-    return service.retriever.prepare(
-        fields.text, body.picture, fields.gallery_id, k, fields.exclude_reference, weight=fields.weight
-    )
+    query = service.retriever.prepare(
+        fields.text, body.picture, fields.gallery_id, k, fields.exclude_reference, weight=fields.weight,
+        further=body.further(),
+    )  # fmt: skip
+    gallery = query.gallery or service.retriever.gallery
+    return query, gallery, gallery.columns.chosen(fields.fields)
 
 
-def _search_response(request: Request, gallery: GalleryIndex, ranking: Ranking, begin: float) -> SearchResponse:
+def _search_response(
+    request: Request, gallery: GalleryIndex, ranking: Ranking, names: list[str], begin: float
+) -> SearchResponse:
+    values = gallery.columns.rows([gallery.row(name) for name in ranking.ids], names)
     hits = [
-        Hit(id=name, score=score, **picture_fields(request, gallery, name))
-        for name, score in zip(ranking.ids, ranking.scores, strict=True)
+        Hit(id=name, score=score, metadata=found, **picture_fields(request, gallery, name))
+        for name, score, found in zip(ranking.ids, ranking.scores, values, strict=True)
     ]
     return SearchResponse(
         hits=hits, index_digest=gallery.digest, encoder_digest=gallery.meta.encoder_digest,
@@ -56,15 +102,32 @@ def _times(ranking: Ranking) -> Times:
 
 
 def _search_body() -> dict[str, Any]:
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": SearchRequest.model_json_schema()},
-                "multipart/form-data": {"schema": SearchForm.model_json_schema()},
-            },
-        }
-    }
+    form = {"multipart/form-data": {"schema": _schema(SearchForm)}}
+    return {"requestBody": {"required": True, "content": {**_json_content(SearchRequest), **form}}}
+
+
+def _batch_body() -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": _json_content(BatchRequest)}}
+
+
+def _json_content(kind: type[BaseModel]) -> dict[str, Any]:
+    return {"application/json": {"schema": _schema(kind)}}
+
+
+def _schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """A body's schema whole in its place, since the document knows the schemas of answers alone."""
+    tree = kind.model_json_schema()
+    return _inlined({name: value for name, value in tree.items() if name != "$defs"}, tree.get("$defs", {}))
+
+
+def _inlined(tree: Any, parts: dict[str, Any]) -> Any:
+    if isinstance(tree, list):
+        return [_inlined(item, parts) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "$ref" in tree:
+        return _inlined(parts[tree["$ref"].rpartition("/")[2]], parts)
+    return {name: _inlined(value, parts) for name, value in tree.items()}
 
 
 _SEARCH_PROBLEMS: dict[int | str, str] = {

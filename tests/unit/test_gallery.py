@@ -167,3 +167,27 @@ def test_the_five_lines_of_the_readme_run_as_they_are(home, tmp_path, monkeypatc
     home_of_user = tmp_path / "root"
     monkeypatch.setenv("HOME", str(home_of_user))
     assert len(cirray.load("~/indexes/photos-openai-clip-vit-base-patch32")) == 25
+
+
+def test_a_gallery_answers_every_shape_of_query(tmp_path):
+    import tiny_service
+
+    from cirray.gallery import Gallery
+    from cirray.queries import Further, Negative, Reference
+
+    lines = ["id,price,shelf", *(f"plain/{number:02d},{number},s{number}" for number in range(0, 24, 2))]
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    gallery = Gallery(tiny_service.make(tmp_path, metadata=str(tmp_path / "m.csv")).index)
+    found = gallery.search("plain/00", "blue", 3, filter="price < 9", exclude=["plain/04"])
+    assert sorted(row.id for row in found) == ["plain/02", "plain/06", "plain/08"]
+    assert found[0].metadata["price"] < 9 and "shelf: s" in repr(found) and "shelf: s" in found.page()
+    told = Further(references=(Reference(gallery_id="plain/00"), Reference(gallery_id="plain/02", weight=2.0)))
+    wanted = gallery.engine.search("blue", further=told).ids
+    assert (
+        tuple(row.id for row in gallery.search(["plain/00", Reference(gallery_id="plain/02", weight=2.0)], "blue"))
+        == wanted
+    )
+    less = gallery.engine.search(
+        "blue", gallery_id="plain/00", further=Further(negative=Negative("red"), box=(0, 0, 0.5, 1))
+    )
+    assert tuple(row.id for row in gallery.search("plain/00", "blue", unwanted="red", box=(0, 0, 0.5, 1))) == less.ids

@@ -9,7 +9,8 @@ from PIL import Image
 
 from cirray.core.errors import DataError
 from cirray.models.base import Retriever
-from cirray.queries import Further, Negative, Reference, cut
+from cirray.queries import Further, Negative, Reference
+from cirray.query_pictures import cut
 from cirray.search_engine import SearchEngine
 
 A, B, C = "plain/00", "plain/02", "a b/pïc 05"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from cirray.core.config import Config
 from cirray.core.fields import Common, Effort, Known, Place
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
@@ -100,6 +101,35 @@ class IndexRun(Run):
         return {**tree, "out": f"@indexes/{name}"}
 
 
+Box = tuple[float, float, float, float]
+
+
+class SearchReference(Config):
+    """A picture of a query."""
+
+    image: Place = ""
+    """Image file, or"""
+    id: str = ""
+    """id of a gallery image."""
+    box: Box | None = None
+    """x, y, width, height of the part that is meant, in shares of the upright picture (0 to 1) or in its pixels."""
+    weight: float = Field(1.0, gt=0)
+    """Its share among the references."""
+
+
+class Unwanted(Config):
+    """What the answers should not look like: a text, an image file, or a gallery image."""
+
+    text: str = ""
+    """What is not wanted in words, for models that read a text alone."""
+    image: Place = ""
+    """Image file."""
+    id: str = ""
+    """Id of a gallery image."""
+    weight: float = Field(0.5, ge=0, le=1)
+    """How much of its vector is taken away."""
+
+
 class SearchRun(Run):
     """Answer one composed query."""
 
@@ -119,5 +149,19 @@ class SearchRun(Run):
     """The text's share: 0 is the picture alone, 1 the text alone; null: the model's own."""
     k: int = Field(10, ge=1)
     """Number of answers."""
+    offset: int = Field(0, ge=0)
+    """Answers that are passed over."""
+    filter: str = ""
+    """Which images may be answered, by their metadata: `price < 50 and category in ["shoes", "bags"]`."""
+    fields: tuple[str, ...] = ()
+    """Metadata columns to show with the answers; `*` is all of them."""
+    box: Box | None = None
+    """x, y, width, height of the part of the reference that is meant, in shares (0 to 1) or in pixels."""
+    references: tuple[SearchReference, ...] = ()
+    """Several references with weights, in place of `image` and `id`: `[{id: a, weight: 2}, {image: b.jpg}]`."""
+    unwanted: Unwanted = Unwanted()
+    """What the answers should not look like: `unwanted.text=red`."""
+    exclude: tuple[str, ...] = ()
+    """Ids that are not answered."""
     out: Place = ""
     """Page with the pictures; empty: `cirray-search.html` here."""

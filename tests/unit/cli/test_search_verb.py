@@ -26,7 +26,11 @@ HEAVY = {"torch", "ray", "transformers", "faiss", "deepspeed", "open_clip", "tor
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A checkpoint, its index, and a service of both at `url`."""
-    made = TINY.make(tmp_path_factory.mktemp("s"))
+    root = tmp_path_factory.mktemp("s")
+    (root / "m.csv").write_text(
+        "\n".join(["id,price", *(f"plain/{number:02d},{number}" for number in range(0, 24, 2))])
+    )
+    made = TINY.make(root, metadata=str(root / "m.csv"))
     service = DirectService(SearchEngine.open(made.checkpoint, made.index), ServingSettings())
     server = uvicorn.Server(uvicorn.Config(make_api(lambda: service, ServeArgs()), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -44,6 +48,24 @@ def searched(capsys, page, *words):
     status = main(["search", *words, f"out={page}"])
     said = capsys.readouterr()
     return status, said.out.replace(str(page), "PAGE"), said.err, page.read_text() if page.exists() else ""
+
+
+MORE = {
+    "filter": ["--id", "plain/00", "filter=price < 9", "fields=[price]", "offset=1", "exclude=[plain/04]"],
+    "references": ["references=[{id: plain/00, weight: 2}, {image: PICTURE, box: [0, 0, 0.5, 1]}]", "--text", "blue"],
+    "unwanted": ["--id", "plain/00", "--text", "blue", "unwanted.text=red", "box=[0, 0, 0.5, 1]"],
+    "unwanted picture": ["--text", "blue", "unwanted.id=plain/00", "unwanted.weight=0.3"],
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_service_answers_every_shape_as_the_same_search_here(made, name, capsys, tmp_path):
+    words = [word.replace("PICTURE", str(made.images / "plain" / "04.png")) for word in MORE[name]]
+    here = searched(capsys, tmp_path / "here.html", *words, f"checkpoint={made.checkpoint}", f"index={made.index}")
+    there = searched(capsys, tmp_path / "there.html", *words, f"--url={made.url}")
+    assert here == there and here[0] == 0, here[2]
+    if name == "filter":
+        assert "price: " in here[1].splitlines()[0] and len(here[1].splitlines()) == 4
 
 
 @pytest.mark.parametrize("kind", ["id", "picture"])

@@ -322,6 +322,8 @@ def test_the_openapi_document_names_every_route_and_problem(call):
     document = call("GET", "/openapi.json").json()
     assert set(document["paths"]) == {
         "/v1/search",
+        "/v1/search:batch",
+        "/v1/facets",
         "/v1/gallery",
         "/v1/images",
         "/v1/images/{image_id}",

@@ -40,7 +40,7 @@ def test_a_search_by_picture_sends_a_file():
     with client(httpx.Response(200, json=ANSWER)) as talk:
         talk.search("blue", image=b"bytes", exclude_reference=False)
     assert talk.seen[0].headers["content-type"].startswith("multipart/form-data")
-    assert b"bytes" in talk.seen[0].content and b"False" in talk.seen[0].content
+    assert b"bytes" in talk.seen[0].content and b"false" in talk.seen[0].content
 
 
 def test_an_id_becomes_one_path_segment():
