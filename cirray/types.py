@@ -81,6 +81,12 @@ class Generation:
     reverse_text: str | None = None
     logprob: float = 0.0
     error: str | None = None
+    edit: str = ""
+    """Kind of edit, where the generator tells it."""
+    confidence: float | None = None
+    """The generator's own, 0 to 1, where it tells it."""
+    tokens: tuple[int, int] = (0, 0)
+    """Tokens read and written, where a server counts them."""
 
 
 @dataclass(frozen=True)

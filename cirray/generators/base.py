@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from cirray.core.config import Config
-from cirray.features.store import FeatureLookup
 from cirray.types import Generation, Pair
 
 SettingsT = TypeVar("SettingsT", bound=Config, contravariant=True)
@@ -22,8 +21,14 @@ class ModificationGenerator(Protocol):
     def prompt_version(self) -> str:
         """Version of the instruction; stored with every text."""
 
-    def generate(self, pairs: Sequence[Pair], features: FeatureLookup) -> list[Generation]:
-        """Texts of pairs: same length, same order; a pair that fails has `error` set and no text."""
+    def generate(self, pairs: Sequence[Pair], images: Any, /) -> list[Generation]:
+        """Texts of pairs: same length, same order; a pair that fails has `error` set and no text.
+
+        Args:
+            pairs: what to write about.
+            images: what the generator reads of their images: a `FeatureLookup`, or a `PictureLookup` where its settings
+                have `reads = "pictures"`; None where it reads neither.
+        """
 
 
 @dataclass(frozen=True)

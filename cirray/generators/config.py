@@ -1,15 +1,21 @@
 """Configuration of modification-text generators: the model, and how it decodes. No torch."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from cirray.core.components import Component
 from cirray.core.config import Config
+from cirray.core.errors import ConfigError, reason_of
 from cirray.core.fields import Common, Effort, Kind, Place
 from cirray.core.registry import Registry
+from cirray.data.config import DataConfig, ImageLimits
+from cirray.generators.engines.config import EngineChoice
+from cirray.generators.prompts import find_prompt, version_in
 from cirray.models.config import QFormerConfig
 from cirray.models.towers.config import FrozenLanguageConfig
+from cirray.types import stable_id
 
 if TYPE_CHECKING:
     from cirray.generators.base import MakeGenerator
@@ -131,9 +137,73 @@ class MtgConfig(SavedConfig, FrozenLanguageConfig):
     """How texts are decoded."""
 
 
+_QUESTIONS = ("prompt version", "cirray.generators.engines")
+
+
+class LmmConfig(Config):
+    """A large multimodal model that is asked about both pictures, or a language model that reads their captions."""
+
+    engine: EngineChoice
+    """What answers: a server, or a model in this process."""
+    data: DataConfig | None = None
+    """Data set that has the pictures; not needed with `captions`."""
+    captions: tuple[Annotated[Place, Kind("captions")], ...] = ()
+    """Captions artifacts. With them the model reads captions and no picture, as a model without vision can."""
+    prompt: Annotated[str, version_in(*_QUESTIONS)] = "edit/1"
+    """Version of the question: `edit/1`."""
+    prompt_file: Place = ""
+    """Text file with a question of your own, with `{reference}`, `{target}` and, where the form of the answer is to be
+    said, `{answer}` in it; empty: `prompt`."""
+    side: int = Field(448, ge=32, le=4096)
+    """Longest side in pixels of a picture as the model sees it."""
+    words: int = Field(40, ge=1)
+    """Longest text in words; a longer one is asked for again, then rejected."""
+    script: Literal["latin", "any"] = "latin"
+    """`latin`: a text mostly in other letters is asked for again, then rejected."""
+    limits: ImageLimits = ImageLimits()
+    """Limits on pictures."""
+
+    @model_validator(mode="after")
+    def _sees(self) -> "LmmConfig":
+        if bool(self.data) == bool(self.captions):
+            raise ValueError("name either data, whose pictures the model sees, or captions, which it reads instead")
+        return self
+
+    @property
+    def reads(self) -> Literal["pictures", "captions"]:
+        """What it needs of a pair's images."""
+        return "captions" if self.captions else "pictures"
+
+    @property
+    def template(self) -> str:
+        """The question, with its slots.
+
+        Raises:
+            ConfigError: for a file that cannot be read or lacks a slot.
+        """
+        return _own_question(self.prompt_file) if self.prompt_file else find_prompt(self.prompt, *_QUESTIONS)
+
+    @property
+    def prompt_version(self) -> str:
+        """`edit/1#1a2b3c4d`, or the file's name with the hash."""
+        name = Path(self.prompt_file).stem if self.prompt_file else self.prompt
+        return f"{name}#{stable_id('lmm prompt', self.template)[:8]}"
+
+
+def _own_question(path: str) -> str:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"prompt_file {path!r} cannot be read ({reason_of(error)}).") from None
+    for slot in ("{reference}", "{target}"):
+        if slot not in text:
+            raise ConfigError(f"prompt_file {path!r} has no {slot}; the picture or its caption is put there.")
+    return text if "{answer}" in text else f"{text.rstrip()} {{answer}}"
+
+
 GENERATORS: "Registry[MakeGenerator[Any]]" = Registry(
-    "generator", ["cirray.generators.store"],
-    {"mtg": MtgConfig, "caption_template": SavedConfig, "template": SavedConfig},
+    "generator", ["cirray.generators.store", "cirray.generators.lmm"],
+    {"mtg": MtgConfig, "caption_template": SavedConfig, "template": SavedConfig, "lmm": LmmConfig},
 )  # fmt: skip
 """Name -> constructor."""
 
@@ -144,7 +214,12 @@ class GeneratorChoice(Component):
     registry = GENERATORS
     kind: str = "mtg"
     """Name of the generator: `mtg`, a trained network (VDG's too), `caption_template`, SPN's templates filled with
-    captions, or `template`, one text with the images' ids."""
+    captions, `lmm`, a large model that is asked about both pictures, or `template`, one text with the images' ids."""
+
+    @property
+    def reads(self) -> str:
+        """What it needs of a pair's images: `features`, `pictures` or `captions`."""
+        return str(getattr(self.settings, "reads", "features"))
 
 
 def check_language(run: Any) -> Any:

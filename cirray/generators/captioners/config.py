@@ -8,6 +8,7 @@ from cirray.core.components import Component
 from cirray.core.config import Config
 from cirray.core.fields import Common, Features, Kind, Place, Some
 from cirray.core.registry import Registry
+from cirray.generators.engines.config import EngineChoice
 from cirray.generators.prompts import find_prompt, version_in
 
 if TYPE_CHECKING:
@@ -40,11 +41,9 @@ class ReadingConfig(CaptionerConfig):
     """Features artifacts that hold the images."""
 
 
-class HfConfig(CaptionerConfig):
-    """An image-to-text model of Hugging Face."""
+class InstructedConfig(CaptionerConfig):
+    """A model that follows an instruction about a picture."""
 
-    source: Place
-    """Folder or hub id of the model."""
     prompt: Annotated[str, version_in(*_TABLE)] = "caption/1"
     """Version of the instruction: `caption/1`, or `blip2/1` (the beginning of a caption)."""
     noun: str = "image"
@@ -58,9 +57,28 @@ class HfConfig(CaptionerConfig):
         return find_prompt(self.prompt, *_TABLE).format(noun=self.noun, words=self.words)
 
 
+class HfConfig(InstructedConfig):
+    """An image-to-text model of Hugging Face."""
+
+    source: Place
+    """Folder or hub id of the model."""
+
+
+class LmmCaptionConfig(InstructedConfig):
+    """A large multimodal model behind an engine."""
+
+    engine: EngineChoice
+    """What answers: a server, or a model in this process."""
+    side: int = Field(448, ge=32, le=4096)
+    """Longest side in pixels of a picture as the model sees it."""
+
+
 CAPTIONERS: "Registry[MakeCaptioner[Any]]" = Registry(
-    "captioner", [f"cirray.generators.captioners.{name}" for name in ("existing", "small", "cells", "hf")],
-    {"cells": ReadingConfig, "existing": ExistingConfig, "hf": HfConfig, "small": ReadingConfig}, CaptionerConfig,
+    "captioner", [f"cirray.generators.captioners.{name}" for name in ("existing", "small", "cells", "hf", "lmm")],
+    {
+        "cells": ReadingConfig, "existing": ExistingConfig, "hf": HfConfig, "lmm": LmmCaptionConfig,
+        "small": ReadingConfig,
+    }, CaptionerConfig,
 )  # fmt: skip
 """Name -> constructor."""
 
@@ -71,7 +89,7 @@ class CaptionerChoice(Component):
     registry = CAPTIONERS
     kind: str = "cells"
     """Name of the captioner: `cells` (the embedded world's exact one) and `small` read a generator's soft tokens, `hf`
-    is an image-to-text model, `existing` the data set's own captions."""
+    is an image-to-text model, `lmm` a large model behind an endpoint, `existing` the data set's own captions."""
 
     @property
     def reads(self) -> str:

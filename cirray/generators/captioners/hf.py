@@ -18,6 +18,7 @@ from cirray.data.images import open_image, read_place
 from cirray.data.places import Place
 from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, HfConfig
+from cirray.generators.captioners.lmm import first_line
 from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, unreadable
 from cirray.models.sources.hub import at_home
@@ -96,7 +97,7 @@ class HfCaptioner:
         if ids_BT.shape[1] >= length and bool((ids_BT[:, :length] == prompt_BT).all()):
             ids_BT = ids_BT[:, length:]  # some models repeat the prompt
         rows = self._processor.batch_decode(ids_BT, skip_special_tokens=True)
-        return [_line(text) for text in rows]
+        return [first_line(text) for text in rows]
 
     def _open(self, picture: Picture) -> Any:
         place, data = self._read(picture)
@@ -118,9 +119,3 @@ class HfCaptioner:
     def _takes(self, name: str) -> bool:
         """BERT-style tokenizers add token types, which not every model knows."""
         return name != "token_type_ids" or name in inspect.signature(self._model.forward).parameters
-
-
-def _line(text: str) -> str:
-    """The first line that is not blank, with single spaces."""
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    return next((line for line in lines if line), "")

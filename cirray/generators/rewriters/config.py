@@ -8,6 +8,7 @@ from cirray.core.components import Component
 from cirray.core.config import Config
 from cirray.core.fields import Place
 from cirray.core.registry import Registry
+from cirray.generators.engines.config import EngineChoice
 from cirray.generators.prompts import find_prompt, version_in
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.types import stable_id
@@ -27,15 +28,11 @@ class RewriterConfig(Config):
         return ""
 
 
-class LanguageConfig(RewriterConfig, FrozenLanguageConfig):
-    """A language model that follows an instruction."""
+class InstructedConfig(RewriterConfig):
+    """A model that follows an instruction."""
 
-    source: Place
-    """Folder or hub id of the language model."""
     prompt: Annotated[str, version_in(*_TABLE)]
     """Version of the instruction: `circo/1`, `cirr/1`, `fashioniq/1`, `plain/1`."""
-    new_tokens: int = Field(80, ge=1)
-    """Longest answer in tokens; CLIP reads 77."""
 
     @property
     def template(self) -> str:
@@ -48,9 +45,25 @@ class LanguageConfig(RewriterConfig, FrozenLanguageConfig):
         return f"{self.prompt}#{stable_id('rewrite prompt', self.template)[:8]}"
 
 
+class LanguageConfig(InstructedConfig, FrozenLanguageConfig):
+    """A language model in this process."""
+
+    source: Place
+    """Folder or hub id of the language model."""
+    new_tokens: int = Field(80, ge=1)
+    """Longest answer in tokens; CLIP reads 77."""
+
+
+class LmmRewriteConfig(InstructedConfig):
+    """A large language model behind an engine."""
+
+    engine: EngineChoice
+    """What answers: a server, or a model in this process."""
+
+
 REWRITERS: "Registry[MakeRewriter[Any]]" = Registry(
-    "rewriter", [f"cirray.generators.rewriters.{name}" for name in ("join", "language")],
-    {"join": RewriterConfig, "language": LanguageConfig}, RewriterConfig,
+    "rewriter", [f"cirray.generators.rewriters.{name}" for name in ("join", "language", "lmm")],
+    {"join": RewriterConfig, "language": LanguageConfig, "lmm": LmmRewriteConfig}, RewriterConfig,
 )  # fmt: skip
 """Name -> constructor."""
 
@@ -60,8 +73,9 @@ class RewriterChoice(Component):
 
     registry = REWRITERS
     kind: str = "join"
-    """Name of the rewriter: with `language`, a language model follows an instruction; `join` says "{caption},
-    {modification}" without a model: the simple twin, for the embedded world, whose language model cannot rewrite."""
+    """Name of the rewriter: with `language`, a language model follows an instruction, with `lmm` one behind an
+    endpoint; `join` says "{caption}, {modification}" without a model: the simple twin, for the embedded world, whose
+    language model cannot rewrite."""
 
     @property
     def prompt_version(self) -> str:

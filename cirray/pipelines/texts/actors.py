@@ -6,13 +6,15 @@ from typing import Any
 from cirray.core.errors import ArtifactError
 from cirray.features.store import FeatureStore
 from cirray.generators.base import ModificationGenerator, WriterSetup
-from cirray.generators.config import GENERATORS, GeneratorChoice
+from cirray.generators.config import GENERATORS, GeneratorChoice, LmmConfig
+from cirray.generators.pictures import PictureLookup
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.pairs import to_pairs
 from cirray.triplets.schema import rejected_table, triplet_id, triplet_table
 from cirray.triplets.store import write_part
 from cirray.types import Generation, Pair, part_name
 
+_ENDS = ("reference", "target")
 GeneratorLoader = Callable[[GeneratorChoice, WriterSetup], ModificationGenerator]
 """(kind and settings, what the stage asks) -> the generator."""
 
@@ -49,7 +51,8 @@ class GenerateTexts:
             both: two triplets per pair, or the forward one.
         """
         self._generator = load(generator, setup)
-        self._features = FeatureStore.open_many(list(features))
+        self._settings, self._reads = generator.settings, generator.reads
+        self._features = FeatureStore.open_many(list(features)) if self._reads == "features" else None
         self._work_uri, self._recipe, self._both = work_uri, recipe, both
         self._row = {**row, "prompt_version": self._generator.prompt_version}
 
@@ -57,25 +60,28 @@ class GenerateTexts:
         """Write the texts of one part.
 
         Args:
-            columns: `part` and the fields of `Pair`.
+            columns: `part` and the fields of `Pair`; `reference_place` and `target_place` for one that sees pictures.
 
         Returns:
-            `rejected` texts.
+            `rejected` texts, `tokens_in` and `tokens_out`.
         """
         pairs = to_pairs(columns)
-        triplets, rejected = self.rows(pairs, self.generate(pairs))
+        made = self.generate(pairs, self._pictures(pairs, columns))
+        triplets, rejected = self.rows(pairs, made)
         write_part(self._work_uri, part_name(columns["part"][0]), triplet_table(triplets), rejected_table(rejected))
-        return {"rejected": len(rejected)}
+        read, written = (sum(item.tokens[way] for item in made) for way in (0, 1))
+        return {"rejected": len(rejected), "tokens_in": read, "tokens_out": written}
 
-    def generate(self, pairs: Sequence[Pair]) -> list[Generation]:
-        """One generation per pair, in order; a pair without features is a failure.
+    def generate(self, pairs: Sequence[Pair], pictures: PictureLookup | None = None) -> list[Generation]:
+        """One generation per pair, in order; a pair without the features that are read is a failure.
 
         Raises:
             ArtifactError: when the generator does not return one answer per pair, in order.
         """
-        absent = {pair.pair_id: self._features.missing((pair.reference_id, pair.target_id)) for pair in pairs}
+        store = self._features
+        absent = {pair.pair_id: _absent(pair, store) for pair in pairs}
         able = [pair for pair in pairs if not absent[pair.pair_id]]
-        made = self._generator.generate(able, self._features) if able else []
+        made = self._generator.generate(able, store or pictures) if able else []
         if [item.pair_id for item in made] != [pair.pair_id for pair in able]:
             raise ArtifactError(f"The generator returned {len(made)} texts for {len(able)} pairs, or in another order.")
         answers = {item.pair_id: item for item in made}
@@ -84,6 +90,15 @@ class GenerateTexts:
             answers.get(pair.pair_id) or Generation(pair.pair_id, None, error=reason(absent[pair.pair_id][0]))
             for pair in pairs
         ]
+
+    def _pictures(self, pairs: Sequence[Pair], columns: Columns) -> PictureLookup | None:
+        if self._reads != "pictures":
+            return None
+        assert isinstance(self._settings, LmmConfig)
+        ids = ([getattr(pair, f"{end}_id") for pair in pairs] for end in _ENDS)
+        places = (columns[f"{end}_place"].tolist() for end in _ENDS)
+        known = {image: place for row in zip(ids, places, strict=True) for image, place in zip(*row, strict=True)}
+        return PictureLookup(known, self._settings.limits, self._settings.side)
 
     def rows(
         self, pairs: Sequence[Pair], generations: Sequence[Generation]
@@ -108,9 +123,16 @@ class GenerateTexts:
         return triplets, rejected
 
 
+def _absent(pair: Pair, store: FeatureStore | None) -> tuple[str, ...]:
+    """Images of a pair without the features that are read."""
+    return tuple(store.missing((pair.reference_id, pair.target_id))) if store else ()
+
+
 def _texts(text: str, other: str | None) -> dict[str, Any]:
     return {"modification": text.strip(), "reverse_modification": (other or "").strip() or None}
 
 
 def _numbers(pair: Pair, made: Generation) -> dict[str, Any]:
-    return {"logprob": float(made.logprob), "scores": {"pair": float(pair.score)}, "group_id": pair.group_id}
+    sure = {} if made.confidence is None else {"confidence": made.confidence}
+    scores = {"pair": float(pair.score), **sure}
+    return {"logprob": float(made.logprob), "scores": scores, "group_id": pair.group_id, "edit": made.edit}

@@ -71,10 +71,10 @@ class GenerateRun(Run):
 
     pairs: Annotated[Place, Kind("pairs")] = "@pairs"
     """Pairs artifact."""
-    features: Some[tuple[Features, ...]] = ("@features",)
-    """Features artifacts that hold the pairs' images."""
     generator: Common[GeneratorChoice] = GeneratorChoice()
     """What writes the texts."""
+    features: tuple[Features, ...] = ("@features",)
+    """Features artifacts that hold the pairs' images; none where the generator looks at pictures or captions."""
     out: Place = "@synthetic"
     """Triplets artifact (path or URI)."""
     directions: Literal["both", "forward"] = "both"
@@ -100,6 +100,17 @@ class GenerateRun(Run):
     """Go on although images of a benchmark in `guard` are used; the manifest records them."""
     pool: Effort[PoolConfig] = PoolConfig()
     ray: Effort[RayConfig] = RayConfig()
+
+    @model_validator(mode="after")
+    def _sees(self) -> "GenerateRun":
+        if self.generator.reads == "features":
+            if not self.features:
+                raise ValueError(f"generator kind {self.generator.kind!r} reads features; name at least one artifact")
+        elif "features" in self.model_fields_set and self.features:
+            raise ValueError(f"generator kind {self.generator.kind!r} reads {self.generator.reads}; leave features out")
+        else:
+            object.__setattr__(self, "features", ())
+        return self
 
     @model_validator(mode="after")
     def _named(self) -> "GenerateRun":

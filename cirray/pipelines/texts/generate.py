@@ -1,6 +1,6 @@
 """Stage 4b: write texts for pairs by a pool of generator actors; no row is lost or doubled."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,15 @@ import pyarrow as pa
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.core.contents import canonical
-from cirray.core.errors import GenerationError
+from cirray.core.errors import DataError, GenerationError
 from cirray.core.unfinished import stage_function
 from cirray.features.store import check_tower
 from cirray.generators.base import WriterSetup
-from cirray.generators.config import SavedConfig
+from cirray.generators.config import LmmConfig, SavedConfig
 from cirray.generators.places import described
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
+from cirray.pipelines.data.datasets import contents_of, open_dataset
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs
 from cirray.pipelines.texts.actors import GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.texts.config import GenerateRun
@@ -62,17 +63,44 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     """
     guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
     _check_generator(run)
-    stage = open_stage(run, "triplets", guard_inputs(guard), PARTS)
+    places, contents = pair_pictures(run)
+    stage = open_stage(run, "triplets", {**guard_inputs(guard), **contents}, PARTS)
     if stage.finished:
         return stage.finished
-    plan = make_plan(run)
-    run_parts(stage, text_parts(run, stage, plan, load), run.ray)
+    plan = make_plan(run, places)
+    sums = run_parts(stage, text_parts(run, stage, plan, load), run.ray)
     _filter(stage, run)
-    return _publish(stage, plan, run, guard)
+    return _publish(stage, plan, run, {**guard, **_tokens(sums)})
 
 
-def make_plan(run: GenerateRun) -> TextPlan:
+def pair_pictures(run: GenerateRun) -> tuple[dict[str, str], dict[str, str]]:
+    """Places (`Place.text`) of the pairs' images by id, and the digest of their bytes; nothing where none is read.
+
+    Raises:
+        DataError: the data set lacks an image of a pair.
+    """
+    settings = run.generator.settings
+    if not isinstance(settings, LmmConfig) or settings.data is None:
+        return {}, {}
+    dataset, ids = open_dataset(settings.data), sorted(set(_images(run)))
+    absent = [image for image in ids if image not in dataset.images]
+    if absent:
+        raise DataError(
+            f"The data set {dataset.name!r} has no picture of {len(absent):,} of the {len(ids):,} images in pairs, "
+            f"e.g. {absent[0]!r}; it has e.g. {min(dataset.images.paths, default='none')!r}. Name the pairs' own data "
+            "set in generator.settings.data."
+        )
+    places = {image: dataset.images.place(image).text() for image in ids}
+    digest = stable_id("pictures", *ids, *contents_of(list(places.values()), settings.limits))
+    return places, {"generator.settings.data": digest}
+
+
+def make_plan(run: GenerateRun, places: Mapping[str, str] | None = None) -> TextPlan:
     """Read and order the pairs, cut them into parts, and list every expected id.
+
+    Args:
+        run: the configuration.
+        places: of the images, where the generator looks at pictures.
 
     Raises:
         GenerationError: when a pair appears twice.
@@ -85,7 +113,11 @@ def make_plan(run: GenerateRun) -> TextPlan:
     generator = saved.digest if saved else stable_id("generator", settings)
     recipe = stable_id("recipe", generator, settings, run.seed)
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
-    tables = cut(pair_table(pairs), run.part_rows)
+    table = pair_table(pairs)
+    for end in ("reference", "target") if places else ():
+        found = [(places or {})[getattr(pair, f"{end}_id")] for pair in pairs]
+        table = table.append_column(f"{end}_place", pa.array(found, pa.string()))
+    tables = cut(table, run.part_rows)
     ids = [table.column("pair_id").to_pylist() for table in tables]
     keys = [[triplet_id(pair, recipe, direction) for pair in part for direction in directions] for part in ids]
     return TextPlan(tables, keys, recipe, generator)
@@ -150,6 +182,12 @@ def _publish(stage: Stage, plan: TextPlan, run: GenerateRun, guard: dict[str, An
     reasons = [list(item) for item in rejected.reasons()[:5]]
     facts = {"generator": plan.generator, "generator_saw": saw, "reasons": reasons, **guard}
     return stage.publish(counts, metrics, facts)
+
+
+def _tokens(sums: Mapping[str, int]) -> dict[str, Any]:
+    """Tokens read and written by this run, for the manifest."""
+    told = {name: sums[name] for name in ("tokens_in", "tokens_out") if sums.get(name)}
+    return {"tokens": told} if told else {}
 
 
 def _images(run: GenerateRun) -> Iterator[str]:

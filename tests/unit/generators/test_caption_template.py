@@ -79,7 +79,7 @@ def test_a_saved_generator_writes_the_same_texts_whatever_the_order_of_the_capti
     one, two = load_generator(tmp_path / "one"), load_generator(tmp_path / "two")
     assert one.generate(PAIRS, None) == generator().generate(PAIRS, None) == two.generate(PAIRS, None)
     assert one.digest == two.digest != load_generator(tmp_path / "one", seed=4).digest
-    assert GENERATORS.names() == ["caption_template", "mtg", "template"]
+    assert GENERATORS.names() == ["caption_template", "lmm", "mtg", "template"]
 
 
 def test_unknown_templates_and_kinds_are_named(tmp_path):

@@ -30,7 +30,7 @@ def given_features(monkeypatch, features):
 
 
 def test_captioners_are_found_by_name():
-    assert CAPTIONERS.names() == ["cells", "existing", "hf", "small"]
+    assert CAPTIONERS.names() == ["cells", "existing", "hf", "lmm", "small"]
     with pytest.raises(ConfigError, match="Unknown captioner 'smal'. Did you mean 'small'"):
         CAPTIONERS.get("smal")
 

@@ -43,7 +43,7 @@ def made(source, batch=32, **fields):
 
 
 def test_rewriters_are_found_by_name():
-    assert REWRITERS.names() == ["join", "language"]
+    assert REWRITERS.names() == ["join", "language", "lmm"]
     with pytest.raises(ConfigError, match="Unknown rewriter 'langage'. Did you mean 'language'"):
         REWRITERS.get("langage")
 

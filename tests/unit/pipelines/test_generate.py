@@ -251,7 +251,7 @@ def test_an_actor_is_a_plain_object_that_needs_no_cluster(inputs):
     actor = GenerateTexts(
         TINY.load_knobs, run.generator, WriterSetup(), run.features, str(inputs / "work"), row, recipe=plan.recipe
     )
-    assert actor(to_columns(plan.tables[1])) == {"rejected": 0}
+    assert actor(to_columns(plan.tables[1])) == {"rejected": 0, "tokens_in": 0, "tokens_out": 0}
     ids = pq.read_table(join(str(inputs / "work"), "data", "part-00001.parquet")).column("triplet_id").to_pylist()
     assert sorted(ids) == sorted(plan.keys[1])
 

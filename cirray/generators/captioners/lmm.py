@@ -1,0 +1,63 @@
+"""A large multimodal model behind an engine as a captioner."""
+
+from collections.abc import Sequence
+
+from cirray.core.log import get_logger
+from cirray.data.images import open_image, read_place
+from cirray.data.pixels import thumbnail
+from cirray.data.places import Place
+from cirray.generators.captioners.base import CaptionerSetup, Picture
+from cirray.generators.captioners.config import CAPTIONERS, LmmCaptionConfig
+from cirray.generators.engines.base import Question, Shot
+from cirray.generators.engines.config import ENGINES
+from cirray.types import MAX_TEXT, stable_id
+
+_LOG = get_logger("generators")
+
+
+@CAPTIONERS.register("lmm")
+class LmmCaptioner:
+    """Asks one question a picture; the first line of the answer is the caption."""
+
+    def __init__(self, settings: LmmCaptionConfig, setup: CaptionerSetup) -> None:
+        """Make the engine.
+
+        Raises:
+            ArtifactError: no model can be loaded.
+            GenerationError: no server answers.
+        """
+        self._settings, self._limits = settings, setup.limits
+        self._engine = ENGINES.get(settings.engine.kind)(settings.engine.settings, setup.device)
+        self.digest = stable_id("lmm-captioner", self._engine.digest, settings.instruction, settings.side)
+
+    def content(self, picture: Picture) -> bytes:
+        """The picture as it is sent.
+
+        Raises:
+            DataError: for a file that cannot be read.
+        """
+        place = Place.parse(picture.place)
+        data = read_place(place, self._limits, picture.image_id)
+        return thumbnail(open_image(data, self._limits, picture.image_id, place.box), self._settings.side)
+
+    def caption(self, pictures: Sequence[Picture]) -> list[str]:
+        """The first line that the model writes of each picture; empty where it wrote none."""
+        questions = [
+            Question((Shot(picture.image_id, self.content(picture)), self._settings.instruction))
+            for picture in pictures
+        ]  # fmt: skip
+        replies = self._engine.ask(questions, self._defect)
+        for picture, reply in zip(pictures, replies, strict=True):
+            if reply.error:
+                _LOG.warning("%s has no caption: %s", picture.image_id, reply.error)
+        return [first_line(reply.text) for reply in replies]
+
+    def _defect(self, text: str) -> str:
+        if not first_line(text):
+            return "is empty"
+        return f"has {len(text):,} characters" if len(first_line(text)) > MAX_TEXT else ""
+
+
+def first_line(text: str) -> str:
+    """The first line that is not blank, with single spaces."""
+    return next((line for line in (" ".join(line.split()) for line in text.splitlines()) if line), "")

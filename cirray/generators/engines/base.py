@@ -1,0 +1,64 @@
+"""The engine interface: questions of pictures and text in, one reply each out, failures as values. No torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from cirray.core.config import Config
+
+SettingsT = TypeVar("SettingsT", bound=Config, contravariant=True)
+Defect = Callable[[str], str]
+"""What is wrong with an answer; empty: nothing. An answer with a defect is asked for again."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture in a question: its id, and the bytes of a picture file."""
+
+    picture_id: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. `parts` are read in their order; `schema` is the JSON schema of the answer, if it has one."""
+
+    parts: tuple[str | Shot, ...]
+    schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or why there is none: exactly one of `text` and `error` says something. Tokens are 0 if not told."""
+
+    text: str = ""
+    error: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Engine(Protocol):
+    """Answers questions."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies the model and how it answers."""
+
+    def ask(self, questions: Sequence[Question], defect: Defect) -> list[Reply]:
+        """One reply a question, in order.
+
+        Raises:
+            GenerationError: nothing can be asked now: nobody answers, a wrong key, an unknown model.
+        """
+
+
+class MakeEngine(Protocol[SettingsT]):
+    """Makes an engine, ready to answer."""
+
+    def __call__(self, settings: SettingsT, device: str) -> Engine:
+        """By its settings, of the class that it is registered with.
+
+        Raises:
+            ArtifactError: when there is no model to load.
+            GenerationError: when nobody answers.
+        """

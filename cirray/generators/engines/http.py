@@ -1,0 +1,239 @@
+"""Questions to a server with OpenAI's chat completions, many at a time.
+
+A busy, silent or failing server costs a question another try, at the next endpoint and after a pause. A question that
+fails at its last try is a rejected row if the server has answered others meanwhile; else nobody answers, and the run
+stops with what is finished kept.
+"""
+
+import base64
+import os
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import httpx
+
+from cirray.core.environ import variable
+from cirray.core.errors import ConfigError, GenerationError, reason_of, unknown_name
+from cirray.generators.engines.base import Defect, Question, Reply, Shot
+from cirray.generators.engines.config import ENGINES, HttpConfig
+from cirray.types import stable_id
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+_BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
+_STOPS = (401, 403, 404)
+_SCHEMA_WORDS = ("response_format", "json_schema", "guided", "structured", "grammar")
+_REFUSED_AT_FIRST = 8
+"""When so many questions are refused and none was answered, all will be: the run stops."""
+
+
+class _Failed(Exception):
+    """One try that failed. `wait_s`: the pause that the server asked for; `final`: no other try will help; `tokens`:
+    of an answer that was no good.
+    """
+
+    def __init__(self, reason: str, wait_s: float = 0.0, final: bool = False, tokens: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(reason)
+        self.wait_s, self.final, self.tokens = wait_s, final, tokens
+
+
+@ENGINES.register("http")
+class HttpEngine:
+    """One client of one or more servers of the same model."""
+
+    def __init__(self, settings: HttpConfig, device: str) -> None:
+        """Ask the first server that answers for its models.
+
+        Raises:
+            GenerationError: nobody answers, the key is refused, or the model is not served.
+        """
+        self._settings, self._key = settings, variable(settings.key_variable, "").strip()
+        self._http = httpx.Client(
+            timeout=httpx.Timeout(settings.timeout_s, connect=min(10.0, settings.timeout_s)), headers=self._headers(),
+            limits=httpx.Limits(max_connections=settings.open_requests), verify=_trusted(settings.certificates),
+        )  # fmt: skip
+        self._lock = threading.Lock()
+        self._schemas = settings.structured == "auto"
+        self._answered_at, self._answered, self._refused, self._turn = float("-inf"), 0, 0, 0
+        self._check_served()
+
+    @cached_property
+    def digest(self) -> str:
+        """Over the model's name and how it answers; a server does not tell its weights."""
+        settings = self._settings
+        return stable_id(
+            "http engine", self._settings.model, settings.max_tokens, settings.temperature, settings.structured
+        )
+
+    def ask(self, questions: Sequence[Question], defect: Defect) -> list[Reply]:
+        """See `Engine.ask`."""
+        with ThreadPoolExecutor(min(self._settings.open_requests, max(1, len(questions)))) as pool:
+            futures = [pool.submit(self._answer, question, defect) for question in questions]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _answer(self, question: Question, defect: Defect) -> Reply:
+        begun, turn, urls, read, written = time.monotonic(), self._next_turn(), self._settings.endpoints, 0, 0
+        reason = ""
+        for attempt in range(self._settings.tries):
+            try:
+                reply = self._try(question, urls[(turn + attempt) % len(urls)], defect)
+                return Reply(reply.text, "", read + reply.tokens_in, written + reply.tokens_out)
+            except _Failed as failed:
+                if failed.final:
+                    return self._refuse(str(failed))
+                reason, read, written = str(failed), read + failed.tokens[0], written + failed.tokens[1]
+                if attempt + 1 < self._settings.tries and failed.tokens == (0, 0):
+                    time.sleep(min(LONGEST_PAUSE_S, max(failed.wait_s, FIRST_PAUSE_S * 2**attempt)))
+        if self._answered_at < begun:
+            raise GenerationError(
+                f"{reason}, {self._settings.tries} times. What is finished is kept: start the server and run again."
+            )
+        return Reply("", f"{reason} ({self._settings.tries} tries)", read, written)
+
+    def _try(self, question: Question, url: str, defect: Defect) -> Reply:
+        """One request."""
+        asks_schema = self._schemas and question.schema is not None
+        reply = self._send("POST", url, "/chat/completions", json=self._body(question, asks_schema))
+        if reply.status_code != 200:
+            self._raise(reply, url, asks_schema)
+        try:
+            body = reply.json()
+            text, usage = str(body["choices"][0]["message"]["content"] or ""), body.get("usage") or {}
+            tokens = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise _Failed(f"{url} sent no chat completion: {self._hidden(reply.text)[:80]!r}") from None
+        with self._lock:
+            self._answered_at, self._answered = time.monotonic(), self._answered + 1
+        if fault := defect(text):
+            raise _Failed(f"the answer {fault}: {text[:80]!r}", tokens=tokens)
+        return Reply(text, "", *tokens)
+
+    def _raise(self, reply: httpx.Response, url: str, asked_schema: bool) -> None:
+        status, said = reply.status_code, self._hidden(_said(reply))
+        if asked_schema and status in (400, 422, 501) and any(word in said.lower() for word in _SCHEMA_WORDS):
+            self._schemas = False
+            raise _Failed(f"{url} takes no JSON schema")
+        if status in _STOPS:
+            raise GenerationError(self._stopped(status, url, said))
+        if status in _BUSY:
+            raise _Failed(f"{url} answered {status} ({said})", _retry_after(reply))
+        raise _Failed(f"the server refused the question, {status}: {said}", final=True)
+
+    def _stopped(self, status: int, url: str, said: str) -> str:
+        if status == 404:
+            return f"{url} knows no model {self._settings.model!r} or no chat completions (404: {said})."
+        name = self._settings.key_variable
+        there = f"the key in {name} is not accepted" if self._key else f"a key is needed; put it into {name}"
+        return f"{url} refuses us ({status}: {said}): {there}."
+
+    def _refuse(self, reason: str) -> Reply:
+        """A rejected question, or the end of the run where the server takes none."""
+        with self._lock:
+            self._refused += 1
+            if not self._answered and self._refused >= _REFUSED_AT_FIRST:
+                raise GenerationError(f"The first {self._refused} questions were all refused: {reason}.")
+        return Reply("", reason)
+
+    def _body(self, question: Question, with_schema: bool) -> dict[str, Any]:
+        settings = self._settings
+        content = [self._part(part) for part in question.parts]
+        plain = all(isinstance(part, str) for part in question.parts)
+        body: dict[str, Any] = {
+            "model": self._settings.model, "max_tokens": settings.max_tokens, "temperature": settings.temperature,
+            "messages": [{"role": "user", "content": "".join(map(str, question.parts)) if plain else content}],
+        }  # fmt: skip
+        if with_schema:
+            schema = {"name": "answer", "schema": dict(question.schema or {}), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
+
+    def _part(self, part: str | Shot) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        kind = "png" if part.data.startswith(b"\x89PNG") else "jpeg"
+        url = f"data:image/{kind};base64,{base64.b64encode(part.data).decode()}"
+        more = {"uuid": part.picture_id} if self._settings.picture_ids else {}
+        return {"type": "image_url", "image_url": {"url": url}, **more}
+
+    def _next_turn(self) -> int:
+        """Which endpoint a question tries first."""
+        with self._lock:
+            self._turn += 1
+            return self._turn
+
+    def _send(self, method: str, url: str, path: str, **content: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, url + path, **content)
+        except httpx.TimeoutException:
+            raise _Failed(f"{url} gave no answer within {self._settings.timeout_s:g} s") from None
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise _Failed(f"{url} cannot be reached ({self._hidden(reason_of(error, 100))})") from None
+
+    def _check_served(self) -> None:
+        """Ask the first server that answers whether it has the model."""
+        reasons = []
+        for url in self._settings.endpoints:
+            try:
+                reply = self._send("GET", url, "/models")
+            except _Failed as failed:
+                reasons.append(str(failed))
+                continue
+            if reply.status_code in (401, 403):
+                raise GenerationError(self._stopped(reply.status_code, url, self._hidden(_said(reply))))
+            names = _names(reply)
+            if names and self._settings.model not in names:
+                raise GenerationError(f"{url}: {unknown_name('model', self._settings.model, names)}")
+            return
+        raise GenerationError(f"No server answers: {'; '.join(reasons)}. Start one, or name it in `endpoints`.")
+
+    def _headers(self) -> dict[str, str]:
+        if not self._key.isascii() or any(letter.isspace() for letter in self._key):
+            raise ConfigError(f"The key in {self._settings.key_variable} holds blanks or letters that no header takes.")
+        return {"authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def _hidden(self, text: str) -> str:
+        """A text of the server's, without our key."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _names(reply: httpx.Response) -> list[str]:
+    """Names of the models that a server says it has; none where it has no such list."""
+    try:
+        return [str(item["id"]) for item in reply.json()["data"]] if reply.status_code == 200 else []
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _said(reply: httpx.Response) -> str:
+    """What a server says about its refusal, in one line."""
+    try:
+        body = reply.json()
+        found = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
+        text = str(found.get("message", found)) if isinstance(found, dict) else str(found)
+    except ValueError:
+        text = reply.text
+    return " ".join(text.split())[:160] or "no reason given"
+
+
+def _retry_after(reply: httpx.Response) -> float:
+    try:
+        return min(LONGEST_PAUSE_S, max(0.0, float(reply.headers.get("retry-after", 0))))
+    except ValueError:
+        return 0.0
+
+
+def _trusted(certificates: str) -> ssl.SSLContext | bool:
+    if not certificates:
+        return True
+    try:
+        return ssl.create_default_context(cafile=os.path.expanduser(certificates))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"certificates {certificates!r} cannot be read: {reason_of(error)}.") from None

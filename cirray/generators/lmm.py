@@ -1,0 +1,165 @@
+"""A large model writes the text: it sees both pictures (or reads their captions) and a versioned prompt.
+
+Both directions and the kind of edit come from one question, so that a pair's two texts belong together.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from cirray.core.errors import DataError
+from cirray.generators.base import WriterSetup
+from cirray.generators.config import GENERATORS, LmmConfig
+from cirray.generators.engines.base import Engine, Question, Reply, Shot
+from cirray.generators.engines.config import ENGINES
+from cirray.generators.pictures import PictureLookup
+from cirray.triplets.captions import read_captions
+from cirray.types import MAX_TEXT, Generation, Pair, stable_id
+
+EDITS = ("add", "remove", "replace", "attribute", "count", "position", "background", "other")
+"""Kinds of edit that an answer may name."""
+_ANSWER = {
+    "forward": '"forward": the request that leads from A to B',
+    "reverse": '"reverse": the request that leads from B to A',
+    "edit": f'"edit": one of {", ".join(EDITS)}',
+    "confidence": '"confidence": how sure you are, from 0 to 1',
+}
+_ENDS = {"{reference}": "reference_id", "{target}": "target_id"}
+_SLOT = re.compile(r"(\{reference\}|\{target\})")
+_LINE = re.compile(r"^\W*(forward|reverse|edit|confidence)\W*:\s*(.+)$", re.IGNORECASE | re.MULTILINE)
+
+
+class LmmGenerator:
+    """Asks an engine one question a pair."""
+
+    def __init__(self, settings: LmmConfig, setup: WriterSetup, engine: Engine) -> None:
+        """Take an engine; captions are read here, pictures when they are asked for."""
+        self._settings, self._engine = settings, engine
+        self._names = [name for name in _ANSWER if setup.directions == "both" or name != "reverse"]
+        rows = read_captions(settings.captions)
+        self._captions = {image: str(row["caption"]) for image, row in rows.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """Over engine, prompt and what the model sees."""
+        settings = self._settings
+        sees: list[object] = [part for item in sorted(self._captions.items()) for part in item] or [settings.side]
+        return stable_id("lmm", self._engine.digest, self.prompt_version, settings.words, settings.script, *sees)
+
+    @property
+    def prompt_version(self) -> str:
+        """`edit/1#1a2b3c4d`, with the hash of its words."""
+        return self._settings.prompt_version
+
+    def generate(self, pairs: Sequence[Pair], pictures: PictureLookup | None) -> list[Generation]:
+        """Texts of pairs: same length, same order; a pair that fails has `error` set.
+
+        Raises:
+            GenerationError: as `Engine.ask`.
+        """
+        made: dict[str, Generation] = {}
+        questions: dict[str, Question] = {}
+        for pair in pairs:
+            try:
+                questions[pair.pair_id] = self._question(pair, pictures)
+            except DataError as error:
+                made[pair.pair_id] = Generation(pair.pair_id, None, error=str(error))
+        replies = self._engine.ask(list(questions.values()), self._defect) if questions else []
+        for pair_id, reply in zip(questions, replies, strict=True):
+            made[pair_id] = self._generation(pair_id, reply)
+        return [made[pair.pair_id] for pair in pairs]
+
+    def _question(self, pair: Pair, pictures: PictureLookup | None) -> Question:
+        fields = ", ".join(_ANSWER[name] for name in self._names)
+        parts: list[str | Shot] = []
+        for piece in _SLOT.split(self._settings.template):
+            if piece in _ENDS:
+                parts.append(self._shown(getattr(pair, _ENDS[piece]), pictures))
+            elif piece:
+                parts.append(piece.replace("{answer}", f"Answer with one JSON object and nothing else: {{{fields}}}."))
+        return Question(tuple(parts), self._schema)
+
+    def _shown(self, image_id: str, pictures: PictureLookup | None) -> str | Shot:
+        if pictures is not None:
+            return pictures.shot(image_id)
+        if not self._captions.get(image_id, "").strip():
+            raise DataError(f"image {image_id!r} has no caption")
+        return self._captions[image_id].strip()
+
+    @cached_property
+    def _schema(self) -> dict[str, Any]:
+        kinds: dict[str, Any] = {name: {"type": "string"} for name in self._names}
+        kinds["edit"] = {"type": "string", "enum": list(EDITS)}
+        kinds["confidence"] = {"type": "number"}
+        return {"type": "object", "properties": kinds, "required": self._names, "additionalProperties": False}
+
+    def _defect(self, answer: str) -> str:
+        found = parse_answer(answer)
+        if not found:
+            return "is not the JSON that was asked for"
+        texts = ((name, _clean(found.get(name))) for name in self._names if name in ("forward", "reverse"))
+        return next((f"has {fault}" for name, text in texts if (fault := self._fault(name, text))), "")
+
+    def _fault(self, name: str, text: str) -> str:
+        if not text:
+            return f"no {name} text"
+        if len(text.split()) > self._settings.words or len(text) > MAX_TEXT:
+            return f"a {name} text of {len(text.split()):,} words, more than {self._settings.words}"
+        letters = [letter for letter in text if letter.isalpha()]
+        if self._settings.script == "latin" and 2 * sum(letter < "\u0250" for letter in letters) <= len(letters):
+            return f"a {name} text in another script than Latin"
+        return ""
+
+    def _generation(self, pair_id: str, reply: Reply) -> Generation:
+        tokens = (reply.tokens_in, reply.tokens_out)
+        if reply.error:
+            return Generation(pair_id, None, error=reply.error, tokens=tokens)
+        found = parse_answer(reply.text)
+        edit = str(found.get("edit", "")).strip().lower()
+        return Generation(
+            pair_id, _clean(found["forward"]), _clean(found.get("reverse")) or None, tokens=tokens,
+            edit=edit if edit in EDITS else "", confidence=_share(found.get("confidence")),
+        )  # fmt: skip
+
+
+@GENERATORS.register("lmm")
+def _make(settings: LmmConfig, setup: WriterSetup) -> LmmGenerator:
+    engine = ENGINES.get(settings.engine.kind)(settings.engine.settings, setup.device)
+    return LmmGenerator(settings, setup, engine)
+
+
+def parse_answer(answer: str) -> dict[str, Any]:
+    """The fields of an answer: of its first JSON object, or of lines `forward: ...`; empty when there are none."""
+    for begin in _openings(answer):
+        try:
+            found, _ = json.JSONDecoder().raw_decode(answer, begin)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and "forward" in found:
+            return found
+    lines = {name.lower(): text for name, text in _LINE.findall(answer)}
+    return lines if "forward" in lines else {}
+
+
+def _openings(answer: str) -> Iterator[int]:
+    """Places of the first opening braces."""
+    for number, match in enumerate(re.finditer(r"\{", answer)):
+        if number == 16:
+            return
+        yield match.start()
+
+
+def _clean(text: Any) -> str:
+    """One line without quotation marks around it; empty for what is no text."""
+    line = " ".join(text.split()) if isinstance(text, str) else ""
+    return line.strip("\"'\u201c\u201d ,").replace("\x00", "")
+
+
+def _share(value: Any) -> float | None:
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        return None
+    return share if 0 <= share <= 1 else None

@@ -1,0 +1,198 @@
+"""`cirray generate` with a large model behind an endpoint: two pictures in, checked texts out, every pair accounted."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from made_artifacts import stage_of
+from PIL import Image
+
+from cirray.core.config import validate
+from cirray.core.errors import ConfigError, DataError, GenerationError
+from cirray.generators.engines import http
+from cirray.generators.lmm import parse_answer
+from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.generate import run_generate
+from cirray.triplets.captions import write_captions
+from cirray.triplets.store import TripletStore
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+TINY = SimpleNamespace(**runpy.run_path(str(FIXTURES / "tiny_pipeline.py")))
+LMM = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lmm_stub.py")))
+DRIVER = """
+import json, sys
+from cirray.core.config import validate
+from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.generate import run_generate
+run_generate(validate(GenerateRun, json.loads(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.01)
+    (tmp_path / "photos").mkdir(parents=True)
+    for number in range(13):
+        Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(tmp_path / "photos" / f"img-{number:04d}.png")
+    TINY.write_pairs_artifact(tmp_path / "pairs", TINY.chain(12))
+    return tmp_path
+
+
+def tree(world, url, engine=None, **fields):
+    server = {"kind": "http", "settings": {"endpoints": [url], "model": "tiny-vl", "tries": 2, **(engine or {})}}
+    settings = {"engine": server, "data": {"folder": {"root": str(world / "photos")}}, "side": 32}
+    settings |= fields.pop("settings", {})
+    return {
+        "pairs": str(world / "pairs"), "generator": {"kind": "lmm", "settings": settings}, "out": str(world / "out"),
+        "part_rows": 4, "ray": {"enabled": False}, **fields,
+    }  # fmt: skip
+
+
+def generate(world, url, engine=None, **fields):
+    return run_generate(validate(GenerateRun, tree(world, url, engine, **fields)))
+
+
+def test_two_pictures_arrive_and_both_texts_with_kind_and_confidence_are_kept(world):
+    with LMM.Stub() as stub:
+        manifest = generate(world, stub.url)
+    assert manifest.counts == {"pairs": 12, "triplets": 24, "rejected": 0} and len(stub.bodies) == 12
+    assert all(LMM.pictures_of(body) == [(32, 32), (32, 32)] for body in stub.bodies)
+    assert "Picture A: <picture>\nPicture B: <picture>" in stub.texts()[0] and '"reverse"' in stub.texts()[0]
+    assert manifest.extra["tokens"] == {"tokens_in": 1200, "tokens_out": 84}
+    rows = TripletStore.open(world / "out").table().to_pylist()
+    assert {row["modification"] for row in rows} == {"make it blue", "make it red"}
+    assert {row["edit"] for row in rows} == {"attribute"} and dict(rows[0]["scores"])["confidence"] == 0.9
+    assert rows[0]["prompt_version"].startswith("edit/1#")
+    with LMM.Stub() as again:
+        assert generate(world, again.url).digest == manifest.digest and not again.bodies
+
+
+def test_forward_alone_asks_for_one_text(world):
+    with LMM.Stub(lambda body, number: {"forward": "make it blue"}) as stub:
+        manifest = generate(world, stub.url, directions="forward", reverse_texts=False)
+    schema = stub.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert manifest.counts["triplets"] == 12 and "reverse" not in schema["properties"]
+    assert '"reverse"' not in stub.texts()[0]
+
+
+def test_bad_answers_and_bad_pictures_are_rejected_rows_with_a_reason(world):
+    answers = {
+        "img-0000": {"forward": "make it blue", "reverse": " "},
+        "img-0001": {"forward": "blue " * 2000, "reverse": "make it red"},
+        "img-0002": {"forward": "把它变成蓝色", "reverse": "make it red"},
+        "img-0003": "I cannot see any pictures.",
+        "img-0004": {"forward": ["make it blue"], "reverse": "make it red"},
+    }
+    (world / "photos" / "img-0009.png").write_bytes(b"no picture")
+
+    def say(body, number):
+        return answers.get(body["messages"][0]["content"][1]["uuid"], LMM.GOOD)
+
+    with LMM.Stub(say) as stub:
+        manifest = generate(world, stub.url, {"picture_ids": True})
+    assert manifest.counts == {"pairs": 12, "triplets": 10, "rejected": 14}
+    rejected = TripletStore.open(world / "out").rejected().to_pylist()
+    reasons = {row["reference_id"]: row["reason"] for row in rejected if row["reference_id"] < row["target_id"]}
+    assert "has no reverse text" in reasons["img-0000"] and "2,000 words, more than 40" in reasons["img-0001"]
+    assert "another script than Latin" in reasons["img-0002"] and "not the JSON" in reasons["img-0003"]
+    assert "has no forward text" in reasons["img-0004"] and "img-0009" in reasons["img-0008"]
+    assert all("(2 tries)" in reasons[f"img-000{number}"] for number in range(5))
+
+
+def test_a_killed_driver_goes_on_after_its_finished_parts(world):
+    def slow(body, number):
+        time.sleep(0.15)
+        return LMM.GOOD
+
+    with LMM.Stub(slow) as stub:
+        command = [sys.executable, "-c", DRIVER, json.dumps(tree(world, stub.url, {"open_requests": 1}))]
+        driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
+        while len(stub.bodies) < 6 and driver.poll() is None:
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        asked = len(stub.bodies)
+        manifest = generate(world, stub.url)
+    assert manifest.counts == {"pairs": 12, "triplets": 24, "rejected": 0}
+    assert 6 <= asked <= 7 and len(stub.bodies) == asked + 8  # the first part of four was not asked again
+    ids = TripletStore.open(world / "out").table().column("triplet_id").to_pylist()
+    assert len(set(ids)) == 24
+
+
+def test_a_server_that_dies_in_the_middle_loses_and_doubles_nothing(world):
+    with LMM.Stub(lambda body, number: LMM.GOOD if number <= 6 else (503, "down")) as stub:
+        with pytest.raises(GenerationError, match="503.*What is finished is kept"):
+            generate(world, stub.url, {"open_requests": 1})
+    assert not (world / "out" / "manifest.json").exists()
+    with LMM.Stub() as stub:
+        assert generate(world, stub.url).counts["triplets"] == 24
+    assert len(stub.bodies) == 8
+
+
+def test_a_model_without_vision_reads_captions(world):
+    rows = [{"image_id": f"img-{n:04d}", "caption": f"scene {n}", "captioner": "c", "key": str(n)} for n in range(12)]
+    stage = stage_of(world / "captions", "captions")
+    write_captions(stage.work_uri, "part-00000", rows)
+    stage.publish({"captions": 12})
+    with LMM.Stub() as stub:
+        fields = {"data": None, "captions": [str(world / "captions")]}
+        manifest = generate(world, stub.url, settings=fields)
+    assert manifest.counts == {"pairs": 12, "triplets": 22, "rejected": 2}
+    assert "Picture A: scene 0\nPicture B: scene 1\n" in stub.texts()[0]
+    assert isinstance(stub.bodies[0]["messages"][0]["content"], str)
+    reasons = set(TripletStore.open(world / "out").rejected().column("reason").to_pylist())
+    assert reasons == {"image 'img-0012' has no caption"}
+
+
+def test_a_prompt_of_ones_own_is_used_and_told(world):
+    file = world / "dress.txt"
+    file.write_text("From {reference} to {target}: what should the dress be like?")
+    with LMM.Stub() as stub:
+        generate(world, stub.url, settings={"prompt_file": str(file)})
+    assert stub.texts()[0].startswith("From <picture> to <picture>: what should the dress be like? Answer with one")
+    assert TripletStore.open(world / "out").table().column("prompt_version")[0].as_py().startswith("dress#")
+    file.write_text("From {reference} on")
+    with LMM.Stub() as stub, pytest.raises(ConfigError, match=r"dress.txt' has no \{target\}"):
+        generate(world, stub.url, settings={"prompt_file": str(file)}, out=str(world / "other"))
+
+
+def test_wrong_settings_are_one_sentence(world):
+    url = "http://127.0.0.1:9/v1"
+    (world / "photos" / "img-0012.png").unlink()
+    with pytest.raises(
+        DataError, match=r"no picture of 1 of the 13 images in pairs, e.g. 'img-0012'; it has e.g. 'img-0000'"
+    ):
+        generate(world, url)
+    for fields, words in (
+        ({"settings": {"data": None}}, "name either data, whose pictures"),
+        ({"features": ["somewhere"]}, "generator kind 'lmm' reads pictures; leave features out"),
+        ({"settings": {"prompt": "edits/1"}}, "edit/1"),
+        ({"settings": {"engine": {"kind": "htp"}}}, "http"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            generate(world, url, **fields)
+    with pytest.raises(ConfigError, match="model"):
+        generate(world, url, {"model": ""})
+    with pytest.raises(ConfigError, match="reads features; name at least one"):
+        validate(GenerateRun, {"features": []})
+
+
+@pytest.mark.parametrize(
+    ("answer", "forward"),
+    [
+        ('```json\n{"forward": "a", "reverse": "b"}\n```', "a"),
+        ('Sure! {"x": 1} {"forward": "a"}', "a"),
+        ("forward: make it red\nreverse: make it blue", "make it red"),
+        ("**Forward**: make it red", "make it red"),
+        ("[" * 100_000, None), ("{" * 100_000, None), ('{"forward":', None), ("", None), ('["forward"]', None),
+    ],
+)  # fmt: skip
+def test_answers_are_found_in_what_models_write(answer, forward):
+    assert parse_answer(answer).get("forward") == forward
