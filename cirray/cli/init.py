@@ -217,7 +217,7 @@ def _towers(found: Found) -> list[str]:
         "    language: train",
         "    corpus: data",
         "  train-generator:",
-        "    model: {tuning: full}  # for a small language model; leave this out where `language` is a large one",
+        "    generator: {settings: {tuning: full}}  # for a small language model; not where `language` is a large one",
     ]
 
 

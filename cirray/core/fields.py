@@ -71,6 +71,10 @@ Common = Annotated[ValueT, Shown.SHORT]
 class StageDigested:
     """A section whose places have one digest together (a data set's folders), given by its stage."""
 
+    def unread(self) -> frozenset[str]:
+        """Fields that nothing reads because of what the others say (other formats'); no part of an identity."""
+        return frozenset()
+
 
 def role_of(field: FieldInfo) -> Role:
     """What a field of a `Config` is, as declared; a list, mapping or union of places is a place, scratch an effort."""

@@ -32,8 +32,8 @@ class Reading:
 def identity_of(config: BaseModel) -> dict[str, Any]:
     """Plain values of the fields that decide a result, at any depth.
 
-    Without places, efforts, and fields of a later version (`Since`) at their defaults; names of named places
-    (`checkpoints: {mine: PLACE}`) are kept.
+    Without places, efforts, fields of a data format that is not read, and fields of a later version (`Since`) at their
+    defaults; names of named places (`checkpoints: {mine: PLACE}`) are kept.
     """
     return dict(_deciding(config, config.model_dump(mode="json")))
 
@@ -84,7 +84,8 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _deciding(value: Any, plain: Any) -> Any:
     if isinstance(value, BaseModel) and isinstance(plain, Mapping):
-        named = {name: (type(value).model_fields[name], getattr(value, name)) for name in plain}
+        unread = value.unread() if isinstance(value, StageDigested) else ()
+        named = {name: (type(value).model_fields[name], getattr(value, name)) for name in plain if name not in unread}
         kept = {name: _deciding(item, plain[name]) for name, (field, item) in named.items() if _decides(field, item)}
         return kept | {
             name: sorted(item)

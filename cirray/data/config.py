@@ -283,6 +283,10 @@ class DataConfig(StageDigested, Config):
     huggingface: HuggingFaceConfig = HuggingFaceConfig()
     webdataset: WebDatasetConfig = WebDatasetConfig()
 
+    def unread(self) -> frozenset[str]:
+        """The sections of all formats but this one."""
+        return frozenset(FORMATS) - {self.format}
+
     @classmethod
     def from_preset(cls, values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """What `preset` says of the format."""

@@ -19,6 +19,7 @@ from cirray.types import stable_id
 
 if TYPE_CHECKING:
     from cirray.generators.base import MakeGenerator
+    from cirray.generators.trainable import TrainableKind
 
 Pass = Literal["reference", "target", "difference"]
 
@@ -45,7 +46,24 @@ class ReaderConfig(QFormerConfig):
     """Standard deviation of the start weights (BLIP-2's own: 0.02)."""
 
 
-class GeneratorConfig(Config):
+class TrainableConfig(Config):
+    """What the settings of every trainable generator can say; the settings of one that has none of its own."""
+
+    def check(self, run: Any) -> None:
+        """Look at the run that trains it; here it must give nothing that only an MTG can use.
+
+        Raises:
+            ValueError: naming the setting to change.
+        """
+        if run.qformer_source or run.alignment not in ("auto", "none"):
+            name = "qformer_source" if run.qformer_source else "alignment"
+            raise ValueError(
+                f"{name}={getattr(run, name)!r} is for a generator of the kind 'mtg'; generator.kind is "
+                f"{run.generator.kind!r}. Leave it out."
+            )
+
+
+class GeneratorConfig(TrainableConfig):
     """A generator after the MTG of Zhou et al. (2025): Q-Former passes, one projection, a language model."""
 
     qformer: ReaderConfig = ReaderConfig()
@@ -86,6 +104,29 @@ class GeneratorConfig(Config):
         if self.role_tags and "difference" not in self.passes:
             raise ValueError("role_tags act on the difference pass; add it to passes or switch them off")
         return self
+
+    def check(self, run: Any) -> None:
+        """Refuse types of the language model's weights that training cannot use.
+
+        Raises:
+            ValueError: naming the setting to change.
+        """
+        if self.tuning == "full" and run.language_dtype != "float32":
+            raise ValueError(
+                f"language_dtype {run.language_dtype!r} loses small updates where the language model itself is "
+                "trained; use float32 with training.precision=bf16, or generator.settings.tuning=lora"
+            )
+        if run.language_quantization == "none":
+            return
+        if self.tuning == "full":
+            raise ValueError(
+                "a quantised language model cannot be trained in full; set generator.settings.tuning=lora or frozen"
+            )
+        if self.embed_language_model:
+            raise ValueError(
+                "language_quantization needs generator.settings.embed_language_model=false: the artifact then names "
+                "the language model instead of copying quantised weights"
+            )
 
 
 class DecodingConfig(Config):
@@ -222,27 +263,15 @@ class GeneratorChoice(Component):
         return str(getattr(self.settings, "reads", "features"))
 
 
-def check_language(run: Any) -> Any:
-    """Refuse types of the language model's weights that a generator's training cannot use.
+TRAINABLE: "Registry[TrainableKind]" = Registry(
+    "kind of trainable generator", ["cirray.generators.store"], {"mtg": GeneratorConfig}, TrainableConfig
+)
+"""Name -> how it is made and saved. A plug-in registers what it saves with `GENERATORS` under the same name."""
 
-    Args:
-        run: has `model` (a `GeneratorConfig`), `language_dtype` and `language_quantization`.
 
-    Raises:
-        ValueError: naming the setting to change.
-    """
-    if run.model.tuning == "full" and run.language_dtype != "float32":
-        raise ValueError(
-            f"language_dtype {run.language_dtype!r} loses small updates where the language model itself is trained; "
-            "use float32 with training.precision=bf16, or model.tuning=lora"
-        )
-    if run.language_quantization == "none":
-        return run
-    if run.model.tuning == "full":
-        raise ValueError("a quantised language model cannot be trained in full; set model.tuning=lora or frozen")
-    if run.model.embed_language_model:
-        raise ValueError(
-            "language_quantization needs model.embed_language_model=false: the artifact then names the language model "
-            "instead of copying quantised weights"
-        )
-    return run
+class TrainedGenerator(Component):
+    """The network that learns to write the texts."""
+
+    registry = TRAINABLE
+    kind: str = "mtg"
+    """Name of the kind: `mtg`, VDG's too."""

@@ -6,8 +6,7 @@ trained on the answer alone: L = -1/T sum_t log p(y_t | prefix, y_<t).
 VDG (docs/PAPERS.md#delta-generator) is the same network without q_c, its slots named.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,11 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from cirray.core.errors import ArtifactError
 from cirray.core.extras import require
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.prompts import prompt
-from cirray.models.movable import Movable
+from cirray.generators.trainable import AnswerLoss, Answers, TrainableGenerator
 from cirray.models.qformer import QueryingTransformer
 from cirray.models.text import TextBatch, build_tokenizer, encode_texts
 from cirray.models.towers.language import LanguageModel
@@ -28,23 +26,7 @@ IGNORE = -100
 _REFERENCE, _TARGET = 0, 1
 
 
-@dataclass(frozen=True)
-class Answers(Movable):
-    """Answer token ids `ids_BT` (end token last, padded on the right) and `mask_BT` (True for answer tokens)."""
-
-    ids_BT: torch.Tensor
-    mask_BT: torch.Tensor
-
-
-@dataclass(frozen=True)
-class AnswerLoss:
-    """Sum of the cross-entropy over answer tokens, and their number."""
-
-    total: torch.Tensor
-    tokens: torch.Tensor
-
-
-class ModificationTextModel(nn.Module):
+class ModificationTextModel(TrainableGenerator):
     """The network: soft tokens of an image pair in, loss of an answer (or the decoder's prefix) out.
 
     Attributes:
@@ -69,7 +51,8 @@ class ModificationTextModel(nn.Module):
             reader: tokenizer of the Q-Former's text side; default is a word-level one over the instruction.
         """
         super().__init__()
-        self.config, self.language, self.instruction = config, language, prompt(config.prompt)
+        self.config, self.language, self.prompt_version = config, language, config.prompt
+        self.instruction = prompt(config.prompt)
         self.reader = reader or build_tokenizer([self.instruction])
         vocabulary = len(self.reader) if "difference" in config.passes else 0
         self.qformer = QueryingTransformer(config.qformer, patch_width, vocabulary)
@@ -173,7 +156,7 @@ class ModificationTextModel(nn.Module):
         )
         return AnswerLoss(total, answers.mask_BT.sum())
 
-    def encode_answers(self, texts: list[str]) -> Answers:
+    def encode_answers(self, texts: Sequence[str]) -> Answers:
         """Token ids of answers, cut on the right, always with their end token."""
         limit, end, pad = self.config.answer_length - 1, self.language.end_id, self.language.pad_id
         rows = [[*self.language.token_ids(text)[:limit], end] for text in texts]
@@ -194,17 +177,6 @@ class ModificationTextModel(nn.Module):
             for name, value in self.state_dict().items()
             if not name.startswith("lm.") or full or (lora and "lora_" in name)
         }
-
-    def load_tuned(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load weights from `tuned_state`.
-
-        Raises:
-            ArtifactError: when they are of another model.
-        """
-        if set(state) != set(self.tuned_state()):
-            odd = sorted(set(state) ^ set(self.tuned_state()))[:3]
-            raise ArtifactError(f"These weights are of another generator: {odd}. Choose another out.")
-        self.load_state_dict(state, strict=False)
 
     def _answer_logits(self, prefix_BLE: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """Logits at every answer position, `[B, T, V]`: after the prefix, or in the decoder behind its encoder."""
@@ -242,7 +214,7 @@ def _tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.tuning != "lora":
         return model
-    require("peft", "train", "model.tuning=lora")
+    require("peft", "train", "generator.settings.tuning=lora")
     from peft import LoraConfig as Adapter
     from peft import get_peft_model
 

@@ -4,10 +4,23 @@ from cirray.core.config import validate
 from cirray.core.errors import ArtifactError
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.mtg import ModificationTextModel
-from cirray.models.sources.blip2 import Blip2Source, check_vocabulary, require_text
+from cirray.generators.trainable import Given
+from cirray.models.sources.blip2 import Blip2Source, check_vocabulary, open_blip2, require_text
 from cirray.models.towers.language import LanguageModel
 
 PROJECTION = "language_projection"
+
+
+def build_mtg(config: GeneratorConfig, given: Given) -> ModificationTextModel:
+    """A network with random start weights, or those of a checkpoint.
+
+    Raises:
+        ArtifactError: as `generator_from`.
+    """
+    if not given.source:
+        return ModificationTextModel(config, given.language, given.patch_width)
+    source = open_blip2(given.source)
+    return generator_from(source, config, given.language, given.patch_width, given.source_projection)
 
 
 def generator_from(
@@ -48,8 +61,8 @@ def generator_from(
 def _check_projection(source: Blip2Source, language: LanguageModel, config: GeneratorConfig) -> None:
     if not config.projection_bias:
         raise ArtifactError(
-            f"The projection of {source.name!r} has a bias, and model.projection_bias is false. Set it to true, or "
-            "source_projection=false to start a projection without bias at random."
+            f"The projection of {source.name!r} has a bias, and generator.settings.projection_bias is false. Set it to "
+            "true, or source_projection=false to start a projection without bias at random."
         )
     if f"{PROJECTION}.weight" not in source.weights.places:
         raise ArtifactError(

@@ -21,10 +21,12 @@ from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, reason_of
 from cirray.generators.base import ModificationGenerator, WriterSetup
 from cirray.generators.caption_template import CaptionTemplateGenerator, load_caption_generator
-from cirray.generators.config import GENERATORS, GeneratorConfig, LoraConfig, MtgConfig, SavedConfig
+from cirray.generators.config import GENERATORS, TRAINABLE, GeneratorConfig, LoraConfig, MtgConfig, SavedConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.places import CONFIG, described, find_generator
+from cirray.generators.sources import build_mtg
 from cirray.generators.template import TemplateGenerator
+from cirray.generators.trainable import TrainableKind
 from cirray.generators.writer import TextWriter
 from cirray.models.quiet import quiet
 from cirray.models.sources.file_forms import refuse_other_files
@@ -88,6 +90,9 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **set
     except ConfigError as error:
         raise ArtifactError(f"{place!r}: {error}") from None
     return made(validate(own, {"source": place, **settings}), WriterSetup(device, seed))
+
+
+TRAINABLE.register("mtg")(TrainableKind(build_mtg, save_generator, TextWriter))
 
 
 @GENERATORS.register("mtg")

@@ -54,7 +54,7 @@ class TextWriter:
     @property
     def prompt_version(self) -> str:
         """Version of the instruction."""
-        return self.model.config.prompt
+        return self.model.prompt_version
 
     @torch.inference_mode()
     def generate(self, pairs: Sequence[Pair], features: FeatureLookup) -> list[Generation]:

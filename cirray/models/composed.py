@@ -3,7 +3,6 @@
 BLIP-2's gallery side, SPRC's two-pass query side, PTHA's readout and extra outputs (docs/PAPERS.md#two-hop-alignment).
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from cirray.core.trees import leaves, merged
 from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.config import RetrieverConfig
-from cirray.models.fusion.base import Fused
-from cirray.models.fusion.heads import find_fusion
+from cirray.models.fusion.base import Fused, Fusion
+from cirray.models.fusion.config import HEADS
 from cirray.models.matching import MATCHERS, MatchingHead, matching
 from cirray.models.qformer import QueryingTransformer
 from cirray.models.scoring import unit
@@ -50,7 +49,7 @@ class QFormerRetriever(Retriever):
         """
         super().__init__()
         self.config, self.tokenizer, self.patch_width = config, tokenizer, patch_width
-        self.fusion = find_fusion(config.fusion)
+        self.fusion: Fusion = HEADS.get(config.fusion.kind)(config.fusion.settings)
         width = config.qformer.width
         self.qformer = QueryingTransformer(config.qformer, patch_width, len(tokenizer))
         self.text_projection = nn.Linear(width, config.embed_dim)
@@ -153,13 +152,6 @@ class QFormerRetriever(Retriever):
                 made.raw_temperature.fill_(config.temperature)
         return made.to(self.device)
 
-    def with_fusion(self, name: str) -> "QFormerRetriever":
-        """The same weights behind another fusion head (for the table's single-modality rows)."""
-        twin = copy.copy(self)
-        twin.config = self.config.model_copy(update={"fusion": name})
-        twin.fusion = find_fusion(name)
-        return twin
-
     def description(self) -> dict[str, Any]:
         """Configuration, for `config.json`; without a matching head the field is left out, which keeps digests."""
         fields = self.config.to_dict()
@@ -194,19 +186,20 @@ class QFormerRetriever(Retriever):
 
     def _held_prompts(self, fused: Fused) -> torch.Tensor:
         """The learned prompts, which SPRC draws prototypes to; a copy, because ZeRO 3 releases parameters."""
-        if fused.prototype_BQW is None:
-            raise ConfigError(
-                f"Fusion {self.config.fusion!r} makes no prototypes; the term prompt_align needs 'two_pass'."
-            )
+        self._need_prototypes(fused, "prompt_align")
         return self.prompts.detach().clone().expand(len(fused.query_BD), -1, -1)
 
     def _reverse_prototypes(self, batch: RetrievalBatch, fused: Fused) -> torch.Tensor | None:
-        if fused.prototype_BQW is None:
-            raise ConfigError(f"Fusion {self.config.fusion!r} makes no prototypes; the term two_hop needs 'two_pass'.")
+        self._need_prototypes(fused, "two_hop")
         if batch.reverse is None:
             return None
         with torch.no_grad():
             return self.prototypes(self.encode_reference(batch.target_BPD), batch.reverse)
+
+    def _need_prototypes(self, fused: Fused, term: str) -> None:
+        if fused.prototype_BQW is None:
+            name = self.config.fusion.kind
+            raise ConfigError(f"Fusion {name!r} makes no prototypes; the term {term} needs 'two_pass'.")
 
 
 def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: str) -> RetrieverConfig:
@@ -222,7 +215,11 @@ def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: 
     """
     wanted = validate(RetrieverConfig, merged(config.to_dict(), settings))
     own, new = leaves(config.to_dict()), leaves(wanted.to_dict())
-    fixed = [name for name in leaves(settings) if name not in CHANGEABLE and new.get(name) != own.get(name)]
+    fixed = [
+        name
+        for name in leaves(settings)
+        if name not in CHANGEABLE and not name.startswith("fusion.") and new.get(name) != own.get(name)
+    ]
     if fixed:
         raise ConfigError(
             f"encoder.settings.{fixed[0]} is {new[fixed[0]]!r}, but {place} has {own[fixed[0]]!r} and keeps it. Leave "
@@ -251,7 +248,7 @@ def _load(description: Mapping[str, Any], folder: Path) -> QFormerRetriever:
 
 
 def _check(config: RetrieverConfig, patch_width: int) -> None:
-    find_fusion(config.fusion)
+    """Whatever a configuration says can be built."""
 
 
 def _check_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> RetrieverConfig:

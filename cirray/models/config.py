@@ -6,9 +6,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from cirray.core.components import Component
 from cirray.core.config import Config
-from cirray.core.fields import Effort, Known, Place
+from cirray.core.fields import Effort, Place
 from cirray.core.registry import Registry
-from cirray.models.fusion.config import DualFusion, HeadConfig
+from cirray.models.fusion.config import DualFusion, HeadConfig, QFormerFusion
 from cirray.models.text_processors import ProcessorName
 from cirray.models.words.config import WordMapConfig
 
@@ -92,7 +92,7 @@ class QFormerConfig(Config):
 class RetrieverConfig(Config):
     """A composed-image retriever: frozen patch tokens in, normalised query and gallery tokens out."""
 
-    fusion: Annotated[str, Known("two_pass", "text_only", "image_only")] = "two_pass"
+    fusion: QFormerFusion = QFormerFusion()
     """How image and text become one query."""
     qformer: QFormerConfig = QFormerConfig(intermediate=256, initializer_range=0.05)
     """The one Q-Former that all passes share."""

@@ -138,12 +138,6 @@ class ForkedRetriever(Retriever):
             gallery.raw_temperature.copy_(self.gallery.raw_temperature)
         return ForkedRetriever(self.query.changed(settings), gallery, self.trains)
 
-    def with_fusion(self, name: str) -> Retriever:
-        """The query side's weights behind another fusion head, with their own gallery (ablations)."""
-        if not isinstance(self.query, QFormerRetriever):
-            raise ConfigError(f"A {self.query.kind!r} retriever has no other fusion to take; {name!r} was asked for.")
-        return ForkedRetriever(self.query.with_fusion(name), self.gallery)
-
     def description(self) -> dict[str, Any]:
         """The description of one half, and the trained part."""
         query = {"kind": self.query.kind, "patch_width": self.patch_width, **self.query.description()}
@@ -225,7 +219,7 @@ def _check_same_part(forked: str, wanted: str) -> None:
 
 
 def _check_second_pass(kind: str, settings: Mapping[str, Any]) -> None:
-    if kind != QFormerRetriever.kind or settings["fusion"] != "two_pass":
+    if kind != QFormerRetriever.kind or settings["fusion"]["kind"] != "two_pass":
         raise ConfigError(
             f"A {kind!r} retriever has no second pass to train alone. Set "
             "training.terms.bank_infonce.trains=query_side."

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import nn
 
 from cirray.core.errors import ConfigError, DataError
 from cirray.features.store import FeatureLookup
-from cirray.generators.mtg import AnswerLoss, Answers, ModificationTextModel
+from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.prompts import prompt
+from cirray.generators.trainable import AnswerLoss, Answers, TrainableGenerator
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.models.movable import Movable
 from cirray.models.towers.language import bag_ids, embed_bags
@@ -23,6 +24,7 @@ from cirray.training.sampler import BatchSampler
 from cirray.types import Triplet
 
 Bags = Sequence[Sequence[str]]
+GeneratorT = TypeVar("GeneratorT", bound=TrainableGenerator)
 TUNED = "generator.pt"
 _BAG_WIDTH = 12
 _DESCRIBE = "describe/1"
@@ -79,14 +81,12 @@ class AlignmentPass(nn.Module):
         return Soft(soft_BQE, self.generator.read_pair(batch.reference_BPD, batch.target_BPD))
 
 
-class _Task:
+class _Task(Generic[GeneratorT]):
     """Base of both tasks: the model, the features, and saving."""
 
     stage: Literal["alignment", "answers"] = "answers"
 
-    def __init__(
-        self, generator: ModificationTextModel, features: FeatureLookup, config: LoopConfig, rows: int
-    ) -> None:
+    def __init__(self, generator: GeneratorT, features: FeatureLookup, config: LoopConfig, rows: int) -> None:
         generator.enter(self.stage)
         self._generator, self._features, self._config = generator, features, config
         self._sampler = BatchSampler(rows, min(config.batch, rows), config.seed)
@@ -112,7 +112,7 @@ class _Task:
         return torch.from_numpy(self._features.get(ids)).float()
 
 
-class AlignmentTask(_Task):
+class AlignmentTask(_Task[ModificationTextModel]):
     """Aligns projected queries with the language model's input, from captions alone.
 
     `bags`: each soft token is drawn to the summed word embeddings of its cell's phrase (mean squared error).
@@ -221,12 +221,12 @@ class AlignmentTask(_Task):
         return torch.stack([bag_ids(generator.language, bags[name], _BAG_WIDTH) for name in bags])
 
 
-class GeneratorTask(_Task):
+class GeneratorTask(_Task[TrainableGenerator]):
     """Trains the generator on labelled triplets, forward direction only: no human text exists for swapped pairs."""
 
     def __init__(
         self,
-        generator: ModificationTextModel,
+        generator: TrainableGenerator,
         triplets: Sequence[Triplet],
         features: FeatureLookup,
         config: LoopConfig,

@@ -12,7 +12,7 @@ from cirray.cli.verb import GROUPS, VERBS, split_verb, verb
 from cirray.core.fields import Role
 from cirray.data.presets import PRESETS
 from cirray.data.readers import READERS
-from cirray.models.fusion.heads import HEADS
+from cirray.models.fusion.config import HEADS
 from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.training.engines import ENGINES
 from cirray.training.terms.config import OBJECTIVES
@@ -25,7 +25,7 @@ NAMED = {
     "finetune data.preset": PRESETS,
     "finetune training.engine": ENGINES,
     "finetune training.objective": OBJECTIVES,
-    "finetune encoder.settings.fusion": HEADS,
+    "finetune encoder.settings.fusion.kind": HEADS,
     "finetune encoder.settings.text_processor": TEXT_PROCESSORS,
     "generate filters.names": FILTERS,
     "map training.objective.kind": [*MAPPINGS, UNTRAINED],

@@ -14,8 +14,9 @@ import cirray
 from cirray.cli.verb import VERBS, verb
 from cirray.core.config import Config, validate
 from cirray.core.docs import field_doc
-from cirray.core.fields import Role, Since, names_place, role_of
+from cirray.core.fields import Role, Since, StageDigested, names_place, role_of
 from cirray.core.identity import OWN, readings
+from cirray.data.config import FORMATS, DataConfig
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.texts.config import GenerateRun, GeneratorRun
 from cirray.pipelines.training.config import FinetuneRun, TrainRun
@@ -121,10 +122,14 @@ def _parts(annotation: Any) -> list[type[Config]]:
 
 
 def changes(config: Config, roles: tuple[Role, ...] = ()) -> list[tuple[str, set[Role], Config, Config]]:
-    """Every field at every depth: its path, the roles on the way to it, and a pair that differs in it alone."""
+    """Every field at every depth: its path, the roles on the way to it, and a pair that differs in it alone.
+
+    A section of a data format that is not read has the role None.
+    """
     found = []
+    unread = config.unread() if isinstance(config, StageDigested) else ()
     for name, field in type(config).model_fields.items():
-        on_the_way, value = (*roles, role_of(field)), getattr(config, name)
+        on_the_way, value = (*roles, None if name in unread else role_of(field)), getattr(config, name)
         for section, put in sections(field.annotation, value):
             for path, inner, before, after in changes(section, on_the_way):
                 pair = (config.model_copy(update={name: put(item)}) for item in (before, after))
@@ -191,6 +196,16 @@ def test_equal_configurations_have_one_identity_however_they_were_written():
     second = validate(GenerateRun, {"features": "a", **decodes({"beams": 5})})
     assert first.identity() == second.identity()
     assert validate(IndexRun, {"data": {}}).identity() == IndexRun().identity()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_of_the_data_formats_only_the_one_that_is_read_counts_in_a_key(form):
+    """A field that only another format reads may be given, or get another default, without another artifact."""
+    told = [(path.partition(".")[0], *rest) for path, *rest in changes(validate(DataConfig, {"format": form}))]
+    for owner, roles, before, after in told:
+        counts = owner in (form, "format", "preset") and roles == {Role.IDENTITY}
+        assert (before.identity() != after.identity()) == counts, owner
+    assert {owner for owner, *_ in told} >= set(FORMATS)
 
 
 @pytest.mark.parametrize("start", [{"init": "a-checkpoint"}, {"qformer_source": "a-checkpoint"}])

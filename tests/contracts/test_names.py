@@ -7,13 +7,12 @@ import pytest
 
 from cirray.data.readers import READERS
 from cirray.generators.captioners.config import CAPTIONERS
-from cirray.generators.config import GENERATORS
+from cirray.generators.config import GENERATORS, TRAINABLE
 from cirray.generators.rewriters.config import REWRITERS
 from cirray.index.config import INDEXES
 from cirray.mining.config import POLICIES
 from cirray.models.conversion import FORMATS
-from cirray.models.fusion.config import DUAL_HEADS
-from cirray.models.fusion.heads import HEADS
+from cirray.models.fusion.config import DUAL_HEADS, HEADS
 from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.models.towers.backbones import BACKBONES
 from cirray.training.engines import ENGINES
@@ -27,7 +26,18 @@ TESTS = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if pa
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 NAMES = sorted(
     {*READERS, *POLICIES, *FILTERS, *HEADS, *DUAL_HEADS, *BACKBONES, *FORMATS, *ENGINES, *OBJECTIVES, *TERMS}
-    | {*CAPTIONERS, *TEXT_PROCESSORS, *REWRITERS, *GENERATORS, *MIXERS, *MAPPINGS, *INDEXES, UNTRAINED, "word_map"}
+    | {
+        *CAPTIONERS,
+        *TEXT_PROCESSORS,
+        *REWRITERS,
+        *GENERATORS,
+        *TRAINABLE,
+        *MIXERS,
+        *MAPPINGS,
+        *INDEXES,
+        UNTRAINED,
+        "word_map",
+    }
 )
 
 

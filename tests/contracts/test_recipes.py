@@ -242,14 +242,14 @@ def test_vdg_recipes_pair_each_human_row_with_a_mined_one_at_the_papers_batch(na
 @pytest.mark.parametrize("name", named("-vdg-", "train-generator"))
 def test_vdg_generators_have_the_papers_adapter_and_second_stage(name):
     config = config_of(name)
-    lora, training = config.model.lora, config.training
+    lora, training = config.generator.settings.lora, config.training
     assert (lora.rank, lora.alpha, lora.dropout, lora.modules) == (64, 16, 0.05, ("q_proj", "v_proj"))
     steps = {"cirr": 221, "fashioniq": 141} if name.endswith("paper") else {"cirr": 220, "fashioniq": 140}
     assert training.steps == 10 * steps[name.split("/")[0]] and training.batch == 128
     assert training.optimizer.schedule == "step" and round(training.optimizer.warmup * training.steps) == 100
     preset = generator_mode("vdg")
     for name in ("passes", "separators", "opening", "prompt", "reader_tuning", "tuning"):
-        assert getattr(config.model, name) == getattr(preset, name)
+        assert getattr(config.generator.settings, name) == getattr(preset, name)
     assert decoding_preset("vdg", batch=config.decoding.batch) == config.decoding
 
 

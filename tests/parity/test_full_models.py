@@ -11,8 +11,8 @@ import pytest
 import torch
 from modes import generator_mode, retriever_mode, training_mode
 
-from cirray.generators.mtg import Answers
 from cirray.generators.sources import generator_from
+from cirray.generators.trainable import Answers
 from cirray.image_text import load_models
 from cirray.models.batch import RetrievalBatch
 from cirray.models.sources.blip2 import open_blip2, retriever_from
@@ -171,7 +171,7 @@ def test_an_sprc_forward_written_out_naively_gives_the_same_query_scores_and_los
     model, tower, retriever = stage1
     reference, target, text = small.images(seed=1), small.images(seed=2), tokens(retriever)
     query, scores, loss, sentence = sprc(model, tower, text, reference, target)
-    ours = retriever.with_fusion("two_pass")
+    ours = retriever.changed({"fusion": "two_pass"})
     ours.config = retriever.config.model_copy(update={"readout": "cls"})
     fused = ours.fuse(tower(reference), text)
     assert apart(fused.query_BD, query) < CLOSE

@@ -111,7 +111,7 @@ def released(tmp_path_factory):
     for kind in ("sprc", "ptha", "blip2"):
         state = lavis.write(root / f"{kind}.pt", kind, words=len(small.reader()))
         fields = {"tokenizer": str(root / "words"), "qformer_heads": 2, "vision_heads": 2, "to": "checkpoint"}
-        fields["model"] = {"text_length": LENGTH}
+        fields["encoder"] = {"settings": {"text_length": LENGTH}}
         run_convert(ConvertRun(source=str(root / f"{kind}.pt"), out=str(root / kind), **fields))
         found[kind] = (state, *load_models(str(root / kind))[:2])
     weights = {"tokenizer": str(root / "words"), "qformer_heads": 2, "vision_heads": 2}
@@ -244,7 +244,12 @@ def second_stage(tmp_path_factory):
     copies = {ends[start] + name.removeprefix(start): query[name] for name in query for start in ends if start in name}
     saved = {f"blip_model.{name}": value for name, value in {**first, "temp": torch.tensor(0.05), **copies}.items()}
     torch.save({"epoch": 2, "CIRPlus": saved}, root / "stage2.pt")
-    common = {"qformer_heads": 2, "vision_heads": 2, "to": "checkpoint", "model": {"text_length": LENGTH}}
+    common = {
+        "qformer_heads": 2,
+        "vision_heads": 2,
+        "to": "checkpoint",
+        "encoder": {"settings": {"text_length": LENGTH}},
+    }
     run = ConvertRun(source=str(root / "stage2.pt"), out=str(root / "out"), tokenizer=str(root / "words"), **common)
     return SimpleNamespace(first=first, query={**first, **query}, saved=saved, root=root, manifest=run_convert(run))
 

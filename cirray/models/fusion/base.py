@@ -1,4 +1,4 @@
-"""The fusion head's interface and registry."""
+"""The interface of a Q-Former's fusion head."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol

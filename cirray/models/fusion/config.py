@@ -1,6 +1,7 @@
-"""Settings of the heads that fuse a dual encoder's image and text vector. No torch."""
+"""Heads that make one query of an image and a text, in a Q-Former or a dual encoder, and their settings. No torch."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -9,7 +10,23 @@ from cirray.core.config import Config
 from cirray.core.registry import Registry
 
 if TYPE_CHECKING:
+    from cirray.models.fusion.base import Fusion
     from cirray.models.fusion.dual import MakeHead
+
+
+HEADS: "Registry[Callable[[Any], Fusion]]" = Registry(
+    "fusion", [f"cirray.models.fusion.{name}" for name in ("two_pass", "single")],
+    dict.fromkeys(("two_pass", "text_only", "image_only"), Config),
+)  # fmt: skip
+"""Name -> what makes a Q-Former's head of its own settings."""
+
+
+class QFormerFusion(Component):
+    """How image and text become one query of a Q-Former."""
+
+    registry = HEADS
+    kind: str = "two_pass"
+    """Name of the head: `two_pass` (SPRC, PTHA), or one side alone, `text_only` or `image_only`."""
 
 
 class HeadConfig(Config):

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from cirray.models.fusion.base import Fused
+from cirray.models.fusion.config import HEADS
 from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
@@ -20,3 +21,7 @@ def image_only(model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextB
 def text_only(model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBatch) -> Fused:
     """The text-only branch f_m; the image is ignored."""
     return Fused(model.encode_text(text))
+
+
+HEADS.register("image_only")(lambda settings: image_only)
+HEADS.register("text_only")(lambda settings: text_only)

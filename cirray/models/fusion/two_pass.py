@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cirray.models.fusion.base import Fused
+from cirray.models.fusion.config import HEADS
 from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
@@ -39,3 +40,6 @@ def _summary(model: "QFormerRetriever", hidden_BLW: torch.Tensor) -> torch.Tenso
     if model.active_readout == "cls":
         return hidden_BLW[:, queries]
     return hidden_BLW[:, : queries + 1].mean(dim=1)
+
+
+HEADS.register("two_pass")(lambda settings: two_pass)

@@ -16,7 +16,7 @@ def data_corpus(config: DataConfig) -> tuple[Corpus, list[str]]:
     """Captions and training texts of a data set as passages without images, and all texts for the vocabulary.
 
     Unlike the embedded world's, such a model cannot describe a difference, so the generator should tune it
-    (`model.tuning=full` or `lora`).
+    (`generator.settings.tuning=full` or `lora`).
 
     Raises:
         DataError: when there is no text at all.

@@ -75,13 +75,15 @@ def generator_of(
     """The generator that a run trains, and the source of its sizes.
 
     Raises:
-        ConfigError: when the sizes of a named source cannot be known.
+        ConfigError: when the sizes of a named source cannot be known, or for a generator of another kind than `mtg`.
     """
     source = run.language or _language_source(run.towers, beside)
     language = outline_language(source, DTYPES[run.language_dtype])
-    config, reader, origin = run.model, None, f"model, language model {source}"
+    config, reader, origin = run.generator.settings, None, f"generator, language model {source}"
+    if not isinstance(config, GeneratorConfig):
+        raise ConfigError(f"A plan knows generators of the kind mtg, not {run.generator.kind!r}.")
     if run.qformer_source:
-        sized, rows, _, _ = qformer_sizes(run.qformer_source, run.model.qformer)
+        sized, rows, _, _ = qformer_sizes(run.qformer_source, config.qformer)
         config = validate(GeneratorConfig, {**config.to_dict(), "qformer": sized.to_dict()})
         reader, origin = Words(rows), f"{run.qformer_source}, language model {source}"
     if "difference" not in config.passes:

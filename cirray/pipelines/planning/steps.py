@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cirray.generators.mtg import Answers, ModificationTextModel
+from cirray.generators.mtg import ModificationTextModel
+from cirray.generators.trainable import Answers
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch
 from cirray.models.dual import DualEncoderRetriever

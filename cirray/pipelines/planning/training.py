@@ -74,11 +74,11 @@ def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -
     rows, told = (plan.rows, "plan.rows") if plan.rows else labelled_rows(run.data)
     images, source = (plan.images, "plan.images") if plan.images else images_of(run.data)
     kept = _disk_line(run, tokens, images, source)
-    frame = _Frame(f"generator, language model {run.model.tuning}", origin, tokens, run.labels or rows, told, kept)
+    frame = _Frame(f"generator, language model {model.config.tuning}", origin, tokens, run.labels or rows, told, kept)
     language = sum(item.numel() * item.element_size() for item in model.lm.parameters())
     extra = [Line("language model", language, "bytes", f"{run.language_dtype}, part of the weights")]
     remedies = ["training.precision=bf16"] if run.training.precision == "fp32" else []
-    if run.language_dtype == "float32" and run.model.tuning != "full":
+    if run.language_dtype == "float32" and model.config.tuning != "full":
         remedies.insert(0, "language_dtype=bfloat16 (a frozen language model needs no fp32)")
     return _report(frame, counted, plan, extra, fit_warnings(counted, plan, remedies))
 

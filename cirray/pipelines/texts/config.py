@@ -8,7 +8,7 @@ from cirray.core.config import given_beside
 from cirray.core.fields import Common, Effort, Features, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
-from cirray.generators.config import DecodingConfig, GeneratorChoice, GeneratorConfig, check_language
+from cirray.generators.config import DecodingConfig, GeneratorChoice, TrainableConfig, TrainedGenerator
 from cirray.mining.config import MiningConfig
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig, RayTrainConfig
@@ -132,10 +132,10 @@ class GeneratorRun(FrozenLanguageConfig, Run):
     """Folder or hub id of another language model than the towers'. A whole InstructBLIP checkpoint serves too."""
     qformer_source: Place = ""
     """BLIP-2 or InstructBLIP checkpoint to start from (folder or hub id). Its Q-Former and projection are the start
-    weights; its sizes replace those of `model.qformer`."""
+    weights; its sizes replace those of `generator.settings.qformer`."""
     source_projection: bool = True
     """Start the projection from `qformer_source` too; false: at random, as another language model needs."""
-    model: GeneratorConfig = GeneratorConfig()
+    generator: Common[TrainedGenerator] = TrainedGenerator()
     """The network."""
     labels: int | None = Field(None, ge=1)
     """Number of training triplets used, with the captions of their images; null: all. Families stay whole."""
@@ -169,11 +169,12 @@ class GeneratorRun(FrozenLanguageConfig, Run):
     ray: Effort[RayTrainConfig | None] = None
     """Ray Train's workers for both loops, or null: this process. Texts are evaluated by this process on `device`."""
 
-    _fits = model_validator(mode="after")(check_language)
-    _said = field_serializer("model", mode="wrap")(given_beside("qformer_source"))
+    _said = field_serializer("generator", mode="wrap")(given_beside("qformer_source"))
 
     @model_validator(mode="after")
     def _shared(self) -> "GeneratorRun":
+        if isinstance(self.generator.settings, TrainableConfig):
+            self.generator.settings.check(self)
         workers = self.ray.num_workers if self.ray and self.ray.enabled else 0
         for name, loop in (("alignment_training", self.alignment_training), ("training", self.training)):
             if workers and loop.batch % workers:

@@ -18,9 +18,8 @@ from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import SCENES, read_scenes
 from cirray.evaluation.texts import judge_generations
 from cirray.features.store import FeatureLookup
-from cirray.generators.mtg import ModificationTextModel
-from cirray.generators.store import save_generator
-from cirray.generators.writer import TextWriter
+from cirray.generators.config import TRAINABLE, GeneratorConfig
+from cirray.generators.trainable import TrainableGenerator
 from cirray.models.sources.blip2 import open_blip2
 from cirray.pipelines.data.datasets import read_usable
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
@@ -81,11 +80,11 @@ def run_generator(run: GeneratorRun) -> Manifest:
     with _at_work(run, model):
         metrics["token_loss"] = token_loss(task, model, labelled.held_out)
         metrics["trained"], samples = evaluate_texts(run, model, labelled.held_out, features, scenes)
-    save_generator(model.cpu(), stage.local)
+    TRAINABLE.get(run.generator.kind).save(model.cpu(), stage.local)
     storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
     shutil.rmtree(stage.local / WORK, ignore_errors=True)
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
-    extra = {"prompt_version": run.model.prompt, "tuning": run.model.tuning, "saw": {dataset.name: len(labelled.train)}}
+    extra = {"prompt_version": model.prompt_version, "saw": {dataset.name: len(labelled.train)}}
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
 
 
@@ -93,7 +92,9 @@ def _source_digest(run: GeneratorRun) -> dict[str, str]:
     if not run.qformer_source:
         return {}
     source = open_blip2(run.qformer_source)
-    check_sizes(run.model.qformer, source, leaves(run.model.given()))
+    network = run.generator.settings
+    if isinstance(network, GeneratorConfig):
+        check_sizes(network.qformer, source, leaves(network.given()), "generator.settings")
     return {"qformer_source": source.digest}
 
 
@@ -104,7 +105,7 @@ def _kept(run: GeneratorRun) -> tuple[str, ...]:
 
 
 def _train(
-    run: GeneratorRun, stage: Stage, model: ModificationTextModel, task: AlignmentTask | GeneratorTask, title: str
+    run: GeneratorRun, stage: Stage, model: TrainableGenerator, task: AlignmentTask | GeneratorTask, title: str
 ) -> list[Row]:
     """One of the two loops, here or on workers, with equal numbers; the model holds the result."""
     loop: LoopConfig
@@ -120,7 +121,7 @@ def _train(
 
 
 def _align(
-    run: GeneratorRun, stage: Stage, model: ModificationTextModel, given: tuple[AlignmentTask | None, dict[str, Any]]
+    run: GeneratorRun, stage: Stage, model: TrainableGenerator, given: tuple[AlignmentTask | None, dict[str, Any]]
 ) -> dict[str, Any]:
     task, facts = given
     if task is None:
@@ -136,7 +137,7 @@ def _rest_device(run: GeneratorRun) -> str:
 
 
 @contextmanager
-def _at_work(run: GeneratorRun, model: ModificationTextModel) -> Iterator[None]:
+def _at_work(run: GeneratorRun, model: TrainableGenerator) -> Iterator[None]:
     """The model on the run's device while texts are written."""
     rest = _rest_device(run)
     if rest != run.device:
@@ -147,10 +148,10 @@ def _at_work(run: GeneratorRun, model: ModificationTextModel) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def token_loss(task: GeneratorTask, model: ModificationTextModel, triplets: Sequence[Triplet]) -> float | None:
+def token_loss(task: GeneratorTask, model: TrainableGenerator, triplets: Sequence[Triplet]) -> float | None:
     """Mean cross-entropy per answer token of held-out triplets, in nats; None without any."""
     model.eval()
-    total, tokens, device = 0.0, 0.0, model.projection.weight.device
+    total, tokens, device = 0.0, 0.0, next(model.parameters()).device
     for begin in range(0, len(triplets), _EVALUATION_BATCH):
         batch = task.batch(triplets[begin : begin + _EVALUATION_BATCH]).to(device)
         loss = model(batch.reference_BPD, batch.target_BPD, batch.answers)
@@ -160,7 +161,7 @@ def token_loss(task: GeneratorTask, model: ModificationTextModel, triplets: Sequ
 
 def evaluate_texts(
     run: GeneratorRun,
-    model: ModificationTextModel,
+    model: TrainableGenerator,
     triplets: Sequence[Triplet],
     features: FeatureLookup,
     scenes: Mapping[str, Scene] | None,
@@ -172,7 +173,7 @@ def evaluate_texts(
     """
     chosen = triplets[: run.evaluate_pairs]
     pairs = [Pair(row.triplet_id, row.reference_id, row.target_id) for row in chosen]
-    generations = TextWriter(model, run.decoding).generate(pairs, features)
+    generations = TRAINABLE.get(run.generator.kind).writer(model, run.decoding).generate(pairs, features)
     samples = [
         {"reference": row.reference_id, "target": row.target_id, "human": row.modification, "generated": made.text,
          "reverse": made.reverse_text, "logprob": round(made.logprob, 4), "error": made.error}

@@ -15,9 +15,9 @@ from cirray.data.labels import Labelled
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
 from cirray.features.store import FeatureInfo, FeatureLookup, FeatureStore, check_tower
+from cirray.generators.config import TRAINABLE, GeneratorConfig
 from cirray.generators.mtg import ModificationTextModel
-from cirray.generators.sources import generator_from
-from cirray.models.sources.blip2 import open_blip2
+from cirray.generators.trainable import Given, TrainableGenerator
 from cirray.models.towers.hf_blip2 import VisionTower, load_vision_tower
 from cirray.models.towers.language import language_dtype, load_language_model
 from cirray.pipelines.data.datasets import captioned_digest
@@ -30,7 +30,7 @@ from cirray.types import Triplet, stable_id
 _ENCODING_BATCH = 256
 
 
-def build_generator(run: GeneratorRun, device: str | None = None) -> ModificationTextModel:
+def build_generator(run: GeneratorRun, device: str | None = None) -> TrainableGenerator:
     """A network around a language model, with random start weights or those of a BLIP-2 or InstructBLIP checkpoint.
 
     Args:
@@ -46,10 +46,9 @@ def build_generator(run: GeneratorRun, device: str | None = None) -> Modificatio
     language = load_language_model(source_of, dtype, run.language_quantization, device)
     width = load_vision_tower(localize(run.towers, "towers") / VISION).width
     torch.manual_seed(derive_seed(run.seed, "generator"))
-    if run.qformer_source:
-        source = open_blip2(run.qformer_source)
-        return generator_from(source, run.model, language, width, run.source_projection).to(device)
-    return ModificationTextModel(run.model, language, width).to(device)
+    given = Given(language, width, run.qformer_source, run.source_projection)
+    model: TrainableGenerator = TRAINABLE.get(run.generator.kind).build(run.generator.settings, given)
+    return model.to(device)
 
 
 def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run: GeneratorRun) -> FeatureStore:
@@ -98,7 +97,7 @@ def data_digests(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) -> 
 
 
 def alignment_task(
-    run: GeneratorRun, model: ModificationTextModel, features: FeatureLookup, labelled: Labelled
+    run: GeneratorRun, model: TrainableGenerator, features: FeatureLookup, labelled: Labelled
 ) -> tuple[AlignmentTask | None, dict[str, Any]]:
     """The alignment task, or None; and its objective and counts for the manifest.
 
@@ -106,7 +105,7 @@ def alignment_task(
         DataError: when the run names an objective that its captions do not allow.
         ConfigError: when neither alignment nor the labelled triplets would train the reader.
     """
-    if run.alignment == "none":
+    if run.alignment == "none" or not isinstance(model, ModificationTextModel):
         _check_aligned(run)
         return None, {"objective": "none"}
     known, features = _alignment_data(run, features, labelled)
@@ -117,7 +116,7 @@ def alignment_task(
         _check_aligned(run)
         return None, {"objective": "none"}
     by_cell = objective == "bags"
-    pairs = caption_pairs(labelled.train, bags) if by_cell and "difference" in run.model.passes else None
+    pairs = caption_pairs(labelled.train, bags) if by_cell and "difference" in model.config.passes else None
     task = AlignmentTask(model, features, run.alignment_training, bags if by_cell else None, captions, pairs)
     return task, {"objective": objective, "captions": len(captions), "pairs": len(pairs or {})}
 
@@ -129,12 +128,14 @@ def _check_aligned(run: GeneratorRun) -> None:
     (docs/PAPERS.md#delta-generator).
     """
     given = bool(run.qformer_source) and run.source_projection
-    if run.model.reader_tuning == "always" or given:
+    network = run.generator.settings
+    if given or not isinstance(network, GeneratorConfig) or network.reader_tuning == "always":
         return
     raise ConfigError(
-        f"model.reader_tuning={run.model.reader_tuning!r} holds the reader fixed while the labelled triplets are "
-        f"trained on, its projection starts at random, and alignment={run.alignment!r} finds nothing to align it by. "
-        "Give captions (alignment=captions), or start from an aligned checkpoint (qformer_source, source_projection)."
+        f"generator.settings.reader_tuning={network.reader_tuning!r} holds the reader fixed while the labelled "
+        f"triplets are trained on, its projection starts at random, and alignment={run.alignment!r} finds nothing to "
+        "align it by. Give captions (alignment=captions), or start from an aligned checkpoint (qformer_source, "
+        "source_projection)."
     )
 
 

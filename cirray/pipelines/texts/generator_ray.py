@@ -16,7 +16,7 @@ from cirray.core.config import validate
 from cirray.core.environ import enter_folder
 from cirray.core.errors import ConfigError
 from cirray.data.labels import select_labels
-from cirray.generators.mtg import ModificationTextModel
+from cirray.generators.trainable import TrainableGenerator
 from cirray.pipelines.data.datasets import read_usable
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features
@@ -31,7 +31,7 @@ HISTORY, DONE = "history.jsonl", "done.json"
 
 
 def train_on_workers(
-    run: GeneratorRun, stage: Stage, model: ModificationTextModel, name: Name, title: str, folder: Path
+    run: GeneratorRun, stage: Stage, model: TrainableGenerator, name: Name, title: str, folder: Path
 ) -> list[Row]:
     """Train on Ray's workers, starting from `model`'s weights, which are then the trained ones.
 
@@ -89,7 +89,7 @@ def work(settings: dict[str, Any]) -> None:
     train_share(task, loop, device, settings["status_file"])
 
 
-def _packed(model: ModificationTextModel) -> bytes:
+def _packed(model: TrainableGenerator) -> bytes:
     stream = io.BytesIO()
     torch.save(model.tuned_state(), stream)
     return stream.getvalue()

@@ -121,10 +121,12 @@ def check_model_fields(run: TrainRun) -> None:
     if run.init:
         _check_changes(run)
     elif run.qformer_source and isinstance(encoder, RetrieverConfig):
-        check_sizes(encoder.qformer, open_blip2(run.qformer_source), given, "encoder.settings")
+        check_sizes(encoder.qformer, open_blip2(run.qformer_source), given)
 
 
-def check_sizes(qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any], section: str = "model") -> None:
+def check_sizes(
+    qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any], section: str = "encoder.settings"
+) -> None:
     """Refuse given sizes that differ from a BLIP-2 source's.
 
     Args:

@@ -7,7 +7,7 @@ from pydantic import Field, field_serializer, model_validator
 from cirray.core.config import given_beside
 from cirray.core.fields import Effort, Place
 from cirray.core.places import Run
-from cirray.models.config import RetrieverConfig
+from cirray.models.config import Encoder
 
 
 class ConvertRun(Run):
@@ -47,20 +47,20 @@ class ConvertRun(Run):
     """Attention heads of the Q-Former, which the file does not tell."""
     vision_heads: int = Field(16, ge=1)
     """Attention heads of the vision tower, which the file does not tell."""
-    model: RetrieverConfig | None = None
-    """Readout, mask, text processor and temperature, with `to: checkpoint`. The default is the authors' code, which
-    reads captions as LAVIS does and infers from [CLS]."""
+    encoder: Encoder | None = None
+    """The network, with `to: checkpoint` and a file of LAVIS' kind: readout, mask, text processor, temperature. The
+    default is the authors' code, which reads captions as LAVIS does and infers from [CLS]."""
     image_mode: Literal["", "target_pad", "squash", "center_crop"] = ""
     """How images become square, with `to: checkpoint`; empty: as in the authors' code. LinCIR and Pic2Word:
     `center_crop`, all others: `target_pad`."""
     out: Place = "@converted"
     """Artifact to write (path or URI)."""
 
-    _said = field_serializer("model", mode="wrap")(given_beside())
+    _said = field_serializer("encoder", mode="wrap")(given_beside())
 
     @model_validator(mode="after")
     def _used(self) -> "ConvertRun":
-        for name, value in (("model", self.model), ("vision", self.vision), ("clip", self.clip)):
+        for name, value in (("encoder", self.encoder), ("vision", self.vision), ("clip", self.clip)):
             if value and self.to != "checkpoint":
                 raise ValueError(f"{name} has no effect with to={self.to}; leave it out, or set to=checkpoint")
         return self

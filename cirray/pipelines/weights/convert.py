@@ -26,7 +26,7 @@ from cirray.core.trees import leaves, merged
 from cirray.core.unfinished import stage_function
 from cirray.models.base import Retriever
 from cirray.models.composed import QFormerRetriever
-from cirray.models.config import RetrieverConfig
+from cirray.models.config import Encoder, RetrieverConfig
 from cirray.models.conversion import FORMATS, to_original
 from cirray.models.conversion_files import (
     RECORD,
@@ -152,8 +152,11 @@ def _checkpoint(run: ConvertRun, stage: Stage, record: Record, second: tuple[dic
             "vision=Salesforce/blip2-itm-vit-g."
         )
     source = open_blip2(str(work))
-    given = run.model.given() if run.model else {}
-    check_sizes((run.model or RetrieverConfig()).qformer, source, leaves(given))
+    encoder = run.encoder or Encoder()
+    if not isinstance(encoder.settings, RetrieverConfig):
+        raise ConfigError(f"{run.source!r} holds an encoder of kind 'qformer', but encoder.kind is {encoder.kind!r}.")
+    given = encoder.settings.given()
+    check_sizes(encoder.settings.qformer, source, leaves(given))
     config = validate(RetrieverConfig, merged(_released(record.format), given))
     retriever: Retriever = retriever_from(source, config)
     if second is not None:

@@ -50,7 +50,7 @@ from cirray.models.words.word_map import WordMapRetriever
 from cirray.pipelines.weights.config import ConvertRun
 
 MODEL, VISION, WORK = "model", "vision", "work"
-_UNUSED = ("tokenizer", "vision", "qformer_heads", "vision_heads", "model")
+_UNUSED = ("tokenizer", "vision", "qformer_heads", "vision_heads", "encoder")
 _FOLDER_WEIGHTS = "open_clip_model.safetensors"
 
 

@@ -14,7 +14,7 @@ from cirray.core.errors import ConfigError, DataError
 LONG = {
     "towers": "vision=train vision_training.objective=captions language=train corpus=data",
     "embed": "",
-    "train-generator": "model.tuning=full",
+    "train-generator": "generator.settings.tuning=full",
     "mine": "",
     "generate": None,
     "pretrain": "",

@@ -67,7 +67,7 @@ def released(home):
         lavis.write(source, kind, words=len(small.reader()))
         run = {"source": str(source), "to": "checkpoint", "tokenizer": str(home / "words"), "qformer_heads": 2}
         run |= {"vision_heads": 2, "out": str(home / f"made-{number}")}
-        run_convert(validate(ConvertRun, {**run, **({"model": fields} if fields else {})}))
+        run_convert(validate(ConvertRun, {**run, **({"encoder": {"settings": fields}} if fields else {})}))
         return load_models(run["out"])[0]
 
     return made
@@ -91,10 +91,10 @@ def test_a_field_that_is_given_changes_that_field_alone(released):
 
 
 def test_a_size_that_the_file_has_otherwise_is_refused_and_so_is_a_model_that_nobody_builds(released, home):
-    with pytest.raises(ConfigError, match="model.embed_dim is 64, but the checkpoint .* has 8 and keeps it"):
+    with pytest.raises(ConfigError, match="encoder.settings.embed_dim is 64, but the checkpoint .* has 8 and keeps it"):
         released("sprc", embed_dim=64)
-    with pytest.raises(ConfigError, match="model has no effect with to=weights"):
-        validate(ConvertRun, {"source": str(home / "tuned.pt"), "model": {"text_length": 20}})
+    with pytest.raises(ConfigError, match="encoder has no effect with to=weights"):
+        validate(ConvertRun, {"source": str(home / "tuned.pt"), "encoder": {"settings": {"text_length": 20}}})
 
 
 def test_a_refused_file_is_one_sentence_with_status_2_and_leaves_nothing_behind(home, capsys):

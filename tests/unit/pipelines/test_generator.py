@@ -73,7 +73,7 @@ def test_fewer_labels_are_whole_families_with_their_captions_alone(home):
 
 
 def test_the_paper_layout_and_other_alignments_run(home):
-    passes = "model.passes=[reference,target,difference]"
+    passes = "generator.settings.passes=[reference,target,difference]"
     paper = run_generator(settings(home, "paper", passes, "alignment=captions", "zero_shot=false", "scenes="))
     assert paper.metrics["alignment"]["objective"] == "captions" and "zero_shot" not in paper.metrics
     assert "forward" not in paper.metrics["trained"]
@@ -142,12 +142,12 @@ def test_an_instructblip_checkpoint_gives_tower_language_model_q_former_and_proj
     folder = blip2["save_instruct"](blip2["instruct"](), home / "instructblip")
     towers = load_config(TowersRun, None, [f"vision={folder}", f"language={folder}", f"out={home / 'itowers'}"])
     run_towers(load_config(TowersRun, towers.to_dict(), ["image_mode=target_pad"]))
-    passes = "model.passes=[reference,target,difference]"
+    passes = "generator.settings.passes=[reference,target,difference]"
     given = (passes, f"qformer_source={folder}", f"towers={home / 'itowers'}", "alignment=none", "scenes=")
     manifest = run_generator(settings(home, "instructed", *given, "evaluate_pairs=2", "decoding.keep_unfinished=true"))
     assert manifest.inputs["qformer_source"] and manifest.metrics["token_loss"] > 0
-    with pytest.raises(ConfigError, match="model.qformer.width is 64, but the checkpoint .*instructblip.* has 16"):
-        run_generator(settings(home, "wide", *given, "model.qformer.width=64"))
+    with pytest.raises(ConfigError, match="generator.settings.qformer.width is 64, but .*instructblip.* has 16"):
+        run_generator(settings(home, "wide", *given, "generator.settings.qformer.width=64"))
     again = load_model(home / "instructed")
     start = blip2["instruct"]()
     assert 0 < (again.projection.weight - start.language_projection.weight).abs().max() < 0.01

@@ -48,7 +48,7 @@ def hide(monkeypatch, library):
     "library, extra, verb, words",
     [
         ("deepspeed", "train", "finetune", ["training.objective=finetune", "training.engine=deepspeed"]),
-        ("peft", "train", "train-generator", ["model.tuning=lora"]),
+        ("peft", "train", "train-generator", ["generator.settings.tuning=lora"]),
         ("faiss", "cpu", "index", ["index=faiss"]),
     ],
 )

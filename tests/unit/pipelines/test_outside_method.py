@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"
+LANGUAGE = ROOT / "cirray" / "assets" / "shapes-language"
 TINY = runpy.run_path(str(FIXTURES / "tiny_training.py"))
 CHAIN = """
 import json, sys
@@ -20,7 +21,9 @@ from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.search.index import run_index
-from cirray.pipelines.texts.config import MineRun
+from cirray.pipelines.texts.config import GenerateRun, GeneratorRun, MineRun
+from cirray.pipelines.texts.generate import run_generate
+from cirray.pipelines.texts.generator import run_generator
 from cirray.pipelines.texts.mine import run_mine
 from cirray.pipelines.training.train import run_train
 from cirray.search_engine import SearchEngine
@@ -33,6 +36,13 @@ mined = run_mine(validate(MineRun, {**pairs, "mining": {"policy": policy}, "out"
 told = {"data": fields["data"], "parts": ["labelled"], "out": folder + "/captions", "ray": {"enabled": False},
         "captioner": {"kind": "toy_name", "settings": {"opening": "see"}}}
 run_caption(validate(CaptionRun, told))
+learnt = {"data": fields["data"], "towers": fields["towers"], "features": [], "language": sys.argv[3],
+          "generator": {"kind": "toy_bag", "settings": {"count": 3}}, 
+          "training": {"steps": 40, "batch": 16, "optimizer": {"lr": 0.1}}, "out": folder + "/generator"}
+trained = run_generator(validate(GeneratorRun, learnt))
+written = run_generate(validate(GenerateRun, {"pairs": folder + "/pairs", "features": fields["features"],
+    "generator": {"kind": "toy_bag", "settings": {"source": folder + "/generator"}}, "out": folder + "/synthetic",
+    "ray": {"enabled": False}}))
 manifest = run_train(validate(TrainRun, {**fields, "out": folder + "/toy"}))
 index = {"checkpoint": folder + "/toy", "features": fields["features"], "data": None, "out": folder + "/index",
          "index": {"kind": "toy_cut", "settings": {"width": 3}}}
@@ -41,6 +51,8 @@ found = SearchEngine.open(folder + "/toy", folder + "/index")
 history = [json.loads(line) for line in open(folder + "/toy/history.jsonl")]
 print(json.dumps({"terms": sorted(history[-1]), "metrics": manifest.metrics, "kind": found.probe() is None}))
 print("pairs", mined.counts["pairs"])
+sample = json.loads(open(folder + "/generator/samples.jsonl").readline())
+print("learnt", trained.metrics["train_loss"] < 4, "words", len(sample["generated"].split()), written.counts)
 print("caption", caption_table(folder + "/captions").column("caption")[0].as_py())
 print("columns", found.gallery.search_index._tokens_NQD.shape[2])
 """
@@ -62,7 +74,7 @@ def fields(tmp_path_factory):
 
 
 def run_chain(fields, folder, plugins):
-    return run_plugged(CHAIN, json.dumps(fields), str(folder), plugins=plugins)
+    return run_plugged(CHAIN, json.dumps(fields), str(folder), str(LANGUAGE), plugins=plugins)
 
 
 def run_plugged(code, *arguments, plugins="toy_method"):
@@ -85,8 +97,9 @@ from cirray.core.config import load_config
 from cirray.core.errors import ConfigError
 from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.search.config import IndexRun
-from cirray.pipelines.texts.config import MineRun
+from cirray.pipelines.texts.config import GeneratorRun, MineRun
 from cirray.pipelines.training.config import TrainRun, TuneRun
+from cirray.pipelines.weights.config import ConvertRun
 from cirray.pipelines.training.sweep import trial_run
 
 def fault(cls, *overrides):
@@ -103,11 +116,20 @@ faults = [
     fault(TrainRun, "training.mixing=toy_strde"),
     fault(CaptionRun, "captioner=toy_name", "captioner.settings.openin=a"),
     fault(IndexRun, "index=toy_cut", "index.settings.widht=2"),
+    fault(GeneratorRun, "generator=toy_bag", "generator.settings.coutn=2"),
+    fault(TrainRun, "encoder.settings.fusion=toy_mix", "encoder.settings.fusion.settings.shaer=1"),
+    fault(ConvertRun, "source=x", "to=checkpoint", "encoder.settings.fusion=toy_mxi"),
+    fault(GeneratorRun, "generator=toy_bag", "qformer_source=x"),
 ]
 sweep = {"base": {"training": {"objective": "toy", "mixing": "toy_stride"}, "encoder": "toy"}}
 swept = {"training.terms.toy_length.length": 3, "training.mixing.settings.stride": 2, "encoder.settings.embed_dim": 6}
 run = trial_run(load_config(TuneRun, sweep), swept, "x")
 found = [run.training.terms["toy_length"].length, run.training.mixing.settings.stride, run.encoder.settings.embed_dim]
+mixed = {"base": {"encoder": {"settings": {"fusion": "toy_mix"}}}}
+run = trial_run(load_config(TuneRun, mixed), {"encoder.settings.fusion.settings.share": 0.2}, "x")
+found.append(run.encoder.settings.fusion.settings.share)
+chosen = load_config(GeneratorRun, None, ["generator=toy_bag", "generator.settings.count=7"])
+found.append(chosen.generator.settings.count)
 print(json.dumps({"faults": faults, "swept": found}))
 """
 
@@ -118,10 +140,13 @@ def test_settings_of_a_plug_in_are_checked_with_near_names_and_can_be_swept():
     told = json.loads(done.stdout)
     wanted = ["encoder.settings.embed_dim", "training.terms.toy_length.length", "training.mixing.settings.stride",
               "mining.policy.settings.apart", "toy_stride", "captioner.settings.opening",
-              "index.settings.width"]  # fmt: skip
-    for sentence, name in zip(told["faults"], wanted, strict=True):
+              "index.settings.width", "generator.settings.count", "encoder.settings.fusion.settings.share",
+              "toy_mix"]  # fmt: skip
+    *faults, misplaced = told["faults"]
+    for sentence, name in zip(faults, wanted, strict=True):
         assert f"Did you mean '{name}'?" in sentence
-    assert told["swept"] == [3, 2, 6]
+    assert "qformer_source='x' is for a generator of the kind 'mtg'; generator.kind is 'toy_bag'" in misplaced
+    assert told["swept"] == [3, 2, 6, 0.2, 7]
 
 
 def test_help_shows_what_a_plug_in_registers_with_its_settings():
@@ -130,17 +155,19 @@ def test_help_shows_what_a_plug_in_registers_with_its_settings():
         "mine": ["mining.policy.settings"],
         "caption": ["captioner.settings"],
         "index": ["index.settings"],
+        "train-generator": ["generator.settings"],
     }
     code = "import sys\nfrom cirray.cli.main import main\nfor path in sys.argv[2:]: main([sys.argv[1], '--help', path])"
     shown = "".join(run_plugged(code, verb, *places).stdout for verb, places in paths.items())
-    names = "toy embed_dim toy_length toy_stride stride toy_next apart toy_cut settings.width toy_name opening"
-    for words in names.split():
+    names = "toy embed_dim toy_length toy_stride stride toy_next apart toy_cut settings.width toy_name opening toy_mix"
+    for words in (*names.split(), "share", "toy_bag", "settings.count"):
         assert words in shown, words
 
 
 def test_a_method_of_another_package_goes_through_training_index_and_search(fields, tmp_path):
     done = run_chain(fields, tmp_path, "toy_method")
     assert done.returncode == 0, done.stderr
+    assert "learnt True words 3 {'pairs': 145, 'triplets': 290, 'rejected': 0}" in done.stdout, done.stdout
     assert "pairs 145" in done.stdout and "columns 3" in done.stdout and "caption see " in done.stdout, done.stdout
     opened = run_plugged("import sys; from cirray.index.store import open_index; open_index(sys.argv[1])",
                          str(tmp_path / "index"), plugins="")  # fmt: skip

@@ -146,7 +146,7 @@ def start(fields, shouting):
 
 CHANGES = {
     "text_mask": "ones", "text_processor": "none", "readout": "cls", "inference_readout": "cls", "text_length": 9,
-    "temperature_clamp": None, "similarity": "dot", "fusion": "text_only", "gradient_checkpointing": True,
+    "temperature_clamp": None, "similarity": "dot", "fusion": {"kind": "text_only"}, "gradient_checkpointing": True,
     "matching": "trained", "qformer": {"dropout": 0.3, "attention": "eager"},
 }  # fmt: skip
 
@@ -283,8 +283,8 @@ def test_two_runs_from_one_checkpoint_that_read_otherwise_are_two_runs(fields, s
         (FinetuneRun, {"init": "c", "encoder": {"kind": "dual", "settings": {"fusion": "combiner"}}}),
         (TrainRun, {"temperature": 0.05}),
         (TuneRun, {"base": {"init": "c", "encoder": {"settings": {"readout": "mean33"}}}}),
-        (GeneratorRun, {"qformer_source": "c", "model": {"passes": ["reference"]}}),
-        (ConvertRun, {"source": "c", "to": "checkpoint", "model": {"text_length": 32}}),
+        (GeneratorRun, {"qformer_source": "c", "generator": {"settings": {"passes": ["reference"]}}}),
+        (ConvertRun, {"source": "c", "to": "checkpoint", "encoder": {"settings": {"text_length": 32}}}),
     ],
 )  # fmt: skip
 def test_what_was_given_of_a_network_outlives_plain_values_and_a_printed_config(cls, fields):
@@ -294,7 +294,7 @@ def test_what_was_given_of_a_network_outlives_plain_values_and_a_printed_config(
         assert again == run
         if set(fields) != {"temperature"}:  # a network of its own has every field
             networks = [getattr(made, "base", made) for made in (again, run)]
-            assert len({str((getattr(made, "encoder", None) or made.model).given()) for made in networks}) == 1
+            assert len({str((getattr(made, "encoder", None) or made.generator).given()) for made in networks}) == 1
 
 
 def test_a_plan_counts_the_network_that_a_run_changes(fields, shouting):

@@ -97,7 +97,8 @@ def generator_run(fields, root, **changes):
     }  # fmt: skip
     quick = {"steps": 2, "batch": 8}
     tree = {
-        "data": fields["data"], "towers": str(root / "towers"), "features": [str(root / "features")], "model": model,
+        "data": fields["data"], "towers": str(root / "towers"), "features": [str(root / "features")],
+        "generator": {"settings": model},
         "alignment_training": quick, "training": quick, "evaluate_pairs": 2, "zero_shot": False,
         "out": str(root / "generator"), **changes,
     }  # fmt: skip
@@ -123,7 +124,7 @@ def test_the_generator_can_align_on_captions_of_another_data_set_and_says_what_i
     manifest = run_generator(generator_run(fields, home, alignment_training=aligned, labels=8))
     assert manifest.metrics["alignment"]["objective"] == "bags"
     assert manifest.metrics["alignment"]["captions"] > manifest.counts["captions"]
-    assert list(manifest.extra["saw"].values()) == [8] and manifest.extra["tuning"] == "lora"
+    assert list(manifest.extra["saw"].values()) == [8] and manifest.extra["prompt_version"] == "change/1"
 
 
 def test_alignment_features_of_another_tower_are_refused(fields, home):
@@ -138,5 +139,5 @@ def test_the_second_stage_is_refused_from_a_random_projection(fields, home, tmp_
     with pytest.raises(ConfigError, match="projection starts at random.*alignment='none'.*source_projection"):
         run_generator(generator_run(fields, home, **bare))
     trained = generator_run(fields, home, **{**bare, "out": str(tmp_path / "trained")}).to_dict()
-    trained["model"]["reader_tuning"] = "always"
+    trained["generator"]["settings"]["reader_tuning"] = "always"
     assert run_generator(validate(GeneratorRun, trained)).metrics["alignment"] == {"objective": "none"}

@@ -114,7 +114,7 @@ def test_paper_mode_refuses_a_row_without_reverse_text(make_task, triplets):
 
 def test_prototypes_are_refused_of_a_head_that_makes_none(make_task, triplets):
     task, config = make_task(objective="ptha")
-    twin = task.model().with_fusion("text_only")
+    twin = task.model().changed({"fusion": "text_only"})
     with pytest.raises(ConfigError, match="two_pass"):
         retrieval_loss(twin, task.batch(triplets[:4]), config, task)
 
@@ -193,7 +193,7 @@ def test_no_gradient_of_sprc_alignment_reaches_the_prompts(make_task, triplets):
 
 def test_sprc_needs_a_fusion_that_makes_prototypes(make_task, triplets):
     task, config = make_task(objective="sprc")
-    twin = task.model().with_fusion("image_only")
+    twin = task.model().changed({"fusion": "image_only"})
     with pytest.raises(ConfigError, match="term prompt_align needs 'two_pass'"):
         retrieval_loss(twin, task.batch(triplets[:4]), config, task)
 

@@ -81,8 +81,8 @@ def test_with_bitsandbytes_transformers_is_asked_for_quantised_weights_on_the_de
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (["model.tuning=full", "language_dtype=bfloat16"], "loses small updates"),
-        (["model.tuning=full", "language_quantization=8bit"], "cannot be trained in full"),
+        (["generator.settings.tuning=full", "language_dtype=bfloat16"], "loses small updates"),
+        (["generator.settings.tuning=full", "language_quantization=8bit"], "cannot be trained in full"),
         (["language_quantization=4bit"], "embed_language_model=false"),
         (["language_dtype=float64"], "float32"),
     ],
@@ -94,8 +94,12 @@ def test_types_that_cannot_be_trained_are_refused_in_words(fields, words):
 
 def test_what_may_be_combined_is_accepted():
     for fields in (
-        ["model.tuning=lora", "language_dtype=bfloat16"],
-        ["model.tuning=lora", "language_quantization=4bit", "model.embed_language_model=false"],
+        ["generator.settings.tuning=lora", "language_dtype=bfloat16"],
+        [
+            "generator.settings.tuning=lora",
+            "language_quantization=4bit",
+            "generator.settings.embed_language_model=false",
+        ],
     ):
         assert load_config(GeneratorRun, None, fields)
 

@@ -97,8 +97,12 @@ def test_a_stage_can_be_overridden_by_name_and_an_unknown_one_is_named():
 
 def test_further_generators_are_trained_beside_the_method_s_own():
     nodes = stages("generators=[generator_lora,generator_three_passes_tuned]")
-    assert nodes["generator_lora"].config.model.tuning == "lora"
-    assert nodes["generator_three_passes_tuned"].config.model.passes == ("reference", "target", "difference")
+    assert nodes["generator_lora"].config.generator.settings.tuning == "lora"
+    assert nodes["generator_three_passes_tuned"].config.generator.settings.passes == (
+        "reference",
+        "target",
+        "difference",
+    )
     assert "generator_tuned" not in nodes
     with pytest.raises(ConfigError, match="'lora'. Did you mean 'generator_lora'|Known: generator, generator_lora"):
         stages("generators=[lora]")
