@@ -1,8 +1,5 @@
 """Errors for people: what happened, the offending value, what would be accepted, what to do."""
 
-import difflib
-import pickle
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -53,12 +50,6 @@ class StageError(CirrayError):
     """One of several stages, told to stop."""
 
 
-_DAMAGE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)  # fmt: skip
-
-
 @contextmanager
 def damage_told(place: object, remedy: str) -> Iterator[None]:
     """Turn what a damaged file raises inside into one sentence.
@@ -68,9 +59,20 @@ def damage_told(place: object, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except _DAMAGE as error:
+    except Exception as error:
+        if not isinstance(error, _damage()):
+            raise
         told = reason_of(error)
         raise ArtifactError(f"{str(place)!r} is damaged or not what it should be ({told}). {remedy}") from None
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What readers of files raise; imported late, for a quick start."""
+    from pickle import UnpicklingError
+    from zipfile import BadZipFile
+
+    plain = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError)
+    return (*plain, UnpicklingError, BadZipFile)
 
 
 def reason_of(error: BaseException, most: int = 160) -> str:
@@ -80,6 +82,8 @@ def reason_of(error: BaseException, most: int = 160) -> str:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Sentence for an unknown name: the name, a did-you-mean when one is close, and every accepted name."""
+    import difflib
+
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -6,7 +6,6 @@ modules that are not installed are named in `CIRRAY_PLUGINS`, separated by comma
 
 import functools
 import importlib
-from importlib.metadata import entry_points
 
 from cirray.core.environ import plugin_modules
 from cirray.core.errors import ConfigError
@@ -21,6 +20,8 @@ def load_plugins() -> tuple[str, ...]:
     Raises:
         ConfigError: naming the module that cannot be imported, and why.
     """
+    from importlib.metadata import entry_points  # slow to import, and often not needed
+
     names = dict.fromkeys([*(item.value for item in entry_points(group=GROUP)), *plugin_modules()])
     for name in names:
         try:
