@@ -143,7 +143,8 @@ def verb(name: str) -> Verb:
     """
     if name not in VERBS:
         raise ConfigError(unknown_name("verb", name, VERBS))
-    return importlib.import_module(f"cirray.cli.{name.replace('-', '_').replace(' ', '_')}").VERB
+    stages: dict[str, Verb] = load("cirray.cli.stages:STAGES")
+    return stages[name] if name in stages else load(f"cirray.cli.{name.replace('-', '_').replace(' ', '_')}:VERB")
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:

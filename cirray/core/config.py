@@ -35,9 +35,7 @@ class _Section(dict[str, Any]):
 class Config(pydantic.BaseModel):
     """Base of every configuration node: frozen, unknown fields refused, defaults validated."""
 
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
-    )
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     @classmethod
     def from_preset(cls, values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
