@@ -171,7 +171,7 @@ def test_an_sprc_forward_written_out_naively_gives_the_same_query_scores_and_los
     model, tower, retriever = stage1
     reference, target, text = small.images(seed=1), small.images(seed=2), tokens(retriever)
     query, scores, loss, sentence = sprc(model, tower, text, reference, target)
-    ours = retriever.changed({"fusion": "two_pass"})
+    ours = retriever.changed({"fusion": "two_pass"}).eval()
     ours.config = retriever.config.model_copy(update={"readout": "cls"})
     fused = ours.fuse(tower(reference), text)
     assert apart(fused.query_BD, query) < CLOSE
