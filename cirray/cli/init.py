@@ -137,13 +137,7 @@ def next_steps(found: Found) -> list[str]:
 
 
 def project_text(found: Found, root: str, name: str) -> str:
-    """The project file: YAML with a comment on everything that people change.
-
-    Args:
-        found: the folder's content.
-        root: where results go.
-        name: the file's own name, for its examples.
-    """
+    """The project file: YAML with a comment on everything that people change."""
     verb = "finetune" if found.trains else "index"
     lines = [
         f"# A project: your pictures, and the settings of every step. Each command takes it: cirray {verb} {name}",

@@ -14,11 +14,7 @@ from cirray.core.log import get_logger, linked
 
 
 def find(name: str) -> tuple[type[Config], str]:
-    """Config class and function of a verb.
-
-    Raises:
-        ConfigError: for an unknown verb.
-    """
+    """Config class and function of a verb. Raises ConfigError: for an unknown verb."""
     found = verb(name)
     return found.config_class(), found.run
 
@@ -41,12 +37,7 @@ def run(config: Any) -> Any:
 
 
 def prepare(stages: Iterable[str], assignments: Sequence[str] = ()) -> None:
-    """Make missing stages of the quickstart.
-
-    Args:
-        stages: names of its stages.
-        assignments: fields of the study, such as its root.
-    """
+    """Make missing stages of the quickstart."""
     from cirray.cli.main import configured
     from cirray.pipelines.study.config import StudyRun
     from cirray.pipelines.study.run import run_stages

@@ -136,11 +136,7 @@ class Verb:
 
 
 def verb(name: str) -> Verb:
-    """The verb of that name.
-
-    Raises:
-        ConfigError: for an unknown verb, with the known ones.
-    """
+    """The verb of that name. Raises ConfigError: for an unknown verb, with the known ones."""
     if name not in VERBS:
         raise ConfigError(unknown_name("verb", name, VERBS))
     stages: dict[str, Verb] = load("cirray.cli.stages:STAGES")

@@ -111,11 +111,7 @@ class Shape:
         return self.section or (None if inner is None else Shape.of(inner).inner_section)
 
     def read(self, text: str) -> Any:
-        """The value of typed characters.
-
-        Raises:
-            ValueError: as `cirray.core.reading.read`.
-        """
+        """The value of typed characters. Raises ValueError: as `cirray.core.reading.read`."""
         if text in self.choices or (self.text and self == Shape(text=True, choices=self.choices)):
             return text
         if self.null and text.strip() in (("null",) if self.text else NULLS):

@@ -20,11 +20,7 @@ def is_local(uri: str | Path) -> bool:
 
 
 def local_path(uri: str | Path) -> Path:
-    """The path behind a local URI.
-
-    Raises:
-        ArtifactError: for a URI that is not local.
-    """
+    """The path behind a local URI. Raises ArtifactError: for a URI that is not local."""
     text = str(uri)
     if not is_local(text):
         raise ArtifactError(f"{text!r} is not a local path; localize() it first.")
@@ -100,11 +96,7 @@ def list_files(uri: str | Path) -> list[str]:
 
 
 def read_bytes(uri: str | Path) -> bytes:
-    """Content of one file.
-
-    Raises:
-        ArtifactError: naming the URI when it cannot be read.
-    """
+    """Content of one file. Raises ArtifactError: naming the URI when it cannot be read."""
     filesystem, path = resolve(uri)
     try:
         with filesystem.open_input_stream(path) as stream:

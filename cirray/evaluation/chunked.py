@@ -133,17 +133,7 @@ def merge_probes(question: Question, parts: Sequence[tuple[np.ndarray, np.ndarra
 
 @torch.inference_mode()
 def scan(question: Question, shard: Shard, scores_P: np.ndarray, settings: Settings) -> Partial:
-    """Scan a shard once.
-
-    Args:
-        question: queries and probes.
-        shard: part of the gallery.
-        scores_P: exact scores of all probes.
-        settings: device, precision, memory.
-
-    Raises:
-        DataError: for a gallery vector that is not finite, naming the image.
-    """
+    """Scan a shard once. Raises DataError: for a gallery vector that is not finite, naming the image."""
     device = torch.device(settings.device)
     query_BD = _tensor(question.query_BD, device, settings)
     above = np.zeros(len(scores_P), dtype=np.int64)
@@ -164,11 +154,7 @@ def scan(question: Question, shard: Shard, scores_P: np.ndarray, settings: Setti
 
 
 def merge(parts: Sequence[Partial]) -> Partial:
-    """The joint result of several shards, in any order and grouping.
-
-    Raises:
-        ConfigError: without parts.
-    """
+    """The joint result of several shards, in any order and grouping. Raises ConfigError: without parts."""
     if not parts:
         raise ConfigError("There are no partial results to merge; give at least one shard.")
     best = (parts[0].scores, parts[0].rows)

@@ -19,9 +19,6 @@ _STRIP = 8
 def render_page(content: ReportContent) -> str:
     """The whole page.
 
-    Args:
-        content: what to show; `check_rows` has passed.
-
     Returns:
         HTML text that needs no other file.
     """

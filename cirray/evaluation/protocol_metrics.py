@@ -58,11 +58,7 @@ def compute(protocol: Protocol, judged: Judged) -> tuple[Measure, ...]:
 
 
 def figure_names(protocol: Protocol, queries: Sequence[Query]) -> list[str]:
-    """Names of a protocol's figures for these queries, without scores.
-
-    Raises:
-        ConfigError, DataError: as `compute`.
-    """
+    """Names of a protocol's figures for these queries, without scores. Raises ConfigError, DataError: as `compute`."""
     return [item.name for item in compute(protocol, Judged(queries, [Verdict(0, (0,), 0, subset=0)] * len(queries)))]
 
 

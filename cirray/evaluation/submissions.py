@@ -165,11 +165,7 @@ def check(
 
 
 def refuse(checked: Checked, name: str, shown: int = 5) -> None:
-    """Raise when a check found anything.
-
-    Raises:
-        DataError: with the first broken rules and their number.
-    """
+    """Raise when a check found anything. Raises DataError: with the first broken rules and their number."""
     if not checked.problems:
         return
     count, first = len(checked.problems), "; ".join(checked.problems[:shown])

@@ -100,11 +100,7 @@ def _tokenizer() -> Any:
 
 
 def pick_templates(ids: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Version of the file, and the templates of some ids in their order.
-
-    Raises:
-        ConfigError: for an unknown id.
-    """
+    """Version of the file, and the templates of some ids in their order. Raises ConfigError: for an unknown id."""
     table = json.loads(files("cirray.generators").joinpath("caption_templates.json").read_text(encoding="utf-8"))
     unknown = [name for name in ids if name not in table["templates"]]
     if unknown:

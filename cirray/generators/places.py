@@ -29,10 +29,6 @@ def find_generator(uri: str) -> Path:
 def described(uri: str, kind: str = "") -> dict[str, Any]:
     """What a generator's files say about it. Nothing else is fetched.
 
-    Args:
-        uri: its artifact or folder.
-        kind: the kind that a run names.
-
     Raises:
         ArtifactError: when there is none, or one of another kind.
     """

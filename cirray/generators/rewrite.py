@@ -20,11 +20,7 @@ class Rewriter:
     """Few-shot rewriting with top-k sampling, a pure function of the text and its seed."""
 
     def __init__(self, source: str, top_k: int = 10, new_tokens: int = 50, device: str = "cpu") -> None:
-        """Load a language model.
-
-        Raises:
-            ArtifactError: when none can be read there.
-        """
+        """Load a language model. Raises ArtifactError: when none can be read there."""
         self._language = load_language_model(source)
         self._model = cast(Any, self._language.model)
         self._model.to(device)

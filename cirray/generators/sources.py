@@ -12,11 +12,7 @@ PROJECTION = "language_projection"
 
 
 def build_mtg(config: GeneratorConfig, given: Given) -> ModificationTextModel:
-    """A network with random start weights, or those of a checkpoint.
-
-    Raises:
-        ArtifactError: as `generator_from`.
-    """
+    """A network with random start weights, or those of a checkpoint. Raises ArtifactError: as `generator_from`."""
     if not given.source:
         return ModificationTextModel(config, given.language, given.patch_width)
     source = open_blip2(given.source)

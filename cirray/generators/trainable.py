@@ -54,11 +54,7 @@ class TrainableGenerator(nn.Module, ABC):
         return self.state_dict()
 
     def load_tuned(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load weights from `tuned_state`.
-
-        Raises:
-            ArtifactError: when they are of another model.
-        """
+        """Load weights from `tuned_state`. Raises ArtifactError: when they are of another model."""
         if set(state) != set(self.tuned_state()):
             odd = sorted(set(state) ^ set(self.tuned_state()))[:3]
             raise ArtifactError(f"These weights are of another generator: {odd}. Choose another out.")

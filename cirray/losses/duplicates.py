@@ -6,10 +6,6 @@ import torch
 def other_copies(candidate_N: torch.Tensor, positive_B: torch.Tensor) -> torch.Tensor:
     """Mask of candidates that show a row's target image a second time.
 
-    Args:
-        candidate_N: integer image key of every candidate.
-        positive_B: index of each row's positive among the candidates.
-
     Returns:
         `[B, N]`, True where the key equals the positive's key but the index does not.
     """

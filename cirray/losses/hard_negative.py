@@ -51,13 +51,7 @@ def hard_negative_nce(
 
 
 def hard_log_weights(logits_BN: torch.Tensor, negative_BN: torch.Tensor, beta: float) -> torch.Tensor:
-    """Logarithms of w: a row's weights add up to the number of its negatives; 0 where there is no negative.
-
-    Args:
-        logits_BN: similarities over temperature.
-        negative_BN: True for the negatives of each row.
-        beta: as in `hard_negative_nce`.
-    """
+    """Logarithms of w: a row's weights add up to the number of its negatives; 0 where there is no negative."""
     hard_BN = (beta * logits_BN).masked_fill(~negative_BN, _NOTHING)
     count_B1 = negative_BN.sum(dim=1, keepdim=True).clamp_min(1).to(logits_BN.dtype)
     log_weight_BN = count_B1.log() + hard_BN - hard_BN.logsumexp(dim=1, keepdim=True)

@@ -94,11 +94,7 @@ class Retriever(nn.Module, ABC):
 
     @final
     def tokenize(self, texts: Sequence[str]) -> TextBatch:
-        """Token ids of texts, after the text processor, on the model's device.
-
-        Raises:
-            DataError: for an empty list.
-        """
+        """Token ids of texts, after the text processor, on the model's device. Raises DataError: for an empty list."""
         return self.token_ids(self.processed(texts))
 
     @abstractmethod
@@ -190,11 +186,7 @@ class Retriever(nn.Module, ABC):
         """Word piece -> id; part of the digest."""
 
     def refuse(self, wanted: Wanted, known: frozenset[str] = frozenset()) -> None:
-        """Refuse unknown names in `Wanted.more`.
-
-        Raises:
-            ConfigError: naming the output and this kind's outputs.
-        """
+        """Refuse unknown names in `Wanted.more`. Raises ConfigError: naming the output and this kind's outputs."""
         unknown = sorted(wanted.more - known)
         if unknown:
             makes = f"It makes: {', '.join(sorted(known))}." if known else "It makes none."
@@ -205,11 +197,7 @@ class Retriever(nn.Module, ABC):
 
 
 def no_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> NoReturn:
-    """The check of a kind with no setting that could be changed in a checkpoint.
-
-    Raises:
-        ConfigError: always.
-    """
+    """The check of a kind with no setting that could be changed in a checkpoint. Raises ConfigError: always."""
     raise ConfigError(
         "encoder builds a new network; empty init and qformer_source, or leave encoder out: a retriever of kind "
         f"{description['kind']!r} has no setting that could be changed in a checkpoint."

@@ -40,13 +40,7 @@ class QFormerRetriever(Retriever):
     config: RetrieverConfig
 
     def __init__(self, config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase, patch_width: int) -> None:
-        """Random start weights from the global torch generator (see `build_retriever` for a seeded one).
-
-        Args:
-            config: sizes and mode.
-            tokenizer: BERT style, [CLS] first.
-            patch_width: width of the frozen tower's tokens.
-        """
+        """Random start weights from the global torch generator (see `build_retriever` for a seeded one)."""
         super().__init__()
         self.config, self.tokenizer, self.patch_width = config, tokenizer, patch_width
         self.fusion: Fusion = HEADS.get(config.fusion.kind)(config.fusion.settings)

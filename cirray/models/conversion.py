@@ -200,11 +200,7 @@ def ignored(name: str) -> bool:
 
 
 def check_names(found: set[str], expected: set[str], form: str) -> None:
-    """Refuse a state dict with anything missing or left over.
-
-    Raises:
-        ArtifactError: listing both.
-    """
+    """Refuse a state dict with anything missing or left over. Raises ArtifactError: listing both."""
     missing, left = expected - found, found - expected
     if missing or left:
         parts = [f"{len(missing)} missing: {_some(missing)}"] if missing else []

@@ -174,11 +174,7 @@ def write_weights(
 
 
 def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], Record]:
-    """What `write_weights` wrote.
-
-    Raises:
-        ArtifactError: when the folder holds no converted checkpoint.
-    """
+    """What `write_weights` wrote. Raises ArtifactError: when the folder holds no converted checkpoint."""
     if not (folder / RECORD).is_file():
         raise ArtifactError(
             f"{str(folder)!r} holds no {RECORD}, so it cannot be written in its original format; give a folder that "

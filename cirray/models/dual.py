@@ -38,12 +38,6 @@ class DualEncoderRetriever(Retriever):
     def __init__(self, config: DualEncoderConfig, text_encoder: Any, backbone: str, patch_width: int) -> None:
         """Random head from the global torch generator around a given text encoder.
 
-        Args:
-            config: fusion, pooling, temperature.
-            text_encoder: a `TextEncoder` of the backbone.
-            backbone: its name in the registry.
-            patch_width: width of the frozen tower's tokens.
-
         Raises:
             ConfigError: when tokens and texts do not share a space, or the text encoder cannot do what is asked.
         """
@@ -73,11 +67,7 @@ class DualEncoderRetriever(Retriever):
         return self
 
     def token_ids(self, texts: Sequence[str]) -> TextBatch:
-        """Token ids on the model's device.
-
-        Raises:
-            DataError: for an empty list.
-        """
+        """Token ids on the model's device. Raises DataError: for an empty list."""
         return self.text_encoder.tokenize(texts, self.config.text_length).to(self.device)
 
     @property
@@ -123,11 +113,7 @@ class DualEncoderRetriever(Retriever):
         return Composition(name, weight, free if name in free else ())
 
     def compose_weighted(self, state_BPD: torch.Tensor, text: TextBatch, share_B: torch.Tensor) -> torch.Tensor:
-        """As `compose`, with the text's share of each query.
-
-        Raises:
-            ConfigError: when the fusion has no such share.
-        """
+        """As `compose`, with the text's share of each query. Raises ConfigError: when the fusion has no such share."""
         if not isinstance(self.head, Weighted):
             return super().compose_weighted(state_BPD, text, share_B)
         return _unit(self.head(self._pooled(state_BPD), state_BPD, self.text_encoder(text), share_B.to(self.device)))

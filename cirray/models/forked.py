@@ -35,11 +35,6 @@ class ForkedRetriever(Retriever):
     def __init__(self, query: Retriever, gallery: Retriever, trains: str = "query_side") -> None:
         """Take both halves; the gallery's is frozen.
 
-        Args:
-            query: the half that trains.
-            gallery: of the same kind, sizes and vocabulary.
-            trains: a name of `SCOPES`.
-
         Raises:
             ConfigError: for another name, or for `second_pass` when the retriever has none.
         """
@@ -77,11 +72,7 @@ class ForkedRetriever(Retriever):
         return self
 
     def token_ids(self, texts: Sequence[str]) -> TextBatch:
-        """Token ids on the model's device.
-
-        Raises:
-            DataError: for an empty list.
-        """
+        """Token ids on the model's device. Raises DataError: for an empty list."""
         return self.query.token_ids(texts)
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
@@ -199,11 +190,7 @@ def fork_for_query_tuning(retriever: Retriever, trains: str = "query_side") -> R
 
 
 def check_query_tuning(description: Mapping[str, Any], trains: str) -> None:
-    """Refuse what `fork_for_query_tuning` refuses, from a retriever's description.
-
-    Raises:
-        ConfigError: as that.
-    """
+    """Refuse what `fork_for_query_tuning` refuses, from a retriever's description. Raises ConfigError: as that."""
     if description["kind"] == ForkedRetriever.kind:
         _check_same_part(str(description["retriever"]["trains"]), trains)
     elif trains == "second_pass":

@@ -66,12 +66,7 @@ class MatchingHead(nn.Module):
         self.classifier = nn.Linear(width, 2)
 
     def forward(self, text_BTW: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Mean of the logits over the text's own positions: `[B, 2]`.
-
-        Args:
-            text_BTW: outputs of the text positions, [CLS] first.
-            mask_BT: 1 for tokens, 0 for padding.
-        """
+        """Mean of the logits over the text's own positions: `[B, 2]`."""
         words_BT = mask_BT.clone()
         words_BT[:, 0] = 0
         weights_BT = words_BT / words_BT.sum(dim=1, keepdim=True).clamp_min(1)
@@ -82,13 +77,6 @@ def matching(
     model: "QFormerRetriever", name: str, batch: RetrievalBatch, query_BD: torch.Tensor, targets_BQD: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Logits of the matched rows, of wrong images with the own texts, and of own images with wrong texts.
-
-    Args:
-        model: a retriever with a matching head.
-        name: of the output, which is the variant.
-        batch: this rank's rows.
-        query_BD: their queries.
-        targets_BQD: gallery tokens of their targets.
 
     Raises:
         ConfigError: for a retriever without a matching head.

@@ -139,11 +139,7 @@ def qformer_sizes(source: str, base: QFormerConfig) -> tuple[QFormerConfig, int,
 
 
 def outline_tower(source: str) -> VisionTower:
-    """A vision tower with a source's sizes.
-
-    Raises:
-        ConfigError: when the sizes cannot be known.
-    """
+    """A vision tower with a source's sizes. Raises ConfigError: when the sizes cannot be known."""
     if is_open_clip(source):
         return _open_clip_tower(source)
     folder = asset_folder(SHAPES_VISION) if source == "asset" else local_path(source)

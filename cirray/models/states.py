@@ -17,15 +17,7 @@ class ReferenceStates:
     """The latest reference states of a retriever; an image that is kept is not encoded again."""
 
     def __init__(self, retriever: Any, limit: int) -> None:
-        """Nothing is kept yet.
-
-        Args:
-            retriever: a `Retriever`.
-            limit: images kept at a time, at least 1.
-
-        Raises:
-            ConfigError: for a retriever whose states depend on the text.
-        """
+        """Nothing is kept yet. Raises ConfigError: for a retriever whose states depend on the text."""
         if getattr(retriever, "state_depends_on_text", False):
             raise ConfigError(
                 f"The reference states of a {retriever.kind!r} retriever depend on the text, so they cannot be kept by "

@@ -38,11 +38,7 @@ def blip_caption(text: str) -> str:
 
 
 def process(name: str, texts: Iterable[str]) -> list[str]:
-    """Texts after the processor of a name.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
+    """Texts after the processor of a name. Raises ConfigError: for an unknown name."""
     made = TEXT_PROCESSORS.get(name)
     return [made(text) for text in texts]
 

@@ -62,13 +62,7 @@ def latest_checkpoint(root: Path) -> Path | None:
 
 
 def save_step(root: Path, state: LoopState, keep: int) -> Path:
-    """Write `root/step-XXXXXXXX` under a temporary name, rename it when all ranks are done, drop old ones.
-
-    Args:
-        root: a folder all ranks share.
-        state: the run.
-        keep: newest checkpoints to keep.
-    """
+    """Write `root/step-XXXXXXXX` under a temporary name, rename it when all ranks are done, drop old ones."""
     final = root / f"step-{state.step:08d}"
     scratch = root / f".{final.name}.tmp"
     if state.rank == 0:

@@ -231,17 +231,7 @@ class GeneratorTask(_Task[TrainableGenerator]):
         features: FeatureLookup,
         config: LoopConfig,
     ) -> None:
-        """Prepare.
-
-        Args:
-            generator: trained in place.
-            triplets: labelled rows with non-empty texts.
-            features: holds every reference and target.
-            config: batch and seed.
-
-        Raises:
-            DataError: naming the first row with a blank text or an image without features.
-        """
+        """Prepare. Raises DataError: naming the first row with a blank text or an image without features."""
         check_triplets(triplets, features)
         self._triplets = list(triplets)
         super().__init__(generator, features, config, len(self._triplets))
@@ -266,11 +256,7 @@ class GeneratorTask(_Task[TrainableGenerator]):
 
 
 def check_triplets(triplets: Sequence[Triplet], features: FeatureLookup) -> None:
-    """Refuse rows that cannot be trained on.
-
-    Raises:
-        DataError: no rows, a blank text, or an image without features.
-    """
+    """Refuse rows that cannot be trained on. Raises DataError: no rows, a blank text, or an image without features."""
     if not triplets:
         raise DataError("There are no labelled triplets to train the generator on. Give at least some hundred.")
     for row in triplets:

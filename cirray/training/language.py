@@ -46,12 +46,7 @@ class DifferenceLearner(nn.Module):
     """A causal model with the throw-away heads of its pretraining."""
 
     def __init__(self, language: LanguageModel, config: LanguageTrainingConfig) -> None:
-        """Add heads to a model.
-
-        Args:
-            language: trained in place.
-            config: weights of the heads, noise on the bags.
-        """
+        """Add heads to a model."""
         super().__init__()
         width, words = language.width, len(language.tokenizer)
         self.language, self.lm, self.config = language, language.model, config
@@ -113,13 +108,7 @@ class LanguageTask(SourceTask):
     """Trains a language model on an endless corpus of passages."""
 
     def __init__(self, language: LanguageModel, corpus: Corpus, config: LanguageTrainingConfig) -> None:
-        """Prepare.
-
-        Args:
-            language: trained in place.
-            corpus: draws one passage from a generator of randomness.
-            config: batch, seed, share of batches with difference slots.
-        """
+        """Prepare."""
         super().__init__(DifferenceLearner(language, config), self._passages)
         self._language, self._corpus, self._config = language, corpus, config
 

@@ -37,11 +37,7 @@ class Rows:
     real: tuple[bool, ...]
 
     def places(self, real: bool) -> np.ndarray:
-        """Row numbers of the real rows, or of the others.
-
-        Raises:
-            ConfigError: when there are none.
-        """
+        """Row numbers of the real rows, or of the others. Raises ConfigError: when there are none."""
         found = np.flatnonzero(np.array(self.real, dtype=bool) == real)
         if len(found) == 0:
             kind = "real" if real else "pseudo"
@@ -72,11 +68,7 @@ class Paired:
     """
 
     def __init__(self, rows: Rows, config: TrainingConfig, settings: PairedConfig) -> None:
-        """Prepare.
-
-        Raises:
-            ConfigError: when one kind of row is missing, or a batch cannot be filled.
-        """
+        """Prepare. Raises ConfigError: when one kind of row is missing, or a batch cannot be filled."""
         self._seed, self._real = config.seed, rows.places(True)
         self._pseudo = Draw(rows, rows.places(False), config.one_per_group) if settings.ratio else None
         self._count = settings.rows_per_step(config.batch) - config.batch
@@ -98,11 +90,7 @@ class Curriculum:
     """`batch` rows whose share of real ones moves evenly from the first to the second of `shares`."""
 
     def __init__(self, rows: Rows, config: TrainingConfig, settings: CurriculumConfig) -> None:
-        """Prepare.
-
-        Raises:
-            ConfigError: when one kind of row is missing.
-        """
+        """Prepare. Raises ConfigError: when one kind of row is missing."""
         self._config, self._shares = config, settings.shares
         self._draws = [Draw(rows, rows.places(real), config.one_per_group) for real in (True, False)]
 
@@ -192,11 +180,7 @@ def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def share(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """One rank's contiguous part.
-
-    Raises:
-        ConfigError: when the rows do not divide by the ranks.
-    """
+    """One rank's contiguous part. Raises ConfigError: when the rows do not divide by the ranks."""
     if len(rows) % world:
         raise ConfigError(
             f"A mixed batch of {len(rows)} rows does not divide by {world} workers. Choose training.batch and "

@@ -51,24 +51,14 @@ class Objective:
     """The configured loss, its terms prepared."""
 
     def __init__(self, setup: TermSetup) -> None:
-        """Prepare the terms.
-
-        Raises:
-            ConfigError: for a term that the encoder cannot serve.
-        """
+        """Prepare the terms. Raises ConfigError: for a term that the encoder cannot serve."""
         self.config, active = setup.config, setup.config.active_terms
         self.weights = {name: settings.weight for name, settings in active.items()}
         self.wanted = wanted_outputs(setup.config)
         self._terms = {name: TERMS.get(name)(setup, settings) for name, settings in active.items()}
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
-        """The objective of this rank's rows; the mean over ranks is the global batch's loss.
-
-        Args:
-            model: a `Retriever` or an engine's wrapper of it.
-            batch: this rank's rows, equally many on every rank.
-            gather: access to the other ranks' rows.
-        """
+        """The objective of this rank's rows; the mean over ranks is the global batch's loss."""
         output: RetrieverOutput = model(batch, self.wanted)
         given = TermInput(output, batch, self.config, gather)
         values = {name: term(given) for name, term in self._terms.items()}
@@ -77,24 +67,13 @@ class Objective:
         return LossOutput(result.total, {**result.terms, **figures, "temperature": output.temperature.detach()})
 
     def finish(self, retriever: Retriever) -> None:
-        """The terms' checks of the trained retriever before it is saved.
-
-        Raises:
-            ConfigError: when a check fails.
-        """
+        """The terms' checks of the trained retriever before it is saved. Raises ConfigError: when a check fails."""
         for term in self._terms.values():
             term.finish(retriever)
 
 
 def retrieval_loss(model: Retriever, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> LossOutput:
-    """The objective of a single batch, for terms that prepare nothing from the data (unlike a negative bank).
-
-    Args:
-        model: the retriever itself.
-        batch: this rank's rows.
-        config: objective and weights.
-        gather: access to the other ranks' rows.
-    """
+    """The objective of a single batch, for terms that prepare nothing from the data (unlike a negative bank)."""
     return Objective(TermSetup((), (), _NoFeatures(), config, retriever=model)).loss(model, batch, gather)
 
 

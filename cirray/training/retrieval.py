@@ -113,11 +113,7 @@ class RetrievalTask:
         return self._objective.loss(model, batch, gather)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the retriever as `load_retriever` reads it.
-
-        Raises:
-            ConfigError: when a term's check fails.
-        """
+        """Write the retriever as `load_retriever` reads it. Raises ConfigError: when a term's check fails."""
         inner = getattr(model, "module", model)
         assert isinstance(inner, Retriever)
         self._objective.finish(inner)

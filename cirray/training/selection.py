@@ -47,11 +47,7 @@ class KeepBest(Callback):
 
 
 def mean_of(row: Row, names: Sequence[str]) -> float:
-    """Mean of some figures of a row.
-
-    Raises:
-        ConfigError: for a figure that it does not have.
-    """
+    """Mean of some figures of a row. Raises ConfigError: for a figure that it does not have."""
     absent = [name for name in names if name not in row]
     if absent:
         raise ConfigError(

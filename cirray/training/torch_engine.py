@@ -87,11 +87,7 @@ class TorchEngine:
             torch.save(state, folder / STATE)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote.
-
-        Raises:
-            ArtifactError: no state there, or one of another model.
-        """
+        """Restore what `save` wrote. Raises ArtifactError: no state there, or one of another model."""
         path = folder / STATE
         if not path.is_file():
             raise ArtifactError(f"{str(folder)!r} holds no {STATE}: it is no checkpoint of the torch engine.")

@@ -108,11 +108,7 @@ def write_world(config: ShapesConfig, out: Path, progress: Progress | None = Non
 
 
 def read_scenes(root: Path) -> dict[str, Scene]:
-    """Scene of every image of a world on disk.
-
-    Raises:
-        DataError: when the folder has no readable `scenes.jsonl`.
-    """
+    """Scene of every image of a world on disk. Raises DataError: when the folder has no readable `scenes.jsonl`."""
     path = Path(root) / SCENES
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

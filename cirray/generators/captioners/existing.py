@@ -17,11 +17,7 @@ class ExistingCaptions:
         """Nothing to load."""
 
     def content(self, picture: Picture) -> bytes:
-        """The caption itself.
-
-        Raises:
-            DataError: for an image that the data set does not caption.
-        """
+        """The caption itself. Raises DataError: for an image that the data set does not caption."""
         if not picture.known.strip():
             raise DataError(f"Image {picture.image_id!r} has no caption in the data set.")
         return picture.known.encode()

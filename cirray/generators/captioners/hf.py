@@ -35,11 +35,7 @@ class HfCaptioner:
     """A folder or hub id that `AutoModelForImageTextToText` and `AutoProcessor` read."""
 
     def __init__(self, settings: HfConfig, setup: CaptionerSetup) -> None:
-        """Load model and processor.
-
-        Raises:
-            ArtifactError: when nothing readable is there.
-        """
+        """Load model and processor. Raises ArtifactError: when nothing readable is there."""
         self._setup, self._instruction = setup, settings.instruction
         try:
             with quiet():
@@ -66,11 +62,7 @@ class HfCaptioner:
         self.digest = stable_id("hf-captioner", version or settings.source, self._text(), self._limit)
 
     def content(self, picture: Picture) -> bytes:
-        """The image file's bytes.
-
-        Raises:
-            DataError: for a file that cannot be read.
-        """
+        """The image file's bytes. Raises DataError: for a file that cannot be read."""
         place, data = self._read(picture)
         open_image(data, self._setup.limits, picture.image_id, place.box)
         return data + repr(place.box).encode()

@@ -18,22 +18,14 @@ class ReadingCaptioner(ABC):
     """Loads a generator and reads images in batches; subclasses turn the soft tokens into words."""
 
     def __init__(self, settings: ReadingConfig, setup: CaptionerSetup) -> None:
-        """Load a generator artifact and open the features.
-
-        Raises:
-            ArtifactError: when there are none.
-        """
+        """Load a generator artifact and open the features. Raises ArtifactError: when there are none."""
         folder = localize(settings.source, "generator")
         self._model = load_model(folder).to(setup.device).eval()
         self._features, self._batch = FeatureStore.open_many(settings.features), setup.batch
         self._generator_digest = directory_digest(folder)
 
     def content(self, picture: Picture) -> bytes:
-        """The image's patch tokens.
-
-        Raises:
-            DataError: for an image without features.
-        """
+        """The image's patch tokens. Raises DataError: for an image without features."""
         if picture.image_id not in self._features:
             raise DataError(f"Image {picture.image_id!r} has no features. Embed it first.")
         return np.ascontiguousarray(self._features.get([picture.image_id])).tobytes()

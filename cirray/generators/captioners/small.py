@@ -25,11 +25,7 @@ class SmallCaptioner(ReadingCaptioner):
     """Greedy captions from patch tokens."""
 
     def __init__(self, settings: ReadingConfig, setup: CaptionerSetup) -> None:
-        """Load a generator artifact.
-
-        Raises:
-            ArtifactError: when there is none.
-        """
+        """Load a generator artifact. Raises ArtifactError: when there is none."""
         super().__init__(settings, setup)
         self.digest = stable_id("small-captioner", self._generator_digest, canonical(_DECODING.identity()), _DESCRIBE)
 

@@ -11,11 +11,7 @@ from cirray.core.errors import ConfigError, unknown_name
 
 
 def prompt(version: str) -> str:
-    """The instruction called `name/version`.
-
-    Raises:
-        ConfigError: for an unknown one, with the known ones.
-    """
+    """The instruction called `name/version`. Raises ConfigError: for an unknown one, with the known ones."""
     return find_prompt(version, "prompt version", __name__, ("prompts.json", "roles.json"))
 
 

@@ -47,11 +47,7 @@ class LanguageRewriter:
 
     @torch.inference_mode()
     def rewrite(self, asks: Sequence[Ask]) -> list[str]:
-        """The first line that the model writes of each question.
-
-        Raises:
-            ArtifactError: when no model can be read.
-        """
+        """The first line that the model writes of each question. Raises ArtifactError: when no model can be read."""
         size = self._setup.batch
         return [text for begin in range(0, len(asks), size) for text in self._batch(asks[begin : begin + size])]
 

@@ -94,11 +94,7 @@ class Joint(_NoWeights):
     """In the place of a head where the encoder reads picture and text together."""
 
     def forward(self, image_BD: torch.Tensor, tokens_BPD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-        """Refuse vectors.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refuse vectors. Raises ConfigError: always."""
         raise no_pictures()
 
 

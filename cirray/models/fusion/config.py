@@ -60,11 +60,7 @@ class CrossAttentionConfig(HeadConfig):
     """Attention heads; divide the common width."""
 
     def check(self, width: int) -> None:
-        """Heads share the width evenly.
-
-        Raises:
-            ValueError: where they cannot.
-        """
+        """Heads share the width evenly. Raises ValueError: where they cannot."""
         if width % self.heads:
             raise ValueError(f"fusion.settings.heads {self.heads} must divide the common width {width}")
 

@@ -58,11 +58,7 @@ class Blip2Source:
         return validate(type(base), {**base.to_dict(), **stated_sizes(self.settings), **start})
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Tokenizer of the Q-Former's text side.
-
-        Raises:
-            ArtifactError: when the checkpoint has none.
-        """
+        """Tokenizer of the Q-Former's text side. Raises ArtifactError: when the checkpoint has none."""
         if not self.instruct:
             return load_tokenizer(self.name)
         try:
@@ -97,11 +93,7 @@ class Blip2Source:
         self._fill(qformer, {own: stored[name] for own, name in names.items()})
 
     def load_linear(self, layer: nn.Linear, name: str) -> None:
-        """Copy one projection.
-
-        Raises:
-            ArtifactError: as `load`.
-        """
+        """Copy one projection. Raises ArtifactError: as `load`."""
         stored = self.weights.read([f"{name}.weight", f"{name}.bias"])
         self._fill(layer, {key.removeprefix(f"{name}."): value for key, value in stored.items()})
 
@@ -208,11 +200,7 @@ def check_start(
 
 
 def require_text(source: Blip2Source, what: str) -> None:
-    """Refuse a checkpoint whose Q-Former reads no text.
-
-    Raises:
-        ArtifactError: naming one that does.
-    """
+    """Refuse a checkpoint whose Q-Former reads no text. Raises ArtifactError: naming one that does."""
     if not source.text:
         raise ArtifactError(
             f"The Q-Former of {source.name!r} has no text side, which {what} needs. Start from a stage 1 checkpoint "

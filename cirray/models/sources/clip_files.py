@@ -47,11 +47,6 @@ def read_clip(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def read_named(source: str, path: Path, quick: bool) -> dict[str, torch.Tensor]:
     """Weights of a file for a named architecture: bare, as CLIP4Cir wraps them, or as open_clip's training does.
 
-    Args:
-        source: as given, for errors.
-        path: the file.
-        quick: whether the architecture has QuickGELU.
-
     Raises:
         ArtifactError: when it holds no state dict, or one of another activation.
     """

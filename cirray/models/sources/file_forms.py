@@ -65,11 +65,7 @@ def refuse_other_files(path: Path) -> None:
 
 
 def refuse_answer(path: Path) -> None:
-    """Refuse a file that is empty, a pointer or a web page.
-
-    Raises:
-        ArtifactError: saying which.
-    """
+    """Refuse a file that is empty, a pointer or a web page. Raises ArtifactError: saying which."""
     words = _early(_head(path))
     if words:
         raise ArtifactError(f"{str(path)!r} is {words}. Fetch the file again.")

@@ -57,11 +57,7 @@ class WeightSource:
         return any(name.startswith(prefix) for name in self.places)
 
     def file(self, name: str) -> Path:
-        """Local path of a weights file, fetched from the hub if need be.
-
-        Raises:
-            ArtifactError: when it is missing.
-        """
+        """Local path of a weights file, fetched from the hub if need be. Raises ArtifactError: when it is missing."""
         path = self.find(name)
         if path is None:
             raise ArtifactError(
@@ -117,11 +113,7 @@ def open_weights(source: str | Path, marks: Collection[str] = ()) -> WeightSourc
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file.
-
-    Raises:
-        ArtifactError: when the file holds something else.
-    """
+    """A JSON object of a file. Raises ArtifactError: when the file holds something else."""
     try:
         tree = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -176,14 +168,7 @@ def read_pickle(path: Path, lazily: bool = False) -> Any:
 def unreadable(
     what: str, source: str | Path, error: Exception, files: str = f"{CONFIG} and {SINGLE} (or its shards)"
 ) -> ArtifactError:
-    """The error for a folder or hub id that could not be read.
-
-    Args:
-        what: "vision tower", "tokenizer" ...
-        source: folder or hub id.
-        error: the library's error.
-        files: names of the files that such a folder has.
-    """
+    """The error for a folder or hub id that could not be read."""
     name = str(source)
     reason = reason_of(error) if Path(at_home(name)).exists() or _kept(name) else unreachable(name)
     return ArtifactError(

@@ -68,10 +68,6 @@ def at_hub(source: str) -> str:
 def repository_folder(repository: str, files: str = FILES) -> Path:
     """Folder of a repository's files. What the cache has is taken as it is, and the hub is not asked.
 
-    Args:
-        repository: hub id.
-        files: the files that such a model has, for the sentence.
-
     Raises:
         ArtifactError: when it is not in the cache and cannot be fetched.
     """

@@ -34,12 +34,7 @@ _KEPT = ("padding_side", "model_max_length", "clean_up_tokenization_spaces", "ch
 
 
 def is_llama(settings: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
-    """Whether a folder's tokenizer is LLaMA's.
-
-    Args:
-        settings: `tokenizer_config.json`, or empty.
-        model: `config.json`, or empty.
-    """
+    """Whether a folder's tokenizer is LLaMA's."""
     named = str(settings.get("tokenizer_class") or "")
     if named not in _ANY_CLASS:
         return named in CLASSES
@@ -51,11 +46,6 @@ def llama_tokenizer(
     path: Path, settings: Mapping[str, Any], added: Mapping[int, AddedToken] | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a `tokenizer.model`.
-
-    Args:
-        path: the file.
-        settings: `tokenizer_config.json`, special tokens included.
-        added: tokens beyond the file's own, by id.
 
     Raises:
         ArtifactError: when the file is no SentencePiece model, or one that `tokenizers` cannot reproduce.

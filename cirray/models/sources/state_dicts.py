@@ -86,11 +86,7 @@ def stripped(state: Mapping[str, Any], wanted: Collection[str], place: str) -> d
 
 
 def check_floats(name: str, tensors: Mapping[str, Any]) -> None:
-    """Refuse weights that are no numbers, or of a packed type.
-
-    Raises:
-        ArtifactError: naming the first such tensor.
-    """
+    """Refuse weights that are no numbers, or of a packed type. Raises ArtifactError: naming the first such tensor."""
     for key, value in tensors.items():
         if not isinstance(value, torch.Tensor):
             raise ArtifactError(f"{name!r} holds a {type(value).__name__} under {key!r} where a tensor is needed.")

@@ -15,15 +15,7 @@ class Phi(nn.Module):
     """Embeddings `[B, D]` -> tokens `[B, N, W]`."""
 
     def __init__(self, config: PhiConfig, embed_dim: int, width: int, tokens: int, norm: float) -> None:
-        """Random weights from the global torch generator.
-
-        Args:
-            config: hidden width, dropout, activation, input norm.
-            embed_dim: width of image embeddings.
-            width: width of word embeddings.
-            tokens: tokens an image.
-            norm: norm that tokens have at the start.
-        """
+        """Random weights from the global torch generator."""
         super().__init__()
         self.config, self.tokens = config, tokens
         hidden = config.hidden or 4 * embed_dim

@@ -168,11 +168,7 @@ class WordMapRetriever(Retriever):
             return self.text_encoder(text)
 
     def read_captions(self, captions: Sequence[str]) -> torch.Tensor:
-        """Vectors `[B, D]` of captions, not normalised.
-
-        Raises:
-            DataError: for an empty list.
-        """
+        """Vectors `[B, D]` of captions, not normalised. Raises DataError: for an empty list."""
         text = self.text_encoder.tokenize(self.processed(captions), self.config.text_length)
         return self.text_encoder(text.to(self.device))
 

@@ -98,11 +98,6 @@ def cut(columns: pa.Table | Mapping[str, Sequence[Any]], rows: int) -> list[pa.T
 def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
     """Do the unfinished parts, then check that every key is there once.
 
-    Args:
-        stage: where the parts are written.
-        parts: the work.
-        ray: a cluster, or this process.
-
     Returns:
         Sums of the figures that the last step gave for each part made now.
 

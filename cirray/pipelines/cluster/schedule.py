@@ -62,11 +62,7 @@ class Board:
 
 
 def check_graph(nodes: Sequence[Node]) -> None:
-    """Refuse unknown or circular prerequisites.
-
-    Raises:
-        ConfigError: naming the stage.
-    """
+    """Refuse unknown or circular prerequisites. Raises ConfigError: naming the stage."""
     seen: set[str] = set()
     for node in nodes:
         missing = [name for name in node.after if name not in seen]

@@ -13,11 +13,7 @@ _EVERY_S = 10.0
 
 @contextmanager
 def stage_lines(names: Sequence[str]) -> Iterator[Watch]:
-    """Show the progress of several stages that run side by side.
-
-    Args:
-        names: all stages, in order.
-    """
+    """Show the progress of several stages that run side by side."""
     if sys.stderr.isatty():
         with _bars(names) as watch:
             yield watch

@@ -27,11 +27,7 @@ class Browser:
 
 
 def run_browse(run: BrowseRun) -> Browser:
-    """Write the page.
-
-    Raises:
-        DataError: rankings that cannot be read or lack a query; a data set without queries.
-    """
+    """Write the page. Raises DataError: rankings that cannot be read or lack a query; a data set without queries."""
     dataset = read_dataset(run.data)
     if not dataset.queries:
         raise DataError(f"Data set {dataset.name!r} has no queries to browse. Add a queries file.")

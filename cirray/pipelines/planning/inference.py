@@ -23,11 +23,7 @@ _CACHED_IMAGES = 20_000
 
 
 def plan_embed(run: EmbedRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
-    """Memory, time and disk of embedding images.
-
-    Raises:
-        ConfigError: when the sizes of the tower cannot be known.
-    """
+    """Memory, time and disk of embedding images. Raises ConfigError: when the sizes of the tower cannot be known."""
     with weightless():
         tower, origin = tower_of(run.tower, beside)
         pixels = torch.zeros(run.batch, tower.image_size, tower.image_size, 3, dtype=torch.uint8)

@@ -172,11 +172,7 @@ def _with_changes(model: Retriever, run: TrainRun) -> Retriever:
 
 
 def _qformer(run: TrainRun) -> RetrieverConfig:
-    """The settings of a Q-Former retriever.
-
-    Raises:
-        ConfigError: for an encoder of another kind.
-    """
+    """The settings of a Q-Former retriever. Raises ConfigError: for an encoder of another kind."""
     if not isinstance(run.encoder.settings, RetrieverConfig):
         raise ConfigError(
             f"A plan knows encoders of the kinds qformer and dual without their weights, not {run.encoder.kind!r}."

@@ -40,11 +40,7 @@ class PlanReport:
         return int(bool(self.warnings))
 
     def value(self, name: str) -> Any:
-        """The figure called `name`, in its unit.
-
-        Raises:
-            KeyError: when there is none.
-        """
+        """The figure called `name`, in its unit. Raises KeyError: when there is none."""
         for lines in self.sections.values():
             for line in lines:
                 if line.name == name:

@@ -42,10 +42,6 @@ class Graph:
     def add(self, stage: str, values: Assignment | None = None) -> str:
         """Add a stage and all it builds on; returns its name, which says the variables that differ from their default.
 
-        Args:
-            stage: name in the study.
-            values: variables that differ from their defaults.
-
         Raises:
             ConfigError: for an unknown stage or variable, a circle, or fields that the verb does not take.
         """
@@ -117,11 +113,7 @@ class Graph:
         return self.known[stage]
 
     def fill(self, tree: Any, values: Assignment | None = None) -> Any:
-        """Plain values with every `$variable` replaced.
-
-        Raises:
-            ConfigError: for an unknown variable.
-        """
+        """Plain values with every `$variable` replaced. Raises ConfigError: for an unknown variable."""
         known = {**self.run.variables, **(values or {}), "seed": self.seed}
 
         def value(text: str) -> Any:

@@ -55,13 +55,7 @@ Points = Sequence[Sequence[Scoring]]
 
 
 def publish(run: StudyRun, main: Sequence[Scoring], curves: Mapping[str, Points]) -> Manifest:
-    """Write the report of a study whose stages are all finished.
-
-    Args:
-        run: the study.
-        main: scores of its rows, one a seed.
-        curves: scores of every curve that was run.
-    """
+    """Write the report of a study whose stages are all finished."""
     rows = {name: _row(name, main) for name in (IMAGE_ONLY, *main[0].rows)}
     figures = {"R@1 by method": method_plot({name: row.metrics["R@1"] for name, row in rows.items()})}
     lines = {name: _curve(run.curves[name], points) for name, points in curves.items()}

@@ -30,10 +30,6 @@ _SCORE = "cirray.pipelines.evaluation.compare:run_compare"
 def run_study(run: StudyRun, find: Find) -> Manifest:
     """Run what is missing and write the report.
 
-    Args:
-        run: the study.
-        find: verb -> its config class and function.
-
     Returns:
         Manifest of kind "study": `report.html`, `table.txt`, `metrics.json`, curves; metrics hold the mean of every
         figure per row; `extra["table"]` is the text.

@@ -33,10 +33,6 @@ _ENCODING_BATCH = 256
 def build_generator(run: GeneratorRun, device: str | None = None) -> TrainableGenerator:
     """A network around a language model, with random start weights or those of a BLIP-2 or InstructBLIP checkpoint.
 
-    Args:
-        run: the configuration.
-        device: device, if not the run's.
-
     Raises:
         ArtifactError: when the checkpoint, or its projection, does not fit the towers or the language model.
     """

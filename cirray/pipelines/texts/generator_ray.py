@@ -35,14 +35,6 @@ def train_on_workers(
 ) -> list[Row]:
     """Train on Ray's workers, starting from `model`'s weights, which are then the trained ones.
 
-    Args:
-        run: the configuration; `ray` is given.
-        stage: where the artifact is being written.
-        model: model whose weights are trained.
-        name: which of the two loops.
-        title: title of the progress bar.
-        folder: local folder for history and result, which a restarted run finds there.
-
     Returns:
         The history.
 

@@ -116,11 +116,7 @@ def open_features(run: TrainRun, device: str | torch.device = "cpu") -> Features
 
 
 def live_images(run: TrainRun) -> list[ImageList]:
-    """Every image of the run's data sets.
-
-    Raises:
-        DataError: for a data set without images.
-    """
+    """Every image of the run's data sets. Raises DataError: for a data set without images."""
     named = (*(() if run.data is None else (run.data,)), *run.images)
     return [list_images(data, _PARTS) for data in named]
 

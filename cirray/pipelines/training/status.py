@@ -48,14 +48,7 @@ def read_status(uri: str) -> dict[str, Any]:
 
 @contextmanager
 def followed(uri: str, title: str, steps: int, writers: Sequence[Callback] = ()) -> Iterator[None]:
-    """Show progress, and call the driver's writers, while workers train inside the block.
-
-    Args:
-        uri: the status file.
-        title: words for the progress bar.
-        steps: of the whole training.
-        writers: callbacks that are given the history's rows.
-    """
+    """Show progress, and call the driver's writers, while workers train inside the block."""
     ended = threading.Event()
     with progress(title, steps, "steps") as advance:
         follower = _Follower(uri, advance, writers)

@@ -86,16 +86,6 @@ def fit_of(
 
     Checkpoints are kept where `ray.storage` says, else beside the output. Every start of one run has the same name, and
     runs that share a storage folder have different ones.
-
-    Args:
-        stage: where the artifact is being written.
-        work: the worker's function.
-        settings: plain values for it.
-        ray: cluster, workers, failures.
-        loop: steps and checkpoints.
-        title: title of the progress bar.
-        writers: callbacks that the driver calls with the rows.
-        what: which loop of the stage it is.
     """
     place = ray.storage or storage.join(stage.work_uri, STORAGE)
     fit = Fit(work, settings, ray, loop, f"{what}-{stable_id(stage.uri)[:8]}", place, title, tuple(writers))
@@ -106,11 +96,6 @@ def fit_of(
 
 def fit_on_ray(fit: Fit, folder: Path, reports: Sequence[Any] = ()) -> tuple[list[Row], float]:
     """Train on Ray's workers, or go on from the last checkpoint of an earlier start; `folder/model` is the result.
-
-    Args:
-        fit: the training.
-        folder: local folder.
-        reports: callbacks of Ray Train's controller.
 
     Returns:
         The history, and samples per second.

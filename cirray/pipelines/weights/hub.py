@@ -18,11 +18,7 @@ _HERE_ALONE = ["manifest.json", "stage.json"]
 
 
 def check_id(text: str) -> None:
-    """Refuse what is no hub id.
-
-    Raises:
-        ConfigError: naming it.
-    """
+    """Refuse what is no hub id. Raises ConfigError: naming it."""
     if not is_hub_id(text):
         raise ConfigError(f"push={text!r} is no hub id; write OWNER/NAME, e.g. my-name/my-retriever.")
 

@@ -92,11 +92,7 @@ def captioned_source(clip: SmallClip, run: ClipRun, dataset: CirDataset, ids: Se
 
 
 def captioned_ids(dataset: CirDataset, least: int) -> list[str]:
-    """Images with a caption, sorted.
-
-    Raises:
-        DataError: when they do not fill a batch.
-    """
+    """Images with a caption, sorted. Raises DataError: when they do not fill a batch."""
     ids = sorted(name for name in dataset.captions if name in dataset.images)
     if len(ids) < least:
         raise DataError(

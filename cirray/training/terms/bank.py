@@ -52,11 +52,7 @@ def plan_bank(setup: TermSetup, extra_ids: str = "") -> BankPlan:
 
 
 def bank_images(rows: TermRows, extra_ids: str = "") -> tuple[str, ...]:
-    """The bank's images, sorted.
-
-    Raises:
-        DataError: for held-out images among them, or further ones without features.
-    """
+    """The bank's images, sorted. Raises DataError: for held-out images among them, or further ones without features."""
     ids = tuple(sorted({*rows.image_ids, *_extra(extra_ids, rows.features)}))
     if rows.held_out:
         refuse_leaks(ids, {"the data set": rows.held_out}, what="The negative bank")
@@ -78,11 +74,7 @@ def check_frozen(retriever: Retriever) -> None:
 
 
 def check_digest(retriever: Retriever, digest: str, when: str) -> None:
-    """Refuse a target side that did not make the bank.
-
-    Raises:
-        ConfigError: naming both digests.
-    """
+    """Refuse a target side that did not make the bank. Raises ConfigError: naming both digests."""
     if retriever.target_digest != digest:
         raise ConfigError(
             f"{when} the target side has digest {retriever.target_digest[:12]}, the negative bank belongs to "
@@ -210,11 +202,7 @@ def _copies(ids: Sequence[str], features: FeatureLookup) -> torch.Tensor:
 
 
 def _extra(path: str, features: FeatureLookup) -> list[str]:
-    """Ids of a text file.
-
-    Raises:
-        DataError: for a file that cannot be read, or an image without features.
-    """
+    """Ids of a text file. Raises DataError: for a file that cannot be read, or an image without features."""
     if not path:
         return []
     try:

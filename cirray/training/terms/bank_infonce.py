@@ -35,11 +35,7 @@ class BankInfoNCE(Term[BankConfig]):
 
     @classmethod
     def check(cls, rows: TermRows, kind: str, settings: BankConfig) -> None:
-        """Refuse held-out images in the bank, and further ones without features.
-
-        Raises:
-            DataError: naming them.
-        """
+        """Refuse held-out images in the bank, and further ones without features. Raises DataError: naming them."""
         bank_images(rows, settings.extra_ids)
 
     def __call__(self, given: TermInput) -> torch.Tensor:
@@ -54,11 +50,7 @@ class BankInfoNCE(Term[BankConfig]):
         return given.mean(loss_B)
 
     def finish(self, retriever: Retriever) -> None:
-        """Refuse a retriever whose target side has changed.
-
-        Raises:
-            ConfigError: naming both digests.
-        """
+        """Refuse a retriever whose target side has changed. Raises ConfigError: naming both digests."""
         check_frozen(retriever)
         check_digest(retriever, self._plan.target_digest, "After training")
 

@@ -98,12 +98,7 @@ class Term(ABC, Generic[SettingsT]):
     """One summand of a loss; lives as long as the training."""
 
     def __init__(self, setup: TermSetup, settings: SettingsT) -> None:
-        """Prepare what does not change between steps.
-
-        Args:
-            setup: data and retriever.
-            settings: of the class that it is registered with.
-        """
+        """Prepare what does not change between steps."""
         self.setup, self.settings = setup, settings
         self.figures: dict[str, torch.Tensor] = {}
         """Further numbers for the history (scalars), the same names after every call."""

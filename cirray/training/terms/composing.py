@@ -50,11 +50,7 @@ class Composing(Term[ComposingConfig]):
         return Wanted(references=True)
 
     def __call__(self, given: TermInput) -> torch.Tensor:
-        """Scalar, in nats.
-
-        Raises:
-            ConfigError: for hard negatives with a retriever that trains its image side.
-        """
+        """Scalar, in nats. Raises ConfigError: for hard negatives with a retriever that trains its image side."""
         output, batch, settings = given.output, given.batch, self.settings
         key_N, rows = given.gather.rows(batch.target_key_B), len(output.query_BD)
         positive_B = torch.arange(rows, device=key_N.device) + given.gather.rank * rows

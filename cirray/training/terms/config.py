@@ -82,11 +82,7 @@ class ConcatenatedConfig(HardNegativeConfig):
     """VDG's contrast of the real rows alone, and of all rows together."""
 
     def check(self, training: "TrainingConfig") -> None:
-        """Refuse to count real rows twice in two ways.
-
-        Raises:
-            ValueError: beside `row_weights: real_twice`.
-        """
+        """Refuse to count real rows twice in two ways. Raises ValueError: beside `row_weights: real_twice`."""
         if training.row_weights == "real_twice":
             raise ValueError("row_weights real_twice counts real rows twice, which the term tcc does already; use flat")
 
@@ -126,11 +122,7 @@ class BankConfig(TermConfig):
         return self.trains
 
     def check(self, training: "TrainingConfig") -> None:
-        """Refuse an engine that partitions the weights which encode the bank.
-
-        Raises:
-            ValueError: for ZeRO 3.
-        """
+        """Refuse an engine that partitions the weights which encode the bank. Raises ValueError: for ZeRO 3."""
         if training.engine == "deepspeed" and training.zero_stage == 3:
             raise ValueError(
                 "zero_stage 3 leaves no whole weights outside a step, where bank_infonce encodes its bank; set "

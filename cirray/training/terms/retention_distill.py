@@ -39,11 +39,7 @@ class RetentionDistill(Term[TermConfig]):
 
     @classmethod
     def check(cls, rows: TermRows, kind: str, settings: TermConfig) -> None:
-        """Refuse a retriever without pseudo-words.
-
-        Raises:
-            ConfigError: naming its kind.
-        """
+        """Refuse a retriever without pseudo-words. Raises ConfigError: naming its kind."""
         if kind != WordMapRetriever.kind:
             raise ConfigError(f"retention_distill is for word_map retrievers, not for {kind!r}.")
 

@@ -150,11 +150,7 @@ class DistilTask(MapTask):
     """phi learns the tokens that were found."""
 
     def __init__(self, setup: MapSetup) -> None:
-        """Take the tokens.
-
-        Raises:
-            ConfigError: without tokens, or with other ones than the images'.
-        """
+        """Take the tokens. Raises ConfigError: without tokens, or with other ones than the images'."""
         if setup.tokens_MNW is None or len(setup.tokens_MNW) != len(setup.images):
             raise ConfigError("objective distil needs a token for every image; search them first (cirray map does).")
         super().__init__(setup, DistilLearner(setup.retriever, setup.settings.phrases))
