@@ -4,7 +4,7 @@ from typing import Any
 
 from cirray.cli.verb import Verb
 from cirray.core.config import given
-from cirray.core.errors import ConfigError
+from cirray.core.errors import ConfigError, ServingError
 
 
 def run(search: Any) -> Any:
@@ -33,12 +33,28 @@ def _ask_service(search: Any) -> Any:
         raise ConfigError(f"The service at {search.url!r} has its own {' and '.join(named)}; leave out {named[0]}=.")
     image, gallery_id = reference(search)
     with SearchClient(search.url) as client, ThreadPoolExecutor(8) as pool:
+        gallery_id = _as_the_gallery(client, gallery_id) if gallery_id else None
         found = client.search(
             search.text or None, image, gallery_id, search.k, weight=search.weight, further=further(search),
             fields=search.fields,
         )  # fmt: skip
         pictures = lambda names: pool.map(client.image, names)  # noqa: E731
         return answer(search, found.ranking, pictures, image, gallery_id, found.metadata)
+
+
+def _as_the_gallery(client: Any, typed: str) -> str:
+    """The id of a gallery image that was typed, maybe with its folder or suffix; as typed where there is none."""
+    from cirray.data.names import spellings
+
+    for spelling in spellings(typed):
+        try:
+            client.image(spelling)
+        except ServingError as error:
+            if "answered 404" not in str(error):
+                raise
+        else:
+            return spelling
+    return typed
 
 
 VERB = Verb(

@@ -30,6 +30,13 @@ def name_key(name: str) -> str:
     return stem.rstrip(". ") + suffix.lower()
 
 
+def spellings(typed: str) -> list[str]:
+    """Ids that a typed file name may mean: as it stands, then without its suffix and its first folders."""
+    parts = [part for part in typed.replace("\\", "/").removeprefix("./").split("/") if part]
+    tails = ["/".join(parts[start:]) for start in range(len(parts))]
+    return list(dict.fromkeys([typed, *(form for tail in tails for form in (tail, split_suffix(tail)[0]))]))
+
+
 class NameFinder:
     """Finds the id by a name: an id or a file name, with or without its folder, or a path."""
 

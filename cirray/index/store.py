@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ def read_searchable(uri: str | Path) -> Manifest:
     """
     manifest = read_manifest(uri)
     return manifest if manifest.kind == LIVING else read_manifest(uri, KIND)
+
+
+_COMPARED = 10_000
+"""Most ids among which one like an unknown one is looked for."""
 
 
 class UnknownImageError(DataError):
@@ -108,9 +113,9 @@ class GalleryIndex:
             UnknownImageError: for an id that is not in the gallery.
         """
         if image_id not in self:
-            raise UnknownImageError(
-                f"The gallery has no image {image_id[:80]!r}. It holds {len(self.ids):,}; the first is {self.ids[0]!r}."
-            )
+            close = get_close_matches(image_id[:200], self.ids, n=1) if len(self.ids) <= _COMPARED else []
+            hint = f"Did you mean {close[0]!r}?" if close else f"The first is {self.ids[0]!r}."
+            raise UnknownImageError(f"The gallery has no image {image_id[:80]!r}. It holds {len(self.ids):,}. {hint}")
         return self._rows[image_id]
 
     def tag(self, image_id: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core.errors import DataError
-from cirray.data.names import NameFinder
+from cirray.data.names import NameFinder, spellings
 from cirray.index.latest import chosen
 from cirray.pipelines.search.config import Box, SearchRun
 from cirray.queries import Further, Negative, Reference
@@ -94,7 +94,7 @@ def answer(
 def reference(
     run: SearchRun, ids: Sequence[str] = (), examples: Sequence[tuple[str, str]] = ()
 ) -> tuple[str | None, str | None]:
-    """A picture's path, or a gallery id: as written, else the one of `ids` with an equivalent spelling; or neither.
+    """A picture's path, or a gallery id: as written, else the one of `ids` that it may mean (`spellings`); or neither.
 
     Raises:
         DataError: for two references, nothing to search by, a file that is not there, or an id that may be either of
@@ -109,7 +109,7 @@ def reference(
         words = ", e.g. ".join(["id=ID of a gallery image", *shown])
         raise DataError(f"There is nothing to search by: give text=WORDS, image=FILE, or {words}.")
     if run.id:
-        found = NameFinder({name: name for name in ids}).find(run.id)
+        found = NameFinder({name: name for name in ids}).find(*spellings(run.id))
         if len(found) > 1:
             raise DataError(f"The id {run.id!r} may be {found[0]!r} or {found[1]!r}; write it as the gallery does.")
         return None, found[0] if found else run.id

@@ -96,6 +96,21 @@ def test_what_a_service_cannot_answer_is_one_sentence(made, words, told, capsys,
     assert (status, page) == (2, "") and told in error and len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("typed", ["plain/00.png", "./plain/00", "photos/plain/00.png"])
+def test_an_id_is_found_as_the_gallery_writes_it_here_and_through_a_service(made, typed, capsys, tmp_path):
+    told = ["--id", typed, "text=make it red"]
+    through = searched(capsys, tmp_path / "a.html", *told, f"url={made.url}")
+    here = searched(capsys, tmp_path / "b.html", *told, f"checkpoint={made.checkpoint}", f"index={made.index}")
+    plain = searched(capsys, tmp_path / "c.html", "--id", "plain/00", "text=make it red", f"url={made.url}")
+    assert (through[0], through[1]) == (0, plain[1]) and (here[0], here[1]) == (0, plain[1])
+
+
+def test_an_id_that_is_nearly_one_is_told(made, capsys, tmp_path):
+    for where in ([f"url={made.url}"], [f"checkpoint={made.checkpoint}", f"index={made.index}"]):
+        status, _, error, _ = searched(capsys, tmp_path / "p.html", "--id", "plane/00", "text=make it red", *where)
+        assert status == 2 and "has no image 'plane/00'" in error and "Did you mean 'plain/0" in error
+
+
 def loaded(tmp_path, *words):
     """Libraries that a search in a process of its own has loaded."""
     script = (
