@@ -23,6 +23,9 @@ from cirray.core.trees import Layer
 from cirray.core.unfinished import restarting
 from cirray.core.version import __version__
 
+_SHOWN = 3
+"""Rejected images that are named with their reasons."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `cirray` command.
@@ -215,17 +218,18 @@ def describe(manifest: Any, config: Any) -> str:
     counts = ", ".join(f"{value:,} {key}" for key, value in manifest.counts.items())
     scalars = {key: value for key, value in manifest.metrics.items() if isinstance(value, int | float)}
     metrics = "".join(f"\n  {key:<28}{value:.4g}" for key, value in scalars.items())
-    metrics += "".join(f"\n  {line}" for line in _rejected(manifest))
+    metrics += "".join(f"\n  {line}" for line in _rejected(manifest, getattr(config, "out", "")))
     return f"{manifest.kind}: {getattr(config, 'out', '')}  ({counts})  digest {manifest.digest[:12]}{metrics}"
 
 
-def _rejected(manifest: Any) -> list[str]:
-    """Lines on the first rejected images with reasons, and the number of the others."""
+def _rejected(manifest: Any, out: str) -> list[str]:
+    """Lines on the first rejected images with reasons, the number of the others, and where all are listed."""
     rows = manifest.extra.get("rejected", ())
-    rows = [row for row in rows if len(row) > 1] if isinstance(rows, list | tuple) else []
+    rows = [row for row in rows if len(row) > 1][:_SHOWN] if isinstance(rows, list | tuple) else []
     lines = [f"rejected {printable(row[0])}: {printable(row[1])}" for row in rows]
-    more = manifest.counts.get("rejected", 0) - len(rows)
-    return [*lines, f"rejected: {more:,} more, listed in the artifact"] if lines and more > 0 else lines
+    count, file = manifest.counts.get("rejected", 0), manifest.extra.get("rejected_file")
+    where = f"all {count:,} are listed in {out.rstrip('/')}/{file}" if file else "listed in the artifact"
+    return [*lines, f"rejected: {count - len(rows):,} more; {where}"] if lines and count > len(rows) else lines
 
 
 def _first_line(text: str) -> str:

@@ -59,7 +59,8 @@ class PhotosConfig(Run):
     """Folder of photographs."""
     count: Effort[int] = Field(713, ge=64)
     """Photographs of the timed rounds."""
-    rounds: Effort[int] = Field(3, ge=1)
+    rounds: Effort[int] = Field(3, ge=0)
+    """Turns of the timed rounds; 0: memory alone."""
     memory: tuple[int, ...] = (713, 7130)
     """Sizes of the folders whose peak memory is compared; empty: none."""
 
@@ -71,10 +72,11 @@ def measure(config: PhotosConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="cirray-photos-") as folder:
         home = Path(folder)
         paths = [path for _, path in list_pictures(config.images).pictures]
-        speed(config, home, fill(home / "photos", paths, config.count))
+        if config.rounds:
+            speed(config, home, fill(home / "photos", paths, config.count))
         sizes = {count: peak(home, fill(home / f"photos-{count}", paths, count)) for count in config.memory}
     for count, size in sizes.items():
-        say(f"peak memory, {count:,} photographs: {size / 2**20:,.0f} MB")
+        say(f"peak memory, {count:,} photographs: {size / 2**10:,.0f} MB")
 
 
 def speed(config: PhotosConfig, home: Path, photos: Path) -> None:

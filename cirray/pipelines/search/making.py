@@ -92,7 +92,7 @@ def _join(
     made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
     extra = {
         "files": files, **made_by, "rejected": rejected.first(), "notes": list(plan.notes), "examples": shown,
-        "originals": plan.folder or root,
+        "originals": plan.folder or root, **({"rejected_file": REJECTED} if rejected else {}),
     }  # fmt: skip
     return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
 
