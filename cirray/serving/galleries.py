@@ -10,7 +10,7 @@ from starlette.responses import Response
 from cirray.index.pictures import media_type
 from cirray.index.store import GalleryIndex
 from cirray.serving.config import ServeArgs
-from cirray.serving.previews import large_picture
+from cirray.serving.previews import LARGE, MEDIUM, large_picture
 from cirray.serving.problems import NOT_FOUND, ProblemError
 from cirray.serving.routes import ServiceGetter, image_path, picture_fields, problem_doc
 from cirray.serving.schemas import (
@@ -63,8 +63,10 @@ def _add_images(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
     }
 
     @app.get("/v1/images/{image_id:anything}", response_class=Response, responses=documents)  # type: ignore[arg-type]
-    async def image(request: Request, image_id: str, size: Literal["small", "large"] = "small") -> Response:
-        """Picture of one gallery image: `small` (the index's thumbnail) or `large` (from its file, where that is)."""
+    async def image(request: Request, image_id: str, size: Literal["small", "medium", "large"] = "small") -> Response:
+        """Picture of one gallery image: `small` (the index's thumbnail), or from its file, where that is, `medium` or
+        `large` (640 or 1,600 pixels).
+        """
         current = service()
         held = current.retriever.gallery
         tag = f'"{held.tag(image_id)}-{size}"'
@@ -72,8 +74,9 @@ def _add_images(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
         headers = {"etag": tag, "cache-control": f"private, {lasts}"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        if size == "large" and args.originals:
-            picture = await current.prepare(partial(large_picture, held, image_id, current.retriever.limits))
+        if size != "small" and args.originals:
+            side = LARGE if size == "large" else MEDIUM
+            picture = await current.prepare(partial(large_picture, held, image_id, current.retriever.limits, side))
         else:
             picture = await current.prepare(partial(held.picture, image_id))
         if not picture:

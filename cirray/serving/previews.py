@@ -12,20 +12,21 @@ from cirray.data.pixels import thumbnail
 from cirray.index.store import GalleryIndex
 from cirray.query_pictures import original_file
 
-LARGE = 1600
-"""Longest side in pixels of a large picture."""
-_DRAFT = LARGE * 3 // 4
-"""Large JPEGs are decoded smaller as long as both sides stay at least this long: a third of the time for 12 million
-pixels of 4:3."""
+MEDIUM, LARGE = 640, 1600
+"""Longest side in pixels of a picture in a grid on a fine screen, and of a large one."""
 
 
-def large_picture(gallery: GalleryIndex, image_id: str, limits: ImageLimits) -> bytes:
-    """Encoded picture (JPEG or PNG) of at most `LARGE` pixels a side; the thumbnail where the original is no more.
+def large_picture(gallery: GalleryIndex, image_id: str, limits: ImageLimits, side: int = LARGE) -> bytes:
+    """Encoded picture (JPEG or PNG) of at most `side` pixels a side; the thumbnail where the original is no more.
+
+    Large JPEGs are decoded smaller as long as both sides stay three quarters as long as that: a third of the time for
+    12 million pixels of 4:3.
 
     Args:
         gallery: the index.
         image_id: id of a gallery image.
         limits: caps on the original, checked before it is decoded.
+        side: longest side in pixels.
 
     Raises:
         UnknownImageError: for an id that is not in the gallery.
@@ -33,7 +34,8 @@ def large_picture(gallery: GalleryIndex, image_id: str, limits: ImageLimits) -> 
     data = original_file(gallery, image_id, limits)
     try:
         if data:
-            return thumbnail(open_image(data, limits.model_copy(update={"draft_side": _DRAFT}), image_id), LARGE)
+            draft = limits.model_copy(update={"draft_side": side * 3 // 4})
+            return thumbnail(open_image(data, draft, image_id), side)
     except CirrayError:
         pass  # more than this service decodes
     return gallery.picture(image_id)

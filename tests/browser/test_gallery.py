@@ -229,3 +229,13 @@ def test_another_width_keeps_the_pictures_that_are_read(many):
     one.tab.wait("document.querySelector('#grid').clientWidth < 700")
     one.tab.js("new Promise(done => setTimeout(done, 200))")
     assert abs(int(one.tab.js(top)[4:]) - before) <= 6
+
+
+def test_on_a_fine_screen_thumbnails_are_asked_for_larger_and_small_drawings_are_not(many):
+    sizes = "[[256, 192], [512, 400], [48, 48], [0, 0]].map(([width, height]) => view.sharp({width, height}))"
+    asked = f"import('./static/view.js').then(view => {sizes}.join())"
+    for scale, expected in ((1, ",,,"), (2, "medium,,,"), (3, "medium,medium,,")):
+        many.tab.send(
+            "Emulation.setDeviceMetricsOverride", width=1000, height=800, deviceScaleFactor=scale, mobile=False
+        )
+        assert many.tab.js(asked) == expected

@@ -24,13 +24,20 @@ export function fill(frame, source, alt = "", missed) {
   load(image, source);
 }
 
+// On a fine screen a thumbnail would look soft; one that is as small as its file (an icon) is all there is.
+const [SHOWN, WHOLE] = [240, 200];
+export function sharp({ width, height }) {
+  const longest = Math.max(width || 0, height || 0);
+  return longest >= WHOLE && longest < SHOWN * devicePixelRatio ? "medium" : "";
+}
+
 // One picture of the gallery, or an answer: those have a score. Its name is the last part of its id.
 export function card(item, place) {
   const cell = $("card").content.firstElementChild.cloneNode(true);
   const find = (name) => cell.querySelector(`.${name}`);
   const answer = item.score !== undefined;
   cell.dataset.id = item.id;
-  fill(find("frame"), item.image && imagePath(item.id));
+  fill(find("frame"), item.image && imagePath(item.id, sharp(item)));
   find("id").textContent = item.id.split("/").at(-1) || item.id;
   cell.title = item.id;
   const score = answer ? `, answer ${place + 1}, score ${item.score.toFixed(3)}` : "";

@@ -58,6 +58,9 @@ def test_a_large_picture_is_the_original_upright_and_without_metadata(ask):
     red, white = large.getpixel((100, 600)), large.getpixel((1500, 600))
     assert red[0] > 200 and red[1] < 60 and min(white) > 240
     assert b"owner" not in reply.content and not large.getexif() and "comment" not in large.info
+    medium, between = ask("/v1/images/one?size=medium")
+    assert max(medium.size) == 640 and b"owner" not in between.content
+    assert between.headers["etag"] != reply.headers["etag"]
     small, thumbnail = ask("/v1/images/one")
     assert small.size == SMALL and thumbnail.headers["etag"] != reply.headers["etag"]
     assert b"owner" not in thumbnail.content
