@@ -16,7 +16,7 @@ VERBS = (
     "mine", "caption", "templates", "train-generator", "generate", "check", "oracle", "sample", "rewrite",
     "towers", "clip", "map", "pretrain", "finetune", "tune",
     "evaluate", "score", "submit", "browse", "compare", "study",
-    "index", "gallery", "index add", "index remove", "index compact", "search", "serve", "keys",
+    "index", "gallery", "gallery use", "index add", "index remove", "index compact", "search", "serve", "keys",
     "quickstart", "init", "config", "plan", "convert", "export", "export triplets", "completion",
 )  # fmt: skip
 """Every verb, in the order of `cirray --help`; some are two words."""

@@ -9,6 +9,7 @@ from cirray.core.artifacts import is_complete, read_manifest
 from cirray.core.config import given
 from cirray.core.log import get_logger
 from cirray.index.store import read_searchable
+from cirray.index.uses import is_name, uses_of
 
 LAST = "last-index.json"
 """Below a root: place of the index that was asked for last, and when."""
@@ -31,6 +32,9 @@ def chosen(run: Any) -> tuple[str, str]:
         run: a `Run` with the fields `checkpoint` and `index`.
     """
     index = run.index if given(run, "index") else _last(run.root, run.index)
+    if is_name(index):
+        use = uses_of(index)[-1]
+        return run.checkpoint if given(run, "checkpoint") else use.checkpoint, use.index
     checkpoint = run.checkpoint if given(run, "checkpoint") else _made_with(index, run.checkpoint)
     if not (given(run, "index") and given(run, "checkpoint")):
         _LOGGER.info("index %s, model %s", index, checkpoint)

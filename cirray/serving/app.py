@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import CirrayError
 from cirray.index.store import check_encoder, read_searchable
+from cirray.index.uses import use_of
 from cirray.serving.api import make_api
 from cirray.serving.config import FileArgs, ServeArgs, check_open
 from cirray.serving.deployments import SearchReplica, current_service
@@ -57,7 +58,8 @@ def build_app(args: FileArgs) -> Application:
         check_open(args, listening_host())
         if args.keys:
             read_keys(Path(args.keys).expanduser())
-        check_pair(args.checkpoint, args.index)
+        use = use_of(args.index, args.checkpoint)
+        check_pair(use.checkpoint, use.index)
     except CirrayError as error:
         raise NotServableError(str(error)) from None
 

@@ -20,6 +20,7 @@ from cirray.core.interrupts import Told, noted, own_handlers
 from cirray.core.log import get_logger
 from cirray.index.latest import chosen
 from cirray.index.store import read_searchable
+from cirray.index.uses import is_name, use_of
 from cirray.serving.config import FAST_PATH, HAPROXY, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun, check_open
 from cirray.serving.keys import read_keys
 
@@ -94,7 +95,8 @@ def plan_of(run: ServeRun) -> ServicePlan:
     """
     said = {name: getattr(run, name) for name in (run.model_fields_set if run.file else type(run).model_fields)}
     if not run.file:
-        said["checkpoint"], said["index"] = chosen(run)
+        if not is_name(run.index):
+            said["checkpoint"], said["index"] = chosen(run)
     own = {name: said[name] for name in ServeArgs.model_fields if name in said}
     own |= {name: _absolute(own[name]) for name in ("keys", "access_log") if own.get(name)}
     address: dict[str, Any] = {name: said[name] for name in ("host", "port") if name in said}
@@ -145,8 +147,9 @@ def check_service(args: ServeArgs) -> None:
     Raises:
         CirrayError: what is wrong, in one sentence.
     """
-    read_manifest(args.checkpoint, "checkpoint")  # the commonest mistakes, found without loading the models
-    read_searchable(args.index)
+    use = use_of(args.index, args.checkpoint)
+    read_manifest(use.checkpoint, "checkpoint")  # the commonest mistakes, found without loading the models
+    read_searchable(use.index)
     context = multiprocessing.get_context("spawn")
     answer, channel = context.Pipe(duplex=False)
     child = context.Process(target=report_problem, args=(args, channel), daemon=True)
@@ -175,7 +178,8 @@ def problem_of(args: ServeArgs) -> CirrayError | None:
     from cirray.search_engine import SearchEngine
 
     try:
-        SearchEngine.open(args.checkpoint, args.index, args.device, args.verify).probe()
+        use = use_of(args.index, args.checkpoint)
+        SearchEngine.open(use.checkpoint, use.index, args.device, args.verify).probe()
     except CirrayError as error:
         return error
     except Exception as error:  # noqa: BLE001 - e.g. a device that this machine lacks; said in one line

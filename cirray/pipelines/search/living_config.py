@@ -75,3 +75,16 @@ class CompactRun(Run):
     """The gallery."""
     keep_s: Effort[float] = Field(60.0, ge=0)
     """Keep what was outdated in the last so many seconds."""
+
+
+class UseRun(Run):
+    """Let a name stand for a gallery or an index; a service that serves the name goes over to it without a pause."""
+
+    index: Place = "@index"
+    """Gallery or index; where none is named, the last one made below `root`."""
+    checkpoint: Place = "@checkpoint"
+    """What queries it. Where none is named: what it was made with."""
+    name: str = Field("live", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The name."""
+    back: bool = False
+    """The name stands again for what it stood for before."""

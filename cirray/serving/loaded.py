@@ -1,0 +1,115 @@
+"""A loaded retriever that answers in batches, and the replacement of it by another while requests go on."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from cirray.core.errors import CirrayError
+from cirray.core.log import get_logger
+from cirray.data.config import ImageLimits
+from cirray.index.uses import Use, is_name, use_of
+from cirray.serving.batches import Batcher
+from cirray.serving.config import ServeArgs, ServingSettings
+from cirray.serving.service import ResultT, Workers
+from cirray.serving.writer import GalleryWriter
+from cirray.types import Ranking
+
+if TYPE_CHECKING:  # the process that starts the service needs no torch
+    from cirray.queries import ComposedQuery
+
+LOOK_S = 0.5
+"""Seconds between two looks at what a name stands for."""
+_LOG = get_logger(__name__)
+
+
+class Loaded:
+    """A `SearchService` over one retriever. A request keeps it to its end."""
+
+    def __init__(self, args: ServeArgs, use: Use, workers: Workers, settings: ServingSettings) -> None:
+        """Load the checkpoint and the index, and answer a first query.
+
+        Raises:
+            ArtifactError: an artifact is missing or damaged.
+            IndexMismatchError: the index belongs to another encoder.
+        """
+        from cirray.search_engine import SearchEngine
+
+        self.use, self._workers = use, workers
+        limits = ImageLimits(max_pixels=args.max_pixels)
+        self.retriever = SearchEngine.open(
+            use.checkpoint, use.index, args.device, args.verify, limits, args.kept_references
+        )
+        self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, settings.max_batch_size)
+        self.settings = settings
+        self.retriever.probe()
+        self.writer: GalleryWriter | None = None
+        if self.retriever.follower is not None:
+            self.retriever.follower.start()
+            self.writer = GalleryWriter(self.retriever, workers, use.index) if args.writes else None
+
+    def take(self, settings: ServingSettings) -> None:
+        """Go on with other settings."""
+        self.settings, self._batched.max_size = settings, settings.max_batch_size
+
+    async def prepare(self, make: Callable[[], ResultT]) -> ResultT:
+        """See `SearchService.prepare`."""
+        return await self._workers.decode(make)
+
+    async def answer(self, query: "ComposedQuery") -> Ranking:
+        """See `SearchService.answer`; queries that arrive together share one pass through the model."""
+        return await self._batched(query)
+
+    async def probe(self) -> None:
+        """See `SearchService.probe`."""
+        await self._workers.probe(self.retriever)
+
+    async def _answer_many(self, queries: "Sequence[ComposedQuery]") -> list[Ranking | Exception]:
+        """Failures are values, since an exception in a batch would reach all its queries."""
+        return await self._workers.model(lambda: self.retriever.search_many(queries))
+
+
+class Current:
+    """What is served now. Where a name is served, a thread loads what it stands for before it takes its place."""
+
+    def __init__(self, args: ServeArgs, workers: Workers) -> None:
+        """Load what is served at first.
+
+        Raises:
+            CirrayError: as `Loaded`.
+        """
+        self._args, self._workers, self._settings = args, workers, ServingSettings()
+        self.loaded = Loaded(args, use_of(args.index, args.checkpoint), workers, self._settings)
+        self._tried, self._fault = self.loaded.use, ""
+
+    def take(self, settings: ServingSettings) -> None:
+        """Go on with other settings."""
+        self._settings = settings
+        self.loaded.take(settings)
+
+    def follow(self) -> None:
+        """Look at the name in a thread, where one is served."""
+        if is_name(self._args.index):
+            threading.Thread(target=self._run, name="cirray-name", daemon=True).start()
+
+    def look(self) -> None:
+        """Take what the name stands for now; what cannot be loaded is logged once, and the old one stays."""
+        try:
+            use = use_of(self._args.index, self._args.checkpoint)
+            if use in (self._tried, self.loaded.use):
+                return
+            self._tried = use
+            fresh = Loaded(self._args, use, self._workers, self._settings)
+        except CirrayError as error:
+            if str(error) != self._fault:
+                _LOG.error("%s stays, since the new gallery cannot be served: %s", self.loaded.use.index, error)
+            self._fault = str(error)
+            return
+        before, self.loaded = self.loaded, fresh
+        _LOG.info("served from now on: %s, queried by %s", use.index, use.checkpoint)
+        if before.retriever.follower is not None:
+            before.retriever.follower.stop()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(LOOK_S):
+            self.look()
