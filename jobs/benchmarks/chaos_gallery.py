@@ -130,7 +130,7 @@ class Chaos:
         self.logs = [f"{folder}/{number}.log" for number in range(config.writers)]
         self._began: dict[int, int] = {}
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["numpy", "pyarrow", "cirray.catalogue.table", __name__])
+        self._context.set_forkserver_preload(["lancedb", "cirray.catalogue.follower", "cirray.cli.main"])
         self.processes = [self._start(number) for number in range(config.writers + 1)]
         self.follower = self.reader()
 
