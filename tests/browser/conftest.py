@@ -43,7 +43,8 @@ class Recorded(DirectService):
     asked: list = []
 
     async def answer(self, query):
-        self.asked.append((query.gallery_id if query.pixels_HWC is None else "upload", query.text))
+        first = query.terms[0]
+        self.asked.append((first.gallery_id if first.pixels_HWC is None else "upload", first.text))
         return await super().answer(query)
 
 

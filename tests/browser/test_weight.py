@@ -20,10 +20,11 @@ class Weighed(DirectService):
         self.asked = []
 
     async def answer(self, query):
-        uploaded = query.gallery_id is None and query.pixels_HWC is not None
+        first = query.terms[0]
+        uploaded = first.gallery_id is None and first.pixels_HWC is not None
         fields = {
-            "gallery_id": query.gallery_id, "image": "upload" if uploaded else None, "text": query.text,
-            "weight": query.weight,
+            "gallery_id": first.gallery_id, "image": "upload" if uploaded else None, "text": first.text,
+            "weight": first.share,
         }  # fmt: skip
         self.asked.append({name: value for name, value in fields.items() if value is not None})
         return await super().answer(query)

@@ -4,6 +4,7 @@ import { makeGrid } from "./grid.js";
 import { connectDrop, connectQuery, connectResults } from "./inputs.js";
 import { enlarge, enlargeReference } from "./large.js";
 import { ask, examples, find, further, gallery, imagePath } from "./service.js";
+import { connectNarrow, renderNarrow } from "./narrow.js";
 import { address, alike, answersWanted, readAddress, same, searched, settled, shareable, shown, start, walked } from "./state.js";
 import { pictureOf, renderTrail, wordsOf } from "./trail.js";
 import { accept, upload } from "./uploads.js";
@@ -13,7 +14,7 @@ const NAME = document.title;
 const LOST = "This picture is no longer kept in this browser. Choose it again.";
 const answers = new Map(); // answers of this tab by search, so that Back is immediate
 const grid = makeGrid($("grid"), (item, place) => mark(card(item, place)));
-let version, entry;
+let version, entry, page;
 let turn = 0; // number of the last load: what an earlier one brings is late and left alone
 let displayed = null; // what the grid shows: {items, answers, read}
 
@@ -135,6 +136,7 @@ function renderQuery() {
   $("count").replaceChildren(...options.sort((a, b) => a - b).map((n) => new Option(n, n, false, n === k)));
   renderWords();
   renderWeight();
+  renderNarrow(entry, page);
   const steps = ({ trail, at, base, draft }) => ({ trail, at, base, draft });
   const now = steps(entry);
   renderTrail(now, walk, () => same(now, steps(entry)));
@@ -333,7 +335,7 @@ async function begin() {
   }
   const { gallery_size: size, index_digest: index, encoder_digest: encoder } = version;
   $("facts").textContent = `${size.toLocaleString("en")} pictures · index ${index.slice(0, 8)} · encoder ${encoder.slice(0, 8)}`;
-  const page = {
+  page = {
     search, choose, take, use, toGallery, share, more, openLarge,
     entry: () => entry,
     displayed: () => displayed,
@@ -342,6 +344,7 @@ async function begin() {
     changed: renderWeight,
     weigh: () => !entry.draft && alike(shown(entry), shown(searched(entry))) && search(),
     recount: (k) => (keep({ ...entry, k: answersWanted(k, version) }), shown(entry) && renderResults()),
+    narrowed: () => (shown(entry) && !entry.draft ? search() : renderNarrow(entry, page)),
     usualWeight: version.weight,
     size,
     large: () => enlargeReference(entry.reference),
@@ -350,6 +353,7 @@ async function begin() {
   connectQuery(page);
   connectResults(page);
   connectDrop(page);
+  connectNarrow(page, version);
   history.scrollRestoration = "manual";
   addEventListener("popstate", (event) => enter(event.state));
   enter(history.state);

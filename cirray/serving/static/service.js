@@ -27,17 +27,19 @@ export async function ask(path, options = {}) {
 
 // One search: `blob` is the uploaded picture, where the reference is one. Without a reference it asks by the text
 // alone, without a text by the picture alone; `weight` is left to the service where it is null.
-export function find({ reference, text, weight }, k, blob) {
+export function find({ reference, text, weight, filter, unwanted }, k, blob) {
   const fields = { k };
   if (text) fields.text = text;
   if (reference?.id !== undefined) fields.gallery_id = reference.id;
   if (typeof weight === "number" && text && reference) fields.weight = weight;
+  if (filter) fields.filter = filter;
+  if (unwanted) fields.negative = { text: unwanted };
   if (!blob) {
     const headers = { "content-type": "application/json" };
     return ask("v1/search", { method: "POST", headers, body: JSON.stringify(fields) });
   }
   const form = new FormData();
-  for (const [name, value] of Object.entries(fields)) form.append(name, value);
+  for (const [name, value] of Object.entries(fields)) form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
   form.append("image", blob, "picture");
   return ask("v1/search", { method: "POST", body: form });
 }
@@ -70,6 +72,9 @@ async function readOn(offset, wanted) {
 
 // The next page; what follows the first one comes in larger pages.
 export const further = ({ offset, items }) => gallery(offset, items.length + Math.min(LARGER, items.length));
+
+// What the metadata holds among the images that pass a filter.
+export const facets = (filter) => ask(`v1/facets${filter ? `?filter=${encodeURIComponent(filter)}` : ""}`);
 
 // Queries to try: the index's best, or the data set's own texts about one picture. Nothing depends on them.
 const known = new Map();

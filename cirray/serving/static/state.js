@@ -2,8 +2,9 @@
 //
 //   reference  null, {id} of the gallery, or {upload, name}: what the next search starts from
 //   text       what the next search asks; with `weight`, that of the text from 0 to 1 (null: the service's own)
+//   filter     which images may be answered, and `unwanted`, what they should not show; both may be empty
 //   k          answers wanted
-//   trail      the searches that were refined one from another, each {reference, text, weight}
+//   trail      the searches that were refined one from another, each {reference, text, weight, filter, unwanted}
 //   at         the search of the trail whose answers are on display; -1: the gallery
 //   base       how many searches of the trail led to the next one: it replaces what stands there
 //   offset     first picture of the gallery on display
@@ -11,13 +12,13 @@
 //   draft      true from the choice of another reference beside the answers until the next search
 
 export const start = (k) => ({
-  reference: null, text: "", weight: null, k, trail: [], at: -1, base: 0, offset: 0, seen: 0, scroll: 0, draft: false,
+  reference: null, text: "", weight: null, filter: "", unwanted: "", k, trail: [], at: -1, base: 0, offset: 0, seen: 0, scroll: 0, draft: false,
 });
 
 export const shown = (entry) => entry.trail[entry.at] ?? null;
 export const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-const query = ({ reference, text, weight }) => ({ reference, text, weight });
+const query = ({ reference, text, weight, filter, unwanted }) => ({ reference, text, weight, filter, unwanted });
 
 // The entry as its answers were asked for: what Back should find.
 export const settled = (entry) => (shown(entry) ? walked(entry, entry.at) : entry);
@@ -37,12 +38,14 @@ export function searched(entry) {
 }
 
 // One search as the words of an address; `text` is there even when empty, a reference alone has none.
-function words({ reference, text, weight }) {
+function words({ reference, text, weight, filter, unwanted }) {
   const found = new URLSearchParams();
   if (reference?.upload) found.set("upload", reference.upload);
   else if (reference) found.set("image", reference.id);
   if (text !== undefined) found.set("text", text);
   if (typeof weight === "number") found.set("weight", weight);
+  if (filter) found.set("filter", filter);
+  if (unwanted) found.set("not", unwanted);
   return found;
 }
 
@@ -79,7 +82,8 @@ function readWords(found) {
     ? { upload: found.get("upload"), name: "your picture" }
     : found.get("image") ? { id: found.get("image") } : null;
   const text = (found.get("text") || "").trim();
-  return { reference, text, weight: weight >= 0 && weight <= 1 ? weight : null };
+  const [filter, unwanted] = ["filter", "not"].map((name) => (found.get(name) || "").trim());
+  return { reference, text, weight: weight >= 0 && weight <= 1 ? weight : null, filter, unwanted };
 }
 
 // The entry of an address that was typed or followed; `answerable` says which searches the service takes.
