@@ -36,7 +36,8 @@ _SINCE = ("transform.resize", "transform.resample", "transform.odd_margin")
 ON_PURPOSE: dict[str, tuple[str, ...]] = {
     "clip": _SINCE,  # fields of later towers, at what images were prepared like before
     "towers": _SINCE,
-    "index": ("shard",),  # smaller parts, so that the bar moves on a few hundred pictures
+    # smaller parts, so that the bar moves on a few hundred pictures, and batches that threads share
+    "index": ("shard", "batch"),
     "embed-c": ("data.preset",),  # embedding reads images: no text, no protocol
     "embed-fashioniq": ("data.preset", "data.fashioniq.train_captions"),
     # eight GPUs have one overlay for both modes; `alignment: none` leaves the first stage out in this one
@@ -46,7 +47,8 @@ ON_PURPOSE: dict[str, tuple[str, ...]] = {
 """Beginning of an old file's name -> leaves that differ on purpose."""
 ADDED = (
     "model", "composition", "fusion.settings.text_share", "fusion.settings.unit", "transform.resample",
-    "transform.odd_margin", "base_models", "datasets", "push", "private",
+    "transform.odd_margin", "base_models", "datasets", "push", "private", "metadata",
+    "threads",
 )  # fmt: skip
 """Ends of the paths of fields that are new, at defaults that say what was always done."""
 
