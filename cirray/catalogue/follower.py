@@ -73,6 +73,7 @@ class Follower:
         self.told: Callable[[LiveGallery], None] = lambda gallery: None
         """Called with every new gallery."""
         self._state = self._read_all()
+        _built(self._small, self._state.base.rows.first())  # what the first change would wait for is loaded here
         self.gallery = self._shown()
 
     def start(self) -> None:
@@ -138,6 +139,7 @@ class Follower:
         table = self._catalogue.since(0)
         rows, _ = rows_of(table, self._shape)
         seen = _next(table, 0)
+        assert len(rows.places) == len(rows)  # made now: a million ids take a second
         return _State(Base(rows, self._index(rows)), seen, table.slice(0, 0), seen, np.ones(len(rows), bool))
 
     def _caught_up(self) -> _State:

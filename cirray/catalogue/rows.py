@@ -31,6 +31,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def first(self) -> "Rows":
+        """The first image alone, or none where there is none."""
+        return Rows(self.ids[:1], self.tokens_NQD[:1], self.numbers_N[:1], self.facts.slice(0, 1))
+
     @property
     def metadata(self) -> pa.Table:
         """Metadata columns by their own names."""
