@@ -96,6 +96,11 @@ class SearchEngine:
             shapes += ["text", "not a text"]
         return tuple(shapes + (["weight"] if self.composition.weight is not None else []))
 
+    @property
+    def references(self) -> tuple[int, int]:
+        """How many reference images were kept from an earlier search, and how many were encoded."""
+        return self._states.counts if self._states else (0, 0)
+
     @classmethod
     def open(
         cls, checkpoint: str, index: str, device: str = "cpu", verify: bool = True, limits: ImageLimits | None = None,

@@ -148,6 +148,30 @@ def method_plot(values: Mapping[str, Sequence[float]], metric: str = "R@1") -> "
     return figure
 
 
+def frontier_plot(
+    points: Mapping[str, tuple[float, float]], edge: Sequence[str], best: str, target: float
+) -> "Figure":  # fmt: skip
+    """Queries a second over recall: a dot for each kind of index, a line through those that no other one beats.
+
+    Args:
+        points: name -> (recall, queries a second).
+        edge: names on the frontier.
+        best: the one that was chosen.
+        target: recall that was wanted, a vertical line.
+    """
+    figure, axes = _figure(1, f"Queries a second over recall; built: {best}", 7.2, 4.2)
+    colours = _colours()
+    line = sorted(points[name] for name in edge)
+    axes[0].plot(*zip(*line, strict=True), color=colours[0], linewidth=1.2)
+    axes[0].axvline(target, color=_GRID, linewidth=0.8, linestyle=":")
+    for name, place in points.items():
+        axes[0].scatter(*place, s=48 if name == best else 16, color=colours[1 if name == best else 0], zorder=3)
+        axes[0].annotate(name, place, xytext=(4, 4), textcoords="offset points", color=_INK, fontsize=6)
+    axes[0].set_yscale("log")
+    _finish(axes[0], "recall of the best ten", "queries a second", legend=False)
+    return figure
+
+
 def save_figure(figure: "Figure", uri: str | Path) -> None:
     """Write a figure to a path or URI; the suffix (.png, .svg, .pdf) gives the format."""
     stream = io.BytesIO()

@@ -119,7 +119,7 @@ class FaissBackend(Backend[FaissConfig]):
 
     def check(self, width: int) -> None:
         """Refuse a factory or search parameters that FAISS does not understand at this width."""
-        _configure(_from_factory(width, self.settings), self.settings.search_parameters)
+        tuned(_from_factory(width, self.settings), self.settings.search_parameters)
 
     def write(self, folder: Path, tokens_NQD: np.ndarray) -> list[str]:
         """Train, fill and write the FAISS index."""
@@ -170,11 +170,11 @@ def build_faiss(tokens_NQD: np.ndarray, config: FaissConfig) -> Any:
     step = max(1, _ADD_VECTORS // tokens)
     for start in range(0, count, step):
         index.add(_vectors(np.asarray(tokens_NQD[start : start + step]), per_image))
-    _configure(index, config.search_parameters)
+    tuned(index, config.search_parameters)
     return index
 
 
-def _configure(index: Any, parameters: str) -> None:
+def tuned(index: Any, parameters: str) -> None:
     """Set FAISS search parameters by name (`nprobe=16,efSearch=64`)."""
     if not parameters:
         return

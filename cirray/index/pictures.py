@@ -43,7 +43,7 @@ class PictureStore:
 
     def size(self, row: int) -> tuple[int, int] | None:
         """See `Pictures`."""
-        width, height = (int(side) for side in self.sizes_N2[row])
+        width, height = self.sizes_N2[row].tolist()
         return (width, height) if width else None
 
 

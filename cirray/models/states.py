@@ -24,6 +24,8 @@ class ReferenceStates:
                 "image: two texts about one image would share one. Encode each (image, text) anew."
             )
         self._retriever, self._limit, self._kept = retriever, limit, OrderedDict[str, torch.Tensor]()
+        self.counts = (0, 0)
+        """Images that were kept, and encoded, so far."""
 
     @torch.no_grad()
     def get(self, keys: Sequence[str], patches_of: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:
@@ -38,6 +40,7 @@ class ReferenceStates:
         if fresh:
             states = self._retriever.encode_reference(patches_of(list(fresh.values())))
             found |= dict(zip(fresh, states, strict=True))
+        self.counts = (self.counts[0] + len(keys) - len(fresh), self.counts[1] + len(fresh))
         self._remember(found)
         return torch.stack([found[key] for key in keys])
 

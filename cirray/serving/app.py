@@ -21,6 +21,7 @@ from cirray.serving.config import FileArgs, ServeArgs, check_open
 from cirray.serving.deployments import SearchReplica, current_service
 from cirray.serving.entrances import listening_host
 from cirray.serving.keys import read_keys
+from cirray.serving.metrics import add_metrics
 
 DEPLOYMENT_OPTIONS: dict[str, Any] = {
     "name": "Retriever",
@@ -70,7 +71,9 @@ def application_of(args: ServeArgs, **options: Any) -> Application:
     """The application, unchecked; `options` of the deployment over `DEPLOYMENT_OPTIONS`."""
 
     def replica_api() -> FastAPI:
-        return make_api(current_service, args, alone=False)
+        app = make_api(current_service, args, alone=False)
+        add_metrics(app)
+        return app
 
     replica = serve.ingress(replica_api)(SearchReplica)
     return serve.deployment(**{**DEPLOYMENT_OPTIONS, **options})(replica).bind(args)

@@ -29,6 +29,11 @@ class Batcher(Generic[ItemT, AnswerT]):
         self._waiting: deque[tuple[ItemT, asyncio.Future[AnswerT]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Items that are in no batch yet."""
+        return len(self._waiting)
+
     async def __call__(self, item: ItemT) -> AnswerT:
         """Answer one item. If the caller is cancelled before its batch begins, the item is dropped.
 

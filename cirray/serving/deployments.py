@@ -54,6 +54,7 @@ class SearchReplica:
             Exception: whatever the model or the index raises, or TimeoutError when they hang.
         """
         await asyncio.wait_for(self.current.loaded.probe(), PROBE_TIMEOUT_S)
+        self.current.loaded.tell()
         await self._entrances.guard()
 
 

@@ -1,6 +1,7 @@
 """A loaded retriever that answers in batches, and the replacement of it by another while requests go on."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from cirray.data.config import ImageLimits
 from cirray.index.uses import Use, is_name, use_of
 from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
+from cirray.serving.metrics import Meters
 from cirray.serving.service import ResultT, Workers
 from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
@@ -40,7 +42,7 @@ class Loaded:
             use.checkpoint, use.index, args.device, args.verify, limits, args.kept_references
         )
         self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, settings.max_batch_size)
-        self.settings = settings
+        self.settings, self._meters = settings, Meters()
         self.retriever.probe()
         self.writer: GalleryWriter | None = None
         if self.retriever.follower is not None:
@@ -57,15 +59,27 @@ class Loaded:
 
     async def answer(self, query: "ComposedQuery") -> Ranking:
         """See `SearchService.answer`; queries that arrive together share one pass through the model."""
-        return await self._batched(query)
+        begin = time.perf_counter()
+        answer = await self._batched(query)
+        self._meters.answered(1000 * (time.perf_counter() - begin))
+        return answer
 
     async def probe(self) -> None:
         """See `SearchService.probe`."""
         await self._workers.probe(self.retriever)
 
+    def tell(self) -> None:
+        """Tell the metrics what is so now."""
+        gallery, follower = self.retriever.gallery, self.retriever.follower
+        version, failed = getattr(gallery, "version", 0), follower.failures if follower else 0
+        self._meters.state(self._batched.waiting, len(gallery.ids), version, failed)
+
     async def _answer_many(self, queries: "Sequence[ComposedQuery]") -> list[Ranking | Exception]:
         """Failures are values, since an exception in a batch would reach all its queries."""
-        return await self._workers.model(lambda: self.retriever.search_many(queries))
+        waiting = self._batched.waiting
+        answers = await self._workers.model(lambda: self.retriever.search_many(queries))
+        self._meters.passed(answers, waiting, self.retriever.references)
+        return answers
 
 
 class Current:

@@ -65,9 +65,18 @@ async def _one(request: Request, service: SearchService, body: SearchBody | Prob
 
 
 async def _answered(request: Request, service: SearchService, body: SearchBody, begin: float) -> SearchResponse:
-    query, gallery, names = await service.prepare(partial(_prepare, service, body))
+    make = partial(_prepare, service, body)
+    query, gallery, names = make() if _is_quick(service, body) else await service.prepare(make)
     ranking = await service.answer(query)
     return _search_response(request, gallery, ranking, names, begin)
+
+
+def _is_quick(service: SearchService, body: SearchBody) -> bool:
+    """Whether a query is prepared sooner than another thread is reached: nothing is decoded, filtered or looked up."""
+    fields = body.fields
+    if body.picture or fields.references or fields.negative or fields.box or fields.filter or fields.exclude:
+        return False
+    return fields.gallery_id is None or service.retriever.gallery.patches_NPW is not None
 
 
 def _prepare(service: SearchService, body: SearchBody) -> "tuple[ComposedQuery, GalleryIndex, list[str]]":

@@ -1,6 +1,7 @@
 """Indexes over token vectors: the NumPy twin, FAISS flat (exact, certain), pooled candidates, and inverted files.
 
     python jobs/benchmarks/bench_index.py [images=10000] [tokens=32] [width=256] [queries=50]
+    python jobs/benchmarks/bench_index.py images=100000 tokens=1 target_recall=0.99    what `cirray index` would choose
 
 Vectors are synthetic: groups of images that share a centre, as near-duplicates in a real gallery do. Recall is the
 share of the twin's top k that an index finds.
@@ -17,10 +18,12 @@ from pydantic import Field
 from cirray.cli.main import guarded
 from cirray.core.config import Config, load_config, validate
 from cirray.core.log import say
+from cirray.index.choice import chosen, measured
 from cirray.index.config import FaissConfig
 from cirray.index.exact import ExactIndex
 from cirray.index.faiss_index import build_faiss, limit_faiss_threads, over
 from cirray.index.protocol import VectorIndex
+from cirray.pipelines.search.choice import table
 
 
 class BenchConfig(Config):
@@ -35,6 +38,8 @@ class BenchConfig(Config):
     """Noise around a group's centre; small values make near-duplicates."""
     threads: int = Field(1, ge=1)
     seed: int = 0
+    target_recall: float = Field(0.0, ge=0, le=1)
+    """Measure the kinds of which `cirray index --target-recall` chooses, in place of `variants`; 0: the variants."""
     variants: tuple[str, ...] = ("Flat", "pooled Flat", "IVF256,Flat nprobe=16", "IVF256,SQ8 nprobe=16")
 
 
@@ -77,6 +82,9 @@ def measure(config: BenchConfig) -> None:
     ids = [f"{row:09d}" for row in range(config.images)]
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {config.threads} threads"
     say(f"{machine}; {config.images:,} images x {config.tokens} tokens x {config.width}, top {config.k}")
+    if config.target_recall:
+        kinds = measured(tokens, config.target_recall, config.queries, config.seed)
+        return say(table(kinds, chosen(kinds, config.target_recall)))
     say("| index | build s | ms/query | ms/query in a batch | recall | same as twin |")
     say("|---|---|---|---|---|---|")
     truth, single, batch = timed(ExactIndex(ids, tokens), queries, config.k)

@@ -156,6 +156,7 @@ def test_every_job_is_thin():
 def test_serve_configs_name_importable_builders():
     for path in (ROOT / "serve_configs").glob("*.yaml"):
         tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(tree["spec"]["serveConfigV2"]) if tree.get("kind") == "RayService" else tree
         for application in tree["applications"]:
             module, _, name = application["import_path"].partition(":")
             source = (ROOT / (module.replace(".", "/") + ".py")).read_text()

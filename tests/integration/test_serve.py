@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -19,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from cirray.core.errors import ServingError
 from cirray.search_engine import SearchEngine
@@ -41,7 +43,14 @@ def free_port():
 def environment(home):
     """A new shell's: nothing of Ray's is set but a cluster of its own; the token goes into an empty home."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "HOME": str(home), "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    return {
+        **kept,
+        "HOME": str(home),
+        "RAY_ADDRESS": "local",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "RAY_metrics_report_interval_ms": "2000",
+    }
 
 
 def shipped_config(tiny, port, folder):
@@ -259,12 +268,46 @@ def test_without_a_key_the_service_says_that_it_needs_one(url):
 
 def test_the_access_log_names_the_key_and_no_log_holds_it(running, http):
     http.get(f"{running.url}/v1/gallery", headers={"x-request-id": "looked-for"})
-    lines = [json.loads(line) for line in (running.folder / "access.jsonl").read_text().splitlines()]
-    found = next(line for line in lines if line["request_id"] == "looked-for")
+    found, end = None, time.monotonic() + 20
+    while found is None and time.monotonic() < end:  # the line is written when the answer is out
+        lines = [json.loads(line) for line in (running.folder / "access.jsonl").read_text().splitlines()]
+        found = next((line for line in lines if line["request_id"] == "looked-for"), None)
     assert (found["key"], found["route"], found["status"]) == ("tests", "/v1/gallery", 200)
     secret = running.key.split("_", 2)[2].encode()
     logs = [path for path in running.folder.rglob("*") if path.is_file()]
     assert len(logs) > 3 and [path for path in logs if secret in path.read_bytes()] == []
+
+
+def test_a_prometheus_finds_the_metrics_of_the_board_and_they_count_what_was_asked(url, http, client):
+    def samples():
+        families = text_string_to_metric_families(http.get(f"{url}/metrics").text)
+        return [sample for family in families for sample in family.samples]
+
+    def count():
+        name, labels = "ray_cirray_search_ms_count", ("answer",)
+        return sum(s.value for s in samples() if s.name == name and s.labels["phase"] in labels)
+
+    def settled():
+        """The count when it has not moved for four looks, longer than a report takes."""
+        seen = [count()]
+        while len(seen) < 5 or len(set(seen[-5:])) > 1:
+            time.sleep(1.0)
+            seen.append(count())
+        return seen[-1]
+
+    before = settled()
+    for _ in range(7):
+        client.search("blue", gallery_id="plain/00")
+    assert settled() == before + 7
+    board = (ROOT / "serve_configs" / "grafana.json").read_text()
+    wanted, found, end = set(re.findall(r"ray_(?:cirray|serve)_\w+", board)), {}, time.monotonic() + 60
+    while wanted - set(found) and time.monotonic() < end:  # a gauge is exported while it is fresh
+        client.search("blue", gallery_id="plain/00")
+        found |= {sample.name: sample for sample in samples()}
+        time.sleep(0.5)
+    assert wanted - set(found) == set()
+    assert found["ray_cirray_index_images"].value == 24 and found["ray_cirray_index_images"].labels["replica"]
+    assert httpx.get(f"{url}/metrics").status_code == 401
 
 
 def test_the_api_is_explained_at_docs(url, http):

@@ -69,6 +69,9 @@ class IndexRun(Run):
     ids or file names."""
     index: Common[IndexBackend] = IndexBackend()
     """What searches the gallery: `faiss`, or `exact` (a scan)."""
+    target_recall: float | None = Field(None, gt=0, le=1)
+    """In place of `index`: measure kinds of FAISS index on these vectors and build the quickest one that finds this
+    share of the true best ten answers, such as 0.99."""
     thumbnail_size: int = Field(256, ge=0, le=1024)
     """Longest side in pixels of the pictures kept in the index for the web page; smaller originals keep their size, and
     0 keeps no pictures."""
@@ -90,6 +93,12 @@ class IndexRun(Run):
     ray: Effort[RayConfig] = RayConfig()
     out: Place = "@index"
     """Where the index is written (path or URI); with `model`, `@indexes/IMAGES-MODEL` where nothing else is said."""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "IndexRun":
+        if self.target_recall is not None and "index" in self.model_fields_set:
+            raise ValueError("target_recall chooses the index by measurement; leave out `index`, or target_recall")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage
 from cirray.index.config import INDEXES
+from cirray.index.faiss_library import faiss_library
 from cirray.index.store import IndexMeta, write_index
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
+from cirray.pipelines.search.choice import choose_index
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.originals import originals_of
 from cirray.pipelines.search.parts import PartEncoder
@@ -39,6 +41,8 @@ def make_index(run: IndexRun, plan: IndexPlan, stage: Stage) -> Manifest:
         CirrayError: as `run_index`.
     """
     encoder = PartEncoder(run, plan.features_digest, len(plan.ids), stage.work_uri, next_part(stage))
+    if run.target_recall is not None:
+        faiss_library()  # its absence is told before any image is encoded
     INDEXES.get(run.index.kind)(run.index.settings).check(encoder.encoder.config.embed_dim)
     earlier = earlier_rows(stage, encoder.keeps_patches)
     known = Rows(earlier).places
@@ -82,7 +86,8 @@ def _join(
     has_pictures = bool(run.thumbnail_size) and any(plan.paths.get(name) for name in ids)
     root, originals = originals_of(ids, plan.paths, plan.contents, plan.folder) if has_pictures else ("", [])
     pictures = rows.pictures(keys) if has_pictures else None
-    files = write_index(stage.local, ids, meta, run.index, pictures, texts, originals, plan.metadata_of(ids))
+    backend, measured = choose_index(stage, run.target_recall) if run.target_recall else (run.index, [])
+    files = write_index(stage.local, ids, meta, backend, pictures, texts, originals, plan.metadata_of(ids))
     shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
     storage.remove(storage.join(stage.work_uri, FOLDER))
     if rejected:
@@ -92,7 +97,7 @@ def _join(
     made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
     extra = {
         "files": files, **made_by, "rejected": rejected.first(), "notes": list(plan.notes), "examples": shown,
-        "originals": plan.folder or root, **({"rejected_file": REJECTED} if rejected else {}),
+        "originals": plan.folder or root, "measured": measured, **({"rejected_file": REJECTED} if rejected else {}),
     }  # fmt: skip
     return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
 
