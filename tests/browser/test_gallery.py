@@ -93,10 +93,9 @@ def test_back_returns_to_the_place_deep_in_the_gallery(crowded):
         one.tab.js("scrollTo(0, document.documentElement.scrollHeight)")
         one.tab.wait(f"{READ} > {height}")
     one.tab.js("scrollTo(0, 9000)")
-    one.tab.wait("[...document.querySelectorAll('#grid .cell')].some(e => e.getBoundingClientRect().top > 200)")
-    seen = one.tab.js(
-        "[...document.querySelectorAll('#grid .cell')].find(e => e.getBoundingClientRect().top > 200).dataset.id"
-    )
+    shown = "e => e.getBoundingClientRect().top > 200 && e.getBoundingClientRect().top < innerHeight"
+    one.tab.wait(f"[...document.querySelectorAll('#grid .cell')].some({shown})")
+    seen = one.tab.js(f"[...document.querySelectorAll('#grid .cell')].find({shown}).dataset.id")
     one.tab.click(f"[data-id='{seen}'] .use")
     one.search("make it blue")
     assert one.tab.js("document.querySelector('#title').getBoundingClientRect().top") >= 0

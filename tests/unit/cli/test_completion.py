@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
         ("ev", ["evaluate"]),
         ("nothing tr", []),
         ("finetune --pr", ["--print-config"]),
-        ("search --re", []),
+        ("search --rest", []),
         ("doctor --j", ["--json"]),
         ("finetune --dev", ["--device"]),
         ("finetune training.opt", ["training.optimizer."]),
