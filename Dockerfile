@@ -17,7 +17,7 @@ COPY serve_configs serve_configs
 
 FROM base AS cpu
 ARG TORCH_INDEX=
-RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[cpu,photos]"
+RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[cpu,photos,gallery]"
 RUN useradd --create-home --uid 1000 ray
 USER ray
 WORKDIR /home/ray
@@ -26,7 +26,7 @@ ENTRYPOINT ["cirray"]
 CMD ["--help"]
 
 FROM base AS gpu
-RUN pip install --constraint constraints.txt ".[gpu,train,photos]"
+RUN pip install --constraint constraints.txt ".[gpu,train,photos,gallery]"
 RUN useradd --create-home --uid 1000 ray
 USER ray
 WORKDIR /home/ray
