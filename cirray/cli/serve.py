@@ -10,7 +10,7 @@ VERB = Verb(
     run="cirray.serving.launch:run_serve",
     example="cirray serve --port 8000",
     takes_file="file",
-    switches={"--fast": "fast=true"},
+    switches={"--fast": "fast=true", "--open": "open=true", "--writes": "writes=true"},
     show=lambda _: "",
     restarts=False,
 )

@@ -38,7 +38,7 @@ def test_the_page_asks_for_a_key_and_shows_pictures_with_it(user, file, phone):
     for screen in ((), (phone,)):
         one = user("", *screen)
         one.tab.wait(ASKED)
-        assert "needs a key" in one.tab.text("#keyreason") and one.tab.visible("#keyuse")
+        assert one.tab.text("#keyreason") == "This service needs a key." and one.tab.visible("#keyuse")
         tell(one, "cirray_wrong")
         one.tab.wait("document.querySelector('#keyreason').textContent.includes('not known')")
         tell(one, key)

@@ -94,6 +94,7 @@ def test_a_service_that_is_away_is_named_and_asked_again(user, site):
 
 def test_a_search_without_a_reference_or_a_text_says_what_is_missing(opened, site):
     one = opened
+    assert one.tab.visible(".hint .wide") != one.tab.visible(".hint .narrow")  # one hint for each screen
     one.write("make it blue")
     one.tab.click("#submit")
     one.tab.wait(MESSAGE)

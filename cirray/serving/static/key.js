@@ -17,7 +17,7 @@ function askForKey(reason) {
       box.close();
       resolve(given);
     };
-    $("keyreason").textContent = reason;
+    $("keyreason").textContent = reason.replace(/ Send `.*/, ""); // how a program sends it is not the reader's business
     $("keyform").onsubmit = (event) => {
       event.preventDefault();
       if (!field.value.trim()) return;

@@ -50,6 +50,8 @@ async function renderFacets(page) {
   asked = filter;
   const found = await facets(filter).catch(() => null); // a filter that is wrong is told by the search
   if (!found || asked !== filter) return;
+  const shown = found.columns.find(({ values }) => values.length);
+  if (shown) $("filter").placeholder = `${quoted(shown.column)} = ${said(shown.values[0].value)}`;
   $("facets").replaceChildren(...found.columns.map((column) => facet(column, page)).filter(Boolean));
 }
 
