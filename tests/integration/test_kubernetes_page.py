@@ -88,5 +88,7 @@ def test_the_steps_of_the_page_lead_from_a_folder_to_an_answer_with_a_key(folder
     assert asked(CURL, started.port, "").status_code == 401
     reply = asked(CURL, started.port, key)
     assert reply.status_code == 200 and len(reply.json()["hits"]) == 3
-    lines = (folder / "access.jsonl").read_text().splitlines()
+    until = time.monotonic() + 5  # a line is written once its answer has gone
+    while len(lines := (folder / "access.jsonl").read_text().splitlines()) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
     assert '"key": "shop"' in lines[-1] and '"status": 401' in lines[-2]
