@@ -15,6 +15,7 @@ from cirray.data.config import ImageLimits
 from cirray.data.images import open_image, picture_digest
 from cirray.data.pixels import thumbnail
 from cirray.index.pictures import size_of
+from cirray.transforms import stacked
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class PictureEncoder:
         """Encode pictures in one pass, with patch tokens rounded to fp16 as the feature store keeps them."""
         if not pictures:
             return []
-        pixels = torch.from_numpy(np.stack([item.pixels_HWC for item in pictures])).to(self._device)
+        pixels = torch.from_numpy(stacked([item.pixels_HWC for item in pictures])).to(self._device)
         tokens_BQD = self._encoder.encode_gallery(self._vision(pixels).to(torch.float16).float())
         rows = tokens_BQD.float().cpu().numpy().astype(np.float16)
         return [

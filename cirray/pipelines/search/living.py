@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from cirray.catalogue.encoding import Decoded, PictureEncoder
 from cirray.catalogue.opening import Description
@@ -66,7 +67,7 @@ def _begin(run: GalleryRun) -> tuple[Description, Columns, Iterator[list[Change]
     columns = {name: COLUMN_TYPES[kind] for name, kind in run.columns.items()}
     if run.index is None:
         meta = IndexMeta(encoder.target_digest, vision.digest, encoder.config.similarity)
-        grey = np.full((transform.size, transform.size, 3), 127, np.uint8)
+        grey = transform(Image.new("RGB", (transform.size, transform.size), "grey"))
         probe = PictureEncoder(encoder, vision, transform, 0).encode([Decoded("probe", grey, b"", "")])[0].tokens_QD
         assert probe is not None
         size = _USUAL_SIDE if run.thumbnail_size is None else run.thumbnail_size
