@@ -181,13 +181,27 @@ class MtgConfig(SavedConfig, FrozenLanguageConfig):
 _QUESTIONS = ("prompt version", "cirray.generators.engines")
 
 
-class LmmConfig(Config):
+class PicturesConfig(Config):
+    """Base of the settings of a generator that looks at a pair's pictures."""
+
+    data: DataConfig | None = None
+    """Data set that has the pictures; null: no picture is looked at."""
+    side: int = Field(448, ge=32, le=4096)
+    """Longest side in pixels of a picture as the model sees it."""
+    limits: ImageLimits = ImageLimits()
+    """Limits on pictures."""
+
+    @property
+    def reads(self) -> Literal["pictures", "captions"]:
+        """What the generator needs of a pair's images."""
+        return "pictures" if self.data else "captions"
+
+
+class LmmConfig(PicturesConfig):
     """A large multimodal model that is asked about both pictures, or a language model that reads their captions."""
 
     engine: EngineChoice
     """What answers: a server, or a model in this process."""
-    data: DataConfig | None = None
-    """Data set that has the pictures; not needed with `captions`."""
     captions: tuple[Annotated[Place, Kind("captions")], ...] = ()
     """Captions artifacts. With them the model reads captions and no picture, as a model without vision can."""
     prompt: Annotated[str, version_in(*_QUESTIONS)] = "edit/1"
@@ -195,25 +209,16 @@ class LmmConfig(Config):
     prompt_file: Place = ""
     """Text file with a question of your own, with `{reference}`, `{target}` and, where the form of the answer is to be
     said, `{answer}` in it; empty: `prompt`."""
-    side: int = Field(448, ge=32, le=4096)
-    """Longest side in pixels of a picture as the model sees it."""
     words: int = Field(40, ge=1)
     """Longest text in words; a longer one is asked for again, then rejected."""
     script: Literal["latin", "any"] = "latin"
     """`latin`: a text mostly in other letters is asked for again, then rejected."""
-    limits: ImageLimits = ImageLimits()
-    """Limits on pictures."""
 
     @model_validator(mode="after")
     def _sees(self) -> "LmmConfig":
         if bool(self.data) == bool(self.captions):
             raise ValueError("name either data, whose pictures the model sees, or captions, which it reads instead")
         return self
-
-    @property
-    def reads(self) -> Literal["pictures", "captions"]:
-        """What it needs of a pair's images."""
-        return "captions" if self.captions else "pictures"
 
     @property
     def template(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_place
@@ -10,31 +11,37 @@ from cirray.data.places import Place
 from cirray.generators.engines.base import Shot
 
 
-class PictureLookup:
-    """Opens pictures at their places, upright and small; the latest ones are kept, since pairs share images."""
+class Shots:
+    """Opens pictures, upright and small, and keeps the latest ones encoded: pairs share images."""
 
-    def __init__(self, places: Mapping[str, str], limits: ImageLimits, side: int, kept: int = 256) -> None:
-        """Take places; nothing is opened yet.
+    def __init__(self, limits: ImageLimits, side: int, kept: int = 512) -> None:
+        """Take caps on the files, the longest side in pixels, and how many encoded pictures stay in memory."""
+        self._limits, self._side, self._kept = limits, side, kept
+        self._shots: OrderedDict[tuple[str, str], Shot] = OrderedDict()
 
-        Args:
-            places: image id -> `Place.text()`.
-            limits: caps on the files.
-            side: longest side in pixels.
-            kept: how many encoded pictures stay in memory.
-        """
-        self._places, self._limits, self._side, self._kept = places, limits, side, kept
-        self._shots: OrderedDict[str, Shot] = OrderedDict()
-
-    def shot(self, image_id: str) -> Shot:
-        """One picture: PNG or JPEG without metadata.
+    def __call__(self, image_id: str, place: str) -> Shot:
+        """The picture at a place (`Place.text()`): PNG or JPEG without metadata.
 
         Raises:
             DataError: it is missing, damaged or out of limits.
         """
-        if image_id not in self._shots:
-            image = open_place(Place.parse(self._places[image_id]), self._limits, image_id)
-            self._shots[image_id] = Shot(image_id, thumbnail(image, self._side))
+        key = (image_id, place)
+        if key not in self._shots:
+            image = open_place(Place.parse(place), self._limits, image_id)
+            self._shots[key] = Shot(image_id, thumbnail(image, self._side))
             while len(self._shots) > self._kept:
                 self._shots.popitem(last=False)
-        self._shots.move_to_end(image_id)
-        return self._shots[image_id]
+        self._shots.move_to_end(key)
+        return self._shots[key]
+
+
+@dataclass(frozen=True)
+class PictureLookup:
+    """Pictures by id: `places` says where each is."""
+
+    places: Mapping[str, str]
+    shots: Shots
+
+    def shot(self, image_id: str) -> Shot:
+        """One picture; see `Shots`."""
+        return self.shots(image_id, self.places[image_id])

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 from cirray.core.log import get_logger
-from cirray.data.images import open_image, read_place
-from cirray.data.pixels import thumbnail
-from cirray.data.places import Place
 from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, LmmCaptionConfig
-from cirray.generators.engines.base import Question, Shot
+from cirray.generators.engines.base import Question
 from cirray.generators.engines.config import ENGINES
+from cirray.generators.pictures import Shots
 from cirray.types import MAX_TEXT, stable_id
 
 _LOG = get_logger("generators")
@@ -26,7 +24,7 @@ class LmmCaptioner:
             ArtifactError: no model can be loaded.
             GenerationError: no server answers.
         """
-        self._settings, self._limits = settings, setup.limits
+        self._settings, self._shots = settings, Shots(setup.limits, settings.side)
         self._engine = ENGINES.get(settings.engine.kind)(settings.engine.settings, setup.device)
         self.digest = stable_id("lmm-captioner", self._engine.digest, settings.instruction, settings.side)
 
@@ -36,14 +34,12 @@ class LmmCaptioner:
         Raises:
             DataError: for a file that cannot be read.
         """
-        place = Place.parse(picture.place)
-        data = read_place(place, self._limits, picture.image_id)
-        return thumbnail(open_image(data, self._limits, picture.image_id, place.box), self._settings.side)
+        return self._shots(picture.image_id, picture.place).data
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
         """The first line that the model writes of each picture; empty where it wrote none."""
         questions = [
-            Question((Shot(picture.image_id, self.content(picture)), self._settings.instruction))
+            Question((self._shots(picture.image_id, picture.place), self._settings.instruction))
             for picture in pictures
         ]  # fmt: skip
         replies = self._engine.ask(questions, self._defect)

@@ -6,8 +6,8 @@ from typing import Any
 from cirray.core.errors import ArtifactError
 from cirray.features.store import FeatureStore
 from cirray.generators.base import ModificationGenerator, WriterSetup
-from cirray.generators.config import GENERATORS, GeneratorChoice, LmmConfig
-from cirray.generators.pictures import PictureLookup
+from cirray.generators.config import GENERATORS, GeneratorChoice, PicturesConfig
+from cirray.generators.pictures import PictureLookup, Shots
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.pairs import to_pairs
 from cirray.triplets.schema import rejected_table, triplet_id, triplet_table
@@ -51,8 +51,9 @@ class GenerateTexts:
             both: two triplets per pair, or the forward one.
         """
         self._generator = load(generator, setup)
-        self._settings, self._reads = generator.settings, generator.reads
-        self._features = FeatureStore.open_many(list(features)) if self._reads == "features" else None
+        self._features = FeatureStore.open_many(list(features)) if generator.reads == "features" else None
+        seen = generator.settings if isinstance(generator.settings, PicturesConfig) else None
+        self._shots = Shots(seen.limits, seen.side) if seen and seen.data else None
         self._work_uri, self._recipe, self._both = work_uri, recipe, both
         self._row = {**row, "prompt_version": self._generator.prompt_version}
 
@@ -92,13 +93,12 @@ class GenerateTexts:
         ]
 
     def _pictures(self, pairs: Sequence[Pair], columns: Columns) -> PictureLookup | None:
-        if self._reads != "pictures":
+        if self._shots is None:
             return None
-        assert isinstance(self._settings, LmmConfig)
         ids = ([getattr(pair, f"{end}_id") for pair in pairs] for end in _ENDS)
         places = (columns[f"{end}_place"].tolist() for end in _ENDS)
         known = {image: place for row in zip(ids, places, strict=True) for image, place in zip(*row, strict=True)}
-        return PictureLookup(known, self._settings.limits, self._settings.side)
+        return PictureLookup(known, self._shots)
 
     def rows(
         self, pairs: Sequence[Pair], generations: Sequence[Generation]

@@ -13,7 +13,7 @@ from cirray.core.errors import DataError, GenerationError
 from cirray.core.unfinished import stage_function
 from cirray.features.store import check_tower
 from cirray.generators.base import WriterSetup
-from cirray.generators.config import LmmConfig, SavedConfig
+from cirray.generators.config import PicturesConfig, SavedConfig
 from cirray.generators.places import described
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
@@ -80,7 +80,7 @@ def pair_pictures(run: GenerateRun) -> tuple[dict[str, str], dict[str, str]]:
         DataError: the data set lacks an image of a pair.
     """
     settings = run.generator.settings
-    if not isinstance(settings, LmmConfig) or settings.data is None:
+    if not isinstance(settings, PicturesConfig) or settings.data is None:
         return {}, {}
     dataset, ids = open_dataset(settings.data), sorted(set(_images(run)))
     absent = [image for image in ids if image not in dataset.images]

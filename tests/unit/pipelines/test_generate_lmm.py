@@ -16,12 +16,14 @@ from PIL import Image
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, GenerationError
+from cirray.generators.config import GENERATORS, PicturesConfig
 from cirray.generators.engines import http
 from cirray.generators.lmm import parse_answer
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.generate import run_generate
 from cirray.triplets.captions import write_captions
 from cirray.triplets.store import TripletStore
+from cirray.types import Generation
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TINY = SimpleNamespace(**runpy.run_path(str(FIXTURES / "tiny_pipeline.py")))
@@ -161,6 +163,27 @@ def test_a_prompt_of_ones_own_is_used_and_told(world):
     file.write_text("From {reference} on")
     with LMM.Stub() as stub, pytest.raises(ConfigError, match=r"dress.txt' has no \{target\}"):
         generate(world, stub.url, settings={"prompt_file": str(file)}, out=str(world / "other"))
+
+
+class Sizes:
+    """A generator of another package that looks at pictures: tells their bytes' first letters."""
+
+    digest = prompt_version = "sizes"
+
+    def generate(self, pairs, pictures):
+        told = ([pictures.shot(name).data[1:4].decode() for name in (p.reference_id, p.target_id)] for p in pairs)
+        return [Generation(pair.pair_id, *texts) for pair, texts in zip(pairs, told, strict=True)]
+
+
+def test_any_generator_whose_settings_say_so_sees_pictures(world):
+    GENERATORS.register("sizes", settings=PicturesConfig)(lambda settings, setup: Sizes())
+    try:
+        made = tree(world, "http://127.0.0.1:9/v1")
+        made["generator"] = {"kind": "sizes", "settings": {"data": made["generator"]["settings"]["data"], "side": 32}}
+        assert run_generate(validate(GenerateRun, made)).counts["triplets"] == 24
+    finally:
+        del GENERATORS._items["sizes"], GENERATORS._settings["sizes"]
+    assert TripletStore.open(world / "out").table()["modification"].to_pylist() == ["PNG"] * 24
 
 
 def test_wrong_settings_are_one_sentence(world):
