@@ -13,7 +13,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addpre
 # FAISS for CPUs; `FAISS=gpu` takes the one for NVIDIA GPUs. The two overwrite one another's files, so both go first.
 FAISS := cpu
 comma := ,
+# An installation that is interrupted counts as none: the next command begins it again.
 define install
+rm -f $(STAMP) $(TEST_STAMP) $(DOCS_STAMP)
 $(BIN)/python -m pip uninstall -qqq --yes faiss-cpu faiss-gpu
 $(PIP) --editable ".[$(FAISS),$(1)]"
 endef
@@ -24,7 +26,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 .PHONY: help install demo test quick lint types format docs serve latest constraints clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -47,6 +47,8 @@ def test_make_takes_one_faiss_and_removes_the_other_first():
         lines = made(*word, target)
         gone = next(at for at, line in enumerate(lines) if "pip uninstall" in line and "faiss-cpu faiss-gpu" in line)
         assert f'".[{"gpu" if word else "cpu"},' in lines[gone + 1]
+        stamps = lines[gone - 1].split()
+        assert stamps[:2] == ["rm", "-f"] and len(stamps) == 5, "an interrupted installation would count as finished"
 
 
 def made(*words):
