@@ -73,11 +73,7 @@ class Further:
     """Which images may be answered; see `cirray.index.filters`."""
 
     def check(self, k: int) -> None:
-        """Refuse numbers out of their ranges.
-
-        Raises:
-            DataError: naming the number and what would be accepted.
-        """
+        """Refuse numbers out of their ranges. Raises DataError naming the number and what would be accepted."""
         if k < 1:
             raise DataError(f"k is {k}; ask for at least 1 answer.")
         if self.offset < 0 or self.offset + k > MAX_DEPTH:
@@ -139,11 +135,7 @@ class ComposedQuery:
         return self.offset + self.k + len(self.dropped)
 
     def vector(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
-        """The query's vector [D] (norm 1) of those of its terms.
-
-        Raises:
-            DataError: when nothing is left of it.
-        """
+        """The query's vector [D] (norm 1) of those of its terms. Raises DataError when nothing is left of it."""
         if len(self.terms) == 1:
             return vectors[0]
         factors_T = np.array([term.factor for term in self.terms])

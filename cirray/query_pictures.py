@@ -21,9 +21,8 @@ def picture_of(
 
     `whole`: of a gallery image the file that it was made of, while that is there, and not the thumbnail.
 
-    Raises:
-        UnknownImageError: for an id that is not in the gallery.
-        DataError: for an unusable picture, an id without a picture, or a box outside of it.
+    Raises UnknownImageError for an id that is not in the gallery, and DataError for an unusable picture, an id without
+    a picture, or a box outside of it.
     """
     limits = limits if box is None else limits.model_copy(update={"draft_side": _WHOLE})
     name = "upload" if isinstance(source, bytes) else None
@@ -40,8 +39,7 @@ def picture_of(
 def cut(image: Image.Image, box: Box) -> Image.Image:
     """The part of an upright picture that lies in a box.
 
-    Raises:
-        DataError: for numbers that are no box, or one that lies outside.
+    Raises DataError for numbers that are no box, or one that lies outside.
     """
     x, y, width, height = box
     if not all(map(math.isfinite, box)) or width <= 0 or height <= 0:
@@ -61,8 +59,7 @@ def original_file(gallery: GalleryIndex, image_id: str, limits: ImageLimits) -> 
 
     The path comes from the index, never from a request, and the bytes must have the digest that the index noted.
 
-    Raises:
-        UnknownImageError: for an id that is not in the gallery.
+    Raises UnknownImageError for an id that is not in the gallery.
     """
     found = gallery.originals.find(gallery.row(image_id)) if gallery.originals else None
     if found is None:

@@ -36,8 +36,7 @@ class ConfigRun(Config):
 def explained(run: ConfigRun) -> str:
     """The resolved tree as YAML, with the origin of every value as a comment beside it.
 
-    Raises:
-        ConfigError: as the verb itself, and when the verb is not clear.
+    Raises ConfigError as the verb itself, and when the verb is not clear.
     """
     from cirray.cli.main import configured
 
@@ -53,8 +52,7 @@ def explained(run: ConfigRun) -> str:
 def verb_of(files: Sequence[str], named: str = "", among: Sequence[str] = VERBS) -> str:
     """The verb of some files: as named, or the beginning of a file's name, or the only one with their fields.
 
-    Raises:
-        ConfigError: when that is none or several, or none of `among`.
+    Raises ConfigError when that is none or several, or none of `among`.
     """
     if named:
         if named not in among:

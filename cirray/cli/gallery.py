@@ -10,8 +10,7 @@ from cirray.core.unfinished import stage_function
 def run(gallery: Any) -> Any:
     """Make a gallery, and note it as the one that `cirray search` and `cirray serve` take.
 
-    Raises:
-        CirrayError: as `run_gallery`.
+    Raises CirrayError as `run_gallery`.
     """
     from cirray.index.latest import remember
     from cirray.pipelines.search.living import run_gallery

@@ -77,8 +77,7 @@ def asked(arguments: Sequence[str]) -> str | None:
 def verb_help(chosen: Verb, path: str = "") -> str:
     """The text of `cirray VERB --help`: the fields people change. With a path: of that section or field; `all`: all.
 
-    Raises:
-        ConfigError: for a path that is no section and no field, with the near ones.
+    Raises ConfigError for a path that is no section and no field, with the near ones.
     """
     if path == "recipes":
         return _recipes_help(chosen)

@@ -10,8 +10,7 @@ from cirray.core.unfinished import stage_function
 def run(index: Any) -> Any:
     """Make an index, and note it as the one that `cirray search` and `cirray serve` take.
 
-    Raises:
-        CirrayError: as `run_index`.
+    Raises CirrayError as `run_index`.
     """
     from cirray.index.latest import remember
     from cirray.pipelines.search.index import run_index

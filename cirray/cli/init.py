@@ -58,8 +58,7 @@ class Found:
 def look(folder: Path) -> Found:
     """See what a folder holds; no picture is decoded.
 
-    Raises:
-        DataError: no such folder, no picture in it, or a table with a bad row.
+    Raises DataError: no such folder, no picture in it, or a table with a bad row.
     """
     from cirray.data.config import FolderConfig
     from cirray.data.folder import read_folder
@@ -104,9 +103,7 @@ def write_project(run: InitRun) -> str:
     Returns:
         What was found, and the commands that come next.
 
-    Raises:
-        ConfigError: the file exists or cannot be written, or the root is none.
-        DataError: as `look`.
+    Raises ConfigError: the file exists or cannot be written, or the root is none; DataError as `look`.
     """
     out, folder = Path(run.out).expanduser(), Path(run.folder).expanduser().absolute()
     if out.suffix not in (".yaml", ".yml"):

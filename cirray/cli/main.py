@@ -108,8 +108,7 @@ def user_sentence(error: BaseException | None) -> str | None:
 def resolve(cls: type[ConfigT], files: Sequence[Layer], overrides: Sequence[str]) -> Loaded[ConfigT]:
     """The config of a verb. Its root: as the command line says, else `CIRRAY_ROOT`, else the files, else the default.
 
-    Raises:
-        ConfigError: as `load_config`, and for an empty root.
+    Raises ConfigError as `load_config`, and for an empty root.
     """
     root = artifact_root()
     said = [Layer({ROOT: root}, "the variable CIRRAY_ROOT")] if root and ROOT in cls.model_fields else []
@@ -156,8 +155,7 @@ def _files_told(loaded: Loaded[Any]) -> Iterator[None]:
 def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:
     """The configuration of the words after a verb: its files, the later over the earlier, then the assignments.
 
-    Raises:
-        ConfigError: as `load_config`.
+    Raises ConfigError as `load_config`.
     """
     files, overrides = _sorted(chosen.assignments(with_files(chosen, words)))
     own, cls = chosen.own_file(), chosen.config_class()
@@ -177,8 +175,7 @@ def _tell_presets(config: Config) -> None:
 def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The `path.to.field=value` part of a command line; `--field VALUE` and `--path.to.field=VALUE` mean the same.
 
-    Raises:
-        ConfigError: for a word that is neither a file nor one of these, or a flag without a value.
+    Raises ConfigError for a word that is neither a file nor one of these, or a flag without a value.
     """
     return _sorted(arguments)[1]
 

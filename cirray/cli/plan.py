@@ -14,8 +14,7 @@ PLANNABLE = ("embed", "train-generator", "generate", "pretrain", "finetune", "tu
 def plan_file(run: Any) -> Any:
     """Count what the run of files would need.
 
-    Raises:
-        ConfigError: no file, one for a verb that needs no plan, or a field that it does not have.
+    Raises ConfigError: no file, one for a verb that needs no plan, or a field that it does not have.
     """
     from cirray.cli.main import configured
     from cirray.pipelines.planning.inputs import RecipesBeside

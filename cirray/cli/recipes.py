@@ -58,8 +58,7 @@ def is_overlay(name: str) -> bool:
 def with_files(chosen: Verb, words: Sequence[str]) -> list[str]:
     """The words after a verb, with names of recipes (`cirray serve`: of its config files) written as their files.
 
-    Raises:
-        ConfigError: for a name that is none, with the near ones.
+    Raises ConfigError for a name that is none, with the near ones.
     """
     known = files_of(chosen)
     names = [bool(known) and chosen.is_bare(words, at) and _may_name(chosen, word) for at, word in enumerate(words)]

@@ -10,9 +10,8 @@ from cirray.core.errors import ConfigError, ServingError
 def run(search: Any) -> Any:
     """Answer one query.
 
-    Raises:
-        ConfigError: for a checkpoint or index beside the address of a service.
-        DataError, IndexMismatchError, ServingError: as `run_search`, or what the service says.
+    Raises ConfigError for a checkpoint or index beside the address of a service, and DataError, IndexMismatchError or
+    ServingError as `run_search`, or what the service says.
     """
     if search.url:
         return _ask_service(search)

@@ -22,8 +22,7 @@ def find(name: str) -> tuple[type[Config], str]:
 def run(config: Any) -> Any:
     """Run a study; its stages are verbs of this command line.
 
-    Raises:
-        ConfigError: without a table, and as `run_study`.
+    Raises ConfigError without a table, and as `run_study`.
     """
     if not config.table:
         raise ConfigError(

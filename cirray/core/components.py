@@ -83,8 +83,7 @@ class SetOf:
 def filed(look_up: Callable[[str], FoundT], name: str) -> FoundT:
     """What a registry's `get` or `settings` finds under a name, for validators.
 
-    Raises:
-        ValueError: for an unknown name, with the known ones.
+    Raises ValueError for an unknown name, with the known ones.
     """
     try:
         return look_up(name)
@@ -95,8 +94,7 @@ def filed(look_up: Callable[[str], FoundT], name: str) -> FoundT:
 def validated(cls: type[Config], settings: Any, place: tuple[str, ...] = ()) -> Config:
     """Settings of one component's class; errors carry the path and, for an unknown field, the known ones.
 
-    Raises:
-        ValidationError: naming every field that does not fit.
+    Raises ValidationError naming every field that does not fit.
     """
     if settings is None or type(settings) is Config:
         settings = {}

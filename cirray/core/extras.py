@@ -14,8 +14,7 @@ def require(library: str, extra: str, what: str) -> None:
         extra: the package's extra that brings it.
         what: what needs it, as a user says it: `training.engine=deepspeed`.
 
-    Raises:
-        ConfigError: naming both, and the line that installs it.
+    Raises ConfigError naming both, and the line that installs it.
     """
     if find_spec(library) is None:
         raise ConfigError(f"{what} needs the library {library}, which is not installed: {install_line(extra)}.")

@@ -89,8 +89,7 @@ class Told:
     def stop(self) -> NoReturn:
         """Raise what the signal means, at a place where no library's call is cut.
 
-        Raises:
-            KeyboardInterrupt: `Terminated` for SIGTERM.
+        Raises KeyboardInterrupt: `Terminated` for SIGTERM.
         """
         raise _RAISED[signal.Signals(self.number or signal.SIGINT)]
 

@@ -11,8 +11,7 @@ from cirray.core.errors import ArtifactError
 def model_folder(folder: Path) -> tuple[Path, str]:
     """Folder of the model's files in an artifact, and their kind: "retriever" or "generator".
 
-    Raises:
-        ArtifactError: when there is none.
+    Raises ArtifactError when there is none.
     """
     for place in (folder, folder / "model"):
         try:

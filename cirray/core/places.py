@@ -45,8 +45,7 @@ def is_hub_id(text: str, bare: bool = False) -> bool:
 def place_below(root: str, place: str) -> str:
     """`@name` as the artifact of that name below a root; any other place as it is.
 
-    Raises:
-        ValueError: for `@` without a name, or with an empty part in it.
+    Raises ValueError for `@` without a name, or with an empty part in it.
     """
     if not place.startswith("@"):
         return place

@@ -17,8 +17,7 @@ GROUP = "cirray.plugins"
 def load_plugins() -> tuple[str, ...]:
     """Import every announced module, once a process; returns their names.
 
-    Raises:
-        ConfigError: naming the module that cannot be imported, and why.
+    Raises ConfigError naming the module that cannot be imported, and why.
     """
     from importlib.metadata import entry_points  # slow to import, and often not needed
 

@@ -32,8 +32,7 @@ def layer_for(file: str, name: str, fields: Collection[str], verbs: Collection[s
         fields: the verb's own fields.
         verbs: every verb.
 
-    Raises:
-        ConfigError: an unreadable file; in a project file an unknown key, an unknown verb or a section that is none.
+    Raises ConfigError: an unreadable file; in a project file an unknown key, an unknown verb or a section that is none.
     """
     layer = layer_of(file)
     if STEPS not in layer.tree:

@@ -31,8 +31,7 @@ def read(annotation: Any, value: Any) -> Any:
 
     A list takes one bare value, or an empty text as no item. A value that does not fit stays text, for validation.
 
-    Raises:
-        ValueError: for a word that is no boolean in a boolean field, or a list that is not closed.
+    Raises ValueError for a word that is no boolean in a boolean field, or a list that is not closed.
     """
     if not isinstance(value, str | int | float | Mapping | list | tuple):
         return value

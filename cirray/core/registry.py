@@ -45,8 +45,7 @@ class Registry(Generic[ItemT]):
             name: what a config says.
             settings: class of the component's own settings; not needed where the registry was made with it.
 
-        Raises:
-            ConfigError: for settings that do not derive from the registry's base.
+        Raises ConfigError for settings that do not derive from the registry's base.
         """
         if settings is not None and not issubclass(settings, self._base):
             raise ConfigError(f"The settings of {self.kind} {name!r} must derive from {self._base.__name__}.")
@@ -65,8 +64,7 @@ class Registry(Generic[ItemT]):
     def get(self, name: str) -> ItemT:
         """The component registered under `name`.
 
-        Raises:
-            ConfigError: for an unknown name, with the known names and a did-you-mean.
+        Raises ConfigError for an unknown name, with the known names and a did-you-mean.
         """
         for find in (lambda: self._load(name), self._load, load_plugins):
             if name not in self._items:
@@ -78,8 +76,7 @@ class Registry(Generic[ItemT]):
     def settings(self, name: str) -> type[Config]:
         """The class of a component's own settings. No code of this package's components is imported.
 
-        Raises:
-            ConfigError: for an unknown name, with the known names and a did-you-mean.
+        Raises ConfigError for an unknown name, with the known names and a did-you-mean.
         """
         if name not in self._settings:
             load_plugins()

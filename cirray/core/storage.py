@@ -48,8 +48,7 @@ def url(uri: str | Path) -> str:
 def resolve(uri: str | Path) -> "tuple[pafs.FileSystem, str]":
     """Filesystem and path of a URI.
 
-    Raises:
-        ArtifactError: naming the URI when its scheme is unknown, the store cannot be reached, or it is no UTF-8 text.
+    Raises ArtifactError naming the URI when its scheme is unknown, the store cannot be reached, or it is no UTF-8 text.
     """
     import pyarrow as pa
     from pyarrow import fs as pafs
@@ -80,8 +79,7 @@ def is_file(uri: str | Path) -> bool:
 def list_files(uri: str | Path) -> list[str]:
     """Names of all files below a URI, relative to it, sorted; an absent folder has none.
 
-    Raises:
-        ArtifactError: when a name is not UTF-8 text.
+    Raises ArtifactError when a name is not UTF-8 text.
     """
     from pyarrow.fs import FileSelector
 
@@ -108,8 +106,7 @@ def read_bytes(uri: str | Path) -> bytes:
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Write one file so that readers see the whole content or none of it (temporary name + rename, or one PUT).
 
-    Raises:
-        ArtifactError: naming the URI when it cannot be written (full disk, no permission, unreachable store).
+    Raises ArtifactError naming the URI when it cannot be written (full disk, no permission, unreachable store).
     """
     try:
         if is_local(uri):

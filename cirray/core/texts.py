@@ -26,8 +26,7 @@ def encoding_of(head: bytes) -> str:
 def decoded(data: bytes) -> str:
     """A file's bytes as text.
 
-    Raises:
-        UnicodeDecodeError: when they are not of the encoding that their mark names (UTF-8 without one).
+    Raises UnicodeDecodeError when they are not of the encoding that their mark names (UTF-8 without one).
     """
     return data.decode(encoding_of(data[:4]))
 
@@ -39,8 +38,7 @@ def parse_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] 
         data: a file's bytes, or text.
         pairs: makes the value of an object from its keys and values, in order.
 
-    Raises:
-        ValueError: not text, or not JSON, or nested too deeply.
+    Raises ValueError: not text, or not JSON, or nested too deeply.
     """
     text = decoded(data) if isinstance(data, bytes) else data
     try:

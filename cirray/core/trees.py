@@ -152,8 +152,7 @@ def differing(tree: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, An
 def assigned(assignments: Sequence[str]) -> dict[str, Any]:
     """The tree of `path.to.field=value` assignments, in their order, values as typed.
 
-    Raises:
-        ConfigError: for one that is no assignment, or no text.
+    Raises ConfigError for one that is no assignment, or no text.
     """
     tree: dict[str, Any] = {}
     for assignment in assignments:
@@ -164,8 +163,7 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
 def parse_assignment(assignment: str) -> tuple[str, Typed]:
     """Split `path.to.field=value` into its path and its value as typed.
 
-    Raises:
-        ConfigError: for one that is no assignment, or no text.
+    Raises ConfigError for one that is no assignment, or no text.
     """
     path, separator, value = assignment.partition("=")
     if not separator or not path.strip():
@@ -181,8 +179,7 @@ def parse_assignment(assignment: str) -> tuple[str, Typed]:
 def set_by_path(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set a dotted path inside nested plain mappings, creating the mappings on the way.
 
-    Raises:
-        ConfigError: for a path through something that is no mapping.
+    Raises ConfigError for a path through something that is no mapping.
     """
     *parents, leaf = path.split(".")
     node = tree

@@ -32,11 +32,7 @@ class Record:
         raise DataError(f"{str(self.path)!r}, {self.place}: {problem}")
 
     def get(self, key: str) -> Any:
-        """Value of a key.
-
-        Raises:
-            DataError: with the keys there are, when it is missing.
-        """
+        """Value of a key. Raises DataError with the keys there are, when it is missing."""
         if key not in self.values:
             self.fail(f"key {key!r} is missing; the entry has: {', '.join(map(str, self.values)) or '(nothing)'}.")
         return self.values[key]
@@ -107,11 +103,7 @@ def plain_number(value: Any) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        DataError: unreadable, not UTF-8 or not JSON.
-    """
+    """Content of a JSON file. Raises DataError: unreadable, not UTF-8 or not JSON."""
     try:
         return parse_json(path.read_bytes())
     except OSError as error:
@@ -123,8 +115,7 @@ def load_json(path: Path) -> Any:
 def load_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines that are not blank, without blanks at the ends.
 
-    Raises:
-        DataError: unreadable or not UTF-8.
+    Raises DataError: unreadable or not UTF-8.
     """
     try:
         lines = decoded(path.read_bytes()).splitlines()
@@ -138,8 +129,7 @@ def load_lines(path: Path) -> Iterator[tuple[int, str]]:
 def image_paths(folder: Path, ids: Iterable[str]) -> dict[str, str]:
     """`<folder>/<id>` with the suffix found on disk, or `.jpg` where the image is missing.
 
-    Raises:
-        DataError: when two files are called by one of the ids.
+    Raises DataError when two files are called by one of the ids.
     """
     found: dict[str, list[str]] = {}
     for entry in os.scandir(folder) if folder.is_dir() else ():
@@ -163,8 +153,7 @@ class Folders:
     def __init__(self, root: str, setting: str, *inner: str) -> None:
         """Take the data set's root and folders below it; "" is the root itself, which is searched alone without any.
 
-        Raises:
-            DataError: naming the config field, when the root does not exist.
+        Raises DataError naming the config field, when the root does not exist.
         """
         self.root = Path(root).expanduser().absolute()
         if not self.root.is_dir():
@@ -178,11 +167,7 @@ class Folders:
         return any((folder / name).is_file() for folder in self._folders)
 
     def file(self, name: str) -> Path:
-        """The first file of a name.
-
-        Raises:
-            MissingFileError: naming where it was looked for.
-        """
+        """The first file of a name. Raises MissingFileError naming where it was looked for."""
         found = next((folder / name for folder in self._folders if (folder / name).is_file()), None)
         if found is None:
             places = " or ".join(repr(str(folder / name)) for folder in self._folders)
@@ -196,8 +181,7 @@ class Folders:
     def records(self, name: str, unique: str = "") -> list[Record]:
         """Entries of a JSON file that is a list of objects; `unique` is a key whose ids must differ.
 
-        Raises:
-            DataError: for anything else than a list of objects, or naming two entries of one id.
+        Raises DataError for anything else than a list of objects, or naming two entries of one id.
         """
         path = self.file(name)
         values = load_json(path)
@@ -218,8 +202,7 @@ class Folders:
     def names(self, name: str) -> list[str]:
         """Names in a JSON file that is a list of different texts.
 
-        Raises:
-            DataError: for anything else, and for a name that appears twice.
+        Raises DataError for anything else, and for a name that appears twice.
         """
         path = self.file(name)
         values = load_json(path)

@@ -53,21 +53,13 @@ class ImageTable:
     contents: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, image_id: str) -> Path:
-        """File of an image.
-
-        Raises:
-            DataError: for an unknown id, with a near one when there is one.
-        """
+        """File of an image. Raises DataError for an unknown id, with a near one when there is one."""
         if image_id not in self.paths:
             raise DataError(f"Image {image_id!r} is not among the {len(self.paths)} images.{self._hint(image_id)}")
         return Path(self.paths[image_id])
 
     def place(self, image_id: str) -> Place:
-        """File, bytes and box of an image, as needed to open it.
-
-        Raises:
-            DataError: for an unknown id.
-        """
+        """File, bytes and box of an image, as needed to open it. Raises DataError for an unknown id."""
         if image_id not in self.paths:
             self.path(image_id)
         return Place(self.paths[image_id], self.spans.get(image_id), self.boxes.get(image_id))

@@ -26,8 +26,7 @@ def read_circo(config: CircoConfig) -> CirDataset:
 
     The protocol: mAP@k over several ground truths, per semantic aspect, and recall of the annotated target.
 
-    Raises:
-        DataError: the annotation file is missing, or an entry is wrong.
+    Raises DataError: the annotation file is missing, or an entry is wrong.
     """
     files = Folders(config.root, "circo", "annotations", "")
     records = files.records(f"{config.split}.json", unique="id")

@@ -62,8 +62,7 @@ def read_cirr(config: CirrConfig) -> CirDataset:
 
     The protocol: recall over the split's images, recall among the similar images, and the mean of R@5 and Rs@1.
 
-    Raises:
-        DataError: a file of the chosen split is missing, or an entry lacks a key or repeats a pair id.
+    Raises DataError: a file of the chosen split is missing, or an entry lacks a key or repeats a pair id.
     """
     files = _Files(config)
     left: list[str] = []

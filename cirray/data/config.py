@@ -344,8 +344,7 @@ class TransformConfig(Config):
     def with_mode(self, mode: ImageMode | Literal[""]) -> "TransformConfig":
         """The same with another way to a square, if any; `target_pad` cuts its centre as its authors' torchvision does.
 
-        Raises:
-            ConfigError: for an encoder that reads pictures in their own shape.
+        Raises ConfigError for an encoder that reads pictures in their own shape.
         """
         if not mode:
             return self
@@ -379,9 +378,5 @@ class OwnShapeConfig(TransformConfig):
 
 
 def transform_config(tree: Mapping[str, Any]) -> TransformConfig:
-    """The transform that plain values describe.
-
-    Raises:
-        ValidationError: when they describe none.
-    """
+    """The transform that plain values describe. Raises ValidationError when they describe none."""
     return (OwnShapeConfig if tree.get("mode") in ("whole", "patches") else TransformConfig).model_validate(dict(tree))

@@ -241,8 +241,7 @@ def gallery_sizes(
 def with_accepted(findings: Iterable[Finding], accept: Sequence[str]) -> tuple[Finding, ...]:
     """Findings with the accepted codes turned from problems into notes, each once.
 
-    Raises:
-        ConfigError: for a code that no finding has.
+    Raises ConfigError for a code that no finding has.
     """
     for code in accept:
         if code not in CODES:

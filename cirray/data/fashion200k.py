@@ -29,8 +29,7 @@ def read_fashion200k(config: Fashion200kConfig) -> CirDataset:
 
     The protocol: any image that has the target's caption is a hit.
 
-    Raises:
-        DataError: label files or `test_queries.txt` are missing, or a line is wrong.
+    Raises DataError: label files or `test_queries.txt` are missing, or a line is wrong.
     """
     files = Folders(config.root, "fashion200k")
     root = files.root

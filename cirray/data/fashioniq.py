@@ -25,8 +25,7 @@ def read_fashioniq(config: FashionIQConfig) -> CirDataset:
 
     The protocol: recall in each category's own gallery, unweighted means over categories.
 
-    Raises:
-        DataError: a file of the chosen split is missing or an entry is wrong.
+    Raises DataError: a file of the chosen split is missing or an entry is wrong.
     """
     files = Folders(config.root, "fashioniq")
     categories = CATEGORIES if config.category == "all" else (config.category,)

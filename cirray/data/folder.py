@@ -35,8 +35,7 @@ def read_folder(config: FolderConfig) -> CirDataset:
     spelling of blanks, accents and slashes (`cirray.data.names`). A root with images but none of the three folders is
     labelled part, pool and gallery at once. Without a gallery folder, queries search all images.
 
-    Raises:
-        DataError: naming the file, the line, the value and the remedy.
+    Raises DataError naming the file, the line, the value and the remedy.
     """
     root = Path(config.root).expanduser().absolute()
     if not root.is_dir():

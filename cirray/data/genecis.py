@@ -48,8 +48,7 @@ def read_genecis(config: GeneCisConfig) -> CirDataset:
 
     The protocol: recall among a template's own candidates; the headline is the mean of the tasks' R@1.
 
-    Raises:
-        DataError: a task file is missing or an entry is wrong.
+    Raises DataError: a task file is missing or an entry is wrong.
     """
     files = Folders(config.root, "genecis", "genecis", "")
     images = _Images(files.images(config.coco), files.images(config.visual_genome))

@@ -71,9 +71,8 @@ class _Images:
 def read_huggingface(config: HuggingFaceConfig) -> CirDataset:
     """Read triplets, queries and gallery from splits; no picture is decoded or copied.
 
-    Raises:
-        DataError: no such folder, hub data set or split, a missing column, compressed Arrow files, or a text or image
-            that is none.
+    Raises DataError: no such folder, hub data set or split, a missing column, compressed Arrow files, or a text or
+    image that is none.
     """
     root = Path(config.root).expanduser()
     images, left, absent = _Images(root), list[str](), list[str]()

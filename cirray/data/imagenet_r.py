@@ -25,8 +25,7 @@ def read_imagenet_r(config: ImageNetRConfig) -> CirDataset:
 
     The protocol: set recall (share of all correct images in the first k) and precision.
 
-    Raises:
-        DataError: a list is missing, or a line is not a path and a label.
+    Raises DataError: a list is missing, or a line is not a path and a label.
     """
     files = Folders(config.root, "imagenet_r", "", "imgnet", "data/imgnet")
     queries_file = files.file("imgnet_real_query.txt")

@@ -72,9 +72,8 @@ def open_image(
         name: what to call the image in errors; the path, or "uploaded image", by default.
         box: cut this out (`crop_to_box`); its pixels are those of the file, so nothing is turned or shrunk before.
 
-    Raises:
-        DataError: missing, empty, too large, not one of `FORMATS` (or `PLUGINS`, where installed), out of limits,
-            truncated or damaged. Damaged metadata costs no picture (`cirray.data.repairs`).
+    Raises DataError: missing, empty, too large, not one of `FORMATS` (or `PLUGINS`, where installed), out of limits,
+    truncated or damaged. Damaged metadata costs no picture (`cirray.data.repairs`).
     """
     limits = limits or ImageLimits()
     label = repr(name) if name else repr(str(source)) if isinstance(source, Path | str) else "uploaded image"
@@ -95,10 +94,8 @@ def decode(data: bytes, limits: ImageLimits, label: str, draw: Callable[[Image.I
 
     When that fails, the same is tried without the metadata.
 
-    Raises:
-        ForeignError: no picture, or one of a format that is not read (here).
-        LimitError: empty, or out of limits.
-        DataError: the picture itself is truncated or damaged.
+    Raises ForeignError: no picture, or one of a format that is not read (here); LimitError: empty, or out of limits;
+    DataError: the picture itself is truncated or damaged.
     """
     _check_bytes(data, limits, label)
     kind = sniff(data[:HEAD_BYTES])
@@ -124,11 +121,7 @@ def decode(data: bytes, limits: ImageLimits, label: str, draw: Callable[[Image.I
 
 
 def open_place(place: Place, limits: ImageLimits | None = None, name: str | None = None) -> Image.Image:
-    """The image at a place: a file or object, some bytes of one, or a crop.
-
-    Raises:
-        DataError: as `open_image`.
-    """
+    """The image at a place: a file or object, some bytes of one, or a crop. Raises DataError as `open_image`."""
     name = name or place.uri
     limits = limits or ImageLimits()
     return open_image(read_place(place, limits, name), limits, name, place.box)
@@ -137,8 +130,7 @@ def open_place(place: Place, limits: ImageLimits | None = None, name: str | None
 def read_place(place: Place, limits: ImageLimits, name: str | None = None) -> bytes:
     """Bytes of the image at a place, at most one more than the byte limit (which `open_image` then refuses).
 
-    Raises:
-        DataError: it is missing, no file (a folder, a pipe), or cannot be read.
+    Raises DataError: it is missing, no file (a folder, a pipe), or cannot be read.
     """
     name = name or place.uri
     if storage.is_local(place.uri):
@@ -165,8 +157,7 @@ def picture_digest(data: bytes) -> str:
 def crop_to_box(image: Image.Image, box: Box) -> Image.Image:
     """GeneCIS's crop: the box with its margin (`crop_bounds`), on a black centred square.
 
-    Raises:
-        ValueError: when nothing of the box lies in the image.
+    Raises ValueError when nothing of the box lies in the image.
     """
     crop = image.crop(crop_bounds(image.size, box))
     side = max(crop.size)
@@ -181,8 +172,7 @@ def crop_bounds(size: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
     left = max(0, x - 0.7 w), right = min(W, left + 1.7 w) with the moved left, alike for top and bottom: without
     clamping the box grows to the left and to the top only. So does the authors' code (docs/PAPERS.md#genecis).
 
-    Raises:
-        ValueError: when nothing of the box lies in an image of that size.
+    Raises ValueError when nothing of the box lies in an image of that size.
     """
     x, y, width, height = box
     left, top = max(0.0, x - CROP_MARGIN * width), max(0.0, y - CROP_MARGIN * height)
@@ -194,11 +184,7 @@ def crop_bounds(size: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
 
 
 def check_size(size: tuple[int, int], limits: ImageLimits, label: str, kind: str = "") -> None:
-    """Refuse a width and height out of limits.
-
-    Raises:
-        LimitError: naming the image, its size and the limit.
-    """
+    """Refuse a width and height out of limits. Raises LimitError naming the image, its size and the limit."""
     width, height = size
     short, long = min(size), max(size)
     problem = ""

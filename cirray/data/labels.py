@@ -20,8 +20,7 @@ class Labelled:
 def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
     """The first `labels` training triplets in whole groups, captions of their images, and the held-out triplets.
 
-    Raises:
-        DataError: when the data set has no training triplets.
+    Raises DataError when the data set has no training triplets.
     """
     train = dataset.split("train")
     if not train:

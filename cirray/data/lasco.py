@@ -21,8 +21,7 @@ def read_lasco(config: LascoConfig) -> CirDataset:
 
     The protocol: recall over the val corpus (our choice, there is no official evaluation code).
 
-    Raises:
-        DataError: the val triplets or the val corpus are missing, or an entry is wrong.
+    Raises DataError: the val triplets or the val corpus are missing, or an entry is wrong.
     """
     files = Folders(config.root, "lasco", "downloads", "")
     images = files.images(config.images)

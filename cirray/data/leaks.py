@@ -60,8 +60,7 @@ def refuse_leaks(
     Returns:
         The record for a manifest: guarded images by benchmark, leaks by benchmark, whether they were allowed.
 
-    Raises:
-        DataError: with the list, unless allowed.
+    Raises DataError with the list, unless allowed.
     """
     leaks = find_leaks(ids, guards)
     if leaks and not allow:

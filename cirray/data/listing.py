@@ -63,8 +63,7 @@ def picture_ids(names: Sequence[str]) -> list[str]:
     name of another (`a.jpg` beside `a.jpg.png`), it is the whole name. So an id depends on which names there are, and
     not on their order.
 
-    Raises:
-        DataError: when a name appears twice.
+    Raises DataError when a name appears twice.
     """
     stems = [split_suffix(name)[0] for name in names]
     times, whole = Counter(stems), Counter(names)

@@ -42,22 +42,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def check_preset(name: str) -> str:
-    """The name again, or none.
-
-    Raises:
-        ValueError: for an unknown preset.
-    """
+    """The name again, or none. Raises ValueError for an unknown preset."""
     if name and name not in PRESETS:
         raise ValueError(unknown_name("preset", name, PRESETS))
     return name
 
 
 def check_format(name: str, data_format: str) -> None:
-    """Refuse a preset that says nothing about a format.
-
-    Raises:
-        ConfigError: with the formats that it speaks of.
-    """
+    """Refuse a preset that says nothing about a format. Raises ConfigError with the formats that it speaks of."""
     if name and data_format not in PRESETS[name]:
         known = ", ".join(PRESETS[name])
         raise ConfigError(f"Preset {name!r} says nothing about format {data_format!r}, only about: {known}.")

@@ -17,9 +17,7 @@ _LOGGER = get_logger("data")
 def read_dataset(config: DataConfig) -> CirDataset:
     """Read the data set that a config names; what was left out or odd is logged, and kept in `notes`.
 
-    Raises:
-        ConfigError: for an unknown format or preset.
-        DataError: for files that cannot be used.
+    Raises ConfigError for an unknown format or preset, and DataError for files that cannot be used.
     """
     dataset = _read(config)
     _tell(dataset, dataset.notes)

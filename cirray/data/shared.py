@@ -31,8 +31,7 @@ _ASKED_S = 10.0
 def shared_folder(root: str) -> Path | None:
     """The folder of such a repository, fetched where only the hub has it; None for anything else.
 
-    Raises:
-        DataError: for one of a newer release.
+    Raises DataError for one of a newer release.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -66,11 +65,7 @@ def _fetched(root: str) -> Path:
 
 
 def shared_triplets(folder: Path) -> tuple[Triplet, ...]:
-    """All triplets, in the order of a triplets artifact.
-
-    Raises:
-        DataError: naming a file that is missing or damaged.
-    """
+    """All triplets, in the order of a triplets artifact. Raises DataError naming a file that is missing or damaged."""
     try:
         tables = [pq.read_table(path, columns=list(_READ)) for path in _files(folder, TRIPLETS)]
         table = pa.concat_tables(tables).sort_by(_ORDER)
@@ -83,8 +78,7 @@ def picture_files(folder: Path) -> list[Path]:
     """The pictures as Arrow files, in which they lie byte for byte; made once by the library `datasets`, a part at a
     time, in its cache.
 
-    Raises:
-        DataError: when they cannot be read.
+    Raises DataError when they cannot be read.
     """
     require("datasets", "hub", f"Reading the pictures of {str(folder)!r}")
     library: Any = importlib.import_module("datasets")

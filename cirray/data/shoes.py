@@ -23,8 +23,7 @@ def read_shoes(config: ShoesConfig) -> CirDataset:
 
     The protocol: recall and its mean over the cut-offs.
 
-    Raises:
-        DataError: a file is missing or an entry is wrong.
+    Raises DataError: a file is missing or an entry is wrong.
     """
     files = Folders(config.root, "shoes")
     names = {part: _names(files.file(f"{part}_im_names.txt")) for part in ("train", "eval")}

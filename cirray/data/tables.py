@@ -48,8 +48,7 @@ class TableRow:
     def text(self, column: str, default: str | None = None) -> str:
         """A text in NFC with single spaces; an empty one becomes `default`.
 
-        Raises:
-            DataError: when the column is missing, empty without a default, or not text.
+        Raises DataError when the column is missing, empty without a default, or not text.
         """
         value = self.values.get(column)
         if is_null(value) or (isinstance(value, str) and not value.strip()):
@@ -102,8 +101,7 @@ def find_table(stem: Path, setting: str, others: Sequence[str] = ()) -> Path | N
         setting: config field to name in an error.
         others: suffixes of files that may have this name without being a table (pictures).
 
-    Raises:
-        DataError: two tables of that name, or only a file of that name that is not read.
+    Raises DataError: two tables of that name, or only a file of that name that is not read.
     """
     if not stem.parent.is_dir():
         return None
@@ -131,8 +129,7 @@ def read_rows(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
     Texts may be UTF-8, or UTF-16 with its mark. A row's line is its first one; rows of Parquet and JSON are counted
     from 1. Parquet is read some thousand rows at a time.
 
-    Raises:
-        DataError: unreadable text, a bad line, or a required column that the header lacks.
+    Raises DataError: unreadable text, a bad line, or a required column that the header lacks.
     """
     ending = "".join(path.suffixes[-2:]).lower()
     ending = ending if ending in _ENDINGS else path.suffix.lower()

@@ -49,8 +49,7 @@ class Sample:
     def word(self, name: str) -> str:
         """A text of the JSON member, or nothing where it has none or null.
 
-        Raises:
-            DataError: when it is something else than a text or a number.
+        Raises DataError when it is something else than a text or a number.
         """
         value = self.values.get(name)
         if is_null(value):
@@ -86,8 +85,7 @@ class _Group:
     def samples(self) -> Iterator[Sample]:
         """The sample of the key, then one for each further picture.
 
-        Raises:
-            DataError: when two pictures are the same part of a triplet.
+        Raises DataError when two pictures are the same part of a triplet.
         """
         main, single = self.about(), [row for row in self.pictures if row[1] not in ROLES]
         for name, role, span in self.pictures:
@@ -137,8 +135,7 @@ class _Found:
 def read_webdataset(config: WebDatasetConfig) -> CirDataset:
     """Index all shards; only headers and texts are read, so memory grows with the number of samples alone.
 
-    Raises:
-        DataError: no shard, a compressed or damaged one, a key used twice, or a triplet of unknown pictures.
+    Raises DataError: no shard, a compressed or damaged one, a key used twice, or a triplet of unknown pictures.
     """
     found = _Found()
     for shard in list_shards(config):
@@ -168,11 +165,7 @@ def read_webdataset(config: WebDatasetConfig) -> CirDataset:
 
 
 def list_shards(config: WebDatasetConfig) -> list[str]:
-    """Paths or URIs of the shards, sorted.
-
-    Raises:
-        DataError: when there is none.
-    """
+    """Paths or URIs of the shards, sorted. Raises DataError when there is none."""
     try:
         names = [name for name in storage.list_files(config.root) if fnmatch.fnmatch(name, config.shards)]
     except (ArtifactError, OSError) as error:
@@ -187,8 +180,7 @@ def list_shards(config: WebDatasetConfig) -> list[str]:
 def read_samples(shard: str) -> Iterator[Sample]:
     """Samples of one shard in its order, one at a time.
 
-    Raises:
-        DataError: naming a shard that is compressed, damaged or cannot be read.
+    Raises DataError naming a shard that is compressed, damaged or cannot be read.
     """
     filesystem, path = storage.resolve(shard)
     group: _Group | None = None

@@ -27,8 +27,7 @@ def publish_folder(out: Path, name: str, config: Mapping[str, Any], write: Calla
     `write` fills `<out>.partial` and returns counts; then every entry moves into `out`, `dataset.json` last. A complete
     folder of the same name and config is left alone; a killed run goes on moving.
 
-    Raises:
-        DataError: when `out` holds another data set or entries of the same names.
+    Raises DataError when `out` holds another data set or entries of the same names.
     """
     out = Path(out).expanduser()
     key = {"name": name, "format": FORMAT, "config": dict(config)}

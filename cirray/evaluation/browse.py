@@ -46,8 +46,7 @@ class Limits:
 def seen(saved: SavedRankings, queries: Sequence[Query], reference_rule: str, name: str = "") -> Seen:
     """A saved run, with its own ranks if it has them, else counted from its lists.
 
-    Raises:
-        DataError: when it lacks one of the queries.
+    Raises DataError when it lacks one of the queries.
     """
     missing = [query.query_id for query in queries if query.query_id not in saved.lists]
     if missing:
@@ -104,8 +103,7 @@ def render_browser(
         limits: limits of the page's size.
         ks: cut-offs offered as filters.
 
-    Raises:
-        DataError: without queries, or with another number of runs than one or two.
+    Raises DataError without queries, or with another number of runs than one or two.
     """
     if not queries or len(runs) not in (1, 2):
         raise DataError(f"A page shows one run or two on at least one query; got {len(runs)} and {len(queries)}.")

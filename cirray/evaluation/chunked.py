@@ -98,8 +98,7 @@ def probe_scores(question: Question, shard: Shard, settings: Settings) -> tuple[
     Returns:
         Positions of these probes [p], and their scores [p] (float32).
 
-    Raises:
-        DataError: for vectors of another width, or a query that is not finite, naming it.
+    Raises DataError for vectors of another width, or a query that is not finite, naming it.
     """
     check_question(question, shard)
     found, values = [], []
@@ -117,8 +116,7 @@ def probe_scores(question: Question, shard: Shard, settings: Settings) -> tuple[
 def merge_probes(question: Question, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Scores [P] of all probes from those of the shards.
 
-    Raises:
-        DataError: when a probe is in no shard, or its vector holds NaN, naming the image.
+    Raises DataError when a probe is in no shard, or its vector holds NaN, naming the image.
     """
     scores, found = np.full(len(question.probe_row), np.nan, dtype=np.float32), 0
     for positions, values in parts:
@@ -311,8 +309,7 @@ def _merged_top(best: tuple[np.ndarray, np.ndarray], more: Flat, top_k: int) -> 
 def check_question(question: Question, shard: Shard) -> None:
     """Refuse queries that are not finite or do not fit a gallery's vectors.
 
-    Raises:
-        DataError: naming the query, or both shapes.
+    Raises DataError naming the query, or both shapes.
     """
     wanted, shape = question.query_BD.shape[1], shard.vectors.shape
     if len(shape) not in (2, 3) or shape[-1] != wanted:

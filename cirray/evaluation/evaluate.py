@@ -110,10 +110,8 @@ def evaluate_retriever(
         intervals: also compute every metric's bootstrap interval; recall always has one.
         advance: progress, one unit per gallery image and per query.
 
-    Raises:
-        DataError: no query, a query without target, a repeated gallery id, a target outside the gallery, a score that
-            is not a number.
-        ConfigError: a metric that is not known.
+    Raises DataError: no query, a query without target, a repeated gallery id, a target outside the gallery, a score
+    that is not a number; ConfigError: a metric that is not known.
     """
     plan = make_plan(queries, gallery_ids, protocol, galleries)
     ranked = rank_queries(retriever, features, plan, batch=batch, top_k=top_k, judge=True, advance=advance)
@@ -126,8 +124,7 @@ def rank_queries(
 ) -> RankedQueries:  # fmt: skip
     """Top K of every query, and its verdict where `judge` is set; a submission needs no targets.
 
-    Raises:
-        DataError: for a score that is not a number, or an image without features.
+    Raises DataError for a score that is not a number, or an image without features.
     """
     started = time.perf_counter()
     largest = max(len(gallery) for gallery in plan.galleries.values())

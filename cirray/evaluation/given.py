@@ -30,8 +30,7 @@ def open_vectors(
         gallery_ids: JSON lists of their ids, one a file; empty: beside the files.
         spellings: of the data set's images.
 
-    Raises:
-        DataError: a file that cannot be used.
+    Raises DataError: a file that cannot be used.
     """
     names = gallery_ids or ("",) * len(gallery)
     asked = read_vectors(queries, query_ids)
@@ -53,8 +52,7 @@ def _owned(file: VectorFile, spellings: Spellings) -> tuple[str, ...]:
 def check_sides(queries: str, gallery: Sequence[str], gallery_ids: Sequence[str]) -> None:
     """Refuse vectors of only one side, and different numbers of id files and vector files.
 
-    Raises:
-        ConfigError: saying what is missing.
+    Raises ConfigError saying what is missing.
     """
     if (queries or gallery) and not (queries and gallery):
         raise ConfigError("Vectors are needed of both sides: queries=FILE and gallery=FILE (or gallery=[FILE,FILE]).")
@@ -76,8 +74,7 @@ def plan_for(
         spellings: of the data set's images.
         scored: queries must have targets.
 
-    Raises:
-        DataError: as `make_plan`, or names that cannot be ids of this data set.
+    Raises DataError as `make_plan`, or names that cannot be ids of this data set.
     """
     if dataset.gallery_ids or dataset.galleries:
         return make_plan(dataset.queries, dataset.gallery_ids, protocol, dataset.galleries, scored), ()

@@ -19,8 +19,7 @@ _BOTH = ("cirr_avg",)
 def split_metrics(protocol: Protocol, lists: bool, subsets: bool) -> tuple[Protocol, tuple[str, ...]]:
     """The protocol with the metrics that the given lists allow, and the names of those left out.
 
-    Raises:
-        DataError: when none is left.
+    Raises DataError when none is left.
     """
     kept = []
     for name in protocol.metrics:
@@ -54,8 +53,7 @@ def rank_lists(
         subsets: query id -> subset's image ids, best first; may be empty.
         source: file, for error sentences.
 
-    Raises:
-        DataError: a query without a list, a list without a query, a repeated or unknown id.
+    Raises DataError: a query without a list, a list without a query, a repeated or unknown id.
     """
     named = [_own_ids(plan, given, source) if given else {} for given in (lists, subsets)]
     rule, verdicts, rankings, subset_rankings = plan.protocol.reference_rule, [], [], []

@@ -48,8 +48,7 @@ def measure(
 ) -> Measure:
     """A measure over all queries, or over `members`; boolean gains of one group also give its integer hits.
 
-    Raises:
-        DataError: without queries, whose mean has no value.
+    Raises DataError without queries, whose mean has no value.
     """
     array = np.asarray(gains)
     if not len(array):

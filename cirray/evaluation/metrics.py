@@ -37,8 +37,7 @@ class Spread:
 def refuse_nan(scores_BN: np.ndarray, query_ids: Sequence[str]) -> None:
     """Refuse scores [B, N] that are not numbers.
 
-    Raises:
-        DataError: naming the first such query and how many there are.
+    Raises DataError naming the first such query and how many there are.
     """
     broken_B = np.isnan(scores_BN).any(axis=1)
     if broken_B.any():
@@ -57,8 +56,7 @@ def hit_counts(ranks_B: np.ndarray, ks: Sequence[int]) -> dict[int, int]:
 def group_recall(ranks_B: np.ndarray, ks: Sequence[int]) -> GroupRecall:
     """Hits and recall of one group of queries.
 
-    Raises:
-        DataError: for a group without queries, whose recall has no value.
+    Raises DataError for a group without queries, whose recall has no value.
     """
     count = len(ranks_B)
     if not count:
@@ -76,8 +74,7 @@ def recall_by(ranks_B: np.ndarray, labels: Sequence[str], ks: Sequence[int]) -> 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and sample standard deviation of one figure over seeds.
 
-    Raises:
-        DataError: without values, or when one is not a number.
+    Raises DataError without values, or when one is not a number.
     """
     array = np.asarray(values, dtype=np.float64)
     if not array.size or np.isnan(array).any():

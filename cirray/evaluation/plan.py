@@ -100,9 +100,8 @@ def make_plan(
         galleries: galleries by the name that queries give; an id may be repeated in one.
         scored: every query must have its targets, subset and graded targets in its gallery, as the metrics need.
 
-    Raises:
-        DataError: no query, an unknown gallery, a repeated id, an image outside the gallery, a query without targets.
-        ConfigError: an unknown metric.
+    Raises DataError: no query, an unknown gallery, a repeated id, an image outside the gallery, a query without
+    targets; ConfigError: an unknown metric.
     """
     if not queries:
         raise DataError("There are no queries to evaluate. Give a data set with queries.")

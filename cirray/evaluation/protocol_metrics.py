@@ -43,9 +43,8 @@ METRICS: Registry[Metric] = Registry("metric")
 def compute(protocol: Protocol, judged: Judged) -> tuple[Measure, ...]:
     """All measures of a protocol, in its order.
 
-    Raises:
-        ConfigError: for an unknown metric, or two metrics that give one figure's name.
-        DataError: for a query without a target, or without data that a metric needs.
+    Raises ConfigError for an unknown metric, or two metrics that give one figure's name, and DataError for a query
+    without a target, or without data that a metric needs.
     """
     check_queries(protocol, judged.queries)
     found: dict[str, Measure] = {}
@@ -65,9 +64,7 @@ def figure_names(protocol: Protocol, queries: Sequence[Query]) -> list[str]:
 def check_queries(protocol: Protocol, queries: Sequence[Query]) -> None:
     """Refuse queries without a value for some metric, before anything is computed.
 
-    Raises:
-        ConfigError: for an unknown metric or a cut-off below 1.
-        DataError: naming the query and what it lacks.
+    Raises ConfigError for an unknown metric or a cut-off below 1, and DataError naming the query and what it lacks.
     """
     for name in protocol.metrics:
         METRICS.get(name)

@@ -39,8 +39,7 @@ def read_rankings(uri: str, row: str = "", seed: int | None = None) -> SavedRank
         row: model; empty takes the last one in the file.
         seed: seed; None takes the model's first.
 
-    Raises:
-        DataError: unreadable, without the needed columns, an unknown row or seed, or a repeated query.
+    Raises DataError: unreadable, without the needed columns, an unknown row or seed, or a repeated query.
     """
     path = _file(uri)
     if path.suffix.lower() == ".json":
@@ -68,8 +67,7 @@ def read_lists(
 def as_lists(payload: Mapping[str, Any], name: str) -> dict[str, tuple[str, ...]]:
     """Query id -> ids of a JSON object, ids as text; the special keys of a CIRR submission are skipped.
 
-    Raises:
-        DataError: naming the query whose value is no list of ids.
+    Raises DataError naming the query whose value is no list of ids.
     """
     payload = {key: value for key, value in payload.items() if key not in SPECIAL}
     for key, value in payload.items():

@@ -71,8 +71,7 @@ class ReportContent:
 def check_rows(rows: Sequence[ReportRow]) -> None:
     """Refuse rows that do not belong in one table.
 
-    Raises:
-        DataError: no rows, a row without results or with another number of seeds, differing protocols or queries.
+    Raises DataError: no rows, a row without results or with another number of seeds, differing protocols or queries.
     """
     if not rows:
         raise DataError("A report needs at least one row.")

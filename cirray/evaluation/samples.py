@@ -18,8 +18,7 @@ def draw_samples(triplets: Sequence[Triplet], count: int, seed: int, world: str 
         seed: of the draw.
         world: root of a shapes world that holds the images' scenes; empty leaves the texts unjudged.
 
-    Raises:
-        DataError: when the world lacks a scene of a drawn image.
+    Raises DataError when the world lacks a scene of a drawn image.
     """
     order = numpy_generator(seed, "report texts").permutation(len(triplets))[:count]
     drawn = [triplets[int(at)] for at in sorted(order)]

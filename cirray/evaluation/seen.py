@@ -30,8 +30,7 @@ class SeenPictures:
     def pictures(self, ids: Sequence[str]) -> torch.Tensor:
         """Pictures of images as the transform makes them, stacked.
 
-        Raises:
-            DataError: for an unknown id, or a picture that cannot be read.
+        Raises DataError for an unknown id, or a picture that cannot be read.
         """
         places = [self._images.place(name) for name in ids]
         opened = (open_place(place, name=place.name(name)) for place, name in zip(places, ids, strict=True))

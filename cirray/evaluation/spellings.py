@@ -48,8 +48,7 @@ class Spellings:
     def gallery(self, names: Iterable[str]) -> tuple[str, ...]:
         """Images named by files, each once, as the gallery if no file lists it.
 
-        Raises:
-            DataError: for a name that is no number where all ids are.
+        Raises DataError for a name that is no number where all ids are.
         """
         found = tuple(dict.fromkeys(self.own(name) for name in names))
         words = [name for name in found if self._numbers and not name.isdecimal()]

@@ -55,8 +55,7 @@ def build(kind: str, queries: Sequence[Query], lists: Mapping[str, Sequence[str]
         lists: query id -> ranked image ids, best first: of the gallery, or of the subset for `cirr-recall-subset`. The
             reference in a CIRR list is dropped; CIRCO's stays (it is never a ground truth).
 
-    Raises:
-        DataError: for a query without a list, or a list that is too short.
+    Raises DataError for a query without a list, or a list that is too short.
     """
     _check_kind(kind)
     payload: dict[str, Any] = {} if kind == CIRCO else {"version": _VERSION, "metric": _METRIC[kind]}
@@ -90,8 +89,7 @@ def encode(payload: Mapping[str, Any]) -> bytes:
 def decode(data: bytes, name: str) -> dict[str, Any]:
     """Read a file; repeated keys, of which JSON readers silently keep the last, are refused.
 
-    Raises:
-        DataError: not JSON, no object, or a repeated key, naming it.
+    Raises DataError: not JSON, no object, or a repeated key, naming it.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -114,8 +112,7 @@ def decode(data: bytes, name: str) -> dict[str, Any]:
 def detect(payload: Mapping[str, Any]) -> str:
     """Kind of a file by its content: special keys or image names mean CIRR, numbers mean CIRCO.
 
-    Raises:
-        DataError: when it looks like neither.
+    Raises DataError when it looks like neither.
     """
     if "version" in payload or "metric" in payload:
         return SUBSET if payload.get("metric") == _METRIC[SUBSET] else RECALL

@@ -118,8 +118,7 @@ def check_list(
         gallery: its images; None: not checked.
         copies: images that are repeated in the gallery (`Gallery.copies`).
 
-    Raises:
-        DataError: naming the query and the id.
+    Raises DataError naming the query and the id.
     """
     if len(set(ids)) != len(ids):
         for name, times in Counter(ids).items():

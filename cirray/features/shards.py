@@ -43,8 +43,7 @@ class FeatureShardWriter:
             rejected: (image id, reason) of the part's images without features.
             contents: image id -> `cirray.data.images.picture_digest` of its file, if the features are of files.
 
-        Raises:
-            ArtifactError: when ids and rows differ in number, or a vector is not finite in fp16.
+        Raises ArtifactError when ids and rows differ in number, or a vector is not finite in fp16.
         """
         values = np.asarray(patches_BPD, dtype=np.float16)
         if len(values) != len(ids) or values.ndim != 3:
@@ -106,11 +105,7 @@ def read_contents(uri: str, parts: Sequence[int] | None = None) -> dict[str, str
 
 
 def read_shard_ids(folder: str, name: str) -> list[str]:
-    """Ids of one shard's rows.
-
-    Raises:
-        ArtifactError: naming the file when it is missing or damaged.
-    """
+    """Ids of one shard's rows. Raises ArtifactError naming the file when it is missing or damaged."""
     uri = storage.join(folder, f"{name}.ids.json")
     try:
         ids = json.loads(storage.read_bytes(uri))

@@ -50,8 +50,7 @@ class FeatureStore:
     def __init__(self, shards: Sequence[np.ndarray], ids: Sequence[str], info: FeatureInfo) -> None:
         """Take shards [n, P, D] and the ids of their rows, in one order.
 
-        Raises:
-            ArtifactError: when an id appears twice, or ids and rows differ in number.
+        Raises ArtifactError when an id appears twice, or ids and rows differ in number.
         """
         self.info = info
         self._shards = list(shards)
@@ -67,8 +66,7 @@ class FeatureStore:
     def open(cls, uri: str | Path, verified_bytes: int = VERIFIED_BYTES) -> "FeatureStore":
         """Open a features artifact; a remote one is downloaded once into this machine's cache.
 
-        Raises:
-            ArtifactError: missing, incomplete, of another kind, or a shard that is damaged (named).
+        Raises ArtifactError: missing, incomplete, of another kind, or a shard that is damaged (named).
         """
         manifest, folder = read_manifest(uri, "features"), localize(uri, "features") / FOLDER
         info = _info(manifest, str(uri))
@@ -91,9 +89,8 @@ class FeatureStore:
     def open_many(cls, uris: str | Path | Sequence[str | Path]) -> "FeatureStore":
         """Open one artifact or several as one store.
 
-        Raises:
-            IndexMismatchError: when their encoders, transforms or shapes differ.
-            DataError: when one id names different features in two of them.
+        Raises IndexMismatchError when their encoders, transforms or shapes differ, and DataError when one id names
+        different features in two of them.
         """
         wanted = [uris] if isinstance(uris, str | Path) else list(uris)
         if not wanted:
@@ -113,8 +110,7 @@ class FeatureStore:
     def get(self, ids: Sequence[str]) -> np.ndarray:
         """Features of images, fp16 [n, P, D], in the order of `ids` (an id may be asked for more than once).
 
-        Raises:
-            DataError: naming ids that are not in the store.
+        Raises DataError naming ids that are not in the store.
         """
         rows = self._rows_of(ids)
         result = self._memory(len(rows))
@@ -196,8 +192,7 @@ def check_tower(features: Sequence[str], made_by: str, reader: str, needed: str)
         reader: URI of the model that reads them, or of its tower.
         needed: digest of its tower.
 
-    Raises:
-        IndexMismatchError: naming both and the remedy.
+    Raises IndexMismatchError naming both and the remedy.
     """
     if made_by != needed:
         raise IndexMismatchError(
@@ -210,8 +205,7 @@ def check_tower(features: Sequence[str], made_by: str, reader: str, needed: str)
 def merge(stores: Sequence[FeatureStore], names: Sequence[str]) -> FeatureStore:
     """Several stores of one encoder as one; images with equal features in two of them count once.
 
-    Raises:
-        IndexMismatchError, DataError: as `FeatureStore.open_many`.
+    Raises IndexMismatchError or DataError as `FeatureStore.open_many`.
     """
     first = stores[0]
     for store, name in zip(stores[1:], names[1:], strict=True):

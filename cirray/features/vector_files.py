@@ -39,9 +39,8 @@ def read_vectors(path: str | Path, ids_path: str | Path = "") -> VectorFile:
         path: `.npy`, `.npz` or `.safetensors`.
         ids_path: JSON list of ids; empty looks beside the file (or inside an `.npz`).
 
-    Raises:
-        DataError: unreadable, not floating point, of another rank than 2 or 3, ids missing, repeated, too few or too
-            many.
+    Raises DataError: unreadable, not floating point, of another rank than 2 or 3, ids missing, repeated, too few or too
+    many.
     """
     file = Path(path).expanduser()
     vectors = open_array(file)
@@ -58,8 +57,7 @@ def read_vectors(path: str | Path, ids_path: str | Path = "") -> VectorFile:
 def open_array(path: str | Path) -> np.ndarray:
     """The vectors of a file, memory-mapped where its format allows it.
 
-    Raises:
-        DataError: unreadable, not floating point, or of another rank than 2 or 3.
+    Raises DataError: unreadable, not floating point, or of another rank than 2 or 3.
     """
     file = Path(path)
     readers = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}

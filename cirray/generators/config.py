@@ -52,8 +52,7 @@ class TrainableConfig(Config):
     def check(self, run: Any) -> None:
         """Look at the run that trains it; here it must give nothing that only an MTG can use.
 
-        Raises:
-            ValueError: naming the setting to change.
+        Raises ValueError naming the setting to change.
         """
         if run.qformer_source or run.alignment not in ("auto", "none"):
             name = "qformer_source" if run.qformer_source else "alignment"
@@ -108,8 +107,7 @@ class GeneratorConfig(TrainableConfig):
     def check(self, run: Any) -> None:
         """Refuse types of the language model's weights that training cannot use.
 
-        Raises:
-            ValueError: naming the setting to change.
+        Raises ValueError naming the setting to change.
         """
         if self.tuning == "full" and run.language_dtype != "float32":
             raise ValueError(
@@ -222,11 +220,7 @@ class LmmConfig(PicturesConfig):
 
     @property
     def template(self) -> str:
-        """The question, with its slots.
-
-        Raises:
-            ConfigError: for a file that cannot be read or lacks a slot.
-        """
+        """The question, with its slots. Raises ConfigError for a file that cannot be read or lacks a slot."""
         return _own_question(self.prompt_file) if self.prompt_file else find_prompt(self.prompt, *_QUESTIONS)
 
     @property

@@ -48,8 +48,7 @@ def decode(
     Returns:
         One result per row, in order; the same on every run for the same arguments.
 
-    Raises:
-        GenerationError: when `sample` is set without numbers for every row and step.
+    Raises GenerationError when `sample` is set without numbers for every row and step.
     """
     if len(prefix_BLE) == 0:
         return []

@@ -22,8 +22,7 @@ class Shots:
     def __call__(self, image_id: str, place: str) -> Shot:
         """The picture at a place (`Place.text()`): PNG or JPEG without metadata.
 
-        Raises:
-            DataError: it is missing, damaged or out of limits.
+        Raises DataError: it is missing, damaged or out of limits.
         """
         key = (image_id, place)
         if key not in self._shots:

@@ -15,8 +15,7 @@ _INNER = ((), ("generator",))
 def find_generator(uri: str) -> Path:
     """Local folder of a generator's files: its artifact's root, or `generator/` in it; or a bare folder of them.
 
-    Raises:
-        ArtifactError: when there is none.
+    Raises ArtifactError when there is none.
     """
     bare = storage.is_local(uri) and not is_complete(uri) and storage.exists(storage.join(uri, CONFIG))
     folder = storage.local_path(uri) if bare else localize(uri, "generator")
@@ -29,8 +28,7 @@ def find_generator(uri: str) -> Path:
 def described(uri: str, kind: str = "") -> dict[str, Any]:
     """What a generator's files say about it. Nothing else is fetched.
 
-    Raises:
-        ArtifactError: when there is none, or one of another kind.
+    Raises ArtifactError when there is none, or one of another kind.
     """
     places = (storage.join(uri, *inner, CONFIG) for inner in _INNER)
     place = next((place for place in places if storage.exists(place)), None)

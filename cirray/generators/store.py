@@ -79,9 +79,8 @@ def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **set
         seed: of sampled decoding.
         settings: of its kind, e.g. `decoding` and `language_dtype` (`MtgConfig`).
 
-    Raises:
-        ArtifactError: when the folder holds no complete generator or its language model has another vocabulary.
-        ConfigError: for an unknown setting.
+    Raises ArtifactError when the folder holds no complete generator or its language model has another vocabulary, and
+    ConfigError for an unknown setting.
     """
     place = str(folder)
     kind = described(place)["kind"]
@@ -124,8 +123,7 @@ def load_model(
         held: type of the language model's weights; fp32 by default.
         device: where quantised weights go.
 
-    Raises:
-        ArtifactError: as `load_generator`.
+    Raises ArtifactError as `load_generator`.
     """
     root = Path(folder)
     description = described(str(root), "mtg")

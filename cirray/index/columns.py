@@ -63,11 +63,7 @@ def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def compared(column: pa.Field, sign: str, value: Value) -> pc.Expression:
-    """A comparison of a column with a value.
-
-    Raises:
-        DataError: when the column holds something else, or has no order.
-    """
+    """A comparison of a column with a value. Raises DataError when the column holds something else, or has no order."""
     kind = kind_of(column.type)
     if kind == "true or false" and sign not in ("=", "!="):
         raise DataError(f"The column {column.name!r} holds true or false, which {sign!r} cannot order; use = or !=.")
@@ -76,11 +72,7 @@ def compared(column: pa.Field, sign: str, value: Value) -> pc.Expression:
 
 
 def within(column: pa.Field, values: Sequence[Value]) -> pc.Expression:
-    """Whether a column's value is one of some; null for null.
-
-    Raises:
-        DataError: for a value of another type.
-    """
+    """Whether a column's value is one of some; null for null. Raises DataError for a value of another type."""
     scalars = [_scalar(column, value) for value in values]
     kinds = {str(scalar.type): scalar.type for scalar in scalars}
     field = pc.field(column.name)
@@ -95,8 +87,7 @@ def within(column: pa.Field, values: Sequence[Value]) -> pc.Expression:
 def matched(column: pa.Field, how: str, value: Value) -> pc.Expression:
     """Whether a text column `contains` or `starts with` a text, in any case of its letters.
 
-    Raises:
-        DataError: for a column or a value that is no text.
+    Raises DataError for a column or a value that is no text.
     """
     if kind_of(column.type) != "texts":
         raise DataError(f"The column {column.name!r} holds {_held(column)}; {how!r} is for texts.")
@@ -107,22 +98,14 @@ def matched(column: pa.Field, how: str, value: Value) -> pc.Expression:
 
 
 def truth(column: pa.Field) -> pc.Expression:
-    """A column of true or false as a test.
-
-    Raises:
-        DataError: when it holds something else.
-    """
+    """A column of true or false as a test. Raises DataError when it holds something else."""
     if kind_of(column.type) != "true or false":
         raise DataError(f"The column {column.name!r} holds {_held(column)}; say what it is compared with.")
     return pc.field(column.name)
 
 
 def read_number(text: str) -> int | float:
-    """A number of a filter; whole ones stay whole up to 64 bits.
-
-    Raises:
-        DataError: for one that no float can hold.
-    """
+    """A number of a filter; whole ones stay whole up to 64 bits. Raises DataError for one that no float can hold."""
     if text.lstrip("+-").isdigit() and abs(int(text)) < _LARGEST:
         return int(text)
     if abs(value := float(text)) == float("inf"):
@@ -131,11 +114,7 @@ def read_number(text: str) -> int | float:
 
 
 def read_date(text: str) -> date | datetime:
-    """A date, or a time in UTC without its zone.
-
-    Raises:
-        DataError: for a day or a time that does not exist.
-    """
+    """A date, or a time in UTC without its zone. Raises DataError for a day or a time that does not exist."""
     try:
         if len(text) == 10:
             return date.fromisoformat(text)

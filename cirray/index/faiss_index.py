@@ -156,8 +156,7 @@ def _possible(rows: np.ndarray, coarse: np.ndarray, k: int, margin: float) -> np
 def build_faiss(tokens_NQD: np.ndarray, config: FaissConfig) -> Any:
     """Train and fill the FAISS index that a config asks for (inner product).
 
-    Raises:
-        ConfigError: for a factory string or search parameters that FAISS refuses, or too few vectors to train it.
+    Raises ConfigError for a factory string or search parameters that FAISS refuses, or too few vectors to train it.
     """
     count, tokens, width = tokens_NQD.shape
     per_image = config.strategy == "pooled_rerank"

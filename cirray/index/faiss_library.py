@@ -15,11 +15,7 @@ def is_there() -> bool:
 
 @cache
 def faiss_library() -> Any:
-    """FAISS.
-
-    Raises:
-        ConfigError: when it is not installed, or twice.
-    """
+    """FAISS. Raises ConfigError when it is not installed, or twice."""
     found = installed("faiss-cpu", "faiss-gpu")
     if len(found) > 1:
         raise ConfigError(

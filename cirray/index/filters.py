@@ -69,9 +69,8 @@ class Filter(NamedTuple):
 def parse_filter(text: str, schema: pa.Schema) -> Filter:
     """A filter over the columns of a schema.
 
-    Raises:
-        DataError: for a filter that is too long or nested too deeply, that does not follow the grammar, that names an
-            unknown column, or that compares a column with a value of another type.
+    Raises DataError for a filter that is too long or nested too deeply, that does not follow the grammar, that names an
+    unknown column, or that compares a column with a value of another type.
     """
     if len(text) > MAX_LENGTH:
         raise DataError(f"The filter has {len(text):,} characters; at most {MAX_LENGTH:,} are accepted.")
@@ -84,8 +83,7 @@ def parse_filter(text: str, schema: pa.Schema) -> Filter:
 def mask_of(chosen: Filter, table: pa.Table) -> np.ndarray:
     """Which rows of a table pass a filter, as a mask [N] (bool); null is no.
 
-    Raises:
-        DataError: when the columns' values cannot be compared so.
+    Raises DataError when the columns' values cannot be compared so.
     """
     import pyarrow.dataset as ds  # which imports pandas; whoever asks a service needs neither
 

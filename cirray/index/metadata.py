@@ -67,8 +67,7 @@ class Columns:
     def mask(self, text: str) -> np.ndarray:
         """Which rows pass a filter [N]; the masks of the latest filters are kept, since a search asks again and again.
 
-        Raises:
-            DataError: see `parse_filter`.
+        Raises DataError: see `parse_filter`.
         """
         found = self._masks.get(text)
         if found is None:
@@ -80,11 +79,7 @@ class Columns:
         return found
 
     def chosen(self, names: Sequence[str]) -> list[str]:
-        """Columns of metadata by name; `*` is all of them.
-
-        Raises:
-            DataError: for an unknown name.
-        """
+        """Columns of metadata by name; `*` is all of them. Raises DataError for an unknown name."""
         known = [] if self._kept is None else self._kept.column_names
         unknown = next((name for name in names if name not in known and name != "*"), None)
         if unknown is not None:

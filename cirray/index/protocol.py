@@ -75,23 +75,20 @@ class Backend(ABC, Generic[SettingsT]):
     def check(self, width: int) -> None:
         """Look at the settings and the vectors' width before any image is encoded; here: any will do.
 
-        Raises:
-            ConfigError: naming the setting that does not fit.
+        Raises ConfigError naming the setting that does not fit.
         """
 
     def write(self, folder: Path, tokens_NQD: np.ndarray) -> list[str]:
         """Write the backend's own files; returns their names (here: none).
 
-        Raises:
-            ConfigError: for settings that do not fit the vectors.
+        Raises ConfigError for settings that do not fit the vectors.
         """
         return []
 
     def build(self, ids: Sequence[str], tokens_NQD: np.ndarray) -> "VectorIndex":
         """The search over vectors that are in memory, without files.
 
-        Raises:
-            ConfigError: for settings that do not fit the vectors.
+        Raises ConfigError for settings that do not fit the vectors.
         """
         with TemporaryDirectory() as folder:
             self.write(Path(folder), tokens_NQD)
@@ -106,17 +103,12 @@ class Backend(ABC, Generic[SettingsT]):
             ids: ascending, one per row of `tokens_NQD`.
             tokens_NQD: the vectors (fp16), memory-mapped.
 
-        Raises:
-            ArtifactError: for a file that cannot be read, naming it.
+        Raises ArtifactError for a file that cannot be read, naming it.
         """
 
 
 def checked_queries(queries_BD: np.ndarray, width: int, k: int) -> np.ndarray:
-    """Queries as a contiguous float32 matrix.
-
-    Raises:
-        DataError: naming the shape, the count of bad values or k.
-    """
+    """Queries as a contiguous float32 matrix. Raises DataError naming the shape, the count of bad values or k."""
     queries_BD = np.ascontiguousarray(queries_BD, dtype=np.float32)
     if queries_BD.ndim != 2 or queries_BD.shape[1] != width:
         raise DataError(f"Queries have shape {queries_BD.shape}; this index takes [B, {width}].")

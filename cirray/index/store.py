@@ -36,8 +36,7 @@ TOKENS, IDS, META, PATCHES = "tokens.npy", "ids.json", "meta.json", "patches.npy
 def read_searchable(uri: str | Path) -> Manifest:
     """Manifest of an index or of a gallery that is written to.
 
-    Raises:
-        ArtifactError: missing, incomplete or of another kind.
+    Raises ArtifactError: missing, incomplete or of another kind.
     """
     manifest = read_manifest(uri)
     return manifest if manifest.kind == LIVING else read_manifest(uri, KIND)
@@ -107,11 +106,7 @@ class GalleryIndex:
         return {name: row for row, name in enumerate(self.ids)}
 
     def row(self, image_id: str) -> int:
-        """Row of one id.
-
-        Raises:
-            UnknownImageError: for an id that is not in the gallery.
-        """
+        """Row of one id. Raises UnknownImageError for an id that is not in the gallery."""
         if image_id not in self:
             close = get_close_matches(image_id[:200], self.ids, n=1) if len(self.ids) <= _COMPARED else []
             hint = f"Did you mean {close[0]!r}?" if close else f"The first is {self.ids[0]!r}."
@@ -119,18 +114,13 @@ class GalleryIndex:
         return self._rows[image_id]
 
     def tag(self, image_id: str) -> str:
-        """Text that changes with the picture of an id.
-
-        Raises:
-            UnknownImageError: for an unknown id.
-        """
+        """Text that changes with the picture of an id. Raises UnknownImageError for an unknown id."""
         return f"{self.digest[:16]}-{self.row(image_id)}"
 
     def picture(self, image_id: str) -> bytes:
         """Encoded picture of one gallery image; empty when the index holds none.
 
-        Raises:
-            UnknownImageError: for an unknown id.
+        Raises UnknownImageError for an unknown id.
         """
         row = self.row(image_id)
         return self.pictures.read(row) if self.pictures else b""
@@ -156,9 +146,8 @@ def write_index(
     Returns:
         File name -> digest, for the manifest's `extra["files"]`.
 
-    Raises:
-        DataError: for ids that are not ascending and unique, an empty gallery, or vectors that do not fit them.
-        ConfigError: for settings that the backend refuses.
+    Raises DataError for ids that are not ascending and unique, an empty gallery, or vectors that do not fit them, and
+    ConfigError for settings that the backend refuses.
     """
     tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
     _check_rows(ids, tokens_NQD)
@@ -185,10 +174,8 @@ def open_index(
         verify: compare every file with its digest first (reads all bytes once).
         vision_digest: digest of the encoder's vision tower.
 
-    Raises:
-        ArtifactError: missing, incomplete or damaged, naming the file.
-        ConfigError: for a backend of a plug-in that is not here.
-        IndexMismatchError: when another encoder made the vectors.
+    Raises ArtifactError: missing, incomplete or damaged, naming the file; ConfigError for a backend of a plug-in that
+    is not here; IndexMismatchError when another encoder made the vectors.
     """
     folder, manifest = localize(uri, KIND), read_manifest(uri, KIND)
     if verify:
@@ -224,9 +211,7 @@ def open_vectors(
 ) -> tuple[Path, tuple[str, ...]]:
     """The gallery vectors of an index artifact without its search: file of fp16 [N, Q, D], and the ids of its rows.
 
-    Raises:
-        ArtifactError: missing or incomplete.
-        IndexMismatchError: when another encoder made the vectors.
+    Raises ArtifactError: missing or incomplete; IndexMismatchError when another encoder made the vectors.
     """
     folder = localize(uri, KIND)
     with damage_told(uri, "Build the index again."):
@@ -247,8 +232,7 @@ def check_encoder(
         towers: digests of the vision towers of the index and of the encoder; they must agree where the two encoders
             agree in their target side alone.
 
-    Raises:
-        IndexMismatchError: naming both digests and the remedy.
+    Raises IndexMismatchError naming both digests and the remedy.
     """
     digests = (encoder_digest,) if isinstance(encoder_digest, str) else tuple(encoder_digest)
     same_tower = towers[0] == towers[1] != ""
@@ -263,8 +247,7 @@ def check_encoder(
 def check_files(folder: Path, manifest: Manifest, uri: str) -> None:
     """Compare every file of an index with the digest in its manifest.
 
-    Raises:
-        ArtifactError: naming the first file that is missing or differs.
+    Raises ArtifactError naming the first file that is missing or differs.
     """
     files: Mapping[str, Any] = manifest.extra.get("files", {})
     for name in {TOKENS, IDS, META} - set(files):

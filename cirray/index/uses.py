@@ -31,11 +31,7 @@ def is_name(place: str) -> bool:
 
 
 def uses_of(place: str) -> list[Use]:
-    """What a name has stood for, the current one last.
-
-    Raises:
-        ArtifactError: the file is missing or damaged.
-    """
+    """What a name has stood for, the current one last. Raises ArtifactError: the file is missing or damaged."""
     if not storage.exists(place):
         raise ArtifactError(f"There is no name at {place!r}; `cirray gallery use GALLERY` makes one.")
     try:
@@ -67,7 +63,6 @@ def _whole(place: str) -> str:
 def use_of(index: str, checkpoint: str) -> Use:
     """What a name stands for now; an index or a gallery that is no name stands for itself.
 
-    Raises:
-        ArtifactError: the file of the name is missing or damaged.
+    Raises ArtifactError: the file of the name is missing or damaged.
     """
     return uses_of(index)[-1] if is_name(index) else Use(index, checkpoint)

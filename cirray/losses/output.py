@@ -23,8 +23,7 @@ def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]
         terms: scalar losses by name.
         weights: factor of each term that counts; every name must be among the terms.
 
-    Raises:
-        ConfigError: for a weight without a term, or when no weight is given.
+    Raises ConfigError for a weight without a term, or when no weight is given.
     """
     missing = sorted(set(weights) - set(terms))
     if missing or not weights:

@@ -42,8 +42,7 @@ Policy = Callable[[MiningInput, MiningConfig, Any], list[Pair]]
 def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
     """Pairs by the configured policy, groups filled in, best ranks and scores first, at most `count`.
 
-    Raises:
-        DataError: when no pair is left.
+    Raises DataError when no pair is left.
     """
     policy, settings = POLICIES.get(config.policy.kind), config.policy.settings
     excluded = source.excluded

@@ -101,8 +101,7 @@ class Retriever(nn.Module, ABC):
     def token_ids(self, texts: Sequence[str]) -> TextBatch:
         """Token ids of processed texts on the model's device (callers use `tokenize`).
 
-        Raises:
-            DataError: for an empty list.
+        Raises DataError for an empty list.
         """
 
     @abstractmethod
@@ -121,8 +120,7 @@ class Retriever(nn.Module, ABC):
     def compose_weighted(self, state: torch.Tensor, text: TextBatch, share_B: torch.Tensor) -> torch.Tensor:
         """As `compose`, with the text's share of each query (0 to 1), for kinds whose composition has one.
 
-        Raises:
-            DataError: when it has none.
+        Raises DataError when it has none.
         """
         raise DataError(
             f"This model composes by {self.composition.name!r}, in which the text has no weight; leave weight out."
@@ -136,8 +134,7 @@ class Retriever(nn.Module, ABC):
     def encode_text(self, text: TextBatch) -> torch.Tensor:
         """Query vectors `[B, D]` of texts alone, norm 1.
 
-        Raises:
-            DataError: for kinds that read a text only beside a picture.
+        Raises DataError for kinds that read a text only beside a picture.
         """
         raise DataError(f"A retriever of kind {self.kind!r} reads a text only beside a picture; give one.")
 
@@ -153,15 +150,13 @@ class Retriever(nn.Module, ABC):
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
         """All outputs that an objective needs, in one forward pass.
 
-        Raises:
-            ConfigError: for an output that this kind does not make.
+        Raises ConfigError for an output that this kind does not make.
         """
 
     def changed(self, settings: Mapping[str, Any]) -> "Retriever":
         """The same weights with other settings, for kinds with settings that weights do not fix.
 
-        Raises:
-            ConfigError: when it has none.
+        Raises ConfigError when it has none.
         """
         no_changes({"kind": self.kind}, settings, "the checkpoint")
 

@@ -68,8 +68,7 @@ class QFormerRetriever(Retriever):
     def token_ids(self, texts: Sequence[str]) -> TextBatch:
         """Token ids on the model's device; the paper's mode pads training texts to the full length.
 
-        Raises:
-            DataError: for an empty list.
+        Raises DataError for an empty list.
         """
         full = self.training and self.config.text_mask == "ones"
         length = self.config.text_length
@@ -115,9 +114,8 @@ class QFormerRetriever(Retriever):
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
         """All outputs that an objective needs, in one forward pass.
 
-        Raises:
-            ConfigError: when the fusion head makes no prototypes but they are wanted, or matching is wanted without its
-                head.
+        Raises ConfigError when the fusion head makes no prototypes but they are wanted, or matching is wanted without
+        its head.
         """
         self.refuse(wanted, frozenset(MATCHERS))
         fused = self.fuse(self.encode_reference(batch.reference_BPD), batch.text)
@@ -134,8 +132,7 @@ class QFormerRetriever(Retriever):
     def changed(self, settings: Mapping[str, Any]) -> "QFormerRetriever":
         """The same weights with other settings; a new matching head starts at random.
 
-        Raises:
-            ConfigError: for a setting that the weights fix, or for a fixed matching head when there is none.
+        Raises ConfigError for a setting that the weights fix, or for a fixed matching head when there is none.
         """
         config = changed_config(self.config, settings, "the checkpoint")
         made = QFormerRetriever(config, self.tokenizer, self.patch_width)
@@ -204,8 +201,7 @@ def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: 
         settings: fields, nested as in the configuration; one that the weights fix may be given with its own value.
         place: name of the weights in errors.
 
-    Raises:
-        ConfigError: naming the first field that the weights fix, or a value that no field takes.
+    Raises ConfigError naming the first field that the weights fix, or a value that no field takes.
     """
     wanted = validate(RetrieverConfig, merged(config.to_dict(), settings))
     own, new = leaves(config.to_dict()), leaves(wanted.to_dict())

@@ -89,8 +89,7 @@ class Sizes:
 def find_format(names: Iterable[str], wanted: str = "auto") -> str:
     """The format with most of its marks in a file.
 
-    Raises:
-        ArtifactError: when it has none, or not those of the wanted format.
+    Raises ArtifactError when it has none, or not those of the wanted format.
     """
     present = set(names)
     fitting = [name for name, form in FORMATS.items() if present.issuperset(form.marks)]
@@ -110,8 +109,7 @@ def find_format(names: Iterable[str], wanted: str = "auto") -> str:
 def original_sizes(state: Tensors, form: str) -> Sizes:
     """Sizes of an original state dict.
 
-    Raises:
-        ArtifactError: when a tensor for a size is missing, or the position table is not of a square image.
+    Raises ArtifactError when a tensor for a size is missing, or the position table is not of a square image.
     """
     layer = "Qformer.bert.encoder.layer."
     crossed = sorted(_numbers(state, rf"{re.escape(layer)}(\d+)\.crossattention\.self\.key\.weight"))
@@ -158,8 +156,7 @@ def fused_entries(sizes: Sizes) -> list[tuple[str, str, str]]:
 def to_ours(state: Tensors, form: str, sizes: Sizes) -> dict[str, torch.Tensor]:
     """An original state dict under transformers' names; values and types are kept.
 
-    Raises:
-        ArtifactError: listing tensors that are missing, left over, or of another shape than the sizes say.
+    Raises ArtifactError: listing tensors that are missing, left over, or of another shape than the sizes say.
     """
     table = entries(form, sizes, sizes.tower_layers > 0, any(name.startswith(WORD_HEAD) for name in state))
     fused = fused_entries(sizes)
@@ -178,8 +175,7 @@ def to_ours(state: Tensors, form: str, sizes: Sizes) -> dict[str, torch.Tensor]:
 def to_original(ours: Tensors, form: str, sizes: Sizes, position_ids: bool = False) -> dict[str, torch.Tensor]:
     """The inverse: `to_original(to_ours(state))` is `state` bit for bit, except ignored buffers.
 
-    Raises:
-        ArtifactError: as `to_ours`, or for a key bias that is not zero, which the original does not have.
+    Raises ArtifactError as `to_ours`, or for a key bias that is not zero, which the original does not have.
     """
     tower = any(name.startswith("vision_model.encoder.") for name in ours)
     table = entries(form, sizes, tower, any(name.startswith("lm_head.") for name in ours))

@@ -86,8 +86,7 @@ def find_parts(tree: Any) -> ClipParts:
 def clip_settings(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """open_clip's configuration (`model_cfg`) of a CLIP in OpenAI's layout, read off its shapes.
 
-    Raises:
-        ArtifactError: when a tensor for a size is missing.
+    Raises ArtifactError when a tensor for a size is missing.
     """
     try:
         width, embed = state["text_projection"].shape
@@ -108,8 +107,7 @@ def clip_settings(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 def to_ours(part: str, state: Mapping[str, torch.Tensor]) -> State:
     """A Combiner's or a map's tensors under the names of our module.
 
-    Raises:
-        ArtifactError: listing tensors that are missing or left over.
+    Raises ArtifactError: listing tensors that are missing or left over.
     """
     table = {
         f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in NAMES[part].items() for kind in ("weight", "bias")

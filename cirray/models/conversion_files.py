@@ -72,8 +72,7 @@ class Heads:
 def read_original(path: Path) -> Original:
     """Read a `.pth`, `.pt`, `.bin` or `.safetensors` file; code in a pickle is refused and never run.
 
-    Raises:
-        ArtifactError: when the file is damaged, holds code, or no single state dict.
+    Raises ArtifactError when the file is damaged, holds code, or no single state dict.
     """
     tree: Any = read_tensors(path) if is_safetensors(path) else read_pickle(path)
     if not isinstance(tree, dict):
@@ -99,8 +98,7 @@ def _has_queries(state: Mapping[Any, Any]) -> bool:
 def convert(original: Original, form: str = "auto") -> tuple[dict[str, torch.Tensor], Record]:
     """An original state dict under transformers' names, and the record to convert back.
 
-    Raises:
-        ArtifactError: for a file that is not exactly of one known format.
+    Raises ArtifactError for a file that is not exactly of one known format.
     """
     found = find_format(original.state, form)
     sizes = original_sizes(original.state, found)
@@ -111,8 +109,7 @@ def convert(original: Original, form: str = "auto") -> tuple[dict[str, torch.Ten
 def huggingface_settings(record: Record, heads: Heads) -> dict[str, Any]:
     """`config.json` of the transformers model that reads the tensors.
 
-    Raises:
-        ConfigError: when the heads do not divide the widths.
+    Raises ConfigError when the heads do not divide the widths.
     """
     sizes, instruct = record.sizes, FORMATS[record.format].instruct
     for name, count, width in (("qformer", heads.qformer, sizes.width), ("vision", heads.vision, sizes.patch_width)):
@@ -158,8 +155,7 @@ def write_weights(
 ) -> None:  # fmt: skip
     """Write the folder that `open_blip2` and `load_vision_tower` read.
 
-    Raises:
-        ConfigError: see `huggingface_settings`.
+    Raises ConfigError: see `huggingface_settings`.
     """
     settings = huggingface_settings(record, heads)
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,8 +183,7 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], Record]:
 def write_original(path: Path, tensors: Mapping[str, torch.Tensor], record: Record) -> None:
     """Write the original file again: the same names, values, types, and the same values around the state dict.
 
-    Raises:
-        ArtifactError: when tensors are missing or left over, or a key bias is not zero.
+    Raises ArtifactError when tensors are missing or left over, or a key bias is not zero.
     """
     state = to_original(tensors, record.format, record.sizes, record.position_ids)
     torch.save({**record.beside, record.wrapper: state} if record.wrapper else state, str(path))
@@ -197,8 +192,7 @@ def write_original(path: Path, tensors: Mapping[str, torch.Tensor], record: Reco
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
     """LAVIS adds [DEC] to BERT's tokens: add it where exactly one is missing.
 
-    Raises:
-        ArtifactError: when the vocabulary then still differs from the table.
+    Raises ArtifactError when the vocabulary then still differs from the table.
     """
     if len(tokenizer) == rows - 1:
         tokenizer.add_special_tokens({"bos_token": "[DEC]"})

@@ -38,8 +38,7 @@ class DualEncoderRetriever(Retriever):
     def __init__(self, config: DualEncoderConfig, text_encoder: Any, backbone: str, patch_width: int) -> None:
         """Random head from the global torch generator around a given text encoder.
 
-        Raises:
-            ConfigError: when tokens and texts do not share a space, or the text encoder cannot do what is asked.
+        Raises ConfigError when tokens and texts do not share a space, or the text encoder cannot do what is asked.
         """
         super().__init__()
         _check_text_encoder(config, text_encoder)
@@ -84,8 +83,7 @@ class DualEncoderRetriever(Retriever):
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """The part of the query that does not depend on the text: the tower's tokens in the common space.
 
-        Raises:
-            ConfigError: for tokens where the composition is `joint`, whose state are the pictures.
+        Raises ConfigError for tokens where the composition is `joint`, whose state are the pictures.
         """
         if not self.reads_pictures:
             return self._projected(patches_BPD)
@@ -135,8 +133,7 @@ class DualEncoderRetriever(Retriever):
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
         """All outputs that an objective needs, in one forward pass.
 
-        Raises:
-            ConfigError: when prototypes are wanted, which a dual encoder does not have.
+        Raises ConfigError when prototypes are wanted, which a dual encoder does not have.
         """
         self.refuse(wanted)
         if wanted.reverse or wanted.prompts:
@@ -157,8 +154,7 @@ class DualEncoderRetriever(Retriever):
 
         A new head starts at random, from the global torch generator.
 
-        Raises:
-            ConfigError: for a setting that the weights fix.
+        Raises ConfigError for a setting that the weights fix.
         """
         config = changed_dual(self.config.to_dict(), settings)
         made = DualEncoderRetriever(config, self.text_encoder, self.backbone, self.patch_width)
@@ -223,9 +219,8 @@ def build_dual(
         patch_width: width of the frozen tower's tokens.
         seed: of the head, and of a text encoder from scratch.
 
-    Raises:
-        ArtifactError: when the source cannot be read.
-        ConfigError: when the source is of no known backbone, or tokens and texts do not share a space.
+    Raises ArtifactError when the source cannot be read, and ConfigError when the source is of no known backbone, or
+    tokens and texts do not share a space.
     """
     with torch_seed(seed):
         if not config.source:
@@ -270,8 +265,7 @@ def _load(description: Mapping[str, Any], folder: Path) -> DualEncoderRetriever:
 def changed_dual(own: Mapping[str, Any], settings: Mapping[str, Any]) -> DualEncoderConfig:
     """A saved configuration with some fields changed.
 
-    Raises:
-        ConfigError: for a setting that the weights fix, or a value that no field takes.
+    Raises ConfigError for a setting that the weights fix, or a value that no field takes.
     """
     for name in settings:
         if name in _FIXED:

@@ -35,8 +35,7 @@ class ForkedRetriever(Retriever):
     def __init__(self, query: Retriever, gallery: Retriever, trains: str = "query_side") -> None:
         """Take both halves; the gallery's is frozen.
 
-        Raises:
-            ConfigError: for another name, or for `second_pass` when the retriever has none.
+        Raises ConfigError for another name, or for `second_pass` when the retriever has none.
         """
         super().__init__()
         if trains not in SCOPES:
@@ -109,8 +108,7 @@ class ForkedRetriever(Retriever):
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
         """As the query side's, with targets and references of the frozen half.
 
-        Raises:
-            ConfigError: for an output that the query side does not make.
+        Raises ConfigError for an output that the query side does not make.
         """
         # without reverse texts the query side's own targets are not used; it needs at least one row
         seen = batch if wanted.reverse else replace(batch, target_BPD=batch.target_BPD[:1])
@@ -121,8 +119,7 @@ class ForkedRetriever(Retriever):
     def changed(self, settings: Mapping[str, Any]) -> "ForkedRetriever":
         """Both halves with other settings; the frozen one keeps its temperature.
 
-        Raises:
-            ConfigError: for a setting that their weights fix.
+        Raises ConfigError for a setting that their weights fix.
         """
         gallery = self.gallery.changed(settings)
         with torch.no_grad():
@@ -179,8 +176,7 @@ def fork_for_query_tuning(retriever: Retriever, trains: str = "query_side") -> R
             as it is.
         trains: the trained part of the query side; a name of `SCOPES`.
 
-    Raises:
-        ConfigError: for a part that this kind does not have, or another one than a fork was made for.
+    Raises ConfigError for a part that this kind does not have, or another one than a fork was made for.
     """
     if isinstance(retriever, ForkedRetriever):
         _check_same_part(retriever.trains, trains)

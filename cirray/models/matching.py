@@ -78,8 +78,7 @@ def matching(
 ) -> dict[str, torch.Tensor]:
     """Logits of the matched rows, of wrong images with the own texts, and of own images with wrong texts.
 
-    Raises:
-        ConfigError: for a retriever without a matching head.
+    Raises ConfigError for a retriever without a matching head.
     """
     if model.matching_head is None:
         raise ConfigError(

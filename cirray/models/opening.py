@@ -33,9 +33,8 @@ def open_published(source: str, composition: str = "", weight: float | None = No
             together, else `sum`, of vectors of norm 1 but for BGE-VL.
         weight: the text's share, 0 to 1, of sum and slerp; None: the composition's usual one.
 
-    Raises:
-        ArtifactError: when it cannot be read.
-        ConfigError: when it has no text tower, for a composition that it does not know, or one that has no weight.
+    Raises ArtifactError when it cannot be read, and ConfigError when it has no text tower, for a composition that it
+    does not know, or one that has no weight.
     """
     place = at_home(source)
     place = place if is_open_clip_name(place) else at_hub(place)
@@ -54,8 +53,7 @@ def open_published(source: str, composition: str = "", weight: float | None = No
 def own_source(source: str) -> tuple[Path, str] | None:
     """Folder and kind of what this package wrote: an artifact, an export, here or on the hub; None for anything else.
 
-    Raises:
-        ArtifactError: for a hub id that is not in the cache and cannot be fetched.
+    Raises ArtifactError for a hub id that is not in the cache and cannot be fetched.
     """
     return own_model(at_hub(source) if not is_open_clip_name(source) else source)
 
@@ -63,8 +61,7 @@ def own_source(source: str) -> tuple[Path, str] | None:
 def recomposed(retriever: Retriever, composition: str, weight: float | None) -> Retriever:
     """A retriever with another composition; the same where none is asked for.
 
-    Raises:
-        ConfigError: when it is trained for the one that it has, or does not know the other one.
+    Raises ConfigError when it is trained for the one that it has, or does not know the other one.
     """
     if not composition and weight is None:
         return retriever
@@ -84,8 +81,7 @@ def fusion_of(composition: str, weight: float | None, usual: Any, known: Sequenc
     """The fusion of a composition's name (the first of the known ones where there is none) and weight; `usual` are the
     settings of a sum.
 
-    Raises:
-        ConfigError: for an unknown composition, one that must be trained, or a weight where it has no effect.
+    Raises ConfigError for an unknown composition, one that must be trained, or a weight where it has no effect.
     """
     name = composition or known[0]
     if name not in known:

@@ -104,8 +104,7 @@ def settings_of(source: str, kind: str = "") -> Any:
         source: `asset`, the name of a published checkpoint, or a folder.
         kind: "vision" or "language", which of the shipped ones `asset` is.
 
-    Raises:
-        ConfigError: when its sizes cannot be known without fetching it.
+    Raises ConfigError when its sizes cannot be known without fetching it.
     """
     folder = asset_folder(_ASSETS[kind]) if source == "asset" else local_path(source)
     if not (folder / "config.json").is_file():
@@ -126,8 +125,7 @@ def settings_of(source: str, kind: str = "") -> Any:
 def qformer_sizes(source: str, base: QFormerConfig) -> tuple[QFormerConfig, int, int, int]:
     """Q-Former of a BLIP-2 or InstructBLIP source: sizes, rows of its word table, patch width, width of the vectors.
 
-    Raises:
-        ConfigError: when the source is of another family.
+    Raises ConfigError when the source is of another family.
     """
     settings = settings_of(source)
     if settings.model_type not in _WHOLE:
@@ -164,8 +162,7 @@ def outline_tower(source: str) -> VisionTower:
 def outline_language(source: str, dtype: torch.dtype = torch.float32, words: int | None = None) -> LanguageModel:
     """A language model of a source's sizes with a tokenizer that only counts, or the real one of a folder.
 
-    Raises:
-        ConfigError: when the sizes cannot be known.
+    Raises ConfigError when the sizes cannot be known.
     """
     settings = settings_of(source, "language")
     text = settings.text_config if settings.model_type in _WHOLE else settings
@@ -183,8 +180,7 @@ def outline_language(source: str, dtype: torch.dtype = torch.float32, words: int
 def outline_dual(config: DualEncoderConfig, patch_width: int, words: int = BERT_WORDS) -> DualEncoderRetriever:
     """A dual encoder of a configuration's sizes.
 
-    Raises:
-        ConfigError: when the sizes of its source cannot be known, or tokens and texts share no space.
+    Raises ConfigError when the sizes of its source cannot be known, or tokens and texts share no space.
     """
     if not config.source:
         from cirray.models.towers.hf_clip import new_text

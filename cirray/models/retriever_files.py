@@ -19,8 +19,7 @@ from cirray.models.sources.files import check_floats
 def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Retriever:
     """Read what `Retriever.save` wrote, in evaluation mode.
 
-    Raises:
-        ArtifactError: when a file is missing, damaged or not of a retriever.
+    Raises ArtifactError when a file is missing, damaged or not of a retriever.
     """
     path = Path(folder)
     if (path / WEIGHTS).is_file():
@@ -43,8 +42,7 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Re
 def build_saved(folder: Path) -> Retriever:
     """The retriever that stands in a folder, with random weights: what can be known of it before weights are loaded.
 
-    Raises:
-        ArtifactError: when its description is missing, damaged or not of a retriever.
+    Raises ArtifactError when its description is missing, damaged or not of a retriever.
     """
     description = read_description(folder)
     with torch.random.fork_rng(devices=[]), damage_told(folder / CONFIG, "Make or fetch the model again."):
@@ -54,8 +52,7 @@ def build_saved(folder: Path) -> Retriever:
 def read_description(folder: Path) -> dict[str, Any]:
     """What a retriever's `config.json` says: `kind`, `patch_width`, `retriever` (its settings) and the kind's own.
 
-    Raises:
-        ArtifactError: when it is missing, damaged, or of no retriever that is known here.
+    Raises ArtifactError when it is missing, damaged, or of no retriever that is known here.
     """
     try:
         description = dict(json.loads((folder / CONFIG).read_text()))
@@ -68,8 +65,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 def check_saved(folder: Path) -> None:
     """Refuse a retriever whose weights file is missing or cut short; its header is read, and no weights.
 
-    Raises:
-        ArtifactError: saying what is wrong.
+    Raises ArtifactError saying what is wrong.
     """
     try:
         with safe_open(str(folder / WEIGHTS), "pt"):
@@ -86,8 +82,7 @@ def _unreadable(folder: Path, error: Exception) -> ArtifactError:
 def build_described(description: Mapping[str, Any], folder: Path) -> Retriever:
     """The retriever that a folder's `config.json` describes, with random weights and the folder's tokenizer.
 
-    Raises:
-        ArtifactError: when it describes something else.
+    Raises ArtifactError when it describes something else.
     """
     return _kind_of(description, folder).load(description, folder)
 

@@ -41,8 +41,7 @@ def build_tokenizer(texts: Iterable[str], minimum_count: int = 1) -> PreTrainedT
         texts: training texts; any order gives the same vocabulary (sorted by count, then by word).
         minimum_count: rarer words become [UNK].
 
-    Raises:
-        DataError: when no word is left.
+    Raises DataError when no word is left.
     """
     counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower()))
     words = sorted((word for word, count in counts.items() if count >= minimum_count), key=lambda w: (-counts[w], w))
@@ -63,8 +62,7 @@ def build_tokenizer(texts: Iterable[str], minimum_count: int = 1) -> PreTrainedT
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer saved in Hugging Face layout.
 
-    Raises:
-        ArtifactError: when the folder holds none, a damaged one, or one without a pad token.
+    Raises ArtifactError when the folder holds none, a damaged one, or one without a pad token.
     """
     try:
         tokenizer = read_tokenizer(folder)
@@ -78,8 +76,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
     """Refuse a tokenizer that cannot put texts of different lengths into one batch.
 
-    Raises:
-        ArtifactError: when there is no pad token.
+    Raises ArtifactError when there is no pad token.
     """
     if tokenizer.pad_token_id is None:
         raise ArtifactError(
@@ -99,9 +96,8 @@ def encode_texts(
         length: longest row, special tokens included.
         pad_to: fixed row length (the paper pads to the full length), or None for the longest row of the batch.
 
-    Raises:
-        DataError: for an empty list. A blank text becomes [CLS] [SEP]: benchmarks have some (CIRR test pair 27098);
-            training and search refuse them earlier.
+    Raises DataError for an empty list. A blank text becomes [CLS] [SEP]: benchmarks have some (CIRR test pair 27098);
+    training and search refuse them earlier.
     """
     if not texts:
         raise DataError("There is no text to encode. Give at least one modification text.")

@@ -35,8 +35,7 @@ def write_checkpoint(folder: Path, state: LoopState) -> None:
 def read_checkpoint(folder: Path, state: LoopState) -> None:
     """Restore engine, step, history and the best weights in place.
 
-    Raises:
-        ArtifactError: when the folder holds no complete checkpoint of this model and engine.
+    Raises ArtifactError when the folder holds no complete checkpoint of this model and engine.
     """
     path = folder / LOOP
     if not path.is_file():

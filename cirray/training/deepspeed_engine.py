@@ -57,8 +57,7 @@ def deepspeed_config(config: LoopConfig, world: int) -> dict[str, Any]:
 def _over(tree: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """The user's DeepSpeed settings over the engine's; batch and stage have fields of their own.
 
-    Raises:
-        ConfigError: for a setting that a field of `training` decides.
+    Raises ConfigError for a setting that a field of `training` decides.
     """
     for name in ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping", "optimizer", "scheduler"):
         if name in more:
@@ -143,8 +142,7 @@ class DeepSpeedEngine:
 
         The files are pickles of this program: load checkpoints of your own runs only.
 
-        Raises:
-            ArtifactError: no DeepSpeed state there, one of another model, or of a stage that cannot be converted.
+        Raises ArtifactError: no DeepSpeed state there, one of another model, or of a stage that cannot be converted.
         """
         about = self._read_about(folder)
         same = about["stage"] == self._config.zero_stage and about["world"] == self._world

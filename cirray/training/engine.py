@@ -49,8 +49,7 @@ class Engine(Protocol):
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote; the next step equals the one an unbroken run would take.
 
-        Raises:
-            ArtifactError: when the folder holds no state of this engine and model.
+        Raises ArtifactError when the folder holds no state of this engine and model.
         """
 
     def full_weights(self) -> AbstractContextManager[nn.Module]:

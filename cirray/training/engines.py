@@ -15,8 +15,7 @@ ENGINES = {
 def find_engine(name: str) -> EngineFactory:
     """The factory behind `training.engine`.
 
-    Raises:
-        ConfigError: for an unknown name, with the known ones, or one whose library is not installed.
+    Raises ConfigError for an unknown name, with the known ones, or one whose library is not installed.
     """
     if name not in ENGINES:
         raise ConfigError(unknown_name("engine", name, ENGINES))

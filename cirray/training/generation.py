@@ -141,8 +141,7 @@ class AlignmentTask(_Task[ModificationTextModel]):
             captions: used when there are no bags.
             pairs: bags of the difference slots, by image pair.
 
-        Raises:
-            DataError: when neither is given, or the bags' number is not the number of queries.
+        Raises DataError when neither is given, or the bags' number is not the number of queries.
         """
         self._ids = sorted(bags or captions or {})
         if not self._ids:

@@ -55,8 +55,7 @@ def train(
     Returns:
         History rows: step, loss, one entry per term, lr, grad_norm; means over ranks, the same on every rank.
 
-    Raises:
-        ConfigError: when the loss or its gradient is not finite, naming the step and the terms.
+    Raises ConfigError when the loss or its gradient is not finite, naming the step and the terms.
     """
     _check_world(config, world)
     torch.manual_seed(derive_seed(config.seed, "start"))

@@ -24,8 +24,7 @@ class Mixer(Protocol):
     def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """Row numbers of one rank's equal share of the global batch of `step` (int64, contiguous slice).
 
-        Raises:
-            ConfigError: when the global batch does not divide by the ranks.
+        Raises ConfigError when the global batch does not divide by the ranks.
         """
 
 

@@ -31,8 +31,7 @@ def check_objective(rows: TermRows, description: Mapping[str, Any]) -> None:
         rows: the rows of the training.
         description: of the retriever that it starts from (`kind`, `retriever`: its settings).
 
-    Raises:
-        ConfigError, DataError: as `prepared` and the terms.
+    Raises ConfigError or DataError as `prepared` and the terms.
     """
     kind = str(inner_description(description)["kind"])
     for name, settings in rows.config.active_terms.items():

@@ -13,8 +13,7 @@ from cirray.training.config import LoopConfig, OptimizerConfig
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
     """Two groups: matrices, which decay; vectors, scalars and norms (fewer than two dimensions), if `decay="all"`.
 
-    Raises:
-        ConfigError: when every weight is frozen.
+    Raises ConfigError when every weight is frozen.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -32,8 +31,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 def build_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW over the model's trainable parameters, fused if `optimizer.fused` and the devices allow it.
 
-    Raises:
-        ConfigError: when a fused step is asked for on a device without one.
+    Raises ConfigError when a fused step is asked for on a device without one.
     """
     settings = config.optimizer
     groups = parameter_groups(model, settings)

@@ -38,9 +38,8 @@ class TrainingRows:
             config: batch, mixing, seed.
             held_out: images that no term may train on.
 
-        Raises:
-            DataError: naming the first row with a blank text or an image without features.
-            ConfigError: when a batch cannot be filled.
+        Raises DataError naming the first row with a blank text or an image without features, and ConfigError when a
+        batch cannot be filled.
         """
         given = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
         _check(given, features)
@@ -71,9 +70,8 @@ class RetrievalTask:
             config: objective, batch, seed.
             held_out: images that no term may train on.
 
-        Raises:
-            DataError: naming the first row with a blank text or an image without features.
-            ConfigError: when a batch cannot be filled, or for a term that does not fit the retriever.
+        Raises DataError naming the first row with a blank text or an image without features, and ConfigError when a
+        batch cannot be filled, or for a term that does not fit the retriever.
         """
         rows = TrainingRows(triplets, features, config, held_out)
         self._retriever, self._features, self._config = prepared(retriever, config), features, config

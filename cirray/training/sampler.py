@@ -37,8 +37,7 @@ class BatchSampler:
             seed: order of everything.
             one_per_group: no two rows of one group in a batch.
 
-        Raises:
-            ConfigError: when not even one batch can be filled.
+        Raises ConfigError when not even one batch can be filled.
         """
         count = groups if isinstance(groups, int) else len(groups)
         names = [str(row) for row in range(count)] if isinstance(groups, int) or not one_per_group else groups

@@ -32,8 +32,7 @@ class KeepBest(Callback):
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """Compare after a measurement; the same on every rank.
 
-        Raises:
-            ConfigError: for a figure that the row does not have.
+        Raises ConfigError for a figure that the row does not have.
         """
         if row is None or not (state.finished or state.step % self._every == 0):
             return

@@ -110,8 +110,7 @@ class TorchEngine:
 def compile_forward(model: nn.Module, backend: str) -> None:
     """Let torch.compile trace a model's forward pass at its next call; names and weights do not change.
 
-    Raises:
-        ConfigError: for a backend that torch does not have.
+    Raises ConfigError for a backend that torch does not have.
     """
     known = torch.compiler.list_backends(())
     if backend not in known:

@@ -31,8 +31,7 @@ def write_captions(
 def caption_table(uri: str) -> pa.Table:
     """All rows of an artifact (or of one being written), sorted by image id.
 
-    Raises:
-        DataError: naming a file that is damaged, or an image with two captions.
+    Raises DataError naming a file that is damaged, or an image with two captions.
     """
     return _sorted(uri, DATA, CAPTION_SCHEMA)
 
@@ -45,9 +44,8 @@ def rejected_captions(uri: str) -> pa.Table:
 def read_captions(uris: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Image id -> row of one or several captions artifacts.
 
-    Raises:
-        ArtifactError: missing, incomplete or of another kind.
-        DataError: when two of them have different captions of an image.
+    Raises ArtifactError: missing, incomplete or of another kind; DataError when two of them have different captions of
+    an image.
     """
     found: dict[str, dict[str, Any]] = {}
     for uri in uris:

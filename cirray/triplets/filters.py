@@ -19,8 +19,7 @@ FILTERS: Registry[Filter] = Registry("triplet filter")
 def apply_filters(table: pa.Table, config: FilterConfig) -> list[str | None]:
     """First reason of the configured filters for every row, or None; each filter sees the rows kept so far.
 
-    Raises:
-        ConfigError: for an unknown filter name.
+    Raises ConfigError for an unknown filter name.
     """
     filters = [(name, FILTERS.get(name)) for name in config.names]
     reasons: list[str | None] = [None] * len(table)

@@ -38,8 +38,7 @@ def write_pairs(work_uri: str, pairs: Sequence[Pair]) -> None:
 def read_pairs(uri: str) -> list[Pair]:
     """Pairs of an artifact, in the order they were chosen.
 
-    Raises:
-        ArtifactError: when there is no complete pairs artifact.
+    Raises ArtifactError when there is no complete pairs artifact.
     """
     table = pq.read_table(localize(uri, KIND) / _FILE)
     return [Pair(**row) for row in table.select(PAIR_SCHEMA.names).to_pylist()]

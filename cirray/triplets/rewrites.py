@@ -32,8 +32,7 @@ def write_rewrites(
 def rewrite_table(uri: str) -> pa.Table:
     """All rows of an artifact (or of one being written), sorted by query and modification.
 
-    Raises:
-        DataError: naming a file that is damaged.
+    Raises DataError naming a file that is damaged.
     """
     return read_tables(uri, DATA, REWRITE_SCHEMA, by=KEY)
 

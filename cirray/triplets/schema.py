@@ -51,8 +51,7 @@ def triplet_id(pair_id: str, recipe: str, direction: str) -> str:
 def triplet_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows of plain values as a table; absent optional columns take their defaults.
 
-    Raises:
-        DataError: naming the row when a column is missing, unknown or of the wrong type.
+    Raises DataError naming the row when a column is missing, unknown or of the wrong type.
     """
     full = [{**_DEFAULTS, **row} for row in rows]
     for row in full:
@@ -77,8 +76,7 @@ def to_triplets(table: pa.Table) -> list[Triplet]:
 def check_schema(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
     """The table in the schema's order of columns.
 
-    Raises:
-        DataError: naming the file and the first column that is missing or of another type.
+    Raises DataError naming the file and the first column that is missing or of another type.
     """
     for field in schema:
         if field.name not in table.column_names or table.schema.field(field.name).type != field.type:

@@ -41,16 +41,14 @@ class TripletStore:
     def open(cls, uri: str | Path) -> "TripletStore":
         """Open an artifact; a remote one is downloaded once.
 
-        Raises:
-            ArtifactError: missing, incomplete or of another kind.
+        Raises ArtifactError: missing, incomplete or of another kind.
         """
         return cls(localize(uri, KIND), read_manifest(uri, KIND))
 
     def table(self, split: str | None = None, source: str | None = None) -> pa.Table:
         """All triplets, or those of one split or source.
 
-        Raises:
-            DataError: naming a file that is damaged, or an id that appears twice.
+        Raises DataError naming a file that is damaged, or an id that appears twice.
         """
         table = read_tables(str(self.folder), DATA, TRIPLET_SCHEMA)
         refuse_duplicates(table.column("triplet_id").to_pylist(), str(self.folder))
@@ -90,8 +88,7 @@ def finished_ids(work_uri: str) -> dict[str, list[str]]:
 def finished_keys(work_uri: str, columns: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
     """Keys (data and rejected) of every finished part of an artifact being written: part name -> `row_keys`.
 
-    Raises:
-        ArtifactError: naming a file that is damaged.
+    Raises ArtifactError naming a file that is damaged.
     """
     data, refused = (_keys_by_file(work_uri, folder, columns) for folder in (DATA, REJECTED))
     return {name: [*keys, *refused.get(name, [])] for name, keys in data.items()}
@@ -105,8 +102,7 @@ def row_keys(table: pa.Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
 def read_tables(uri: str, folder: str, schema: pa.Schema, by: Sequence[str] = ORDER) -> pa.Table:
     """All rows of one folder of an artifact, sorted by some columns.
 
-    Raises:
-        DataError: naming a file that is damaged or has other columns.
+    Raises DataError naming a file that is damaged or has other columns.
     """
     tables = [read_file(uri, folder, name, schema) for name in _files(uri, folder)]
     table = pa.concat_tables(tables) if tables else schema.empty_table()

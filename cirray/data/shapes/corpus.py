@@ -117,8 +117,7 @@ def reserved_scene(
         twins: share of scenes in which one object is given the shape, mostly also the colour, of another, so that
             names which mean two objects are common enough to be learned.
 
-    Raises:
-        DataError: when none is found, which cannot happen with two objects or more.
+    Raises DataError when none is found, which cannot happen with two objects or more.
     """
     for _ in range(_ATTEMPTS):
         scene = random_scene(rng, min_objects, max_objects)

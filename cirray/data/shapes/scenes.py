@@ -74,8 +74,7 @@ class Scene:
     def from_json(cls, values: Any) -> "Scene":
         """Inverse of `to_json`.
 
-        Raises:
-            DataError: when the values are not nine cells of known colours, shapes and sizes.
+        Raises DataError when the values are not nine cells of known colours, shapes and sizes.
         """
         if not isinstance(values, list) or len(values) != CELLS:
             raise DataError(f"A scene is a list of {CELLS} cells, found {values!r}.")
@@ -134,8 +133,7 @@ def feasible_kinds(scene: Scene) -> tuple[str, ...]:
 def random_edit(scene: Scene, rng: np.random.Generator, kind: str | None = None, palette: Palette = FULL) -> Edit:
     """An edit of the scene; uniform over feasible kinds unless `kind` is given.
 
-    Raises:
-        DataError: when `kind` is unknown or not feasible in this scene.
+    Raises DataError when `kind` is unknown or not feasible in this scene.
     """
     if kind is not None and kind not in EDITS:
         raise DataError(unknown_name("edit kind", kind, EDITS))
@@ -160,8 +158,7 @@ def random_edit(scene: Scene, rng: np.random.Generator, kind: str | None = None,
 def apply(edit: Edit, scene: Scene) -> Scene:
     """The scene after the edit.
 
-    Raises:
-        DataError: when the edit does not fit the scene (no object there, cell taken, too many objects, no change).
+    Raises DataError when the edit does not fit the scene (no object there, cell taken, too many objects, no change).
     """
     cells, thing = list(scene.cells), scene.cells[edit.cell]
     if edit.kind == "add":

@@ -101,8 +101,7 @@ def write_world(config: ShapesConfig, out: Path, progress: Progress | None = Non
     Same config and code, same bytes. A world already there with the same configuration is left alone; a present
     `dataset.json` means a complete one (see `publish_folder`).
 
-    Raises:
-        DataError: when `out` holds another data set or files of these names.
+    Raises DataError when `out` holds another data set or files of these names.
     """
     return publish_folder(out, "shapes", config.identity(), lambda folder: _write(config, folder, progress))
 
@@ -126,8 +125,7 @@ def fresh_scene(
 ) -> Scene:
     """A random scene that is neither forbidden nor reserved for pretraining; `limits` go to `random_scene`.
 
-    Raises:
-        DataError: when none is found, because nearly every scene is forbidden.
+    Raises DataError when none is found, because nearly every scene is forbidden.
     """
     for _ in range(_ATTEMPTS):
         scene = random_scene(rng, **limits, palette=palette)

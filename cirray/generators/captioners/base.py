@@ -38,8 +38,7 @@ class Captioner(Protocol):
     def content(self, picture: Picture) -> bytes:
         """Digest of what the captioner reads of an image: equal content, equal caption.
 
-        Raises:
-            DataError: for an image that cannot be used.
+        Raises DataError for an image that cannot be used.
         """
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:
@@ -52,7 +51,5 @@ class MakeCaptioner(Protocol[SettingsT]):
     def __call__(self, settings: SettingsT, setup: CaptionerSetup) -> Captioner:
         """By its settings, of the class that it is registered with.
 
-        Raises:
-            ArtifactError: when there is nothing to load.
-            ConfigError: for settings that do not fit what is there.
+        Raises ArtifactError when there is nothing to load, and ConfigError for settings that do not fit what is there.
         """

@@ -30,10 +30,8 @@ class CellCaptioner(ReadingCaptioner):
     def __init__(self, settings: ReadingConfig, setup: CaptionerSetup) -> None:
         """Load a generator artifact that was aligned by bags.
 
-        Raises:
-            ArtifactError: when there is none.
-            ConfigError: for a generator that does not read one token a cell.
-            DataError: when the language model lacks words of the grammar.
+        Raises ArtifactError when there is none; ConfigError for a generator that does not read one token a cell;
+        DataError when the language model lacks words of the grammar.
         """
         super().__init__(settings, setup)
         queries = self._model.config.qformer.queries

@@ -18,22 +18,13 @@ class LmmCaptioner:
     """Asks one question a picture; the first line of the answer is the caption."""
 
     def __init__(self, settings: LmmCaptionConfig, setup: CaptionerSetup) -> None:
-        """Make the engine.
-
-        Raises:
-            ArtifactError: no model can be loaded.
-            GenerationError: no server answers.
-        """
+        """Make the engine. Raises ArtifactError: no model can be loaded; GenerationError: no server answers."""
         self._settings, self._shots = settings, Shots(setup.limits, settings.side)
         self._engine = ENGINES.get(settings.engine.kind)(settings.engine.settings, setup.device)
         self.digest = stable_id("lmm-captioner", self._engine.digest, settings.instruction, settings.side)
 
     def content(self, picture: Picture) -> bytes:
-        """The picture as it is sent.
-
-        Raises:
-            DataError: for a file that cannot be read.
-        """
+        """The picture as it is sent. Raises DataError for a file that cannot be read."""
         return self._shots(picture.image_id, picture.place).data
 
     def caption(self, pictures: Sequence[Picture]) -> list[str]:

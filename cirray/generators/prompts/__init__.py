@@ -18,8 +18,7 @@ def prompt(version: str) -> str:
 def find_prompt(version: str, kind: str, package: str, names: Sequence[str] = ("prompts.json",)) -> str:
     """The text called `name/version` in a package's tables; `kind` is its name in errors.
 
-    Raises:
-        ConfigError: for an unknown one, with the known ones.
+    Raises ConfigError for an unknown one, with the known ones.
     """
     known = {at: text for name in names for at, text in _read(package, name).items()}
     if version not in known:

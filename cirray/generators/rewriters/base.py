@@ -46,8 +46,7 @@ class MakeRewriter(Protocol[SettingsT]):
     def __call__(self, settings: SettingsT, setup: RewriterSetup) -> Rewriter:
         """By its settings, of the class that it is registered with.
 
-        Raises:
-            ArtifactError: when there is nothing to load.
+        Raises ArtifactError when there is nothing to load.
         """
 
 

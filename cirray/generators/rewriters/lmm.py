@@ -27,8 +27,7 @@ class LmmRewriter:
     def rewrite(self, asks: Sequence[Ask]) -> list[str]:
         """The first line that the model writes of each question; empty where it wrote none.
 
-        Raises:
-            GenerationError: no server answers.
+        Raises GenerationError: no server answers.
         """
         questions = [
             Question((self._settings.template.format(caption=ask.caption, modification=ask.modification),))

@@ -35,8 +35,7 @@ class HeadConfig(Config):
     def check(self, width: int) -> None:
         """Look at the width of the common space; here: any will do.
 
-        Raises:
-            ValueError: naming the setting that does not go with it.
+        Raises ValueError naming the setting that does not go with it.
         """
 
 

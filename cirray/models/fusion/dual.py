@@ -51,8 +51,7 @@ class CrossAttention(nn.Module):
     def __init__(self, settings: CrossAttentionConfig, width: int) -> None:
         """Random weights from the global torch generator; the last layer starts at zero.
 
-        Raises:
-            ConfigError: when the heads do not divide the width.
+        Raises ConfigError when the heads do not divide the width.
         """
         super().__init__()
         if width % settings.heads:

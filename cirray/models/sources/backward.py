@@ -15,9 +15,8 @@ FORMAT, WRAPPER = "ptha", "Blip2Qformer4TGIRCESIM"
 def retriever_tensors(retriever: QFormerRetriever, tower: VisionTower) -> tuple[dict[str, torch.Tensor], Record]:
     """State dict for `write_original`: a PTHA checkpoint (SPRC's lacks the unused matching head).
 
-    Raises:
-        ArtifactError: for another tower than BLIP-2's, or when its last LayerNorm has an affine part, which LAVIS'
-            layout cannot hold.
+    Raises ArtifactError for another tower than BLIP-2's, or when its last LayerNorm has an affine part, which LAVIS'
+    layout cannot hold.
     """
     if not isinstance(tower.model, Blip2VisionModel):
         raise ArtifactError(

@@ -85,8 +85,7 @@ class Blip2Source:
     def load(self, qformer: QueryingTransformer) -> None:
         """Copy the checkpoint's weights into a Q-Former of its sizes.
 
-        Raises:
-            ArtifactError: when tensors are missing, or their shapes do not fit.
+        Raises ArtifactError when tensors are missing, or their shapes do not fit.
         """
         names = {own: self._name_of(own) for own in qformer.state_dict()}
         stored = self.weights.read(names.values())
@@ -127,8 +126,7 @@ def open_blip2(source: str) -> Blip2Source:
     """Open a checkpoint in the layout of `Blip2ForImageTextRetrieval`, `Blip2ForConditionalGeneration` or
     `InstructBlipForConditionalGeneration`.
 
-    Raises:
-        ArtifactError: when there is none, or of another architecture.
+    Raises ArtifactError when there is none, or of another architecture.
     """
     weights = open_weights(source, ("query_tokens",))
     family = str(weights.config.get("model_type", ""))
@@ -162,8 +160,7 @@ def retriever_from(
         tokenizer: for a checkpoint that has none.
         seed: of weights that start at random.
 
-    Raises:
-        ArtifactError: no text side, a tokenizer that does not fit, missing tensors, wrong shapes.
+    Raises ArtifactError: no text side, a tokenizer that does not fit, missing tensors, wrong shapes.
     """
     words = check_start(source, config, tokenizer)
     width = source.projected or config.embed_dim
@@ -185,8 +182,7 @@ def check_start(
 
     Returns: the retriever's tokenizer.
 
-    Raises:
-        ArtifactError: no text side, a tokenizer that does not fit, no matching head to hold fixed.
+    Raises ArtifactError: no text side, a tokenizer that does not fit, no matching head to hold fixed.
     """
     require_text(source, "a retriever")
     words = tokenizer or source.tokenizer()
@@ -211,8 +207,7 @@ def require_text(source: Blip2Source, what: str) -> None:
 def check_vocabulary(source: Blip2Source, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that does not fit the checkpoint's word table.
 
-    Raises:
-        ArtifactError: when the sizes differ by more than a few spare rows, or there is no [CLS].
+    Raises ArtifactError when the sizes differ by more than a few spare rows, or there is no [CLS].
     """
     rows, words = int(source.settings.qformer_config.vocab_size), len(tokenizer)
     if not rows - _SPARE_ROWS <= words <= rows:
@@ -227,8 +222,7 @@ def check_vocabulary(source: Blip2Source, tokenizer: PreTrainedTokenizerBase) ->
 def check_temperature(source: Blip2Source) -> None:
     """Refuse a checkpoint without a temperature when its own was asked for.
 
-    Raises:
-        ArtifactError: saying which file has one.
+    Raises ArtifactError saying which file has one.
     """
     if "temperature" not in source.weights.places:
         raise ArtifactError(

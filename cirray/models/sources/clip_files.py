@@ -15,8 +15,7 @@ from cirray.models.sources.state_dicts import unwrapped
 def read_tree(path: Path) -> Any:
     """Content of a `.safetensors` or pickled file; code in a pickle is refused.
 
-    Raises:
-        ArtifactError: when it cannot be read, or is a TorchScript archive, as OpenAI's own downloads are.
+    Raises ArtifactError when it cannot be read, or is a TorchScript archive, as OpenAI's own downloads are.
     """
     refuse_other_files(path)
     return read_tensors(path) if is_safetensors(path) else read_pickle(path)
@@ -25,8 +24,7 @@ def read_tree(path: Path) -> Any:
 def read_clip(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """open_clip's configuration and the weights of a file that shows that its CLIP is OpenAI's.
 
-    Raises:
-        ArtifactError: when it holds no such CLIP.
+    Raises ArtifactError when it holds no such CLIP.
     """
     parts = find_parts(read_tree(path))
     if CLIP not in parts.states:
@@ -47,8 +45,7 @@ def read_clip(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def read_named(source: str, path: Path, quick: bool) -> dict[str, torch.Tensor]:
     """Weights of a file for a named architecture: bare, as CLIP4Cir wraps them, or as open_clip's training does.
 
-    Raises:
-        ArtifactError: when it holds no state dict, or one of another activation.
+    Raises ArtifactError when it holds no state dict, or one of another activation.
     """
     tree = read_tree(path)
     parts = find_parts(tree)

@@ -56,8 +56,7 @@ def is_safetensors(path: Path) -> bool:
 def refuse_other_files(path: Path) -> None:
     """Refuse a file without readable weights, or without all of them.
 
-    Raises:
-        ArtifactError: saying what the file is, and what would be accepted.
+    Raises ArtifactError saying what the file is, and what would be accepted.
     """
     words = what_else(path)
     if words:
@@ -65,7 +64,7 @@ def refuse_other_files(path: Path) -> None:
 
 
 def refuse_answer(path: Path) -> None:
-    """Refuse a file that is empty, a pointer or a web page. Raises ArtifactError: saying which."""
+    """Refuse a file that is empty, a pointer or a web page. Raises ArtifactError saying which."""
     words = _early(_head(path))
     if words:
         raise ArtifactError(f"{str(path)!r} is {words}. Fetch the file again.")
@@ -74,8 +73,7 @@ def refuse_answer(path: Path) -> None:
 def refuse_pointers(folder: Path) -> None:
     """Refuse a folder in which a file of a model is a pointer or a web page.
 
-    Raises:
-        ArtifactError: naming the first such file and what it is.
+    Raises ArtifactError naming the first such file and what it is.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix in (".json", ".txt", ".model", ".jinja") and path.is_file() and path.stat().st_size:

@@ -68,8 +68,7 @@ class WeightSource:
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Tensors by name, in the type they are stored in.
 
-        Raises:
-            ArtifactError: naming a missing, damaged or non-float tensor.
+        Raises ArtifactError naming a missing, damaged or non-float tensor.
         """
         wanted = sorted(set(names))
         missing = [name for name in wanted if name not in self.places]
@@ -98,8 +97,7 @@ def open_weights(source: str | Path, marks: Collection[str] = ()) -> WeightSourc
         source: folder or hub id.
         marks: some tensor names, to find the prefix that wrappers (`module.`, Lightning's `model.`) put before all.
 
-    Raises:
-        ArtifactError: when it is neither, or has no config or no weights; names the files needed.
+    Raises ArtifactError when it is neither, or has no config or no weights; names the files needed.
     """
     find = _finder(str(source))
     path = find(CONFIG)
@@ -127,9 +125,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
     """Tensors of one `.safetensors` or pickled file, all or the named ones.
 
-    Raises:
-        ArtifactError: when the file is something else (named), truncated, damaged, or a pickle that holds more than
-            tensors and plain values.
+    Raises ArtifactError when the file is something else (named), truncated, damaged, or a pickle that holds more than
+    tensors and plain values.
     """
     refuse_other_files(path)
     if not is_safetensors(path):
@@ -146,8 +143,7 @@ def read_pickle(path: Path, lazily: bool = False) -> Any:
         path: the file.
         lazily: memory-map the tensors if the file's format allows it.
 
-    Raises:
-        ArtifactError: when the file is something else (named), damaged, or would need code of its own to be read.
+    Raises ArtifactError when the file is something else (named), damaged, or would need code of its own to be read.
     """
     refuse_other_files(path)
     try:
@@ -197,8 +193,7 @@ def check_stored_types(source: str | Path) -> None:
     transformers would convert them to floats one by one, which gives a model that runs and answers nonsense. A folder
     with a `quantization_config` in `config.json` is left to transformers.
 
-    Raises:
-        ArtifactError: naming the first such tensor, or a file that is truncated.
+    Raises ArtifactError naming the first such tensor, or a file that is truncated.
     """
     folder = Path(source).expanduser()
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
@@ -240,8 +235,7 @@ def check_fit(
         found: the file's tensors.
         known: names that a file may hold; None: those wanted.
 
-    Raises:
-        ArtifactError: naming tensors that are missing, left over, or of another shape.
+    Raises ArtifactError naming tensors that are missing, left over, or of another shape.
     """
     missing, left = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted if known is None else known))
     odd = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]

@@ -59,8 +59,7 @@ def at_home(source: str | Path) -> str:
 def at_hub(source: str) -> str:
     """The folder of a hub id's files; any other source as it is.
 
-    Raises:
-        ArtifactError: when it is not in the cache and cannot be fetched.
+    Raises ArtifactError when it is not in the cache and cannot be fetched.
     """
     return str(repository_folder(source)) if is_repository(source) else source
 
@@ -68,8 +67,7 @@ def at_hub(source: str) -> str:
 def repository_folder(repository: str, files: str = FILES) -> Path:
     """Folder of a repository's files. What the cache has is taken as it is, and the hub is not asked.
 
-    Raises:
-        ArtifactError: when it is not in the cache and cannot be fetched.
+    Raises ArtifactError when it is not in the cache and cannot be fetched.
     """
     if any(isinstance(try_to_load_from_cache(repository, name), str) for name in _SETTINGS):
         return Path(snapshot_download(repository, local_files_only=True))
@@ -83,8 +81,7 @@ def repository_folder(repository: str, files: str = FILES) -> Path:
 def repository_file(repository: str, candidates: Sequence[str], advice: str) -> Path:
     """The first of some files that a repository has, from the cache or fetched.
 
-    Raises:
-        ArtifactError: when there is none; ends with `advice`.
+    Raises ArtifactError when there is none; ends with `advice`.
     """
     for name in candidates:
         if isinstance(found := try_to_load_from_cache(repository, name), str):

@@ -43,8 +43,7 @@ _USES: tuple[tuple[Iterable[str], str], ...] = (
 def settings_of(source: str | Path) -> dict[str, Any]:
     """`config.json` of a folder or of a hub repository (fetched if the hub answers); empty where there is none.
 
-    Raises:
-        ArtifactError: when the file is damaged.
+    Raises ArtifactError when the file is damaged.
     """
     place = Path(at_home(source))
     if place.exists():
@@ -71,8 +70,7 @@ def is_absent(source: str | Path) -> bool:
 def what_is(source: str | Path) -> str:
     """What a source holds, as the second half of a sentence ("it is ...").
 
-    Raises:
-        ArtifactError: when its `config.json` is damaged.
+    Raises ArtifactError when its `config.json` is damaged.
     """
     place = Path(at_home(source))
     settings = settings_of(source)

@@ -43,8 +43,7 @@ def is_open_clip_name(source: str) -> bool:
 def read_open_clip(source: str) -> OpenClipFiles:
     """Configuration and weights of a source.
 
-    Raises:
-        ArtifactError: when it cannot be found or read; names the files that are needed.
+    Raises ArtifactError when it cannot be found or read; names the files that are needed.
     """
     if source.startswith(PREFIX):
         return _named(source)

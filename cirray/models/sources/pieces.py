@@ -47,8 +47,7 @@ def llama_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a `tokenizer.model`.
 
-    Raises:
-        ArtifactError: when the file is no SentencePiece model, or one that `tokenizers` cannot reproduce.
+    Raises ArtifactError when the file is no SentencePiece model, or one that `tokenizers` cannot reproduce.
     """
     model, processor = read_pieces(path)
     named = {name: _special(model, settings, name) for name in ("bos", "eos", "unk", "pad")}
@@ -70,8 +69,7 @@ def llama_tokenizer(
 def read_pieces(path: Path) -> "tuple[Any, SentencePieceProcessor]":
     """A parsed SentencePiece file, and SentencePiece's processor of it.
 
-    Raises:
-        ArtifactError: for anything but a whole SentencePiece model.
+    Raises ArtifactError for anything but a whole SentencePiece model.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2

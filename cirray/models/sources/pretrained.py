@@ -25,9 +25,8 @@ _OURS = ("*.safetensors", "pytorch_model*.bin")
 def pretrained(cls: Any, source: str | Path, **options: Any) -> Any:
     """`cls.from_pretrained(source)`, which runs no code of the source.
 
-    Raises:
-        ArtifactError: for a file where a folder is needed, pointers and web pages among its files, code of its own.
-        READ_ERRORS: as transformers, for anything else that cannot be read.
+    Raises ArtifactError for a file where a folder is needed, pointers and web pages among its files, code of its own,
+    and READ_ERRORS as transformers, for anything else that cannot be read.
     """
     place = at_home(source)
     _check_folder(source, Path(place), Path(place) / str(options.get("subfolder", "")))
@@ -47,9 +46,8 @@ def pretrained(cls: Any, source: str | Path, **options: Any) -> Any:
 def pretrained_model(cls: Any, source: str | Path, **options: Any) -> tuple[Any, dict[str, Any]]:
     """A model and its loading report; wrappers' prefixes (`module.`, Lightning's `model.`) are removed.
 
-    Raises:
-        ArtifactError: as `pretrained`, or for weights that cannot be read, are packed, NaN or infinite.
-        READ_ERRORS: as `pretrained`.
+    Raises ArtifactError as `pretrained`, or for weights that cannot be read, are packed, NaN or infinite, and
+    READ_ERRORS as `pretrained`.
     """
     check_weight_files(source)
     with quiet():
@@ -66,8 +64,7 @@ def pretrained_model(cls: Any, source: str | Path, **options: Any) -> tuple[Any,
 def check_weight_files(source: str | Path) -> None:
     """Check a local folder's weights before a library reads them.
 
-    Raises:
-        ArtifactError: naming the first file that holds no weights, is cut off, or holds packed tensors or code.
+    Raises ArtifactError naming the first file that holds no weights, is cut off, or holds packed tensors or code.
     """
     folder = Path(at_home(source))
     if not folder.is_dir():

@@ -18,8 +18,7 @@ KEYS = ("state_dict", "model_state_dict", "model", "module", "model_state", "net
 def unwrapped(tree: Any, place: str) -> dict[str, torch.Tensor]:
     """The tensors of a saved object: itself, or the value of one of the usual keys, at any depth.
 
-    Raises:
-        ArtifactError: naming what the object holds instead.
+    Raises ArtifactError naming what the object holds instead.
     """
     found = tree
     while isinstance(found, Mapping) and not any(isinstance(value, torch.Tensor) for value in found.values()):
@@ -49,8 +48,7 @@ def prefix_of(names: Collection[str], wanted: Collection[str], place: str, known
         place: the file or folder, for errors.
         known: parts that such a prefix may have.
 
-    Raises:
-        ArtifactError: for a prefix that is not known, or several sets of the same weights.
+    Raises ArtifactError for a prefix that is not known, or several sets of the same weights.
     """
     anchor = next((name for name in sorted(wanted) if any(other.endswith(f".{name}") for other in names)), None)
     if anchor is None or any(name in names for name in wanted):
@@ -72,8 +70,7 @@ def prefix_of(names: Collection[str], wanted: Collection[str], place: str, known
 def stripped(state: Mapping[str, Any], wanted: Collection[str], place: str) -> dict[str, Any]:
     """A state dict under the model's own names, without wrappers' prefixes.
 
-    Raises:
-        ArtifactError: as `prefix_of`, or when two tensors would get one name.
+    Raises ArtifactError as `prefix_of`, or when two tensors would get one name.
     """
     bare = {bare_name(name): value for name, value in state.items()}
     prefix = prefix_of(bare, wanted, place)
@@ -102,8 +99,7 @@ def check_floats(name: str, tensors: Mapping[str, Any]) -> None:
 def check_finite(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuse NaN and infinite weights, which give a model that answers nonsense; masks may hold -inf.
 
-    Raises:
-        ArtifactError: naming the first such tensor and how much of it is affected.
+    Raises ArtifactError naming the first such tensor and how much of it is affected.
     """
     for key, value in tensors.items():
         if value.dtype not in FLOATS or not value.numel() or value.is_meta or "mask" in key:

@@ -27,9 +27,8 @@ def read_tokenizer(source: str | Path, subfolder: str = "") -> PreTrainedTokeniz
         source: folder or hub id; `~` is the home folder.
         subfolder: folder inside it.
 
-    Raises:
-        ArtifactError: when its SentencePiece file is damaged, or a JSON file is none.
-        OSError, ValueError: as transformers' reader, when nothing readable is there.
+    Raises ArtifactError when its SentencePiece file is damaged, or a JSON file is none, and OSError or ValueError as
+    transformers' reader, when nothing readable is there.
     """
     place = at_home(source)
     return _own(place, subfolder) or pretrained(AutoTokenizer, place, subfolder=subfolder)
@@ -41,8 +40,7 @@ def with_whole_tokenizer(source: str | Path) -> Iterator[str]:
 
     That folder has links to the source's settings and the tokenizer in transformers' layout, no weights.
 
-    Raises:
-        ArtifactError: as `read_tokenizer`.
+    Raises ArtifactError as `read_tokenizer`.
     """
     place = at_home(source)
     tokenizer, settings = _own(place, ""), _file(place, "", CONFIG)

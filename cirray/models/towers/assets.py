@@ -9,11 +9,7 @@ SHAPES_VISION, SHAPES_LANGUAGE, SHAPES_CLIP = "shapes-vision", "shapes-language"
 
 
 def asset_folder(name: str) -> Path:
-    """Folder of a shipped tower.
-
-    Raises:
-        ArtifactError: when the package has no such asset; names those it has.
-    """
+    """Folder of a shipped tower. Raises ArtifactError when the package has no such asset; names those it has."""
     root = Path(str(files("cirray"))) / "assets"
     if not (root / name / "config.json").is_file():
         known = sorted(path.name for path in root.glob("*") if (path / "config.json").is_file())

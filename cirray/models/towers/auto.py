@@ -74,9 +74,8 @@ class AutoTower(ImageEncoderTower):
 def load_auto_tower(source: str, dtype: torch.dtype | None) -> AutoTower:
     """Vision tower of a folder or hub id, or of a folder that `save` wrote; of a dual encoder its image side.
 
-    Raises:
-        ArtifactError: when nothing readable is there, tensors are missing, or its images are prepared in an unknown way
-            or have a size that it does not read.
+    Raises ArtifactError when nothing readable is there, tensors are missing, or its images are prepared in an unknown
+    way or have a size that it does not read.
     """
     try:
         settings = pretrained(AutoConfig, source)
@@ -93,11 +92,7 @@ def load_auto_tower(source: str, dtype: torch.dtype | None) -> AutoTower:
 
 
 def outline_auto_tower(source: str) -> AutoTower:
-    """A tower of a folder's sizes.
-
-    Raises:
-        ArtifactError: as `load_auto_tower`.
-    """
+    """A tower of a folder's sizes. Raises ArtifactError as `load_auto_tower`."""
     settings = pretrained(AutoConfig, source)
     prepared = (Path(source) / PREPROCESSOR).is_file()
     with unset_fake_temporarily():  # the comparison with the library's own preparation needs real numbers

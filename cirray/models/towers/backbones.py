@@ -108,8 +108,7 @@ def _asked() -> list[str]:
 def load_text_encoder(source: str) -> tuple[str, Any]:
     """Backbone and text encoder of a source; an empty name for an unknown backbone, or one without texts.
 
-    Raises:
-        ArtifactError: when its files cannot be read.
+    Raises ArtifactError when its files cannot be read.
     """
     name = dual_name(source)
     return name, (BACKBONES.get(name).load_text(at_home(source)) if name else None)

@@ -73,11 +73,7 @@ def _widened(tokens_BPW: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def with_tokens(tower: VisionTower, tokens: Tokens) -> VisionTower:
-    """A CLIP tower that gives other tokens.
-
-    Raises:
-        ConfigError: for a tower that has no image embedding.
-    """
+    """A CLIP tower that gives other tokens. Raises ConfigError for a tower that has no image embedding."""
     if not isinstance(tower, ClipTower):
         raise ConfigError(
             f"clip_tokens={tokens} is for CLIP towers; this {type(tower).__name__} gives all tokens as it is. Leave "

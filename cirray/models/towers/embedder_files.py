@@ -14,8 +14,7 @@ _OTHER_RUNTIMES = ("onnx", "openvino")
 def module_types(folder: Path) -> list[str]:
     """Classes that a folder's `modules.json` names; empty where there is none.
 
-    Raises:
-        ArtifactError: when it is damaged.
+    Raises ArtifactError when it is damaged.
     """
     path = folder / MODULES
     if not path.is_file():

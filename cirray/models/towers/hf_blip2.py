@@ -113,8 +113,7 @@ def build_vision_tower(config: VisionTowerConfig, transform: TransformConfig) ->
         config: sizes.
         transform: its `size` must be the tower's image size.
 
-    Raises:
-        ArtifactError: when transform and tower disagree on the size.
+    Raises ArtifactError when transform and tower disagree on the size.
     """
     if transform.size != config.image_size:
         raise ArtifactError(
@@ -138,9 +137,8 @@ def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.floa
         source: folder written by `save`, or a folder, hub id or file of a backbone.
         dtype: type of the weights; None keeps the stored one.
 
-    Raises:
-        ArtifactError: when nothing readable is there, it belongs to no backbone, or its images have another size than
-            its position table.
+    Raises ArtifactError when nothing readable is there, it belongs to no backbone, or its images have another size than
+    its position table.
     """
     backbone = backbone_of(source)
     if backbone is None:
@@ -154,8 +152,7 @@ def load_blip2_tower(source: str, dtype: torch.dtype | None) -> VisionTower:
     Of a whole checkpoint only the vision part is read, without the affine part of the last LayerNorm
     (`cirray.models.sources.blip2`).
 
-    Raises:
-        ArtifactError: when nothing readable is there, or its images have another size than its position table.
+    Raises ArtifactError when nothing readable is there, or its images have another size than its position table.
     """
     try:
         part = _part(source)
@@ -185,8 +182,7 @@ def fits(source: str) -> bool:
 def check_pixels(images_BHWC: torch.Tensor, size: int) -> None:
     """Refuse images of another size than the position table's; transformers would cut the table silently.
 
-    Raises:
-        DataError: naming both sizes.
+    Raises DataError naming both sizes.
     """
     if tuple(images_BHWC.shape[1:3]) != (size, size):
         height, width = images_BHWC.shape[1:3]

@@ -85,8 +85,7 @@ class HfClipText(nn.Module):
     def tokenize(self, texts: Sequence[str], length: int) -> TextBatch:
         """Token ids, cut at `length` and at the model's own limit.
 
-        Raises:
-            DataError: for an empty list or a blank text.
+        Raises DataError for an empty list or a blank text.
         """
         return encode_texts(self.tokenizer, texts, min(length, int(self.model.config.max_position_embeddings)))
 
@@ -114,11 +113,7 @@ def new_text(description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
 
 
 def load_text(source: str) -> HfClipText:
-    """Text encoder and tokenizer of a CLIP folder or hub id.
-
-    Raises:
-        ArtifactError: when nothing readable is there.
-    """
+    """Text encoder and tokenizer of a CLIP folder or hub id. Raises ArtifactError when nothing readable is there."""
     model = read_part(CLIPTextModelWithProjection, source, torch.float32, "CLIP", "text encoder")
     return HfClipText(model, load_tokenizer(source))
 
@@ -126,8 +121,7 @@ def load_text(source: str) -> HfClipText:
 def load_hf_clip_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
     """Vision tower of a CLIP folder or hub id, or of a folder that `save` wrote.
 
-    Raises:
-        ArtifactError: when nothing readable is there, or its images have another size than its position table.
+    Raises ArtifactError when nothing readable is there, or its images have another size than its position table.
     """
     model = read_part(CLIPVisionModelWithProjection, source, dtype, "CLIP", "vision tower")
     return HfClipTower(model, transform_of(source, model.config), tokens_of(source))
@@ -136,8 +130,7 @@ def load_hf_clip_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
 def transform_of(source: str, settings: Any) -> TransformConfig:
     """How a dual encoder's folder prepares images, checked against its vision model's configuration.
 
-    Raises:
-        ArtifactError: when its images have another size than its position table.
+    Raises ArtifactError when its images have another size than its position table.
     """
     side = int(settings.image_size)
     transform = read_transform(source, side)
@@ -153,8 +146,7 @@ def fits(source: str) -> bool:
 def read_part(cls: Any, source: str, dtype: torch.dtype | None, family: str, part: str) -> Any:
     """One part of a dual encoder in transformers' layout, in evaluation mode; errors name family and part.
 
-    Raises:
-        ArtifactError: when it cannot be read, or lacks tensors.
+    Raises ArtifactError when it cannot be read, or lacks tensors.
     """
     try:
         model, report = pretrained_model(cls, source, dtype=dtype or "auto")

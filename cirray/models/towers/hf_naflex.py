@@ -58,11 +58,7 @@ class NaflexTower(ClipTower):
         }  # fmt: skip
 
     def with_tokens(self, tokens: Tokens) -> NoReturn:
-        """Refuse other tokens.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refuse other tokens. Raises ConfigError: always."""
         raise ConfigError(
             f"clip_tokens={tokens} needs as many patches of every picture, and SigLIP 2 NaFlex reads each in its own "
             "shape. Leave the field out."
@@ -82,19 +78,14 @@ class NaflexTower(ClipTower):
 def load_tower(source: str, dtype: torch.dtype | None) -> NaflexTower:
     """Vision tower of a folder or hub id, or of a folder that `save` wrote.
 
-    Raises:
-        ArtifactError: when nothing readable is there, or it does not say how pictures are prepared.
+    Raises ArtifactError when nothing readable is there, or it does not say how pictures are prepared.
     """
     model = read_part(Siglip2VisionModel, source, dtype, "SigLIP 2", "vision tower")
     return NaflexTower(model, own_transform(source) or _transform(source, int(model.config.patch_size)))
 
 
 def load_text(source: str) -> HfSiglipText:
-    """Text encoder and tokenizer of a folder or hub id.
-
-    Raises:
-        ArtifactError: when nothing readable is there.
-    """
+    """Text encoder and tokenizer of a folder or hub id. Raises ArtifactError when nothing readable is there."""
     model = read_part(Siglip2TextModel, source, torch.float32, "SigLIP 2", "text encoder")
     return HfSiglipText(model, load_tokenizer(source))
 

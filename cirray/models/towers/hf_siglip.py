@@ -70,8 +70,7 @@ class HfSiglipText(HfClipText):
     def tokenize(self, texts: Sequence[str], length: int) -> TextBatch:
         """Token ids, always of the model's full length, whatever `length` is.
 
-        Raises:
-            DataError: for an empty list or a blank text.
+        Raises DataError for an empty list or a blank text.
         """
         full = int(self.model.config.max_position_embeddings)
         return encode_texts(self.tokenizer, texts, full, pad_to=full)
@@ -87,11 +86,7 @@ def build_text(description: Mapping[str, Any], words: Path) -> HfSiglipText:
 
 
 def load_text(source: str) -> HfSiglipText:
-    """Text encoder and tokenizer of a SigLIP folder or hub id.
-
-    Raises:
-        ArtifactError: when nothing readable is there.
-    """
+    """Text encoder and tokenizer of a SigLIP folder or hub id. Raises ArtifactError when nothing readable is there."""
     model = read_part(SiglipTextModel, source, torch.float32, "SigLIP", "text encoder")
     return HfSiglipText(model, load_tokenizer(source))
 
@@ -99,8 +94,7 @@ def load_text(source: str) -> HfSiglipText:
 def load_tower(source: str, dtype: torch.dtype | None) -> HfSiglipTower:
     """Vision tower of a SigLIP folder or hub id, or of a folder that `save` wrote.
 
-    Raises:
-        ArtifactError: when nothing readable is there, or its images have another size than its position table.
+    Raises ArtifactError when nothing readable is there, or its images have another size than its position table.
     """
     model = read_part(SiglipVisionModel, source, dtype, "SigLIP", "vision tower")
     return HfSiglipTower(model, transform_of(source, model.config), tokens_of(source))

@@ -33,8 +33,7 @@ class ImageEncoderTower(VisionTower):
     def _sizes(self) -> tuple[int, int, int]:
         """Sizes of what an empty image gives: every architecture computes its own number of tokens.
 
-        Raises:
-            ArtifactError: when the encoder gives no tokens, or not for images of the transform's size.
+        Raises ArtifactError when the encoder gives no tokens, or not for images of the transform's size.
         """
         side = self.transform.size
         try:
@@ -60,8 +59,7 @@ class NoPooling(nn.Module):
 def read_as_tokens(output: torch.Tensor, width: int) -> torch.Tensor:
     """Tokens `[B, P, D]` of a last hidden state or a map, `[B, D, H, W]` or `[B, H, W, D]`.
 
-    Raises:
-        ValueError: for another shape.
+    Raises ValueError for another shape.
     """
     if output.ndim == 4 and width in (output.shape[1], output.shape[3]):
         return (output.flatten(2).transpose(1, 2) if output.shape[1] == width else output.flatten(1, 2)).contiguous()

@@ -74,11 +74,7 @@ class LanguageModel:
 
     @property
     def end_id(self) -> int:
-        """Id that ends an answer.
-
-        Raises:
-            ArtifactError: when the tokenizer has no end token.
-        """
+        """Id that ends an answer. Raises ArtifactError when the tokenizer has no end token."""
         if self.tokenizer.eos_token_id is None:
             raise ArtifactError(f"The tokenizer of {self.source!r} has no end token; an answer could never end.")
         return int(self.tokenizer.eos_token_id)
@@ -119,8 +115,7 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def build_word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Word-level tokenizer over every word of `texts`: lower case, punctuation split, nothing added around a text.
 
-    Raises:
-        DataError: when there is no word.
+    Raises DataError when there is no word.
     """
     splitter, normalizer = BertPreTokenizer(), BertNormalizer(lowercase=True)
     words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
@@ -157,9 +152,8 @@ def load_language_model(
         quantization: "none", "8bit" or "4bit" (bitsandbytes; the model must stay frozen).
         device: where quantised weights go; others stay on the CPU.
 
-    Raises:
-        ArtifactError: when nothing readable is there, or the model has no rows for all tokens.
-        ConfigError: when bitsandbytes is needed and not installed.
+    Raises ArtifactError when nothing readable is there, or the model has no rows for all tokens, and ConfigError when
+    bitsandbytes is needed and not installed.
     """
     packed = quantized_arguments(quantization, dtype, device)
     place = at_home(source)
@@ -195,8 +189,7 @@ def language_dtype(name: str) -> torch.dtype | None:
 def quantized_arguments(quantization: str, dtype: torch.dtype | None, device: str) -> dict[str, Any]:
     """Arguments of `from_pretrained` that hold weights in 8 or 4 bits; none for "none".
 
-    Raises:
-        ConfigError: when the package bitsandbytes is not installed.
+    Raises ConfigError when the package bitsandbytes is not installed.
     """
     if quantization == "none":
         return {}
@@ -231,8 +224,7 @@ def _inner(source: str | Path) -> tuple[Any, dict[str, Any]]:
 def bag_ids(language: LanguageModel, bags: Sequence[Sequence[str]], width: int) -> torch.Tensor:
     """Ids of bags of words, padded with -1: `[len(bags), width]`.
 
-    Raises:
-        DataError: for a bag with more than `width` words, or a word the vocabulary lacks.
+    Raises DataError for a bag with more than `width` words, or a word the vocabulary lacks.
     """
     unknown = language.tokenizer.unk_token_id
     ids = torch.full((len(bags), width), -1, dtype=torch.int64)

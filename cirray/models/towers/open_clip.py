@@ -100,11 +100,7 @@ class OpenClipText(nn.Module):
         return self.model.encode_text(text.ids_BT)
 
     def tokenize(self, texts: Sequence[str], length: int) -> TextBatch:
-        """Token ids, always of the model's full context.
-
-        Raises:
-            DataError: for an empty list or a blank text.
-        """
+        """Token ids, always of the model's full context. Raises DataError for an empty list or a blank text."""
         blank = next((text for text in texts if not text.strip()), None)
         if not texts or blank is not None:
             raise DataError("There is no text to encode. Give a modification text of one word or more.")
@@ -134,11 +130,7 @@ def build_text(description: Mapping[str, Any], words: Path) -> OpenClipText:
 
 
 def load_text(source: str) -> OpenClipText:
-    """Text encoder of a source, with its weights.
-
-    Raises:
-        ArtifactError: when nothing readable is there.
-    """
+    """Text encoder of a source, with its weights. Raises ArtifactError when nothing readable is there."""
     model, files = _load(source)
     return OpenClipText(model, files.settings, files.folder)
 
@@ -146,8 +138,7 @@ def load_text(source: str) -> OpenClipText:
 def load_open_clip_tower(source: str, dtype: torch.dtype | None) -> OpenClipTower:
     """Vision tower of a source, or of a folder that `save` wrote.
 
-    Raises:
-        ArtifactError: when nothing readable is there.
+    Raises ArtifactError when nothing readable is there.
     """
     saved = Path(source) / PREPROCESSOR
     model, files = _load(source, visual_only=saved.is_file())
@@ -185,8 +176,7 @@ def write_folder(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str
 def build_model(settings: Mapping[str, Any]) -> Any:
     """A whole model of a configuration, with random weights from the global torch generator.
 
-    Raises:
-        ArtifactError: when open_clip cannot build it.
+    Raises ArtifactError when open_clip cannot build it.
     """
     import open_clip
 

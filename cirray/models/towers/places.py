@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 def find_tower(uri: str) -> Path | str:
     """Folder of a tower's files: `vision/` of a `towers` or `checkpoint` artifact, or the name itself.
 
-    Raises:
-        ArtifactError: when there is nothing at a path or URI, or an artifact holds no vision tower.
+    Raises ArtifactError when there is nothing at a path or URI, or an artifact holds no vision tower.
     """
     is_place = uri.startswith(("/", "~", ".")) or "://" in uri
     if is_place and not storage.exists(uri):
@@ -32,8 +31,7 @@ def find_tower(uri: str) -> Path | str:
 def open_tower(uri: str) -> "VisionTower":
     """The frozen tower that `find_tower` finds, in fp32.
 
-    Raises:
-        ArtifactError: when there is none, or it cannot be read.
+    Raises ArtifactError when there is none, or it cannot be read.
     """
     from cirray.models.towers.hf_blip2 import load_vision_tower
 

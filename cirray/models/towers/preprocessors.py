@@ -64,11 +64,7 @@ def _numbers(transform: TransformConfig) -> dict[str, Any]:
 
 
 def own_transform(folder: str | Path) -> TransformConfig | None:
-    """The transform in a folder that cirray wrote, or None.
-
-    Raises:
-        ArtifactError: when the file is damaged.
-    """
+    """The transform in a folder that cirray wrote, or None. Raises ArtifactError when the file is damaged."""
     path = Path(folder) / PREPROCESSOR
     return read_transform(folder, 0) if path.is_file() and _OWN in read_json(path) else None
 
@@ -80,8 +76,7 @@ def read_transform(source: str | Path, side: int) -> TransformConfig:
         source: folder or hub id.
         side: side of the images in pixels if no file says it.
 
-    Raises:
-        ArtifactError: when the file is damaged.
+    Raises ArtifactError when the file is damaged.
     """
     path = _preprocessor_file(source)
     if path is None:
@@ -101,8 +96,7 @@ def library_transform(source: str, side: int) -> TransformConfig:
         source: folder or hub id that transformers' `AutoImageProcessor` reads.
         side: side of the images in pixels if the processor's settings do not say it.
 
-    Raises:
-        ArtifactError: when there is no processor, or it prepares images in a way that a `TransformConfig` cannot say.
+    Raises ArtifactError when there is no processor, or it prepares images in a way that a `TransformConfig` cannot say.
     """
     try:
         with quiet():
@@ -157,8 +151,7 @@ def transform_of(settings: Mapping[str, Any], side: int) -> TransformConfig:
         settings: fields of `preprocessor_config.json`.
         side: side of the images in pixels if the settings do not say it.
 
-    Raises:
-        KeyError, TypeError, ValueError: when they describe none.
+    Raises KeyError, TypeError or ValueError when they describe none.
     """
     size, crop = _sizes(settings.get("size") or side), settings.get("crop_size")
     if settings.get("max_num_patches"):  # NaFlex: the grid of a square picture
@@ -209,8 +202,7 @@ def _square(size: tuple[int, ...]) -> int:
 def _compare(theirs: Callable[[Image.Image], Any], transform: TransformConfig) -> None:
     """Compare a transform with a library's on a picture that is not square.
 
-    Raises:
-        ValueError: when they differ by more than rounding.
+    Raises ValueError when they differ by more than rounding.
     """
     rng = np.random.default_rng(0)
     blocks = rng.integers(256, size=(9, 7, 3), dtype=np.uint8)
@@ -237,8 +229,7 @@ def _preprocessor_file(source: str | Path) -> Path | None:
 def check_size(source: str, transform: TransformConfig, side: int, patch: int) -> None:
     """Refuse a transform that makes images of another size than the position table is for.
 
-    Raises:
-        ArtifactError: naming both sizes.
+    Raises ArtifactError naming both sizes.
     """
     if transform.size != side:
         raise ArtifactError(

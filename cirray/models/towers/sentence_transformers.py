@@ -143,8 +143,7 @@ class EmbedderText(nn.Module):
     def tokenize(self, texts: Sequence[str], length: int) -> TextBatch:
         """The texts' bytes, whatever `length` is: the library cuts at the model's own.
 
-        Raises:
-            DataError: for an empty list.
+        Raises DataError for an empty list.
         """
         if not texts:
             raise DataError("There is no text to encode. Give at least one modification text.")
@@ -168,9 +167,8 @@ class EmbedderText(nn.Module):
 def open_network(source: str | Path) -> Network:
     """The network of a folder; one that is in use is shared.
 
-    Raises:
-        ArtifactError: when it cannot be read, or needs code of its own.
-        ConfigError: when the library is not installed, or the model does not read pictures and texts.
+    Raises ArtifactError when it cannot be read, or needs code of its own, and ConfigError when the library is not
+    installed, or the model does not read pictures and texts.
     """
     folder = Path(at_home(source)).absolute()
     stamps = [(name, path.stat().st_mtime_ns, path.stat().st_size) for name, path in copied(folder)]
@@ -227,28 +225,19 @@ def _texts(text: TextBatch) -> list[str]:
 
 
 def load_tower(source: str, dtype: torch.dtype | None) -> EmbedderTower:
-    """The picture side; the weights keep their stored type.
-
-    Raises:
-        ArtifactError, ConfigError: as `open_network`.
-    """
+    """The picture side; the weights keep their stored type. Raises ArtifactError or ConfigError as `open_network`."""
     return EmbedderTower(open_network(source), _MEGAPIXEL)
 
 
 def load_text(source: str) -> EmbedderText:
-    """The text side.
-
-    Raises:
-        ArtifactError, ConfigError: as `open_network`.
-    """
+    """The text side. Raises ArtifactError or ConfigError as `open_network`."""
     return EmbedderText(open_network(source))
 
 
 def build_text(description: Mapping[str, Any], words: Path) -> EmbedderText:
     """The text side of a saved retriever, whose network lies beside it as its tower.
 
-    Raises:
-        ArtifactError: when that is another network.
+    Raises ArtifactError when that is another network.
     """
     text = load_text(str(words / _VISION))
     if text.description() != dict(description):

@@ -69,9 +69,8 @@ class TimmTower(ImageEncoderTower):
 def load_timm_tower(source: str, dtype: torch.dtype | None) -> TimmTower:
     """Vision tower of a folder or hub id as timm saves them, or of a folder that `save` wrote.
 
-    Raises:
-        ArtifactError: when nothing readable is there, timm has no such architecture, its weights do not fit, or its
-            images are prepared in an unknown way.
+    Raises ArtifactError when nothing readable is there, timm has no such architecture, its weights do not fit, or its
+    images are prepared in an unknown way.
     """
     weights = open_weights(source)
     settings = _plain(weights.config)
@@ -86,8 +85,7 @@ def load_timm_tower(source: str, dtype: torch.dtype | None) -> TimmTower:
 def outline_timm_tower(source: str) -> TimmTower:
     """A tower of a folder's sizes, or of those of an architecture that timm knows.
 
-    Raises:
-        ArtifactError: as `load_timm_tower`.
+    Raises ArtifactError as `load_timm_tower`.
     """
     known = settings_of(source) if Path(source).is_dir() else published_timm(source)
     settings = _plain(known or {})

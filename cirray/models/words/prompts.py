@@ -40,8 +40,7 @@ class Alphabet:
 def cut_prompt(prompt: str, with_text: bool) -> tuple[str, ...]:
     """A prompt as its pieces: words, `$`, `{text}`.
 
-    Raises:
-        ConfigError: unless it has one `$`, and one `{text}` if it is a query's.
+    Raises ConfigError unless it has one `$`, and one `{text}` if it is a query's.
     """
     pieces = tuple(piece.strip() for piece in re.split(r"(\$|\{text\})", prompt) if piece.strip())
     slots, texts = pieces.count(SLOT), pieces.count(TEXT)
@@ -69,8 +68,7 @@ class PromptWriter:
             tokens: positions of the slot.
             length: longest row, special tokens included; never above the encoder's own limit.
 
-        Raises:
-            ConfigError: for a prompt without exactly one slot, or too long for any text.
+        Raises ConfigError for a prompt without exactly one slot, or too long for any text.
         """
         self._alphabet, self._tokens, self._length = alphabet, tokens, min(length, alphabet.limit)
         self._plain, self._query = cut_prompt(prompt, False), cut_prompt(query_prompt, True)
@@ -84,8 +82,7 @@ class PromptWriter:
     def __call__(self, texts: Sequence[str]) -> PromptBatch:
         """One row a text; `$` is taken out of it, an empty one is the image's prompt, a long one is cut at its end.
 
-        Raises:
-            DataError: for an empty list.
+        Raises DataError for an empty list.
         """
         if not texts:
             raise DataError("There is no text to encode. Give at least one modification text.")

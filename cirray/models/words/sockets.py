@@ -48,8 +48,7 @@ def open_sockets(text_encoder: Any) -> Sockets:
     Args:
         text_encoder: a `TextEncoder` of a backbone (CLIP of transformers, or of open_clip).
 
-    Raises:
-        ConfigError: for any other text encoder.
+    Raises ConfigError for any other text encoder.
     """
     model = text_encoder.model
     if hasattr(model, "text_model") and hasattr(model.text_model, "embeddings"):

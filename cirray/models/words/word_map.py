@@ -57,8 +57,7 @@ class WordMapRetriever(Retriever):
             backbone: its name in the registry.
             patch_width: width of the frozen tower's tokens, whose first is the image embedding.
 
-        Raises:
-            ConfigError: when tokens are narrower than the texts' vectors, or a prompt has not exactly one slot.
+        Raises ConfigError when tokens are narrower than the texts' vectors, or a prompt has not exactly one slot.
         """
         super().__init__()
         embed_dim = int(text_encoder.embed_dim)
@@ -107,8 +106,7 @@ class WordMapRetriever(Retriever):
     def token_ids(self, texts: Sequence[str]) -> TextBatch:
         """The query prompts of texts, on the model's device; an empty text is the image's own prompt.
 
-        Raises:
-            DataError: for an empty list.
+        Raises DataError for an empty list.
         """
         if self.config.query != "composed":
             return self.text_encoder.tokenize(texts, self.config.text_length).to(self.device)
@@ -137,8 +135,7 @@ class WordMapRetriever(Retriever):
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """The state of references: their tokens `[B, N, W]`, or (training-free rows) their embeddings `[B, 1, D]`.
 
-        Raises:
-            ConfigError: when injection has no patches to read.
+        Raises ConfigError when injection has no patches to read.
         """
         patches_BPD = patches_BPD.to(self.device, self.raw_temperature.dtype)
         if self.config.query != "composed":
@@ -148,8 +145,7 @@ class WordMapRetriever(Retriever):
     def map_tokens(self, image_BD: torch.Tensor, patches_BPD: torch.Tensor | None) -> torch.Tensor:
         """Tokens of image embeddings and (for injection) of all their tower's tokens: `[B, N, W]`.
 
-        Raises:
-            ConfigError: when injection has no patches to read.
+        Raises ConfigError when injection has no patches to read.
         """
         tokens_BNW = self.phi(image_BD)
         if self.injection is None:
@@ -193,8 +189,7 @@ class WordMapRetriever(Retriever):
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
         """All outputs that an objective needs, in one forward pass.
 
-        Raises:
-            ConfigError: for an output that this kind does not make.
+        Raises ConfigError for an output that this kind does not make.
         """
         self.refuse(wanted, frozenset({PLAIN}))
         if wanted.reverse or wanted.prompts or wanted.text_only:
@@ -213,8 +208,7 @@ class WordMapRetriever(Retriever):
     def changed(self, settings: Mapping[str, Any]) -> "WordMapRetriever":
         """The same phi, injection and text encoder with other adapters or another query.
 
-        Raises:
-            ConfigError: for a setting that the weights fix.
+        Raises ConfigError for a setting that the weights fix.
         """
         config = changed_words(self.config.to_dict(), settings)
         self.adapters.unplug()
@@ -254,9 +248,8 @@ def unit(vectors_BD: torch.Tensor) -> torch.Tensor:
 def build_word_map(config: WordMapConfig, patch_width: int, seed: int = 0) -> WordMapRetriever:
     """A pseudo-word retriever around a CLIP's text encoder; random weights depend only on the seed.
 
-    Raises:
-        ArtifactError: when the source cannot be read.
-        ConfigError: when the source is of no known backbone, or does not fit the tower's tokens.
+    Raises ArtifactError when the source cannot be read, and ConfigError when the source is of no known backbone, or
+    does not fit the tower's tokens.
     """
     inside = Path(config.source).expanduser() / CLIP
     source = str(inside) if (inside / "config.json").is_file() else config.source
@@ -281,8 +274,7 @@ def _load(description: Mapping[str, Any], folder: Path) -> WordMapRetriever:
 def changed_words(own: Mapping[str, Any], settings: Mapping[str, Any]) -> WordMapConfig:
     """A saved configuration with some fields changed.
 
-    Raises:
-        ConfigError: for a setting that the weights fix, or a value that no field takes.
+    Raises ConfigError for a setting that the weights fix, or a value that no field takes.
     """
     fixed = sorted(set(settings) - _CHANGEABLE)
     if fixed:

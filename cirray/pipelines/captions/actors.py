@@ -47,8 +47,7 @@ class CaptionImages:
     def rows(self, pictures: Sequence[Picture]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
         """Rows of captions, rows of rejections (together one an image), and how many captions were known.
 
-        Raises:
-            ArtifactError: when the captioner does not return one text per image.
+        Raises ArtifactError when the captioner does not return one text per image.
         """
         keys: dict[str, str] = {}
         reasons: dict[str, str] = {}

@@ -32,10 +32,8 @@ def run_caption(run: CaptionRun) -> Manifest:
         Manifest of kind "captions"; counts `images`, `captions`, `rejected`; with `judge` the metrics `exact` (share of
         captions that tell the scene, among images that the data set does not caption) and `judged`.
 
-    Raises:
-        ArtifactError: an input is missing, or another run's output is at `out`.
-        DataError: no image, or none that could be captioned.
-        GenerationError: when images are lost.
+    Raises ArtifactError: an input is missing, or another run's output is at `out`; DataError: no image, or none that
+    could be captioned; GenerationError when images are lost.
     """
     dataset = open_dataset(run.data)
     ids = part_ids(dataset, run.parts)

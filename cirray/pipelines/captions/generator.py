@@ -14,10 +14,8 @@ def run_caption_generator(run: CaptionGeneratorRun) -> Manifest:
     Returns:
         Manifest of kind "generator"; counts `captions` and `templates`.
 
-    Raises:
-        ArtifactError: captions are missing, or another artifact is at `out`.
-        ConfigError: for an unknown template.
-        DataError: when two captions artifacts disagree about an image.
+    Raises ArtifactError: captions are missing, or another artifact is at `out`; ConfigError for an unknown template;
+    DataError when two captions artifacts disagree about an image.
     """
     version, templates = pick_templates(run.templates)
     stage = open_stage(run, "generator", {"templates": f"{version} {sorted(templates.items())}"})

@@ -73,8 +73,7 @@ class Rejected:
             words: the error's message, with `{count}`, the most frequent `{reason}` and the first `{name}` in it.
             error: its class.
 
-        Raises:
-            DataError, or the given error: when `made` is 0.
+        Raises DataError or or the given error when `made` is 0.
         """
         if not made:
             stage.discard()
@@ -101,9 +100,7 @@ def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
     Returns:
         Sums of the figures that the last step gave for each part made now.
 
-    Raises:
-        GenerationError: when keys are lost, repeated or unknown.
-        CirrayError: raised by a step, or as in `stream`.
+    Raises GenerationError when keys are lost, repeated or unknown; CirrayError: raised by a step, or as in `stream`.
     """
     sums = Counter[str]()
     for figures in each_part(parts, ray, _finished(parts), stage.work_uri):
@@ -121,9 +118,7 @@ def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work
         finished: numbers of parts to leave out.
         work_uri: where parts are written, if anywhere; every machine must see it.
 
-    Raises:
-        DataError: when parts get lost on the way.
-        CirrayError: raised by a step, or as in `stream`.
+    Raises DataError when parts get lost on the way; CirrayError: raised by a step, or as in `stream`.
     """
     sizes = [len(table) for table in parts.tables]
     left = {number: table for number, table in enumerate(parts.tables) if number not in finished}

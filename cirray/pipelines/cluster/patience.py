@@ -22,8 +22,7 @@ def patient(answers: Iterable[ItemT], limit_s: float) -> Iterator[ItemT]:
         limit_s: after the first answer, a longer silence than this, and than three times what the first one took, is an
             error.
 
-    Raises:
-        ConfigError: when nothing was finished in that time.
+    Raises ConfigError when nothing was finished in that time.
     """
     read: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
     closed, end = threading.Event(), object()

@@ -38,8 +38,7 @@ def cluster(config: RayConfig) -> Iterator[ClusterInfo]:
 
     A cluster that this process has joined already is used and left alone.
 
-    Raises:
-        ConfigError: when the named cluster does not answer.
+    Raises ConfigError when the named cluster does not answer.
     """
     if ray.is_initialized():
         yield _info(private=False)
@@ -86,8 +85,7 @@ def data_context(config: RayConfig, block_bytes: int = 128 * 2**20) -> Iterator[
 def check_pool(pool: PoolConfig | None, config: RayConfig, info: ClusterInfo) -> None:
     """Refuse actors of which this cluster can never hold one; Ray would wait for ever.
 
-    Raises:
-        ConfigError: naming what one needs and what is there.
+    Raises ConfigError naming what one needs and what is there.
     """
     if pool is None or config.autoscaling:
         return
@@ -107,8 +105,7 @@ def logical_cpus(config: RayConfig) -> int:
 def check_reachable(address: str, timeout_s: float = 5.0) -> None:
     """Try to reach a cluster's port; ray.init would wait for minutes.
 
-    Raises:
-        OSError, ValueError: when nothing answers at `host:port`, or it is not of that form.
+    Raises OSError or ValueError when nothing answers at `host:port`, or it is not of that form.
     """
     if address == "auto":
         return
@@ -121,8 +118,7 @@ def check_reachable(address: str, timeout_s: float = 5.0) -> None:
 def _start_private(config: RayConfig) -> None:
     """Start a private cluster, with a second try, since on a busy machine Ray's fixed 30 s may not do.
 
-    Raises:
-        ConfigError: when that fails too.
+    Raises ConfigError when that fails too.
     """
     private_cluster(quiet=not config.show_output)
     options: dict[str, Any] = {"_temp_dir": config.temp_dir} if config.temp_dir else {}

@@ -48,8 +48,7 @@ class Worker:
             step: what to do.
             work_uri: where the stage writes; a machine that does not see it is refused before anything is loaded.
 
-        Raises:
-            ArtifactError: when the machines share no disk.
+        Raises ArtifactError when the machines share no disk.
         """
         if step.pool is None:
             self._call = partial(step.function, **step.settings)
@@ -82,10 +81,8 @@ def stream(
     Yields:
         What the last step returns, in any order, with the number of its part.
 
-    Raises:
-        CirrayError: the first one that a step raised, also on another machine.
-        ConfigError: when no further part is finished within the hang guard's time, or an actor asks for more than the
-            cluster has.
+    Raises CirrayError: the first one that a step raised, also on another machine; ConfigError when no further part is
+    finished within the hang guard's time, or an actor asks for more than the cluster has.
     """
     if not parts:
         return
@@ -113,8 +110,7 @@ def to_columns(table: pa.Table) -> Columns:
 def whole_part(columns: Columns) -> int:
     """Number of the part that the columns are.
 
-    Raises:
-        ArtifactError: when they are not exactly one part: it was split or merged on its way, and must not be written.
+    Raises ArtifactError when they are not exactly one part: it was split or merged on its way, and must not be written.
     """
     numbers, sizes = np.unique(columns["part"]), np.unique(columns["part_rows"])
     if len(numbers) != 1 or len(sizes) != 1 or int(sizes[0]) != len(columns["part"]):
@@ -128,8 +124,7 @@ def whole_part(columns: Columns) -> int:
 def check_shared(marker_uri: str) -> None:
     """Refuse to work on a machine that does not see the stage's folder.
 
-    Raises:
-        ArtifactError: naming the URI and the remedy.
+    Raises ArtifactError naming the URI and the remedy.
     """
     if not storage.exists(marker_uri):
         raise ArtifactError(

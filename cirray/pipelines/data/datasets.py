@@ -41,8 +41,7 @@ class ImageList:
 def open_dataset(data: DataConfig) -> CirDataset:
     """Read a data set; below a URI the image table holds URIs, and no image is downloaded.
 
-    Raises:
-        DataError: as the reader, or when there is nothing at the URI.
+    Raises DataError as the reader, or when there is nothing at the URI.
     """
     settings = getattr(data, data.format, None)
     root = str(getattr(settings, "root", ""))
@@ -60,8 +59,7 @@ def open_dataset(data: DataConfig) -> CirDataset:
 def read_usable(data: DataConfig, features: Sequence[str]) -> CirDataset:
     """A training data set without rows that name an unusable image; their number is logged.
 
-    Raises:
-        DataError: when every triplet names such an image.
+    Raises DataError when every triplet names such an image.
     """
     dataset = read_dataset(data)
     return without_images(dataset, unusable_images(dataset, features))
@@ -84,8 +82,7 @@ def unusable_images(dataset: CirDataset, features: Sequence[str]) -> frozenset[s
 def without_images(dataset: CirDataset, bad: Collection[str]) -> CirDataset:
     """A data set without rows that name one of some images; their number is logged.
 
-    Raises:
-        DataError: when every triplet names such an image.
+    Raises DataError when every triplet names such an image.
     """
     bad = frozenset(bad)
     triplets = tuple(row for row in dataset.triplets if bad.isdisjoint((row.reference_id, row.target_id)))
@@ -143,11 +140,7 @@ def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def list_images(data: DataConfig, parts: tuple[str, ...]) -> ImageList:
-    """The images of some parts; no image is opened.
-
-    Raises:
-        DataError: when the parts hold no image.
-    """
+    """The images of some parts; no image is opened. Raises DataError when the parts hold no image."""
     dataset = open_dataset(data)
     ids = part_ids(dataset, parts)
     if not ids:

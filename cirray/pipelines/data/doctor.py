@@ -52,9 +52,7 @@ def run_doctor(run: DoctorRun) -> DoctorReport:
         The report; with `out`, also an artifact of kind "doctor": `report.json`, and `images.parquet` with the hash,
         size and format of every image.
 
-    Raises:
-        ConfigError: an unknown data set or split.
-        DataError: nothing can be read (the exit status is then 2).
+    Raises ConfigError: an unknown data set or split; DataError: nothing can be read (the exit status is then 2).
     """
     if run.out:
         check_place(run, KIND)
@@ -84,11 +82,7 @@ def run_doctor(run: DoctorRun) -> DoctorReport:
 
 
 def data_of(run: DoctorRun) -> DataConfig:
-    """The data config of `folder` and `dataset`.
-
-    Raises:
-        ConfigError: for an unknown data set.
-    """
+    """The data config of `folder` and `dataset`. Raises ConfigError for an unknown data set."""
     name = run.dataset or run.data.format
     if name not in DataConfig.model_fields or not hasattr(getattr(run.data, name), "root"):
         known = [field for field in DataConfig.model_fields if hasattr(getattr(run.data, field), "root")]

@@ -15,8 +15,7 @@ def check_leaks(guard: Sequence[DataConfig], ids: Iterable[str], allow: bool, wh
 
     Returns: Entries for a manifest's `extra`: none without a guard, else the record under `guard`.
 
-    Raises:
-        DataError: with the list of images, unless `allow`; or when a benchmark cannot be read.
+    Raises DataError with the list of images, unless `allow`; or when a benchmark cannot be read.
     """
     guards: dict[str, frozenset[str]] = {}
     for config in guard:

@@ -35,8 +35,7 @@ def run_compare(run: CompareRun) -> Manifest:
     Returns:
         Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.
 
-    Raises:
-        ConfigError: without a row, or for texts or features of an unknown row.
+    Raises ConfigError without a row, or for texts or features of an unknown row.
     """
     if not run.checkpoints and not run.encoders:
         raise ConfigError("There is nothing to compare; name checkpoints with checkpoints.NAME=PLACE, once for each.")

@@ -42,10 +42,8 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     Returns:
         Manifest of kind "report"; metrics are the checkpoint's recalls (fractions), `extra["table"]` the text table.
 
-    Raises:
-        ArtifactError: an input is missing.
-        IndexMismatchError: the features were made by another vision tower than the checkpoint's.
-        DataError: the data set has no queries, or a query or image cannot be used.
+    Raises ArtifactError: an input is missing; IndexMismatchError: the features were made by another vision tower than
+    the checkpoint's; DataError: the data set has no queries, or a query or image cannot be used.
     """
     dataset, rewrites = _dataset(run)
     stage = open_stage(run, "report", {"data": asked_digest(dataset)})

@@ -44,10 +44,8 @@ class Scored:
 def run_score(run: ScoreRun) -> Scored:
     """Count a benchmark's figures from saved vectors or lists.
 
-    Raises:
-        ConfigError: fields that do not go together.
-        DataError: files that do not fit the benchmark: sizes, NaN, repeated or unknown ids, missing queries (named).
-        ArtifactError: `out` holds something else.
+    Raises ConfigError: fields that do not go together; DataError: files that do not fit the benchmark: sizes, NaN,
+    repeated or unknown ids, missing queries (named); ArtifactError: `out` holds something else.
     """
     dataset = read_dataset(run.data)
     protocol = replace(dataset.protocol, reference_rule=run.reference_rule or dataset.protocol.reference_rule)

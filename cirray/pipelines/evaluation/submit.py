@@ -57,9 +57,8 @@ class Submission:
 def run_submit(run: SubmitRun) -> Submission:
     """Write a submission, every file validated before any is written; or check a file.
 
-    Raises:
-        ConfigError: fields that do not go together.
-        DataError: rankings or vectors that do not cover the split, or a file that breaks the server's rules (named).
+    Raises ConfigError: fields that do not go together; DataError: rankings or vectors that do not cover the split, or a
+    file that breaks the server's rules (named).
     """
     if run.check:
         return _check_file(run)

@@ -37,9 +37,8 @@ def run_embed(run: EmbedRun) -> Manifest:
     Returns:
         Manifest of kind "features"; counts `images` and `rejected`, `extra["rejected"]` the first reasons.
 
-    Raises:
-        DataError: no image, or none that can be decoded.
-        ArtifactError: no tower, another run's output at `out`, or features there of pictures that have changed since.
+    Raises DataError: no image, or none that can be decoded; ArtifactError: no tower, another run's output at `out`, or
+    features there of pictures that have changed since.
     """
     images = list_images(run.data, run.parts)
     stage = open_stage(run, "features", {"data": images.digest, "tower": _digest(run.tower)}, PARTS)

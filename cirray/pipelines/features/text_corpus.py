@@ -18,8 +18,7 @@ def data_corpus(config: DataConfig) -> tuple[Corpus, list[str]]:
     Unlike the embedded world's, such a model cannot describe a difference, so the generator should tune it
     (`generator.settings.tuning=full` or `lora`).
 
-    Raises:
-        DataError: when there is no text at all.
+    Raises DataError when there is no text at all.
     """
     changes, captions = data_texts(config)
 
@@ -34,8 +33,7 @@ def data_corpus(config: DataConfig) -> tuple[Corpus, list[str]]:
 def data_texts(config: DataConfig) -> tuple[list[str], list[str]]:
     """The different training texts and captions of a data set, sorted.
 
-    Raises:
-        DataError: when there is no text at all.
+    Raises DataError when there is no text at all.
     """
     dataset = read_dataset(config)
     changes = sorted({triplet.modification for triplet in dataset.split("train")})

@@ -60,9 +60,8 @@ def run_towers(run: TowersRun) -> Manifest:
     Returns: Manifest of kind "towers": metrics `vision` (accuracy per head on fresh scenes) and `language` (exact edits
         from described scenes, forward and reverse, without images) for towers of the embedded world.
 
-    Raises:
-        ArtifactError: when a named tower cannot be read, or another run's output is at `out`.
-        DataError: when `data` lacks the captions that its objective needs.
+    Raises ArtifactError when a named tower cannot be read, or another run's output is at `out`, and DataError when
+    `data` lacks the captions that its objective needs.
     """
     stage = open_stage(run, "towers", _inputs(run), ["work-*/checkpoints/*"])
     if stage.finished:

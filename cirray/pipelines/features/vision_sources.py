@@ -31,8 +31,7 @@ _GRID, _MOST_IMAGES = 3, 20_000
 def cell_source(model: VisionTowerConfig, config: VisionTrainingConfig) -> Source:
     """Fresh reserved scenes at every step, a pure function of (seed, step, rank).
 
-    Raises:
-        ConfigError: when a patch is not inside one cell of the scene.
+    Raises ConfigError when a patch is not inside one cell of the scene.
     """
     if (model.image_size // _GRID) % model.patch_size or model.image_size % _GRID:
         raise ConfigError(
@@ -60,8 +59,7 @@ def cell_batch(model: VisionTowerConfig, rng: np.random.Generator, count: int, c
 def caption_source(run: TowersRun) -> tuple[Source, int]:
     """Captioned images of the run's data, read once; and the number of caption words that are predicted.
 
-    Raises:
-        DataError: when there are too few captions to learn words from.
+    Raises DataError when there are too few captions to learn words from.
     """
     dataset, ids = _captioned(run)
     words = caption_words({name: dataset.captions[name] for name in ids})

@@ -69,8 +69,7 @@ def plan_embed(run: EmbedRun, plan: PlanConfig, beside: RecipesBeside) -> PlanRe
 def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
     """Memory and time of writing texts.
 
-    Raises:
-        ConfigError: when the sizes of the generator cannot be known, or it has no network.
+    Raises ConfigError when the sizes of the generator cannot be known, or it has no network.
     """
     chosen, ways = run.generator.settings, 2 if run.reverse_texts else 1
     if not isinstance(chosen, MtgConfig):

@@ -77,8 +77,7 @@ def tower_of(place: str, beside: RecipesBeside) -> tuple[VisionTower, str]:
 
     Call it under `weightless`.
 
-    Raises:
-        ConfigError: when neither the artifact nor a recipe that writes it is there, or its source is unknown.
+    Raises ConfigError when neither the artifact nor a recipe that writes it is there, or its source is unknown.
     """
     if storage.exists(place):
         return outline_tower(str(find_tower(place))), place
@@ -102,8 +101,7 @@ def tower_of(place: str, beside: RecipesBeside) -> tuple[VisionTower, str]:
 def tokens_of(features: tuple[str, ...], towers: str, plan: PlanConfig, beside: RecipesBeside) -> Tokens:
     """Tokens of an image: as given, from a features artifact, or from the towers.
 
-    Raises:
-        ConfigError: when none is known.
+    Raises ConfigError when none is known.
     """
     if plan.patch_tokens and plan.patch_width:
         return Tokens(plan.patch_tokens, plan.patch_width, "plan.patch_tokens, plan.patch_width")

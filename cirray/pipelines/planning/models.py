@@ -35,8 +35,7 @@ _STAGE_1 = "Salesforce/blip2-itm-vit-g"
 def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside) -> tuple[Retriever, str]:
     """The retriever that a run trains, and the source of its sizes.
 
-    Raises:
-        ConfigError: when the sizes of a named source cannot be known.
+    Raises ConfigError when the sizes of a named source cannot be known.
     """
     settings = run.encoder.settings
     if run.init:
@@ -57,8 +56,7 @@ def retriever_of(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: Recipe
 def trained_retriever(run: TrainRun, plan: PlanConfig, tokens: Tokens, beside: RecipesBeside) -> tuple[Retriever, str]:
     """As `retriever_of`, with a frozen copy as its target side if the objective has a negative bank.
 
-    Raises:
-        ConfigError: as `retriever_of`.
+    Raises ConfigError as `retriever_of`.
     """
     model, origin = retriever_of(run, plan, tokens, beside)
     shared = isinstance(model, DualEncoderRetriever) and not model.target_weights()
@@ -74,8 +72,7 @@ def generator_of(
 ) -> tuple[ModificationTextModel, str]:
     """The generator that a run trains, and the source of its sizes.
 
-    Raises:
-        ConfigError: when the sizes of a named source cannot be known, or for a generator of another kind than `mtg`.
+    Raises ConfigError when the sizes of a named source cannot be known, or for a generator of another kind than `mtg`.
     """
     source = run.language or _language_source(run.towers, beside)
     language = outline_language(source, DTYPES[run.language_dtype])
@@ -103,8 +100,7 @@ def written_generator(
 ) -> tuple[ModificationTextModel, str]:
     """The generator of an artifact, or of the recipe that trains it, and the source of its sizes.
 
-    Raises:
-        ConfigError: when neither is there, or the artifact's generator has no network.
+    Raises ConfigError when neither is there, or the artifact's generator has no network.
     """
     found = description_of(place, "generator")
     if found is not None:

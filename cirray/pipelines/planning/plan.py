@@ -27,8 +27,7 @@ def plan_run(run: Config, plan: PlanConfig | None = None, beside: RecipesBeside 
         plan: assumptions.
         beside: recipes that will write missing inputs.
 
-    Raises:
-        ConfigError: for a run of another kind, or a source whose sizes cannot be known.
+    Raises ConfigError for a run of another kind, or a source whose sizes cannot be known.
     """
     chosen = run.base if isinstance(run, TuneRun) else run
     for cls, planner in PLANNED:

@@ -34,8 +34,7 @@ _LIVE_BATCH = 64
 def plan_retriever(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
     """Memory, disk traffic and time of a retriever's training.
 
-    Raises:
-        ConfigError: when the sizes of a named source cannot be known.
+    Raises ConfigError when the sizes of a named source cannot be known.
     """
     tokens = tokens_of(run.features, run.towers, plan, beside)
     world = run.ray.num_workers if run.ray.enabled else 1
@@ -63,8 +62,7 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> Pl
 def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
     """Memory and time of a generator's training on labelled triplets (not of the alignment before it).
 
-    Raises:
-        ConfigError: when the sizes of a named source cannot be known.
+    Raises ConfigError when the sizes of a named source cannot be known.
     """
     tokens = tokens_of(run.features, run.towers, plan, beside)
     world = run.ray.num_workers if run.ray and run.ray.enabled else 1

@@ -48,8 +48,7 @@ class RewriteTexts:
     def rows(self, items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
         """Rows of texts, rows of rejections (together one an item), and how many questions were asked.
 
-        Raises:
-            ArtifactError: when the rewriter does not return one text per question.
+        Raises ArtifactError when the rewriter does not return one text per question.
         """
         asks = [Ask(item["caption"], item["modification"]) for item in items]
         keys = [rewrite_key(ask, self._prompt, self._rewriter.digest) for ask in asks]

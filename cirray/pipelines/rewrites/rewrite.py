@@ -31,10 +31,8 @@ def run_rewrite(run: RewriteRun) -> Manifest:
         Manifest of kind "rewrites"; counts `queries`, `texts`, `rejected`; `extra` pins rewriter, model and
         instruction.
 
-    Raises:
-        ArtifactError: an input is missing, or another run's output is at `out`.
-        DataError: no query, or none whose reference has a caption.
-        GenerationError: when texts are lost.
+    Raises ArtifactError: an input is missing, or another run's output is at `out`; DataError: no query, or none whose
+    reference has a caption; GenerationError when texts are lost.
     """
     table = _items(run, open_dataset(run.data))
     stage = open_stage(run, KIND, _inputs(run, table), PARTS)

@@ -20,9 +20,8 @@ def with_texts(dataset: CirDataset, uri: str) -> tuple[CirDataset, dict[str, Any
 
     Rejected texts stay as in the data set; such queries are counted (`kept`) in the protocol.
 
-    Raises:
-        ArtifactError: when there is no rewrites artifact.
-        DataError: when a query is not in it, or has another reference there.
+    Raises ArtifactError when there is no rewrites artifact, and DataError when a query is not in it, or has another
+    reference there.
     """
     manifest, folder = read_manifest(uri, KIND), str(localize(uri, KIND))
     rows, refused = rewrite_table(folder), rejected_rewrites(folder)

@@ -59,12 +59,9 @@ def run_add(run: AddRun) -> Changed:
     Every group of `batch` images is one commit, so a killed run has added the groups before, and the next run of the
     same command encodes the others alone.
 
-    Raises:
-        ArtifactError: there is no such gallery, or no checkpoint.
-        ConfigError: no source.
-        DataError: the source is missing, or holds nothing that can be added.
-        IndexMismatchError: the checkpoint did not make the gallery.
-        StoreError: the gallery cannot be written.
+    Raises ArtifactError: there is no such gallery, or no checkpoint; ConfigError: no source; DataError: the source is
+    missing, or holds nothing that can be added; IndexMismatchError: the checkpoint did not make the gallery;
+    StoreError: the gallery cannot be written.
     """
     if not run.source:
         raise ConfigError("Nothing to add: name a folder of pictures, a picture, or a Parquet file of vectors.")
@@ -80,11 +77,8 @@ def run_add(run: AddRun) -> Changed:
 def run_remove(run: RemoveRun) -> Changed:
     """Remove images by id, or those that a filter names.
 
-    Raises:
-        ArtifactError: there is no such gallery.
-        ConfigError: no id and no filter.
-        DataError: an id that the gallery has not (then nothing is removed), or a filter that does not fit.
-        StoreError: the gallery cannot be written.
+    Raises ArtifactError: there is no such gallery; ConfigError: no id and no filter; DataError: an id that the gallery
+    has not (then nothing is removed), or a filter that does not fit; StoreError: the gallery cannot be written.
     """
     if not run.ids and not run.where:
         raise ConfigError("Nothing to remove: name ids, or where=FILTER.")
@@ -98,9 +92,7 @@ def run_remove(run: RemoveRun) -> Changed:
 def run_compact(run: CompactRun) -> Changed:
     """Write small files together and drop outdated rows.
 
-    Raises:
-        ArtifactError: there is no such gallery.
-        StoreError: the gallery cannot be written.
+    Raises ArtifactError: there is no such gallery; StoreError: the gallery cannot be written.
     """
     describe(run.gallery)
     return Changed(run.gallery, {"outdated rows dropped": Catalogue.open(run.gallery).compact(run.keep_s)})
@@ -212,8 +204,7 @@ def _batches(source: Path, columns: Mapping[str, pa.DataType]) -> Iterator[pa.Re
 def changes_of(batch: pa.RecordBatch, shape: tuple[int, int], prefix: str = "") -> Iterator[Change]:
     """Rows with `id`, `vector` and metadata columns as changes.
 
-    Raises:
-        DataError: for an id that is no text, or vectors of another size.
+    Raises DataError for an id that is no text, or vectors of another size.
     """
     ids, vectors = batch.column("id"), batch.column("vector")
     if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)) or ids.null_count:

@@ -30,11 +30,9 @@ def run_index(run: IndexRun) -> Manifest:
     Returns: Manifest of kind "index"; counts `images` and `rejected`; `extra["rejected"]` holds the first reasons,
         `extra["examples"]` the clearest queries of the data set (reference id and text).
 
-    Raises:
-        ArtifactError: checkpoint or features are missing, or another artifact is at `out`.
-        ConfigError: settings of the index that its backend refuses.
-        DataError: no image could be used.
-        IndexMismatchError: features of another vision tower.
+    Raises ArtifactError: checkpoint or features are missing, or another artifact is at `out`; ConfigError: settings of
+    the index that its backend refuses; DataError: no image could be used; IndexMismatchError: features of another
+    vision tower.
     """
     run = with_checkpoint(run)
     check_place(run, KIND)

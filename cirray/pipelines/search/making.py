@@ -35,11 +35,7 @@ REJECTED = "rejected.json"
 
 
 def make_index(run: IndexRun, plan: IndexPlan, stage: Stage) -> Manifest:
-    """Encode what is left to encode, and publish the index.
-
-    Raises:
-        CirrayError: as `run_index`.
-    """
+    """Encode what is left to encode, and publish the index. Raises CirrayError as `run_index`."""
     encoder = PartEncoder(run, plan.features_digest, len(plan.ids), stage.work_uri, next_part(stage))
     if run.target_recall is not None:
         faiss_library()  # its absence is told before any image is encoded

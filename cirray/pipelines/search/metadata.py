@@ -30,8 +30,7 @@ def metadata_for(place: str, ids: Sequence[str], names: Mapping[str, str]) -> tu
         ids: the images.
         names: id -> name of its file.
 
-    Raises:
-        DataError: a file that cannot be read, names no image, or has two rows of one.
+    Raises DataError: a file that cannot be read, names no image, or has two rows of one.
     """
     table = _read(place)
     key = _key(place, table.schema)

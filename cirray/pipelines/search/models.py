@@ -25,9 +25,8 @@ _LOGGER = get_logger("pipelines.models")
 def with_checkpoint(run: IndexRun) -> IndexRun:
     """The run with a checkpoint in place of `model`, which is opened below its root if need be.
 
-    Raises:
-        ArtifactError: when there is no such model.
-        ConfigError: for a composition that it does not know, or one without a model.
+    Raises ArtifactError when there is no such model, and ConfigError for a composition that it does not know, or one
+    without a model.
     """
     if not run.model:
         if run.composition or run.weight is not None:
@@ -51,9 +50,8 @@ def run_model(run: ModelRun) -> Manifest:
     Returns:
         Manifest of kind "checkpoint"; `extra` has the tower's digest, the composition and the text's weight.
 
-    Raises:
-        ArtifactError: when the source cannot be read, or another artifact is at `out`.
-        ConfigError: for a composition that the model does not know.
+    Raises ArtifactError when the source cannot be read, or another artifact is at `out`, and ConfigError for a
+    composition that the model does not know.
     """
     stage = open_stage(run, "checkpoint")
     if stage.finished:

@@ -155,8 +155,7 @@ class PartEncoder:
             work_uri: where the stage writes.
             first: number of the first part's file.
 
-        Raises:
-            IndexMismatchError: when the features come from another vision tower than the checkpoint's.
+        Raises IndexMismatchError when the features come from another vision tower than the checkpoint's.
         """
         self._run, self._work_uri, self.first = run, work_uri, first
         self._gate = None if torch.device(run.device).type == "cpu" else threading.Lock()

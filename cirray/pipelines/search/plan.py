@@ -70,10 +70,9 @@ def make_plan(run: IndexRun) -> IndexPlan:
 
     Of a folder whose index is at `out`, only files that were touched since are read.
 
-    Raises:
-        ArtifactError: checkpoint or features are missing, or the index of another folder is at `out`.
-        ConfigError: neither images nor features were named.
-        DataError: the folder holds no image, features lack some of the gallery, or metadata that cannot be used.
+    Raises ArtifactError: checkpoint or features are missing, or the index of another folder is at `out`; ConfigError:
+    neither images nor features were named; DataError: the folder holds no image, features lack some of the gallery, or
+    metadata that cannot be used.
     """
     checkpoint = read_manifest(run.checkpoint, "checkpoint")
     inputs = {"checkpoint": checkpoint.digest, "features": "", "data": ""}
@@ -152,8 +151,7 @@ def _contents(paths: Sequence[str], limits: ImageLimits) -> list[str]:
 def _seen_before(run: IndexRun, folder: str) -> list[Seen]:
     """The files that the index at `out` was made of.
 
-    Raises:
-        ArtifactError: when they lie in another folder that is still there.
+    Raises ArtifactError when they lie in another folder that is still there.
     """
     if not is_complete(run.out):
         return []

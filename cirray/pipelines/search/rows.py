@@ -82,11 +82,7 @@ class IndexRows:
     """A finished index of a folder."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Check its files and find the digests of its pictures.
-
-        Raises:
-            ArtifactError: a file is missing or damaged.
-        """
+        """Check its files and find the digests of its pictures. Raises ArtifactError: a file is missing or damaged."""
         check_files(folder, manifest, str(folder))
         self._folder, self._names = folder, list(manifest.extra["files"])
         self.has_patches = PATCHES in self._names

@@ -30,9 +30,7 @@ class Answer:
 def run_search(run: SearchRun) -> Answer:
     """Answer one query.
 
-    Raises:
-        DataError: an unusable image, text or id.
-        IndexMismatchError: the index belongs to another checkpoint.
+    Raises DataError: an unusable image, text or id; IndexMismatchError: the index belongs to another checkpoint.
     """
     from cirray.search_engine import SearchEngine
 
@@ -47,8 +45,7 @@ def run_search(run: SearchRun) -> Answer:
 def further(run: SearchRun) -> Further:
     """What the query says beyond one reference and a text.
 
-    Raises:
-        DataError: for a picture that is not a file, or both a text and a picture that are not wanted.
+    Raises DataError for a picture that is not a file, or both a text and a picture that are not wanted.
     """
     unwanted, negative = run.unwanted, None
     if unwanted.text or unwanted.image or unwanted.id:
@@ -96,9 +93,8 @@ def reference(
 ) -> tuple[str | None, str | None]:
     """A picture's path, or a gallery id: as written, else the one of `ids` that it may mean (`spellings`); or neither.
 
-    Raises:
-        DataError: for two references, nothing to search by, a file that is not there, or an id that may be either of
-            two.
+    Raises DataError for two references, nothing to search by, a file that is not there, or an id that may be either of
+    two.
     """
     if run.image and run.id:
         raise DataError("A search has one reference: image=FILE or id=ID of a gallery image; both were given.")

@@ -12,10 +12,8 @@ def run_use(run: UseRun) -> str:
 
     A gallery is opened with its checkpoint and answers a query before the name changes.
 
-    Raises:
-        ArtifactError: gallery or checkpoint are missing, or there is no such name.
-        ConfigError: there is none before.
-        IndexMismatchError: the checkpoint did not make the gallery.
+    Raises ArtifactError: gallery or checkpoint are missing, or there is no such name; ConfigError: there is none
+    before; IndexMismatchError: the checkpoint did not make the gallery.
     """
     place = storage.join(run.root, "galleries", f"{run.name}{SUFFIX}")
     if run.back:

@@ -42,8 +42,7 @@ class Graph:
     def add(self, stage: str, values: Assignment | None = None) -> str:
         """Add a stage and all it builds on; returns its name, which says the variables that differ from their default.
 
-        Raises:
-            ConfigError: for an unknown stage or variable, a circle, or fields that the verb does not take.
+        Raises ConfigError for an unknown stage or variable, a circle, or fields that the verb does not take.
         """
         name = self.name(stage, values)
         if name in self.nodes:
@@ -98,8 +97,7 @@ class Graph:
     def needs(self, stage: str, trail: tuple[str, ...] = ()) -> frozenset[str]:
         """Variables that a stage or anything it builds on depends on.
 
-        Raises:
-            ConfigError: for an unknown stage, with the one that reads it.
+        Raises ConfigError for an unknown stage, with the one that reads it.
         """
         if stage not in self.run.stages:
             reader = f"Stage {trail[-1]!r} reads '@{stage}'. " if trail else ""

@@ -34,8 +34,7 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
         Manifest of kind "study": `report.html`, `table.txt`, `metrics.json`, curves; metrics hold the mean of every
         figure per row; `extra["table"]` is the text.
 
-    Raises:
-        ConfigError: for a study that names unknown things, before anything runs.
+    Raises ConfigError for a study that names unknown things, before anything runs.
     """
     if run.out:
         check_place(run, "study")
@@ -52,8 +51,7 @@ def run_study(run: StudyRun, find: Find) -> Manifest:
 def study_nodes(run: StudyRun, find: Find) -> list[Node]:
     """The stages that the first seed's table needs, in order, with their resolved configs; nothing is run.
 
-    Raises:
-        ConfigError: as `run_study`.
+    Raises ConfigError as `run_study`.
     """
     (graph,), (scoring,) = _main(run, find, run.seeds[:1])
     return [*graph.nodes.values(), scoring.node]
@@ -65,8 +63,7 @@ def run_stages(run: StudyRun, find: Find, names: Iterable[str]) -> list[Node]:
     Returns:
         All of them.
 
-    Raises:
-        ConfigError: for an unknown stage, with the known ones.
+    Raises ConfigError for an unknown stage, with the known ones.
     """
     graph = Graph(run, run.seeds[0], find)
     for name in names:

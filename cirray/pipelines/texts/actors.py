@@ -76,8 +76,7 @@ class GenerateTexts:
     def generate(self, pairs: Sequence[Pair], pictures: PictureLookup | None = None) -> list[Generation]:
         """One generation per pair, in order; a pair without the features that are read is a failure.
 
-        Raises:
-            ArtifactError: when the generator does not return one answer per pair, in order.
+        Raises ArtifactError when the generator does not return one answer per pair, in order.
         """
         store = self._features
         absent = {pair.pair_id: _absent(pair, store) for pair in pairs}

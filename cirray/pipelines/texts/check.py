@@ -25,10 +25,8 @@ def run_check(run: CheckRun) -> Manifest:
     Returns:
         Manifest of kind "triplets"; counts `triplets` (kept), `rejected` (by the check alone); metrics as `generate`'s.
 
-    Raises:
-        ArtifactError: an input is missing.
-        IndexMismatchError: the features are of another vision tower than the checkpoint's.
-        GenerationError: when no row passes.
+    Raises ArtifactError: an input is missing; IndexMismatchError: the features are of another vision tower than the
+    checkpoint's; GenerationError when no row passes.
     """
     features = FeatureStore.open_many(run.features)
     stage = open_stage(run, KIND)

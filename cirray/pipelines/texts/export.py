@@ -44,10 +44,9 @@ def run_export_triplets(run: ExportTripletsRun) -> Manifest:
     Returns:
         Manifest of kind "dataset"; counts `triplets` and `images`, `extra` has the digests of both.
 
-    Raises:
-        ArtifactError: the triplets are missing, another artifact is at `out`, or the hub takes nothing.
-        ConfigError: `push` is no hub id, or the library `datasets` is not installed.
-        DataError: a picture that a triplet names is not in the data set, or cannot be read.
+    Raises ArtifactError: the triplets are missing, another artifact is at `out`, or the hub takes nothing; ConfigError:
+    `push` is no hub id, or the library `datasets` is not installed; DataError: a picture that a triplet names is not in
+    the data set, or cannot be read.
     """
     require("datasets", "hub", "cirray export triplets")
     if run.push:

@@ -55,11 +55,9 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     Returns:
         Manifest of kind "triplets"; counts `pairs`, `triplets`, `rejected`.
 
-    Raises:
-        ArtifactError: an input is missing, a generator is of another kind, or another run's output is at `out`.
-        IndexMismatchError: features of another vision tower than the generator's.
-        GenerationError: when rows are lost or doubled, or every row was rejected.
-        DataError: when a pair holds a guarded image.
+    Raises ArtifactError: an input is missing, a generator is of another kind, or another run's output is at `out`;
+    IndexMismatchError: features of another vision tower than the generator's; GenerationError when rows are lost or
+    doubled, or every row was rejected; DataError when a pair holds a guarded image.
     """
     guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
     _check_generator(run)
@@ -76,8 +74,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
 def pair_pictures(run: GenerateRun) -> tuple[dict[str, str], dict[str, str]]:
     """Places (`Place.text`) of the pairs' images by id, and the digest of their bytes; nothing where none is read.
 
-    Raises:
-        DataError: the data set lacks an image of a pair.
+    Raises DataError: the data set lacks an image of a pair.
     """
     settings = run.generator.settings
     if not isinstance(settings, PicturesConfig) or settings.data is None:
@@ -102,8 +99,7 @@ def make_plan(run: GenerateRun, places: Mapping[str, str] | None = None) -> Text
         run: the configuration.
         places: of the images, where the generator looks at pictures.
 
-    Raises:
-        GenerationError: when a pair appears twice.
+    Raises GenerationError when a pair appears twice.
     """
     pairs = order_pairs(read_pairs(run.pairs))
     double = len(pairs) - len({pair.pair_id for pair in pairs})

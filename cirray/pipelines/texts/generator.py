@@ -50,11 +50,9 @@ def run_generator(run: GeneratorRun) -> Manifest:
         Manifest of kind "generator": metrics `token_loss` (held-out answers, nats per token), `trained` and `zero_shot`
         (per direction: share of finished texts and, where scenes are known, exact edits, direction, per kind).
 
-    Raises:
-        ArtifactError: an input is missing, or another run's output is at `out`.
-        ConfigError: a given size that contradicts `qformer_source`.
-        IndexMismatchError: the features were made by another vision tower than the towers'.
-        DataError: no usable triplet, or a vocabulary that does not fit.
+    Raises ArtifactError: an input is missing, or another run's output is at `out`; ConfigError: a given size that
+    contradicts `qformer_source`; IndexMismatchError: the features were made by another vision tower than the towers';
+    DataError: no usable triplet, or a vocabulary that does not fit.
     """
     inputs = _source_digest(run)
     dataset = read_usable(run.data, run.features)

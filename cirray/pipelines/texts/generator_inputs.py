@@ -33,8 +33,7 @@ _ENCODING_BATCH = 256
 def build_generator(run: GeneratorRun, device: str | None = None) -> TrainableGenerator:
     """A network around a language model, with random start weights or those of a BLIP-2 or InstructBLIP checkpoint.
 
-    Raises:
-        ArtifactError: when the checkpoint, or its projection, does not fit the towers or the language model.
+    Raises ArtifactError when the checkpoint, or its projection, does not fit the towers or the language model.
     """
     device = device or run.device
     source_of = run.language or localize(run.towers, "towers") / LANGUAGE
@@ -62,8 +61,7 @@ def encode_live(tower: VisionTower, dataset: CirDataset, ids: Sequence[str], run
 def read_features(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) -> FeatureStore:
     """Features of the labelled images: from artifacts, or encoded now.
 
-    Raises:
-        IndexMismatchError: when the artifacts were made by another vision tower than the towers'.
+    Raises IndexMismatchError when the artifacts were made by another vision tower than the towers'.
     """
     if run.features:
         store, wanted = FeatureStore.open_many(list(run.features)), read_manifest(run.towers).extra["encoder_digest"]
@@ -97,9 +95,8 @@ def alignment_task(
 ) -> tuple[AlignmentTask | None, dict[str, Any]]:
     """The alignment task, or None; and its objective and counts for the manifest.
 
-    Raises:
-        DataError: when the run names an objective that its captions do not allow.
-        ConfigError: when neither alignment nor the labelled triplets would train the reader.
+    Raises DataError when the run names an objective that its captions do not allow, and ConfigError when neither
+    alignment nor the labelled triplets would train the reader.
     """
     if run.alignment == "none" or not isinstance(model, ModificationTextModel):
         _check_aligned(run)

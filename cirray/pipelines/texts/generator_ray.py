@@ -38,8 +38,7 @@ def train_on_workers(
     Returns:
         The history.
 
-    Raises:
-        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
+    Raises ConfigError when the cluster cannot hold the workers, or training failed more often than allowed.
     """
     assert run.ray is not None
     loop = run.alignment_training if name == "alignment" else run.training

@@ -20,8 +20,7 @@ def is_shapes_world(root: str) -> bool:
 def single_edit_share(pairs: Sequence[Pair], root: str) -> float:
     """Share of pairs whose scenes are exactly one edit apart.
 
-    Raises:
-        DataError: naming an image that is not in the world.
+    Raises DataError naming an image that is not in the world.
     """
     scenes = read_scenes(storage.local_path(root))
     hits = [difference(_scene(scenes, p.reference_id), _scene(scenes, p.target_id)) is not None for p in pairs]

@@ -29,8 +29,7 @@ def run_mine(run: MineRun) -> Manifest:
         Manifest of kind "pairs"; counts `pairs` and `images`; for a shapes world the metric `single_edits`, the share
         of pairs that are exactly one edit apart (the miner never sees the scenes).
 
-    Raises:
-        DataError: when images have no features, no pair is found, or a guarded image is among those to pair.
+    Raises DataError when images have no features, no pair is found, or a guarded image is among those to pair.
     """
     dataset = open_dataset(run.data)
     guard = check_leaks(run.guard, _candidates(run, dataset), run.allow_leaks, "The pair pool")

@@ -29,8 +29,7 @@ def run_oracle(run: OracleRun) -> Manifest:
     Returns:
         Manifest of kind "triplets"; counts of triplets and of rejected pairs.
 
-    Raises:
-        ArtifactError: when the generated triplets or the world are missing.
+    Raises ArtifactError when the generated triplets or the world are missing.
     """
     stage = open_stage(run, KIND)
     if stage.finished:

@@ -52,9 +52,8 @@ def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> Train
         run: the configuration.
         unusable: unusable images, if known; else the features list them, or every image is opened.
 
-    Raises:
-        ArtifactError: a triplets artifact is missing or damaged.
-        DataError: nothing to train on, or no held-out triplet when validation needs some.
+    Raises ArtifactError: a triplets artifact is missing or damaged; DataError: nothing to train on, or no held-out
+    triplet when validation needs some.
     """
     dataset, bad = None, frozenset(unusable or ())
     if run.data:
@@ -74,8 +73,7 @@ def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> Train
 def set_aside(rows: Sequence[Triplet], count: int) -> tuple[tuple[Triplet, ...], tuple[Triplet, ...]]:
     """The rows without at least `count` of them in whole families, and those; chosen by their names.
 
-    Raises:
-        DataError: when no row would be left to train on.
+    Raises DataError when no row would be left to train on.
     """
     if not count:
         return tuple(rows), ()
@@ -133,8 +131,7 @@ def keep_tower(run: TrainRun, features: Features, folder: Path) -> str:
     Returns:
         The tower's digest.
 
-    Raises:
-        IndexMismatchError: when the named tower is another one.
+    Raises IndexMismatchError when the named tower is another one.
     """
     place = find_tower(run.towers)
     known = read_manifest(run.towers).extra.get("encoder_digest") if is_complete(run.towers) else None

@@ -50,8 +50,7 @@ def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "
         inputs: its rows.
         device: where images are encoded, if the run has no features.
 
-    Raises:
-        ArtifactError, ConfigError, DataError: naming what cannot be used.
+    Raises ArtifactError, ConfigError or DataError naming what cannot be used.
     """
     find_engine(run.training.engine)
     features = features_of(run, inputs, device)
@@ -65,8 +64,7 @@ def check_job(run: TrainRun, inputs: TrainInputs) -> Features:
 
     Returns: the run's features.
 
-    Raises:
-        ArtifactError, ConfigError, DataError: as `build_job`.
+    Raises ArtifactError, ConfigError or DataError as `build_job`.
     """
     find_engine(run.training.engine)
     features = features_of(run, inputs)
@@ -80,8 +78,7 @@ def check_job(run: TrainRun, inputs: TrainInputs) -> Features:
 def features_of(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "cpu") -> Features:
     """The run's features, which hold every image that is measured.
 
-    Raises:
-        ArtifactError, DataError: for features that cannot be read, or an image without some.
+    Raises ArtifactError or DataError for features that cannot be read, or an image without some.
     """
     features = open_features(run, device)
     missing = features.missing([*inputs.gallery_ids, *gallery_of(inputs.slice)])
@@ -106,8 +103,7 @@ def measures_of(run: TrainRun, inputs: TrainInputs, features: Features) -> tuple
 def check_figures(keep: Sequence[str], known: Sequence[str]) -> None:
     """Refuse to keep weights by a figure that the benchmark does not have, before the first step.
 
-    Raises:
-        ConfigError: naming it, and the known ones.
+    Raises ConfigError naming it, and the known ones.
     """
     for name in keep:
         if name.startswith(SPLIT) and name not in known:

@@ -62,8 +62,7 @@ class LiveFeatures:
     def get(self, ids: Sequence[str]) -> np.ndarray:
         """Tokens of images, fp16 [n, P, D], in the order of `ids`; an image asked for twice is encoded once.
 
-        Raises:
-            DataError: for an unknown id, or an image that cannot be read.
+        Raises DataError for an unknown id, or an image that cannot be read.
         """
         distinct = list(dict.fromkeys(ids))
         absent = self.missing(distinct)
@@ -107,8 +106,7 @@ Features = FeatureStore | LiveFeatures
 def open_features(run: TrainRun, device: str | torch.device = "cpu") -> Features:
     """The features that a run reads: its artifacts, or images through its frozen tower when it names none.
 
-    Raises:
-        ArtifactError, DataError, IndexMismatchError: as opening artifacts, or finding tower and images.
+    Raises ArtifactError, DataError or IndexMismatchError as opening artifacts, or finding tower and images.
     """
     if run.features:
         return FeatureStore.open_many(run.features)

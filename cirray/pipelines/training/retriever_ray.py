@@ -27,8 +27,7 @@ def train_on_ray(
     Returns:
         The history, and samples per second.
 
-    Raises:
-        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
+    Raises ConfigError when the cluster cannot hold the workers, or training failed more often than allowed.
     """
     writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
     settings = {"run": run, "inputs": inputs}

@@ -24,9 +24,8 @@ from cirray.pipelines.training.inputs import MODEL, TrainInputs
 def start_retriever(run: TrainRun, inputs: TrainInputs, patch_width: int) -> Retriever:
     """Start weights: the checkpoint's, the source's, or random ones that depend only on the seed.
 
-    Raises:
-        ArtifactError: when the source is no BLIP-2 or InstructBLIP checkpoint with a text side.
-        ConfigError: when the checkpoint reads other features.
+    Raises ArtifactError when the source is no BLIP-2 or InstructBLIP checkpoint with a text side, and ConfigError when
+    the checkpoint reads other features.
     """
     retriever, seed, settings = None, run.training.seed, run.encoder.settings
     words = load_tokenizer(run.tokenizer) if run.tokenizer else None
@@ -57,8 +56,7 @@ def check_start_weights(run: TrainRun, inputs: TrainInputs, patch_width: int) ->
 
     Returns: The description: `kind`, `patch_width`, `retriever` (its settings) and the kind's own.
 
-    Raises:
-        ArtifactError, ConfigError: as `start_retriever`.
+    Raises ArtifactError or ConfigError as `start_retriever`.
     """
     settings, kind = run.encoder.settings, RETRIEVERS.get(run.encoder.kind)
     words = load_tokenizer(run.tokenizer) if run.tokenizer else None
@@ -100,8 +98,7 @@ def _check_width(run: TrainRun, reads: int, patch_width: int) -> None:
 def check_model_fields(run: TrainRun) -> None:
     """Refuse fields of the network that would have no effect, or that start weights fix.
 
-    Raises:
-        ConfigError: naming the first such field.
+    Raises ConfigError naming the first such field.
     """
     encoder, kind = run.encoder.settings, run.encoder.kind
     given = leaves(encoder.given())
@@ -135,8 +132,7 @@ def check_sizes(
         given: dotted path -> value of the configuration's fields that were given.
         section: where they stand in the run.
 
-    Raises:
-        ConfigError: naming the first such field.
+    Raises ConfigError naming the first such field.
     """
     own: dict[str, Any] = leaves({"qformer": source.sizes(qformer).to_dict()})
     if source.projected:

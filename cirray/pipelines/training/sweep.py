@@ -54,8 +54,7 @@ def plan_trials(run: TuneRun) -> dict[str, Assignment]:
 def trial_run(run: TuneRun, assignment: Assignment, out: str) -> FinetuneRun:
     """The training run of one trial: what was given of the base run, with the trial's values given too.
 
-    Raises:
-        ConfigError: when a path or value does not fit the run.
+    Raises ConfigError when a path or value does not fit the run.
     """
     tree = run.given()
     base = tree.setdefault("base", {})

@@ -54,8 +54,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
         counts of rows by source; metrics `loss` and, with held-out triplets, `val_R@1` and so on, of the weights that
         were kept: the last step's, or with `validation.keep` those of count `kept_step`.
 
-    Raises:
-        ArtifactError, ConfigError, DataError: before anything starts, for inputs that cannot be used.
+    Raises ArtifactError, ConfigError or DataError before anything starts, for inputs that cannot be used.
     """
     check_model_fields(run)
     check_place(run, "checkpoint")

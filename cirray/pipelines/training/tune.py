@@ -56,8 +56,7 @@ def run_tune(run: TuneRun) -> Manifest:
         `trials/` (an artifact per trial; a stopped one is a half-written run that can be continued); metrics of the
         best trial, `extra["table"]`.
 
-    Raises:
-        ConfigError: an invalid trial, or a sweep that this cluster can never run.
+    Raises ConfigError: an invalid trial, or a sweep that this cluster can never run.
     """
     trials = plan_trials(run)
     for assignment in trials.values():
@@ -79,8 +78,7 @@ def run_tune(run: TuneRun) -> Manifest:
 def fitting_trials(run: TuneRun, info: ClusterInfo) -> int:
     """Trials that this cluster runs at a time (0: no limit but an autoscaling cluster's own).
 
-    Raises:
-        ConfigError: when not even one fits: Tune would wait for ever.
+    Raises ConfigError when not even one fits: Tune would wait for ever.
     """
     if run.ray.autoscaling:
         return run.max_concurrent or 0

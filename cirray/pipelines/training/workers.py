@@ -100,8 +100,7 @@ def fit_on_ray(fit: Fit, folder: Path, reports: Sequence[Any] = ()) -> tuple[lis
     Returns:
         The history, and samples per second.
 
-    Raises:
-        ConfigError: when the cluster cannot hold the workers, or training failed more often than allowed.
+    Raises ConfigError when the cluster cannot hold the workers, or training failed more often than allowed.
     """
     with cluster(fit.ray) as info:
         check_room(fit.ray, info)
@@ -117,8 +116,7 @@ def fit_on_ray(fit: Fit, folder: Path, reports: Sequence[Any] = ()) -> tuple[lis
 def check_room(config: RayTrainConfig, info: ClusterInfo) -> None:
     """Refuse workers that this cluster can never hold; Ray would wait for ever.
 
-    Raises:
-        ConfigError: naming the needed and the available resources.
+    Raises ConfigError naming the needed and the available resources.
     """
     if config.autoscaling:
         return

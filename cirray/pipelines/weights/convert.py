@@ -72,10 +72,8 @@ def run_convert(run: ConvertRun) -> Manifest:
     Returns: Manifest of kind "weights" (both layouts) or "checkpoint"; counts `tensors` and `values`; `extra` has the
         format, and what was left out of the file (optimiser states).
 
-    Raises:
-        ArtifactError: for anything but a known checkpoint: wrong architecture, missing or extra tensors, code in a
-            pickle, a truncated file.
-        ConfigError: heads that do not divide the widths.
+    Raises ArtifactError for anything but a known checkpoint: wrong architecture, missing or extra tensors, code in a
+    pickle, a truncated file; ConfigError: heads that do not divide the widths.
     """
     kind = "checkpoint" if run.to == "checkpoint" else "weights"
     stage = open_stage(run, kind, {"source": _digest(run.source)})
@@ -208,8 +206,7 @@ def _write_back(run: ConvertRun, stage: Stage) -> Manifest:
 def _write_second_stage(retriever: ForkedRetriever, tower: VisionTower, stage: Stage) -> Manifest:
     """Write a forked checkpoint in SPN4CIR's layout.
 
-    Raises:
-        ArtifactError: when the whole query side was trained, which the layout cannot hold.
+    Raises ArtifactError when the whole query side was trained, which the layout cannot hold.
     """
     query, gallery = retriever.query, retriever.gallery
     assert isinstance(query, QFormerRetriever) and isinstance(gallery, QFormerRetriever)

@@ -78,8 +78,7 @@ CLIP_FORMATS = {
 def clip_parts(run: ConvertRun) -> ClipParts | None:
     """The parts of a source of this family, or None for one of LAVIS'.
 
-    Raises:
-        ArtifactError: when the file cannot be read, or is none of the named format.
+    Raises ArtifactError when the file cannot be read, or is none of the named format.
     """
     path = Path(run.source).expanduser()
     if path.is_dir():
@@ -100,9 +99,8 @@ def clip_parts(run: ConvertRun) -> ClipParts | None:
 def write_clip(run: ConvertRun, stage: Stage, parts: ClipParts) -> Manifest:
     """Write the folder or the checkpoint that `run` asks for.
 
-    Raises:
-        ArtifactError: a part that is missing, not as published, or of another width than the CLIP.
-        ConfigError: a field that has no use here, or a CLIP that cannot be reached.
+    Raises ArtifactError: a part that is missing, not as published, or of another width than the CLIP; ConfigError: a
+    field that has no use here, or a CLIP that cannot be reached.
     """
     for name in _UNUSED:
         if name in run.given():
@@ -245,8 +243,7 @@ def write_retriever_back(retriever: Retriever, tower: VisionTower, folder: Path)
 
     Returns: The state dicts, and what the authors' layout cannot hold.
 
-    Raises:
-        ArtifactError: when no part has such a layout.
+    Raises ArtifactError when no part has such a layout.
     """
     files: dict[str, tuple[str, State]] = {}
     left: list[str] = []

@@ -24,9 +24,8 @@ def run_export(run: ExportRun) -> Manifest:
     Returns:
         Manifest of kind "export"; `extra` holds the digests of encoder and tower.
 
-    Raises:
-        ArtifactError: the model is missing or of another kind, another artifact is at `out`, or the hub takes nothing.
-        ConfigError: `push` is no hub id.
+    Raises ArtifactError: the model is missing or of another kind, another artifact is at `out`, or the hub takes
+    nothing; ConfigError: `push` is no hub id.
     """
     if not run.push:
         return _exported(run)

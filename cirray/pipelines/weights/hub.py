@@ -62,8 +62,7 @@ def push_folder(folder: Path, repository: str, private: bool, kind: str = "model
         private: whether a new repository is seen by its owner alone.
         kind: "model" or "dataset".
 
-    Raises:
-        ArtifactError: when the hub does not take it; the folder stays as it is.
+    Raises ArtifactError when the hub does not take it; the folder stays as it is.
     """
     api = HfApi()
     try:

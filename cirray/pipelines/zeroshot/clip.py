@@ -41,9 +41,7 @@ def run_clip(run: ClipRun) -> Manifest:
         Manifest of kind "towers"; metrics of a trained one: how often, among `judged` fresh pairs, an image finds its
         caption first (`image_to_text_R@1`) and a caption its image.
 
-    Raises:
-        ArtifactError: when another run's output is at `out`.
-        DataError: when `data` has too few captioned images.
+    Raises ArtifactError when another run's output is at `out`, and DataError when `data` has too few captioned images.
     """
     stage = open_stage(run, "towers", {"data": _data_digest(run)}, [f"{WORK}/checkpoints/*"])
     if stage.finished:

@@ -46,11 +46,8 @@ def run_map(run: MapRun) -> Manifest:
         Manifest of kind "checkpoint"; metric `pseudo_R@1`: how often, among `judged` captioned images, a
         pseudo-sentence finds its image first.
 
-    Raises:
-        ArtifactError: an input is missing.
-        IndexMismatchError: the towers did not make the features.
-        DataError: no captioned image (which `untrained` does not need), or one without features.
-        ConfigError: settings that do not fit.
+    Raises ArtifactError: an input is missing; IndexMismatchError: the towers did not make the features; DataError: no
+    captioned image (which `untrained` does not need), or one without features; ConfigError: settings that do not fit.
     """
     check_place(run, "checkpoint")
     dataset, features = read_usable(run.data, run.features), FeatureStore.open_many(run.features)

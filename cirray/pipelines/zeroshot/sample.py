@@ -21,8 +21,7 @@ def run_sample(run: SampleRun) -> Manifest:
     Returns:
         Manifest of kind "triplets"; counts `triplets` and `shuffled` (rows with another row's text).
 
-    Raises:
-        DataError: when the artifact has fewer rows than asked for.
+    Raises DataError when the artifact has fewer rows than asked for.
     """
     stage = open_stage(run, KIND)
     if stage.finished:

@@ -48,10 +48,8 @@ class PutBest(Callback):
 def measures_of(run: MapRun, retriever: WordMapRetriever, tower_digest: str) -> tuple[Callback, ...]:
     """Callbacks that measure a run's benchmark and keep the best weights by it; none without a benchmark.
 
-    Raises:
-        ConfigError: for a figure to keep by that the benchmark does not have.
-        DataError: for a query without target, or an image without features.
-        IndexMismatchError: when another tower made the features.
+    Raises ConfigError for a figure to keep by that the benchmark does not have; DataError for a query without target,
+    or an image without features; IndexMismatchError when another tower made the features.
     """
     config = run.validation
     if config.data is None:

@@ -41,9 +41,8 @@ class BankPlan:
 def plan_bank(setup: TermSetup, extra_ids: str = "") -> BankPlan:
     """The distinct images of the triplets, references included, and those that the file `extra_ids` names.
 
-    Raises:
-        ConfigError: when the retriever's target side is not frozen.
-        DataError: for held-out images among them, or further ones without features.
+    Raises ConfigError when the retriever's target side is not frozen, and DataError for held-out images among them, or
+    further ones without features.
     """
     check_frozen(setup.retriever)
     ids = bank_images(setup, extra_ids)
@@ -62,8 +61,7 @@ def bank_images(rows: TermRows, extra_ids: str = "") -> tuple[str, ...]:
 def check_frozen(retriever: Retriever) -> None:
     """Refuse a retriever whose gallery vectors would change in training.
 
-    Raises:
-        ConfigError: naming a trainable weight of the target side.
+    Raises ConfigError naming a trainable weight of the target side.
     """
     moving = [name for name, weight in retriever.target_weights().items() if weight.requires_grad]
     if moving:

@@ -23,9 +23,7 @@ class BankInfoNCE(Term[BankConfig]):
     def __init__(self, setup: TermSetup, settings: BankConfig) -> None:
         """Choose the bank's images; they are encoded at the first step, on the device that trains.
 
-        Raises:
-            ConfigError: when the target side is not frozen.
-            DataError: for held-out images in the bank.
+        Raises ConfigError when the target side is not frozen, and DataError for held-out images in the bank.
         """
         super().__init__(setup, settings)
         self._plan = plan_bank(setup, settings.extra_ids)

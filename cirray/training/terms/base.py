@@ -109,15 +109,13 @@ class Term(ABC, Generic[SettingsT]):
 
         Called before any weights are loaded, and not again where the term is prepared.
 
-        Raises:
-            ConfigError, DataError: as preparing it.
+        Raises ConfigError or DataError as preparing it.
         """
 
     def finish(self, retriever: Retriever) -> None:
         """Check the trained retriever before it is saved; by default nothing.
 
-        Raises:
-            ConfigError: when it must not be saved.
+        Raises ConfigError when it must not be saved.
         """
 
     @classmethod

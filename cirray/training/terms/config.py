@@ -28,8 +28,7 @@ class TermConfig(Config):
     def check(self, training: "TrainingConfig") -> None:
         """Check the training that the term is part of; by default nothing.
 
-        Raises:
-            ValueError: naming what does not fit the term.
+        Raises ValueError naming what does not fit the term.
         """
 
     def without_data(self) -> Self:

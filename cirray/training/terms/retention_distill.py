@@ -22,8 +22,7 @@ class RetentionDistill(Term[TermConfig]):
     def __init__(self, setup: TermSetup, settings: TermConfig) -> None:
         """Encode every reference's pseudo-sentence once, by the start weights.
 
-        Raises:
-            ConfigError: for a retriever without pseudo-words.
+        Raises ConfigError for a retriever without pseudo-words.
         """
         super().__init__(setup, settings)
         self.check(setup, setup.retriever.kind, settings)

@@ -27,8 +27,7 @@ class TwoHop(Term[TwoHopConfig]):
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar; 0 when no row has a reverse text.
 
-        Raises:
-            DataError: in paper mode (`missing_reverse: error`), for a row without a reverse text.
+        Raises DataError in paper mode (`missing_reverse: error`), for a row without a reverse text.
         """
         batch, output = given.batch, given.output
         mask_B = batch.reverse_mask_B if batch.reverse_mask_B is not None else torch.zeros_like(batch.weight_B)

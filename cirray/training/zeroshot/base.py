@@ -42,8 +42,7 @@ class MapTask:
     def __init__(self, setup: MapSetup, learner: nn.Module) -> None:
         """Make phi and injection trainable, and cut the rows into epochs.
 
-        Raises:
-            ConfigError: when the images do not fill a batch.
+        Raises ConfigError when the images do not fill a batch.
         """
         setup.retriever.train_mapping()
         self.setup, self._learner = setup, learner

@@ -54,8 +54,7 @@ class TextOnlyTask(MapTask):
     def __init__(self, setup: MapSetup) -> None:
         """Mask and encode the captions once.
 
-        Raises:
-            ConfigError: when the retriever has an injection, which needs patches.
+        Raises ConfigError when the retriever has an injection, which needs patches.
         """
         if setup.retriever.injection is not None:
             raise ConfigError(
