@@ -1,8 +1,15 @@
+import asyncio
+import inspect
+import re
+
 import httpx
 import pytest
 
 from cirray.core.errors import ServingError
-from cirray.serving.client import SearchClient
+from cirray.serving import calls
+from cirray.serving.api import make_api
+from cirray.serving.client import AsyncSearchClient, SearchClient
+from cirray.serving.config import ServeArgs
 from cirray.types import StepTimes
 
 ANSWER = {
@@ -11,23 +18,47 @@ ANSWER = {
 }  # fmt: skip
 
 
-def client(*replies, retries=3):
-    """A client of a server that gives these replies in turn; the requests it got are in `.seen`."""
-    waiting, seen = list(replies), []
+class Waiting:
+    """The asyncio client with its answers waited for, so that one test asks both."""
 
-    def answer(request):
-        seen.append(request)
-        reply = waiting.pop(0)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+    def __init__(self, *args, **kwargs):
+        self._runner, self._inner = asyncio.Runner(), AsyncSearchClient(*args, **kwargs)
 
-    made = SearchClient("http://test/prefix/", retries=retries, transport=httpx.MockTransport(answer))
-    made.seen = seen
-    return made
+    def __getattr__(self, name):
+        method = getattr(self._inner, name)
+        return lambda *args, **kwargs: self._runner.run(method(*args, **kwargs))
+
+    def __enter__(self):
+        self._runner.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(self, *about):
+        self._runner.run(self._inner.__aexit__(*about))
+        self._runner.close()
 
 
-def test_a_search_by_id_sends_json_and_returns_a_ranking():
+@pytest.fixture(params=[SearchClient, Waiting], ids=["sync", "async"])
+def client(request):
+    """Makes a client of a server that gives some replies in turn; the requests it got are in `.seen`."""
+
+    def make(*replies, retries=3):
+        waiting, seen = list(replies), []
+
+        def answer(request):
+            seen.append(request)
+            reply = waiting.pop(0)
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        made = request.param("http://test/prefix/", retries=retries, transport=httpx.MockTransport(answer))
+        made.seen = seen
+        return made
+
+    return make
+
+
+def test_a_search_by_id_sends_json_and_returns_a_ranking(client):
     with client(httpx.Response(200, json=ANSWER)) as talk:
         answer = talk.search("blue", gallery_id="a b/ü", k=3)
     assert answer.ranking.ids == ("a",) and answer.ranking.scores == (0.5,) and answer.index_digest == "i"
@@ -36,39 +67,39 @@ def test_a_search_by_id_sends_json_and_returns_a_ranking():
     assert b'"k":3' in talk.seen[0].content.replace(b" ", b"")
 
 
-def test_a_search_by_picture_sends_a_file():
+def test_a_search_by_picture_sends_a_file(client):
     with client(httpx.Response(200, json=ANSWER)) as talk:
         talk.search("blue", image=b"bytes", exclude_reference=False)
     assert talk.seen[0].headers["content-type"].startswith("multipart/form-data")
     assert b"bytes" in talk.seen[0].content and b"false" in talk.seen[0].content
 
 
-def test_an_id_becomes_one_path_segment():
+def test_an_id_becomes_one_path_segment(client):
     with client(httpx.Response(200, content=b"png")) as talk:
         assert talk.image("a/../b ?#") == b"png"
     assert talk.seen[0].url.raw_path == b"/prefix/v1/images/a%2F..%2Fb%20%3F%23"
 
 
-def test_images_are_put_deleted_and_added_in_bulk():
+def test_images_are_put_deleted_and_added_in_bulk(client):
     done = [httpx.Response(200, json={"version": number}) for number in (4, 5, 6)]
     with client(*done) as talk:
         assert talk.put("a/b", b"bytes", {"price": 1}) == 4 and talk.delete("a/b") == 5
-        assert talk.add([{"id": "c", "vector": [1.0]}, {"id": "d", "delete": True}]) == 6
+        assert talk.add([{"id": "c", "vector": [1.0]}, {"id": "d", "image": b"e"}]) == 6
     put, delete, many = talk.seen
     assert (put.method, put.url.raw_path, delete.method) == ("PUT", b"/prefix/v1/images/a%2Fb", "DELETE")
     assert b"bytes" in put.content and b'{"price": 1}' in put.content
-    assert many.content == b'{"id": "c", "vector": [1.0]}\n{"id": "d", "delete": true}'
+    assert many.content == b'{"id": "c", "vector": [1.0]}\n{"id": "d", "image": "ZQ=="}'
     assert many.headers["content-type"] == "application/x-ndjson"
 
 
-def test_a_busy_service_is_asked_again():
+def test_a_busy_service_is_asked_again(client):
     busy = httpx.Response(429, headers={"retry-after": "0"}, text="dropped")
     with client(busy, httpx.ConnectError("refused"), httpx.Response(200, json=ANSWER)) as talk:
         assert talk.search("blue", gallery_id="a").ranking.ids == ("a",)
     assert len(talk.seen) == 3
 
 
-def test_a_request_whose_replica_died_is_asked_again_and_a_failure_of_the_application_is_not():
+def test_a_request_whose_replica_died_is_asked_again_and_a_failure_of_the_application_is_not(client):
     lost = httpx.Response(500, text="The actor died unexpectedly before finishing this task.")
     with client(lost, httpx.ReadError("cut"), httpx.Response(200, json=ANSWER)) as talk:
         assert talk.search("blue", gallery_id="a").ranking.ids == ("a",)
@@ -79,20 +110,20 @@ def test_a_request_whose_replica_died_is_asked_again_and_a_failure_of_the_applic
     assert len(talk.seen) == 1
 
 
-def test_a_service_that_stays_busy_is_reported():
+def test_a_service_that_stays_busy_is_reported(client):
     with client(*[httpx.Response(503, headers={"retry-after": "0"}, text="no replica")] * 2, retries=1) as talk:
         with pytest.raises(ServingError, match="503: no replica"):
             talk.search("blue", gallery_id="a")
 
 
-def test_a_refusal_carries_the_servers_sentence_and_is_not_repeated():
+def test_a_refusal_carries_the_servers_sentence_and_is_not_repeated(client):
     with client(httpx.Response(422, json={"detail": "The text is empty."})) as talk:
         with pytest.raises(ServingError, match="422: The text is empty."):
             talk.search("", gallery_id="a")
     assert len(talk.seen) == 1
 
 
-def test_an_unreachable_service_and_a_missing_file_are_said_in_words(tmp_path):
+def test_an_unreachable_service_and_a_missing_file_are_said_in_words(client, tmp_path):
     with client(httpx.ConnectError("refused"), retries=0) as talk:
         with pytest.raises(ServingError, match="cannot be reached"):
             talk.version()
@@ -113,3 +144,29 @@ def test_a_client_shows_its_key_or_that_of_the_environment_and_none_without(monk
     assert (shown(), shown(key="k1")) == (None, "Bearer k1")
     monkeypatch.setenv("CIRRAY_KEY", "k2")
     assert (shown(), shown(key="k1"), shown(key="")) == ("Bearer k2", "Bearer k1", None)
+
+
+def test_both_clients_ask_for_everything_that_the_document_offers():
+    asked = [
+        calls.search("a"), calls.search_many([{"text": "a"}]), calls.facets("a = 1"), calls.examples("a"),
+        calls.gallery(), calls.image("a"), calls.put("a", b"b"), calls.delete("a"), calls.add([]), calls.version(),
+        calls.ready(), calls.metrics(),
+    ]  # fmt: skip
+    known = {(call.method, call.path) for call in asked}
+    offered = make_api(lambda: None, ServeArgs()).openapi()["paths"]
+    wanted = {(method.upper(), re.sub(r"\{.*?\}", "a", path)) for path, kinds in offered.items() for method in kinds}
+    assert wanted - known == {("GET", "/healthz")}
+
+
+def test_a_method_has_the_words_and_the_arguments_of_its_call():
+    names = [
+        name
+        for name, value in vars(calls).items()
+        if inspect.isfunction(value) and "Call[" in str(inspect.signature(value).return_annotation)
+    ]
+    for kind in (SearchClient, AsyncSearchClient):
+        for name in names:
+            method, make = getattr(kind, name), getattr(calls, name)
+            assert method.__doc__ == make.__doc__ and list(inspect.signature(method).parameters)[1:] == list(
+                inspect.signature(make).parameters
+            )
