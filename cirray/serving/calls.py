@@ -175,7 +175,7 @@ def _line(item: Mapping[str, Any]) -> dict[str, Any]:
     return {**item, "image": _coded(item["image"])} if "image" in item else dict(item)
 
 
-def _coded(image: Picture) -> str:
+def _coded(image: Any) -> str:
     return base64.b64encode(_bytes(image)).decode()
 
 
