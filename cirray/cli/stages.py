@@ -32,6 +32,9 @@ STAGES = {item.name: item for item in (
     Verb("sample", "texts", "draw a part of a triplets artifact, for studies of scale and quality",
          "cirray.pipelines.zeroshot.config:SampleRun", "cirray.pipelines.zeroshot.sample:run_sample",
          "cirray sample shapes/sample"),
+    Verb("import triplets", "texts", "take the triplets of a data set, of any format, as a triplets artifact",
+         "cirray.pipelines.texts.config:ImportTripletsRun", "cirray.pipelines.texts.importing:run_import_triplets",
+         "cirray import triplets data.format=megapairs data.megapairs.root=DIR"),
     Verb("rewrite", "texts", "rewrite the queries' texts into captions of their targets by a language model (Ray Data)",
          "cirray.pipelines.rewrites.config:RewriteRun", "cirray.pipelines.rewrites.rewrite:run_rewrite",
          "cirray rewrite shapes/rewrite", status=partial_status),
@@ -77,5 +80,8 @@ STAGES = {item.name: item for item in (
     Verb("export", "tools", "write a model as one folder with a card, for cirray.load()",
          "cirray.pipelines.weights.config:ExportRun", "cirray.pipelines.weights.export:run_export",
          "cirray export model=@checkpoint out=my-retriever"),
+    Verb("export triplets", "tools", "write triplets with their pictures: a data set for the hub, MegaPairs' or CIRR's files",
+         "cirray.pipelines.texts.config:ExportTripletsRun", "cirray.pipelines.texts.export:run_export_triplets",
+         "cirray export triplets triplets=@synthetic data.folder.root=my out=my-triplets"),
 )}  # fmt: skip
 """By name; of each its group, help, config class, stage function and example."""

@@ -14,6 +14,7 @@ from cirray.core.projects import is_project
 VERBS = (
     "world", "doctor", "embed",
     "mine", "caption", "templates", "train-generator", "generate", "check", "oracle", "sample", "rewrite",
+    "import triplets",
     "towers", "clip", "map", "pretrain", "finetune", "tune",
     "evaluate", "score", "submit", "browse", "compare", "study",
     "index", "gallery", "gallery use", "index add", "index remove", "index compact", "search", "serve", "keys",

@@ -7,6 +7,7 @@ from cirray.core.errors import DataError
 from cirray.data.annotations import Folders, Record, blank_note, complete, count_note, load_json, null_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import CirrConfig
+from cirray.data.own_keys import restored
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet
 
@@ -134,7 +135,7 @@ def _triplets(files: _Files, extended: bool) -> tuple[tuple[Triplet, ...], tuple
 
 def _triplet(record: Record, split: str) -> Triplet:
     reference = record.id("reference")
-    return Triplet(
+    row = Triplet(
         triplet_id=f"cirr-{split}-{record.id('pairid')}",
         reference_id=reference,
         target_id=record.id("target_hard"),
@@ -142,6 +143,7 @@ def _triplet(record: Record, split: str) -> Triplet:
         split=split,
         group_id=reference,
     )
+    return restored(record, row)
 
 
 def _extended(records: Sequence[Record], split: str) -> Iterator[Triplet]:

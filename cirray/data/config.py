@@ -11,8 +11,8 @@ from cirray.core.fields import Common, Known, Place, StageDigested
 from cirray.data.presets import PRESETS, check_preset
 
 FORMATS = (
-    "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r", "huggingface",
-    "webdataset",
+    "folder", "cirr", "fashioniq", "circo", "genecis", "shoes", "lasco", "fashion200k", "imagenet_r", "megapairs",
+    "huggingface", "webdataset",
 )  # fmt: skip
 """Readers of this package (`cirray.data`); the section of the same name is theirs."""
 
@@ -216,6 +216,17 @@ class ImageNetRConfig(Config):
     """Cut-offs of set recall and precision."""
 
 
+class MegaPairsConfig(Config):
+    """Triplets as MegaPairs publishes them: an object a line with `q_img`, `q_texts`, `t_img`, `hns`."""
+
+    root: Place = "~/data/megapairs"
+    """Folder of the files."""
+    files: str = "*.jsonl"
+    """Which files are read (`.jsonl`, also packed, or `.parquet`); those called `val...` or `test...` do not train."""
+    images: Place = ""
+    """Folder that the pictures' paths start from, below `root` or absolute; empty: `root`."""
+
+
 class HuggingFaceConfig(Config):
     """A Hugging Face data set: a folder of `save_to_disk` (read without that library), a hub id (read with it), or
     either of what `cirray export triplets` wrote, whose splits and columns are known.
@@ -280,6 +291,7 @@ class DataConfig(StageDigested, Config):
     lasco: LascoConfig = LascoConfig()
     fashion200k: Fashion200kConfig = Fashion200kConfig()
     imagenet_r: ImageNetRConfig = ImageNetRConfig()
+    megapairs: MegaPairsConfig = MegaPairsConfig()
     huggingface: HuggingFaceConfig = HuggingFaceConfig()
     webdataset: WebDatasetConfig = WebDatasetConfig()
 

@@ -17,15 +17,19 @@ from cirray.triplets.config import FilterConfig
 
 
 class ExportTripletsRun(Run):
-    """Write triplets with their pictures as a data set: Parquet files that the library `datasets` opens, and a card.
+    """Write triplets with their pictures for others: a data set for the hub, or files that other programs train on.
 
-    `data.format=huggingface` reads it back, from the folder or by its hub id.
+    `data.format=huggingface` (from the folder or by its hub id), `megapairs` and `cirr` read them back as they were.
     """
 
     triplets: Annotated[Place, Kind("triplets")] = "@synthetic"
     """Triplets artifact."""
     data: DataConfig = DataConfig()
     """The data set whose pictures the triplets name."""
+    layout: Common[Literal["datasets", "megapairs", "cirr"]] = "datasets"
+    """`datasets`: Parquet files that the library `datasets` opens. `megapairs`: a JSON object a line with `q_img`,
+    `q_texts`, `t_img`, `hns`. `cirr`: CIRR's `captions` and `image_splits`. In both, pictures are files, and what
+    the layout has no place for stands under the key `cirray`."""
     name: str = "composed image retrieval triplets"
     """Heading of the card."""
     license: str = "other"
@@ -33,13 +37,22 @@ class ExportTripletsRun(Run):
     notes: str = ""
     """A paragraph for the card."""
     file_mb: int = Field(256, ge=1)
-    """Size in MB at which a file of pictures is closed and the next one begun."""
+    """Layout `datasets`: size in MB at which a file of pictures is closed and the next one begun."""
     push: Effort[str] = ""
     """Hub id, OWNER/NAME, that the folder is uploaded to; empty: none. A finished one is uploaded too."""
     private: Effort[bool] = True
     """Whether a repository that `push` makes is yours alone to see."""
     out: Place = "@shared-triplets"
     """Folder to write (path or URI)."""
+
+
+class ImportTripletsRun(Run):
+    """Take the triplets of a data set, of any format, as a triplets artifact: to check, to sample, to train on."""
+
+    data: DataConfig = DataConfig()
+    """The data set."""
+    out: Place = "@imported"
+    """Triplets artifact (path or URI)."""
 
 
 class MineRun(Run):

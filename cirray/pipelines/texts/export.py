@@ -1,4 +1,4 @@
-"""Triplets and their pictures as a data set for the hub, written a picture at a time."""
+"""Triplets and their pictures for others, written a picture at a time: a data set for the hub, or another layout."""
 
 import io
 import json
@@ -25,6 +25,7 @@ from cirray.data.shared import FORMAT, IMAGES, MARKER, TRIPLETS
 from cirray.evaluation.pages import render
 from cirray.pipelines.data.datasets import contents_of
 from cirray.pipelines.texts.config import ExportTripletsRun
+from cirray.pipelines.texts.layouts import write_cirr, write_files, write_megapairs
 from cirray.pipelines.weights.hub import check_id, push_folder
 from cirray.triplets.schema import to_triplets
 from cirray.triplets.store import KIND, TripletStore
@@ -39,16 +40,17 @@ _ROWS = 100_000
 
 @stage_function
 def run_export_triplets(run: ExportTripletsRun) -> Manifest:
-    """Write a data set of triplets and pictures, and upload it if asked to.
+    """Write triplets and pictures in a layout, and upload them if asked to.
 
     Returns:
         Manifest of kind "dataset"; counts `triplets` and `images`, `extra` has the digests of both.
 
     Raises ArtifactError: the triplets are missing, another artifact is at `out`, or the hub takes nothing; ConfigError:
     `push` is no hub id, or the library `datasets` is not installed; DataError: a picture that a triplet names is not in
-    the data set, or cannot be read.
+    the data set, or cannot be read; a split that the layout does not have.
     """
-    require("datasets", "hub", "cirray export triplets")
+    if run.layout == "datasets":
+        require("datasets", "hub", "cirray export triplets layout=datasets")
     if run.push:
         check_id(run.push)
     made = _exported(run)
@@ -76,13 +78,18 @@ def _exported(run: ExportTripletsRun) -> Manifest:
     stage = open_stage(run, DATASET, inputs)
     if stage.finished:
         return stage.finished
-    _write_triplets(stage.local / TRIPLETS, table)
-    with progress("export pictures", len(ids), "images") as advance:
-        _write_pictures(stage.local / IMAGES, images, ids, run.file_mb * 2**20, advance)
+    rows = to_triplets(table)
     counts = {"triplets": len(table), "images": len(ids)}
-    digests = {"triplets": stable_id(*to_triplets(table)), "pictures": pictures}
-    marker = {"kind": TRIPLETS, "format": FORMAT, "digests": digests, "counts": counts}
-    (stage.local / MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n")
+    digests = {"triplets": stable_id(*rows), "pictures": pictures}
+    with progress("export pictures", len(ids), "images") as advance:
+        if run.layout == "datasets":
+            _write_triplets(stage.local / TRIPLETS, table)
+            _write_pictures(stage.local / IMAGES, images, ids, run.file_mb * 2**20, advance)
+            marker = {"kind": TRIPLETS, "format": FORMAT, "digests": digests, "counts": counts}
+            (stage.local / MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n")
+        else:
+            paths = write_files(stage.local, ((name, *_picture(images, name)) for name in ids), advance)
+            (write_cirr if run.layout == "cirr" else write_megapairs)(stage.local, rows, paths)
     _write_card(run, stage, store, table, counts)
     return stage.publish(counts, extra={"digests": digests})
 
@@ -161,11 +168,12 @@ def _write_card(
         {"config_name": IMAGES, "data_files": [{"split": "train", "path": f"{IMAGES}/*.parquet"}]},
     ]
     data = DatasetCardData(
-        license=run.license, pretty_name=run.name, tags=["composed-image-retrieval", "cirray"], configs=configs
-    )  # type: ignore[call-arg]
+        license=run.license, pretty_name=run.name, tags=["composed-image-retrieval", "cirray"],
+        configs=configs if run.layout == "datasets" else None,
+    )  # type: ignore[call-arg]  # fmt: skip
     samples = [(row.modification, row.source) for row in to_triplets(table.slice(0, 5))]
     card = render(
         "triplets.jinja", metadata=data.to_yaml(), name=run.name, notes=run.notes, counts=counts, samples=samples,
-        place=run.push or "this-folder", made=store.manifest,
+        layout=run.layout, place=run.push or "this-folder", made=store.manifest,
     )  # fmt: skip
     (stage.local / CARD).write_text(card, encoding="utf-8")

@@ -1,6 +1,7 @@
 """`cirray export triplets`: triplets and their pictures as a data set that is read back as it was."""
 
 import dataclasses
+import json
 import shutil
 
 import published
@@ -21,8 +22,10 @@ from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.search.config import ModelRun
 from cirray.pipelines.search.models import run_model
-from cirray.pipelines.texts.config import ExportTripletsRun
+from cirray.pipelines.texts.config import ExportTripletsRun, ImportTripletsRun
 from cirray.pipelines.texts.export import run_export_triplets
+from cirray.pipelines.texts.importing import run_import_triplets
+from cirray.pipelines.texts.layouts import write_cirr, write_files
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
@@ -74,12 +77,18 @@ def pictures_of(dataset, ids):
     return contents_of([dataset.images.place(name).text() for name in ids], ImageLimits())
 
 
+def in_layout(layout, root, **fields):
+    """Data of an exported layout."""
+    return DataConfig.model_validate({"format": layout, layout: {"root": str(root), **fields}})
+
+
 def same(dataset, home):
     """Whether triplets and the bytes of their pictures are those of the artifact and of the world."""
     wanted, world = TripletStore.open(home / "synthetic").read(), read_dataset(data_of(home / "world"))
     ids = sorted({name for row in wanted for name in (row.reference_id, row.target_id)})
     pictures = pictures_of(world, ids)
-    return dataset.triplets == tuple(wanted) and pictures_of(dataset, ids) == pictures and all(pictures)
+    mine, theirs = (sorted(rows, key=lambda row: row.triplet_id) for rows in (dataset.triplets, wanted))
+    return mine == theirs and pictures_of(dataset, ids) == pictures and all(pictures)
 
 
 def test_the_library_opens_the_folder_by_its_card_and_shows_the_pictures(home):
@@ -104,6 +113,47 @@ def test_triplets_and_pictures_come_back_equal_from_the_folder_and_from_the_hub_
     published.put_in_hub_cache(cache, "some/triplets", home / "out")
     (cache / "models--some--triplets").rename(cache / "datasets--some--triplets")
     assert same(read_dataset(shared("some/triplets")), home)
+
+
+@pytest.mark.parametrize(("layout", "fields"), [("megapairs", {}), ("cirr", {"split": "train"})])
+def test_files_of_other_programs_have_their_keys_and_come_back_equal(home, tmp_path, layout, fields, monkeypatch):
+    monkeypatch.setattr("cirray.core.extras.find_spec", lambda name: None)  # the library `datasets` is not needed
+    run_export_triplets(run_of(home, layout=layout, out=str(tmp_path / "out")))
+    rows = TripletStore.open(home / "synthetic").read(split="train")
+    if layout == "megapairs":
+        entry = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
+        assert entry["q_texts"] == [rows[0].modification] and entry["hns"] == []
+        assert (tmp_path / "out" / entry["q_img"]).is_file() and (tmp_path / "out" / entry["t_img"]).is_file()
+    else:
+        entry = json.loads((tmp_path / "out" / "captions" / "cap.rc2.train.json").read_text())[0]
+        names = json.loads((tmp_path / "out" / "image_splits" / "split.rc2.train.json").read_text())
+        assert (entry["caption"], entry["reference"]) == (rows[0].modification, rows[0].reference_id)
+        assert (tmp_path / "out" / names[entry["target_hard"]]).is_file()
+    back = in_layout(layout, tmp_path / "out", **fields)
+    assert same(read_dataset(back), home)
+    made = run_import_triplets(ImportTripletsRun(data=back, out=str(tmp_path / "imported")))
+    imported = TripletStore.open(tmp_path / "imported").read()
+    assert made.counts["triplets"] == len(imported) and set(imported) == set(read_dataset(back).triplets)
+    card = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert f"data.format={layout}" in card.text and "configs" not in card.data.to_dict()
+
+
+def test_pictures_whose_ids_are_no_file_names_come_back_under_their_ids(tmp_path):
+    png = (b"\x89PNG\r\n\x1a\nx", "")
+    given = [("../up", *png), ("a", b"1", ".jpg"), ("a.jpg", b"2", ""), ("/root", *png), ("in/deep", b"3", ".webp")]
+    paths = write_files(tmp_path / "out", given, lambda count: None)
+    assert paths["a"] == "images/a.jpg" and paths["in/deep"] == "images/in/deep.webp"
+    assert {name: (tmp_path / "out" / paths[name]).read_bytes() for name, *_ in given} == {
+        name: data for name, data, _ in given
+    }
+    assert all(path.startswith("images/") and ".." not in path for path in paths.values())
+    assert paths["../up"].endswith(".png") and sorted(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_split_that_cirr_has_not_is_refused_with_the_layouts_that_have_it(home, tmp_path):
+    rows = [dataclasses.replace(row, split="test") for row in TripletStore.open(home / "synthetic").read()]
+    with pytest.raises(DataError, match="are of the split 'test'; CIRR's layout has triplets of train and val. Use lay"):
+        write_cirr(tmp_path, rows, {})
 
 
 def test_a_changed_picture_or_triplet_is_another_data_set(home, tmp_path):
@@ -184,5 +234,5 @@ def test_what_cannot_be_written_or_read_is_one_sentence(home, tmp_path, monkeypa
     with pytest.raises(DataError, match="has format 9; this release reads 1"):
         read_dataset(shared(copy))
     monkeypatch.setattr("cirray.core.extras.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"cirray export triplets needs.*pip install 'cirray\[hub\]'"):
+    with pytest.raises(ConfigError, match=r"cirray export triplets layout=datasets needs.*pip install 'cirray\[hub\]'"):
         run_export_triplets(run_of(home, out=str(tmp_path / "y")))
