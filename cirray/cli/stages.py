@@ -80,7 +80,8 @@ STAGES = {item.name: item for item in (
     Verb("export", "tools", "write a model as one folder with a card, for cirray.load()",
          "cirray.pipelines.weights.config:ExportRun", "cirray.pipelines.weights.export:run_export",
          "cirray export model=@checkpoint out=my-retriever"),
-    Verb("export triplets", "tools", "write triplets with their pictures: a data set for the hub, MegaPairs' or CIRR's files",
+    Verb("export triplets", "tools",
+         "write triplets with their pictures: a data set for the hub, MegaPairs' or CIRR's files",
          "cirray.pipelines.texts.config:ExportTripletsRun", "cirray.pipelines.texts.export:run_export_triplets",
          "cirray export triplets triplets=@synthetic data.folder.root=my out=my-triplets"),
 )}  # fmt: skip

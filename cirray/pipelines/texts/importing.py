@@ -22,7 +22,7 @@ def run_import_triplets(run: ImportTripletsRun) -> Manifest:
     """Write them; the triplets of two images, whichever is the reference, are of one pair.
 
     Returns:
-        Manifest of kind "triplets"; counts `triplets` and `rejected` (none: what a reader leaves out stands in `notes`).
+        Manifest of kind "triplets"; count `triplets`; `extra["notes"]` says what was left out.
 
     Raises:
         DataError: the data set cannot be read, has no triplet, or one id twice.
@@ -36,7 +36,7 @@ def run_import_triplets(run: ImportTripletsRun) -> Manifest:
     refuse_duplicates([row.triplet_id for row in dataset.triplets], dataset.name)
     for number, rows in enumerate(_cut(dataset.triplets)):
         write_part(stage.work_uri, part_name(number), triplet_table(map(_columns, rows)), rejected_table([]))
-    return stage.publish({"triplets": len(dataset.triplets), "rejected": 0}, extra={"notes": list(dataset.notes)})
+    return stage.publish({"triplets": len(dataset.triplets)}, extra={"notes": list(dataset.notes)})
 
 
 def _cut(rows: Sequence[Triplet]) -> Iterator[Sequence[Triplet]]:

@@ -152,7 +152,7 @@ def test_pictures_whose_ids_are_no_file_names_come_back_under_their_ids(tmp_path
 
 def test_a_split_that_cirr_has_not_is_refused_with_the_layouts_that_have_it(home, tmp_path):
     rows = [dataclasses.replace(row, split="test") for row in TripletStore.open(home / "synthetic").read()]
-    with pytest.raises(DataError, match="are of the split 'test'; CIRR's layout has triplets of train and val. Use lay"):
+    with pytest.raises(DataError, match="are of the split 'test'; CIRR's layout has triplets of train and val. Use"):
         write_cirr(tmp_path, rows, {})
 
 
@@ -226,6 +226,9 @@ def test_what_cannot_be_written_or_read_is_one_sentence(home, tmp_path, monkeypa
         run_export_triplets(run_of(home, data=bad, out=str(tmp_path / "x")))
     with pytest.raises(ArtifactError, match="world|kind|artifact"):
         run_export_triplets(run_of(home, triplets=str(home / "world"), out=str(tmp_path / "x")))
+    with pytest.raises(DataError, match="there is no triplet to import. Check `data`"):
+        run_import_triplets(ImportTripletsRun(data=bad, out=str(tmp_path / "x")))
+    assert not (tmp_path / "x").exists()
     copy = shutil.copytree(home / "out", tmp_path / "copy")
     shutil.rmtree(copy / "images")
     with pytest.raises(DataError, match=r"holds no images/\*.parquet"):
