@@ -36,8 +36,7 @@ def read_megapairs(config: MegaPairsConfig) -> CirDataset:
     Each text of a line, with each of its targets, is a triplet. A picture's id is its path as written, without suffix
     where that is unique. Hard negatives are passed over. What `cirray export triplets` wrote comes back as it was.
 
-    Raises:
-        DataError: no such folder or file, or naming the line and the key that is wrong.
+    Raises DataError: no such folder or file, or naming the line and the key that is wrong.
     """
     folders = Folders(config.root, "megapairs")
     files = sorted(path for path in folders.root.glob(config.files) if path.is_file())

@@ -19,8 +19,7 @@ def own_keys(row: Triplet) -> dict[str, Any]:
 def restored(record: Record, row: Triplet) -> Triplet:
     """The triplet of an entry with what stands under `KEY`, if it has that.
 
-    Raises:
-        DataError: naming the entry and the key that is unknown or of another type.
+    Raises DataError: naming the entry and the key that is unknown or of another type.
     """
     if KEY not in record.values:
         return row

@@ -24,8 +24,7 @@ def run_import_triplets(run: ImportTripletsRun) -> Manifest:
     Returns:
         Manifest of kind "triplets"; count `triplets`; `extra["notes"]` says what was left out.
 
-    Raises:
-        DataError: the data set cannot be read, has no triplet, or one id twice.
+    Raises DataError: the data set cannot be read, has no triplet, or one id twice.
     """
     dataset = open_dataset(run.data)
     stage = open_stage(run, KIND, {"data": stable_id(*dataset.triplets)})

@@ -47,8 +47,7 @@ def write_megapairs(folder: Path, rows: Sequence[Triplet], paths: Mapping[str, s
 def write_cirr(folder: Path, rows: Sequence[Triplet], paths: Mapping[str, str]) -> None:
     """Captions and image lists of the splits train and val. A triplet's similar images are its own two.
 
-    Raises:
-        DataError: a triplet of another split.
+    Raises DataError: a triplet of another split.
     """
     splits = _by_split(rows)
     if other := set(splits) - set(_CIRR_SPLITS):
