@@ -27,7 +27,8 @@ def restored(record: Record, row: Triplet) -> Triplet:
     for name in own.values:
         if name not in _NAMES:
             own.fail(unknown_name("key", name, _NAMES))
-    return replace(row, **{name: _value(own, name) for name in own.values})
+    values: dict[str, Any] = {name: _value(own, name) for name in own.values}
+    return replace(row, **values)
 
 
 def _value(own: Record, name: str) -> str | float | None:
