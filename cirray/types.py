@@ -49,6 +49,15 @@ class Triplet:
     group_id: str = ""
     weight: float = 1.0
     edit: str = ""
+    positive_ids: tuple[str, ...] = ()
+    """Further images that the text leads to as well; they are never its negatives."""
+    negative_ids: tuple[str, ...] = ()
+    """Images that look right and are wrong (hard negatives)."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The images that training on it reads: reference, target, hard negatives."""
+        return (self.reference_id, self.target_id, *self.negative_ids)
 
 
 @dataclass(frozen=True)

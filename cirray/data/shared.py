@@ -24,7 +24,7 @@ MARKER, TRIPLETS, IMAGES = "cirray.json", "triplets", "images"
 FORMAT = 1
 _ORDER = [(name, "ascending") for name in ("pair_id", "reference_id", "triplet_id")]
 _READ = ("triplet_id", "pair_id", "reference_id", "target_id", "modification", "reverse_modification", "split",
-         "source", "group_id", "weight", "edit")  # fmt: skip
+         "source", "group_id", "weight", "edit", "positive_ids", "negative_ids")  # fmt: skip
 _ASKED_S = 10.0
 
 

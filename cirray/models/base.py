@@ -146,6 +146,10 @@ class Retriever(nn.Module, ABC):
     def encode_gallery(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """Gallery tokens `[B, Q, D]`, each of norm 1 (Q = 1 for `similarity: dot`)."""
 
+    def encode_negatives(self, batch: RetrievalBatch) -> torch.Tensor | None:
+        """Gallery tokens `[M, Q, D]` of the batch's hard negatives, where it has any; part of every `forward`."""
+        return None if batch.negative_MPD is None else self.encode_gallery(batch.negative_MPD)
+
     @abstractmethod
     def forward(self, batch: RetrievalBatch, wanted: Wanted = NOTHING_MORE) -> RetrieverOutput:
         """All outputs that an objective needs, in one forward pass.

@@ -30,6 +30,12 @@ class RetrievalBatch(Movable):
     """Row numbers among all training rows."""
     epoch: torch.Tensor | None = None
     """Number of the epoch (scalar, int64)."""
+    negative_MPD: torch.Tensor | None = None
+    """Hard negatives, equally many of every row (M = B times that), row by row; None: no training row has any."""
+    negative_key_M: torch.Tensor | None = None
+    """Their keys; -1 fills rows that have fewer."""
+    positive_key_BK: torch.Tensor | None = None
+    """Keys of each row's further right answers; -1 fills. None: no training row has any."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class RetrieverOutput:
     target_BQD: torch.Tensor
     temperature: torch.Tensor
     reference_BQD: torch.Tensor | None = None
+    negative_MQD: torch.Tensor | None = None
     text_query_BD: torch.Tensor | None = None
     prototype_BQW: torch.Tensor | None = None
     reverse_prototype_BQW: torch.Tensor | None = None

@@ -122,7 +122,7 @@ class QFormerRetriever(Retriever):
         targets_BQD, references_BQD = self._gallery_sides(batch, wanted.references)
         return RetrieverOutput(
             query_BD=fused.query_BD, target_BQD=targets_BQD, temperature=self.temperature,
-            reference_BQD=references_BQD, prototype_BQW=fused.prototype_BQW,
+            reference_BQD=references_BQD, negative_MQD=self.encode_negatives(batch), prototype_BQW=fused.prototype_BQW,
             text_query_BD=self.encode_text(batch.text) if wanted.text_only else None,
             reverse_prototype_BQW=self._reverse_prototypes(batch, fused) if wanted.reverse else None,
             prompts_BQW=self._held_prompts(fused) if wanted.prompts else None,

@@ -145,7 +145,7 @@ class DualEncoderRetriever(Retriever):
         references_BQD = _unit(self._pooled(state_BPD))[:, None] if wanted.references else None
         return RetrieverOutput(
             query_BD=self._fuse(state_BPD, text_BD), target_BQD=self.encode_gallery(batch.target_BPD),
-            temperature=self.temperature, reference_BQD=references_BQD,
+            temperature=self.temperature, reference_BQD=references_BQD, negative_MQD=self.encode_negatives(batch),
             text_query_BD=_unit(text_BD) if wanted.text_only else None,
         )  # fmt: skip
 

@@ -111,10 +111,14 @@ class ForkedRetriever(Retriever):
         Raises ConfigError for an output that the query side does not make.
         """
         # without reverse texts the query side's own targets are not used; it needs at least one row
-        seen = batch if wanted.reverse else replace(batch, target_BPD=batch.target_BPD[:1])
+        seen = replace(batch, negative_MPD=None)
+        seen = seen if wanted.reverse else replace(seen, target_BPD=batch.target_BPD[:1])
         output = self.query(seen, replace(wanted, references=False))
         references_BQD = self.encode_gallery(batch.reference_BPD) if wanted.references else None
-        return replace(output, target_BQD=self.encode_gallery(batch.target_BPD), reference_BQD=references_BQD)
+        return replace(
+            output, target_BQD=self.encode_gallery(batch.target_BPD), reference_BQD=references_BQD,
+            negative_MQD=self.encode_negatives(batch),
+        )  # fmt: skip
 
     def changed(self, settings: Mapping[str, Any]) -> "ForkedRetriever":
         """Both halves with other settings; the frozen one keeps its temperature.

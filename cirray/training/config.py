@@ -103,6 +103,8 @@ class TrainingConfig(LoopConfig):
     label_smoothing: 0.1}}`. Weight 0 takes one out."""
     negatives: Literal["targets", "batch_images"] = "batch_images"
     """Candidates: the batch's targets, or all its images, the own reference included."""
+    hard_negatives: int = Field(1, ge=0)
+    """Hard negatives of every row (`negative_ids`) among the candidates, drawn anew each step, where rows have some."""
     mask_duplicates: bool = True
     """Hide other copies of a query's own target among the candidates."""
     one_per_group: bool | Literal["auto"] = "auto"

@@ -165,7 +165,10 @@ class PairTexts:
         draw = derive_seed(self._seed, "text", step, row.triplet_id) / 2**63 * ends[-1]
         chosen = texts[min(int(np.searchsorted(ends, draw, side="right")), len(texts) - 1)]
         reverse = chosen.reverse_modification or row.reverse_modification
-        return replace(row, modification=chosen.modification, reverse_modification=reverse)
+        return replace(
+            row, modification=chosen.modification, reverse_modification=reverse,
+            positive_ids=chosen.positive_ids, negative_ids=chosen.negative_ids,
+        )  # fmt: skip
 
 
 def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cirray.core.errors import DataError
+from cirray.core.seeding import numpy_generator
 from cirray.features.store import FeatureLookup
 from cirray.losses.output import LossOutput
 from cirray.models.base import Retriever
@@ -48,9 +49,11 @@ class TrainingRows:
         self.real = [row.source in config.real_sources for row in self.triplets]
         groups = tuple(row.group_id for row in self.triplets)
         self.sampler = MIXERS.get(config.mixing.kind)(Rows(groups, tuple(self.real)), config, config.mixing.settings)
-        ids = {image for row in triplets for image in (row.reference_id, row.target_id)}
+        ids = {image for row in triplets for image in row.images}
         self.keys = {image: key for key, image in enumerate(sorted(ids))}
         every_text = () if config.pair_texts == "rows" else tuple(given)
+        self.negatives = config.hard_negatives if any(row.negative_ids for row in given) else 0
+        self.positives = max(len(row.positive_ids) for row in given)
         self.known = TermRows(tuple(self.triplets), tuple(self.keys), features, config, held_out, every_text)
 
 
@@ -77,6 +80,7 @@ class RetrievalTask:
         self._retriever, self._features, self._config = prepared(retriever, config), features, config
         self._triplets, self._texts, self._sampler = rows.triplets, rows.texts, rows.sampler
         self._real, self._keys = rows.real, rows.keys
+        self._negatives, self._positives = rows.negatives, rows.positives
         self.setup = TermSetup(**vars(rows.known), retriever=self._retriever)
         self._objective, self._reverse = Objective(self.setup), wanted_outputs(config).reverse
 
@@ -88,7 +92,8 @@ class RetrievalTask:
         """The calling rank's rows of step after step, without end."""
         for step in count(start_step):
             numbers = self._sampler.rows(step, rank, world)
-            batch = self.batch([self._texts.visit(self._triplets[row], step) for row in numbers])
+            visited = [self._texts.visit(self._triplets[row], step) for row in numbers]
+            batch = self.batch([self._drawn(row, step) for row in visited])
             epoch = torch.tensor(step // max(len(self._triplets) // self._config.rows_per_step, 1))
             yield replace(self._weighted(batch, step), row_B=torch.from_numpy(numbers), epoch=epoch)
 
@@ -104,6 +109,7 @@ class RetrievalTask:
             weight_B=torch.tensor([row.weight for row in rows], dtype=torch.float32),
             reverse=reverse, reverse_mask_B=mask_B,
             real_B=torch.tensor([row.source in self._config.real_sources for row in rows]),
+            **self._hard(rows), positive_key_BK=self._right(rows),
         )  # fmt: skip
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
@@ -116,6 +122,36 @@ class RetrievalTask:
         assert isinstance(inner, Retriever)
         self._objective.finish(inner)
         inner.save(folder)
+
+    def _drawn(self, row: Triplet, step: int) -> Triplet:
+        """The row with the hard negatives of this step, a pure function of (seed, step, row)."""
+        if len(row.negative_ids) <= self._negatives:
+            return row
+        rng = numpy_generator(self._config.seed, "negatives", step, row.triplet_id)
+        chosen = rng.choice(len(row.negative_ids), size=self._negatives, replace=False)
+        return replace(row, negative_ids=tuple(row.negative_ids[place] for place in chosen))
+
+    def _hard(self, rows: Sequence[Triplet]) -> dict[str, torch.Tensor]:
+        """The first hard negatives of every row; the own target, which nobody sees, fills rows that have fewer."""
+        if not self._negatives:
+            return {}
+        ids, keys = list[str](), list[int]()
+        for row in rows:
+            own = row.negative_ids[: self._negatives]
+            lacking = self._negatives - len(own)
+            ids += [*own, *[row.target_id] * lacking]
+            keys += [*(self._keys[image] for image in own), *[-1] * lacking]
+        return {"negative_MPD": torch.from_numpy(self._features.get(ids)), "negative_key_M": torch.tensor(keys)}
+
+    def _right(self, rows: Sequence[Triplet]) -> torch.Tensor | None:
+        """Keys of the rows' further right answers, of those that are images of any row."""
+        if not self._positives:
+            return None
+        keys_BK = torch.full((len(rows), self._positives), -1)
+        for place, row in enumerate(rows):
+            for column, image in enumerate(row.positive_ids):
+                keys_BK[place, column] = -1 if image == row.target_id else self._keys.get(image, -1)
+        return keys_BK
 
     def _weighted(self, batch: RetrievalBatch, step: int) -> RetrievalBatch:
         """Weights that count real rows once among themselves and once with all others (`row_weights`)."""
@@ -146,6 +182,7 @@ def swapped(triplets: Sequence[Triplet]) -> list[Triplet]:
         replace(
             row, triplet_id=f"{row.triplet_id}~", reference_id=row.target_id, target_id=row.reference_id,
             modification=row.reverse_modification, reverse_modification=row.modification, edit="",
+            positive_ids=(), negative_ids=(),
         )
         for row in triplets
         if row.reverse_modification and row.reverse_modification.strip()
@@ -158,6 +195,6 @@ def _check(triplets: Sequence[Triplet], features: FeatureLookup) -> None:
     for row in triplets:
         if not row.modification.strip():
             raise DataError(f"Triplet {row.triplet_id!r} has an empty modification text. Remove or repair the row.")
-        for image in (row.reference_id, row.target_id):
+        for image in row.images:
             if image not in features:
                 raise DataError(f"Image {image!r} of triplet {row.triplet_id!r} has no features. Embed it first.")

@@ -1,6 +1,7 @@
 """Columns of a triplets artifact, and conversion between rows and `Triplet` values. No torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
@@ -24,9 +25,13 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("scores", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("weight", pa.float64(), nullable=False),
         *texts("group_id", "edit"),
+        *(pa.field(name, pa.list_(pa.string()), nullable=False) for name in ("positive_ids", "negative_ids")),
     ]
 )
-"""`generator` is a digest, `logprob` a mean per token, `scores` named numbers (`pair`: the miner's cosine)."""
+"""`generator` is a digest, `logprob` a mean per token, `scores` named numbers (`pair`: the miner's cosine).
+
+`positive_ids` are further right answers beside the target, `negative_ids` hard negatives, each a list of image ids.
+"""
 
 REJECTED_SCHEMA = pa.schema(
     [
@@ -40,6 +45,7 @@ REJECTED_SCHEMA = pa.schema(
 _DEFAULTS: dict[str, Any] = {
     "pair_id": "", "reverse_modification": None, "split": "train", "source": "human", "generator": "",
     "prompt_version": "", "seed": 0, "logprob": 0.0, "scores": {}, "weight": 1.0, "group_id": "", "edit": "",
+    "positive_ids": (), "negative_ids": (),
 }  # fmt: skip
 
 
@@ -67,9 +73,10 @@ def rejected_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 def to_triplets(table: pa.Table) -> list[Triplet]:
     """The rows of a table as `Triplet` values, in order."""
-    names = ("triplet_id", "reference_id", "target_id", "modification", "reverse_modification", "split", "source",
-             "group_id", "weight", "edit")  # fmt: skip
+    names = [item.name for item in fields(Triplet)]
     columns = [table.column(name).to_pylist() for name in names]
+    for name in ("positive_ids", "negative_ids"):
+        columns[names.index(name)] = [tuple(ids) for ids in columns[names.index(name)]]
     return [Triplet(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
@@ -94,6 +101,9 @@ def _check_columns(row: Mapping[str, Any]) -> None:
         raise DataError(f"Triplet {label!r} {what}; the columns are: {', '.join(TRIPLET_SCHEMA.names)}.")
     if not str(row["modification"]).strip():
         raise DataError(f"Triplet {label!r} has an empty modification; reject the row with a reason instead.")
+    right = {row["target_id"], *row["positive_ids"]}
+    if both := [name for name in row["negative_ids"] if name in right]:
+        raise DataError(f"Triplet {label!r} has {both[0]!r} as a right answer and as a hard negative; leave one out.")
 
 
 def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

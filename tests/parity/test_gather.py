@@ -31,7 +31,7 @@ def largest(one):
     return max(abs(value) for values in one.values() for value in values)
 
 
-@pytest.mark.parametrize("case", ["ptha", "paper", "chunked", "sprc", "hn_nce", "vdg", "vdg_paired"])
+@pytest.mark.parametrize("case", ["ptha", "paper", "chunked", "sprc", "hn_nce", "vdg", "vdg_paired", "hard"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_gathered_ranks_equal_one_process(worlds, world, case):
     one, several = worlds[1][case], worlds[world][case]

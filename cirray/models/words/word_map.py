@@ -200,7 +200,7 @@ class WordMapRetriever(Retriever):
         state = self.encode_reference(batch.reference_BPD)
         return RetrieverOutput(
             query_BD=self.compose(state, batch.text), target_BQD=self.encode_gallery(batch.target_BPD),
-            temperature=self.temperature,
+            temperature=self.temperature, negative_MQD=self.encode_negatives(batch),
             reference_BQD=self.encode_gallery(batch.reference_BPD) if wanted.references else None,
             more={PLAIN: self.pseudo_sentences(state)} if PLAIN in wanted.more else {},
         )  # fmt: skip

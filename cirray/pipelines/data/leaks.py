@@ -30,5 +30,5 @@ def guard_inputs(record: dict[str, Any]) -> dict[str, str]:
 
 
 def images_of(triplets: Iterable[Triplet]) -> set[str]:
-    """References and targets."""
-    return {image for row in triplets for image in (row.reference_id, row.target_id)}
+    """References, targets and hard negatives."""
+    return {image for row in triplets for image in row.images}

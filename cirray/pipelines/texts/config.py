@@ -198,7 +198,7 @@ class GeneratorRun(FrozenLanguageConfig, Run):
 
 
 class CheckRun(Run):
-    """Keep the generated triplets whose target a base retriever finds by the text (round trip)."""
+    """Keep the generated triplets whose target a base retriever finds by the text (round trip), or weight them."""
 
     triplets: Annotated[Place, Kind("triplets")] = "@synthetic"
     """Triplets artifact to check."""
@@ -213,6 +213,9 @@ class CheckRun(Run):
     """Test `rank`: last rank at which the target may stand. All images of the triplets but the reference are ranked."""
     both: bool = True
     """Keep a triplet only together with its reverse twin: texts of one pair are right or wrong together."""
+    failing: Literal["drop", "weight"] = "drop"
+    """What becomes of a triplet that fails. `weight`: it is kept at a smaller weight, by which its loss counts in
+    training: top_k / rank, or the odds, at the checkpoint's temperature, of the image that it was to beat."""
     batch: Effort[int] = Field(256, ge=1)
     """Images and queries per forward pass."""
     judge: Place = ""

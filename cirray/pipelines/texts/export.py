@@ -24,6 +24,7 @@ from cirray.data.readers import read_dataset
 from cirray.data.shared import FORMAT, IMAGES, MARKER, TRIPLETS
 from cirray.evaluation.pages import render
 from cirray.pipelines.data.datasets import contents_of
+from cirray.pipelines.data.leaks import images_of
 from cirray.pipelines.texts.config import ExportTripletsRun
 from cirray.pipelines.texts.layouts import write_cirr, write_files, write_megapairs
 from cirray.pipelines.weights.hub import check_id, push_folder
@@ -62,7 +63,7 @@ def run_export_triplets(run: ExportTripletsRun) -> Manifest:
 def _exported(run: ExportTripletsRun) -> Manifest:
     store = TripletStore.open(run.triplets)
     table = store.table()
-    ids = sorted({*table.column("reference_id").to_pylist(), *table.column("target_id").to_pylist()})
+    ids = sorted(images_of(to_triplets(table)))
     images = read_dataset(run.data).images
     lacking = [name for name in ids if name not in images]
     if lacking or not ids:

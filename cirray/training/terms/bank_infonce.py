@@ -40,7 +40,7 @@ class BankInfoNCE(Term[BankConfig]):
         """Scalar, in nats."""
         bank = self._bank = self._bank or self._encode(given)
         positive_B, reference_B = self._rows(given.batch.target_key_B), self._rows(given.batch.reference_key_B)
-        known_BM = self._known(given) if self._valid else None
+        known_BM = self._known(given) if self._valid or given.batch.positive_key_BK is not None else None
         loss_B, hidden = bank.loss(
             given.output.query_BD, positive_B, reference_B, self._temperature(given.output.temperature), known_BM
         )
@@ -68,11 +68,14 @@ class BankInfoNCE(Term[BankConfig]):
         return tau if config.temperature_clamp is None else inward_clamp(tau, *config.temperature_clamp)
 
     def _known(self, given: TermInput) -> torch.Tensor:
-        """`[B, M]`: every target of a triplet with the row's reference and text."""
+        """`[B, M]`: the row's further right answers, and (`mask_known`) targets of its reference and text elsewhere."""
         texts, keys = _words(given.batch.text), given.batch.reference_key_B.tolist()
         known_BM = torch.zeros(len(texts), len(self._plan.ids), dtype=torch.bool, device=given.output.query_BD.device)
         for row, query in enumerate(zip(keys, texts, strict=True)):
             known_BM[row, self._valid.get(query, [])] = True
+        if given.batch.positive_key_BK is not None:
+            row_K, column_K = torch.nonzero(given.batch.positive_key_BK >= 0, as_tuple=True)
+            known_BM[row_K, self._rows(given.batch.positive_key_BK[row_K, column_K])] = True
         return known_BM
 
 

@@ -50,11 +50,14 @@ class TermSetup(TermRows):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of the local rows: tokens of all ranks, their image keys, and the rows' positives."""
+    """Candidates of the local rows: tokens of all ranks, the rows' positives, what a row must not see, and which of
+    all ranks' rows a candidate belongs to.
+    """
 
     tokens_NQD: torch.Tensor
     positive_B: torch.Tensor
     hidden_BN: torch.Tensor | None
+    row_N: torch.Tensor
 
 
 class TermInput:
@@ -66,15 +69,33 @@ class TermInput:
 
     @cached_property
     def candidates(self) -> Candidates:
-        """Targets of all ranks first, then (improved) the references of all ranks; positives are the own targets."""
-        tokens_NQD, key_N = self.gather.rows(self.output.target_BQD), self.gather.rows(self.batch.target_key_B)
-        rows = self.output.target_BQD.shape[0]
-        positive_B = torch.arange(rows, device=key_N.device) + self.gather.rank * rows
-        if self.output.reference_BQD is not None:
-            tokens_NQD = torch.cat([tokens_NQD, self.gather.rows(self.output.reference_BQD)])
-            key_N = torch.cat([key_N, self.gather.rows(self.batch.reference_key_B)])
+        """Targets of all ranks first, then (improved) their references, then hard negatives; positives are the own
+        targets.
+        """
+        output, batch, rows = self.output, self.batch, self.output.target_BQD.shape[0]
+        sides = [
+            (output.target_BQD, batch.target_key_B), (output.reference_BQD, batch.reference_key_B),
+            (output.negative_MQD, batch.negative_key_M),
+        ]  # fmt: skip
+        found = [
+            (self.gather.rows(own), self.gather.rows(key)) for own, key in sides if own is not None and key is not None
+        ]
+        key_N = torch.cat([key for _, key in found])
+        own_N = torch.arange(len(found[0][1]), device=key_N.device)
+        row_N = torch.cat([own_N.repeat_interleave(len(key) // len(own_N)) for _, key in found])
+        positive_B = own_N[self.gather.rank * rows :][:rows]
+        return Candidates(torch.cat([own for own, _ in found]), positive_B, self._hidden(key_N, positive_B), row_N)
+
+    def _hidden(self, key_N: torch.Tensor, positive_B: torch.Tensor) -> torch.Tensor | None:
+        """Copies of the own target, further right answers, and what only fills; None where there is nothing of it."""
         hidden_BN = other_copies(key_N, positive_B) if self.config.mask_duplicates else None
-        return Candidates(tokens_NQD, positive_B, hidden_BN)
+        further_BK = self.batch.positive_key_BK
+        if further_BK is None and self.batch.negative_key_M is None:
+            return hidden_BN
+        more_BN = (key_N == -1).expand(len(positive_B), -1)
+        if further_BK is not None:
+            more_BN = more_BN | same_key(key_N, further_BK)
+        return more_BN if hidden_BN is None else hidden_BN | more_BN
 
     def contrast(self, query_BD: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """Weighted mean over all ranks' rows of InfoNCE against `candidates` (scalar)."""
@@ -92,6 +113,11 @@ class TermInput:
         """Mean of the rows' losses by weight (the batch's, or others); its mean over ranks is over all rows."""
         weights = self.batch.weight_B if weight_B is None else weight_B
         return weighted_mean(loss_B, weights, self.gather.total(weights.sum()) / self.gather.world)
+
+
+def same_key(key_N: torch.Tensor, further_BK: torch.Tensor) -> torch.Tensor:
+    """`[B, N]`: which images are among each row's own further ones (-1 fills)."""
+    return ((key_N[None, :, None] == further_BK[:, None]) & (further_BK != -1)[:, None]).any(dim=2)
 
 
 class Term(ABC, Generic[SettingsT]):

@@ -11,7 +11,7 @@ from cirray.losses.hard_negative import hard_negative_nce
 from cirray.models.batch import Wanted
 from cirray.models.scoring import score
 from cirray.training.config import TrainingConfig
-from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.base import TERMS, Term, TermInput, same_key
 from cirray.training.terms.config import HardNegativeConfig, TermConfig
 
 
@@ -62,9 +62,7 @@ def both_directions(given: TermInput, settings: HardNegativeConfig, rows_B: torc
 def _to_targets(given: TermInput, settings: HardNegativeConfig, absent_N: torch.Tensor | None) -> torch.Tensor:
     """Local queries against the images of all ranks: targets first, then (improved) references."""
     found = given.candidates
-    absent_C = None
-    if absent_N is not None:
-        absent_C = absent_N.repeat(len(found.tokens_NQD) // len(absent_N))
+    absent_C = None if absent_N is None else absent_N[found.row_N]
     hidden_BN = _either(found.hidden_BN, absent_C, found.positive_B)
     return _nce(score(given.output.query_BD, found.tokens_NQD), found.positive_B, hidden_BN, given, settings)
 
@@ -75,6 +73,9 @@ def _to_queries(given: TermInput, settings: HardNegativeConfig, absent_N: torch.
     positive_B = given.candidates.positive_B
     key_N = given.gather.rows(given.batch.target_key_B)
     copies_BN = other_copies(key_N, positive_B) if given.config.mask_duplicates else None
+    if given.batch.positive_key_BK is not None:  # a query that also leads to this target is no negative of it
+        right_BN = same_key(given.batch.target_key_B, given.gather.rows(given.batch.positive_key_BK)).T
+        copies_BN = right_BN if copies_BN is None else copies_BN | right_BN
     hidden_BN = _either(copies_BN, absent_N, positive_B)
     return _nce(score(query_ND, given.output.target_BQD).T, positive_B, hidden_BN, given, settings)
 

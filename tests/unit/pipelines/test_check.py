@@ -1,6 +1,7 @@
 """The round-trip check with a retriever whose answers are known: it goes where the text says."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,8 @@ SIZE = 6
 
 class Obedient:
     """Images are corners of a cube; the text `to 3 then 1` ranks image 3 first and image 1 second."""
+
+    temperature = 0.25
 
     def encode_gallery(self, patches_BPD):
         return patches_BPD[:, :1]
@@ -149,3 +152,19 @@ def test_the_first_test_that_fails_gives_the_reason_and_none_is_refused(run, tmp
     assert [reason.partition(":")[0] for reason in reasons] == ["round trip", "round trip"]
     with pytest.raises(ValueError, match="needs at least one entry"):
         run(tests=())
+
+
+def test_a_row_that_fails_may_stay_at_a_smaller_weight(run, tmp_path):
+    manifest = check.run_check(run(top_k=1, both=False, failing="weight"))
+    store = TripletStore.open(tmp_path / "checked")
+    assert manifest.counts == {"triplets": 6, "rejected": 0, "lowered": 2} and len(store.rejected()) == 0
+    weights = {row.triplet_id: row.weight for row in store.read()}
+    assert weights == {"0a": 1, "0b": 1, "1a": 1 / 2, "1b": 1, "2a": 1, "2b": pytest.approx(1 / 3)}
+
+
+def test_weights_are_the_odds_against_the_image_that_is_nearer_and_twins_share_the_worse(run, tmp_path):
+    rows = [*pair(0, 0, 1, "to 1 then 0", "to 1 then 0")]
+    write_rows(tmp_path / "own", [replace(rows[0], weight=3.0), rows[1]])
+    check.run_check(run(triplets=str(tmp_path / "own"), tests=("outrank",), failing="weight"))
+    odds = float(np.exp(-0.5 / Obedient.temperature))
+    assert [row.weight for row in TripletStore.open(tmp_path / "checked").read()] == pytest.approx([3 * odds, odds])

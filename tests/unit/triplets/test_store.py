@@ -163,3 +163,15 @@ def test_the_schema_is_what_other_programs_rely_on():
     assert TRIPLET_SCHEMA.field("scores").type == pa.map_(pa.string(), pa.float64())
     assert "reason" in REJECTED_SCHEMA.names
     assert to_triplets(triplet_table([])) == []
+
+
+def test_hard_negatives_and_further_right_answers_travel_with_a_row(tmp_path):
+    rows = [row(0, negative_ids=["n1", "n2"], positive_ids=("p",)), row(1)]
+    found = TripletStore.open(write(tmp_path / "triplets", rows)).read()
+    assert [(item.negative_ids, item.positive_ids) for item in found] == [(("n1", "n2"), ("p",)), ((), ())]
+    assert found[0].images == ("r0", "x0", "n1", "n2")
+    for wrong in ({"negative_ids": ["x0"]}, {"negative_ids": ["p"], "positive_ids": ["p"]}):
+        with pytest.raises(DataError, match="'t0' has '.*' as a right answer and as a hard negative"):
+            triplet_table([row(0, **wrong)])
+    with pytest.raises(DataError, match="do not fit"):
+        triplet_table([row(0, negative_ids=[3])])
