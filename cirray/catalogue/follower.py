@@ -5,6 +5,7 @@ searches go on with the old one. Changes that came meanwhile have higher numbers
 """
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,11 +71,17 @@ class Follower:
         self._thread: threading.Thread | None = None
         self.failures = 0
         """Polls in a row that the store refused."""
+        self._read_at = time.monotonic()
         self.told: Callable[[LiveGallery], None] = lambda gallery: None
         """Called with every new gallery."""
         self._state = self._read_all()
         _built(self._small, self._state.base.rows.first())  # what the first change would wait for is loaded here
         self.gallery = self._shown()
+
+    @property
+    def behind_s(self) -> float:
+        """Seconds since the table was last looked at with success."""
+        return time.monotonic() - self._read_at
 
     def start(self) -> None:
         """Follow the table in a thread of its own."""
@@ -123,7 +130,7 @@ class Follower:
             self._wake.clear()
             try:
                 self.poll()
-                self.failures = 0
+                self.failures, self._read_at = 0, time.monotonic()
             except StoreError as error:
                 self._fail(str(error))
             except Exception as error:  # noqa: BLE001 - a gallery that stays as it was is better than none

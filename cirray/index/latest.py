@@ -35,7 +35,7 @@ def chosen(run: Any) -> tuple[str, str]:
     if is_name(index):
         use = uses_of(index)[-1]
         return run.checkpoint if given(run, "checkpoint") else use.checkpoint, use.index
-    checkpoint = run.checkpoint if given(run, "checkpoint") else _made_with(index, run.checkpoint)
+    checkpoint = run.checkpoint if given(run, "checkpoint") else made_with(index, run.checkpoint)
     if not (given(run, "index") and given(run, "checkpoint")):
         _LOGGER.info("index %s, model %s", index, checkpoint)
     return checkpoint, index
@@ -56,7 +56,7 @@ def _last(root: str, usual: str) -> str:
     return usual if is_complete(usual) and read_searchable(usual).created > at else index
 
 
-def _made_with(index: str, usual: str) -> str:
+def made_with(index: str, usual: str) -> str:
     """The checkpoint in an index's manifest, if it is still there and still the same."""
     if not is_complete(index):
         return usual

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from datetime import UTC, datetime
 
@@ -10,8 +11,8 @@ from starlette.types import Message, Scope, Send
 from cirray.core.log import get_logger
 
 _LOG = get_logger(__name__)
-_ROUTES = ("/v1/images/",)
-"""Beginnings of routes that end in an id, which would make a route of every picture."""
+_ID = re.compile(r"(/v1/(?:galleries/[^/]+/)?images/).*", re.DOTALL)
+"""A route that ends in an id, which would make a route of every picture."""
 
 
 class AccessLog:
@@ -68,8 +69,4 @@ class WatchedAnswer:
 
 def route_of(path: str) -> str:
     """A path without the id in it: `/v1/images/{image_id}`."""
-    for begin in _ROUTES:
-        before, found, _ = path.partition(begin)
-        if found:
-            return f"{before}{begin}{{image_id}}"
-    return path[:200]
+    return _ID.sub(r"\1{image_id}", path)[:200]

@@ -1,8 +1,9 @@
 """The HTTP interface: FastAPI routes over a `SearchService`, with or without Ray Serve around them."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -14,30 +15,44 @@ from cirray.serving.galleries import add_gallery
 from cirray.serving.gate import Gate, Lane, rules_of
 from cirray.serving.guard import Guard
 from cirray.serving.keys import KeyCheck, KeyRing
+from cirray.serving.named import Services, add_named, chosen_by
+from cirray.serving.names import BELOW, DEFAULT
 from cirray.serving.problems import NOT_FOUND, UNAVAILABLE, UNUSABLE, ProblemError, problem_response, response_of
 from cirray.serving.reference import reference_page
 from cirray.serving.routes import ServiceGetter, problem_doc
-from cirray.serving.schemas import MAX_QUERIES, Health, Version
+from cirray.serving.schemas import MAX_QUERIES, Health, Ready, Version
 from cirray.serving.searches import add_search
+from cirray.serving.service import SearchService
 from cirray.serving.writes import add_writes
 from cirray.types import MAX_TEXT
 
 _STATIC = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
-def make_api(service: ServiceGetter, args: ServeArgs, alone: bool = True) -> FastAPI:
+def make_api(
+    service: Callable[[], SearchService], args: ServeArgs, alone: bool = True, galleries: Services = dict
+) -> FastAPI:
     """Build the application.
 
     Args:
-        service: gives the service at request time (in a replica it is built after the application).
+        service: gives the service of the gallery `default` at request time (in a replica it is built after the
+            application).
         args: limits of bodies.
         alone: False behind Ray Serve, whose entrances have the gate and write X-Request-ID.
+        galleries: gives the services of further galleries by name.
     """
+
+    def services() -> dict[str, SearchService]:
+        return {DEFAULT: service(), **galleries()}
+
     app = FastAPI(title="cirray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    add_search(app, service)
-    add_gallery(app, service, args)
-    add_writes(app, service, args)
-    _add_state(app, service, args)
+    routes, chosen = APIRouter(), chosen_by(services)
+    add_search(routes, chosen)
+    add_gallery(routes, chosen, args)
+    add_writes(routes, chosen, args)
+    add_named(app, routes, services)
+    _add_state(app, services)
+    _add_version(app, chosen, args)
     _add_page(app)
     _add_errors(app)
     limit = int(args.max_body_mb * 2**20)
@@ -49,34 +64,59 @@ def make_api(service: ServiceGetter, args: ServeArgs, alone: bool = True) -> Fas
     return app
 
 
-def _add_state(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
+def _add_state(app: FastAPI, services: Services) -> None:
     @app.get("/healthz", response_model=Health)
     async def healthz() -> Health:
         """The process answers."""
         return Health(status="ok")
 
-    @app.get("/readyz", response_model=Health, responses={503: problem_doc("The model or the index does not work.")})
-    async def readyz(request: Request) -> Health | Response:
-        """The model and the index have just answered a probe."""
+    @app.get("/readyz", response_model=Ready, responses={503: problem_doc("The model or the index does not work.")})
+    async def readyz(request: Request) -> Ready | Response:
+        """Model and index of every gallery have just answered a probe. `degraded`: they answer, but a gallery cannot be
+        followed or written to, as `faults` say.
+        """
         try:
-            await service().probe()
+            for service in services().values():
+                await service.probe()
         except Exception as error:  # noqa: BLE001 - any failure of the model means "not ready", said in the answer
             detail = str(error) if isinstance(error, CirrayError) else "The model or the index failed its probe."
             return problem_response(UNAVAILABLE, detail, request.state.request_id, {"retry-after": "2"})
-        return Health(status="ready")
+        return _ready(services())
 
+
+def _ready(services: Mapping[str, SearchService]) -> Ready:
+    """Whether every gallery is followed. Paths stay in the log."""
+    followed = [(name, service.retriever.follower) for name, service in services.items()]
+    faults = [
+        f"The gallery {name!r} has not been read for {follower.behind_s:.0f} s: its store is gone or away. It is "
+        "searched as it was."
+        for name, follower in followed
+        if follower is not None and follower.failures > 1
+    ]
+    return Ready(status="degraded" if faults else "ready", faults=faults)
+
+
+def _add_version(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
     @app.get("/version", response_model=Version)
-    async def version() -> Version:
+    async def version(request: Request) -> Version:
         """What is being served, and its limits."""
-        current = service()
-        gallery, settings, composes = current.retriever.gallery, current.settings, current.retriever.composition
-        return Version(
-            cirray=__version__, index_digest=gallery.digest, encoder_digest=gallery.meta.encoder_digest,
-            gallery_size=len(gallery), default_k=settings.default_k, max_k=settings.max_k, max_text=MAX_TEXT,
-            max_body_bytes=int(args.max_body_mb * 2**20), max_pixels=args.max_pixels,
-            composition=composes.name, compositions=list(composes.choices), weight=composes.weight,
-            shapes=list(current.retriever.shapes), columns=gallery.columns.schema.names, max_queries=MAX_QUERIES,
-        )  # fmt: skip
+        return _version(service(request), args)
+
+    @app.get(f"{BELOW}{{gallery}}", response_model=Version, responses={404: problem_doc("No such gallery.")})
+    async def version_of(request: Request, gallery: str) -> Version:
+        """What is being served as a gallery, and its limits."""
+        return _version(service(request), args)
+
+
+def _version(current: SearchService, args: ServeArgs) -> Version:
+    held, settings, composes = current.retriever.gallery, current.settings, current.retriever.composition
+    return Version(
+        cirray=__version__, index_digest=held.digest, encoder_digest=held.meta.encoder_digest,
+        gallery_size=len(held), default_k=settings.default_k, max_k=settings.max_k, max_text=MAX_TEXT,
+        max_body_bytes=int(args.max_body_mb * 2**20), max_pixels=args.max_pixels,
+        composition=composes.name, compositions=list(composes.choices), weight=composes.weight,
+        shapes=list(current.retriever.shapes), columns=held.columns.schema.names, max_queries=MAX_QUERIES,
+    )  # fmt: skip
 
 
 def _add_page(app: FastAPI) -> None:

@@ -18,10 +18,11 @@ from cirray.index.store import check_encoder, read_searchable
 from cirray.index.uses import use_of
 from cirray.serving.api import make_api
 from cirray.serving.config import FileArgs, ServeArgs, check_open
-from cirray.serving.deployments import SearchReplica, current_service
+from cirray.serving.deployments import SearchReplica, current_services
 from cirray.serving.entrances import listening_host
 from cirray.serving.keys import read_keys
 from cirray.serving.metrics import add_metrics
+from cirray.serving.names import DEFAULT, each
 
 DEPLOYMENT_OPTIONS: dict[str, Any] = {
     "name": "Retriever",
@@ -59,8 +60,9 @@ def build_app(args: FileArgs) -> Application:
         check_open(args, listening_host())
         if args.keys:
             read_keys(Path(args.keys).expanduser())
-        use = use_of(args.index, args.checkpoint)
-        check_pair(use.checkpoint, use.index)
+        for own in each(args).values():
+            use = use_of(own.index, own.checkpoint)
+            check_pair(use.checkpoint, use.index)
     except CirrayError as error:
         raise NotServableError(str(error)) from None
 
@@ -71,7 +73,7 @@ def application_of(args: ServeArgs, **options: Any) -> Application:
     """The application, unchecked; `options` of the deployment over `DEPLOYMENT_OPTIONS`."""
 
     def replica_api() -> FastAPI:
-        app = make_api(current_service, args, alone=False)
+        app = make_api(lambda: current_services()[DEFAULT], args, alone=False, galleries=current_services)
         add_metrics(app)
         return app
 

@@ -1,15 +1,17 @@
 """Configuration of the service: what is loaded (arguments) and how it answers (settings, changed without a restart)."""
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cirray.core.config import Config
 from cirray.core.environ import artifact_root
 from cirray.core.errors import ConfigError
 from cirray.core.fields import Effort, Place
 from cirray.core.places import ROOT, Run
+from cirray.serving.names import DEFAULT
 
 OWN_CLUSTER = {
     "RAY_worker_niceness": "0",
@@ -39,6 +41,20 @@ HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": "8404", "RAY_SERVE_HAPROXY_METR
 """Further ports of the fast path and the variables that move them."""
 
 
+def _named(given: Mapping[str, str]) -> Mapping[str, str]:
+    """Names that paths and keys can say."""
+    for name in given:
+        if name == DEFAULT or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise ValueError(
+                f"{name[:80]!r} is no name of a further gallery; letters, digits, '.', '_' and '-' are, 64 at most, "
+                f"and {DEFAULT!r} is the one at `index`"
+            )
+    return given
+
+
+Galleries = Annotated[dict[str, Place], AfterValidator(_named)]
+
+
 class ServeArgs(Run):
     """Arguments of `cirray.serving.app:build_app`: the `args` section of a Serve config file."""
 
@@ -46,6 +62,10 @@ class ServeArgs(Run):
     """Checkpoint artifact: model and its vision tower (path or URI)."""
     index: Place = "@index"
     """Index artifact built with that checkpoint (path or URI)."""
+    galleries: Galleries = {}
+    """Further galleries of the service by name: `{archive: @archive, shop: @galleries/shop.json}`, each an index, a
+    gallery or what `cirray gallery use` names, queried by the checkpoint that it was made with. The one at `index` is
+    named `default`."""
     device: Effort[str] = "cpu"
     """Where the models run: cpu, cuda, cuda:1, ..."""
     threads: Effort[int] = Field(1, ge=1)
@@ -119,6 +139,9 @@ class ServeRun(Run):
     """Checkpoint artifact. Where none is named: the one that the index was made with."""
     index: Place = "@index"
     """Index artifact. Where none is named: the last one that `cirray index` made below `root`."""
+    galleries: Galleries = {}
+    """Further galleries by name: `--galleries.archive @archive`; each answers below `/v1/galleries/NAME`. What is at
+    `index` is named `default`."""
     host: Effort[str] = "127.0.0.1"
     """Network interface; 0.0.0.0 opens the service to the network, for which it needs `keys`, or `open`."""
     port: Effort[int] = Field(8000, ge=1, le=65535)

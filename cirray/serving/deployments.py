@@ -12,7 +12,8 @@ from cirray.core.config import validate
 from cirray.core.log import configure
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.entrances import Entrances
-from cirray.serving.loaded import Current, Loaded
+from cirray.serving.loaded import Current, Loaded, Models
+from cirray.serving.names import each
 from cirray.serving.service import Workers
 
 PROBE_TIMEOUT_S = 20.0
@@ -36,8 +37,12 @@ class SearchReplica:
         torch.set_num_threads(args.threads)
         limit_faiss_threads(args.threads)
         self._workers, self._entrances = Workers(), Entrances(args)
-        self.current = Current(args, self._workers)
-        self.current.follow()
+        models = Models(args.device)
+        self.galleries = {
+            name: Current(own, self._workers, models, name) for name, own in each(args).items()
+        }  # fmt: skip
+        for current in self.galleries.values():
+            current.follow()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new settings without a restart (Serve calls this with the deployment's `user_config`).
@@ -45,20 +50,29 @@ class SearchReplica:
         Raises:
             ConfigError: naming the field that does not fit.
         """
-        self.current.take(validate(ServingSettings, user_config or {}))
+        settings = validate(ServingSettings, user_config or {})
+        for current in self.galleries.values():
+            current.take(settings)
 
     async def check_health(self) -> None:
-        """Serve's health check: a real query through the model and the index; also puts the gate into the entrances.
+        """Serve's health check: a real query through the model and index of each gallery; also puts the gate into the
+        entrances.
 
         Raises:
             Exception: whatever the model or the index raises, or TimeoutError when they hang.
         """
-        await asyncio.wait_for(self.current.loaded.probe(), PROBE_TIMEOUT_S)
-        self.current.loaded.tell()
+        for loaded in self.loaded.values():
+            await asyncio.wait_for(loaded.probe(), PROBE_TIMEOUT_S)
+            loaded.tell()
         await self._entrances.guard()
 
+    @property
+    def loaded(self) -> dict[str, Loaded]:
+        """What is served now, by the galleries' names."""
+        return {name: current.loaded for name, current in self.galleries.items()}
 
-def current_service() -> Loaded:
-    """What the replica of this process serves now."""
+
+def current_services() -> dict[str, Loaded]:
+    """What the replica of this process serves now, by the galleries' names."""
     replica: SearchReplica = serve.get_replica_context().servable_object  # type: ignore[assignment]
-    return replica.current.loaded
+    return replica.loaded

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import Response
 
@@ -35,39 +35,39 @@ class _Anything(PathConvertor):
 register_url_convertor("anything", _Anything())
 
 
-def add_gallery(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
-    """Add `/v1/gallery`, `/v1/images`, `/v1/examples` and `/v1/facets`."""
-    _add_pages(app, service)
-    _add_images(app, service, args)
-    _add_examples(app, service)
-    _add_facets(app, service)
+def add_gallery(routes: APIRouter, service: ServiceGetter, args: ServeArgs) -> None:
+    """Add `/gallery`, `/images`, `/examples` and `/facets`."""
+    _add_pages(routes, service)
+    _add_images(routes, service, args)
+    _add_examples(routes, service)
+    _add_facets(routes, service)
 
 
-def _add_pages(app: FastAPI, service: ServiceGetter) -> None:
-    @app.get("/v1/gallery", response_model=GalleryPage, responses={422: problem_doc("Limit or offset out of range.")})
+def _add_pages(routes: APIRouter, service: ServiceGetter) -> None:
+    @routes.get("/gallery", response_model=GalleryPage, responses={422: problem_doc("Limit or offset out of range.")})
     async def gallery(
         request: Request, limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 60, offset: Annotated[int, Query(ge=0)] = 0
     ) -> GalleryPage:
         """List gallery images in id order."""
-        held = service().retriever.gallery
+        held = service(request).retriever.gallery
         names = held.ids[offset : offset + limit]
         items = [GalleryItem(id=name, **picture_fields(request, held, name)) for name in names]
         return GalleryPage(items=items, total=len(held), offset=offset, limit=limit)
 
 
-def _add_images(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
+def _add_images(routes: APIRouter, service: ServiceGetter, args: ServeArgs) -> None:
     documents = {
         200: {"content": {"image/png": {}, "image/jpeg": {}}},
         404: problem_doc("No such image."),
         422: problem_doc("No such size."),
     }
 
-    @app.get("/v1/images/{image_id:anything}", response_class=Response, responses=documents)  # type: ignore[arg-type]
+    @routes.get("/images/{image_id:anything}", response_class=Response, responses=documents)  # type: ignore[arg-type]
     async def image(request: Request, image_id: str, size: Literal["small", "medium", "large"] = "small") -> Response:
         """Picture of one gallery image: `small` (the index's thumbnail), or from its file, where that is, `medium` or
         `large` (640 or 1,600 pixels).
         """
-        current = service()
+        current = service(request)
         held = current.retriever.gallery
         tag = f'"{held.tag(image_id)}-{size}"'
         lasts = "no-cache" if current.retriever.follower else "max-age=300"
@@ -84,11 +84,11 @@ def _add_images(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
         return Response(picture, media_type=media_type(picture), headers=headers)
 
 
-def _add_examples(app: FastAPI, service: ServiceGetter) -> None:
-    @app.get("/v1/examples", response_model=Examples, responses={404: problem_doc("The gallery has no such image.")})
+def _add_examples(routes: APIRouter, service: ServiceGetter) -> None:
+    @routes.get("/examples", response_model=Examples, responses={404: problem_doc("The gallery has no such image.")})
     async def examples(request: Request, gallery_id: str | None = None) -> Examples:
         """Queries to try: some that are answered well, or the data set's own texts about one gallery image."""
-        gallery = service().retriever.gallery
+        gallery = service(request).retriever.gallery
         if gallery_id is not None:
             gallery.row(gallery_id)
         asked = gallery.examples if gallery_id is None else [(gallery_id, t) for t in gallery.texts.get(gallery_id, ())]
@@ -98,11 +98,11 @@ def _add_examples(app: FastAPI, service: ServiceGetter) -> None:
         return Examples(queries=queries)
 
 
-def _add_facets(app: FastAPI, service: ServiceGetter) -> None:
-    @app.get("/v1/facets", response_model=Facets, responses={422: problem_doc("A filter that cannot be used.")})
-    async def facets(filter: str | None = None) -> Facets:
+def _add_facets(routes: APIRouter, service: ServiceGetter) -> None:
+    @routes.get("/facets", response_model=Facets, responses={422: problem_doc("A filter that cannot be used.")})
+    async def facets(request: Request, filter: str | None = None) -> Facets:
         """What the metadata columns hold, among the images that pass a filter."""
-        current = service()
+        current = service(request)
         return await current.prepare(partial(_facets, current.retriever.gallery, filter))
 
 

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.log import get_logger
 from cirray.serving.keys_config import KeysRun, ServiceKey
+from cirray.serving.names import parted
 from cirray.serving.problems import FORBIDDEN, NO_KEY, RATE, UNAVAILABLE, ProblemError
 
 LOOK_S = 0.5
@@ -58,7 +59,7 @@ def run_keys(run: KeysRun) -> str:
             raise ConfigError(unknown_name("key", run.revoke, [key.name for key in keys]))
         _write(path, tuple(key for key in keys if key.name != run.revoke))
         return f"The key {run.revoke!r} is revoked; a running service refuses it within a second."
-    return "\n".join(["name  scopes  rate  expires", *map(_line, keys)])
+    return "\n".join(["name  scopes  galleries  rate  expires", *map(_line, keys)])
 
 
 def read_keys(path: Path) -> tuple[ServiceKey, ...]:
@@ -86,7 +87,13 @@ def _made(run: KeysRun, keys: tuple[ServiceKey, ...]) -> tuple[ServiceKey, str]:
     number = secrets.token_hex(4)
     text = f"{_MARK}_{number}_{secrets.token_urlsafe(32)}"
     key = ServiceKey(
-        name=run.add, id=number, sha256=_digest(text), scopes=run.scopes, rate=run.rate, expires=run.expires
+        name=run.add,
+        id=number,
+        sha256=_digest(text),
+        scopes=run.scopes,
+        galleries=run.galleries,
+        rate=run.rate,
+        expires=run.expires,
     )
     return key, text
 
@@ -106,7 +113,7 @@ def _write(path: Path, keys: tuple[ServiceKey, ...]) -> None:
 
 def _line(key: ServiceKey) -> str:
     until = "never" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M} UTC"
-    return f"{key.name}  {','.join(key.scopes)}  {key.rate or 'any'}  {until}"
+    return f"{key.name}  {','.join(key.scopes)}  {','.join(key.galleries) or 'all'}  {key.rate or 'any'}  {until}"
 
 
 def _digest(text: str) -> str:
@@ -220,12 +227,16 @@ class KeyCheck:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
+        whole = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
+        gallery, path = parted(whole)
         if scope["method"] == "OPTIONS" or (scope["method"] in ("GET", "HEAD") and _is_open(path)):
             return
         key = self._ring.key_of(scope)
         if key is None:
             raise _missing()
+        if gallery is not None and key.galleries and gallery not in key.galleries:
+            raise ProblemError(FORBIDDEN, f"The key {key.name!r} is not for the gallery {gallery[:80]!r}.")
+        scope.setdefault("state", {})["galleries"] = key.galleries
         wanted = needed(scope["method"], path)
         if wanted not in key.scopes:
             raise ProblemError(

@@ -54,6 +54,8 @@ class ServiceKey(Config):
     """Digest of the whole key."""
     scopes: Scopes
     """What it may do."""
+    galleries: tuple[str, ...] = ()
+    """The galleries it is for, by name; empty: all."""
     rate: Rate = ""
     """Most requests in a time; empty: any number."""
     expires: Moment = None
@@ -71,6 +73,8 @@ class KeysRun(Config):
     """Name of a key that ends now."""
     scopes: Scopes = ("read",)
     """What a new key may do: `read`, `write` or both."""
+    galleries: tuple[str, ...] = ()
+    """Galleries of the service that a new key is for, by name; empty: all."""
     rate: Rate = ""
     """Requests a new key may make at each entrance, such as 20/second or 600/minute; empty: any number."""
     expires: Moment = None

@@ -23,6 +23,7 @@ from cirray.index.store import read_searchable
 from cirray.index.uses import is_name, use_of
 from cirray.serving.config import FAST_PATH, HAPROXY, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun, check_open
 from cirray.serving.keys import read_keys
+from cirray.serving.names import each
 
 _LOG = get_logger(__name__)
 _NAME = "cirray"
@@ -142,14 +143,15 @@ def _absolute(place: str) -> str:
 
 
 def check_service(args: ServeArgs) -> None:
-    """Load the artifacts and answer one query, in a process of its own that frees the memory.
+    """Load the artifacts of every gallery and answer one query, in a process of its own that frees the memory.
 
     Raises:
         CirrayError: what is wrong, in one sentence.
     """
-    use = use_of(args.index, args.checkpoint)
-    read_manifest(use.checkpoint, "checkpoint")  # the commonest mistakes, found without loading the models
-    read_searchable(use.index)
+    for own in each(args).values():
+        use = use_of(own.index, own.checkpoint)
+        read_manifest(use.checkpoint, "checkpoint")  # the commonest mistakes, found without loading the models
+        read_searchable(use.index)
     context = multiprocessing.get_context("spawn")
     answer, channel = context.Pipe(duplex=False)
     child = context.Process(target=report_problem, args=(args, channel), daemon=True)
@@ -178,8 +180,9 @@ def problem_of(args: ServeArgs) -> CirrayError | None:
     from cirray.search_engine import SearchEngine
 
     try:
-        use = use_of(args.index, args.checkpoint)
-        SearchEngine.open(use.checkpoint, use.index, args.device, args.verify).probe()
+        for own in each(args).values():
+            use = use_of(own.index, own.checkpoint)
+            SearchEngine.open(use.checkpoint, use.index, args.device, args.verify).probe()
     except CirrayError as error:
         return error
     except Exception as error:  # noqa: BLE001 - e.g. a device that this machine lacks; said in one line

@@ -3,8 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
+from cirray.core.artifacts import read_manifest
 from cirray.core.errors import CirrayError
 from cirray.core.log import get_logger
 from cirray.data.config import ImageLimits
@@ -12,6 +15,7 @@ from cirray.index.uses import Use, is_name, use_of
 from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.metrics import Meters
+from cirray.serving.names import DEFAULT
 from cirray.serving.service import ResultT, Workers
 from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
@@ -24,25 +28,71 @@ LOOK_S = 0.5
 _LOG = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A model as `load_models` gives it."""
+
+    encoder: Any
+    vision: Any
+    transform: Any
+
+
+class Models:
+    """Each model once in memory, for all galleries that it queries."""
+
+    def __init__(self, device: str) -> None:
+        """Load to a device."""
+        self._device, self._lock = device, threading.Lock()
+        self._kept: WeakValueDictionary[str, Parts] = WeakValueDictionary()
+
+    def __call__(self, checkpoint: str) -> Parts:
+        """The model of a checkpoint, which stays while somebody holds it.
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        from cirray.image_text import load_models
+
+        digest = read_manifest(checkpoint, "checkpoint").digest
+        with self._lock:
+            parts = self._kept.get(digest) or Parts(*load_models(checkpoint, self._device))
+            self._kept[digest] = parts
+            return parts
+
+
 class Loaded:
     """A `SearchService` over one retriever. A request keeps it to its end."""
 
-    def __init__(self, args: ServeArgs, use: Use, workers: Workers, settings: ServingSettings) -> None:
+    def __init__(
+        self, args: ServeArgs, use: Use, workers: Workers, settings: ServingSettings, models: Models | None = None,
+        name: str = DEFAULT,
+    ) -> None:  # fmt: skip
         """Load the checkpoint and the index, and answer a first query.
+
+        Args:
+            args: what the service was started with.
+            use: the index and its checkpoint.
+            workers: threads of the process.
+            settings: how queries are answered.
+            models: those of the process; None: none are shared.
+            name: the gallery's, in metrics.
 
         Raises:
             ArtifactError: an artifact is missing or damaged.
             IndexMismatchError: the index belongs to another encoder.
         """
+        from cirray.catalogue.opening import open_gallery
         from cirray.search_engine import SearchEngine
 
         self.use, self._workers = use, workers
         limits = ImageLimits(max_pixels=args.max_pixels)
-        self.retriever = SearchEngine.open(
-            use.checkpoint, use.index, args.device, args.verify, limits, args.kept_references
+        self._model = parts = (models or Models(args.device))(use.checkpoint)
+        gallery = open_gallery(use.index, parts.encoder.index_digests, args.verify, parts.vision.digest)
+        self.retriever = SearchEngine(
+            parts.encoder, parts.vision, parts.transform, gallery, args.device, limits, args.kept_references
         )
         self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, settings.max_batch_size)
-        self.settings, self._meters = settings, Meters()
+        self.settings, self._meters = settings, Meters(name)
         self.retriever.probe()
         self.writer: GalleryWriter | None = None
         if self.retriever.follower is not None:
@@ -85,14 +135,17 @@ class Loaded:
 class Current:
     """What is served now. Where a name is served, a thread loads what it stands for before it takes its place."""
 
-    def __init__(self, args: ServeArgs, workers: Workers) -> None:
-        """Load what is served at first.
+    def __init__(
+        self, args: ServeArgs, workers: Workers, models: Models | None = None, name: str = DEFAULT
+    ) -> None:  # fmt: skip
+        """Load what is served at first; arguments as of `Loaded`.
 
         Raises:
             CirrayError: as `Loaded`.
         """
-        self._args, self._workers, self._settings = args, workers, ServingSettings()
-        self.loaded = Loaded(args, use_of(args.index, args.checkpoint), workers, self._settings)
+        self._args, self._settings = args, ServingSettings()
+        self._load = lambda use: Loaded(args, use, workers, self._settings, models, name)
+        self.loaded = self._load(use_of(args.index, args.checkpoint))
         self._tried, self._fault = self.loaded.use, ""
 
     def take(self, settings: ServingSettings) -> None:
@@ -112,7 +165,7 @@ class Current:
             if use in (self._tried, self.loaded.use):
                 return
             self._tried = use
-            fresh = Loaded(self._args, use, self._workers, self._settings)
+            fresh = self._load(use)
         except CirrayError as error:
             if str(error) != self._fault:
                 _LOG.error("%s stays, since the new gallery cannot be served: %s", self.loaded.use.index, error)

@@ -21,6 +21,8 @@ _MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _PORT, _ADDRESS = "MetricsExportPort", "NodeManagerAddress"
 _PREFIXES = ("ray_cirray_", "ray_serve_")
 TIMEOUT_S = 5.0
+GALLERY = "gallery"
+"""Label of every metric: the gallery's name."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ METRICS = (PHASE, BATCH, WAITING, REFERENCES, IMAGES, VERSION, FAILED)
 class Meters:
     """What one replica records."""
 
-    def __init__(self) -> None:
-        """Nothing is recorded yet; belongs to a replica's process."""
+    def __init__(self, gallery: str) -> None:
+        """Nothing is recorded yet of a gallery by its name; belongs to a replica's process."""
         self._phase, self._batch = _histogram(PHASE), _histogram(BATCH)
-        gauges = (_gauge(metric) for metric in (WAITING, IMAGES, VERSION, FAILED))
+        gauges = [_gauge(metric) for metric in (WAITING, IMAGES, VERSION, FAILED)]
         self._waiting, self._images, self._version, self._failed = gauges
-        self._references = metrics.Counter(REFERENCES.name, REFERENCES.text, (REFERENCES.label,))
+        self._references = metrics.Counter(REFERENCES.name, REFERENCES.text, _labels(REFERENCES))
+        for metric in (self._phase, self._batch, *gauges, self._references):
+            metric.set_default_tags({GALLERY: gallery})
         self._counted = (0, 0)
 
     def answered(self, milliseconds: float) -> None:
@@ -112,12 +116,17 @@ def _steps(times: Sequence[StepTimes]) -> Iterable[tuple[str, float]]:
             yield phase, milliseconds
 
 
+def _labels(metric: Metric) -> Any:
+    """As Ray takes them: a tuple of any length, though its annotation says one."""
+    return tuple(filter(None, (metric.label, GALLERY)))
+
+
 def _histogram(metric: Metric) -> metrics.Histogram:
-    return metrics.Histogram(metric.name, metric.text, list(metric.bounds), (metric.label,) if metric.label else None)
+    return metrics.Histogram(metric.name, metric.text, list(metric.bounds), _labels(metric))
 
 
 def _gauge(metric: Metric) -> metrics.Gauge:
-    return metrics.Gauge(metric.name, metric.text)
+    return metrics.Gauge(metric.name, metric.text, _labels(metric))
 
 
 def add_metrics(app: FastAPI) -> None:

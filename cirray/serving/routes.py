@@ -8,18 +8,21 @@ from urllib.parse import quote
 from fastapi import Request
 
 from cirray.index.store import GalleryIndex
+from cirray.serving.names import BELOW
 from cirray.serving.schemas import Problem
 from cirray.serving.service import SearchService
 
-ServiceGetter = Callable[[], SearchService]
-"""Gives the service at request time: in a replica it is built after the application."""
+ServiceGetter = Callable[[Request], SearchService]
+"""Gives the service of a request: in a replica it is built after the application."""
 
 
 def image_path(request: Request, gallery: GalleryIndex, image_id: str) -> str | None:
     """Path of an image's picture below the service's prefix; None when the index keeps none."""
     if gallery.pictures is None:
         return None
-    return f"{request.scope.get('root_path', '').rstrip('/')}/v1/images/{_quoted(image_id)}"
+    name = request.path_params.get("gallery")
+    base = "/v1/" if name is None else f"{BELOW}{_quoted(name)}/"
+    return f"{request.scope.get('root_path', '').rstrip('/')}{base}images/{_quoted(image_id)}"
 
 
 @lru_cache(maxsize=16_384)

@@ -294,7 +294,35 @@ class Health(_Wire):
     """State of the service."""
 
     status: str
-    """`ok` (alive) or `ready` (the model and the index have just answered a probe)."""
+    """`ok`: the process answers."""
+
+
+class Ready(_Wire):
+    """Whether the service can answer."""
+
+    status: str
+    """`ready` (model and index of every gallery have just answered a probe) or `degraded` (they have, but a gallery
+    cannot be followed)."""
+    faults: list[str]
+    """What is degraded."""
+
+
+class ServedGallery(_Wire):
+    """A gallery of the service."""
+
+    name: str
+    """Its name in paths: `/v1/galleries/NAME/search`."""
+    images: int
+    """How many it holds."""
+    writable: bool
+    """Whether it takes PUT, DELETE and bulk adds."""
+
+
+class Galleries(_Wire):
+    """The galleries of the service."""
+
+    galleries: list[ServedGallery]
+    """`default`, which is asked where a path names none, and the others."""
 
 
 class Version(_Wire):

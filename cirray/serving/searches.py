@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from cirray.queries import ComposedQuery
 
 
-def add_search(app: FastAPI, service: ServiceGetter) -> None:
-    """Add `/v1/search` and `/v1/search:batch`."""
+def add_search(routes: APIRouter, service: ServiceGetter) -> None:
+    """Add `/search` and `/search:batch`."""
     problems = {status: problem_doc(text) for status, text in _SEARCH_PROBLEMS.items()}
 
-    @app.post("/v1/search", response_model=SearchResponse, responses=problems, openapi_extra=_search_body())
+    @routes.post("/search", response_model=SearchResponse, responses=problems, openapi_extra=_search_body())
     async def search(request: Request) -> Response:
         """Find gallery images that look like the reference after the change the text asks for."""
-        begin, current = time.perf_counter(), service()
+        begin, current = time.perf_counter(), service(request)
         answer = await _answered(request, current, await read_search(request), begin)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     batch_problems = {status: text for status, text in problems.items() if status != 404}
 
-    @app.post("/v1/search:batch", response_model=BatchResponse, responses=batch_problems, openapi_extra=_batch_body())
+    @routes.post("/search:batch", response_model=BatchResponse, responses=batch_problems, openapi_extra=_batch_body())
     async def search_batch(request: Request) -> Response:
         """Answer several queries; each has its own answer or problem."""
-        begin, current = time.perf_counter(), service()
+        begin, current = time.perf_counter(), service(request)
         asked = await read_batch(request)
         found = await asyncio.gather(*(_one(request, current, body, begin) for body in asked))
         answer = BatchResponse(answers=found, request_id=request.state.request_id)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from cirray.serving.config import ServingSettings
 from cirray.serving.writer import GalleryWriter
@@ -52,7 +53,7 @@ class Workers:
         """Threads start at first use."""
         self._model = ThreadPoolExecutor(1, "cirray-model")
         self._decode = ThreadPoolExecutor(2, "cirray-decode")
-        self._probed_at = float("-inf")
+        self._probed: WeakKeyDictionary[SearchEngine, float] = WeakKeyDictionary()
 
     async def model(self, work: Callable[[], ResultT]) -> ResultT:
         """Run work in the model's thread."""
@@ -63,11 +64,11 @@ class Workers:
         return await asyncio.get_running_loop().run_in_executor(self._decode, work)
 
     async def probe(self, retriever: "SearchEngine") -> None:
-        """Run the probe; a success counts for one second, a failure is never reused."""
-        if time.monotonic() - self._probed_at < PROBE_REUSE_S:
+        """Run the probe of a retriever; its success counts for one second, a failure is never reused."""
+        if time.monotonic() - self._probed.get(retriever, float("-inf")) < PROBE_REUSE_S:
             return
         await self.model(retriever.probe)
-        self._probed_at = time.monotonic()
+        self._probed[retriever] = time.monotonic()
 
 
 class DirectService:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request
 
 from cirray.catalogue.table import Change
 from cirray.core.errors import DataError
@@ -28,25 +28,25 @@ _PROBLEMS: dict[int | str, str] = {
 }
 
 
-def add_writes(app: FastAPI, service: ServiceGetter, args: ServeArgs) -> None:
-    """Add PUT and DELETE of `/v1/images/ID`, and `POST /v1/images`."""
+def add_writes(routes: APIRouter, service: ServiceGetter, args: ServeArgs) -> None:
+    """Add PUT and DELETE of `/images/ID`, and `POST /images`."""
     problems = {status: problem_doc(text) for status, text in _PROBLEMS.items()}
     whole = {"image/*": _BINARY, FORM: {"schema": ImageForm.model_json_schema()}}
     many = {LINES: {"schema": ImageLine.model_json_schema()}, FORM: _BINARY}
 
-    @app.put("/v1/images/{image_id:anything}", response_model=Written, responses=problems, openapi_extra=_body(whole))
+    @routes.put("/images/{image_id:anything}", response_model=Written, responses=problems, openapi_extra=_body(whole))
     async def put(request: Request, image_id: str) -> Written:
         """Add an image, or replace the one of that id. Every replica shows it within two seconds."""
         writer = _writer(request, service, args)
         return await _written(request, writer, [await read_put(request, image_id)])
 
-    @app.delete("/v1/images/{image_id:anything}", response_model=Written, responses=problems)
+    @routes.delete("/images/{image_id:anything}", response_model=Written, responses=problems)
     async def delete(request: Request, image_id: str) -> Written:
         """Remove an image; one that is not there is no error."""
         writer = _writer(request, service, args)
         return await _written(request, writer, [Put(image_id, None, {})])
 
-    @app.post("/v1/images", response_model=Written, responses=problems, openapi_extra=_body(many))
+    @routes.post("/images", response_model=Written, responses=problems, openapi_extra=_body(many))
     async def post(request: Request) -> Written:
         """Add, replace or remove many images: a line of JSON each, or files whose names are the ids."""
         writer = _writer(request, service, args)
@@ -63,7 +63,7 @@ def _writer(request: Request, service: ServiceGetter, args: ServeArgs) -> Galler
     Raises:
         ProblemError: 403 or 409.
     """
-    current = service()
+    current = service(request)
     if current.retriever.follower is None:
         raise ProblemError(
             FROZEN, "This service searches a frozen index; `cirray gallery` makes one that is written to."

@@ -169,7 +169,7 @@ def test_the_gallery_its_pictures_and_the_page_are_served(client, url, retriever
 
 def test_health_version_and_openapi(client, url, tiny, http):
     assert http.get(f"{url}/healthz").json() == {"status": "ok"}
-    assert http.get(f"{url}/readyz").json() == {"status": "ready"}
+    assert http.get(f"{url}/readyz").json() == {"status": "ready", "faults": []}
     assert client.version()["gallery_size"] == 24
     assert http.get(f"{url}/v1/examples").json() == {"queries": []}
     assert "/v1/search" in http.get(f"{url}/openapi.json").json()["paths"]

@@ -57,6 +57,11 @@ def write_checkpoint():
 
 
 @pytest.fixture
+def caller_of():
+    return Caller
+
+
+@pytest.fixture
 def make_caller(retriever):
     def make(service=None, settings=None, **args):
         chosen = service or DirectService(retriever, settings or ServingSettings(default_k=5, max_k=8))

@@ -54,7 +54,7 @@ def test_a_key_is_shown_once_and_its_file_holds_a_digest_for_its_owner_only(file
     assert text.split("_", 2)[2] not in file.read_text() and os.stat(file).st_mode & 0o777 == 0o600
     assert main(["keys", str(file)]) == 0
     listed = capsys.readouterr().out
-    assert "shop  read,write  20/second  never" in listed and text not in listed
+    assert "shop  read,write  all  20/second  never" in listed and text not in listed
     assert read_keys(file)[0].scopes == ("read", "write")
     assert made(file, "other") != text and [key.name for key in read_keys(file)] == ["shop", "other"]
 

@@ -26,6 +26,9 @@ class Recorder:
     def record(self, value, labels=None):
         self.told.append((self.name, *(labels or {}).values(), value))
 
+    def set_default_tags(self, tags):
+        assert tags == {"gallery": "shop"}
+
     observe = set = inc = record
 
 
@@ -38,7 +41,7 @@ def told(monkeypatch):
 
 
 def test_a_pass_records_what_its_queries_share_once_and_what_is_theirs_for_each(told):
-    meters = Meters()
+    meters = Meters("shop")
     shared = {"image": 4.0, "text": 5.0, "rank": 6.0}
     answers = [Ranking("", (), (), StepTimes(decode, **shared)) for decode in (1.0, 0.0, 2.0)]
     meters.passed([*answers, ValueError("one failed")], 7, (3, 1))

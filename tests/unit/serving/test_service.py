@@ -49,7 +49,7 @@ def test_the_model_runs_in_one_thread_however_many_ask(retriever):
 def test_a_failed_probe_is_never_reused(retriever, monkeypatch):
     service = DirectService(retriever)
     asyncio.run(service.probe())
-    service._workers._probed_at = float("-inf")
+    service._workers._probed.clear()
     monkeypatch.setattr(retriever, "probe", lambda: 1 / 0)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
@@ -64,18 +64,18 @@ def replica(tiny):
 
 def test_queries_that_arrive_together_share_one_pass(replica, monkeypatch):
     replica.reconfigure({"max_batch_size": 8})
-    sizes, search_many = [], replica.current.loaded.retriever.search_many
+    sizes, search_many = [], replica.loaded["default"].retriever.search_many
     monkeypatch.setattr(
-        replica.current.loaded.retriever,
+        replica.loaded["default"].retriever,
         "search_many",
         lambda queries: sizes.append(len(queries)) or search_many(queries),
     )
     queries = [
-        replica.current.loaded.retriever.prepare("blue", gallery_id=f"plain/{n:02d}", k=3) for n in range(0, 16, 2)
+        replica.loaded["default"].retriever.prepare("blue", gallery_id=f"plain/{n:02d}", k=3) for n in range(0, 16, 2)
     ]
 
     async def main():
-        return await asyncio.gather(*(replica.current.loaded.answer(query) for query in queries))
+        return await asyncio.gather(*(replica.loaded["default"].answer(query) for query in queries))
 
     answers = asyncio.run(main())
     assert sizes == [8]
@@ -84,12 +84,12 @@ def test_queries_that_arrive_together_share_one_pass(replica, monkeypatch):
 
 def test_one_bad_query_fails_alone_in_its_batch(replica):
     replica.reconfigure({"max_batch_size": 4})
-    good = [replica.current.loaded.retriever.prepare("blue", gallery_id="plain/00") for _ in range(3)]
+    good = [replica.loaded["default"].retriever.prepare("blue", gallery_id="plain/00") for _ in range(3)]
     poison = ComposedQuery((Term(text="blue", gallery_id="not there"),))
 
     async def main():
         return await asyncio.gather(
-            *(replica.current.loaded.answer(q) for q in [*good, poison]), return_exceptions=True
+            *(replica.loaded["default"].answer(q) for q in [*good, poison]), return_exceptions=True
         )
 
     *fine, bad = asyncio.run(main())
@@ -99,15 +99,15 @@ def test_one_bad_query_fails_alone_in_its_batch(replica):
 
 def test_new_settings_take_effect_without_a_restart(replica):
     replica.reconfigure({"default_k": 3, "max_k": 4})
-    assert (replica.current.loaded.settings.default_k, replica.current.loaded.settings.max_k) == (3, 4)
+    assert (replica.loaded["default"].settings.default_k, replica.loaded["default"].settings.max_k) == (3, 4)
     with pytest.raises(ConfigError, match="max_k"):
         replica.reconfigure({"max_k": 0})
-    assert replica.current.loaded.settings.max_k == 4
+    assert replica.loaded["default"].settings.max_k == 4
 
 
 def test_the_health_check_is_a_real_query(replica, monkeypatch):
     asyncio.run(replica.check_health())
     replica._workers._probed_at = float("-inf")
-    monkeypatch.setattr(replica.current.loaded.retriever.gallery.search_index, "_tokens_NQD", None)
+    monkeypatch.setattr(replica.loaded["default"].retriever.gallery.search_index, "_tokens_NQD", None)
     with pytest.raises((TypeError, AttributeError)):
         asyncio.run(replica.check_health())
