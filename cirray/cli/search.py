@@ -15,6 +15,8 @@ def run(search: Any) -> Any:
     """
     if search.url:
         return _ask_service(search)
+    if search.gallery:
+        raise ConfigError("gallery= names one of a service's galleries: give its url= too, or index= to search here.")
     from cirray.pipelines.search.search import run_search
 
     return run_search(search)
@@ -31,7 +33,7 @@ def _ask_service(search: Any) -> Any:
     if named:
         raise ConfigError(f"The service at {search.url!r} has its own {' and '.join(named)}; leave out {named[0]}=.")
     image, gallery_id = reference(search)
-    with SearchClient(search.url) as client, ThreadPoolExecutor(8) as pool:
+    with SearchClient(search.url, gallery=search.gallery) as client, ThreadPoolExecutor(8) as pool:
         gallery_id = _as_the_gallery(client, gallery_id) if gallery_id else None
         found = client.search(
             search.text or None, image, gallery_id, search.k, weight=search.weight, further=further(search),

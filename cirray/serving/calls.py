@@ -133,6 +133,11 @@ def version() -> Call[Mapping[str, Any]]:
     return Call("GET", "/version", _json)
 
 
+def galleries() -> Call[list[Mapping[str, Any]]]:
+    """The galleries that this key may ask: of each its `name`, how many `images`, and whether it is `writable`."""
+    return Call("GET", "/v1/galleries", lambda reply: reply.json()["galleries"])
+
+
 def ready() -> Call[None]:
     """Wait, as far as retries go, until model and index answer a query.
 

@@ -15,6 +15,7 @@ from cirray.core.environ import service_key
 from cirray.core.errors import ServingError
 from cirray.serving import calls
 from cirray.serving.calls import Call
+from cirray.serving.names import below
 
 _TRY_AGAIN = (429, 502, 503)
 _PROBLEM = "application/problem+json"
@@ -63,6 +64,7 @@ class _Client:
     def __init__(
         self, url: str = "http://127.0.0.1:8000", timeout_s: float = 30.0, retries: int = 3,
         transport: Any = None, key: str | None = None,
+        gallery: str = "",
     ) -> None:  # fmt: skip
         """Open a connection pool.
 
@@ -73,8 +75,10 @@ class _Client:
                 died).
             transport: another httpx transport, e.g. an application in this process.
             key: the key of a service that needs one; None: the variable CIRRAY_KEY.
+            gallery: which of the service's galleries is asked, by its name; empty: the one that it asks where none is
+                named.
         """
-        self._url, self._retries = url.rstrip("/"), retries
+        self._url, self._retries, self._gallery = url.rstrip("/"), retries, gallery
         shown = service_key() if key is None else key
         headers = {"authorization": f"Bearer {shown}"} if shown else {}
         self._http = self._pool(timeout=timeout_s, transport=transport, headers=headers)
@@ -130,6 +134,7 @@ class SearchClient(_Client):
     delete = _now(calls.delete)
     add = _now(calls.add)
     version = _now(calls.version)
+    galleries = _now(calls.galleries)
     ready = _now(calls.ready)
     metrics = _now(calls.metrics)
 
@@ -145,7 +150,7 @@ class SearchClient(_Client):
 
     def _tried(self, call: Call[Any]) -> httpx.Response | httpx.TransportError:
         try:
-            return self._http.request(call.method, self._url + call.path, **call.content)
+            return self._http.request(call.method, self._url + below(call.path, self._gallery), **call.content)
         except httpx.TransportError as error:
             return error
 
@@ -185,6 +190,7 @@ class AsyncSearchClient(_Client):
     delete = _later(calls.delete)
     add = _later(calls.add)
     version = _later(calls.version)
+    galleries = _later(calls.galleries)
     ready = _later(calls.ready)
     metrics = _later(calls.metrics)
 
@@ -200,7 +206,7 @@ class AsyncSearchClient(_Client):
 
     async def _tried(self, call: Call[Any]) -> httpx.Response | httpx.TransportError:
         try:
-            return await self._http.request(call.method, self._url + call.path, **call.content)
+            return await self._http.request(call.method, self._url + below(call.path, self._gallery), **call.content)
         except httpx.TransportError as error:
             return error
 

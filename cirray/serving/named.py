@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
 
 from cirray.core.errors import unknown_name
-from cirray.serving.names import BELOW, DEFAULT
+from cirray.serving.names import BELOW, DEFAULT, LIST
 from cirray.serving.problems import NOT_FOUND, ProblemError
 from cirray.serving.routes import ServiceGetter, problem_doc
 from cirray.serving.schemas import Galleries, ServedGallery
@@ -39,7 +39,7 @@ def add_named(app: FastAPI, routes: APIRouter, services: Services) -> None:
 
     app.include_router(routes, prefix="/v1")
 
-    @app.get("/v1/galleries", response_model=Galleries)
+    @app.get(LIST, response_model=Galleries)
     async def galleries(request: Request) -> Galleries:
         """The galleries of this service that the caller's key may ask. What stands below `/v1` answers for each below
         `/v1/galleries/NAME`, and for the one named `default` without a name.

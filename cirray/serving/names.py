@@ -1,13 +1,15 @@
 """Galleries of a service by name: in its arguments and in its paths."""
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from cirray.serving.config import ServeArgs
 
 DEFAULT = "default"
 """Name of the gallery that answers where a path names none."""
-BELOW = "/v1/galleries/"
+LIST = "/v1/galleries"
+BELOW = f"{LIST}/"
 """Paths of a gallery by name begin with it and the name."""
 
 
@@ -22,10 +24,21 @@ def each(args: "ServeArgs") -> dict[str, "ServeArgs"]:
     return {DEFAULT: args, **further}
 
 
+def below(path: str, gallery: str) -> str:
+    """The path of a gallery by name that answers as a path without a name does; empty: that path."""
+    if not gallery or not _is_own(path):
+        return path
+    return f"{BELOW}{quote(gallery, safe='')}{path.removeprefix('/version').removeprefix('/v1')}"
+
+
 def parted(path: str) -> tuple[str | None, str]:
     """The gallery that a path is about (None: it is about none), and the path as it is without a name."""
     if path.startswith(BELOW):
         name, slash, rest = path.removeprefix(BELOW).partition("/")
         return name, f"/v1/{rest}" if slash else "/version"
-    own = path == "/version" or (path.startswith("/v1/") and path != BELOW.rstrip("/"))
-    return (DEFAULT if own else None), path
+    return (DEFAULT if _is_own(path) else None), path
+
+
+def _is_own(path: str) -> bool:
+    """Whether a path without a name is about a gallery."""
+    return path == "/version" or (path.startswith("/v1/") and path != LIST)

@@ -148,6 +148,8 @@ class SearchRun(Run):
     """Index artifact. Where none is named: the last one that `cirray index` made below `root`."""
     url: Effort[str] = ""
     """Ask the service at this address (`http://127.0.0.1:8000`), which has a checkpoint and an index of its own."""
+    gallery: Effort[str] = ""
+    """With `url`: which of its galleries is asked, by name; empty: the one that it asks where none is named."""
     image: Place = ""
     """Image file of the reference; without a reference, the text alone is searched."""
     id: str = ""

@@ -84,6 +84,8 @@ def test_a_service_s_answer_and_page_are_those_of_the_same_search_here(made, kin
         (["--id", "nothing", "url=URL"], "has no image 'nothing'"),
         (["--id", "plain/00", "url=http://127.0.0.1:9"], "http://127.0.0.1:9"),
         (["--id", "plain/00", "url=URL", "index=mine"], "has its own index; leave out index="),
+        (["--id", "plain/00", "url=URL", "gallery=shop"], "Unknown gallery 'shop'. Known: default"),
+        (["--id", "plain/00", "gallery=shop"], "give its url= too"),
         (["--id", "plain/00", "url=127.0.0.1:8000"], "'127.0.0.1:8000'"),
         (["--id", "plain/00", "--image", "x.png", "url=URL"], "both were given"),
         (["--id", "plain/00", "--weight", "0.5", "url=URL"], "no weight"),

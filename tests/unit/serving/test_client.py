@@ -10,6 +10,7 @@ from cirray.serving import calls
 from cirray.serving.api import make_api
 from cirray.serving.client import AsyncSearchClient, SearchClient
 from cirray.serving.config import ServeArgs
+from cirray.serving.names import below
 from cirray.types import StepTimes
 
 ANSWER = {
@@ -41,7 +42,7 @@ class Waiting:
 def client(request):
     """Makes a client of a server that gives some replies in turn; the requests it got are in `.seen`."""
 
-    def make(*replies, retries=3):
+    def make(*replies, retries=3, **told):
         waiting, seen = list(replies), []
 
         def answer(request):
@@ -51,7 +52,7 @@ def client(request):
                 raise reply
             return reply
 
-        made = request.param("http://test/prefix/", retries=retries, transport=httpx.MockTransport(answer))
+        made = request.param("http://test/prefix/", retries=retries, transport=httpx.MockTransport(answer), **told)
         made.seen = seen
         return made
 
@@ -150,12 +151,23 @@ def test_both_clients_ask_for_everything_that_the_document_offers():
     asked = [
         calls.search("a"), calls.search_many([{"text": "a"}]), calls.facets("a = 1"), calls.examples("a"),
         calls.gallery(), calls.image("a"), calls.put("a", b"b"), calls.delete("a"), calls.add([]), calls.version(),
-        calls.ready(), calls.metrics(),
+        calls.galleries(), calls.ready(), calls.metrics(),
     ]  # fmt: skip
-    known = {(call.method, call.path) for call in asked}
+    known = {(call.method, below(call.path, name)) for call in asked for name in ("", "a")}
     offered = make_api(lambda: None, ServeArgs()).openapi()["paths"]
     wanted = {(method.upper(), re.sub(r"\{.*?\}", "a", path)) for path, kinds in offered.items() for method in kinds}
     assert wanted - known == {("GET", "/healthz")}
+
+
+def test_a_client_of_a_gallery_asks_below_its_name(client):
+    asks = client(httpx.Response(200, json=ANSWER), httpx.Response(200, json={}), httpx.Response(200), gallery="a b")
+    asks.search("blue", gallery_id="x")
+    asks.version()
+    asks.image("a/b")
+    paths = [request.url.raw_path.decode() for request in asks.seen]
+    assert paths == [
+        f"/prefix/v1/galleries/a%20b{path}" for path in ("/search", "", "/images/a%2Fb")
+    ]  # fmt: skip
 
 
 def test_a_method_has_the_words_and_the_arguments_of_its_call():

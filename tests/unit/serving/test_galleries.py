@@ -15,7 +15,7 @@ from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs, ServeRun
 from cirray.serving.deployments import SearchReplica
 from cirray.serving.launch import plan_of
-from cirray.serving.names import parted
+from cirray.serving.names import below, parted
 
 
 @pytest.fixture(scope="module")
@@ -140,5 +140,8 @@ def test_the_command_line_names_further_galleries_and_paths_are_read_as_they_are
     assert parted("/v1/search") == ("default", "/v1/search") and parted("/v1/galleries") == (None, "/v1/galleries")
     assert parted("/v1/galleries/few/images/a/b") == ("few", "/v1/images/a/b")
     assert parted("/v1/galleries/few") == ("few", "/version") and parted("/healthz") == (None, "/healthz")
+    for path in ("/v1/search", "/v1/images/a/b", "/version"):
+        assert parted(below(path, "few")) == ("few", path) and below(path, "") == path
+    assert below("/healthz", "few") == "/healthz" and below("/v1/galleries", "few") == "/v1/galleries"
     assert route_of("/p/v1/galleries/few/images/a\n/b") == "/p/v1/galleries/few/images/{image_id}"
     assert route_of("/v1/images/a/images/b") == "/v1/images/{image_id}" and route_of("/v1/search") == "/v1/search"
