@@ -108,7 +108,11 @@ class Follower:
         """
         with self._lock:
             swapped = self._swap()
-            if self._catalogue.version != self._catalogue.refresh() or self.gallery.version != self._catalogue.version:
+            opened, before, now = self._catalogue.opened, self._catalogue.version, self._catalogue.refresh()
+            if opened != self._catalogue.opened:
+                self._state = self._read_all()
+                swapped = True
+            elif before != now or self.gallery.version != now:
                 self._state = self._caught_up()
                 swapped = True
             if swapped:

@@ -33,6 +33,7 @@ MAX_ID = 1_024
 _TABLE = "images"
 _STABLE = {"new_table_enable_stable_row_ids": "true"}
 _FACTS = ("content", "origin", "width", "height")
+_GONE = "its table is not there any more (deleted or moved)"
 _DELETED_AT_ONCE = 20_000
 _OLD = timedelta(minutes=10)
 
@@ -60,6 +61,8 @@ class Catalogue:
     def __init__(self, table: Any, uri: str) -> None:
         """Wrap an open table; see `create` and `open`."""
         self._table, self.uri = table, uri
+        self._lost, self.opened = False, 0
+        """`opened`: how often it was opened anew, since it had been deleted and was made again."""
         self._width = table.schema.field("vector").type.list_size
 
     @classmethod
@@ -118,9 +121,22 @@ class Catalogue:
         Raises:
             StoreError: when the store cannot be read.
         """
-        with _told(self.uri, "read"):
-            self._table.checkout_latest()
-            return self.version
+        self._look("read")
+        return self.version
+
+    def _look(self, what: str) -> None:
+        """Go to the newest version. Before a write too: where the table was deleted Lance would begin it anew, over
+        files that are gone.
+        """
+        with _told(self.uri, what):
+            try:
+                if self._lost:
+                    self._table = _connected(self.uri).open_table(_TABLE)
+                    self._lost, self.opened = False, self.opened + 1
+                self._table.checkout_latest()
+            except (ValueError, OSError, RuntimeError) as error:
+                self._lost = self._lost or _is_gone(error)
+                raise RuntimeError(_GONE) if self._lost else error from None
 
     def write(self, changes: Sequence[Change]) -> int:
         """Append changes in one commit; returns when they are durable. Of two for one id the later one counts.
@@ -134,6 +150,7 @@ class Catalogue:
         """
         last = {change.id: change for change in changes}
         table = self.as_table(list(last.values()))
+        self._look("written")
         with _told(self.uri, "written"):
             return int(self._table.add(table).version)
 
@@ -292,3 +309,8 @@ def _told(uri: str, what: str) -> Iterator[None]:
 
 def _unread(uri: str, error: BaseException, what: str) -> StoreError:
     return StoreError(f"The gallery {uri!r} cannot be {what} now: {reason_of(error)}.")
+
+
+def _is_gone(error: BaseException) -> bool:
+    """Whether the store answers, and there is no table."""
+    return "Not found" in str(error) and "/_versions" in str(error)

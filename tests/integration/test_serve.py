@@ -58,6 +58,7 @@ def shipped_config(tiny, port, folder):
     config["http_options"]["port"] = port
     config["applications"][0]["args"] |= {"checkpoint": tiny.checkpoint, "index": tiny.index, "max_body_mb": 1}
     config["applications"][0]["args"] |= {"keys": str(folder / "keys"), "access_log": str(folder / "access.jsonl")}
+    config["applications"][0]["args"]["galleries"] = {"again": tiny.index}
     return config
 
 
@@ -138,6 +139,14 @@ def test_http_answers_are_the_retrievers_answers(client, retriever, tiny):
             assert over_http.ranking.scores == pytest.approx(here.scores, abs=1e-6)
     assert over_http.index_digest == tiny.manifest.digest
     assert over_http.encoder_digest == retriever.encoder.digest
+
+
+def test_a_further_gallery_answers_by_its_name(client, running, retriever):
+    assert [item["name"] for item in client.galleries()] == ["default", "again"]
+    with SearchClient(running.url, key=running.key, gallery="again") as again:
+        found = again.search("make it blue", gallery_id="plain/06", k=7).ranking.ids
+        assert found == retriever.search("make it blue", gallery_id="plain/06", k=7).ids
+        assert again.image("a b/pïc 01") == retriever.gallery.picture("a b/pïc 01")
 
 
 def test_an_upload_answers_as_its_gallery_id_does(client, url, tiny, http):

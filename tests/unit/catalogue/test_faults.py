@@ -1,10 +1,13 @@
 """A store that is full, read-only or away: writes are refused in words, reads go on, and nothing is damaged."""
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
-from living_gallery import World
+from living_gallery import World, vectors
 
+from cirray.catalogue.table import Change
 from cirray.core.errors import StoreError
 
 
@@ -41,6 +44,26 @@ def test_a_full_and_a_read_only_disk_refuse_writes_and_nothing_else(disk):
     refused(world)
     world.check(follower.poll())
     world.check(world.follow().gallery)
+
+
+def test_a_gallery_whose_folder_is_deleted_is_searched_as_it_was_and_takes_no_write_until_it_is_made_again(tmp_path):
+    world = World(tmp_path / "gallery")
+    world.put("a", "b")
+    world.put("c")
+    follower = world.follow()
+    shutil.rmtree(world.uri)
+    for act in (follower.poll, lambda: world.table.write([]), lambda: world.table.compact()):
+        with pytest.raises(StoreError, match="cannot be (read|written) now: its table is not there any more"):
+            act()
+    refused(world)
+    assert not (Path(world.uri) / "images.lance").exists()
+    world.check(follower.gallery)
+    again = World(tmp_path / "gallery")
+    again.put("d")
+    again.check(follower.poll())
+    again.truth |= {"late": Change("late", vectors(1))}
+    world.table.write([again.truth["late"]])
+    again.check(follower.poll())
 
 
 def test_an_object_store_holds_a_gallery_and_one_that_is_away_for_a_while_costs_only_the_writes(monkeypatch):
