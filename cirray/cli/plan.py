@@ -1,11 +1,10 @@
 """`cirray plan`."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from cirray.cli.config import verb_of
-from cirray.cli.verb import Verb, verb
+from cirray.cli.verb import Verb, as_asked, verb
 from cirray.core.errors import ConfigError
 
 PLANNABLE = ("embed", "train-generator", "generate", "pretrain", "finetune", "tune")
@@ -27,10 +26,6 @@ def plan_file(run: Any) -> Any:
     return replace(plan_run(config, run.plan, RecipesBeside.of(run.files[0], config.root)), as_json=run.as_json)
 
 
-def _show(report: Any) -> str:
-    return json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if report.as_json else report.text()
-
-
 VERB = Verb(
     name="plan",
     group="tools",
@@ -38,7 +33,7 @@ VERB = Verb(
     config="cirray.pipelines.planning.config:PlanRun",
     run="cirray.cli.plan:plan_file",
     example="cirray plan cirr/finetune-ptha-improved training.batch=256 plan.gpu=a100",
-    show=_show,
+    show=as_asked,
     switches={"--json": "as_json=true"},
     gathers=("files", "assignments"),
     restarts=False,

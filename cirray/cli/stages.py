@@ -1,11 +1,28 @@
-"""The verbs that run one stage; those with code of their own have a file each."""
+"""The verbs without code of their own; the others have a file each."""
 
-from cirray.cli.verb import Verb, partial_status
+from typing import Any
+
+from cirray.cli.verb import Verb, as_asked, partial_status
+
+
+def text(result: Any) -> str:
+    """What a result says of itself."""
+    return result.text()
+
+
+def table(manifest: Any) -> str:
+    """The table in an artifact's manifest."""
+    return manifest.extra["table"]
+
 
 STAGES = {item.name: item for item in (
     Verb("world", "data", "write the embedded world `shapes`: images, texts, queries",
          "cirray.pipelines.data.config:WorldRun", "cirray.pipelines.data.world:run_world",
          "cirray world out=my/world shapes.seed=0"),
+    Verb("doctor", "data", "check a data set on disk: images, annotations, gallery sizes (exit 0 clean, 1 findings)",
+         "cirray.pipelines.data.config:DoctorRun", "cirray.pipelines.data.doctor:run_doctor",
+         "cirray doctor ~/data/cirr --dataset cirr --json", show=as_asked, positional="folder",
+         switches={"--json": "as_json=true"}),
     Verb("embed", "data", "run every image through the frozen vision tower once (Ray Data)",
          "cirray.pipelines.features.config:EmbedRun", "cirray.pipelines.features.embed:run_embed",
          "cirray embed shapes/embed", status=partial_status),
@@ -57,23 +74,43 @@ STAGES = {item.name: item for item in (
          "cirray tune shapes/tune"),
     Verb("evaluate", "evaluation", "score a checkpoint on a benchmark and write a report with pictures",
          "cirray.evaluation.config:EvaluateRun", "cirray.pipelines.evaluation.evaluate:run_evaluate",
-         "cirray evaluate shapes/evaluate", show=lambda manifest: manifest.extra["table"]),
+         "cirray evaluate shapes/evaluate", show=table),
     Verb("score", "evaluation",
          "compute a benchmark's figures from saved vectors, ranked lists or a submission file, without a model",
          "cirray.pipelines.evaluation.config:ScoreRun", "cirray.pipelines.evaluation.score:run_score",
-         "cirray score data.folder.root=my-data ranks=report", show=lambda scored: scored.text()),
+         "cirray score data.folder.root=my-data ranks=report", show=text),
     Verb("submit", "evaluation", "write the files of the CIRR or CIRCO test server, or --check one",
          "cirray.evaluation.config:SubmitRun", "cirray.pipelines.evaluation.submit:run_submit",
-         "cirray submit --check submission/cirr-test1-recall.json", show=lambda submission: submission.text(),
+         "cirray submit --check submission/cirr-test1-recall.json", show=text,
          restarts=False),
     Verb("browse", "evaluation", "write a page with every query of a saved evaluation, or of two side by side",
          "cirray.pipelines.evaluation.config:BrowseRun", "cirray.pipelines.evaluation.browse:run_browse",
-         "cirray browse run=report-before other=report-after out=compared.html", show=lambda browser: browser.text(),
+         "cirray browse run=report-before other=report-after out=compared.html", show=text,
          restarts=False),
     Verb("compare", "evaluation", "score several checkpoints on the same queries: one table, one page with pictures",
          "cirray.pipelines.evaluation.config:CompareRun", "cirray.pipelines.evaluation.compare:run_compare",
          "cirray compare checkpoints.labels=my/labelled checkpoints.tuned=my/checkpoint out=my/comparison",
-         show=lambda manifest: manifest.extra["table"]),
+         show=table),
+    Verb("gallery use", "search",
+         "let a name stand for a gallery, or for the one before, beside the service that serves the name",
+         "cirray.pipelines.search.living_config:UseRun", "cirray.pipelines.search.use:run_use",
+         "cirray gallery use GALLERY --name shop", show=str, positional="index", restarts=False),
+    Verb("index add", "search", "add pictures or vectors to a gallery beside a running service",
+         "cirray.pipelines.search.living_config:AddRun", "cirray.pipelines.search.changes:run_add",
+         "cirray index add GALLERY FOLDER", show=text, positional="gallery source", restarts=False),
+    Verb("index remove", "search", "remove images from a gallery beside a running service",
+         "cirray.pipelines.search.living_config:RemoveRun", "cirray.pipelines.search.changes:run_remove",
+         "cirray index remove GALLERY ID", show=text, positional="gallery ids...", restarts=False),
+    Verb("index compact", "search", "drop what is outdated in a gallery, and write its small files together",
+         "cirray.pipelines.search.living_config:CompactRun", "cirray.pipelines.search.changes:run_compact",
+         "cirray index compact GALLERY", show=text, positional="gallery", restarts=False),
+    Verb("serve", "search", "serve a retriever over HTTP with its search page (Ray Serve)",
+         "cirray.serving.config:ServeRun", "cirray.serving.launch:run_serve", "cirray serve --port 8000",
+         show=lambda _: "", takes_file="file", restarts=False,
+         switches={"--fast": "fast=true", "--open": "open=true", "--writes": "writes=true"}),
+    Verb("keys", "search", "add, revoke or list the keys of a service",
+         "cirray.serving.keys_config:KeysRun", "cirray.serving.keys:run_keys",
+         "cirray keys keys.json --add shop --rate 20/second", show=str, positional="file", restarts=False),
     Verb("convert", "tools", "read checkpoint files of LAVIS, SPRC and MTST_PTHA, or write them again",
          "cirray.pipelines.weights.config:ConvertRun", "cirray.pipelines.weights.convert:run_convert",
          "cirray convert source=tuned_recall_at1_step.pt to=checkpoint tokenizer=bert-base-uncased out=sprc"),

@@ -155,6 +155,11 @@ def partial_status(manifest: Any) -> int:
     return PARTIAL if manifest.counts.get("rejected") else 0
 
 
+def as_asked(report: Any) -> str:
+    """A report as text, or with `as_json` as JSON."""
+    return json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if report.as_json else report.text()
+
+
 def load(spec: str) -> Any:
     """Import `module:name`."""
     module, _, name = spec.partition(":")
