@@ -113,14 +113,11 @@ def _own(chosen: Verb, before: Sequence[str], word: str) -> list[str]:
     if mark:
         return [f"{dashes}{name}={item}" for item in _values(chosen, name.replace("-", "_"), value, before)]
     if dashes:
+        flags = [flag for flag in FLAGS if chosen.restarts or flag != "--restart"]
         own = [f"--{node.path.replace('_', '-')}" for node in roots(chosen.usual()) if not _opens(node)]
-        return [*_flags(chosen), *own]
+        return [*flags, "--root", *chosen.switches, *own]
     bare = _values(chosen, chosen.positional, word, before) if chosen.positional else []
     return [*_steps(chosen, word, before), *_paths(word, _FILES), *files_of(chosen), *bare]
-
-
-def _flags(chosen: Verb) -> list[str]:
-    return [flag for flag in FLAGS if chosen.restarts or flag != "--restart"] + ["--root", *chosen.switches]
 
 
 def _opens(node: Node) -> bool:

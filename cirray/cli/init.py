@@ -100,8 +100,7 @@ def _kind(path: Path) -> str:
 def write_project(run: InitRun) -> str:
     """Write the project file.
 
-    Returns:
-        What was found, and the commands that come next.
+    Returns: What was found, and the commands that come next.
 
     Raises ConfigError: the file exists or cannot be written, or the root is none; DataError as `look`.
     """

@@ -30,9 +30,8 @@ _SHOWN = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `cirray` command.
 
-    Returns:
-        Exit status: 0 done (or the verb's own status), 2 for a user's error (one sentence on standard error), 3 done
-            with some images rejected (counted and named), 130 interrupted, 143 terminated.
+    Returns: Exit status: 0 done (or the verb's own status), 2 for a user's error (one sentence on standard error), 3
+    done with some images rejected (counted and named), 130 interrupted, 143 terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -74,8 +73,7 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
 def guarded(work: Any) -> int:
     """Run `work`, turning this package's errors (also those that crossed a Ray worker) into one sentence and exit 2.
 
-    Returns:
-        The status that `work` returns (0 for None), or that of its error; 130 after Ctrl-C, 143 after SIGTERM.
+    Returns: The status that `work` returns (0 for None), or that of its error; 130 after Ctrl-C, 143 after SIGTERM.
     """
     configure()
     with interruptible() as received:
@@ -100,7 +98,7 @@ def user_sentence(error: BaseException | None) -> str | None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, CirrayError):
-            return _first_line(str(error))
+            return " ".join(str(error).split())
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
 
@@ -227,10 +225,6 @@ def _rejected(manifest: Any, out: str) -> list[str]:
     count, file = manifest.counts.get("rejected", 0), manifest.extra.get("rejected_file")
     where = f"all {count:,} are listed in {out.rstrip('/')}/{file}" if file else "listed in the artifact"
     return [*lines, f"rejected: {count - len(rows):,} more; {where}"] if lines and count > len(rows) else lines
-
-
-def _first_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -7,12 +7,8 @@ from cirray.core.errors import ConfigError
 
 
 def require(library: str, extra: str, what: str) -> None:
-    """Look for a library before it is imported.
-
-    Args:
-        library: the module.
-        extra: the package's extra that brings it.
-        what: what needs it, as a user says it: `training.engine=deepspeed`.
+    """Look for a library of one of the package's extras before it is imported; `what` needs it, as a user says it:
+    `training.engine=deepspeed`.
 
     Raises ConfigError naming both, and the line that installs it.
     """

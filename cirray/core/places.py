@@ -95,15 +95,13 @@ def _below(value: Any, root: str, is_place: bool, at: Path) -> Any:
             return place_below(root, value)
         except ValueError as error:
             raise _refused(at, value, str(error)) from None
-    pairs = list(value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ())
+    pairs = list(
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple | list) else ()
+    )
     new = {key: _below(item, root, is_place, (*at, key)) for key, item in pairs}
     if all(new[key] is item for key, item in pairs):
         return value
     return new if isinstance(value, Mapping) else type(value)(new.values())
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, tuple | list)
 
 
 def _refused(at: Path, value: str, reason: str) -> ValidationError:

@@ -96,14 +96,7 @@ def silent(amount: int = 1, note: str = "", earlier: bool = False) -> None:
 
 @contextmanager
 def progress(title: str, total: int | None, unit: str = "it", every_s: float = 10.0) -> Iterator[Advance]:
-    """Show the progress of one piece of work.
-
-    Args:
-        title: what is being done.
-        total: number of units, or None when unknown.
-        unit: name of one unit.
-        every_s: seconds between lines when standard error is not a terminal.
-    """
+    """Show the progress of one piece of work; where standard error is no terminal, a line every `every_s` seconds."""
     sink = _SINK.get() or _notebook()
     if sink is not None:
         yield from _report(sink, title, Pace(total, unit))

@@ -24,13 +24,7 @@ def is_project(file: str) -> bool:
 
 
 def layer_for(file: str, name: str, fields: Collection[str], verbs: Collection[str]) -> Layer:
-    """A YAML file's values for one verb.
-
-    Args:
-        file: a project file, or any other, whose values are all for the verb.
-        name: the verb.
-        fields: the verb's own fields.
-        verbs: every verb.
+    """A YAML file's values for one verb; those of a file that is no project file are all for the verb.
 
     Raises ConfigError: an unreadable file; in a project file an unknown key, an unknown verb or a section that is none.
     """

@@ -32,11 +32,9 @@ def decoded(data: bytes) -> str:
 
 
 def parse_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    r"""Value of a JSON text. Half of a surrogate pair (`"\ud83d"` alone, a cut emoji) becomes U+FFFD, as browsers do.
+    """Value of a JSON text. Half of a surrogate pair (`"\\ud83d"` alone, a cut emoji) becomes U+FFFD, as browsers do.
 
-    Args:
-        data: a file's bytes, or text.
-        pairs: makes the value of an object from its keys and values, in order.
+    `pairs` makes the value of an object from its keys and values, in order.
 
     Raises ValueError: not text, or not JSON, or nested too deeply.
     """

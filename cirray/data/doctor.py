@@ -22,7 +22,7 @@ from cirray.data.images import (
 )
 from cirray.data.kinds import HEAD_BYTES, READ, sniff, split_suffix
 from cirray.data.places import Box, Place
-from cirray.data.quirks import Sizes, known_blank, known_same, official_sizes
+from cirray.data.quirks import BLANK, SAME, SIZES, Sizes
 from cirray.types import Query
 
 IMAGE_CODES = {
@@ -164,11 +164,8 @@ def check_box(check: ImageCheck, box: Box | None) -> ImageCheck:
 
 
 def image_findings(checks: Mapping[str, ImageCheck], files: Mapping[str, str]) -> list[Finding]:
-    """Findings over all images.
-
-    Args:
-        checks: by image id.
-        files: image id -> file (and part of it); crops of one file are no duplicates of each other.
+    """Findings over all images. `files`: image id -> file (and part of it); crops of one file are no duplicates of each
+    other.
     """
     by_code: dict[str, list[str]] = defaultdict(list)
     same: dict[str, dict[str, str]] = defaultdict(dict)
@@ -191,10 +188,10 @@ def annotation_findings(dataset: CirDataset, fmt: str, split: str) -> list[Findi
     found = [
         Finding("absent_ids", "problem", f"ids are named by annotations{place} but are no images", _absent(dataset)),
         Finding("outside_gallery", "problem", f"queries{place} have a target outside their gallery", _outside(dataset)),
-        _counted("blank", "texts are blank", place, _blank(queries, fmt), known_blank(fmt, split)),
+        _counted("blank", "texts are blank", place, _blank(queries, fmt), BLANK.get((fmt, split), 0)),
         Finding("broken_text", "problem", f"texts{place} hold {_BROKEN}", _broken(queries)),
         Finding("broken_text", "problem", f"training texts hold {_BROKEN}", _broken_triplets(dataset)),
-        _counted("same_image", "queries have their reference as a target", place, _same(queries), known_same(fmt)),
+        _counted("same_image", "queries have their reference as a target", place, _same(queries), SAME.get(fmt, 0)),
     ]
     notes = {
         "non_ascii": ("texts are not ASCII", [q.query_id for q in queries if not q.modification.isascii()]),
@@ -209,7 +206,7 @@ def annotation_findings(dataset: CirDataset, fmt: str, split: str) -> list[Findi
 
 def size_findings(dataset: CirDataset, fmt: str, split: str) -> list[Finding]:
     """Problems where the number of queries or a gallery is not as published."""
-    official = official_sizes(fmt, split)
+    official = SIZES.get((fmt, split))
     if official is None:
         return []
     found = []
@@ -227,7 +224,7 @@ def gallery_sizes(
     dataset: CirDataset, fmt: str, split: str, checks: Mapping[str, ImageCheck] | None
 ) -> list[GallerySize]:
     """Listed, usable and published size of the split's galleries (GeneCIS: of their union)."""
-    official = official_sizes(fmt, split) or Sizes()
+    official = SIZES.get((fmt, split)) or Sizes()
     sizes = []
     for name, ids in _galleries(dataset, official).items():
         usable = None

@@ -94,12 +94,7 @@ def _template(record: Record, task: str, number: int, images: _Images) -> tuple[
 
 def crop_id(number: str, box: Sequence[float]) -> str:
     """Id of a crop: the image's number and the box, `2366087@379,83,52,20`."""
-    return f"{number}@{','.join(_digits(value) for value in box)}"
-
-
-def _digits(value: float) -> str:
-    """10.0 as 10, anything else with all its digits."""
-    return str(int(value)) if value == int(value) else repr(value)
+    return f"{number}@{','.join(str(int(value)) if value == int(value) else repr(value) for value in box)}"
 
 
 def _notes(queries: list[Query], galleries: dict[str, tuple[str, ...]], boxes: dict[str, Box]) -> tuple[str, ...]:

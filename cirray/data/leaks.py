@@ -57,8 +57,7 @@ def refuse_leaks(
         allow: go on anyway; the record has what was found.
         what: what the ids belong to, for the error.
 
-    Returns:
-        The record for a manifest: guarded images by benchmark, leaks by benchmark, whether they were allowed.
+    Returns: The record for a manifest: guarded images by benchmark, leaks by benchmark, whether they were allowed.
 
     Raises DataError with the list, unless allowed.
     """

@@ -52,10 +52,8 @@ class NameFinder:
         self._inside = [f"/{folder.name}/" for folder in folders if folder.name]
 
     def find(self, *written: str) -> tuple[str, ...]:
-        """Ids that a name may mean: one, none, or (only when normalised) several.
-
-        Args:
-            written: the name as it stands, then further spellings to try.
+        """Ids that a name may mean: one, none, or (only when normalised) several. First the name as it stands, then
+        further spellings to try.
         """
         texts = [(text, bool(_ABSOLUTE.match(text.replace("\\", "/")))) for text in dict.fromkeys(written)]
         forms = [form for text, far in texts for form in self._forms(text, self._folders, self._inside if far else ())]

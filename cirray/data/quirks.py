@@ -14,7 +14,7 @@ class Sizes:
     galleries: Mapping[str, int] = field(default_factory=dict)
 
 
-_SIZES: dict[tuple[str, str], Sizes] = {
+SIZES: dict[tuple[str, str], Sizes] = {
     ("cirr", "train"): Sizes(28_225, {"": 16_939}),
     ("cirr", "val"): Sizes(4_181, {"": 2_297}),
     ("cirr", "test1"): Sizes(4_148, {"": 2_315}),
@@ -37,14 +37,14 @@ _FASHIONIQ = {
     "test": {"dress": (2_024, 0), "shirt": (2_038, 1), "toptee": (2_056, 0)},
 }
 """Split -> category -> number of triplets, and of those with a blank caption."""
-_BLANK = {("cirr", "test1"): 1}
+BLANK = {("cirr", "test1"): 1}
 for _split, _rows in _FASHIONIQ.items():
-    _BLANK["fashioniq", _split] = sum(blank for _, blank in _rows.values())
+    BLANK["fashioniq", _split] = sum(blank for _, blank in _rows.values())
     for _name, (_count, _blank) in _rows.items():
-        _galleries = {_name: _SIZES["fashioniq", _split].galleries[_name]}
-        _SIZES["fashioniq", f"{_split}/{_name}"] = Sizes(_count, _galleries)
-        _BLANK["fashioniq", f"{_split}/{_name}"] = _blank
-_SAME = {"shoes": 1}
+        _galleries = {_name: SIZES["fashioniq", _split].galleries[_name]}
+        SIZES["fashioniq", f"{_split}/{_name}"] = Sizes(_count, _galleries)
+        BLANK["fashioniq", f"{_split}/{_name}"] = _blank
+SAME = {"shoes": 1}
 
 SPLITS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cirr": ("split", ("train", "val", "test1")),
@@ -55,18 +55,3 @@ SPLITS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Format -> config field that names a split, and its values."""
 ONLY_SPLIT = {"shoes": "eval", "lasco": "val", "fashion200k": "test", "imagenet_r": "all"}
 """Name of the only split of other benchmarks."""
-
-
-def official_sizes(fmt: str, split: str) -> Sizes | None:
-    """Published sizes of a split, or None where there are none to compare with."""
-    return _SIZES.get((fmt, split))
-
-
-def known_blank(fmt: str, split: str) -> int:
-    """Blank texts of the published files."""
-    return _BLANK.get((fmt, split), 0)
-
-
-def known_same(fmt: str) -> int:
-    """Queries of the published files whose reference is their target."""
-    return _SAME.get(fmt, 0)

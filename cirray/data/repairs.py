@@ -22,12 +22,7 @@ _WEBP_ALPHA, _WEBP_ANIMATED, _WEBP_EXIF = 0x10, 0x02, 0x08
 
 
 def versions(kind: str, data: bytes) -> Iterator[bytes]:
-    """The file as it is, then with less and less metadata (the orientation goes last); each content once.
-
-    Args:
-        kind: format, a key of `cirray.data.kinds.READ`.
-        data: the file.
-    """
+    """The file as it is, then with less and less metadata (the orientation goes last); each content once."""
     yield data
     last = data
     for repair in _REPAIRS.get(kind, ()):
@@ -61,14 +56,6 @@ def _png_upright(data: bytes) -> bytes:
     return _png(data, keep)
 
 
-def _png_pixels(data: bytes) -> bytes:
-    return _png(data, lambda name, body: name == b"tRNS")
-
-
-def _png_opaque(data: bytes) -> bytes:
-    return _png(data, lambda name, body: False)
-
-
 def _jpeg(data: bytes, keep: Callable[[int, bytes], bool]) -> bytes:
     """Segments before the first scan; of APP1 to APP15 and comments only those that `keep` accepts."""
     at, kept = 2, [data[:2]]
@@ -89,10 +76,6 @@ def _jpeg_upright(data: bytes) -> bytes:
     return _jpeg(data, lambda marker, body: marker == 0xEE or (marker == 0xE1 and body.startswith(b"Exif\0")))
 
 
-def _jpeg_pixels(data: bytes) -> bytes:
-    return _jpeg(data, lambda marker, body: marker == 0xEE)
-
-
 def _webp(data: bytes, exif: bool) -> bytes:
     """The picture's chunks under a header that promises no more than they are."""
     at, chunks = 12, dict[bytes, list[bytes]]()
@@ -110,11 +93,6 @@ def _webp(data: bytes, exif: bool) -> bytes:
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
-def _avif(data: bytes) -> bytes:
-    """The EXIF item under a type that no decoder looks at."""
-    return re.sub(rb"(infe.{8})Exif", rb"\1skip", data, flags=re.DOTALL)
-
-
 def _tiff(data: bytes) -> bytes:
     """The first directory with only the tags for the pixels' places, packing and orientation."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
@@ -127,9 +105,13 @@ def _tiff(data: bytes) -> bytes:
 
 
 _REPAIRS: dict[str, tuple[Callable[[bytes], bytes], ...]] = {
-    "PNG": (_png_upright, _png_pixels, _png_opaque),
-    "JPEG": (_jpeg_upright, _jpeg_pixels),
-    "AVIF": (_avif,),
+    "PNG": (
+        _png_upright,
+        lambda data: _png(data, lambda name, body: name == b"tRNS"),
+        lambda data: _png(data, lambda name, body: False),
+    ),
+    "JPEG": (_jpeg_upright, lambda data: _jpeg(data, lambda marker, body: marker == 0xEE)),
+    "AVIF": (lambda data: re.sub(rb"(infe.{8})Exif", rb"\1skip", data, flags=re.DOTALL),),
     "TIFF": (_tiff,),
     "WEBP": (lambda data: _webp(data, True), lambda data: _webp(data, False)),
 }

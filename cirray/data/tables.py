@@ -10,6 +10,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -96,10 +97,8 @@ class TableRow:
 def find_table(stem: Path, setting: str, others: Sequence[str] = ()) -> Path | None:
     """The one table called `stem`, with any readable suffix in upper or lower case; None if there is none.
 
-    Args:
-        stem: path without suffix.
-        setting: config field to name in an error.
-        others: suffixes of files that may have this name without being a table (pictures).
+    Errors name the config field `setting`. Files with the suffixes `others` (pictures) may have this name without being
+    a table.
 
     Raises DataError: two tables of that name, or only a file of that name that is not read.
     """
@@ -198,10 +197,6 @@ def _records(path: Path, lines: Iterator[str], delimiter: str, skipped: int) -> 
             yield line, cells
 
 
-def _read_tsv(path: Path, stream: IO[str], required: Sequence[str]) -> Iterator[TableRow]:
-    return _read_csv(path, stream, required, "\t")
-
-
 def _read_jsonl(path: Path, stream: IO[str], required: Sequence[str]) -> Iterator[TableRow]:
     for number, line in enumerate(stream, start=1):
         if not line.strip():
@@ -262,7 +257,8 @@ def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[TableRow]:
 
 
 _READERS: dict[str, Callable[[Path, IO[str], Sequence[str]], Iterator[TableRow]]] = {
-    ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
 }  # fmt: skip
 _PACKINGS: dict[str, Callable[[Path], Any]] = {
     "": lambda path: path.open("rb"), ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,

@@ -84,7 +84,10 @@ def pictured(queries: Sequence[Query], runs: Sequence[Seen], count: int) -> list
 
 def won_and_lost(queries: Sequence[Query], runs: Sequence[Seen], k: int) -> tuple[int, int]:
     """Queries that the second run hits at k and the first does not, and the reverse."""
-    hits = [{query.query_id for query in queries if _hit(run.ranks[query.query_id], k)} for run in runs]
+    hits = [
+        {query.query_id for query in queries if (rank := run.ranks[query.query_id]) is not None and rank <= k}
+        for run in runs
+    ]
     return len(hits[1] - hits[0]), len(hits[0] - hits[1])
 
 
@@ -92,16 +95,8 @@ def render_browser(
     title: str, protocol: str, queries: Sequence[Query], runs: Sequence[Seen], images: ImageTable,
     limits: Limits | None = None, ks: Sequence[int] = (1, 5, 10, 50),
 ) -> str:  # fmt: skip
-    """The page.
-
-    Args:
-        title: heading.
-        protocol: one line for the meaning of the ranks.
-        queries: all of them.
-        runs: one, or two to compare; the second wins or loses.
-        images: where thumbnails come from; unreadable ones become placeholders.
-        limits: limits of the page's size.
-        ks: cut-offs offered as filters.
+    """The page of one run, or of two to compare: the second wins or loses. `ks` are offered as filters; images that
+    cannot be read become placeholders.
 
     Raises DataError without queries, or with another number of runs than one or two.
     """
@@ -128,10 +123,6 @@ def _merit(name: str, runs: Sequence[Seen]) -> float:
     """Sort key, low is bad: the negative rank of one run; of two, how many times better the second ranks it."""
     places = [float(run.ranks[name] or 10**9) for run in runs]
     return -places[0] if len(places) == 1 else places[0] / places[1]
-
-
-def _hit(rank: int | None, k: int) -> bool:
-    return rank is not None and rank <= k
 
 
 def _listed(queries: Sequence[Query], names: Sequence[str], most: int) -> list[Query]:

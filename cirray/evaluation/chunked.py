@@ -95,8 +95,7 @@ class Partial:
 def probe_scores(question: Question, shard: Shard, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """Exact scores of the probes in a shard.
 
-    Returns:
-        Positions of these probes [p], and their scores [p] (float32).
+    Returns: Positions of these probes [p], and their scores [p] (float32).
 
     Raises DataError for vectors of another width, or a query that is not finite, naming it.
     """

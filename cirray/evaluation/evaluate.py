@@ -132,7 +132,7 @@ def rank_queries(
         gallery_NQD = _encode_gallery(retriever, features, plan.ids, batch, advance)
         answers = [
             answer
-            for rows in _slices(len(plan.queries), _query_batch(batch, largest))
+            for rows in _slices(len(plan.queries), max(1, min(batch, _SCORE_BYTES // (4 * largest))))
             for answer in _judge(retriever, features, plan, gallery_NQD, rows, top_k, judge, advance)
         ]
     return RankedQueries.of(plan, answers, started)
@@ -151,11 +151,6 @@ def encode_queries(
     return np.concatenate(blocks)
 
 
-def protocol_line(protocol: Protocol, counts: str, ties: str = SCORE_TIES) -> str:
-    """The protocol in one line, printed with every figure; `counts` are the numbers of queries and images."""
-    return f"{protocol.describe()}; {counts}; {ties}"
-
-
 def count_result(ranked: RankedQueries, intervals: bool = False, ties: str = SCORE_TIES) -> EvaluationResult:
     """The protocol's metrics of ranked and judged queries."""
     plan, protocol = ranked.plan, ranked.plan.protocol
@@ -165,7 +160,7 @@ def count_result(ranked: RankedQueries, intervals: bool = False, ties: str = SCO
     usual = {f"R@{k}" for k in ks} if "recall" in protocol.metrics else set()
     ends = {item.name: interval(item, families) for item in measures if intervals or item.name in usual}
     return EvaluationResult(
-        protocol=protocol_line(protocol, plan.describe(), ties),
+        protocol=f"{protocol.describe()}; {plan.describe()}; {ties}",
         gallery_size=len(plan.ids),
         queries=plan.queries,
         ranks=ranks,
@@ -176,10 +171,6 @@ def count_result(ranked: RankedQueries, intervals: bool = False, ties: str = SCO
         measures=measures,
         subset_rankings=ranked.subset_rankings,
     )
-
-
-def _query_batch(batch: int, gallery: int) -> int:
-    return max(1, min(batch, _SCORE_BYTES // (4 * gallery)))
 
 
 def _slices(count: int, size: int) -> list[slice]:

@@ -21,14 +21,7 @@ class GivenVectors:
 def open_vectors(
     queries: str, query_ids: str, gallery: Sequence[str], gallery_ids: Sequence[str], spellings: Spellings
 ) -> GivenVectors:
-    """Open the files; only ids are read.
-
-    Args:
-        queries: file of the query vectors.
-        query_ids: JSON list of their ids, if not beside the file.
-        gallery: files of the gallery's vectors.
-        gallery_ids: JSON lists of their ids, one a file; empty: beside the files.
-        spellings: of the data set's images.
+    """Open the files; only ids are read, beside the files where no JSON list of them is named.
 
     Raises DataError: a file that cannot be used.
     """
@@ -67,12 +60,7 @@ def plan_for(
 ) -> tuple[EvaluationPlan, tuple[str, ...]]:
     """The plan, and a note if the data set's files do not list the gallery (CIRCO without COCO's list).
 
-    Args:
-        dataset: the benchmark.
-        protocol: its protocol, possibly changed.
-        named: images named by the given files, used as the gallery if no file lists it.
-        spellings: of the data set's images.
-        scored: queries must have targets.
+    The gallery is then what the given files name (`named`). With `scored` queries must have targets.
 
     Raises DataError as `make_plan`, or names that cannot be ids of this data set.
     """

@@ -45,13 +45,7 @@ def knows_subsets(plan: EvaluationPlan, lists: Mapping[str, Sequence[str]]) -> b
 def rank_lists(
     plan: EvaluationPlan, lists: Mapping[str, Sequence[str]], subsets: Mapping[str, Sequence[str]], source: str
 ) -> RankedQueries:
-    """Verdicts of ranked lists.
-
-    Args:
-        plan: queries and galleries.
-        lists: query id -> image ids, best first, possibly cut; empty when only subsets are known.
-        subsets: query id -> subset's image ids, best first; may be empty.
-        source: file, for error sentences.
+    """Verdicts of ranked lists, query id -> image ids, best first and possibly cut; one of the two kinds may be empty.
 
     Raises DataError: a query without a list, a list without a query, a repeated or unknown id.
     """

@@ -67,17 +67,10 @@ def measure(
 def interval(
     figure: Measure, families: Sequence[str], level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a measure: queries of one reference are drawn together, inside their group.
+    """Percentile bootstrap interval of a measure: queries of one reference (`families`) are drawn together, inside
+    their group.
 
-    Args:
-        figure: what to resample.
-        families: reference id of every query of the evaluation.
-        level: coverage in (0, 1).
-        samples: resamples.
-        seed: of the resampling.
-
-    Returns:
-        Lower and upper end, fractions.
+    Returns: Lower and upper end, fractions.
     """
     names = np.asarray(families, dtype=object)[figure.members]
     rates_SG = [

@@ -19,8 +19,7 @@ _STRIP = 8
 def render_page(content: ReportContent) -> str:
     """The whole page.
 
-    Returns:
-        HTML text that needs no other file.
+    Returns: HTML text that needs no other file.
     """
     row = content.rows[-1]
     depths = recall_curves({item.name: [run.ranks for run in item.results] for item in content.rows})

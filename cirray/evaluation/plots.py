@@ -25,12 +25,7 @@ _NOT_LOSSES = ("step", "lr", "grad_norm", "temperature", "seconds", "epoch")
 
 
 def training_curves(title: str, history: Sequence[Mapping[str, float]]) -> "Figure":
-    """Loss and its terms over steps.
-
-    Args:
-        title: name of the run.
-        history: rows with "step", "loss" and any further terms; learning rate and gradient norm are left out.
-    """
+    """Loss and its terms over steps; learning rate and gradient norm are left out."""
     figure, axes = _figure(1, title, 3.9, 2.7)
     steps = [row["step"] for row in history]
     for colour, (name, values) in zip(_colours(), _terms(history).items(), strict=False):
@@ -46,9 +41,7 @@ def training_curves(title: str, history: Sequence[Mapping[str, float]]) -> "Figu
 def recall_curves(ranks: Mapping[str, Sequence[np.ndarray]], up_to: int = 50) -> "Figure":
     """Recall at every k from 1 to `up_to`, mean over seeds, one line per model (logarithmic k).
 
-    Args:
-        ranks: model name -> 0-based ranks [queries] of each seed's run.
-        up_to: largest k.
+    `ranks`: model name -> 0-based ranks [queries] of each seed's run.
     """
     many = len(ranks) > _FEW
     figure, axes = _figure(1, "Recall at k", 9.0 if many else 6.0, max(3.2, 0.9 + 0.17 * len(ranks)))
@@ -70,12 +63,9 @@ def recall_curves(ranks: Mapping[str, Sequence[np.ndarray]], up_to: int = 50) ->
 
 
 def sweep_plot(trials: Sequence[Mapping[str, Any]], parameters: Sequence[str], metric: str = "R@1") -> "Figure":
-    """One panel per swept parameter: its value against the metric, the best trial ringed.
+    """One panel per swept parameter: its value against the metric (a fraction), the best trial ringed.
 
-    Args:
-        trials: one mapping per trial that holds the parameters and the metric (trials without it are left out).
-        parameters: numeric parameter names, e.g. ("training.optimizer.lr", "temperature").
-        metric: a fraction in [0, 1]; drawn in percent.
+    Trials without the metric are left out.
     """
     done = [trial for trial in trials if trial.get(metric) is not None]
     figure, axes = _figure(len(parameters), f"Sweep: {metric} of {len(done)} trials", 3.3, 2.8)
@@ -97,11 +87,7 @@ def data_size_curve(
 ) -> "Figure":  # fmt: skip
     """A figure over the amount of data (or any other number), one line per method.
 
-    Args:
-        series: method -> (amount, mean, deviation or None) points; fractions in [0, 1].
-        x_label: what is counted.
-        y_label: what is measured.
-        scale: of the first axis, "log" (with room for an amount of 0) or "linear".
+    `series`: method -> (amount, mean, deviation or None) points, fractions. A `log` axis has room for an amount of 0.
     """
     figure, axes = _figure(1, f"{y_label} over {x_label}", 6.0, 3.2)
     for colour, (name, points) in zip(_colours(), series.items(), strict=False):
@@ -123,9 +109,7 @@ def data_size_curve(
 def method_plot(values: Mapping[str, Sequence[float]], metric: str = "R@1") -> "Figure":
     """One line per method: mean with deviation, and every seed as a dot.
 
-    Args:
-        values: method -> one fraction per seed, in the table's order (drawn from top to bottom).
-        metric: name of the figure.
+    `values`: method -> one fraction per seed, in the table's order (drawn from top to bottom).
     """
     from matplotlib.figure import Figure
 
@@ -153,11 +137,7 @@ def frontier_plot(
 ) -> "Figure":  # fmt: skip
     """Queries a second over recall: a dot for each kind of index, a line through those that no other one beats.
 
-    Args:
-        points: name -> (recall, queries a second).
-        edge: names on the frontier.
-        best: the one that was chosen.
-        target: recall that was wanted, a vertical line.
+    `points`: name -> (recall, queries a second). The recall that was wanted is a vertical line.
     """
     figure, axes = _figure(1, f"Queries a second over recall; built: {best}", 7.2, 4.2)
     colours = _colours()

@@ -101,9 +101,7 @@ def group_of(query: Query) -> str:
 def average_precision(places: Sequence[int], k: int) -> float:
     """AP@k = sum over found ground truths of (found so far / position), divided by min(k, |G|) (CIRCO, equation 1).
 
-    Args:
-        places: 0-based positions of all ground truths, ascending.
-        k: cut-off.
+    `places`: 0-based positions of all ground truths, ascending.
     """
     found = [place for place in places if place < k]
     return sum((at + 1) / (place + 1) for at, place in enumerate(found)) / min(k, len(places))

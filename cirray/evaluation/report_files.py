@@ -9,12 +9,7 @@ from cirray.evaluation.report import ReportContent, check_rows, file_name, metri
 
 
 def write_report(out_dir: Path, content: ReportContent, html: bool = True) -> dict[str, Any]:
-    """Write every file of a report into an existing or new folder.
-
-    Args:
-        out_dir: local folder.
-        content: what to show.
-        html: also write report.html (needs the images of the data set).
+    """Write every file of a report into an existing or new folder; `html` needs the images of the data set.
 
     Returns: The content of metrics.json.
 

@@ -26,17 +26,9 @@ def round_trip_ranks(
     batch: int = 128,
     advance: Advance = silent,
 ) -> np.ndarray:
-    """Rank of every triplet's target for its own reference and text.
+    """Rank of every triplet's target for its own reference and text, by a base retriever that was not trained on them.
 
-    Args:
-        encoder: the base retriever; not one that was trained on these triplets.
-        features: patch tokens of every image.
-        triplets: at least one.
-        batch: images and queries per forward pass.
-        advance: progress, one unit per image and per triplet.
-
-    Returns:
-        int64 `[len(triplets)]`, from 0, ties against the triplet.
+    Returns: int64 `[len(triplets)]`, from 0, ties against the triplet.
     """
     queries = [Query(row.triplet_id, row.reference_id, row.modification, (row.target_id,)) for row in triplets]
     gallery = sorted({image for row in triplets for image in (row.reference_id, row.target_id)})
@@ -65,15 +57,7 @@ def pair_scores(
     batch: int = 128,
     advance: Advance = silent,
 ) -> PairScores:
-    """Similarity of a base retriever's queries to both images of their pair.
-
-    Args:
-        encoder: the base retriever; not one that was trained on these triplets.
-        features: patch tokens of every image.
-        triplets: at least one.
-        batch: triplets per forward pass.
-        advance: progress, one unit per triplet.
-    """
+    """Similarity of a base retriever's queries to both images of their pair; it was not trained on them."""
     parts = []
     with torch.inference_mode():
         for begin in range(0, len(triplets), batch):

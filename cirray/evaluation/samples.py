@@ -10,13 +10,7 @@ from cirray.types import Triplet
 
 
 def draw_samples(triplets: Sequence[Triplet], count: int, seed: int, world: str = "") -> tuple[TextSample, ...]:
-    """Some generated texts, right or wrong, drawn at random.
-
-    Args:
-        triplets: generated ones.
-        count: how many to draw (fewer when there are fewer).
-        seed: of the draw.
-        world: root of a shapes world that holds the images' scenes; empty leaves the texts unjudged.
+    """Some generated texts drawn at random, right or wrong by the scenes of a shapes `world`; unjudged without one.
 
     Raises DataError when the world lacks a scene of a drawn image.
     """

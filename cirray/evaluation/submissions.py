@@ -49,11 +49,8 @@ class Checked:
 def build(kind: str, queries: Sequence[Query], lists: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The content of a submission file.
 
-    Args:
-        kind: one of `SUBMISSIONS`.
-        queries: all queries of the split.
-        lists: query id -> ranked image ids, best first: of the gallery, or of the subset for `cirr-recall-subset`. The
-            reference in a CIRR list is dropped; CIRCO's stays (it is never a ground truth).
+    `lists`: query id -> ranked image ids, best first: of the gallery, or of the subset for `cirr-recall-subset`. The
+    reference in a CIRR list is dropped; CIRCO's stays (it is never a ground truth).
 
     Raises DataError for a query without a list, or a list that is too short.
     """
@@ -139,14 +136,9 @@ def check(
     payload: Mapping[str, Any], size: int, kind: str = "", queries: Sequence[Query] = (),
     gallery: Sequence[str] = (),
 ) -> Checked:  # fmt: skip
-    """Check a file against every rule of its server.
+    """Check a file against every rule of its server; an empty kind is detected.
 
-    Args:
-        payload: content of the file.
-        size: its bytes.
-        kind: one of `SUBMISSIONS`; empty detects it.
-        queries: the split's queries; without them only the number of keys is known.
-        gallery: ids of the gallery; empty leaves names unchecked.
+    Without the split's queries only the number of keys is known, without a gallery names are not checked.
 
     Returns: The kind and the broken rules; none means that the server takes the file.
     """

@@ -186,7 +186,8 @@ def _question(
 ) -> tuple[Question, list[tuple[str, ...]]]:
     rule = plan.protocol.reference_rule
     chosen = [plan.queries[at] for at in positions]
-    placed = [_placed(query, own, _probes(query, rule, judge)) for query in chosen]
+    asked = chosen if judge else [replace(query, target_ids=(), soft=()) for query in chosen]
+    placed = [_placed(query, own, probes_of(seen, rule)) for query, seen in zip(chosen, asked, strict=True)]
     probes = [tuple(name for name, _ in pairs) for pairs in placed]
     removed = [plan.removed(query) for query in chosen]
     question = Question(
@@ -207,10 +208,6 @@ def _placed(query: Query, own: Gallery, names: Sequence[str]) -> list[tuple[str,
             columns = own.copies.get(name, ()) if name in query.target_ids else ()
             found += [(name, column) for column in columns or (own.columns[name],)]
     return found
-
-
-def _probes(query: Query, rule: str, judge: bool) -> tuple[str, ...]:
-    return probes_of(query if judge else replace(query, target_ids=(), soft=()), rule)
 
 
 def _answers(

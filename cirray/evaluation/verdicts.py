@@ -56,13 +56,9 @@ def probes_of(query: Query, reference_rule: str) -> tuple[str, ...]:
 def verdict_from_scores(
     query: Query, scores: Mapping[str, float], above: Mapping[str, int], reference_rule: str
 ) -> Verdict:
-    """Judge a query by exact scores.
+    """Judge a query by the exact scores of its `probes_of`.
 
-    Args:
-        query: with at least one target.
-        scores: score of every image of `probes_of`.
-        above: for each of these, the number of ranked images that are no probes and score at least as high.
-        reference_rule: "remove" or "keep".
+    `above`: for each of these, the number of ranked images that are no probes and score at least as high.
     """
     gone = {query.reference_id} if reference_rule == "remove" else set()
     live = [name for name in dict.fromkeys(query.target_ids) if name not in gone]
@@ -84,11 +80,7 @@ def verdict_from_list(
 ) -> Verdict:
     """Judge a query by its ranked list, best first; an image that is not in the list is no hit.
 
-    Args:
-        query: with at least one target.
-        ids: the list, possibly cut; the reference in it is skipped if the rule is "remove".
-        subset_ids: the subset's images, best first; None to look them up in `ids`.
-        reference_rule: "remove" or "keep".
+    The subset is looked up in `ids` where it has no list of its own.
     """
     kept = [name for name in ids if not (reference_rule == "remove" and name == query.reference_id)]
     places = {name: place for place, name in reversed(list(enumerate(kept)))}
@@ -110,13 +102,7 @@ def verdict_from_list(
 def check_list(
     query: Query, ids: Sequence[str], gallery: Collection[str] | None, copies: Mapping[str, Sequence[int]] | None = None
 ) -> None:
-    """Refuse a list with an unknown id, or with one more often than in the gallery.
-
-    Args:
-        query: of the list.
-        ids: the list.
-        gallery: its images; None: not checked.
-        copies: images that are repeated in the gallery (`Gallery.copies`).
+    """Refuse a list with an unknown id, or with one more often than in the gallery (`Gallery.copies`); None: any id.
 
     Raises DataError naming the query and the id.
     """
@@ -187,13 +173,8 @@ def row_verdict(
 ) -> Verdict:  # fmt: skip
     """Judge a query by its whole row of scores.
 
-    Args:
-        query: with at least one target.
-        scores_N: finite or infinite scores of its gallery.
-        columns: first column of every image.
-        removed: the reference's column if it is removed.
-        reference_rule: "remove" or "keep".
-        copies: all columns of repeated images; those of targets count as the targets.
+    `columns` has the first column of every image, `copies` all columns of repeated ones; those of targets count as the
+    targets. `removed` is the reference's column, if it is removed.
     """
     names = probes_of(query, reference_rule)
     places = [columns[name] for name in names]

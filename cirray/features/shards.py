@@ -34,14 +34,10 @@ class FeatureShardWriter:
         self, part: int, ids: Sequence[str], patches_BPD: np.ndarray, rejected: Sequence[tuple[str, str]] = (),
         contents: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """Write one shard; writing it again replaces it by the same bytes.
+        """Write one shard, tokens as fp16; writing it again replaces it by the same bytes.
 
-        Args:
-            part: number of the shard.
-            ids: image ids of the rows.
-            patches_BPD: their tokens; stored as fp16.
-            rejected: (image id, reason) of the part's images without features.
-            contents: image id -> `cirray.data.images.picture_digest` of its file, if the features are of files.
+        `rejected` are (image id, reason) of the part's images without features; `contents` are image id ->
+        `cirray.data.images.picture_digest` of its file, if the features are of files.
 
         Raises ArtifactError when ids and rows differ in number, or a vector is not finite in fp16.
         """

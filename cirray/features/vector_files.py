@@ -33,11 +33,8 @@ class VectorFile:
 
 
 def read_vectors(path: str | Path, ids_path: str | Path = "") -> VectorFile:
-    """Open a file of vectors.
-
-    Args:
-        path: `.npy`, `.npz` or `.safetensors`.
-        ids_path: JSON list of ids; empty looks beside the file (or inside an `.npz`).
+    """Open a `.npy`, `.npz` or `.safetensors` file of vectors; ids are looked for beside it, or inside an `.npz`, where
+    no JSON list is named.
 
     Raises DataError: unreadable, not floating point, of another rank than 2 or 3, ids missing, repeated, too few or too
     many.

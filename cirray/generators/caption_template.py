@@ -37,16 +37,10 @@ class CaptionTemplateGenerator:
         rewrite: Callable[[str, int], str] | None = None,
         source_digest: str = "",
     ) -> None:
-        """Take captions and templates.
+        """Take captions (by image id) and templates (id -> pattern with `{reference}` and `{target}`).
 
-        Args:
-            captions: image id -> caption.
-            templates: id -> pattern with `{reference}` and `{target}`.
-            version: name of the templates' file.
-            seed: of the draw of templates (and of the rewriting).
-            token_limit: a text of more CLIP tokens falls back to the target's caption alone.
-            rewrite: (text, seed) -> text in other words, or None.
-            source_digest: digest of the artifact it was loaded from.
+        A text of more than `token_limit` CLIP tokens falls back to the target's caption alone. `rewrite` is (text,
+        seed) -> text in other words, or None.
         """
         self._captions, self._templates, self._version = captions, dict(templates), version
         self._seed, self._limit, self._rewrite, self._source = seed, token_limit, rewrite, source_digest

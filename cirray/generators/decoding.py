@@ -45,8 +45,7 @@ def decode(
         uniforms_BT: with `sample`, numbers in [0, 1) that choose each row's tokens (`row_uniforms`): a row's text does
             not depend on the rows beside it.
 
-    Returns:
-        One result per row, in order; the same on every run for the same arguments.
+    Returns: One result per row, in order; the same on every run for the same arguments.
 
     Raises GenerationError when `sample` is set without numbers for every row and step.
     """

@@ -49,7 +49,8 @@ def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
     embedded = config.embed_language_model or config.tuning == "full"
     if embedded:
         with quiet():
-            _base_model(model).save_pretrained(str(root / "lm"))
+            base = copy.deepcopy(model.lm).unload() if model.config.tuning == "lora" else model.lm
+            base.save_pretrained(str(root / "lm"))
         language.tokenizer.save_pretrained(str(root / "lm"))
     if config.tuning == "lora":
         model.lm.save_pretrained(str(root / "adapter"))
@@ -71,13 +72,9 @@ def save_template(generator: TemplateGenerator, folder: str | Path) -> None:
 
 
 def load_generator(folder: str | Path, device: str = "cpu", seed: int = 0, **settings: Any) -> ModificationGenerator:
-    """Load a generator of any kind, ready to write.
+    """Load a generator of any kind, ready to write: its artifact, or a folder of its files.
 
-    Args:
-        folder: its artifact, or a folder of its files.
-        device: where it runs.
-        seed: of sampled decoding.
-        settings: of its kind, e.g. `decoding` and `language_dtype` (`MtgConfig`).
+    `settings` are of its kind, e.g. `decoding` and `language_dtype` (`MtgConfig`).
 
     Raises ArtifactError when the folder holds no complete generator or its language model has another vocabulary, and
     ConfigError for an unknown setting.
@@ -116,12 +113,8 @@ def _load_captions(settings: SavedConfig, setup: WriterSetup) -> CaptionTemplate
 def load_model(
     folder: str | Path, held: FrozenLanguageConfig | None = None, device: str = "cpu"
 ) -> ModificationTextModel:
-    """The network alone, for evaluation or further training.
-
-    Args:
-        folder: as `load_generator`.
-        held: type of the language model's weights; fp32 by default.
-        device: where quantised weights go.
+    """The network alone, for evaluation or further training; `held` is the type of the language model's weights, else
+    fp32.
 
     Raises ArtifactError as `load_generator`.
     """
@@ -190,8 +183,3 @@ def _stored(path: Path, root: Path) -> dict[str, Any]:
             f"The weights of the generator at {str(root)!r} cannot be read: {path.name} is missing or truncated "
             f"({reason_of(error)}). Copy the artifact again, or train it again."
         ) from None
-
-
-def _base_model(model: ModificationTextModel) -> Any:
-    """The language model without adapters."""
-    return copy.deepcopy(model.lm).unload() if model.config.tuning == "lora" else model.lm

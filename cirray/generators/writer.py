@@ -31,16 +31,7 @@ class TextWriter:
         directions: Sequence[str] = ("forward", "reverse"),
         cached_images: int = 20_000,
     ) -> None:
-        """Take a trained network.
-
-        Args:
-            model: trained network; put into eval mode.
-            decoding: greedy by default.
-            weights_digest: digest of the weights, from the artifact.
-            seed: of sampled decoding; greedy and beam decoding do not depend on it.
-            directions: "forward", or both.
-            cached_images: images whose soft tokens are kept.
-        """
+        """Take a trained network, which is put into eval mode; soft tokens of `cached_images` images are kept."""
         self.model, self.decoding, self.seed = model.eval(), decoding or DecodingConfig(), seed
         self._weights_digest, self._both, self._limit = weights_digest, "reverse" in directions, cached_images
         self._soft: OrderedDict[str, torch.Tensor] = OrderedDict()

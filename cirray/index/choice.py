@@ -59,14 +59,7 @@ class Measured:
 def measured(tokens_NQD: np.ndarray, target: float, queries: int = 256, seed: int = 0) -> list[Measured]:
     """Build and measure each kind of index, with more and more effort a search until it finds enough.
 
-    Args:
-        tokens_NQD: the gallery's vectors (fp16).
-        target: recall that is wanted.
-        queries: how many are asked.
-        seed: of the sample.
-
-    Returns:
-        What was measured, in the order of `factories`.
+    Returns: What was measured, in the order of `factories`.
     """
     asked_BD, own_B = sampled(tokens_NQD, queries, seed)
     truth = [_without(rows, own) for (rows, _), own in zip(scan(asked_BD, tokens_NQD, K + 1), own_B, strict=True)]

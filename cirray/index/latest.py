@@ -27,9 +27,6 @@ def chosen(run: Any) -> tuple[str, str]:
     """Checkpoint and index of a run: as given, else the last index made below its root, and the checkpoint it names.
 
     Says in one line what was taken.
-
-    Args:
-        run: a `Run` with the fields `checkpoint` and `index`.
     """
     index = run.index if given(run, "index") else _last(run.root, run.index)
     if is_name(index):

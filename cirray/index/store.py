@@ -143,8 +143,7 @@ def write_index(
             manifest's `extra["originals"]`.
         metadata: any columns in row order, where there are some.
 
-    Returns:
-        File name -> digest, for the manifest's `extra["files"]`.
+    Returns: File name -> digest, for the manifest's `extra["files"]`.
 
     Raises DataError for ids that are not ascending and unique, an empty gallery, or vectors that do not fit them, and
     ConfigError for settings that the backend refuses.

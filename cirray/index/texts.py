@@ -12,12 +12,7 @@ Texts = Mapping[str, tuple[str, ...]]
 
 
 def texts_by_reference(asked: Iterable[tuple[str, str]], ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The first different texts of every gallery picture, in the queries' order.
-
-    Args:
-        asked: reference id and text of every query.
-        ids: the gallery; texts about other pictures are left out.
-    """
+    """The first different texts of every gallery picture, of (reference id, text) in the queries' order."""
     found: dict[str, dict[str, None]] = {}
     gallery = set(ids)
     for reference, text in asked:

@@ -90,9 +90,8 @@ def bank_infonce(
         collective: how shards exchange maxima and sums; `ALONE` for a whole bank.
         rows: bank rows per block.
 
-    Returns:
-        Losses `[B]` of the own queries, in nats. With shards the gradients that each rank's queries get are whole; the
-        temperature's is this rank's share for all queries, so that its mean over ranks is right.
+    Returns: Losses `[B]` of the own queries, in nats. With shards the gradients that each rank's queries get are whole;
+    the temperature's is this rank's share for all queries, so that its mean over ranks is right.
     """
     tau = torch.as_tensor(temperature, dtype=torch.float32, device=query_BD.device)
     job = _Job(score, bank, hidden_NM, collective, rows)

@@ -27,8 +27,7 @@ def composing(
         negative_BH: scores against the row's own negatives: its reference, its mined images.
         dropped_BH: True for own negatives that do not count (the reference where it is the target, unused places).
 
-    Returns:
-        Losses `[B]`, in nats. Without own negatives this is InfoNCE.
+    Returns: Losses `[B]`, in nats. Without own negatives this is InfoNCE.
     """
     if negative_BH is None:
         return contrastive(scores_BN, positive_B, temperature, hidden_BN)

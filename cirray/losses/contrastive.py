@@ -27,8 +27,7 @@ def contrastive(
         hidden_BN: True for candidates a row must not see (other copies of its target); never the positive itself.
         label_smoothing: share of the target mass spread evenly over the visible candidates, as torch does.
 
-    Returns:
-        Losses `[B]`, in nats.
+    Returns: Losses `[B]`, in nats.
     """
     logits_BN = scores_BN.float() / temperature
     if hidden_BN is not None:
@@ -53,18 +52,7 @@ def contrastive_chunked(
 ) -> torch.Tensor:
     """`contrastive` over blocks of rows; scores are recomputed in the backward pass, so memory is one block's.
 
-    Args:
-        score: `(query_BD, candidates_NQD) -> scores_BN`.
-        query_BD: queries.
-        candidates_NQD: candidates, already gathered.
-        positive_B: as in `contrastive`.
-        temperature: as in `contrastive`.
-        hidden_BN: as in `contrastive`.
-        label_smoothing: as in `contrastive`.
-        rows: rows per block.
-
-    Returns:
-        Losses `[B]`, equal to the full matrix's in value and gradient.
+    Returns: Losses `[B]`, equal to the full matrix's in value and gradient.
     """
 
     def block(query: torch.Tensor, candidates: torch.Tensor, tau: torch.Tensor | float, begin: int) -> torch.Tensor:

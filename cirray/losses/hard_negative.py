@@ -26,19 +26,13 @@ def hard_negative_nce(
     beta: float = 0.0,
     detach_weights: bool = False,
 ) -> torch.Tensor:
-    """One direction of the loss; the other is the same function on the transposed scores.
+    """One direction of the loss; the other is the same function on the transposed scores. Arguments as for
+    `contrastive`.
 
-    Args:
-        scores_BN: similarities of B rows with N candidates, before the temperature.
-        positive_B: index of each row's positive among the candidates.
-        temperature: divides the scores.
-        hidden_BN: True for candidates that a row must not see; never the positive itself.
-        alpha: factor of the positive in the denominator, above 0.
-        beta: how much harder negatives weigh more; 0 weighs them all alike.
-        detach_weights: hold the weights fixed in the backward pass.
+    `alpha` > 0 is the factor of the positive in the denominator; `beta` is how much harder negatives weigh more (0: all
+    alike), with weights that may be held fixed in the backward pass.
 
-    Returns:
-        Losses `[B]`, in nats; `log(alpha)` for a row without any negative.
+    Returns: Losses `[B]`, in nats; `log(alpha)` for a row without any negative.
     """
     logits_BN = scores_BN.float() / temperature
     negative_BN = negatives(logits_BN, positive_B, hidden_BN)

@@ -14,16 +14,10 @@ def nt_xent(
 ) -> torch.Tensor:  # fmt: skip
     """Mean of both directions of -log softmax at the item's other vector, over all vectors but the item itself.
 
-    Args:
-        left_BD: the rank's vectors of one side (SEARLE: phi's tokens).
-        right_BD: the rank's vectors of the other (the tokens that were found).
-        left_ND: one side of all ranks.
-        right_ND: the other side of all ranks.
-        positive_B: place of the rank's rows among all.
-        temperature: SEARLE 0.25.
+    Left are SEARLE's phi tokens, right the tokens that were found, of this rank (B) and of all ranks (N); `positive_B`
+    is the place of the rank's rows among all. SEARLE's temperature is 0.25.
 
-    Returns:
-        Losses `[B]`, in nats.
+    Returns: Losses `[B]`, in nats.
     """
     forward_B = _one_way(left_BD, right_ND, left_ND, positive_B, temperature)
     return 0.5 * (forward_B + _one_way(right_BD, left_ND, right_ND, positive_B, temperature))

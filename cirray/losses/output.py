@@ -19,10 +19,6 @@ class LossOutput:
 def weighted_sum(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> LossOutput:
     """Sum of `weights[name] * terms[name]`; a term without a weight is logged only.
 
-    Args:
-        terms: scalar losses by name.
-        weights: factor of each term that counts; every name must be among the terms.
-
     Raises ConfigError for a weight without a term, or when no weight is given.
     """
     missing = sorted(set(weights) - set(terms))

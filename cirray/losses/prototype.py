@@ -11,15 +11,12 @@ from cirray.core.errors import ConfigError
 
 
 def prototype_distance(forward_BQW: torch.Tensor, reverse_BQW: torch.Tensor, kind: str = "mse") -> torch.Tensor:
-    """Distance of the token means per row; no gradient reaches the reverse side.
+    """Distance of the token means per row, of (reference, text) and (target, reverse text); no gradient reaches the
+    reverse side.
 
-    Args:
-        forward_BQW: prototype tokens of (reference, text).
-        reverse_BQW: prototype tokens of (target, reverse text).
-        kind: "mse" (mean over the width) or "cosine" (1 - cosine).
+    `kind`: "mse" (mean over the width) or "cosine" (1 - cosine).
 
-    Returns:
-        Distances `[B]`, >= 0.
+    Returns: Distances `[B]`, >= 0.
     """
     forward_BW, reverse_BW = forward_BQW.mean(dim=1).float(), reverse_BQW.mean(dim=1).float().detach()
     if kind == "mse":

@@ -16,16 +16,10 @@ def symmetric_contrast(
 ) -> torch.Tensor:  # fmt: skip
     """L_map: half the cross-entropy of u_i against all v, half that of v_i against all u (Pic2Word's form).
 
-    Args:
-        left_BD: the rank's pseudo-sentences u.
-        right_BD: the rank's images v.
-        left_ND: u of all ranks.
-        right_ND: v of all ranks.
-        positive_B: place of the rank's rows among all.
-        temperature: CLIP's own, fixed.
+    Left are the pseudo-sentences u, right the images v, of this rank (B) and of all ranks (N); `positive_B` is the
+    place of the rank's rows among all; the temperature is CLIP's own, fixed.
 
-    Returns:
-        Losses `[B]`, in nats.
+    Returns: Losses `[B]`, in nats.
     """
     forward_B = functional.cross_entropy(left_BD @ right_ND.T / temperature, positive_B, reduction="none")
     backward_B = functional.cross_entropy(right_BD @ left_ND.T / temperature, positive_B, reduction="none")

@@ -12,19 +12,11 @@ def hard_lists(
     query_MD: np.ndarray, image_ND: np.ndarray, reference_M: np.ndarray, target_M: np.ndarray, ranks: tuple[int, int],
     max_cosine: float, block: int = 1024,
 ) -> np.ndarray:  # fmt: skip
-    """For every query, the possible negatives in a window of its own ranking.
+    """For every query, the possible negatives in a window of ranks (first and last, from 1) of its own ranking.
 
-    Args:
-        query_MD: queries, norm 1.
-        image_ND: the triplets' images, norm 1, each once.
-        reference_M: row of each query's reference image.
-        target_M: row of each query's target image.
-        ranks: first and last rank, from 1.
-        max_cosine: images nearer to the target than this are left out, as they may show the same.
-        block: queries at a time.
+    All vectors have norm 1. Images nearer to the target than `max_cosine` are left out, as they may show the same.
 
-    Returns:
-        int64 `[M, K]`: rows of images, best first, without target and reference; -1 fills.
+    Returns: int64 `[M, K]`: rows of images, best first, without target and reference; -1 fills.
     """
     low, high = ranks[0] - 1, min(ranks[1], len(image_ND))
     lists_MK = np.full((len(query_MD), max(high - low, 0)), UNUSED, dtype=np.int64)

@@ -38,11 +38,7 @@ class Link:
 def subgroup_links(vectors: CentredVectors, config: SubgroupConfig, memory_bytes: int, seed: int = 0) -> list[Link]:
     """Links of all accepted groups, each unordered pair once, in the order the groups were accepted.
 
-    Args:
-        vectors: unit vectors of the images.
-        config: the policy's settings.
-        memory_bytes: working memory of the search; the answer does not depend on it.
-        seed: order of the anchors.
+    The answer depends on the seed, which orders the anchors, and not on `memory_bytes`.
     """
     targets_NK, scores_NK = neighbour_table(vectors, config, memory_bytes)
     limits = calibrated(scores_NK, config)

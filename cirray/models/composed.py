@@ -194,12 +194,8 @@ class QFormerRetriever(Retriever):
 
 
 def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: str) -> RetrieverConfig:
-    """A configuration with some fields changed.
-
-    Args:
-        config: configuration of existing weights.
-        settings: fields, nested as in the configuration; one that the weights fix may be given with its own value.
-        place: name of the weights in errors.
+    """A configuration of existing weights with some fields changed; one that the weights fix may be given with its own
+    value.
 
     Raises ConfigError naming the first field that the weights fix, or a value that no field takes.
     """

@@ -120,8 +120,6 @@ class RetrieverConfig(Config):
     """Head for target-delta matching (term tdm, VDG): none, trained, or held fixed as loaded."""
     gradient_checkpointing: Effort[bool] = False
     """Trade compute for memory in training."""
-    patch_input: bool = True
-    """Input is cached patch tokens of the frozen tower (the tower is not part of the model)."""
 
 
 class TextTowerConfig(Config):

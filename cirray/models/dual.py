@@ -211,13 +211,8 @@ def _check_text_encoder(config: DualEncoderConfig, text_encoder: Any) -> None:
 def build_dual(
     config: DualEncoderConfig, texts: Sequence[str], patch_width: int, seed: int = 0
 ) -> DualEncoderRetriever:
-    """A dual encoder with the source's text encoder, or one from scratch; random weights depend only on the seed.
-
-    Args:
-        config: source or sizes, fusion.
-        texts: texts whose words a text encoder from scratch must know.
-        patch_width: width of the frozen tower's tokens.
-        seed: of the head, and of a text encoder from scratch.
+    """A dual encoder with the source's text encoder, or one from scratch that knows the words of `texts`; random
+    weights depend only on the seed.
 
     Raises ArtifactError when the source cannot be read, and ConfigError when the source is of no known backbone, or
     tokens and texts do not share a space.
@@ -244,10 +239,10 @@ def text_settings(config: DualEncoderConfig, tokenizer: Any) -> Mapping[str, Any
 
 def _scratch(config: DualEncoderConfig, texts: Sequence[str]) -> Any:
     from cirray.models.text import build_tokenizer
-    from cirray.models.towers.hf_clip import new_text
+    from cirray.models.towers.hf_clip import HfClipText
 
     tokenizer = build_tokenizer(process(config.text_processor, texts))
-    return new_text(text_settings(config, tokenizer), tokenizer)
+    return HfClipText.build(text_settings(config, tokenizer), tokenizer)
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
@@ -276,8 +271,8 @@ def changed_dual(own: Mapping[str, Any], settings: Mapping[str, Any]) -> DualEnc
     return validate(DualEncoderConfig, merged({**own, "source": ""}, settings))
 
 
-def _check_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> DualEncoderConfig:
-    return changed_dual(description["retriever"], settings)
-
-
-RETRIEVERS.register(DualEncoderRetriever.kind)(RetrieverKind(build_dual, _load, check_changes=_check_changes))
+RETRIEVERS.register(DualEncoderRetriever.kind)(
+    RetrieverKind(
+        build_dual, _load, check_changes=lambda said, settings, place: changed_dual(said["retriever"], settings)
+    )
+)

@@ -173,12 +173,9 @@ def fork(retriever: Retriever, trains: str = "query_side") -> ForkedRetriever:
 
 
 def fork_for_query_tuning(retriever: Retriever, trains: str = "query_side") -> Retriever:
-    """A retriever with equal vectors whose target side stays frozen while queries train.
+    """A retriever with equal vectors whose target side stays frozen while a part of the query side (`SCOPES`) trains.
 
-    Args:
-        retriever: it becomes the query side; one whose target side has no weights, or that is forked already, stays
-            as it is.
-        trains: the trained part of the query side; a name of `SCOPES`.
+    One whose target side has no weights, or that is forked already, stays as it is.
 
     Raises ConfigError for a part that this kind does not have, or another one than a fork was made for.
     """

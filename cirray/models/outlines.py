@@ -43,7 +43,7 @@ from cirray.models.towers.auto import outline_encoder
 from cirray.models.towers.backbones import BACKBONES, backbone_of
 from cirray.models.towers.clip_tower import stored_tokens
 from cirray.models.towers.hf_blip2 import VisionTower
-from cirray.models.towers.hf_clip import HfClipTower
+from cirray.models.towers.hf_clip import HfClipText, HfClipTower
 from cirray.models.towers.language import LanguageModel
 from cirray.models.towers.preprocessors import PREPROCESSOR
 from cirray.models.towers.timm import outline_timm_tower, published_timm
@@ -98,11 +98,8 @@ class Words:
 
 
 def settings_of(source: str, kind: str = "") -> Any:
-    """Configuration of a source: shipped, published, or in a folder's `config.json`.
-
-    Args:
-        source: `asset`, the name of a published checkpoint, or a folder.
-        kind: "vision" or "language", which of the shipped ones `asset` is.
+    """Configuration of a source: shipped (`asset`, of kind "vision" or "language"), published, or in a folder's
+    `config.json`.
 
     Raises ConfigError when its sizes cannot be known without fetching it.
     """
@@ -182,21 +179,15 @@ def outline_dual(config: DualEncoderConfig, patch_width: int, words: int = BERT_
 
     Raises ConfigError when the sizes of its source cannot be known, or tokens and texts share no space.
     """
-    if not config.source:
-        from cirray.models.towers.hf_clip import new_text
-
-        stub: Any = Words(words)
-        text = new_text(text_settings(config, stub), stub)
-        return DualEncoderRetriever(config, text, "hf_clip", patch_width)
     if is_open_clip(config.source):
-        settings = _open_clip_settings(config.source)
-        part = BACKBONES.get("open_clip").build_text(settings, Path("."))
+        part = BACKBONES.get("open_clip").build_text(_open_clip_settings(config.source), Path("."))
         return DualEncoderRetriever(config, part, "open_clip", patch_width)
-    from cirray.models.towers.hf_clip import new_text
-
-    inner = settings_of(config.source).text_config
-    stub = Words(int(inner.vocab_size))
-    return DualEncoderRetriever(config, new_text(inner.to_dict(), stub), "hf_clip", patch_width)
+    stub: Any = Words(words)
+    settings: Any = text_settings(config, stub)
+    if config.source:
+        inner = settings_of(config.source).text_config
+        stub, settings = Words(int(inner.vocab_size)), inner.to_dict()
+    return DualEncoderRetriever(config, HfClipText.build(settings, stub), "hf_clip", patch_width)
 
 
 def _tokenizer(source: str, words: int) -> Any:

@@ -47,13 +47,7 @@ class QueryingTransformer(nn.Module):
     """
 
     def __init__(self, config: QFormerConfig, patch_width: int, vocabulary_size: int = 0) -> None:
-        """Build with random weights from the global torch generator.
-
-        Args:
-            config: sizes.
-            patch_width: width of the frozen tower's tokens.
-            vocabulary_size: size of the text vocabulary; 0 builds a Q-Former without any text side.
-        """
+        """Build with random weights from the global torch generator; with a vocabulary of 0 without any text side."""
         super().__init__()
         self.width, self.queries, self.patch_width = config.width, config.queries, patch_width
         self.vocabulary_size = vocabulary_size
@@ -86,11 +80,8 @@ class QueryingTransformer(nn.Module):
         return self.image_and_text(patches_BPD, text).queries_BQD
 
     def image_and_text(self, patches_BPD: torch.Tensor, text: TextBatch | None = None) -> ImagePass:
-        """Queries (and text) attend to each other; queries attend to all patches.
-
-        Args:
-            patches_BPD: frozen patch tokens of one image, or of several concatenated along P (symmetric in them).
-            text: optional text that joins the self-attention; its padding is hidden.
+        """Queries (and text) attend to each other; queries attend to all patches, of one image or of several
+        concatenated along P (symmetric in them).
         """
         batch, count = patches_BPD.shape[0], self.queries
         tokens_BLD, mask_BL = self.query_tokens.expand(batch, -1, -1), None
@@ -104,11 +95,8 @@ class QueryingTransformer(nn.Module):
         return ImagePass(output_BLD[:, :count], output_BLD[:, count:] if text is not None else None)
 
     def text_only(self, tokens_BLD: torch.Tensor, mask_BL: torch.Tensor | None = None) -> torch.Tensor:
-        """Text pass over tokens that still lack the embedding LayerNorm: `[B, L, D]` -> `[B, L, D]`.
-
-        Args:
-            tokens_BLD: text embeddings, prototype tokens or learned prompts, in order.
-            mask_BL: 1 for tokens that may be attended; None attends all.
+        """Text pass over tokens that still lack the embedding LayerNorm: `[B, L, D]` -> `[B, L, D]`. The mask is 1 for
+        tokens that may be attended; None: all.
         """
         return self.qformer(query_embeds=tokens_BLD, query_length=0, attention_mask=mask_BL).last_hidden_state
 

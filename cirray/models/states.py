@@ -29,11 +29,9 @@ class ReferenceStates:
 
     @torch.no_grad()
     def get(self, keys: Sequence[str], patches_of: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:
-        """States of images, first dimension B.
+        """States of images, first dimension B; keys are equal only for equal images.
 
-        Args:
-            keys: one key per image, equal only for equal images.
-            patches_of: positions in `keys` -> patch tokens; called once, for images that are not kept.
+        `patches_of`: positions in `keys` -> patch tokens; called once, for images that are not kept.
         """
         found = {key: self._kept[key] for key in keys if key in self._kept}
         fresh = {key: place for place, key in reversed(list(enumerate(keys))) if key not in found}

@@ -38,14 +38,8 @@ class ClipLearner(nn.Module):
     """A CLIP with the throw-away heads of its pretraining."""
 
     def __init__(self, clip: SmallClip, cells: Mapping[str, int], patches: int, vision_width: int, width: int) -> None:
-        """Add heads.
-
-        Args:
-            clip: trained in place.
-            cells: classes of each per-cell head, by name; none without known cells.
-            patches: cells (and patches) of an image.
-            vision_width: width of patch tokens.
-            width: width of the common space.
+        """Add heads: one of each name in `cells` (name -> classes) for every cell or patch, and a common space of
+        `width`.
         """
         super().__init__()
         self.clip = clip
@@ -85,13 +79,7 @@ class ClipTask(SourceTask):
     """Trains a CLIP on batches made from the step number."""
 
     def __init__(self, learner: ClipLearner, source: Callable[[int, int, int], ClipBatch], dense: float) -> None:
-        """Prepare.
-
-        Args:
-            learner: trained in place.
-            source: (step, rank, world) -> the rank's share of the batch.
-            dense: weight of the heads.
-        """
+        """Prepare. `source`: (step, rank, world) -> the rank's share of the batch; `dense` weighs the heads."""
         super().__init__(learner, source)
         self._dense = dense
 

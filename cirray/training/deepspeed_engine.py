@@ -73,14 +73,10 @@ class DeepSpeedEngine:
     """One worker's DeepSpeed state behind the `Engine` protocol."""
 
     def __init__(self, model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1) -> None:
-        """Partition model and optimiser over the ranks.
+        """Partition model and optimiser over the ranks; under ZeRO 3 the model's parameters are empty outside forward
+        passes.
 
-        Args:
-            model: trained in place; under ZeRO 3 its parameters are empty outside forward passes.
-            config: optimiser, schedule, precision, ZeRO stage.
-            rank: this worker.
-            world: number of workers; above 1 torch.distributed must be initialised. A single process without a group
-                gets one of its own.
+        Above one worker torch.distributed must be initialised. A single process without a group gets one of its own.
         """
         self._model, self._config, self._rank, self._world = model, config, rank, world
         if config.compile:
@@ -251,8 +247,7 @@ def _import_for(device: torch.device) -> Any:
 def _unpack_outputs(model: nn.Module) -> Callable[[Any, Any, Any], Any]:
     """Give ZeRO 3's hooks a dictionary in place of a returned dataclass, in which they find no tensor.
 
-    Returns:
-        The hook for DeepSpeed's wrapper that makes the dataclass again.
+    Returns: The hook for DeepSpeed's wrapper that makes the dataclass again.
     """
     kinds: list[type] = []
 

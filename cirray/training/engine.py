@@ -39,8 +39,7 @@ class Engine(Protocol):
     def step(self) -> float:
         """Average gradients over ranks, clip, update weights, advance the schedule, clear gradients.
 
-        Returns:
-            The gradient norm before clipping, the same on all ranks.
+        Returns: The gradient norm before clipping, the same on all ranks.
         """
 
     def save(self, folder: Path) -> None:

@@ -131,15 +131,8 @@ class AlignmentTask(_Task[ModificationTextModel]):
         captions: Mapping[str, str] | None = None,
         pairs: Mapping[tuple[str, str], Bags] | None = None,
     ) -> None:
-        """Prepare.
-
-        Args:
-            generator: trained in place.
-            features: holds every image.
-            config: batch and seed.
-            bags: one bag of words per query, by image id.
-            captions: used when there are no bags.
-            pairs: bags of the difference slots, by image pair.
+        """Prepare. `bags` are one bag of words per query, by image id; without them captions are used. `pairs` are bags
+        of the difference slots, by image pair.
 
         Raises DataError when neither is given, or the bags' number is not the number of queries.
         """

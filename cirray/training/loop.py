@@ -41,19 +41,12 @@ def train(
     world: int = 1,
     resume: Path | None = None,
 ) -> list[Row]:
-    """Train until `config.steps` are done, or a callback ends the run.
+    """Train until `config.steps` are done, or a callback ends the run; callbacks are called in order after every step.
 
-    Args:
-        task: what to train.
-        config: steps, logging, seed, and what the engine reads.
-        engine_factory: makes the engine around the task's model.
-        callbacks: called in order after every step.
-        rank: index of the calling worker.
-        world: number of workers (above 1 torch.distributed is initialised by the caller).
-        resume: a checkpoint folder written by `checkpoint.write_checkpoint`; None starts at step 0.
+    Above one worker torch.distributed is initialised by the caller. `resume` is a folder of
+    `checkpoint.write_checkpoint`.
 
-    Returns:
-        History rows: step, loss, one entry per term, lr, grad_norm; means over ranks, the same on every rank.
+    Returns: History rows: step, loss, one entry per term, lr, grad_norm; means over ranks, the same on every rank.
 
     Raises ConfigError when the loss or its gradient is not finite, naming the step and the terms.
     """

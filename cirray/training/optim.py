@@ -82,11 +82,8 @@ class Schedule:
         return self._settings.lr * self.factor(step)
 
     def apply(self, optimizer: Any, step: int) -> None:
-        """Set every group's rate, and decays if they are cycled, for the next step.
-
-        Args:
-            optimizer: torch's or DeepSpeed's; anything with `param_groups`.
-            step: number of the step.
+        """Set every group's rate, and decays if they are cycled, for the next step; the optimiser is anything with
+        `param_groups`.
         """
         first, second = self._settings.betas
         if self._settings.cycled_beta1 is not None:

@@ -64,14 +64,9 @@ class RetrievalTask:
         self, retriever: Retriever, triplets: Sequence[Triplet], features: FeatureLookup, config: TrainingConfig,
         held_out: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
-        """Check the triplets, prepare the sampler and the loss terms.
+        """Check the triplets, prepare the sampler and the loss terms. Rows as those of `TrainingRows`.
 
-        Args:
-            retriever: trained in place (as the query side, if a term needs a frozen target side).
-            triplets: as those of `TrainingRows`.
-            features: holds every reference and target.
-            config: objective, batch, seed.
-            held_out: images that no term may train on.
+        The retriever is trained in place (as the query side, if a term needs a frozen target side).
 
         Raises DataError naming the first row with a blank text or an image without features, and ConfigError when a
         batch cannot be filled, or for a term that does not fit the retriever.

@@ -29,13 +29,7 @@ class BatchSampler:
     """
 
     def __init__(self, groups: Sequence[str] | int, batch: int, seed: int, one_per_group: bool = False) -> None:
-        """Prepare the epochs.
-
-        Args:
-            groups: group of every row ("" stands alone), or the number of rows when there are no groups.
-            batch: global batch size.
-            seed: order of everything.
-            one_per_group: no two rows of one group in a batch.
+        """Prepare the epochs. Groups are named by row ("" stands alone), or their place has the number of rows.
 
         Raises ConfigError when not even one batch can be filled.
         """

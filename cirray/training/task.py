@@ -27,10 +27,7 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Any, gather: Gather) -> LossOutput:
         """The calling rank's loss; the mean of it over ranks is the loss of the global batch.
 
-        Args:
-            model: `engine.module`; whatever needs gradients goes through its call, so that hooks run.
-            batch: what `batches` yielded, on the engine's device.
-            gather: access to the other ranks' rows.
+        Whatever needs gradients goes through the call of `model` (`engine.module`), so that hooks run.
         """
 
     def save(self, model: nn.Module, folder: Path) -> None:

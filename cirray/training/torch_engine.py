@@ -20,14 +20,9 @@ class TorchEngine:
     def __init__(
         self, model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1, device: str | None = None
     ) -> None:
-        """Move the model to the device and build optimiser and schedule.
+        """Move the model to the device (default: where it is) and build optimiser and schedule.
 
-        Args:
-            model: trained in place.
-            config: optimiser, schedule, precision.
-            rank: this worker.
-            world: number of workers; above 1 torch.distributed must be initialised.
-            device: default: that of the model's first parameter.
+        Above one worker torch.distributed must be initialised.
         """
         self._device = torch.device(device) if device else next(model.parameters()).device
         self._model, self._config, self._rank, self._world = model.to(self._device), config, rank, world

@@ -38,14 +38,10 @@ class Trace:
 
 
 def trace_step(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = False, gpu: bool = True) -> Trace:
-    """Trace forward and backward of a loss.
+    """Trace forward and backward of a loss, called under `weightless` as modules and inputs were made.
 
-    Args:
-        loss: computes it; called under `weightless`, as modules and inputs were made.
-        modules: modules whose weights do not count.
-        inputs: tree of tensors that do not count.
-        bf16: the forward pass under autocast, as the engines do.
-        gpu: as on a GPU.
+    Weights of `modules` and the tensors of `inputs` do not count. `bf16`: the forward pass under autocast, as the
+    engines do; `gpu`: as on a GPU.
     """
     with ExitStack() as stack:
         if gpu:

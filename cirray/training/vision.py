@@ -34,13 +34,7 @@ class VisionLearner(nn.Module):
     """
 
     def __init__(self, tower: VisionTower, cells: Mapping[str, int], words: int = 0) -> None:
-        """Add heads.
-
-        Args:
-            tower: trained in place.
-            cells: classes of each per-patch head, by name.
-            words: size of the caption vocabulary, 0 for no caption head.
-        """
+        """Add heads."""
         super().__init__()
         self.tower = tower.trainable()
         self.place = nn.Linear(tower.width, tower.num_tokens - 1)

@@ -41,7 +41,7 @@ from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import DualEncoderRetriever
 from cirray.models.outlines import outline_tower
 from cirray.models.text import build_tokenizer
-from cirray.models.towers.hf_clip import new_text
+from cirray.models.towers.hf_clip import HfClipText
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 
@@ -162,7 +162,7 @@ def write_model(folder: Path, layers: int) -> Path:
     torch.manual_seed(0)
     tower = outline_tower(str(folder))
     words = build_tokenizer(["a photograph of something"])
-    text = new_text({**WORDS, "vocab_size": len(words), **ENDS}, words)
+    text = HfClipText.build({**WORDS, "vocab_size": len(words), **ENDS}, words)
     DualEncoderRetriever(DualEncoderConfig(), text, "hf_clip", tower.width).save(folder)
     (folder / "vision").mkdir()
     tower.save(folder / "vision")

@@ -110,12 +110,8 @@ def reserved_scene(
 ) -> Scene:
     """A random scene kept for pretraining.
 
-    Args:
-        rng: source of randomness.
-        min_objects: fewest objects.
-        max_objects: most objects.
-        twins: share of scenes in which one object is given the shape, mostly also the colour, of another, so that
-            names which mean two objects are common enough to be learned.
+    `twins` is the share of scenes in which one object is given the shape, mostly also the colour, of another, so that
+    names which mean two objects are common enough to be learned.
 
     Raises DataError when none is found, which cannot happen with two objects or more.
     """

@@ -227,13 +227,7 @@ def _safetensors(path: Path) -> Iterator[Any]:
 def check_fit(
     source: str, wanted: Mapping[str, Any], found: Mapping[str, Any], known: Collection[str] | None = None
 ) -> None:
-    """Refuse weights that do not fill a network exactly.
-
-    Args:
-        source: place of the file, for the sentence.
-        wanted: the network's tensors that must be filled.
-        found: the file's tensors.
-        known: names that a file may hold; None: those wanted.
+    """Refuse weights that do not fill a network exactly; a file may hold further tensors of `known` names.
 
     Raises ArtifactError naming tensors that are missing, left over, or of another shape.
     """

@@ -21,11 +21,7 @@ _TEMPLATE = "chat_template.jinja"
 
 
 def read_tokenizer(source: str | Path, subfolder: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id.
-
-    Args:
-        source: folder or hub id; `~` is the home folder.
-        subfolder: folder inside it.
+    """The tokenizer of a folder or hub id, or of a folder inside it.
 
     Raises ArtifactError when its SentencePiece file is damaged, or a JSON file is none, and OSError or ValueError as
     transformers' reader, when nothing readable is there.

@@ -129,13 +129,7 @@ def no_tower(source: str | Path) -> ArtifactError:
 
 
 def no_texts(field: str, source: str, more: str = "") -> ConfigError:
-    """The error for a source that is to give a text encoder and has none: what is there, and what would be accepted.
-
-    Args:
-        field: name of the field that names it.
-        source: the source.
-        more: what else the field accepts, before the rest.
-    """
+    """The error for a source without the text encoder it is to give: what is there, and what `field` would accept."""
     known = titles(BACKBONES.get(name) for name in BACKBONES if BACKBONES.get(name).reads_text)
     what = f"{field} {source!r} is no encoder of images and texts: {what_is(source)}"
     return ConfigError(f"{what}. {FETCH if is_absent(source) else f'Give {more}{known}.'}")

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from cirray.core.errors import ConfigError
 from cirray.data.config import TransformConfig
+from cirray.models.quiet import quiet
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.preprocessors import write_preprocessor
 
@@ -44,7 +45,8 @@ class ClipTower(VisionTower):
         write_preprocessor(folder, self.transform, **{MARK: self.tokens})
 
     def _save_model(self, folder: Path) -> None:
-        raise NotImplementedError
+        with quiet():
+            self.model.save_pretrained(str(folder))
 
     def _tokens(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         if self.tokens == "embedding":

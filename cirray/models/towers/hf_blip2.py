@@ -57,8 +57,7 @@ class VisionTower(nn.Module):
         Args:
             images_BHWC: uint8 pixels of the transform's size; normalised here, on the device.
 
-        Returns:
-            patches_BPD: last hidden states after the final LayerNorm, class token first.
+        Returns: patches_BPD: last hidden states after the final LayerNorm, class token first.
         """
         check_pixels(images_BHWC, self.image_size)
         pixels_BCHW = ((images_BHWC.float() - self.mean_C) / self.std_C).permute(0, 3, 1, 2)

@@ -15,7 +15,6 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError
 from cirray.data.config import TransformConfig
-from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, read_json, unreadable
 from cirray.models.sources.kinds import model_type
 from cirray.models.sources.pretrained import pretrained_model
@@ -61,14 +60,16 @@ class HfClipTower(ClipTower):
     def _description(self) -> dict[str, Any]:
         return {"tokens": self.tokens, **fields_of(self.model.config, _VISION)}
 
-    def _save_model(self, folder: Path) -> None:
-        with quiet():
-            self.model.save_pretrained(str(folder))
-
 
 class HfClipText(nn.Module):
     """`CLIPTextModelWithProjection` with its tokenizer."""
 
+    family = "CLIP"
+    """How errors call it."""
+    parts: tuple[Any, Any] = (CLIPTextModelWithProjection, CLIPTextConfig)
+    """transformers' classes of the model and its configuration."""
+    deciding: tuple[str, ...] = _TEXT
+    """Fields of the configuration that decide a vector."""
     width_field = "projection_dim"
     """Field of the configuration with the width of the vectors."""
 
@@ -77,6 +78,21 @@ class HfClipText(nn.Module):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.embed_dim = int(getattr(model.config, self.width_field) or model.config.hidden_size)
+
+    @classmethod
+    def load(cls, source: str) -> "HfClipText":
+        """With the weights and the tokenizer of a folder or hub id.
+
+        Raises ArtifactError when nothing readable is there.
+        """
+        model = read_part(cls.parts[0], source, torch.float32, cls.family, "text encoder")
+        return cls(model, load_tokenizer(source))
+
+    @classmethod
+    def build(cls, description: Mapping[str, Any], words: Path | PreTrainedTokenizerBase) -> "HfClipText":
+        """Of a configuration, with random weights from the global torch generator and a tokenizer, or a folder's."""
+        model, settings = cls.parts
+        return cls(model(settings(**dict(description))), load_tokenizer(words) if isinstance(words, Path) else words)
 
     def forward(self, text: TextBatch) -> torch.Tensor:
         """Vectors `[B, D]`, not normalised."""
@@ -91,7 +107,7 @@ class HfClipText(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """The fields of the text model's configuration that decide its vectors."""
-        return fields_of(self.model.config, _TEXT)
+        return fields_of(self.model.config, self.deciding)
 
     def vocabulary(self) -> Mapping[str, int]:
         """Token -> id."""
@@ -100,22 +116,6 @@ class HfClipText(nn.Module):
     def save_words(self, folder: Path) -> None:
         """Write the tokenizer's files."""
         self.tokenizer.save_pretrained(str(folder))
-
-
-def build_text(description: Mapping[str, Any], words: Path) -> HfClipText:
-    """A text encoder of a configuration, with random weights and the tokenizer of a folder."""
-    return new_text(description, load_tokenizer(words))
-
-
-def new_text(description: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> HfClipText:
-    """A text encoder of a configuration, with random weights from the global torch generator."""
-    return HfClipText(CLIPTextModelWithProjection(CLIPTextConfig(**dict(description))), tokenizer)
-
-
-def load_text(source: str) -> HfClipText:
-    """Text encoder and tokenizer of a CLIP folder or hub id. Raises ArtifactError when nothing readable is there."""
-    model = read_part(CLIPTextModelWithProjection, source, torch.float32, "CLIP", "text encoder")
-    return HfClipText(model, load_tokenizer(source))
 
 
 def load_hf_clip_tower(source: str, dtype: torch.dtype | None) -> HfClipTower:
@@ -171,4 +171,6 @@ def tokens_of(source: str) -> Tokens:
     return stored_tokens(read_json(path) if path.is_file() else {})
 
 
-BACKBONES.register(NAME)(Backbone(fits, load_hf_clip_tower, load_text, build_text, title="CLIP in Hugging Face layout"))
+BACKBONES.register(NAME)(
+    Backbone(fits, load_hf_clip_tower, HfClipText.load, HfClipText.build, title="CLIP in Hugging Face layout")
+)

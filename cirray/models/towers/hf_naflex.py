@@ -3,7 +3,6 @@
 The vector is the pooling head's output; texts are read as SigLIP's are, padded to the full length.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +17,6 @@ from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, read_json, unreadable
 from cirray.models.sources.kinds import model_type
 from cirray.models.sources.pretrained import pretrained
-from cirray.models.text import load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import MARK, ClipTower, Tokens
 from cirray.models.towers.hf_clip import fields_of, read_part
@@ -70,9 +68,12 @@ class NaflexTower(ClipTower):
     def _description(self) -> dict[str, Any]:
         return fields_of(self.model.config, _DECIDING)
 
-    def _save_model(self, folder: Path) -> None:
-        with quiet():
-            self.model.save_pretrained(str(folder))
+
+class NaflexText(HfSiglipText):
+    """`Siglip2TextModel` with its tokenizer."""
+
+    family = "SigLIP 2"
+    parts: tuple[Any, Any] = (Siglip2TextModel, Siglip2TextConfig)
 
 
 def load_tower(source: str, dtype: torch.dtype | None) -> NaflexTower:
@@ -82,17 +83,6 @@ def load_tower(source: str, dtype: torch.dtype | None) -> NaflexTower:
     """
     model = read_part(Siglip2VisionModel, source, dtype, "SigLIP 2", "vision tower")
     return NaflexTower(model, own_transform(source) or _transform(source, int(model.config.patch_size)))
-
-
-def load_text(source: str) -> HfSiglipText:
-    """Text encoder and tokenizer of a folder or hub id. Raises ArtifactError when nothing readable is there."""
-    model = read_part(Siglip2TextModel, source, torch.float32, "SigLIP 2", "text encoder")
-    return HfSiglipText(model, load_tokenizer(source))
-
-
-def build_text(description: Mapping[str, Any], words: Path) -> HfSiglipText:
-    """A text encoder of a configuration, with random weights and the tokenizer of a folder."""
-    return HfSiglipText(Siglip2TextModel(Siglip2TextConfig(**dict(description))), load_tokenizer(words))
 
 
 def fits(source: str) -> bool:
@@ -136,5 +126,12 @@ def _patches(picture_HWC: np.ndarray, side: int) -> np.ndarray:
 
 
 BACKBONES.register(NAME)(
-    Backbone(fits, load_tower, load_text, build_text, title="SigLIP 2 NaFlex in Hugging Face layout", is_dual=is_dual)
+    Backbone(
+        fits,
+        load_tower,
+        NaflexText.load,
+        NaflexText.build,
+        title="SigLIP 2 NaFlex in Hugging Face layout",
+        is_dual=is_dual,
+    )
 )

@@ -3,7 +3,7 @@
 Both read texts as trained: always padded to the full length, padding not masked. The vector is the head's output.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ import torch
 from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionModel
 
 from cirray.core.errors import ConfigError
-from cirray.models.quiet import quiet
 from cirray.models.sources.files import read_json
 from cirray.models.sources.kinds import model_type
-from cirray.models.text import TextBatch, encode_texts, load_tokenizer
+from cirray.models.text import TextBatch, encode_texts
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import MARK, ClipTower
 from cirray.models.towers.hf_clip import HfClipText, fields_of, read_part, tokens_of, transform_of
@@ -53,14 +52,12 @@ class HfSiglipTower(ClipTower):
     def _description(self) -> dict[str, Any]:
         return {"tokens": self.tokens, **fields_of(self.model.config, _VISION)}
 
-    def _save_model(self, folder: Path) -> None:
-        with quiet():
-            self.model.save_pretrained(str(folder))
-
 
 class HfSiglipText(HfClipText):
     """`SiglipTextModel` with its tokenizer."""
 
+    family, deciding = "SigLIP", _TEXT
+    parts: tuple[Any, Any] = (SiglipTextModel, SiglipTextConfig)
     width_field = "projection_size"
 
     def forward(self, text: TextBatch) -> torch.Tensor:
@@ -74,21 +71,6 @@ class HfSiglipText(HfClipText):
         """
         full = int(self.model.config.max_position_embeddings)
         return encode_texts(self.tokenizer, texts, full, pad_to=full)
-
-    def description(self) -> dict[str, Any]:
-        """The fields of the text model's configuration that decide its vectors."""
-        return fields_of(self.model.config, _TEXT)
-
-
-def build_text(description: Mapping[str, Any], words: Path) -> HfSiglipText:
-    """A text encoder of a configuration, with random weights and the tokenizer of a folder."""
-    return HfSiglipText(SiglipTextModel(SiglipTextConfig(**dict(description))), load_tokenizer(words))
-
-
-def load_text(source: str) -> HfSiglipText:
-    """Text encoder and tokenizer of a SigLIP folder or hub id. Raises ArtifactError when nothing readable is there."""
-    model = read_part(SiglipTextModel, source, torch.float32, "SigLIP", "text encoder")
-    return HfSiglipText(model, load_tokenizer(source))
 
 
 def load_tower(source: str, dtype: torch.dtype | None) -> HfSiglipTower:
@@ -112,5 +94,7 @@ def is_dual(source: str) -> bool:
 
 
 BACKBONES.register(NAME)(
-    Backbone(fits, load_tower, load_text, build_text, title="SigLIP in Hugging Face layout", is_dual=is_dual)
+    Backbone(
+        fits, load_tower, HfSiglipText.load, HfSiglipText.build, title="SigLIP in Hugging Face layout", is_dual=is_dual
+    )
 )

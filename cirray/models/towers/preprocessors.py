@@ -70,11 +70,7 @@ def own_transform(folder: str | Path) -> TransformConfig | None:
 
 
 def read_transform(source: str | Path, side: int) -> TransformConfig:
-    """The transform in a preprocessor file, of cirray or of Hugging Face.
-
-    Args:
-        source: folder or hub id.
-        side: side of the images in pixels if no file says it.
+    """The transform in a preprocessor file, of cirray or of Hugging Face; `side` in pixels where no file says it.
 
     Raises ArtifactError when the file is damaged.
     """
@@ -92,9 +88,7 @@ def read_transform(source: str | Path, side: int) -> TransformConfig:
 def library_transform(source: str, side: int) -> TransformConfig:
     """The transform of a source's image processor, compared with the processor itself on a picture.
 
-    Args:
-        source: folder or hub id that transformers' `AutoImageProcessor` reads.
-        side: side of the images in pixels if the processor's settings do not say it.
+    The source is what `AutoImageProcessor` reads; `side` is in pixels, where the settings do not say it.
 
     Raises ArtifactError when there is no processor, or it prepares images in a way that a `TransformConfig` cannot say.
     """
@@ -145,11 +139,8 @@ def checked_transform(
 
 
 def transform_of(settings: Mapping[str, Any], side: int) -> TransformConfig:
-    """The transform that an image processor's settings describe.
-
-    Args:
-        settings: fields of `preprocessor_config.json`.
-        side: side of the images in pixels if the settings do not say it.
+    """The transform that the fields of a `preprocessor_config.json` describe; `side` in pixels where they do not say
+    it.
 
     Raises KeyError, TypeError or ValueError when they describe none.
     """

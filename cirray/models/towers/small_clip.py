@@ -55,13 +55,7 @@ class SmallClip(nn.Module):
 
 
 def build_clip(config: ClipModelConfig, tokenizer: PreTrainedTokenizerBase, transform: TransformConfig) -> SmallClip:
-    """A CLIP with random weights from the global torch generator.
-
-    Args:
-        config: sizes.
-        tokenizer: BERT style; its end token is where captions are read out.
-        transform: of images of the configuration's size.
-    """
+    """A CLIP with random weights from the global torch generator; captions are read out at the end token."""
     text = {
         "vocab_size": len(tokenizer), "hidden_size": config.text_width, "intermediate_size": 4 * config.text_width,
         "num_hidden_layers": config.text_layers, "num_attention_heads": config.heads,

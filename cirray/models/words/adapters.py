@@ -53,14 +53,7 @@ class Adapters(nn.ModuleList):
     """All adapters of a text encoder, as forward hooks."""
 
     def __init__(self, sockets: Sockets, tuning: str, width: int, rank: int) -> None:
-        """Make and attach them.
-
-        Args:
-            sockets: of the text encoder.
-            tuning: `adapter`, `lora`; anything else makes none.
-            width: inner width of bottlenecks.
-            rank: of low-rank updates.
-        """
+        """Make and attach them: `adapter` (of an inner width) or `lora` (of a rank); anything else makes none."""
         super().__init__()
         self._handles: list[RemovableHandle] = []
         for layer in sockets.layers:

@@ -43,10 +43,7 @@ class Sockets:
 
 
 def open_sockets(text_encoder: Any) -> Sockets:
-    """Find them, and hook the word table.
-
-    Args:
-        text_encoder: a `TextEncoder` of a backbone (CLIP of transformers, or of open_clip).
+    """Find them in a `TextEncoder` of a backbone (CLIP of transformers, or of open_clip), and hook the word table.
 
     Raises ConfigError for any other text encoder.
     """

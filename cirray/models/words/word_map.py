@@ -49,13 +49,9 @@ class WordMapRetriever(Retriever):
     config: WordMapConfig
 
     def __init__(self, config: WordMapConfig, text_encoder: Any, backbone: str, patch_width: int) -> None:
-        """Random phi, injection and adapters (which change nothing) around a text encoder.
+        """Random phi, injection and adapters (which change nothing) around a backbone's text encoder.
 
-        Args:
-            config: sizes, prompts, tuning.
-            text_encoder: a `TextEncoder` of the backbone.
-            backbone: its name in the registry.
-            patch_width: width of the frozen tower's tokens, whose first is the image embedding.
+        The first of the frozen tower's tokens, of `patch_width`, is the image embedding.
 
         Raises ConfigError when tokens are narrower than the texts' vectors, or a prompt has not exactly one slot.
         """
@@ -285,8 +281,6 @@ def changed_words(own: Mapping[str, Any], settings: Mapping[str, Any]) -> WordMa
     return validate(WordMapConfig, {**own, **settings})
 
 
-def _check_changes(description: Mapping[str, Any], settings: Mapping[str, Any], place: str) -> WordMapConfig:
-    return changed_words(description["retriever"], settings)
-
-
-RETRIEVERS.register(WordMapRetriever.kind)(RetrieverKind(_build, _load, check_changes=_check_changes))
+RETRIEVERS.register(WordMapRetriever.kind)(
+    RetrieverKind(_build, _load, check_changes=lambda said, settings, place: changed_words(said["retriever"], settings))
+)

@@ -18,14 +18,7 @@ class CaptionImages:
     def __init__(
         self, captioner: CaptionerChoice, setup: CaptionerSetup, work_uri: str, reuse: Sequence[str] = ()
     ) -> None:
-        """Load captioner and known captions (once per actor).
-
-        Args:
-            captioner: kind and settings.
-            setup: how it works.
-            work_uri: where the stage writes.
-            reuse: folders of captions artifacts whose rows are taken over by their keys.
-        """
+        """Load the captioner (once per actor) and known captions: rows of the folders `reuse`, by their keys."""
         self._captioner = CAPTIONERS.get(captioner.kind)(captioner.settings, setup)
         self._work_uri = work_uri
         self._known = {row["key"]: row["caption"] for uri in reuse for row in caption_table(uri).to_pylist()}
@@ -36,8 +29,7 @@ class CaptionImages:
         Args:
             columns: `part`, `part_rows`, `image_id`, `place`, `known`.
 
-        Returns:
-            `rejected` and `reused` images.
+        Returns: `rejected` and `reused` images.
         """
         names = (columns[name].tolist() for name in ("image_id", "place", "known"))
         rows, rejected, reused = self.rows([Picture(*values) for values in zip(*names, strict=True)])

@@ -28,9 +28,8 @@ _KEY = ("image_id",)
 def run_caption(run: CaptionRun) -> Manifest:
     """Caption every image of the asked parts; a killed run goes on after its last finished part.
 
-    Returns:
-        Manifest of kind "captions"; counts `images`, `captions`, `rejected`; with `judge` the metrics `exact` (share of
-        captions that tell the scene, among images that the data set does not caption) and `judged`.
+    Returns: Manifest of kind "captions"; counts `images`, `captions`, `rejected`; with `judge` the metrics `exact`
+    (share of captions that tell the scene, among images that the data set does not caption) and `judged`.
 
     Raises ArtifactError: an input is missing, or another run's output is at `out`; DataError: no image, or none that
     could be captioned; GenerationError when images are lost.

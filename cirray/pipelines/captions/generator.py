@@ -11,8 +11,7 @@ from cirray.triplets.captions import read_captions
 def run_caption_generator(run: CaptionGeneratorRun) -> Manifest:
     """Write a generator for `cirray generate`.
 
-    Returns:
-        Manifest of kind "generator"; counts `captions` and `templates`.
+    Returns: Manifest of kind "generator"; counts `captions` and `templates`.
 
     Raises ArtifactError: captions are missing, or another artifact is at `out`; ConfigError for an unknown template;
     DataError when two captions artifacts disagree about an image.

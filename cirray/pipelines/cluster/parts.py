@@ -97,8 +97,7 @@ def cut(columns: pa.Table | Mapping[str, Sequence[Any]], rows: int) -> list[pa.T
 def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
     """Do the unfinished parts, then check that every key is there once.
 
-    Returns:
-        Sums of the figures that the last step gave for each part made now.
+    Returns: Sums of the figures that the last step gave for each part made now.
 
     Raises GenerationError when keys are lost, repeated or unknown; CirrayError: raised by a step, or as in `stream`.
     """
@@ -111,12 +110,6 @@ def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
 
 def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work_uri: str = "") -> Iterator[Columns]:
     """Results of the last step for every unfinished part, in any order; shows the progress.
-
-    Args:
-        parts: the work.
-        ray: a cluster, or this process.
-        finished: numbers of parts to leave out.
-        work_uri: where parts are written, if anywhere; every machine must see it.
 
     Raises DataError when parts get lost on the way; CirrayError: raised by a step, or as in `stream`.
     """

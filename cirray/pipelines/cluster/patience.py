@@ -17,10 +17,7 @@ _LOOK_S = 0.5
 def patient(answers: Iterable[ItemT], limit_s: float) -> Iterator[ItemT]:
     """The same answers, read in a thread of their own.
 
-    Args:
-        answers: what may hang.
-        limit_s: after the first answer, a longer silence than this, and than three times what the first one took, is an
-            error.
+    After the first answer, a longer silence than `limit_s`, and than three times what the first one took, is an error.
 
     Raises ConfigError when nothing was finished in that time.
     """

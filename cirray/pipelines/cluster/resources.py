@@ -59,13 +59,10 @@ def cluster(config: RayConfig) -> Iterator[ClusterInfo]:
 
 @contextmanager
 def data_context(config: RayConfig, block_bytes: int = 128 * 2**20) -> Iterator[Any]:
-    """Ray Data's settings for one pipeline: no bars of its own, workers that may die, whole blocks.
+    """Ray Data's settings for one pipeline: no bars of its own, workers that may die, and no block split below
+    `block_bytes`, so that one part stays one block.
 
     Its guard against hanging is off: it counts the loading of models too (`patience` has another).
-
-    Args:
-        config: whether Ray's own output is shown.
-        block_bytes: no block is split below this size, so that one part stays one block.
     """
     before = ray.data.DataContext.get_current()
     context = before.copy()

@@ -86,8 +86,7 @@ def run_here(nodes: Sequence[Node]) -> dict[str, Outcome]:
 def run_graph(nodes: Sequence[Node], slots: int, watch: Watch) -> dict[str, Outcome]:
     """Run the stages as Ray tasks on a cluster that is already joined; at most `slots` cores are kept busy.
 
-    Returns:
-        Outcome of every stage by name.
+    Returns: Outcome of every stage by name.
 
     Raises:
         The first stage's error; the others stop at their next progress. Finished stages stay finished.

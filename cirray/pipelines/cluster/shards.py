@@ -22,11 +22,8 @@ def ray_runner(
 ) -> Iterator[Runner]:
     """Runner for `rank_vectors` that hands every part to a Ray task; a task that dies with its node runs again.
 
-    Args:
-        config: which cluster; a private one starts with the first large part and ends with the block.
-        cpus: logical CPUs of a task; Ray gives it as many threads.
-        gpus: GPUs of a task.
-        least_rows: smaller parts run in this process.
+    A private cluster starts with the first part of `least_rows` or more and ends with the block; smaller parts run in
+    this process.
     """
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(run_job)
     with ExitStack() as stack:

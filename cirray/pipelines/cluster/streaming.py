@@ -42,11 +42,7 @@ class Worker:
     """A step in one process: takes whole parts, and gives answers that say which part they belong to."""
 
     def __init__(self, step: Step, work_uri: str = "") -> None:
-        """Make the step.
-
-        Args:
-            step: what to do.
-            work_uri: where the stage writes; a machine that does not see it is refused before anything is loaded.
+        """Make the step; a machine that does not see `work_uri` is refused before anything is loaded.
 
         Raises ArtifactError when the machines share no disk.
         """
@@ -69,14 +65,8 @@ class Worker:
 def stream(
     parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0, work_uri: str = ""
 ) -> Iterator[Columns]:
-    """Send every part through all steps.
-
-    Args:
-        parts: one table per part.
-        steps: what happens to a part, in order.
-        config: Ray or no Ray.
-        part_bytes: largest size of a part between two steps, below which Ray Data does not split it.
-        work_uri: where the stage writes; every machine must see it.
+    """Send every part (one table) through all steps, in order. `part_bytes` is the largest size of a part between two
+    steps, below which Ray Data does not split it; every machine must see `work_uri`.
 
     Yields:
         What the last step returns, in any order, with the number of its part.

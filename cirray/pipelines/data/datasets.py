@@ -66,12 +66,8 @@ def read_usable(data: DataConfig, features: Sequence[str]) -> CirDataset:
 
 
 def unusable_images(dataset: CirDataset, features: Sequence[str]) -> frozenset[str]:
-    """Ids of images that training cannot use.
-
-    Args:
-        dataset: the data set.
-        features: features artifacts, which list such images; without any, every image that a row or a caption names is
-            opened once.
+    """Ids of images that training cannot use, as features artifacts list them; without any, every image that a row or a
+    caption names is opened once.
     """
     if not features:
         return frozenset(_unreadable(dataset))
@@ -187,9 +183,4 @@ def _mirror(root: str, folder: Path) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_mirrored(storage.join(root, name), path.name))
-
-
-def _mirrored(uri: str, name: str) -> bytes:
-    """The whole of a file that is no picture by its name; nothing of others, which are read remotely."""
-    return storage.read_bytes(uri) if is_foreign(name) else b""
+        path.write_bytes(storage.read_bytes(storage.join(root, name)) if is_foreign(path.name) else b"")

@@ -48,9 +48,8 @@ _NAMES = ("code", "reason", "bytes", "digest", "format", "width", "height")
 def run_doctor(run: DoctorRun) -> DoctorReport:
     """Check a data set on disk.
 
-    Returns:
-        The report; with `out`, also an artifact of kind "doctor": `report.json`, and `images.parquet` with the hash,
-        size and format of every image.
+    Returns: The report; with `out`, also an artifact of kind "doctor": `report.json`, and `images.parquet` with the
+    hash, size and format of every image.
 
     Raises ConfigError: an unknown data set or split; DataError: nothing can be read (the exit status is then 2).
     """
@@ -98,8 +97,7 @@ def check_images(columns: Columns, limits: Mapping[str, Any]) -> Columns:
         columns: `place` and the part's number.
         limits: fields of an `ImageLimits`.
 
-    Returns:
-        `place` and the fields of `ImageCheck`.
+    Returns: `place` and the fields of `ImageCheck`.
     """
     caps = ImageLimits(**limits)
     checks = [check_image(Place.parse(str(place)), caps) for place in columns["place"]]

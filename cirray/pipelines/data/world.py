@@ -13,8 +13,7 @@ from cirray.pipelines.data.config import WorldRun
 def run_world(run: WorldRun) -> Manifest:
     """Draw, render and write every image and table of the world.
 
-    Returns:
-        Manifest of kind "world"; counts as in `dataset.json`.
+    Returns: Manifest of kind "world"; counts as in `dataset.json`.
     """
     stage = open_stage(run, "world", kept=["*/*", "*.jsonl"])
     if stage.finished:

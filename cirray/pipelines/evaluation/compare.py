@@ -32,8 +32,7 @@ def run_compare(run: CompareRun) -> Manifest:
 
     A row may have rewritten texts; its queries, gallery and rules are those of the others.
 
-    Returns:
-        Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.
+    Returns: Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.
 
     Raises ConfigError without a row, or for texts or features of an unknown row.
     """

@@ -24,9 +24,8 @@ def decode_images(columns: Columns, transform: Mapping[str, Any], limits: Mappin
         transform: fields of a `TransformConfig`.
         limits: fields of an `ImageLimits`.
 
-    Returns:
-        `image_id`, `pixels` (`stacked`, black where there is an error), `error` (a reason, or empty) and
-        `content` (`picture_digest` of the file, empty where there is none to read).
+    Returns: `image_id`, `pixels` (`stacked`, black where there is an error), `error` (a reason, or empty) and `content`
+    (`picture_digest` of the file, empty where there is none to read).
     """
     build, caps = build_transform(transform_config(transform)), ImageLimits(**limits)
     pixels = [build(Image.new("RGB", (build.size, build.size), "black"))] * len(columns["image_id"])
@@ -47,14 +46,7 @@ class EncodeImages:
     """Actor: pixels of one part through the frozen vision tower, written as one shard of a features artifact."""
 
     def __init__(self, tower: str, work_uri: str, batch: int = 128, device: str = "cpu") -> None:
-        """Load the tower (once per actor).
-
-        Args:
-            tower: see `find_tower`.
-            work_uri: where the stage writes.
-            batch: images per forward pass.
-            device: "cpu" or "cuda".
-        """
+        """Load the tower (once per actor)."""
         self._tower, self._device, self._batch = open_tower(tower).to(device), device, batch
         self._writer = FeatureShardWriter(work_uri)
 
@@ -64,8 +56,7 @@ class EncodeImages:
         Args:
             columns: what `decode_images` returns.
 
-        Returns:
-            `rejected` images.
+        Returns: `rejected` images.
         """
         reasons = [str(reason or "") for reason in columns["error"]]
         good = [row for row, reason in enumerate(reasons) if not reason]

@@ -34,8 +34,7 @@ class TowerFacts:
 def run_embed(run: EmbedRun) -> Manifest:
     """Decode and encode every image of the asked parts, once; resumes from finished shards whose images are unchanged.
 
-    Returns:
-        Manifest of kind "features"; counts `images` and `rejected`, `extra["rejected"]` the first reasons.
+    Returns: Manifest of kind "features"; counts `images` and `rejected`, `extra["rejected"]` the first reasons.
 
     Raises DataError: no image, or none that can be decoded; ArtifactError: no tower, another run's output at `out`, or
     features there of pictures that have changed since.

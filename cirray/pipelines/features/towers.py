@@ -40,7 +40,7 @@ from cirray.pipelines.features.vision_sources import (
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.config import LoopConfig
-from cirray.training.language import Corpus, LanguageTask
+from cirray.training.language import LanguageTask
 from cirray.training.loop import Callback, train
 from cirray.training.task import Task
 from cirray.training.torch_engine import torch_engine
@@ -86,15 +86,9 @@ def train_stage(
 ) -> list[dict[str, float]]:
     """Train a task in this process with progress, history and checkpoints below `work`; resumes from these.
 
-    Args:
-        task: what to train.
-        config: its loop.
-        work: folder of the history and the checkpoints.
-        title: title of the progress bar.
-        measures: callbacks that come first, so that their figures are in the history.
+    Figures of `measures`, which are called first, are in the history.
 
-    Returns:
-        The history.
+    Returns: The history.
     """
     with progress(title, config.steps, "steps") as advance:
         callbacks = [*measures, HistoryFile(work / "history.jsonl"), ShowProgress(advance)]
@@ -135,10 +129,6 @@ def shapes_passage(rng: np.random.Generator) -> Passage:
     return passage(rng, prompt(CHANGE))
 
 
-def _shapes_corpus() -> tuple[Corpus, list[str]]:
-    return shapes_passage, shapes_words()
-
-
 def shapes_words() -> list[str]:
     """Every word that the embedded world's language model must know."""
     return [*vocabulary(), *_DIFFERENCE_WORDS.split(), *DESCRIBE.split(), *" ".join(all_prompts()).split()]
@@ -176,7 +166,7 @@ def _language(run: TowersRun, work: Path) -> tuple[LanguageModel, dict[str, Any]
 
         corpus, words = data_corpus(run.data)
     else:
-        corpus, words = _shapes_corpus()
+        corpus, words = shapes_passage, shapes_words()
     language = build_language_model(run.language_model, build_word_tokenizer(words))
     torch.nn.Module.to(language.model, run.device)
     history = train_stage(LanguageTask(language, corpus, config), config, work, "train the language model")

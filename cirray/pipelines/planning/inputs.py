@@ -83,7 +83,7 @@ def tower_of(place: str, beside: RecipesBeside) -> tuple[VisionTower, str]:
         return outline_tower(str(find_tower(place))), place
     found = beside.recipe(place)
     if found is None:
-        if _is_path(place):
+        if place.startswith(("/", "~", ".")) or "://" in place:
             raise ConfigError(
                 f"{place!r} is not there, and no recipe beside the run's file writes it. Give plan.patch_tokens and "
                 "plan.patch_width (ViT-g at 224 px: 257 and 1408), or run the stage that makes it."
@@ -189,7 +189,3 @@ def description_of(place: str, folder: str) -> tuple[dict[str, Any], Path] | Non
         if (where / "config.json").is_file():
             return json.loads((where / "config.json").read_text()), where
     return None
-
-
-def _is_path(place: str) -> bool:
-    return place.startswith(("/", "~", ".")) or "://" in place

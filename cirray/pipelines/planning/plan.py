@@ -20,12 +20,8 @@ PLANNED: tuple[tuple[type[Config], Any], ...] = (
 
 
 def plan_run(run: Config, plan: PlanConfig | None = None, beside: RecipesBeside | None = None) -> PlanReport:
-    """Compute what a run would need; nothing is loaded, allocated or written.
-
-    Args:
-        run: the configuration of a training, generation or embedding run.
-        plan: assumptions.
-        beside: recipes that will write missing inputs.
+    """Compute what a run would need, with the recipes beside it that will write missing inputs; nothing is loaded,
+    allocated or written.
 
     Raises ConfigError for a run of another kind, or a source whose sizes cannot be known.
     """

@@ -19,13 +19,8 @@ class RewriteTexts:
     def __init__(
         self, rewriter: RewriterChoice, setup: RewriterSetup, work_uri: str, reuse: Sequence[str] = ()
     ) -> None:
-        """Make the rewriter and read known texts (once per actor).
-
-        Args:
-            rewriter: kind and settings.
-            setup: how it works.
-            work_uri: where the stage writes.
-            reuse: folders of rewrites artifacts whose rows are taken over by their keys.
+        """Make the rewriter and read known texts (once per actor); rows of the folders `reuse` are taken over by their
+        keys.
         """
         self._rewriter = REWRITERS.get(rewriter.kind)(rewriter.settings, setup)
         self._work_uri, self._prompt = work_uri, rewriter.prompt_version
@@ -37,8 +32,7 @@ class RewriteTexts:
         Args:
             columns: `part`, `part_rows`, `query_id`, `reference_id`, `modification`, `caption` (empty: none).
 
-        Returns:
-            `rejected` texts, and questions `asked` of the rewriter.
+        Returns: `rejected` texts, and questions `asked` of the rewriter.
         """
         values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
         rows, rejected, asked = self.rows([dict(zip(COLUMNS, row, strict=True)) for row in values])

@@ -27,9 +27,8 @@ from cirray.types import stable_id
 def run_rewrite(run: RewriteRun) -> Manifest:
     """Rewrite every text of every query; a killed run goes on after its last finished part.
 
-    Returns:
-        Manifest of kind "rewrites"; counts `queries`, `texts`, `rejected`; `extra` pins rewriter, model and
-        instruction.
+    Returns: Manifest of kind "rewrites"; counts `queries`, `texts`, `rejected`; `extra` pins rewriter, model and
+    instruction.
 
     Raises ArtifactError: an input is missing, or another run's output is at `out`; DataError: no query, or none whose
     reference has a caption; GenerationError when texts are lost.

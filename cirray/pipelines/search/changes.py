@@ -84,7 +84,8 @@ def run_remove(run: RemoveRun) -> Changed:
         raise ConfigError("Nothing to remove: name ids, or where=FILTER.")
     described, table = describe(run.gallery), Catalogue.open(run.gallery)
     rows, _ = rows_of(table.since(0), described.shape)
-    names = _named(rows, run.ids) if run.ids else _matching(rows, run.where)
+    matching = () if run.ids else np.flatnonzero(Columns(rows.ids, rows.metadata).mask(run.where))
+    names = _named(rows, run.ids) if run.ids else [rows.ids[place] for place in matching]
     _remove(table, names)
     return Changed(run.gallery, {"removed": len(names)})
 
@@ -103,10 +104,6 @@ def _named(rows: Rows, ids: Sequence[str]) -> list[str]:
     if unknown is not None:
         raise DataError(f"The gallery has no image {unknown[:80]!r}. It holds {len(rows):,}; nothing was removed.")
     return list(dict.fromkeys(ids))
-
-
-def _matching(rows: Rows, where: str) -> list[str]:
-    return [rows.ids[place] for place in np.flatnonzero(Columns(rows.ids, rows.metadata).mask(where))]
 
 
 def _add_pictures(run: AddRun, described: Description, table: Catalogue, source: Path) -> Changed:

@@ -18,13 +18,10 @@ FIGURE = "choice.svg"
 
 
 def choose_index(stage: Stage, target: float) -> tuple[IndexBackend, list[dict[str, Any]]]:
-    """The backend that a target recall asks for, and what was measured, for the manifest.
+    """The backend that a target recall asks for, the share of the true best answers that are to be found, and what was
+    measured, for the manifest.
 
     Tells a table and writes a figure of it.
-
-    Args:
-        stage: whose folder holds the vectors.
-        target: share of the true best answers that are to be found.
     """
     limit_faiss_threads(1)  # as a replica of the service has
     found = measured(np.load(stage.local / TOKENS, mmap_mode="r", allow_pickle=False), target)

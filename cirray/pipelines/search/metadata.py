@@ -25,10 +25,7 @@ _SHOWN = 3
 def metadata_for(place: str, ids: Sequence[str], names: Mapping[str, str]) -> tuple[pa.Table, tuple[str, ...]]:
     """The columns of a file in the order of the images, null where an image has no row, and notes on what was left out.
 
-    Args:
-        place: file (path or URI): `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.ndjson`.
-        ids: the images.
-        names: id -> name of its file.
+    The file is `.parquet`, `.csv`, `.tsv`, `.jsonl` or `.ndjson`; `names` are those of the images' files by id.
 
     Raises DataError: a file that cannot be read, names no image, or has two rows of one.
     """

@@ -33,7 +33,8 @@ def with_checkpoint(run: IndexRun) -> IndexRun:
             raise ConfigError("composition and weight say how `model` composes; name one, or leave them out.")
         return run
     checkpoint = run.model
-    if not _is_checkpoint(run.model) or run.composition or run.weight is not None:
+    is_checkpoint = is_complete(run.model) and read_manifest(run.model).kind == "checkpoint"
+    if not is_checkpoint or run.composition or run.weight is not None:
         digest = place_digest(run.model)
         name = f"{short_name(run.model)}-{stable_id(digest, run.composition, run.weight)[:6]}"
         checkpoint = place_below(run.root, f"@models/{name}")
@@ -47,8 +48,7 @@ def with_checkpoint(run: IndexRun) -> IndexRun:
 def run_model(run: ModelRun) -> Manifest:
     """Open published weights, or an export, as a checkpoint.
 
-    Returns:
-        Manifest of kind "checkpoint"; `extra` has the tower's digest, the composition and the text's weight.
+    Returns: Manifest of kind "checkpoint"; `extra` has the tower's digest, the composition and the text's weight.
 
     Raises ArtifactError when the source cannot be read, or another artifact is at `out`, and ConfigError for a
     composition that the model does not know.
@@ -83,10 +83,6 @@ def _recomposed(run: ModelRun, stage: Stage, folder: Path) -> Manifest:
 def _published(stage: Stage, composition: Composition, tower_digest: str) -> Manifest:
     extra = {"encoder_digest": tower_digest, "composition": composition.name, "weight": composition.weight}
     return stage.publish({}, extra=extra)
-
-
-def _is_checkpoint(place: str) -> bool:
-    return is_complete(place) and read_manifest(place).kind == "checkpoint"
 
 
 def _own_folder(source: str) -> Path | None:

@@ -11,15 +11,10 @@ from cirray.index.originals import Original
 def originals_of(
     ids: Sequence[str], places: Mapping[str, str], contents: Mapping[str, str], folder: str = ""
 ) -> tuple[str, list[Original]]:
-    """Folder above all files, and their names below it with their digests, by row.
+    """Folder above all files (the nearest one, where none is given), and their names below it with their digests, by
+    row.
 
     Parts of a file, crops, files behind a URI, and files whose contents were not read have none.
-
-    Args:
-        ids: the rows of the index.
-        places: places of the pictures by id (`Place.text`).
-        contents: digests of the files' bytes by id.
-        folder: the folder, where that is known; empty: the nearest one above all files.
     """
     files = [_file(places.get(name, "")) if contents.get(name) else "" for name in ids]
     folders = {os.path.dirname(path) for path in files if path}

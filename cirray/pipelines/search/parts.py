@@ -166,7 +166,9 @@ class PartEncoder:
             self._source: Source = FolderSource(self.transform, run.thumbnail_size, run.limits)
         else:
             check_tower(run.features, vision_digest, run.checkpoint, self.vision.digest)
-            self._source = FeatureSource(FeatureStore.open_many(run.features), run.thumbnail_size, run.limits)
+            self._source = FeatureSource(
+                FeatureStore.open_many(run.features, verified=True), run.thumbnail_size, run.limits
+            )
 
     def __call__(self, columns: Columns) -> dict[str, int]:
         """Encode and write one part.
@@ -174,8 +176,7 @@ class PartEncoder:
         Args:
             columns: `part`, `image_id`, `place` (`Place.text`, or empty).
 
-        Returns:
-            `rejected` images.
+        Returns: `rejected` images.
         """
         part = self.encode(columns["image_id"].tolist(), columns["place"].tolist())
         storage.write_bytes(part_uri(self._work_uri, self.first + int(columns["part"][0])), part.to_bytes())

@@ -140,11 +140,8 @@ class Rows:
 def earlier_rows(stage: Stage, patches: bool) -> list[Source]:
     """What need not be encoded: the index that this stage replaces, and parts of its killed earlier run.
 
-    Says why, where the index cannot be used.
-
-    Args:
-        stage: a stage that was opened.
-        patches: whether the new index keeps patches; rows without, or with, are then of no use.
+    Says why, where the index cannot be used. Rows without patches, or with, are of no use where the new index keeps
+    some, or none.
     """
     sources: list[Source] = [rows for rows in part_rows(stage) if rows.has_patches == patches]
     former = stage.former

@@ -69,16 +69,7 @@ def answer(
     run: SearchRun, ranking: Ranking, pictures: Callable[[Sequence[str]], Iterable[bytes]], image: str | None,
     gallery_id: str | None, metadata: Sequence[Mapping[str, Any]],
 ) -> Answer:  # fmt: skip
-    """Write the page of a ranking.
-
-    Args:
-        run: the query.
-        ranking: what was found.
-        pictures: encoded pictures of gallery images.
-        image: file of the reference, or
-        gallery_id: its id.
-        metadata: values of the answers' columns.
-    """
+    """Write the page of a ranking, with the reference's file (`image`) or its id."""
     names = [*ranking.ids] if gallery_id is None else [gallery_id, *ranking.ids]
     found = dict(zip(names, pictures(names), strict=True))
     asked = Path(image).read_bytes() if image else found.get(str(gallery_id), b"")

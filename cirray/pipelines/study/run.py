@@ -30,9 +30,8 @@ _SCORE = "cirray.pipelines.evaluation.compare:run_compare"
 def run_study(run: StudyRun, find: Find) -> Manifest:
     """Run what is missing and write the report.
 
-    Returns:
-        Manifest of kind "study": `report.html`, `table.txt`, `metrics.json`, curves; metrics hold the mean of every
-        figure per row; `extra["table"]` is the text.
+    Returns: Manifest of kind "study": `report.html`, `table.txt`, `metrics.json`, curves; metrics hold the mean of
+    every figure per row; `extra["table"]` is the text.
 
     Raises ConfigError for a study that names unknown things, before anything runs.
     """
@@ -60,8 +59,7 @@ def study_nodes(run: StudyRun, find: Find) -> list[Node]:
 def run_stages(run: StudyRun, find: Find, names: Iterable[str]) -> list[Node]:
     """Run some stages of the first seed and whatever they build on; what is finished is not run again.
 
-    Returns:
-        All of them.
+    Returns: All of them.
 
     Raises ConfigError for an unknown stage, with the known ones.
     """

@@ -63,8 +63,7 @@ class GenerateTexts:
         Args:
             columns: `part` and the fields of `Pair`; `reference_place` and `target_place` for one that sees pictures.
 
-        Returns:
-            `rejected` texts, `tokens_in` and `tokens_out`.
+        Returns: `rejected` texts, `tokens_in` and `tokens_out`.
         """
         pairs = to_pairs(columns)
         made = self.generate(pairs, self._pictures(pairs, columns))

@@ -43,8 +43,7 @@ _ROWS = 100_000
 def run_export_triplets(run: ExportTripletsRun) -> Manifest:
     """Write triplets and pictures in a layout, and upload them if asked to.
 
-    Returns:
-        Manifest of kind "dataset"; counts `triplets` and `images`, `extra` has the digests of both.
+    Returns: Manifest of kind "dataset"; counts `triplets` and `images`, `extra` has the digests of both.
 
     Raises ArtifactError: the triplets are missing, another artifact is at `out`, or the hub takes nothing; ConfigError:
     `push` is no hub id, or the library `datasets` is not installed; DataError: a picture that a triplet names is not in

@@ -44,16 +44,11 @@ class TextPlan:
 
 @stage_function
 def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Manifest:
-    """Write a text for every pair; resumes from finished parts.
+    """Write a text for every pair; resumes from finished parts. `load` is called once in every actor.
 
     Each triplet id appears exactly once in the artifact, among the triplets or the rejected rows, also after a crash.
 
-    Args:
-        run: the configuration.
-        load: loader of the generator, called once in every actor.
-
-    Returns:
-        Manifest of kind "triplets"; counts `pairs`, `triplets`, `rejected`.
+    Returns: Manifest of kind "triplets"; counts `pairs`, `triplets`, `rejected`.
 
     Raises ArtifactError: an input is missing, a generator is of another kind, or another run's output is at `out`;
     IndexMismatchError: features of another vision tower than the generator's; GenerationError when rows are lost or
@@ -95,9 +90,7 @@ def pair_pictures(run: GenerateRun) -> tuple[dict[str, str], dict[str, str]]:
 def make_plan(run: GenerateRun, places: Mapping[str, str] | None = None) -> TextPlan:
     """Read and order the pairs, cut them into parts, and list every expected id.
 
-    Args:
-        run: the configuration.
-        places: of the images, where the generator looks at pictures.
+    `places` are those of the images, where the generator looks at pictures.
 
     Raises GenerationError when a pair appears twice.
     """

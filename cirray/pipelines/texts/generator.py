@@ -46,9 +46,8 @@ _EVALUATION_BATCH = 256
 def run_generator(run: GeneratorRun) -> Manifest:
     """Train the generator, in this process or on Ray's workers (`ray`); a killed run goes on from its last checkpoint.
 
-    Returns:
-        Manifest of kind "generator": metrics `token_loss` (held-out answers, nats per token), `trained` and `zero_shot`
-        (per direction: share of finished texts and, where scenes are known, exact edits, direction, per kind).
+    Returns: Manifest of kind "generator": metrics `token_loss` (held-out answers, nats per token), `trained` and
+    `zero_shot` (per direction: share of finished texts and, where scenes are known, exact edits, direction, per kind).
 
     Raises ArtifactError: an input is missing, or another run's output is at `out`; ConfigError: a given size that
     contradicts `qformer_source`; IndexMismatchError: the features were made by another vision tower than the towers';
@@ -166,8 +165,7 @@ def evaluate_texts(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write texts for held-out pairs, forward and reverse, and judge them if scenes are known.
 
-    Returns:
-        Metrics, and one sample row per pair.
+    Returns: Metrics, and one sample row per pair.
     """
     chosen = triplets[: run.evaluate_pairs]
     pairs = [Pair(row.triplet_id, row.reference_id, row.target_id) for row in chosen]

@@ -35,8 +35,7 @@ def train_on_workers(
 ) -> list[Row]:
     """Train on Ray's workers, starting from `model`'s weights, which are then the trained ones.
 
-    Returns:
-        The history.
+    Returns: The history.
 
     Raises ConfigError when the cluster cannot hold the workers, or training failed more often than allowed.
     """

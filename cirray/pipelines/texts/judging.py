@@ -30,9 +30,8 @@ def single_edit_share(pairs: Sequence[Pair], root: str) -> float:
 def text_accuracy(table: pa.Table, root: str) -> dict[str, float]:
     """Accuracy of a triplet table's texts.
 
-    Returns:
-        `exact`: share of texts that turn the reference into exactly the target; `exact_single_edits`: the same among
-        pairs that are one edit apart (the others cannot be right); `direction`: share not telling the opposite.
+    Returns: `exact`: share of texts that turn the reference into exactly the target; `exact_single_edits`: the same
+    among pairs that are one edit apart (the others cannot be right); `direction`: share not telling the opposite.
     """
     scenes = read_scenes(storage.local_path(root))
     names = ("reference_id", "target_id", "modification")

@@ -25,9 +25,8 @@ from cirray.types import Pair, stable_id
 def run_mine(run: MineRun) -> Manifest:
     """Choose pairs and write them.
 
-    Returns:
-        Manifest of kind "pairs"; counts `pairs` and `images`; for a shapes world the metric `single_edits`, the share
-        of pairs that are exactly one edit apart (the miner never sees the scenes).
+    Returns: Manifest of kind "pairs"; counts `pairs` and `images`; for a shapes world the metric `single_edits`, the
+    share of pairs that are exactly one edit apart (the miner never sees the scenes).
 
     Raises DataError when images have no features, no pair is found, or a guarded image is among those to pair.
     """

@@ -26,8 +26,7 @@ _REASON = "more than one edit apart: no single true text"
 def run_oracle(run: OracleRun) -> Manifest:
     """Write the oracle's triplets.
 
-    Returns:
-        Manifest of kind "triplets"; counts of triplets and of rejected pairs.
+    Returns: Manifest of kind "triplets"; counts of triplets and of rejected pairs.
 
     Raises ArtifactError when the generated triplets or the world are missing.
     """

@@ -37,6 +37,8 @@ class TrainInputs:
     """Labelled triplets held out of training for measurement (`validation.held_out`)."""
     unusable: frozenset[str] = frozenset()
     """Images of the data set that cannot be used; rows that name one are left out."""
+    verified: bool = False
+    """Whether the contents of the features were compared with their digests, as the driver does for its workers."""
 
     @property
     def sources(self) -> dict[str, int]:
@@ -46,11 +48,8 @@ class TrainInputs:
 
 
 def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> TrainInputs:
-    """Read the rows and the held-out queries of a run.
-
-    Args:
-        run: the configuration.
-        unusable: unusable images, if known; else the features list them, or every image is opened.
+    """Read the rows and the held-out queries of a run. Where unusable images are not known, the features list them, or
+    every image is opened.
 
     Raises ArtifactError: a triplets artifact is missing or damaged; DataError: nothing to train on, or no held-out
     triplet when validation needs some.
@@ -128,8 +127,7 @@ def keep_tower(run: TrainRun, features: Features, folder: Path) -> str:
 
     A tower of an artifact is copied as it is: its manifest tells its digest, and no weights are loaded.
 
-    Returns:
-        The tower's digest.
+    Returns: The tower's digest.
 
     Raises IndexMismatchError when the named tower is another one.
     """

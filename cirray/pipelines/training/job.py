@@ -43,12 +43,7 @@ class TrainJob:
 
 
 def build_job(run: TrainRun, inputs: TrainInputs, device: str | torch.device = "cpu") -> TrainJob:
-    """Open the features, make the model and check the rows.
-
-    Args:
-        run: the configuration.
-        inputs: its rows.
-        device: where images are encoded, if the run has no features.
+    """Open the features, make the model and check the rows; images are encoded on `device`, if the run has no features.
 
     Raises ArtifactError, ConfigError or DataError naming what cannot be used.
     """
@@ -80,7 +75,7 @@ def features_of(run: TrainRun, inputs: TrainInputs, device: str | torch.device =
 
     Raises ArtifactError or DataError for features that cannot be read, or an image without some.
     """
-    features = open_features(run, device)
+    features = open_features(run, device, inputs.verified)
     missing = features.missing([*inputs.gallery_ids, *gallery_of(inputs.slice)])
     if missing:
         raise DataError(
@@ -111,13 +106,10 @@ def check_figures(keep: Sequence[str], known: Sequence[str]) -> None:
 
 
 def held_out_of(run: TrainRun, inputs: TrainInputs) -> frozenset[str]:
-    """Images that no term may train on."""
-    return frozenset() if run.allow_leaks or inputs.dataset is None else held_out_images(inputs.dataset)
-
-
-def held_out_images(dataset: CirDataset) -> frozenset[str]:
-    """Images of a data set's val and test parts."""
-    return guarded_ids(dataset) | images_of(dataset.split("val"))
+    """Images that no term may train on: those of the data set's val and test parts."""
+    if run.allow_leaks or inputs.dataset is None:
+        return frozenset()
+    return guarded_ids(inputs.dataset) | images_of(inputs.dataset.split("val"))
 
 
 def engine_on(name: str, device: str | torch.device) -> EngineFactory:

@@ -36,15 +36,7 @@ class LiveFeatures:
         self, tower: VisionTower, images: Sequence[ImageList], batch: int = 64, threads: int = 4,
         device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
-        """Take the tower and the images' places; nothing is read yet.
-
-        Args:
-            tower: frozen.
-            images: ids and places; for an id in several lists the first counts.
-            batch: images per forward pass.
-            threads: number of threads that decode images.
-            device: where the tower runs.
-        """
+        """Take the tower and the images' places; nothing is read yet. For an id in several lists the first counts."""
         self._tower, self._device = tower.to(device), device
         self._places: dict[str, str] = {}
         for known in reversed(images):
@@ -103,13 +95,15 @@ class LiveFeatures:
 Features = FeatureStore | LiveFeatures
 
 
-def open_features(run: TrainRun, device: str | torch.device = "cpu") -> Features:
+def open_features(run: TrainRun, device: str | torch.device = "cpu", verified: bool = False) -> Features:
     """The features that a run reads: its artifacts, or images through its frozen tower when it names none.
+
+    `verified` is as for `FeatureStore.open_many`.
 
     Raises ArtifactError, DataError or IndexMismatchError as opening artifacts, or finding tower and images.
     """
     if run.features:
-        return FeatureStore.open_many(run.features)
+        return FeatureStore.open_many(run.features, verified)
     return LiveFeatures(open_tower(run.towers), live_images(run), device=device)
 
 

@@ -1,6 +1,7 @@
 """A retriever's training on Ray Train's workers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cirray.core.artifacts import Stage
@@ -16,21 +17,16 @@ from cirray.training.state import Row
 def train_on_ray(
     run: TrainRun, stage: Stage, inputs: TrainInputs, reports: Sequence[Any] = ()
 ) -> tuple[list[Row], float]:
-    """Train a retriever on Ray's workers and fetch the model.
+    """Train a retriever on Ray's workers, which get the rows and need not read them again, and fetch the model.
 
-    Args:
-        run: the configuration.
-        stage: where the artifact is being written.
-        inputs: the run's rows, which every worker gets and need not read again.
-        reports: callbacks of Ray Train's controller.
+    `reports` are callbacks of Ray Train's controller.
 
-    Returns:
-        The history, and samples per second.
+    Returns: The history, and samples per second.
 
     Raises ConfigError when the cluster cannot hold the workers, or training failed more often than allowed.
     """
     writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
-    settings = {"run": run, "inputs": inputs}
+    settings = {"run": run, "inputs": replace(inputs, verified=True)}
     fit = fit_of(stage, work, settings, run.ray, run.training, title_of(run), writers)
     history, rate = fit_on_ray(fit, stage.local, reports)
     clear(fit)

@@ -124,13 +124,7 @@ def check_model_fields(run: TrainRun) -> None:
 def check_sizes(
     qformer: QFormerConfig, source: Blip2Source, given: Mapping[str, Any], section: str = "encoder.settings"
 ) -> None:
-    """Refuse given sizes that differ from a BLIP-2 source's.
-
-    Args:
-        qformer: sizes of the configuration.
-        source: source of the sizes.
-        given: dotted path -> value of the configuration's fields that were given.
-        section: where they stand in the run.
+    """Refuse given sizes (dotted path below `section` -> value) that differ from a BLIP-2 source's.
 
     Raises ConfigError naming the first such field.
     """

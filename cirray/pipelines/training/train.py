@@ -44,15 +44,12 @@ CHECKPOINTS = "checkpoints"
 def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequence[Any] = ()) -> Manifest:
     """Train a retriever; a killed run goes on from its last checkpoint when it is started again.
 
-    Args:
-        run: the configuration.
-        callbacks: further callbacks of the loop, where it runs in this process (`ray.enabled: false`).
-        reports: Ray Train's own callbacks, where it runs on workers.
+    `callbacks` are further ones of the loop, where it runs in this process (`ray.enabled: false`); `reports` are Ray
+    Train's own, where it runs on workers.
 
-    Returns:
-        Manifest of kind "checkpoint": `model/` (network, tokenizer, vision tower), `history.jsonl`, `tensorboard/`;
-        counts of rows by source; metrics `loss` and, with held-out triplets, `val_R@1` and so on, of the weights that
-        were kept: the last step's, or with `validation.keep` those of count `kept_step`.
+    Returns: Manifest of kind "checkpoint": `model/` (network, tokenizer, vision tower), `history.jsonl`,
+    `tensorboard/`; counts of rows by source; metrics `loss` and, with held-out triplets, `val_R@1` and so on, of the
+    weights that were kept: the last step's, or with `validation.keep` those of count `kept_step`.
 
     Raises ArtifactError, ConfigError or DataError before anything starts, for inputs that cannot be used.
     """

@@ -51,10 +51,9 @@ _SLIVER = 0.01
 def run_tune(run: TuneRun) -> Manifest:
     """Run the sweep; finished trials are not run again.
 
-    Returns:
-        Manifest of kind "sweep": `results.json`, `table.txt`, `best.txt` (overrides of the best trial), `sweep.png`,
-        `trials/` (an artifact per trial; a stopped one is a half-written run that can be continued); metrics of the
-        best trial, `extra["table"]`.
+    Returns: Manifest of kind "sweep": `results.json`, `table.txt`, `best.txt` (overrides of the best trial),
+    `sweep.png`, `trials/` (an artifact per trial; a stopped one is a half-written run that can be continued); metrics
+    of the best trial, `extra["table"]`.
 
     Raises ConfigError: an invalid trial, or a sweep that this cluster can never run.
     """
@@ -104,14 +103,9 @@ def trial_resources(run: TuneRun) -> dict[str, float]:
 def run_trial(
     config: Mapping[str, Any], run: TuneRun, trials: Mapping[str, Assignment], place: str, folder: str
 ) -> None:
-    """Tune's function for one trial.
+    """Tune's function for one trial, whose name `config["trial"]` says.
 
-    Args:
-        config: `trial`, the trial's name.
-        run: the sweep, which remembers what was given of it.
-        trials: all trials by name.
-        place: where the trials' artifacts are.
-        folder: where the driver works.
+    `run` remembers what was given of the sweep; artifacts of trials are at `place`, and the driver works in `folder`.
     """
     enter_folder(folder)
     name = str(config["trial"])

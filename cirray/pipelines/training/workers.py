@@ -97,8 +97,7 @@ def fit_of(
 def fit_on_ray(fit: Fit, folder: Path, reports: Sequence[Any] = ()) -> tuple[list[Row], float]:
     """Train on Ray's workers, or go on from the last checkpoint of an earlier start; `folder/model` is the result.
 
-    Returns:
-        The history, and samples per second.
+    Returns: The history, and samples per second.
 
     Raises ConfigError when the cluster cannot hold the workers, or training failed more often than allowed.
     """
@@ -142,13 +141,8 @@ def train_share(
 ) -> None:  # fmt: skip
     """The calling worker's part of a training; goes on from the last checkpoint that was reported.
 
-    Args:
-        task: what is trained.
-        loop: steps, engine, checkpoints.
-        device: where.
-        status_file: URI of the file that the driver looks at.
-        measures: callbacks that add figures to the history, or keep weights by them.
-        validation_every: steps between rows reported for them.
+    The driver looks at `status_file`. `measures` add figures to the history, or keep weights by them; rows are reported
+    for them every `validation_every` steps.
     """
     context, clock = ray.train.get_context(), Clock()
     rank, world = context.get_world_rank(), context.get_world_size()

@@ -228,8 +228,7 @@ def _same(run: ConvertRun, part: str, width: int, other: int, odd: int = 0) -> N
 def write_folder_back(folder: Path, path: Path) -> State:
     """Write the original file of a `write_clip` folder: names, values, types, and what was beside them.
 
-    Returns:
-        Its state dict.
+    Returns: Its state dict.
     """
     record, state = read_json(folder / RECORD), load_file(str(folder / _FOLDER_WEIGHTS))
     wrapper = Wrapper(**record["wrapper"])

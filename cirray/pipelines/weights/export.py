@@ -21,8 +21,7 @@ _KINDS = ("checkpoint", "generator")
 def run_export(run: ExportRun) -> Manifest:
     """Export a checkpoint or a generator.
 
-    Returns:
-        Manifest of kind "export"; `extra` holds the digests of encoder and tower.
+    Returns: Manifest of kind "export"; `extra` holds the digests of encoder and tower.
 
     Raises ArtifactError: the model is missing or of another kind, another artifact is at `out`, or the hub takes
     nothing; ConfigError: `push` is no hub id.

@@ -26,11 +26,7 @@ def check_id(text: str) -> None:
 def card_metadata(run: ExportRun, kind: str, source: Manifest, reports: Iterable[Manifest]) -> str:
     """The metadata block of a model card as YAML; figures stand in it as the hub's `model-index`.
 
-    Args:
-        run: what is exported.
-        kind: "retriever" or "generator".
-        source: the model; published weights that were opened without training are its base model.
-        reports: evaluations with figures.
+    Published weights that were opened without training are the model's base model.
     """
     opened = str(source.config.get("source", ""))
     bases = run.base_models or ((opened,) if is_repository(opened) else ())
@@ -56,11 +52,7 @@ def _results(report: Manifest) -> Iterator[EvalResult]:
 def push_folder(folder: Path, repository: str, private: bool, kind: str = "model") -> str:
     """Upload a folder's files, which makes the repository if it is not there; returns its address.
 
-    Args:
-        folder: what is uploaded; the manifest stays here, since it names places of this machine.
-        repository: hub id.
-        private: whether a new repository is seen by its owner alone.
-        kind: "model" or "dataset".
+    The manifest stays here, since it names places of this machine.
 
     Raises ArtifactError when the hub does not take it; the folder stays as it is.
     """

@@ -37,9 +37,8 @@ CLIP, WORK = "clip", "work-clip"
 def run_clip(run: ClipRun) -> Manifest:
     """Make the towers artifact; a killed training goes on from its last checkpoint.
 
-    Returns:
-        Manifest of kind "towers"; metrics of a trained one: how often, among `judged` fresh pairs, an image finds its
-        caption first (`image_to_text_R@1`) and a caption its image.
+    Returns: Manifest of kind "towers"; metrics of a trained one: how often, among `judged` fresh pairs, an image finds
+    its caption first (`image_to_text_R@1`) and a caption its image.
 
     Raises ArtifactError when another run's output is at `out`, and DataError when `data` has too few captioned images.
     """

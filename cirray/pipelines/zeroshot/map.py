@@ -42,9 +42,8 @@ WORK = "work-map"
 def run_map(run: MapRun) -> Manifest:
     """Train phi (and injection); a killed run goes on from its last checkpoint and its last block of searched tokens.
 
-    Returns:
-        Manifest of kind "checkpoint"; metric `pseudo_R@1`: how often, among `judged` captioned images, a
-        pseudo-sentence finds its image first.
+    Returns: Manifest of kind "checkpoint"; metric `pseudo_R@1`: how often, among `judged` captioned images, a
+    pseudo-sentence finds its image first.
 
     Raises ArtifactError: an input is missing; IndexMismatchError: the towers did not make the features; DataError: no
     captioned image (which `untrained` does not need), or one without features; ConfigError: settings that do not fit.

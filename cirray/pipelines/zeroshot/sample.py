@@ -18,8 +18,7 @@ _TEXT, _REVERSE = "modification", "reverse_modification"
 def run_sample(run: SampleRun) -> Manifest:
     """Write the sample; a smaller one is part of every larger one of the same seed.
 
-    Returns:
-        Manifest of kind "triplets"; counts `triplets` and `shuffled` (rows with another row's text).
+    Returns: Manifest of kind "triplets"; counts `triplets` and `shuffled` (rows with another row's text).
 
     Raises DataError when the artifact has fewer rows than asked for.
     """

@@ -45,12 +45,8 @@ class ConcatenatedContrast(HardNegatives):
 
 
 def both_directions(given: TermInput, settings: HardNegativeConfig, rows_B: torch.Tensor | None = None) -> torch.Tensor:
-    """Weighted mean over all ranks' rows of both directions of HN-NCE.
-
-    Args:
-        given: the step's values.
-        settings: of HN-NCE.
-        rows_B: True for the rows that take part, also as negatives; None: all.
+    """Weighted mean over all ranks' rows of both directions of HN-NCE; `rows_B` is True for the rows that take part,
+    also as negatives.
     """
     batch = given.batch
     weight_B = batch.weight_B if rows_B is None else batch.weight_B * rows_B.to(batch.weight_B.dtype)

@@ -161,7 +161,7 @@ FROM_THE_HUB = {
     "vision tower": lambda: load_vision_tower(HUB),
     "language model": lambda: load_language_model(HUB),
     "tokenizer": lambda: load_tokenizer(HUB),
-    "CLIP model": lambda: hf_clip.load_text(HUB),
+    "CLIP model": lambda: hf_clip.HfClipText.load(HUB),
     "image-to-text model": lambda: HfCaptioner(HfConfig(source=HUB), CaptionerSetup()),
 }
 

@@ -24,7 +24,7 @@ from cirray.models.sources.state_dicts import stripped
 from cirray.models.text import load_tokenizer
 from cirray.models.towers import open_clip as open_clip_towers
 from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.models.towers.hf_clip import load_hf_clip_tower, load_text
+from cirray.models.towers.hf_clip import HfClipText, load_hf_clip_tower
 from cirray.models.towers.language import load_language_model
 from cirray.models.towers.open_clip import load_open_clip_tower
 
@@ -131,7 +131,7 @@ FOLDERS = {
     "blip2": (write_stage1, lambda place: open_blip2(place).weights.read(["query_tokens"]), "query_tokens"),
     "vision part": (write_stage1, load_vision_tower, "vision_model.post_layernorm.weight"),
     "clip tower": (write_clip, lambda place: load_hf_clip_tower(place, None), "visual_projection.weight"),
-    "clip text": (write_clip, load_text, "text_projection.weight"),
+    "clip text": (write_clip, HfClipText.load, "text_projection.weight"),
     "language part": (write_instruct, load_language_model, "language_model.model.norm.weight"),
 }
 

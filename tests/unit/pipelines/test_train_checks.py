@@ -15,6 +15,7 @@ from cirray.models.base import Retriever
 from cirray.pipelines.training import retriever_ray
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
+from cirray.pipelines.training.job import features_of
 from cirray.pipelines.training.train import run_train
 from cirray.triplets.schema import rejected_table
 from cirray.triplets.store import write_part
@@ -73,9 +74,18 @@ def test_the_driver_builds_no_model_and_workers_get_the_rows_it_has_read(fields,
     for changes in ({}, {"init": str(start), "encoder": {"settings": {"text_length": 30}}}):
         given = driver(**changes)
         assert (
-            given["inputs"] == read_inputs(given["run"])
+            given["inputs"] == replace(read_inputs(given["run"]), verified=True)
             and given["run"].encoder.given() == (changes or {"encoder": fields["encoder"]})["encoder"]
         )
+
+
+def test_workers_do_not_read_through_features_that_the_driver_has_compared_with_their_digests(driver, monkeypatch):
+    given, read = driver(), []
+    monkeypatch.setattr("cirray.features.store.shard_digest", lambda folder, name: read.append(name))
+    features_of(given["run"], given["inputs"])
+    assert not read
+    with pytest.raises(ArtifactError, match="damaged"):
+        features_of(given["run"], read_inputs(given["run"]))
 
 
 def damaged(start, tmp_path, change):
