@@ -7,6 +7,8 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from cirray.core.errors import CirrayError
 from cirray.core.version import __version__
@@ -17,7 +19,15 @@ from cirray.serving.guard import Guard
 from cirray.serving.keys import KeyCheck, KeyRing
 from cirray.serving.named import Services, add_named, chosen_by
 from cirray.serving.names import BELOW, DEFAULT
-from cirray.serving.problems import NOT_FOUND, UNAVAILABLE, UNUSABLE, ProblemError, problem_response, response_of
+from cirray.serving.problems import (
+    NOT_ALLOWED,
+    NOT_FOUND,
+    UNAVAILABLE,
+    UNUSABLE,
+    ProblemError,
+    problem_response,
+    response_of,
+)
 from cirray.serving.reference import reference_page
 from cirray.serving.routes import ServiceGetter, problem_doc
 from cirray.serving.schemas import MAX_QUERIES, Health, Ready, Version
@@ -140,9 +150,18 @@ def _add_page(app: FastAPI) -> None:
         return Response(files[name], media_type=_STATIC[Path(name).suffix], headers={"cache-control": "no-cache"})
 
 
+def _methods(app: FastAPI, scope: Scope) -> set[str]:
+    """The methods of every route of a path; the router names only those of the first."""
+    found = [route for route in app.routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE]
+    return {method for route in found for method in route.methods or ()}
+
+
 def _add_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
-        return response_of(error, request.state.request_id)
+        reply = response_of(error, request.state.request_id)
+        if reply.status_code == NOT_ALLOWED.status:
+            reply.headers["allow"] = ", ".join(sorted(_methods(app, request.scope)))
+        return reply
 
     async def invalid(request: Request, error: Exception) -> Response:
         first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}

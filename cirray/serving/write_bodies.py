@@ -1,7 +1,6 @@
 """Bodies of writes: a picture as it is, or with metadata in a form; many images as lines of JSON or as files."""
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -111,10 +110,10 @@ def _line(number: int, line: bytes, shape: tuple[int, int]) -> Put:
     except pydantic.ValidationError as error:
         problem = fields_problem(error, ImageLine)
         raise ProblemError(problem.kind, f"Line {number:,}: {problem.detail}") from None
-    except binascii.Error:
-        raise ProblemError(UNUSABLE, f"Line {number:,}: the field 'image' is not base64 (with padding).") from None
     except DataError as error:
         raise ProblemError(UNUSABLE, f"Line {number:,}: {error}.") from None
+    except ValueError:  # also of characters beyond ASCII
+        raise ProblemError(UNUSABLE, f"Line {number:,}: the field 'image' is not base64 (with padding).") from None
 
 
 async def _files(request: Request) -> list[Put]:

@@ -54,7 +54,7 @@ class Known:
 
     async def prepare(self, make: Callable[[], Any]) -> Any:
         """Nothing is decoded."""
-        return self.query
+        return self.query, self.retriever.gallery, []
 
     async def answer(self, query: Any) -> Ranking:
         """Nothing is searched."""

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from cirray.pipelines.search.living import run_gallery
+from cirray.pipelines.search.living_config import GalleryRun
 from cirray.search_engine import SearchEngine
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs, ServingSettings
@@ -54,6 +56,15 @@ def picture():
 @pytest.fixture(scope="session")
 def write_checkpoint():
     return TINY.write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def written_service(tiny, tmp_path_factory):
+    """A service over a gallery that is written to."""
+    place = str(tmp_path_factory.mktemp("written") / "gallery")
+    columns = {"price": "number", "kind": "text", "sold": "flag"}
+    run_gallery(GalleryRun(index=tiny.index, checkpoint=tiny.checkpoint, columns=columns, out=place))
+    return DirectService(SearchEngine.open(tiny.checkpoint, place), gallery=place)
 
 
 @pytest.fixture

@@ -220,6 +220,14 @@ def test_a_body_that_never_ends_is_answered_408(make_caller):
 
 
 @pytest.mark.parametrize(
+    ("path", "allowed"), [("/v1/images/x", "DELETE, GET, PUT"), ("/v1/images", "POST"), ("/v1/search", "POST")]
+)
+def test_a_method_that_is_not_offered_is_told_all_that_are(call, path, allowed):
+    reply = call("PATCH", path)
+    assert reply.status_code == 405 and reply.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status", "name"),
     [
         ("GET", "/nope", 404, "not-found"),

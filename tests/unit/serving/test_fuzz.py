@@ -1,12 +1,17 @@
 """Any request is answered or refused in words: drawn from the OpenAPI document, and spoiled."""
 
+import asyncio
 import json
+import runpy
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cirray.serving.api import make_api
+from cirray.serving.config import ServeArgs
 from cirray.serving.schemas import BatchRequest, SearchRequest
 
 IDS = ["plain/00", "plain/02", "a b/pïc 05", "nobody", "", "\x00", "../../etc/passwd", "ü" * 300]
@@ -123,3 +128,13 @@ def test_refused_requests_leave_nothing_in_memory(call):
     finally:
         tracemalloc.stop()
     assert grown < 400_000
+
+
+SCRIPT = Path(__file__).parents[3] / "jobs" / "benchmarks" / "fuzz_service.py"
+
+
+def test_what_nobody_should_send_is_answered_or_refused_in_words(written_service, retriever):
+    script = runpy.run_path(str(SCRIPT))
+    app = make_api(lambda: written_service, ServeArgs(writes=True, max_body_mb=2))
+    seen = asyncio.run(script["fuzz"](app, script["Drawer"](7, retriever.gallery.ids), 400, lambda *_: None))
+    assert not seen.faults and {200, 400, 404, 405, 413, 415, 422} <= set(seen.statuses)

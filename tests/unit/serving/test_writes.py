@@ -154,6 +154,7 @@ BAD = [
     (*MANY, told('{"id": "a"}'), 422, "Line 1: one of image, vector and delete"),
     (*MANY, told({"id": "a", "vector": [1]}), 422, "24 are needed"),
     (*MANY, told({"id": "a", "image": "?"}), 422, "not base64"),
+    (*MANY, told({"id": "a", "image": "日本"}), 422, "Line 1: the field 'image' is not base64"),
     (*MANY, told({"id": 1, "delete": True}), 422, "Line 1: Field 'id'"),
     (*MANY, told({"id": "a", "x": 1}), 422, "Known: id, image, vector"),
     (*MANY, told('{"id":"a","vector":[' + "1e999," * 23 + "1]}"), 422, "finite"),
