@@ -60,10 +60,15 @@ class Catalogue:
 
     def __init__(self, table: Any, uri: str) -> None:
         """Wrap an open table; see `create` and `open`."""
-        self._table, self.uri = table, uri
-        self._lost, self.opened = False, 0
+        self.uri, self._lost, self.opened = uri, False, 0
         """`opened`: how often it was opened anew, since it had been deleted and was made again."""
-        self._width = table.schema.field("vector").type.list_size
+        self._hold(table)
+
+    def _hold(self, table: Any) -> None:
+        """Take an open table. Its schema is never changed, and asking for it takes half a millisecond."""
+        self._table: Any = table
+        self._schema: pa.Schema = table.schema
+        self._width = self._schema.field("vector").type.list_size
 
     @classmethod
     def create(cls, uri: str, shape: tuple[int, int], columns: Mapping[str, pa.DataType] | None = None) -> "Catalogue":
@@ -112,7 +117,7 @@ class Catalogue:
     @property
     def columns(self) -> dict[str, pa.DataType]:
         """Names and types of the metadata columns."""
-        found = ((item.name, item.type) for item in self._table.schema)
+        found = ((item.name, item.type) for item in self._schema)
         return {name.removeprefix(OWN): kind for name, kind in found if name.startswith(OWN)}
 
     def refresh(self) -> int:
@@ -131,7 +136,7 @@ class Catalogue:
         with _told(self.uri, what):
             try:
                 if self._lost:
-                    self._table = _connected(self.uri).open_table(_TABLE)
+                    self._hold(_connected(self.uri).open_table(_TABLE))
                     self._lost, self.opened = False, self.opened + 1
                 self._table.checkout_latest()
             except (ValueError, OSError, RuntimeError) as error:
@@ -175,7 +180,7 @@ class Catalogue:
             "picture": pa.array([change.picture for change in changes], pa.binary()),
             **self._own(changes),
         }  # fmt: skip
-        return pa.table({name: columns[name] for name in self._table.schema.names})
+        return pa.table({name: columns[name] for name in self._schema.names})
 
     def _own(self, changes: Sequence[Change]) -> dict[str, pa.Array]:
         known = self.columns

@@ -1,4 +1,4 @@
-"""Greedy batches: a free worker takes whatever waits, and never waits for more."""
+"""Greedy batches: a free worker takes whatever waits, once nothing more comes of what has arrived already."""
 
 import asyncio
 from collections import deque
@@ -7,14 +7,18 @@ from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
 AnswerT = TypeVar("AnswerT")
+TURNS = 6
+"""Turns of the event loop without a further item after which all that had arrived is waiting; a few microseconds each.
+
+A request that was read from its socket takes some turns until its query waits."""
 Work = Callable[[Sequence[ItemT]], Awaitable[Sequence[AnswerT | Exception]]]
 
 
 class Batcher(Generic[ItemT, AnswerT]):
     """Answers items by batches, first come first served, one batch at a time.
 
-    An item that arrives while nothing runs starts at once; those that arrive meanwhile form the next batch. So batches
-    grow with the load. Belongs to one event loop.
+    An item that arrives while nothing runs starts with those that came with it, and waits for no clock; those that
+    arrive meanwhile form the next batch. So batches grow with the load. Belongs to one event loop.
     """
 
     def __init__(self, work: Work[ItemT, AnswerT], max_size: int) -> None:
@@ -48,10 +52,20 @@ class Batcher(Generic[ItemT, AnswerT]):
 
     async def _run(self) -> None:
         try:
-            while batch := self._next_batch():
-                await self._answer(batch)
+            while self._waiting:
+                await self._settled()
+                if batch := self._next_batch():
+                    await self._answer(batch)
         finally:
             self._worker = None
+
+    async def _settled(self) -> None:
+        """Return when a batch is full, or has not grown for some turns of the event loop."""
+        seen = still = 0
+        while still < TURNS and len(self._waiting) < self.max_size:
+            still = still + 1 if len(self._waiting) == seen else 0
+            seen = len(self._waiting)
+            await asyncio.sleep(0)
 
     def _next_batch(self) -> list[tuple[ItemT, asyncio.Future[AnswerT]]]:
         batch: list[tuple[ItemT, asyncio.Future[AnswerT]]] = []

@@ -9,6 +9,7 @@ from typing import Any
 from ray import serve
 
 from cirray.core.config import validate
+from cirray.core.environ import set_default
 from cirray.core.log import configure
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.entrances import Entrances
@@ -34,6 +35,7 @@ class SearchReplica:
         from cirray.index.faiss_index import limit_faiss_threads
 
         configure()
+        set_default("TOKENIZERS_PARALLELISM", "false")  # threads of its own would wait for the cores of this one
         torch.set_num_threads(args.threads)
         limit_faiss_threads(args.threads)
         self._workers, self._entrances = Workers(), Entrances(args)

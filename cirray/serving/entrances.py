@@ -9,6 +9,7 @@ goes on without the gate.
 import asyncio
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -77,10 +78,11 @@ class Entrances:
         """True when every entrance has the gate."""
         controller = ray.get_actor(_CONTROLLER, namespace=NAMESPACE)
         http = await controller.get_http_config.remote()
-        rules, app = rules_of(self._args, http.host), serve.get_replica_context().app_name
-        open_lane("/", rules)
+        rules, replica = rules_of(self._args, http.host), serve.get_replica_context()
+        open_lane("/", replace(rules, entrances=replica.world_size or 1))
         proxies = (await controller.get_proxies.remote()).values()
-        return all([await proxy.__ray_call__.remote(guard_entrance, app, rules) for proxy in proxies])
+        shared = replace(rules, entrances=max(1, len(proxies)))
+        return all([await proxy.__ray_call__.remote(guard_entrance, replica.app_name, shared) for proxy in proxies])
 
 
 def listening_host() -> str:

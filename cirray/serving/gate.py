@@ -32,7 +32,7 @@ from cirray.serving.problems import (
 )
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-AGAIN = {"retry-after": "1"}
+AGAIN, _CLOSE = {"retry-after": "1"}, {"connection": "close"}
 GRACE_S = 1.0
 """Seconds after which a body counts as slow."""
 _ATTEMPTS = 2
@@ -67,6 +67,8 @@ class GateRules:
     """Other sites whose pages may ask (CORS)."""
     access_log: str = ""
     """File of the access log; empty: none."""
+    entrances: int = 1
+    """Gates that requests are spread over; each lets its part of a key's rate pass."""
 
 
 def rules_of(args: ServeArgs, listens_on: str) -> GateRules:
@@ -183,7 +185,7 @@ class Gate:
         """
         check_host(_header(scope, b"host"), lane.rules.hosts)
         if lane.ring:
-            scope["state"]["key"] = await admit(lane.ring, scope)
+            scope["state"]["key"] = await admit(lane.ring, scope, lane.rules.entrances)
         counted = not scope["path"].endswith(_UNCOUNTED)
         if counted:
             _check_places(lane)
@@ -246,13 +248,9 @@ class _Body:
         """Limit slow bodies in number per client and in time."""
         rules = self._lane.rules
         if self._slow or seconds >= rules.body_timeout_s:
-            raise ProblemError(
-                TOO_SLOW, f"The body did not arrive within {rules.body_timeout_s:g} s.", {"connection": "close"}
-            )
+            raise ProblemError(TOO_SLOW, f"The body did not arrive within {rules.body_timeout_s:g} s.", _CLOSE)
         if self._lane.slow[self._client] >= rules.slow_per_client:
-            raise ProblemError(
-                TOO_SLOW, f"You are sending {rules.slow_per_client} other bodies slowly.", {"connection": "close"}
-            )
+            raise ProblemError(TOO_SLOW, f"You are sending {rules.slow_per_client} other bodies slowly.", _CLOSE)
         self._lane.slow[self._client] += 1
         self._slow = True
 

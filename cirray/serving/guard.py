@@ -77,7 +77,8 @@ class Guard:
             if complete:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    message = await receive()
             except TimeoutError:
                 raise ProblemError(TOO_SLOW, f"The body did not arrive within {self._timeout_s:g} s.") from None
             seen += len(message.get("body", b""))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import limits
 from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.aio.strategies import MovingWindowRateLimiter
 from pydantic import TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -130,7 +130,7 @@ class KeyRing:
         self._seen: tuple[int, ...] = ()
         self._fault = ""
         self._looked_at = float("-inf")
-        self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._rates = MovingWindowRateLimiter(MemoryStorage())
 
     def key_of(self, scope: Scope) -> ServiceKey | None:
         """The key that a request shows; None where it shows none.
@@ -157,8 +157,12 @@ class KeyRing:
             raise _refused(f"The key {key.name!r} has expired.")
         return key
 
-    async def spend(self, key: ServiceKey) -> None:
-        """Count a request against its key's rate.
+    async def spend(self, key: ServiceKey, entrances: int = 1) -> None:
+        """Count a request against its key's rate: in no second (minute, ...) are there more, wherever it begins.
+
+        Args:
+            key: of the request.
+            entrances: that share the rate, each counting its part of it, rounded up.
 
         Raises:
             ProblemError: 429 when it is used up, with the seconds until it is not.
@@ -166,9 +170,10 @@ class KeyRing:
         if not key.rate:
             return
         rate = limits.parse(key.rate)
-        if await self._rates.hit(rate, key.id):
+        part = type(rate)(math.ceil(rate.amount / entrances), rate.multiples)
+        if await self._rates.hit(part, key.id):
             return
-        stats = await self._rates.get_window_stats(rate, key.id)
+        stats = await self._rates.get_window_stats(part, key.id)
         wait = max(1, math.ceil(stats.reset_time - time.time()))
         raise ProblemError(RATE, f"The key {key.name!r} may ask {rate}.", {"retry-after": str(wait)})
 
@@ -192,17 +197,22 @@ class KeyRing:
         self._seen, self._fault, self._looked_at = seen, "", now
 
 
-async def admit(ring: KeyRing, scope: Scope) -> str:
+async def admit(ring: KeyRing, scope: Scope, entrances: int = 1) -> str:
     """Check a request's key and rate at the gate; returns the key's name, "" for what may need none.
 
     The application itself (`KeyCheck`) knows its routes and has the last word.
+
+    Args:
+        ring: the keys.
+        scope: of the request.
+        entrances: that share the keys' rates.
 
     Raises:
         ProblemError: 401, 429 or 503.
     """
     key = ring.key_of(scope)
     if key is not None:
-        await ring.spend(key)
+        await ring.spend(key, entrances)
         return key.name
     if scope["method"] == "OPTIONS" or scope["path"].endswith(OPEN) or OPEN_BELOW in scope["path"]:
         return ""

@@ -16,7 +16,7 @@ from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.metrics import Meters
 from cirray.serving.names import DEFAULT
-from cirray.serving.service import ResultT, Workers
+from cirray.serving.service import Pace, ResultT, Workers
 from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
 
@@ -92,7 +92,7 @@ class Loaded:
             parts.encoder, parts.vision, parts.transform, gallery, args.device, limits, args.kept_references
         )
         self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, settings.max_batch_size)
-        self.settings, self._meters = settings, Meters(name)
+        self.settings, self._meters, self._pace = settings, Meters(name), Pace()
         self.retriever.probe()
         self.writer: GalleryWriter | None = None
         if self.retriever.follower is not None:
@@ -127,7 +127,12 @@ class Loaded:
     async def _answer_many(self, queries: "Sequence[ComposedQuery]") -> list[Ranking | Exception]:
         """Failures are values, since an exception in a batch would reach all its queries."""
         waiting = self._batched.waiting
-        answers = await self._workers.model(lambda: self.retriever.search_many(queries))
+
+        def work() -> list[Ranking | Exception]:
+            return self.retriever.search_many(queries)
+
+        on_cpu = self.retriever.device.type == "cpu"
+        answers = await (self._workers.search(work, len(queries), self._pace) if on_cpu else self._workers.model(work))
         self._meters.passed(answers, waiting, self.retriever.references)
         return answers
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +106,8 @@ def _search_response(
 
 
 def _times(ranking: Ranking) -> Times:
-    return Times(**{name: round(value, 3) for name, value in asdict(ranking.times or StepTimes()).items()})
+    times = ranking.times or StepTimes()
+    return Times(**{name: round(getattr(times, name), 3) for name in Times.model_fields})
 
 
 def _search_body() -> dict[str, Any]:

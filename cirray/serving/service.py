@@ -1,6 +1,7 @@
 """What answers the HTTP interface: this process (here) or a Ray Serve replica (`deployments`)."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # the process that starts the service needs no torch
 
 ResultT = TypeVar("ResultT")
 PROBE_REUSE_S = 1.0
+SHORT_S = 0.04
+"""A search on the CPU that takes less is done in the event loop: two threads that work in Python only take turns."""
 
 
 class SearchService(Protocol):
@@ -44,9 +47,25 @@ class SearchService(Protocol):
         """Run a query through the model and the index; raises when they do not work."""
 
 
+class Pace:
+    """Whether a retriever's next search is short, by what its last one took; nothing is short before."""
+
+    def __init__(self) -> None:
+        """No search has been made yet."""
+        self._seconds, self._size = float("inf"), 1
+
+    def is_short(self, size: int) -> bool:
+        """Whether so many queries take less than `SHORT_S`, if time grows with them."""
+        return self._seconds * max(1.0, size / self._size) < SHORT_S
+
+    def took(self, seconds: float, size: int) -> None:
+        """The last search took so long."""
+        self._seconds, self._size = seconds, size
+
+
 class Workers:
     """Two small pools: torch and FAISS in one thread, picture decoding in another, so that neither blocks the event
-    loop (and Serve's health checks in it).
+    loop (and Serve's health checks in it) for long.
     """
 
     def __init__(self) -> None:
@@ -54,10 +73,31 @@ class Workers:
         self._model = ThreadPoolExecutor(1, "cirray-model")
         self._decode = ThreadPoolExecutor(2, "cirray-decode")
         self._probed: WeakKeyDictionary[SearchEngine, float] = WeakKeyDictionary()
+        self._one = threading.Lock()
+
+    async def search(self, work: Callable[[], ResultT], size: int, pace: "Pace") -> ResultT:
+        """Search so many queries: here where that is short and the model's thread is idle, else there. So models are
+        used by one thread at a time.
+        """
+        begin, short = time.perf_counter(), pace.is_short(size)
+        if short and self._one.acquire(blocking=False):
+            try:
+                answer = work()
+            finally:
+                self._one.release()
+        else:
+            answer = await self.model(work)
+        pace.took(time.perf_counter() - begin, size)
+        return answer
 
     async def model(self, work: Callable[[], ResultT]) -> ResultT:
         """Run work in the model's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._model, work)
+
+        def alone() -> ResultT:
+            with self._one:
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._model, alone)
 
     async def decode(self, work: Callable[[], ResultT]) -> ResultT:
         """Run work in a decoding thread."""

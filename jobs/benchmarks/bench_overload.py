@@ -195,7 +195,7 @@ def measure(config: OverloadConfig) -> None:
     image_id = gallery.ids[0]
     complain(f"starting {config.mode}")
     say(f"mode {config.mode}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    with server(config.mode, config) as port:
+    with server(config.mode, config) as (port, _):
         asyncio.run(trial(config, port, request_bytes(config.bodies[0], port, image_id, gallery.picture(image_id))))
         begin = time.perf_counter()
     say(f"- stopped in {time.perf_counter() - begin:.1f} s")

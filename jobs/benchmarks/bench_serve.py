@@ -31,6 +31,7 @@ from cirray.core.fields import Place
 from cirray.core.log import complain, say
 from cirray.core.places import Run
 from cirray.index.store import open_index
+from cirray.serving.config import HAPROXY_PORTS
 from cirray.serving.launch import fast_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,14 +69,19 @@ def serve_bare(config: BenchConfig) -> None:
     uvicorn.run(app, host="127.0.0.1", port=config.port, log_level="error", access_log=False)
 
 
-def command(mode: str, config: BenchConfig, port: int, folder: Path) -> list[str]:
+def command(mode: str, config: BenchConfig, port: int, folder: Path, replicas: int, length: int) -> list[str]:
     """How a mode's server is started."""
     if mode == "bare":
         places = [f"checkpoint={config.checkpoint}", f"index={config.index}", f"port={port}"]
         return [sys.executable, __file__, "role=bare", *places]
     tree = yaml.safe_load((ROOT / "serve_configs" / "retriever.yaml").read_text())
     tree["http_options"]["port"] = port
-    tree["applications"][0]["args"] |= {"checkpoint": config.checkpoint, "index": config.index}
+    application = tree["applications"][0]
+    application["args"] |= {"checkpoint": config.checkpoint, "index": config.index}
+    application["deployments"][0]["num_replicas"] = replicas
+    if mode == "echo":
+        application |= {"import_path": "echo_app:build_app", "args": {"length": length}}
+        del application["deployments"][0]["user_config"]
     (folder / "serve.yaml").write_text(yaml.safe_dump(tree))
     return [str(Path(sys.executable).parent / "serve"), "run", str(folder / "serve.yaml")]
 
@@ -85,28 +91,36 @@ def environment(mode: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == "RAY_TMPDIR"}
     kept |= {"RAY_ADDRESS": "local", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0"}
     kept |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    if mode == "fastpath":
+    if mode == "echo":
+        kept["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), kept.get("PYTHONPATH", "")])
+    if mode in ("fastpath", "echo"):
         lines = (ROOT / "serve_configs" / "fastpath.env").read_text().splitlines()
         pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
         kept |= {name: value.strip('"') for name, value in pairs} | fast_path()
+        kept |= {name: str(free_port()) for name in HAPROXY_PORTS}
     return kept
 
 
-@contextmanager
-def server(mode: str, config: BenchConfig) -> Iterator[int]:
-    """A running server of one mode; yields its port."""
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(mode: str, config: BenchConfig, replicas: int = 1, length: int = 0) -> Iterator[tuple[int, str]]:
+    """A running server of one mode; yields its port, and a text that only its processes have in their environment."""
+    port, variables = free_port(), environment(mode)
     with tempfile.TemporaryDirectory() as name, open(Path(name) / "log", "wb") as log:
         folder = Path(name)
         process = subprocess.Popen(
-            command(mode, config, port, folder), cwd=ROOT, env=environment(mode), stdout=log, stderr=log,
+            command(mode, config, port, folder, replicas, length), cwd=ROOT, env=variables, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
         try:
             wait_until_ready(port, process, folder / "log")
-            yield port
+            yield port, variables["RAY_AUTH_TOKEN"]
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -201,7 +215,7 @@ def measure(config: BenchConfig) -> None:
     say("|---|---|---|---|---|---|---|")
     for mode in config.modes:
         complain(f"starting {mode}")
-        with server(mode, config) as port:
+        with server(mode, config) as (port, _):
             for kind in config.bodies:
                 message = request_bytes(kind, port, image_id, picture)
                 asyncio.run(load(port, message, max(config.clients), config.warm_up_s))

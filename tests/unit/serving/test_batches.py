@@ -51,6 +51,22 @@ def test_items_that_arrive_while_the_model_is_busy_wait_for_it_and_not_for_a_clo
     assert len(work.batches) <= 4 and work.most == 1
 
 
+def test_requests_that_arrived_together_are_one_batch_though_some_take_more_turns_of_the_loop():
+    work = Recorder()
+
+    async def request(batcher, number):
+        for _ in range(number % 4):
+            await asyncio.sleep(0)
+        return await batcher(number)
+
+    async def main():
+        batcher = Batcher(work, 32)
+        await asyncio.gather(*(request(batcher, number) for number in range(16)))
+
+    asyncio.run(main())
+    assert [len(batch) for batch in work.batches] == [16]
+
+
 def test_a_batch_has_at_most_its_size_and_nobody_is_overtaken():
     work = Recorder(seconds=0.001)
 

@@ -9,7 +9,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.queries import ComposedQuery, Term
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.deployments import SearchReplica
-from cirray.serving.service import DirectService, Workers
+from cirray.serving.service import DirectService, Pace, Workers
 
 
 def test_settings_that_contradict_each_other_are_named():
@@ -44,6 +44,46 @@ def test_the_model_runs_in_one_thread_however_many_ask(retriever):
 
     asyncio.run(main())
     assert len(seen) == 1 and threading.get_ident() not in seen
+
+
+def test_short_searches_are_done_in_the_event_loop_and_long_ones_in_the_thread():
+    workers, pace, here = Workers(), Pace(), threading.get_ident()
+
+    async def ran(seconds, size=1):
+        return await workers.search(lambda: time.sleep(seconds) or threading.get_ident() == here, size, pace)
+
+    async def main():
+        assert not await ran(0.001)  # nothing is known yet
+        assert await ran(0.001) and await ran(0.06)
+        assert not await ran(0.001)  # the last one was long
+        assert not await ran(0.001, size=1_000)  # so many would be long
+        assert await ran(0.001, size=1_000)
+
+    asyncio.run(main())
+
+
+def test_the_model_is_used_by_one_thread_at_a_time():
+    workers, pace, inside, most = Workers(), Pace(), [], []
+
+    def work(seconds):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(seconds)
+        inside.pop()
+        return threading.get_ident()
+
+    async def main():
+        for _ in range(3):
+            await workers.search(lambda: work(0.001), 1, pace)
+        other = asyncio.create_task(workers.model(lambda: work(0.1)))
+        await asyncio.sleep(0.02)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(other, 0.01)  # whoever asked has left, and the thread works on
+        found = await workers.search(lambda: work(0.001), 1, pace)
+        return found, await workers.search(lambda: work(0.001), 1, pace)
+
+    first, _ = asyncio.run(main())
+    assert max(most) == 1 and first != threading.get_ident()
 
 
 def test_a_failed_probe_is_never_reused(retriever, monkeypatch):
