@@ -7,7 +7,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Match
 from starlette.types import Scope
 
 from cirray.core.errors import CirrayError
@@ -36,6 +36,7 @@ from cirray.serving.service import SearchService
 from cirray.serving.writes import add_writes
 from cirray.types import MAX_TEXT
 
+_METHODS = ("DELETE", "GET", "HEAD", "POST", "PUT")
 _STATIC = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
@@ -152,8 +153,11 @@ def _add_page(app: FastAPI) -> None:
 
 def _methods(app: FastAPI, scope: Scope) -> set[str]:
     """The methods of every route of a path; the router names only those of the first."""
-    found = [route for route in app.routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE]
-    return {method for route in found for method in route.methods or ()}
+    return {
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+    }
 
 
 def _add_errors(app: FastAPI) -> None:
