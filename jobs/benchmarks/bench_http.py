@@ -16,13 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from bench_serve import BenchConfig, free_port, server
 from pydantic import Field
 
@@ -62,8 +61,8 @@ def wrk(script: Path, port: int, clients: int, seconds: float) -> Load:
     command = ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(script), url]
     done = subprocess.run(command, capture_output=True, text=True)
     text = done.stdout
-    found = {name: re.search(pattern, text) for name, pattern in _WRK.items()}
-    if not all(found.values()):
+    found = {name: match for name, pattern in _WRK.items() if (match := re.search(pattern, text))}
+    if len(found) < len(_WRK):
         raise ServingError(f"wrk said: {text[-300:]} {done.stderr[-300:]}")
     unit = {"us": 0.001, "ms": 1.0, "s": 1000.0}
     p50, p99 = (float(found[name][1]) * unit[found[name][2]] for name in ("p50", "p99"))
@@ -72,9 +71,9 @@ def wrk(script: Path, port: int, clients: int, seconds: float) -> Load:
     return Load(float(found["rate"][1]), p50, p99, ", ".join(item[1] for item in (failed, cut) if item) or "0")
 
 
-def spent(mark: str) -> Counter:
+def spent(mark: str) -> dict[str, float]:
     """Processor seconds of the processes whose environment holds a mark, by kind."""
-    found: Counter = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
@@ -221,7 +220,7 @@ def answer_length(config: HttpConfig, body: str) -> int:
 
     service = DirectService(SearchEngine.open(config.checkpoint, config.index))
     with TestClient(make_api(lambda: service, ServeArgs())) as client:
-        reply: httpx.Response = client.post("/v1/search", content=body, headers={"content-type": "application/json"})
+        reply = client.post("/v1/search", content=body, headers={"content-type": "application/json"})
     return len(reply.content)
 
 

@@ -98,7 +98,21 @@ class Drawer:
     def odd(self) -> Any:
         """A value of any type."""
         chance = self._chance
-        plain = (None, True, -1, 0, 2**70, 1e308, float("inf"), [], {}, [[]], {"x": 1}, [None] * 9, "x")
+        plain: tuple[Any, ...] = (
+            None,
+            True,
+            -1,
+            0,
+            2**70,
+            1e308,
+            float("inf"),
+            [],
+            {},
+            [[]],
+            {"x": 1},
+            [None] * 9,
+            "x",
+        )
         return chance.choice((*plain, self.text(), [self.text()], {self.text(): self.text()}))
 
     def filter(self) -> str:
