@@ -8,6 +8,7 @@ settings; `c` is HAProxy itself answering them, behind HAProxy with the file tha
 is that of a mode's own processes in microseconds a request, which other work on the machine hardly changes.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from bench_serve import BenchConfig, free_port, server
 from pydantic import Field
 
@@ -211,17 +213,19 @@ def measure(config: HttpConfig) -> None:
 
 def answer_length(config: HttpConfig, body: str) -> int:
     """Bytes of the service's own answer to a body."""
-    from fastapi.testclient import TestClient
-
     from cirray.search_engine import SearchEngine
     from cirray.serving.api import make_api
     from cirray.serving.config import ServeArgs
     from cirray.serving.service import DirectService
 
     service = DirectService(SearchEngine.open(config.checkpoint, config.index))
-    with TestClient(make_api(lambda: service, ServeArgs())) as client:
-        reply = client.post("/v1/search", content=body, headers={"content-type": "application/json"})
-    return len(reply.content)
+    app = make_api(lambda: service, ServeArgs())
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.post("/v1/search", content=body, headers={"content-type": "application/json"})
+
+    return len(asyncio.run(ask()).content)
 
 
 def main(words: Sequence[str]) -> int:
