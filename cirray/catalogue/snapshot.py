@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ import pyarrow as pa
 from cirray.catalogue.rows import Rows
 from cirray.catalogue.table import Catalogue
 from cirray.core.errors import StoreError
+from cirray.index.metadata import Columns
 from cirray.index.protocol import Allowed, Answers, VectorIndex, by_mask, checked_queries
 from cirray.index.store import GalleryIndex, IndexMeta, UnknownImageError
 
@@ -35,6 +37,12 @@ class Base:
     rows: Rows
     index: VectorIndex | None
     """None for no image."""
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Its metadata; the masks of filters stay with it, in whatever views it is seen."""
+        metadata = self.rows.metadata
+        return Columns(self.rows.ids, metadata if metadata.num_columns else None)
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,10 @@ class View:
     @cached_property
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the images that stay, and of the newer ones; together 0 to N - 1."""
-        before = np.concatenate([[0], np.cumsum(self.stays_N)])
-        ids = self.base.rows.ids
-        ranks = np.array([before[bisect_left(ids, name)] for name in self.newer.rows.ids], np.int64)
-        kept = np.arange(len(self.kept_A))
-        return kept + np.searchsorted(ranks, kept, "right"), ranks + np.arange(len(ranks))
+        ids, lost = self.base.rows.ids, np.flatnonzero(~self.stays_N)
+        at = np.array([bisect_left(ids, name) for name in self.newer.rows.ids], np.int64)
+        newer = at - np.searchsorted(lost, at) + np.arange(len(at))
+        return np.delete(np.arange(len(self)), newer), newer
 
     def row(self, image_id: str) -> int | None:
         """Row of an id; None where there is none."""
@@ -81,6 +88,20 @@ class View:
         if place < len(newer) and newer[place] == row:
             return self.newer.rows, place
         return self.base.rows, int(self.kept_A[np.searchsorted(kept, row)])
+
+    def to_base(self, mask_N: np.ndarray) -> np.ndarray:
+        """A mask of rows as one of places in the base."""
+        kept = np.delete(mask_N, self.rows[1])
+        if len(kept) == len(self.stays_N):
+            return kept
+        found = np.zeros(len(self.stays_N), bool)
+        found[self.stays_N] = kept
+        return found
+
+    def of_parts(self, base_N: np.ndarray, newer_M: np.ndarray) -> np.ndarray:
+        """A mask of rows from one of places in the base and one of newer images."""
+        kept = base_N if len(self.kept_A) == len(base_N) else base_N[self.stays_N]
+        return np.insert(kept, self.rows[1] - np.arange(len(newer_M)), newer_M)
 
     @cached_property
     def order_N(self) -> np.ndarray:
@@ -135,7 +156,7 @@ class LiveIndex:
             if mask_N is None and self._lost:
                 yield self._spared(base, queries_BD, k)
             else:
-                yield base.search(queries_BD, k, None if mask_N is None else self._of_base(mask_N))
+                yield base.search(queries_BD, k, None if mask_N is None else self._view.to_base(mask_N))
         if newer is not None:
             yield newer.search(queries_BD, k, None if mask_N is None else mask_N[self._view.rows[1]])
 
@@ -158,11 +179,30 @@ class LiveIndex:
             scores[short] = scores_SK[:, :most]
         return found, scores
 
-    def _of_base(self, mask_N: np.ndarray) -> np.ndarray:
-        """A mask of rows as one of places in the base."""
-        found = np.zeros(len(self._view.base.rows), bool)
-        found[self._view.kept_A] = mask_N[self._view.rows[0]]
-        return found
+
+class LiveColumns(Columns):
+    """The columns of a view. What a filter says of the base is found once, however often images beside it change."""
+
+    def __init__(self, view: View) -> None:
+        """Show the columns of a view's parts."""
+        self._view, self._parts = view, (view.base.columns, view.newer.columns)
+        self.schema, self.names = self._parts[0].schema, self._parts[0].names
+        self._masks = {}
+
+    def rows(self, rows: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of metadata of some rows as values for JSON."""
+        found = (self._view.find(row) for row in rows)
+        base, newer = self._parts
+        return [(base if part is self._view.base.rows else newer).rows([at], names)[0] for part, at in found]
+
+    def _found(self, text: str) -> np.ndarray:
+        base, newer = self._parts
+        return self._view.of_parts(base.mask(text), newer.mask(text))
+
+    def table(self) -> pa.Table | None:
+        """All columns of metadata in row order; None for a gallery without."""
+        one, other = (part.table() for part in self._parts)
+        return None if one is None else pa.concat_tables([one, other]).take(pa.array(self._view.order_N))
 
 
 class LivePictures:
@@ -261,10 +301,14 @@ class LiveGallery(GalleryIndex):
         return f"{self.meta.encoder_digest[:8]}-{rows.numbers_N[place]}"
 
     @cached_property
+    def columns(self) -> Columns:
+        """What filters and facets see."""
+        return LiveColumns(self.view)
+
+    @property
     def metadata(self) -> pa.Table | None:
         """Metadata columns, one row an image; None for a gallery without."""
-        one, other = self.view.base.rows.metadata, self.view.newer.rows.metadata
-        return pa.concat_tables([one, other]).take(pa.array(self.view.order_N)) if one.num_columns else None
+        return self.columns.table()
 
 
 def gallery_of(

@@ -62,6 +62,8 @@ class Columns:
         fields = [] if self._kept is None else [field for field in self._kept.schema if field.name != ID]
         self.schema = pa.schema([pa.field(ID, pa.string()), *fields])
         """What a filter may name."""
+        self.names: Sequence[str] = [] if self._kept is None else self._kept.column_names
+        """Columns of metadata."""
         self._masks: dict[str, np.ndarray] = {}
 
     def mask(self, text: str) -> np.ndarray:
@@ -71,8 +73,7 @@ class Columns:
         """
         found = self._masks.get(text)
         if found is None:
-            chosen = parse_filter(text, self.schema)
-            found = mask_of(chosen, self._table(chosen.columns))
+            found = self._found(text)
             if len(self._masks) >= _KEPT_MASKS:
                 self._masks.clear()
             self._masks[text] = found
@@ -80,11 +81,10 @@ class Columns:
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Columns of metadata by name; `*` is all of them. Raises DataError for an unknown name."""
-        known = [] if self._kept is None else self._kept.column_names
-        unknown = next((name for name in names if name not in known and name != "*"), None)
+        unknown = next((name for name in names if name not in self.names and name != "*"), None)
         if unknown is not None:
-            raise DataError(unknown_name("column", unknown[:80], known))
-        return list(known) if "*" in names else list(dict.fromkeys(names))
+            raise DataError(unknown_name("column", unknown[:80], self.names))
+        return list(self.names) if "*" in names else list(dict.fromkeys(names))
 
     def rows(self, rows: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """Some columns of metadata of some rows as values for JSON."""
@@ -93,12 +93,22 @@ class Columns:
         taken = self._kept.select(list(names)).take(pa.array(rows, pa.int64()))
         return [{name: said(value) for name, value in row.items()} for row in taken.to_pylist()]
 
+    def table(self) -> pa.Table | None:
+        """All columns of metadata in row order; None for a gallery without."""
+        return self._kept
+
     def facets(self, mask_N: np.ndarray | None = None) -> list[Facet]:
         """What the columns hold, in their order, among the rows of a mask; None: all rows."""
-        if self._kept is None:
+        kept = self.table()
+        if kept is None:
             return []
-        table = self._kept if mask_N is None else self._kept.filter(pa.array(mask_N))
+        table = kept if mask_N is None else kept.filter(pa.array(mask_N))
         return [_facet(name, table[name]) for name in table.column_names if kind_of(table[name].type)]
+
+    def _found(self, text: str) -> np.ndarray:
+        """The mask of a filter."""
+        chosen = parse_filter(text, self.schema)
+        return mask_of(chosen, self._table(chosen.columns))
 
     def _table(self, names: frozenset[str]) -> pa.Table:
         """The columns that a filter needs."""

@@ -4,7 +4,9 @@
 
 Vectors are given, random and normalised. Bulk adds come in groups of 2,000; single adds are one commit each, then by
 many askers at once through the service's batches, which make one commit of all that wait. Searches are timed in this
-process, which follows the gallery, idle and beside a second process that adds and removes images at a given rate.
+process, which follows the gallery, idle and beside a second process that adds and removes images at a given rate: with
+what a service asks of the gallery besides (the filter, the rows and values of the answers), of all images and of the
+one in a hundred that a filter passes.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from multiprocessing.synchronize import Event
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from cirray.catalogue.follower import Follower
@@ -54,11 +57,15 @@ def drawn(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
 
 def bulk(config: BenchConfig, uri: str) -> float:
     """Fill a new gallery; adds a second."""
-    table, rng, spent = Catalogue.create(uri, (1, config.width)), np.random.default_rng(config.seed), 0.0
+    table = Catalogue.create(uri, (1, config.width), {"price": pa.float64()})
+    rng, spent = np.random.default_rng(config.seed), 0.0
     for start in range(0, config.images, GROUP):
-        vectors = drawn(rng, GROUP, config.width)
+        vectors, prices = drawn(rng, GROUP, config.width), rng.random(GROUP).tolist()
         begin = time.perf_counter()
-        table.write([Change(f"image {start + at:08d}", row) for at, row in enumerate(vectors)])
+        table.write([
+            Change(f"image {start + at:08d}", row, metadata={"price": price})
+            for at, (row, price) in enumerate(zip(vectors, prices, strict=True))
+        ])  # fmt: skip
         spent += time.perf_counter() - begin
     return config.images / spent
 
@@ -113,18 +120,27 @@ def churn(uri: str, width: int, rate: float, stop: Event) -> None:
         time.sleep(0.005)
 
 
-def searched(follower: Follower, width: int, seconds: float) -> tuple[float, float, int]:
+def searched(follower: Follower, width: int, seconds: float, chosen: str | None = None) -> tuple[float, float, int]:
     """Median and 95th percentile of a search in ms, and the galleries that were seen."""
     rng, times, seen, end = np.random.default_rng(3), list[float](), set[int](), time.perf_counter() + seconds
     while time.perf_counter() < end:
         query = rng.standard_normal((1, width), dtype=np.float32)
         begin = time.perf_counter()
         gallery = follower.gallery
-        gallery.search_index.search(query, 10)
+        mask_N = gallery.columns.mask(chosen) if chosen else None
+        names = gallery.search_index.search(query, 10, mask_N)[0][0]
+        gallery.columns.rows([gallery.row(name) for name in names], gallery.columns.chosen(["*"]))
         times.append(1000 * (time.perf_counter() - begin))
         seen.add(gallery.version)
         time.sleep(0.01)
     return float(np.median(times)), float(np.percentile(times, 95)), len(seen)
+
+
+def tell_searches(config: BenchConfig, follower: Follower, when: str) -> None:
+    """Print the times of both kinds of search."""
+    for what, chosen in (("search", None), ("filter of 1 % and search", "price < 0.01")):
+        p50, p95, seen = searched(follower, config.width, config.seconds, chosen)
+        say(f"{what}, {when}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, {seen} versions seen")
 
 
 def run(config: BenchConfig) -> None:
@@ -142,17 +158,16 @@ def run(config: BenchConfig) -> None:
         follower = Follower(uri, IndexMeta("bench"), (1, config.width), backend, "bench")
         say(f"start of a replica with {len(follower.gallery):,} images: {time.perf_counter() - begin:.1f} s")
         follower.start()
-        say("search, idle: p50 {:.1f} ms, p95 {:.1f} ms".format(*searched(follower, config.width, config.seconds)))
+        tell_searches(config, follower, "idle")
         context = multiprocessing.get_context("spawn")
         stop = context.Event()
         process = context.Process(target=churn, args=(uri, config.width, config.rate, stop))
         process.start()
         time.sleep(4)
-        p50, p95, seen = searched(follower, config.width, config.seconds)
+        tell_searches(config, follower, f"beside {config.rate:g} changes a second")
         stop.set()
         process.join()
         follower.stop()
-    say(f"search beside {config.rate:g} changes a second: p50 {p50:.1f} ms, p95 {p95:.1f} ms, {seen} versions seen")
     say(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 

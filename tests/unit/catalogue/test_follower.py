@@ -11,6 +11,9 @@ from living_gallery import SHAPE, World, vectors
 from cirray.catalogue import follower as follower_module
 from cirray.catalogue.table import Catalogue, Change
 from cirray.core.errors import ArtifactError, DataError, StoreError
+from cirray.index import metadata as metadata_module
+from cirray.index.filters import mask_of
+from cirray.index.metadata import Columns
 from cirray.index.store import UnknownImageError
 
 
@@ -99,6 +102,39 @@ def test_pictures_sizes_origins_and_metadata_follow_their_row(tmp_path):
     world.put("b", picture=b"new", size=(9, 6))
     gallery = follower.poll()
     assert gallery.tag("b") != tag and gallery.picture("b") == b"new" and gallery.tag("a") == gallery.tag("a")
+
+
+FILTERS = ("price < 3", "price is null", "not (price >= 2)", "tags contains 'x'", "id in ['n 03', 'n 31'] or price = 1")
+
+
+def test_filters_facets_and_values_of_a_changed_gallery_are_those_of_its_metadata_and_its_base_is_asked_once(
+    tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(metadata_module, "mask_of", lambda *both: asked.append(len(both[1])) or mask_of(*both))
+    world, rng = World(tmp_path / "gallery", {"price": pa.float64(), "tags": pa.string()}), np.random.default_rng(0)
+
+    def put(name):
+        price = None if rng.random() < 0.2 else int(rng.integers(5))
+        world.put(name, metadata={"price": price, "tags": str(rng.choice(["x", "y"]))})
+
+    for number in range(30):
+        put(f"n {number:02d}")
+    follower = world.follow()
+    for step in range(6):
+        for number in rng.integers(0, 40, 3):
+            put(f"n {number:02d}")
+        world.drop(f"n {int(rng.integers(40)):02d}")
+        gallery = follower.poll()
+        plain = Columns(gallery.ids, gallery.metadata)
+        for text in FILTERS:
+            asked.clear()
+            found = gallery.columns.mask(text)
+            assert len(asked) == 1 + (step == 0) and asked[-1] == len(gallery.view.newer.rows)
+            assert found.tolist() == plain.mask(text).tolist() and found.dtype == bool
+        assert gallery.columns.facets(found) == plain.facets(found) and gallery.columns.schema == plain.schema
+        rows = [*range(len(gallery))][::-2]
+        assert gallery.columns.rows(rows, ["tags", "price"]) == plain.rows(rows, ["tags", "price"])
 
 
 def test_compaction_changes_nothing_that_is_shown_and_gone_ids_stay_gone(world):
