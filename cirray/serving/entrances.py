@@ -23,6 +23,7 @@ from cirray.serving.problems import MEDIA_TYPE
 
 _LOG = get_logger(__name__)
 GUARD_TIMEOUT_S, RESTART_S, GUARDED_FOR_S = 8.0, 6.0, 30.0
+SHUT_WITHIN_S = 30.0
 QUIET_WITHIN_S, QUIET_LOOK_S, QUIET_LOOKS = 4.0, 0.05, 5
 NAMESPACE, _CONTROLLER = "serve", "SERVE_CONTROLLER_ACTOR"
 NO_REPLICA = (
@@ -120,6 +121,25 @@ def wait_until_quiet() -> None:
         ray.get([proxy.__ray_call__.remote(quiet_entrance) for proxy in found.values()], timeout=2 * QUIET_WITHIN_S)
     except Exception as error:  # noqa: BLE001 - whatever Ray's inside has become, the service stops
         _LOG.warning("requests that the proxies have not read yet are answered 503: %r", error)
+
+
+def shut_down() -> None:
+    """End Ray Serve.
+
+    Ray's own call waits inside the controller until that kills itself, of which Ray tells as a task that failed.
+    """
+    until = time.monotonic() + SHUT_WITHIN_S
+    try:
+        controller = ray.get_actor(_CONTROLLER, namespace=NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(False), timeout=GUARD_TIMEOUT_S)
+        while time.monotonic() < until:
+            ray.get_actor(_CONTROLLER, namespace=NAMESPACE)
+            time.sleep(QUIET_LOOK_S)
+    except ValueError:
+        return  # there is none
+    except Exception as error:  # noqa: BLE001 - whatever Ray's inside has become, the service stops
+        _LOG.info("Ray Serve is ended by its own call: %r", error)
+    serve.shutdown()
 
 
 def quiet_entrance(actor: Any) -> None:

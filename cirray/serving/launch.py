@@ -252,9 +252,10 @@ def stop() -> None:
 def leave() -> None:
     """Stop the entrance (HAProxy would outlive Ray), also under a service that has not answered yet; leave Ray."""
     import ray
-    from ray import serve
 
-    serve.shutdown()
+    from cirray.serving.entrances import shut_down
+
+    shut_down()
     ray.shutdown()
 
 
