@@ -22,8 +22,11 @@ endef
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
+# One process more than cores: tests with clusters wait for most of their time. A file's tests share their fixtures.
+PROCESSES := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((n < 8 ? n + 1 : 8)))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test quick lint types format docs serve latest constraints clean
+.PHONY: help install demo test tests quick lint types format docs serve latest constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -60,10 +63,13 @@ format: $(TEST_STAMP)
 	$(BIN)/ruff check --fix .
 
 quick: $(TEST_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/integration --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(PYTEST) tests --ignore tests/integration
 
-test: lint types quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration --durations 15
+test: $(TEST_STAMP)
+	$(MAKE) --jobs 2 lint types tests
+
+tests: $(TEST_STAMP)
+	$(PYTEST) tests --durations 20
 
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .mkdocs.yml

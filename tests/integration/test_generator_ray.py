@@ -29,12 +29,12 @@ from cirray.types import Pair
 WORKERS = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "ray_workers.py"))
 
 pytestmark = pytest.mark.integration
-EVERY, STEPS = 20, 240
+EVERY, STEPS = 10, 120
 # Adam's first steps divide small gradients by themselves: a larger epsilon keeps rounding from growing.
 QUICK = (
     "features=[]", "alignment=captions", "zero_shot=false", "evaluate_pairs=4", "generator.settings.tuning=lora",
     "alignment_training={steps: 2, batch: 8, optimizer: {lr: 1e-4, eps: 1e-5}}",
-    "training={steps: 240, batch: 4, log_every: 40, checkpoint_every: 20, optimizer: {lr: 1e-4, eps: 1e-5}}",
+    "training={steps: 120, batch: 4, log_every: 20, checkpoint_every: 10, optimizer: {lr: 1e-4, eps: 1e-5}}",
 )  # fmt: skip
 
 

@@ -27,10 +27,10 @@ pytestmark = pytest.mark.integration
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = runpy.run_path(str(FIXTURES / "tiny_training.py"))
 WORKERS = runpy.run_path(str(FIXTURES / "ray_workers.py"))
-STEPS, EVERY = 200, 25
+STEPS, EVERY = 140, 20
 OPTIMIZER = {"lr": 2e-4, "eps": 1e-5}
 TRAINING = {
-    "steps": STEPS, "batch": 8, "log_every": 25, "checkpoint_every": EVERY, "seed": 1, "optimizer": OPTIMIZER
+    "steps": STEPS, "batch": 8, "log_every": 20, "checkpoint_every": EVERY, "seed": 1, "optimizer": OPTIMIZER
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def wait_for(condition, seconds=280):
 
 
 def kill_a_worker(out):
-    wait_for(lambda: reached(out, 60))
+    wait_for(lambda: reached(out, 40))
     WORKERS["train_workers"]()[-1].send_signal(signal.SIGKILL)
 
 
@@ -114,7 +114,7 @@ def test_a_terminated_driver_says_so_and_resumes_from_its_last_checkpoint(fields
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: reached(out, 60) or driver.poll() is not None)
+        wait_for(lambda: reached(out, 40) or driver.poll() is not None)
         driver.terminate()
         said = driver.communicate(timeout=60)[1]
     finally:

@@ -12,6 +12,7 @@ from cirray.core.errors import ConfigError, StageError
 from cirray.core.log import get_logger
 from cirray.core.progress import redirected
 from cirray.core.unfinished import restarting, restarts
+from cirray.pipelines.cluster.learnt import learnt
 
 _POLL_S = 0.5
 
@@ -142,7 +143,7 @@ def _tell(watch: Watch, rows: dict[str, Any], running: dict[Any, Node], outcomes
         if node.name in rows:
             watch(node.name, *rows[node.name])
     for name, outcome in outcomes.items():
-        watch(name, "", 1, 1, f"{outcome.seconds:.0f} s")
+        watch(name, "", 1, 1, " · ".join(filter(None, (f"{outcome.seconds:.0f} s", learnt(outcome.result)))))
 
 
 def _load(spec: str) -> Any:

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cirray.core.artifacts import Manifest
 from cirray.core.errors import ConfigError, StageError
 from cirray.core.progress import progress
 from cirray.core.unfinished import restarts
@@ -76,3 +77,22 @@ def test_a_stage_whose_board_was_closed_stops_at_its_next_progress(monkeypatch):
     with pytest.raises(StageError, match="'noisy' was stopped"):
         schedule._execute(node, remote)
     assert len(STEPS) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "metrics", "line"),
+    [
+        ("checkpoint", {"steps": 80, "triplets": 9206}, {"loss": 0.3, "val_R@1": 0.8312},
+         "7 s · 9,206 triplets · validation R@1 83.1"),
+        ("checkpoint", {"steps": 80, "triplets": 12}, {"loss": 0.3}, "7 s · 12 triplets"),
+        ("generator", {"labels": 2000}, {"trained": {"forward": {"exact": 0.975}, "reverse": {"exact": 0.9525}}},
+         "7 s · 2,000 labels · exact on held-out pairs 97.5 / 95.2 % (forward / reverse)"),
+        ("triplets", {"rejected": 3, "triplets": 9206}, {"exact": 0.882}, "7 s · 9,206 triplets · 88.2 % exact"),
+        ("towers", {"vision_weights": 3}, {}, "7 s"),
+    ],
+)  # fmt: skip
+def test_a_finished_stage_says_in_one_line_what_was_learnt(kind, counts, metrics, line):
+    manifest = Manifest(kind, {}, {}, {}, counts, metrics, "d", "now")
+    told = []
+    schedule._tell(lambda *row: told.append(row), {}, {}, {"it": Outcome(manifest, 7.2)})
+    assert told == [("it", "", 1, 1, line)]
