@@ -160,6 +160,9 @@ class MiningConfig(Config):
     `rank_window`: number of references, drawn at random."""
     group_limit: int = Field(8, ge=2)
     """Images of one group at most; groups join most similar pairs first, one per training batch."""
+    recall: float = Field(1.0, gt=0.0, le=1.0)
+    """Least share of the windows' pairs that is found, measured on drawn references. Below 1, inverted lists replace
+    the exact search of windows of the first ranks among more than 100,000 images; they hold all vectors in memory."""
     memory_mib: Effort[int] = Field(256, ge=8)
     """Working memory of the search; the answer does not depend on it."""
     seed: int = Field(0, ge=0)

@@ -1,7 +1,7 @@
 """Policies that choose image pairs worth a text: unordered pairs, each once, in a deterministic order."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from cirray.mining.config import (
     PolicyConfig,
     RankWindowConfig,
     SubgroupConfig,
+    WindowConfig,
 )
 from cirray.mining.groups import group_of_images
-from cirray.mining.neighbours import CentredVectors, Window, windows
+from cirray.mining.neighbours import Approximate, CentredVectors, Window, windows
 from cirray.mining.subgroups import subgroup_links
 from cirray.types import Pair, Triplet, stable_id
 
@@ -32,8 +33,24 @@ class MiningInput:
     features: FeatureStore | None = None
     triplets: tuple[Triplet, ...] = ()
     excluded: frozenset[str] = field(default_factory=frozenset)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What policies tell beside the pairs."""
+
+    def windows(
+        self, window: WindowConfig, config: MiningConfig, references: Sequence[int] | None = None
+    ) -> Iterator[Window]:
+        """Rank windows of the images (`cirray.mining.neighbours.windows`), exact or with the configured recall."""
+        memory = config.memory_mib * 2**20 // 2
+        vectors = CentredVectors(_features(self), self.ids, window.representation, memory)
+        lists = None
+        if config.recall < 1.0 and window.quantiles is None and len(vectors) > APPROXIMATE_ABOVE:
+            lists = Approximate(vectors, window, memory, config.recall)
+            self.metrics["recall"] = lists.recall
+        yield from windows(vectors, window, memory, references, lists)
 
 
+APPROXIMATE_ABOVE = 100_000
+"""Images beyond which `recall` below 1 searches inverted lists."""
 _HASHED_TOGETHER = 1024
 Policy = Callable[[MiningInput, MiningConfig, Any], list[Pair]]
 """(what there is, configuration, the policy's own settings) -> pairs."""
@@ -100,11 +117,8 @@ def neighbour_band(source: MiningInput, config: MiningConfig, settings: BandConf
     Source: VDG's nearest-neighbour pairs and SPN's rank windows (`rank_low`, `rank_high`, `quantiles`, `draws`), over
     one exact blockwise search. A pair found from both images keeps its better rank.
     """
-    features = _features(source)
-    memory = config.memory_mib * 2**20 // 2
-    vectors = CentredVectors(features, source.ids, settings.representation, memory)
     best: dict[tuple[int, int], tuple[int, float, int]] = {}
-    for window in windows(vectors, settings, memory):
+    for window in source.windows(settings, config):
         for target, rank, score in _drawn(window, settings.draws, config.seed):
             key = (min(window.reference, target), max(window.reference, target))
             before = best.get(key)
@@ -126,14 +140,10 @@ def rank_window(source: MiningInput, config: MiningConfig, settings: RankWindowC
     SPN's pairs (docs/PAPERS.md#rank-windows); `quantiles` scales them to any size. With `exclude_known`, pairs of the
     labelled triplets are not drawn; ranks stay as they are.
     """
-    features, memory = _features(source), config.memory_mib * 2**20 // 2
-    vectors = CentredVectors(features, source.ids, settings.representation, memory)
     known = known_pairs(source.triplets) if config.exclude_known else set()
     wanted, pairs = _references(source, config, settings), list[Pair]()
-    for window in windows(vectors, settings, memory):
+    for window in source.windows(settings, config, wanted):
         reference = source.ids[window.reference]
-        if reference not in wanted:
-            continue
         free = [place for place, target in enumerate(window.targets) if (reference, source.ids[target]) not in known]
         left = replace(window, targets=window.targets[free], ranks=window.ranks[free], scores=window.scores[free])
         for target, rank, score in _drawn(left, settings.draws, config.seed):
@@ -142,14 +152,14 @@ def rank_window(source: MiningInput, config: MiningConfig, settings: RankWindowC
     return pairs
 
 
-def _references(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> set[str]:
-    """Images that may be references: all, or those of triplets; at most `count`, drawn at random."""
+def _references(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> list[int]:
+    """Places of images that may be references: all, or those of triplets; at most `count`, drawn at random."""
     labelled = {t.reference_id for t in source.triplets}
-    names = [image for image in source.ids if not settings.references_only or image in labelled]
-    if config.count and config.count < len(names):
+    places = [at for at, image in enumerate(source.ids) if not settings.references_only or image in labelled]
+    if config.count and config.count < len(places):
         rng = numpy_generator(config.seed, "references")
-        names = [names[place] for place in np.sort(rng.choice(len(names), size=config.count, replace=False))]
-    return set(names)
+        places = [places[at] for at in np.sort(rng.choice(len(places), size=config.count, replace=False))]
+    return places
 
 
 @POLICIES.register("uniform")

@@ -35,10 +35,11 @@ def run_mine(run: MineRun) -> Manifest:
     stage = open_stage(run, KIND, {**_inputs(run, dataset), **guard_inputs(guard)})
     if stage.finished:
         return stage.finished
-    pairs = mine_pairs(_source(run, dataset), run.mining)
+    source = _source(run, dataset)
+    pairs = mine_pairs(source, run.mining)
     write_pairs(stage.work_uri, pairs)
     images = {image for pair in pairs for image in (pair.reference_id, pair.target_id)}
-    return stage.publish({"pairs": len(pairs), "images": len(images)}, _metrics(run, pairs), guard)
+    return stage.publish({"pairs": len(pairs), "images": len(images)}, source.metrics | _metrics(run, pairs), guard)
 
 
 def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:

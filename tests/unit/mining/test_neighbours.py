@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cirray.features.store import FeatureInfo, FeatureStore
+from cirray.mining import neighbours
 from cirray.mining.config import WindowConfig
-from cirray.mining.neighbours import CentredVectors, Window, rank_window, windows
+from cirray.mining.neighbours import Approximate, CentredVectors, Window, rank_window, windows
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
 PLENTY = 2**28
@@ -34,8 +35,8 @@ def same(found, expected):
 
 def naive_windows(vectors, config):
     """The twin: the full matrix, a full sort for each reference."""
-    every_ND = vectors.block(0, len(vectors))
-    scores_NN = every_ND @ every_ND.T
+    every_ND = np.concatenate(list(vectors.blocks())).astype(np.float64)
+    scores_NN = (every_ND @ every_ND.T).astype(np.float32)
     found = []
     for reference in range(len(vectors)):
         others = [
@@ -105,7 +106,7 @@ def test_the_mean_over_all_images_is_taken_out():
     raw = store.get(ids).astype(np.float64).reshape(40, -1)
     centred = raw - raw.mean(axis=0)
     expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
-    assert vectors.block(0, 40) == pytest.approx(expected, abs=1e-5)
+    assert next(vectors.blocks()) == pytest.approx(expected, abs=1e-5)
     assert np.abs(expected - raw / np.linalg.norm(raw, axis=1, keepdims=True)).max() > 0.1
 
 
@@ -114,3 +115,39 @@ def test_a_constant_image_is_similar_to_nothing():
     store, ids = store_of(array)
     found = list(windows(CentredVectors(store, ids, "flat", PLENTY), WindowConfig(min_score=0.1), PLENTY))
     assert all(len(window.targets) == 0 for window in found)
+
+
+def tied_store():
+    """Few distinct values and whole copies, so that many cosines are equal, and some are 1."""
+    array = np.random.default_rng(3).integers(0, 3, size=(300, 1, 6)).astype(np.float32)
+    array[40:90] = array[90:140]
+    return store_of(array)
+
+
+@pytest.mark.parametrize("made", [tied_store, lambda: random_store(300)])
+@pytest.mark.parametrize(
+    "fields",
+    [{"rank_high": 3}, {"rank_low": 2, "rank_high": 9}, {"rank_high": 4, "max_score": 0.9},
+     {"rank_high": 5, "max_score": 0.2, "min_score": -0.1}, {"rank_high": 2, "min_score": 0.95}],
+)  # fmt: skip
+@pytest.mark.parametrize("memory", [PLENTY, 20_000])
+def test_windows_of_faiss_equal_the_full_matrix_also_among_equal_cosines_and_copies(made, fields, memory, monkeypatch):
+    store, ids = made()
+    config = WindowConfig(**fields)
+    vectors = CentredVectors(store, ids, "flat", memory)
+    found = list(windows(vectors, config, memory))
+    same(found, naive_windows(vectors, config))
+    some = [0, 41, 299]
+    same(list(windows(vectors, config, memory, some)), [found[at] for at in some])
+    monkeypatch.setattr(neighbours, "is_there", lambda: False)
+    same(list(windows(vectors, config, memory)), found)
+
+
+def test_inverted_lists_find_the_stated_share_of_the_windows():
+    store, ids = random_store(1500, shape=(1, 8))
+    vectors, config = CentredVectors(store, ids, "flat", PLENTY), WindowConfig(rank_high=5)
+    lists = Approximate(vectors, config, PLENTY, 0.9)
+    found, exact = (list(windows(vectors, config, PLENTY, None, which)) for which in (lists, None))
+    shared = np.mean([len(set(a.targets) & set(b.targets)) / 5 for a, b in zip(found, exact, strict=True)])
+    assert 1 < lists.probes < lists.lists.lists and lists.recall >= 0.9
+    assert shared == pytest.approx(lists.recall, abs=0.03)

@@ -155,7 +155,7 @@ def test_impossible_windows_are_refused(fields):
 def naive_ranks(reference):
     """Rank of every other image in a reference's list, by a full sort."""
     vectors = CentredVectors(families(), IDS, "flat", 2**20)
-    every = vectors.block(0, len(IDS))
+    every = vectors.take(range(len(IDS)))
     row = IDS.index(reference)
     others = sorted((-float(score), n) for n, score in enumerate(every @ every[row]) if n != row)
     return {IDS[n]: rank for rank, (_, n) in enumerate(others)}
@@ -211,3 +211,16 @@ def test_identical_pictures_are_one_image_where_asked():
     merged = mine_pairs(source, of_policy("rank_window", rank_high=20, merge_identical=True))
     assert {p.reference_id for p in merged} == set(IDS[:12:2]) == {p.target_id for p in merged}
     assert len({p.reference_id for p in mine_pairs(source, of_policy("rank_window", rank_high=20))}) == 12
+
+
+def test_a_recall_below_one_is_measured_and_told_for_large_sets_only(monkeypatch):
+    ids = tuple(f"img-{n:03d}" for n in range(400))
+    array = np.random.default_rng(0).normal(size=(400, 1, 16)).astype(np.float16)
+    store = FeatureStore([array], ids, FeatureInfo("e", "t", (1, 16)))
+    exact, small, large = (MiningInput(ids, store) for _ in range(3))
+    wanted = mine_pairs(exact, of_policy("neighbour_band"))
+    assert mine_pairs(small, of_policy("neighbour_band", recall=0.9)) == wanted
+    monkeypatch.setattr("cirray.mining.pairs.APPROXIMATE_ABOVE", 300)
+    found = mine_pairs(large, of_policy("neighbour_band", recall=0.9))
+    assert exact.metrics == small.metrics == {} and 0.9 <= large.metrics["recall"] <= 1.0
+    assert len(set(keys(found)) & set(keys(wanted))) >= 0.8 * len(wanted)

@@ -1,0 +1,91 @@
+"""Mining's search for near neighbours: FAISS against whole rows of cosines, and inverted lists.
+
+    python jobs/benchmarks/bench_mine.py images=20000
+    python jobs/benchmarks/bench_mine.py images=1000000 recall=0.95 memory_mib=4096
+
+Vectors are synthetic: families of four around a point of one of `topics` clouds, as photographs of products come in
+series. Processor seconds are those of all threads together: on a busy machine they say more than seconds.
+"""
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from pydantic import Field
+
+from cirray.cli.main import guarded
+from cirray.core.config import Config, load_config
+from cirray.core.log import say
+from cirray.features.store import FeatureInfo, FeatureStore
+from cirray.mining import neighbours
+from cirray.mining.config import WindowConfig
+from cirray.mining.neighbours import Approximate, CentredVectors, Window, windows
+
+
+class BenchConfig(Config):
+    """What is measured."""
+
+    images: int = Field(20_000, ge=1000)
+    width: int = Field(256, ge=2)
+    topics: int = Field(200, ge=1)
+    window: WindowConfig = WindowConfig()
+    recall: float = Field(1.0, gt=0.0, le=1.0)
+    """Below 1 only the inverted lists are measured."""
+    memory_mib: int = Field(256, ge=8)
+    seed: int = 0
+
+
+def make_store(config: BenchConfig) -> tuple[FeatureStore, list[str]]:
+    """Features of all images, a vector each."""
+    rng = np.random.default_rng(config.seed)
+    topics_TD = rng.standard_normal((config.topics, config.width), dtype=np.float32)
+    vectors_ND = np.empty((config.images, 1, config.width), np.float16)
+    for start in range(0, config.images, 65_536):
+        count = len(vectors_ND[start : start + 65_536])
+        families_FD = topics_TD[rng.integers(0, config.topics, -(-count // 4))]
+        families_FD = families_FD + 0.7 * rng.standard_normal(families_FD.shape, dtype=np.float32)
+        own_ND = 0.4 * rng.standard_normal((count, config.width), dtype=np.float32)
+        vectors_ND[start : start + count, 0] = np.repeat(families_FD, 4, axis=0)[:count] + own_ND
+    ids = [f"{row:09d}" for row in range(config.images)]
+    return FeatureStore([vectors_ND], ids, FeatureInfo("e", "t", (1, config.width))), ids
+
+
+def timed(label: str, found: Iterator[Window]) -> list[Window]:
+    """All windows, with a line that says how long they took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = list(found)
+    say(f"{label:<24}{time.perf_counter() - wall:8.1f} s {time.process_time() - cpu:8.1f} CPU s")
+    return made
+
+
+def main() -> int:
+    """Measure, and check that the two exact ways agree."""
+    config = load_config(BenchConfig, None, sys.argv[1:])
+    memory = config.memory_mib * 2**20 // 2
+    store, ids = make_store(config)
+    vectors = CentredVectors(store, ids, "flat", memory)
+    say(f"{config.images:,} images x {config.width}, ranks {config.window.rank_low} to {config.window.rank_high}")
+    if config.recall < 1.0:
+        begin, cpu = time.perf_counter(), time.process_time()
+        lists = Approximate(vectors, config.window, memory, config.recall)
+        say(
+            f"{'lists and their recall':<24}{time.perf_counter() - begin:8.1f} s {time.process_time() - cpu:8.1f} CPU s"
+        )
+        timed("search in lists", windows(vectors, config.window, memory, None, lists))
+        say(f"recall {lists.recall:.3f}, {lists.probes} of {lists.lists.lists} lists a reference")
+    else:
+        fast = timed("FAISS", windows(vectors, config.window, memory))
+        neighbours.is_there = lambda: False
+        whole = timed("whole rows", windows(vectors, config.window, memory))
+        equal = all(np.array_equal(a.targets, b.targets) for a, b in zip(fast, whole, strict=True))
+        say("equal to the index" if equal else "NOT EQUAL")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    say(f"peak {peak:,.0f} MB; {platform.processor() or platform.machine()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
