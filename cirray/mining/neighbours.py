@@ -14,6 +14,8 @@ from cirray.index.nearest import MOST_HITS, InvertedLists, nearest_rows
 from cirray.mining.config import WindowConfig
 
 _EPSILON = 1e-12
+Places = Sequence[int] | np.ndarray
+"""Places of images in the list of ids."""
 _SPARE = 16
 """Hits beyond a window's end, for near-duplicates and equal cosines."""
 _WIDEN = 4
@@ -54,7 +56,7 @@ class CentredVectors:
             return
         yield from (self._make(start, start + self.rows) for start in range(0, len(self), self.rows))
 
-    def take(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
+    def take(self, places: Places) -> np.ndarray:
         """Vectors of single images, in any order: `[len(places), D]`."""
         if self._kept is not None:
             return self._kept[np.asarray(places, dtype=np.int64)]
@@ -85,7 +87,7 @@ def windows(
     vectors: CentredVectors,
     config: WindowConfig,
     memory_bytes: int,
-    references: Sequence[int] | None = None,
+    references: Places | None = None,
     lists: "Approximate | None" = None,
 ) -> Iterator[Window]:
     """Every reference's rank window, in order; with `references` (ascending) only theirs.
@@ -204,9 +206,9 @@ def _by_rows(vectors: CentredVectors, wanted: np.ndarray, config: WindowConfig, 
             if config.quantiles is not None:
                 yield _quantile_window(reference, scores_N, config)
                 continue
-            above = np.count_nonzero(scores_N > config.max_score - vectors.margin)
+            above = int(np.count_nonzero(scores_N > config.max_score - vectors.margin))
             asked = min(len(scores_N), config.rank_high + 1 + above)
-            cut = np.partition(scores_N, len(scores_N) - asked)[len(scores_N) - asked]
+            cut = float(np.partition(scores_N, len(scores_N) - asked)[len(scores_N) - asked])
             window = select_window(vectors, reference, np.flatnonzero(scores_N >= cut - 2 * vectors.margin), config)
             assert window is not None
             yield window

@@ -20,7 +20,7 @@ from cirray.mining.config import (
     WindowConfig,
 )
 from cirray.mining.groups import group_of_images
-from cirray.mining.neighbours import Approximate, CentredVectors, Window, windows
+from cirray.mining.neighbours import Approximate, CentredVectors, Places, Window, windows
 from cirray.mining.subgroups import subgroup_links
 from cirray.types import Pair, Triplet, stable_id
 
@@ -35,13 +35,16 @@ class MiningInput:
     excluded: frozenset[str] = field(default_factory=frozenset)
     metrics: dict[str, float] = field(default_factory=dict)
     """What policies tell beside the pairs."""
+    finder: "Finder | None" = None
+    """Where exact windows are searched; None: in this process."""
 
-    def windows(
-        self, window: WindowConfig, config: MiningConfig, references: Sequence[int] | None = None
-    ) -> Iterator[Window]:
+    def windows(self, window: WindowConfig, config: MiningConfig, references: Places | None = None) -> Iterator[Window]:
         """Rank windows of the images (`cirray.mining.neighbours.windows`), exact or with the configured recall."""
-        memory = config.memory_mib * 2**20 // 2
-        vectors = CentredVectors(_features(self), self.ids, window.representation, memory)
+        memory, features = config.memory_mib * 2**20 // 2, _features(self)
+        if self.finder and config.recall == 1.0:
+            yield from self.finder(self.ids, window, memory, references)
+            return
+        vectors = CentredVectors(features, self.ids, window.representation, memory)
         lists = None
         if config.recall < 1.0 and window.quantiles is None and len(vectors) > APPROXIMATE_ABOVE:
             lists = Approximate(vectors, window, memory, config.recall)
@@ -49,6 +52,8 @@ class MiningInput:
         yield from windows(vectors, window, memory, references, lists)
 
 
+Finder = Callable[[Sequence[str], WindowConfig, int, Places | None], Iterator[Window]]
+"""(images, window, bytes of working memory, places of the references or None for all) -> their windows, in order."""
 APPROXIMATE_ABOVE = 100_000
 """Images beyond which `recall` below 1 searches inverted lists."""
 _HASHED_TOGETHER = 1024

@@ -22,7 +22,10 @@ from cirray.data.config import DataConfig, FolderConfig, ShapesConfig
 from cirray.data.shapes.world import write_world
 from cirray.evaluation.plan import make_plan
 from cirray.evaluation.vectors import rank_vectors
+from cirray.features.store import FeatureStore
 from cirray.features.vector_files import read_vectors
+from cirray.mining.config import MiningConfig
+from cirray.mining.pairs import MiningInput, mine_pairs
 from cirray.pipelines.captions.caption import run_caption
 from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
@@ -34,6 +37,7 @@ from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
+from cirray.pipelines.texts import mining_tasks
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.generate import run_generate
 from cirray.triplets.captions import caption_table, rejected_captions
@@ -210,6 +214,17 @@ def test_the_doctor_s_tasks_report_what_one_process_reports(ray_config, tmp_path
     by_ray = run_doctor(DoctorRun(**fields, ray=ray_config))
     assert by_ray == alone and by_ray.exit_status == 1 and by_ray.counts["images"] == 60
     assert {f.code: f.items for f in by_ray.findings} == {"empty": ("07",), "duplicate": ("30=31",)}
+
+
+def test_tasks_find_the_neighbours_that_one_process_finds(tiny, inputs, ray_config, monkeypatch):
+    monkeypatch.setattr(mining_tasks, "LEAST_IMAGES", 10)
+    monkeypatch.setattr(mining_tasks, "_BLOCK", 64)
+    features, ids = str(inputs / "features"), tuple(sorted(tiny.random_vectors(301)))
+    find = mining_tasks.ray_finder(ray_config, [features], len(ids))
+    assert mining_tasks.ray_finder(ray_config, [features], 9) is None
+    store = FeatureStore.open_many([features])
+    here, there = (mine_pairs(MiningInput(ids, store, finder=which), MiningConfig()) for which in (None, find))
+    assert here == there and len(here) > 300
 
 
 def save(folder, name, ids, vectors):

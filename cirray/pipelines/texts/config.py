@@ -75,6 +75,8 @@ class MineRun(Run):
     split: str = "train"
     """Split of the triplets that `existing` and `reverse` read."""
     mining: MiningConfig = MiningConfig()
+    ray: Effort[RayConfig] = RayConfig()
+    """A named cluster searches the windows of 20,000 images and more on all its nodes."""
     out: Place = "@pairs"
     """Pairs artifact (path or URI)."""
 

@@ -17,6 +17,7 @@ from cirray.pipelines.data.datasets import open_dataset, part_ids
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
 from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.judging import is_shapes_world, single_edit_share
+from cirray.pipelines.texts.mining_tasks import ray_finder
 from cirray.triplets.pairs import KIND, write_pairs
 from cirray.types import Pair, stable_id
 
@@ -59,7 +60,9 @@ def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
             "well. Put pool and gallery into folders of their own, or set exclude_parts=[] and expect pairs of images "
             "that queries search."
         )
-    return MiningInput(ids, features, dataset.split(run.split), excluded)
+    return MiningInput(
+        ids, features, dataset.split(run.split), excluded, finder=ray_finder(run.ray, run.features, len(ids))
+    )
 
 
 def _rejected(run: MineRun) -> frozenset[str]:
