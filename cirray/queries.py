@@ -20,6 +20,7 @@ from PIL import Image
 
 from cirray.core.errors import DataError
 from cirray.data.places import Box
+from cirray.types import Ranking, StepTimes
 
 if TYPE_CHECKING:  # whoever asks a service needs no index
     from cirray.index.store import GalleryIndex
@@ -104,6 +105,8 @@ class Term:
     """Transformed pixels (uint8)."""
     share: float | None = None
     """The text's share, 0 to 1; None: the model's own."""
+    shown: Image.Image | None = None
+    """The picture itself, where a reranker may look at it."""
 
     @property
     def parts(self) -> str:
@@ -129,10 +132,30 @@ class ComposedQuery:
     gallery: "GalleryIndex | None" = None
     """What is searched, also when the gallery has changed since; None: the gallery of that time."""
 
+    def wanted(self, reranked: int = 0) -> int:
+        """Answers to ask of the index, so that enough are left, also for a reranker."""
+        return max(self.offset + self.k, reranked) + len(self.dropped)
+
     @property
-    def wanted(self) -> int:
-        """Answers to ask of the index, so that enough are left."""
-        return self.offset + self.k + len(self.dropped)
+    def text(self) -> str | None:
+        """What is asked for in words; None: nothing."""
+        return self.terms[0].text
+
+    @property
+    def reference(self) -> Image.Image | str | None:
+        """Its one reference, a picture or an id of the gallery; None where it has none, or several."""
+        shown = [term.shown or term.gallery_id for term in self.terms if term.factor > 0 and term.parts != "text"]
+        return shown[0] if len(shown) == 1 else None
+
+    def left(self, names: Sequence[str], scores_K: np.ndarray) -> list[tuple[str, float]]:
+        """The answers that it does not leave out, with their scores."""
+        pairs = zip(names, scores_K, strict=False)
+        return [(name, float(score)) for name, score in pairs if name not in self.dropped]
+
+    def ranking(self, left: Sequence[tuple[str, float]], times: StepTimes) -> Ranking:
+        """The answers that were asked for, of those that are left."""
+        kept = left[self.offset : self.offset + self.k]
+        return Ranking(self.query_id, tuple(name for name, _ in kept), tuple(score for _, score in kept), times)
 
     def vector(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
         """The query's vector [D] (norm 1) of those of its terms. Raises DataError when nothing is left of it."""
@@ -144,3 +167,22 @@ class ComposedQuery:
         if norm < 1e-6:
             raise DataError("Nothing is left of the query: what is not wanted takes away all of what is.")
         return (total_D / norm).astype(np.float32)
+
+
+def references_of(
+    image: str | Path | bytes | Image.Image | None, gallery_id: str | None, further: Further
+) -> tuple[Reference, ...]:
+    """The references of a query: the one, or several.
+
+    Raises:
+        DataError: for two ways of saying them, or a box without a picture.
+    """
+    if image is not None and gallery_id is not None:
+        raise DataError("A query has one reference, an image or a gallery id; both were given.")
+    if image is None and gallery_id is None:
+        if further.box is not None:
+            raise DataError("A box is a part of a reference; give an image or a gallery id, or leave the box out.")
+        return further.references
+    if further.references:
+        raise DataError("Several references stand in `references`; leave the single one out, or put it there too.")
+    return (Reference(image, gallery_id, further.box),)

@@ -1,7 +1,12 @@
 """Pictures of a query: read from what was sent or from the gallery, and cut to the part that is meant."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 from cirray.core.errors import CirrayError, DataError
@@ -9,6 +14,7 @@ from cirray.data.config import ImageLimits
 from cirray.data.images import Source, open_image, picture_digest, read_place
 from cirray.data.places import Box, Place
 from cirray.index.store import GalleryIndex
+from cirray.transforms import ImageTransform, stacked
 
 _WHOLE = 2**31 - 1
 
@@ -34,6 +40,30 @@ def picture_of(
     assert source is not None
     image = open_image(source, limits, name)
     return image if box is None else cut(image, box)
+
+
+@dataclass(frozen=True)
+class GallerySights:
+    """A gallery's images for a reranker: the patches that it keeps, else those of its pictures."""
+
+    gallery: GalleryIndex
+    vision: Any
+    transform: ImageTransform
+    device: torch.device
+    limits: ImageLimits
+
+    def patches(self, ids: Sequence[str]) -> torch.Tensor:
+        """See `Sights.patches`."""
+        if self.gallery.patches_NPW is not None:
+            rows = [self.gallery.row(name) for name in ids]
+            return torch.from_numpy(np.array(self.gallery.patches_NPW[rows])).to(self.device).float()
+        pixels = torch.from_numpy(stacked([self.transform(self.image(name)) for name in ids])).to(self.device)
+        with torch.inference_mode():
+            return torch.as_tensor(self.vision(pixels)).to(torch.float16).float()  # as stored ones are rounded
+
+    def image(self, image_id: str) -> Image.Image:
+        """See `Sights.image`: the original file while it is there, else the thumbnail."""
+        return picture_of(None, image_id, None, self.gallery, self.limits, whole=True)
 
 
 def cut(image: Image.Image, box: Box) -> Image.Image:

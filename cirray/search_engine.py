@@ -17,11 +17,13 @@ from cirray.catalogue.follower import Follower
 from cirray.catalogue.opening import open_gallery
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
+from cirray.generators.rerankers.base import Asked, Listed, Reranking
+from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import ImageSource, Vision, check_weight, load_models, said
 from cirray.index.store import GalleryIndex
 from cirray.models.states import ReferenceStates
-from cirray.queries import PLAIN, ComposedQuery, Further, Negative, Reference, Term
-from cirray.query_pictures import picture_of
+from cirray.queries import PLAIN, ComposedQuery, Further, Negative, Reference, Term, references_of
+from cirray.query_pictures import GallerySights, picture_of
 from cirray.transforms import ImageTransform, stacked
 from cirray.types import Composition, Ranking, StepTimes
 
@@ -65,12 +67,14 @@ class SearchEngine:
     def __init__(
         self, encoder: QueryEncoder, vision: Vision, transform: ImageTransform, gallery: GalleryIndex | Follower,
         device: torch.device | str = "cpu", limits: ImageLimits | None = None, kept_references: int = 0,
+        rerank: RerankChoice | None = None,
     ) -> None:  # fmt: skip
         """Take parts that are loaded already; `open()` loads them from artifacts."""
         self.encoder, self.vision, self.transform, self._gallery = encoder, vision, transform, gallery
         self.device, self.limits = torch.device(device), limits or ImageLimits()
         bound = getattr(encoder, "state_depends_on_text", False)
         self._reads_pictures = bool(getattr(encoder, "reads_pictures", False))
+        self._rerank = Reranking(rerank, encoder, str(device)) if rerank else None
         self._states = ReferenceStates(encoder, kept_references) if kept_references and not bound else None
 
     @property
@@ -104,7 +108,7 @@ class SearchEngine:
     @classmethod
     def open(
         cls, checkpoint: str, index: str, device: str = "cpu", verify: bool = True, limits: ImageLimits | None = None,
-        kept_references: int = 0,
+        kept_references: int = 0, rerank: RerankChoice | None = None,
     ) -> "SearchEngine":  # fmt: skip
         """Load a checkpoint (model and its vision tower), and an index or a gallery that is written to.
 
@@ -116,14 +120,17 @@ class SearchEngine:
             limits: caps on reference images.
             kept_references: how many of the latest reference images stay encoded for further texts, if the encoding
                 does not depend on the text; 0: none. One thread at a time.
+            rerank: what scores the first answers of every query again.
 
         Raises:
             ArtifactError: an artifact is missing, half-written or damaged.
             IndexMismatchError: the index was built by another encoder.
+            ConfigError: the model lacks what the reranker needs.
+            GenerationError: no server answers the reranker.
         """
         encoder, vision, transform = load_models(checkpoint, device)
         gallery = open_gallery(index, encoder.index_digests, verify, vision.digest)
-        return cls(encoder, vision, transform, gallery, device, limits, kept_references)
+        return cls(encoder, vision, transform, gallery, device, limits, kept_references, rerank)
 
     def prepare(
         self, text: str | None = None, image: ImageSource | None = None, gallery_id: str | None = None, k: int = 10,
@@ -148,7 +155,7 @@ class SearchEngine:
                 filter that cannot be used.
         """
         further.check(k)
-        references = _references_of(image, gallery_id, further)
+        references = references_of(image, gallery_id, further)
         if not references and text is None:
             raise DataError("There is nothing to search by; give an image, a gallery id or a text.")
         gallery = self.gallery
@@ -182,7 +189,8 @@ class SearchEngine:
         whole = self._reads_pictures
         image = picture_of(picture.image, picture.gallery_id, picture.box, gallery, self.limits, whole)
         pixels_HWC = self.transform(image)
-        return Term(factor, text, picture.gallery_id, pixels_HWC, share)
+        shown = image if self._rerank else None
+        return Term(factor, text, picture.gallery_id, pixels_HWC, share, shown)
 
     def _unwanted(self, negative: Negative | None, gallery: GalleryIndex) -> list[Term]:
         if negative is None:
@@ -248,15 +256,28 @@ class SearchEngine:
         begin = self._now()
         found: dict[int, tuple[tuple[str, ...], np.ndarray]] = {}
         for gallery, places in self._by_gallery(queries):
-            wanted = max(queries[place].wanted for place in places)
+            wanted = max(queries[place].wanted(self._rerank.top if self._rerank else 0) for place in places)
             masks = [queries[place].allowed_N for place in places]
             ids, scores_BK = gallery.search_index.search(vectors_BD[places], wanted, masks)
             found |= zip(places, zip(ids, scores_BK, strict=True), strict=True)
-        rank_ms = 1000 * (self._now() - begin)
+        lists: list[Listed] = [query.left(*found[place]) for place, query in enumerate(queries)]
+        ranked = self._now()
+        rank_ms, rerank_ms = 1000 * (ranked - begin), 0.0
+        if self._rerank:
+            lists = self._rerank.ordered([self._asked(*pair) for pair in zip(queries, lists, strict=True)], lists)
+            rerank_ms = 1000 * (self._now() - ranked)
         return [
-            _ranking(query, *found[place], StepTimes(query.decode_ms, image_ms, text_ms, rank_ms))
-            for place, query in enumerate(queries)
+            query.ranking(left, StepTimes(query.decode_ms, image_ms, text_ms, rank_ms, rerank_ms))
+            for query, left in zip(queries, lists, strict=True)
         ]
+
+    def _asked(self, query: ComposedQuery, left: Listed) -> Asked:
+        """What a reranker is asked of the first answers."""
+        assert self._rerank is not None
+        gallery = query.gallery or self.gallery
+        ids = tuple(name for name, _ in left[: self._rerank.top])
+        sights = GallerySights(gallery, self.vision, self.transform, self.device, self.limits)
+        return Asked(query.text, ids, sights, query.reference)
 
     def _by_gallery(self, queries: Sequence[ComposedQuery]) -> list[tuple[GalleryIndex, list[int]]]:
         """Every gallery that is searched, with the places of its queries."""
@@ -340,33 +361,9 @@ class SearchEngine:
         return ComposedQuery((Term(text="probe", pixels_HWC=self.transform(grey)),), k=1)
 
 
-def _references_of(image: ImageSource | None, gallery_id: str | None, further: Further) -> tuple[Reference, ...]:
-    """The references of a query: the one, or several.
-
-    Raises:
-        DataError: for two ways of saying them, or a box without a picture.
-    """
-    if image is not None and gallery_id is not None:
-        raise DataError("A query has one reference, an image or a gallery id; both were given.")
-    if image is None and gallery_id is None:
-        if further.box is not None:
-            raise DataError("A box is a part of a reference; give an image or a gallery id, or leave the box out.")
-        return further.references
-    if further.references:
-        raise DataError("Several references stand in `references`; leave the single one out, or put it there too.")
-    return (Reference(image, gallery_id, further.box),)
-
-
 def _reference_key(term: Term) -> str:
     """Equal for equal reference images: the gallery's own patches by id, a picture by its transformed pixels."""
     if term.pixels_HWC is None:
         return f"gallery {term.gallery_id}"
     content = hashlib.blake2b(np.ascontiguousarray(term.pixels_HWC).tobytes(), digest_size=16)
     return f"pixels {term.pixels_HWC.shape} {content.hexdigest()}"
-
-
-def _ranking(query: ComposedQuery, names: tuple[str, ...], scores_K: np.ndarray, times: StepTimes) -> Ranking:
-    pairs = zip(names, scores_K, strict=False)
-    left = [(name, float(score)) for name, score in pairs if name not in query.dropped]
-    kept = left[query.offset : query.offset + query.k]
-    return Ranking(query.query_id, tuple(name for name, _ in kept), tuple(score for _, score in kept), times)

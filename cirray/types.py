@@ -122,6 +122,8 @@ class StepTimes:
     """Text encoder and fusion: reference and text to query vector."""
     rank: float = 0.0
     """Search in the index."""
+    rerank: float = 0.0
+    """Scoring the first answers again, where a reranker does."""
 
 
 @dataclass(frozen=True)

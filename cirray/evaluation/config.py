@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from cirray.core.fields import Effort, Features, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig
+from cirray.generators.rerankers.config import RerankChoice
 
 
 class EvaluateRun(Run):
@@ -23,6 +24,8 @@ class EvaluateRun(Run):
     memory-mapped) the gallery is neither encoded again nor held in memory."""
     texts: Annotated[Place, Kind("rewrites")] = ""
     """Rewrites artifact (`cirray rewrite`) whose texts replace the queries' own."""
+    rerank: RerankChoice | None = None
+    """Score the first answers of every query again: `rerank=matching`, `rerank.kind=lmm`."""
     out: Place = "@report"
     """Report artifact (path or URI)."""
     name: str = "composed"
@@ -58,6 +61,10 @@ class EvaluateRun(Run):
 
     @model_validator(mode="after")
     def _usable(self) -> "EvaluateRun":
+        if self.rerank and self.index:
+            raise ValueError(
+                "rerank looks at the images again, which an index does not hold; leave out index, or rerank"
+            )
         if any(k < 1 for k in self.ks):
             raise ValueError("every cut-off in ks must be at least 1")
         return self

@@ -21,6 +21,7 @@ from cirray.evaluation.measures import interval
 from cirray.evaluation.metrics import recall_by, refuse_nan
 from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.protocol_metrics import Judged, compute
+from cirray.evaluation.reranked import RerankedEvaluation
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.seen import SeenPictures
 from cirray.evaluation.verdicts import Verdict, row_verdict
@@ -95,6 +96,7 @@ def evaluate_retriever(
     top_k: int = 50,
     intervals: bool = False,
     advance: Advance = silent,
+    rerank: RerankedEvaluation | None = None,
 ) -> EvaluationResult:
     """The protocol's metrics of a retriever, with the ranks and the top K of every query.
 
@@ -109,18 +111,21 @@ def evaluate_retriever(
         top_k: length of the lists that are kept.
         intervals: also compute every metric's bootstrap interval; recall always has one.
         advance: progress, one unit per gallery image and per query.
+        rerank: scores the first answers of every query again.
 
     Raises DataError: no query, a query without target, a repeated gallery id, a target outside the gallery, a score
     that is not a number; ConfigError: a metric that is not known.
     """
     plan = make_plan(queries, gallery_ids, protocol, galleries)
-    ranked = rank_queries(retriever, features, plan, batch=batch, top_k=top_k, judge=True, advance=advance)
+    ranked = rank_queries(
+        retriever, features, plan, batch=batch, top_k=top_k, judge=True, advance=advance, rerank=rerank
+    )
     return count_result(ranked, intervals)
 
 
 def rank_queries(
     retriever: ComposedEncoder, features: FeatureLookup, plan: EvaluationPlan, *, batch: int = 128, top_k: int = 50,
-    judge: bool = True, advance: Advance = silent,
+    judge: bool = True, advance: Advance = silent, rerank: RerankedEvaluation | None = None,
 ) -> RankedQueries:  # fmt: skip
     """Top K of every query, and its verdict where `judge` is set; a submission needs no targets.
 
@@ -133,7 +138,7 @@ def rank_queries(
         answers = [
             answer
             for rows in _slices(len(plan.queries), max(1, min(batch, _SCORE_BYTES // (4 * largest))))
-            for answer in _judge(retriever, features, plan, gallery_NQD, rows, top_k, judge, advance)
+            for answer in _judge(retriever, features, plan, gallery_NQD, rows, top_k, judge, advance, rerank)
         ]
     return RankedQueries.of(plan, answers, started)
 
@@ -212,7 +217,7 @@ def _encode_gallery(
 
 def _judge(
     retriever: ComposedEncoder, features: FeatureLookup, plan: EvaluationPlan, gallery_NQD: torch.Tensor, rows: slice,
-    top_k: int, judge: bool, advance: Advance,
+    top_k: int, judge: bool, advance: Advance, rerank: RerankedEvaluation | None,
 ) -> list[Answer]:  # fmt: skip
     """Answers of one batch of queries, in their order."""
     chosen = range(rows.start, rows.stop)
@@ -223,20 +228,24 @@ def _judge(
         own_NQD = gallery_NQD if gallery.ids == plan.ids else gallery_NQD[torch.from_numpy(gallery.rows)]
         scores_BN = score_rows(retriever, query_BD[[at - rows.start for at in group]], own_NQD)
         refuse_nan(scores_BN, [plan.queries[at].query_id for at in group])
-        for at, scores_N in zip(group, scores_BN, strict=True):
-            answers[at] = _answer(plan, plan.queries[at], scores_N, top_k, judge)
+        order_BN = rerank.lifted(plan, [plan.queries[at] for at in group], scores_BN) if rerank else scores_BN
+        for at, order_N, scores_N in zip(group, order_BN, scores_BN, strict=True):
+            answers[at] = _answer(plan, plan.queries[at], order_N, scores_N, top_k, judge)
     advance(len(chosen), "queries")
     return [answers[at] for at in chosen]
 
 
-def _answer(plan: EvaluationPlan, query: Query, scores_N: np.ndarray, top_k: int, judge: bool) -> Answer:
+def _answer(
+    plan: EvaluationPlan, query: Query, order_N: np.ndarray, scores_N: np.ndarray, top_k: int, judge: bool
+) -> Answer:
+    """One query's answer in the order of `order_N`, with the retriever's scores."""
     gallery, removed = plan.gallery(query), plan.removed(query)
-    rule = plan.protocol.reference_rule
-    verdict = row_verdict(query, scores_N, gallery.columns, removed, rule, gallery.copies) if judge else None
-    ranking = _top(query.query_id, scores_N, removed, gallery.ids, top_k)
-    columns = gallery.columns
-    inner = {name: float(scores_N[columns[name]]) for name in query.subset if name in columns}
-    return Answer(ranking, subset_ranking(query, inner), verdict)
+    rule, columns = plan.protocol.reference_rule, gallery.columns
+    verdict = row_verdict(query, order_N, columns, removed, rule, gallery.copies) if judge else None
+    rows_K = _top(order_N, removed, top_k)
+    listed = tuple(gallery.ids[row] for row in rows_K), tuple(scores_N[rows_K].tolist())
+    inner = {name: float(order_N[columns[name]]) for name in query.subset if name in columns}
+    return Answer(Ranking(query.query_id, *listed), subset_ranking(query, inner), verdict)
 
 
 def subset_ranking(query: Query, scores: Mapping[str, float]) -> Ranking | None:
@@ -280,9 +289,9 @@ def score_rows(
     return scores_BN
 
 
-def _top(name: str, scores_N: np.ndarray, removed: int | None, ids: Sequence[str], top_k: int) -> Ranking:
+def _top(scores_N: np.ndarray, removed: int | None, top_k: int) -> np.ndarray:
+    """Rows of the best answers, without the removed one."""
     rows_N = np.arange(len(scores_N))
     if removed is not None:
-        scores_N, rows_N = np.delete(scores_N, removed), np.delete(rows_N, removed)
-    rows_K, scores_K = best_rows(scores_N, rows_N, top_k)
-    return Ranking(name, tuple(ids[row] for row in rows_K), tuple(float(score) for score in scores_K))
+        rows_N = np.delete(rows_N, removed)
+    return best_rows(scores_N[rows_N], rows_N, top_k)[0]

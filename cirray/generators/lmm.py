@@ -3,15 +3,15 @@
 Both directions and the kind of edit come from one question, so that a pair's two texts belong together.
 """
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from cirray.core.errors import DataError
 from cirray.generators.base import WriterSetup
 from cirray.generators.config import GENERATORS, LmmConfig
+from cirray.generators.engines.answers import first_object
 from cirray.generators.engines.base import Engine, Question, Reply, Shot
 from cirray.generators.engines.config import ENGINES
 from cirray.generators.pictures import PictureLookup
@@ -132,23 +132,10 @@ def _make(settings: LmmConfig, setup: WriterSetup) -> LmmGenerator:
 
 def parse_answer(answer: str) -> dict[str, Any]:
     """The fields of an answer: of its first JSON object, or of lines `forward: ...`; empty when there are none."""
-    for begin in _openings(answer):
-        try:
-            found, _ = json.JSONDecoder().raw_decode(answer, begin)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict) and "forward" in found:
-            return found
+    if found := first_object(answer, "forward"):
+        return found
     lines = {name.lower(): text for name, text in _LINE.findall(answer)}
     return lines if "forward" in lines else {}
-
-
-def _openings(answer: str) -> Iterator[int]:
-    """Places of the first opening braces."""
-    for number, match in enumerate(re.finditer(r"\{", answer)):
-        if number == 16:
-            return
-        yield match.start()
 
 
 def _clean(text: Any) -> str:

@@ -90,13 +90,31 @@ def matching(
     own_BPD = model.encode_reference(batch.target_BPD)
     ids = torch.cat([text.ids_BT, text.ids_BT, text.ids_BT[chosen.text_B]])
     mask = torch.cat([text.mask_BT, text.mask_BT, text.mask_BT[chosen.text_B]])
-    if matcher.hides_cls:
-        mask[:, 0] = 0
     patches = torch.cat([own_BPD, own_BPD[chosen.image_B], own_BPD])
-    words = model.qformer.image_and_text(patches, TextBatch(ids, mask)).text_BTD
-    assert words is not None
     rows = torch.cat([torch.ones_like(chosen.has_image_B), chosen.has_image_B, chosen.has_text_B])
-    return {name: model.matching_head(words, mask), rows_of(name): rows.float()}
+    return {name: _logits(model, matcher, patches, TextBatch(ids, mask)), rows_of(name): rows.float()}
+
+
+def matched(model: "QFormerRetriever", name: str, patches_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
+    """Probability `[B]` that each text leads to the image beside it, by a head that was trained as the variant `name`.
+
+    Args:
+        model: with a matching head.
+        name: `matching` or `matching_hard`.
+        patches_BPD: of the images.
+        text: as many texts, on the model's device.
+    """
+    state_BPD = model.encode_reference(patches_BPD)
+    return _logits(model, MATCHERS[name], state_BPD, TextBatch(text.ids_BT, text.mask_BT.clone())).softmax(dim=1)[:, 1]
+
+
+def _logits(model: "QFormerRetriever", matcher: Matcher, state_BPD: torch.Tensor, text: TextBatch) -> torch.Tensor:
+    """The head's logits `[B, 2]`; the mask is changed in place."""
+    if matcher.hides_cls:
+        text.mask_BT[:, 0] = 0
+    words_BTW = model.qformer.image_and_text(state_BPD, text).text_BTD
+    assert words_BTW is not None and model.matching_head is not None
+    return model.matching_head(words_BTW, text.mask_BT)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from cirray.core.environ import artifact_root
 from cirray.core.errors import ConfigError
 from cirray.core.fields import Effort, Place
 from cirray.core.places import ROOT, Run
+from cirray.generators.rerankers.config import RerankChoice
 from cirray.serving.names import DEFAULT
 
 OWN_CLUSTER = {
@@ -68,6 +69,8 @@ class ServeArgs(Run):
     named `default`."""
     device: Effort[str] = "cpu"
     """Where the models run: cpu, cuda, cuda:1, ..."""
+    rerank: RerankChoice | None = None
+    """Score the first answers of every query again (`matching`, `lmm`): better answers, later."""
     threads: Effort[int] = Field(1, ge=1)
     """Threads of one replica's matrix products; give the replica as many CPUs."""
     max_body_mb: Effort[float] = Field(10.0, gt=0, le=512)
@@ -148,6 +151,8 @@ class ServeRun(Run):
     """Port of the service."""
     device: Effort[str] = "cpu"
     """Where the models run."""
+    rerank: RerankChoice | None = None
+    """Score the first answers of every query again (`matching`, `lmm`): better answers, later."""
     allowed_hosts: Effort[tuple[str, ...] | None] = None
     """Names that a Host header may say; null: those of loopback where `host` is loopback."""
     keys: Place = ""

@@ -182,7 +182,7 @@ def problem_of(args: ServeArgs) -> CirrayError | None:
     try:
         for own in each(args).values():
             use = use_of(own.index, own.checkpoint)
-            SearchEngine.open(use.checkpoint, use.index, args.device, args.verify).probe()
+            SearchEngine.open(use.checkpoint, use.index, args.device, args.verify, rerank=args.rerank).probe()
     except CirrayError as error:
         return error
     except Exception as error:  # noqa: BLE001 - e.g. a device that this machine lacks; said in one line

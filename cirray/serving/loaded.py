@@ -89,7 +89,14 @@ class Loaded:
         self._model = parts = (models or Models(args.device))(use.checkpoint)
         gallery = open_gallery(use.index, parts.encoder.index_digests, args.verify, parts.vision.digest)
         self.retriever = SearchEngine(
-            parts.encoder, parts.vision, parts.transform, gallery, args.device, limits, args.kept_references
+            parts.encoder,
+            parts.vision,
+            parts.transform,
+            gallery,
+            args.device,
+            limits,
+            args.kept_references,
+            args.rerank,
         )
         self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, settings.max_batch_size)
         self.settings, self._meters, self._pace = settings, Meters(name), Pace()

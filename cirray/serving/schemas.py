@@ -122,6 +122,8 @@ class Times(_Wire):
     """Text encoder and fusion."""
     rank: float
     """Search in the index."""
+    rerank: float
+    """Scoring the first answers again; 0 where nothing does."""
 
 
 class SearchResponse(_Wire):

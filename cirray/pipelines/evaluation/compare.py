@@ -21,7 +21,7 @@ from cirray.image_text import load_models
 from cirray.models.config import RETRIEVERS
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.config import CompareRun
-from cirray.pipelines.evaluation.evaluate import read_history
+from cirray.pipelines.evaluation.evaluate import read_history, reranked_evaluation
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.triplets.store import TripletStore
 
@@ -38,8 +38,8 @@ def run_compare(run: CompareRun) -> Manifest:
     """
     if not run.checkpoints and not run.encoders:
         raise ConfigError("There is nothing to compare; name checkpoints with checkpoints.NAME=PLACE, once for each.")
-    for field, names in (("row_features", run.row_features), ("row_texts", run.row_texts)):
-        for name in names:
+    for field in ("row_features", "row_texts", "row_rerank"):
+        for name in getattr(run, field):
             if name not in (*run.checkpoints, *run.encoders):
                 raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.encoders)))
     dataset = read_dataset(run.data)
@@ -51,9 +51,11 @@ def run_compare(run: CompareRun) -> Manifest:
     with progress("evaluate", len(run.checkpoints) + len(run.encoders) + 1, "models") as advance:
         for name, encoder, seen in _encoders(run, dataset, features):
             asked = with_texts(dataset, run.row_texts[name])[0] if name in run.row_texts else dataset
+            rerank = reranked_evaluation(run.row_rerank.get(name), encoder, dataset, seen)
             result = evaluate_retriever(
-                encoder, seen, asked.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries
-            )
+                encoder, seen, asked.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries,
+                rerank=rerank,
+            )  # fmt: skip
             result = dataclasses.replace(result, queries=tuple(dataset.queries))
             headline = next(iter(result.metrics))
             rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
@@ -63,7 +65,7 @@ def run_compare(run: CompareRun) -> Manifest:
         rows=tuple(rows), dataset=dataset, title=run.title, seed=run.seed,
         histories={name: curve for name, uri in run.checkpoints.items() if (curve := read_history(uri))},
         samples=draw_samples(generated, run.samples, run.seed, run.judge) if generated else (),
-        facts=dict(stage.inputs),
+        facts=dict(stage.inputs) | {f"rerank {name}": choice.describe() for name, choice in run.row_rerank.items()},
     )  # fmt: skip
     write_report(stage.local, content)
     metrics = {row.name: dict(row.results[0].metrics) for row in rows}

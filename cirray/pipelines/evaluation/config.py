@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from cirray.core.fields import Effort, Features, Kind, Place
 from cirray.core.places import Run
 from cirray.data.config import DataConfig
+from cirray.generators.rerankers.config import RerankChoice
 from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig
 
@@ -24,6 +25,8 @@ class CompareRun(Run):
     """Row name -> features artifacts of its own tower, where they are not `features`."""
     row_texts: dict[str, Annotated[Place, Kind("rewrites")]] = {}
     """Row name -> rewrites artifact whose texts its queries say instead of their own (training-free retrieval)."""
+    row_rerank: dict[str, RerankChoice] = {}
+    """Row name -> what scores the first answers of its queries again; the same checkpoint may be a row without, too."""
     encoders: dict[str, Encoder] = {}
     """Row name -> an encoder that is not trained (image + text arithmetic); its tower's features in `row_features`."""
     labels: dict[str, int] = {}

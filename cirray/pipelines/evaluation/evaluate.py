@@ -19,13 +19,16 @@ from cirray.evaluation.evaluate import count_result, encode_queries, evaluate_re
 from cirray.evaluation.plan import make_plan
 from cirray.evaluation.report import ReportContent, ReportRow, TextSample, render_table
 from cirray.evaluation.report_files import write_report
+from cirray.evaluation.reranked import DataSights, RerankedEvaluation
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.samples import draw_samples
 from cirray.evaluation.seen import Seen, seen_by
 from cirray.evaluation.vectors import rank_vectors
 from cirray.features.shards import read_contents
-from cirray.features.store import FeatureStore, check_tower
+from cirray.features.store import FeatureLookup, FeatureStore, check_tower
 from cirray.features.vector_files import VectorFile, open_array
+from cirray.generators.rerankers.base import Reranking
+from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import load_models
 from cirray.index.store import open_vectors
 from cirray.pipelines.data.datasets import asked_digest
@@ -52,7 +55,7 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     features = FeatureStore.open_many(run.features)
     contents = {image: content for uri in run.features for image, content in read_contents(uri).items()}
     dataset = dataclasses.replace(dataset, images=dataclasses.replace(dataset.images, contents=contents))
-    rows = _rows(run, dataset, features)
+    rows, more = _rows(run, dataset, features)
     content = ReportContent(
         rows=rows, dataset=dataset, histories=_histories(run), samples=_samples(run),
         facts=_facts(run, stage.inputs, rewrites), title=f"{run.name} on {dataset.name}", shown=run.shown,
@@ -66,8 +69,9 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
             content.title, result.protocol, result.queries, runs, dataset.images, limits, dataset.protocol.ks
         )
         (stage.local / "browse.html").write_text(page, encoding="utf-8")
-    counts = {"queries": result.query_count, "gallery": result.gallery_size, "rows": len(rows)}
+    counts = {"queries": result.query_count, "gallery": result.gallery_size, "rows": len(rows)} | more
     extra = {"protocol": result.protocol, "table": render_table(rows)} | ({"texts": rewrites} if rewrites else {})
+    extra |= {"rerank": run.rerank.describe()} if run.rerank else {}
     return stage.publish(counts, _metrics(result), extra)
 
 
@@ -84,7 +88,10 @@ def _dataset(run: EvaluateRun) -> tuple[CirDataset, dict[str, Any]]:
     return with_texts(dataset, run.texts) if run.texts else (dataset, {})
 
 
-def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tuple[ReportRow, ...]:
+def _rows(
+    run: EvaluateRun, dataset: CirDataset, features: FeatureStore
+) -> tuple[tuple[ReportRow, ...], dict[str, int]]:
+    """The rows, and with a reranker how many queries kept their order."""
     encoder, vision, transform = load_models(run.checkpoint, run.device)
     check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
     rows = []
@@ -92,18 +99,36 @@ def _rows(run: EvaluateRun, dataset: CirDataset, features: FeatureStore) -> tupl
         named = (image for ids in dataset.galleries.values() for image in ids)
         baseline = ImageOnly.fit(features, tuple(dict.fromkeys((*dataset.gallery_ids, *named))))
         rows.append(ReportRow("image only", (_score(run, dataset, features, baseline, "image only"),)))
-    score, seen = _score_index if run.index else _score, seen_by(encoder, features, dataset.images, transform)
-    rows.append(ReportRow(run.name, (score(run, dataset, seen, encoder, run.name),), (run.seed,)))
-    return tuple(rows)
+    seen = seen_by(encoder, features, dataset.images, transform)
+    rerank = reranked_evaluation(run.rerank, encoder, dataset, features, run.device)
+    if run.index:
+        result = _score_index(run, dataset, seen, encoder, run.name)
+    else:
+        result = _score(run, dataset, seen, encoder, run.name, rerank)
+    rows.append(ReportRow(run.name, (result,), (run.seed,)))
+    return tuple(rows), {"unscored": rerank.reranking.unscored} if rerank else {}
 
 
-def _score(run: EvaluateRun, dataset: CirDataset, features: Seen, retriever: Any, name: str) -> EvaluationResult:
+def reranked_evaluation(
+    choice: RerankChoice | None, encoder: Any, dataset: CirDataset, features: FeatureLookup, device: str = "cpu"
+) -> RerankedEvaluation | None:
+    """What scores the first answers of a data set's queries again, if anything does."""
+    if choice is None:
+        return None
+    return RerankedEvaluation(Reranking(choice, encoder, device), DataSights(features, dataset.images))
+
+
+def _score(
+    run: EvaluateRun, dataset: CirDataset, features: Seen, retriever: Any, name: str,
+    rerank: RerankedEvaluation | None = None,
+) -> EvaluationResult:  # fmt: skip
     named = {image for ids in dataset.galleries.values() for image in ids}
     total = len(named or dataset.gallery_ids) + len(dataset.queries)
     with progress(f"evaluate {name}", total, "images and queries") as advance:
         return evaluate_retriever(
             retriever, features, dataset.queries, dataset.gallery_ids, dataset.protocol,
             galleries=dataset.galleries, batch=run.batch, top_k=run.top_k, intervals=run.intervals, advance=advance,
+            rerank=rerank,
         )  # fmt: skip
 
 
@@ -154,6 +179,7 @@ def _facts(run: EvaluateRun, inputs: dict[str, str], rewrites: dict[str, Any]) -
     places |= {f"triplets {at}": uri for at, uri in enumerate(run.triplets)}
     facts = {name: f"{uri}\ndigest {inputs[name]}" for name, uri in places.items()}
     facts |= {"texts": json.dumps(rewrites, indent=2)} if rewrites else {}
+    facts |= {"rerank": run.rerank.describe()} if run.rerank else {}
     trained = read_manifest(run.checkpoint, "checkpoint")
     facts["trained"] = f"{trained.created}, cirray {trained.cirray_version}"
     facts["training config"] = json.dumps(trained.identity, indent=2)

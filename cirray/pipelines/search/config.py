@@ -10,6 +10,7 @@ from cirray.core.config import Config
 from cirray.core.fields import Common, Effort, Known, Place
 from cirray.core.places import Run
 from cirray.data.config import DataConfig, ImageLimits
+from cirray.generators.rerankers.config import RerankChoice
 from cirray.index.config import IndexBackend
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
@@ -174,5 +175,13 @@ class SearchRun(Run):
     """What the answers should not look like: `unwanted.text=red`."""
     exclude: tuple[str, ...] = ()
     """Ids that are not answered."""
+    rerank: RerankChoice | None = None
+    """Score the first answers again: `rerank=matching`, `rerank.kind=lmm`."""
     out: Place = ""
     """Page with the pictures; empty: `cirray-search.html` here."""
+
+    @model_validator(mode="after")
+    def _reranked_here(self) -> "SearchRun":
+        if self.url and self.rerank:
+            raise ValueError("a service reranks as it was started (cirray serve rerank=...); leave out rerank, or url")
+        return self

@@ -34,7 +34,7 @@ def run_search(run: SearchRun) -> Answer:
     """
     from cirray.search_engine import SearchEngine
 
-    engine = SearchEngine.open(*chosen(run))
+    engine = SearchEngine.open(*chosen(run), rerank=run.rerank)
     image, gallery_id = reference(run, engine.gallery.ids, engine.gallery.examples)
     ranking = engine.search(run.text or None, image, gallery_id, run.k, weight=run.weight, further=further(run))
     gallery = engine.gallery

@@ -8,7 +8,7 @@ import pytest
 import torch
 from made_artifacts import from_triplets, stage_of
 
-from cirray.core.errors import ArtifactError, DataError, IndexMismatchError
+from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, TransformConfig
 from cirray.data.images import open_image
 from cirray.data.readers import read_dataset
@@ -19,6 +19,8 @@ from cirray.models.composed import build_retriever
 from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
 from cirray.models.text import build_tokenizer
 from cirray.models.towers.hf_blip2 import build_vision_tower
+from cirray.pipelines.evaluation.compare import run_compare
+from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import run_evaluate
 from cirray.transforms import build_transform
 from cirray.triplets.schema import REJECTED_SCHEMA
@@ -42,8 +44,10 @@ def parts(world, tmp_path_factory):
     towers = [tower(seed) for seed in (0, 1)]
     stage = stage_of(root / "pretrain", "checkpoint", {"steps": 2})
     tokenizer = build_tokenizer([query.modification for query in dataset.queries])
-    sizes = QFormerConfig(width=16, layers=1, heads=2, queries=3, intermediate=16)
-    build_retriever(RetrieverConfig(qformer=sizes, embed_dim=8), tokenizer, 16).save(stage.local / "model")
+    sizes = QFormerConfig(width=16, layers=2, heads=2, queries=3, intermediate=16)
+    build_retriever(RetrieverConfig(qformer=sizes, embed_dim=8, matching="trained"), tokenizer, 16).save(
+        stage.local / "model"
+    )
     towers[0].save(stage.local / "model" / "vision")
     rows = [{"step": step, "loss": 1.0 / step} for step in (1, 2)]
     (stage.local / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -228,3 +232,21 @@ def test_a_cut_emoji_and_a_null_do_not_end_an_evaluation(run, world):
     folder = {"root": str(world), "queries": "odd.jsonl"}
     report = run_evaluate(run(data={"folder": folder}, html=False, browse=10))
     assert report.counts["queries"] == len(rows) - 1
+
+
+def test_a_reranked_row_stands_beside_the_plain_one_and_is_what_the_stage_gives_alone(run, parts, tmp_path):
+    alone = run_evaluate(run(rerank={"kind": "matching", "top": 10}, html=False))
+    assert alone.counts["unscored"] == 0 and alone.extra["rerank"] == "the first 10 answers scored again (matching)"
+    both = CompareRun(
+        data=run().data, features=(parts["features"],), out=str(tmp_path / "both"),
+        checkpoints={"plain": parts["checkpoint"], "reranked": parts["checkpoint"]},
+        row_rerank={"reranked": {"kind": "matching", "top": 10}},
+    )  # fmt: skip
+    found = run_compare(both).metrics
+    first = [(row["R@1"], row["R@5"]) for row in (found["reranked"], alone.metrics, found["plain"])]
+    assert first[0] == first[1] != first[2]
+    assert found["reranked"]["R@10"] == found["plain"]["R@10"]  # within the first ten, places are changed alone
+    with pytest.raises(ConfigError, match="row_rerank.*'other'"):
+        run_compare(both.model_copy(update={"row_rerank": {"other": both.row_rerank["reranked"]}}))
+    with pytest.raises(ValueError, match="leave out index, or rerank"):
+        run(rerank="matching", index="somewhere")

@@ -1,0 +1,88 @@
+"""A large multimodal model behind an engine as a reranker: one question an answer, with both pictures."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from cirray.core.errors import DataError
+from cirray.data.pixels import thumbnail
+from cirray.generators.engines.answers import first_object
+from cirray.generators.engines.base import Question, Shot
+from cirray.generators.engines.config import ENGINES
+from cirray.generators.rerankers.base import Asked, RerankSetup
+from cirray.generators.rerankers.config import RERANKERS, LmmRerankConfig
+
+_HIGHEST = 10.0
+_SCHEMA = {
+    "type": "object", "properties": {"score": {"type": "integer", "minimum": 0, "maximum": 10}}, "required": ["score"],
+    "additionalProperties": False,
+}  # fmt: skip
+_SLOT = re.compile(r"(\{reference\}|\{candidate\}|\{text\})")
+
+
+@RERANKERS.register("lmm")
+class LmmReranker:
+    """Scores are the model's, 0 to 10."""
+
+    def __init__(self, settings: LmmRerankConfig, setup: RerankSetup) -> None:
+        """Make the engine.
+
+        Raises:
+            ArtifactError: no model can be loaded.
+            GenerationError: no server answers.
+        """
+        self._settings = settings
+        self._engine = ENGINES.get(settings.engine.kind)(settings.engine.settings, setup.device)
+
+    def scores(self, asked: Sequence[Asked]) -> list[np.ndarray]:
+        """See `Reranker.scores`; the questions of all queries are open together."""
+        found = [np.full(len(item.ids), math.nan) for item in asked]
+        places, questions = [], []
+        for number, item in enumerate(asked):
+            try:
+                questions += self._questions(item)
+                places += [(number, place) for place in range(len(item.ids))]
+            except DataError:  # a picture that cannot be read: the query keeps its order
+                continue
+        for (number, place), reply in zip(places, self._engine.ask(questions, _defect), strict=True):
+            found[number][place] = math.nan if reply.error else _score(reply.text)
+        return found
+
+    def _questions(self, item: Asked) -> list[Question]:
+        assert item.reference is not None
+        reference = self._shot(item, item.reference)
+        pieces = [piece for piece in _SLOT.split(self._settings.template) if piece]
+        questions = []
+        for name in item.ids:
+            slots: dict[str, str | Shot] = {
+                "{reference}": reference,
+                "{candidate}": self._shot(item, name),
+                "{text}": item.text or "",
+            }
+            questions.append(Question(tuple(slots.get(piece, piece) for piece in pieces), _SCHEMA))
+        return questions
+
+    def _shot(self, item: Asked, picture: Image.Image | str) -> Shot:
+        if isinstance(picture, str):
+            return Shot(picture, thumbnail(item.sights.image(picture), self._settings.side))
+        return Shot("reference", thumbnail(picture, self._settings.side))
+
+
+def _score(answer: str) -> float:
+    """The score in an answer; NaN where there is none from 0 to 10."""
+    said = first_object(answer, "score").get("score")
+    if said is None:
+        number = re.search(r"(?<![\d.])\d+(\.\d+)?", answer)
+        said = number.group() if number else None
+    try:
+        score = float(said) if isinstance(said, int | float | str) else math.nan
+    except ValueError:
+        return math.nan
+    return score if 0 <= score <= _HIGHEST else math.nan
+
+
+def _defect(answer: str) -> str:
+    return "has no score from 0 to 10" if math.isnan(_score(answer)) else ""
