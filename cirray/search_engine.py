@@ -101,6 +101,11 @@ class SearchEngine:
         return tuple(shapes + (["weight"] if self.composition.weight is not None else []))
 
     @property
+    def reranks(self) -> bool:
+        """Whether answers are scored again, which may take long, and wait for another server."""
+        return self._rerank is not None
+
+    @property
     def references(self) -> tuple[int, int]:
         """How many reference images were kept from an earlier search, and how many were encoded."""
         return self._states.counts if self._states else (0, 0)

@@ -138,8 +138,8 @@ class Loaded:
         def work() -> list[Ranking | Exception]:
             return self.retriever.search_many(queries)
 
-        on_cpu = self.retriever.device.type == "cpu"
-        answers = await (self._workers.search(work, len(queries), self._pace) if on_cpu else self._workers.model(work))
+        here = self.retriever.device.type == "cpu" and not self.retriever.reranks
+        answers = await (self._workers.search(work, len(queries), self._pace) if here else self._workers.model(work))
         self._meters.passed(answers, waiting, self.retriever.references)
         return answers
 
