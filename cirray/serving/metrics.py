@@ -112,7 +112,7 @@ def _steps(times: Sequence[StepTimes]) -> Iterable[tuple[str, float]]:
         if one.decode:
             yield "decode", one.decode
     for phase, milliseconds in asdict(times[0]).items() if times else ():
-        if phase != "decode":
+        if phase != "decode" and (milliseconds or phase != "rerank"):
             yield phase, milliseconds
 
 
