@@ -34,8 +34,10 @@ _LINE = re.compile(r"^\W*(forward|reverse|edit|confidence)\W*:\s*(.+)$", re.IGNO
 class LmmGenerator:
     """Asks an engine one question a pair."""
 
-    def __init__(self, settings: LmmConfig, setup: WriterSetup, engine: Engine) -> None:
-        """Take an engine; captions are read here, pictures when they are asked for."""
+    def __init__(self, settings: LmmConfig, setup: WriterSetup, engine: Engine | None) -> None:
+        """Take an engine; captions are read here, pictures when they are asked for. Without one it makes questions and
+        reads answers, and others ask.
+        """
         self._settings, self._engine = settings, engine
         self._names = [name for name in _ANSWER if setup.directions == "both" or name != "reverse"]
         rows = read_captions(settings.captions)
@@ -46,6 +48,7 @@ class LmmGenerator:
         """Over engine, prompt and what the model sees."""
         settings = self._settings
         sees: list[object] = [part for item in sorted(self._captions.items()) for part in item] or [settings.side]
+        assert self._engine is not None
         return stable_id("lmm", self._engine.digest, self.prompt_version, settings.words, settings.script, *sees)
 
     @property
@@ -63,15 +66,17 @@ class LmmGenerator:
         questions: dict[str, Question] = {}
         for pair in pairs:
             try:
-                questions[pair.pair_id] = self._question(pair, pictures)
+                questions[pair.pair_id] = self.question(pair, pictures)
             except DataError as error:
                 made[pair.pair_id] = Generation(pair.pair_id, None, error=str(error))
-        replies = self._engine.ask(list(questions.values()), self._defect) if questions else []
+        assert self._engine is not None
+        replies = self._engine.ask(list(questions.values()), self.defect) if questions else []
         for pair_id, reply in zip(questions, replies, strict=True):
-            made[pair_id] = self._generation(pair_id, reply)
+            made[pair_id] = self.generation(pair_id, reply)
         return [made[pair.pair_id] for pair in pairs]
 
-    def _question(self, pair: Pair, pictures: PictureLookup | None) -> Question:
+    def question(self, pair: Pair, pictures: PictureLookup | None) -> Question:
+        """What is asked about a pair. Raises DataError: a picture cannot be read, or has no caption."""
         fields = ", ".join(_ANSWER[name] for name in self._names)
         parts: list[str | Shot] = []
         for piece in _SLOT.split(self._settings.template):
@@ -95,7 +100,8 @@ class LmmGenerator:
         kinds["confidence"] = {"type": "number"}
         return {"type": "object", "properties": kinds, "required": self._names, "additionalProperties": False}
 
-    def _defect(self, answer: str) -> str:
+    def defect(self, answer: str) -> str:
+        """What is wrong with an answer, in words; empty: nothing."""
         found = parse_answer(answer)
         if not found:
             return "is not the JSON that was asked for"
@@ -112,7 +118,8 @@ class LmmGenerator:
             return f"a {name} text in another script than Latin"
         return ""
 
-    def _generation(self, pair_id: str, reply: Reply) -> Generation:
+    def generation(self, pair_id: str, reply: Reply) -> Generation:
+        """The texts of a reply without defect, or its error."""
         tokens = (reply.tokens_in, reply.tokens_out)
         if reply.error:
             return Generation(pair_id, None, error=reply.error, tokens=tokens)

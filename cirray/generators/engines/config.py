@@ -64,9 +64,26 @@ class HfEngineConfig(AnswerConfig):
     """Type of the weights; `auto`: float32 on the CPU, else bfloat16."""
 
 
+class RayLlmConfig(AnswerConfig):
+    """vLLM in Ray Data's own stages (the extra `llm`), which `cirray generate` runs in place of its pool."""
+
+    source: Place
+    """Folder or hub id of the model."""
+    structured: Literal["auto", "off"] = "auto"
+    """Have JSON written by its schema; `off`: as the model likes."""
+    engines: Effort[int] = Field(1, ge=1)
+    """Engines side by side, each on GPUs of its own."""
+    batch: Effort[int] = Field(64, ge=1)
+    """Questions that an engine is handed together."""
+    accelerator: Effort[str] = ""
+    """Kind of GPU by Ray's name, such as H100; empty: any."""
+    engine_kwargs: dict[str, Any] = {}
+    """vLLM's own settings: `{tensor_parallel_size: 2, max_model_len: 8192}`."""
+
+
 ENGINES: "Registry[MakeEngine[Any]]" = Registry(
-    "engine", [f"cirray.generators.engines.{name}" for name in ("http", "hf")],
-    {"http": HttpConfig, "hf": HfEngineConfig}, AnswerConfig,
+    "engine", [f"cirray.generators.engines.{name}" for name in ("http", "hf", "ray_llm")],
+    {"http": HttpConfig, "hf": HfEngineConfig, "ray_llm": RayLlmConfig}, AnswerConfig,
 )  # fmt: skip
 """Name -> constructor."""
 
@@ -76,4 +93,5 @@ class EngineChoice(Component):
 
     registry = ENGINES
     kind: str = "http"
-    """Name of the engine: `http`, a server with OpenAI's interface, or `hf`, a model in this process."""
+    """Name of the engine: `http`, a server with OpenAI's interface, `hf`, a model in this process, or `ray_llm`, vLLM
+    in Ray Data's stages (`cirray generate` alone)."""

@@ -4,6 +4,7 @@ A stage describes its parts, their expected keys, how finished ones are found, a
 `run_parts` does the unfinished ones, on a Ray cluster or in this process, and checks that every key is there once.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Parts:
     """Finds the keys of finished parts, by `part_name`."""
     row_bytes: int = 1024
     """Largest size of a row between steps."""
+    by: Callable[[Sequence[pa.Table], RayConfig], Iterator[Columns]] | None = None
+    """What does the parts in place of `steps`, and gives the figures of each with its number."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,13 @@ def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work
     with progress(parts.title, sum(sizes), parts.unit) as advance:
         advance(sum(sizes[number] for number in finished), "finished before" if finished else "", earlier=True)
         part_bytes = max(sizes, default=0) * parts.row_bytes
-        for columns in stream(list(left.values()), parts.steps, ray, part_bytes, work_uri):
+        undone, begin, tokens = list(left.values()), time.perf_counter(), 0
+        done = parts.by(undone, ray) if parts.by else stream(undone, parts.steps, ray, part_bytes, work_uri)
+        for columns in done:
             yield columns
-            advance(len(left.pop(int(columns["part"][0]), ())))
+            tokens += int(columns["tokens_out"][0]) if "tokens_out" in columns else 0
+            told = f"{tokens / (time.perf_counter() - begin):,.0f} tokens/s" if tokens else ""
+            advance(len(left.pop(int(columns["part"][0]), ())), told)
     if left:
         raise DataError(f"{len(left)} of {len(sizes)} parts did not come back, e.g. number {min(left)}; run again.")
 

@@ -66,6 +66,12 @@ class PlanConfig(Config):
     """Tokens that a batch's texts are padded to; null: the model's `text_length`, the most there can be."""
     answer_tokens: int = Field(24, ge=2)
     """Tokens of a generated or trained answer, end token included (human texts of CIRR: 11 words on average)."""
+    picture_tokens: int | None = Field(None, ge=1)
+    """Tokens of a picture that a large model sees; null: one for every 28 x 28 pixels."""
+    tokens_per_second: float | None = Field(None, gt=0)
+    """Measured tokens that a large model writes a second, all servers together; needed for its time."""
+    price: tuple[float, float] | None = None
+    """Price of a million tokens read, and of a million written, in any currency."""
     disk_gib: float | None = Field(None, gt=0)
     """Free disk where features go; null: not compared."""
 

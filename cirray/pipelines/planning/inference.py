@@ -5,12 +5,13 @@ from typing import Any
 import torch
 
 from cirray.core.errors import ConfigError
-from cirray.generators.config import MtgConfig
+from cirray.generators.config import LmmConfig, MtgConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.models.outlines import weightless
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.planning.config import PlanConfig
 from cirray.pipelines.planning.inputs import RecipesBeside, image_count, pair_count, tokens_of, tower_of
+from cirray.pipelines.planning.lmm import plan_lmm
 from cirray.pipelines.planning.memory import cache_bytes, count_weights, feature_bytes, logit_bytes
 from cirray.pipelines.planning.models import towers_behind, written_generator
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
@@ -72,6 +73,8 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> 
     Raises ConfigError when the sizes of the generator cannot be known, or it has no network.
     """
     chosen, ways = run.generator.settings, 2 if run.reverse_texts else 1
+    if isinstance(chosen, LmmConfig):
+        return plan_lmm(run, plan, beside)
     if not isinstance(chosen, MtgConfig):
         raise ConfigError(f"The generator {run.generator.kind!r} has no network: no accelerator and no plan is needed.")
     decoding, tokens = chosen.decoding, tokens_of(run.features, towers_behind(chosen.source, beside), plan, beside)

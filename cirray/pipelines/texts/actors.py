@@ -50,12 +50,12 @@ class GenerateTexts:
             recipe: digest of everything but the pair that a text depends on.
             both: two triplets per pair, or the forward one.
         """
-        self._generator = load(generator, setup)
+        self.generator = load(generator, setup)
         self._features = FeatureStore.open_many(list(features)) if generator.reads == "features" else None
         seen = generator.settings if isinstance(generator.settings, PicturesConfig) else None
         self._shots = Shots(seen.limits, seen.side) if seen and seen.data else None
         self._work_uri, self._recipe, self._both = work_uri, recipe, both
-        self._row = {**row, "prompt_version": self._generator.prompt_version}
+        self._row = {**row, "prompt_version": self.generator.prompt_version}
 
     def __call__(self, columns: Columns) -> dict[str, int]:
         """Write the texts of one part.
@@ -66,9 +66,12 @@ class GenerateTexts:
         Returns: `rejected` texts, `tokens_in` and `tokens_out`.
         """
         pairs = to_pairs(columns)
-        made = self.generate(pairs, self._pictures(pairs, columns))
+        return self.write(columns["part"][0], pairs, self.generate(pairs, self._pictures(pairs, columns)))
+
+    def write(self, number: int, pairs: Sequence[Pair], made: Sequence[Generation]) -> dict[str, int]:
+        """Write a part of the artifact; returns its figures."""
         triplets, rejected = self.rows(pairs, made)
-        write_part(self._work_uri, part_name(columns["part"][0]), triplet_table(triplets), rejected_table(rejected))
+        write_part(self._work_uri, part_name(number), triplet_table(triplets), rejected_table(rejected))
         read, written = (sum(item.tokens[way] for item in made) for way in (0, 1))
         return {"rejected": len(rejected), "tokens_in": read, "tokens_out": written}
 
@@ -80,7 +83,7 @@ class GenerateTexts:
         store = self._features
         absent = {pair.pair_id: _absent(pair, store) for pair in pairs}
         able = [pair for pair in pairs if not absent[pair.pair_id]]
-        made = self._generator.generate(able, store or pictures) if able else []
+        made = self.generator.generate(able, store or pictures) if able else []
         if [item.pair_id for item in made] != [pair.pair_id for pair in able]:
             raise ArtifactError(f"The generator returned {len(made)} texts for {len(able)} pairs, or in another order.")
         answers = {item.pair_id: item for item in made}

@@ -13,7 +13,7 @@ from cirray.core.errors import DataError, GenerationError
 from cirray.core.unfinished import stage_function
 from cirray.features.store import check_tower
 from cirray.generators.base import WriterSetup
-from cirray.generators.config import PicturesConfig, SavedConfig
+from cirray.generators.config import LmmConfig, PicturesConfig, SavedConfig
 from cirray.generators.places import described
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
@@ -117,12 +117,17 @@ def text_parts(run: GenerateRun, stage: Stage, plan: TextPlan, load: GeneratorLo
     setup = WriterSetup(run.pool.device, run.seed, "both" if run.reverse_texts else "forward")
     row: dict[str, Any] = {"source": run.source, "split": run.split, "generator": plan.generator, "seed": run.seed}
     row |= {"weight": run.weight} if run.weight != 1 else {}
-    settings = {
+    settings: dict[str, Any] = {
         "load": load, "generator": run.generator, "setup": setup, "features": list(run.features),
         "work_uri": stage.work_uri, "row": row, "recipe": plan.recipe, "both": run.directions == "both",
     }  # fmt: skip
-    steps = [Step(GenerateTexts, settings, run.pool)]
-    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, lambda: _found(stage, plan))
+    steps, by = [Step(GenerateTexts, settings, run.pool)], None
+    chosen = run.generator.settings
+    if isinstance(chosen, LmmConfig) and chosen.engine.kind == "ray_llm":
+        from cirray.pipelines.texts.ray_llm import ByRayLlm, unasked
+
+        by = ByRayLlm(GenerateTexts(**{**settings, "load": unasked}), chosen, setup)
+    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, lambda: _found(stage, plan), by=by)
 
 
 def _found(stage: Stage, plan: TextPlan) -> dict[str, list[str]]:

@@ -36,6 +36,18 @@ def fields(tmp_path_factory):
     return TINY["make"](tmp_path_factory.mktemp("p"))
 
 
+def test_texts_by_a_large_model_are_planned_in_tokens_hours_and_price():
+    report = plan_of("nlvr2/generate-lmm", rows=10_000, answer_tokens=20, tokens_per_second=700.0, price=(0.5, 2.0))
+    read, written = report.value("tokens read"), report.value("tokens written")
+    assert written == 2 * 20 + 30 and 512 < read < 2 * 256 + 200  # two pictures of 448 pixels, 28 a token
+    assert report.value("time") == pytest.approx(10_000 * written / 700)
+    assert report.value("cost") == pytest.approx(10_000 * (read * 0.5 + written * 2.0) / 1e6)
+    assert report.value("tokens") == 10_000 * (read + written) and report.exit_status == 0
+    blind = plan_of("nlvr2/generate-lmm", rows=10_000, picture_tokens=100)
+    assert blind.value("time") is None and blind.value("cost") is None and blind.value("tokens read") < 350
+    assert "set plan.tokens_per_second" in blind.text() and "set plan.price" in blind.text()
+
+
 def test_a_recipe_of_full_size_is_planned_before_anything_is_there():
     report = plan_of("cirr/finetune-ptha-improved")
     assert report.warnings == () and report.exit_status == 0

@@ -1,0 +1,172 @@
+"""Texts by Ray Data's own language model stages (`ray.data.llm`, vLLM) in place of a pool of generators.
+
+Ray Data cuts and orders rows as its stages like; so every row says which pair of which part it is, and a part is
+written when the last of its answers has come. Not tried with vLLM itself: there was no GPU for it.
+"""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cirray.core.errors import ConfigError, DataError
+from cirray.core.extras import require
+from cirray.generators.base import WriterSetup
+from cirray.generators.config import GeneratorChoice, LmmConfig
+from cirray.generators.engines.base import Question, Reply, Shot
+from cirray.generators.engines.config import RayLlmConfig
+from cirray.generators.lmm import LmmGenerator
+from cirray.generators.pictures import PictureLookup, Shots
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.streaming import Columns, to_columns
+from cirray.pipelines.texts.actors import GenerateTexts
+from cirray.triplets.pairs import PAIR_SCHEMA, to_pairs
+from cirray.types import Generation, Pair
+
+ERROR = "__inference_error__"
+"""Column in which Ray Data tells what an engine could not answer."""
+_NOTHING = [{"role": "user", "content": "-"}]
+
+
+@dataclass
+class Asking:
+    """A pair's row as the question that the engine takes; made anew in every process."""
+
+    settings: LmmConfig
+    setup: WriterSetup
+    _made: list[Any] = field(default_factory=list, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "setup": self.setup, "_made": []}
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """`messages` and `sampling_params`, beside `part` and `pair_id`; `fault` where the pair cannot be asked about,
+        for which the engine then writes one token.
+        """
+        if not self._made:
+            shots = Shots(self.settings.limits, self.settings.side) if self.settings.data else None
+            self._made += [LmmGenerator(self.settings, self.setup, None), shots]
+        generator, shots = self._made
+        pair = Pair(**{name: row[name] for name in PAIR_SCHEMA.names})
+        places = {getattr(pair, f"{end}_id"): row.get(f"{end}_place", "") for end in ("reference", "target")}
+        own = {"part": row["part"], "pair_id": pair.pair_id}
+        try:
+            question = generator.question(pair, PictureLookup(places, shots) if shots else None)
+        except DataError as error:
+            return {**own, "fault": str(error), "messages": _NOTHING, "sampling_params": self._sampling(1, None)}
+        engine = self.settings.engine.settings
+        assert isinstance(engine, RayLlmConfig)
+        schema = json.dumps(dict(question.schema or {})) if engine.structured == "auto" else None
+        sampling = self._sampling(engine.max_tokens, schema)
+        return {**own, "fault": "", "messages": _messages(question), "sampling_params": sampling}
+
+    def _sampling(self, tokens: int, schema: str | None) -> dict[str, Any]:
+        engine = self.settings.engine.settings
+        assert isinstance(engine, RayLlmConfig)
+        outputs = {"structured_outputs": {"json": schema} if schema else None} if engine.structured == "auto" else {}
+        return {"max_tokens": tokens, "temperature": engine.temperature, **outputs}
+
+
+def unasked(choice: GeneratorChoice, setup: WriterSetup) -> LmmGenerator:
+    """The generator without an engine: it reads the answers that Ray Data's stages give."""
+    assert isinstance(choice.settings, LmmConfig)
+    return LmmGenerator(choice.settings, setup, None)
+
+
+def answered(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an engine's row."""
+    names = ("part", "pair_id", "fault", "generated_text", "num_input_tokens", "num_generated_tokens")
+    return {name: row[name] for name in names}
+
+
+@dataclass(frozen=True)
+class ByRayLlm:
+    """Sends parts of pairs through Ray Data's stages, and writes each part when it is whole."""
+
+    worker: GenerateTexts
+    settings: LmmConfig
+    setup: WriterSetup
+
+    def __call__(self, tables: Sequence[pa.Table], ray: RayConfig) -> Iterator[Columns]:
+        """Figures of every part, in the order in which they are finished.
+
+        Raises ConfigError: there is no vLLM, or no Ray; or nothing comes within the hang guard's time.
+        """
+        require("vllm", "llm", "generator.settings.engine.kind=ray_llm")
+        if not ray.enabled:
+            raise ConfigError("engine kind 'ray_llm' runs on Ray Data; leave out ray.enabled=false, or take kind http.")
+        waiting = {int(table.column("part")[0].as_py()): table for table in tables}
+        replies: dict[int, dict[str, Reply]] = {number: {} for number in waiting}
+        for row in self._rows(tables, ray):
+            number = int(row["part"])
+            if number not in waiting:  # a task that was done again after its part was whole
+                continue
+            replies[number].setdefault(str(row["pair_id"]), _reply(row))
+            if len(replies[number]) == len(waiting[number]):
+                yield self._written(number, waiting.pop(number), replies.pop(number))
+
+    def _rows(self, tables: Sequence[pa.Table], config: RayConfig) -> Iterator[Mapping[str, Any]]:
+        import ray.data
+        from ray.data import llm
+
+        from cirray.pipelines.cluster.patience import patient
+        from cirray.pipelines.cluster.resources import cluster
+
+        with cluster(config):
+            data = ray.data.from_arrow(list(tables))
+            processor = llm.build_processor(
+                llm.vLLMEngineProcessorConfig(**self._engine()), preprocess=Asking(self.settings, self.setup),
+                postprocess=answered,
+            )  # fmt: skip
+            yield from patient(processor(data).iter_rows(), config.no_progress_timeout_s)
+
+    def _engine(self) -> dict[str, Any]:
+        own = self.settings.engine.settings
+        assert isinstance(own, RayLlmConfig)
+        sees = self.settings.data is not None
+        return {
+            "model_source": own.source, "batch_size": own.batch, "concurrency": own.engines,
+            "accelerator_type": own.accelerator or None, "should_continue_on_error": True,
+            "engine_kwargs": ({"limit_mm_per_prompt": {"image": 2}} if sees else {}) | own.engine_kwargs,
+            "prepare_multimodal_stage": {"enabled": sees},
+        }  # fmt: skip
+
+    def _written(self, number: int, table: pa.Table, replies: Mapping[str, Reply]) -> Columns:
+        pairs = to_pairs(to_columns(table))
+        made = [self._generation(pair.pair_id, replies[pair.pair_id]) for pair in pairs]
+        figures = self.worker.write(number, pairs, made)
+        return {name: np.array([value]) for name, value in {**figures, "part": number}.items()}
+
+    def _generation(self, pair_id: str, reply: Reply) -> Generation:
+        generator: Any = self.worker.generator
+        fault = "" if reply.error else generator.defect(reply.text)
+        checked = Reply("", f"the answer {fault}: {reply.text[:80]!r}", reply.tokens_in, reply.tokens_out)
+        made: Generation = generator.generation(pair_id, checked if fault else reply)
+        return made
+
+
+def _reply(row: Mapping[str, Any]) -> Reply:
+    if row["fault"]:
+        return Reply("", str(row["fault"]))
+    if row.get(ERROR):
+        return Reply("", f"the engine failed: {' '.join(str(row[ERROR]).split())[:200]}")
+    return Reply(str(row["generated_text"]), "", int(row["num_input_tokens"]), int(row["num_generated_tokens"]))
+
+
+def _messages(question: Question) -> list[dict[str, Any]]:
+    """As OpenAI's chat completions take them; a picture's id lets the engine reuse its encoder's work."""
+    if all(isinstance(part, str) for part in question.parts):
+        return [{"role": "user", "content": "".join(map(str, question.parts))}]
+    return [{"role": "user", "content": [_part(part) for part in question.parts]}]
+
+
+def _part(part: str | Shot) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = "png" if part.data.startswith(b"\x89PNG") else "jpeg"
+    url = f"data:image/{kind};base64,{base64.b64encode(part.data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}, "uuid": part.picture_id}

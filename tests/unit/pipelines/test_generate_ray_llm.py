@@ -1,0 +1,155 @@
+"""`cirray generate` by Ray Data's language model stages: rows come back in any order and blocks, with failed ones.
+
+The processor is a stand-in between Ray's own wrappers of pre- and postprocessing; vLLM itself was never run here.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import json
+import random
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from ray.data import llm
+from ray.llm._internal.batch.processor.base import Processor
+from ray.llm._internal.batch.stages.base import wrap_postprocess, wrap_preprocess
+
+from cirray.core import extras
+from cirray.core.config import validate
+from cirray.core.errors import ConfigError, DataError
+from cirray.generators.base import WriterSetup
+from cirray.generators.engines.config import ENGINES
+from cirray.pipelines.cluster import resources
+from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.generate import run_generate
+from cirray.pipelines.texts.ray_llm import ERROR, Asking
+from cirray.triplets.store import TripletStore
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+TINY = SimpleNamespace(**runpy.run_path(str(FIXTURES / "tiny_pipeline.py")))
+GOOD = json.dumps({"forward": "make it blue", "reverse": "make it red", "edit": "attribute", "confidence": 0.5})
+
+
+class Stages:
+    """Answers like vLLM's stage in Ray Data: shuffled rows, errors in a column, some rows twice."""
+
+    def __init__(self, answer, lost=()):
+        self.answer, self.lost, self.asked, self.config = answer, lost, [], None
+
+    def build(self, config, preprocess, postprocess):
+        self.config = config
+        before = wrap_preprocess(copy.deepcopy(preprocess), Processor.DATA_COLUMN)
+        after = wrap_postprocess(postprocess, Processor.DATA_COLUMN, config.should_continue_on_error)
+        return lambda tables: SimpleNamespace(iter_rows=lambda: self.rows(tables, before, after))
+
+    def rows(self, tables, before, after):
+        rows = [row for table in tables for row in table.to_pylist()]
+        random.Random(0).shuffle(rows)
+        for row in [*rows, *rows[:3]]:
+            data = before(row)[Processor.DATA_COLUMN]
+            self.asked.append(data)
+            if data["pair_id"] in self.lost:
+                continue
+            text = self.answer(data)
+            told = {
+                "generated_text": text,
+                "num_input_tokens": 90,
+                "num_generated_tokens": 9,
+                "__inference_error__": "",
+            }
+            if text is None:
+                told |= {"generated_text": "", "num_input_tokens": 0, ERROR: "ValueError: too long"}
+            yield after({Processor.DATA_COLUMN: {**data, **told}})
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for number in range(13):
+        Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(tmp_path / "photos" / f"img-{number:04d}.png")
+    TINY.write_pairs_artifact(tmp_path / "pairs", TINY.chain(12))
+    monkeypatch.setattr(resources, "cluster", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr("ray.data.from_arrow", lambda tables: tables)
+    monkeypatch.setattr(extras, "find_spec", lambda name: name)
+    return tmp_path
+
+
+def run_of(world, engine=None, **fields):
+    engine = {"kind": "ray_llm", "settings": {"source": "some/model", **(engine or {})}}
+    settings = {"engine": engine, "data": {"folder": {"root": str(world / "photos")}}, "side": 32}
+    return validate(
+        GenerateRun,
+        {
+            "pairs": str(world / "pairs"), "generator": {"kind": "lmm", "settings": settings},
+            "out": str(world / "out"), "part_rows": 4, **fields,
+        },
+    )  # fmt: skip
+
+
+def test_rows_of_all_parts_that_come_in_any_order_are_each_accounted_for(world, monkeypatch):
+    stages = Stages(lambda data: GOOD)
+    monkeypatch.setattr(llm, "build_processor", stages.build)
+    made = run_generate(run_of(world, {"engine_kwargs": {"max_model_len": 4096}, "engines": 2}))
+    assert made.counts == {"pairs": 12, "triplets": 24, "rejected": 0}
+    assert made.extra["tokens"] == {"tokens_in": 12 * 90, "tokens_out": 12 * 9}
+    rows = TripletStore.open(world / "out").table().to_pylist()
+    assert len({row["pair_id"] for row in rows}) == 12 and {row["edit"] for row in rows} == {"attribute"}
+    config = stages.config
+    assert (config.model_source, config.concurrency, config.should_continue_on_error) == ("some/model", 2, True)
+    assert config.engine_kwargs["max_model_len"] == 4096 and config.prepare_multimodal_stage == {"enabled": True}
+    content = stages.asked[0]["messages"][0]["content"]
+    assert [part["type"] for part in content].count("image_url") == 2 and content[1]["uuid"].startswith("img-")
+    schema = json.loads(stages.asked[0]["sampling_params"]["structured_outputs"]["json"])
+    assert schema["required"] == ["forward", "reverse", "edit", "confidence"]
+
+
+def test_rows_that_the_engine_fails_at_and_bad_answers_are_rejected_rows(world, monkeypatch):
+    pairs = [pair.pair_id for pair in TINY.chain(12)]
+    said = {pairs[0]: None, pairs[1]: "I cannot see.", pairs[2]: json.dumps({"forward": "x " * 2000, "reverse": "y"})}
+    stages = Stages(lambda data: said.get(data["pair_id"], GOOD))
+    monkeypatch.setattr(llm, "build_processor", stages.build)
+    (world / "photos" / "img-0011.png").write_bytes(b"no picture")
+    made = run_generate(run_of(world))
+    assert made.counts["rejected"] == 2 * 5  # both pairs of the broken picture, and three bad answers
+    rejected = TripletStore.open(world / "out").rejected().to_pylist()
+    reasons = {row["pair_id"]: row["reason"] for row in rejected}
+    assert reasons[pairs[0]] == "the engine failed: ValueError: too long"
+    assert "not the JSON" in reasons[pairs[1]] and "2,000 words, more than" in reasons[pairs[2]]
+    broken = [item for item in stages.asked if item["fault"]]
+    assert len({item["pair_id"] for item in broken}) == 2
+    assert all(item["sampling_params"]["max_tokens"] == 1 for item in broken)
+
+
+def test_a_run_that_loses_rows_goes_on_with_what_is_missing(world, monkeypatch):
+    lost = TINY.chain(12)[5].pair_id
+    stages = Stages(lambda data: GOOD, lost=(lost,))
+    monkeypatch.setattr(llm, "build_processor", stages.build)
+    with pytest.raises(DataError, match="1 of 3 parts did not come back"):
+        run_generate(run_of(world))
+    again = Stages(lambda data: GOOD)
+    monkeypatch.setattr(llm, "build_processor", again.build)
+    assert run_generate(run_of(world)).counts == {"pairs": 12, "triplets": 24, "rejected": 0}
+    assert len({item["pair_id"] for item in again.asked}) == 4 and lost in {item["pair_id"] for item in again.asked}
+
+
+def test_what_is_missing_or_does_not_fit_is_one_sentence(world, monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", importlib.util.find_spec)
+    with pytest.raises(ConfigError, match=r"ray_llm needs the library vllm.*pip install 'cirray\[llm\]'"):
+        run_generate(run_of(world))
+    monkeypatch.setattr(extras, "find_spec", lambda name: name)
+    with pytest.raises(ConfigError, match="leave out ray.enabled=false"):
+        run_generate(run_of(world, ray={"enabled": False}))
+    with pytest.raises(ConfigError, match="take engine kind 'http'"):
+        ENGINES.get("ray_llm")(run_of(world).generator.settings.engine.settings, "cpu")
+
+
+def test_a_question_travels_to_other_processes_without_what_it_has_opened(world):
+    settings = run_of(world).generator.settings
+    asking = Asking(settings, WriterSetup())
+    row = {**vars(TINY.chain(1)[0]), "part": 0}
+    row |= {f"{end}_place": str(world / "photos" / f"{row[f'{end}_id']}.png") for end in ("reference", "target")}
+    assert asking(row)["fault"] == "" and copy.deepcopy(asking)._made == []
