@@ -203,6 +203,7 @@ class User:
 
     def upload(self, path):
         self.tab.choose("#file", path)
+        self.tab.wait(f"document.querySelector('#name').textContent === {json.dumps(path.name)}")
         self.tab.wait("document.querySelector('#enlarge img')?.naturalWidth")
 
     def back(self):

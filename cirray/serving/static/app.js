@@ -3,15 +3,15 @@
 import { makeGrid } from "./grid.js";
 import { connectDrop, connectQuery, connectResults } from "./inputs.js";
 import { enlarge, enlargeReference } from "./large.js";
-import { ask, examples, find, further, gallery, imagePath } from "./service.js";
+import { LOST, ask, examples, find, further, gallery, imagePath } from "./service.js";
 import { connectNarrow, renderNarrow } from "./narrow.js";
-import { address, alike, answersWanted, readAddress, same, searched, settled, shareable, shown, start, walked } from "./state.js";
+import { renderPart } from "./part.js";
+import { address, alike, before, answersWanted, readAddress, same, searched, settled, shareable, shown, start, walked } from "./state.js";
 import { pictureOf, renderTrail, wordsOf } from "./trail.js";
-import { accept, upload } from "./uploads.js";
+import { accept } from "./uploads.js";
 import { $, card, chips, complain, fill, narrow, query } from "./view.js";
 
 const NAME = document.title;
-const LOST = "This picture is no longer kept in this browser. Choose it again.";
 const answers = new Map(); // answers of this tab by search, so that Back is immediate
 const grid = makeGrid($("grid"), (item, place) => mark(card(item, place)));
 let version, entry, page;
@@ -40,27 +40,44 @@ const takes = (kind) => (version.compositions || []).includes(kind);
 const answerable = ({ reference, text }) =>
   text ? reference !== null || takes("text") : reference !== null && takes("image");
 const movable = () => typeof version.weight === "number";
+const does = (shape) => version.shapes.includes(shape);
 
 // Take another reference. Beside answers, or deep in the gallery, it is a draft with an entry of its own, so that Back
 // returns there.
 function choose(reference, base = 0, text = entry.text) {
-  const next = { ...entry, reference, base, text };
+  const next = { ...entry, reference, box: null, base, text };
   complain();
   if (!entry.draft && (shown(entry) || scrollY > innerHeight)) move({ ...next, draft: true });
   else keep(next);
   renderQuery();
 }
 
-function search(given = {}) {
+// `place` of the grid keeps the reader there; without one they are brought to the answers.
+async function search(given = {}, place = null) {
   const asked = { ...entry, ...given };
   if (!answerable(asked)) return miss(asked);
   const next = searched(asked);
   answers.delete(key(next)); // asked again, it is asked of the service
   if (next.at === entry.at && alike(shown(next), shown(entry))) keep(next);
   else move(next);
-  render();
-  arrive();
+  const rendered = render();
+  if (place === null) return arrive();
+  await rendered;
+  if (displayed?.items.length) grid.focus(Math.min(place, displayed.items.length - 1));
 }
+
+// Something about the query is changed: it is asked again where its answers are on display.
+function change(fields) {
+  edit(fields);
+  keep(entry);
+  if (shown(entry) && !entry.draft && answerable(entry)) search({}, -1);
+  else renderQuery();
+}
+
+const edit = (fields) => (entry = { ...entry, ...fields });
+
+const leaveOut = (id, place) => search({ ...settled(entry), without: [...new Set([...shown(entry).without, id])] }, place);
+const less = (id) => search({ ...settled(entry), unlike: id, unwanted: "" });
 
 function miss({ reference, text }) {
   if (reference) complain("Say what should be different in the picture.");
@@ -82,7 +99,7 @@ function arrive() {
   if (narrow() || top < 0) $("title").scrollIntoView();
 }
 
-const key = (entry) => JSON.stringify([shown(entry), entry.k]);
+const key = (entry) => JSON.stringify([shown(entry), entry.k, before(entry)]);
 
 // Start the next search from a picture of the grid: from an answer it refines, from the gallery it begins.
 function use(id) {
@@ -116,11 +133,12 @@ function render() {
   if ($("large").open) $("large").close();
   if ($("enlarge").matches(".blank")) fill($("enlarge"), null); // it may load now
   renderQuery();
-  renderResults();
+  return renderResults();
 }
 
 function mark(cell) {
   cell.classList.toggle("chosen", cell.dataset.id === entry.reference?.id);
+  if (!does("not a picture")) cell.querySelector(".less")?.remove();
   return cell;
 }
 
@@ -137,6 +155,9 @@ function renderQuery() {
   renderWords();
   renderWeight();
   renderNarrow(entry, page);
+  renderPart(entry);
+  $("keep").checked = entry.keep;
+  $("keepbox").hidden = !entry.base || !reference || !does("references");
   const steps = ({ trail, at, base, draft }) => ({ trail, at, base, draft });
   const now = steps(entry);
   renderTrail(now, walk, () => same(now, steps(entry)));
@@ -215,7 +236,7 @@ function renderHead(wanted) {
   const asked = shown(wanted);
   busy(true);
   displayed = null;
-  $("title").textContent = asked ? (asked.text ? `“${asked.text}”` : "Like this picture") : "Gallery";
+  $("title").textContent = asked ? (asked.text ? `“${asked.text}”` : `Like this ${asked.box ? "part" : "picture"}`) : "Gallery";
   const reference = asked?.reference && (asked.reference.name || asked.reference.id);
   document.title = asked ? [asked.text ? `“${asked.text}”` : wordsOf(asked), reference, "cirray"].filter(Boolean).join(" · ") : NAME;
   $("subtitle").title = "";
@@ -228,11 +249,8 @@ function renderHead(wanted) {
 
 async function answersOf(wanted) {
   if (!answers.has(key(wanted))) {
-    const { reference } = shown(wanted);
-    const held = reference?.upload ? await upload(reference.upload) : null;
-    if (reference?.upload && !held) throw new Error(LOST);
     const asked = movable() ? shown(wanted) : { ...shown(wanted), weight: null }; // a link may come from another model
-    answers.set(key(wanted), await find(asked, wanted.k, held?.blob));
+    answers.set(key(wanted), await find(asked, wanted.k, before(wanted)));
   }
   return answers.get(key(wanted));
 }
@@ -244,7 +262,8 @@ function showAnswers({ hits, times_ms: times }, milliseconds) {
   $("grid").classList.add("answers");
   grid.show(hits, hits.length, true);
   const found = `${hits.length} best of ${version.gallery_size.toLocaleString("en")} in ${milliseconds.toFixed(0)} ms`;
-  $("subtitle").textContent = hits.length ? found : "the gallery has no other picture";
+  const { length: left } = shown(entry)?.without ?? [];
+  $("subtitle").textContent = (hits.length ? found : "the gallery has no other picture") + (left ? `, ${left} left out` : "");
   $("subtitle").title = Object.entries(times).map(([step, took]) => `${step} ${took.toFixed(1)} ms`).join(", ");
 }
 
@@ -265,7 +284,7 @@ function showGallery({ read, tries }) {
 }
 
 function attempt({ gallery_id: id, text, image }) {
-  return query(image && imagePath(id), text, () => search({ reference: { id }, text, base: 0 }));
+  return query(image && imagePath(id), text, () => search({ reference: { id }, box: null, text, base: 0 }));
 }
 
 // The gallery goes on where the reader comes near its end; `end` is told again of an end that is still near.
@@ -299,6 +318,8 @@ async function more() {
 function openLarge(place) {
   const { items, answers: found, read } = displayed;
   enlarge(place, {
+    answers: found,
+    less: does("not a picture"),
     item: (at) => items[at],
     count: () => (found ? items.length : read.total),
     near: (at) => !found && at > items.length - 20 && more(),
@@ -336,15 +357,13 @@ async function begin() {
   const { gallery_size: size, index_digest: index, encoder_digest: encoder } = version;
   $("facts").textContent = `${size.toLocaleString("en")} pictures · index ${index.slice(0, 8)} · encoder ${encoder.slice(0, 8)}`;
   page = {
-    search, choose, take, use, toGallery, share, more, openLarge,
+    search, choose, take, use, toGallery, share, more, openLarge, change, edit, leaveOut, less,
     entry: () => entry,
     displayed: () => displayed,
-    edit: (fields) => (entry = { ...entry, ...fields }),
     save: () => keep(entry),
     changed: renderWeight,
     weigh: () => !entry.draft && alike(shown(entry), shown(searched(entry))) && search(),
     recount: (k) => (keep({ ...entry, k: answersWanted(k, version) }), shown(entry) && renderResults()),
-    narrowed: () => (shown(entry) && !entry.draft ? search() : renderNarrow(entry, page)),
     usualWeight: version.weight,
     size,
     large: () => enlargeReference(entry.reference),

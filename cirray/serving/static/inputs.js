@@ -1,6 +1,7 @@
 // What people do, handed to the page: typing, choosing, dropping, pasting, dragging, clicking.
 
 import { connectLarge } from "./large.js";
+import { connectPart } from "./part.js";
 import { $, complain } from "./view.js";
 
 const ID = "application/x-cirray-id"; // a picture that is dragged out of the grid
@@ -30,6 +31,8 @@ export function connectQuery(page) {
     page.search();
   });
   connectWeight(page);
+  connectPart(page);
+  $("keep").addEventListener("change", () => page.change({ keep: $("keep").checked }));
   $("count").addEventListener("change", () => page.recount($("count").value));
   $("file").addEventListener("change", () => {
     if ($("file").files.length) page.take($("file").files[0]);
@@ -59,6 +62,8 @@ export function connectResults(page) {
     const cell = event.target.closest(".cell");
     if (!cell || !page.displayed()) return;
     if (event.target.closest(".use")) page.use(cell.dataset.id);
+    else if (event.target.closest(".not")) page.leaveOut(cell.dataset.id, page.place(cell));
+    else if (event.target.closest(".less")) page.less(cell.dataset.id);
     else if (event.target.closest(".open")) page.openLarge(page.place(cell));
   });
   $("grid").addEventListener("dragstart", (event) => {
@@ -71,7 +76,7 @@ export function connectResults(page) {
   $("shuffle").addEventListener("click", () => page.toGallery(Math.floor(Math.random() * page.size)));
   $("back").addEventListener("click", () => page.toGallery());
   $("share").addEventListener("click", page.share);
-  connectLarge(page.use);
+  connectLarge(page);
 }
 
 export function connectDrop(page) {

@@ -5,7 +5,7 @@ import { upload } from "./uploads.js";
 import { $, fill } from "./view.js";
 import { imagePath } from "./service.js";
 
-let list = null; // {item, count, closed} of the pictures beside this one; null: the reference alone
+let list = null; // {item, count, closed, ...} of the pictures beside this one; null: the reference alone
 let place = 0;
 let turn = 0;
 
@@ -50,6 +50,8 @@ function turnTo(at) {
 
 function open(reference, words) {
   $("refine").hidden = $("previous").hidden = $("next").hidden = !list;
+  $("leaveout").hidden = !list?.answers;
+  $("less").hidden = !list?.answers || !list.less;
   $("previous").disabled = !list || place === 0;
   $("next").disabled = !list || place >= list.count() - 1;
   if (!$("large").open) {
@@ -61,16 +63,23 @@ function open(reference, words) {
   draw(reference, words);
 }
 
-export function connectLarge(use) {
-  $("close").addEventListener("click", () => $("large").close());
-  $("previous").addEventListener("click", () => turnTo(place - 1));
-  $("next").addEventListener("click", () => turnTo(place + 1));
-  $("refine").addEventListener("click", () => {
+// What is done with the picture on display: it closes the window and takes the reader to what follows.
+function then(act) {
+  return () => {
     const { item } = list;
     list = null;
     $("large").close();
-    use(item(place).id);
-  });
+    act(item(place).id, place);
+  };
+}
+
+export function connectLarge({ use, leaveOut, less }) {
+  $("close").addEventListener("click", () => $("large").close());
+  $("previous").addEventListener("click", () => turnTo(place - 1));
+  $("next").addEventListener("click", () => turnTo(place + 1));
+  $("refine").addEventListener("click", then(use));
+  $("leaveout").addEventListener("click", then(leaveOut));
+  $("less").addEventListener("click", then(less));
   $("large").addEventListener("click", (event) => event.target === $("large") && $("large").close());
   $("large").addEventListener("close", () => list?.closed(place));
   $("large").addEventListener("keydown", (event) => {

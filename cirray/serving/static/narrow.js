@@ -1,7 +1,8 @@
 // What narrows a search: a text that is not wanted, and a filter over the metadata, with the counts of its columns.
 
-import { facets } from "./service.js";
-import { $, chips } from "./view.js";
+import { facets, imagePath } from "./service.js";
+import { nameOf } from "./trail.js";
+import { $, chips, query } from "./view.js";
 
 const SHOWN = 12; // values of a column that are offered
 const NAME = /^[\p{L}_][\p{L}\p{N}_.-]*$/u;
@@ -23,7 +24,10 @@ export function connectNarrow(page, { shapes = [], columns = [] }) {
   $("narrowbox").hidden = !words && !filters;
   $("filter").placeholder = filters ? `${quoted(columns[1])} is not null` : "";
   for (const name of ["unwanted", "filter"]) {
-    $(name).addEventListener("input", () => page.edit({ [name]: $(name).value.trim() }));
+    $(name).addEventListener("input", () => {
+      page.edit({ [name]: $(name).value.trim() });
+      if (name === "unwanted" && page.entry().unwanted) page.edit({ unlike: "" }); // one of the two
+    });
     $(name).addEventListener("change", () => page.save());
     $(name).addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.isComposing) {
@@ -35,12 +39,19 @@ export function connectNarrow(page, { shapes = [], columns = [] }) {
   $("narrowbox").addEventListener("toggle", () => $("narrowbox").open && filters && renderFacets(page));
 }
 
-export function renderNarrow({ filter, unwanted }, page) {
+export function renderNarrow({ filter, unwanted, without = [], unlike }, page) {
   for (const [name, value] of Object.entries({ filter, unwanted })) {
     if ($(name).value.trim() !== (value ?? "")) $(name).value = value ?? "";
   }
   if (filter || unwanted) $("narrowbox").open = true;
   if ($("narrowbox").open && !$("filterbox").hidden) renderFacets(page);
+  $("withoutbox").hidden = !without.length;
+  chips($("without"), without.map(nameOf), (_, place) => {
+    page.change({ without: without.toSpliced(place, 1) });
+    ($("without").children[place] ?? $("without").firstElementChild ?? $("submit")).focus();
+  });
+  $("unlikebox").hidden = !unlike;
+  $("unlike").replaceChildren(...(unlike ? [query(imagePath(unlike), `${nameOf(unlike)} ×`, () => page.change({ unlike: "" }))] : []));
 }
 
 let asked = null;
@@ -66,9 +77,7 @@ function facet({ column, values, least, most }, page) {
     (least === null ? values.slice(0, SHOWN) : []).map(({ value, count }) => [`${value} (${count})`, `${quoted(column)} = ${said(value)}`]),
   );
   chips(row, [...conditions.keys()], (label) => {
-    page.edit({ filter: toggled(page.entry().filter ?? "", conditions.get(label)) });
-    page.save();
-    page.narrowed();
+    page.change({ filter: toggled(page.entry().filter ?? "", conditions.get(label)) });
   });
   box.append(title, row);
   return box;

@@ -2,8 +2,11 @@
 // whether the same question may be answered later.
 
 import { request } from "./key.js";
+import { upload } from "./uploads.js";
 
 const WAIT_S = 60;
+const REFERENCES = 8; // most of one query
+export const LOST = "This picture is no longer kept in this browser. Choose it again.";
 
 export const imagePath = (id, size) => `v1/images/${encodeURIComponent(id)}${size ? `?size=${size}` : ""}`;
 
@@ -25,23 +28,53 @@ export async function ask(path, options = {}) {
   throw failure(busy ? "The service is busy; try again in a moment." : `The service failed (status ${reply.status}).`);
 }
 
-// One search: `blob` is the uploaded picture, where the reference is one. Without a reference it asks by the text
+// One search. Without a reference it asks by the text
 // alone, without a text by the picture alone; `weight` is left to the service where it is null.
-export function find({ reference, text, weight, filter, unwanted }, k, blob) {
+// With `steps` (queries that came before it) their references count too, each half as much as the next one.
+export async function find({ reference, text, weight, box, filter, unwanted, without, unlike }, k, steps = []) {
   const fields = { k };
   if (text) fields.text = text;
-  if (reference?.id !== undefined) fields.gallery_id = reference.id;
   if (typeof weight === "number" && text && reference) fields.weight = weight;
   if (filter) fields.filter = filter;
   if (unwanted) fields.negative = { text: unwanted };
-  if (!blob) {
-    const headers = { "content-type": "application/json" };
-    return ask("v1/search", { method: "POST", headers, body: JSON.stringify(fields) });
-  }
+  if (unlike) fields.negative = { gallery_id: unlike };
+  if (without?.length) fields.exclude = without;
+  const pictures = references({ reference, box }, steps);
+  if (pictures.length > 1) return post({ ...fields, references: await Promise.all(pictures.map(coded)) });
+  if (box) fields.box = box;
+  if (!reference?.upload) return post(reference ? { ...fields, gallery_id: reference.id } : fields);
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
-  form.append("image", blob, "picture");
+  form.append("image", await held(reference), "picture");
   return ask("v1/search", { method: "POST", body: form });
+}
+
+const post = (fields) =>
+  ask("v1/search", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(fields) });
+
+// The picture of this query and those of the steps before it, none twice.
+function references(now, steps) {
+  const found = new Map();
+  for (const { reference, box } of now.reference ? [now, ...steps] : []) {
+    const place = reference && (reference.upload ?? `id ${reference.id}`);
+    if (reference && !found.has(place)) found.set(place, { reference, box, weight: 0.5 ** found.size });
+  }
+  return [...found.values()].slice(0, REFERENCES);
+}
+
+async function coded({ reference, box, weight }) {
+  const told = box ? { weight, box } : { weight };
+  if (!reference.upload) return { ...told, gallery_id: reference.id };
+  const bytes = new Uint8Array(await (await held(reference)).arrayBuffer());
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 4096) text += String.fromCharCode(...bytes.subarray(at, at + 4096));
+  return { ...told, image: btoa(text) };
+}
+
+async function held({ upload: key }) {
+  const found = await upload(key);
+  if (!found) throw failure(LOST, false);
+  return found.blob;
 }
 
 // The gallery from `offset` on, as far as it was read: a round trip of all pictures that ends where it began.

@@ -2,9 +2,12 @@
 //
 //   reference  null, {id} of the gallery, or {upload, name}: what the next search starts from
 //   text       what the next search asks; with `weight`, that of the text from 0 to 1 (null: the service's own)
+//   box        null, or the part of the reference that is meant: [x, y, width, height] in shares of the picture
 //   filter     which images may be answered, and `unwanted`, what they should not show; both may be empty
+//   without    ids that are not answered, and `unlike`, the id of a picture that they should not look like ("": none)
+//   keep       whether the references of the steps before count too
 //   k          answers wanted
-//   trail      the searches that were refined one from another, each {reference, text, weight, filter, unwanted}
+//   trail      the searches that were refined one from another, each with what a query has (`query` below)
 //   at         the search of the trail whose answers are on display; -1: the gallery
 //   base       how many searches of the trail led to the next one: it replaces what stands there
 //   offset     first picture of the gallery on display
@@ -12,13 +15,17 @@
 //   draft      true from the choice of another reference beside the answers until the next search
 
 export const start = (k) => ({
-  reference: null, text: "", weight: null, filter: "", unwanted: "", k, trail: [], at: -1, base: 0, offset: 0, seen: 0, scroll: 0, draft: false,
+  reference: null, text: "", weight: null, box: null, filter: "", unwanted: "", without: [], unlike: "", keep: false, k, trail: [], at: -1, base: 0, offset: 0, seen: 0, scroll: 0, draft: false,
 });
 
 export const shown = (entry) => entry.trail[entry.at] ?? null;
 export const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-const query = ({ reference, text, weight, filter, unwanted }) => ({ reference, text, weight, filter, unwanted });
+const query = ({ reference, text, weight, box, filter, unwanted, without, unlike, keep }) =>
+  ({ reference, text, weight, box, filter, unwanted, without, unlike, keep });
+
+// The steps before the search on display, the nearest first, where it keeps them in mind.
+export const before = (entry) => (shown(entry)?.keep ? entry.trail.slice(0, entry.at).reverse() : []);
 
 // The entry as its answers were asked for: what Back should find.
 export const settled = (entry) => (shown(entry) ? walked(entry, entry.at) : entry);
@@ -38,21 +45,26 @@ export function searched(entry) {
 }
 
 // One search as the words of an address; `text` is there even when empty, a reference alone has none.
-function words({ reference, text, weight, filter, unwanted }) {
+function words({ reference, text, weight, box, filter, unwanted, without = [], unlike, keep }) {
   const found = new URLSearchParams();
   if (reference?.upload) found.set("upload", reference.upload);
   else if (reference) found.set("image", reference.id);
   if (text !== undefined) found.set("text", text);
   if (typeof weight === "number") found.set("weight", weight);
+  if (box) found.set("box", box.join(","));
   if (filter) found.set("filter", filter);
   if (unwanted) found.set("not", unwanted);
+  for (const id of without) found.append("without", id);
+  if (unlike) found.set("unlike", unlike);
+  if (keep) found.set("keep", "yes");
   return found;
 }
 
 // The address of an entry: the picture that is picked, or a search with the trail around it.
 export function address(entry, usualK) {
   if (entry.draft || !shown(entry)) {
-    const picked = words({ reference: entry.reference }).toString();
+    const { reference, box } = entry;
+    const picked = words({ reference, box }).toString();
     return picked ? `?${picked}` : location.pathname;
   }
   const found = words(shown(entry));
@@ -83,7 +95,12 @@ function readWords(found) {
     : found.get("image") ? { id: found.get("image") } : null;
   const text = (found.get("text") || "").trim();
   const [filter, unwanted] = ["filter", "not"].map((name) => (found.get(name) || "").trim());
-  return { reference, text, weight: weight >= 0 && weight <= 1 ? weight : null, filter, unwanted };
+  const numbers = (found.get("box") || "").split(",").map(Number);
+  const box = reference && numbers.length === 4 && numbers.every((share) => share >= 0 && share <= 1) ? numbers : null;
+  return {
+    reference, text, weight: weight >= 0 && weight <= 1 ? weight : null, box, filter, unwanted,
+    without: found.getAll("without"), unlike: found.get("unlike") || "", keep: found.has("keep"),
+  };
 }
 
 // The entry of an address that was typed or followed; `answerable` says which searches the service takes.

@@ -7,7 +7,10 @@ import { $, query } from "./view.js";
 export const pictureOf = async (reference) =>
   reference?.upload ? (await upload(reference.upload))?.url : reference && imagePath(reference.id);
 
-export const wordsOf = ({ reference, text }) => text || `like ${reference.name || reference.id.split("/").at(-1)}`;
+export const nameOf = (id) => id.split("/").at(-1) || id;
+
+export const wordsOf = ({ reference, text, box }) =>
+  text || `like ${box ? "a part of " : ""}${reference.name || nameOf(reference.id)}`;
 
 // `walk(place)` leads to a step. The one on display is marked, and so is a next one that is being prepared.
 export async function renderTrail({ trail, at, base, draft }, walk, current) {

@@ -44,7 +44,12 @@ export function card(item, place) {
   find("open").setAttribute("aria-label", `Open ${item.id} large${score}`);
   find("use").setAttribute("aria-label", `${answer ? "Refine from" : "Use"} ${item.id}`);
   find("use").textContent = answer ? "Refine" : "Use";
-  if (!answer) return cell;
+  if (!answer) {
+    for (const name of ["less", "not"]) find(name).remove();
+    return cell;
+  }
+  find("not").setAttribute("aria-label", `Not this one: leave ${item.id} out`);
+  find("less").setAttribute("aria-label", `Less like this: away from ${item.id}`);
   find("rank").textContent = place + 1;
   find("score").textContent = item.score.toFixed(3);
   find("meter").firstElementChild.style.width = `${100 * item.share}%`; // of the best answer's score
@@ -74,7 +79,7 @@ export function chips(box, texts, act) {
       button.type = "button";
       button.textContent = text;
       button.tabIndex = place ? -1 : 0;
-      button.addEventListener("click", () => act(text));
+      button.addEventListener("click", () => act(text, place));
       return button;
     }),
   );
