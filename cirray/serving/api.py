@@ -29,6 +29,7 @@ from cirray.serving.problems import (
     response_of,
 )
 from cirray.serving.reference import reference_page
+from cirray.serving.remote import Remote
 from cirray.serving.routes import ServiceGetter, problem_doc
 from cirray.serving.schemas import MAX_QUERIES, Health, Ready, Version
 from cirray.serving.searches import add_search
@@ -58,15 +59,16 @@ def make_api(
 
     app = FastAPI(title="cirray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     routes, chosen = APIRouter(), chosen_by(services)
-    add_search(routes, chosen)
+    limit = int(args.max_body_mb * 2**20)
+    remote = Remote(args.image_hosts, limit)
+    add_search(routes, chosen, remote)
     add_gallery(routes, chosen, args)
-    add_writes(routes, chosen, args)
+    add_writes(routes, chosen, args, remote)
     add_named(app, routes, services)
     _add_state(app, services)
     _add_version(app, chosen, args)
     _add_page(app)
     _add_errors(app)
-    limit = int(args.max_body_mb * 2**20)
     if args.keys:
         app.add_middleware(KeyCheck, ring=KeyRing(args.keys))
     app.add_middleware(Guard, max_body_bytes=limit, body_timeout_s=args.body_timeout_s, echo_request_id=alone)

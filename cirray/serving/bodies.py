@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pydantic
@@ -13,6 +14,7 @@ from cirray.core.texts import parse_json
 from cirray.data.places import Box
 from cirray.queries import Further, Negative, Reference
 from cirray.serving.problems import BAD_REQUEST, MEDIA, UNUSABLE, ProblemError
+from cirray.serving.remote import Fetches, is_url
 from cirray.serving.schemas import MAX_QUERIES, NegativeQuery, PictureQuery, SearchForm, SearchRequest
 
 _MAX_FIELDS = 24
@@ -25,7 +27,29 @@ class SearchBody:
     """Fields of a search and the encoded picture, if one was sent."""
 
     fields: SearchRequest | SearchForm
-    picture: bytes | None
+    file: bytes | None = None
+    fetched: Mapping[str, bytes] = field(default_factory=dict)
+    """Pictures that were named by URL."""
+
+    @property
+    def picture(self) -> bytes | None:
+        """The encoded reference, if one was sent or named.
+
+        Raises:
+            ProblemError: 422 for one that is not base64.
+        """
+        return self.file if self.file is not None else self._decoded(self.fields.image, "image")
+
+    async def with_pictures(self, fetches: Fetches) -> "SearchBody":
+        """The body with the pictures that it names by URL.
+
+        Raises:
+            DataError: for one that cannot be had.
+        """
+        fields = self.fields
+        named = [fields.image, *(item.image for item in fields.references), fields.negative and fields.negative.image]
+        urls = [image for image in dict.fromkeys(named) if image is not None and is_url(image)]
+        return replace(self, fetched={url: await fetches.get(url) for url in urls}) if urls else self
 
     def further(self) -> Further:
         """What the query says beyond one reference and a text.
@@ -36,30 +60,27 @@ class SearchBody:
         fields = self.fields
         negative = fields.negative
         return Further(
-            _box(fields.box), tuple(_reference(item, f"references.{at}") for at, item in enumerate(fields.references)),
-            None if negative is None else _negative(negative), tuple(fields.exclude), fields.offset, fields.filter,
+            _box(fields.box),
+            tuple(self._reference(item, f"references.{at}") for at, item in enumerate(fields.references)),
+            None if negative is None else self._negative(negative), tuple(fields.exclude), fields.offset, fields.filter,
         )  # fmt: skip
 
+    def _reference(self, item: PictureQuery | NegativeQuery, name: str) -> Reference:
+        return Reference(self._decoded(item.image, f"{name}.image"), item.gallery_id, _box(item.box), item.weight)
 
-def _reference(item: PictureQuery | NegativeQuery, name: str) -> Reference:
-    return Reference(decoded(item.image, f"{name}.image"), item.gallery_id, _box(item.box), item.weight)
+    def _negative(self, item: NegativeQuery) -> Negative:
+        shown = item.image is not None or item.gallery_id is not None
+        return Negative(item.text, self._reference(item, "negative") if shown else None, item.weight)
 
-
-def _negative(item: NegativeQuery) -> Negative:
-    shown = item.image is not None or item.gallery_id is not None
-    return Negative(item.text, _reference(item, "negative") if shown else None, item.weight)
+    def _decoded(self, image: str | None, name: str) -> bytes | None:
+        return self.fetched[image] if image in self.fetched else _decoded(image, name)
 
 
 def _box(box: list[float] | None) -> Box | None:
     return None if box is None else (box[0], box[1], box[2], box[3])
 
 
-def decoded(image: str | None, name: str) -> bytes | None:
-    """The bytes of a picture in base64.
-
-    Raises:
-        ProblemError: 422 when it is not base64.
-    """
+def _decoded(image: str | None, name: str) -> bytes | None:
     try:
         return None if image is None else base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError):
@@ -87,7 +108,7 @@ def _from_json(body: bytes) -> SearchBody:
         fields = SearchRequest.model_validate_json(body)
     except pydantic.ValidationError as error:
         raise fields_problem(error, SearchRequest) from None
-    return SearchBody(fields, decoded(fields.image, "image"))
+    return SearchBody(fields)
 
 
 async def read_batch(request: Request) -> list[SearchBody | ProblemError]:
@@ -109,12 +130,9 @@ async def read_batch(request: Request) -> list[SearchBody | ProblemError]:
 
 def _one_of_batch(item: Any) -> SearchBody | ProblemError:
     try:
-        fields = SearchRequest.model_validate(item)
-        return SearchBody(fields, decoded(fields.image, "image"))
+        return SearchBody(SearchRequest.model_validate(item))
     except pydantic.ValidationError as error:
         return fields_problem(error, SearchRequest)
-    except ProblemError as problem:
-        return problem
 
 
 class _Batch(pydantic.BaseModel):

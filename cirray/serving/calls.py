@@ -20,7 +20,7 @@ from cirray.types import Ranking, StepTimes
 
 ReadT = TypeVar("ReadT")
 Picture = str | Path | bytes
-"""A picture file's path, or its bytes."""
+"""A picture file's path or its bytes, or its URL where the service takes URLs."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def search(
     """
     asked = _query_fields(text, gallery_id, k, exclude_reference, weight, further, fields)
     read = lambda reply: _answer(reply.json())  # noqa: E731
-    if image is None:
-        return Call("POST", "/v1/search", read, {"json": asked})
+    if image is None or _is_url(image):
+        return Call("POST", "/v1/search", read, {"json": asked if image is None else {**asked, "image": image}})
     form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in asked.items()}
     return Call("POST", "/v1/search", read, {"data": form, "files": {"image": ("image", _bytes(image))}})
 
@@ -108,8 +108,9 @@ def put(image_id: str, image: Picture, metadata: Mapping[str, Any] | None = None
     Raises:
         ServingError: with the server's own sentence.
     """
-    form = {"metadata": json.dumps(dict(metadata or {}))}
-    return Call("PUT", _image_path(image_id), _version, {"data": form, "files": {"image": ("image", _bytes(image))}})
+    sent = ("image", _bytes(image)) if not _is_url(image) else (None, str(image))
+    parts = {"image": sent, "metadata": (None, json.dumps(dict(metadata or {})))}
+    return Call("PUT", _image_path(image_id), _version, {"files": parts})
 
 
 def delete(image_id: str) -> Call[int]:
@@ -180,8 +181,12 @@ def _line(item: Mapping[str, Any]) -> dict[str, Any]:
     return {**item, "image": _coded(item["image"])} if "image" in item else dict(item)
 
 
+def _is_url(image: Any) -> bool:
+    return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
+
+
 def _coded(image: Any) -> str:
-    return base64.b64encode(_bytes(image)).decode()
+    return str(image) if _is_url(image) else base64.b64encode(_bytes(image)).decode()
 
 
 def _answer(body: Mapping[str, Any]) -> Answer:

@@ -97,6 +97,9 @@ class ServeArgs(Run):
     """Other sites whose pages may ask (CORS), such as https://shop.example.org; `*`: any."""
     access_log: Effort[Place] = ""
     """File that gets one line of JSON a request, each node its own; empty: no log."""
+    image_hosts: Effort[tuple[str, ...]] = ()
+    """Hosts whose pictures a request may name by URL: `img.example.org`, `*.example.org` (any below), `*` (any), each
+    perhaps with `:PORT`; only at public addresses. Empty: no URLs."""
     writes: Effort[bool] = False
     """Let images be added and removed over HTTP, where a gallery that is written to is served (`cirray gallery`)."""
     kept_references: Effort[int] = Field(64, ge=0)
@@ -163,6 +166,8 @@ class ServeRun(Run):
     """Other sites whose pages may ask (CORS), such as https://shop.example.org; `*`: any."""
     access_log: Effort[Place] = ""
     """File that gets one line of JSON a request; empty: no log."""
+    image_hosts: Effort[tuple[str, ...]] = ()
+    """Hosts whose pictures a request may name by URL, such as img.example.org or `*.example.org`; empty: no URLs."""
     writes: Effort[bool] = False
     """Let images be added and removed over HTTP, where a gallery that is written to is served (`cirray gallery`)."""
     replicas: Effort[int] = Field(1, ge=1)

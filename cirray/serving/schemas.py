@@ -19,7 +19,7 @@ class PictureQuery(_Wire):
     """A picture of a query: one of `image` and `gallery_id`."""
 
     image: str | None = None
-    """Base64 of a picture file."""
+    """Base64 of a picture file, or its URL where the service takes URLs."""
     gallery_id: str | None = None
     """Id of a gallery image."""
     box: _Box | None = None
@@ -34,7 +34,7 @@ class NegativeQuery(_Wire):
     text: str | None = None
     """What is not wanted, 1 to 512 characters; for models that read a text alone."""
     image: str | None = None
-    """Base64 of a picture file."""
+    """Base64 of a picture file, or its URL where the service takes URLs."""
     gallery_id: str | None = None
     """Id of a gallery image."""
     box: _Box | None = None
@@ -77,7 +77,8 @@ class SearchRequest(_Query):
     """JSON body of a search. One of `image` and `gallery_id` is the reference; without one the text is searched."""
 
     image: str | None = None
-    """Reference image, base64 of a picture file: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and others."""
+    """Reference image, base64 of a picture file (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and others), or its URL where
+    the service takes URLs (`image_hosts`)."""
 
 
 class SearchForm(_Query):
@@ -241,7 +242,7 @@ class ImageForm(_Wire):
     """Multipart body of one image."""
 
     image: str = Field(json_schema_extra={"type": "string", "format": "binary"})
-    """Picture file."""
+    """Picture file, or as text its URL where the service takes URLs."""
     metadata: str | None = None
     """JSON object of values by column."""
 
@@ -252,7 +253,7 @@ class ImageLine(_Wire):
     id: str
     """Id in the gallery; one that is there is replaced."""
     image: str | None = None
-    """Base64 of a picture file."""
+    """Base64 of a picture file, or its URL where the service takes URLs."""
     vector: list[float] | None = None
     """Its vectors in one row, as this gallery's model makes them."""
     delete: bool = False

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from cirray.index.store import GalleryIndex
 from cirray.serving.bodies import SearchBody, read_batch, read_search
 from cirray.serving.problems import ProblemError, problem_of
+from cirray.serving.remote import Fetches, Remote
 from cirray.serving.routes import ServiceGetter, picture_fields, problem_doc
 from cirray.serving.schemas import (
     BatchAnswer,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from cirray.queries import ComposedQuery
 
 
-def add_search(routes: APIRouter, service: ServiceGetter) -> None:
+def add_search(routes: APIRouter, service: ServiceGetter, remote: Remote) -> None:
     """Add `/search` and `/search:batch`."""
     problems = {status: problem_doc(text) for status, text in _SEARCH_PROBLEMS.items()}
 
@@ -38,7 +39,8 @@ def add_search(routes: APIRouter, service: ServiceGetter) -> None:
     async def search(request: Request) -> Response:
         """Find gallery images that look like the reference after the change the text asks for."""
         begin, current = time.perf_counter(), service(request)
-        answer = await _answered(request, current, await read_search(request), begin)
+        body = await (await read_search(request)).with_pictures(remote.request())
+        answer = await _answered(request, current, body, begin)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     batch_problems = {status: text for status, text in problems.items() if status != 404}
@@ -47,18 +49,21 @@ def add_search(routes: APIRouter, service: ServiceGetter) -> None:
     async def search_batch(request: Request) -> Response:
         """Answer several queries; each has its own answer or problem."""
         begin, current = time.perf_counter(), service(request)
-        asked = await read_batch(request)
-        found = await asyncio.gather(*(_one(request, current, body, begin) for body in asked))
+        asked, fetches = await read_batch(request), remote.request()
+        found = await asyncio.gather(*(_one(request, current, body, fetches, begin) for body in asked))
         answer = BatchResponse(answers=found, request_id=request.state.request_id)
         return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _one(request: Request, service: SearchService, body: SearchBody | ProblemError, begin: float) -> BatchAnswer:
+async def _one(
+    request: Request, service: SearchService, body: SearchBody | ProblemError, fetches: Fetches, begin: float
+) -> BatchAnswer:
     """The answer of one query of a batch, or its problem."""
     try:
         if isinstance(body, ProblemError):
             raise body
-        return BatchAnswer(answer=await _answered(request, service, body, begin), problem=None)
+        whole = await body.with_pictures(fetches)
+        return BatchAnswer(answer=await _answered(request, service, whole, begin), problem=None)
     except Exception as error:  # noqa: BLE001 - said in the answer, as the application does for a single search
         return BatchAnswer(answer=None, problem=problem_of(error, request.state.request_id))
 
@@ -73,7 +78,15 @@ async def _answered(request: Request, service: SearchService, body: SearchBody, 
 def _is_quick(service: SearchService, body: SearchBody) -> bool:
     """Whether a query is prepared sooner than another thread is reached: nothing is decoded, filtered or looked up."""
     fields = body.fields
-    if body.picture or fields.references or fields.negative or fields.box or fields.filter or fields.exclude:
+    if (
+        body.file
+        or fields.image
+        or fields.references
+        or fields.negative
+        or fields.box
+        or fields.filter
+        or fields.exclude
+    ):
         return False
     return fields.gallery_id is None or service.retriever.gallery.patches_NPW is not None
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from cirray.core.errors import DataError
 from cirray.serving.bodies import fields_problem
 from cirray.serving.problems import BAD_REQUEST, MEDIA, UNUSABLE, ProblemError
+from cirray.serving.remote import is_url
 from cirray.serving.schemas import ImageLine
 
 MAX_LINES = 10_000
@@ -28,6 +29,8 @@ class Put:
     data: bytes | None
     metadata: dict[str, Any]
     tokens_QD: np.ndarray | None = None
+    url: str = ""
+    """Where its picture is, in place of `data`."""
 
 
 def media_of(request: Request) -> str:
@@ -54,14 +57,16 @@ async def read_put(request: Request, image_id: str) -> Put:
 
 async def _put_form(request: Request, image_id: str) -> Put:
     try:
-        async with request.form(max_files=1, max_fields=1) as form:
+        async with request.form(max_files=1, max_fields=2) as form:
             values = dict(form.multi_items())
             unknown = next((name for name in values if name not in ("image", "metadata")), None)
             if unknown is not None:
                 raise ProblemError(UNUSABLE, f"Unknown field {unknown[:40]!r}. Known: image, metadata.")
             file = values.get("image")
+            if isinstance(file, str) and is_url(file):
+                return Put(image_id, None, _metadata(values.get("metadata")), url=file)
             if not isinstance(file, UploadFile):
-                raise ProblemError(UNUSABLE, "The field 'image' must be a file part (with a filename).")
+                raise ProblemError(UNUSABLE, "The field 'image' must be a file part (with a filename), or a URL.")
             return Put(image_id, await file.read(), _metadata(values.get("metadata")))
     except (UnicodeError, LookupError, ValueError) as error:
         raise ProblemError(BAD_REQUEST, f"The multipart body cannot be read: {str(error)[:160]}.") from None
@@ -100,6 +105,8 @@ def _line(number: int, line: bytes, shape: tuple[int, int]) -> Put:
         said = [name for name in ("image", "vector") if getattr(fields, name) is not None] + ["delete"] * fields.delete
         if len(said) != 1:
             raise DataError(f"one of image, vector and delete is needed, and there are {len(said)}")
+        if fields.image is not None and is_url(fields.image):
+            return Put(fields.id, None, fields.metadata, url=fields.image)
         if fields.image is not None:
             return Put(fields.id, base64.b64decode(fields.image, validate=True), fields.metadata)
         if fields.vector is None:

@@ -11,6 +11,7 @@ from cirray.catalogue.table import Change
 from cirray.core.errors import DataError
 from cirray.serving.config import ServeArgs
 from cirray.serving.problems import FORBIDDEN, FROZEN, UNUSABLE, ProblemError
+from cirray.serving.remote import Fetches, Remote
 from cirray.serving.routes import ServiceGetter, problem_doc
 from cirray.serving.schemas import ImageForm, ImageLine, Written
 from cirray.serving.write_bodies import FORM, LINES, Put, read_many, read_put
@@ -28,7 +29,7 @@ _PROBLEMS: dict[int | str, str] = {
 }
 
 
-def add_writes(routes: APIRouter, service: ServiceGetter, args: ServeArgs) -> None:
+def add_writes(routes: APIRouter, service: ServiceGetter, args: ServeArgs, remote: Remote) -> None:
     """Add PUT and DELETE of `/images/ID`, and `POST /images`."""
     problems = {status: problem_doc(text) for status, text in _PROBLEMS.items()}
     whole = {"image/*": _BINARY, FORM: {"schema": ImageForm.model_json_schema()}}
@@ -38,19 +39,19 @@ def add_writes(routes: APIRouter, service: ServiceGetter, args: ServeArgs) -> No
     async def put(request: Request, image_id: str) -> Written:
         """Add an image, or replace the one of that id. Every replica shows it within two seconds."""
         writer = _writer(request, service, args)
-        return await _written(request, writer, [await read_put(request, image_id)])
+        return await _written(request, writer, [await read_put(request, image_id)], remote.request())
 
     @routes.delete("/images/{image_id:anything}", response_model=Written, responses=problems)
     async def delete(request: Request, image_id: str) -> Written:
         """Remove an image; one that is not there is no error."""
         writer = _writer(request, service, args)
-        return await _written(request, writer, [Put(image_id, None, {})])
+        return await _written(request, writer, [Put(image_id, None, {})], remote.request())
 
     @routes.post("/images", response_model=Written, responses=problems, openapi_extra=_body(many))
     async def post(request: Request) -> Written:
         """Add, replace or remove many images: a line of JSON each, or files whose names are the ids."""
         writer = _writer(request, service, args)
-        return await _written(request, writer, await read_many(request, writer.shape))
+        return await _written(request, writer, await read_many(request, writer.shape), remote.request())
 
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +78,8 @@ def _writer(request: Request, service: ServiceGetter, args: ServeArgs) -> Galler
     return current.writer
 
 
-async def _written(request: Request, writer: GalleryWriter, puts: Sequence[Put]) -> Written:
-    changes = await asyncio.gather(*(_change(writer, put) for put in puts), return_exceptions=True)
+async def _written(request: Request, writer: GalleryWriter, puts: Sequence[Put], fetches: Fetches) -> Written:
+    changes = await asyncio.gather(*(_change(writer, put, fetches) for put in puts), return_exceptions=True)
     made = list[Change]()
     for put, change in zip(puts, changes, strict=True):
         if isinstance(change, DataError) and len(puts) > 1:
@@ -93,9 +94,10 @@ async def _written(request: Request, writer: GalleryWriter, puts: Sequence[Put])
     )  # fmt: skip
 
 
-async def _change(writer: GalleryWriter, put: Put) -> Change:
-    if put.data is not None:
-        return await writer.picture(put.id, put.data, put.metadata)
+async def _change(writer: GalleryWriter, put: Put, fetches: Fetches) -> Change:
+    data = await fetches.get(put.url) if put.url else put.data
+    if data is not None:
+        return await writer.picture(put.id, data, put.metadata)
     change = Change(put.id, put.tokens_QD, metadata=put.metadata)
     writer.check(change)
     return change

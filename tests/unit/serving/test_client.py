@@ -182,3 +182,18 @@ def test_a_method_has_the_words_and_the_arguments_of_its_call():
             assert method.__doc__ == make.__doc__ and list(inspect.signature(method).parameters)[1:] == list(
                 inspect.signature(make).parameters
             )
+
+
+def test_a_picture_may_be_named_by_its_url(client):
+    url = "https://img.example.org/a.png"
+    replies = [
+        httpx.Response(200, json=ANSWER),
+        httpx.Response(200, json={"answers": []}),
+        httpx.Response(200, json={"version": 1}),
+    ]
+    with client(*replies) as talk:
+        talk.search("blue", image=url)
+        talk.search_many([{"image": url}])
+        talk.put("a", url, {"price": 1})
+    one, many, put = (request.content.decode() for request in talk.seen)
+    assert f'"image":"{url}"' in one and f'"image":"{url}"' in many and url in put and "filename" not in put

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,8 +15,10 @@ from cirray.catalogue.table import Catalogue
 from cirray.pipelines.search.living import run_gallery
 from cirray.pipelines.search.living_config import GalleryRun
 from cirray.search_engine import SearchEngine
+from cirray.serving import api
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs, ServingSettings
+from cirray.serving.remote import Remote
 from cirray.serving.service import DirectService
 
 
@@ -170,6 +173,30 @@ def test_what_cannot_be_written_is_said_and_nothing_of_its_request_is(replicas, 
         assert answer.status_code == status and said in answer.json()["detail"], (method, path, content, answer.text)
         assert place not in answer.text
     assert Catalogue.open(place).version == before
+
+
+def test_images_are_written_by_url_where_their_host_is_allowed(tiny, place, ask, picture, monkeypatch):
+    async def resolver(host, port):
+        return ["93.184.216.34"]
+
+    def answer(request):
+        return httpx.Response(200, stream=httpx.ByteStream(picture(ord(request.url.path[1]))))
+
+    web = httpx.MockTransport(answer)
+    monkeypatch.setattr(api, "Remote", partial(Remote, resolver=resolver, transport=web))
+    one = Replica(SearchEngine.open(tiny.checkpoint, place), place, image_hosts=["img.test"])
+    parts = {"image": (None, "https://img.test/a"), "metadata": (None, '{"price": 2}')}
+    assert ask(one, "PUT", "/v1/images/new/a", files=parts).json()["written"] == 1
+    many = lines({"id": "new/b", "image": "https://img.test/b"}, {"id": "new/c", "image": "https://img.test/c"})
+    assert ask(one, "POST", "/v1/images", content=many, headers=LINES).json()["written"] == 2
+    for name in "abc":
+        assert ask(one, "GET", f"/v1/images/new/{name}").status_code == 200
+    bad = lines({"id": "new/d", "image": "https://img.test/d"}, {"id": "new/e", "image": "https://other.test/e"})
+    told = ask(one, "POST", "/v1/images", content=bad, headers=LINES)
+    assert (
+        told.status_code == 422 and "'new/e': Pictures of the host 'other.test' are not taken" in told.json()["detail"]
+    )
+    assert ask(one, "GET", "/v1/images/new/d").status_code == 404
 
 
 def test_a_frozen_index_writes_that_are_off_and_other_sites_pages_are_told_apart(tiny, place, replicas, ask, picture):
