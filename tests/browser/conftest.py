@@ -54,7 +54,8 @@ class Site:
     def __init__(self, service):
         self.service, self.fails, self.delay, self.port = service, 0, 0.0, 0
         self.asked, self.usual = service.asked, service
-        self.app = make_api(lambda: self.service, ServeArgs(max_body_mb=1))
+        self.further = {}
+        self.app = make_api(lambda: self.service, ServeArgs(max_body_mb=1), galleries=lambda: self.further)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "http" and scope["path"].startswith(
@@ -71,7 +72,7 @@ class Site:
         return f"http://127.0.0.1:{self.port}/"
 
     def reset(self):
-        self.service, self.fails, self.delay = self.usual, 0, 0.0
+        self.service, self.fails, self.delay, self.further = self.usual, 0, 0.0, {}
         self.asked.clear()
 
 

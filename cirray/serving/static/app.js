@@ -1,9 +1,10 @@
 // The page of the service: one state (`entry`, see state.js), one history entry a search, one `render`.
 
+import { connectBeside, renderBeside } from "./beside.js";
 import { makeGrid } from "./grid.js";
 import { connectDrop, connectQuery, connectResults } from "./inputs.js";
 import { enlarge, enlargeReference } from "./large.js";
-import { LOST, ask, examples, find, further, gallery, imagePath } from "./service.js";
+import { LOST, examples, find, further, gallery, imagePath, versionOf } from "./service.js";
 import { connectNarrow, renderNarrow } from "./narrow.js";
 import { renderPart } from "./part.js";
 import { address, alike, before, answersWanted, readAddress, same, searched, settled, shareable, shown, start, walked } from "./state.js";
@@ -124,7 +125,7 @@ async function take(file) {
 }
 
 function toGallery(offset = entry.offset) {
-  move({ ...start(entry.k), weight: entry.weight, offset });
+  move({ ...start(entry.k), weight: entry.weight, beside: entry.beside, offset });
   render();
 }
 
@@ -213,6 +214,7 @@ async function renderResults(scroll = null) {
     if (now !== turn) return;
     if (shown(wanted)) showAnswers(found, performance.now() - begin);
     else showGallery(found);
+    renderBeside(wanted, shown(wanted), before(wanted), found.hits);
     if (scroll !== null) scrollTo({ top: scroll, behavior: "instant" });
     grid.update();
   } catch (error) {
@@ -350,7 +352,7 @@ function enter(kept) {
 async function begin() {
   complain();
   try {
-    version = await ask("version");
+    version = await versionOf();
   } catch (error) {
     return complain(error.message, begin);
   }
@@ -366,6 +368,7 @@ async function begin() {
     recount: (k) => (keep({ ...entry, k: answersWanted(k, version) }), shown(entry) && renderResults()),
     usualWeight: version.weight,
     size,
+    setBeside: (beside) => (keep({ ...entry, beside }), shown(entry) && renderResults()),
     large: () => enlargeReference(entry.reference),
     place: grid.placeOf,
   };
@@ -373,6 +376,7 @@ async function begin() {
   connectResults(page);
   connectDrop(page);
   connectNarrow(page, version);
+  connectBeside(page);
   history.scrollRestoration = "manual";
   addEventListener("popstate", (event) => enter(event.state));
   enter(history.state);

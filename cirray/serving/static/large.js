@@ -11,7 +11,7 @@ let turn = 0;
 
 async function pictures(reference) {
   if (reference.upload) return [(await upload(reference.upload))?.url];
-  return [imagePath(reference.id), imagePath(reference.id, "large")];
+  return [undefined, "large"].map((size) => imagePath(reference.id, size, reference.gallery));
 }
 
 async function draw(reference, words) {
@@ -49,7 +49,8 @@ function turnTo(at) {
 }
 
 function open(reference, words) {
-  $("refine").hidden = $("previous").hidden = $("next").hidden = !list;
+  $("previous").hidden = $("next").hidden = !list;
+  $("refine").hidden = !list || list.other;
   $("leaveout").hidden = !list?.answers;
   $("less").hidden = !list?.answers || !list.less;
   $("previous").disabled = !list || place === 0;
@@ -58,7 +59,7 @@ function open(reference, words) {
     $("largeframe").replaceChildren();
     $("largeframe").dataset.source = "";
     $("large").showModal();
-    (list ? $("refine") : $("close")).focus();
+    (list && !list.other ? $("refine") : $("close")).focus();
   }
   draw(reference, words);
 }

@@ -8,7 +8,14 @@ const WAIT_S = 60;
 const REFERENCES = 8; // most of one query
 export const LOST = "This picture is no longer kept in this browser. Choose it again.";
 
-export const imagePath = (id, size) => `v1/images/${encodeURIComponent(id)}${size ? `?size=${size}` : ""}`;
+// A service may hold several galleries. The page is about one of them (`in` of its address), and may show another beside.
+export const HOME = new URLSearchParams(location.search).get("in") || "default";
+const below = (gallery) => (gallery === "default" ? "v1/" : `v1/galleries/${encodeURIComponent(gallery)}/`);
+
+export const versionOf = () => ask(HOME === "default" ? "version" : `v1/galleries/${encodeURIComponent(HOME)}`);
+export const galleries = () => ask("v1/galleries").then(({ galleries: found }) => found.map(({ name }) => name));
+export const imagePath = (id, size, gallery = HOME) =>
+  `${below(gallery)}images/${encodeURIComponent(id)}${size ? `?size=${size}` : ""}`;
 
 const failure = (message, again = true) => Object.assign(new Error(message), { again });
 
@@ -23,7 +30,9 @@ export async function ask(path, options = {}) {
   const body = await reply.json().catch(() => null);
   if (reply.ok && body) return body;
   const busy = [429, 502, 503, 504].includes(reply.status);
-  if (typeof body?.detail === "string") throw failure(body.detail, busy || reply.status >= 500 || reply.status === 408);
+  if (typeof body?.detail === "string") {
+    throw Object.assign(failure(body.detail, busy || reply.status >= 500 || reply.status === 408), { status: reply.status });
+  }
   if (reply.ok) throw failure("The service sent an answer that cannot be read.");
   throw failure(busy ? "The service is busy; try again in a moment." : `The service failed (status ${reply.status}).`);
 }
@@ -31,7 +40,8 @@ export async function ask(path, options = {}) {
 // One search. Without a reference it asks by the text
 // alone, without a text by the picture alone; `weight` is left to the service where it is null.
 // With `steps` (queries that came before it) their references count too, each half as much as the next one.
-export async function find({ reference, text, weight, box, filter, unwanted, without, unlike }, k, steps = []) {
+export async function find({ reference, text, weight, box, filter, unwanted, without, unlike }, k, steps = [], gallery = HOME) {
+  const post = (body) => send(gallery, { headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
   const fields = { k };
   if (text) fields.text = text;
   if (typeof weight === "number" && text && reference) fields.weight = weight;
@@ -42,15 +52,14 @@ export async function find({ reference, text, weight, box, filter, unwanted, wit
   const pictures = references({ reference, box }, steps);
   if (pictures.length > 1) return post({ ...fields, references: await Promise.all(pictures.map(coded)) });
   if (box) fields.box = box;
-  if (!reference?.upload) return post(reference ? { ...fields, gallery_id: reference.id } : fields);
+  if (!reference?.upload && !reference?.blob) return post(reference ? { ...fields, gallery_id: reference.id } : fields);
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
   form.append("image", await held(reference), "picture");
-  return ask("v1/search", { method: "POST", body: form });
+  return send(gallery, { body: form });
 }
 
-const post = (fields) =>
-  ask("v1/search", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(fields) });
+const send = (gallery, options) => ask(`${below(gallery)}search`, { method: "POST", ...options });
 
 // The picture of this query and those of the steps before it, none twice.
 function references(now, steps) {
@@ -71,7 +80,8 @@ async function coded({ reference, box, weight }) {
   return { ...told, image: btoa(text) };
 }
 
-async function held({ upload: key }) {
+async function held({ upload: key, blob }) {
+  if (blob) return blob;
   const found = await upload(key);
   if (!found) throw failure(LOST, false);
   return found.blob;
@@ -95,7 +105,7 @@ async function readOn(offset, wanted) {
   while (known.items.length < Math.min(wanted, known.total)) {
     const at = Number.isFinite(known.total) ? (offset + known.items.length) % known.total : offset;
     const missing = Math.min(MOST, Math.max(PAGE, wanted - known.items.length), known.total - known.items.length);
-    const { items, total } = await ask(`v1/gallery?offset=${at}&limit=${missing}`);
+    const { items, total } = await ask(`${below(HOME)}gallery?offset=${at}&limit=${missing}`);
     known.total = total;
     if (!items.length) break;
     known.items.push(...items);
@@ -107,12 +117,12 @@ async function readOn(offset, wanted) {
 export const further = ({ offset, items }) => gallery(offset, items.length + Math.min(LARGER, items.length));
 
 // What the metadata holds among the images that pass a filter.
-export const facets = (filter) => ask(`v1/facets${filter ? `?filter=${encodeURIComponent(filter)}` : ""}`);
+export const facets = (filter) => ask(`${below(HOME)}facets${filter ? `?filter=${encodeURIComponent(filter)}` : ""}`);
 
 // Queries to try: the index's best, or the data set's own texts about one picture. Nothing depends on them.
 const known = new Map();
 export async function examples(id) {
-  const path = id === undefined ? "v1/examples" : `v1/examples?gallery_id=${encodeURIComponent(id)}`;
+  const path = `${below(HOME)}examples${id === undefined ? "" : `?gallery_id=${encodeURIComponent(id)}`}`;
   if (!known.has(path)) {
     const found = await ask(path).catch(() => null);
     if (!found) return [];

@@ -6,7 +6,7 @@
 //   filter     which images may be answered, and `unwanted`, what they should not show; both may be empty
 //   without    ids that are not answered, and `unlike`, the id of a picture that they should not look like ("": none)
 //   keep       whether the references of the steps before count too
-//   k          answers wanted
+//   k          answers wanted, and `beside`, the gallery whose answers stand beside ("": none)
 //   trail      the searches that were refined one from another, each with what a query has (`query` below)
 //   at         the search of the trail whose answers are on display; -1: the gallery
 //   base       how many searches of the trail led to the next one: it replaces what stands there
@@ -14,8 +14,10 @@
 //   seen       how many of them were read, and `scroll`: how far down the reader is
 //   draft      true from the choice of another reference beside the answers until the next search
 
+import { HOME } from "./service.js";
+
 export const start = (k) => ({
-  reference: null, text: "", weight: null, box: null, filter: "", unwanted: "", without: [], unlike: "", keep: false, k, trail: [], at: -1, base: 0, offset: 0, seen: 0, scroll: 0, draft: false,
+  reference: null, text: "", weight: null, box: null, filter: "", unwanted: "", without: [], unlike: "", keep: false, beside: "", k, trail: [], at: -1, base: 0, offset: 0, seen: 0, scroll: 0, draft: false,
 });
 
 export const shown = (entry) => entry.trail[entry.at] ?? null;
@@ -65,10 +67,13 @@ export function address(entry, usualK) {
   if (entry.draft || !shown(entry)) {
     const { reference, box } = entry;
     const picked = words({ reference, box }).toString();
-    return picked ? `?${picked}` : location.pathname;
+    const asked = [HOME === "default" ? "" : `in=${encodeURIComponent(HOME)}`, picked].filter(Boolean).join("&");
+    return asked ? `?${asked}` : location.pathname;
   }
   const found = words(shown(entry));
   if (entry.k !== usualK) found.set("k", entry.k);
+  if (HOME !== "default") found.set("in", HOME);
+  if (entry.beside) found.set("beside", entry.beside);
   entry.trail.forEach((step, place) => {
     if (place !== entry.at) found.append(place < entry.at ? "step" : "later", words(step).toString());
   });
@@ -106,7 +111,7 @@ function readWords(found) {
 // The entry of an address that was typed or followed; `answerable` says which searches the service takes.
 export function readAddress(search, version, answerable) {
   const found = new URLSearchParams(search);
-  const entry = { ...start(answersWanted(found.get("k"), version)), ...readWords(found) };
+  const entry = { ...start(answersWanted(found.get("k"), version)), ...readWords(found), beside: found.get("beside") || "" };
   if (!found.has("text") || !answerable(entry)) return entry; // a picture that is picked
   const [before, after] = ["step", "later"].map((name) =>
     found.getAll(name).map((step) => readWords(new URLSearchParams(step))).filter(answerable),

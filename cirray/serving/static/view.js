@@ -37,7 +37,7 @@ export function card(item, place) {
   const find = (name) => cell.querySelector(`.${name}`);
   const answer = item.score !== undefined;
   cell.dataset.id = item.id;
-  fill(find("frame"), item.image && imagePath(item.id, sharp(item)));
+  fill(find("frame"), item.image && imagePath(item.id, sharp(item), item.gallery));
   find("id").textContent = item.id.split("/").at(-1) || item.id;
   cell.title = item.id;
   const score = answer ? `, answer ${place + 1}, score ${item.score.toFixed(3)}` : "";
@@ -52,6 +52,7 @@ export function card(item, place) {
   find("less").setAttribute("aria-label", `Less like this: away from ${item.id}`);
   find("rank").textContent = place + 1;
   find("score").textContent = item.score.toFixed(3);
+  if (item.gallery) find("acts").remove(); // of another gallery: nothing begins from it here
   find("meter").firstElementChild.style.width = `${100 * item.share}%`; // of the best answer's score
   return cell;
 }
