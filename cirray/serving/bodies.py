@@ -47,8 +47,9 @@ class SearchBody:
             DataError: for one that cannot be had.
         """
         fields = self.fields
-        named = [fields.image, *(item.image for item in fields.references), fields.negative and fields.negative.image]
-        urls = [image for image in dict.fromkeys(named) if image is not None and is_url(image)]
+        others = [*fields.references, *([fields.negative] if fields.negative else [])]
+        named = dict.fromkeys([fields.image, *(item.image for item in others)])
+        urls = [image for image in named if image is not None and is_url(image)]
         return replace(self, fetched={url: await fetches.get(url) for url in urls}) if urls else self
 
     def further(self) -> Further:
@@ -73,7 +74,7 @@ class SearchBody:
         return Negative(item.text, self._reference(item, "negative") if shown else None, item.weight)
 
     def _decoded(self, image: str | None, name: str) -> bytes | None:
-        return self.fetched[image] if image in self.fetched else _decoded(image, name)
+        return _decoded(image, name) if image is None or image not in self.fetched else self.fetched[image]
 
 
 def _box(box: list[float] | None) -> Box | None:
