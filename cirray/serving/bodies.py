@@ -47,9 +47,9 @@ class SearchBody:
             DataError: for one that cannot be had.
         """
         fields = self.fields
-        others = [*fields.references, *([fields.negative] if fields.negative else [])]
-        named = dict.fromkeys([fields.image, *(item.image for item in others)])
-        urls = [image for image in named if image is not None and is_url(image)]
+        named = [fields.image, *(item.image for item in fields.references)]
+        named += [fields.negative.image] if fields.negative else []
+        urls = [image for image in dict.fromkeys(named) if image is not None and is_url(image)]
         return replace(self, fetched={url: await fetches.get(url) for url in urls}) if urls else self
 
     def further(self) -> Further:
