@@ -1,5 +1,7 @@
 """The service does what its OpenAPI document says: schemathesis with all its checks, in this process."""
 
+import json
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -16,6 +18,12 @@ RULES = SchemathesisConfig.from_dict({"checks": {"positive_data_acceptance": ACC
 SCHEMA = schemathesis.openapi.from_asgi(
     "/openapi.json", make_api(lambda: SERVED[-1], ServeArgs(writes=True)), config=RULES
 )
+
+
+@schemathesis.serializer("application/x-ndjson")
+def line(context, value):
+    """A body of one line."""
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
 @pytest.fixture(autouse=True)
