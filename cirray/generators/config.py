@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cirray.core.components import Component
+from cirray.core.components import Component, filed
 from cirray.core.config import Config
 from cirray.core.errors import ConfigError, reason_of
 from cirray.core.fields import Common, Effort, Kind, Place
 from cirray.core.registry import Registry
 from cirray.data.config import DataConfig, ImageLimits
 from cirray.generators.engines.config import EngineChoice
-from cirray.generators.prompts import find_prompt, version_in
+from cirray.generators.prompts import find_prompt, is_version, own_words, prompt, version_in
 from cirray.models.config import QFormerConfig
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.types import stable_id
@@ -76,7 +76,12 @@ class GeneratorConfig(TrainableConfig):
     opening: str = ""
     """Version of a prompt before the first query group (VDG: system lines and request), or empty for none."""
     prompt: str = "change/1"
-    """Version of the instruction; it enters the language model last, and the Q-Former in the difference pass."""
+    """The instruction: a version (`change/1`), words of your own, or a text file with them. It enters the language
+    model last, and the Q-Former in the difference pass."""
+    frame: Literal["auto", "chat", "line", "plain"] = "auto"
+    """What stands around the request. `chat`: a user's turn in the tokenizer's chat template; `line`: a line break
+    after it; `plain`: nothing (paper). `auto`: `chat` where there is a template, else `line` where the tokenizer would
+    glue the answer to the instruction, else `plain`."""
     instruction_length: int = Field(128, ge=1)
     """Tokens of the instruction; a longer one is cut on the left."""
     answer_length: int = Field(256, ge=2)
@@ -93,6 +98,21 @@ class GeneratorConfig(TrainableConfig):
     """Trade compute for memory in a language model that is trained."""
     embed_language_model: bool = True
     """Copy the language model into the artifact; false keeps a reference to its folder or hub id."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _said(cls, value: str) -> str:
+        return filed(own_words, value)
+
+    @property
+    def instruction(self) -> str:
+        """The instruction's words."""
+        return prompt(self.prompt) if is_version(self.prompt) else self.prompt
+
+    @property
+    def prompt_version(self) -> str:
+        """Its version, or `own#` and a hash of the words; kept with every text."""
+        return self.prompt if is_version(self.prompt) else f"own#{stable_id('generator prompt', self.prompt)[:8]}"
 
     @model_validator(mode="after")
     def _fits(self) -> "GeneratorConfig":

@@ -2,18 +2,24 @@
 
 Zhou et al., 2025 (docs/PAPERS.md#modification-text-generator): q_r and q_t read one image each, q_c reads both with the
 instruction; the language model reads `proj(q_r) | proj(q_t) | proj(q_c) | start token | instruction | answer` and is
-trained on the answer alone: L = -1/T sum_t log p(y_t | prefix, y_<t).
+trained on the answer alone: L = -1/T sum_t log p(y_t | prefix, y_<t). What else stands around the request is the
+language model's own (`frames.py`): a chat model reads all of it as a user's turn.
 VDG (docs/PAPERS.md#delta-generator) is the same network without q_c, its slots named.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from cirray.core.errors import ConfigError
 from cirray.core.extras import require
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.prompts import prompt
@@ -22,7 +28,6 @@ from cirray.models.qformer import QueryingTransformer
 from cirray.models.text import TextBatch, build_tokenizer, encode_texts
 from cirray.models.towers.language import LanguageModel
 
-IGNORE = -100
 _REFERENCE, _TARGET = 0, 1
 
 
@@ -51,12 +56,13 @@ class ModificationTextModel(TrainableGenerator):
             reader: tokenizer of the Q-Former's text side; default is a word-level one over the instruction.
         """
         super().__init__()
-        self.config, self.language, self.prompt_version = config, language, config.prompt
-        self.instruction = prompt(config.prompt)
+        self.config, self.language, self.prompt_version = config, language, config.prompt_version
+        self.instruction = config.instruction
         self.reader = reader or build_tokenizer([self.instruction])
         vocabulary = len(self.reader) if "difference" in config.passes else 0
         self.qformer = QueryingTransformer(config.qformer, patch_width, vocabulary)
         self.opening = prompt(config.opening) if config.opening else ""
+        self.frame = language.frame(config.frame)
         self.projection = nn.Linear(config.qformer.width, language.width, bias=config.projection_bias)
         self.role_tags_RD = nn.Parameter(torch.zeros(2, patch_width)) if config.role_tags else None
         self.lm = _tuned(language, config)
@@ -100,10 +106,10 @@ class ModificationTextModel(TrainableGenerator):
         target_BQE: torch.Tensor | None,
         difference_BQE: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The language model's input before the answer: opening, query groups in order, then the instruction.
+        """The language model's input before the answer: opening, query groups in order, instruction; in its frame.
 
-        The tokenizer's start token precedes the first words: before the instruction (InstructBLIP, MTG) or before the
-        opening (VDG).
+        In a plain frame the tokenizer's start token precedes the first words: before the instruction (InstructBLIP,
+        MTG) or before the opening (VDG).
 
         Args:
             reference_BQE: output of `read_image`; groups that the configuration leaves out may be None.
@@ -125,12 +131,11 @@ class ModificationTextModel(TrainableGenerator):
                 parts += self._words(text, tokens_BQE, first=not started)
                 started = started or bool(text)
             parts.append(tokens_BQE.to(self.lm.dtype))
-        return torch.cat([*parts, *self._words(self.instruction, parts[-1], first=not started, last=True)], dim=1)
+        return self._framed(parts, self.instruction, started)
 
     def image_prefix(self, image_BQE: torch.Tensor, instruction: str) -> torch.Tensor:
         """One image's soft tokens and an instruction, for alignment with captions: `[B, L, E]`."""
-        tokens_BQE = image_BQE.to(self.lm.dtype)
-        return torch.cat([tokens_BQE, *self._words(instruction, tokens_BQE, first=True, last=True)], dim=1)
+        return self._framed([image_BQE.to(self.lm.dtype)], instruction)
 
     def pair_prefix(self, reference_BPD: torch.Tensor, target_BPD: torch.Tensor) -> torch.Tensor:
         """All passes the configuration asks for, then `prefix`: `[B, L, E]`."""
@@ -149,11 +154,8 @@ class ModificationTextModel(TrainableGenerator):
 
     def answer_loss(self, prefix_BLE: torch.Tensor, answers: Answers) -> AnswerLoss:
         """Cross-entropy of the answers after a prefix; only answer text and end token count."""
-        logits_BTV = self._answer_logits(prefix_BLE, answers.ids_BT)
-        labels_BT = answers.ids_BT.masked_fill(~answers.mask_BT, IGNORE)
-        total = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum"
-        )
+        logits_NV = self._answer_logits(prefix_BLE, answers)
+        total = F.cross_entropy(logits_NV.float(), answers.ids_BT[answers.mask_BT], reduction="sum")
         return AnswerLoss(total, answers.mask_BT.sum())
 
     def encode_answers(self, texts: Sequence[str]) -> Answers:
@@ -164,6 +166,10 @@ class ModificationTextModel(TrainableGenerator):
         ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask_BT = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
         return Answers(ids_BT, mask_BT)
+
+    def told(self) -> dict[str, Any]:
+        """The instruction, and the frame that it stands in."""
+        return {"instruction": self.instruction, "frame": self.frame.told(self.language.tokenizer)}
 
     def own_state(self) -> dict[str, torch.Tensor]:
         """Weights of everything but the language model."""
@@ -178,40 +184,92 @@ class ModificationTextModel(TrainableGenerator):
             if not name.startswith("lm.") or full or (lora and "lora_" in name)
         }
 
-    def _answer_logits(self, prefix_BLE: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Logits at every answer position, `[B, T, V]`: after the prefix, or in the decoder behind its encoder."""
-        length = ids_BT.shape[1]
-        if self.language.encodes:
-            start_B1 = torch.full_like(ids_BT[:, :1], self.lm.config.decoder_start_token_id)
-            shifted_BT = torch.cat([start_B1, ids_BT[:, : length - 1]], dim=1)
-            return self.lm(inputs_embeds=prefix_BLE, decoder_input_ids=shifted_BT, use_cache=False).logits
-        words_BTE = self.lm.get_input_embeddings()(ids_BT[:, : length - 1])
-        inputs_BLE = torch.cat([prefix_BLE, words_BTE.to(prefix_BLE.dtype)], dim=1)
-        return self.lm(inputs_embeds=inputs_BLE, logits_to_keep=length, use_cache=False).logits
+    def _answer_logits(self, prefix_BLE: torch.Tensor, answers: Answers) -> torch.Tensor:
+        """Logits of every answer token, none of padding, `[N, V]`: after the prefix, or in an encoder's decoder."""
+        ids_BT, length = answers.ids_BT, answers.ids_BT.shape[1]
+        with _head_reads(self.lm, answers.mask_BT):
+            if self.language.encodes:
+                start_B1 = torch.full_like(ids_BT[:, :1], self.lm.config.decoder_start_token_id)
+                shifted_BT = torch.cat([start_B1, ids_BT[:, : length - 1]], dim=1)
+                found = self.lm(inputs_embeds=prefix_BLE, decoder_input_ids=shifted_BT, use_cache=False)
+            else:
+                words_BTE = self.lm.get_input_embeddings()(ids_BT[:, : length - 1])
+                inputs_BLE = torch.cat([prefix_BLE, words_BTE.to(prefix_BLE.dtype)], dim=1)
+                found = self.lm(inputs_embeds=inputs_BLE, logits_to_keep=length, use_cache=False)
+        return found.logits[0]
 
     def _question(self, like_BPD: torch.Tensor) -> TextBatch:
         text = encode_texts(self.reader, [self.instruction], self.config.instruction_length).to(like_BPD.device)
         rows = len(like_BPD)
         return TextBatch(text.ids_BT.expand(rows, -1), text.mask_BT.expand(rows, -1))
 
-    def _words(self, text: str, like_BQE: torch.Tensor, first: bool = False, last: bool = False) -> list[torch.Tensor]:
-        """Embeddings of a text, cut on the left: the first behind the tokenizer's start, T5's last before its end."""
-        if not text:
+    def _framed(self, parts: Sequence[torch.Tensor], instruction: str, started: bool = False) -> torch.Tensor:
+        """Head, given parts, instruction, tail: `[B, L, E]`. T5's encoder reads an end token behind the instruction."""
+        like_BQE, frame = parts[-1], self.frame
+        asked = self._words(instruction, like_BQE, first=not started)
+        end = (self.language.end_id,) if self.language.encodes else ()
+        tail = self._ids((*frame.tail, *end), like_BQE)
+        return torch.cat([*self._ids(frame.head, like_BQE), *parts, *asked, *tail], dim=1)
+
+    def _words(self, text: str, like_BQE: torch.Tensor, first: bool = False) -> list[torch.Tensor]:
+        """Embeddings of a text, cut on the left; the first behind the frame's start."""
+        start = self.frame.start if first and text else ()
+        ids = self.language.token_ids(text)[-max(1, self.config.instruction_length - len(start)) :] if text else []
+        return self._ids((*start, *ids), like_BQE)
+
+    def _ids(self, ids: Sequence[int], like_BQE: torch.Tensor) -> list[torch.Tensor]:
+        """Embeddings of ids for every row, or nothing."""
+        if not ids:
             return []
-        start = self.language.start_ids if first else []
-        ids = [*start, *self.language.token_ids(text)[-max(1, self.config.instruction_length - len(start)) :]]
-        if last and self.language.encodes:
-            ids = [*ids, self.language.end_id]  # T5's encoder was trained on inputs with an end token
-        ids_T = torch.tensor(ids, device=like_BQE.device)
-        return [self.lm.get_input_embeddings()(ids_T).expand(len(like_BQE), -1, -1)]
+        table = self.lm.get_input_embeddings()
+        return [table(torch.tensor(ids, device=like_BQE.device)).expand(len(like_BQE), -1, -1)]
+
+
+@contextmanager
+def _head_reads(lm: Any, mask_BT: torch.Tensor) -> Iterator[None]:
+    """Inside, the head computes logits of the positions in the mask alone, as one row: `[1, N, V]`.
+
+    The model's own forward pass stays in use, with whatever it does to logits.
+    """
+
+    def chosen(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (given[0][mask_BT][None], *given[1:])
+
+    hook = lm.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _recompute_layers(model: nn.Module) -> None:
+    """Layers keep their inputs alone and are computed again in the backward pass, in a frozen model too.
+
+    transformers' own switch acts on models in training mode, whose dropout a frozen one must not have. Raises
+    ConfigError: for a model that names no such layers.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"{type(model).__name__} does not say which of its layers can be computed again; set "
+            "generator.settings.gradient_checkpointing=false."
+        )
+    for layer in layers:
+        layer.forward = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*given, **named)
+    return checkpoint(forward, *given, use_reentrant=False, **named)
 
 
 def _tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
     """The language model with exactly the configured weights trainable."""
     model = language.model
     model.requires_grad_(config.tuning == "full")
-    if config.gradient_checkpointing and config.tuning != "frozen":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.gradient_checkpointing:
+        _recompute_layers(model)
     if config.tuning != "lora":
         return model
     require("peft", "train", "generator.settings.tuning=lora")

@@ -58,7 +58,8 @@ def save_generator(model: ModificationTextModel, folder: str | Path) -> None:
         model.reader.save_pretrained(str(root / "reader"))
     save_file({name: value.contiguous().cpu() for name, value in model.own_state().items()}, str(root / WEIGHTS))
     description = {
-        "kind": "mtg", "generator": config.to_dict(), "patch_width": model.qformer.patch_width,
+        "kind": "mtg", "generator": {**config.to_dict(), "frame": model.frame.kind},
+        "patch_width": model.qformer.patch_width,
         "language_model": "lm" if embedded else language.source, "vocabulary_hash": language.vocabulary_hash,
     }  # fmt: skip
     (root / CONFIG).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")

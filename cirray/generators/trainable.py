@@ -38,6 +38,10 @@ class TrainableGenerator(nn.Module, ABC):
     prompt_version: str = ""
     """Version of the instruction, for the manifest."""
 
+    def told(self) -> dict[str, Any]:
+        """What else a manifest says of the network."""
+        return {}
+
     def enter(self, stage: Literal["alignment", "answers"]) -> None:
         """Make only what a stage trains trainable; here all is, always."""
 

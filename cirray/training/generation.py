@@ -26,7 +26,7 @@ from cirray.types import Triplet
 Bags = Sequence[Sequence[str]]
 GeneratorT = TypeVar("GeneratorT", bound=TrainableGenerator)
 TUNED = "generator.pt"
-_BAG_WIDTH = 12
+_BAG_WIDTH = 24
 _DESCRIBE = "describe/1"
 
 

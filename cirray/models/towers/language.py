@@ -38,6 +38,7 @@ from cirray.models.sources.kinds import model_type, what_is
 from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.sources.tokenizers import read_tokenizer
 from cirray.models.towers.config import LanguageModelConfig
+from cirray.models.towers.frames import Frame, frame_of, glues
 
 _FILES = "config.json, model.safetensors (or its shards) and the tokenizer's files"
 _WANTED = (
@@ -94,6 +95,18 @@ class LanguageModel:
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text without any special token."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def word_ids(self, word: str) -> list[int]:
+        """Ids of a word as it stands in a text, behind another word."""
+        return self.token_ids(f" {word}" if self._glues else word)
+
+    @cached_property
+    def _glues(self) -> bool:
+        return glues(self.tokenizer)
+
+    def frame(self, kind: str = "auto") -> Frame:
+        """What stands around a request to this model (`frame_of`)."""
+        return frame_of(self.tokenizer, kind, self.start_ids, self.encodes)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings of token ids, any leading shape."""
@@ -224,14 +237,15 @@ def _inner(source: str | Path) -> tuple[Any, dict[str, Any]]:
 def bag_ids(language: LanguageModel, bags: Sequence[Sequence[str]], width: int) -> torch.Tensor:
     """Ids of bags of words, padded with -1: `[len(bags), width]`.
 
-    Raises DataError for a bag with more than `width` words, or a word the vocabulary lacks.
+    Raises DataError for a bag with more than `width` tokens, or a word the vocabulary lacks.
     """
     unknown = language.tokenizer.unk_token_id
     ids = torch.full((len(bags), width), -1, dtype=torch.int64)
+    known = {word: language.word_ids(word) for word in {word for bag in bags for word in bag}}
     for row, bag in enumerate(bags):
-        found = [language.tokenizer.convert_tokens_to_ids(word) for word in bag]
+        found = [number for word in bag for number in known[word]]
         if len(found) > width or unknown in found:
-            raise DataError(f"The bag of words {list(bag)} has more than {width} words or words the model lacks.")
+            raise DataError(f"The bag of words {list(bag)} has more than {width} tokens or words the model lacks.")
         ids[row, : len(found)] = torch.tensor(found)
     return ids
 

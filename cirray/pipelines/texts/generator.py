@@ -81,7 +81,7 @@ def run_generator(run: GeneratorRun) -> Manifest:
     storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
     shutil.rmtree(stage.local / WORK, ignore_errors=True)
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
-    extra = {"prompt_version": model.prompt_version, "saw": {dataset.name: len(labelled.train)}}
+    extra = {"prompt_version": model.prompt_version, **model.told(), "saw": {dataset.name: len(labelled.train)}}
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
 
 

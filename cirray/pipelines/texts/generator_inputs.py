@@ -169,5 +169,6 @@ def _objective(
     if not captions:
         return "none"
     fits = len(bags) == len(captions) and all(len(row) == model.config.qformer.queries for row in bags.values())
-    known = set(model.language.tokenizer.get_vocab())
-    return "bags" if fits and all(word in known for row in bags.values() for bag in row for word in bag) else "captions"
+    language, words = model.language, {word for row in bags.values() for bag in row for word in bag}
+    unknown = language.tokenizer.unk_token_id
+    return "bags" if fits and not any(unknown in language.word_ids(word) for word in words) else "captions"

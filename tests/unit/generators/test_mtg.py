@@ -9,6 +9,7 @@ from cirray.data.config import TransformConfig
 from cirray.generators.config import GeneratorConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.towers.hf_blip2 import build_vision_tower
+from cirray.training.tracing import saved_bytes
 
 ALL = ("reference", "target", "difference")
 TEXTS = ["make it red", "add blue round small", "remove it", "make it blue", "add red"]
@@ -61,6 +62,65 @@ def test_prefix_is_reference_target_difference_instruction(model_of, images_BPD)
     parts = [model.read_image(reference), model.read_image(target), model.read_pair(reference, target)]
     assert torch.allclose(prefix[:, :9], torch.cat(parts, dim=1), atol=1e-5)
     assert prefix.shape[1] == 9 + len(model.language.token_ids(model.instruction))
+
+
+TURNS = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} remove {% endfor %}make"
+
+
+def test_a_chat_frame_stands_around_soft_tokens_and_instruction(model_of, images_BPD):
+    plain = model_of()
+    plain.language.tokenizer.chat_template = TURNS
+    chat = model_of(frame="chat")
+    before, after = plain.pair_prefix(*images_BPD), chat.pair_prefix(*images_BPD)
+    table, ids = chat.lm.get_input_embeddings().weight, chat.language.token_ids
+    assert model_of().frame == chat.frame and plain.frame.kind == "plain"
+    assert torch.equal(after[0, :1], table[ids("user")]) and torch.equal(after[0, -2:], table[ids("remove make")])
+    assert torch.allclose(after[:, 1:-2], before)
+    alone = chat.image_prefix(chat.read_image(images_BPD[0]), "make it red")
+    assert torch.equal(alone[0, -5:], table[ids("make it red remove make")])
+
+
+@pytest.mark.parametrize("given", ["make it red", "file"])
+def test_an_instruction_of_ones_own_is_read_from_the_configuration_or_a_file(model_of, tmp_path, given):
+    path = tmp_path / "own.txt"
+    path.write_text("make it\n red\n")
+    config = validate(GeneratorConfig, {"prompt": str(path) if given == "file" else given})
+    assert config.instruction == "make it red" and config.prompt_version.startswith("own#")
+    path.unlink()
+    assert validate(GeneratorConfig, config.to_dict()) == config
+    assert model_of(prompt=config.prompt).instruction == "make it red"
+
+
+@pytest.mark.parametrize(("given", "said"), [("chnage/1", "change/1"), ("one", "at least two words")])
+def test_an_instruction_that_is_neither_version_nor_words_is_refused(tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").write_text("describe")
+    with pytest.raises(ConfigError, match=said):
+        validate(GeneratorConfig, {"prompt": given})
+
+
+def test_the_head_computes_logits_of_answer_tokens_alone(model_of, images_BPD):
+    model, rows = model_of(), []
+    model.lm.get_output_embeddings().register_forward_hook(lambda module, given, made: rows.append(made.shape[:2]))
+    answers = model.encode_answers(["make it red blue round small", "add", "add", "add", "add"])
+    model(*images_BPD, answers)
+    assert rows == [(1, 7 + 4 * 2)]
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_recomputing_layers_saves_memory_and_changes_no_gradient(model_of, images_BPD, tuning):
+    found, kept = {}, {}
+    for saving in (False, True):
+        model = model_of(gradient_checkpointing=saving, tuning=tuning).train()
+        answers = model.encode_answers(TEXTS)
+        kept[saving] = saved_bytes(lambda: model(*images_BPD, answers).total, model)  # noqa: B023
+        model(*images_BPD, answers).total.backward()
+        found[saving] = model.projection.weight.grad.clone()
+        model.zero_grad()
+        for layer in model.lm.model.layers:
+            layer.__dict__.pop("forward", None)
+    assert torch.allclose(found[True], found[False], atol=1e-5) and float(found[True].abs().sum()) > 0
+    assert kept[True] < 0.7 * kept[False]
 
 
 def test_separators_stand_before_their_group(model_of, images_BPD):

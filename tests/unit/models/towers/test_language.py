@@ -56,7 +56,7 @@ def test_a_bag_is_the_sum_of_its_words_in_any_order(language):
 def test_bags_with_unknown_words_or_too_many_are_refused(language):
     with pytest.raises(DataError, match="fish"):
         bag_ids(language, [("red", "fish")], 3)
-    with pytest.raises(DataError, match="more than 1 words"):
+    with pytest.raises(DataError, match="more than 1 tokens"):
         bag_ids(language, [("red", "star")], 1)
 
 
