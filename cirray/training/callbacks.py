@@ -1,12 +1,21 @@
 """Callbacks of the loop: history file, TensorBoard, checkpoints, progress. Writers act on rank 0 only."""
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from cirray.core.progress import Advance
 from cirray.training.checkpoint import save_step
+from cirray.training.gather import build_gather
 from cirray.training.loop import Callback
 from cirray.training.state import LoopState, Row
+
+_WRITING = 20.0
+"""Least time between checkpoints, as a multiple of what the last one took."""
 
 
 class HistoryFile(Callback):
@@ -56,18 +65,51 @@ class TensorBoard(Callback):
             self._writer.close()
 
 
+class CheckpointClock:
+    """Says after which steps a checkpoint is written: by steps, by the minutes of rank 0's clock, and the last one."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self._last, self._took = time.monotonic(), 0.0
+
+    def due(self, state: LoopState) -> bool:
+        """Whether one is due; the same on every rank, all of which ask."""
+        every, minutes = state.config.checkpoint_every, state.config.checkpoint_minutes
+        if state.finished or (every and state.step % every == 0):
+            return True
+        if minutes is None:
+            return False
+        late = time.monotonic() - self._last >= max(60 * minutes, _WRITING * self._took)
+        if state.world == 1:
+            return late
+        own = torch.tensor(float(late and state.rank == 0), device=state.engine.device)
+        return bool(build_gather(state.world).total(own))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around writing one: the clock starts anew, and a slow disk is asked less often."""
+        begin = time.monotonic()
+        yield
+        self._last = time.monotonic()
+        self._took = self._last - begin
+
+
 class Checkpoints(Callback):
-    """A resumable checkpoint every `checkpoint_every` steps and at the end."""
+    """A resumable checkpoint whenever one is due, and at the end."""
 
     def __init__(self, root: Path) -> None:
         """Take the folder, which all ranks share."""
-        self.root = root
+        self.root, self._clock = root, CheckpointClock()
+
+    def on_start(self, state: LoopState) -> None:
+        """Time counts from here."""
+        self._clock = CheckpointClock()
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """Save on schedule."""
-        every = state.config.checkpoint_every
-        if state.finished or (every and state.step % every == 0):
-            save_step(self.root, state, state.config.keep_checkpoints)
+        if self._clock.due(state):
+            with self._clock.writing():
+                save_step(self.root, state, state.config.keep_checkpoints)
 
 
 class ShowProgress(Callback):

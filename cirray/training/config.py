@@ -74,8 +74,10 @@ class LoopConfig(Config):
     """DeepSpeed's ZeRO stage."""
     deepspeed: dict[str, Any] = {}
     """Further DeepSpeed settings by its own names, over the engine's (offload, bucket sizes, communication)."""
+    checkpoint_minutes: Effort[float | None] = Field(5.0, gt=0)
+    """Minutes between checkpoints for resuming; null: by steps alone. There is one after the last step too."""
     checkpoint_every: Effort[int | None] = Field(None, ge=1)
-    """Steps between checkpoints for resuming, or null for the last step only."""
+    """Steps between further checkpoints, or null for none."""
     keep_checkpoints: Effort[int] = Field(2, ge=1)
     """Checkpoints kept on disk."""
     log_every: int = Field(10, ge=1)

@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from cirray.core.fields import Effort
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
@@ -25,8 +24,6 @@ class LanguageTrainingConfig(LoopConfig):
     """Share of batches with slots for the difference pass (q_c) after those of the two images."""
     bag_width: int = Field(12, ge=1)
     """Most words in one bag."""
-    checkpoint_every: Effort[int | None] = Field(100, ge=1)
-    """Steps between checkpoints for resuming."""
 
 
 class VisionTrainingConfig(LoopConfig):
@@ -56,5 +53,3 @@ class ClipTrainingConfig(LoopConfig):
     dense: float = Field(1.0, ge=0)
     """Weight of the throw-away heads that read every cell from patches, image embedding and caption embedding (embedded
     world only)."""
-    checkpoint_every: Effort[int | None] = Field(100, ge=1)
-    """Steps between checkpoints for resuming."""

@@ -74,7 +74,7 @@ def _on_ray(bench: Bench, folder: str) -> Iterator[Line]:
 def _measure(bench: Bench, folder: str, name: str, engine: str, workers: int | None) -> Line:
     training = {
         "steps": bench.steps, "batch": bench.batch, "engine": engine, "zero_stage": 2, "log_every": bench.steps,
-        "checkpoint_every": None,
+        "checkpoint_minutes": None,
     }  # fmt: skip
     tree = {
         "data": {"folder": {"root": join(bench.root, "world")}}, "features": [join(bench.root, "features")],

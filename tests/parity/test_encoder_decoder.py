@@ -56,7 +56,7 @@ def test_the_answer_loss_is_that_of_instructblip_on_t5(spoken):
     ).loss  # fmt: skip
     patches = tower(images)
     difference = generator.read_pair(patches, patches)
-    alone = torch.cat([difference, *generator._words(generator.instruction, difference, last=True)], dim=1)
+    alone = generator._framed([difference], generator.instruction)
     ours = generator.answer_loss(alone, answers)
     assert abs(float(ours.total / ours.tokens - theirs)) < CLOSE
     unended = generator.answer_loss(alone[:, :-1], answers)

@@ -91,10 +91,9 @@ def train_stage(
     Returns: The history.
     """
     with progress(title, config.steps, "steps") as advance:
-        callbacks = [*measures, HistoryFile(work / "history.jsonl"), ShowProgress(advance)]
-        if config.checkpoint_every:
-            callbacks.append(Checkpoints(work / "checkpoints"))
-        return train(task, config, torch_engine, callbacks, resume=latest_checkpoint(work / "checkpoints"))
+        root = work / "checkpoints"
+        callbacks = [*measures, HistoryFile(work / "history.jsonl"), ShowProgress(advance), Checkpoints(root)]
+        return train(task, config, torch_engine, callbacks, resume=latest_checkpoint(root))
 
 
 def exact_from_text(language: LanguageModel, count: int = _JUDGED, seed: int = 0) -> dict[str, TextQuality]:

@@ -88,9 +88,7 @@ def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[C
     with progress(title_of(run), run.training.steps, "steps") as advance:
         hooks = [
             clock, *job.measures, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD),
-            ShowProgress(advance),
-            *([Checkpoints(root)] if run.training.checkpoint_every else []), ExportModel(stage.local / MODEL),
-            *callbacks,
+            ShowProgress(advance), Checkpoints(root), ExportModel(stage.local / MODEL), *callbacks,
         ]  # fmt: skip
         engine = engine_on(run.training.engine, run.device)
         history = train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))

@@ -32,6 +32,7 @@ from cirray.pipelines.cluster.resources import ClusterInfo, cluster
 from cirray.pipelines.training.inputs import MODEL
 from cirray.pipelines.training.job import Clock, engine_on, export
 from cirray.pipelines.training.status import StatusFile, followed
+from cirray.training.callbacks import CheckpointClock
 from cirray.training.checkpoint import LOOP, write_checkpoint
 from cirray.training.config import LoopConfig
 from cirray.training.loop import Callback, train
@@ -146,7 +147,7 @@ def train_share(
     """
     context, clock = ray.train.get_context(), Clock()
     rank, world = context.get_world_rank(), context.get_world_size()
-    report = RayReport(loop.checkpoint_every, validation_every, clock)
+    report = RayReport(validation_every, clock)
     hooks = [clock, *measures, StatusFile(status_file), report]
     checkpoint = ray.train.get_checkpoint()
     with ExitStack() as stack:
@@ -157,22 +158,18 @@ def train_share(
 class RayReport(Callback):
     """Reports a checkpoint on schedule and at the end (the last one also holds the model), and every validation."""
 
-    def __init__(self, checkpoint_every: int | None, validation_every: int | None, clock: Clock) -> None:
-        """Take the two schedules."""
-        self._clock, self._checkpoint, self._validation = clock, checkpoint_every, validation_every
+    def __init__(self, validation_every: int | None, clock: Clock) -> None:
+        """Take the schedule of the validation."""
+        self._clock, self._validation, self._checkpoints = clock, validation_every, CheckpointClock()
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """All ranks report at the same steps."""
         figures = {**(row or {"step": float(state.step)}), RATE: self._clock.rate}
-        if state.finished or _due(self._checkpoint, state.step):
-            with tempfile.TemporaryDirectory(prefix="cirray-") as name:
+        if self._checkpoints.due(state):
+            with self._checkpoints.writing(), tempfile.TemporaryDirectory(prefix="cirray-") as name:
                 ray.train.report(figures, checkpoint=_share(state, Path(name)))
-        elif _due(self._validation, state.step):
+        elif self._validation and state.step % self._validation == 0:
             ray.train.report(figures)
-
-
-def _due(every: int | None, step: int) -> bool:
-    return bool(every) and step % (every or 1) == 0
 
 
 def _share(state: LoopState, folder: Path) -> ray.train.Checkpoint | None:

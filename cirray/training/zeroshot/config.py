@@ -7,7 +7,7 @@ from pydantic import Field
 
 from cirray.core.components import Component
 from cirray.core.config import Config
-from cirray.core.fields import Common, Effort
+from cirray.core.fields import Common
 from cirray.core.registry import Registry
 from cirray.training.config import LoopConfig, OptimizerConfig
 
@@ -108,5 +108,3 @@ class MappingConfig(LoopConfig):
         lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), schedule="cosine", warmup=0.025
     )
     """AdamW and schedule: 500 of 20,000 steps warm up. Pic2Word decays weights by 0.1."""
-    checkpoint_every: Effort[int | None] = Field(500, ge=1)
-    """Steps between checkpoints for resuming."""

@@ -1,12 +1,13 @@
 import json
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.losses.output import LossOutput
-from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
+from cirray.training.callbacks import CheckpointClock, Checkpoints, HistoryFile, ShowProgress, TensorBoard
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.config import LoopConfig
 from cirray.training.loop import Callback, train
@@ -34,6 +35,16 @@ class Stop(Callback):
     def on_step(self, state, row):
         if state.step == self.step:
             raise KeyboardInterrupt
+
+
+class Ticks(Callback):
+    """Moves a clock by some seconds a step."""
+
+    def __init__(self, now, seconds):
+        self.now, self.seconds = now, seconds
+
+    def on_step(self, state, row):
+        self.now[0] += self.seconds
 
 
 class Endless:
@@ -84,6 +95,31 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(make_task, tmp_path):
     other, _ = make_task(**settings, seed=9)
     train(other, config, torch_engine)
     assert not torch.equal(weights(other)["prompts"], weights(whole)["prompts"])
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [(2.0, [4, 8, 9]), (None, [9])])
+def test_by_default_a_checkpoint_is_written_by_the_clock(make_task, tmp_path, monkeypatch, minutes, kept):
+    task, _ = make_task(steps=9)
+    config = LoopConfig(steps=9, checkpoint_minutes=minutes, keep_checkpoints=9)
+    now = [0.0]
+    monkeypatch.setattr("cirray.training.callbacks.time.monotonic", lambda: now[0])
+    train(task, config, torch_engine, [Ticks(now, 30.0), Checkpoints(tmp_path)])
+    assert [int(item.name[5:]) for item in sorted(tmp_path.glob("step-*"))] == kept
+    assert LoopConfig().checkpoint_minutes == 5.0
+
+
+def test_a_disk_that_writes_slowly_is_asked_less_often(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("cirray.training.callbacks.time.monotonic", lambda: now[0])
+    clock = CheckpointClock()
+    state = SimpleNamespace(config=LoopConfig(checkpoint_minutes=1.0), finished=False, step=1, world=1)
+    with clock.writing():
+        now[0] += 30
+    found = []
+    for wait in (61, 500, 40):
+        now[0] += wait
+        found.append(clock.due(state))
+    assert found == [False, False, True]
 
 
 def test_resuming_a_finished_run_trains_no_further(make_task, tmp_path):
