@@ -32,11 +32,15 @@ _DESCRIBE = "describe/1"
 
 @dataclass(frozen=True)
 class GeneratorBatch(Movable):
-    """Patches of reference and target, and the answers to be written."""
+    """Patches of reference and target, and the answers to be written.
+
+    `tokens`: answer tokens of the whole batch, of which this is a piece; None: of itself.
+    """
 
     reference_BPD: torch.Tensor
     target_BPD: torch.Tensor
     answers: Answers
+    tokens: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class AlignmentBatch(Movable):
     """Patches of images with the wanted soft tokens: bags `ids_BQW` (-1 fills), or captions.
 
     `reference_BPD`, `target_BPD` and `difference_BQW` are pairs for the difference pass, with the bags of their slots.
+    `tokens` as in `GeneratorBatch`.
     """
 
     patches_BPD: torch.Tensor
@@ -52,6 +57,7 @@ class AlignmentBatch(Movable):
     reference_BPD: torch.Tensor | None = None
     target_BPD: torch.Tensor | None = None
     difference_BQW: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class _Task(Generic[GeneratorT]):
     def __init__(self, generator: GeneratorT, features: FeatureLookup, config: LoopConfig, rows: int) -> None:
         generator.enter(self.stage)
         self._generator, self._features, self._config = generator, features, config
+        self._pieces = getattr(config, "pieces", 1)
         self._sampler = BatchSampler(rows, min(config.batch, rows), config.seed)
 
     def model(self) -> nn.Module:
@@ -168,12 +175,19 @@ class AlignmentTask(_Task[ModificationTextModel]):
         """Squared error to the bags' vectors, or the captions' cross-entropy per token, of the global batch."""
         found = model(batch)
         if isinstance(found, AnswerLoss):
-            return _mean_over_ranks(found, gather)
+            return _mean_over_ranks(found, gather, batch.tokens)
         assert batch.ids_BQW is not None
         terms = {"image": _relative_error(found.image_BQE, self._vectors(batch.ids_BQW), gather).mean()}
         if found.difference_BQE is not None and batch.difference_BQW is not None:
             terms["difference"] = self._difference_loss(found.difference_BQE, batch.difference_BQW, gather)
         return weighted_sum(terms, dict.fromkeys(terms, 1.0))
+
+    def pieces(self, batch: AlignmentBatch) -> list[AlignmentBatch]:
+        """Captions go through the language model in `pieces`; bags do not go through it."""
+        if batch.answers is None:
+            return [batch]
+        parts = _parts(batch.answers, self._pieces)
+        return [AlignmentBatch(batch.patches_BPD[rows], answers=own, tokens=of) for rows, own, of in parts]
 
     def _with_pairs(self, batch: AlignmentBatch, step: int, rank: int, world: int) -> AlignmentBatch:
         if self._pair_sampler is None or self._difference_MQW is None:
@@ -244,7 +258,13 @@ class GeneratorTask(_Task[TrainableGenerator]):
 
     def loss(self, model: nn.Module, batch: GeneratorBatch, gather: Gather) -> LossOutput:
         """Cross-entropy per answer token of the global batch."""
-        return _mean_over_ranks(model(batch.reference_BPD, batch.target_BPD, batch.answers), gather)
+        found = model(batch.reference_BPD, batch.target_BPD, batch.answers)
+        return _mean_over_ranks(found, gather, batch.tokens)
+
+    def pieces(self, batch: GeneratorBatch) -> list[GeneratorBatch]:
+        """The pairs in `pieces`."""
+        parts = _parts(batch.answers, self._pieces)
+        return [GeneratorBatch(batch.reference_BPD[at], batch.target_BPD[at], own, of) for at, own, of in parts]
 
 
 def check_triplets(triplets: Sequence[Triplet], features: FeatureLookup) -> None:
@@ -259,9 +279,26 @@ def check_triplets(triplets: Sequence[Triplet], features: FeatureLookup) -> None
             raise DataError(f"Image {missing[0]!r} of triplet {row.triplet_id!r} has no features. Embed it first.")
 
 
-def _mean_over_ranks(loss: AnswerLoss, gather: Gather) -> LossOutput:
-    """Per-token mean over the global batch, scaled so that the mean over ranks of the ranks' losses is that mean."""
-    return LossOutput(loss.total * gather.world / gather.total(loss.tokens.float()).clamp_min(1.0))
+def _parts(answers: Answers, pieces: int) -> list[tuple[slice, Answers, torch.Tensor | None]]:
+    """Rows of each piece, its answers without columns of mere padding, and the tokens of all; one piece is as it is."""
+    rows = len(answers.ids_BT)
+    if min(pieces, rows) == 1:
+        return [(slice(None), answers, None)]
+    found, tokens = [], answers.mask_BT.sum()
+    for part in np.array_split(np.arange(rows), min(pieces, rows)):
+        at = slice(int(part[0]), int(part[-1]) + 1)
+        width = int(answers.mask_BT[at].sum(dim=1).max())
+        found.append((at, Answers(answers.ids_BT[at, :width], answers.mask_BT[at, :width]), tokens))
+    return found
+
+
+def _mean_over_ranks(loss: AnswerLoss, gather: Gather, tokens: torch.Tensor | None = None) -> LossOutput:
+    """Per-token mean over the global batch, scaled so that the mean over ranks of the ranks' losses is that mean.
+
+    Of a piece of a batch, `tokens` are those of the rank's whole batch.
+    """
+    own = loss.tokens if tokens is None else tokens
+    return LossOutput(loss.total * gather.world / gather.total(own.float()).clamp_min(1.0))
 
 
 def _relative_error(soft_BQE: torch.Tensor, wanted_BQE: torch.Tensor, gather: Gather) -> torch.Tensor:

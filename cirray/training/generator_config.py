@@ -1,13 +1,29 @@
 """Configuration of the generator's two loops. No torch."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cirray.core.fields import Features
+from cirray.core.fields import Effort, Features
 from cirray.data.config import DataConfig
 from cirray.training.config import LoopConfig, OptimizerConfig
 
 
-class AlignmentConfig(LoopConfig):
+class PiecesConfig(LoopConfig):
+    """A loop through the language model, whose memory grows with the rows that are in it at once."""
+
+    pieces: Effort[int] = Field(1, ge=1)
+    """Pieces that a worker's share of a batch goes through the language model in, one after another (gradient
+    accumulation): less memory, the same loss and gradient."""
+
+    @model_validator(mode="after")
+    def _accumulates(self) -> "PiecesConfig":
+        if self.pieces > 1 and self.engine != "torch":
+            raise ValueError(f"pieces={self.pieces} works with engine torch; found engine={self.engine}")
+        if self.pieces > self.batch:
+            raise ValueError(f"pieces={self.pieces} is more than the batch of {self.batch}")
+        return self
+
+
+class AlignmentConfig(PiecesConfig):
     """Alignment of the soft tokens with captions, before any labelled triplet."""
 
     data: DataConfig | None = None
@@ -23,7 +39,7 @@ class AlignmentConfig(LoopConfig):
     """AdamW and schedule."""
 
 
-class AnswerTrainingConfig(LoopConfig):
+class AnswerTrainingConfig(PiecesConfig):
     """Training of the aligned generator on labelled triplets."""
 
     steps: int = Field(240, ge=0)

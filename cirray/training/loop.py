@@ -16,7 +16,7 @@ from cirray.training.config import LoopConfig
 from cirray.training.engine import EngineFactory
 from cirray.training.gather import Gather, build_gather
 from cirray.training.state import LoopState, Row
-from cirray.training.task import Task
+from cirray.training.task import Divided, Task
 
 
 class Callback:
@@ -73,12 +73,8 @@ def _step(state: LoopState, batch: Any, gather: Gather) -> Row | None:
     config, engine = state.config, state.engine
     # dropout depends on the step, so a resumed run needs no saved random state
     torch.manual_seed(derive_seed(config.seed, "dropout", state.step, state.rank))
-    batch = batch.to(engine.device) if hasattr(batch, "to") else batch
     engine.module.train()
-    with engine.autocast():
-        output = state.task.loss(engine.module, batch, gather)
-    lr = engine.lr
-    engine.backward(output.total)
+    output, lr = _gradients(state, batch, gather), engine.lr
     norm = engine.step()
     _check_finite(state, output, norm)
     state.step += 1
@@ -87,6 +83,21 @@ def _step(state: LoopState, batch: Any, gather: Gather) -> Row | None:
     row = {"step": float(state.step), **_means(output, gather), "lr": lr, "grad_norm": norm}
     state.history.append(row)
     return row
+
+
+def _gradients(state: LoopState, batch: Any, gather: Gather) -> LossOutput:
+    """Loss of a batch, whole or in pieces one after another, with the gradients left at the weights."""
+    engine, task, found = state.engine, state.task, list[LossOutput]()
+    for piece in task.pieces(batch) if isinstance(task, Divided) else (batch,):
+        piece = piece.to(engine.device) if hasattr(piece, "to") else piece
+        with engine.autocast():
+            output = task.loss(engine.module, piece, gather)
+        engine.backward(output.total)
+        found.append(LossOutput(output.total.detach(), output.terms))
+    if len(found) == 1:
+        return found[0]
+    terms = {name: torch.stack([output.terms[name] for output in found]).sum() for name in found[0].terms}
+    return LossOutput(torch.stack([output.total for output in found]).sum(), terms)
 
 
 def _means(output: LossOutput, gather: Gather) -> Row:

@@ -1,9 +1,9 @@
 """The loop's interface to a training problem: model, batches, loss, saving."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -32,6 +32,14 @@ class Task(Protocol):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the trained model (without optimiser) into an existing folder."""
+
+
+@runtime_checkable
+class Divided(Protocol):
+    """A task whose batches can go through its model in pieces (gradient accumulation)."""
+
+    def pieces(self, batch: Any) -> Iterable[Any]:
+        """The batch in pieces, whose losses add up to its loss."""
 
 
 class SourceTask:

@@ -42,6 +42,8 @@ class Parts:
     """Largest size of a row between steps."""
     by: Callable[[Sequence[pa.Table], RayConfig], Iterator[Columns]] | None = None
     """What does the parts in place of `steps`, and gives the figures of each with its number."""
+    signs: Callable[[], object] | None = None
+    """What changes while a long part is worked on, where something does."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work
         advance(sum(sizes[number] for number in finished), "finished before" if finished else "", earlier=True)
         part_bytes = max(sizes, default=0) * parts.row_bytes
         undone, begin, tokens = list(left.values()), time.perf_counter(), 0
-        done = parts.by(undone, ray) if parts.by else stream(undone, parts.steps, ray, part_bytes, work_uri)
-        for columns in done:
+        done = parts.by(undone, ray) if parts.by else None
+        for columns in done or stream(undone, parts.steps, ray, part_bytes, work_uri, parts.signs):
             yield columns
             tokens += int(columns["tokens_out"][0]) if "tokens_out" in columns else 0
             told = f"{tokens / (time.perf_counter() - begin):,.0f} tokens/s" if tokens else ""

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from cirray.core.errors import ConfigError
@@ -14,10 +14,11 @@ _FIRST = 3.0
 _LOOK_S = 0.5
 
 
-def patient(answers: Iterable[ItemT], limit_s: float) -> Iterator[ItemT]:
+def patient(answers: Iterable[ItemT], limit_s: float, signs: Callable[[], object] | None = None) -> Iterator[ItemT]:
     """The same answers, read in a thread of their own.
 
     After the first answer, a longer silence than `limit_s`, and than three times what the first one took, is an error.
+    While `signs` change, what a long answer leaves behind as it is made, it is not silent.
 
     Raises ConfigError when nothing was finished in that time.
     """
@@ -43,7 +44,7 @@ def patient(answers: Iterable[ItemT], limit_s: float) -> Iterator[ItemT]:
     begin, limit = time.monotonic(), None
     try:
         while True:
-            item, error = _next(read, limit)
+            item, error = _next(read, limit, signs)
             if error is not None:
                 raise error
             if item is end:
@@ -54,11 +55,19 @@ def patient(answers: Iterable[ItemT], limit_s: float) -> Iterator[ItemT]:
         closed.set()
 
 
-def _next(read: "queue.Queue[tuple[Any, BaseException | None]]", limit: float | None) -> Any:
-    try:
-        return read.get(timeout=limit)
-    except queue.Empty:
+def _next(
+    read: "queue.Queue[tuple[Any, BaseException | None]]", limit: float | None, signs: Callable[[], object] | None
+) -> Any:
+    before = signs() if signs and limit else None
+    while True:
+        try:
+            return read.get(timeout=limit)
+        except queue.Empty:
+            now = signs() if signs else None
+            if now != before:
+                before = now
+                continue
         raise ConfigError(
             f"Nothing was finished for {limit:.3g} s. If one part takes longer, make parts smaller or raise "
             "ray.no_progress_timeout_s; else look for workers that die (memory)."
-        ) from None
+        )

@@ -63,10 +63,11 @@ class Worker:
 
 
 def stream(
-    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0, work_uri: str = ""
-) -> Iterator[Columns]:
+    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0, work_uri: str = "",
+    signs: Callable[[], object] | None = None,
+) -> Iterator[Columns]:  # fmt: skip
     """Send every part (one table) through all steps, in order. `part_bytes` is the largest size of a part between two
-    steps, below which Ray Data does not split it; every machine must see `work_uri`.
+    steps, below which Ray Data does not split it; every machine must see `work_uri`. `signs` are `patient`'s.
 
     Yields:
         What the last step returns, in any order, with the number of its part.
@@ -77,7 +78,7 @@ def stream(
     if not parts:
         return
     if config.enabled:
-        yield from _by_ray(parts, steps, config, part_bytes, work_uri)
+        yield from _by_ray(parts, steps, config, part_bytes, work_uri, signs)
     else:
         yield from in_process(parts, steps, work_uri)
 
@@ -168,8 +169,9 @@ def _raise_failure(columns: Columns) -> None:
 
 
 def _by_ray(
-    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int, work_uri: str
-) -> Iterator[Columns]:
+    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int, work_uri: str,
+    signs: Callable[[], object] | None,
+) -> Iterator[Columns]:  # fmt: skip
     import ray.data
 
     from cirray.pipelines.cluster.resources import check_pool, cluster, data_context
@@ -181,7 +183,7 @@ def _by_ray(
         for step in steps:
             data = data.map_batches(batch_size=None, batch_format="numpy", **_arguments(step, len(parts), work_uri))
         answers = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
-        for columns in patient(answers, config.no_progress_timeout_s):
+        for columns in patient(answers, config.no_progress_timeout_s, signs):
             _raise_failure(columns)
             yield columns
 

@@ -1,8 +1,12 @@
 """Ray Data's workers of the generate stage: pairs of a part in, one part of a triplets artifact out."""
 
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from cirray.core import storage
 from cirray.core.errors import ArtifactError
 from cirray.features.store import FeatureStore
 from cirray.generators.base import ModificationGenerator, WriterSetup
@@ -14,6 +18,11 @@ from cirray.triplets.schema import rejected_table, triplet_id, triplet_table
 from cirray.triplets.store import write_part
 from cirray.types import Generation, Pair, part_name
 
+SHARDS = "shards"
+"""Folder of what is written of unfinished parts."""
+SHARD_S = 60.0
+"""Seconds that a shard of a part should take, by the rate of the one before it."""
+_FIRST_SHARD = 32
 _ENDS = ("reference", "target")
 GeneratorLoader = Callable[[GeneratorChoice, WriterSetup], ModificationGenerator]
 """(kind and settings, what the stage asks) -> the generator."""
@@ -56,17 +65,20 @@ class GenerateTexts:
         self._shots = Shots(seen.limits, seen.side) if seen and seen.data else None
         self._work_uri, self._recipe, self._both = work_uri, recipe, both
         self._row = {**row, "prompt_version": self.generator.prompt_version}
+        self._shard_rows = _FIRST_SHARD
 
     def __call__(self, columns: Columns) -> dict[str, int]:
-        """Write the texts of one part.
+        """Write the texts of one part, in shards of about `SHARD_S` seconds.
+
+        So a slow model is seen to work, and a kill costs one shard.
 
         Args:
             columns: `part` and the fields of `Pair`; `reference_place` and `target_place` for one that sees pictures.
 
         Returns: `rejected` texts, `tokens_in` and `tokens_out`.
         """
-        pairs = to_pairs(columns)
-        return self.write(columns["part"][0], pairs, self.generate(pairs, self._pictures(pairs, columns)))
+        pairs, number = to_pairs(columns), columns["part"][0]
+        return self.write(number, pairs, self._in_shards(part_name(number), pairs, self._pictures(pairs, columns)))
 
     def write(self, number: int, pairs: Sequence[Pair], made: Sequence[Generation]) -> dict[str, int]:
         """Write a part of the artifact; returns its figures."""
@@ -74,6 +86,23 @@ class GenerateTexts:
         write_part(self._work_uri, part_name(number), triplet_table(triplets), rejected_table(rejected))
         read, written = (sum(item.tokens[way] for item in made) for way in (0, 1))
         return {"rejected": len(rejected), "tokens_in": read, "tokens_out": written}
+
+    def _in_shards(self, name: str, pairs: Sequence[Pair], pictures: PictureLookup | None) -> list[Generation]:
+        """Generations of a part, after those that a killed run has left of it; every shard but the last is kept."""
+        folder = storage.join(self._work_uri, SHARDS)
+        made: list[Generation] = []
+        for file in sorted(
+            file for file in storage.list_files(folder) if file.startswith(f"{name}-") and file.endswith(".json")
+        ):
+            made += _read_shard(storage.join(folder, file))
+        while len(made) < len(pairs):
+            begin, at = time.monotonic(), len(made)
+            made += self.generate(pairs[at : at + self._shard_rows], pictures)
+            if len(made) < len(pairs):
+                rows = [asdict(item) for item in made[at:]]
+                storage.write_bytes(storage.join(folder, f"{name}-{at:05d}.json"), json.dumps(rows).encode())
+            self._shard_rows = max(1, round((len(made) - at) * SHARD_S / max(time.monotonic() - begin, 1e-6)))
+        return made
 
     def generate(self, pairs: Sequence[Pair], pictures: PictureLookup | None = None) -> list[Generation]:
         """One generation per pair, in order; a pair without the features that are read is a failure.
@@ -122,6 +151,10 @@ class GenerateTexts:
                     reason = {"reason": made.error or f"no {direction} text", "modification": text}
                     rejected.append({**key, **{name: self._row[name] for name in names}, **reason})
         return triplets, rejected
+
+
+def _read_shard(uri: str) -> list[Generation]:
+    return [Generation(**{**row, "tokens": tuple(row["tokens"])}) for row in json.loads(storage.read_bytes(uri))]
 
 
 def _absent(pair: Pair, store: FeatureStore | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import contents_of, open_dataset
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs
-from cirray.pipelines.texts.actors import GenerateTexts, GeneratorLoader, load_generator
+from cirray.pipelines.texts.actors import SHARDS, GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.judging import text_accuracy
 from cirray.pipelines.texts.ordering import order_pairs
@@ -57,11 +58,12 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
     _check_generator(run)
     places, contents = pair_pictures(run)
-    stage = open_stage(run, "triplets", {**guard_inputs(guard), **contents}, PARTS)
+    stage = open_stage(run, "triplets", {**guard_inputs(guard), **contents}, (*PARTS, f"{SHARDS}/*"))
     if stage.finished:
         return stage.finished
     plan = make_plan(run, places)
     sums = run_parts(stage, text_parts(run, stage, plan, load), run.ray)
+    storage.remove(storage.join(stage.work_uri, SHARDS))
     _filter(stage, run)
     return _publish(stage, plan, run, {**guard, **_tokens(sums)})
 
@@ -127,7 +129,8 @@ def text_parts(run: GenerateRun, stage: Stage, plan: TextPlan, load: GeneratorLo
         from cirray.pipelines.texts.ray_llm import ByRayLlm, unasked
 
         by = ByRayLlm(GenerateTexts(**{**settings, "load": unasked}), chosen, setup)
-    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, lambda: _found(stage, plan), by=by)
+    signs = partial(storage.list_files, storage.join(stage.work_uri, SHARDS))
+    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, lambda: _found(stage, plan), by=by, signs=signs)
 
 
 def _found(stage: Stage, plan: TextPlan) -> dict[str, list[str]]:

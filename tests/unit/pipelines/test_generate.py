@@ -144,6 +144,22 @@ def test_an_interrupted_run_goes_on_from_its_finished_parts_and_ends_equal(input
     assert files(inputs / "out") == files(inputs / "whole")
 
 
+@pytest.mark.parametrize("seconds", [1e-9, 1e9])
+def test_a_long_part_is_made_in_shards_by_the_measured_rate_and_goes_on_from_them(inputs, monkeypatch, seconds):
+    monkeypatch.setattr("cirray.pipelines.texts.actors.SHARD_S", seconds)
+    monkeypatch.setattr("cirray.pipelines.texts.actors._FIRST_SHARD", 4)
+    fields = {"part_rows": 20}
+    run_generate(run_of(inputs, out=str(inputs / "whole"), **fields), TINY.load_knobs)
+    sizes = [int(path.read_text()) for path in sorted((inputs / "calls").iterdir())]
+    assert sizes == ([4, *[1] * 36] if seconds < 1 else [4, 16, 20])
+    with pytest.raises(KeyboardInterrupt):
+        run_generate(run_of(inputs, **fields), lambda *given: _Power(TINY.load_knobs(*given), 1))
+    run_generate(run_of(inputs, **fields), TINY.load_knobs)
+    assert pairs_served(inputs) == 80
+    assert files(inputs / "out") == files(inputs / "whole")
+    assert not (inputs / "out" / "shards").exists()
+
+
 def test_a_part_that_lost_rows_is_made_again(inputs):
     with pytest.raises(KeyboardInterrupt):
         run_generate(run_of(inputs), lambda *given: _Power(TINY.load_knobs(*given), 2))

@@ -19,6 +19,14 @@ def test_a_slow_first_answer_is_waited_for_and_gives_the_others_as_much_time():
     assert list(patient(answers(0.3, 0.0, 0.3), 0.05)) == [0, 1, 2]
 
 
+def test_a_long_answer_that_leaves_signs_is_waited_for():
+    begin = time.monotonic()
+    signs = lambda: int((time.monotonic() - begin) / 0.05)  # noqa: E731
+    assert list(patient(answers(0.0, 0.5), 0.1, signs)) == [0, 1]
+    with pytest.raises(ConfigError, match="Nothing was finished"):
+        list(patient(answers(0.0, 0.5), 0.1, lambda: 1))
+
+
 def test_silence_after_the_first_answer_is_an_error_in_time():
     hang = threading.Event()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.training.callbacks import Checkpoints
 from cirray.training.gather import NoGather
@@ -47,6 +48,40 @@ def test_a_checkpoint_leaves_the_frozen_language_model_out_and_a_run_goes_on_fro
     other = GeneratorTask(model_of(tuning="full"), TRIPLETS, features, config)
     with pytest.raises(ArtifactError, match="of another model"):
         train(other, config, torch_engine, resume=half)
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 4])
+def test_a_batch_in_pieces_trains_as_a_whole_one(model_of, features, pieces):
+    settings = {"steps": 4, "batch": 4, "log_every": 1}
+    whole, parted = model_of(), model_of()
+    runs = [
+        train(GeneratorTask(model, TRIPLETS, features, config), config, torch_engine)
+        for model, config in (
+            (whole, AnswerTrainingConfig(**settings)), (parted, AnswerTrainingConfig(**settings, pieces=pieces)),
+        )
+    ]  # fmt: skip
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in runs[0]] == pytest.approx([row[name] for row in runs[1]], rel=1e-4)
+    assert torch.allclose(whole.projection.weight, parted.projection.weight, atol=1e-5)
+    rows = next(GeneratorTask(parted, TRIPLETS, features, AnswerTrainingConfig(batch=4)).batches(0, 0, 1))
+    task = GeneratorTask(parted, TRIPLETS, features, AnswerTrainingConfig(batch=4, pieces=pieces))
+    assert [len(piece.answers.ids_BT) for piece in task.pieces(rows)] == {2: [2, 2], 3: [2, 1, 1], 4: [1] * 4}[pieces]
+
+
+def test_captions_go_through_the_language_model_in_pieces_too(model_of, features):
+    captions = {"a": "make it red", "b": "add", "c": "remove blue", "d": "small"}
+    found = []
+    for pieces in (1, 3):
+        config = AlignmentConfig(steps=3, batch=4, log_every=1, pieces=pieces)
+        task = AlignmentTask(model_of(), features, config, captions=captions)
+        found.append([row["loss"] for row in train(task, config, torch_engine)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("fields", [{"engine": "deepspeed", "pieces": 2}, {"batch": 2, "pieces": 3}])
+def test_pieces_that_cannot_be_are_refused(fields):
+    with pytest.raises(ConfigError, match="pieces="):
+        validate(AnswerTrainingConfig, fields)
 
 
 def test_rows_that_workers_cannot_share_evenly_are_refused(model_of, features):
