@@ -4,6 +4,7 @@ Prefixes of one call have one length, so there is no padding. An ended row leave
 count new tokens (docs/PAPERS.md#decoding).
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ def _advance(lm: Any, cache: Any, **inputs: torch.Tensor) -> torch.Tensor:
     """Logits of the next token, `[B, V]`; the cache grows in place."""
     if lm.config.is_encoder_decoder:
         return _advance_decoder(lm, cache, **inputs)
-    return lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+    return lm(**inputs, **_held(lm, cache), logits_to_keep=1).logits[:, -1].float()
 
 
 def _advance_decoder(
@@ -225,7 +226,14 @@ def _advance_decoder(
         width = lm.get_input_embeddings().weight.shape[1]
         unread_BLE = keys_BHLD.new_zeros(1).expand(len(input_ids), keys_BHLD.shape[2], width)
         given = {"encoder_outputs": BaseModelOutput(last_hidden_state=unread_BLE), "decoder_input_ids": input_ids}
-    return lm(**given, past_key_values=cache, use_cache=True).logits[:, -1].float()
+    return lm(**given, **_held(lm, cache)).logits[:, -1].float()
+
+
+def _held(lm: Any, cache: Any) -> dict[str, Any]:
+    """The cache by the name that the model's forward pass gives it: `past_key_values` before transformers 5.24."""
+    plain = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    name = "cache" if "cache" in inspect.signature(plain.forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}
 
 
 def _processed(

@@ -154,8 +154,8 @@ class ModificationTextModel(TrainableGenerator):
 
     def answer_loss(self, prefix_BLE: torch.Tensor, answers: Answers) -> AnswerLoss:
         """Cross-entropy of the answers after a prefix; only answer text and end token count."""
-        logits_NV = self._answer_logits(prefix_BLE, answers)
-        total = F.cross_entropy(logits_NV.float(), answers.ids_BT[answers.mask_BT], reduction="sum")
+        logits_NV, wanted_N = self._answer_logits(prefix_BLE, answers), answers.ids_BT.flatten()[answers.places]
+        total = F.cross_entropy(logits_NV.float(), wanted_N, reduction="sum")
         return AnswerLoss(total, answers.mask_BT.sum())
 
     def encode_answers(self, texts: Sequence[str]) -> Answers:
@@ -165,7 +165,7 @@ class ModificationTextModel(TrainableGenerator):
         width = max(len(row) for row in rows)
         ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask_BT = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-        return Answers(ids_BT, mask_BT)
+        return Answers(ids_BT, mask_BT, mask_BT.flatten().nonzero()[:, 0])
 
     def told(self) -> dict[str, Any]:
         """The instruction, and the frame that it stands in."""
@@ -187,7 +187,7 @@ class ModificationTextModel(TrainableGenerator):
     def _answer_logits(self, prefix_BLE: torch.Tensor, answers: Answers) -> torch.Tensor:
         """Logits of every answer token, none of padding, `[N, V]`: after the prefix, or in an encoder's decoder."""
         ids_BT, length = answers.ids_BT, answers.ids_BT.shape[1]
-        with _head_reads(self.lm, answers.mask_BT):
+        with _head_reads(self.lm, answers.places):
             if self.language.encodes:
                 start_B1 = torch.full_like(ids_BT[:, :1], self.lm.config.decoder_start_token_id)
                 shifted_BT = torch.cat([start_B1, ids_BT[:, : length - 1]], dim=1)
@@ -226,14 +226,14 @@ class ModificationTextModel(TrainableGenerator):
 
 
 @contextmanager
-def _head_reads(lm: Any, mask_BT: torch.Tensor) -> Iterator[None]:
-    """Inside, the head computes logits of the positions in the mask alone, as one row: `[1, N, V]`.
+def _head_reads(lm: Any, places_N: torch.Tensor) -> Iterator[None]:
+    """Inside, the head computes logits of these positions of all rows alone, as one row: `[1, N, V]`.
 
     The model's own forward pass stays in use, with whatever it does to logits.
     """
 
     def chosen(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (given[0][mask_BT][None], *given[1:])
+        return (given[0].flatten(0, 1)[places_N][None], *given[1:])
 
     hook = lm.get_output_embeddings().register_forward_pre_hook(chosen)
     try:

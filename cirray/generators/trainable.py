@@ -18,10 +18,19 @@ from cirray.models.towers.language import LanguageModel
 
 @dataclass(frozen=True)
 class Answers(Movable):
-    """Answer token ids `ids_BT` (end token last, padded on the right) and `mask_BT` (True for answer tokens)."""
+    """Answer token ids `ids_BT` (end token last, padded on the right) and `mask_BT` (True for answer tokens).
+
+    `places_N`: where the mask is True, row by row; made from it on its device where it is not given.
+    """
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
+    places_N: torch.Tensor | None = None
+
+    @property
+    def places(self) -> torch.Tensor:
+        """Positions of the answer tokens among all `B * T`."""
+        return self.mask_BT.flatten().nonzero()[:, 0] if self.places_N is None else self.places_N
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,8 @@ def _parts(answers: Answers, pieces: int) -> list[tuple[slice, Answers, torch.Te
     for part in np.array_split(np.arange(rows), min(pieces, rows)):
         at = slice(int(part[0]), int(part[-1]) + 1)
         width = int(answers.mask_BT[at].sum(dim=1).max())
-        found.append((at, Answers(answers.ids_BT[at, :width], answers.mask_BT[at, :width]), tokens))
+        own = Answers(answers.ids_BT[at, :width], answers.mask_BT[at, :width])
+        found.append((at, replace(own, places_N=own.places), tokens))
     return found
 
 

@@ -1,6 +1,6 @@
 """Rewriters' settings. No torch."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,9 @@ class LanguageConfig(InstructedConfig, FrozenLanguageConfig):
     """Folder or hub id of the language model."""
     new_tokens: int = Field(80, ge=1)
     """Longest answer in tokens; CLIP reads 77."""
+    chat: Literal["auto", "off", "turns"] = "auto"
+    """How the instruction is told. `turns`: its examples are turns of a conversation in the tokenizer's chat template;
+    `off`: one text that the model goes on with; `auto`: `turns` where there is a chat template."""
 
 
 class LmmRewriteConfig(InstructedConfig):

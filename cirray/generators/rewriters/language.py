@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from cirray.core.artifacts import directory_digest
+from cirray.core.errors import ConfigError
 from cirray.generators.rewriters.base import Ask, RewriterSetup
 from cirray.generators.rewriters.config import REWRITERS, LanguageConfig
 from cirray.models.towers.language import LanguageModel, language_dtype, load_language_model
@@ -40,6 +41,7 @@ class LanguageRewriter:
             "language-rewriter",
             known,
             settings.template,
+            settings.chat,
             settings.new_tokens,
             settings.language_dtype,
             settings.language_quantization,
@@ -82,14 +84,39 @@ class LanguageRewriter:
         return [answer(text) for text in language.tokenizer.batch_decode(answers_BT, skip_special_tokens=True)]
 
     def _ids(self, ask: Ask) -> list[int]:
-        """The filled instruction, in the model's chat template if it has one."""
+        """The filled instruction, told as `chat` says.
+
+        Raises:
+            ConfigError: `turns` without a chat template.
+        """
         tokenizer: Any = self._language.tokenizer
+        templated, chat = bool(getattr(tokenizer, "chat_template", None)), self._settings.chat
         text = self._settings.template.format(caption=ask.caption, modification=ask.modification)
-        if not getattr(tokenizer, "chat_template", None):
+        if chat == "turns" and not templated:
+            raise ConfigError(
+                f"The tokenizer of {self._settings.source!r} has no chat template; set rewriter.settings.chat=auto."
+            )
+        if chat == "off" or not templated:
             return list(tokenizer(text)["input_ids"])
-        messages = [{"role": "user", "content": text}]
-        framed = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        framed = tokenizer.apply_chat_template(turns(text), tokenize=False, add_generation_prompt=True)
         return list(tokenizer(framed, add_special_tokens=False)["input_ids"])
+
+
+def turns(text: str) -> list[dict[str, str]]:
+    """A filled instruction as a conversation: paragraphs of examples, whose last lines hold the answers, are turns.
+
+    The instruction stands before the first question. One without examples is a single turn.
+    """
+    head, *examples = text.split("\n\n")
+    label = text.rpartition("\n")[2]
+    if not examples or not label:
+        return [{"role": "user", "content": text}]
+    said: list[dict[str, str]] = []
+    for example in examples:
+        question, _, reply = example.partition(f"\n{label}")
+        said += [{"role": "user", "content": question}, {"role": "assistant", "content": reply.strip()}]
+    said[0]["content"] = f"{head}\n\n{said[0]['content']}"
+    return said[:-1]
 
 
 def answer(text: str) -> str:

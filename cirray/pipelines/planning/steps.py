@@ -139,7 +139,8 @@ def count_generator(
 def generator_batch(rows: int, tokens: Tokens, answer: int) -> tuple[torch.Tensor, torch.Tensor, Answers]:
     """Reference and target patches and answers with training's shapes."""
     sides = [torch.zeros(rows, tokens.count, tokens.width) for _ in range(2)]
-    answers = Answers(torch.ones(rows, answer, dtype=torch.int64), torch.ones(rows, answer, dtype=torch.bool))
+    ones = torch.ones(rows, answer, dtype=torch.int64)
+    answers = Answers(ones, ones.bool(), torch.arange(rows * answer))
     return sides[0], sides[1], answers
 
 

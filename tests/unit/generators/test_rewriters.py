@@ -8,7 +8,7 @@ from cirray.core.errors import ArtifactError, ConfigError
 from cirray.generators import prompts as prompt_tables
 from cirray.generators.rewriters.base import Ask, RewriterSetup, rewrite_key
 from cirray.generators.rewriters.config import REWRITERS, LanguageConfig, RewriterConfig
-from cirray.generators.rewriters.language import answer
+from cirray.generators.rewriters.language import answer, turns
 from cirray.models.towers.config import LanguageModelConfig
 from cirray.models.towers.language import build_language_model, build_word_tokenizer, load_language_model
 
@@ -105,13 +105,27 @@ def test_an_answer_is_its_first_line_without_label_and_quotation_marks():
 
 
 def test_a_conversation_model_gets_the_instruction_in_its_own_frame(model):
-    plain, framed = made(model), made(model)
-    framed._language.tokenizer.chat_template = (
-        "{% for message in messages %}request : {{ message['content'] }} {% endfor %}"
-        "{% if add_generation_prompt %}caption :{% endif %}"
-    )
+    plain, framed, off = made(model), made(model), made(model, chat="off")
+    for rewriter in (framed, off):
+        rewriter._language.tokenizer.chat_template = (
+            "{% for message in messages %}request : {{ message['content'] }} {% endfor %}"
+            "{% if add_generation_prompt %}caption :{% endif %}"
+        )
     words = framed._language.tokenizer.decode(framed._ids(ASKS[0]))
     assert words == f"request : {plain._language.tokenizer.decode(plain._ids(ASKS[0]))} caption :"
+    assert off._ids(ASKS[0]) == plain._ids(ASKS[0])
+    with pytest.raises(ConfigError, match="no chat template"):
+        made(model, chat="turns").rewrite(ASKS)
+
+
+@pytest.mark.parametrize("version", ["circo/1", "cirr/1", "fashioniq/1", "plain/1"])
+def test_the_examples_of_an_instruction_are_turns_of_a_conversation(version):
+    config = validate(LanguageConfig, {"source": "x", "prompt": version})
+    said = turns(config.template.format(caption="CAP", modification="MOD"))
+    assert [turn["role"] for turn in said] == ["user", "assistant"] * 2 + ["user"]
+    assert said[0]["content"].startswith(config.template[:30]) and said[0]["content"].count("Caption: ") == 1
+    assert said[-1]["content"] == "Caption: CAP\nRequest: MOD"
+    assert all(turn["content"] and "New caption:" not in turn["content"] for turn in said)
 
 
 def test_what_is_missing_is_named(tmp_path):
