@@ -284,7 +284,7 @@ def _parts(answers: Answers, pieces: int) -> list[tuple[slice, Answers, torch.Te
     rows = len(answers.ids_BT)
     if min(pieces, rows) == 1:
         return [(slice(None), answers, None)]
-    found, tokens = [], answers.mask_BT.sum()
+    tokens, found = answers.mask_BT.sum(), list[tuple[slice, Answers, torch.Tensor | None]]()
     for part in np.array_split(np.arange(rows), min(pieces, rows)):
         at = slice(int(part[0]), int(part[-1]) + 1)
         width = int(answers.mask_BT[at].sum(dim=1).max())
