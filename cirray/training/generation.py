@@ -1,5 +1,6 @@
 """Training of the generator: alignment with captions, then the answer loss on labelled triplets."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -8,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cirray.core.errors import ConfigError, DataError
@@ -28,6 +30,8 @@ GeneratorT = TypeVar("GeneratorT", bound=TrainableGenerator)
 TUNED = "generator.pt"
 _BAG_WIDTH = 24
 _DESCRIBE = "describe/1"
+_TEMPERATURE = 0.1
+"""Of the cosines between soft tokens and words."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class AlignmentBatch(Movable):
     """Patches of images with the wanted soft tokens: bags `ids_BQW` (-1 fills), or captions.
 
     `reference_BPD`, `target_BPD` and `difference_BQW` are pairs for the difference pass, with the bags of their slots.
-    `tokens` as in `GeneratorBatch`.
+    `tokens` as in `GeneratorBatch`. `words_BM`: rows of the captions' word table that a caption holds (-1 fills).
     """
 
     patches_BPD: torch.Tensor
@@ -58,6 +62,7 @@ class AlignmentBatch(Movable):
     target_BPD: torch.Tensor | None = None
     difference_BQW: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
+    words_BM: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ class AlignmentTask(_Task[ModificationTextModel]):
 
     `bags`: each soft token is drawn to the summed word embeddings of its cell's phrase (mean squared error).
     `captions`: the frozen language model must write the caption after the soft tokens (BLIP-2's second stage).
+    `words`: a caption's words are drawn from a mixture of the soft tokens, each a distribution over all captions' words
+    by its nearness to their embeddings; the language model is not run.
     With `pairs` and bags, the difference pass is drawn to the bags of its slots too: what two captions differ in.
     """
 
@@ -137,9 +144,10 @@ class AlignmentTask(_Task[ModificationTextModel]):
         bags: Mapping[str, Bags] | None = None,
         captions: Mapping[str, str] | None = None,
         pairs: Mapping[tuple[str, str], Bags] | None = None,
+        words: bool = False,
     ) -> None:
         """Prepare. `bags` are one bag of words per query, by image id; without them captions are used. `pairs` are bags
-        of the difference slots, by image pair.
+        of the difference slots, by image pair. `words` reads the captions as words, not through the language model.
 
         Raises DataError when neither is given, or the bags' number is not the number of queries.
         """
@@ -147,6 +155,9 @@ class AlignmentTask(_Task[ModificationTextModel]):
         if not self._ids:
             raise DataError("Alignment needs captions, and there are none. Give some or set alignment=none.")
         self._captions = captions
+        known = [_word_ids(generator, captions[name]) for name in self._ids] if words and captions else []
+        self._vocabulary_W = torch.tensor(sorted({number for row in known for number in row}))
+        self._words_MN = _places(known, self._vocabulary_W) if known else None
         self._bags_MQW = self._bag_table(generator, {name: bags[name] for name in self._ids}) if bags else None
         self._pairs = sorted(pairs or {})
         named = {" and ".join(pair): pairs[pair] for pair in self._pairs} if pairs else {}
@@ -162,6 +173,8 @@ class AlignmentTask(_Task[ModificationTextModel]):
             if self._bags_MQW is not None:
                 batch = AlignmentBatch(self._patches(ids), ids_BQW=self._bags_MQW[torch.from_numpy(rows)])
                 yield self._with_pairs(batch, step, rank, world)
+            elif self._words_MN is not None:
+                yield AlignmentBatch(self._patches(ids), words_BM=self._words_MN[torch.from_numpy(rows)])
             else:
                 assert self._captions is not None
                 answers = self._generator.encode_answers([self._captions[name] for name in ids])
@@ -176,6 +189,8 @@ class AlignmentTask(_Task[ModificationTextModel]):
         found = model(batch)
         if isinstance(found, AnswerLoss):
             return _mean_over_ranks(found, gather, batch.tokens)
+        if batch.words_BM is not None:
+            return LossOutput(self._words_loss(found.image_BQE, batch.words_BM))
         assert batch.ids_BQW is not None
         terms = {"image": _relative_error(found.image_BQE, self._vectors(batch.ids_BQW), gather).mean()}
         if found.difference_BQE is not None and batch.difference_BQW is not None:
@@ -210,6 +225,19 @@ class AlignmentTask(_Task[ModificationTextModel]):
             for mask_BQ in (changed_BQ, 1 - changed_BQ)
         ]
         return (parts[0] + parts[1]) / 2
+
+    def _words_loss(self, soft_BQE: torch.Tensor, words_BM: torch.Tensor) -> torch.Tensor:
+        """Mean of -log p over the words of captions and over captions, and the soft tokens' relative error of norm."""
+        with torch.no_grad():
+            table_WE = self._generator.language.embed(self._vocabulary_W.to(soft_BQE.device)).float()
+            middle_E, norm = table_WE.mean(dim=0), table_WE.norm(dim=-1).mean()
+            names_WE = F.normalize(table_WE - middle_E, dim=-1)
+        near_BQW = F.normalize(soft_BQE.float() - middle_E, dim=-1) @ names_WE.T / _TEMPERATURE
+        mixed_BW = near_BQW.log_softmax(dim=-1).logsumexp(dim=1) - math.log(soft_BQE.shape[1])
+        there_BM = words_BM >= 0
+        said_BM = mixed_BW.gather(1, words_BM.clamp_min(0)) * there_BM
+        scale = (soft_BQE.float().norm(dim=-1) / norm - 1).square().mean()
+        return scale - (said_BM.sum(dim=1) / there_BM.sum(dim=1).clamp_min(1)).mean()
 
     @torch.no_grad()
     def _vectors(self, ids_BQW: torch.Tensor) -> torch.Tensor:
@@ -265,6 +293,17 @@ class GeneratorTask(_Task[TrainableGenerator]):
         """The pairs in `pieces`."""
         parts = _parts(batch.answers, self._pieces)
         return [GeneratorBatch(batch.reference_BPD[at], batch.target_BPD[at], own, of) for at, own, of in parts]
+
+
+def _word_ids(generator: ModificationTextModel, caption: str) -> list[int]:
+    """Distinct token ids of a caption's words."""
+    return sorted({number for word in caption.split() for number in generator.language.word_ids(word)})
+
+
+def _places(known: Sequence[Sequence[int]], vocabulary_W: torch.Tensor) -> torch.Tensor:
+    """Rows of the vocabulary that each caption holds, filled with -1: `[M, N]`."""
+    rows = [torch.searchsorted(vocabulary_W, torch.tensor(row)) for row in known]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
 def check_triplets(triplets: Sequence[Triplet], features: FeatureLookup) -> None:

@@ -1,5 +1,6 @@
 """Configuration of `cirray plan`, and the table of GPUs. No torch, no ray."""
 
+import os
 from dataclasses import dataclass
 
 from pydantic import Field, model_validator
@@ -31,11 +32,21 @@ GPUS: dict[str, Gpu] = {
 driver leaves. A program reaches a share of the products (`utilisation`) and most of the traffic."""
 
 
+CPU = "cpu"
+
+
+def _this_machine() -> Gpu:
+    """Memory and cores of this machine; products and traffic of a core as measured on one with AVX-512 (EPYC, 2026)."""
+    cores = os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Gpu(memory, 0.02, 0.16 * cores)
+
+
 class PlanConfig(Config):
     """What a plan assumes where it cannot know."""
 
     gpu: str = "h200"
-    """Card, a name of the table `cirray.pipelines.planning.config.GPUS`."""
+    """Card, a name of the table `cirray.pipelines.planning.config.GPUS`; `cpu`: the cores of this machine."""
     memory_gib: float | None = Field(None, gt=0)
     """Usable memory of one card; null: the table's."""
     tflops: float | None = Field(None, gt=0)
@@ -77,16 +88,15 @@ class PlanConfig(Config):
 
     @model_validator(mode="after")
     def _known(self) -> "PlanConfig":
-        if self.gpu not in GPUS and None in (self.memory_gib, self.tflops, self.bandwidth):
-            raise ValueError(
-                f"{unknown_name('gpu', self.gpu, GPUS)} Or give memory_gib, tflops and bandwidth of another card"
-            )
+        if self.gpu not in (*GPUS, CPU) and None in (self.memory_gib, self.tflops, self.bandwidth):
+            told = unknown_name("gpu", self.gpu, (*GPUS, CPU))
+            raise ValueError(f"{told} Or give memory_gib, tflops and bandwidth of another card")
         return self
 
     @property
     def card(self) -> Gpu:
         """The card, with what was said over the table's."""
-        stated = GPUS.get(self.gpu, Gpu(0.0, 0.0, 0.0))
+        stated = _this_machine() if self.gpu == CPU else GPUS.get(self.gpu, Gpu(0.0, 0.0, 0.0))
         return Gpu(
             self.memory_gib or stated.memory_gib, self.bandwidth or stated.bandwidth, self.tflops or stated.tflops
         )

@@ -12,6 +12,8 @@ from cirray.models.dual import DualEncoderRetriever
 from cirray.models.text import TextBatch
 from cirray.pipelines.planning.memory import States, Weights, count_weights, training_states
 from cirray.training.config import LoopConfig, TrainingConfig
+from cirray.training.generation import AlignmentBatch, AlignmentPass
+from cirray.training.generator_config import PiecesConfig
 from cirray.training.objectives import retrieval_loss, wanted_outputs
 from cirray.training.tracing import Trace, trace_step
 
@@ -48,13 +50,19 @@ class Counted:
 
     @property
     def rows(self) -> int:
-        """Rows of one GPU's batch."""
-        return max(self.loop.batch // self.world, 1)
+        """Rows that are in one GPU's model at once."""
+        return rows_at_once(self.loop, self.world)
 
     @property
     def total(self) -> int:
         """Bytes of a step on one GPU, without the reserve."""
         return self.states.total + self.trace.peak + self.batch_bytes + self.tower + self.bank
+
+
+def rows_at_once(loop: LoopConfig, world: int) -> int:
+    """Rows of one GPU's batch, or of a piece of it."""
+    pieces = loop.pieces if isinstance(loop, PiecesConfig) else 1
+    return max(-(-loop.batch // world // pieces), 1)
 
 
 class Ranks:
@@ -120,20 +128,39 @@ def retrieval_batch(
 
 
 def count_generator(
-    model: ModificationTextModel, config: LoopConfig, tokens: Tokens, answer: int, world: int = 1
+    model: ModificationTextModel, config: LoopConfig, tokens: Tokens, answer: int, world: int = 1, gpu: bool = True
 ) -> Counted:
     """Trace a generator's step on one of `world` GPUs; called under `weightless`."""
-    inputs = generator_batch(max(config.batch // world, 1), tokens, answer)
+    inputs = generator_batch(rows_at_once(config, world), tokens, answer)
+    model.enter("answers")
     model.train()
 
     def loss() -> torch.Tensor:
         found = model(*inputs)
         return found.total / found.tokens
 
-    trace = trace_step(loss, model, inputs, config.precision == "bf16")
+    trace = trace_step(loss, model, inputs, config.precision == "bf16", gpu)
     weights = count_weights(model)
     patches = 2 * inputs[0].numel() * inputs[0].element_size()
     return Counted(weights, training_states(weights, config, world), trace, config, world, patches)
+
+
+def count_alignment(
+    model: ModificationTextModel, config: LoopConfig, tokens: Tokens, answer: int, world: int = 1, gpu: bool = True
+) -> Counted:
+    """Trace a step of the alignment with captions through the language model; called under `weightless`."""
+    patches, _, answers = generator_batch(rows_at_once(config, world), tokens, answer)
+    model.enter("alignment")
+    wrapped, batch = AlignmentPass(model).train(), AlignmentBatch(patches, answers=answers)
+
+    def loss() -> torch.Tensor:
+        found = wrapped(batch)
+        return found.total / found.tokens
+
+    trace = trace_step(loss, model, batch, config.precision == "bf16", gpu)
+    weights = count_weights(model)
+    size = patches.numel() * patches.element_size()
+    return Counted(weights, training_states(weights, config, world), trace, config, world, size)
 
 
 def generator_batch(rows: int, tokens: Tokens, answer: int) -> tuple[torch.Tensor, torch.Tensor, Answers]:

@@ -8,7 +8,7 @@ import torch
 from cirray.models.base import Retriever
 from cirray.models.outlines import weightless
 from cirray.models.towers.hf_blip2 import VisionTower
-from cirray.pipelines.planning.config import PlanConfig
+from cirray.pipelines.planning.config import CPU, PlanConfig
 from cirray.pipelines.planning.inputs import (
     RecipesBeside,
     images_of,
@@ -21,7 +21,7 @@ from cirray.pipelines.planning.inputs import (
 from cirray.pipelines.planning.memory import count_weights, feature_bytes, training_states
 from cirray.pipelines.planning.models import generator_of, trained_retriever
 from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
-from cirray.pipelines.planning.steps import Counted, Tokens, count_generator, count_retriever
+from cirray.pipelines.planning.steps import Counted, Tokens, count_alignment, count_generator, count_retriever
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.training.config import TrainRun
 from cirray.training.tracing import trace_forward
@@ -60,7 +60,7 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> Pl
 
 
 def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -> PlanReport:
-    """Memory and time of a generator's training on labelled triplets (not of the alignment before it).
+    """Memory and time of a generator's training on labelled triplets, and memory of the alignment before it.
 
     Raises ConfigError when the sizes of a named source cannot be known.
     """
@@ -68,7 +68,11 @@ def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -
     world = run.ray.num_workers if run.ray and run.ray.enabled else 1
     with weightless():
         model, origin = generator_of(run, plan, tokens, beside)
-        counted = count_generator(model, run.training, tokens, plan.answer_tokens, world)
+        card = plan.gpu != CPU
+        aligned = None
+        if run.alignment in ("auto", "captions"):
+            aligned = count_alignment(model, run.alignment_training, tokens, plan.answer_tokens, world, card)
+        counted = count_generator(model, run.training, tokens, plan.answer_tokens, world, card)
     rows, told = (plan.rows, "plan.rows") if plan.rows else labelled_rows(run.data)
     images, source = (plan.images, "plan.images") if plan.images else images_of(run.data)
     kept = _disk_line(run, tokens, images, source)
@@ -78,7 +82,17 @@ def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -
     remedies = ["training.precision=bf16"] if run.training.precision == "fp32" else []
     if run.language_dtype == "float32" and model.config.tuning != "full":
         remedies.insert(0, "language_dtype=bfloat16 (a frozen language model needs no fp32)")
-    return _report(frame, counted, plan, extra, fit_warnings(counted, plan, remedies))
+    if run.training.pieces == 1:
+        remedies.append("training.pieces=4")
+    warnings = fit_warnings(counted, plan, remedies)
+    if aligned is not None:
+        note = f"{aligned.rows} rows of captions through the language model at once"
+        extra.append(Line("alignment before it", aligned.total, "bytes", note))
+        warnings += tuple(
+            f"Alignment: {text.replace('training.', 'alignment_training.')}"
+            for text in fit_warnings(aligned, plan, remedies)
+        )
+    return _report(frame, counted, plan, extra, warnings)
 
 
 def fit_warnings(counted: Counted, plan: PlanConfig, remedies: list[str]) -> tuple[str, ...]:

@@ -154,9 +154,10 @@ class GeneratorRun(FrozenLanguageConfig, Run):
     """The network."""
     labels: int | None = Field(None, ge=1)
     """Number of training triplets used, with the captions of their images; null: all. Families stay whole."""
-    alignment: Literal["auto", "bags", "captions", "none"] = "auto"
+    alignment: Literal["auto", "bags", "words", "captions", "none"] = "auto"
     """What is learned before any label. `bags`: soft tokens to the phrases of cells (captions of the embedded world).
-    `captions`: captions through the language model. `auto`: the first of these that the captions allow."""
+    `words`: any captions as bags of words, without the language model. `captions`: captions through the language model.
+    `auto`: `bags` where the captions allow them, else `captions`."""
     alignment_training: AlignmentConfig = AlignmentConfig()
     """Alignment's loop."""
     training: AnswerTrainingConfig = AnswerTrainingConfig()

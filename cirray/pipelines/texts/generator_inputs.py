@@ -110,7 +110,9 @@ def alignment_task(
         return None, {"objective": "none"}
     by_cell = objective == "bags"
     pairs = caption_pairs(labelled.train, bags) if by_cell and "difference" in model.config.passes else None
-    task = AlignmentTask(model, features, run.alignment_training, bags if by_cell else None, captions, pairs)
+    task = AlignmentTask(
+        model, features, run.alignment_training, bags if by_cell else None, captions, pairs, objective == "words"
+    )
     return task, {"objective": objective, "captions": len(captions), "pairs": len(pairs or {})}
 
 

@@ -78,6 +78,24 @@ def test_captions_go_through_the_language_model_in_pieces_too(model_of, features
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+def test_alignment_with_words_of_captions_runs_no_language_model_and_names_the_words(model_of, features):
+    model = model_of()
+    model.lm.register_forward_pre_hook(lambda *given: pytest.fail("the language model was run"))
+    captions = {"a": "red round", "b": "blue small", "c": "red small", "d": "blue round"}
+    config = AlignmentConfig(steps=150, batch=4, log_every=1, optimizer={"lr": 1e-2})
+    task = AlignmentTask(model, features, config, captions=captions, words=True)
+    history = train(task, config, torch_engine)
+    assert history[-1]["loss"] < history[0]["loss"] - 0.3
+    names = ["red", "blue", "round", "small"]
+    table = model.language.embed(torch.tensor([model.language.word_ids(name)[0] for name in names]))
+    middle = table.mean(dim=0)
+    for image, caption in captions.items():
+        soft = model.read_image(torch.from_numpy(features.get([image])).float())[0]
+        near = torch.nn.functional.cosine_similarity((soft - middle)[:, None], (table - middle)[None], dim=-1)
+        assert {names[at] for at in near.argmax(dim=1).tolist()} == set(caption.split())
+    assert abs(float(soft.norm(dim=-1).mean() / table.norm(dim=-1).mean()) - 1) < 0.2
+
+
 @pytest.mark.parametrize("fields", [{"engine": "deepspeed", "pieces": 2}, {"batch": 2, "pieces": 3}])
 def test_pieces_that_cannot_be_are_refused(fields):
     with pytest.raises(ConfigError, match="pieces="):

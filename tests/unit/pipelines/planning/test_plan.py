@@ -87,6 +87,16 @@ def test_a_frozen_language_model_in_fp32_is_advised_to_take_16_bits():
     assert report.value("language model") == pytest.approx(4 * 6.74e9, rel=0.01)
 
 
+def test_a_generators_alignment_is_counted_and_pieces_lower_both():
+    whole = plan_of("cirr/train-generator-vdg-paper")
+    fields = ("training.pieces=4", "alignment_training.pieces=4")
+    parted = plan_of("cirr/train-generator-vdg-paper", *fields)
+    for line in ("alignment before it", "all of it"):
+        assert parted.value(line) < whole.value(line)
+    assert whole.value("alignment before it") > whole.value("all of it")  # 512 rows a step against 128
+    assert plan_of("cirr/train-generator-vdg-paper", gpu="cpu").value("room") > 0
+
+
 def test_a_generator_on_eight_gpus_shares_rows_and_optimiser_and_holds_its_language_model_on_each():
     one = plan_of("cirr/train-generator-mtg")
     many = plan_of("cirr/train-generator-mtg", overlays=["hardware/train-8gpu"])
