@@ -98,25 +98,30 @@ class _FromText(nn.Module):
 class TextTask(GeneratorTask):
     """Labelled triplets without pictures: captions of both images in, the modification out."""
 
-    def __init__(self, generator: Any, triplets: Any, features: Any, config: Any, captions: Mapping[str, str]) -> None:
+    def __init__(
+        self, generator: ModificationTextModel, triplets: Any, features: Any, config: Any, captions: Mapping[str, str]
+    ) -> None:
         """Prepare."""
         super().__init__(generator, triplets, features, config)
-        self._captions, self._generator = captions, generator
+        self._captions, self._reads = captions, generator
         for name in ("qformer", "projection"):
             getattr(generator, name).requires_grad_(False)
 
     def model(self) -> nn.Module:
         """The wrapped network."""
-        return _FromText(self._generator)
+        return _FromText(self._reads)
 
     def batch(self, rows: Any) -> Any:
         """Triplets as bags."""
         known = [tuple(caption_bags(self._captions[name]) or () for name in ends(row)) for row in rows]
         bags = [[first for first, _ in known], [second for _, second in known]]
         bags.append([difference_bags(first, second) for first, second in known])
-        language = self._generator.language
-        tables = [torch.stack([bag_ids(language, bag, _WIDTH) for bag in side]) for side in bags]
-        return TextBatch(*tables, self._generator.encode_answers([row.modification for row in rows]))
+        language = self._reads.language
+        first_BQW, second_BQW, difference_BQW = [
+            torch.stack([bag_ids(language, bag, _WIDTH) for bag in side]) for side in bags
+        ]
+        answers = self._reads.encode_answers([row.modification for row in rows])
+        return TextBatch(first_BQW, second_BQW, difference_BQW, answers)
 
     def loss(self, model: nn.Module, batch: Any, gather: Any) -> Any:
         """Mean over tokens."""
@@ -193,7 +198,7 @@ def _learned(
         task = GeneratorTask(model, labelled.train, features, loop)
     found["train_loss"] = round(train_stage(task, loop, work / "answers", f"{way}: answers")[-1]["loss"], 3)
     found["token_loss"] = token_loss(task, model, labelled.held_out)
-    scenes = read_scenes(run.data.folder.root)
+    scenes = read_scenes(Path(run.data.folder.root))
     metrics, samples = evaluate_texts(run, model, labelled.held_out, features, scenes)
     for name in ("forward", "reverse"):
         found[name] = {key: metrics[name][key] for key in ("exact", "direction", "parses")}
