@@ -123,6 +123,10 @@ class TextTask(GeneratorTask):
         answers = self._reads.encode_answers([row.modification for row in rows])
         return TextBatch(first_BQW, second_BQW, difference_BQW, answers)
 
+    def pieces(self, batch: Any) -> list[Any]:
+        """Whole."""
+        return [batch]
+
     def loss(self, model: nn.Module, batch: Any, gather: Any) -> Any:
         """Mean over tokens."""
         found = model(batch)
