@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -124,8 +125,8 @@ def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work
         advance(sum(sizes[number] for number in finished), "finished before" if finished else "", earlier=True)
         part_bytes = max(sizes, default=0) * parts.row_bytes
         undone, begin, tokens = list(left.values()), time.perf_counter(), 0
-        done = parts.by(undone, ray) if parts.by else None
-        for columns in done or stream(undone, parts.steps, ray, part_bytes, work_uri, parts.signs):
+        stepwise = partial(stream, undone, parts.steps, ray, part_bytes, work_uri, parts.signs)
+        for columns in parts.by(undone, ray) if parts.by else stepwise():
             yield columns
             tokens += int(columns["tokens_out"][0]) if "tokens_out" in columns else 0
             told = f"{tokens / (time.perf_counter() - begin):,.0f} tokens/s" if tokens else ""
