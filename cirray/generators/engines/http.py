@@ -175,6 +175,12 @@ class HttpEngine:
         except httpx.TimeoutException:
             raise _Failed(f"{url} gave no answer within {self._settings.timeout_s:g} s") from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                why = str(error).partition("verify failed: ")[2].partition(" (_ssl")[0] or "certificate verify failed"
+                raise _Failed(
+                    f"{url} has a certificate that is not trusted ({why}); name its authority's file in `certificates`",
+                    final=True,
+                ) from None
             raise _Failed(f"{url} cannot be reached ({self._hidden(reason_of(error, 100))})") from None
 
     def _check_served(self) -> None:

@@ -1,12 +1,18 @@
 """Questions to a server: every way in which one can fail costs a retry, a row or one sentence, never an answer."""
 
+import datetime
+import ipaddress
 import runpy
+import ssl
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -167,6 +173,39 @@ def test_a_wrong_model_or_no_server_is_one_sentence():
         engine("localhost:8000")
     with pytest.raises(ConfigError, match="certificates .*cannot be read"):
         engine(stub.url, certificates="/nowhere.pem")
+
+
+def self_signed(folder):
+    """Files of a certificate for 127.0.0.1 and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "stub")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now.replace(year=now.year + 1)
+    )
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    signed = made.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(signed.public_bytes(pem))
+    plain = serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_a_certificate_that_nobody_vouches_for_is_one_sentence_and_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CIRRAY_LMM_KEY", "secret-7")
+    certificate, key = self_signed(tmp_path)
+    with LMM.Stub(lambda body, number: "well", key="secret-7") as stub:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        stub.server.socket = context.wrap_socket(stub.server.socket, server_side=True)
+        url = stub.url.replace("http:", "https:")
+        with pytest.raises(
+            GenerationError, match="not trusted .self-signed certificate.; name its .* `certificates`"
+        ) as told:
+            engine(url)
+        assert "secret-7" not in str(told.value) and str(told.value).count(". ") <= 1
+        assert engine(url, certificates=str(certificate)).ask([ASK], fine)[0].text == "well"
 
 
 def test_a_captioner_and_a_rewriter_ask_the_same_engine(tmp_path):
