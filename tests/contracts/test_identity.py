@@ -35,7 +35,7 @@ NO_PLACES = {
     "StudyRun.judge",
 }
 """Fields that name a component, or stages of the same study (`@NAME`)."""
-NAMES = {"galleries", "checkpoints", "row_features", "row_texts"}
+NAMES = {"galleries", "checkpoints", "row_features", "row_shapes", "row_texts"}
 """Places by name: another name is another row of the table, wherever it lies."""
 IS_EFFORT = re.compile(
     r"device|threads|workers|.*_timeout_s|num_cpus|num_gpus|.*cpus|.*gpus|pool|ray|memory_mib|as_json"

@@ -22,7 +22,9 @@ from cirray.models.config import RETRIEVERS
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import read_history, reranked_evaluation
+from cirray.pipelines.evaluation.query_shapes import ShapeRow, measure_shapes, shapes_table
 from cirray.pipelines.rewrites.texts import with_texts
+from cirray.search_engine import SearchEngine
 from cirray.triplets.store import TripletStore
 
 
@@ -34,11 +36,13 @@ def run_compare(run: CompareRun) -> Manifest:
 
     Returns: Manifest of kind "report"; metrics hold one mapping of recalls (fractions) per row name.
 
-    Raises ConfigError without a row, or for texts or features of an unknown row.
+    Raises ConfigError without a row, or for texts, features or shapes of an unknown row.
     """
     if not run.checkpoints and not run.encoders:
         raise ConfigError("There is nothing to compare; name checkpoints with checkpoints.NAME=PLACE, once for each.")
-    for field in ("row_features", "row_texts", "row_rerank"):
+    if run.row_shapes and not run.judge:
+        raise ConfigError("row_shapes are measured by the scenes of a shapes world; name its root with judge=PLACE.")
+    for field in ("row_features", "row_texts", "row_rerank", "row_shapes"):
         for name in getattr(run, field):
             if name not in (*run.checkpoints, *run.encoders):
                 raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.encoders)))
@@ -61,16 +65,33 @@ def run_compare(run: CompareRun) -> Manifest:
             rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
             advance(1, f"{name}: {headline} {result.metrics[headline]:.3f}")
     generated = [item for uri in run.triplets for item in TripletStore.open(uri).read()]
+    shapes = {name: _shapes(run, name) for name in run.row_shapes}
+    tables = {f"query shapes of {name}": shapes_table(name, found) for name, found in shapes.items()}
     content = ReportContent(
         rows=tuple(rows), dataset=dataset, title=run.title, seed=run.seed,
         histories={name: curve for name, uri in run.checkpoints.items() if (curve := read_history(uri))},
         samples=draw_samples(generated, run.samples, run.seed, run.judge) if generated else (),
-        facts=dict(stage.inputs) | {f"rerank {name}": choice.describe() for name, choice in run.row_rerank.items()},
+        facts=stage.inputs | {f"rerank {name}": choice.describe() for name, choice in run.row_rerank.items()} | tables,
     )  # fmt: skip
     write_report(stage.local, content)
     metrics = {row.name: dict(row.results[0].metrics) for row in rows}
     counts = {"rows": len(rows), "queries": rows[0].results[0].query_count, "gallery": len(dataset.gallery_ids)}
-    return stage.publish(counts, metrics, {"protocol": rows[0].results[0].protocol, "table": render_table(rows)})
+    table = "\n\n".join([render_table(rows), *tables.values()])
+    measured = {name: [row.to_dict() for row in found] for name, found in shapes.items()}
+    extra = {"protocol": rows[0].results[0].protocol, "table": table} | ({"shapes": measured} if measured else {})
+    return stage.publish(counts, metrics, extra)
+
+
+def _shapes(run: CompareRun, name: str) -> list[ShapeRow]:
+    """What each shape of query does to a row's model.
+
+    Raises:
+        ConfigError: for a row that is no checkpoint.
+    """
+    if name not in run.checkpoints:
+        raise ConfigError(f"The shapes of {name!r} cannot be measured: it is no checkpoint, so it has no index.")
+    engine = SearchEngine.open(run.checkpoints[name], run.row_shapes[name])
+    return measure_shapes(engine, run.judge, run.shape_queries, run.shape_seeds)
 
 
 def _encoders(run: CompareRun, dataset: CirDataset, features: FeatureStore) -> Iterator[tuple[str, Any, Seen]]:

@@ -36,7 +36,14 @@ class CompareRun(Run):
     samples: int = 12
     """Generated texts shown."""
     judge: Place = ""
-    """Root of a shapes world that judges the samples."""
+    """Root of a shapes world that judges the samples, and knows the scenes of `row_shapes`."""
+    row_shapes: dict[str, Annotated[Place, Kind("index")]] = {}
+    """Row name -> an index of `judge`'s pictures made with its checkpoint: what each shape of query does is measured,
+    too (a text or a picture alone, several, what is not wanted, a box, ids left out)."""
+    shape_queries: int = Field(200, ge=1)
+    """Queries of each shape and seed."""
+    shape_seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Seeds of what they ask."""
     title: str = "composed image retrieval"
     """Heading of the page."""
     seed: int = 0
