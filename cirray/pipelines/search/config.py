@@ -81,7 +81,7 @@ class IndexRun(Run):
     not encoded again; a larger gallery goes through its thumbnails."""
     limits: ImageLimits = ImageLimits()
     """Limits on images."""
-    batch: Effort[int] = Field(16, ge=1)
+    batch: Effort[int] = Field(8, ge=1)
     """Images in one pass through the models; a GPU takes some hundred."""
     threads: Effort[int] = Field(0, ge=0)
     """Cores that decode and encode in this process; 0: all that it may use."""
