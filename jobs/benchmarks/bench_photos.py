@@ -1,11 +1,12 @@
 """Indexing a folder of photographs: images a second beside the model alone, the same folder again, and peak memory.
 
-    python jobs/benchmarks/bench_photos.py --images DIR [count=713] [rounds=3] [memory=[713,7130]]
+    python jobs/benchmarks/bench_photos.py --images DIR [count=713] [rounds=3] [memory=[713,7130]] [broken=37]
 
 The model has CLIP ViT-B/32's sizes and random weights. Rounds of the bare model (decoded arrays in memory, batches of
 32) and of `cirray index` take turns, so that other work on the machine meets both. The bare model runs twice, with all
 cores on one batch and with a batch on each core; the faster way counts. Memory is the peak of a process of its own;
-there the tower has one layer, since what must not grow is what an image leaves behind.
+there the tower has one layer, since what must not grow is what an image leaves behind. With `broken`, a folder of
+10,000 small JPEGs of which so many are damaged is indexed too: it must end with status 3 and name each of them once.
 """
 
 import json
@@ -63,6 +64,10 @@ class PhotosConfig(Run):
     """Turns of the timed rounds; 0: memory alone."""
     memory: tuple[int, ...] = (713, 7130)
     """Sizes of the folders whose peak memory is compared; empty: none."""
+    broken: Effort[int] = Field(0, ge=0)
+    """Damaged pictures among `many`; 0: that folder is not made."""
+    many: Effort[int] = Field(10_000, ge=100)
+    """Small pictures of that folder."""
 
 
 def measure(config: PhotosConfig) -> None:
@@ -74,9 +79,47 @@ def measure(config: PhotosConfig) -> None:
         paths = [path for _, path in list_pictures(config.images).pictures]
         if config.rounds:
             speed(config, home, fill(home / "photos", paths, config.count))
-        sizes = {count: peak(home, fill(home / f"photos-{count}", paths, count)) for count in config.memory}
-    for count, size in sizes.items():
-        say(f"peak memory, {count:,} photographs: {size / 2**10:,.0f} MB")
+        thin = write_model(home / "thin", layers=1) if config.memory else home
+        for count in config.memory:
+            size = peak(home, fill(home / f"photos-{count}", paths, count), thin)[0]
+            say(f"peak memory, {count:,} photographs: {size / 2**10:,.0f} MB")
+        if config.broken:
+            damaged(config, home, paths)
+
+
+def damaged(config: PhotosConfig, home: Path, paths: list[str]) -> None:
+    """Index a tenth as many, all sound, and then the damaged folder; say what was told, and the memory of both.
+
+    Raises StageError when it named other pictures than the damaged ones.
+    """
+    tiny = write_model(home / "tiny", 1, hidden_size=64, intermediate_size=64, num_attention_heads=2)
+    for count, broken in ((config.many // 10, 0), (config.many, config.broken)):
+        folder = home / f"small-{count}-{broken}"
+        names = fill_small(folder, paths, count, broken)
+        begin = time.perf_counter()
+        size, told = peak(home, folder, tiny, status=3 if broken else 0)
+        say(f"{count:,} small JPEGs, {broken} damaged: {time.perf_counter() - begin:.0f} s, {size / 2**10:,.0f} MB")
+    say(told.strip())
+    rows = json.loads((Path(f"{folder}-index") / "rejected.json").read_text())
+    if sorted(name for name, _ in rows) != sorted(names):
+        raise StageError(f"{len(rows)} pictures are named in rejected.json, and {len(names)} are damaged.")
+
+
+def fill_small(folder: Path, paths: list[str], count: int, broken: int) -> list[str]:
+    """A folder of small JPEGs; ids of the damaged ones: cut, empty, or no picture at all."""
+    folder.mkdir()
+    names = list[str]()
+    every = count // broken if broken else count + 1
+    for number in range(count):
+        path = folder / f"{number:06d}.jpg"
+        with Image.open(paths[number % len(paths)]) as image:
+            small = image.convert("RGB").resize((96, 96))
+        small.putpixel((0, 0), (number % 256, number // 256 % 256, 0))
+        small.save(path)
+        if number % every == every - 1 and len(names) < broken:
+            names.append(path.stem)
+            path.write_bytes((path.read_bytes()[:700], b"", b"<!DOCTYPE html><html>404</html>")[len(names) % 3])
+    return names
 
 
 def speed(config: PhotosConfig, home: Path, photos: Path) -> None:
@@ -153,10 +196,10 @@ def other_pixel(path: str, target: str, value: int = 255) -> None:
     changed.save(target)
 
 
-def write_model(folder: Path, layers: int) -> Path:
-    """A model folder with random weights and ViT-B/32's sizes."""
+def write_model(folder: Path, layers: int, **sizes: int) -> Path:
+    """A model folder with random weights and ViT-B/32's sizes, or others."""
     folder.mkdir()
-    vision = {**SIZES, "num_hidden_layers": layers, "projection_dim": 512}
+    vision = {**SIZES, "num_hidden_layers": layers, "projection_dim": 512, **sizes}
     tree = {"model_type": "clip", "vision_config": vision, "text_config": {**WORDS, **ENDS}, "projection_dim": 512}
     (folder / "config.json").write_text(json.dumps(tree))
     torch.manual_seed(0)
@@ -169,21 +212,22 @@ def write_model(folder: Path, layers: int) -> Path:
     return folder
 
 
-def peak(home: Path, photos: Path) -> int:
-    """Peak resident memory in KB of `cirray index` in a process of its own.
+def peak(home: Path, photos: Path, model: Path, status: int = 0) -> tuple[int, str]:
+    """Peak resident memory in KB of `cirray index` in a process of its own, and what it printed.
 
     Raises:
         StageError: when it fails.
     """
-    model = home / "thin"
-    if not model.exists():
-        write_model(model, layers=1)
     words = ["--model", str(model), "--images", str(photos), "--root", str(home), "--out", f"{photos}-index"]
-    command = subprocess.Popen([sys.executable, "-m", "cirray", "index", *words], stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(command.pid, 0)
-    if status:
-        raise StageError(f"cirray index ended with status {status}.")
-    return used.ru_maxrss
+    said = home / f"{photos.name}.txt"
+    with open(said, "w") as stream:
+        command = subprocess.Popen([sys.executable, "-m", "cirray", "index", *words], stdout=stream, stderr=stream)
+    _, ended, used = os.wait4(command.pid, 0)
+    if os.waitstatus_to_exitcode(ended) != status:
+        raise StageError(
+            f"cirray index ended with status {os.waitstatus_to_exitcode(ended)}: {said.read_text()[-300:]}"
+        )
+    return used.ru_maxrss, said.read_text()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage
+from cirray.core.extras import install_line
+from cirray.core.log import get_logger
 from cirray.index.config import INDEXES
-from cirray.index.faiss_library import faiss_library
+from cirray.index.faiss_library import faiss_library, is_there
 from cirray.index.store import IndexMeta, write_index
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
@@ -29,6 +31,7 @@ from cirray.pipelines.search.rows import (
 from cirray.pipelines.search.texts import examples, own_texts
 from cirray.types import part_name
 
+_LOGGER = get_logger("pipelines.index")
 _UNSTEADY = "The file changed while the folder was indexed. Run the command again."
 REJECTED = "rejected.json"
 """The full list of rejected images, id and reason."""
@@ -37,6 +40,8 @@ REJECTED = "rejected.json"
 def make_index(run: IndexRun, plan: IndexPlan, stage: Stage) -> Manifest:
     """Encode what is left to encode, and publish the index. Raises CirrayError as `run_index`."""
     encoder = PartEncoder(run, plan.features_digest, len(plan.ids), stage.work_uri, next_part(stage))
+    if run.index.kind == "exact" and not is_there():
+        _LOGGER.info("FAISS is not installed: a search scans all vectors. For many pictures: %s", install_line("cpu"))
     if run.target_recall is not None:
         faiss_library()  # its absence is told before any image is encoded
     INDEXES.get(run.index.kind)(run.index.settings).check(encoder.encoder.config.embed_dim)

@@ -6,7 +6,7 @@ A row is known by its key: the digest of its picture's bytes, or its id where st
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,8 +95,8 @@ class IndexRows:
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """See `Source`."""
         if name in self._names:
-            rows = np.load(self._folder / name, mmap_mode="r", allow_pickle=False)
-            yield from (rows[start : start + _STEP] for start in range(0, len(rows), _STEP))
+            mapped = partial(np.load, self._folder / name, mmap_mode="r", allow_pickle=False)
+            yield from (mapped()[start : start + _STEP] for start in range(0, len(mapped()), _STEP))
 
     def pictures(self) -> Callable[[int], bytes]:
         """See `Source`."""
@@ -117,19 +117,17 @@ class Rows:
         """Write the vectors, and the patches where they are kept, of some rows in their order."""
         wanted = np.array([self.places[key] for key in keys], np.int64).reshape(-1, 2)
         for name in (TOKENS, PATCHES):
-            target: np.memmap | None = None
+            made = False
             for at, source in enumerate(self._sources):
                 (to,) = np.nonzero(wanted[:, 0] == at)
                 begin = 0
                 for block in source.blocks(name) if len(to) else ():
-                    if target is None:
-                        shape = (len(keys), *block.shape[1:])
-                        target = np.lib.format.open_memmap(folder / name, "w+", block.dtype, shape)
+                    shape = (len(keys), *block.shape[1:])
+                    # mapped anew for each block, for a page once touched stays in this process's memory
+                    target = np.lib.format.open_memmap(folder / name, "r+" if made else "w+", block.dtype, shape)
                     inside = to[(wanted[to, 1] >= begin) & (wanted[to, 1] < begin + len(block))]
                     target[inside] = block[wanted[inside, 1] - begin]
-                    begin += len(block)
-            if target is not None:
-                target.flush()
+                    begin, made = begin + len(block), True
 
     def pictures(self, keys: Sequence[str]) -> Iterator[bytes]:
         """Encoded pictures of some rows in their order."""

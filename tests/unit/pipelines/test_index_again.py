@@ -17,6 +17,7 @@ from cirray.core.errors import ArtifactError, DataError
 from cirray.index.store import open_index
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
+from cirray.pipelines.search.rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +278,26 @@ def test_a_file_that_changes_between_the_look_and_the_decoding_is_left_out_with_
     again = run_index(run(checkpoint, home))
     assert again.counts == {"images": 12, "rejected": 1}
     assert_as_new(checkpoint, home, again)
+
+
+def resident():
+    """Bytes of this process's memory, mapped files among them."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_joining_the_parts_takes_no_memory_that_grows_with_the_pictures(tmp_path):
+    many, seen = 40, list[int]()
+
+    class Made:
+        keys = [str(number) for number in range(64 * many)]
+        rejected, has_patches = [], True
+
+        def blocks(self, name):
+            for number in range(many):
+                seen.append(resident())
+                yield np.full((64, 32 if name == "patches.npy" else 1, 1024), number, np.float16)
+
+    Rows([Made()]).stack(Made.keys, tmp_path)  # 168 MB of patches
+    assert max(seen) - seen[0] < 60e6
+    written = np.load(tmp_path / "patches.npy", mmap_mode="r")
+    assert written.shape == (64 * many, 32, 1024) and [int(row[0, 0]) for row in written[::64]] == list(range(many))

@@ -66,7 +66,8 @@ def test_without_faiss_an_index_is_exact_unless_it_says_faiss(root, tmp_path, mo
     hide(monkeypatch, "faiss")
     assert backends.usual_kind() == "exact"
     assert main(["index", str(root / "index.yaml"), f"out={tmp_path / 'out'}", "index.kind=exact"]) == 3
-    assert "images" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "images" in said.out and "FAISS is not installed" in said.err and "pip install 'cirray[cpu]'" in said.err
 
 
 def test_two_distributions_of_faiss_side_by_side_are_refused_with_what_to_type(monkeypatch):

@@ -175,7 +175,11 @@ def test_search_and_serve_take_the_last_index_and_the_model_that_made_it(home, t
         assert len(said.out.splitlines()) >= 3 and page.read_text().count("<figure>") == 3
     assert chosen(ServeRun(root=str(home / "root")))[1] == str(tmp_path / "siglip-index")
     shutil.rmtree(tmp_path / "siglip-index")  # then the usual one, which is not there
-    assert chosen(ServeRun(root=str(home / "root")))[1] == str(home / "root" / "index")
+    for words in (("search", "--text", "blue"), ("serve",)):
+        assert cirray_says(home, *words) == 2
+        assert "There is no index below" in (told := capsys.readouterr().err) and "cirray index --model" in told
+    assert cirray_says(home, "search", "--text", "blue", "--index", "typo") == 2
+    assert "at 'typo' does not exist" in capsys.readouterr().err
     named = ServeRun(root=str(home / "root"), index="@indexes/pictures-clip")
     assert chosen(named)[0] == read_manifest(named.index).config["checkpoint"]
     assert cirray_says(home, "search", "--index", "@indexes/pictures-clip") == 2

@@ -93,7 +93,7 @@ def test_told_to_stop_at_its_first_answer_a_service_stops_in_order(monkeypatch, 
     monkeypatch.setattr(launch, "start", lambda plan, note: os.kill(os.getpid(), getattr(signal, sent)) or note.wait(9))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        run = ServeRun(port=server.server_address[1])
+        run = ServeRun(port=server.server_address[1], index="i", checkpoint="c")
         if in_order:
             launch.run_serve(run)
         else:
@@ -125,5 +125,5 @@ def test_in_no_phase_of_its_start_does_a_signal_raise_inside_ray(monkeypatch, pr
     monkeypatch.setattr("cirray.serving.app.application_of", lambda *given, **named: None)
     monkeypatch.setattr(launch, "answers", lambda *given: False)
     with pytest.raises(Terminated):
-        launch.run_serve(ServeRun(port=1))
+        launch.run_serve(ServeRun(port=1, index="i", checkpoint="c"))
     assert did == ["init", "start", "run_many"][:made] and prepared == ["left"]
