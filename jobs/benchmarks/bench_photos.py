@@ -99,7 +99,7 @@ def damaged(config: PhotosConfig, home: Path, paths: list[str]) -> None:
         begin = time.perf_counter()
         size, told = peak(home, folder, tiny, status=3 if broken else 0)
         say(f"{count:,} small JPEGs, {broken} damaged: {time.perf_counter() - begin:.0f} s, {size / 2**10:,.0f} MB")
-    say(told.strip())
+    say(told[told.index("index: ") :].strip())
     rows = json.loads((Path(f"{folder}-index") / "rejected.json").read_text())
     if sorted(name for name, _ in rows) != sorted(names):
         raise StageError(f"{len(rows)} pictures are named in rejected.json, and {len(names)} are damaged.")

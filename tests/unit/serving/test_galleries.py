@@ -135,7 +135,9 @@ def test_a_name_that_paths_cannot_say_is_refused(name):
 
 
 def test_the_command_line_names_further_galleries_and_paths_are_read_as_they_are_written(home):
-    plan = plan_of(validate(ServeRun, {"index": "@a", "galleries": {"few": "@b"}, "root": str(home)}))
+    plan = plan_of(
+        validate(ServeRun, {"index": "@a", "checkpoint": "@c", "galleries": {"few": "@b"}, "root": str(home)})
+    )
     assert plan.args.galleries == {"few": f"{home}/b"} and plan.args.index == f"{home}/a"
     assert parted("/v1/search") == ("default", "/v1/search") and parted("/v1/galleries") == (None, "/v1/galleries")
     assert parted("/v1/galleries/few/images/a/b") == ("few", "/v1/images/a/b")
