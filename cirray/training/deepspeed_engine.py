@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,12 +103,6 @@ class DeepSpeedEngine:
     def lr(self) -> float:
         """Learning rate of the next step."""
         return self._schedule.lr(self._steps)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """bf16 autocast when the configuration asks for it."""
-        if self._config.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of this rank's loss, averaged over ranks and partitioned as the ZeRO stage says."""

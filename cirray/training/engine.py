@@ -30,9 +30,6 @@ class Engine(Protocol):
     def lr(self) -> float:
         """Learning rate of the next step."""
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Context of the forward pass (bf16 autocast, or nothing)."""
-
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of this rank's loss."""
 
@@ -57,3 +54,8 @@ class Engine(Protocol):
 
 EngineFactory: TypeAlias = Callable[[nn.Module, LoopConfig, int, int], Engine]
 """`factory(model, config, rank, world) -> Engine`; torch.distributed is already initialised when world > 1."""
+
+
+def autocast(device: torch.device, config: LoopConfig) -> torch.autocast:
+    """Context of a forward pass: bf16 autocast where the configuration asks for it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")

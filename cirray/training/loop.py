@@ -13,7 +13,7 @@ from cirray.core.seeding import derive_seed
 from cirray.losses.output import LossOutput
 from cirray.training.checkpoint import read_checkpoint
 from cirray.training.config import LoopConfig
-from cirray.training.engine import EngineFactory
+from cirray.training.engine import EngineFactory, autocast
 from cirray.training.gather import Gather, build_gather
 from cirray.training.state import LoopState, Row
 from cirray.training.task import Divided, Task
@@ -90,7 +90,7 @@ def _gradients(state: LoopState, batch: Any, gather: Gather) -> LossOutput:
     engine, task, found = state.engine, state.task, list[LossOutput]()
     for piece in task.pieces(batch) if isinstance(task, Divided) else (batch,):
         piece = piece.to(engine.device) if hasattr(piece, "to") else piece
-        with engine.autocast():
+        with autocast(engine.device, state.config):
             output = task.loss(engine.module, piece, gather)
         engine.backward(output.total)
         found.append(LossOutput(output.total.detach(), output.terms))

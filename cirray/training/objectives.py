@@ -42,8 +42,9 @@ def check_objective(rows: TermRows, description: Mapping[str, Any]) -> None:
 
 def wanted_outputs(config: TrainingConfig) -> Wanted:
     """The optional outputs that a configuration's terms use."""
-    each = (TERMS.get(name).wanted(config, settings) for name, settings in config.active_terms.items())
-    return reduce(Wanted.__or__, each, Wanted())
+    terms = [TERMS.get(name) for name in config.active_terms]
+    references = config.negatives == "batch_images" and any(term.contrasts for term in terms)
+    return reduce(Wanted.__or__, (term.wanted for term in terms), Wanted(references=references))
 
 
 class Objective:

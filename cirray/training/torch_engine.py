@@ -46,12 +46,6 @@ class TorchEngine:
         """Learning rate of the next step."""
         return self._schedule.lr(self._steps)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """bf16 autocast when the configuration asks for it."""
-        if self._config.precision == "bf16":
-            return torch.autocast(self._device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of this rank's loss."""
         loss.backward()

@@ -44,6 +44,7 @@ from cirray.pipelines.planning.config import GPUS, Gpu
 from cirray.pipelines.planning.memory import count_weights
 from cirray.pipelines.planning.steps import Tokens, count_retriever
 from cirray.training.config import LoopConfig, TrainingConfig
+from cirray.training.engine import autocast
 from cirray.training.gather import NoGather
 from cirray.training.generation import GeneratorTask
 from cirray.training.objectives import retrieval_loss
@@ -286,7 +287,7 @@ def train_row(
 
     def step(given: Any = None) -> None:
         now = encoded() if encoded else batch if given is None else given
-        with engine.autocast():
+        with autocast(engine.device, config):
             value = find(now)
         engine.backward(value)
         engine.step()

@@ -9,6 +9,7 @@ from cirray.models.outlines import weightless
 from cirray.models.text import build_tokenizer
 from cirray.pipelines.planning.steps import Tokens, count_retriever, retrieval_batch
 from cirray.training.config import TrainingConfig
+from cirray.training.engine import autocast
 from cirray.training.gather import NoGather
 from cirray.training.objectives import retrieval_loss
 from cirray.training.torch_engine import TorchEngine
@@ -32,7 +33,7 @@ def steps(count, checkpointing=False, dropout=0.1, **fields):
     batch, losses = retrieval_batch(engine.module, config, TOKENS, 128).to("cuda"), []
     for _ in range(count):
         torch.cuda.reset_peak_memory_stats()
-        with engine.autocast():
+        with autocast(engine.device, config):
             loss = retrieval_loss(engine.module, batch, config, NoGather()).total
         engine.backward(loss)
         engine.step()

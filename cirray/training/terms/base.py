@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
@@ -123,6 +123,11 @@ def same_key(key_N: torch.Tensor, further_BK: torch.Tensor) -> torch.Tensor:
 class Term(ABC, Generic[SettingsT]):
     """One summand of a loss; lives as long as the training."""
 
+    wanted: ClassVar[Wanted] = Wanted()
+    """The retriever's optional outputs that the term reads."""
+    contrasts: ClassVar[bool] = False
+    """Whether it reads the candidates that `training.negatives` names, which may be references too."""
+
     def __init__(self, setup: TermSetup, settings: SettingsT) -> None:
         """Prepare what does not change between steps."""
         self.setup, self.settings = setup, settings
@@ -143,11 +148,6 @@ class Term(ABC, Generic[SettingsT]):
 
         Raises ConfigError when it must not be saved.
         """
-
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: SettingsT) -> Wanted:
-        """The retriever's optional outputs that the term reads."""
-        return Wanted()
 
     @abstractmethod
     def __call__(self, given: TermInput) -> torch.Tensor:

@@ -17,9 +17,8 @@ from cirray.losses.duplicates import other_copies
 from cirray.mining.hard_negatives import UNUSED, draw_hard, hard_lists
 from cirray.models.batch import Wanted
 from cirray.models.scoring import score
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
-from cirray.training.terms.config import ComposingConfig, TermConfig
+from cirray.training.terms.config import ComposingConfig
 
 _BLOCK = 256
 
@@ -44,10 +43,7 @@ class Composing(Term[ComposingConfig]):
                 settings.max_cosine,
             )  # fmt: skip
 
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The references' vectors."""
-        return Wanted(references=True)
+    wanted = Wanted(references=True)
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats. Raises ConfigError: for hard negatives with a retriever that trains its image side."""

@@ -8,21 +8,16 @@ import torch
 
 from cirray.losses.duplicates import other_copies
 from cirray.losses.hard_negative import hard_negative_nce
-from cirray.models.batch import Wanted
 from cirray.models.scoring import score
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput, same_key
-from cirray.training.terms.config import HardNegativeConfig, TermConfig
+from cirray.training.terms.config import HardNegativeConfig
 
 
 @TERMS.register("hn_nce")
 class HardNegatives(Term[HardNegativeConfig]):
     """L_c = L_q2t + L_t2q: the sum of the two directions (with beta 0 and alpha 1: twice symmetric InfoNCE's mean)."""
 
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The references' vectors, if they are negatives."""
-        return Wanted(references=config.negatives == "batch_images")
+    contrasts = True
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""

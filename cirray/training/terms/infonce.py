@@ -2,20 +2,15 @@
 
 import torch
 
-from cirray.models.batch import Wanted
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
-from cirray.training.terms.config import InfoNCEConfig, TermConfig
+from cirray.training.terms.config import InfoNCEConfig
 
 
 @TERMS.register("infonce")
 class InfoNCE(Term[InfoNCEConfig]):
     """-log softmax of the own target's similarity over temperature, with label smoothing where configured."""
 
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The references' vectors, if they are candidates."""
-        return Wanted(references=config.negatives == "batch_images")
+    contrasts = True
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from cirray.models.batch import Wanted
 from cirray.models.matching import MATCHING, MATCHING_HARD, rows_of
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
 from cirray.training.terms.config import TermConfig
 
@@ -23,11 +22,7 @@ class TargetDeltaMatching(Term[TermConfig]):
 
     reads: ClassVar[str] = MATCHING
     """The output with the logits."""
-
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The matching logits."""
-        return Wanted(more=frozenset({cls.reads}))
+    wanted: ClassVar[Wanted] = Wanted(more=frozenset({MATCHING}))
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""
@@ -44,3 +39,4 @@ class HardTargetDeltaMatching(TargetDeltaMatching):
     """The same with [CLS] attended, and with negatives that the retriever itself ranks high."""
 
     reads = MATCHING_HARD
+    wanted = Wanted(more=frozenset({MATCHING_HARD}))

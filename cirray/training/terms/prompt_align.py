@@ -8,19 +8,15 @@ import torch
 
 from cirray.losses.prototype import prototype_distance
 from cirray.models.batch import Wanted
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
-from cirray.training.terms.config import PrototypeConfig, TermConfig
+from cirray.training.terms.config import PrototypeConfig
 
 
 @TERMS.register("prompt_align")
 class PromptAlign(Term[PrototypeConfig]):
     """Mean squared (or cosine) distance of the two means."""
 
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The learned prompts, without gradient."""
-        return Wanted(prompts=True)
+    wanted = Wanted(prompts=True)
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar."""

@@ -8,7 +8,6 @@ import torch
 from cirray.core.errors import ConfigError
 from cirray.models.batch import Wanted
 from cirray.models.words.word_map import PLAIN, WordMapRetriever
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput, TermRows, TermSetup
 from cirray.training.terms.config import TermConfig
 
@@ -42,10 +41,7 @@ class RetentionDistill(Term[TermConfig]):
         if kind != WordMapRetriever.kind:
             raise ConfigError(f"retention_distill is for word_map retrievers, not for {kind!r}.")
 
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """Pseudo-sentences."""
-        return Wanted(more=frozenset({PLAIN}))
+    wanted = Wanted(more=frozenset({PLAIN}))
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, from 0 to 2."""

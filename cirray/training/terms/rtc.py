@@ -3,7 +3,6 @@
 import torch
 
 from cirray.models.batch import Wanted
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
 from cirray.training.terms.config import TermConfig
 
@@ -12,10 +11,7 @@ from cirray.training.terms.config import TermConfig
 class TextContrast(Term[TermConfig]):
     """InfoNCE of the text-only branch f_m, without label smoothing (SPRC's relative text contrast)."""
 
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The text-only query, and the references if they are candidates."""
-        return Wanted(references=config.negatives == "batch_images", text_only=True)
+    wanted, contrasts = Wanted(text_only=True), True
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""

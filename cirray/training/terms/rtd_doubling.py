@@ -11,7 +11,6 @@ from cirray.losses.duplicates import other_copies
 from cirray.models.batch import Wanted
 from cirray.models.scoring import score
 from cirray.models.words.word_map import PLAIN
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
 from cirray.training.terms.config import TermConfig
 
@@ -20,10 +19,7 @@ from cirray.training.terms.config import TermConfig
 class RtdDoubling(Term[TermConfig]):
     """InfoNCE over both halves; candidates that show a row's positive again are hidden."""
 
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """Pseudo-sentences and references."""
-        return Wanted(references=True, more=frozenset({PLAIN}))
+    wanted = Wanted(references=True, more=frozenset({PLAIN}))
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats: the mean of the two halves."""

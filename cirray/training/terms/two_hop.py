@@ -10,19 +10,15 @@ import torch
 from cirray.core.errors import DataError
 from cirray.losses.prototype import prototype_distance
 from cirray.models.batch import Wanted
-from cirray.training.config import TrainingConfig
 from cirray.training.terms.base import TERMS, Term, TermInput
-from cirray.training.terms.config import TermConfig, TwoHopConfig
+from cirray.training.terms.config import TwoHopConfig
 
 
 @TERMS.register("two_hop")
 class TwoHop(Term[TwoHopConfig]):
     """Distance of the prototypes of (reference, text) and (target, reverse text); the reverse side is held fixed."""
 
-    @classmethod
-    def wanted(cls, config: TrainingConfig, settings: TermConfig) -> Wanted:
-        """The reverse prototypes."""
-        return Wanted(reverse=True)
+    wanted = Wanted(reverse=True)
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar; 0 when no row has a reverse text.

@@ -35,7 +35,7 @@ def term(task, name, config):
     kind = TERMS.get(name)
     batch = next(task.batches(0, 0, 1))
     settings = config.terms.get(name) or TERMS.settings(name)()
-    output = task.model().eval()(batch, kind.wanted(config, settings))
+    output = task.model().eval()(batch, kind.wanted)
     return kind(task.setup, settings)(TermInput(output, batch, config, NoGather())), output, batch
 
 
@@ -97,7 +97,7 @@ def test_hard_images_are_drawn_anew_in_every_epoch_and_alike_for_one_seed(make_t
     settings = {"reference": False, "hard": 2, "ranks": (1, 20), "max_cosine": 1.0}
     task, config = make_task(terms={"composing": settings})
     kind, batch = TERMS.get("composing"), next(task.batches(0, 0, 1))
-    output = task.model().eval()(batch, kind.wanted(config, config.terms["composing"]))
+    output = task.model().eval()(batch, kind.wanted)
     made = kind(task.setup, config.terms["composing"])
     values = [
         float(made(TermInput(output, replace(batch, epoch=torch.tensor(epoch)), config, NoGather())))
@@ -110,7 +110,7 @@ def test_hard_images_are_drawn_anew_in_every_epoch_and_alike_for_one_seed(make_t
 def test_mined_images_are_refused_of_a_retriever_that_trains_its_image_side(make_task):
     task, config = make_task()
     kind, batch = TERMS.get("composing"), next(task.batches(0, 0, 1))
-    output = task.model()(batch, kind.wanted(config, config.terms["composing"]))
+    output = task.model()(batch, kind.wanted)
     learned = replace(output, target_BQD=output.target_BQD.detach().requires_grad_())
     with pytest.raises(ConfigError, match="trains its image side.*training.terms.composing.hard=0"):
         kind(task.setup, config.terms["composing"])(TermInput(learned, batch, config, NoGather()))
@@ -131,7 +131,7 @@ def test_distilled_retention_is_zero_at_the_start_and_grows_with_the_tuning(make
     batch = next(task.batches(0, 0, 1))
 
     def value():
-        output = task.model().eval()(batch, kind.wanted(config, settings))
+        output = task.model().eval()(batch, kind.wanted)
         return float(kind(TermInput(output, batch, config, NoGather())))
 
     assert abs(value()) < 1e-6
