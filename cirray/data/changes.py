@@ -44,15 +44,10 @@ class Changes:
 def compare(
     files: Sequence[tuple[str, str]], before: Iterable[Seen], digests: Callable[[Sequence[str]], Sequence[str]]
 ) -> Changes:
-    """Compare files with what was there before.
+    """Compare files (names below the folder and paths, as `list_pictures` gives them) with what was there before.
 
     A file whose size and dates are as before keeps its digest unread. The others are read, so a copy or a touched file
-    counts as the same.
-
-    Args:
-        files: names below the folder and paths, as `list_pictures` gives them.
-        before: the rows of the last time; none at the first.
-        digests: digests of the bytes at some paths, empty for unreadable ones.
+    counts as the same; unreadable ones have an empty digest.
     """
     known = {row.name: row for row in before}
     now = [Seen(name, stamp_of(path), "") for name, path in files]

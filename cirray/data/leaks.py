@@ -49,13 +49,8 @@ def find_leaks(ids: Iterable[str], guards: Mapping[str, frozenset[str]]) -> dict
 def refuse_leaks(
     ids: Iterable[str], guards: Mapping[str, frozenset[str]], allow: bool = False, what: str = "the training data"
 ) -> dict[str, Any]:
-    """Refuse images of a benchmark's val and test splits.
-
-    Args:
-        ids: images of a pair pool or of triplets.
-        guards: benchmark -> its guarded images.
-        allow: go on anyway; the record has what was found.
-        what: what the ids belong to, for the error.
+    """Refuse images of a benchmark's val and test splits (`guards`) in `what`; where they are allowed, the record has
+    what was found.
 
     Returns: The record for a manifest: guarded images by benchmark, leaks by benchmark, whether they were allowed.
 

@@ -98,20 +98,11 @@ def evaluate_retriever(
     advance: Advance = silent,
     rerank: RerankedEvaluation | None = None,
 ) -> EvaluationResult:
-    """The protocol's metrics of a retriever, with the ranks and the top K of every query.
+    """The protocol's metrics of a retriever or baseline, with the ranks and the top K of every query.
 
-    Args:
-        retriever: model or baseline; in evaluation mode meanwhile.
-        features: cached patch tokens of every reference and gallery image.
-        queries: at least one; every target must be in the query's gallery.
-        gallery_ids: distinct image ids in any order: the gallery of queries that name none.
-        protocol: metrics, cut-offs and reference rule.
-        galleries: further galleries by the names that queries give (`Query.gallery`).
-        batch: images and queries per forward pass.
-        top_k: length of the lists that are kept.
-        intervals: also compute every metric's bootstrap interval; recall always has one.
-        advance: progress, one unit per gallery image and per query.
-        rerank: scores the first answers of every query again.
+    It is in evaluation mode meanwhile. Features hold every reference and gallery image; queries that name no gallery
+    search `gallery_ids`. Recall always has an interval, other metrics with `intervals`. `rerank` scores the first
+    answers of every query again.
 
     Raises DataError: no query, a query without target, a repeated gallery id, a target outside the gallery, a score
     that is not a number; ConfigError: a metric that is not known.

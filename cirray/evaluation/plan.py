@@ -93,12 +93,8 @@ def make_plan(
 ) -> EvaluationPlan:
     """Resolve queries; refuse anything that would be a silent miss.
 
-    Args:
-        queries: at least one.
-        gallery_ids: gallery of the queries that name none; distinct ids in any order.
-        protocol: reference rule, metrics and cut-offs.
-        galleries: galleries by the name that queries give; an id may be repeated in one.
-        scored: every query must have its targets, subset and graded targets in its gallery, as the metrics need.
+    Queries that name no gallery search `gallery_ids`; an id may be repeated in a named one. With `scored` every query
+    must have its targets, subset and graded targets in its gallery, as the metrics need.
 
     Raises DataError: no query, an unknown gallery, a repeated id, an image outside the gallery, a query without
     targets; ConfigError: an unknown metric.

@@ -65,18 +65,10 @@ def rank_vectors(
     plan: EvaluationPlan, queries: VectorFile, gallery: Sequence[VectorFile], settings: Settings | None = None, *,
     top_k: int = 50, parts: int = 1, judge: bool = True, run: Runner | None = None, advance: Advance = silent,
 ) -> RankedQueries:  # fmt: skip
-    """Top K and verdict of every query from saved vectors, in bounded memory.
+    """Top K and verdict of every query from saved vectors, in bounded memory; with `judge` also by its targets.
 
-    Args:
-        plan: queries and galleries.
-        queries: a vector for every query id (others are ignored).
-        gallery: one file or several, with one vector for every image of the plan.
-        settings: device, precision, memory.
-        top_k: length of the lists.
-        parts: parts of every file, for parallel runners.
-        judge: also judge every query by its targets.
-        run: runner; None runs in this process.
-        advance: progress, one unit per query.
+    Vectors of other queries are ignored; each image of the plan has one, in one of the files. `parts` are those of
+    every file, for runners that are parallel; None runs in this process.
 
     Raises:
         DataError: a query or image without a vector, an image in two files, vectors that do not fit or are not finite.

@@ -22,14 +22,10 @@ def build_mtg(config: GeneratorConfig, given: Given) -> ModificationTextModel:
 def generator_from(
     source: Blip2Source, config: GeneratorConfig, language: LanguageModel, patch_width: int, projection: bool = True
 ) -> ModificationTextModel:
-    """A network with a checkpoint's Q-Former in front of a language model.
+    """A network with a checkpoint's Q-Former in front of its own or another language model.
 
-    Args:
-        source: an opened checkpoint; the difference pass needs one with a text side.
-        config: layout; its Q-Former sizes are replaced by the checkpoint's.
-        language: the checkpoint's own language model, or another one.
-        patch_width: width of the frozen vision tokens.
-        projection: take the checkpoint's projection over; False starts it at random.
+    Sizes are the checkpoint's. The difference pass needs one with a text side. Its projection is taken over, or starts
+    at random.
 
     Raises:
         ArtifactError: tokens of another width, a language model of another width than the projection's, no text side.

@@ -37,9 +37,8 @@ class TextBatch(Movable):
 def build_tokenizer(texts: Iterable[str], minimum_count: int = 1) -> PreTrainedTokenizerFast:
     """Word-level tokenizer over the words of `texts` (BERT style: lower case, punctuation split, [CLS] text [SEP]).
 
-    Args:
-        texts: training texts; any order gives the same vocabulary (sorted by count, then by word).
-        minimum_count: rarer words become [UNK].
+    Any order of the texts gives the same vocabulary (sorted by count, then by word); rarer words than `minimum_count`
+    become [UNK].
 
     Raises DataError when no word is left.
     """
@@ -88,13 +87,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
 def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, pad_to: int | None = None
 ) -> TextBatch:
-    """Token ids of texts, cut on the right at `length`, padded on the right.
+    """Token ids of texts, cut on the right at `length` (special tokens included), padded on the right.
 
-    Args:
-        tokenizer: BERT style, adds [CLS] and [SEP].
-        texts: at least one, none blank.
-        length: longest row, special tokens included.
-        pad_to: fixed row length (the paper pads to the full length), or None for the longest row of the batch.
+    Rows are padded to the longest one of the batch, or to `pad_to` (the paper pads to the full length).
 
     Raises DataError for an empty list. A blank text becomes [CLS] [SEP]: benchmarks have some (CIRR test pair 27098);
     training and search refuse them earlier.

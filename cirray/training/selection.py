@@ -20,12 +20,10 @@ class KeepBest(Callback):
     """
 
     def __init__(self, names: Sequence[str], every: int, patience: int | None = None) -> None:
-        """Take the figures to compare.
+        """Take the figures whose mean is compared, larger is better; the first of equal ones stays.
 
-        Args:
-            names: figures whose mean is compared, larger is better; the first of equal ones stays.
-            every: steps between two measurements; the last step is measured too.
-            patience: measurements in a row without a better one after which to stop; None: never.
+        The last step is measured too. After `patience` measurements in a row without a better one training stops; None:
+        never.
         """
         self._names, self._every, self._patience = tuple(names), every, patience
 

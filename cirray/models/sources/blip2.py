@@ -149,16 +149,11 @@ def open_blip2(source: str) -> Blip2Source:
 def retriever_from(
     source: Blip2Source, config: RetrieverConfig, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0
 ) -> QFormerRetriever:
-    """A retriever that starts from a checkpoint.
+    """A retriever that starts from a checkpoint with a text side.
 
-    Sizes are the checkpoint's. What it lacks starts at random: the learned prompts (BLIP-2 has none), the projections
-    to the embedding space (InstructBLIP has none; `config.embed_dim` is then their width).
-
-    Args:
-        source: an opened checkpoint with a text side.
-        config: mode, readout, text length, temperature (if given); its Q-Former sizes are replaced.
-        tokenizer: for a checkpoint that has none.
-        seed: of weights that start at random.
+    Sizes are the checkpoint's. What it lacks starts at random from the seed: the learned prompts (BLIP-2 has none), the
+    projections to the embedding space (InstructBLIP has none; `config.embed_dim` is then their width). The tokenizer is
+    for a checkpoint that has none.
 
     Raises ArtifactError: no text side, a tokenizer that does not fit, missing tensors, wrong shapes.
     """

@@ -40,13 +40,10 @@ def bare_name(name: str) -> str:
 
 
 def prefix_of(names: Collection[str], wanted: Collection[str], place: str, known: Collection[str] = PREFIXES) -> str:
-    """The prefix of the wanted names, e.g. `model.module.`; empty if there is none or no name is found.
+    """The prefix of the wanted names, e.g. `model.module.`, of `known` parts; empty if there is none or no name is
+    found.
 
-    Args:
-        names: names of all tensors, without the parts of `bare_name`.
-        wanted: some names that the model has.
-        place: the file or folder, for errors.
-        known: parts that such a prefix may have.
+    Names are without the parts of `bare_name`.
 
     Raises ArtifactError for a prefix that is not known, or several sets of the same weights.
     """

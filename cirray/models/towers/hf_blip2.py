@@ -130,11 +130,8 @@ def build_vision_tower(config: VisionTowerConfig, transform: TransformConfig) ->
 
 
 def load_vision_tower(source: str | Path, dtype: torch.dtype | None = torch.float32) -> VisionTower:
-    """Load a frozen tower of any backbone (`cirray.models.towers.backbones`).
-
-    Args:
-        source: folder written by `save`, or a folder, hub id or file of a backbone.
-        dtype: type of the weights; None keeps the stored one.
+    """Load a frozen tower of any backbone (`cirray.models.towers.backbones`), or of a folder written by `save`; without
+    a type the stored one is kept.
 
     Raises ArtifactError when nothing readable is there, it belongs to no backbone, or its images have another size than
     its position table.

@@ -156,14 +156,11 @@ def build_language_model(config: LanguageModelConfig, tokenizer: PreTrainedToken
 def load_language_model(
     source: str | Path, dtype: torch.dtype | None = torch.float32, quantization: str = "none", device: str = "cpu"
 ) -> LanguageModel:
-    """Load any decoder-only or encoder-decoder model with its tokenizer.
+    """Load any decoder-only or encoder-decoder model with its tokenizer, also from a whole BLIP-2 or InstructBLIP
+    checkpoint.
 
-    Args:
-        source: folder or hub id that transformers' auto classes read, or a whole BLIP-2 or InstructBLIP checkpoint, of
-            which only the language model is read.
-        dtype: type of the weights; None keeps the stored one.
-        quantization: "none", "8bit" or "4bit" (bitsandbytes; the model must stay frozen).
-        device: where quantised weights go; others stay on the CPU.
+    The stored type is kept where none is given. A quantised model ("8bit" or "4bit", bitsandbytes) must stay frozen and
+    goes to the device; others stay on the CPU.
 
     Raises ArtifactError when nothing readable is there, or the model has no rows for all tokens, and ConfigError when
     bitsandbytes is needed and not installed.

@@ -59,14 +59,10 @@ class PromptWriter:
     """Texts -> rows of ids around the slot."""
 
     def __init__(self, alphabet: Alphabet, prompt: str, query_prompt: str, tokens: int, length: int) -> None:
-        """Check the two prompts.
+        """Check the prompt of an image alone (also of an empty text) and that of an image and a text.
 
-        Args:
-            alphabet: of the text encoder.
-            prompt: of an image alone, also of an empty text.
-            query_prompt: of an image and a text.
-            tokens: positions of the slot.
-            length: longest row, special tokens included; never above the encoder's own limit.
+        The slot has `tokens` positions; `length` is the longest row, special tokens included, never above the encoder's
+        own limit.
 
         Raises ConfigError for a prompt without exactly one slot, or too long for any text.
         """

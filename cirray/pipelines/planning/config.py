@@ -104,11 +104,7 @@ class PlanConfig(Config):
     def seconds(self, flops: float, written: float, kernels: float, bf16: bool = True) -> float:
         """Time of a pass: products and traffic one after the other, or starting its kernels, whichever is longer.
 
-        Args:
-            flops: floating-point operations of matrix products; in fp32 they run as tf32 at half the rate.
-            written: bytes that operators write; they read as many.
-            kernels: operators.
-            bf16: products in 16 bits.
+        Floating-point operations in fp32 run as tf32 at half the rate; operators read as many bytes as they write.
         """
         products = flops / (self.card.tflops * 1e12 * self.utilisation * (1.0 if bf16 else 0.5))
         traffic = 2 * written / (self.card.bandwidth * 1e12 * self.traffic)
