@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from cirray.catalogue.rows import Rows, joined, rows_of
-from cirray.catalogue.snapshot import Base, LiveGallery, PictureReader, View, empty_rows, gallery_of
-from cirray.catalogue.table import NUMBER, Catalogue
+from cirray.catalogue.snapshot import Base, LiveGallery, PictureReader, View, gallery_of
+from cirray.catalogue.table import NUMBER, OWN, Catalogue
 from cirray.core.errors import ConfigError, StoreError
 from cirray.core.log import get_logger
 from cirray.index.config import INDEXES, IndexBackend
@@ -161,12 +161,11 @@ class Follower:
             return self._read_all()
         changes = pa.concat_tables([state.changes, fresh], promote_options="default")
         stays = _without(state.base.rows, state.stays_N, fresh["id"].to_pylist())
-        return _State(state.base, state.until, changes, _next(fresh, state.seen), stays)
+        return _State(_widened(state.base, fresh), state.until, changes, _next(fresh, state.seen), stays)
 
     def _shown(self) -> LiveGallery:
         state = self._state
-        newer, _ = rows_of(state.changes, self._shape) if len(state.changes) else (None, [])
-        rows = newer if newer is not None else empty_rows(state.base.rows, self._shape)
+        rows, _ = rows_of(state.changes, self._shape)
         view = View(state.base, state.stays_N, Base(rows, _built(self._small, rows)))
         return gallery_of(view, self._meta, self._digest, self._shape[1], self._catalogue.version, self._reader)
 
@@ -194,7 +193,7 @@ class Follower:
         later = self._state.changes.filter(pa.compute.greater_equal(self._state.changes[NUMBER], made.until))
         rows = made.base.rows
         stays = _without(rows, np.ones(len(rows), bool), later["id"].to_pylist())
-        self._state = _State(made.base, made.until, later, self._state.seen, stays)
+        self._state = _State(_widened(made.base, later), made.until, later, self._state.seen, stays)
         return True
 
     def _index(self, rows: Rows) -> VectorIndex | None:
@@ -210,6 +209,15 @@ def _built(backend: IndexBackend, rows: Rows) -> VectorIndex | None:
     if not len(rows):
         return None
     return INDEXES.get(backend.kind)(backend.settings).build(rows.ids, rows.tokens_NQD)
+
+
+def _widened(base: Base, table: pa.Table) -> Base:
+    """A base with the columns of metadata that the table has gained since; none of its images has a value."""
+    facts = base.rows.facts
+    for item in table.schema:
+        if item.name.startswith(OWN) and item.name not in facts.column_names:
+            facts = facts.append_column(item, pa.nulls(len(facts), item.type))
+    return base if facts is base.rows.facts else Base(replace(base.rows, facts=facts), base.index)
 
 
 def _next(table: pa.Table, before: int) -> int:

@@ -9,7 +9,7 @@ Shapes: B queries, N images, Q tokens an image, D width, K answers.
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from cirray.catalogue.table import Catalogue
 from cirray.core.errors import StoreError
 from cirray.index.metadata import Columns
 from cirray.index.protocol import Allowed, Answers, VectorIndex, by_mask, checked_queries
-from cirray.index.store import GalleryIndex, IndexMeta, UnknownImageError
+from cirray.index.store import GalleryIndex, IndexMeta
 
 _KEPT_PICTURES = 512
 _SPARE = 32
@@ -292,7 +292,7 @@ class LiveGallery(GalleryIndex):
         """
         row = self.view.row(image_id)
         if row is None:
-            raise UnknownImageError(f"The gallery has no image {image_id[:80]!r}. It holds {len(self):,}.")
+            raise self.unknown(image_id)
         return row
 
     def tag(self, image_id: str) -> str:
@@ -319,8 +319,3 @@ def gallery_of(
         LiveIndex(view, width), meta, f"{digest}-{version}", LivePictures(view, reader), originals=LiveOriginals(view),
         view=view, version=version,
     )  # fmt: skip
-
-
-def empty_rows(like: Rows, shape: Sequence[int]) -> Rows:
-    """No image, with the columns of others."""
-    return Rows([], np.empty((0, *shape), np.float16), np.empty(0, np.int64), like.facts.slice(0, 0))

@@ -30,7 +30,9 @@ OWN = "m_"
 """Columns of metadata begin with it, so that no name clashes with those of the table."""
 MAX_ID = 1_024
 """Most characters of an id."""
-_TABLE = "images"
+_NAME = "images"
+TABLE = f"{_NAME}.lance"
+"""The table's folder in a gallery's."""
 _STABLE = {"new_table_enable_stable_row_ids": "true"}
 _FACTS = ("content", "origin", "width", "height")
 _GONE = "its table is not there any more (deleted or moved)"
@@ -65,9 +67,9 @@ class Catalogue:
         self._hold(table)
 
     def _hold(self, table: Any) -> None:
-        """Take an open table. Its schema is never changed, and asking for it takes half a millisecond."""
+        """Take an open table as it is now. Asking for its schema takes half a millisecond: only when others wrote."""
         self._table: Any = table
-        self._schema: pa.Schema = table.schema
+        self._at, self._schema = int(table.version), table.schema
         self._width = self._schema.field("vector").type.list_size
 
     @classmethod
@@ -89,7 +91,7 @@ class Catalogue:
             ("origin", pa.string()), ("width", pa.uint16()), ("height", pa.uint16()), ("picture", pa.binary()), *own,
         ])  # fmt: skip
         with _told(uri, "written"):
-            table = _connected(uri).create_table(_TABLE, schema=schema)
+            table = _connected(uri).create_table(_NAME, schema=schema)
         return cls(table, uri)
 
     @classmethod
@@ -103,7 +105,7 @@ class Catalogue:
         """
         connected = _connected(uri)
         try:
-            return cls(connected.open_table(_TABLE), uri)
+            return cls(connected.open_table(_NAME), uri)
         except (ValueError, FileNotFoundError):
             raise ArtifactError(f"The gallery {uri!r} has no table of images. Make it again (cirray index).") from None
         except (OSError, RuntimeError) as error:
@@ -136,9 +138,11 @@ class Catalogue:
         with _told(self.uri, what):
             try:
                 if self._lost:
-                    self._hold(_connected(self.uri).open_table(_TABLE))
+                    self._hold(_connected(self.uri).open_table(_NAME))
                     self._lost, self.opened = False, self.opened + 1
                 self._table.checkout_latest()
+                if int(self._table.version) != self._at:
+                    self._hold(self._table)
             except (ValueError, OSError, RuntimeError) as error:
                 self._lost = self._lost or _is_gone(error)
                 raise RuntimeError(_GONE) if self._lost else error from None
@@ -154,10 +158,13 @@ class Catalogue:
             StoreError: the store refuses (full disk, read-only, away); nothing is written, or the whole group.
         """
         last = {change.id: change for change in changes}
-        table = self.as_table(list(last.values()))
         self._look("written")
+        table = self.as_table(list(last.values()))
         with _told(self.uri, "written"):
-            return int(self._table.add(table).version)
+            before, self._at = self._at, int(self._table.add(table).version)
+            if self._at != before + 1:
+                self._hold(self._table)  # others wrote meanwhile
+        return self._at
 
     def as_table(self, changes: Sequence[Change]) -> pa.Table:
         """Changes as rows.
@@ -189,7 +196,7 @@ class Catalogue:
             if odd is not None:
                 raise DataError(
                     f"{change.id[:80]!r}: this gallery has no metadata column {odd[:80]!r}. It has "
-                    f"{', '.join(sorted(known)) or 'none'}; columns are made when the gallery is made."
+                    f"{', '.join(sorted(known)) or 'none'}; `cirray gallery --columns.NAME text` adds one."
                 )
         found = {}
         for name, kind in known.items():
@@ -198,6 +205,27 @@ class Catalogue:
             except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError, OverflowError) as error:
                 raise DataError(f"The metadata column {name!r} holds {kind}: {reason_of(error)}.") from None
         return found
+
+    def add_columns(self, columns: Mapping[str, pa.DataType]) -> list[str]:
+        """Add metadata columns, which no image has a value of yet; returns the names of those that are new.
+
+        Beside writers and readers.
+
+        Raises:
+            DataError: one that is there holds another type.
+            StoreError: the store refuses.
+        """
+        self._look("read")
+        known = self.columns
+        other = next((name for name, kind in columns.items() if known.get(name, kind) != kind), None)
+        if other is not None:
+            raise DataError(f"The metadata column {other!r} holds {known[other]} here; a column keeps its type.")
+        new = [pa.field(f"{OWN}{name}", kind) for name, kind in columns.items() if name not in known]
+        if new:
+            with _told(self.uri, "written"):
+                self._table.add_columns(new)
+                self._hold(self._table)
+        return [item.name.removeprefix(OWN) for item in new]
 
     def since(self, number: int) -> pa.Table:
         """Rows with at least that number, without pictures; numbers are in `_rowid`, in no order.

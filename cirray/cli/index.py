@@ -27,5 +27,6 @@ VERB = Verb(
     config="cirray.pipelines.search.config:IndexRun",
     run="cirray.cli.index:run",
     example="cirray index --model MODEL --images FOLDER",
+    switches={"--living": "living=true"},
     status=partial_status,
 )

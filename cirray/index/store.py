@@ -108,10 +108,15 @@ class GalleryIndex:
     def row(self, image_id: str) -> int:
         """Row of one id. Raises UnknownImageError for an id that is not in the gallery."""
         if image_id not in self:
-            close = get_close_matches(image_id[:200], self.ids, n=1) if len(self.ids) <= _COMPARED else []
-            hint = f"Did you mean {close[0]!r}?" if close else f"The first is {self.ids[0]!r}."
-            raise UnknownImageError(f"The gallery has no image {image_id[:80]!r}. It holds {len(self.ids):,}. {hint}")
+            raise self.unknown(image_id)
         return self._rows[image_id]
+
+    def unknown(self, image_id: str) -> UnknownImageError:
+        """The error for an id that is not here, with one that may be meant where the ids are few enough to compare."""
+        ids = self.ids if 0 < len(self) <= _COMPARED else ()
+        close = get_close_matches(image_id[:200], ids, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else f" The first is {ids[0]!r}." if ids else ""
+        return UnknownImageError(f"The gallery has no image {image_id[:80]!r}. It holds {len(self):,}.{hint}")
 
     def tag(self, image_id: str) -> str:
         """Text that changes with the picture of an id. Raises UnknownImageError for an unknown id."""

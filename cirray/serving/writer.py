@@ -64,8 +64,13 @@ class GalleryWriter:
 
         Raises:
             DataError: naming it.
+            StoreError: when the store cannot be read.
         """
-        self._checks.as_table([change])
+        try:
+            self._checks.as_table([change])
+        except DataError:
+            self._checks.refresh()  # a column may be new
+            self._checks.as_table([change])
 
     async def write(self, changes: Sequence[Change]) -> int:
         """Write checked changes; returns the version of the table that shows them, once they are durable.

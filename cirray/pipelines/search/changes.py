@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from cirray.catalogue.rows import Rows, rows_of
 from cirray.catalogue.table import Catalogue, Change
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ConfigError, DataError, reason_of
+from cirray.core.log import get_logger
 from cirray.core.progress import progress
 from cirray.data.changes import Seen, compare
 from cirray.data.config import ImageLimits
@@ -26,7 +28,9 @@ from cirray.index.metadata import Columns
 from cirray.index.store import LIVING, check_encoder
 from cirray.pipelines.data.datasets import contents_of
 from cirray.pipelines.search.living_config import AddRun, CompactRun, RemoveRun
+from cirray.pipelines.search.metadata import metadata_for
 
+_LOGGER = get_logger("pipelines.gallery")
 _GROUP = 2_000
 _PARQUET = (".parquet", ".pq")
 
@@ -112,11 +116,14 @@ def _add_pictures(run: AddRun, described: Description, table: Catalogue, source:
     rows, _ = rows_of(table.since(0), described.shape)
     contents = dict(zip(rows.ids, rows.facts["content"].to_pylist(), strict=True))
     names = dict(zip((name for name, _ in files), ids, strict=True))
+    told = _metadata(run, table, files, ids)
     before = [Seen(name, "", contents[image]) for name, image in names.items() if image in contents]
     found = compare(files, before, lambda paths: contents_of([Place(path).text() for path in paths], run.limits))
     todo = [(names[name], path) for name, path in files if name not in found.same]
     rejected: list[tuple[str, str]] = []
-    written = list(_encoded(run, described, table, todo, rejected)) if todo else []
+    known = _Known(rows, told)
+    written = list(_encoded(run, described, table, todo, rejected, known)) if todo else []
+    _retell(table, known, [names[name] for name in found.same])
     gone = _without_file(rows, source, {os.path.abspath(path) for _, path in files}) if run.gone else []
     _remove(table, gone)
     replaced = sum(name in contents for name in written)
@@ -125,6 +132,57 @@ def _add_pictures(run: AddRun, described: Description, table: Catalogue, source:
         "rejected": len(rejected),
     }  # fmt: skip
     return Changed(run.gallery, counts, tuple(rejected))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a gallery holds, and the metadata that a file tells of some of its images."""
+
+    rows: Rows
+    told: Mapping[str, Mapping[str, Any]]
+
+    def values(self, image_id: str) -> dict[str, Any]:
+        """Metadata of an image as it is to be: what the file tells over what the gallery had."""
+        return {**self.before(image_id), **self.told.get(image_id, {})}
+
+    def before(self, image_id: str) -> dict[str, Any]:
+        """Metadata of an image as it is."""
+        place = self.rows.places.get(image_id)
+        return {} if place is None else self.rows.metadata.slice(place, 1).to_pylist()[0]
+
+
+def _metadata(
+    run: AddRun, table: Catalogue, files: Sequence[tuple[str, str]], ids: Sequence[str]
+) -> Mapping[str, Mapping[str, Any]]:
+    """Values by id of the file of metadata; columns that are new are added to the table."""
+    if not run.metadata:
+        return {}
+    short = dict(zip((name.removeprefix(run.prefix) for name in ids), ids, strict=True))
+    found, notes = metadata_for(run.metadata, [*short], dict(zip(short, (name for name, _ in files), strict=True)))
+    for note in notes:
+        _LOGGER.info(note)
+    known = table.columns
+    table.add_columns({item.name: item.type for item in found.schema if item.name not in known})
+    rows = zip(short.values(), found.to_pylist(), strict=True)
+    return {image: values for image, values in rows if any(value is not None for value in values.values())}
+
+
+def _retell(table: Catalogue, known: _Known, ids: Sequence[str]) -> None:
+    """Write images whose pictures are as before and whose metadata is not."""
+    rows = known.rows
+    told = [name for name in ids if name in known.told]
+    changed = [name for name in told if known.values(name) != {**dict.fromkeys(known.told[name]), **known.before(name)}]
+    for start in range(0, len(changed), _GROUP):
+        changes = list[Change]()
+        for name in changed[start : start + _GROUP]:
+            place = rows.places[name]
+            facts = rows.facts.slice(place, 1).to_pylist()[0]
+            picture = table.picture(int(rows.numbers_N[place])) if facts["width"] else b""
+            size = (facts["width"], facts["height"])
+            changes.append(Change(
+                name, rows.tokens_NQD[place], picture, size, facts["content"], facts["origin"], known.values(name)
+            ))  # fmt: skip
+        table.write(changes)
 
 
 def _files(source: Path) -> list[tuple[str, str]]:
@@ -139,7 +197,7 @@ def _files(source: Path) -> list[tuple[str, str]]:
 
 def _encoded(
     run: AddRun, described: Description, table: Catalogue, todo: Sequence[tuple[str, str]],
-    rejected: list[tuple[str, str]],
+    rejected: list[tuple[str, str]], known: "_Known",
 ) -> Iterator[str]:  # fmt: skip
     """Encode pictures and write them in groups; gives the ids that were written."""
     checkpoint = run.checkpoint or str(read_manifest(run.gallery, LIVING).config["checkpoint"])
@@ -150,7 +208,7 @@ def _encoded(
     with progress("add pictures", len(todo), "images") as advance:
         for start in range(0, len(todo), run.batch):
             some = todo[start : start + run.batch]
-            changes = made.encode(list(_decoded(made, run.limits, some, rejected)))
+            changes = made.encode(list(_decoded(made, run.limits, some, rejected, known)))
             if changes:
                 table.write(changes)
             advance(len(some))
@@ -158,11 +216,15 @@ def _encoded(
 
 
 def _decoded(
-    made: PictureEncoder, limits: ImageLimits, some: Sequence[tuple[str, str]], rejected: list[tuple[str, str]]
+    made: PictureEncoder,
+    limits: ImageLimits,
+    some: Sequence[tuple[str, str]],
+    rejected: list[tuple[str, str]],
+    known: "_Known",
 ) -> Iterator[Decoded]:
     for name, path in some:
         try:
-            yield made.decode(name, read_place(Place(path), limits), os.path.abspath(path), name=path)
+            yield made.decode(name, read_place(Place(path), limits), os.path.abspath(path), known.values(name), path)
         except DataError as error:
             rejected.append((name, str(error)))
 

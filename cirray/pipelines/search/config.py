@@ -68,6 +68,9 @@ class IndexRun(Run):
     """File with columns about the images (`.parquet`, `.csv`, `.tsv`, `.jsonl`), which searches then filter by and
     answer with. Its column `id` (or `image_id`, `image`, `file_name`, `filename`, `file`, `path`, `name`) holds their
     ids or file names."""
+    living: bool = False
+    """Write a gallery that is added to and removed from while it is searched (`cirray index add`, `cirray serve
+    --writes`) instead of a frozen index. Once it is there, the command brings it up to date with its folder."""
     index: Common[IndexBackend] = IndexBackend()
     """What searches the gallery: `faiss`, or `exact` (a scan)."""
     target_recall: float | None = Field(None, gt=0, le=1)
@@ -93,7 +96,8 @@ class IndexRun(Run):
     """Where the models run."""
     ray: Effort[RayConfig] = RayConfig()
     out: Place = "@index"
-    """Where the index is written (path or URI); with `model`, `@indexes/IMAGES-MODEL` where nothing else is said."""
+    """Where the index is written (path or URI); with `model`, `@indexes/IMAGES-MODEL` where nothing else is said, and
+    `@gallery`, or `@galleries/IMAGES-MODEL`, with `living`."""
 
     @model_validator(mode="after")
     def _one_choice(self) -> "IndexRun":
@@ -104,11 +108,14 @@ class IndexRun(Run):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, tree: Any) -> Any:
-        if not isinstance(tree, Mapping) or not tree.get("model") or "out" in tree:
+        if not isinstance(tree, Mapping) or "out" in tree:
             return tree
+        living = str(tree.get("living", "")).lower() in ("true", "1", "yes", "on")
+        if not tree.get("model"):
+            return {**tree, "out": "@gallery"} if living else tree
         said = [tree.get("images") or "features", *(tree.get(name) for name in ("model", "composition", "weight"))]
         name = "-".join(short_name(str(part)) for part in said if part not in (None, ""))
-        return {**tree, "out": f"@indexes/{name}"}
+        return {**tree, "out": f"@{'galleries' if living else 'indexes'}/{name}"}
 
 
 Box = tuple[float, float, float, float]

@@ -8,11 +8,12 @@ before, and the parts of a killed run, are not encoded again (`rows`). All are t
 from dataclasses import replace
 
 from cirray.core import storage
-from cirray.core.artifacts import MANIFEST, Manifest, check_place, open_stage
+from cirray.core.artifacts import MANIFEST, Manifest, check_place, is_complete, open_stage, read_manifest
 from cirray.core.log import get_logger
 from cirray.core.unfinished import stage_function
-from cirray.index.store import KIND
+from cirray.index.store import KIND, LIVING
 from cirray.pipelines.search.config import IndexRun
+from cirray.pipelines.search.living_config import AddRun
 from cirray.pipelines.search.models import with_checkpoint
 from cirray.pipelines.search.plan import IndexPlan, make_plan
 from cirray.pipelines.search.rows import FOLDER, read_seen, write_seen
@@ -25,19 +26,23 @@ def run_index(run: IndexRun) -> Manifest:
     """Index a folder of pictures, or the gallery of a data set whose features are stored.
 
     A folder that was indexed here before is compared with the index, and only what is new or changed is encoded. The
-    result is the one of a new index; it takes the place of the former in one step.
+    result is the one of a new index; it takes the place of the former in one step. With `living` the rows go to a table
+    that is written to later on (`cirray.catalogue`), and the differences of the folder are written to that.
 
-    Returns: Manifest of kind "index"; counts `images` and `rejected`; `extra["rejected"]` holds the first reasons,
-        `extra["examples"]` the clearest queries of the data set (reference id and text).
+    Returns: Manifest of kind "index", or "gallery"; counts `images` and `rejected`; `extra["rejected"]` holds the first
+        reasons, `extra["examples"]` the clearest queries of the data set (reference id and text).
 
     Raises ArtifactError: checkpoint or features are missing, or another artifact is at `out`; ConfigError: settings of
     the index that its backend refuses; DataError: no image could be used; IndexMismatchError: features of another
     vision tower.
     """
     run = with_checkpoint(run)
-    check_place(run, KIND)
+    if run.living and is_complete(run.out):
+        return _brought_up_to_date(run)
+    kind = LIVING if run.living else KIND
+    check_place(run, kind)
     plan = make_plan(run)
-    stage = open_stage(run, KIND, plan.inputs, [f"{FOLDER}/*"], living=["images", "metadata"] if plan.changes else [])
+    stage = open_stage(run, kind, plan.inputs, [f"{FOLDER}/*"], living=["images", "metadata"] if plan.changes else [])
     if stage.finished:
         return _as_before(run, plan, stage.finished)
     from cirray.pipelines.search.making import make_index  # torch and the models
@@ -46,6 +51,18 @@ def run_index(run: IndexRun) -> Manifest:
     if plan.changes and stage.former:
         _LOGGER.info("%s: %s", run.images, plan.changes.told())
     return manifest
+
+
+def _brought_up_to_date(run: IndexRun) -> Manifest:
+    """A gallery that is there, with the differences of its folder; its manifest with counts of what was done."""
+    described = read_manifest(run.out, LIVING)
+    if run.images is None:
+        return described
+    from cirray.pipelines.search.changes import run_add
+
+    fields = {name: getattr(run, name) for name in ("checkpoint", "metadata", "limits", "batch", "device")}
+    done = run_add(AddRun(gallery=run.out, source=run.images, gone=True, **fields))
+    return replace(described, counts=dict(done.counts))
 
 
 def _as_before(run: IndexRun, plan: IndexPlan, finished: Manifest) -> Manifest:

@@ -1,6 +1,6 @@
 """Makes a gallery that is written to, from an index or empty."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,17 @@ from PIL import Image
 
 from cirray.catalogue.encoding import Decoded, PictureEncoder
 from cirray.catalogue.opening import Description
-from cirray.catalogue.table import Catalogue, Change
-from cirray.core.artifacts import Manifest, check_place, open_stage, read_manifest
+from cirray.catalogue.table import TABLE, Catalogue, Change
+from cirray.core import storage
+from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
+from cirray.core.config import given
+from cirray.core.log import get_logger
 from cirray.core.unfinished import stage_function
 from cirray.image_text import load_models
 from cirray.index.config import IndexBackend
 from cirray.index.latest import chosen
 from cirray.index.pictures import size_of
-from cirray.index.store import LIVING, GalleryIndex, IndexMeta, open_index, open_vectors
+from cirray.index.store import LIVING, PATCHES, TOKENS, GalleryIndex, IndexMeta, open_index, open_vectors
 from cirray.pipelines.search.living_config import ColumnKind, GalleryRun
 
 COLUMN_TYPES: Mapping[ColumnKind, pa.DataType] = {
@@ -24,6 +27,7 @@ COLUMN_TYPES: Mapping[ColumnKind, pa.DataType] = {
     "flag": pa.bool_(), "date": pa.date32(), "time": pa.timestamp("us"),
 }  # fmt: skip
 Columns = Mapping[str, pa.DataType]
+_LOGGER = get_logger("pipelines.gallery")
 _GROUP = 2_000
 _USUAL_SIDE = 256
 
@@ -33,12 +37,18 @@ def run_gallery(run: GalleryRun) -> Manifest:
     """Make a gallery.
 
     Returns:
-        Manifest of kind "gallery" with the count of images it begins with. One that is there already stays as it is.
+        Manifest of kind "gallery" with the count of images it begins with. One that is there already stays as it is,
+        but for further metadata columns, which are added.
 
     Raises:
         ArtifactError: index or checkpoint are missing, or something else is at `out`.
+        DataError: a column that is there has another type.
         IndexMismatchError: the checkpoint did not make the index.
+        StoreError: the table cannot be written.
     """
+    others = (name for name in GalleryRun.model_fields if name not in ("root", "out", "columns"))
+    if run.columns and is_complete(run.out) and not any(given(run, name) for name in others):
+        return _widened(run)
     run = _resolved(run)
     check_place(run, LIVING)
     stage = open_stage(run, LIVING)
@@ -51,6 +61,50 @@ def run_gallery(run: GalleryRun) -> Manifest:
         table.write(group)
         count += len(group)
     return stage.publish({"images": count}, extra=described.extra())
+
+
+def write_gallery(
+    stage: Stage, ids: Sequence[str], meta: IndexMeta, backend: IndexBackend, thumbnail_size: int,
+    pictures: Iterable[bytes] | None, files: Sequence[tuple[str, str]], metadata: pa.Table | None,
+) -> Description:  # fmt: skip
+    """Make the table of a stage whose folder holds `tokens.npy`, which it then does without.
+
+    Args:
+        stage: the stage.
+        ids: one per row of the tokens.
+        meta: what made them.
+        backend: what will search them.
+        thumbnail_size: longest side of the gallery's pictures.
+        pictures: encoded pictures in row order; None: there are none.
+        files: path and digest of each picture's file, empty texts where it has none; or nothing at all.
+        metadata: any columns in row order; None: there are none.
+    """
+    storage.remove(storage.join(stage.work_uri, TABLE))  # of a killed run
+    tokens_NQD = np.load(stage.local / TOKENS, mmap_mode="r", allow_pickle=False)
+    described = Description(meta, (tokens_NQD.shape[1], tokens_NQD.shape[2]), backend, thumbnail_size)
+    columns = {} if metadata is None else {item.name: item.type for item in metadata.schema}
+    table, shown = Catalogue.create(stage.work_uri, described.shape, columns), iter(pictures or ())
+    for start in range(0, len(ids), _GROUP):
+        some = ids[start : start + _GROUP]
+        told = [{}] * len(some) if metadata is None else metadata.slice(start, _GROUP).to_pylist()
+        named = files[start : start + _GROUP] or [("", "")] * len(some)
+        changes = list[Change]()
+        for at, (name, (origin, content)) in enumerate(zip(some, named, strict=True)):
+            picture = next(shown, b"")
+            tokens_QD = np.asarray(tokens_NQD[start + at])
+            changes.append(Change(name, tokens_QD, picture, size_of(picture), content, origin, told[at]))
+        table.write(changes)
+    for name in (TOKENS, PATCHES):
+        (stage.local / name).unlink(missing_ok=True)
+    return described
+
+
+def _widened(run: GalleryRun) -> Manifest:
+    """The gallery that is there, with the columns of the run."""
+    described = read_manifest(run.out, LIVING)
+    new = Catalogue.open(run.out).add_columns({name: COLUMN_TYPES[kind] for name, kind in run.columns.items()})
+    _LOGGER.info("%s: %s", run.out, f"new columns: {', '.join(new)}" if new else "it has these columns already")
+    return described
 
 
 def _resolved(run: GalleryRun) -> GalleryRun:

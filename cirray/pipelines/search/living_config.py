@@ -20,7 +20,8 @@ class GalleryRun(Run):
     checkpoint: Place = "@checkpoint"
     """Checkpoint whose encoder makes the vectors. Where none is named: the one that the index was made with."""
     columns: dict[str, ColumnKind] = {}
-    """Metadata columns by name: `{price: number, tags: texts}`."""
+    """Metadata columns by name: `{price: number, tags: texts}`. A gallery that is there already gets those that it has
+    not, beside a running service."""
     backend: IndexBackend | None = None
     """What searches it; null: what searches the index."""
     thumbnail_size: int | None = Field(None, ge=0, le=1024)
@@ -39,6 +40,8 @@ class AddRun(Run):
     folder only what is new or changed is encoded."""
     prefix: str = ""
     """Before the id of each picture: `shoes/`."""
+    metadata: Place = ""
+    """File with columns about the pictures, as `cirray index` takes it; a column that the gallery has not is added."""
     gone: bool = False
     """Remove images of the gallery that were made of files of this folder which are no more."""
     checkpoint: Place = ""

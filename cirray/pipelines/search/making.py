@@ -1,6 +1,7 @@
 """Makes an index: encodes the pictures that are not encoded yet, and joins all rows in id order."""
 
 import json
+import os
 from collections.abc import Sequence
 
 from cirray.core import storage
@@ -88,19 +89,27 @@ def _join(
     root, originals = originals_of(ids, plan.paths, plan.contents, plan.folder) if has_pictures else ("", [])
     pictures = rows.pictures(keys) if has_pictures else None
     backend, measured = choose_index(stage, run.target_recall) if run.target_recall else (run.index, [])
-    files = write_index(stage.local, ids, meta, backend, pictures, texts, originals, plan.metadata_of(ids))
-    shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
-    storage.remove(storage.join(stage.work_uri, FOLDER))
+    metadata = plan.metadata_of(ids)
+    told = {"rejected": rejected.first(), "notes": list(plan.notes), "measured": measured}
+    told |= {"rejected_file": REJECTED} if rejected else {}
     if rejected:
         (stage.local / REJECTED).write_text(json.dumps(refused, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    counts = {"images": len(ids), "rejected": len(rejected)}
+    if run.living:
+        from cirray.pipelines.search.living import write_gallery
+
+        places = [(os.path.join(root, name), content) if name else ("", "") for name, content in originals]
+        described = write_gallery(stage, ids, meta, backend, run.thumbnail_size, pictures, places, metadata)
+        storage.remove(storage.join(stage.work_uri, FOLDER))
+        return stage.publish(counts, extra={**described.extra(), **told})
+    files = write_index(stage.local, ids, meta, backend, pictures, texts, originals, metadata)
+    shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
+    storage.remove(storage.join(stage.work_uri, FOLDER))
     if plan.changes:
         write_seen(stage.work_uri, plan.changes.rows)
     made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
-    extra = {
-        "files": files, **made_by, "rejected": rejected.first(), "notes": list(plan.notes), "examples": shown,
-        "originals": plan.folder or root, "measured": measured, **({"rejected_file": REJECTED} if rejected else {}),
-    }  # fmt: skip
-    return stage.publish({"images": len(ids), "rejected": len(rejected)}, extra=extra)
+    extra = {"files": files, **made_by, **told, "examples": shown, "originals": plan.folder or root}
+    return stage.publish(counts, extra=extra)
 
 
 def _refused(plan: IndexPlan, sources: Sequence[Source], without: set[str]) -> list[tuple[str, str]]:

@@ -161,7 +161,7 @@ class PartEncoder:
         self._gate = None if torch.device(run.device).type == "cpu" else threading.Lock()
         self.encoder, self.vision, self.transform = load_models(run.checkpoint, run.device)
         feature_bytes = count * self.vision.num_tokens * self.vision.width * 2
-        self.keeps_patches = feature_bytes <= run.reference_features_gb * 1e9
+        self.keeps_patches = not run.living and feature_bytes <= run.reference_features_gb * 1e9
         if run.images is not None:
             self._source: Source = FolderSource(self.transform, run.thumbnail_size, run.limits)
         else:

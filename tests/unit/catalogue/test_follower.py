@@ -208,3 +208,32 @@ def test_a_store_that_refuses_is_said_and_searches_go_on(world):
     os.rename(table.with_suffix(".away"), table)
     world.put("c")
     world.check(follower.poll())
+
+
+def test_a_column_may_be_added_later_and_is_null_where_an_image_has_no_value(tmp_path):
+    world = World(tmp_path / "gallery", {"price": pa.float64()})
+    world.put("a", metadata={"price": 1.0})
+    follower, writer = world.follow(), Catalogue.open(world.uri)
+    number = follower.gallery.view.base.rows.numbers_N.tolist()
+    assert Catalogue.open(world.uri).add_columns({"price": pa.float64(), "sold": pa.bool_()}) == ["sold"]
+    assert Catalogue.open(world.uri).add_columns({"sold": pa.bool_()}) == []
+    gallery = follower.poll()
+    assert gallery.columns.schema.names == ["id", "price", "sold"] and gallery.columns.mask("sold is null").all()
+    world.table.write([Change("b", vectors(1), metadata={"sold": True})])  # opened before the column was there
+    writer.write([Change("c", vectors(2), metadata={"price": 2.0})])
+    for gallery in (follower.poll(), world.follow().gallery):
+        assert gallery.metadata.to_pydict() == {"price": [1.0, None, 2.0], "sold": [None, True, None]}
+        assert [gallery.ids[row] for row in np.flatnonzero(gallery.columns.mask("sold"))] == ["b"]
+    assert follower.gallery.view.base.rows.numbers_N.tolist() == number
+    with pytest.raises(DataError, match="'price' holds double here"):
+        world.table.add_columns({"price": pa.string()})
+
+
+def test_an_unknown_id_is_told_one_that_may_be_meant(world):
+    world.put("beach/0012", "forest/0001")
+    gallery = world.follow().gallery
+    with pytest.raises(DataError, match="no image 'beach/012'. It holds 2. Did you mean 'beach/0012'"):
+        gallery.row("beach/012")
+    world.drop("beach/0012", "forest/0001")
+    with pytest.raises(DataError, match=r"no image 'x'. It holds 0\.$"):
+        world.follow().gallery.row("x")

@@ -131,6 +131,44 @@ def test_a_parquet_file_that_does_not_fit_is_refused_in_words(gallery, tmp_path,
     assert Catalogue.open(gallery).since(0).num_rows == 24
 
 
+def test_index_writes_a_gallery_at_once_and_brings_it_up_to_date_with_its_folder(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, out = tmp_path / "pictures", str(tmp_path / "gallery")
+    shutil.copytree(made.images, folder)
+    (tmp_path / "m.csv").write_text("id,price\nplain/00,1.5\nplain/02,2.5\n")
+    words = ["index", "--living", f"checkpoint={made.checkpoint}", f"images={folder}", f"root={tmp_path}"]
+    assert main([*words, "metadata=m.csv"]) == 3  # one picture is broken
+    assert read_manifest(out).counts == {"images": 24, "rejected": 1} and "gallery" in capsys.readouterr().out
+    assert not (tmp_path / "gallery" / "tokens.npy").exists()
+    engine, frozen = SearchEngine.open(made.checkpoint, out), SearchEngine.open(made.checkpoint, made.index)
+    asked = {"image": tiny_service.picture(3), "text": "turn it green", "k": 24}
+    assert answers(engine, **asked) == answers(frozen, **asked)
+    gallery = engine.gallery
+    assert gallery.picture("plain/02") == frozen.gallery.picture("plain/02")
+    origin, content = gallery.originals.find(gallery.row("plain/02"))
+    assert origin == folder / "plain" / "02.png"
+    assert content == frozen.gallery.originals.find(frozen.gallery.row("plain/02"))[1]
+    assert gallery.metadata["price"].to_pylist().count(None) == 22
+    (folder / "plain" / "04.png").unlink()
+    (folder / "plain" / "02.png").write_bytes(tiny_service.picture(99))
+    (folder / "new.png").write_bytes(tiny_service.picture(98))
+    (tmp_path / "m.csv").write_text("id,price,sold\nplain/00,7.5,true\nnew,3,false\n")
+    assert main([*words, "metadata=m.csv"]) == 3
+    assert "(1 added, 1 replaced, 22 as before, 1 removed, 1 rejected)" in capsys.readouterr().out
+    gallery = engine.follower.poll()
+    assert len(gallery) == 24 and "new" in gallery and "plain/04" not in gallery
+    told = {
+        name: gallery.metadata.slice(gallery.row(name), 1).to_pylist()[0] for name in ("plain/00", "plain/02", "new")
+    }
+    assert told["plain/00"] == {"price": 7.5, "sold": True} and told["new"] == {"price": 3.0, "sold": False}
+    assert told["plain/02"] == {"price": 2.5, "sold": None}  # a picture that changed keeps what is known of it
+    assert gallery.picture("plain/00") == frozen.gallery.picture("plain/00")
+    version = gallery.version
+    assert main([*words, "metadata=m.csv"]) == 3 and engine.follower.poll().version == version
+    assert main(["search", f"root={tmp_path}", "--id", "new", "--text", "make it blue"]) == 0
+    assert main(["index", "remove", out, "new"]) == 0 and len(engine.follower.poll()) == 23
+
+
 def test_mistakes_are_said(made, gallery, tmp_path):
     with pytest.raises(DataError, match="no image 'nope'. It holds 24; nothing was removed"):
         run_remove(RemoveRun(gallery=gallery, ids=("plain/02", "nope")))

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import shutil
+import time
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from cirray.catalogue.table import Catalogue
+from cirray.core.config import validate
 from cirray.pipelines.search.living import run_gallery
 from cirray.pipelines.search.living_config import GalleryRun
 from cirray.search_engine import SearchEngine
@@ -44,6 +47,9 @@ class Replica:
 
     async def ask(self, method, path, **content):
         self.engine.follower and self.engine.follower.poll()
+        return await self.answer(method, path, **content)
+
+    async def answer(self, method, path, **content):
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **content)
@@ -113,6 +119,36 @@ def test_metadata_comes_with_a_form_and_is_what_filters_see(replicas, ask, pictu
     replicas[0].engine.follower.poll()
     gallery = replicas[0].engine.gallery
     assert [gallery.ids[row] for row in np.flatnonzero(gallery.columns.mask("price < 3"))] == ["priced"]
+
+
+def test_a_column_that_is_added_later_is_taken_by_a_running_service(replicas, ask, picture, place):
+    form = {"data": {"metadata": '{"sold": true}'}, "files": {"image": ("x.png", picture(5))}}
+    refused = ask(replicas[0], "PUT", "/v1/images/a", **form)
+    assert refused.status_code == 422 and "`cirray gallery --columns.NAME text` adds one" in refused.json()["detail"]
+    for _ in range(2):  # again: it is there
+        run_gallery(validate(GalleryRun, {"columns": {"sold": "flag"}, "out": place}))
+    assert ask(replicas[0], "PUT", "/v1/images/a", **form).status_code == 200
+    facets = ask(replicas[1], "GET", "/v1/facets", params={"filter": "sold"}).json()
+    assert facets["images"] == 1 and [column["column"] for column in facets["columns"]] == ["price", "sold"]
+
+
+def test_a_gallery_whose_folder_is_gone_is_told_by_readyz_and_searched_as_it_was(replicas, ask, picture, place):
+    replica, follower = replicas[0], replicas[0].engine.follower
+    assert ask(replica, "GET", "/readyz").json() == {"status": "ready", "faults": []}
+    follower._poll_s, replica.engine.probe = 0.02, lambda: None
+    follower.start()
+    shutil.rmtree(place)
+    while follower.failures < 2:
+        time.sleep(0.02)
+    replica.ask = replica.answer
+    told = ask(replica, "GET", "/readyz").json()
+    assert told["status"] == "degraded" and "The gallery 'default' has not been read for" in told["faults"][0]
+    assert place not in told["faults"][0]
+    assert ask(replica, "PUT", "/v1/images/a", content=picture(1), headers=PNG).status_code == 503
+    asked = {"text": "make it blue", "k": 3}
+    found = ask(replica, "POST", "/v1/search", data=asked, files={"image": picture(3)})
+    assert found.status_code == 200 and len(found.json()["hits"]) == 3
+    follower.stop()
 
 
 def test_many_images_come_as_lines_and_as_files(replicas, ask, picture):
