@@ -9,7 +9,7 @@ Shapes: B queries, N images, Q tokens an image, D width, K answers.
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
