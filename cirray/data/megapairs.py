@@ -26,15 +26,22 @@ class _Row(NamedTuple):
 
     triplet: Triplet
     reference: str
-    target: str
+    targets: list[str]
+    negatives: list[str]
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Every path and the id that the line gives it, if any."""
+        row, paths = self.triplet, (self.reference, self.targets[0], *self.negatives)
+        ids = (row.reference_id, row.target_id, *row.negative_ids) if row.target_id else ("",) * len(paths)
+        yield from zip((*paths, *self.targets[1:]), (*ids, *[""] * len(self.targets[1:])), strict=True)
 
 
 @READERS.register("megapairs")
 def read_megapairs(config: MegaPairsConfig) -> CirDataset:
     """Read triplets; no image is opened, and images may be missing.
 
-    Each text of a line, with each of its targets, is a triplet. A picture's id is its path as written, without suffix
-    where that is unique. Hard negatives are passed over. What `cirray export triplets` wrote comes back as it was.
+    Each text of a line is a triplet, with further targets as positives. A picture's id is its path as written, without
+    suffix where that is unique. What `cirray export triplets` wrote comes back as it was.
 
     Raises DataError: no such folder or file, or naming the line and the key that is wrong.
     """
@@ -42,8 +49,8 @@ def read_megapairs(config: MegaPairsConfig) -> CirDataset:
     files = sorted(path for path in folders.root.glob(config.files) if path.is_file())
     if not files:
         raise DataError(f"{str(folders.root)!r} holds no file {config.files!r}; correct the root, or name the files.")
-    left, hard = list[str](), list[str]()
-    rows = [row for path in files for row in _rows(path, left, hard)]
+    left = list[str]()
+    rows = [row for path in files for row in _rows(path, left)]
     ids = _ids(rows)
     triplets = [_with_ids(row, ids) for row in rows]
     refuse_duplicates([*ids.values()], f"the pictures of {str(folders.root)!r}")
@@ -55,27 +62,30 @@ def read_megapairs(config: MegaPairsConfig) -> CirDataset:
         images=ImageTable({image: str(images / path) for path, image in ids.items()}),
         protocol=Protocol(name, gallery_rule="none"),
         triplets=tuple(triplets),
-        notes=(
-            *count_note("triplets left out (blank text, or reference and target are one image)", left),
-            *count_note("lines have hard negatives, which are passed over", hard),
-        ),
+        notes=count_note("triplets left out (blank text, or reference and target are one image)", left),
     )
 
 
-def _rows(path: Path, left: list[str], hard: list[str]) -> Iterator[_Row]:
-    """Triplets of a file; what cannot be one goes to `left`, lines with hard negatives to `hard`."""
+def _rows(path: Path, left: list[str]) -> Iterator[_Row]:
+    """Triplets of a file; what cannot be one goes to `left`."""
     split = next((split for start, split in _SPLITS.items() if path.name.startswith(start)), "train")
     for line in read_rows(path, ()):
         record = Record(path, line.place, line.values)
         reference, name = record.id(REFERENCE), f"{path.name.split('.')[0]}-{line.line}"
-        pairs = [(text, target) for text in _many(record, TEXTS) for target in _many(record, TARGETS)]
-        hard += [name] if NEGATIVES in record.values and record.list(NEGATIVES) else []
-        for number, (text, target) in enumerate(pairs):
-            if not text.strip() or not target or target == reference:
+        texts, targets = _many(record, TEXTS), list(dict.fromkeys(filter(None, _many(record, TARGETS))))
+        wrong = record.ids(NEGATIVES) if NEGATIVES in record.values else ()
+        negatives = [image for image in dict.fromkeys(wrong) if image not in targets]
+        for number, text in enumerate(texts):
+            if not text.strip() or not targets or reference in targets:
                 left.append(f"{path.name}, {line.place}")
                 continue
-            row = Triplet(name if len(pairs) == 1 else f"{name}-{number}", "", "", text, split=split)
-            yield _Row(restored(record, row) if len(pairs) == 1 else row, reference, target)
+            row = Triplet(name if len(texts) == 1 else f"{name}-{number}", "", "", text, split=split)
+            row = restored(record, row) if len(texts) == 1 else row
+            if row.target_id and len(row.negative_ids) != len(negatives):
+                record.fail(
+                    f"key {NEGATIVES!r} has {len(negatives)} images, and `negative_ids` {len(row.negative_ids)}."
+                )
+            yield _Row(row, reference, targets, negatives)
 
 
 def _many(record: Record, key: str) -> list[str]:
@@ -87,13 +97,17 @@ def _many(record: Record, key: str) -> list[str]:
 def _ids(rows: list[_Row]) -> dict[str, str]:
     """Path of a picture -> its id, as the lines say or by its name."""
     said = dict[str, str]()
-    for row in rows:
-        said |= {row.reference: row.triplet.reference_id, row.target: row.triplet.target_id}
+    for path, image in (item for row in rows for item in row.named()):
+        said[path] = said.get(path) or image
     named = dict(zip(said, picture_ids(list(said)), strict=True))
     return {path: image or named[path] for path, image in said.items()}
 
 
 def _with_ids(row: _Row, ids: dict[str, str]) -> Triplet:
-    reference = ids[row.reference]
-    group = row.triplet.group_id if row.triplet.reference_id else reference
-    return replace(row.triplet, reference_id=reference, target_id=ids[row.target], group_id=group)
+    reference, told = ids[row.reference], row.triplet
+    return replace(
+        told, reference_id=reference, target_id=ids[row.targets[0]],
+        group_id=told.group_id if told.reference_id else told.group_id or reference,
+        positive_ids=told.positive_ids or tuple(ids[path] for path in row.targets[1:]),
+        negative_ids=tuple(ids[path] for path in row.negatives),
+    )  # fmt: skip

@@ -31,8 +31,10 @@ def restored(record: Record, row: Triplet) -> Triplet:
     return replace(row, **values)
 
 
-def _value(own: Record, name: str) -> str | float | None:
+def _value(own: Record, name: str) -> Any:
     value = own.get(name)
+    if name in ("positive_ids", "negative_ids"):
+        return own.ids(name)
     if name == "weight":
         weight = own.number(name, value)
         return weight if weight >= 0 else own.fail(f"key 'weight' has the value {value!r}; at least 0 is accepted.")

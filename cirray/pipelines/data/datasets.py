@@ -125,7 +125,7 @@ def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> tuple[str, ...]:
     wanted: set[str] = set()
     if "labelled" in parts:
         wanted.update(dataset.captions)
-        wanted.update(image for item in dataset.triplets for image in (item.reference_id, item.target_id))
+        wanted.update(image for item in dataset.triplets for image in item.images)
     if "pool" in parts:
         wanted.update(dataset.pool_ids)
     if "gallery" in parts:

@@ -39,13 +39,13 @@ def write_megapairs(folder: Path, rows: Sequence[Triplet], paths: Mapping[str, s
             for row in inside:
                 entry = {
                     REFERENCE: paths[row.reference_id], TEXTS: [row.modification], TARGETS: paths[row.target_id],
-                    NEGATIVES: [], **own_keys(row),
+                    NEGATIVES: [paths[name] for name in row.negative_ids], **own_keys(row),
                 }  # fmt: skip
                 stream.write(json.dumps(entry) + "\n")
 
 
 def write_cirr(folder: Path, rows: Sequence[Triplet], paths: Mapping[str, str]) -> None:
-    """Captions and image lists of the splits train and val. A triplet's similar images are its own two.
+    """Captions and image lists of the splits train and val. A triplet's similar images are its own.
 
     Raises DataError: a triplet of another split.
     """
@@ -56,18 +56,17 @@ def write_cirr(folder: Path, rows: Sequence[Triplet], paths: Mapping[str, str]) 
             f"{' and '.join(_CIRR_SPLITS)}. Use layout=megapairs or layout=datasets."
         )
     for split, inside in splits.items():
-        names = dict.fromkeys(name for row in inside for name in (row.reference_id, row.target_id))
+        names = dict.fromkeys(name for row in inside for name in row.images)
         _write_json(folder / f"image_splits/split.rc2.{split}.json", {name: f"./{paths[name]}" for name in names})
         entries = [_cirr_entry(number, row) for number, row in enumerate(inside)]
         _write_json(folder / f"captions/cap.rc2.{split}.json", entries)
 
 
 def _cirr_entry(number: int, row: Triplet) -> dict[str, Any]:
-    members = [row.reference_id, row.target_id]
     return {
         "pairid": number, "reference": row.reference_id, "target_hard": row.target_id,
         "target_soft": {row.target_id: 1.0}, "caption": row.modification,
-        "img_set": {"id": number, "members": members, "reference_rank": 0, "target_rank": 1}, **own_keys(row),
+        "img_set": {"id": number, "members": list(row.images), "reference_rank": 0, "target_rank": 1}, **own_keys(row),
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ LINE = {
     "t_img": "part-0/2.jpg",
     "hns": ["part-0/1.jpg", "part-1/3.jpg"],
 }
+ALONE = {**LINE, "hns": []}
 OWN = Triplet("mine", "a", "b", "older", None, "val", "mtst", "fam", 0.5, "edit")
 
 
@@ -27,17 +28,18 @@ def written(folder, *lines, name="train.jsonl"):
     return DataConfig(format="megapairs", megapairs=MegaPairsConfig(root=str(folder)))
 
 
-def test_each_text_with_each_target_is_a_triplet_and_texts_stay_as_written(tmp_path):
+def test_each_text_is_a_triplet_with_positives_and_hard_negatives_and_texts_stay_as_written(tmp_path):
     several = {**LINE, "q_texts": "older", "t_img": ["part-0/2.jpg", "part-1/2.png"]}
     dataset = read_dataset(written(tmp_path, LINE, several))
     assert [(row.triplet_id, row.target_id, row.modification) for row in dataset.triplets] == [
         ("train-1-0", "part-0/2", "at night"), ("train-1-1", "part-0/2", LINE["q_texts"][1]),
-        ("train-2-0", "part-0/2", "older"), ("train-2-1", "part-1/2", "older"),
+        ("train-2", "part-0/2", "older"),
     ]  # fmt: skip
     assert dataset.images.path("part-1/2") == tmp_path / "part-1" / "2.png"
     assert {row.group_id for row in dataset.triplets} == {"part-0/1"}
-    assert any("2 lines have hard negatives, which are passed over" in note for note in dataset.notes)
-    assert len(list_images(written(tmp_path, LINE), ("labelled",)).ids) == 2
+    assert [row.positive_ids for row in dataset.triplets] == [(), (), ("part-1/2",)]
+    assert {row.negative_ids for row in dataset.triplets} == {("part-0/1", "part-1/3")}
+    assert len(list_images(written(tmp_path, LINE), ("labelled",)).ids) == 3
 
 
 def test_a_file_s_name_says_its_split_and_lines_without_a_change_are_left_out(tmp_path):
@@ -55,6 +57,11 @@ def test_a_file_s_name_says_its_split_and_lines_without_a_change_are_left_out(tm
         ({"q_texts": [3]}, "key 'q_texts' has the value 3, which is not a text"),
         ({"hns": "one.jpg"}, "key 'hns' has the value 'one.jpg', which is not a list"),
         ({"cirray": {"wait": 1}, "q_texts": ["x"]}, "cirray: Unknown key 'wait'. Did you mean 'weight'"),
+        ({"cirray": {"target_id": "b"}, "q_texts": ["x"]}, "key 'hns' has 2 images, and `negative_ids` 0"),
+        (
+            {"cirray": {"negative_ids": "b"}, "q_texts": ["x"]},
+            "cirray: key 'negative_ids' has the value 'b', which is not a list",
+        ),
         ({"cirray": {"weight": -1}, "q_texts": ["x"]}, "cirray: key 'weight' has the value -1; at least 0"),
         ({"cirray": {"source": 3}, "q_texts": ["x"]}, "cirray: key 'source' has the value 3, which is not a text"),
     ],
@@ -77,10 +84,10 @@ def test_a_key_that_is_missing_a_broken_line_and_an_empty_folder_are_told(tmp_pa
 
 
 def test_two_triplets_or_pictures_of_one_id_are_refused(tmp_path):
-    line = {**LINE, "q_texts": ["x"], **own_keys(OWN)}
+    line = {**ALONE, "q_texts": ["x"], **own_keys(OWN)}
     with pytest.raises(DataError, match="'mine' appears 2 times"):
         read_dataset(written(tmp_path, line, line))
-    other = {**LINE, "q_img": "other.jpg", "q_texts": ["y"], **own_keys(OWN)}
+    other = {**ALONE, "q_img": "other.jpg", "q_texts": ["y"], **own_keys(OWN)}
     with pytest.raises(DataError, match="'a' appears 2 times in the pictures"):
         read_dataset(written(tmp_path, line, other))
 

@@ -47,6 +47,9 @@ def home(tmp_path_factory):
         for at, row in enumerate(read_dataset(data_of(home / "world")).triplets)
     ]
     stage = stage_of(home / "synthetic", "triplets")
+    rows[1] = dataclasses.replace(
+        rows[1], positive_ids=(rows[2].target_id,), negative_ids=(rows[8].target_id, rows[9].target_id)
+    )
     table = from_triplets(rows, pair_id="p", generator="g", scores={"pair": 0.25}, logprob=-0.5)
     write_part(stage.work_uri, "part-00000", table, rejected_table([]))
     stage.publish({"triplets": len(rows)})
@@ -123,6 +126,8 @@ def test_files_of_other_programs_have_their_keys_and_come_back_equal(home, tmp_p
     if layout == "megapairs":
         entry = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
         assert entry["q_texts"] == [rows[0].modification] and entry["hns"] == []
+        lines = map(json.loads, (tmp_path / "out" / "train.jsonl").read_text().splitlines())
+        assert sum((tmp_path / "out" / path).is_file() for line in lines for path in line["hns"]) == 2
         assert (tmp_path / "out" / entry["q_img"]).is_file() and (tmp_path / "out" / entry["t_img"]).is_file()
     else:
         entry = json.loads((tmp_path / "out" / "captions" / "cap.rc2.train.json").read_text())[0]

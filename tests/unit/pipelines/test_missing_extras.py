@@ -64,10 +64,12 @@ def test_a_verb_says_which_library_is_missing_and_the_line_that_installs_it(
 
 def test_without_faiss_an_index_is_exact_unless_it_says_faiss(root, tmp_path, monkeypatch, capsys):
     hide(monkeypatch, "faiss")
+    told = list[str]()
+    monkeypatch.setattr("cirray.pipelines.search.making._LOGGER.info", lambda words, *given: told.append(words % given))
     assert backends.usual_kind() == "exact"
     assert main(["index", str(root / "index.yaml"), f"out={tmp_path / 'out'}", "index.kind=exact"]) == 3
-    said = capsys.readouterr()
-    assert "images" in said.out and "FAISS is not installed" in said.err and "pip install 'cirray[cpu]'" in said.err
+    assert "images" in capsys.readouterr().out
+    assert "FAISS is not installed" in told[0] and "pip install 'cirray[cpu]'" in told[0]
 
 
 def test_two_distributions_of_faiss_side_by_side_are_refused_with_what_to_type(monkeypatch):
