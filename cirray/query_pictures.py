@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from cirray.core.errors import CirrayError, DataError
@@ -15,6 +14,9 @@ from cirray.data.images import Source, open_image, picture_digest, read_place
 from cirray.data.places import Box, Place
 from cirray.index.store import GalleryIndex
 from cirray.transforms import ImageTransform, stacked
+
+if TYPE_CHECKING:
+    import torch
 
 _WHOLE = 2**31 - 1
 
@@ -49,11 +51,13 @@ class GallerySights:
     gallery: GalleryIndex
     vision: Any
     transform: ImageTransform
-    device: torch.device
+    device: "torch.device"
     limits: ImageLimits
 
-    def patches(self, ids: Sequence[str]) -> torch.Tensor:
+    def patches(self, ids: Sequence[str]) -> "torch.Tensor":
         """See `Sights.patches`."""
+        import torch
+
         if self.gallery.patches_NPW is not None:
             rows = [self.gallery.row(name) for name in ids]
             return torch.from_numpy(np.array(self.gallery.patches_NPW[rows])).to(self.device).float()

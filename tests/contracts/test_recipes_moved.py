@@ -33,6 +33,14 @@ RENAMED: dict[str, str] = {
 }
 """Old dotted path, or the beginning of one up to a dot -> the new."""
 ON_PURPOSE: dict[str, tuple[str, ...]] = {
+    # trainings keep a checkpoint every few minutes; recipes of papers say the frame that was the only one
+    "": (
+        "training.checkpoint_every",
+        "alignment_training.checkpoint_every",
+        "language_training.checkpoint_every",
+        "base.training.checkpoint_every",
+        "generator.settings.frame",
+    ),  # fmt: skip
     "pretrain": ("encoder.settings.patch_input",),  # was never read
     "finetune": ("encoder.settings.patch_input",),
     # smaller parts, so that the bar moves on a few hundred pictures, and batches that threads share

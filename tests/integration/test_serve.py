@@ -118,10 +118,10 @@ def http(running):
         yield made
 
 
-def post_head(key, length):
+def post_head(key, length, path="/v1/search"):
     """Headers of a search whose body follows."""
     return (
-        f"POST /v1/search HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n"
         f"content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
     ).encode()
 
@@ -326,10 +326,12 @@ def test_the_api_is_explained_at_docs(url, http):
 def test_told_to_stop_the_service_finishes_open_requests_and_ends_in_ten_seconds(running):
     """The last test of this file: SIGTERM, as containers and systemd send it."""
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-    body = b'{"text": "make it blue", "gallery_id": "plain/00", "k": 3}'
+    asked = [{"text": f"make it blue {n}", "gallery_id": "plain/00", "k": 3} for n in range(40)]
+    body = json.dumps({"queries": asked}).encode()
+    head = post_head(running.key, len(body), "/v1/search:batch")
     connections = [socket.create_connection(address) for _ in range(80)]
     for connection in connections:
-        connection.sendall(post_head(running.key, len(body)) + body)
+        connection.sendall(head + body)
     answered, _, _ = select.select(connections, [], [], 20)
     begin = time.monotonic()
     running.server.send_signal(signal.SIGTERM)

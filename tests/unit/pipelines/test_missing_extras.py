@@ -65,6 +65,7 @@ def test_a_verb_says_which_library_is_missing_and_the_line_that_installs_it(
 def test_without_faiss_an_index_is_exact_unless_it_says_faiss(root, tmp_path, monkeypatch, capsys):
     hide(monkeypatch, "faiss")
     told = list[str]()
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("cirray.pipelines.search.making._LOGGER.info", lambda words, *given: told.append(words % given))
     assert backends.usual_kind() == "exact"
     assert main(["index", str(root / "index.yaml"), f"out={tmp_path / 'out'}", "index.kind=exact"]) == 3

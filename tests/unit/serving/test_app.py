@@ -29,6 +29,12 @@ def shipped():
     return yaml.safe_load((ROOT / "serve_configs" / "retriever.yaml").read_text())
 
 
+@pytest.fixture
+def indexed(monkeypatch):
+    """As if an index stood in its usual place."""
+    monkeypatch.setattr("cirray.serving.launch.chosen", lambda run: (run.checkpoint, run.index))
+
+
 def load_shipped(name):
     return yaml.safe_load((ROOT / "serve_configs" / name).read_text())
 
@@ -173,7 +179,7 @@ def test_the_process_that_starts_the_service_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
-def test_a_config_file_of_serve_says_what_cirray_serve_starts(tmp_path, shipped):
+def test_a_config_file_of_serve_says_what_cirray_serve_starts(tmp_path, shipped, indexed):
     plan = plan_of(ServeRun(file=str(ROOT / "serve_configs" / "retriever.yaml")))
     assert plan.args == ServeArgs() and (plan.http["host"], plan.http["port"]) == ("127.0.0.1", 8000)
     assert plan.deployment["user_config"]["max_batch_size"] == 32 and "name" not in plan.deployment
@@ -202,7 +208,7 @@ def test_a_port_that_haproxy_would_miss_is_named_with_what_moves_it(tiny, no_clu
             run_serve(ServeRun(checkpoint=tiny.checkpoint, index=tiny.index, port=free_port(), fast=True))
 
 
-def test_the_fast_path_cannot_be_chosen_for_a_cluster_that_runs(monkeypatch, no_cluster):
+def test_the_fast_path_cannot_be_chosen_for_a_cluster_that_runs(monkeypatch, no_cluster, indexed):
     monkeypatch.setattr("cirray.serving.launch.ray_address", lambda: "10.0.0.1:6379")
     with pytest.raises(ConfigError, match="fastpath.env"):
         run_serve(ServeRun(fast=True))

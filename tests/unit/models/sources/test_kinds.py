@@ -27,7 +27,10 @@ ADVICE = {
 SOURCES = {
     "nothing": ({}, "the folder has no config.json .it is empty."),
     "weights alone": ({"model.safetensors": None}, "the folder has no config.json .it holds model.safetensors."),
-    "GGUF": ({"model-q4.gguf": "GGUF"}, "it holds model-q4.gguf, a GGUF file .llama.cpp., which cannot be read here"),
+    "GGUF": (
+        {"model-q4.gguf": "GGUF"},
+        "a GGUF file .llama.cpp; .* converts it., which cannot be read here",
+    ),
     "adapter": ({"adapter_config.json": "{}"}, "it holds a LoRA adapter, not a whole model"),
     "diffusers": ({"model_index.json": "{}"}, "it holds a diffusers pipeline"),
     "no type": ({"config.json": '{"hidden_size": 8}'}, "its config.json names no model_type"),
