@@ -1,7 +1,8 @@
 """The engine interface: questions of pictures and text in, one reply each out, failures as values. No torch."""
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from cirray.core.config import Config
@@ -26,6 +27,14 @@ class Question:
     parts: tuple[str | Shot, ...]
     schema: Mapping[str, Any] | None = None
 
+    def content(self, picture_ids: bool) -> str | list[dict[str, Any]]:
+        """The question as a message of OpenAI's chat completions holds it. With `picture_ids` a picture says its id, by
+        which an engine can use its encoder's work again.
+        """
+        if all(isinstance(part, str) for part in self.parts):
+            return "".join(map(str, self.parts))
+        return [_part(part, picture_ids) for part in self.parts]
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -35,6 +44,11 @@ class Reply:
     error: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
+
+    def checked(self, defect: Defect) -> "Reply":
+        """The reply, or one that says what is wrong with its text."""
+        fault = "" if self.error else defect(self.text)
+        return replace(self, text="", error=f"the answer {fault}: {self.text[:80]!r}") if fault else self
 
 
 class Engine(Protocol):
@@ -62,3 +76,11 @@ class MakeEngine(Protocol[SettingsT]):
             ArtifactError: when there is no model to load.
             GenerationError: when nobody answers.
         """
+
+
+def _part(part: str | Shot, with_id: bool) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = "png" if part.data.startswith(b"\x89PNG") else "jpeg"
+    url = f"data:image/{kind};base64,{base64.b64encode(part.data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}, **({"uuid": part.picture_id} if with_id else {})}

@@ -68,11 +68,7 @@ class HfEngine:
         replies = []
         for begin in range(0, len(questions), self._settings.batch):
             replies += self._batch(questions[begin : begin + self._settings.batch])
-        return [
-            Reply("", f"the answer {fault}: {reply.text[:80]!r}", reply.tokens_in, reply.tokens_out)
-            if not reply.error and (fault := defect(reply.text)) else reply
-            for reply in replies
-        ]  # fmt: skip
+        return [reply.checked(defect) for reply in replies]
 
     @property
     def _dtype(self) -> torch.dtype:

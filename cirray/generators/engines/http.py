@@ -5,7 +5,6 @@ fails at its last try is a rejected row if the server has answered others meanwh
 stops with what is finished kept.
 """
 
-import base64
 import os
 import ssl
 import threading
@@ -19,7 +18,7 @@ import httpx
 
 from cirray.core.environ import variable
 from cirray.core.errors import ConfigError, GenerationError, reason_of, unknown_name
-from cirray.generators.engines.base import Defect, Question, Reply, Shot
+from cirray.generators.engines.base import Defect, Question, Reply
 from cirray.generators.engines.config import ENGINES, HttpConfig
 from cirray.types import stable_id
 
@@ -112,9 +111,10 @@ class HttpEngine:
             raise _Failed(f"{url} sent no chat completion: {self._hidden(reply.text)[:80]!r}") from None
         with self._lock:
             self._answered_at, self._answered = time.monotonic(), self._answered + 1
-        if fault := defect(text):
-            raise _Failed(f"the answer {fault}: {text[:80]!r}", tokens=tokens)
-        return Reply(text, "", *tokens)
+        checked = Reply(text, "", *tokens).checked(defect)
+        if checked.error:
+            raise _Failed(checked.error, tokens=tokens)
+        return checked
 
     def _raise(self, reply: httpx.Response, url: str, asked_schema: bool) -> None:
         status, said = reply.status_code, self._hidden(_said(reply))
@@ -144,24 +144,14 @@ class HttpEngine:
 
     def _body(self, question: Question, with_schema: bool) -> dict[str, Any]:
         settings = self._settings
-        content = [self._part(part) for part in question.parts]
-        plain = all(isinstance(part, str) for part in question.parts)
         body: dict[str, Any] = {
             "model": self._settings.model, "max_tokens": settings.max_tokens, "temperature": settings.temperature,
-            "messages": [{"role": "user", "content": "".join(map(str, question.parts)) if plain else content}],
+            "messages": [{"role": "user", "content": question.content(settings.picture_ids)}],
         }  # fmt: skip
         if with_schema:
             schema = {"name": "answer", "schema": dict(question.schema or {}), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
-
-    def _part(self, part: str | Shot) -> dict[str, Any]:
-        if isinstance(part, str):
-            return {"type": "text", "text": part}
-        kind = "png" if part.data.startswith(b"\x89PNG") else "jpeg"
-        url = f"data:image/{kind};base64,{base64.b64encode(part.data).decode()}"
-        more = {"uuid": part.picture_id} if self._settings.picture_ids else {}
-        return {"type": "image_url", "image_url": {"url": url}, **more}
 
     def _next_turn(self) -> int:
         """Which endpoint a question tries first."""

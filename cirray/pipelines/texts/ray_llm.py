@@ -4,7 +4,6 @@ Ray Data cuts and orders rows as its stages like; so every row says which pair o
 written when the last of its answers has come. Not tried with vLLM itself: there was no GPU for it.
 """
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.core.extras import require
 from cirray.generators.base import WriterSetup
 from cirray.generators.config import GeneratorChoice, LmmConfig
-from cirray.generators.engines.base import Question, Reply, Shot
+from cirray.generators.engines.base import Reply
 from cirray.generators.engines.config import RayLlmConfig
 from cirray.generators.lmm import LmmGenerator
 from cirray.generators.pictures import PictureLookup, Shots
@@ -62,7 +61,12 @@ class Asking:
         assert isinstance(engine, RayLlmConfig)
         schema = json.dumps(dict(question.schema or {})) if engine.structured == "auto" else None
         sampling = self._sampling(engine.max_tokens, schema)
-        return {**own, "fault": "", "messages": _messages(question), "sampling_params": sampling}
+        return {
+            **own,
+            "fault": "",
+            "messages": [{"role": "user", "content": question.content(True)}],
+            "sampling_params": sampling,
+        }
 
     def _sampling(self, tokens: int, schema: str | None) -> dict[str, Any]:
         engine = self.settings.engine.settings
@@ -143,9 +147,7 @@ class ByRayLlm:
 
     def _generation(self, pair_id: str, reply: Reply) -> Generation:
         generator: Any = self.worker.generator
-        fault = "" if reply.error else generator.defect(reply.text)
-        checked = Reply("", f"the answer {fault}: {reply.text[:80]!r}", reply.tokens_in, reply.tokens_out)
-        made: Generation = generator.generation(pair_id, checked if fault else reply)
+        made: Generation = generator.generation(pair_id, reply.checked(generator.defect))
         return made
 
 
@@ -155,18 +157,3 @@ def _reply(row: Mapping[str, Any]) -> Reply:
     if row.get(ERROR):
         return Reply("", f"the engine failed: {' '.join(str(row[ERROR]).split())[:200]}")
     return Reply(str(row["generated_text"]), "", int(row["num_input_tokens"]), int(row["num_generated_tokens"]))
-
-
-def _messages(question: Question) -> list[dict[str, Any]]:
-    """As OpenAI's chat completions take them; a picture's id lets the engine reuse its encoder's work."""
-    if all(isinstance(part, str) for part in question.parts):
-        return [{"role": "user", "content": "".join(map(str, question.parts))}]
-    return [{"role": "user", "content": [_part(part) for part in question.parts]}]
-
-
-def _part(part: str | Shot) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    kind = "png" if part.data.startswith(b"\x89PNG") else "jpeg"
-    url = f"data:image/{kind};base64,{base64.b64encode(part.data).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}, "uuid": part.picture_id}
