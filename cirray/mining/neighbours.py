@@ -107,7 +107,7 @@ def windows(
     hits = config.rank_high + 1 + _SPARE
     by_faiss = config.quantiles is None and is_there() and hits * _WIDEN <= min(MOST_HITS, len(vectors))
     if lists is not None and by_faiss:
-        yield from _approximate(vectors, wanted, config, memory_bytes, lists)
+        yield from _approximate(vectors, wanted, config, memory_bytes, hits, lists)
     elif by_faiss:
         yield from _nearest(vectors, wanted, config, memory_bytes, hits)
     else:
@@ -132,13 +132,15 @@ class Approximate:
 
 
 def select_window(
-    vectors: CentredVectors, reference: int, rows_H: np.ndarray, config: WindowConfig, floor: float = -np.inf
-) -> Window | None:
+    vectors: CentredVectors, reference: int, query_D: np.ndarray, rows_H: np.ndarray, config: WindowConfig,
+    floor: float = -np.inf,
+) -> Window | None:  # fmt: skip
     """The rank window of one reference from images that may be in it.
 
     Args:
         vectors: unit vectors of the images.
         reference: whose window.
+        query_D: its vector.
         rows_H: images, in any order.
         config: the window; by ranks.
         floor: no image outside `rows_H` has a higher cosine.
@@ -147,7 +149,7 @@ def select_window(
         The window; None when an image outside `rows_H` may belong to it.
     """
     rows_H = np.sort(rows_H[rows_H != reference])
-    scores_H = _cosines(vectors, reference, rows_H)
+    scores_H = _cosines(vectors, query_D, rows_H)
     allowed = scores_H <= config.max_score
     rows_H, scores_H = rows_H[allowed], scores_H[allowed]
     order = np.lexsort((rows_H, -scores_H))[: config.rank_high]
@@ -156,14 +158,6 @@ def select_window(
         return None
     order = order[config.rank_low :]
     return _kept(reference, rows_H[order], scores_H[order], config.rank_low, config)
-
-
-def rank_window(candidates: int, config: WindowConfig) -> tuple[int, int]:
-    """First rank and end of the window in a list of `count` candidates."""
-    if config.quantiles is None:
-        return min(config.rank_low, candidates), min(config.rank_high, candidates)
-    low, high = config.quantiles
-    return int(low * candidates), int(high * candidates)
 
 
 def _nearest(
@@ -176,7 +170,8 @@ def _nearest(
             scores_BK, rows_BK = nearest_rows(queries_BD[waiting], vectors.blocks, asked)
             for place, scores_K, rows_K in zip(waiting.tolist(), scores_BK, rows_BK, strict=True):
                 floor = float(scores_K[-1]) + vectors.margin
-                window = select_window(vectors, int(part[place]), rows_K[rows_K >= 0], config, floor)
+                rows_H, reference = rows_K[rows_K >= 0], int(part[place])
+                window = select_window(vectors, reference, queries_BD[place], rows_H, config, floor)
                 if window is not None:
                     found[place] = window
             waiting, asked = np.array([place for place in waiting if place not in found], np.int64), asked * _WIDEN
@@ -186,14 +181,13 @@ def _nearest(
 
 
 def _approximate(
-    vectors: CentredVectors, wanted: np.ndarray, config: WindowConfig, memory_bytes: int, lists: Approximate
+    vectors: CentredVectors, wanted: np.ndarray, config: WindowConfig, memory_bytes: int, hits: int, lists: Approximate
 ) -> Iterator[Window]:
-    hits = config.rank_high + 1 + _SPARE
     for part in _parts(wanted, memory_bytes // (8 * max(vectors.width, hits))):
-        for reference, rows_K in zip(
-            part.tolist(), lists.lists.search(vectors.take(part), hits, lists.probes)[1], strict=True
-        ):
-            window = select_window(vectors, reference, rows_K[rows_K >= 0], config)
+        queries_BD = vectors.take(part)
+        _, rows_BK = lists.lists.search(queries_BD, hits, lists.probes)
+        for reference, query_D, rows_K in zip(part.tolist(), queries_BD, rows_BK, strict=True):
+            window = select_window(vectors, reference, query_D, rows_K[rows_K >= 0], config)
             assert window is not None
             yield window
 
@@ -201,25 +195,28 @@ def _approximate(
 def _by_rows(vectors: CentredVectors, wanted: np.ndarray, config: WindowConfig, memory_bytes: int) -> Iterator[Window]:
     """Windows from whole rows of cosines: a block of references against all images."""
     for part in _parts(wanted, memory_bytes // (4 * max(len(vectors), 1))):
-        scores_BN = _scores(vectors, part)
-        for reference, scores_N in zip(part.tolist(), scores_BN, strict=True):
+        queries_BD = vectors.take(part)
+        for reference, query_D, scores_N in zip(part.tolist(), queries_BD, _scores(vectors, queries_BD), strict=True):
             if config.quantiles is not None:
-                yield _quantile_window(reference, scores_N, config)
+                yield _quantile_window(reference, scores_N, config, config.quantiles)
                 continue
             above = int(np.count_nonzero(scores_N > config.max_score - vectors.margin))
             asked = min(len(scores_N), config.rank_high + 1 + above)
             cut = float(np.partition(scores_N, len(scores_N) - asked)[len(scores_N) - asked])
-            window = select_window(vectors, reference, np.flatnonzero(scores_N >= cut - 2 * vectors.margin), config)
+            rows_H = np.flatnonzero(scores_N >= cut - 2 * vectors.margin)
+            window = select_window(vectors, reference, query_D, rows_H, config)
             assert window is not None
             yield window
 
 
-def _quantile_window(reference: int, scores_N: np.ndarray, config: WindowConfig) -> Window:
+def _quantile_window(
+    reference: int, scores_N: np.ndarray, config: WindowConfig, quantiles: tuple[float, float]
+) -> Window:
     """A window of shares of the list, whose many images are ordered by the float32 cosines themselves."""
     allowed = scores_N <= config.max_score
     allowed[reference] = False
     rows = np.flatnonzero(allowed)
-    low, high = rank_window(len(rows), config)
+    low, high = (int(share * len(rows)) for share in quantiles)
     order = np.lexsort((rows, -scores_N[rows]))[low:high]
     return _kept(reference, rows[order], scores_N[rows[order]], low, config)
 
@@ -229,11 +226,10 @@ def _kept(reference: int, targets: np.ndarray, scores: np.ndarray, low: int, con
     return Window(reference, targets[keep], np.arange(low, low + len(targets))[keep], scores[keep])
 
 
-def _cosines(vectors: CentredVectors, reference: int, rows: np.ndarray) -> np.ndarray:
+def _cosines(vectors: CentredVectors, query_D: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Cosines of one image with others: products summed in float64 and rounded once to float32."""
-    query_D = vectors.take([reference])[0].astype(np.float64)
-    step = max(1, vectors.rows)
-    parts = [vectors.take(rows[at : at + step]).astype(np.float64) @ query_D for at in range(0, len(rows), step)]
+    exact_D, step = query_D.astype(np.float64), vectors.rows
+    parts = [vectors.take(rows[at : at + step]).astype(np.float64) @ exact_D for at in range(0, len(rows), step)]
     return np.concatenate(parts or [np.empty(0)]).astype(np.float32)
 
 
@@ -248,9 +244,8 @@ def _parts(wanted: np.ndarray, size: int) -> Iterator[np.ndarray]:
     yield from (wanted[start : start + block] for start in range(0, len(wanted), block))
 
 
-def _scores(vectors: CentredVectors, part: np.ndarray) -> np.ndarray:
-    queries_BD, low = vectors.take(part), 0
-    scores_BN = np.empty((len(part), len(vectors)), dtype=np.float32)
+def _scores(vectors: CentredVectors, queries_BD: np.ndarray) -> np.ndarray:
+    low, scores_BN = 0, np.empty((len(queries_BD), len(vectors)), dtype=np.float32)
     for block_ND in vectors.blocks():
         high = low + len(block_ND)
         np.matmul(queries_BD, block_ND.T, out=scores_BN[:, low:high])

@@ -10,7 +10,7 @@ import pytest
 from cirray.features.store import FeatureInfo, FeatureStore
 from cirray.mining import neighbours
 from cirray.mining.config import WindowConfig
-from cirray.mining.neighbours import Approximate, CentredVectors, Window, rank_window, windows
+from cirray.mining.neighbours import Approximate, CentredVectors, Window, windows
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
 PLENTY = 2**28
@@ -44,7 +44,8 @@ def naive_windows(vectors, config):
             for index, score in enumerate(scores_NN[reference])
             if index != reference and score <= config.max_score
         ]
-        low, high = rank_window(len(others), config)
+        shares = config.quantiles and [int(share * len(others)) for share in config.quantiles]
+        low, high = shares or (config.rank_low, config.rank_high)
         chosen = [(rank, -score, index) for rank, (score, index) in enumerate(sorted(others))][low:high]
         chosen = [item for item in chosen if item[1] >= config.min_score]
         ranks, scores, targets = (np.array([item[place] for item in chosen]) for place in range(3))
