@@ -1,7 +1,7 @@
 """Makes a gallery that is written to, from an index or empty."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -56,10 +56,7 @@ def run_gallery(run: GalleryRun) -> Manifest:
         return stage.finished
     described, columns, changes = _begin(run)
     stage.local  # noqa: B018 - the folder is made
-    table, count = Catalogue.create(stage.work_uri, described.shape, columns), 0
-    for group in changes:
-        table.write(group)
-        count += len(group)
+    count = _fill(stage, described, columns, changes)
     return stage.publish({"images": count}, extra=described.extra())
 
 
@@ -83,20 +80,21 @@ def write_gallery(
     tokens_NQD = np.load(stage.local / TOKENS, mmap_mode="r", allow_pickle=False)
     described = Description(meta, (tokens_NQD.shape[1], tokens_NQD.shape[2]), backend, thumbnail_size)
     columns = {} if metadata is None else {item.name: item.type for item in metadata.schema}
-    table, shown = Catalogue.create(stage.work_uri, described.shape, columns), iter(pictures or ())
-    for start in range(0, len(ids), _GROUP):
-        some = ids[start : start + _GROUP]
-        told = [{}] * len(some) if metadata is None else metadata.slice(start, _GROUP).to_pylist()
-        named = files[start : start + _GROUP] or [("", "")] * len(some)
-        changes = list[Change]()
-        for at, (name, (origin, content)) in enumerate(zip(some, named, strict=True)):
-            picture = next(shown, b"")
-            tokens_QD = np.asarray(tokens_NQD[start + at])
-            changes.append(Change(name, tokens_QD, picture, size_of(picture), content, origin, told[at]))
-        table.write(changes)
+    shown, named = iter(pictures or ()), files or [("", "")] * len(ids)
+    kept = ((next(shown, b""), *named[row]) for row in range(len(ids)))
+    _fill(stage, described, columns, _groups(ids, tokens_NQD, kept, metadata))
     for name in (TOKENS, PATCHES):
         (stage.local / name).unlink(missing_ok=True)
     return described
+
+
+def _fill(stage: Stage, described: Description, columns: Columns, groups: Iterable[list[Change]]) -> int:
+    """Make a stage's table of groups of images, a commit each; returns how many images that were."""
+    table, count = Catalogue.create(stage.work_uri, described.shape, columns), 0
+    for group in groups:
+        table.write(group)
+        count += len(group)
+    return count
 
 
 def _widened(run: GalleryRun) -> Manifest:
@@ -135,22 +133,25 @@ def _begin(run: GalleryRun) -> tuple[Description, Columns, Iterator[list[Change]
     size = int(config["thumbnail_size"]) if run.thumbnail_size is None else run.thumbnail_size
     backend = run.backend or IndexBackend.model_validate(config["index"])
     own = {} if gallery.metadata is None else {item.name: item.type for item in gallery.metadata.schema}
-    groups = (_copied(gallery, tokens_NQD, start) for start in range(0, len(gallery), _GROUP))
+    kept = (_kept(gallery, row) for row in range(len(gallery)))
+    groups = _groups(gallery.ids, tokens_NQD, kept, gallery.metadata)
     return Description(gallery.meta, (tokens, width), backend, size), {**own, **columns}, groups
 
 
-def _copied(gallery: GalleryIndex, tokens_NQD: np.ndarray, start: int) -> list[Change]:
-    """Images of an index from a row on."""
-    ids = gallery.ids[start : start + _GROUP]
-    told = [{}] * len(ids) if gallery.metadata is None else gallery.metadata.slice(start, _GROUP).to_pylist()
-    return [
-        Change(name, np.asarray(tokens_NQD[start + at]), **_files(gallery, start + at), metadata=told[at])
-        for at, name in enumerate(ids)
-    ]
+def _groups(
+    ids: Sequence[str], tokens_NQD: np.ndarray, kept: Iterator[tuple[bytes, str, str]], metadata: pa.Table | None
+) -> Iterator[list[Change]]:
+    """Images in row order. `kept`: of each its encoded picture, and the path and digest of the picture's file."""
+    for start in range(0, len(ids), _GROUP):
+        some = ids[start : start + _GROUP]
+        told = [{}] * len(some) if metadata is None else metadata.slice(start, _GROUP).to_pylist()
+        yield [
+            Change(name, np.asarray(tokens_NQD[start + at]), picture, size_of(picture), content, origin, told[at])
+            for at, (name, (picture, origin, content)) in enumerate(zip(some, islice(kept, len(some)), strict=True))
+        ]
 
 
-def _files(gallery: GalleryIndex, row: int) -> dict[str, Any]:
+def _kept(gallery: GalleryIndex, row: int) -> tuple[bytes, str, str]:
     """What an index keeps of an image's picture."""
-    picture = gallery.pictures.read(row) if gallery.pictures else b""
     path, content = (gallery.originals and gallery.originals.find(row)) or ("", "")
-    return {"picture": picture, "size": size_of(picture), "content": content, "origin": str(path)}
+    return gallery.pictures.read(row) if gallery.pictures else b"", str(path), content
