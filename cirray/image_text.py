@@ -169,8 +169,13 @@ def load_models(checkpoint: str, device: str = "cpu") -> tuple[Any, Any, ImageTr
     Raises:
         ArtifactError: the checkpoint is missing, half-written, or holds no vision tower.
     """
-    found = load_encoder(localize(checkpoint, "checkpoint") / "model", device)
+    found = load_checkpoint(checkpoint, device)
     return found.encoder, found.vision, found.transform
+
+
+def load_checkpoint(checkpoint: str, device: str = "cpu") -> ImageTextEncoder:
+    """What `load_models` gives, as one object."""
+    return load_encoder(localize(checkpoint, "checkpoint") / "model", device)
 
 
 def load_encoder(folder: Path, device: str = "cpu") -> ImageTextEncoder:

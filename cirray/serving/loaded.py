@@ -3,8 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from cirray.core.artifacts import read_manifest
@@ -21,20 +20,12 @@ from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
 
 if TYPE_CHECKING:  # the process that starts the service needs no torch
+    from cirray.image_text import ImageTextEncoder
     from cirray.queries import ComposedQuery
 
 LOOK_S = 0.5
 """Seconds between two looks at what a name stands for."""
 _LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A model as `load_models` gives it."""
-
-    encoder: Any
-    vision: Any
-    transform: Any
 
 
 class Models:
@@ -43,21 +34,21 @@ class Models:
     def __init__(self, device: str) -> None:
         """Load to a device."""
         self._device, self._lock = device, threading.Lock()
-        self._kept: WeakValueDictionary[str, Parts] = WeakValueDictionary()
+        self._kept: WeakValueDictionary[str, ImageTextEncoder] = WeakValueDictionary()
 
-    def __call__(self, checkpoint: str) -> Parts:
+    def __call__(self, checkpoint: str) -> "ImageTextEncoder":
         """The model of a checkpoint, which stays while somebody holds it.
 
         Raises:
             ArtifactError: it is missing or damaged.
         """
-        from cirray.image_text import load_models
+        from cirray.image_text import load_checkpoint
 
         digest = read_manifest(checkpoint, "checkpoint").digest
         with self._lock:
-            parts = self._kept.get(digest) or Parts(*load_models(checkpoint, self._device))
-            self._kept[digest] = parts
-            return parts
+            model = self._kept.get(digest) or load_checkpoint(checkpoint, self._device)
+            self._kept[digest] = model
+            return model
 
 
 class Loaded:
@@ -86,12 +77,12 @@ class Loaded:
 
         self.use, self._workers = use, workers
         limits = ImageLimits(max_pixels=args.max_pixels)
-        self._model = parts = (models or Models(args.device))(use.checkpoint)
-        gallery = open_gallery(use.index, parts.encoder.index_digests, args.verify, parts.vision.digest)
+        self._model = model = (models or Models(args.device))(use.checkpoint)
+        gallery = open_gallery(use.index, model.encoder.index_digests, args.verify, model.vision.digest)
         self.retriever = SearchEngine(
-            parts.encoder,
-            parts.vision,
-            parts.transform,
+            model.encoder,
+            model.vision,
+            model.transform,
             gallery,
             args.device,
             limits,
