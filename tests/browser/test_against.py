@@ -2,22 +2,9 @@
 
 import numpy as np
 import pytest
-
-from cirray.serving.service import DirectService
+from kept_queries import Kept
 
 pytestmark = pytest.mark.timeout(120)
-
-
-class Kept(DirectService):
-    """Remembers the queries."""
-
-    def __init__(self, retriever):
-        super().__init__(retriever)
-        self.asked = []
-
-    async def answer(self, query):
-        self.asked.append(query)
-        return await super().answer(query)
 
 
 @pytest.fixture

@@ -2,24 +2,12 @@
 
 import pytest
 import tiny_service
+from kept_queries import Kept
 
 from cirray.queries import Term
 from cirray.search_engine import SearchEngine
-from cirray.serving.service import DirectService
 
 pytestmark = pytest.mark.timeout(120)
-
-
-class Kept(DirectService):
-    """Remembers the queries."""
-
-    def __init__(self, retriever):
-        super().__init__(retriever)
-        self.asked = []
-
-    async def answer(self, query):
-        self.asked.append(query)
-        return await super().answer(query)
 
 
 @pytest.fixture(scope="module")

@@ -3,31 +3,26 @@
 import published
 import pytest
 import tiny_service
+from kept_queries import Kept
 
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.search_engine import SearchEngine
-from cirray.serving.service import DirectService
 
 pytestmark = pytest.mark.timeout(120)
 
 
-class Weighed(DirectService):
+class Weighed(Kept):
     """Remembers what was asked: the fields of each query that were given."""
 
-    def __init__(self, retriever):
-        super().__init__(retriever)
-        self.asked = []
-
-    async def answer(self, query):
+    def noted(self, query):
         first = query.terms[0]
         uploaded = first.gallery_id is None and first.pixels_HWC is not None
         fields = {
             "gallery_id": first.gallery_id, "image": "upload" if uploaded else None, "text": first.text,
             "weight": first.share,
         }  # fmt: skip
-        self.asked.append({name: value for name, value in fields.items() if value is not None})
-        return await super().answer(query)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @pytest.fixture(scope="module")
