@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cirray.core import storage, unfinished
-from cirray.core.contents import content_digest, file_digest, says_nothing
+from cirray.core.contents import MANIFEST, MARKER, digests_below, directory_digest, file_digest, joint_digest
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError
 from cirray.core.identity import differences, readings
 from cirray.core.replacing import settle, take_place
 from cirray.core.version import __version__
 
-MANIFEST, MARKER, SEEN = "manifest.json", "stage.json", "seen-files.json"
-"""What is no content: who made it, and when its source files were last seen (`cirray.data.changes`)."""
 SCHEMA_VERSION = 2
 _EARLIER = "by an earlier, incompatible version"
 
@@ -123,12 +121,14 @@ class Stage:
         extra: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Write the manifest and make the artifact visible under its final name."""
+        known: dict[str, str] = {}
         if not storage.is_local(self.uri):
+            known = digests_below(str(self.local))
             storage.upload_folder(self.local, self.uri)
             shutil.rmtree(self.local, ignore_errors=True)
         manifest = Manifest(
             kind=self.kind, config=self.config, identity=self.identity, inputs=dict(self.inputs), counts=dict(counts),
-            metrics=dict(metrics or {}), digest=directory_digest(self.work_uri),
+            metrics=dict(metrics or {}), digest=joint_digest(digests_below(self.work_uri, known)),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), extra=dict(extra or {}),
             seconds=round(time.monotonic() - self.begin, 2),
         )  # fmt: skip
@@ -374,19 +374,6 @@ def localize(uri: str | Path, kind: str | None = None) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         storage.download_folder(uri, target)
     return target
-
-
-def directory_digest(uri: str | Path) -> str:
-    """Digest of all data files below a URI (without manifest, stage marker and `SEEN`), independent of their dates.
-
-    Libraries' settings files count by content (`cirray.core.contents`): a model saved by two releases of transformers
-    has one digest.
-    """
-    total = hashlib.blake2b(digest_size=16)
-    for name in storage.list_files(uri):
-        if name not in (MANIFEST, MARKER, SEEN) and not says_nothing(name):
-            total.update(f"{name}\x1f{content_digest(storage.join(uri, name))}\x1f".encode())
-    return total.hexdigest()
 
 
 def _check_same(uri: str | Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:

@@ -8,13 +8,22 @@ digest.
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import PurePosixPath
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from cirray.core import storage
 from cirray.core.texts import parse_json
 
-_WHOLE_FILE_BYTES = 64 * 2**20
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+MANIFEST, MARKER, SEEN = "manifest.json", "stage.json", "seen-files.json"
+"""What is no content: who made it, and when its source files were last seen (`cirray.data.changes`)."""
+BLOCK_BYTES = 64 * 2**20
+"""Larger files are digested by blocks of this size."""
+_PIECE_BYTES = 4 * 2**20
 _WRITER = frozenset({"transformers_version", "dtype", "torch_dtype", "_name_or_path", "_commit_hash"})
 """Fields that do not count: who wrote the settings, where they were read from, and the weights' type (the weights have
 it)."""
@@ -42,6 +51,31 @@ _CHOSEN = {
 """File -> the fields that count, where a release adds fields at their defaults."""
 _LEFT_OUT = ("special_tokens_map.json",)
 """Files that repeat another one; newer releases no longer write them."""
+
+
+def directory_digest(uri: str | Path) -> str:
+    """Digest of all data files below a URI (without manifest, stage marker and `SEEN`), independent of their dates.
+
+    Libraries' settings files count by content: a model saved by two releases of transformers has one digest.
+    """
+    return joint_digest(digests_below(uri))
+
+
+def digests_below(uri: str | Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Digests of all data files below a URI, by name in order; `known` ones are not read again."""
+    known = known or {}
+    names = (name for name in storage.list_files(uri) if name not in (MANIFEST, MARKER, SEEN))
+    return {
+        name: known.get(name) or content_digest(storage.join(uri, name)) for name in names if not says_nothing(name)
+    }
+
+
+def joint_digest(digests: Mapping[str, str]) -> str:
+    """One digest of many files' names and digests."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, digest in digests.items():
+        total.update(f"{name}\x1f{digest}\x1f".encode())
+    return total.hexdigest()
 
 
 def says_nothing(name: str) -> bool:
@@ -81,18 +115,27 @@ def canonical(tree: Any) -> str:
 
 
 def file_digest(uri: str) -> str:
-    """Digest of one file: its content up to 64 MiB, above that its size and its first and last MiB."""
+    """Digest of one file's size and content; of a large one by the digests of its blocks, several at once."""
     filesystem, path = storage.resolve(uri)
     size = filesystem.get_file_info(path).size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with filesystem.open_input_file(path) as stream:
-        if size <= _WHOLE_FILE_BYTES:
+    if size <= BLOCK_BYTES:
+        with filesystem.open_input_file(path) as stream:
             digest.update(stream.read())
-        else:
-            digest.update(stream.read(2**20))
-            stream.seek(size - 2**20)
-            digest.update(stream.read(2**20))
+        return digest.hexdigest()
+    with ThreadPoolExecutor(storage.COPIES) as pool:
+        for block in pool.map(partial(_block_digest, filesystem, path), range(0, size, BLOCK_BYTES)):
+            digest.update(block)
     return digest.hexdigest()
+
+
+def _block_digest(filesystem: "FileSystem", path: str, begin: int) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    with filesystem.open_input_file(path) as stream:
+        stream.seek(begin)
+        for _ in range(0, BLOCK_BYTES, _PIECE_BYTES):
+            digest.update(stream.read(_PIECE_BYTES))
+    return digest.digest()
 
 
 def _counted(name: str, tree: Mapping[str, Any]) -> Any:

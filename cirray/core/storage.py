@@ -1,9 +1,11 @@
-"""One small view of storage: local paths and any URI that pyarrow's filesystems open (`s3://`, `gs://`, ...)."""
+"""One small view of storage: local paths, and any URI that pyarrow's or fsspec's filesystems open (`s3://`, `az://`)."""
 
 import os
 import posixpath
 import shutil
 import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,11 @@ from cirray.core.texts import is_whole
 
 if TYPE_CHECKING:
     from pyarrow import fs as pafs  # at run time imported where it is used: `cirray --help` needs no Arrow
+
+COPIES = 8
+"""Files that are copied at the same time."""
+_PIECE_BYTES = 4 * 2**20
+_OF_ARROW = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "hf", "mock")
 
 
 def is_local(uri: str | Path) -> bool:
@@ -56,11 +63,11 @@ def resolve(uri: str | Path) -> "tuple[pafs.FileSystem, str]":
     if is_local(uri):
         return pafs.LocalFileSystem(), str(_local_file(uri))
     try:
-        return pafs.FileSystem.from_uri(str(uri))
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError) as error:
-        reason = reason_of(error, 200)
+        return pafs.FileSystem.from_uri(_of_arrow_or_fsspec(str(uri)))
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError, ImportError) as error:
+        reason = reason_of(error, 200).rstrip(".")
         raise ArtifactError(
-            f"Storage URI {str(uri)!r} cannot be opened: {reason}. Use a path, or file://, s3://, gs://, hdfs:// ..."
+            f"Storage URI {str(uri)!r} cannot be opened: {reason}. Use a path, or file://, s3://, gs://, hf:// ..."
         ) from None
 
 
@@ -120,25 +127,29 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
 
 
 def upload_folder(source: Path, uri: str | Path) -> None:
-    """Copy every file below a local folder to a URI, `manifest.json` last."""
-    names = sorted(str(item.relative_to(source)) for item in source.rglob("*") if item.is_file())
-    for name in sorted(names, key=lambda item: item == "manifest.json"):
-        write_bytes(join(uri, name), (source / name).read_bytes())
+    """Copy every file below a local folder to a URI, several at once and piece by piece, `manifest.json` last.
+
+    Raises ArtifactError naming the file that cannot be copied.
+    """
+    names = [str(item.relative_to(source)) for item in source.rglob("*") if item.is_file()]
+    _copy((name for name in names if name != "manifest.json"), str(source), uri)
+    _copy((name for name in names if name == "manifest.json"), str(source), uri)
 
 
 def download_folder(uri: str | Path, target: Path) -> Path:
-    """Copy every file below a URI to a local folder that appears whole or not at all."""
+    """Copy every file below a URI to a local folder that appears whole or not at all.
+
+    Raises ArtifactError naming the file that cannot be copied.
+    """
     scratch = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.download")
-    for name in list_files(uri):
-        destination = scratch / name
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        destination.write_bytes(read_bytes(join(uri, name)))
     try:
+        _copy(list_files(uri), uri, scratch)
         os.replace(scratch, target)
     except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)
         if not target.exists():
             raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
@@ -150,6 +161,34 @@ def remove(uri: str | Path) -> None:
         filesystem.delete_dir(path)
     elif info.is_file:
         filesystem.delete_file(path)
+
+
+def _of_arrow_or_fsspec(uri: str) -> str:
+    """The URI as `FileSystem.from_uri` takes it: a scheme that only fsspec knows says so."""
+    from fsspec import available_protocols  # type: ignore[import-untyped]
+
+    scheme = uri.partition("://")[0]
+    return uri if scheme in _OF_ARROW or scheme not in available_protocols() else f"fsspec+{uri}"
+
+
+def _copy(names: Iterable[str], source: str | Path, target: str | Path) -> None:
+    """Copy files from below one place to below another."""
+    from pyarrow.fs import copy_files
+
+    def copy(name: str) -> None:
+        """Copy one file; the first that fails names itself."""
+        begin, end = join(source, name), join(target, name)
+        if is_local(end):
+            local_path(end).parent.mkdir(parents=True, exist_ok=True)
+        (filesystem, path), (other, place) = resolve(begin), resolve(end)
+        try:
+            copy_files(path, place, filesystem, other, chunk_size=_PIECE_BYTES, use_threads=False)
+        except OSError as error:
+            raise ArtifactError(f"{begin!r} cannot be copied to {end!r}: {_reason(error)}.") from None
+
+    with ThreadPoolExecutor(COPIES) as pool:
+        for _ in pool.map(copy, names):
+            pass
 
 
 def _local_file(uri: str | Path) -> Path:

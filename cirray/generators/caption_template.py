@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cirray.core.artifacts import directory_digest
+from cirray.core.contents import directory_digest
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.seeding import derive_seed
 from cirray.features.store import FeatureLookup

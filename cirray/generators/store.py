@@ -16,8 +16,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cirray.core.artifacts import directory_digest
 from cirray.core.config import validate
+from cirray.core.contents import directory_digest
 from cirray.core.errors import ArtifactError, ConfigError, reason_of
 from cirray.generators.base import ModificationGenerator, WriterSetup
 from cirray.generators.caption_template import CaptionTemplateGenerator, load_caption_generator

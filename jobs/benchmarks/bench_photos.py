@@ -12,6 +12,7 @@ there the tower has one layer, since what must not grow is what an image leaves 
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,10 @@ WORDS = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "
          "projection_dim": 512}  # fmt: skip
 ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 BARE = 32
+TELLING = (
+    "import sys; from cirray.cli.main import main; status = main(sys.argv[1:])\n"
+    "print(*(line for line in open('/proc/self/status') if 'VmHWM' in line)); sys.exit(status)"
+)
 
 
 class PhotosConfig(Run):
@@ -215,19 +220,18 @@ def write_model(folder: Path, layers: int, **sizes: int) -> Path:
 def peak(home: Path, photos: Path, model: Path, status: int = 0) -> tuple[int, str]:
     """Peak resident memory in KB of `cirray index` in a process of its own, and what it printed.
 
+    The process reads its own peak: what `wait4` tells begins at the peak of the process that started it.
+
     Raises:
         StageError: when it fails.
     """
-    words = ["--model", str(model), "--images", str(photos), "--root", str(home), "--out", f"{photos}-index"]
-    said = home / f"{photos.name}.txt"
-    with open(said, "w") as stream:
-        command = subprocess.Popen([sys.executable, "-m", "cirray", "index", *words], stdout=stream, stderr=stream)
-    _, ended, used = os.wait4(command.pid, 0)
-    if os.waitstatus_to_exitcode(ended) != status:
-        raise StageError(
-            f"cirray index ended with status {os.waitstatus_to_exitcode(ended)}: {said.read_text()[-300:]}"
-        )
-    return used.ru_maxrss, said.read_text()
+    words = ["index", "--model", str(model), "--images", str(photos), "--root", str(home), "--out", f"{photos}-index"]
+    done = subprocess.run([sys.executable, "-c", TELLING, *words], capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    found = re.search(r"VmHWM:\s*(\d+) kB", said)
+    if done.returncode != status or not found:
+        raise StageError(f"cirray index ended with status {done.returncode}: {said[-300:]}")
+    return int(found[1]), said
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cirray.core.artifacts import directory_digest
+from cirray.core.contents import directory_digest
 from cirray.core.errors import ArtifactError
 from cirray.data.images import open_image, read_place
 from cirray.data.places import Place

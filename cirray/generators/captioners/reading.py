@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cirray.core.artifacts import directory_digest, localize
+from cirray.core.artifacts import localize
+from cirray.core.contents import directory_digest
 from cirray.core.errors import DataError
 from cirray.features.store import FeatureStore
 from cirray.generators.captioners.base import CaptionerSetup, Picture

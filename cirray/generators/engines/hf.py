@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from cirray.core.artifacts import directory_digest
+from cirray.core.contents import directory_digest
 from cirray.data.images import open_image
 from cirray.generators.engines.base import Defect, Question, Reply, Shot
 from cirray.generators.engines.config import ENGINES, HfEngineConfig

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from cirray.core.artifacts import directory_digest
+from cirray.core.contents import directory_digest
 from cirray.core.errors import ConfigError
 from cirray.generators.rewriters.base import Ask, RewriterSetup
 from cirray.generators.rewriters.config import REWRITERS, LanguageConfig

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core import errors, storage
-from cirray.core.artifacts import MARKER
+from cirray.core.contents import MARKER
 from cirray.core.errors import ArtifactError, CirrayError
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.cluster.patience import patient

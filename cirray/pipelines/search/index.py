@@ -8,7 +8,8 @@ before, and the parts of a killed run, are not encoded again (`rows`). All are t
 from dataclasses import replace
 
 from cirray.core import storage
-from cirray.core.artifacts import MANIFEST, Manifest, check_place, is_complete, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, check_place, is_complete, open_stage, read_manifest
+from cirray.core.contents import MANIFEST
 from cirray.core.log import get_logger
 from cirray.core.unfinished import stage_function
 from cirray.index.store import KIND, LIVING

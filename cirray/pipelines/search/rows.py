@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from cirray.core import storage
-from cirray.core.artifacts import SEEN, Manifest, Stage
+from cirray.core.artifacts import Manifest, Stage
+from cirray.core.contents import SEEN
 from cirray.core.errors import ArtifactError, damage_told, reason_of
 from cirray.core.log import get_logger
 from cirray.data.changes import Seen

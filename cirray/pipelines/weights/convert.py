@@ -10,17 +10,9 @@ from typing import Any
 
 import torch
 
-from cirray.core.artifacts import (
-    Manifest,
-    Stage,
-    directory_digest,
-    is_complete,
-    localize,
-    open_stage,
-    read_manifest,
-)
+from cirray.core.artifacts import Manifest, Stage, is_complete, localize, open_stage, read_manifest
 from cirray.core.config import validate
-from cirray.core.contents import file_digest
+from cirray.core.contents import directory_digest, file_digest
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.trees import leaves, merged
 from cirray.core.unfinished import stage_function

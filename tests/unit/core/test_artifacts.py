@@ -155,13 +155,40 @@ def test_the_digest_depends_on_content_and_name_only(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_large_file_is_digested_by_size_and_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("cirray.core.contents._WHOLE_FILE_BYTES", 10)
-    path = tmp_path / "big"
-    path.write_bytes(b"a" * 3 * 2**20)
+@pytest.mark.parametrize("at", [0, 41, 99])
+def test_any_byte_of_a_large_file_counts(tmp_path, monkeypatch, at):
+    monkeypatch.setattr("cirray.core.contents.BLOCK_BYTES", 16)
+    path, content = tmp_path / "big", bytearray(b"a" * 100)
+    path.write_bytes(content)
     before = file_digest(path)
-    path.write_bytes(b"b" + b"a" * (3 * 2**20 - 1))
+    assert file_digest(path) == before
+    content[at] = ord("b")
+    path.write_bytes(content)
     assert file_digest(path) != before
+
+
+def test_a_store_that_only_fsspec_knows_holds_an_artifact_too(tmp_path, monkeypatch):
+    """`memory://` stands for `az://` and its like; what lies here is digested here, and not read back from there."""
+    monkeypatch.setenv("CIRRAY_CACHE", str(tmp_path / "cache"))
+    stage = stage_of("memory://store/thing", "thing", {})
+    for number in range(20):
+        (stage.local / f"part-{number}").write_bytes(bytes([number]) * 10)
+    read = []
+    monkeypatch.setattr(storage, "read_bytes", lambda uri, old=storage.read_bytes: read.append(uri) or old(uri))
+    digest = stage.publish({}).digest
+    assert read == []
+    assert localize("memory://store/thing").joinpath("part-7").read_bytes() == b"\x07" * 10
+    assert digest == read_manifest("memory://store/thing").digest == artifacts.directory_digest("memory://store/thing")
+
+
+def test_a_file_that_cannot_be_copied_is_named_and_leaves_nothing_half(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("a")
+    monkeypatch.setattr(storage, "list_files", lambda uri: ["a", "b"])
+    with pytest.raises(ArtifactError, match=r"source/b' cannot be copied to '.*target.*/b': "):
+        storage.download_folder(source, tmp_path / "target")
+    assert [item.name for item in tmp_path.iterdir()] == ["source"]
 
 
 @pytest.mark.parametrize("uri", ["nosuch://bucket/x", "s3:///"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from cirray.core.artifacts import directory_digest
+from cirray.core.contents import directory_digest
 from cirray.generators.config import GeneratorConfig, ReaderConfig
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.prompts import all_prompts

@@ -12,7 +12,8 @@ import tiny_service
 
 import cirray.pipelines.search.parts as parts
 from cirray.core import replacing
-from cirray.core.artifacts import MANIFEST, MARKER, SEEN, read_manifest
+from cirray.core.artifacts import read_manifest
+from cirray.core.contents import MANIFEST, MARKER, SEEN
 from cirray.core.errors import ArtifactError, DataError
 from cirray.index.store import open_index
 from cirray.pipelines.search.config import IndexRun
