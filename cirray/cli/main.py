@@ -1,6 +1,5 @@
 """`cirray VERB [CONFIG.yaml ...] [path.to.field=value ...]`: errors are one sentence and exit status 2."""
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +7,9 @@ from typing import Any
 
 from cirray.cli import completion
 from cirray.cli.help import asked, overview, verb_help
-from cirray.cli.recipes import with_files
 from cirray.cli.verb import VERBS, Verb, split_verb, verb
 from cirray.cli.verb import load as imported
+from cirray.cli.words import Words, read_words
 from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, value_at
 from cirray.core.environ import artifact_root, limit_threads
 from cirray.core.errors import CirrayError, ConfigError
@@ -59,11 +58,13 @@ def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequenc
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
-        files, assignments = _sorted(with_files(verb(name), arguments))
-        if {"-h", "--help", "--print-config"} & set(arguments) or files:
+        words = (
+            Words(flags=frozenset(["--help"])) if asked(arguments) is not None else read_words(verb(name), arguments)
+        )
+        if words.files or words.flags & {"--help", "--print-config"}:
             return _run_verb(name, arguments)
         if needs:
-            roots = [item for item in assignments if item.startswith(f"{ROOT}=")]
+            roots = [item for item in words.assignments if item.startswith(f"{ROOT}=")]
             imported("cirray.cli.study:prepare")(needs, roots)
         return _run_verb(name, [default_config, *arguments] if default_config else arguments)
 
@@ -121,17 +122,17 @@ def _run_verb(name: str, given: list[str]) -> int:
     if (section := asked(given)) is not None:
         say(verb_help(chosen, section))
         return 0
-    options, _ = _parse(given)
-    loaded = configured(chosen, given)
+    words = read_words(chosen, given)
+    loaded, restart = _loaded(chosen, words), "--restart" in words.flags
     config = loaded.config
-    if options.print_config:
+    if "--print-config" in words.flags:
         say(config.to_yaml().rstrip())
         return 0
-    if options.restart and not chosen.restarts:
+    if restart and not chosen.restarts:
         raise ConfigError(f"cirray {name} writes no artifact, so --restart has nothing to throw away.")
     limit_threads()
     _tell_presets(config)
-    with restarting(options.restart), _files_told(loaded):
+    with restarting(restart), _files_told(loaded):
         result = chosen.function()(config)
     text = chosen.show(result) if chosen.show else describe(result, config)
     if text:
@@ -150,15 +151,18 @@ def _files_told(loaded: Loaded[Any]) -> Iterator[None]:
         raise ConfigError(f"{', '.join(names)}: {error}" if names else str(error)) from None
 
 
-def configured(chosen: Verb, words: Sequence[str]) -> Loaded[Any]:
+def configured(chosen: Verb, given: Sequence[str]) -> Loaded[Any]:
     """The configuration of the words after a verb: its files, the later over the earlier, then the assignments.
 
-    Raises ConfigError as `load_config`.
+    Raises ConfigError as `read_words` and `load_config`.
     """
-    files, overrides = _sorted(chosen.assignments(with_files(chosen, words)))
+    return _loaded(chosen, read_words(chosen, given))
+
+
+def _loaded(chosen: Verb, words: Words) -> Loaded[Any]:
     own, cls = chosen.own_file(), chosen.config_class()
-    said = [layer_for(file, chosen.name, cls.model_fields, VERBS) for file in files or ([own] if own else [])]
-    return resolve(cls, said, overrides)
+    files = words.files or ([own] if own else [])
+    return resolve(cls, [layer_for(file, chosen.name, cls.model_fields, VERBS) for file in files], words.assignments)
 
 
 def _tell_presets(config: Config) -> None:
@@ -168,44 +172,6 @@ def _tell_presets(config: Config) -> None:
         told.setdefault(name, []).append(f"{'.'.join(path)}={typed(Any, value_at(config, path))}")
     for name, values in told.items():
         get_logger("config").info("preset %s: %s", name, ", ".join(values))
-
-
-def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """The `path.to.field=value` part of a command line; `--field VALUE` and `--path.to.field=VALUE` mean the same.
-
-    Raises ConfigError for a word that is neither a file nor one of these, or a flag without a value.
-    """
-    return _sorted(arguments)[1]
-
-
-def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files and assignments of a command line; a flag's value is no file."""
-    files, overrides, rest = list[str](), list[str](), list(_parse(arguments)[1])
-    while rest:
-        word = rest.pop(0)
-        if word.startswith("--"):
-            name, mark, value = word[2:].partition("=")
-            if not mark and not rest:
-                raise ConfigError(f"Flag {word!r} needs a value: {word} VALUE or {name}=VALUE.")
-            overrides.append(f"{name.replace('-', '_')}={value if mark else rest.pop(0)}")
-        elif "=" in word:
-            overrides.append(word)
-        elif word.endswith((".yaml", ".yml")):
-            files.append(word)
-        else:
-            raise ConfigError(f"Argument {word!r} is neither a .yaml file nor path.to.field=value nor --field VALUE.")
-    return files, overrides
-
-
-def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options of the command line itself, and everything else in its order."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--print-config", action="store_true")
-    parser.add_argument("--restart", action="store_true")
-    try:
-        return parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"Flag {error.argument_name} takes no value; write it alone.") from None
 
 
 def describe(manifest: Any, config: Any) -> str:

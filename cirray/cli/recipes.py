@@ -4,7 +4,6 @@ They stand in `jobs/configs` and `serve_configs` of a checkout; an installed pac
 """
 
 import difflib
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -55,22 +54,14 @@ def is_overlay(name: str) -> bool:
     return name.startswith(f"{OVERLAYS}/")
 
 
-def with_files(chosen: Verb, words: Sequence[str]) -> list[str]:
-    """The words after a verb, with names of recipes (`cirray serve`: of its config files) written as their files.
+def named_file(chosen: Verb, word: str) -> str:
+    """The file of a recipe (`cirray serve`: of a config file) that a word names; empty where words name other things.
 
     Raises ConfigError for a name that is none, with the near ones.
     """
     known = files_of(chosen)
-    names = [bool(known) and chosen.is_bare(words, at) and _may_name(chosen, word) for at, word in enumerate(words)]
-    return [_file(chosen, word, known) if is_name else word for is_name, word in zip(names, words, strict=True)]
-
-
-def _may_name(chosen: Verb, word: str) -> bool:
-    """Whether a bare word is the name of a file, not that of the verb in `cirray config VERB`."""
-    return "/" in word or not chosen.positional
-
-
-def _file(chosen: Verb, word: str, known: dict[str, Path]) -> str:
+    if not known or (chosen.positional and "/" not in word):
+        return ""
     every = known | ({} if chosen.takes_file else recipes())
     if word in every:
         return str(every[word])

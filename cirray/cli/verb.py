@@ -9,7 +9,6 @@ from typing import Any
 
 from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError, unknown_name
-from cirray.core.projects import is_project
 
 VERBS = (
     "world", "doctor", "embed",
@@ -82,58 +81,6 @@ class Verb:
     def function(self) -> Callable[[Any], Any]:
         """The stage function of this verb."""
         return load(self.run)
-
-    def assignments(self, arguments: Sequence[str]) -> list[str]:
-        """The arguments with this verb's switches and its unnamed word written as `field=value`."""
-        words, bare = list[str](), list[str]()
-        for at, word in enumerate(arguments):
-            before = arguments[at - 1] if at else ""
-            if self.takes_file and word.endswith((".yaml", ".yml")) and "=" not in word and not is_project(word):
-                if before == f"--{self.takes_file}":
-                    words.pop()
-                words.append(f"{self.takes_file}={word}")
-            elif word in self.switches:
-                words.append(self.switches[word])
-            elif self.positional and self.is_bare(arguments, at):
-                bare.append(word)
-            else:
-                words.append(word)
-        words += self._placed(bare)
-        return self._gathered(words) if self.gathers[0] else words
-
-    def _placed(self, bare: Sequence[str]) -> list[str]:
-        """Words without a name as assignments; what is too much stays as it is."""
-        names = self.positional.split()
-        if names and names[-1].endswith("..."):
-            many, names = names.pop().removesuffix("..."), names
-            rest = [f"{many}={json.dumps(bare[len(names) :])}"] if len(bare) > len(names) else []
-        else:
-            rest = list(bare[len(names) :])
-        return [*(f"{name}={word}" for name, word in zip(names, bare, strict=False)), *rest]
-
-    def is_bare(self, words: Sequence[str], at: int) -> bool:
-        """Whether a word is no flag, no flag's value, no assignment and no file."""
-        before, word = words[at - 1] if at else "", words[at]
-        is_value = before.startswith("--") and "=" not in before and before not in (*self.switches, *FLAGS)
-        return not (is_value or word.startswith("-") or "=" in word or word.endswith((".yaml", ".yml")))
-
-    def _gathered(self, words: Sequence[str]) -> list[str]:
-        """The files as a field's value, and all assignments to fields of another verb as another's."""
-        own, rest = set(self.config_class().model_fields), list(words)
-        kept, files, foreign = list[str](), list[str](), list[str]()
-        while rest:
-            word = rest.pop(0)
-            if word.startswith("--") and word not in FLAGS and ("=" in word or rest):
-                name, mark, value = word[2:].partition("=")
-                word = f"{name.replace('-', '_')}={value if mark else rest.pop(0)}"
-            if word.endswith((".yaml", ".yml")) and "=" not in word:
-                files.append(word)
-            elif "=" in word and word.partition("=")[0].split(".")[0] not in own:
-                foreign.append(word)
-            else:
-                kept.append(word)
-        lists = zip(self.gathers, (files, foreign), strict=True)
-        return [*kept, *(f"{name}={json.dumps(items)}" for name, items in lists if items)]
 
 
 def verb(name: str) -> Verb:

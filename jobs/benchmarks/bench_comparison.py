@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cirray.cli.main import guarded, overrides_of, resolve
+from cirray.cli.main import guarded, resolve
+from cirray.cli.words import overrides_of
 from cirray.core.config import validate
 from cirray.core.environ import limit_threads
 from cirray.core.places import Run

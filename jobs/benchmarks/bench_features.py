@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cirray.cli.main import guarded, overrides_of
+from cirray.cli.main import guarded
+from cirray.cli.words import overrides_of
 from cirray.core.artifacts import open_stage
 from cirray.core.config import Config, load_config
 from cirray.core.log import say

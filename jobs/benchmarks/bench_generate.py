@@ -17,7 +17,8 @@ from pathlib import Path
 import ray
 import torch
 
-from cirray.cli.main import guarded, overrides_of, resolve
+from cirray.cli.main import guarded, resolve
+from cirray.cli.words import overrides_of
 from cirray.core.artifacts import open_stage
 from cirray.core.environ import limit_threads
 from cirray.core.places import Run

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cirray.cli.main import guarded, overrides_of
+from cirray.cli.main import guarded
+from cirray.cli.words import overrides_of
 from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.log import say

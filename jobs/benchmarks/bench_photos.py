@@ -29,7 +29,8 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from cirray.cli.main import guarded, overrides_of
+from cirray.cli.main import guarded
+from cirray.cli.words import overrides_of
 from cirray.core.config import load_config
 from cirray.core.environ import available_cores
 from cirray.core.errors import StageError

@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cirray.cli.main import guarded, overrides_of, resolve
+from cirray.cli.main import guarded, resolve
 from cirray.cli.study import find, run
 from cirray.cli.verb import load, verb
+from cirray.cli.words import overrides_of
 from cirray.core.config import load_config
 from cirray.core.environ import limit_threads
 from cirray.core.places import Run

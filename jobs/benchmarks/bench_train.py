@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from cirray.cli.main import guarded, overrides_of, resolve
+from cirray.cli.main import guarded, resolve
+from cirray.cli.words import overrides_of
 from cirray.core.config import validate
 from cirray.core.environ import limit_threads
 from cirray.core.log import say

@@ -9,8 +9,9 @@ import pytest
 from made_artifacts import stage_of
 
 from cirray.cli.help import verb_help
-from cirray.cli.main import configured, guarded, main, overrides_of, resolve, user_sentence
+from cirray.cli.main import configured, guarded, main, resolve, user_sentence
 from cirray.cli.verb import VERBS, verb
+from cirray.cli.words import overrides_of
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.interrupts import own_handlers
 from cirray.core.storage import join, write_bytes

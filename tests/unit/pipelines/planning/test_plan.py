@@ -10,6 +10,7 @@ from cirray.cli.config import verb_of
 from cirray.cli.main import main
 from cirray.cli.plan import PLANNABLE, plan_file
 from cirray.cli.verb import verb
+from cirray.cli.words import read_words
 from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.pipelines.features.config import EmbedRun
@@ -258,8 +259,7 @@ def test_a_broken_file_beside_it_is_skipped(tmp_path):
 
 
 def test_assignments_are_sorted_into_the_plans_and_the_runs():
-    words = verb("plan").assignments(
-        ["a.yaml", "training.batch=8", "--model.embed-dim", "16", "plan.gpu=a100", "--json"]
-    )
-    assert words[:3] == ["plan.gpu=a100", "as_json=true", 'files=["a.yaml"]']
+    given = ["a.yaml", "training.batch=8", "--model.embed-dim", "16", "plan.gpu=a100", "--json"]
+    words = read_words(verb("plan"), given).assignments
+    assert words[:3] == ("plan.gpu=a100", "as_json=true", 'files=["a.yaml"]')
     assert load_config(PlanRun, None, words).assignments == ("training.batch=8", "model.embed_dim=16")
