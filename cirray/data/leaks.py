@@ -36,14 +36,14 @@ def image_key(image_id: str) -> str:
 
 def find_leaks(ids: Iterable[str], guards: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
     """Guard -> the ids that are its images, sorted; guards without any are left out."""
-    wanted = sorted(set(ids))
-    found = {}
-    for name, guarded in guards.items():
-        keys = {image_key(image) for image in guarded}
-        leaks = tuple(image for image in wanted if image in guarded or image_key(image) in keys)
-        if leaks:
-            found[name] = leaks
-    return found
+    keys = {name: {image_key(image) for image in guarded} for name, guarded in guards.items()}
+    found = {name: set[str]() for name in guards}
+    for image in ids:
+        key = image_key(image)
+        for name, guarded in guards.items():
+            if image in guarded or key in keys[name]:
+                found[name].add(image)
+    return {name: tuple(sorted(leaks)) for name, leaks in found.items() if leaks}
 
 
 def refuse_leaks(

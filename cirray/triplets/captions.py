@@ -61,5 +61,5 @@ def read_captions(uris: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _sorted(uri: str, folder: str, schema: pa.Schema) -> pa.Table:
     table = read_tables(uri, folder, schema, by=("image_id",))
-    refuse_duplicates(table.column("image_id").to_pylist(), repr(uri))
+    refuse_duplicates(table.column("image_id"), repr(uri))
     return table

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cirray.core import storage
@@ -24,21 +25,28 @@ def pair_table(pairs: Sequence[Pair]) -> pa.Table:
     return pa.table(columns, schema=PAIR_SCHEMA)
 
 
-def to_pairs(columns: Mapping[str, Any]) -> list[Pair]:
-    """Arrays by the names of `PAIR_SCHEMA`, as `Pair` values."""
-    rows = zip(*(columns[name].tolist() for name in PAIR_SCHEMA.names), strict=True)
+def to_pairs(columns: pa.Table | Mapping[str, Any]) -> list[Pair]:
+    """A table, or arrays by the names, of `PAIR_SCHEMA`, as `Pair` values."""
+    given = columns.to_pydict() if isinstance(columns, pa.Table) else {k: v.tolist() for k, v in columns.items()}
+    rows = zip(*(given[name] for name in PAIR_SCHEMA.names), strict=True)
     return [Pair(**dict(zip(PAIR_SCHEMA.names, row, strict=True))) for row in rows]
 
 
-def write_pairs(work_uri: str, pairs: Sequence[Pair]) -> None:
-    """Write the pairs of an artifact."""
-    write_table(storage.join(work_uri, _FILE), pair_table(pairs))
+def image_ids(pairs: pa.Table) -> pa.Array:
+    """Ids of the pairs' images, each once, sorted."""
+    ends = [chunk for end in ("reference_id", "target_id") for chunk in pairs.column(end).chunks]
+    names = pc.unique(pa.chunked_array(ends, pa.string()))
+    return names.take(pc.sort_indices(names))
 
 
-def read_pairs(uri: str) -> list[Pair]:
-    """Pairs of an artifact, in the order they were chosen.
+def write_pairs(work_uri: str, pairs: pa.Table) -> None:
+    """Write the pairs of an artifact, a table of `PAIR_SCHEMA`."""
+    write_table(storage.join(work_uri, _FILE), pairs)
+
+
+def read_pairs(uri: str) -> pa.Table:
+    """Pairs of an artifact as a table of `PAIR_SCHEMA`, in the order they were chosen.
 
     Raises ArtifactError when there is no complete pairs artifact.
     """
-    table = pq.read_table(localize(uri, KIND) / _FILE)
-    return [Pair(**row) for row in table.select(PAIR_SCHEMA.names).to_pylist()]
+    return pq.read_table(localize(uri, KIND) / _FILE, columns=PAIR_SCHEMA.names)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cirray.triplets.store import DATA, REJECTED, read_tables, row_keys, write_part
+from cirray.triplets.store import DATA, REJECTED, read_tables, write_part
 
 KIND, KEY = "rewrites", ("query_id", "modification")
 _NAMES = ("query_id", "reference_id", "modification")
@@ -44,4 +44,4 @@ def rejected_rewrites(uri: str) -> pa.Table:
 
 def named(table: pa.Table) -> list[tuple[str, ...]]:
     """(query id, modification) of every row."""
-    return row_keys(table, KEY)
+    return list(zip(*(table.column(name).to_pylist() for name in KEY), strict=True))

@@ -1,5 +1,6 @@
 """Columns of a triplets artifact, and conversion between rows and `Triplet` values. No torch."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -52,6 +53,14 @@ _DEFAULTS: dict[str, Any] = {
 def triplet_id(pair_id: str, recipe: str, direction: str) -> str:
     """Id of a generated triplet, the same on every machine; `recipe`: digest of generator, prompt, decoding, seed."""
     return stable_id("triplet", pair_id, recipe, direction)
+
+
+def triplet_ids(pairs: pa.Array, recipe: str, directions: Sequence[str]) -> pa.Array:
+    """`triplet_id` of many pairs, for each of some directions: pair by pair."""
+    ends = [f"\x1f{recipe}\x1f{direction}".encode() for direction in directions]
+    heads = (b"triplet\x1f" + pair for pair in pairs.cast(pa.binary()).to_pylist())
+    blake2b = hashlib.blake2b
+    return pa.array([blake2b(head + end, digest_size=8).hexdigest() for head in heads for end in ends], pa.string())
 
 
 def triplet_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

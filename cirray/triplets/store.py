@@ -4,8 +4,7 @@ An artifact of kind "triplets" holds `data/part-XXXXX.parquet` and, for generati
 `rejected/part-XXXXX.parquet` with a reason. Data is written last: a part with data is finished.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,8 @@ PARTS = (f"{DATA}/*", f"{REJECTED}/*")
 KIND = "triplets"
 ORDER = ("pair_id", "reference_id", "triplet_id")
 """Columns that rows are sorted by."""
+KEY_MARK = "\x1f"
+"""Stands between the columns of a key."""
 
 
 class TripletStore:
@@ -51,7 +52,7 @@ class TripletStore:
         Raises DataError naming a file that is damaged, or an id that appears twice.
         """
         table = read_tables(str(self.folder), DATA, TRIPLET_SCHEMA)
-        refuse_duplicates(table.column("triplet_id").to_pylist(), str(self.folder))
+        refuse_duplicates(table.column("triplet_id"), str(self.folder))
         for name, value in (("split", split), ("source", source)):
             if value is not None:
                 table = table.filter(pc.equal(table.column(name), value))
@@ -80,23 +81,21 @@ def write_table(uri: str, table: pa.Table) -> None:
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
 
 
-def finished_ids(work_uri: str) -> dict[str, list[str]]:
-    """Triplet ids of `finished_keys`."""
-    return {name: [key[0] for key in keys] for name, keys in finished_keys(work_uri, ("triplet_id",)).items()}
-
-
-def finished_keys(work_uri: str, columns: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
-    """Keys (data and rejected) of every finished part of an artifact being written: part name -> `row_keys`.
+def finished_keys(work_uri: str, columns: Sequence[str] = ("triplet_id",)) -> Iterator[tuple[str, pa.Array]]:
+    """`row_keys`, data and rejected, of every finished part of an artifact being written, with the part's name.
 
     Raises ArtifactError naming a file that is damaged.
     """
-    data, refused = (_keys_by_file(work_uri, folder, columns) for folder in (DATA, REJECTED))
-    return {name: [*keys, *refused.get(name, [])] for name, keys in data.items()}
+    refused = set(_files(work_uri, REJECTED))
+    for name in _files(work_uri, DATA):
+        folders = (DATA, REJECTED) if name in refused else (DATA,)
+        yield name.removesuffix(".parquet"), pa.concat_arrays([_keys(work_uri, f, name, columns) for f in folders])
 
 
-def row_keys(table: pa.Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    """Keys of rows: the values of some columns, row by row."""
-    return list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.Array:
+    """Keys of rows: the texts of a column, or of several joined by `KEY_MARK`."""
+    texts = [table.column(name) for name in columns]
+    return (texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, KEY_MARK)).combine_chunks()
 
 
 def read_tables(uri: str, folder: str, schema: pa.Schema, by: Sequence[str] = ORDER) -> pa.Table:
@@ -106,7 +105,13 @@ def read_tables(uri: str, folder: str, schema: pa.Schema, by: Sequence[str] = OR
     """
     tables = [read_file(uri, folder, name, schema) for name in _files(uri, folder)]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
-    return table.sort_by([(name, "ascending") for name in by]).combine_chunks()
+    return (table.sort_by([(name, "ascending") for name in by]) if by else table).combine_chunks()
+
+
+def count_rows(uri: str, folder: str = DATA) -> int:
+    """Rows of one folder of an artifact, by the files' own counts."""
+    filesystem, path = storage.resolve(storage.join(uri, folder))
+    return sum(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows for name in _files(uri, folder))
 
 
 def read_file(uri: str, folder: str, name: str, schema: pa.Schema) -> pa.Table:
@@ -138,24 +143,24 @@ def attach_reverse(triplets: Sequence[Triplet], generated: Iterable[Triplet]) ->
     ]
 
 
-def refuse_duplicates(ids: Sequence[str], where: str) -> None:
+def refuse_duplicates(texts: Iterable[str] | pa.ChunkedArray, where: str) -> None:
     """Raise a DataError that names the first id standing twice."""
-    if len(set(ids)) != len(ids):
-        double = next(item for item, count in Counter(ids).items() if count > 1)
-        raise DataError(f"{double!r} appears {Counter(ids)[double]} times in {where}; every row must be there once.")
+    ids = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([[*texts]], pa.string())
+    if pc.count_distinct(ids).as_py() != len(ids):
+        counts = ids.value_counts()
+        double = counts.filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+        raise DataError(
+            f"{double['values']!r} appears {double['counts']} times in {where}; every row must be there once."
+        )
 
 
 def _files(uri: str, folder: str) -> list[str]:
     return [name for name in storage.list_files(storage.join(uri, folder)) if name.endswith(".parquet")]
 
 
-def _keys_by_file(uri: str, folder: str, columns: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
-    found = {}
-    for name in _files(uri, folder):
-        path = storage.join(uri, folder, name)
-        try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(path)), columns=list(columns))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ArtifactError(f"{path!r} is damaged ({error}); delete it and run the stage again.") from None
-        found[name.removesuffix(".parquet")] = row_keys(table, columns)
-    return found
+def _keys(work_uri: str, folder: str, name: str, columns: Sequence[str]) -> pa.Array:
+    path = storage.join(work_uri, folder, name)
+    try:
+        return row_keys(pq.read_table(pa.BufferReader(storage.read_bytes(path)), columns=list(columns)), columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{path!r} is damaged ({error}); delete it and run the stage again.") from None

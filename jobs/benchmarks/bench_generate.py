@@ -33,7 +33,7 @@ from cirray.pipelines.texts.actors import load_generator
 from cirray.pipelines.texts.config import GenerateRun, MineRun
 from cirray.pipelines.texts.generate import make_plan, text_parts
 from cirray.pipelines.texts.ordering import order_pairs
-from cirray.triplets.pairs import read_pairs, write_pairs
+from cirray.triplets.pairs import read_pairs, to_pairs, write_pairs
 
 
 class Bench(Run):
@@ -62,7 +62,7 @@ def main() -> None:
 
 def _inputs(bench: Bench, folder: Path) -> GenerateRun:
     """A run over the first pairs, with inputs at their places."""
-    pairs = read_pairs(join(bench.root, "pairs"))[: bench.pairs]
+    pairs = read_pairs(join(bench.root, "pairs")).slice(0, bench.pairs)
     stage = open_stage(MineRun(out=str(folder / "pairs")), "pairs", {"data": "", "features": ""})
     write_pairs(stage.work_uri, pairs)
     stage.publish({"pairs": len(pairs)})
@@ -75,7 +75,7 @@ def _inputs(bench: Bench, folder: Path) -> GenerateRun:
 
 def _by_hand(bench: Bench, run: GenerateRun) -> Iterator[tuple[str, int, float, float]]:
     """The generator called directly: one pair a call, and in batches."""
-    store, pairs = FeatureStore.open_many(run.features), order_pairs(read_pairs(run.pairs))
+    store, pairs = FeatureStore.open_many(run.features), to_pairs(order_pairs(read_pairs(run.pairs)))
     some = pairs[: max(len(pairs) // 16, 1)]
 
     def once(chunk: int, chosen: list) -> float:
@@ -111,7 +111,7 @@ def _stage(run: GenerateRun, ray_config: RayConfig, size: int) -> tuple[int, flo
     stage, plan = open_stage(run, "triplets"), make_plan(run)
     parts = text_parts(run.model_copy(update={"pool": PoolConfig(size=size)}), stage, plan, load_generator)
     begin, ends = time.perf_counter(), []
-    for figures in stream(parts.tables, parts.steps, ray_config, work_uri=stage.work_uri):
+    for figures in stream(list(parts.tables), parts.steps, ray_config, work_uri=stage.work_uri):
         ends.append((time.perf_counter(), len(parts.tables[int(figures["part"][0])])))
     total = sum(rows for _, rows in ends)
     steady = (ends[-1][0] - ends[size - 1][0]) / max(sum(rows for _, rows in ends[size:]), 1) * total

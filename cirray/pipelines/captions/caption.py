@@ -14,14 +14,12 @@ from cirray.data.shapes.world import read_scenes
 from cirray.generators.captioners.base import CaptionerSetup
 from cirray.pipelines.captions.actors import CaptionImages
 from cirray.pipelines.captions.config import CaptionRun
-from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import contents_of, open_dataset, part_ids
 from cirray.triplets.captions import KIND, caption_table, rejected_captions
-from cirray.triplets.store import PARTS, finished_keys, row_keys
+from cirray.triplets.store import PARTS, finished_keys
 from cirray.types import stable_id
-
-_KEY = ("image_id",)
 
 
 @stage_function
@@ -50,10 +48,9 @@ def _parts(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: tuple[str, .
         "image_id": ids, "place": [dataset.images.place(name).text() for name in ids],
         "known": [dataset.captions.get(name, "") for name in ids],
     }  # fmt: skip
-    tables = cut(columns, run.part_rows)
     return Parts(
-        "caption images", "images", tables, [_step(run, stage)], [row_keys(part, _KEY) for part in tables],
-        lambda: finished_keys(stage.work_uri, _KEY),
+        "caption images", "images", Cut(columns, run.part_rows), [_step(run, stage)],
+        found=lambda: finished_keys(stage.work_uri, ("image_id",)),
     )  # fmt: skip
 
 

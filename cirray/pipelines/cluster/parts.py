@@ -2,22 +2,25 @@
 
 A stage describes its parts, their expected keys, how finished ones are found, and the steps that make them (`Parts`).
 `run_parts` does the unfinished ones, on a Ray cluster or in this process, and checks that every key is there once.
+Rows and keys are Arrow columns, compared part by part, so that a stage's memory is that of its table.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core.artifacts import Stage
 from cirray.core.errors import CirrayError, DataError, GenerationError
 from cirray.core.progress import progress
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.streaming import Columns, Step, stream
+from cirray.triplets.store import KEY_MARK, row_keys
 from cirray.types import part_name
 
 _SHOWN = 20
@@ -31,14 +34,14 @@ class Parts:
     """Title of the progress bar."""
     unit: str
     """Name of a part's rows, plural."""
-    tables: Sequence[pa.Table]
-    """One table a part, as `cut` makes them."""
+    tables: "Cut"
+    """The rows, a table a part."""
     steps: Sequence[Step]
     """Steps of a part; the last one writes or returns it."""
-    keys: Sequence[Collection[Any]] = ()
-    """Expected keys of each part, including rejected ones."""
-    found: Callable[[], Mapping[str, Sequence[Any]]] = dict
-    """Finds the keys of finished parts, by `part_name`."""
+    keys: Callable[[pa.Table], pa.Array] = partial(row_keys, columns=("image_id",))
+    """Expected keys of a part's rows, including rejected ones."""
+    found: Callable[[], Iterable[tuple[str, pa.Array]]] = tuple
+    """Finds finished parts: `part_name` and keys of each."""
     row_bytes: int = 1024
     """Largest size of a row between steps."""
     by: Callable[[Sequence[pa.Table], RayConfig], Iterator[Columns]] | None = None
@@ -47,16 +50,45 @@ class Parts:
     """What changes while a long part is worked on, where something does."""
 
 
+class Cut:
+    """Rows cut into parts, which are made when asked for; every row has its part's number (`part`) and size
+    (`part_rows`).
+    """
+
+    def __init__(self, columns: pa.Table | Mapping[str, Sequence[Any]], rows: int) -> None:
+        """Cut columns into parts of `rows` rows."""
+        self.table = (columns if isinstance(columns, pa.Table) else pa.table(dict(columns))).combine_chunks()
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return -(-len(self.table) // self._rows)
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> pa.Table:
+        part = self.table.slice(number * self._rows, self._rows)
+        for name, value in (("part_rows", len(part)), ("part", number)):
+            part = part.add_column(0, name, pa.repeat(pa.scalar(value, pa.int64()), len(part)))
+        return part
+
+
 @dataclass(frozen=True)
 class Rejected:
-    """Rejected items: name and reason of each."""
+    """Rejected items: a table of their `name` and `reason`."""
 
-    rows: Sequence[tuple[str, str]]
+    rows: pa.Table
 
     @classmethod
     def of(cls, table: pa.Table, name: str) -> "Rejected":
         """From a table with a column `reason`; `name` is the column that says what was rejected."""
-        return cls(list(zip(table.column(name).to_pylist(), table.column("reason").to_pylist(), strict=True)))
+        return cls(table.select([name, "reason"]).rename_columns(["name", "reason"]))
+
+    @classmethod
+    def listed(cls, rows: Sequence[tuple[str, str]]) -> "Rejected":
+        """From (name, reason) of each."""
+        columns = [pa.array([row[place] for row in rows], pa.string()) for place in (0, 1)]
+        return cls(pa.table(columns, names=["name", "reason"]))
 
     def __len__(self) -> int:
         """How many."""
@@ -64,11 +96,12 @@ class Rejected:
 
     def first(self) -> list[list[str]]:
         """The first of them, for a manifest."""
-        return [list(row) for row in self.rows[:_SHOWN]]
+        return [list(row.values()) for row in self.rows.slice(0, _SHOWN).to_pylist()]
 
     def reasons(self) -> list[tuple[str, int]]:
         """Reasons and how often each was given, the most frequent first."""
-        return Counter(reason for _, reason in self.rows).most_common()
+        counts = self.rows.column("reason").value_counts().to_pylist()
+        return sorted(((row["values"], row["counts"]) for row in counts), key=lambda row: (-row[1], row[0]))
 
     def refuse_all(self, stage: Stage, made: int, words: str, error: type[CirrayError] = DataError) -> None:
         """Throw the parts away when nothing was made.
@@ -83,21 +116,9 @@ class Rejected:
         """
         if not made:
             stage.discard()
-            reason = self.reasons()[0][0] if self.rows else "nothing was given"
-            name = self.rows[0][0] if self.rows else ""
+            reason = self.reasons()[0][0] if len(self) else "nothing was given"
+            name = self.rows.column("name")[0].as_py() if len(self) else ""
             raise error(words.format(count=len(self), reason=reason, name=name))
-
-
-def cut(columns: pa.Table | Mapping[str, Sequence[Any]], rows: int) -> list[pa.Table]:
-    """Cut columns into parts of `rows` rows; every row has its part's number (`part`) and size (`part_rows`)."""
-    whole = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
-    tables = []
-    for number, start in enumerate(range(0, len(whole), rows)):
-        part = whole.slice(start, rows).combine_chunks()
-        for name, value in (("part_rows", len(part)), ("part", number)):
-            part = part.add_column(0, name, pa.array([value] * len(part), pa.int64()))
-        tables.append(part)
-    return tables
 
 
 def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
@@ -108,23 +129,22 @@ def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
     Raises GenerationError when keys are lost, repeated or unknown; CirrayError: raised by a step, or as in `stream`.
     """
     sums = Counter[str]()
-    for figures in each_part(parts, ray, _finished(parts), stage.work_uri):
+    for figures in each_part(parts, ray, finished(parts)[0], stage.work_uri):
         sums.update({name: int(values[0]) for name, values in figures.items() if name not in ("part", "part_rows")})
-    _account(parts, stage.work_uri)
+    account(parts, stage.work_uri)
     return sums
 
 
-def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work_uri: str = "") -> Iterator[Columns]:
-    """Results of the last step for every unfinished part, in any order; shows the progress.
+def each_part(parts: Parts, ray: RayConfig, done: Collection[int] = (), work_uri: str = "") -> Iterator[Columns]:
+    """Results of the last step for every part that is not `done`, in any order; shows the progress.
 
     Raises DataError when parts get lost on the way; CirrayError: raised by a step, or as in `stream`.
     """
-    sizes = [len(table) for table in parts.tables]
-    left = {number: table for number, table in enumerate(parts.tables) if number not in finished}
-    with progress(parts.title, sum(sizes), parts.unit) as advance:
-        advance(sum(sizes[number] for number in finished), "finished before" if finished else "", earlier=True)
-        part_bytes = max(sizes, default=0) * parts.row_bytes
+    rows, left = len(parts.tables.table), {n: table for n, table in enumerate(parts.tables) if n not in done}
+    with progress(parts.title, rows, parts.unit) as advance:
         undone, begin, tokens = list(left.values()), time.perf_counter(), 0
+        advance(rows - sum(map(len, undone)), "finished before" if done else "", earlier=True)
+        part_bytes = max(map(len, undone), default=0) * parts.row_bytes
         stepwise = partial(stream, undone, parts.steps, ray, part_bytes, work_uri, parts.signs)
         for columns in parts.by(undone, ray) if parts.by else stepwise():
             yield columns
@@ -132,30 +152,51 @@ def each_part(parts: Parts, ray: RayConfig, finished: Collection[int] = (), work
             told = f"{tokens / (time.perf_counter() - begin):,.0f} tokens/s" if tokens else ""
             advance(len(left.pop(int(columns["part"][0]), ())), told)
     if left:
-        raise DataError(f"{len(left)} of {len(sizes)} parts did not come back, e.g. number {min(left)}; run again.")
+        raise DataError(
+            f"{len(left)} of {len(parts.tables)} parts did not come back, e.g. number {min(left)}; run again."
+        )
 
 
-def _finished(parts: Parts) -> set[int]:
-    """Parts with exactly their expected keys."""
-    found = parts.found()
-    return {
-        number for number, keys in enumerate(parts.keys)
-        if (name := part_name(number)) in found and Counter(found[name]) == Counter(keys)
-    }  # fmt: skip
+def finished(parts: Parts) -> tuple[set[int], bool]:
+    """Parts with exactly their expected keys, and whether something else is there."""
+    numbers, others = {part_name(number): number for number in range(len(parts.tables))}, False
+    whole = set[int]()
+    for name, keys in parts.found():
+        number = numbers.get(name)
+        if number is not None and _sorted(parts.keys(parts.tables[number])).equals(_sorted(keys)):
+            whole.add(number)
+        else:
+            others = True
+    return whole, others
 
 
-def _account(parts: Parts, where: str) -> None:
-    wanted = Counter(key for keys in parts.keys for key in keys)
-    found = Counter(key for keys in parts.found().values() for key in keys)
+def account(parts: Parts, where: str) -> None:
+    """Check that every expected key is there once. Raises GenerationError: keys are lost, repeated or unknown."""
+    whole, others = finished(parts)
+    if len(whole) == len(parts.tables) and not others:
+        return
+    wanted = [_counted(parts.keys(table), wanted=1, found=0) for table in parts.tables]
+    counts = pa.concat_tables(wanted + [_counted(keys, wanted=0, found=1) for _, keys in parts.found()])
+    sums = counts.group_by("key").aggregate([("wanted", "sum"), ("found", "sum")])
+    asked, there = sums.column("wanted_sum"), sums.column("found_sum")
     for what, odd in (
-        ("lost", wanted - found),
-        ("unknown", found.keys() - wanted.keys()),
-        ("doubled", found - wanted),
+        ("lost", pc.less(there, asked)),
+        ("unknown", pc.equal(asked, 0)),
+        ("doubled", pc.greater(there, asked)),
     ):
-        if odd:
-            key = min(odd)
+        if count := pc.sum(odd).as_py():
+            key = pc.min(sums.column("key").filter(odd)).as_py()
             raise GenerationError(
-                f"{len(odd)} of {wanted.total()} rows are {what} in {where!r}, e.g. "
-                f"{': '.join(key) if isinstance(key, tuple) else key!r}. Delete that folder and run again; if it "
-                "happens twice, report it."
+                f"{count} of {pc.sum(asked).as_py()} rows are {what} in {where!r}, e.g. "
+                f"{key.replace(KEY_MARK, ': ') if KEY_MARK in key else repr(key)}. Delete that folder and run again; "
+                "if it happens twice, report it."
             )
+
+
+def _sorted(keys: pa.Array) -> pa.Array:
+    return keys.take(pc.sort_indices(keys))
+
+
+def _counted(keys: pa.Array, **counts: int) -> pa.Table:
+    columns = {name: pa.repeat(pa.scalar(count, pa.int64()), len(keys)) for name, count in counts.items()}
+    return pa.table({"key": keys, **columns})

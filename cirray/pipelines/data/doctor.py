@@ -33,7 +33,7 @@ from cirray.data.doctor import (
 )
 from cirray.data.places import Place
 from cirray.data.quirks import ONLY_SPLIT, SPLITS
-from cirray.pipelines.cluster.parts import Parts, cut, each_part
+from cirray.pipelines.cluster.parts import Cut, Parts, each_part
 from cirray.pipelines.cluster.streaming import Columns, Step
 from cirray.pipelines.data.config import DoctorRun
 from cirray.pipelines.data.datasets import open_dataset
@@ -141,7 +141,7 @@ def _check(run: DoctorRun, places: Mapping[str, Place]) -> dict[str, ImageCheck]
     """Checks by image id; a file that several crops share is read once."""
     files = list(dict.fromkeys(_file(place) for place in places.values()))
     step = Step(check_images, {"limits": run.limits.to_dict()}, tasks=run.tasks)
-    parts = Parts("check images", "images", cut({"place": files}, run.shard_rows), [step], row_bytes=2048)
+    parts = Parts("check images", "images", Cut({"place": files}, run.shard_rows), [step], row_bytes=2048)
     ray = run.ray.model_copy(update={"enabled": run.ray.enabled and len(files) >= run.ray_from})
     by_file: dict[str, ImageCheck] = {}
     for columns in each_part(parts, ray):

@@ -1,7 +1,10 @@
 """Stage 2: every image through the frozen vision tower once, into the feature store."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
@@ -10,7 +13,7 @@ from cirray.core.unfinished import stage_function
 from cirray.data.config import ImageLimits
 from cirray.features.shards import FOLDER, PARTS, finished_parts, forget_part, read_contents, shard_digest
 from cirray.models.towers.places import open_tower
-from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import ImageList, contents_of, list_images
 from cirray.pipelines.features.actors import EncodeImages, decode_images
@@ -53,13 +56,13 @@ def run_embed(run: EmbedRun) -> Manifest:
 
 def embed_parts(run: EmbedRun, stage: Stage, images: ImageList, tower: TowerFacts) -> Parts:
     """Images cut into shards: decoded in tasks, encoded and written in a pool of actors."""
-    tables = cut({"image_id": images.ids, "place": images.places}, run.shard_rows)
     encode = {"tower": run.tower, "work_uri": stage.work_uri, "batch": run.batch, "device": run.pool.device}
     decode = {"transform": tower.transform, "limits": run.limits.to_dict()}
     return Parts(
-        title="embed images", unit="images", tables=tables,
+        title="embed images", unit="images",
+        tables=Cut({"image_id": images.ids, "place": images.places}, run.shard_rows),
         steps=[Step(decode_images, decode, tasks=run.decode_tasks), Step(EncodeImages, encode, run.pool)],
-        keys=[table.column("image_id").to_pylist() for table in tables], found=lambda: _found(stage),
+        found=lambda: _found(stage),
         row_bytes=tower.size * tower.size * 3 + 512,
     )  # fmt: skip
 
@@ -76,17 +79,17 @@ def _digest(tower: str) -> str:
     return read_manifest(tower).digest if is_complete(tower) else open_tower(tower).digest
 
 
-def _found(stage: Stage) -> dict[str, list[str]]:
+def _found(stage: Stage) -> Iterator[tuple[str, pa.Array]]:
     """Images of every finished shard, including rejected ones."""
-    finished = finished_parts(stage.work_uri).items()
-    return {part_name(number): [*ids, *(image for image, _ in rejected)] for number, (ids, rejected) in finished}
+    for number, (ids, rejected) in finished_parts(stage.work_uri).items():
+        yield part_name(number), pa.array([*ids, *(image for image, _ in rejected)], pa.string())
 
 
 def _forget_changed(stage: Stage, parts: Parts, limits: ImageLimits) -> None:
     """Drop finished shards whose pictures have changed, so that they are made again."""
     for number in finished_parts(stage.work_uri):
-        for table in parts.tables[number : number + 1]:
-            ids, places = (table.column(name).to_pylist() for name in ("image_id", "place"))
+        if number < len(parts.tables):
+            ids, places = (parts.tables[number].column(name).to_pylist() for name in ("image_id", "place"))
             known = read_contents(stage.work_uri, [number])
             if [known.get(image) for image in ids] != contents_of(places, limits):
                 forget_part(stage.work_uri, number)
@@ -105,7 +108,7 @@ def _check_unchanged(run: EmbedRun, images: ImageList) -> None:
 
 def _publish(stage: Stage, tower: TowerFacts) -> Manifest:
     finished = finished_parts(stage.work_uri)
-    rejected = Rejected([row for number in sorted(finished) for row in finished[number][1]])
+    rejected = Rejected.listed([row for number in sorted(finished) for row in finished[number][1]])
     images = sum(len(ids) for ids, _ in finished.values())
     rejected.refuse_all(stage, images, "None of {count} images could be used, e.g. {name!r}: {reason}")
     folder = storage.join(stage.work_uri, FOLDER)

@@ -4,6 +4,8 @@ CIReVL (training-free; docs/PAPERS.md#cirevl) is four configs: `cirray caption p
 checkpoint of `cirray map training.objective=untrained model.query=text`, and `cirray evaluate texts=REWRITES`.
 """
 
+from functools import partial
+
 import pyarrow as pa
 
 from cirray.core.artifacts import Manifest, Stage, localize, open_stage
@@ -11,15 +13,15 @@ from cirray.core.errors import DataError
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.generators.rewriters.base import RewriterSetup
-from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import open_dataset
 from cirray.pipelines.rewrites.actors import COLUMNS, RewriteTexts
 from cirray.pipelines.rewrites.config import RewriteRun
 from cirray.pipelines.rewrites.texts import own_texts
 from cirray.triplets import captions
-from cirray.triplets.rewrites import KEY, KIND, named, rejected_rewrites, rewrite_table
-from cirray.triplets.store import PARTS, finished_keys
+from cirray.triplets.rewrites import KEY, KIND, rejected_rewrites, rewrite_table
+from cirray.triplets.store import PARTS, finished_keys, row_keys
 from cirray.types import stable_id
 
 
@@ -60,9 +62,8 @@ def _items(run: RewriteRun, dataset: CirDataset) -> pa.Table:
 
 
 def _parts(run: RewriteRun, stage: Stage, table: pa.Table) -> Parts:
-    tables = cut(table, run.part_rows)
     return Parts(
-        "rewrite texts", "texts", tables, [_step(run, stage)], [named(part) for part in tables],
+        "rewrite texts", "texts", Cut(table, run.part_rows), [_step(run, stage)], partial(row_keys, columns=KEY),
         lambda: finished_keys(stage.work_uri, KEY), row_bytes=2048,
     )  # fmt: skip
 
@@ -76,7 +77,7 @@ def _step(run: RewriteRun, stage: Stage) -> Step:
 def _publish(run: RewriteRun, stage: Stage, items: pa.Table, asked: int) -> Manifest:
     table, rejected = rewrite_table(stage.work_uri), Rejected.of(rejected_rewrites(stage.work_uri), "query_id")
     rejected.refuse_all(stage, len(table), "None of {count} texts was rewritten, most often: {reason}.")
-    queries = len(set(items.column("query_id").to_pylist()))
+    queries = len(items.column("query_id").unique())
     pins = {
         "rewriter": table.column("rewriter")[0].as_py(), "by": run.rewriter.to_dict(),
         "prompt_version": run.rewriter.prompt_version, "rejected": rejected.first(), "asked": asked,

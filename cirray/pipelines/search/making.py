@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage
@@ -12,7 +14,7 @@ from cirray.index.config import INDEXES
 from cirray.index.faiss_library import faiss_library, is_there
 from cirray.index.store import IndexMeta, write_index
 from cirray.pipelines.cluster.config import RayConfig
-from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.search.choice import choose_index
 from cirray.pipelines.search.config import IndexRun
@@ -30,6 +32,7 @@ from cirray.pipelines.search.rows import (
     write_seen,
 )
 from cirray.pipelines.search.texts import examples, own_texts
+from cirray.triplets.store import row_keys
 from cirray.types import part_name
 
 _LOGGER = get_logger("pipelines.index")
@@ -56,19 +59,18 @@ def make_index(run: IndexRun, plan: IndexPlan, stage: Stage) -> Manifest:
 
 def _parts(run: IndexRun, plan: IndexPlan, stage: Stage, encoder: PartEncoder, left: Sequence[str]) -> Parts:
     """What is still to be encoded, as parts behind those that are there."""
-    tables = cut({"image_id": left, "place": [plan.paths.get(name, "") for name in left]}, run.shard)
-    keys = [table.column("image_id").to_pylist() for table in tables]
+    tables = Cut({"image_id": left, "place": [plan.paths.get(name, "") for name in left]}, run.shard)
     settings = {
         "run": run, "vision_digest": plan.features_digest, "count": len(plan.ids), "work_uri": stage.work_uri,
         "first": encoder.first,
     }  # fmt: skip
 
-    def found() -> dict[str, list[str]]:
+    def found() -> Iterator[tuple[str, pa.Array]]:
         there = {number - encoder.first for number in part_numbers(stage)}
-        return {part_name(number): keys[number] for number in range(len(keys)) if number in there}
+        return ((part_name(n), row_keys(tables[n], ("image_id",))) for n in range(len(tables)) if n in there)
 
     step = Step(type(encoder), settings, run.pool) if run.pool else Step(encoder)
-    return Parts("encode the gallery", "images", tables, [step], keys, found)
+    return Parts("encode the gallery", "images", tables, [step], found=found)
 
 
 def _join(
@@ -78,7 +80,7 @@ def _join(
     ids = [name for name in plan.ids if plan.key(name) in rows.places]
     keys = [*map(plan.key, ids)]
     refused = _refused(plan, sources, set(plan.ids) - set(ids))
-    rejected = Rejected(refused)
+    rejected = Rejected.listed(refused)
     rejected.refuse_all(stage, len(ids), f"No image was left to index, of {len(plan.ids):,}: {{reason}}")
     network = encoder.encoder
     meta = IndexMeta(network.target_digest, encoder.vision.digest, network.config.similarity)

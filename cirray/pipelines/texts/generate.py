@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
@@ -16,7 +17,7 @@ from cirray.features.store import check_tower
 from cirray.generators.base import WriterSetup
 from cirray.generators.config import LmmConfig, PicturesConfig, SavedConfig
 from cirray.generators.places import described
-from cirray.pipelines.cluster.parts import Parts, Rejected, cut, run_parts
+from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import contents_of, open_dataset
 from cirray.pipelines.data.leaks import check_leaks, guard_inputs
@@ -25,9 +26,18 @@ from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.judging import text_accuracy
 from cirray.pipelines.texts.ordering import order_pairs
 from cirray.triplets.filters import apply_filters
-from cirray.triplets.pairs import pair_table, read_pairs
-from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, triplet_id
-from cirray.triplets.store import DATA, PARTS, REJECTED, finished_ids, read_file, read_tables, write_table
+from cirray.triplets.pairs import image_ids, read_pairs
+from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, triplet_ids
+from cirray.triplets.store import (
+    DATA,
+    PARTS,
+    REJECTED,
+    count_rows,
+    finished_keys,
+    read_file,
+    read_tables,
+    write_table,
+)
 from cirray.types import part_name, stable_id
 
 _FILTERED = "filtered"
@@ -35,12 +45,16 @@ _FILTERED = "filtered"
 
 @dataclass(frozen=True)
 class TextPlan:
-    """Pairs in their order, cut into parts, and the triplet ids that each part must give."""
+    """Pairs in their order, cut into parts; what else a text depends on, and the directions that are written."""
 
-    tables: list[pa.Table]
-    keys: list[list[str]]
+    tables: Cut
     recipe: str
     generator: str
+    directions: tuple[str, ...]
+
+    def keys(self, part: pa.Table) -> pa.Array:
+        """Ids of the triplets that a part must give."""
+        return triplet_ids(part.column("pair_id").combine_chunks(), self.recipe, self.directions)
 
 
 @stage_function
@@ -65,7 +79,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     sums = run_parts(stage, text_parts(run, stage, plan, load), run.ray)
     storage.remove(storage.join(stage.work_uri, SHARDS))
     _filter(stage, run)
-    return _publish(stage, plan, run, {**guard, **_tokens(sums)})
+    return publish(stage, plan, run, {**guard, **_tokens(sums)})
 
 
 def pair_pictures(run: GenerateRun) -> tuple[dict[str, str], dict[str, str]]:
@@ -76,7 +90,7 @@ def pair_pictures(run: GenerateRun) -> tuple[dict[str, str], dict[str, str]]:
     settings = run.generator.settings
     if not isinstance(settings, PicturesConfig) or settings.data is None:
         return {}, {}
-    dataset, ids = open_dataset(settings.data), sorted(set(_images(run)))
+    dataset, ids = open_dataset(settings.data), image_ids(read_pairs(run.pairs)).to_pylist()
     absent = [image for image in ids if image not in dataset.images]
     if absent:
         raise DataError(
@@ -90,28 +104,24 @@ def pair_pictures(run: GenerateRun) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def make_plan(run: GenerateRun, places: Mapping[str, str] | None = None) -> TextPlan:
-    """Read and order the pairs, cut them into parts, and list every expected id.
+    """Read and order the pairs, and cut them into parts.
 
     `places` are those of the images, where the generator looks at pictures.
 
     Raises GenerationError when a pair appears twice.
     """
-    pairs = order_pairs(read_pairs(run.pairs))
-    double = len(pairs) - len({pair.pair_id for pair in pairs})
+    table = order_pairs(read_pairs(run.pairs))
+    double = len(table) - pc.count_distinct(table.column("pair_id")).as_py()
     if double:
         raise GenerationError(f"{double} pairs appear twice in the pairs artifact {run.pairs!r}; mine them again.")
     saved, settings = _saved(run), canonical(run.generator.identity())
     generator = saved.digest if saved else stable_id("generator", settings)
     recipe = stable_id("recipe", generator, settings, run.seed)
     directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
-    table = pair_table(pairs)
+    names, texts = (pa.array(column, pa.string()) for column in ((places or {}).keys(), (places or {}).values()))
     for end in ("reference", "target") if places else ():
-        found = [(places or {})[getattr(pair, f"{end}_id")] for pair in pairs]
-        table = table.append_column(f"{end}_place", pa.array(found, pa.string()))
-    tables = cut(table, run.part_rows)
-    ids = [table.column("pair_id").to_pylist() for table in tables]
-    keys = [[triplet_id(pair, recipe, direction) for pair in part for direction in directions] for part in ids]
-    return TextPlan(tables, keys, recipe, generator)
+        table = table.append_column(f"{end}_place", texts.take(pc.index_in(table.column(f"{end}_id"), names)))
+    return TextPlan(Cut(table, run.part_rows), recipe, generator, directions)
 
 
 def text_parts(run: GenerateRun, stage: Stage, plan: TextPlan, load: GeneratorLoader) -> Parts:
@@ -133,13 +143,14 @@ def text_parts(run: GenerateRun, stage: Stage, plan: TextPlan, load: GeneratorLo
     return Parts("write texts", "pairs", plan.tables, steps, plan.keys, lambda: _found(stage, plan), by=by, signs=signs)
 
 
-def _found(stage: Stage, plan: TextPlan) -> dict[str, list[str]]:
+def _found(stage: Stage, plan: TextPlan) -> Iterator[tuple[str, pa.Array]]:
     """Ids of every finished part, with those that a filter has taken out of it."""
-    found, filtered = finished_ids(stage.work_uri), _filtered_ids(stage)
-    for number, keys in enumerate(plan.keys if filtered else ()):
-        if (name := part_name(number)) in found:
-            found[name] += filtered.intersection(keys).difference(found[name])
-    return found
+    filtered, numbers = _filtered_ids(stage), {part_name(number): number for number in range(len(plan.tables))}
+    for name, ids in finished_keys(stage.work_uri):
+        if filtered and name in numbers:
+            gone = filtered.intersection(plan.keys(plan.tables[numbers[name]]).to_pylist())
+            ids = pa.concat_arrays([ids, pa.array(gone.difference(ids.to_pylist()), pa.string())])
+        yield name, ids
 
 
 def _filter(stage: Stage, run: GenerateRun) -> None:
@@ -158,22 +169,23 @@ def _filter(stage: Stage, run: GenerateRun) -> None:
         )
         write_table(_filtered_uri(stage), rows.select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
     gone = _filtered_ids(stage)
-    for name, ids in finished_ids(stage.work_uri).items():
-        if gone.intersection(ids):
+    for name, ids in finished_keys(stage.work_uri):
+        if gone.intersection(ids.to_pylist()):
             table = read_file(stage.work_uri, DATA, f"{name}.parquet", TRIPLET_SCHEMA)
             keep = [row for row, item in enumerate(table.column("triplet_id").to_pylist()) if item not in gone]
             write_table(storage.join(stage.work_uri, DATA, f"{name}.parquet"), table.take(pa.array(keep, pa.int64())))
 
 
-def _publish(stage: Stage, plan: TextPlan, run: GenerateRun, guard: dict[str, Any]) -> Manifest:
-    table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
-    rejected = Rejected.of(read_tables(stage.work_uri, REJECTED, REJECTED_SCHEMA), "triplet_id")
-    expected = sum(len(keys) for keys in plan.keys)
-    if len(table) + len(rejected) != expected:
-        raise GenerationError(f"{len(table)} triplets and {len(rejected)} rejected rows are not {expected}.")
-    rejected.refuse_all(stage, len(table), "All {count} rows were rejected, most often: {reason}.", GenerationError)
-    counts = {"pairs": sum(len(table) for table in plan.tables), "triplets": len(table), "rejected": len(rejected)}
-    metrics = text_accuracy(table, run.judge) if run.judge else {}
+def publish(stage: Stage, plan: TextPlan, run: GenerateRun, guard: dict[str, Any]) -> Manifest:
+    """Check the counts and publish. Raises GenerationError: rows are missing, or every one was rejected."""
+    rejected = Rejected.of(read_tables(stage.work_uri, REJECTED, REJECTED_SCHEMA, by=()), "triplet_id")
+    pairs, triplets = len(plan.tables.table), count_rows(stage.work_uri)
+    if triplets + len(rejected) != pairs * len(plan.directions):
+        expected = pairs * len(plan.directions)
+        raise GenerationError(f"{triplets} triplets and {len(rejected)} rejected rows are not {expected}.")
+    rejected.refuse_all(stage, triplets, "All {count} rows were rejected, most often: {reason}.", GenerationError)
+    counts = {"pairs": pairs, "triplets": triplets, "rejected": len(rejected)}
+    metrics = text_accuracy(read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA), run.judge) if run.judge else {}
     saved = _saved(run)
     saw = saved.extra.get("saw", {}) if saved else {}
     reasons = [list(item) for item in rejected.reasons()[:5]]
@@ -189,8 +201,8 @@ def _tokens(sums: Mapping[str, int]) -> dict[str, Any]:
 
 def _images(run: GenerateRun) -> Iterator[str]:
     """Images of the pairs, read when first asked for."""
-    for pair in read_pairs(run.pairs):
-        yield from (pair.reference_id, pair.target_id)
+    for image in image_ids(read_pairs(run.pairs)):
+        yield image.as_py()
 
 
 def _check_generator(run: GenerateRun) -> None:

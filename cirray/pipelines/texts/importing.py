@@ -32,7 +32,7 @@ def run_import_triplets(run: ImportTripletsRun) -> Manifest:
         return stage.finished
     if not dataset.triplets:
         raise DataError(f"{dataset.describe()}: there is no triplet to import. Check `data`.")
-    refuse_duplicates([row.triplet_id for row in dataset.triplets], dataset.name)
+    refuse_duplicates((row.triplet_id for row in dataset.triplets), dataset.name)
     for number, rows in enumerate(_cut(dataset.triplets)):
         write_part(stage.work_uri, part_name(number), triplet_table(map(_columns, rows)), rejected_table([]))
     return stage.publish({"triplets": len(dataset.triplets)}, extra={"notes": list(dataset.notes)})

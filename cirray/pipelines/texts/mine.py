@@ -18,7 +18,7 @@ from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
 from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.judging import is_shapes_world, single_edit_share
 from cirray.pipelines.texts.mining_tasks import ray_finder
-from cirray.triplets.pairs import KIND, write_pairs
+from cirray.triplets.pairs import KIND, pair_table, write_pairs
 from cirray.types import Pair, stable_id
 
 
@@ -38,7 +38,7 @@ def run_mine(run: MineRun) -> Manifest:
         return stage.finished
     source = _source(run, dataset)
     pairs = mine_pairs(source, run.mining)
-    write_pairs(stage.work_uri, pairs)
+    write_pairs(stage.work_uri, pair_table(pairs))
     images = {image for pair in pairs for image in (pair.reference_id, pair.target_id)}
     return stage.publish({"pairs": len(pairs), "images": len(images)}, source.metrics | _metrics(run, pairs), guard)
 

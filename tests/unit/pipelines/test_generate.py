@@ -193,7 +193,8 @@ def test_the_triplets_do_not_depend_on_the_order_of_the_pairs(inputs):
 
 def test_seed_decoding_and_generator_are_part_of_every_id(inputs):
     def ids(**fields):
-        return set(make_plan(run_of(inputs, **fields)).keys[0])
+        plan = make_plan(run_of(inputs, **fields))
+        return set(plan.keys(plan.tables[0]).to_pylist())
 
     TINY.write_generator(inputs / "other", sleep=0, fail=["nobody"])
     mtg = {"source": str(inputs / "generator")}
@@ -269,7 +270,7 @@ def test_an_actor_is_a_plain_object_that_needs_no_cluster(inputs):
     )
     assert actor(to_columns(plan.tables[1])) == {"rejected": 0, "tokens_in": 0, "tokens_out": 0}
     ids = pq.read_table(join(str(inputs / "work"), "data", "part-00001.parquet")).column("triplet_id").to_pylist()
-    assert sorted(ids) == sorted(plan.keys[1])
+    assert sorted(ids) == sorted(plan.keys(plan.tables[1]).to_pylist())
 
 
 def test_a_generator_that_breaks_its_promise_is_refused(inputs):

@@ -19,7 +19,7 @@ from cirray.pipelines.texts.generator import run_generator
 from cirray.pipelines.texts.mine import run_mine
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
-from cirray.triplets.pairs import read_pairs
+from cirray.triplets.pairs import image_ids, read_pairs
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 MADE = SimpleNamespace(**runpy.run_path(str(FIXTURES / "benchmarks.py")))
@@ -41,7 +41,7 @@ def mine(data, place, policy="uniform", **fields):
     settings = {"features": (str(place / "features"),), "parts": PARTS, "exclude_parts": (), "out": str(place / policy)}
     mining = MiningConfig(policy=policy, count=3000)
     run_mine(MineRun(**{**settings, "data": data, "mining": mining, **fields}))
-    return {image for pair in read_pairs(place / policy) for image in (pair.reference_id, pair.target_id)}
+    return set(image_ids(read_pairs(place / policy)).to_pylist())
 
 
 @pytest.mark.parametrize("policy", ["uniform", "neighbour_band", "existing"])

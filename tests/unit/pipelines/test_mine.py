@@ -14,7 +14,7 @@ from cirray.mining.config import MiningConfig
 from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.judging import single_edit_share, text_accuracy
 from cirray.pipelines.texts.mine import run_mine
-from cirray.triplets.pairs import read_pairs
+from cirray.triplets.pairs import read_pairs, to_pairs
 from cirray.triplets.schema import triplet_table
 from cirray.types import Pair
 
@@ -46,7 +46,7 @@ def run_of(world, out, **fields):
 
 def test_pairs_come_from_the_pool_and_their_precision_is_reported(world, tmp_path):
     manifest = run_mine(run_of(world, tmp_path / "p", mining={"policy": {"settings": {"rank_high": 1}}}))
-    pairs = read_pairs(tmp_path / "p")
+    pairs = to_pairs(read_pairs(tmp_path / "p"))
     assert manifest.counts["pairs"] == len(pairs) > 20
     assert all(pair.reference_id.startswith("pool") and pair.target_id.startswith("pool") for pair in pairs)
     uniform = run_mine(run_of(world, tmp_path / "u", mining=MiningConfig(policy="uniform")))
@@ -65,9 +65,9 @@ def test_gallery_images_are_never_paired_by_default(world, tmp_path):
         run_mine(run_of(world, tmp_path / "p", parts=("gallery",)))
     mixed = run_mine(run_of(world, tmp_path / "q", parts=("pool", "gallery")))
     assert mixed.counts["pairs"] > 0
-    assert all("gal-" not in pair.reference_id + pair.target_id for pair in read_pairs(tmp_path / "q"))
+    assert all("gal-" not in pair.reference_id + pair.target_id for pair in to_pairs(read_pairs(tmp_path / "q")))
     run_mine(run_of(world, tmp_path / "r", parts=("gallery",), exclude_parts=()))
-    assert all(pair.reference_id.startswith("gal-") for pair in read_pairs(tmp_path / "r"))
+    assert all(pair.reference_id.startswith("gal-") for pair in to_pairs(read_pairs(tmp_path / "r")))
 
 
 def test_a_file_of_excluded_ids_is_obeyed(world, tmp_path):
@@ -122,7 +122,7 @@ def test_labelled_pairs_are_all_single_edits_and_texts_are_judged_in_their_direc
 
 def _pairs(world, out, **fields):
     run_mine(run_of(world, out, **fields))
-    return read_pairs(out)
+    return to_pairs(read_pairs(out))
 
 
 def test_images_that_could_not_be_embedded_are_skipped_but_unknown_ones_are_an_error(world, tmp_path):

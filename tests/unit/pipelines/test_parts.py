@@ -1,6 +1,7 @@
 """The runner of parted stages: only what is left is done, every key is counted, and an empty result leaves nothing."""
 
 from collections import Counter
+from functools import partial
 
 import pyarrow as pa
 import pytest
@@ -10,8 +11,9 @@ from cirray.core.errors import DataError, GenerationError
 from cirray.core.progress import redirected
 from cirray.pipelines.cluster import parts as runner
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
-from cirray.pipelines.cluster.parts import Parts, Rejected, cut, each_part, run_parts
+from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, each_part, run_parts
 from cirray.pipelines.cluster.streaming import Step, in_process
+from cirray.triplets.store import row_keys
 from cirray.types import part_name
 
 HERE = RayConfig(enabled=False)
@@ -35,17 +37,18 @@ def stage(tmp_path):
 
 
 def parts_of(shelf, names="abcdefg", **settings):
-    tables = cut({"name": list(names)}, 3)
     step = Step(Shelf, {"shelf": shelf, **settings}, PoolConfig())
-    keys = [table.column("name").to_pylist() for table in tables]
-    return Parts("shelve", "names", tables, [step], keys, lambda: shelf)
+    return Parts(
+        "shelve", "names", Cut({"name": list(names)}, 3), [step], partial(row_keys, columns=("name",)),
+        lambda: [(name, pa.array(keys, pa.string())) for name, keys in shelf.items()],
+    )  # fmt: skip
 
 
 def test_parts_are_whole_numbered_and_in_order():
-    tables = cut({"name": list("abcdefg")}, 3)
+    tables = Cut({"name": list("abcdefg")}, 3)
     assert [table.column("part").to_pylist() for table in tables] == [[0, 0, 0], [1, 1, 1], [2]]
     assert [table.column("part_rows").to_pylist()[0] for table in tables] == [3, 3, 1]
-    assert pa.concat_tables(tables).column("name").to_pylist() == list("abcdefg") and cut({"name": []}, 3) == []
+    assert pa.concat_tables(tables).column("name").to_pylist() == list("abcdefg") and not list(Cut({"name": []}, 3))
 
 
 def test_only_unfinished_parts_are_done_and_their_figures_summed(stage):
@@ -72,20 +75,20 @@ def test_a_key_that_is_wanted_twice_may_be_there_twice(stage):
 
 
 def test_parts_that_are_only_read_come_back_with_their_numbers():
-    parts = Parts("look", "names", cut({"name": list("abcd")}, 3), [Step(lambda columns: {"name": columns["name"]})])
+    parts = Parts("look", "names", Cut({"name": list("abcd")}, 3), [Step(lambda columns: {"name": columns["name"]})])
     found = {int(columns["part"][0]): columns["name"].tolist() for columns in each_part(parts, HERE)}
     assert found == {0: ["a", "b", "c"], 1: ["d"]}
 
 
 def test_parts_that_do_not_come_back_are_missed(monkeypatch):
     monkeypatch.setattr(runner, "stream", lambda tables, *rest: in_process(tables[:1], *rest[:1]))
-    parts = Parts("look", "names", cut({"name": list("abcd")}, 3), [Step(lambda columns: {"name": columns["name"]})])
+    parts = Parts("look", "names", Cut({"name": list("abcd")}, 3), [Step(lambda columns: {"name": columns["name"]})])
     with pytest.raises(DataError, match="1 of 2 parts did not come back, e.g. number 1; run again"):
         list(each_part(parts, HERE))
 
 
 def test_when_everything_is_rejected_the_most_frequent_reason_is_told_and_nothing_left(stage, tmp_path):
-    rejected = Rejected([("a", "dull"), ("b", "{wet}"), ("c", "{wet}")])
+    rejected = Rejected.listed([("a", "dull"), ("b", "{wet}"), ("c", "{wet}")])
     assert rejected.first() == [["a", "dull"], ["b", "{wet}"], ["c", "{wet}"]] and len(rejected) == 3
     rejected.refuse_all(stage, 1, "no")
     assert (tmp_path / "out.partial").exists()

@@ -11,9 +11,10 @@ from cirray.triplets.schema import (
     rejected_table,
     to_triplets,
     triplet_id,
+    triplet_ids,
     triplet_table,
 )
-from cirray.triplets.store import TripletStore, attach_reverse, finished_ids, write_part
+from cirray.triplets.store import TripletStore, attach_reverse, count_rows, finished_keys, write_part
 from cirray.types import Triplet
 
 NOTHING = rejected_table([])
@@ -98,10 +99,15 @@ def test_an_id_that_stands_twice_is_refused(tmp_path):
         TripletStore.open(uri).read()
 
 
+def finished_ids(uri):
+    return {name: keys.to_pylist() for name, keys in finished_keys(uri)}
+
+
 def test_a_part_counts_as_finished_only_with_its_data(tmp_path):
     write_part(str(tmp_path), "part-00000", triplet_table([row(1)]), rejected_table([refusal(2)]))
     write_part(str(tmp_path), "part-00001", triplet_table([]), rejected_table([refusal(3)]))
     assert finished_ids(str(tmp_path)) == {"part-00000": ["t1", "t2"], "part-00001": ["t3"]}
+    assert count_rows(str(tmp_path)) == 1
     (tmp_path / "data" / "part-00000.parquet").unlink()
     assert finished_ids(str(tmp_path)) == {"part-00001": ["t3"]}
 
@@ -149,6 +155,8 @@ def test_reverse_texts_are_attached_by_image_pair_in_either_direction():
 
 def test_triplet_ids_depend_on_pair_recipe_and_direction():
     base = triplet_id("p", "r", "forward")
+    many = triplet_ids(pa.array(["p", "ü"]), "r", ("forward", "reverse")).to_pylist()
+    assert many == [triplet_id(pair, "r", way) for pair in ("p", "ü") for way in ("forward", "reverse")]
     assert base == triplet_id("p", "r", "forward")
     assert (
         len({base, triplet_id("q", "r", "forward"), triplet_id("p", "s", "forward"), triplet_id("p", "r", "reverse")})
