@@ -1,6 +1,6 @@
 """Five lines of Python: a model, a folder of pictures as a gallery, and answers that show themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.data.images import open_image
 from cirray.data.pixels import thumbnail
 from cirray.data.places import Box
+from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import ImageSource, ImageTextEncoder, open_encoder
 from cirray.index.store import KIND, LIVING, read_searchable
 from cirray.models.opening import own_source
@@ -20,6 +21,8 @@ from cirray.queries import Further, Negative, Reference
 from cirray.results import Result, Results
 from cirray.search_engine import SearchEngine
 
+Rerank = str | Mapping[str, Any] | None
+"""What scores the first answers again: a kind, `matching`, or all settings, `{"kind": "matching", "top": 20}`."""
 SHOWN = 256
 """Longest side in pixels of a reference beside its answers."""
 
@@ -36,7 +39,7 @@ class Model(ImageTextEncoder):
     def __repr__(self) -> str:
         return f"Model({self.source!r}, composition={self.composition.name!r}, weight={self.composition.weight})"
 
-    def index(self, images: str | Path, out: str = "", **fields: Any) -> "Gallery":
+    def index(self, images: str | Path, out: str = "", rerank: Rerank = None, **fields: Any) -> "Gallery":
         """Embed a folder of pictures, with a progress bar, and open it as a gallery.
 
         The same folder again costs a look at its files: of one that has changed, only new and changed pictures are
@@ -45,37 +48,43 @@ class Model(ImageTextEncoder):
         Args:
             images: the folder.
             out: where the index is written; empty: `@indexes/IMAGES-MODEL`.
+            rerank: what scores the first answers of every query again.
             fields: any other field of `cirray index`, such as `root` or `index={"kind": "exact"}`.
 
         Raises:
             ArtifactError: something else is at `out`.
+            ConfigError: the model lacks what the reranker needs.
             DataError: the folder holds no picture.
         """
+        _choice(rerank)  # told before anything is embedded
         given = {"model": self.source, **self._chosen, "images": str(images), "device": str(self.device)}
         given |= {name: value for name, value in (("root", artifact_root()), ("out", str(out))) if value}
         run = validate(IndexRun, {**given, **fields})
         run_index(run)
-        return Gallery(run.out, str(self.device))
+        return Gallery(run.out, str(self.device), rerank=rerank)
 
 
 class Gallery:
     """An indexed set of pictures that is searched by picture and text, by text alone, or by a picture alone."""
 
-    def __init__(self, index: str, device: str = "cpu", checkpoint: str = "") -> None:
+    def __init__(self, index: str, device: str = "cpu", checkpoint: str = "", rerank: Rerank = None) -> None:
         """Open an index and the model that made it.
 
         Args:
             index: index artifact.
             device: where the model runs.
             checkpoint: the model where it is no longer where the index was made with it, or another query side.
+            rerank: what scores the first answers of every query again.
 
         Raises:
             ArtifactError: index or model are missing or damaged.
             IndexMismatchError: the checkpoint did not make the index.
+            ConfigError: the model lacks what the reranker needs.
+            GenerationError: no server answers the reranker.
         """
         self.source = index
         made_with = checkpoint or str(read_searchable(index).config["checkpoint"])
-        self.engine = SearchEngine.open(made_with, index, device)
+        self.engine = SearchEngine.open(made_with, index, device, rerank=_choice(rerank))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -169,9 +178,16 @@ def _encoded(picture: ImageSource | None) -> bytes:
     return b"" if picture is None else thumbnail(open_image(picture, name=name), SHOWN)
 
 
-def load_any(place: str, device: str = "cpu", composition: str = "", weight: float | None = None) -> Any:
+def load_any(
+    place: str, device: str = "cpu", composition: str = "", weight: float | None = None, rerank: Rerank = None
+) -> Any:
     """See `cirray.load`."""
     kind = read_manifest(place).kind if is_complete(place) else ""
+    if rerank is not None and kind not in (KIND, LIVING):
+        raise ConfigError(
+            f"rerank is a gallery's, and {place!r} is no index. Load the index, or give it to index(): "
+            "cirray.load(MODEL).index(FOLDER, rerank=...)."
+        )
     own = None if kind in (KIND, LIVING) else own_source(place)
     if kind not in (KIND, LIVING) and (own is None or own[1] != "generator"):
         return Model(place, device, composition, weight)
@@ -179,7 +195,13 @@ def load_any(place: str, device: str = "cpu", composition: str = "", weight: flo
         what = "an index" if own is None else "a generator"
         raise ConfigError(f"composition and weight are a model's, and {place!r} holds {what}. Leave them out.")
     if own is None:
-        return Gallery(place, device)
+        return Gallery(place, device, rerank=rerank)
     from cirray.generators.store import load_generator
 
     return load_generator(own[0], device)
+
+
+def _choice(rerank: Rerank) -> RerankChoice | None:
+    if rerank is None:
+        return None
+    return validate(RerankChoice, rerank if isinstance(rerank, Mapping) else {"kind": rerank})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import cirray
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, GenerationError
 from cirray.data.benchmark import Protocol
@@ -258,3 +259,31 @@ def test_equal_points_are_broken_by_the_retriever_and_equal_both_count_against_i
     one = evaluate_retriever(model, table, queries, ids, Protocol("toy", ks=(1,)), rerank=rerank)
     other = evaluate_retriever(model, table, queries, ids, Protocol("toy", ks=(1,)))
     assert one.ranks.tolist() == other.ranks.tolist() and one.rankings == other.rankings
+
+
+def test_a_gallery_opened_with_a_reranker_answers_as_the_engine_with_it(tiny, tmp_path):
+    expected = engine(tiny, "matching", 6).search(TEXTS[0], gallery_id="plain/02", k=8).ids
+    found = cirray.load(tiny.index, rerank={"kind": "matching", "top": 6}).search("plain/02", TEXTS[0], k=8)
+    assert tuple(row.id for row in found) == expected
+    made = cirray.load(tiny.checkpoint).index(tiny.images, tmp_path / "index", rerank="matching", root=str(tmp_path))
+    top = engine(tiny, "matching", 50).search(TEXTS[0], gallery_id="plain/02", k=8).ids
+    assert tuple(row.id for row in made.search("plain/02", TEXTS[0], k=8)) == top
+    with pytest.raises(ConfigError, match="rerank is a gallery's, and .* is no index"):
+        cirray.load(tiny.checkpoint, rerank="matching")
+    for wrong, words in (("clip", "'clip'"), ({"kind": "matching", "tops": 3}, "tops")):
+        with pytest.raises(ConfigError, match=words):
+            cirray.load(tiny.index, rerank=wrong)
+
+
+def test_patches_of_a_batch_of_answers_are_fetched_together(tiny):
+    class Counted(DataSights):
+        def patches(self, ids):
+            fetched.append(len(ids))
+            return super().patches(ids)
+
+    model, fetched = load_models(tiny.checkpoint)[0], []
+    ids = [f"im-{number:02d}" for number in range(30)]
+    queries = [Query(f"q{n}", ids[n], TEXTS[n % 4], (ids[n + 1],)) for n in range(8)]
+    rerank = RerankedEvaluation(Reranking(choice("matching", 10, batch=16), model), Counted(Table(ids)))
+    evaluate_retriever(model, Table(ids), queries, ids, Protocol("toy", ks=(1,)), rerank=rerank)
+    assert fetched == [16] * 5

@@ -4,6 +4,7 @@ The head compares the text with the answer alone; the reference is in the order 
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class MatchingReranker:
         return np.split(np.concatenate(parts), ends) if parts else []
 
     def _matched(self, rows: Sequence[tuple[Asked, str]]) -> np.ndarray:
-        patches_BPW = torch.cat([item.sights.patches([name]) for item, name in rows])
+        seen = [list(own) for _, own in groupby(rows, key=lambda row: id(row[0].sights))]
+        patches_BPW = torch.cat([own[0][0].sights.patches([name for _, name in own]) for own in seen])
         text = self._encoder.tokenize([item.text or "" for item, _ in rows])
         return matched(self._encoder, self._settings.variant, patches_BPW, text).float().cpu().numpy()
