@@ -40,10 +40,15 @@ def check_objective(rows: TermRows, description: Mapping[str, Any]) -> None:
         TERMS.get(name).check(rows, kind, settings)
 
 
+def reads_candidates(config: TrainingConfig) -> bool:
+    """Whether a configured term reads the candidates of the batch."""
+    return any(TERMS.get(name).contrasts for name in config.active_terms)
+
+
 def wanted_outputs(config: TrainingConfig) -> Wanted:
     """The optional outputs that a configuration's terms use."""
     terms = [TERMS.get(name) for name in config.active_terms]
-    references = config.negatives == "batch_images" and any(term.contrasts for term in terms)
+    references = config.negatives == "batch_images" and reads_candidates(config)
     return reduce(Wanted.__or__, (term.wanted for term in terms), Wanted(references=references))
 
 

@@ -19,7 +19,7 @@ from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
 from cirray.training.mixing import PairTexts, Rows
 from cirray.training.mixing_config import MIXERS
-from cirray.training.objectives import Objective, prepared, wanted_outputs
+from cirray.training.objectives import Objective, prepared, reads_candidates, wanted_outputs
 from cirray.training.terms.base import TermRows, TermSetup
 from cirray.types import Triplet
 
@@ -52,7 +52,8 @@ class TrainingRows:
         ids = {image for row in triplets for image in row.images}
         self.keys = {image: key for key, image in enumerate(sorted(ids))}
         every_text = () if config.pair_texts == "rows" else tuple(given)
-        self.negatives = config.hard_negatives if any(row.negative_ids for row in given) else 0
+        read = reads_candidates(config) and any(row.negative_ids for row in given)
+        self.negatives = config.hard_negatives if read else 0
         self.positives = max(len(row.positive_ids) for row in given)
         self.known = TermRows(tuple(self.triplets), tuple(self.keys), features, config, held_out, every_text)
 

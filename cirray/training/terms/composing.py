@@ -6,7 +6,7 @@ over the batch's targets, h over mined images; L_2 = L_cmp + lambda_ret L_ret. A
 image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from cirray.models.batch import Wanted
 from cirray.models.scoring import score
 from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
 from cirray.training.terms.config import ComposingConfig
+from cirray.types import Triplet
 
 _BLOCK = 256
 
@@ -28,7 +29,9 @@ class Composing(Term[ComposingConfig]):
     """InfoNCE over targets, with the own reference and H_i as further candidates of each row."""
 
     def __init__(self, setup: TermSetup, settings: ComposingConfig) -> None:
-        """Encode all images once, rank them for every query by the start weights, keep each query's hard ones."""
+        """Encode all images once. Each query's hard ones are those that its row brings, else those that the start
+        weights rank high.
+        """
         super().__init__(setup, settings)
         self._image_ID, self._lists_MK = torch.empty(0), np.empty((0, 0), dtype=np.int64)
         if settings.hard:
@@ -42,6 +45,7 @@ class Composing(Term[ComposingConfig]):
                 query_vectors(setup).numpy(), self._image_ID.numpy(), reference_M, target_M, settings.ranks,
                 settings.max_cosine,
             )  # fmt: skip
+            self._lists_MK = _own_first(self._lists_MK, [_brought(row, places) for row in setup.triplets])
 
     wanted = Wanted(references=True)
 
@@ -82,6 +86,21 @@ class Composing(Term[ComposingConfig]):
             scores.append(own_scores(output.query_BD, vectors_BHD[:, :, None]))
             dropped.append((hard_BH == UNUSED).to(output.query_BD.device))
         return (torch.cat(scores, dim=1), torch.cat(dropped, dim=1)) if scores else (None, None)
+
+
+def _brought(row: Triplet, places: Mapping[str, int]) -> list[int]:
+    return [places[name] for name in row.negative_ids if name not in (row.reference_id, row.target_id)]
+
+
+def _own_first(mined_MK: np.ndarray, own: Sequence[Sequence[int]]) -> np.ndarray:
+    """Lists in which the hard negatives that a row brings stand in place of mined ones; -1 fills."""
+    width = max([mined_MK.shape[1], *map(len, own)])
+    lists_MK = np.pad(mined_MK, ((0, 0), (0, width - mined_MK.shape[1])), constant_values=UNUSED)
+    for row, given in enumerate(own):
+        if given:
+            lists_MK[row] = UNUSED
+            lists_MK[row, : len(given)] = given
+    return lists_MK
 
 
 def own_scores(query_BD: torch.Tensor, images_BKQD: torch.Tensor) -> torch.Tensor:

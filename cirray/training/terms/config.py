@@ -145,7 +145,8 @@ class ComposingConfig(TermConfig):
     reference: bool = True
     """The own reference is always a negative, unless it is the target."""
     hard: int = Field(5, ge=0)
-    """Mined images per query, drawn anew in every epoch; 0: none."""
+    """Images per query, drawn anew in every epoch from the hard negatives that its row brings, or mined where it brings
+    none; 0: none."""
     ranks: tuple[int, int] = (2, 50)
     """First and last rank, from 1, in the start weights' ranking, to draw them from."""
     max_cosine: float = Field(0.9, le=1)

@@ -198,3 +198,21 @@ def test_training_reads_cached_tokens_alone(make_task, features):
 def _named(make_task, **fields):
     task, config = make_task(**fields)
     return task, "composing", config
+
+
+def test_hard_negatives_that_a_row_brings_stand_in_place_of_mined_ones(make_task, triplets):
+    settings = {"reference": False, "hard": 4, "ranks": (1, 20), "max_cosine": 1.0}
+    brought = {0: ("img-20", "img-21"), 2: ("img-22", triplets[2].reference_id)}
+    rows = [replace(row, negative_ids=brought.get(number, ())) for number, row in enumerate(triplets)]
+    task, config = make_task(rows=rows, terms={"composing": settings, "retention": 0.0})
+    made = TERMS.get("composing")(task.setup, config.terms["composing"])
+    names = [[task.setup.image_ids[at] for at in row if at != UNUSED] for row in made._lists_MK]
+    assert names[0] == ["img-20", "img-21"] and names[2] == ["img-22"] and len(names[1]) > 4
+    batch, row = task.batch(rows[:1]), replace(rows[0], negative_ids=())
+    assert batch.negative_MPD is None  # they are known by their vectors, and not encoded in every step
+    batch = replace(batch, row_B=torch.tensor([0]), epoch=torch.tensor(0))
+    output = task.model().eval()(batch, TERMS.get("composing").wanted)
+    value = made(TermInput(output, batch, config, NoGather()))
+    vectors = task.model().encode_gallery(torch.from_numpy(task.setup.features.get([row.target_id, *names[0]])))[:, 0]
+    scores = output.query_BD @ vectors.T / output.temperature
+    assert torch.allclose(value, -scores.log_softmax(dim=1)[0, 0], atol=1e-4)
