@@ -9,15 +9,19 @@ from typing import Any, TypeVar
 from cirray.core.errors import ConfigError
 
 ItemT = TypeVar("ItemT")
-_FIRST = 3.0
-"""Times as long as the first answer took, its models' loading included, that another one may take."""
+_SLOWEST = 3.0
+"""Times as long as the slowest answer took, its models' loading included, that another one may take."""
 _LOOK_S = 0.5
 
 
-def patient(answers: Iterable[ItemT], limit_s: float, signs: Callable[[], object] | None = None) -> Iterator[ItemT]:
+def patient(
+    answers: Iterable[ItemT], limit_s: float, signs: Callable[[], object] | None = None,
+    took: Callable[[ItemT], float] = lambda _: 0.0,
+) -> Iterator[ItemT]:  # fmt: skip
     """The same answers, read in a thread of their own.
 
-    After the first answer, a longer silence than `limit_s`, and than three times what the first one took, is an error.
+    After the first answer, a longer silence than `limit_s`, and than three times what the slowest took, is an error.
+    `took`: seconds that an answer took its worker, the loading of models before its own first one included.
     While `signs` change, what a long answer leaves behind as it is made, it is not silent.
 
     Raises ConfigError when nothing was finished in that time.
@@ -49,7 +53,7 @@ def patient(answers: Iterable[ItemT], limit_s: float, signs: Callable[[], object
                 raise error
             if item is end:
                 return
-            limit = limit or max(limit_s, _FIRST * (time.monotonic() - begin))
+            limit = max(limit or _SLOWEST * (time.monotonic() - begin), limit_s, _SLOWEST * took(item))
             yield item
     finally:
         closed.set()

@@ -5,6 +5,7 @@ block, and so one task without anything to resume; here blocks are the parts and
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from cirray.pipelines.cluster.patience import patient
 
 Columns = dict[str, np.ndarray]
 _TASK_CPUS = 0.5
-_FAILURE, _KIND = "cirray_failure", "cirray_failure_kind"
+_FAILURE, _KIND, _TOOK = "cirray_failure", "cirray_failure_kind", "cirray_took"
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,24 @@ class GuardedWorker:
 
     def __init__(self, step: Step, work_uri: str = "") -> None:
         """Make the worker; an error is kept for the first call."""
+        begin = time.monotonic()
         self._failure: Columns | None = None
         try:
             self._worker = Worker(step, work_uri)
         except CirrayError as error:
             self._failure = _failure(error)
+        self._loading = time.monotonic() - begin
 
     def __call__(self, columns: Columns) -> Columns:
         """The step's answer, or its failure, or the failure of an earlier step."""
         if self._failure or _FAILURE in columns:
             return self._failure or columns
+        begin, self._loading = time.monotonic() - self._loading, 0.0
         try:
-            return self._worker(columns)
+            answer = self._worker({name: value for name, value in columns.items() if name != _TOOK})
         except CirrayError as error:
             return _failure(error)
+        return {**answer, _TOOK: np.full(len(answer["part"]), time.monotonic() - begin)}
 
 
 def _guarded_task(columns: Columns, step: Step) -> Columns:
@@ -166,6 +171,10 @@ def _raise_failure(columns: Columns) -> None:
     if _FAILURE in columns:
         kind = getattr(errors, str(columns[_KIND][0]), errors.DataError)
         raise kind(str(columns[_FAILURE][0]))
+
+
+def _took(columns: Columns) -> float:
+    return float(columns[_TOOK][0]) if _TOOK in columns else 0.0
 
 
 def _by_ray(
@@ -183,9 +192,9 @@ def _by_ray(
         for step in steps:
             data = data.map_batches(batch_size=None, batch_format="numpy", **_arguments(step, len(parts), work_uri))
         answers = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
-        for columns in patient(answers, config.no_progress_timeout_s, signs):
+        for columns in patient(answers, config.no_progress_timeout_s, signs, _took):
             _raise_failure(columns)
-            yield columns
+            yield {name: value for name, value in columns.items() if name != _TOOK}
 
 
 def _arguments(step: Step, parts: int, work_uri: str) -> dict[str, Any]:

@@ -101,7 +101,9 @@ class GenerateTexts:
             if len(made) < len(pairs):
                 rows = [asdict(item) for item in made[at:]]
                 storage.write_bytes(storage.join(folder, f"{name}-{at:05d}.json"), json.dumps(rows).encode())
-            self._shard_rows = max(1, round((len(made) - at) * SHARD_S / max(time.monotonic() - begin, 1e-6)))
+            asked = sum(not item.error for item in made[at:])  # what fails at once says nothing of the rate
+            if asked:
+                self._shard_rows = max(1, round(asked * SHARD_S / max(time.monotonic() - begin, 1e-6)))
         return made
 
     def generate(self, pairs: Sequence[Pair], pictures: PictureLookup | None = None) -> list[Generation]:

@@ -160,6 +160,14 @@ def test_a_long_part_is_made_in_shards_by_the_measured_rate_and_goes_on_from_the
     assert not (inputs / "out" / "shards").exists()
 
 
+def test_pairs_that_fail_at_once_do_not_make_the_next_shard_long(inputs, monkeypatch):
+    monkeypatch.setattr("cirray.pipelines.texts.actors._FIRST_SHARD", 4)
+    TINY.write_generator(inputs / "failing", calls=str(inputs / "calls"), fail=[f"img-{n:04d}" for n in range(1, 41)])
+    with pytest.raises(GenerationError, match="were rejected"):
+        run_generate(run_of(inputs, generator=TINY.written(inputs / "failing"), part_rows=20), TINY.load_knobs)
+    assert [int(path.read_text()) for path in sorted((inputs / "calls").iterdir())] == [4] * 10
+
+
 def test_a_part_that_lost_rows_is_made_again(inputs):
     with pytest.raises(KeyboardInterrupt):
         run_generate(run_of(inputs), lambda *given: _Power(TINY.load_knobs(*given), 2))

@@ -3,10 +3,13 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from cirray.core.errors import ConfigError, DataError
+from cirray.pipelines.cluster.config import PoolConfig
 from cirray.pipelines.cluster.patience import patient
+from cirray.pipelines.cluster.streaming import GuardedWorker, Step
 
 
 def answers(*waits):
@@ -63,3 +66,25 @@ def test_an_error_on_the_way_arrives_and_a_reader_that_leaves_ends_the_thread():
     while any(thread.name == "answers" for thread in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_the_slowest_answer_so_far_says_how_long_another_may_take():
+    assert list(patient(answers(0.0, 0.0, 0.4), 0.1, took=lambda number: 0.2 * number)) == [0, 1, 2]
+    with pytest.raises(ConfigError, match="Nothing was finished"):
+        list(patient(answers(0.0, 0.0, 0.4), 0.1, took=lambda number: 0.01 * number))
+
+
+def test_a_worker_tells_how_long_a_part_took_it_and_of_its_first_one_the_loading_too():
+    class Slow:
+        def __init__(self):
+            time.sleep(0.2)
+
+        def __call__(self, columns):
+            assert set(columns) == {"part", "part_rows"}
+            return {"made": 1}
+
+    worker = GuardedWorker(Step(Slow, pool=PoolConfig(threads=1)))
+    time.sleep(0.3)  # waiting for work is not work
+    part = {"part": np.zeros(2, np.int64), "part_rows": np.full(2, 2)}
+    first, second = (float(worker({**part, "cirray_took": np.ones(2)})["cirray_took"][0]) for _ in range(2))
+    assert 0.2 <= first < 0.5 and second < 0.1
