@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from cirray.generators.mtg import ModificationTextModel
-from cirray.generators.trainable import Answers
+from cirray.generators.trainable import AnswerLoss, Answers
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch
 from cirray.models.dual import DualEncoderRetriever
@@ -146,20 +146,28 @@ def count_generator(
 
 
 def count_alignment(
-    model: ModificationTextModel, config: LoopConfig, tokens: Tokens, answer: int, world: int = 1, gpu: bool = True
+    model: ModificationTextModel, config: PiecesConfig, tokens: Tokens, answer: int, world: int = 1, gpu: bool = True
 ) -> Counted:
-    """Trace a step of the alignment with captions through the language model; called under `weightless`."""
-    patches, _, answers = generator_batch(rows_at_once(config, world), tokens, answer)
+    """Trace a step of the alignment; called under `weightless`. `answer`: tokens of a caption through the language
+    model; 0: soft tokens are drawn to words without it, and no piece of a batch goes alone.
+    """
+    config = config if answer else config.model_copy(update={"pieces": 1})
+    first, second, answers = generator_batch(rows_at_once(config, world), tokens, answer or 1)
+    pair = (None, None) if answer or "difference" not in model.config.passes else (first, second)
     model.enter("alignment")
-    wrapped, batch = AlignmentPass(model).train(), AlignmentBatch(patches, answers=answers)
+    batch = AlignmentBatch(first, answers=answers if answer else None, reference_BPD=pair[0], target_BPD=pair[1])
+    wrapped = AlignmentPass(model).train()
 
     def loss() -> torch.Tensor:
         found = wrapped(batch)
-        return found.total / found.tokens
+        if isinstance(found, AnswerLoss):
+            return found.total / found.tokens
+        soft = [found.image_BQE, *([] if found.difference_BQE is None else [found.difference_BQE])]
+        return torch.stack([item.square().mean() for item in soft]).sum()
 
     trace = trace_step(loss, model, batch, config.precision == "bf16", gpu)
     weights = count_weights(model)
-    size = patches.numel() * patches.element_size()
+    size = first.numel() * first.element_size()
     return Counted(weights, training_states(weights, config, world), trace, config, world, size)
 
 

@@ -70,8 +70,9 @@ def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -
         model, origin = generator_of(run, plan, tokens, beside)
         card = plan.gpu != CPU
         aligned = None
-        if run.alignment in ("auto", "captions"):
-            aligned = count_alignment(model, run.alignment_training, tokens, plan.answer_tokens, world, card)
+        if run.alignment != "none":
+            written = plan.answer_tokens if run.alignment in ("auto", "captions") else 0
+            aligned = count_alignment(model, run.alignment_training, tokens, written, world, card)
         counted = count_generator(model, run.training, tokens, plan.answer_tokens, world, card)
     rows, told = (plan.rows, "plan.rows") if plan.rows else labelled_rows(run.data)
     images, source = (plan.images, "plan.images") if plan.images else images_of(run.data)
@@ -86,7 +87,8 @@ def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -
         remedies.append("training.pieces=4")
     warnings = fit_warnings(counted, plan, remedies)
     if aligned is not None:
-        note = f"{aligned.rows} rows of captions through the language model at once"
+        through = "captions through the language model" if run.alignment in ("auto", "captions") else "images"
+        note = f"{aligned.rows} rows of {through} at once"
         extra.append(Line("alignment before it", aligned.total, "bytes", note))
         warnings += tuple(
             f"Alignment: {text.replace('training.', 'alignment_training.')}"
