@@ -167,8 +167,7 @@ class Gallery:
         return self.engine.gallery.picture(name)
 
     def _path(self, name: str) -> str:
-        originals = self.engine.gallery.originals
-        found = originals.find(self.engine.gallery.row(name)) if originals else None
+        found = self.engine.gallery.original(name)
         return str(found[0]) if found else ""
 
 

@@ -13,7 +13,7 @@ Shapes: D width, H and W pixels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -125,8 +125,8 @@ class ComposedQuery:
     offset: int = 0
     dropped: frozenset[str] = frozenset()
     """Ids that are not answered."""
-    allowed_N: np.ndarray | None = None
-    """Rows of `gallery` that may be answered; None: all."""
+    allowed: Any = None
+    """Which images of `gallery` may be answered, as `GalleryIndex.allowed` says it; None: all."""
     query_id: str = ""
     decode_ms: float = 0.0
     gallery: "GalleryIndex | None" = None
@@ -152,10 +152,11 @@ class ComposedQuery:
         pairs = zip(names, scores_K, strict=False)
         return [(name, float(score)) for name, score in pairs if name not in self.dropped]
 
-    def ranking(self, left: Sequence[tuple[str, float]], times: StepTimes) -> Ranking:
-        """The answers that were asked for, of those that are left."""
+    def ranking(self, left: Sequence[tuple[str, float]], times: StepTimes, searched: float = 1.0) -> Ranking:
+        """The answers that were asked for, of those that are left; they were found in a share of the gallery."""
         kept = left[self.offset : self.offset + self.k]
-        return Ranking(self.query_id, tuple(name for name, _ in kept), tuple(score for _, score in kept), times)
+        ids, scores = tuple(name for name, _ in kept), tuple(score for _, score in kept)
+        return Ranking(self.query_id, ids, scores, times, searched)
 
     def vector(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
         """The query's vector [D] (norm 1) of those of its terms. Raises DataError when nothing is left of it."""

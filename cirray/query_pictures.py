@@ -58,9 +58,8 @@ class GallerySights:
         """See `Sights.patches`."""
         import torch
 
-        if self.gallery.patches_NPW is not None:
-            rows = [self.gallery.row(name) for name in ids]
-            return torch.from_numpy(np.array(self.gallery.patches_NPW[rows])).to(self.device).float()
+        if self.gallery.keeps_patches:
+            return torch.from_numpy(np.array(self.gallery.patches(ids))).to(self.device).float()
         pixels = torch.from_numpy(stacked([self.transform(self.image(name)) for name in ids])).to(self.device)
         with torch.inference_mode():
             return torch.as_tensor(self.vision(pixels)).to(torch.float16).float()  # as stored ones are rounded
@@ -95,7 +94,7 @@ def original_file(gallery: GalleryIndex, image_id: str, limits: ImageLimits) -> 
 
     Raises UnknownImageError for an id that is not in the gallery.
     """
-    found = gallery.originals.find(gallery.row(image_id)) if gallery.originals else None
+    found = gallery.original(image_id)
     if found is None:
         return b""
     path, digest = found

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cirray.catalogue.follower import Follower
 from cirray.catalogue.opening import open_gallery
+from cirray.catalogue.source import Source
 from cirray.core.errors import DataError
 from cirray.data.config import ImageLimits
 from cirray.generators.rerankers.base import Asked, Listed, Reranking
 from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import ImageSource, Vision, check_weight, load_models, said
+from cirray.index.shards import WHOLE, Shard
 from cirray.index.store import GalleryIndex
 from cirray.models.states import ReferenceStates
 from cirray.queries import PLAIN, ComposedQuery, Further, Negative, Reference, Term, references_of
@@ -65,7 +66,7 @@ class SearchEngine:
     """Searches a gallery by a reference image and a text that says what to change."""
 
     def __init__(
-        self, encoder: QueryEncoder, vision: Vision, transform: ImageTransform, gallery: GalleryIndex | Follower,
+        self, encoder: QueryEncoder, vision: Vision, transform: ImageTransform, gallery: GalleryIndex | Source,
         device: torch.device | str = "cpu", limits: ImageLimits | None = None, kept_references: int = 0,
         rerank: RerankChoice | None = None,
     ) -> None:  # fmt: skip
@@ -80,12 +81,17 @@ class SearchEngine:
     @property
     def gallery(self) -> GalleryIndex:
         """The gallery as it is now. Whoever asks several things of it keeps it meanwhile."""
-        return self._gallery.gallery if isinstance(self._gallery, Follower) else self._gallery
+        return self._gallery if isinstance(self._gallery, GalleryIndex) else self._gallery.gallery
 
     @property
-    def follower(self) -> Follower | None:
-        """What keeps a gallery that is written to up to date; None for an index."""
-        return self._gallery if isinstance(self._gallery, Follower) else None
+    def follower(self) -> Source | None:
+        """What keeps a gallery up to date that changes, or lies in several searchers; None for an index."""
+        return None if isinstance(self._gallery, GalleryIndex) else self._gallery
+
+    @property
+    def living(self) -> bool:
+        """Whether the gallery is written to."""
+        return self.follower is not None and self.follower.living
 
     @property
     def composition(self) -> Composition:
@@ -113,7 +119,7 @@ class SearchEngine:
     @classmethod
     def open(
         cls, checkpoint: str, index: str, device: str = "cpu", verify: bool = True, limits: ImageLimits | None = None,
-        kept_references: int = 0, rerank: RerankChoice | None = None,
+        kept_references: int = 0, rerank: RerankChoice | None = None, shard: Shard = WHOLE,
     ) -> "SearchEngine":  # fmt: skip
         """Load a checkpoint (model and its vision tower), and an index or a gallery that is written to.
 
@@ -126,6 +132,7 @@ class SearchEngine:
             kept_references: how many of the latest reference images stay encoded for further texts, if the encoding
                 does not depend on the text; 0: none. One thread at a time.
             rerank: what scores the first answers of every query again.
+            shard: which of the gallery's images.
 
         Raises:
             ArtifactError: an artifact is missing, half-written or damaged.
@@ -134,7 +141,7 @@ class SearchEngine:
             GenerationError: no server answers the reranker.
         """
         encoder, vision, transform = load_models(checkpoint, device)
-        gallery = open_gallery(index, encoder.index_digests, verify, vision.digest)
+        gallery = open_gallery(index, encoder.index_digests, verify, vision.digest, shard)
         return cls(encoder, vision, transform, gallery, device, limits, kept_references, rerank)
 
     def prepare(
@@ -176,9 +183,9 @@ class SearchEngine:
         decoded = any(term.pixels_HWC is not None for term in terms)
         decode_ms = 1000 * (time.perf_counter() - begin) if decoded else 0.0
         named = {term.gallery_id for term in terms if term.gallery_id is not None and exclude_reference}
-        allowed_N = gallery.columns.mask(further.filter) if further.filter is not None else None
+        allowed = gallery.allowed(further.filter) if further.filter is not None else None
         dropped = frozenset(named | set(further.exclude))
-        return ComposedQuery(tuple(terms), k, further.offset, dropped, allowed_N, query_id, decode_ms, gallery)
+        return ComposedQuery(tuple(terms), k, further.offset, dropped, allowed, query_id, decode_ms, gallery)
 
     def _term(
         self, picture: Reference, gallery: GalleryIndex, factor: float, text: str | None = None,
@@ -187,9 +194,9 @@ class SearchEngine:
         """The vector of a picture, with a text or alone."""
         if (picture.image is None) == (picture.gallery_id is None):
             raise DataError("A picture of a query is an image or a gallery id, one of them.")
-        stored = gallery.patches_NPW is not None and not self._reads_pictures
+        stored = gallery.keeps_patches and not self._reads_pictures
         if picture.gallery_id is not None and picture.box is None and stored:
-            gallery.row(picture.gallery_id)
+            gallery.check(picture.gallery_id)
             return Term(factor, text, picture.gallery_id, None, share)
         whole = self._reads_pictures
         image = picture_of(picture.image, picture.gallery_id, picture.box, gallery, self.limits, whole)
@@ -260,11 +267,13 @@ class SearchEngine:
         vectors_BD, image_ms, text_ms = self._vectors(queries)
         begin = self._now()
         found: dict[int, tuple[tuple[str, ...], np.ndarray]] = {}
+        shares: dict[int, float] = {}
         for gallery, places in self._by_gallery(queries):
             wanted = max(queries[place].wanted(self._rerank.top if self._rerank else 0) for place in places)
-            masks = [queries[place].allowed_N for place in places]
-            ids, scores_BK = gallery.search_index.search(vectors_BD[places], wanted, masks)
+            allowed = [queries[place].allowed for place in places]
+            ids, scores_BK, share = gallery.search(vectors_BD[places], wanted, allowed)
             found |= zip(places, zip(ids, scores_BK, strict=True), strict=True)
+            shares |= dict.fromkeys(places, share)
         lists: list[Listed] = [query.left(*found[place]) for place, query in enumerate(queries)]
         ranked = self._now()
         rank_ms, rerank_ms = 1000 * (ranked - begin), 0.0
@@ -272,8 +281,8 @@ class SearchEngine:
             lists = self._rerank.ordered([self._asked(*pair) for pair in zip(queries, lists, strict=True)], lists)
             rerank_ms = 1000 * (self._now() - ranked)
         return [
-            query.ranking(left, StepTimes(query.decode_ms, image_ms, text_ms, rank_ms, rerank_ms))
-            for query, left in zip(queries, lists, strict=True)
+            query.ranking(left, StepTimes(query.decode_ms, image_ms, text_ms, rank_ms, rerank_ms), shares[place])
+            for place, (query, left) in enumerate(zip(queries, lists, strict=True))
         ]
 
     def _asked(self, query: ComposedQuery, left: Listed) -> Asked:
@@ -347,19 +356,26 @@ class SearchEngine:
         encoded: list[torch.Tensor] = []
         if any(term.pixels_HWC is not None for term, _ in terms):
             encoded = list(self.vision(self._pixels(terms)).to(torch.float16))
-        return torch.stack(
-            [encoded.pop(0) if term.pixels_HWC is not None else self._stored(term, gallery) for term, gallery in terms]
-        ).float()
+        stored = self._stored(terms)
+        return torch.stack([(stored if term.pixels_HWC is None else encoded).pop(0) for term, _ in terms]).float()
 
     def _pixels(self, terms: Sequence[tuple[Term, GalleryIndex]]) -> torch.Tensor:
         fresh = [term.pixels_HWC for term, _ in terms if term.pixels_HWC is not None]
         return torch.from_numpy(stacked(fresh)).to(self.device)
 
-    def _stored(self, term: Term, gallery: GalleryIndex) -> torch.Tensor:
-        if gallery.patches_NPW is None or term.gallery_id is None:
-            raise DataError("A query by gallery id must be made with prepare(): this index keeps no vision features.")
-        row = gallery.row(term.gallery_id)
-        return torch.from_numpy(np.array(gallery.patches_NPW[row])).to(self.device)
+    def _stored(self, terms: Sequence[tuple[Term, GalleryIndex]]) -> list[torch.Tensor]:
+        """Patches of the references that galleries keep."""
+        named = [(term.gallery_id, gallery) for term, gallery in terms if term.pixels_HWC is None]
+        found: dict[int, torch.Tensor] = {}
+        for held in {id(gallery): gallery for _, gallery in named}.values():
+            places = [place for place, (_, gallery) in enumerate(named) if gallery is held]
+            names = [name for name, gallery in named if gallery is held and name is not None]
+            if not held.keeps_patches or len(names) < len(places):
+                raise DataError(
+                    "A query by gallery id must be made with prepare(): this index keeps no vision features."
+                )
+            found |= zip(places, torch.from_numpy(np.array(held.patches(names))).to(self.device), strict=True)
+        return [found[place] for place in range(len(named))]
 
     def _probe_query(self) -> ComposedQuery:
         grey = Image.new("RGB", (self.transform.size, self.transform.size), "grey")

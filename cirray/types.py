@@ -134,3 +134,5 @@ class Ranking:
     ids: tuple[str, ...]
     scores: tuple[float, ...] = field(default=())
     times: StepTimes | None = field(default=None, compare=False)
+    searched: float = 1.0
+    """Share of the gallery's images among which they were found."""

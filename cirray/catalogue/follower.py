@@ -16,11 +16,12 @@ import pyarrow as pa
 from cirray.catalogue.rows import Rows, joined, rows_of
 from cirray.catalogue.snapshot import Base, LiveGallery, PictureReader, View, gallery_of
 from cirray.catalogue.table import NUMBER, OWN, Catalogue
-from cirray.core.errors import ConfigError, StoreError
+from cirray.core.errors import StoreError
 from cirray.core.log import get_logger
-from cirray.index.config import INDEXES, IndexBackend
+from cirray.index.config import IndexBackend
 from cirray.index.protocol import VectorIndex
-from cirray.index.store import IndexMeta
+from cirray.index.shards import WHOLE, Shard
+from cirray.index.store import IndexMeta, built
 
 _LOGGER = get_logger("catalogue.follower")
 _LEAST, _MOST, _SHARE = 4_096, 32_768, 10
@@ -44,9 +45,9 @@ class Follower:
 
     def __init__(
         self, uri: str, meta: IndexMeta, shape: tuple[int, int], backend: IndexBackend, digest: str = "",
-        exact_kind: str = "", poll_s: float = 0.25,
+        exact_kind: str = "", poll_s: float = 0.25, shard: Shard = WHOLE,
     ) -> None:  # fmt: skip
-        """Read the whole table and build its index.
+        """Read the table and build its index.
 
         Args:
             uri: the gallery's place.
@@ -56,12 +57,13 @@ class Follower:
             digest: names the gallery in answers.
             exact_kind: backend of the newest changes, exact in its default settings; empty: the usual one.
             poll_s: seconds between two looks at the table.
+            shard: which of its images are followed.
 
         Raises:
             ArtifactError: when there is no table.
             StoreError: when it cannot be read.
         """
-        self._meta, self._shape, self._digest, self._poll_s = meta, shape, digest, poll_s
+        self._meta, self._shape, self._digest, self._poll_s, self._shard = meta, shape, digest, poll_s, shard
         self._backend, self._small = backend, IndexBackend(kind=exact_kind) if exact_kind else IndexBackend()
         self._catalogue = Catalogue.open(uri)
         self._reader = PictureReader(Catalogue.open(uri))
@@ -78,10 +80,14 @@ class Follower:
         _built(self._small, self._state.base.rows.first())  # what the first change would wait for is loaded here
         self.gallery = self._shown()
 
+    living = True
+
     @property
-    def behind_s(self) -> float:
-        """Seconds since the table was last looked at with success."""
-        return time.monotonic() - self._read_at
+    def fault(self) -> str:
+        """See `Source`: told from the second look on that failed."""
+        behind_s = time.monotonic() - self._read_at
+        told = f"has not been read for {behind_s:.0f} s: its store is gone or away. It is searched as it was."
+        return told if self.failures > 1 else ""
 
     def start(self) -> None:
         """Follow the table in a thread of its own."""
@@ -147,21 +153,26 @@ class Follower:
 
     def _read_all(self) -> _State:
         self._catalogue.refresh()
-        table = self._catalogue.since(0)
+        table = self._catalogue.since(0, self._shard)
         rows, _ = rows_of(table, self._shape)
-        seen = _next(table, 0)
+        seen = self._next(table, 0)
         assert len(rows.places) == len(rows)  # made now: a million ids take a second
         return _State(Base(rows, self._index(rows)), seen, table.slice(0, 0), seen, np.ones(len(rows), bool))
 
     def _caught_up(self) -> _State:
         """The state with the table's new rows."""
         state = self._state
-        fresh = self._catalogue.since(state.seen)
+        fresh = self._catalogue.since(state.seen, self._shard)
         if pa.compute.max(fresh["purged"]).as_py() is not None and _purged(fresh) >= state.seen:
             return self._read_all()
         changes = pa.concat_tables([state.changes, fresh], promote_options="default")
         stays = _without(state.base.rows, state.stays_N, fresh["id"].to_pylist())
-        return _State(_widened(state.base, fresh), state.until, changes, _next(fresh, state.seen), stays)
+        return _State(_widened(state.base, fresh), state.until, changes, self._next(fresh, state.seen), stays)
+
+    def _next(self, table: pa.Table, before: int) -> int:
+        """The number after those of all rows that were looked at; `table` has those of this shard among them."""
+        seen = max(before, int(pa.compute.max(table[NUMBER]).as_py()) + 1) if len(table) else before
+        return seen if self._shard.is_whole else self._catalogue.next_number(seen)
 
     def _shown(self) -> LiveGallery:
         state = self._state
@@ -197,18 +208,11 @@ class Follower:
         return True
 
     def _index(self, rows: Rows) -> VectorIndex | None:
-        """The index of a base; the exact one for images that the backend cannot be trained on, such as too few."""
-        try:
-            return _built(self._backend, rows)
-        except ConfigError as error:
-            _LOGGER.warning("%s The gallery is searched exactly.", error)
-            return _built(self._small, rows)
+        return _built(self._backend, rows)
 
 
 def _built(backend: IndexBackend, rows: Rows) -> VectorIndex | None:
-    if not len(rows):
-        return None
-    return INDEXES.get(backend.kind)(backend.settings).build(rows.ids, rows.tokens_NQD)
+    return built(backend, rows.ids, rows.tokens_NQD) if len(rows) else None
 
 
 def _widened(base: Base, table: pa.Table) -> Base:
@@ -218,10 +222,6 @@ def _widened(base: Base, table: pa.Table) -> Base:
         if item.name.startswith(OWN) and item.name not in facts.column_names:
             facts = facts.append_column(item, pa.nulls(len(facts), item.type))
     return base if facts is base.rows.facts else Base(replace(base.rows, facts=facts), base.index)
-
-
-def _next(table: pa.Table, before: int) -> int:
-    return max(before, int(pa.compute.max(table[NUMBER]).as_py()) + 1) if len(table) else before
 
 
 def _purged(table: pa.Table) -> int:

@@ -8,6 +8,7 @@ from cirray.catalogue.follower import Follower
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import damage_told
 from cirray.index.config import IndexBackend
+from cirray.index.shards import WHOLE, Shard
 from cirray.index.store import LIVING, GalleryIndex, IndexMeta, check_encoder, open_index, read_searchable
 
 DESCRIPTION = "gallery"
@@ -46,15 +47,17 @@ def describe(uri: str | Path) -> Description:
 
 
 def open_gallery(
-    uri: str | Path, encoder_digest: str | tuple[str, ...], verify: bool = True, vision_digest: str = ""
-) -> GalleryIndex | Follower:
+    uri: str | Path, encoder_digest: str | tuple[str, ...] | None, verify: bool = True, vision_digest: str = "",
+    shard: Shard = WHOLE,
+) -> GalleryIndex | Follower:  # fmt: skip
     """Open an index, or a gallery with what follows it.
 
     Args:
         uri: the artifact.
-        encoder_digest: digest of the encoder that will query it, or its `index_digests`.
+        encoder_digest: digest of the encoder that will query it, or its `index_digests`; None skips that check.
         verify: compare an index's files with their digests (a gallery's table does that itself).
         vision_digest: digest of the encoder's vision tower.
+        shard: which of its images.
 
     Raises:
         ArtifactError: missing, incomplete or damaged.
@@ -64,7 +67,8 @@ def open_gallery(
     """
     manifest = read_searchable(uri)
     if manifest.kind != LIVING:
-        return open_index(uri, encoder_digest, verify, vision_digest)
+        return open_index(uri, encoder_digest, verify, vision_digest, shard)
     told = describe(uri)
-    check_encoder(told.meta.encoder_digest, encoder_digest, str(uri), (told.meta.vision_digest, vision_digest))
-    return Follower(str(uri), told.meta, told.shape, told.backend, manifest.digest[:16])
+    if encoder_digest is not None:
+        check_encoder(told.meta.encoder_digest, encoder_digest, str(uri), (told.meta.vision_digest, vision_digest))
+    return Follower(str(uri), told.meta, told.shape, told.backend, manifest.digest[:16], shard=shard)

@@ -23,7 +23,7 @@ from cirray.catalogue.rows import Rows
 from cirray.catalogue.table import Catalogue
 from cirray.core.errors import StoreError
 from cirray.index.metadata import Columns
-from cirray.index.protocol import Allowed, Answers, VectorIndex, by_mask, checked_queries
+from cirray.index.protocol import Allowed, Answers, VectorIndex, best_of, by_mask, checked_queries
 from cirray.index.store import GalleryIndex, IndexMeta
 
 _KEPT_PICTURES = 512
@@ -138,16 +138,12 @@ class LiveIndex:
         """The k best images of each query; see `VectorIndex.search`."""
         queries_BD = checked_queries(queries_BD, self._width, k)
         answers = min(k, len(self._view))
-        found: list[list[tuple[float, str]]] = [[] for _ in queries_BD]
-        for mask_N, places in by_mask(allowed, len(queries_BD), len(self._view)):
-            for names, scores in self._parts(queries_BD[places], k, mask_N):
-                for place, some, values in zip(places, names, scores, strict=True):
-                    found[place] += [(-float(value), name) for name, value in zip(some, values, strict=False)]
-        scores_BK = np.full((len(found), answers), -np.inf, np.float32)
-        best = [sorted(items)[:answers] for items in found]
-        for line, items in zip(scores_BK, best, strict=True):
-            line[: len(items)] = [-value for value, _ in items]
-        return [tuple(name for _, name in items) for items in best], scores_BK
+        parts = (
+            (places, part)
+            for mask_N, places in by_mask(allowed, len(queries_BD), len(self._view))
+            for part in self._parts(queries_BD[places], k, mask_N)
+        )
+        return best_of(parts, len(queries_BD), answers)
 
     def _parts(self, queries_BD: np.ndarray, k: int, mask_N: np.ndarray | None) -> Iterator[Answers]:
         """Answers of the base and of the newer images."""
@@ -294,6 +290,16 @@ class LiveGallery(GalleryIndex):
         if row is None:
             raise self.unknown(image_id)
         return row
+
+    def page(self, offset: int, limit: int) -> Sequence[str]:
+        """Some ids, in ascending order; the others are not looked at."""
+        found = (self.view.find(row) for row in range(offset, min(offset + limit, len(self))))
+        return [rows.ids[place] for rows, place in found]
+
+    def before(self, image_id: str) -> int:
+        """How many ids come before one, which need not be there."""
+        at, newer = (bisect_left(rows.ids, image_id) for rows in (self.view.base.rows, self.view.newer.rows))
+        return int(np.searchsorted(self.view.kept_A, at)) + newer
 
     def tag(self, image_id: str) -> str:
         """Changes with the picture of an id: the number of its row."""

@@ -24,6 +24,7 @@ from cirray.catalogue.places import lance_place
 from cirray.core.errors import ArtifactError, DataError, StoreError, reason_of
 from cirray.core.extras import require
 from cirray.core.texts import is_whole
+from cirray.index.shards import WHOLE, Shard, slot_of
 
 NUMBER = "_rowid"
 OWN = "m_"
@@ -86,7 +87,8 @@ class Catalogue:
         """
         own = [(f"{OWN}{name}", kind) for name, kind in (columns or {}).items()]
         schema = pa.schema([
-            ("id", pa.string()), ("gone", pa.bool_()), ("purged", pa.int64()), ("at", pa.int64()),
+            ("id", pa.string()), ("slot", pa.uint16()), ("gone", pa.bool_()), ("purged", pa.int64()),
+            ("at", pa.int64()),
             ("vector", pa.list_(pa.float16(), shape[0] * shape[1])), ("content", pa.string()),
             ("origin", pa.string()), ("width", pa.uint16()), ("height", pa.uint16()), ("picture", pa.binary()), *own,
         ])  # fmt: skip
@@ -179,6 +181,7 @@ class Catalogue:
         gone = [change.tokens_QD is None for change in changes]
         columns = {
             "id": pa.array([change.id for change in changes], pa.string()), "gone": pa.array(gone, pa.bool_()),
+            "slot": pa.array([slot_of(change.id) for change in changes], pa.uint16()),
             "purged": pa.nulls(len(changes), pa.int64()), "at": pa.array([_now()] * len(changes), pa.int64()),
             "vector": pa.FixedSizeListArray.from_arrays(values, self._width),
             **{name: pa.array([getattr(change, name) for change in changes]) for name in ("content", "origin")},
@@ -227,16 +230,29 @@ class Catalogue:
                 self._hold(self._table)
         return [item.name.removeprefix(OWN) for item in new]
 
-    def since(self, number: int) -> pa.Table:
-        """Rows with at least that number, without pictures; numbers are in `_rowid`, in no order.
+    def since(self, number: int, shard: Shard = WHOLE) -> pa.Table:
+        """Rows of a shard with at least that number, without pictures; numbers are in `_rowid`, in no order.
 
         Raises:
             StoreError: when the store cannot be read.
         """
         names = ["id", "gone", "purged", "vector", *_FACTS, *(f"{OWN}{name}" for name in self.columns)]
+        slots = f"((slot >= {shard.slots.start} and slot < {shard.slots.stop}) or purged is not null)"
+        wanted = [f"{NUMBER} >= {number}"] * (number > 0) + [slots] * (not shard.is_whole)
         with _told(self.uri, "read"):
             query = self._table.search().select(names).with_row_id(True)
-            return (query.where(f"{NUMBER} >= {number}") if number else query).to_arrow()
+            return (query.where(" and ".join(wanted)) if wanted else query).to_arrow()
+
+    def next_number(self, number: int) -> int:
+        """The number after those of all rows, of which those below `number` are known.
+
+        Raises:
+            StoreError: when the store cannot be read.
+        """
+        with _told(self.uri, "read"):
+            query = self._table.search().select(["slot"]).with_row_id(True)
+            found = (query.where(f"{NUMBER} >= {number}") if number else query).to_arrow()[NUMBER]
+        return max(number, int(pa.compute.max(found).as_py()) + 1) if len(found) else number
 
     def picture(self, number: int) -> bytes:
         """Thumbnail of one row; empty when it has none, or has been replaced.

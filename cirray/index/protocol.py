@@ -1,10 +1,10 @@
 """What every index answers. Shapes: B queries, N images, Q tokens an image, D width, K answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,16 @@ Allowed = np.ndarray | Sequence[np.ndarray | None] | None
 """Rows that may be answered: one mask [N] (bool) for all queries, or one a query, None where every row may be."""
 Found = tuple[np.ndarray, np.ndarray]
 """One query's rows, best first, and their scores."""
+
+
+class Searched(NamedTuple):
+    """Answers, and which share of the gallery's images was searched for them."""
+
+    ids: list[tuple[str, ...]]
+    """Of every query, best first."""
+    scores_BK: np.ndarray
+    """See `Answers`."""
+    share: float = 1.0
 
 
 class VectorIndex(Protocol):
@@ -144,3 +154,16 @@ def by_mask(allowed: Allowed, queries: int, count: int) -> Iterator[tuple[np.nda
             raise DataError(f"A mask of allowed rows is {mask_N.dtype}{list(mask_N.shape)}; give bool[{count}].")
         places.setdefault(id(mask_N), []).append(place)
     return ((masks[group[0]], group) for group in places.values())
+
+
+def best_of(parts: Iterable[tuple[Sequence[int], Answers]], queries: int, answers: int) -> Answers:
+    """The best answers of several searches of other images each, given with the places of their queries."""
+    found: list[list[tuple[float, str]]] = [[] for _ in range(queries)]
+    for places, (names, scores_BK) in parts:
+        for place, some, values in zip(places, names, scores_BK.tolist(), strict=True):
+            found[place] += [(-value, name) for name, value in zip(some, values, strict=False)]
+    best = [sorted(items)[:answers] for items in found]
+    scores_BK = np.full((queries, answers), -np.inf, np.float32)
+    for line, items in zip(scores_BK, best, strict=True):
+        line[: len(items)] = [-value for value, _ in items]
+    return [tuple(name for _, name in items) for items in best], scores_BK

@@ -8,6 +8,7 @@ is in the manifest and is checked before any of them is parsed: FAISS must never
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -19,17 +20,21 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core.artifacts import Manifest, localize, read_manifest
-from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, damage_told
+from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError, damage_told
+from cirray.core.log import get_logger
 from cirray.core.texts import is_whole
 from cirray.index.config import INDEXES, IndexBackend
-from cirray.index.metadata import Columns, open_metadata, write_metadata
+from cirray.index.exact import ExactIndex
+from cirray.index.metadata import Columns, Facet, open_metadata, write_metadata
 from cirray.index.originals import Original, OriginalFiles, open_originals, write_originals
 from cirray.index.pictures import Pictures, open_pictures, write_pictures
-from cirray.index.protocol import VectorIndex
+from cirray.index.protocol import Searched, VectorIndex
+from cirray.index.shards import WHOLE, Shard
 from cirray.index.texts import Texts, open_texts, write_texts
 
 KIND, LIVING = "index", "gallery"
 """Kinds of artifacts that are searched: a frozen index, and a gallery that is written to (`cirray.catalogue`)."""
+_LOGGER = get_logger("index")
 TOKENS, IDS, META, PATCHES = "tokens.npy", "ids.json", "meta.json", "patches.npy"
 
 
@@ -60,6 +65,16 @@ class IndexMeta:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What answers show of an image."""
+
+    size: tuple[int, int] | None
+    """Width and height of its picture; None where there is none."""
+    values: Mapping[str, Any]
+    """Metadata by column."""
+
+
+@dataclass(frozen=True)
 class GalleryIndex:
     """An opened index: the search, the pictures and, where kept, the vision features of its gallery."""
 
@@ -76,6 +91,8 @@ class GalleryIndex:
     """The files that the pictures were made of."""
     facts: pa.Table | None = None
     """Metadata in row order, as the index was written; see `metadata`."""
+    at_N: np.ndarray | None = None
+    """Where its images lie in `pictures`, `patches_NPW` and `originals`; None: in order, and there are no others."""
 
     @property
     def metadata(self) -> pa.Table | None:
@@ -120,15 +137,92 @@ class GalleryIndex:
 
     def tag(self, image_id: str) -> str:
         """Text that changes with the picture of an id. Raises UnknownImageError for an unknown id."""
-        return f"{self.digest[:16]}-{self.row(image_id)}"
+        return f"{self.digest[:16]}-{self._stored(image_id)}"
+
+    def check(self, image_id: str) -> None:
+        """Raises UnknownImageError for an id that is not in the gallery."""
+        self.row(image_id)
 
     def picture(self, image_id: str) -> bytes:
         """Encoded picture of one gallery image; empty when the index holds none.
 
         Raises UnknownImageError for an unknown id.
         """
-        row = self.row(image_id)
-        return self.pictures.read(row) if self.pictures else b""
+        at = self._stored(image_id)
+        return self.pictures.read(at) if self.pictures else b""
+
+    @property
+    def keeps_pictures(self) -> bool:
+        """Whether there are pictures of its images."""
+        return self.pictures is not None
+
+    def original(self, image_id: str) -> tuple[Path, str] | None:
+        """Path and digest of the file that an image was made of; None where it is not known.
+
+        Raises UnknownImageError for an unknown id.
+        """
+        at = self._stored(image_id)
+        return self.originals.find(at) if self.originals else None
+
+    @property
+    def keeps_patches(self) -> bool:
+        """Whether there are vision features of its images."""
+        return self.patches_NPW is not None
+
+    def patches(self, ids: Sequence[str]) -> np.ndarray:
+        """Kept vision features of some images [n, P, W]. Raises UnknownImageError for an unknown id."""
+        assert self.patches_NPW is not None
+        return np.asarray(self.patches_NPW[[self._stored(name) for name in ids]])
+
+    def texts_of(self, image_id: str) -> tuple[str, ...]:
+        """The data set's own texts about an image. Raises UnknownImageError for an unknown id."""
+        self.check(image_id)
+        return self.texts.get(image_id, ())
+
+    @property
+    def share(self) -> float:
+        """Share of its images that can be searched now."""
+        return 1.0
+
+    def page(self, offset: int, limit: int) -> Sequence[str]:
+        """Some ids, in ascending order."""
+        return self.ids[offset : offset + limit]
+
+    is_remote = False
+    """Whether its questions go to other processes, and are asked outside of the event loop."""
+
+    def before(self, image_id: str) -> int:
+        """How many ids come before one, which need not be there."""
+        return bisect_left(self.ids, image_id)
+
+    def shown(self, ids: Sequence[str], names: Sequence[str] = ()) -> "Sequence[Shown | None]":
+        """Of some images the size of the picture, and columns of metadata; None for one that is removed meanwhile."""
+        rows = [self.row(name) for name in ids]
+        sizes = [self.pictures.size(self._at(row)) if self.pictures else None for row in rows]
+        return [Shown(*pair) for pair in zip(sizes, self.columns.rows(rows, names), strict=True)]
+
+    def allowed(self, chosen: str) -> Any:
+        """The images that pass a filter, as `search` takes them. Raises DataError for a filter that does not fit."""
+        return self.columns.mask(chosen)
+
+    def facets(self, chosen: str | None = None) -> tuple[int, list[Facet]]:
+        """How many images pass a filter, and what their columns hold.
+
+        Raises DataError for a filter that does not fit.
+        """
+        mask_N = None if chosen is None else self.columns.mask(chosen)
+        return len(self) if mask_N is None else int(mask_N.sum()), self.columns.facets(mask_N)
+
+    def search(self, queries_BD: np.ndarray, k: int, allowed: Any = None) -> Searched:
+        """The k best images of each query, among those that are `allowed`; see `VectorIndex.search`."""
+        return Searched(*self.search_index.search(queries_BD, k, allowed))
+
+    def _at(self, row: int) -> int:
+        return row if self.at_N is None else int(self.at_N[row])
+
+    def _stored(self, image_id: str) -> int:
+        """Where an image lies in the files."""
+        return self._at(self.row(image_id))
 
 
 def write_index(
@@ -167,8 +261,9 @@ def write_index(
 
 
 def open_index(
-    uri: str | Path, encoder_digest: str | Sequence[str] | None = None, verify: bool = True, vision_digest: str = ""
-) -> GalleryIndex:
+    uri: str | Path, encoder_digest: str | Sequence[str] | None = None, verify: bool = True, vision_digest: str = "",
+    shard: Shard = WHOLE,
+) -> GalleryIndex:  # fmt: skip
     """Open an index artifact.
 
     Args:
@@ -177,6 +272,7 @@ def open_index(
             None skips that check (e.g. to look at ids only).
         verify: compare every file with its digest first (reads all bytes once).
         vision_digest: digest of the encoder's vision tower.
+        shard: which of its images; of a part the vectors are in memory, and the search over them is built anew.
 
     Raises ArtifactError: missing, incomplete or damaged, naming the file; ConfigError for a backend of a plug-in that
     is not here; IndexMismatchError when another encoder made the vectors.
@@ -185,16 +281,16 @@ def open_index(
     if verify:
         check_files(folder, manifest, str(uri))
     with damage_told(uri, "Build the index again."):
-        return _opened(str(uri), folder, manifest, encoder_digest, vision_digest)
+        return _opened(str(uri), folder, manifest, encoder_digest, vision_digest, shard)
 
 
 def _opened(
-    uri: str, folder: Path, manifest: Manifest, encoder_digest: str | Sequence[str] | None, vision_digest: str
-) -> GalleryIndex:
+    uri: str, folder: Path, manifest: Manifest, encoder_digest: str | Sequence[str] | None, vision_digest: str,
+    shard: Shard,
+) -> GalleryIndex:  # fmt: skip
     names = list(manifest.extra.get("files", {}))
     description = json.loads((folder / META).read_text(encoding="utf-8"))
-    meta, made = IndexMeta(**description["meta"]), INDEXES.get(description["backend"]["kind"])
-    backend = made(IndexBackend.model_validate(description["backend"]).settings)
+    meta, backend = IndexMeta(**description["meta"]), IndexBackend.model_validate(description["backend"])
     if encoder_digest is not None:
         check_encoder(meta.encoder_digest, encoder_digest, uri, (meta.vision_digest, vision_digest))
     ids = tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
@@ -203,10 +299,16 @@ def _opened(
     if len(tokens_NQD) != len(ids) or list(tokens_NQD.shape) != description["shape"]:
         raise ValueError(f"{TOKENS} holds {tokens_NQD.shape}, {IDS} {len(ids)} ids, {META} {description['shape']}")
     examples = tuple((str(name), str(text)) for name, text in manifest.extra.get("examples", ()))
+    facts, at_N = open_metadata(folder, names), None
+    if shard.is_whole:
+        search = INDEXES.get(backend.kind)(backend.settings).open(folder, ids, tokens_NQD)
+    else:
+        at_N = shard.rows(ids)
+        search = built(backend, [ids[row] for row in at_N], tokens_NQD[at_N])
+        facts = None if facts is None else facts.take(pa.array(at_N))
     return GalleryIndex(
-        backend.open(folder, ids, tokens_NQD), meta, manifest.digest, open_pictures(folder, names), patches,
-        open_texts(folder, names), examples,
-        open_originals(folder, names, str(manifest.extra.get("originals", ""))), open_metadata(folder, names),
+        search, meta, manifest.digest, open_pictures(folder, names), patches, open_texts(folder, names), examples,
+        open_originals(folder, names, str(manifest.extra.get("originals", ""))), facts, at_N,
     )  # fmt: skip
 
 
@@ -285,3 +387,15 @@ def _check_rows(ids: Sequence[str], tokens_NQD: np.ndarray) -> None:
         if not before < after:
             what = "appears twice" if before == after else f"stands after {before!r}"
             raise DataError(f"The gallery id {after!r} {what}; ids must be unique and ascending.")
+
+
+def built(backend: IndexBackend, ids: Sequence[str], tokens_NQD: np.ndarray) -> VectorIndex:
+    """The search over vectors in memory; the usual exact one where there are too few to train the backend's."""
+    if not len(ids):
+        return ExactIndex(ids, tokens_NQD)
+    try:
+        return INDEXES.get(backend.kind)(backend.settings).build(ids, tokens_NQD)
+    except ConfigError as error:
+        _LOGGER.warning("%s The gallery is searched exactly.", error)
+        usual = IndexBackend()
+        return INDEXES.get(usual.kind)(usual.settings).build(ids, tokens_NQD)

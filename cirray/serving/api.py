@@ -100,12 +100,7 @@ def _add_state(app: FastAPI, services: Services) -> None:
 def _ready(services: Mapping[str, SearchService]) -> Ready:
     """Whether every gallery is followed. Paths stay in the log."""
     followed = [(name, service.retriever.follower) for name, service in services.items()]
-    faults = [
-        f"The gallery {name!r} has not been read for {follower.behind_s:.0f} s: its store is gone or away. It is "
-        "searched as it was."
-        for name, follower in followed
-        if follower is not None and follower.failures > 1
-    ]
+    faults = [f"The gallery {name!r} {source.fault}" for name, source in followed if source and source.fault]
     return Ready(status="degraded" if faults else "ready", faults=faults)
 
 

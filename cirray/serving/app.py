@@ -3,7 +3,9 @@
 No postponed annotations in this module: Serve reads the type of `args` to validate them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from click import ClickException
@@ -23,6 +25,7 @@ from cirray.serving.entrances import listening_host
 from cirray.serving.keys import read_keys
 from cirray.serving.metrics import add_metrics
 from cirray.serving.names import DEFAULT, each
+from cirray.serving.searchers import searchers_of
 
 DEPLOYMENT_OPTIONS: dict[str, Any] = {
     "name": "Retriever",
@@ -69,8 +72,8 @@ def build_app(args: FileArgs) -> Application:
     return application_of(args)
 
 
-def application_of(args: ServeArgs, **options: Any) -> Application:
-    """The application, unchecked; `options` of the deployment over `DEPLOYMENT_OPTIONS`."""
+def application_of(args: ServeArgs, searchers: Mapping[str, Any] = MappingProxyType({}), **options: Any) -> Application:
+    """The application, unchecked; `options` of the deployment over `DEPLOYMENT_OPTIONS`, of `searchers` by name."""
 
     def replica_api() -> FastAPI:
         app = make_api(lambda: current_services()[DEFAULT], args, alone=False, galleries=current_services)
@@ -78,7 +81,8 @@ def application_of(args: ServeArgs, **options: Any) -> Application:
         return app
 
     replica = serve.ingress(replica_api)(SearchReplica)
-    return serve.deployment(**{**DEPLOYMENT_OPTIONS, **options})(replica).bind(args)
+    retriever = serve.deployment(**{**DEPLOYMENT_OPTIONS, **options})(replica)
+    return retriever.bind(args, searchers_of(args, searchers)) if args.shards > 1 else retriever.bind(args)
 
 
 def check_pair(checkpoint: str, index: str) -> None:

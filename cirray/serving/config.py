@@ -109,6 +109,13 @@ class ServeArgs(Run):
     `max_pixels`; else, and with false, large pictures are the index's thumbnails."""
     verify: Effort[bool] = True
     """Compare the index files with their digests at the start (reads every byte once)."""
+    shards: Effort[int] = Field(1, ge=1, le=256)
+    """Searchers that hold each gallery together, in processes of their own (deployments `Searcher1`, `Searcher2`, ...);
+    1: each replica holds all of it."""
+    partial: Effort[bool] = False
+    """When a searcher is away, answer from the others and say which share was searched; false: 503."""
+    searcher_timeout_s: Effort[float] = Field(5.0, gt=0)
+    """Seconds a searcher has to answer; then it is away until it answers again."""
 
 
 class FileArgs(ServeArgs):
@@ -172,6 +179,10 @@ class ServeRun(Run):
     """Let images be added and removed over HTTP, where a gallery that is written to is served (`cirray gallery`)."""
     replicas: Effort[int] = Field(1, ge=1)
     """Processes that answer. The next request goes to the one with the least to do."""
+    shards: Effort[int] = Field(1, ge=1, le=256)
+    """Searchers that hold each gallery together, for one that is too large for a process; 1: each replica holds it."""
+    partial: Effort[bool] = False
+    """When a searcher is away, answer from the others and say which share was searched; false: 503."""
     fast: Effort[bool] = False
     """Serve's fast path (HAProxy, Linux): about twice the requests a second."""
     file: Place = ""

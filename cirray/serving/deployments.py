@@ -4,17 +4,23 @@ One deployment, because a hop between deployments costs more than this model on 
 """
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from cirray.core.config import validate
 from cirray.core.environ import set_default
+from cirray.core.errors import AwayError
 from cirray.core.log import configure
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.entrances import Entrances
+from cirray.serving.gathering import Line
 from cirray.serving.loaded import Current, Loaded, Models
 from cirray.serving.names import each
+from cirray.serving.searchers import asking
 from cirray.serving.service import Workers
 
 PROBE_TIMEOUT_S = 20.0
@@ -23,8 +29,12 @@ PROBE_TIMEOUT_S = 20.0
 class SearchReplica:
     """What is served, in a process of its own. Wrapped by `serve.ingress` and `serve.deployment` in `app.py`."""
 
-    def __init__(self, args: ServeArgs) -> None:
+    def __init__(self, args: ServeArgs, searchers: Sequence[DeploymentHandle[Any]] = ()) -> None:
         """Load the checkpoint and the index and answer a first query, so that a ready replica is warm.
+
+        Args:
+            args: of the service.
+            searchers: those that hold the galleries, in the order of their shards; none: this process holds them.
 
         Raises:
             ArtifactError: an artifact is missing or damaged.
@@ -40,8 +50,9 @@ class SearchReplica:
         limit_faiss_threads(args.threads)
         self._workers, self._entrances = Workers(), Entrances(args)
         models = Models(args.device)
+        line = Line([asking(handle) for handle in searchers], args.searcher_timeout_s) if searchers else None
         self.galleries = {
-            name: Current(own, self._workers, models, name) for name, own in each(args).items()
+            name: Current(own, self._workers, models, name, line) for name, own in each(args).items()
         }  # fmt: skip
         for current in self.galleries.values():
             current.follow()
@@ -58,13 +69,14 @@ class SearchReplica:
 
     async def check_health(self) -> None:
         """Serve's health check: a real query through the model and index of each gallery; also puts the gate into the
-        entrances.
+        entrances. A searcher that is away is Serve's to start again, and no fault of this process.
 
         Raises:
             Exception: whatever the model or the index raises, or TimeoutError when they hang.
         """
         for loaded in self.loaded.values():
-            await asyncio.wait_for(loaded.probe(), PROBE_TIMEOUT_S)
+            with suppress(AwayError):
+                await asyncio.wait_for(loaded.probe(), PROBE_TIMEOUT_S)
             loaded.tell()
         await self._entrances.guard()
 

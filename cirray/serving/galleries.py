@@ -1,5 +1,6 @@
 """Routes about the gallery: its images in pages, their pictures, and queries to try."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -8,7 +9,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import Response
 
 from cirray.index.pictures import media_type
-from cirray.index.store import GalleryIndex
+from cirray.index.store import GalleryIndex, Shown
 from cirray.serving.config import ServeArgs
 from cirray.serving.previews import LARGE, MEDIUM, large_picture
 from cirray.serving.problems import NOT_FOUND, ProblemError
@@ -49,10 +50,20 @@ def _add_pages(routes: APIRouter, service: ServiceGetter) -> None:
         request: Request, limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 60, offset: Annotated[int, Query(ge=0)] = 0
     ) -> GalleryPage:
         """List gallery images in id order."""
-        held = service(request).retriever.gallery
-        names = held.ids[offset : offset + limit]
-        items = [GalleryItem(id=name, **picture_fields(request, held, name)) for name in names]
-        return GalleryPage(items=items, total=len(held), offset=offset, limit=limit)
+        current = service(request)
+        held = current.retriever.gallery
+        names, shown = await current.prepare(partial(_page, held, offset, limit))
+        items = [
+            GalleryItem(id=name, **picture_fields(request, held, name, item))
+            for name, item in zip(names, shown, strict=True)
+            if item is not None
+        ]
+        return GalleryPage(items=items, total=len(held), offset=offset, limit=limit, searched=round(held.share, 6))
+
+
+def _page(gallery: GalleryIndex, offset: int, limit: int) -> tuple[Sequence[str], Sequence[Shown | None]]:
+    names = gallery.page(offset, limit)
+    return names, gallery.shown(names)
 
 
 def _add_images(routes: APIRouter, service: ServiceGetter, args: ServeArgs) -> None:
@@ -67,18 +78,20 @@ def _add_images(routes: APIRouter, service: ServiceGetter, args: ServeArgs) -> N
         """Picture of one gallery image: `small` (the index's thumbnail), or from its file, where that is, `medium` or
         `large` (640 or 1,600 pixels).
         """
-        current = service(request)
-        held = current.retriever.gallery
-        tag = f'"{held.tag(image_id)}-{size}"'
-        lasts = "no-cache" if current.retriever.follower else "max-age=300"
+        current, has = service(request), request.headers.get("if-none-match")
+        held, limits = current.retriever.gallery, current.retriever.limits
+        side = 0 if size == "small" or not args.originals else LARGE if size == "large" else MEDIUM
+
+        def make() -> tuple[str, bytes | None]:
+            tag = f'"{held.tag(image_id)}-{size}"'
+            picture = partial(large_picture, held, image_id, limits, side) if side else partial(held.picture, image_id)
+            return tag, None if tag == has else picture()
+
+        tag, picture = await current.prepare(make)
+        lasts = "no-cache" if current.retriever.living else "max-age=300"
         headers = {"etag": tag, "cache-control": f"private, {lasts}"}
-        if request.headers.get("if-none-match") == tag:
+        if picture is None:
             return Response(status_code=304, headers=headers)
-        if size != "small" and args.originals:
-            side = LARGE if size == "large" else MEDIUM
-            picture = await current.prepare(partial(large_picture, held, image_id, current.retriever.limits, side))
-        else:
-            picture = await current.prepare(partial(held.picture, image_id))
         if not picture:
             raise ProblemError(NOT_FOUND, f"The index keeps no picture of {image_id[:80]!r}.")
         return Response(picture, media_type=media_type(picture), headers=headers)
@@ -88,10 +101,12 @@ def _add_examples(routes: APIRouter, service: ServiceGetter) -> None:
     @routes.get("/examples", response_model=Examples, responses={404: problem_doc("The gallery has no such image.")})
     async def examples(request: Request, gallery_id: str | None = None) -> Examples:
         """Queries to try: some that are answered well, or the data set's own texts about one gallery image."""
-        gallery = service(request).retriever.gallery
+        current = service(request)
+        gallery = current.retriever.gallery
+        asked = gallery.examples
         if gallery_id is not None:
-            gallery.row(gallery_id)
-        asked = gallery.examples if gallery_id is None else [(gallery_id, t) for t in gallery.texts.get(gallery_id, ())]
+            texts = await current.prepare(partial(gallery.texts_of, gallery_id))
+            asked = tuple((gallery_id, text) for text in texts)
         queries = [
             ExampleQuery(gallery_id=name, text=text, image=image_path(request, gallery, name)) for name, text in asked
         ]
@@ -107,12 +122,12 @@ def _add_facets(routes: APIRouter, service: ServiceGetter) -> None:
 
 
 def _facets(gallery: GalleryIndex, chosen: str | None) -> Facets:
-    mask_N = gallery.columns.mask(chosen) if chosen is not None else None
+    images, found = gallery.facets(chosen)
     columns = [
         FacetColumn(
             column=facet.column, kind=facet.kind, filled=facet.filled, least=facet.least, most=facet.most,
             values=[FacetValue(value=value, count=count) for value, count in facet.counts],
         )
-        for facet in gallery.columns.facets(mask_N)
+        for facet in found
     ]  # fmt: skip
-    return Facets(images=len(gallery) if mask_N is None else int(mask_N.sum()), columns=columns)
+    return Facets(images=images, columns=columns, searched=round(gallery.share, 6))

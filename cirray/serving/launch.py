@@ -19,6 +19,7 @@ from cirray.core.errors import CirrayError, ConfigError, ServingError
 from cirray.core.interrupts import Told, noted, own_handlers
 from cirray.core.log import get_logger
 from cirray.index.latest import chosen
+from cirray.index.shards import Shard
 from cirray.index.store import read_searchable
 from cirray.index.uses import is_name, use_of
 from cirray.serving.config import FAST_PATH, HAPROXY, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun, check_open
@@ -40,6 +41,8 @@ class ServicePlan:
     http: Mapping[str, Any]
     deployment: Mapping[str, Any]
     logging: Mapping[str, Any] = field(default_factory=lambda: dict(QUIET))
+    searchers: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of searchers by name."""
 
 
 def run_serve(run: ServeRun, wait: bool = True) -> None:
@@ -107,7 +110,8 @@ def plan_of(run: ServeRun) -> ServicePlan:
     try:
         tree = yaml.safe_load(Path(run.file).expanduser().read_text(encoding="utf-8"))
         application = tree["applications"][0]
-        deployment = dict((application.get("deployments") or [{}])[0])
+        deployments = {item["name"]: dict(item) for item in application.get("deployments") or ()}
+        deployment = deployments.pop("Retriever", {})
         http = {"host": "0.0.0.0", "port": 8000} | (tree.get("http_options") or {}) | address
         args = validate(ServeArgs, (application.get("args") or {}) | own)
     except OSError as error:
@@ -118,7 +122,7 @@ def plan_of(run: ServeRun) -> ServicePlan:
         ) from None
     for name in ("name", *(("autoscaling_config",) if replicas else ())):
         deployment.pop(name, None)
-    return ServicePlan(args, http, deployment | replicas, tree.get("logging_config") or QUIET)
+    return ServicePlan(args, http, deployment | replicas, tree.get("logging_config") or QUIET, deployments)
 
 
 def check_entrance(plan: ServicePlan, private: bool, fast: bool) -> None:
@@ -182,7 +186,8 @@ def problem_of(args: ServeArgs) -> CirrayError | None:
     try:
         for own in each(args).values():
             use = use_of(own.index, own.checkpoint)
-            SearchEngine.open(use.checkpoint, use.index, args.device, args.verify, rerank=args.rerank).probe()
+            shard = Shard(0, args.shards)
+            SearchEngine.open(use.checkpoint, use.index, args.device, args.verify, None, 0, args.rerank, shard).probe()
     except CirrayError as error:
         return error
     except Exception as error:  # noqa: BLE001 - e.g. a device that this machine lacks; said in one line
@@ -205,7 +210,7 @@ def start(plan: ServicePlan, told: Told) -> None:
     from cirray.serving.app import application_of
     from cirray.serving.entrances import NAMESPACE
 
-    application, logs = application_of(plan.args, **plan.deployment), dict(plan.logging)
+    application, logs = application_of(plan.args, plan.searchers, **plan.deployment), dict(plan.logging)
     try:
         with own_handlers():
             ray.init(namespace=NAMESPACE)

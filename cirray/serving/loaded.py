@@ -13,6 +13,7 @@ from cirray.data.config import ImageLimits
 from cirray.index.uses import Use, is_name, use_of
 from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
+from cirray.serving.gathering import Gathering, Line
 from cirray.serving.metrics import Meters
 from cirray.serving.names import DEFAULT
 from cirray.serving.service import Pace, ResultT, Workers
@@ -20,7 +21,9 @@ from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
 
 if TYPE_CHECKING:  # the process that starts the service needs no torch
+    from cirray.catalogue.source import Source
     from cirray.image_text import ImageTextEncoder
+    from cirray.index.store import GalleryIndex
     from cirray.queries import ComposedQuery
 
 LOOK_S = 0.5
@@ -56,7 +59,7 @@ class Loaded:
 
     def __init__(
         self, args: ServeArgs, use: Use, workers: Workers, settings: ServingSettings, models: Models | None = None,
-        name: str = DEFAULT,
+        name: str = DEFAULT, line: Line | None = None,
     ) -> None:  # fmt: skip
         """Load the checkpoint and the index, and answer a first query.
 
@@ -67,6 +70,7 @@ class Loaded:
             settings: how queries are answered.
             models: those of the process; None: none are shared.
             name: the gallery's, in metrics.
+            line: asks the searchers that hold the gallery; None: it is held here.
 
         Raises:
             ArtifactError: an artifact is missing or damaged.
@@ -78,7 +82,12 @@ class Loaded:
         self.use, self._workers = use, workers
         limits = ImageLimits(max_pixels=args.max_pixels)
         self._model = model = (models or Models(args.device))(use.checkpoint)
-        gallery = open_gallery(use.index, model.encoder.index_digests, args.verify, model.vision.digest)
+        digests, tower = model.encoder.index_digests, model.vision.digest
+        gallery: GalleryIndex | Source
+        if line is None:
+            gallery = open_gallery(use.index, digests, args.verify, tower)
+        else:
+            gallery = Gathering(use.index, digests, tower, line, args.partial)
         self.retriever = SearchEngine(
             model.encoder,
             model.vision,
@@ -95,7 +104,8 @@ class Loaded:
         self.writer: GalleryWriter | None = None
         if self.retriever.follower is not None:
             self.retriever.follower.start()
-            self.writer = GalleryWriter(self.retriever, workers, use.index) if args.writes else None
+            writes = args.writes and self.retriever.living
+            self.writer = GalleryWriter(self.retriever, workers, use.index) if writes else None
 
     def take(self, settings: ServingSettings) -> None:
         """Go on with other settings."""
@@ -120,7 +130,7 @@ class Loaded:
         """Tell the metrics what is so now."""
         gallery, follower = self.retriever.gallery, self.retriever.follower
         version, failed = getattr(gallery, "version", 0), follower.failures if follower else 0
-        self._meters.state(self._batched.waiting, len(gallery.ids), version, failed)
+        self._meters.state(self._batched.waiting, len(gallery), version, failed)
 
     async def _answer_many(self, queries: "Sequence[ComposedQuery]") -> list[Ranking | Exception]:
         """Failures are values, since an exception in a batch would reach all its queries."""
@@ -129,7 +139,7 @@ class Loaded:
         def work() -> list[Ranking | Exception]:
             return self.retriever.search_many(queries)
 
-        here = self.retriever.device.type == "cpu" and not self.retriever.reranks
+        here = self.retriever.device.type == "cpu" and not (self.retriever.reranks or self.retriever.gallery.is_remote)
         answers = await (self._workers.search(work, len(queries), self._pace) if here else self._workers.model(work))
         self._meters.passed(answers, waiting, self.retriever.references)
         return answers
@@ -139,7 +149,8 @@ class Current:
     """What is served now. Where a name is served, a thread loads what it stands for before it takes its place."""
 
     def __init__(
-        self, args: ServeArgs, workers: Workers, models: Models | None = None, name: str = DEFAULT
+        self, args: ServeArgs, workers: Workers, models: Models | None = None, name: str = DEFAULT,
+        line: Line | None = None,
     ) -> None:  # fmt: skip
         """Load what is served at first; arguments as of `Loaded`.
 
@@ -147,7 +158,7 @@ class Current:
             CirrayError: as `Loaded`.
         """
         self._args, self._settings = args, ServingSettings()
-        self._load = lambda use: Loaded(args, use, workers, self._settings, models, name)
+        self._load = lambda use: Loaded(args, use, workers, self._settings, models, name, line)
         self.loaded = self._load(use_of(args.index, args.checkpoint))
         self._tried, self._fault = self.loaded.use, ""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from cirray.core.errors import CirrayError, DataError, StoreError
+from cirray.core.errors import AwayError, CirrayError, DataError, StoreError
 from cirray.core.log import get_logger
 from cirray.index.store import UnknownImageError
 from cirray.serving.schemas import Problem
@@ -81,7 +81,7 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
         return _document(UNUSABLE, str(error), request_id)
     if isinstance(error, StoreError):
         _LOG.warning("request %s: %s", request_id, error)
-        return _document(UNAVAILABLE, _STORE, request_id)
+        return _document(UNAVAILABLE, str(error) if isinstance(error, AwayError) else _STORE, request_id)
     _LOG.error("request %s failed", request_id, exc_info=error)
     detail = (
         str(error) if isinstance(error, CirrayError) else "The request could not be answered; see the server's log."

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from fastapi import Request
 
-from cirray.index.store import GalleryIndex
+from cirray.index.store import GalleryIndex, Shown
 from cirray.serving.names import BELOW
 from cirray.serving.schemas import Problem
 from cirray.serving.service import SearchService
@@ -18,7 +18,7 @@ ServiceGetter = Callable[[Request], SearchService]
 
 def image_path(request: Request, gallery: GalleryIndex, image_id: str) -> str | None:
     """Path of an image's picture below the service's prefix; None when the index keeps none."""
-    if gallery.pictures is None:
+    if not gallery.keeps_pictures:
         return None
     name = request.path_params.get("gallery")
     base = "/v1/" if name is None else f"{BELOW}{_quoted(name)}/"
@@ -31,9 +31,9 @@ def _quoted(image_id: str) -> str:
     return quote(image_id, safe="")
 
 
-def picture_fields(request: Request, gallery: GalleryIndex, image_id: str) -> dict[str, Any]:
+def picture_fields(request: Request, gallery: GalleryIndex, image_id: str, shown: Shown) -> dict[str, Any]:
     """Fields of an image's picture: its path and size."""
-    width, height = (gallery.pictures and gallery.pictures.size(gallery.row(image_id))) or (None, None)
+    width, height = shown.size or (None, None)
     return {"image": image_path(request, gallery, image_id), "width": width, "height": height}
 
 

@@ -140,6 +140,8 @@ class SearchResponse(_Wire):
     """Time inside the server in milliseconds, waiting included."""
     times_ms: Times
     """What the steps of it took."""
+    searched: float
+    """Share of the gallery that was searched: 1, or less where a searcher is away and the service answers without."""
     request_id: str
     """Id of the request (header X-Request-ID)."""
 
@@ -210,6 +212,8 @@ class Facets(_Wire):
     """How many pass."""
     columns: list[FacetColumn]
     """The columns that filters can name, in their order; none for a gallery without metadata."""
+    searched: float
+    """Share of the gallery that was looked at; see the answer of a search."""
 
 
 class GalleryItem(_Wire):
@@ -236,6 +240,8 @@ class GalleryPage(_Wire):
     """Position of the first item."""
     limit: int
     """Most items of this page."""
+    searched: float
+    """Share of the gallery that was looked at; see the answer of a search."""
 
 
 class ImageForm(_Wire):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from cirray.index.store import GalleryIndex
+from cirray.index.store import GalleryIndex, Shown
 from cirray.serving.bodies import SearchBody, read_batch, read_search
 from cirray.serving.problems import ProblemError, problem_of
 from cirray.serving.remote import Fetches, Remote
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from cirray.queries import ComposedQuery
 
 
+SEARCHED = "x-cirray-searched"
+"""Header of answers that come from a part of the gallery: its share."""
+
+
 def add_search(routes: APIRouter, service: ServiceGetter, remote: Remote) -> None:
     """Add `/search` and `/search:batch`."""
     problems = {status: problem_doc(text) for status, text in _SEARCH_PROBLEMS.items()}
@@ -41,7 +46,7 @@ def add_search(routes: APIRouter, service: ServiceGetter, remote: Remote) -> Non
         begin, current = time.perf_counter(), service(request)
         body = await (await read_search(request)).with_pictures(remote.request())
         answer = await _answered(request, current, body, begin)
-        return Response(answer.model_dump_json(), media_type="application/json")
+        return _json(answer, answer.searched)
 
     batch_problems = {status: text for status, text in problems.items() if status != 404}
 
@@ -52,7 +57,7 @@ def add_search(routes: APIRouter, service: ServiceGetter, remote: Remote) -> Non
         asked, fetches = await read_batch(request), remote.request()
         found = await asyncio.gather(*(_one(request, current, body, fetches, begin) for body in asked))
         answer = BatchResponse(answers=found, request_id=request.state.request_id)
-        return Response(answer.model_dump_json(), media_type="application/json")
+        return _json(answer, min((item.answer.searched for item in found if item.answer), default=1.0))
 
 
 async def _one(
@@ -72,14 +77,17 @@ async def _answered(request: Request, service: SearchService, body: SearchBody, 
     make = partial(_prepare, service, body)
     query, gallery, names = make() if _is_quick(service, body) else await service.prepare(make)
     ranking = await service.answer(query)
-    return _search_response(request, gallery, ranking, names, begin)
+    show = partial(gallery.shown, ranking.ids, names)
+    shown = await service.prepare(show) if gallery.is_remote else show()
+    return _search_response(request, gallery, ranking, shown, begin)
 
 
 def _is_quick(service: SearchService, body: SearchBody) -> bool:
     """Whether a query is prepared sooner than another thread is reached: nothing is decoded, filtered or looked up."""
-    fields = body.fields
+    fields, gallery = body.fields, service.retriever.gallery
     if (
-        body.file
+        gallery.is_remote
+        or body.file
         or fields.image
         or fields.references
         or fields.negative
@@ -88,7 +96,7 @@ def _is_quick(service: SearchService, body: SearchBody) -> bool:
         or fields.exclude
     ):
         return False
-    return fields.gallery_id is None or service.retriever.gallery.patches_NPW is not None
+    return fields.gallery_id is None or gallery.keeps_patches
 
 
 def _prepare(service: SearchService, body: SearchBody) -> "tuple[ComposedQuery, GalleryIndex, list[str]]":
@@ -104,18 +112,25 @@ def _prepare(service: SearchService, body: SearchBody) -> "tuple[ComposedQuery, 
 
 
 def _search_response(
-    request: Request, gallery: GalleryIndex, ranking: Ranking, names: list[str], begin: float
+    request: Request, gallery: GalleryIndex, ranking: Ranking, shown: Sequence[Shown | None], begin: float
 ) -> SearchResponse:
-    values = gallery.columns.rows([gallery.row(name) for name in ranking.ids], names)
+    """The answers, without images that were removed meanwhile."""
     hits = [
-        Hit(id=name, score=score, metadata=found, **picture_fields(request, gallery, name))
-        for name, score, found in zip(ranking.ids, ranking.scores, values, strict=True)
+        Hit(id=name, score=score, metadata=dict(item.values), **picture_fields(request, gallery, name, item))
+        for name, score, item in zip(ranking.ids, ranking.scores, shown, strict=True)
+        if item is not None
     ]
     return SearchResponse(
         hits=hits, index_digest=gallery.digest, encoder_digest=gallery.meta.encoder_digest,
         took_ms=round(1000 * (time.perf_counter() - begin), 3), times_ms=_times(ranking),
-        request_id=request.state.request_id,
+        searched=round(ranking.searched, 6), request_id=request.state.request_id,
     )  # fmt: skip
+
+
+def _json(answer: BaseModel, searched: float) -> Response:
+    """An answer; a header says so where not all of the gallery was searched."""
+    headers = {SEARCHED: f"{searched:g}"} if searched < 1 else None
+    return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
 
 
 def _times(ranking: Ranking) -> Times:

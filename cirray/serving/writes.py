@@ -65,7 +65,7 @@ def _writer(request: Request, service: ServiceGetter, args: ServeArgs) -> Galler
         ProblemError: 403 or 409.
     """
     current = service(request)
-    if current.retriever.follower is None:
+    if not current.retriever.living:
         raise ProblemError(
             FROZEN, "This service searches a frozen index; `cirray gallery` makes one that is written to."
         )

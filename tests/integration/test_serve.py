@@ -23,6 +23,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from cirray.core.errors import ServingError
+from cirray.index.shards import shard_of
 from cirray.search_engine import SearchEngine
 from cirray.serving.client import SearchClient
 from cirray.serving.keys import run_keys
@@ -58,7 +59,7 @@ def shipped_config(tiny, port, folder):
     config["http_options"]["port"] = port
     config["applications"][0]["args"] |= {"checkpoint": tiny.checkpoint, "index": tiny.index, "max_body_mb": 1}
     config["applications"][0]["args"] |= {"keys": str(folder / "keys"), "access_log": str(folder / "access.jsonl")}
-    config["applications"][0]["args"]["galleries"] = {"again": tiny.index}
+    config["applications"][0]["args"] |= {"galleries": {"again": tiny.index}, "shards": 2, "partial": True}
     return config
 
 
@@ -147,6 +148,38 @@ def test_a_further_gallery_answers_by_its_name(client, running, retriever):
         found = again.search("make it blue", gallery_id="plain/06", k=7).ranking.ids
         assert found == retriever.search("make it blue", gallery_id="plain/06", k=7).ids
         assert again.image("a b/pïc 01") == retriever.gallery.picture("a b/pïc 01")
+
+
+def processes(running, name):
+    """Numbers of the service's own processes of a name."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            own = f"HOME={running.folder / 'home'}".encode() in (place / "environ").read_bytes().split(b"\0")
+            found += [int(place.name)] if own and name.encode() in (place / "cmdline").read_bytes() else []
+        except OSError:  # gone meanwhile, or another user's
+            continue
+    return found
+
+
+def test_a_killed_searcher_costs_its_share_of_the_answers_until_it_is_back_and_no_request(
+    running, url, http, retriever
+):
+    asked = {"text": "make it blue", "gallery_id": "a b/pïc 01", "k": 24}
+    whole = retriever.search("make it blue", gallery_id="a b/pïc 01", k=24).ids
+    lost = 1 - shard_of(asked["gallery_id"], 2)
+    left = tuple(name for name in whole if shard_of(name, 2) != lost)
+    (victim,) = processes(running, f"Searcher{lost + 1}")
+    os.kill(victim, signal.SIGKILL)
+    shares, end = [], time.monotonic() + 90
+    while (len(shares) < 2 or shares[-1] < 1 or min(shares) == 1) and time.monotonic() < end:
+        reply = http.post(f"{url}/v1/search", json=asked, timeout=30)
+        assert reply.status_code == 200
+        shares.append(reply.json()["searched"])
+        assert tuple(hit["id"] for hit in reply.json()["hits"]) == (whole if shares[-1] == 1 else left)
+        assert reply.headers.get("x-cirray-searched") == (None if shares[-1] == 1 else f"{shares[-1]:g}")
+    assert min(shares) == pytest.approx((len(left) + 1) / 24, abs=1e-5) and shares[-1] == 1
+    assert http.get(f"{url}/readyz").json() == {"status": "ready", "faults": []}
 
 
 def test_an_upload_answers_as_its_gallery_id_does(client, url, tiny, http):

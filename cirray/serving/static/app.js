@@ -252,12 +252,14 @@ function renderHead(wanted) {
 async function answersOf(wanted) {
   if (!answers.has(key(wanted))) {
     const asked = movable() ? shown(wanted) : { ...shown(wanted), weight: null }; // a link may come from another model
-    answers.set(key(wanted), await find(asked, wanted.k, before(wanted)));
+    const found = await find(asked, wanted.k, before(wanted));
+    if (found.searched < 1) return found; // asked again it may be whole
+    answers.set(key(wanted), found);
   }
   return answers.get(key(wanted));
 }
 
-function showAnswers({ hits, times_ms: times }, milliseconds) {
+function showAnswers({ hits, searched, times_ms: times }, milliseconds) {
   const best = hits[0]?.score ?? 0;
   for (const hit of hits) hit.share = best > 0 ? Math.max(0, Math.min(1, hit.score / best)) : 0;
   displayed = { items: hits, answers: true };
@@ -265,7 +267,8 @@ function showAnswers({ hits, times_ms: times }, milliseconds) {
   grid.show(hits, hits.length, true);
   const found = `${hits.length} best of ${version.gallery_size.toLocaleString("en")} in ${milliseconds.toFixed(0)} ms`;
   const { length: left } = shown(entry)?.without ?? [];
-  $("subtitle").textContent = (hits.length ? found : "the gallery has no other picture") + (left ? `, ${left} left out` : "");
+  const part = searched < 1 ? `; only ${Math.floor(100 * searched)} % of the gallery could be searched` : "";
+  $("subtitle").textContent = (hits.length ? found : "the gallery has no other picture") + (left ? `, ${left} left out` : "") + part;
   $("subtitle").title = Object.entries(times).map(([step, took]) => `${step} ${took.toFixed(1)} ms`).join(", ");
 }
 

@@ -10,9 +10,11 @@ from cirray.catalogue.table import NUMBER, Catalogue, Change
 WRITERS, STEPS = 3, 12
 
 
-def write(uri, writer):
+def write(uri, writer, early):
     table = Catalogue.open(uri)
     for step in range(STEPS):
+        if writer == 0 and step == STEPS // 2:
+            early.wait(60)  # until the reader has seen a state before the last one, however slow the machine is
         shared = Change(f"shared {step % 3}", vectors(writer * 100 + step), content=f"{writer} {step}")
         own = Change(f"own {writer}", None if step % 5 == 3 else vectors(step), content=f"{step:02d}")
         table.write([shared, own])
@@ -24,10 +26,13 @@ def compact(uri, stop):
         table.compact(keep_s=0)
 
 
-def read(follower, stop, seen):
-    while not stop.is_set():
-        gallery = follower.poll()
-        seen += [contents(gallery)["own 0"]] if "own 0" in gallery else []
+def read(follower, stop, seen, early):
+    ended = False
+    while not ended:
+        ended, gallery = stop.is_set(), follower.poll()
+        if "own 0" in gallery:
+            seen.append(contents(gallery)["own 0"])
+            early.set()
 
 
 def contents(gallery):
@@ -37,10 +42,10 @@ def contents(gallery):
 
 def test_writers_and_compactions_at_once_lose_nothing_and_a_reader_is_never_set_back(tmp_path):
     world = World(tmp_path / "gallery")
-    follower, stop, seen = world.follow(), threading.Event(), []
+    follower, stop, early, seen = world.follow(), threading.Event(), threading.Event(), []
     with ThreadPoolExecutor(WRITERS + 2) as pool:
-        beside = [pool.submit(compact, world.uri, stop), pool.submit(read, follower, stop, seen)]
-        for done in [pool.submit(write, world.uri, writer) for writer in range(WRITERS)]:
+        beside = [pool.submit(compact, world.uri, stop), pool.submit(read, follower, stop, seen, early)]
+        for done in [pool.submit(write, world.uri, writer, early) for writer in range(WRITERS)]:
             done.result()
         stop.set()
         for done in beside:
