@@ -129,6 +129,15 @@ def add(items: Iterable[Mapping[str, Any]]) -> Call[int]:
     return Call("POST", "/v1/images", _version, {"content": lines, "headers": kind})
 
 
+def load(uri: str, offset: int = 0, limit: int = 100_000) -> Call[Mapping[str, Any]]:
+    """Add rows of a Parquet file that the service reads itself, and may (`load_from`).
+
+    Returns what was `written`, how many rows there are in `total`, and where the next request begins (`next`; None:
+    all are there).
+    """
+    return Call("POST", "/v1/images:load", _json, {"json": {"uri": uri, "offset": offset, "limit": limit}})
+
+
 def version() -> Call[Mapping[str, Any]]:
     """What is being served, and its limits."""
     return Call("GET", "/version", _json)

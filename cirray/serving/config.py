@@ -102,6 +102,9 @@ class ServeArgs(Run):
     perhaps with `:PORT`; only at public addresses. Empty: no URLs."""
     writes: Effort[bool] = False
     """Let images be added and removed over HTTP, where a gallery that is written to is served (`cirray gallery`)."""
+    load_from: Effort[tuple[str, ...]] = ()
+    """Folders and URIs (`/data/vectors`, `s3://bucket/vectors`) below which a request may name a Parquet file to be
+    added; empty: none."""
     kept_references: Effort[int] = Field(64, ge=0)
     """Latest reference images whose encoding is kept for further texts about them; 0: each query encodes its own."""
     originals: Effort[bool] = True
@@ -177,6 +180,8 @@ class ServeRun(Run):
     """Hosts whose pictures a request may name by URL, such as img.example.org or `*.example.org`; empty: no URLs."""
     writes: Effort[bool] = False
     """Let images be added and removed over HTTP, where a gallery that is written to is served (`cirray gallery`)."""
+    load_from: Effort[tuple[str, ...]] = ()
+    """Folders and URIs below which a request may name a Parquet file to be added; empty: none."""
     replicas: Effort[int] = Field(1, ge=1)
     """Processes that answer. The next request goes to the one with the least to do."""
     shards: Effort[int] = Field(1, ge=1, le=256)

@@ -24,6 +24,8 @@ from cirray.serving.searchers import asking
 from cirray.serving.service import Workers
 
 PROBE_TIMEOUT_S = 20.0
+_ASKING = 8
+"""Threads that prepare queries where most of that is waiting for searchers."""
 
 
 class SearchReplica:
@@ -48,7 +50,7 @@ class SearchReplica:
         set_default("TOKENIZERS_PARALLELISM", "false")  # threads of its own would wait for the cores of this one
         torch.set_num_threads(args.threads)
         limit_faiss_threads(args.threads)
-        self._workers, self._entrances = Workers(), Entrances(args)
+        self._workers, self._entrances = Workers(_ASKING if searchers else 2), Entrances(args)
         models = Models(args.device)
         line = Line([asking(handle) for handle in searchers], args.searcher_timeout_s) if searchers else None
         self.galleries = {

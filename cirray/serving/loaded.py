@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -23,12 +24,14 @@ from cirray.types import Ranking
 if TYPE_CHECKING:  # the process that starts the service needs no torch
     from cirray.catalogue.source import Source
     from cirray.image_text import ImageTextEncoder
-    from cirray.index.store import GalleryIndex
+    from cirray.index.store import GalleryIndex, Shown
     from cirray.queries import ComposedQuery
 
 LOOK_S = 0.5
 """Seconds between two looks at what a name stands for."""
 _LOG = get_logger(__name__)
+_Asked = tuple["GalleryIndex", Sequence[str], tuple[str, ...]]
+"""A gallery, and the ids and columns that are asked of it."""
 
 
 class Models:
@@ -99,6 +102,7 @@ class Loaded:
             args.rerank,
         )
         self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, settings.max_batch_size)
+        self._shown: Batcher[_Asked, Sequence[Shown | None]] = Batcher(self._show_many, settings.max_batch_size)
         self.settings, self._meters, self._pace = settings, Meters(name), Pace()
         self.retriever.probe()
         self.writer: GalleryWriter | None = None
@@ -121,6 +125,23 @@ class Loaded:
         answer = await self._batched(query)
         self._meters.answered(1000 * (time.perf_counter() - begin))
         return answer
+
+    async def shown(
+        self, gallery: "GalleryIndex", ids: Sequence[str], names: Sequence[str]
+    ) -> "Sequence[Shown | None]":
+        """See `SearchService.shown`; searchers are asked about several answers at once."""
+        return await self._shown((gallery, ids, tuple(names))) if gallery.is_remote else gallery.shown(ids, names)
+
+    async def _show_many(self, asked: Sequence[_Asked]) -> "list[Sequence[Shown | None] | Exception]":
+        """What answers show, by one question for all that want the same columns of the same gallery."""
+        galleries = {(id(gallery), names): gallery for gallery, _, names in asked}
+        found: dict[tuple[int, tuple[str, ...]], dict[str, Shown | None]] = {}
+        for (number, names), gallery in galleries.items():
+            same = [ids for other, ids, columns in asked if id(other) == number and columns == names]
+            every = list(dict.fromkeys(name for ids in same for name in ids))
+            shown = await self._workers.decode(partial(gallery.shown, every, names))
+            found[number, names] = dict(zip(every, shown, strict=True))
+        return [[found[id(gallery), names][name] for name in ids] for gallery, ids, names in asked]
 
     async def probe(self) -> None:
         """See `SearchService.probe`."""

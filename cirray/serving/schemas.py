@@ -268,6 +268,33 @@ class ImageLine(_Wire):
     """Values by column."""
 
 
+class LoadRequest(_Wire):
+    """Which rows of a Parquet file are added."""
+
+    uri: str
+    """The file, as the service reads it: a path or URI below one of its `load_from`. Its columns are `id`, `vector` and
+    those of metadata."""
+    offset: int = Field(0, ge=0)
+    """Rows that are passed over."""
+    limit: int = Field(100_000, ge=1, le=100_000)
+    """Most rows of this request."""
+
+
+class Loaded(_Wire):
+    """What is durable now of a Parquet file."""
+
+    written: int
+    """Rows added."""
+    total: int
+    """Rows of the file."""
+    next: int | None
+    """Offset of the request for the next rows; null: all are there."""
+    version: int
+    """Version of the gallery that shows them."""
+    request_id: str
+    """Id of the request."""
+
+
 class Written(_Wire):
     """What is durable now."""
 

@@ -77,9 +77,7 @@ async def _answered(request: Request, service: SearchService, body: SearchBody, 
     make = partial(_prepare, service, body)
     query, gallery, names = make() if _is_quick(service, body) else await service.prepare(make)
     ranking = await service.answer(query)
-    show = partial(gallery.shown, ranking.ids, names)
-    shown = await service.prepare(show) if gallery.is_remote else show()
-    return _search_response(request, gallery, ranking, shown, begin)
+    return _search_response(request, gallery, ranking, await service.shown(gallery, ranking.ids, names), begin)
 
 
 def _is_quick(service: SearchService, body: SearchBody) -> bool:

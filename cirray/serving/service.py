@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -13,6 +13,7 @@ from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
 
 if TYPE_CHECKING:  # the process that starts the service needs no torch
+    from cirray.index.store import GalleryIndex, Shown
     from cirray.queries import ComposedQuery
     from cirray.search_engine import SearchEngine
 
@@ -43,6 +44,11 @@ class SearchService(Protocol):
     async def answer(self, query: "ComposedQuery") -> Ranking:
         """Answer one prepared query, alone or in a batch; raises the query's own error."""
 
+    async def shown(
+        self, gallery: "GalleryIndex", ids: Sequence[str], names: Sequence[str]
+    ) -> "Sequence[Shown | None]":
+        """See `GalleryIndex.shown`."""
+
     async def probe(self) -> None:
         """Run a query through the model and the index; raises when they do not work."""
 
@@ -68,10 +74,10 @@ class Workers:
     loop (and Serve's health checks in it) for long.
     """
 
-    def __init__(self) -> None:
-        """Threads start at first use."""
+    def __init__(self, decoders: int = 2) -> None:
+        """Threads start at first use; `decoders`: those that prepare."""
         self._model = ThreadPoolExecutor(1, "cirray-model")
-        self._decode = ThreadPoolExecutor(2, "cirray-decode")
+        self._decode = ThreadPoolExecutor(decoders, "cirray-decode")
         self._probed: WeakKeyDictionary[SearchEngine, float] = WeakKeyDictionary()
         self._one = threading.Lock()
 
@@ -129,6 +135,12 @@ class DirectService:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def shown(
+        self, gallery: "GalleryIndex", ids: Sequence[str], names: Sequence[str]
+    ) -> "Sequence[Shown | None]":
+        """See `SearchService.shown`."""
+        return await self.prepare(lambda: gallery.shown(ids, names))
 
     async def probe(self) -> None:
         """See `SearchService.probe`."""

@@ -14,7 +14,7 @@ from cirray.core.errors import DataError
 from cirray.serving.bodies import fields_problem
 from cirray.serving.problems import BAD_REQUEST, MEDIA, UNUSABLE, ProblemError
 from cirray.serving.remote import is_url
-from cirray.serving.schemas import ImageLine
+from cirray.serving.schemas import ImageLine, LoadRequest
 
 MAX_LINES = 10_000
 """Most images of one request."""
@@ -80,6 +80,21 @@ def _metadata(text: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ProblemError(UNUSABLE, "The field 'metadata' is no JSON object such as {\"price\": 2.5}.")
     return values
+
+
+async def read_load(request: Request) -> LoadRequest:
+    """The body of `POST /v1/images:load`.
+
+    Raises:
+        ProblemError: 400, 415 or 422 for a body that is none.
+    """
+    media = media_of(request)
+    if media != "application/json":
+        raise ProblemError(MEDIA, f"Content-Type {media[:80]!r} is not taken; send application/json.")
+    try:
+        return LoadRequest.model_validate_json(await request.body())
+    except pydantic.ValidationError as error:
+        raise fields_problem(error, LoadRequest) from None
 
 
 async def read_many(request: Request, shape: tuple[int, int]) -> list[Put]:

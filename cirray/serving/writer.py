@@ -1,10 +1,11 @@
 """Writes to the served gallery: pictures are encoded together, and all changes that wait become one commit."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cirray.catalogue.parquet import VectorFile
 from cirray.catalogue.table import Catalogue, Change
 from cirray.core.errors import DataError, StoreError
 from cirray.core.log import get_logger
@@ -19,6 +20,8 @@ ResultT = TypeVar("ResultT")
 WRITE_TIMEOUT_S = 20.0
 """A commit that takes longer is answered 503; whether it was made is not known then, and it may be repeated."""
 _ENCODED, _GROUP = 32, 2_000
+_LOADS = 2
+"""Files that are read at once; each holds one group of rows in memory."""
 _COMPACT_EVERY = 128
 """Commits of this process after which small files are written together."""
 _LOG = get_logger(__name__)
@@ -47,7 +50,7 @@ class GalleryWriter:
         self._threads, self._compactor = ThreadPoolExecutor(1, "cirray-write"), ThreadPoolExecutor(1, "cirray-compact")
         self._encoded: Batcher[Decoded, Change] = Batcher(self._encode, _ENCODED)
         self._committed: Batcher[Sequence[Change], int] = Batcher(self._commit, _GROUP)
-        self._commits = 0
+        self._commits, self._loads = 0, asyncio.Semaphore(_LOADS)
 
     async def picture(self, image_id: str, data: bytes, metadata: dict[str, Any]) -> Change:
         """A picture as a change; it is not written yet.
@@ -86,6 +89,35 @@ class GalleryWriter:
                 "known. It may be repeated."
             ) from None
         return version
+
+    async def load(self, place: str, offset: int, limit: int) -> tuple[int, int, int]:
+        """Write rows of a Parquet file, a commit a group; returns how many, how many the file has, and the version.
+
+        Raises:
+            ArtifactError: a URI that cannot be opened.
+            DataError: a file or a row that cannot be used, and how many rows were written before it.
+            StoreError: as `write`.
+        """
+        async with self._loads:
+            file = await asyncio.to_thread(VectorFile, place, self.shape, self._columns())
+            groups, written, version = file.groups(offset, limit), 0, self._table.version
+            try:
+                while changes := await asyncio.to_thread(self._next, groups):
+                    version = await self.write(changes)
+                    written += len(changes)
+            except DataError as error:
+                raise DataError(f"{error} {written:,} rows before it were written.") from None
+            return written, file.rows, version
+
+    def _columns(self) -> dict[str, Any]:
+        self._checks.refresh()
+        return self._checks.columns
+
+    def _next(self, groups: "Iterator[list[Change]]") -> list[Change]:
+        """The next group of a file, once it can be kept; empty at the end."""
+        changes = next(groups, [])
+        self._checks.as_table(changes)
+        return changes
 
     async def _encode(self, pictures: "Sequence[Decoded]") -> Sequence[Change]:
         return await self._workers.model(lambda: self._encoder.encode(pictures))

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request
 from cirray.catalogue.table import Change
 from cirray.core.errors import DataError
 from cirray.serving.config import ServeArgs
+from cirray.serving.loads import readable
 from cirray.serving.problems import FORBIDDEN, FROZEN, UNUSABLE, ProblemError
 from cirray.serving.remote import Fetches, Remote
 from cirray.serving.routes import ServiceGetter, problem_doc
-from cirray.serving.schemas import ImageForm, ImageLine, Written
-from cirray.serving.write_bodies import FORM, LINES, Put, read_many, read_put
+from cirray.serving.schemas import ImageForm, ImageLine, Loaded, LoadRequest, Written
+from cirray.serving.write_bodies import FORM, LINES, Put, read_load, read_many, read_put
 from cirray.serving.writer import GalleryWriter
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -52,6 +53,22 @@ def add_writes(routes: APIRouter, service: ServiceGetter, args: ServeArgs, remot
         """Add, replace or remove many images: a line of JSON each, or files whose names are the ids."""
         writer = _writer(request, service, args)
         return await _written(request, writer, await read_many(request, writer.shape), remote.request())
+
+    loads = {"application/json": {"schema": LoadRequest.model_json_schema()}}
+
+    @routes.post("/images:load", response_model=Loaded, responses=problems, openapi_extra=_body(loads))
+    async def load(request: Request) -> Loaded:
+        """Add rows of a Parquet file that the service reads itself. What was written before a row that cannot be kept
+        stays; rows that are added again replace themselves.
+        """
+        writer, asked = _writer(request, service, args), await read_load(request)
+        place = readable(asked.uri, args.load_from)
+        written, total, version = await writer.load(place, asked.offset, asked.limit)
+        end = asked.offset + written
+        return Loaded(
+            written=written, total=total, next=end if end < total else None, version=version,
+            request_id=request.state.request_id,
+        )  # fmt: skip
 
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:

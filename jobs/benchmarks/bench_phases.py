@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,10 @@ class Known:
     async def answer(self, query: Any) -> Ranking:
         """Nothing is searched."""
         return self.ranking
+
+    async def shown(self, gallery: Any, ids: Sequence[str], names: Sequence[str]) -> Any:
+        """As the service does."""
+        return gallery.shown(ids, names)
 
     async def probe(self) -> None:
         """Always well."""

@@ -359,7 +359,7 @@ def test_the_api_is_explained_at_docs(url, http):
 def test_told_to_stop_the_service_finishes_open_requests_and_ends_in_ten_seconds(running):
     """The last test of this file: SIGTERM, as containers and systemd send it."""
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-    asked = [{"text": f"make it blue {n}", "gallery_id": "plain/00", "k": 3} for n in range(40)]
+    asked = [{"text": f"make it blue {n}", "gallery_id": "plain/00", "k": 3} for n in range(10)]
     body = json.dumps({"queries": asked}).encode()
     head = post_head(running.key, len(body), "/v1/search:batch")
     connections = [socket.create_connection(address) for _ in range(80)]

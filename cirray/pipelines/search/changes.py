@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cirray.catalogue.encoding import Decoded, PictureEncoder
 from cirray.catalogue.opening import Description, describe
+from cirray.catalogue.parquet import SUFFIXES, VectorFile
 from cirray.catalogue.rows import Rows, rows_of
 from cirray.catalogue.table import Catalogue, Change
+from cirray.core import storage
 from cirray.core.artifacts import read_manifest
-from cirray.core.errors import ConfigError, DataError, reason_of
+from cirray.core.errors import ConfigError, DataError
 from cirray.core.log import get_logger
 from cirray.core.progress import progress
 from cirray.data.changes import Seen, compare
@@ -32,7 +32,6 @@ from cirray.pipelines.search.metadata import metadata_for
 
 _LOGGER = get_logger("pipelines.gallery")
 _GROUP = 2_000
-_PARQUET = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,12 @@ def run_add(run: AddRun) -> Changed:
     """
     if not run.source:
         raise ConfigError("Nothing to add: name a folder of pictures, a picture, or a Parquet file of vectors.")
-    described, source = describe(run.gallery), Path(run.source).expanduser()
+    described, table = describe(run.gallery), Catalogue.open(run.gallery)
+    if storage.without_query(run.source).lower().endswith(SUFFIXES):
+        return _add_vectors(run, described, table)
+    source = Path(run.source).expanduser()
     if not source.exists():
         raise DataError(f"{run.source!r} does not exist (looked at {str(source.absolute())!r}).")
-    table = Catalogue.open(run.gallery)
-    if source.suffix.lower() in _PARQUET:
-        return _add_vectors(run, described, table, source)
     return _add_pictures(run, described, table, source)
 
 
@@ -236,48 +235,15 @@ def _without_file(rows: Rows, source: Path, files: set[str]) -> list[str]:
     return [name for name, origin in origins if origin.startswith(below) and origin not in files]
 
 
-def _add_vectors(run: AddRun, described: Description, table: Catalogue, source: Path) -> Changed:
-    """Add the rows of a Parquet file; the first that cannot be kept ends it, and names what was added before."""
-    count = 0
-    for batch in _batches(source, table.columns):
-        table.write(list(changes_of(batch, described.shape, run.prefix)))
-        count += len(batch)
+def _add_vectors(run: AddRun, described: Description, table: Catalogue) -> Changed:
+    """Add the rows of a Parquet file; the first that cannot be kept ends it, and the rows before stay."""
+    file, count = VectorFile(run.source, described.shape, table.columns, run.prefix), 0
+    with progress("add vectors", file.rows, "rows") as advance:
+        for changes in file.groups():
+            table.write(changes)
+            count += len(changes)
+            advance(len(changes))
     return Changed(run.gallery, {"added or replaced": count})
-
-
-def _batches(source: Path, columns: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    try:
-        file = pq.ParquetFile(source)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{str(source)!r} is no Parquet file: {reason_of(error)}.") from None
-    names = file.schema_arrow.names
-    if not {"id", "vector"} <= set(names):
-        raise DataError(f"{str(source)!r} has the columns {', '.join(names)[:200]}; id and vector are needed.")
-    unknown = next((name for name in names if name not in ("id", "vector", *columns)), None)
-    if unknown is not None:
-        known = ", ".join(sorted(columns)) or "none"
-        raise DataError(f"{str(source)!r} has a column {unknown!r}, and this gallery's metadata has {known}.")
-    yield from file.iter_batches(_GROUP)
-
-
-def changes_of(batch: pa.RecordBatch, shape: tuple[int, int], prefix: str = "") -> Iterator[Change]:
-    """Rows with `id`, `vector` and metadata columns as changes.
-
-    Raises DataError for an id that is no text, or vectors of another size.
-    """
-    ids, vectors = batch.column("id"), batch.column("vector")
-    if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)) or ids.null_count:
-        raise DataError(f"The column id holds {ids.type}; texts without gaps are needed.")
-    try:
-        flat = np.asarray(vectors.flatten().to_numpy(zero_copy_only=False), np.float16)
-        tokens_NQD = flat.reshape(len(batch), *shape)
-    except (AttributeError, ValueError, TypeError, pa.ArrowException):
-        raise DataError(
-            f"The column vector holds {vectors.type}; lists of {shape[0] * shape[1]:,} numbers are needed."
-        ) from None
-    metadata = batch.drop_columns(["id", "vector"]).to_pylist() or [{}] * len(batch)
-    for name, tokens_QD, values in zip(ids.to_pylist(), tokens_NQD, metadata, strict=True):
-        yield Change(prefix + name, tokens_QD, metadata=values)
 
 
 def _remove(table: Catalogue, names: Sequence[str]) -> None:

@@ -36,8 +36,13 @@ class AddRun(Run):
     gallery: Place = "@gallery"
     """The gallery."""
     source: Place = ""
-    """A folder of pictures, one picture, or a Parquet file with the columns `id`, `vector`, and those of metadata. Of a
-    folder only what is new or changed is encoded."""
+    """A folder of pictures, one picture, or a Parquet file (path or URI) with the columns `id`, `vector`, and those of
+    metadata. Of a folder only what is new or changed is encoded."""
+    url: str = ""
+    """Service that adds the Parquet file at `source` itself, which is then a place that the service may read
+    (`load_from`); empty: this process adds."""
+    into: str = ""
+    """Which of the galleries of the service at `url`; empty: its default."""
     prefix: str = ""
     """Before the id of each picture: `shoes/`."""
     metadata: Place = ""

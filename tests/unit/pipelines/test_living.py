@@ -118,9 +118,14 @@ def test_vectors_and_metadata_come_from_a_parquet_file_and_a_filter_removes(made
     "columns, said",
     [
         ({"name": ["a"], "vector": [[1.0] * 24]}, "has the columns name, vector; id and vector are needed"),
-        ({"id": ["a"], "vector": [[1.0] * 23]}, "lists of 24 numbers are needed"),
-        ({"id": [1], "vector": [[1.0] * 24]}, "column id holds int64"),
-        ({"id": ["a"], "vector": ["x"]}, "column vector holds string"),
+        ({"id": ["a"], "vector": [[1.0] * 23]}, "holds lists of 23 numbers; lists of 24 numbers are needed"),
+        ({"id": ["a", "b"], "vector": [[1.0] * 24, [1.0] * 48]}, "lists of 24 and 48 numbers; lists of 24"),
+        ({"id": ["a"], "vector": pa.array([None], pa.list_(pa.float32()))}, "holds lists of no numbers"),
+        ({"id": ["a"], "vector": [[None] * 24]}, "holds list<element: null>; lists of 24"),
+        ({"id": ["a"], "vector": [[float("nan")] * 24]}, "vector of 'a' holds values that are not finite"),
+        ({"id": ["a", None], "vector": [[1.0] * 24] * 2}, "column id of .* has gaps"),
+        ({"id": [1], "vector": [[1.0] * 24]}, "column id of .* holds int64"),
+        ({"id": ["a"], "vector": ["x"]}, "column vector of .* holds string"),
         ({"id": ["a"], "vector": [[1.0] * 24], "colour": [1]}, "column 'colour', and this gallery's metadata has none"),
     ],
 )

@@ -14,13 +14,15 @@ from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, AwayError, IndexMismatchError
 from cirray.image_text import load_models
 from cirray.index.shards import SLOTS, Shard, shard_of, slot_of
+from cirray.index.uses import use_of
 from cirray.pipelines.search.living import run_gallery
 from cirray.pipelines.search.living_config import GalleryRun
 from cirray.search_engine import SearchEngine
 from cirray.serving import gathering as gathering_module
-from cirray.serving.config import ServingSettings
+from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.gathering import Gathering, Line
-from cirray.serving.service import DirectService
+from cirray.serving.loaded import Loaded
+from cirray.serving.service import DirectService, Workers
 
 COLUMNS = ("id,price,kind,since", *(
     f"plain/{n:02d},{'' if n == 4 else n}.5,{'odd' if n % 4 else 'even'},2025-01-{n + 1:02d}" for n in range(0, 24, 2)
@@ -137,6 +139,23 @@ def test_searchers_answer_every_shape_of_query_as_one_index_does_to_the_id_and_t
     assert [item["answer"]["hits"] for item in one["answers"]] == [item["answer"]["hits"] for item in other["answers"]]
     for body, status in (({"gallery_id": "none", "text": "x"}, 404), ({"text": "x", "filter": "colour = 1"}, 422)):
         assert ask.search(**body).status_code == ask_whole.search(**body).status_code == status
+
+
+def test_queries_that_come_together_ask_each_searcher_once_for_what_they_show(filled, make_caller):
+    made, _ = filled
+    processes = Processes(3)
+    args = ServeArgs(checkpoint=made.checkpoint, index=made.index)
+    loaded = Loaded(args, use_of(made.index, made.checkpoint), Workers(), ServingSettings(), line=processes.line())
+    loaded.retriever.follower.stop()
+    asked = [{"text": f"blue {n % 5}", "k": 4, "fields": ["price"] * (n % 2)} for n in range(20)]
+    processes.asked.clear()
+    found = make_caller(loaded)("POST", "/v1/search:batch", json={"queries": asked}).json()["answers"]
+    whole = make_caller(DirectService(SearchEngine.open(made.checkpoint, made.index)))
+    wanted = whole("POST", "/v1/search:batch", json={"queries": asked}).json()["answers"]
+    hits, others = ([hit for item in told for hit in item["answer"]["hits"]] for told in (found, wanted))
+    scores = [[hit.pop("score") for hit in told] for told in (hits, others)]
+    assert hits == others and scores[0] == pytest.approx(scores[1], abs=1e-6)  # texts are encoded in other batches
+    assert sum(method in ("search", "shown") for _, method in processes.asked) <= 40  # of 20 * 3 + 20 * 3
 
 
 def test_a_searcher_that_is_away_is_503_or_its_share_is_told_and_the_others_answers_are_right(
