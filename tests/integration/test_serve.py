@@ -32,7 +32,7 @@ from cirray.serving.keys_config import KeysRun
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 TINY = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_service.py")))
-START_S = 120
+START_S = 240
 
 
 def free_port():
