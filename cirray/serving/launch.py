@@ -1,6 +1,7 @@
 """`cirray serve`: the application of `serve run`, checked before anything starts and drained before it stops."""
 
 import http.client
+import logging
 import multiprocessing
 import signal
 import socket
@@ -29,8 +30,8 @@ from cirray.serving.names import each
 _LOG = get_logger(__name__)
 _NAME = "cirray"
 _LOOK_S = 0.1
-QUIET = {"enable_access_log": False}
-"""No access log: a line a request would cost Ray's proxy more than a search costs the model."""
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+"""Ray's warnings and errors alone. A line a request would cost its proxy more than a search costs the model."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def plan_of(run: ServeRun) -> ServicePlan:
         ) from None
     for name in ("name", *(("autoscaling_config",) if replicas else ())):
         deployment.pop(name, None)
-    return ServicePlan(args, http, deployment | replicas, tree.get("logging_config") or QUIET, deployments)
+    logs = QUIET | (tree.get("logging_config") or {})
+    return ServicePlan(args, http, deployment | replicas, logs, deployments)
 
 
 def check_entrance(plan: ServicePlan, private: bool, fast: bool) -> None:
@@ -211,6 +213,7 @@ def start(plan: ServicePlan, told: Told) -> None:
     from cirray.serving.entrances import NAMESPACE
 
     application, logs = application_of(plan.args, plan.searchers, **plan.deployment), dict(plan.logging)
+    logging.getLogger("ray.serve").setLevel(logs.get("log_level", "INFO"))
     try:
         with own_handlers():
             ray.init(namespace=NAMESPACE)

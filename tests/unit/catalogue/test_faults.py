@@ -1,5 +1,6 @@
 """A store that is full, read-only or away: writes are refused in words, reads go on, and nothing is damaged."""
 
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,6 +45,26 @@ def test_a_full_and_a_read_only_disk_refuse_writes_and_nothing_else(disk):
     refused(world)
     world.check(follower.poll())
     world.check(world.follow().gallery)
+
+
+def test_a_process_that_may_write_no_more_is_refused_and_goes_on_reading(tmp_path):
+    """For those who may mount nothing: the system refuses what goes beyond a limit, as a full disk does."""
+    world = World(tmp_path / "gallery")
+    world.put("a", "b")
+    follower, (soft, hard) = world.follow(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (100_000, 100, 0):  # in a vectors' file, in the note of a version, and at once
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            refused(world)
+            if not limit:
+                with pytest.raises(StoreError, match="cannot be written now"):
+                    world.table.write([Change("a")])
+            world.check(follower.poll())
+            world.check(world.follow().gallery)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        world.put("a", seed=limit)
+        world.check(follower.poll())
 
 
 def test_a_gallery_whose_folder_is_deleted_is_searched_as_it_was_and_takes_no_write_until_it_is_made_again(tmp_path):
