@@ -35,6 +35,14 @@ class Key:
 
     index: str
     digest: str
+    created: str
+    """When; another one of the same inputs differs in this alone."""
+
+    @classmethod
+    def of(cls, index: str) -> "Key":
+        """What is there now. Raises ArtifactError: nothing is, or it is damaged."""
+        manifest = read_manifest(index)
+        return cls(index, manifest.digest, manifest.created)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class _Held:
     """The shard of one gallery."""
 
     def __init__(self, key: Key, shard: Shard, verify: bool) -> None:
-        if read_manifest(key.index).digest != key.digest:
+        if Key.of(key.index) != key:
             raise ArtifactError(f"The gallery {key.index!r} was made again; start the service anew.")
         found = open_gallery(key.index, None, verify, shard=shard)
         self.follower: Follower | None = found if isinstance(found, Follower) else None
@@ -70,6 +78,7 @@ class _Held:
 
     @property
     def gallery(self) -> GalleryIndex:
+        """As it is now; it has been asked about."""
         self.asked_at = time.monotonic()
         if self.follower is not None:
             return self.follower.gallery
@@ -77,6 +86,7 @@ class _Held:
         return self._index
 
     def close(self) -> None:
+        """Stop following."""
         if self.follower is not None:
             self.follower.stop()
 
@@ -161,9 +171,14 @@ class Searcher:
             _LOG.exception("a shard of %s was not loaded", key.index)
             self._loading[key] = ArtifactError(f"The gallery {key.index!r} cannot be opened: {error!r}.")
 
-    def _let_go(self) -> None:
+    def close(self) -> None:
+        """Let everything go."""
+        self._let_go(0.0)
+
+    def _let_go(self, kept_s: float | None = None) -> None:
+        limit = KEPT_S if kept_s is None else kept_s
         with self._lock:
-            old = [key for key, held in self._held.items() if time.monotonic() - held.asked_at > KEPT_S]
+            old = [key for key, held in self._held.items() if time.monotonic() - held.asked_at >= limit]
             gone = [self._held.pop(key) for key in old]
         for held in gone:
             held.close()

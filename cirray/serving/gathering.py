@@ -104,7 +104,7 @@ class Gathering:
         manifest = read_searchable(index)
         towers = (str(manifest.extra.get("vision_digest", "")), vision_digest)
         check_encoder(str(manifest.extra.get("encoder_digest", "")), encoder_digest, index, towers)
-        self._key, self.living = Key(index, manifest.digest), manifest.kind == LIVING
+        self._key, self.living = Key.of(index), manifest.kind == LIVING
         self._line, self.partial = line, partial
         self.states: dict[int, State] = {}
         self._away, self._lock, self._ended = set[int](), threading.Lock(), threading.Event()

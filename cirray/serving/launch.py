@@ -216,7 +216,7 @@ def start(plan: ServicePlan, told: Told) -> None:
     logging.getLogger("ray.serve").setLevel(logs.get("log_level", "INFO"))
     try:
         with own_handlers():
-            ray.init(namespace=NAMESPACE)
+            ray.init(namespace=NAMESPACE, logging_level=logging.WARNING)
         if not told:
             serve.start(http_options=dict(plan.http), logging_config=logs)
         if not told:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -11,6 +12,7 @@ from cirray.core.artifacts import read_manifest
 from cirray.core.errors import CirrayError
 from cirray.core.log import get_logger
 from cirray.data.config import ImageLimits
+from cirray.index.store import LIVING, read_searchable
 from cirray.index.uses import Use, is_name, use_of
 from cirray.serving.batches import Batcher
 from cirray.serving.config import ServeArgs, ServingSettings
@@ -180,7 +182,7 @@ class Current:
         """
         self._args, self._settings = args, ServingSettings()
         self._load = lambda use: Loaded(args, use, workers, self._settings, models, name, line)
-        self.loaded = self._load(use_of(args.index, args.checkpoint))
+        self.loaded = self._load(self._use())
         self._tried, self._fault = self.loaded.use, ""
 
     def take(self, settings: ServingSettings) -> None:
@@ -189,14 +191,14 @@ class Current:
         self.loaded.take(settings)
 
     def follow(self) -> None:
-        """Look at the name in a thread, where one is served."""
-        if is_name(self._args.index):
+        """Look in a thread at what is served, where that may change: a name, or a gallery that is written to."""
+        if is_name(self._args.index) or self.loaded.retriever.living:
             threading.Thread(target=self._run, name="cirray-name", daemon=True).start()
 
     def look(self) -> None:
         """Take what the name stands for now; what cannot be loaded is logged once, and the old one stays."""
         try:
-            use = use_of(self._args.index, self._args.checkpoint)
+            use = self._use()
             if use in (self._tried, self.loaded.use):
                 return
             self._tried = use
@@ -210,6 +212,12 @@ class Current:
         _LOG.info("served from now on: %s, queried by %s", use.index, use.checkpoint)
         if before.retriever.follower is not None:
             before.retriever.follower.stop()
+
+    def _use(self) -> Use:
+        """What is to be served now. A gallery that was made again in its place is another one."""
+        use = use_of(self._args.index, self._args.checkpoint)
+        manifest = read_searchable(use.index)
+        return replace(use, at=f"{use.at} {manifest.created}") if manifest.kind == LIVING else use
 
     def _run(self) -> None:
         pause = threading.Event()

@@ -10,7 +10,6 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from cirray.catalogue.searcher import Key, Searcher
-from cirray.core.artifacts import read_manifest
 from cirray.core.log import configure
 from cirray.index.shards import Shard
 from cirray.index.uses import use_of
@@ -46,8 +45,7 @@ class SearcherReplica:
         self._searcher = Searcher(Shard(number, args.shards), args.verify)
         self._search, self._other = ThreadPoolExecutor(1, "cirray-search"), ThreadPoolExecutor(2, "cirray-other")
         for own in each(args).values():
-            index = use_of(own.index, own.checkpoint).index
-            self._searcher.hold(Key(index, read_manifest(index).digest))
+            self._searcher.hold(Key.of(use_of(own.index, own.checkpoint).index))
 
     async def ask(self, method: str, *args: Any) -> Any:
         """What `Searcher.answer` says; searches have a thread of their own."""

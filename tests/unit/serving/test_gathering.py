@@ -4,13 +4,13 @@ import asyncio
 import base64
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cirray.catalogue.searcher import Key, Searcher
 from cirray.catalogue.table import Catalogue, Change
-from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, AwayError, IndexMismatchError
 from cirray.image_text import load_models
 from cirray.index.shards import SLOTS, Shard, shard_of, slot_of
@@ -29,11 +29,16 @@ COLUMNS = ("id,price,kind,since", *(
 ))  # fmt: skip
 
 
+MADE = []
+"""Searchers and engines of a test."""
+
+
 class Processes:
     """Searchers in this process, each of which may be as good as dead, or slow."""
 
     def __init__(self, of):
         self.searchers, self.dead, self.slow = [Searcher(Shard(number, of)) for number in range(of)], set(), set()
+        MADE.extend(self.searchers)
         self.asked = []
 
     def line(self, timeout_s=5.0):
@@ -67,6 +72,15 @@ def filled(tmp_path_factory):
     return made, living
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    """No thread of a test reads a table when the process ends."""
+    MADE.clear()
+    yield
+    for made in MADE:
+        made.close() if isinstance(made, Searcher) else made.follower and made.follower.stop()
+
+
 @pytest.fixture(params=["frozen", "living"])
 def place(request, filled):
     made, living = filled
@@ -79,7 +93,9 @@ def gathered(place, of=3, partial=False, timeout_s=5.0):
     encoder, vision, transform = load_models(checkpoint)
     processes = Processes(of)
     source = Gathering(index, encoder.index_digests, vision.digest, processes.line(timeout_s), partial)
-    return SearchEngine(encoder, vision, transform, source), processes, SearchEngine.open(checkpoint, index)
+    whole = SearchEngine.open(checkpoint, index)
+    MADE.append(whole)
+    return SearchEngine(encoder, vision, transform, source), processes, whole
 
 
 def test_every_id_is_in_one_shard_of_any_number_and_shards_are_of_one_size():
@@ -226,7 +242,7 @@ def test_a_write_is_shown_by_the_one_searcher_of_its_id_and_each_reads_only_its_
     place = str(tmp_path / "gallery")
     run_gallery(GalleryRun(index=made.index, out=place))
     engine, processes, _ = gathered((made.checkpoint, place), 3)
-    parts = [searcher._gallery(Key(place, read_manifest(place).digest)) for searcher in processes.searchers]
+    parts = [searcher._gallery(Key.of(place)) for searcher in processes.searchers]
     assert [[shard_of(name, 3) for name in part.ids] for part in parts] == [
         [n] * len(part) for n, part in enumerate(parts)
     ]
@@ -245,7 +261,8 @@ def test_a_write_is_shown_by_the_one_searcher_of_its_id_and_each_reads_only_its_
 
 def test_a_gallery_is_loaded_when_it_is_first_asked_for_and_let_go_when_nobody_asks(filled, monkeypatch):
     made, living = filled
-    searcher, keys = Searcher(Shard(0, 2)), [Key(place, read_manifest(place).digest) for place in (made.index, living)]
+    searcher, keys = Searcher(Shard(0, 2)), [Key.of(place) for place in (made.index, living)]
+    MADE.append(searcher)
     for key in keys:
         assert searcher.state(key) is None
         deadline = time.monotonic() + 20
@@ -265,4 +282,4 @@ def test_what_cannot_be_gathered_is_said(filled, tmp_path, write_checkpoint):
     with pytest.raises(IndexMismatchError, match="was built by encoder"):
         Gathering(living, other[0].index_digests, other[1].digest, line)
     with pytest.raises(ArtifactError, match="made again"):
-        Searcher(Shard(0, 2)).hold(Key(living, "another"))
+        Searcher(Shard(0, 2)).hold(replace(Key.of(living), created="before"))

@@ -1,6 +1,7 @@
 """A service that serves a name goes over to what the name stands for, and back, while requests go on."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import httpx
@@ -104,3 +105,24 @@ def test_what_cannot_be_served_is_not_chosen_and_what_breaks_later_leaves_the_ol
     current.look()
     assert current.loaded is not before and current.loaded.use.index == str(home / "gallery")
     assert use_of(str(home / "index"), "c").checkpoint == "c" and Path(use_of(str(name), "").index).name == "gallery"
+
+
+def test_a_gallery_that_is_made_again_in_its_place_is_served_as_it_is_now_also_when_nobody_saw_it_gone(home, tmp_path):
+    place, aside = tmp_path / "gallery", tmp_path / "again"
+    for out, index in ((place, str(home / "index")), (aside, None)):
+        run_gallery(GalleryRun(index=index, checkpoint=str(home / "sum"), out=str(out)))
+        time.sleep(1.1)  # manifests tell the second
+    args = ServeArgs(index=str(place), checkpoint=str(home / "sum"), writes=True)
+    current = Current(args, Workers())
+    before = current.loaded
+    current.look()
+    assert current.loaded is before and len(before.retriever.gallery) == 24
+    place.rename(tmp_path / "former")
+    aside.rename(place)
+    current.look()
+    assert current.loaded is not before and len(current.loaded.retriever.gallery) == 0
+    app = make_api(lambda: current.loaded, args)
+    png = {"content-type": "image/png"}
+    put = asyncio.run(ask(app, "PUT", "/v1/images/x", content=tiny_service.picture(1), headers=png))
+    assert put.status_code == 200 and current.loaded.retriever.follower.poll().ids == ("x",)
+    current.loaded.retriever.follower.stop()
