@@ -70,7 +70,7 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
     check_entrance(plan, private, run.fast)
     check_service(plan.args)
     if private:
-        private_cluster()
+        private_cluster(quiet=False)
         for name, value in {**OWN_CLUSTER, **(fast_path() if run.fast else {})}.items():
             set_default(name, value)
     with noted() as told:
