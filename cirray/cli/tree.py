@@ -1,8 +1,12 @@
 """A verb's fields as a tree, for help and completion."""
 
+import ast
+import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -11,7 +15,6 @@ from pydantic.fields import FieldInfo
 
 from cirray.core.components import Component, SetOf
 from cirray.core.config import Config
-from cirray.core.docs import field_doc
 from cirray.core.fields import Known, Role, Shown, names_place, role_of
 from cirray.core.registry import Registry
 
@@ -235,3 +238,33 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(shown(item) for item in value)}]"
     return str(value) if value != "" else "''"
+
+
+def field_doc(cls: type, name: str) -> str:
+    """The docstring of a field, of the first class in the order of inheritance that has one; empty without any."""
+    return next((docs[name] for base in cls.__mro__ if name in (docs := _docs(base))), "")
+
+
+@cache
+def _docs(cls: type) -> dict[str, str]:
+    """Field -> docstring, of the fields that a class itself declares."""
+    found = _classes(cls.__module__).get(cls.__qualname__)
+    if found is None:
+        return {}
+    pairs = zip(found.body, found.body[1:], strict=False)
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }  # fmt: skip
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module's source by their qualified names; none where there is no source."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (KeyError, OSError, TypeError, SyntaxError):
+        return {}
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 
 import cirray
+from cirray.cli.tree import field_doc
 from cirray.cli.verb import VERBS, verb
 from cirray.core.config import Config, validate
-from cirray.core.docs import field_doc
 from cirray.core.fields import Role, Since, StageDigested, names_place, role_of
 from cirray.core.identity import OWN, readings
 from cirray.data.config import FORMATS, DataConfig

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from cirray.core.errors import ArtifactError
 from cirray.generators.config import DecodingConfig
 from cirray.generators.decoding import decode
-from cirray.generators.sources import generator_from
-from cirray.generators.store import load_model, save_generator
+from cirray.generators.store import generator_from, load_model, save_generator
 from cirray.generators.trainable import Answers
 from cirray.models.sources.blip2 import open_blip2
 from cirray.models.text import encode_texts

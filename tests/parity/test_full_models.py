@@ -11,7 +11,7 @@ import pytest
 import torch
 from modes import generator_mode, retriever_mode, training_mode
 
-from cirray.generators.sources import generator_from
+from cirray.generators.store import generator_from
 from cirray.generators.trainable import Answers
 from cirray.image_text import load_models
 from cirray.models.batch import RetrievalBatch

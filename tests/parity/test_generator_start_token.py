@@ -12,10 +12,10 @@ import pytest
 import torch
 from modes import generator_mode
 
+from cirray.generators.caption_template import Rewriter
 from cirray.generators.config import DecodingConfig
 from cirray.generators.decoding import decode
-from cirray.generators.rewrite import Rewriter
-from cirray.generators.sources import generator_from
+from cirray.generators.store import generator_from
 from cirray.generators.writer import TextWriter
 from cirray.models.sources.blip2 import open_blip2
 from cirray.models.text import encode_texts

@@ -21,6 +21,7 @@ from torch import nn
 from cirray.core.contents import canonical, content_digest
 from cirray.core.errors import ArtifactError, ConfigError, DataError, reason_of
 from cirray.core.extras import require
+from cirray.core.texts import parse_json
 from cirray.data.config import OwnShapeConfig, TransformConfig
 from cirray.models.quiet import quiet
 from cirray.models.sources.file_forms import refuse_pointers
@@ -28,7 +29,6 @@ from cirray.models.sources.files import READ_ERRORS, at_home
 from cirray.models.sources.pretrained import check_weight_files
 from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
-from cirray.models.towers.embedder_files import MODULES, copied, module_types, own_code
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.transforms import unpacked
 
@@ -259,3 +259,40 @@ BACKBONES.register(NAME)(
         title="a model of sentence-transformers that reads pictures and texts",
     )
 )  # fmt: skip
+
+
+MODULES = "modules.json"
+_LIBRARY = "sentence_transformers."
+_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".safetensors", ".bin")
+_OTHER_RUNTIMES = ("onnx", "openvino")
+
+
+def module_types(folder: Path) -> list[str]:
+    """Classes that a folder's `modules.json` names; empty where there is none.
+
+    Raises ArtifactError when it is damaged.
+    """
+    path = folder / MODULES
+    if not path.is_file():
+        return []
+    try:
+        return [str(module["type"]) for module in parse_json(path.read_bytes())]
+    except (ValueError, TypeError, KeyError):
+        raise ArtifactError(f"{str(path)!r} is no list of modules. Fetch the model again.") from None
+
+
+def own_code(module: str) -> bool:
+    """Whether a module's class is none of the library's."""
+    return not module.startswith(_LIBRARY)
+
+
+def copied(folder: Path) -> list[tuple[str, Path]]:
+    """Name and path of the files that make the model up, ascending; of two forms of weights the safe one."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") or part in _OTHER_RUNTIMES for part in name.parts)
+        twice = path.suffix == ".bin" and any(path.parent.glob("*.safetensors"))
+        if path.suffix in _SUFFIXES and path.is_file() and not hidden and not twice:
+            found.append((name.as_posix(), path))
+    return found

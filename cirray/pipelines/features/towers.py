@@ -9,9 +9,12 @@ import numpy as np
 import torch
 
 from cirray.core.artifacts import Manifest, open_stage
+from cirray.core.errors import DataError
 from cirray.core.progress import progress
 from cirray.core.seeding import derive_seed, numpy_generator
 from cirray.core.unfinished import stage_function
+from cirray.data.config import DataConfig
+from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import DESCRIBE, Passage, bags, passage, reserved_change
 from cirray.data.shapes.grammar import vocabulary
 from cirray.evaluation.texts import TextQuality, judge_texts
@@ -40,7 +43,7 @@ from cirray.pipelines.features.vision_sources import (
 from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.config import LoopConfig
-from cirray.training.language import LanguageTask
+from cirray.training.language import Corpus, LanguageTask
 from cirray.training.loop import Callback, train
 from cirray.training.task import Task
 from cirray.training.torch_engine import torch_engine
@@ -161,8 +164,6 @@ def _language(run: TowersRun, work: Path) -> tuple[LanguageModel, dict[str, Any]
     config = run.language_training
     torch.manual_seed(derive_seed(config.seed, "language model"))
     if run.corpus == "data":
-        from cirray.pipelines.features.text_corpus import data_corpus
-
         corpus, words = data_corpus(run.data)
     else:
         corpus, words = shapes_passage, shapes_words()
@@ -183,8 +184,6 @@ def _inputs(run: TowersRun) -> dict[str, str]:
     if run.vision == TRAIN and run.vision_training.objective == "captions":
         read.append(captions_digest(run))
     if run.language == TRAIN and run.corpus == "data":
-        from cirray.pipelines.features.text_corpus import data_texts
-
         read.append(stable_id(*data_texts(run.data)))
     return {**named, "data": "+".join(read)}
 
@@ -195,3 +194,37 @@ def _frozen(tower: VisionTower) -> VisionTower:
 
 def _weights(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+_CHANGE, _DESCRIBE = "change/1", "describe/1"
+
+
+def data_corpus(config: DataConfig) -> tuple[Corpus, list[str]]:
+    """Captions and training texts of a data set as passages without images, and all texts for the vocabulary.
+
+    Unlike the embedded world's, such a model cannot describe a difference, so the generator should tune it
+    (`generator.settings.tuning=full` or `lora`).
+
+    Raises DataError when there is no text at all.
+    """
+    changes, captions = data_texts(config)
+
+    def corpus(rng: np.random.Generator) -> Passage:
+        use_change = bool(changes) and (not captions or bool(rng.integers(2)))
+        texts, version = (changes, _CHANGE) if use_change else (captions, _DESCRIBE)
+        return Passage((), prompt(version), texts[int(rng.integers(len(texts)))])
+
+    return corpus, [*changes, *captions, *all_prompts()]
+
+
+def data_texts(config: DataConfig) -> tuple[list[str], list[str]]:
+    """The different training texts and captions of a data set, sorted.
+
+    Raises DataError when there is no text at all.
+    """
+    dataset = read_dataset(config)
+    changes = sorted({triplet.modification for triplet in dataset.split("train")})
+    captions = sorted(set(dataset.captions.values()))
+    if not changes and not captions:
+        raise DataError(f"{dataset.name!r} has neither captions nor training texts; there is nothing to learn from.")
+    return changes, captions

@@ -6,13 +6,14 @@ import pytest
 
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.generators.caption_template import (
+    EXAMPLES,
     CaptionTemplateGenerator,
+    Rewriter,
     clip_tokens,
     pick_templates,
     save_caption_generator,
 )
 from cirray.generators.config import GENERATORS
-from cirray.generators.rewrite import EXAMPLES, Rewriter
 from cirray.generators.store import load_generator
 from cirray.types import Pair
 

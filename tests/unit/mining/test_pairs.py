@@ -7,9 +7,8 @@ from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
 from cirray.features.store import FeatureInfo, FeatureStore
 from cirray.mining.config import POLICIES, MiningConfig
-from cirray.mining.groups import group_of_images
 from cirray.mining.neighbours import CentredVectors
-from cirray.mining.pairs import MiningInput, mine_pairs
+from cirray.mining.pairs import MiningInput, group_of_images, mine_pairs
 from cirray.types import Pair, Triplet
 
 IDS = tuple(f"img-{n:03d}" for n in range(48))

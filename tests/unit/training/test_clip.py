@@ -10,8 +10,7 @@ from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.assets import SHAPES_CLIP, asset_folder
 from cirray.models.towers.small_clip import SmallClip, build_clip
 from cirray.pipelines.features.vision_sources import CELL_CLASSES
-from cirray.pipelines.zeroshot.clip import found_share
-from cirray.pipelines.zeroshot.clip_sources import neighbour_scenes, scene_batch, scene_source, shapes_vocabulary
+from cirray.pipelines.zeroshot.clip import found_share, neighbour_scenes, scene_batch, scene_source, shapes_vocabulary
 from cirray.pipelines.zeroshot.config import ClipRun
 from cirray.training.clip import ClipLearner, ClipTask
 from cirray.training.loop import train

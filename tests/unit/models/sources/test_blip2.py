@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.errors import ArtifactError, DataError
 from cirray.generators.config import GeneratorConfig
-from cirray.generators.sources import generator_from
+from cirray.generators.store import generator_from
 from cirray.models.sources.blip2 import open_blip2, retriever_from
 from cirray.models.text import build_tokenizer, load_tokenizer
 from cirray.models.towers.hf_blip2 import load_vision_tower

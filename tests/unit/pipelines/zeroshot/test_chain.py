@@ -150,7 +150,7 @@ def test_a_benchmark_chooses_the_weights_of_a_map_as_lincirs_code_does(root, mon
 
     shares = iter([0.4, 0.1, 0.3])  # by measurement: the first is the best
     monkeypatch.setattr(
-        "cirray.pipelines.zeroshot.validate.evaluate_retriever",
+        "cirray.pipelines.zeroshot.map.evaluate_retriever",
         lambda retriever, *rest, **more: SimpleNamespace(metrics={"R@1": next(shares)}),
     )
     kept = run_map(run("kept"))
