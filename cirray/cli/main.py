@@ -9,14 +9,13 @@ from cirray.cli import completion
 from cirray.cli.help import asked, overview, verb_help
 from cirray.cli.verb import VERBS, Verb, split_verb, verb
 from cirray.cli.verb import load as imported
-from cirray.cli.words import Words, read_words
+from cirray.cli.words import Words, layer_for, read_words
 from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, value_at
 from cirray.core.environ import artifact_root, limit_threads
 from cirray.core.errors import CirrayError, ConfigError
 from cirray.core.interrupts import interruptible
 from cirray.core.log import complain, configure, get_logger, printable, say
 from cirray.core.places import HOME, ROOT
-from cirray.core.projects import layer_for
 from cirray.core.reading import typed
 from cirray.core.trees import Layer
 from cirray.core.unfinished import restarting

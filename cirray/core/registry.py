@@ -2,17 +2,42 @@
 
 The modules that register its items are imported when an item is first asked for: the one of the item's own name, else
 all. The settings' classes are known before, so that a configuration is checked without importing a component's code.
-Unknown names are looked for in other packages (`cirray.core.plugins`).
+Unknown names are looked for in other packages. One announces itself by an entry point of the group `cirray.plugins`
+(its value: a module that registers things); modules that are not installed are named in `CIRRAY_PLUGINS`.
 """
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Generic, TypeVar
 
 from cirray.core.config import Config
+from cirray.core.environ import plugin_modules
 from cirray.core.errors import ConfigError, unknown_name
-from cirray.core.plugins import load_plugins
+
+GROUP = "cirray.plugins"
+
+
+@functools.cache
+def load_plugins() -> tuple[str, ...]:
+    """Import every announced module, once a process; returns their names.
+
+    Raises ConfigError naming the module that cannot be imported, and why.
+    """
+    from importlib.metadata import entry_points  # slow to import, and often not needed
+
+    names = dict.fromkeys([*(item.value for item in entry_points(group=GROUP)), *plugin_modules()])
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"The plug-in module {name!r} cannot be imported: {error}. Install its package, put its folder on "
+                "PYTHONPATH, or take it out of CIRRAY_PLUGINS."
+            ) from error
+    return tuple(names)
+
 
 ItemT = TypeVar("ItemT")
 

@@ -1,5 +1,6 @@
-"""The interface between the loop and what runs backward passes and optimiser steps."""
+"""The interface between the loop and what runs backward passes and optimiser steps, and engines by name."""
 
+import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import nn
 
+from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.extras import require
 from cirray.training.config import LoopConfig
 
 
@@ -59,3 +62,22 @@ EngineFactory: TypeAlias = Callable[[nn.Module, LoopConfig, int, int], Engine]
 def autocast(device: torch.device, config: LoopConfig) -> torch.autocast:
     """Context of a forward pass: bf16 autocast where the configuration asks for it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+
+
+ENGINES = {
+    "torch": "cirray.training.torch_engine:torch_engine",
+    "deepspeed": "cirray.training.deepspeed_engine:deepspeed_engine",
+}
+
+
+def find_engine(name: str) -> EngineFactory:
+    """The factory behind `training.engine`.
+
+    Raises ConfigError for an unknown name, with the known ones, or one whose library is not installed.
+    """
+    if name not in ENGINES:
+        raise ConfigError(unknown_name("engine", name, ENGINES))
+    if name == "deepspeed":
+        require("deepspeed", "train", "training.engine=deepspeed")
+    module, _, factory = ENGINES[name].partition(":")
+    return getattr(importlib.import_module(module), factory)

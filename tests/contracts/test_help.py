@@ -14,7 +14,7 @@ from cirray.data.presets import PRESETS
 from cirray.data.readers import READERS
 from cirray.models.fusion.config import HEADS
 from cirray.models.text_processors import TEXT_PROCESSORS
-from cirray.training.engines import ENGINES
+from cirray.training.engine import ENGINES
 from cirray.training.terms.config import OBJECTIVES
 from cirray.training.zeroshot.config import MAPPINGS, UNTRAINED
 from cirray.triplets.filters import FILTERS

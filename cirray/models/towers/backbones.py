@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from cirray.core.errors import ArtifactError, ConfigError
-from cirray.core.plugins import load_plugins
-from cirray.core.registry import Registry
+from cirray.core.registry import Registry, load_plugins
 from cirray.models.sources.hub import at_home
 from cirray.models.sources.kinds import FETCH, is_absent, what_is
 from cirray.models.sources.open_clip_files import is_open_clip_name

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from cirray.core.config import Config, annotation_at, given_beside
-from cirray.core.fields import Common, Effort, Place
+from cirray.core.fields import Common, Effort, Features, Kind, Place
 from cirray.core.places import Run
 from cirray.core.reading import read
 from cirray.core.typed import Typed, collection
@@ -15,6 +15,7 @@ from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
 from cirray.training.config import SpaceConfig, TrainingConfig
 
+Triplets = Annotated[Place, Kind("triplets")]
 BENCHMARK = "benchmark"
 SPLIT, SLICE = "val_", "held_"
 """Beginnings of the figures' names: on the data set's split, and on the slice of the training triplets."""
@@ -83,17 +84,17 @@ class TrainRun(Run):
     """Labelled triplets, held-out triplets and captions; null when none of these is used."""
     labels: int | None = Field(None, ge=0)
     """Number of labelled triplets to train on; null: all. They are the first ones, families stay whole."""
-    triplets: tuple[Place, ...] = ()
+    triplets: tuple[Triplets, ...] = ()
     """Triplets artifacts to train on."""
-    reverse_texts: tuple[Place, ...] = ()
+    reverse_texts: tuple[Triplets, ...] = ()
     """Triplets artifacts with the labelled triplets' reverse texts. They are joined by reference and target."""
-    features: tuple[Place, ...] = ("@features",)
+    features: tuple[Features, ...] = ("@features",)
     """Features artifacts of the triplets' images; empty: `towers` encodes them while training."""
     images: tuple[DataConfig, ...] = ()
     """Data sets of further images, where images are encoded while training."""
     towers: Place = "@towers"
     """Artifact with the vision tower that made the features. The tower is copied into the checkpoint."""
-    init: Place = ""
+    init: Annotated[Place, Kind("checkpoint")] = ""
     """Checkpoint artifact to start from; empty: random weights."""
     qformer_source: Place = ""
     """BLIP-2 or InstructBLIP checkpoint to start from. A folder or hub id, or what `cirray convert` made of one, in
@@ -150,7 +151,7 @@ class PretrainRun(TrainRun):
 
     labels: int | None = Field(0, ge=0)
     """Number of labelled triplets to train on as well; null: all. They are the first ones, families stay whole."""
-    triplets: tuple[Place, ...] = ("@synthetic",)
+    triplets: tuple[Triplets, ...] = ("@synthetic",)
     """Triplets artifacts to train on."""
     training: TrainingConfig = TrainingConfig(objective="pretrain")
     """Objective, steps, optimiser, engine."""
@@ -161,9 +162,9 @@ class PretrainRun(TrainRun):
 class FinetuneRun(TrainRun):
     """Fine-tune a retriever on labelled triplets."""
 
-    reverse_texts: tuple[Place, ...] = ("@reverse",)
+    reverse_texts: tuple[Triplets, ...] = ("@reverse",)
     """Triplets artifacts with the labelled triplets' reverse texts. They are joined by reference and target."""
-    init: Place = "@pretrained"
+    init: Annotated[Place, Kind("checkpoint")] = "@pretrained"
     """Checkpoint artifact to start from; empty: random weights."""
     training: TrainingConfig = TrainingConfig(objective="ptha")
     """Objective, steps, optimiser, engine."""

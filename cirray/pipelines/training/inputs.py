@@ -104,15 +104,8 @@ def queries_of(triplets: Sequence[Triplet]) -> tuple[Query, ...]:
 
 
 def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
-    """Name -> digest of everything the run reads."""
-    digests = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(run.features)}
-    digests |= {"images": "", "towers": ""} if run.features else live_digests(run)
-    digests |= {f"triplets {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.triplets)}
-    digests |= {
-        f"reverse_texts {at}": read_manifest(uri, "triplets").digest for at, uri in enumerate(run.reverse_texts)
-    }
-    if run.init:
-        digests["init"] = read_manifest(run.init, "checkpoint").digest
+    """Digests of what `open_stage` cannot know: the rows, images encoded while training, a BLIP-2 source's files."""
+    digests = {"images": "", "towers": ""} if run.features else live_digests(run)
     if run.qformer_source:
         digests["qformer_source"] = open_blip2(run.qformer_source).digest
     held_out = ("held out", *inputs.slice) if inputs.slice else ()

@@ -21,8 +21,7 @@ from cirray.pipelines.training.inputs import TrainInputs, gallery_of, queries_of
 from cirray.pipelines.training.live import Features, open_features
 from cirray.pipelines.training.start import check_start_weights, start_retriever
 from cirray.training.config import LoopConfig
-from cirray.training.engine import Engine, EngineFactory
-from cirray.training.engines import find_engine
+from cirray.training.engine import Engine, EngineFactory, find_engine
 from cirray.training.loop import Callback
 from cirray.training.objectives import check_objective
 from cirray.training.retrieval import RetrievalTask, TrainingRows
