@@ -22,6 +22,7 @@ from cirray.index.config import IndexBackend
 from cirray.index.protocol import VectorIndex
 from cirray.index.shards import WHOLE, Shard
 from cirray.index.store import IndexMeta, built
+from cirray.index.texts import Texts
 
 _LOGGER = get_logger("catalogue.follower")
 _LEAST, _MOST, _SHARE = 4_096, 32_768, 10
@@ -45,7 +46,8 @@ class Follower:
 
     def __init__(
         self, uri: str, meta: IndexMeta, shape: tuple[int, int], backend: IndexBackend, digest: str = "",
-        exact_kind: str = "", poll_s: float = 0.25, shard: Shard = WHOLE,
+        exact_kind: str = "", poll_s: float = 0.25, shard: Shard = WHOLE, texts: Texts | None = None,
+        examples: tuple[tuple[str, str], ...] = (),
     ) -> None:  # fmt: skip
         """Read the table and build its index.
 
@@ -58,6 +60,8 @@ class Follower:
             exact_kind: backend of the newest changes, exact in its default settings; empty: the usual one.
             poll_s: seconds between two looks at the table.
             shard: which of its images are followed.
+            texts: the data set's own texts by id.
+            examples: queries to try (reference id, text).
 
         Raises:
             ArtifactError: when there is no table.
@@ -65,6 +69,7 @@ class Follower:
         """
         self._meta, self._shape, self._digest, self._poll_s, self._shard = meta, shape, digest, poll_s, shard
         self._backend, self._small = backend, IndexBackend(kind=exact_kind) if exact_kind else IndexBackend()
+        self._texts, self._examples = texts or {}, examples
         self._catalogue = Catalogue.open(uri)
         self._reader = PictureReader(Catalogue.open(uri))
         self._lock, self._wake, self._ended = threading.Lock(), threading.Event(), threading.Event()
@@ -178,7 +183,9 @@ class Follower:
         state = self._state
         rows, _ = rows_of(state.changes, self._shape)
         view = View(state.base, state.stays_N, Base(rows, _built(self._small, rows)))
-        return gallery_of(view, self._meta, self._digest, self._shape[1], self._catalogue.version, self._reader)
+        found = gallery_of(view, self._meta, self._digest, self._shape[1], self._catalogue.version, self._reader)
+        there = tuple(pair for pair in self._examples if pair[0] in found)
+        return replace(found, texts=self._texts, examples=there)
 
     def _rebuild_if_due(self) -> None:
         due = min(_MOST, max(_LEAST, len(self._state.base.rows) // _SHARE))

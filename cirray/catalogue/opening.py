@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from cirray.catalogue.follower import Follower
+from cirray.core import storage
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import damage_told
 from cirray.index.config import IndexBackend
 from cirray.index.shards import WHOLE, Shard
 from cirray.index.store import LIVING, GalleryIndex, IndexMeta, check_encoder, open_index, read_searchable
+from cirray.index.texts import TEXTS, Texts, parsed_texts
 
 DESCRIPTION = "gallery"
 """Where a gallery's manifest says what its vectors are (`extra`)."""
@@ -71,4 +73,14 @@ def open_gallery(
     told = describe(uri)
     if encoder_digest is not None:
         check_encoder(told.meta.encoder_digest, encoder_digest, str(uri), (told.meta.vision_digest, vision_digest))
-    return Follower(str(uri), told.meta, told.shape, told.backend, manifest.digest[:16], shard=shard)
+    examples = tuple((str(name), str(text)) for name, text in manifest.extra.get("examples", ()))
+    return Follower(
+        str(uri), told.meta, told.shape, told.backend, manifest.digest[:16], shard=shard, texts=_texts(uri),
+        examples=examples,
+    )  # fmt: skip
+
+
+def _texts(uri: str | Path) -> Texts:
+    """The data set's own texts that a gallery keeps."""
+    place = storage.join(uri, TEXTS)
+    return parsed_texts(storage.read_bytes(place)) if storage.exists(place) else {}

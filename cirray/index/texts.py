@@ -33,4 +33,9 @@ def open_texts(folder: Path, names: Sequence[str]) -> Texts:
     """The texts of an index; empty when it was built without."""
     if TEXTS not in names:
         return {}
-    return {name: tuple(texts) for name, texts in json.loads((folder / TEXTS).read_text(encoding="utf-8")).items()}
+    return parsed_texts((folder / TEXTS).read_bytes())
+
+
+def parsed_texts(data: bytes) -> Texts:
+    """Texts as they are kept."""
+    return {name: tuple(texts) for name, texts in json.loads(data).items()}

@@ -241,8 +241,8 @@ class Gathering:
         version = max(state.version for state in states)
         digest = f"{self._key.digest[:16]}-{version}" if self.living else self._key.digest
         return Gathered(
-            _Index(self), states[0].meta, digest, examples=states[0].examples, source=self, states=tuple(states),
-            version=version,
+            _Index(self), states[0].meta, digest, source=self, states=tuple(states), version=version,
+            examples=tuple(dict.fromkeys(pair for state in states for pair in state.examples)),
         )  # fmt: skip
 
 

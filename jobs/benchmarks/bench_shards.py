@@ -27,13 +27,13 @@ from cirray.catalogue.table import Catalogue
 from cirray.cli.main import guarded
 from cirray.core.artifacts import open_stage
 from cirray.core.config import load_config
-from cirray.core.environ import private_cluster
+from cirray.core.environ import private_cluster, set_default
 from cirray.core.fields import Place
 from cirray.core.log import say
 from cirray.index.config import IndexBackend
 from cirray.index.faiss_index import limit_faiss_threads
 from cirray.index.store import LIVING, GalleryIndex, IndexMeta
-from cirray.serving.config import ServeArgs
+from cirray.serving.config import OWN_CLUSTER, ServeArgs
 from cirray.serving.gathering import Gathering, Line
 from cirray.serving.searchers import asking, searchers_of
 
@@ -115,9 +115,11 @@ def run(config: ShardsConfig) -> None:
     """Measure everything and print it."""
     limit_faiss_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        uri = made(config.model_copy(update={"out": config.out or f"{folder}/gallery"}))
         private_cluster()
+        for name, value in OWN_CLUSTER.items():
+            set_default(name, value)
         ray.init(log_to_driver=False)
+        uri = made(config.model_copy(update={"out": config.out or f"{folder}/gallery"}))
         wanted: list[list[tuple[str, ...]]] = []
         for of in config.shards:
             measure(uri, config, of, wanted)

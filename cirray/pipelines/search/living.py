@@ -20,6 +20,7 @@ from cirray.index.config import IndexBackend
 from cirray.index.latest import chosen
 from cirray.index.pictures import size_of
 from cirray.index.store import LIVING, PATCHES, TOKENS, GalleryIndex, IndexMeta, open_index, open_vectors
+from cirray.index.texts import write_texts
 from cirray.pipelines.search.living_config import ColumnKind, GalleryRun
 
 COLUMN_TYPES: Mapping[ColumnKind, pa.DataType] = {
@@ -54,10 +55,10 @@ def run_gallery(run: GalleryRun) -> Manifest:
     stage = open_stage(run, LIVING)
     if stage.finished:
         return stage.finished
-    described, columns, changes = _begin(run)
-    stage.local  # noqa: B018 - the folder is made
+    described, columns, changes, source = _begin(run)
+    write_texts(stage.local, source.texts if source else {})
     count = _fill(stage, described, columns, changes)
-    return stage.publish({"images": count}, extra=described.extra())
+    return stage.publish({"images": count}, extra={**described.extra(), "examples": source.examples if source else ()})
 
 
 def write_gallery(
@@ -113,8 +114,8 @@ def _resolved(run: GalleryRun) -> GalleryRun:
     return run.model_copy(update={"checkpoint": checkpoint, "index": index})
 
 
-def _begin(run: GalleryRun) -> tuple[Description, Columns, Iterator[list[Change]]]:
-    """What the vectors are, the metadata columns, and the images at the beginning in groups."""
+def _begin(run: GalleryRun) -> tuple[Description, Columns, Iterator[list[Change]], GalleryIndex | None]:
+    """What the vectors are, the metadata columns, the images at the beginning in groups, and the index they are of."""
     encoder, vision, transform = load_models(run.checkpoint)
     columns = {name: COLUMN_TYPES[kind] for name, kind in run.columns.items()}
     if run.index is None:
@@ -124,7 +125,7 @@ def _begin(run: GalleryRun) -> tuple[Description, Columns, Iterator[list[Change]
         assert probe is not None
         size = _USUAL_SIDE if run.thumbnail_size is None else run.thumbnail_size
         described = Description(meta, (probe.shape[0], probe.shape[1]), run.backend or IndexBackend(), size)
-        return described, columns, iter(())
+        return described, columns, iter(()), None
     config = read_manifest(run.index, "index").config
     gallery = open_index(run.index, encoder.index_digests, vision_digest=vision.digest)
     path, _ = open_vectors(run.index, encoder.index_digests, vision.digest)
@@ -135,7 +136,7 @@ def _begin(run: GalleryRun) -> tuple[Description, Columns, Iterator[list[Change]
     own = {} if gallery.metadata is None else {item.name: item.type for item in gallery.metadata.schema}
     kept = (_kept(gallery, row) for row in range(len(gallery)))
     groups = _groups(gallery.ids, tokens_NQD, kept, gallery.metadata)
-    return Description(gallery.meta, (tokens, width), backend, size), {**own, **columns}, groups
+    return Description(gallery.meta, (tokens, width), backend, size), {**own, **columns}, groups, gallery
 
 
 def _groups(

@@ -13,6 +13,7 @@ from cirray.core.log import get_logger
 from cirray.index.config import INDEXES
 from cirray.index.faiss_library import faiss_library, is_there
 from cirray.index.store import IndexMeta, write_index
+from cirray.index.texts import write_texts
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
@@ -89,7 +90,8 @@ def _join(
     texts = own_texts(dataset, ids, network) if dataset else {}
     has_pictures = bool(run.thumbnail_size) and any(plan.paths.get(name) for name in ids)
     root, originals = originals_of(ids, plan.paths, plan.contents, plan.folder) if has_pictures else ("", [])
-    pictures = rows.pictures(keys) if has_pictures else None
+    picture_of = rows.picture_of()
+    pictures = map(picture_of, keys) if has_pictures else None
     backend, measured = choose_index(stage, run.target_recall) if run.target_recall else (run.index, [])
     metadata = plan.metadata_of(ids)
     told = {"rejected": rejected.first(), "notes": list(plan.notes), "measured": measured}
@@ -97,20 +99,24 @@ def _join(
     if rejected:
         (stage.local / REJECTED).write_text(json.dumps(refused, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     counts = {"images": len(ids), "rejected": len(rejected)}
+
+    asked = dataset.queries if dataset else ()
+    read = (lambda row: picture_of(keys[row])) if has_pictures else None
+    told |= {"examples": examples(run, stage.local, ids, encoder, asked, read) if asked else []}
     if run.living:
         from cirray.pipelines.search.living import write_gallery
 
         places = [(os.path.join(root, name), content) if name else ("", "") for name, content in originals]
+        write_texts(stage.local, texts)
         described = write_gallery(stage, ids, meta, backend, run.thumbnail_size, pictures, places, metadata)
         storage.remove(storage.join(stage.work_uri, FOLDER))
         return stage.publish(counts, extra={**described.extra(), **told})
     files = write_index(stage.local, ids, meta, backend, pictures, texts, originals, metadata)
-    shown = examples(run, stage.local, ids, encoder, dataset.queries) if dataset and dataset.queries else []
     storage.remove(storage.join(stage.work_uri, FOLDER))
     if plan.changes:
         write_seen(stage.work_uri, plan.changes.rows)
     made_by = {"encoder_digest": meta.encoder_digest, "vision_digest": meta.vision_digest}
-    extra = {"files": files, **made_by, **told, "examples": shown, "originals": plan.folder or root}
+    extra = {"files": files, **made_by, **told, "originals": plan.folder or root}
     return stage.publish(counts, extra=extra)
 
 

@@ -130,10 +130,15 @@ class Rows:
                     target[inside] = block[wanted[inside, 1] - begin]
                     begin, made = begin + len(block), True
 
-    def pictures(self, keys: Sequence[str]) -> Iterator[bytes]:
-        """Encoded pictures of some rows in their order."""
+    def picture_of(self) -> Callable[[str], bytes]:
+        """Reader of the encoded picture of a key; the latest sources stay open."""
         reader = lru_cache(_OPEN)(lambda at: self._sources[at].pictures())
-        return (reader(at)(row) for at, row in (self.places[key] for key in keys))
+
+        def read(key: str) -> bytes:
+            at, row = self.places[key]
+            return reader(at)(row)
+
+        return read
 
 
 def earlier_rows(stage: Stage, patches: bool) -> list[Source]:

@@ -1,6 +1,7 @@
 """Suggestions for a new index: the data set's own texts, and queries that are answered well."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.image_text import clean_text, said
 from cirray.index.exact import ExactIndex
-from cirray.index.pictures import open_pictures
 from cirray.index.store import PATCHES, TOKENS, GalleryIndex, IndexMeta
 from cirray.index.texts import texts_by_reference
 from cirray.pipelines.search.config import IndexRun
@@ -23,6 +23,17 @@ Example = tuple[str, str]
 _TRIED, _BATCH, _SHOWN = 64, 16, 3
 
 
+@dataclass(frozen=True)
+class _ReadPictures:
+    """See `Pictures`."""
+
+    read: Callable[[int], bytes]
+
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Nobody asks."""
+        return None
+
+
 def own_texts(dataset: CirDataset, ids: Sequence[str], encoder: QueryEncoder) -> dict[str, tuple[str, ...]]:
     """Texts of queries and triplets about gallery pictures, queries first, without unusable ones."""
     asked = [(query.reference_id, query.modification) for query in dataset.queries]
@@ -32,14 +43,14 @@ def own_texts(dataset: CirDataset, ids: Sequence[str], encoder: QueryEncoder) ->
 
 
 def examples(
-    run: IndexRun, folder: Path, ids: Sequence[str], encoder: PartEncoder, queries: Sequence[Query]
-) -> list[Example]:
-    """The clearest queries of an index that is not published yet."""
-    names = [path.name for path in folder.iterdir()]
+    run: IndexRun, folder: Path, ids: Sequence[str], encoder: PartEncoder, queries: Sequence[Query],
+    read: Callable[[int], bytes] | None,
+) -> list[Example]:  # fmt: skip
+    """The clearest queries of an index that is not published yet; `read`: its pictures by row, where it has some."""
     vectors = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
-    patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
+    patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if (folder / PATCHES).exists() else None
     meta, search = IndexMeta(encoder.encoder.target_digest), ExactIndex(ids, vectors)
-    gallery = GalleryIndex(search, meta, "", open_pictures(folder, names), patches)
+    gallery = GalleryIndex(search, meta, "", None if read is None else _ReadPictures(read), patches)
     parts = (encoder.encoder, encoder.vision, encoder.transform, gallery, run.device, run.limits)
     return convincing(SearchEngine(*parts), queries)
 

@@ -7,12 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from cirray.catalogue.opening import open_gallery
+from cirray.catalogue.table import Catalogue, Change
 from cirray.data.config import DataConfig, FolderConfig
 from cirray.index.store import open_index
 from cirray.index.texts import MAX_TEXTS, texts_by_reference
 from cirray.models.text_processors import process
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
+from cirray.pipelines.search.living import run_gallery
+from cirray.pipelines.search.living_config import GalleryRun
 from cirray.pipelines.search.texts import convincing, own_texts
 from cirray.search_engine import SearchEngine
 from cirray.types import Query
@@ -46,9 +50,14 @@ def indexed(tiny, features, folder, queries, **fields):
     rows = [{"reference": a, "target": b, "modification": text} for a, b, text in queries]
     (folder / "queries.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     data = DataConfig(folder=FolderConfig(root=str(folder)))
-    settings = {"checkpoint": tiny.checkpoint, "features": (features,), "data": data, "out": str(folder / "index")}
+    settings = {
+        "checkpoint": tiny.checkpoint,
+        "features": (features,),
+        "data": data,
+        "out": str(folder.parent / "index"),
+    }
     run_index(IndexRun(**{**settings, **fields}))
-    return open_index(folder / "index")
+    return open_index(settings["out"])
 
 
 def dataset_of(tiny, tmp_path):
@@ -66,6 +75,25 @@ def test_an_index_keeps_the_texts_of_each_reference_and_the_queries_it_answers_r
     )
     assert gallery.texts == {right: (TEXT, "add a star"), wrong: (TEXT,)}
     assert gallery.examples == ((right, TEXT),)
+
+
+def test_a_gallery_that_is_written_to_keeps_them_and_forgets_the_examples_of_images_that_are_gone(
+    tiny, retriever, tmp_path
+):
+    folder, features = dataset_of(tiny, tmp_path)
+    best = answers(retriever, "plain/00").ids[0]
+    asked = [("plain/00", best, TEXT), ("plain/02", best, "add a star")]
+    index = indexed(tiny, features, folder, asked)
+    copied, at_once = str(tmp_path / "copied"), str(tmp_path / "living")
+    run_gallery(GalleryRun(index=str(tmp_path / "index"), checkpoint=tiny.checkpoint, out=copied))
+    data = DataConfig(folder=FolderConfig(root=str(folder)))
+    run_index(IndexRun(checkpoint=tiny.checkpoint, features=(features,), data=data, living=True, out=at_once))
+    for place in (copied, at_once):
+        follower = open_gallery(place, None)
+        assert follower.gallery.texts == index.texts and follower.gallery.examples == index.examples != ()
+        assert follower.gallery.texts_of("plain/02") == ("add a star",)
+        Catalogue.open(place).write([Change("plain/00")])
+        assert follower.poll().examples == ()
 
 
 def test_a_folder_of_pictures_has_no_texts_and_none_are_made_up(tiny):
