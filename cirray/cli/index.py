@@ -1,32 +1,28 @@
-"""`cirray index`."""
+"""`cirray index` and `cirray gallery`: what they make is noted as what `cirray search` and `cirray serve` take."""
 
 from typing import Any
 
-from cirray.cli.verb import Verb, partial_status
 from cirray.core.unfinished import stage_function
 
 
 @stage_function
-def run(index: Any) -> Any:
-    """Make an index, and note it as the one that `cirray search` and `cirray serve` take.
-
-    Raises CirrayError as `run_index`.
-    """
-    from cirray.index.latest import remember
+def make_index(run: Any) -> Any:
+    """Make an index. Raises CirrayError as `run_index`."""
     from cirray.pipelines.search.index import run_index
 
-    made = run_index(index)
-    remember(index.root, index.out)
+    return _noted(run, run_index(run))
+
+
+@stage_function
+def make_gallery(run: Any) -> Any:
+    """Make a gallery. Raises CirrayError as `run_gallery`."""
+    from cirray.pipelines.search.living import run_gallery
+
+    return _noted(run, run_gallery(run))
+
+
+def _noted(run: Any, made: Any) -> Any:
+    from cirray.index.latest import remember
+
+    remember(run.root, run.out)
     return made
-
-
-VERB = Verb(
-    name="index",
-    group="search",
-    help="embed a gallery with a model, trained or not, and build its FAISS index",
-    config="cirray.pipelines.search.config:IndexRun",
-    run="cirray.cli.index:run",
-    example="cirray index --model MODEL --images FOLDER",
-    switches={"--living": "living=true"},
-    status=partial_status,
-)

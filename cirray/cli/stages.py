@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cirray.cli.verb import Verb, as_asked, partial_status
+from cirray.cli.verb import Verb, as_asked, load, partial_status
 
 
 def text(result: Any) -> str:
@@ -91,6 +91,11 @@ STAGES = {item.name: item for item in (
          "cirray.pipelines.evaluation.config:CompareRun", "cirray.pipelines.evaluation.compare:run_compare",
          "cirray compare checkpoints.labels=my/labelled checkpoints.tuned=my/checkpoint out=my/comparison",
          show=table),
+    Verb("index", "search", "embed a gallery with a model, trained or not, and build its FAISS index",
+         "cirray.pipelines.search.config:IndexRun", "cirray.cli.index:make_index",
+         "cirray index --model MODEL --images FOLDER", status=partial_status, switches={"--living": "living=true"}),
+    Verb("gallery", "search", "make a gallery that is added to and removed from while it is searched",
+         "cirray.pipelines.search.living_config:GalleryRun", "cirray.cli.index:make_gallery", "cirray gallery"),
     Verb("gallery use", "search",
          "let a name stand for a gallery, or for the one before, beside the service that serves the name",
          "cirray.pipelines.search.living_config:UseRun", "cirray.pipelines.search.use:run_use",
@@ -111,6 +116,9 @@ STAGES = {item.name: item for item in (
     Verb("keys", "search", "add, revoke or list the keys of a service",
          "cirray.serving.keys_config:KeysRun", "cirray.serving.keys:run_keys",
          "cirray keys keys.json --add shop --rate 20/second", show=str, positional="file", restarts=False),
+    Verb("quickstart", "tools", "run the whole story on the embedded world and print one results table",
+         "cirray.pipelines.study.config:StudyRun", "cirray.cli.study:run", "cirray quickstart root=my/demo seeds=0",
+         show=lambda made: load("cirray.cli.study:show")(made), file="assets/quickstart.yaml"),
     Verb("convert", "tools", "read checkpoint files of LAVIS, SPRC and MTST_PTHA, or write them again",
          "cirray.pipelines.weights.config:ConvertRun", "cirray.pipelines.weights.convert:run_convert",
          "cirray convert source=tuned_recall_at1_step.pt to=checkpoint tokenizer=bert-base-uncased out=sprc"),

@@ -40,8 +40,7 @@ class Component(Config):
     @pydantic.field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        filed(cls.registry.settings, kind)
-        return kind
+        return named(cls.registry.settings, kind)
 
     @pydantic.field_validator("settings", mode="plain")
     @classmethod
@@ -89,6 +88,12 @@ def filed(look_up: Callable[[str], FoundT], name: str) -> FoundT:
         return look_up(name)
     except ConfigError as error:
         raise ValueError(str(error)) from None
+
+
+def named(look_up: Callable[[str], Any], name: str) -> str:
+    """The name again where a registry has it, for validators. Raises ValueError as `filed`."""
+    filed(look_up, name)
+    return name
 
 
 def validated(cls: type[Config], settings: Any, place: tuple[str, ...] = ()) -> Config:

@@ -1,6 +1,6 @@
 """Readers by name: `read_dataset` turns a `DataConfig` into a `CirDataset`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from cirray.core.log import get_logger
@@ -14,29 +14,19 @@ READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format", [f"cirr
 _LOGGER = get_logger("data")
 
 
-def read_dataset(config: DataConfig) -> CirDataset:
+def read_dataset(config: DataConfig, training: bool = True) -> CirDataset:
     """Read the data set that a config names; what was left out or odd is logged, and kept in `notes`.
+
+    Args:
+        config: format, preset and folders.
+        training: whether notes about the training triplets are logged; False for those who only score queries.
 
     Raises ConfigError for an unknown format or preset, and DataError for files that cannot be used.
     """
-    dataset = _read(config)
-    _tell(dataset, dataset.notes)
-    return dataset
-
-
-def read_queries(config: DataConfig) -> CirDataset:
-    """The same for those who only score queries: notes about the training triplets are not logged."""
-    dataset = _read(config)
-    _tell(dataset, [note for note in dataset.notes if note not in dataset.training_notes])
-    return dataset
-
-
-def _read(config: DataConfig) -> CirDataset:
     reader = READERS.get(config.format)
     check_format(config.preset, config.format)
-    return reader(getattr(config, config.format))
-
-
-def _tell(dataset: CirDataset, notes: Iterable[str]) -> None:
-    for note in notes:
-        _LOGGER.info("%s: %s", dataset.name, note)
+    dataset = reader(getattr(config, config.format))
+    for note in dataset.notes:
+        if training or note not in dataset.training_notes:
+            _LOGGER.info("%s: %s", dataset.name, note)
+    return dataset

@@ -1,6 +1,12 @@
-"""The report as one HTML page: pictures embedded, no script, no outside resource, every name escaped."""
+"""The files of a report: figures, table, rankings, curves, and one HTML page.
 
+The page has its pictures embedded, no script, no outside resource, and every name escaped.
+"""
+
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +15,16 @@ from cirray.evaluation.metrics import NEVER, Spread
 from cirray.evaluation.pages import render
 from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.plots import inline_svg, recall_curves, training_curves
-from cirray.evaluation.report import ReportContent, ReportRow, per_edit_spread
+from cirray.evaluation.report import (
+    ReportContent,
+    ReportRow,
+    check_rows,
+    file_name,
+    metrics_dict,
+    per_edit_spread,
+    render_table,
+    write_rankings,
+)
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.tables import percent
 
@@ -99,3 +114,31 @@ def _edits(rows: Sequence[ReportRow]) -> tuple[str, list[tuple[str, int, list[Sp
     spreads = [per_edit_spread(row, metric) for row in rows]
     ordered = sorted(edits.items(), key=lambda item: -item[1].recalls[metric])
     return metric, [(name, group.queries, [values[name] for values in spreads]) for name, group in ordered]
+
+
+def write_report(out_dir: Path, content: ReportContent, html: bool = True) -> dict[str, Any]:
+    """Write every file of a report into an existing or new folder; `html` needs the images of the data set.
+
+    Returns: The content of metrics.json.
+
+    Raises:
+        DataError: without rows, or when rows differ in protocol, gallery or queries (their figures would not compare).
+    """
+    check_rows(content.rows)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    metrics = metrics_dict(content)
+    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (out_dir / "table.txt").write_text(render_table(content.rows) + "\n", encoding="utf-8")
+    write_rankings(out_dir / "rankings.parquet", content.rows)
+    _write_curves(out_dir / "curves", content)
+    if html:
+        (out_dir / "report.html").write_text(render_page(content), encoding="utf-8")
+    return metrics
+
+
+def _write_curves(folder: Path, content: ReportContent) -> None:
+    from cirray.evaluation.plots import save_figure, training_curves
+
+    for name, history in content.histories.items():
+        if history:
+            save_figure(training_curves(name, history), folder / f"{file_name(name)}.png")

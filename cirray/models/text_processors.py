@@ -5,11 +5,12 @@ Like the tokenizer it is part of the encoder, in its checkpoint and digest; `Ret
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from cirray.core.errors import ConfigError
+from cirray.core.components import named
 from cirray.core.fields import Known
 from cirray.core.registry import Registry
 
@@ -43,13 +44,5 @@ def process(name: str, texts: Iterable[str]) -> list[str]:
     return [made(text) for text in texts]
 
 
-def _known(name: str) -> str:
-    try:
-        TEXT_PROCESSORS.get(name)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-    return name
-
-
-ProcessorName = Annotated[str, AfterValidator(_known), Known("none", "blip_caption")]
+ProcessorName = Annotated[str, AfterValidator(partial(named, TEXT_PROCESSORS.get)), Known("none", "blip_caption")]
 """Type of a configuration's field: a name of the registry."""

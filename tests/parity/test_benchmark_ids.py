@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cirray.data.config import DataConfig
-from cirray.data.readers import READERS, read_queries
+from cirray.data.readers import READERS, read_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "fixtures" / "benchmarks.py")))
@@ -27,7 +27,7 @@ def first(name, part, tmp_path):
     if not root.is_dir():
         pytest.skip(f"the published files of {name} are not here")
     fields = {"task": f"focus_{part.split()[0]}"} if part else {}
-    query = read_queries(DataConfig.model_validate({"format": name, name: {"root": str(root), **fields}})).queries[0]
+    query = read_dataset(DataConfig.model_validate({"format": name, name: {"root": str(root), **fields}})).queries[0]
     return query.query_id, query.reference_id
 
 

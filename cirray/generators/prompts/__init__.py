@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 from pydantic import AfterValidator
 
-from cirray.core.components import filed
+from cirray.core.components import named
 from cirray.core.errors import ConfigError, reason_of, unknown_name
 
 
@@ -53,12 +54,7 @@ def find_prompt(version: str, kind: str, package: str, names: Sequence[str] = ("
 
 def version_in(kind: str, package: str) -> AfterValidator:
     """For a field that names a text of a package's table, as `find_prompt` finds it."""
-
-    def known(version: str) -> str:
-        filed(lambda name: find_prompt(name, kind, package), version)
-        return version
-
-    return AfterValidator(known)
+    return AfterValidator(partial(named, lambda name: find_prompt(name, kind, package)))
 
 
 def all_prompts() -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from cirray.core import storage
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
-from cirray.data.readers import read_queries as read_dataset
+from cirray.data.readers import read_dataset
 from cirray.evaluation.browse import Limits, render_browser, seen, won_and_lost
 from cirray.evaluation.given import plan_for
 from cirray.evaluation.rankings import SavedRankings, read_rankings
@@ -28,7 +28,7 @@ class Browser:
 
 def run_browse(run: BrowseRun) -> Browser:
     """Write the page. Raises DataError: rankings that cannot be read or lack a query; a data set without queries."""
-    dataset = read_dataset(run.data)
+    dataset = read_dataset(run.data, training=False)
     if not dataset.queries:
         raise DataError(f"Data set {dataset.name!r} has no queries to browse. Add a queries file.")
     saved = [_read(run.run, run.row, run.seed, dataset)]

@@ -12,8 +12,8 @@ from cirray.data.benchmark import CirDataset
 from cirray.data.readers import read_dataset
 from cirray.evaluation.baselines import ImageOnly
 from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.evaluation.page import write_report
 from cirray.evaluation.report import ReportContent, ReportRow, render_table
-from cirray.evaluation.report_files import write_report
 from cirray.evaluation.samples import draw_samples
 from cirray.evaluation.seen import Seen, seen_by
 from cirray.features.store import FeatureStore, check_tower

@@ -16,9 +16,9 @@ from cirray.evaluation.browse import Limits, render_browser, seen_result
 from cirray.evaluation.chunked import Settings
 from cirray.evaluation.config import EvaluateRun
 from cirray.evaluation.evaluate import count_result, encode_queries, evaluate_retriever
+from cirray.evaluation.page import write_report
 from cirray.evaluation.plan import make_plan
 from cirray.evaluation.report import ReportContent, ReportRow, TextSample, render_table
-from cirray.evaluation.report_files import write_report
 from cirray.evaluation.reranked import DataSights, RerankedEvaluation
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.samples import draw_samples

@@ -10,14 +10,14 @@ from cirray.core.contents import file_digest
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset, Protocol
-from cirray.data.readers import read_queries as read_dataset
+from cirray.data.readers import read_dataset
 from cirray.evaluation.chunked import Settings
 from cirray.evaluation.evaluate import SCORE_TIES, count_result
 from cirray.evaluation.given import open_vectors, plan_for
 from cirray.evaluation.lists import LIST_TIES, depth_note, knows_subsets, rank_lists, split_metrics
+from cirray.evaluation.page import write_report
 from cirray.evaluation.rankings import read_lists
 from cirray.evaluation.report import ReportContent, ReportRow
-from cirray.evaluation.report_files import write_report
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.spellings import spellings_of
 from cirray.evaluation.tables import figures_table, percent
@@ -47,7 +47,7 @@ def run_score(run: ScoreRun) -> Scored:
     Raises ConfigError: fields that do not go together; DataError: files that do not fit the benchmark: sizes, NaN,
     repeated or unknown ids, missing queries (named); ArtifactError: `out` holds something else.
     """
-    dataset = read_dataset(run.data)
+    dataset = read_dataset(run.data, training=False)
     protocol = replace(dataset.protocol, reference_rule=run.reference_rule or dataset.protocol.reference_rule)
     count = _lists_counted if run.ranks or run.subsets else _vectors_counted
     stage = _report(run, dataset)

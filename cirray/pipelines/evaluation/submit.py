@@ -9,7 +9,7 @@ from cirray.core.errors import ConfigError
 from cirray.core.progress import progress
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig
-from cirray.data.readers import read_queries as read_dataset
+from cirray.data.readers import read_dataset
 from cirray.evaluation.chunked import Settings
 from cirray.evaluation.config import SubmitRun
 from cirray.evaluation.evaluate import rank_queries
@@ -107,7 +107,7 @@ def _validate(payload: Mapping[str, Any], size: int, kind: str, dataset: CirData
 def _dataset(data: DataConfig | None) -> CirDataset:
     if data is None:
         raise ConfigError("A submission needs its benchmark: data.format=cirr or circo, with its root and split.")
-    return read_dataset(data)
+    return read_dataset(data, training=False)
 
 
 def _kind(run: SubmitRun, dataset: CirDataset) -> str:

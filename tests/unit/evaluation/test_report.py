@@ -13,10 +13,9 @@ from cirray.data.benchmark import ImageTable
 from cirray.data.images import picture_digest
 from cirray.evaluation.measures import measure
 from cirray.evaluation.metrics import NEVER, group_recall
-from cirray.evaluation.page import choose_queries, render_page
+from cirray.evaluation.page import choose_queries, render_page, write_report
 from cirray.evaluation.pictures import Thumbnails
 from cirray.evaluation.report import RANKING_SCHEMA, ReportRow, file_name, render_table
-from cirray.evaluation.report_files import write_report
 
 NASTY = '<script>alert("x")</script>&\'"><img src=http://example.org/x>'
 VOID = {"img", "meta", "br", "path", "use", "rect", "input", "link"}

@@ -214,7 +214,7 @@ def test_a_checkpoint_ranks_a_submission_without_targets(run, parts, world, monk
 
     whole = read_dataset(DataConfig(folder=FolderConfig(root=str(world))))
     blind = tuple(dataclasses.replace(query, target_ids=()) for query in whole.queries)
-    monkeypatch.setattr(submit, "read_dataset", lambda data: dataclasses.replace(whole, queries=blind))
+    monkeypatch.setattr(submit, "read_dataset", lambda data, **_: dataclasses.replace(whole, queries=blind))
     fields = {"data": {}, "checkpoint": parts["checkpoint"], "kind": "cirr", "out": str(tmp_path / "out")}
     with pytest.raises(DataError, match=r"holds 35 images \(reference left out\); cirr-recall needs 50"):
         submit.run_submit(SubmitRun.model_validate({**fields, "features": [parts["features"]]}))

@@ -40,7 +40,7 @@ def cirr(monkeypatch):
         "cirr", ImageTable(dict.fromkeys(IDS, "absent.png")), protocol,
         queries=tuple(query(at) for at in range(8)), gallery_ids=IDS,
     )  # fmt: skip
-    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    monkeypatch.setattr(module, "read_dataset", lambda data, **_: dataset)
     return dataset
 
 
@@ -187,7 +187,7 @@ def test_the_circo_example_file_scores_as_the_naive_twin_says(monkeypatch):
     dataset = CirDataset(
         "circo", ImageTable(), protocol, queries=tuple(queries), gallery_ids=tuple(REAL.circo_images())
     )
-    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    monkeypatch.setattr(module, "read_dataset", lambda data, **_: dataset)
     file = REAL.ROOT / "circo" / "submission_examples" / "submission_val.json"
     scored = run_score(ScoreRun(ranks=str(file)))
     lists = {key: [str(item) for item in value] for key, value in json.loads(file.read_text()).items()}
@@ -205,7 +205,7 @@ def test_a_test_split_has_no_figures(monkeypatch, tmp_path):
     dataset = CirDataset(
         "cirr", ImageTable(), Protocol("cirr", "test1"), queries=tuple(queries), gallery_ids=tuple(gallery)
     )
-    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    monkeypatch.setattr(module, "read_dataset", lambda data, **_: dataset)
     demo = REAL.ROOT / "cirr" / "demo_files" / "test1_pred_ranks_recall.json"
     with pytest.raises(DataError, match=r"has no target.*cirray submit"):
         run_score(ScoreRun(ranks=str(demo)))
@@ -214,7 +214,7 @@ def test_a_test_split_has_no_figures(monkeypatch, tmp_path):
 def test_a_benchmark_whose_image_list_is_missing_can_still_be_scored_and_says_so(monkeypatch, tmp_path):
     queries, _ = REAL.circo("val")
     dataset = CirDataset("circo", ImageTable(), Protocol("circo", metrics=("map",), ks=(5,)), queries=tuple(queries))
-    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    monkeypatch.setattr(module, "read_dataset", lambda data, **_: dataset)
     file = REAL.ROOT / "circo" / "submission_examples" / "submission_val.json"
     scored = run_score(ScoreRun(ranks=str(file)))
     assert "gallery is unknown" in scored.notes[0] and "mAP@5" in scored.result.metrics

@@ -29,7 +29,7 @@ QUERIES = tuple(Query(str(12063 + 7 * n), NAMES[n], "text", (), subset=NAMES[n :
 @pytest.fixture
 def cirr(monkeypatch):
     dataset = CirDataset("cirr", ImageTable(), Protocol("cirr", "test1"), queries=QUERIES, gallery_ids=NAMES)
-    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    monkeypatch.setattr(module, "read_dataset", lambda data, **_: dataset)
     return DataConfig()
 
 
@@ -96,7 +96,7 @@ def test_the_ways_in_are_exclusive_and_the_benchmark_is_needed(cirr, tmp_path):
 
 def test_a_benchmark_without_a_server_asks_for_the_kind(monkeypatch):
     dataset = CirDataset("mine", ImageTable(), Protocol("mine"), queries=QUERIES, gallery_ids=NAMES)
-    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    monkeypatch.setattr(module, "read_dataset", lambda data, **_: dataset)
     with pytest.raises(ConfigError, match="no known test server. Known: cirr, circo"):
         run_submit(SubmitRun(data=DataConfig(), rankings="x"))
 
@@ -119,7 +119,7 @@ def test_the_official_lists_written_again_are_the_official_files(monkeypatch, tm
     dataset = CirDataset(
         "cirr", ImageTable(), Protocol("cirr", "test1"), queries=tuple(queries), gallery_ids=tuple(gallery)
     )
-    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    monkeypatch.setattr(module, "read_dataset", lambda data, **_: dataset)
     demo = REAL.ROOT / "cirr" / "demo_files"
     run_submit(
         SubmitRun(
@@ -170,7 +170,7 @@ def test_lists_of_fifty_without_subsets_give_the_recall_file_and_say_how_to_get_
 def circo(monkeypatch):
     queries = tuple(Query(str(n), str(1000 + n), "text", ()) for n in range(3))
     dataset = CirDataset("circo", ImageTable(), Protocol("CIRCO", "test", reference_rule="keep"), queries=queries)
-    monkeypatch.setattr(module, "read_dataset", lambda data: dataset)
+    monkeypatch.setattr(module, "read_dataset", lambda data, **_: dataset)
     return DataConfig()
 
 
