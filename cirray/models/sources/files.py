@@ -165,8 +165,12 @@ def unreadable(
     what: str, source: str | Path, error: Exception, files: str = f"{CONFIG} and {SINGLE} (or its shards)"
 ) -> ArtifactError:
     """The error for a folder or hub id that could not be read."""
-    name = str(source)
-    reason = reason_of(error) if Path(at_home(name)).exists() or _kept(name) else unreachable(name)
+    name, place = str(source), Path(at_home(source))
+    reason = reason_of(error) if place.exists() or _kept(name) else unreachable(name)
+    if CONFIG in files and place.is_dir() and not (place / CONFIG).is_file():
+        from cirray.models.sources.kinds import what_is
+
+        reason = what_is(place)  # a library tells that it knows no such model, or nothing of use
     return ArtifactError(
         f"No {what} could be read from {name!r}: {reason.rstrip('.')}. Put {files} into one folder and name that "
         "folder, or run once with network access so that the hub's cache keeps a hub id's files."

@@ -257,3 +257,13 @@ def test_a_text_model_in_this_process_reads_words_and_says_that_it_sees_nothing(
     assert "language model without vision" in twin.ask([ASK], fine)[0].error
     with pytest.raises(ArtifactError, match="nowhere"):
         HfEngine(validate(HfEngineConfig, {"source": str(tmp_path / "nowhere")}), "cpu")
+
+
+def test_a_folder_without_config_is_told_by_what_it_holds(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    told = r"the folder has no config.json \(it holds model.safetensors\)\. Put config.json"
+    with pytest.raises(ArtifactError, match=f"No large model could be read .*{told}"):
+        HfEngine(validate(HfEngineConfig, {"source": str(tmp_path)}), "cpu")
+    choice = validate(CaptionerChoice, {"kind": "hf", "settings": {"source": str(tmp_path)}})
+    with pytest.raises(ArtifactError, match=f"No image-to-text model could be read .*{told}"):
+        CAPTIONERS.get("hf")(choice.settings, CaptionerSetup())
