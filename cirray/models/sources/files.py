@@ -31,6 +31,10 @@ OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 """What transformers raises for unreadable files and inconsistent configurations."""
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
+_OTHERS = (
+    ("adapter_config.json", "it holds a LoRA adapter, not a whole model; merge it into its base model first"),
+    ("model_index.json", "it holds a diffusers pipeline; name the folder of one model inside it"),
+)
 
 Find = Callable[[str], Path | None]
 """A file's name -> its path, or None when the source has no such file."""
@@ -168,13 +172,22 @@ def unreadable(
     name, place = str(source), Path(at_home(source))
     reason = reason_of(error) if place.exists() or _kept(name) else unreachable(name)
     if CONFIG in files and place.is_dir() and not (place / CONFIG).is_file():
-        from cirray.models.sources.kinds import what_is
-
-        reason = what_is(place)  # a library tells that it knows no such model, or nothing of use
+        reason = without_config(place)  # a library tells that it knows no such model, or nothing of use
     return ArtifactError(
         f"No {what} could be read from {name!r}: {reason.rstrip('.')}. Put {files} into one folder and name that "
         "folder, or run once with network access so that the hub's cache keeps a hub id's files."
     )
+
+
+def without_config(place: Path) -> str:
+    """What a folder without `config.json` holds, as the second half of a sentence."""
+    names = sorted(path.name for path in place.iterdir())
+    foreign = foreign_weights(names)
+    if foreign:
+        return f"it holds {foreign}, which cannot be read here"
+    known = next((words for name, words in _OTHERS if name in names), "")
+    holds = f"it holds {', '.join(names[:3])}{' ...' if names[3:] else ''}" if names else "it is empty"
+    return known or f"the folder has no {CONFIG} ({holds})"
 
 
 def unreachable(source: str | Path) -> str:

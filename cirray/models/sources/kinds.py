@@ -9,8 +9,8 @@ from transformers.models.auto import modeling_auto as tables
 from transformers.utils import cached_file
 
 from cirray.core.places import is_hub_id
-from cirray.models.sources.file_forms import foreign_weights, what_else
-from cirray.models.sources.files import CONFIG, read_json, unreachable
+from cirray.models.sources.file_forms import what_else
+from cirray.models.sources.files import CONFIG, read_json, unreachable, without_config
 from cirray.models.sources.hub import at_home
 
 DETECTORS = frozenset(tables.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES)
@@ -20,10 +20,6 @@ FETCH = (
     "and name that folder, or run once with network access so that the hub's cache keeps a hub id's files."
 )
 """What to do about a source that is not there."""
-_FILES = (
-    ("adapter_config.json", "it holds a LoRA adapter, not a whole model; merge it into its base model first"),
-    ("model_index.json", "it holds a diffusers pipeline; name the folder of one model inside it"),
-)
 _USES: tuple[tuple[Iterable[str], str], ...] = (
     (DETECTORS, "finds objects in images"),
     (tables.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "reads images and writes text"),
@@ -79,18 +75,7 @@ def what_is(source: str | Path) -> str:
     if place.is_file():
         words = what_else(place)
         return f"it is {words}" if words else "it is a file; name the folder that holds it together with the others"
-    return _folder(place) if place.is_dir() else unreachable(source)
-
-
-def _folder(place: Path) -> str:
-    """Description of a folder without `config.json`."""
-    names = sorted(path.name for path in place.iterdir())
-    foreign = foreign_weights(names)
-    if foreign:
-        return f"it holds {foreign}, which cannot be read here"
-    known = next((words for name, words in _FILES if name in names), "")
-    holds = f"it holds {', '.join(names[:3])}{' ...' if names[3:] else ''}" if names else "it is empty"
-    return known or f"the folder has no {CONFIG} ({holds})"
+    return without_config(place) if place.is_dir() else unreachable(source)
 
 
 def _described(settings: dict[str, Any]) -> str:
