@@ -115,6 +115,9 @@ class TrainingConfig(LoopConfig):
     """Rows per block of the contrastive loss (less memory, same gradient), or null for the full matrix."""
     swapped: bool = False
     """Also train on (target, reverse text, reference) where there is a reverse text; an ablation."""
+    shuffle_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Rows that are mixed with one another: all, or windows of so many, made of blocks of 1,024 neighbouring rows from
+    all over. auto: all of up to 2,000,000 rows; beyond, windows of 1,000,000, or of 64 batches if that is more."""
     mixing: Mixing = Mixing()
     """How real and other rows share a batch."""
     real_sources: tuple[str, ...] = ("human",)

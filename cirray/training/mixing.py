@@ -6,7 +6,7 @@ row drawn with replacement for each real one; L_tcc = L_c(B) + L_c(B u B').
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,48 +14,38 @@ from cirray.core.errors import ConfigError
 from cirray.core.seeding import derive_seed, numpy_generator
 from cirray.training.config import TrainingConfig
 from cirray.training.mixing_config import MIXERS, CurriculumConfig, MixerConfig, PairedConfig
-from cirray.training.sampler import BatchSampler, spread_groups
+from cirray.training.sampler import Sampler, make_sampler
 from cirray.types import Triplet
-
-
-class Mixer(Protocol):
-    """Chooses the rows of every step."""
-
-    def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """Row numbers of one rank's equal share of the global batch of `step` (int64, contiguous slice).
-
-        Raises ConfigError when the global batch does not divide by the ranks.
-        """
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The mixer's view of the rows: their groups ("": none), and which are real."""
+    """The mixer's view of the rows: the number of each one's group, and which are real."""
 
-    groups: tuple[str, ...]
-    real: tuple[bool, ...]
+    group_M: np.ndarray
+    real_M: np.ndarray
 
     def places(self, real: bool) -> np.ndarray:
         """Row numbers of the real rows, or of the others. Raises ConfigError: when there are none."""
-        found = np.flatnonzero(np.array(self.real, dtype=bool) == real)
+        found = np.flatnonzero(self.real_M == real)
         if len(found) == 0:
             kind = "real" if real else "pseudo"
             raise ConfigError(
-                f"Mixing needs real and pseudo rows, and none of the {len(self.groups)} rows is a {kind} one. Name the "
+                f"Mixing needs real and pseudo rows, and none of the {len(self.real_M)} rows is a {kind} one. Name the "
                 "sources of real rows in training.real_sources, add triplets, or use mixing=concat."
             )
         return found
 
 
-MakeMixer = Callable[[Rows, TrainingConfig, Any], Mixer]
-"""(rows, configuration, the policy's own settings) -> the policy."""
+MakeMixer = Callable[[Rows, TrainingConfig, Any], Sampler]
+"""(rows, configuration, the policy's own settings) -> the policy, whose `rows` raises ConfigError when the global batch
+does not divide by the ranks."""
 
 
 @MIXERS.register("concat")
-def concat(rows: Rows, config: TrainingConfig, settings: MixerConfig) -> Mixer:
+def concat(rows: Rows, config: TrainingConfig, settings: MixerConfig) -> Sampler:
     """All rows in one shuffled list."""
-    one_each = spread_groups(rows.groups, config.batch, config.one_per_group)
-    return BatchSampler(rows.groups, config.batch, config.seed, one_each)
+    return make_sampler(rows.group_M, config)
 
 
 @MIXERS.register("paired")
@@ -71,9 +61,7 @@ class Paired:
         self._seed, self._real = config.seed, rows.places(True)
         self._pseudo = Draw(rows, rows.places(False), config.one_per_group) if settings.ratio else None
         self._count = settings.rows_per_step(config.batch) - config.batch
-        groups = [rows.groups[row] for row in self._real]
-        one_each = spread_groups(groups, config.batch, config.one_per_group)
-        self._sampler = BatchSampler(groups, config.batch, config.seed, one_each)
+        self._sampler = make_sampler(rows.group_M[self._real], config)
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """Real and pseudo rows of one rank, in equal parts on every rank."""
@@ -115,17 +103,21 @@ class Draw:
 
     def __init__(self, rows: Rows, pool: np.ndarray, one_per_group: bool | str) -> None:
         """Sort the pool by groups."""
-        self._pool, members = pool, dict[str, list[int]]()
-        for row in pool.tolist():
-            members.setdefault(rows.groups[row] or f"\x1f{row}", []).append(row)
-        self._members = [np.array(numbers) for numbers in members.values()] if one_per_group else []
+        self._pool, self._begin_G = pool, np.zeros(1, dtype=np.int64)
+        if one_per_group:
+            _, first_G, group_P = np.unique(rows.group_M[pool], return_index=True, return_inverse=True)
+            group_P = np.argsort(np.argsort(first_G))[group_P]  # groups in the order of their first rows
+            self._members = pool[np.argsort(group_P, kind="stable")]
+            self._begin_G = np.cumsum([0, *np.bincount(group_P)])
 
     def __call__(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """`count` row numbers."""
-        if len(self._members) < count or not count:
+        groups = len(self._begin_G) - 1
+        if groups < count or not count:
             return self._pool[rng.integers(0, len(self._pool), size=count)]
-        chosen = rng.choice(len(self._members), size=count, replace=False)
-        return np.array([self._members[group][rng.integers(len(self._members[group]))] for group in chosen])
+        chosen = rng.choice(groups, size=count, replace=False)
+        sizes = np.diff(self._begin_G)[chosen]
+        return self._members[self._begin_G[chosen] + np.array([rng.integers(size) for size in sizes])]
 
 
 class PairTexts:
@@ -141,7 +133,7 @@ class PairTexts:
         A folded row is the pair's first real row, or its first one, with the weight of all rows of that kind.
         """
         self._seed, self._texts = config.seed, dict[str, list[Triplet]]()
-        self.rows = list(rows)
+        self.rows: Sequence[Triplet] = rows
         if config.pair_texts == "rows":
             return
         pairs: dict[tuple[str, str], list[Triplet]] = {}

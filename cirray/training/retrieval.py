@@ -5,6 +5,8 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -20,8 +22,12 @@ from cirray.training.gather import Gather
 from cirray.training.mixing import PairTexts, Rows
 from cirray.training.mixing_config import MIXERS
 from cirray.training.objectives import Objective, prepared, reads_candidates, wanted_outputs
+from cirray.training.sampler import group_numbers
 from cirray.training.terms.base import TermRows, TermSetup
+from cirray.triplets.rows import TripletRows
 from cirray.types import Triplet
+
+_LISTS = ("negative_ids", "positive_ids")
 
 
 class TrainingRows:
@@ -42,20 +48,21 @@ class TrainingRows:
         Raises DataError naming the first row with a blank text or an image without features, and ConfigError when a
         batch cannot be filled.
         """
-        given = [*triplets, *swapped(triplets)] if config.swapped else list(triplets)
-        _check(given, features)
+        given = TripletRows.of([*triplets, *swapped(triplets)] if config.swapped else triplets)
+        ids = tuple(given.images())
+        _check(given, ids, features)
         self.texts = PairTexts(given, config)
-        self.triplets = self.texts.rows
-        self.real = [row.source in config.real_sources for row in self.triplets]
-        groups = tuple(row.group_id for row in self.triplets)
-        self.sampler = MIXERS.get(config.mixing.kind)(Rows(groups, tuple(self.real)), config, config.mixing.settings)
-        ids = {image for row in triplets for image in row.images}
-        self.keys = {image: key for key, image in enumerate(sorted(ids))}
+        self.triplets = TripletRows.of(self.texts.rows)
+        table, sources = self.triplets.table, pa.array(config.real_sources, pa.string())
+        self.real = pc.is_in(table.column("source"), sources).to_numpy()
+        rows = Rows(group_numbers(table.column("group_id")), self.real)
+        self.sampler = MIXERS.get(config.mixing.kind)(rows, config, config.mixing.settings)
+        self.keys = {image: key for key, image in enumerate(ids)}
         every_text = () if config.pair_texts == "rows" else tuple(given)
-        read = reads_candidates(config) and any(row.negative_ids for row in given)
-        self.negatives = config.hard_negatives if read else 0
-        self.positives = max(len(row.positive_ids) for row in given)
-        self.known = TermRows(tuple(self.triplets), tuple(self.keys), features, config, held_out, every_text)
+        most = {name: pc.max(pc.list_value_length(given.table.column(name))).as_py() for name in _LISTS}
+        self.negatives = config.hard_negatives if reads_candidates(config) and most["negative_ids"] else 0
+        self.positives = most["positive_ids"]
+        self.known = TermRows(self.triplets, ids, features, config, held_out, every_text)
 
 
 class RetrievalTask:
@@ -88,7 +95,7 @@ class RetrievalTask:
         """The calling rank's rows of step after step, without end."""
         for step in count(start_step):
             numbers = self._sampler.rows(step, rank, world)
-            visited = [self._texts.visit(self._triplets[row], step) for row in numbers]
+            visited = [self._texts.visit(row, step) for row in self._triplets.take(numbers)]
             batch = self.batch([self._drawn(row, step) for row in visited])
             epoch = torch.tensor(step // max(len(self._triplets) // self._config.rows_per_step, 1))
             yield replace(self._weighted(batch, step), row_B=torch.from_numpy(numbers), epoch=epoch)
@@ -154,7 +161,7 @@ class RetrievalTask:
         if self._config.row_weights == "flat":
             return batch
         rows = self._sampler.rows(step)
-        real = sum(self._real[row] for row in rows)
+        real = int(self._real[rows].sum())
         assert batch.real_B is not None
         return replace(batch, weight_B=batch.weight_B * (1 + batch.real_B * (len(rows) / max(real, 1))))
 
@@ -185,12 +192,14 @@ def swapped(triplets: Sequence[Triplet]) -> list[Triplet]:
     ]  # fmt: skip
 
 
-def _check(triplets: Sequence[Triplet], features: FeatureLookup) -> None:
-    if not triplets:
+def _check(rows: TripletRows, ids: Sequence[str], features: FeatureLookup) -> None:
+    if not rows:
         raise DataError("There are no triplets to train on. Check the triplet source and its filters.")
-    for row in triplets:
-        if not row.modification.strip():
-            raise DataError(f"Triplet {row.triplet_id!r} has an empty modification text. Remove or repair the row.")
-        for image in row.images:
-            if image not in features:
-                raise DataError(f"Image {image!r} of triplet {row.triplet_id!r} has no features. Embed it first.")
+    blank = pc.equal(pc.utf8_trim_whitespace(rows.table.column("modification")), "")
+    if (at := pc.index(blank, True).as_py()) >= 0:
+        raise DataError(f"Triplet {rows[at].triplet_id!r} has an empty modification text. Remove or repair the row.")
+    absent = {image for image in ids if image not in features}
+    if absent:
+        row = next(row for row in rows if not absent.isdisjoint(row.images))
+        image = next(image for image in row.images if image in absent)
+        raise DataError(f"Image {image!r} of triplet {row.triplet_id!r} has no features. Embed it first.")

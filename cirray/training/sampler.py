@@ -1,19 +1,48 @@
 """The rows of a step's global batch: a pure function of (seed, step), so resuming needs only the step."""
 
-from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core.errors import ConfigError
 from cirray.core.log import get_logger
-from cirray.core.seeding import numpy_generator
+from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.training.config import TrainingConfig
+from cirray.triplets.store import LARGE
+
+BLOCK_ROWS = 1024
+"""Neighbouring rows that go into one window."""
+_AUTO_WINDOW, _AUTO_BATCHES = 1_000_000, 64
 
 
-def spread_groups(groups: Sequence[str], batch: int, wanted: bool | str) -> bool:
+class Sampler(Protocol):
+    """Chooses the rows of every step."""
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """Row numbers of one rank's equal share of the global batch of `step` (int64, contiguous slice)."""
+
+
+def make_sampler(group_M: np.ndarray, config: TrainingConfig) -> Sampler:
+    """Epochs over rows by the numbers of their groups: of all rows mixed, or window by window (`shuffle_rows`).
+
+    Raises ConfigError when a batch cannot be filled.
+    """
+    one_each = spread_groups(group_M, config.batch, config.one_per_group)
+    window: int | str = config.shuffle_rows
+    if window == "auto":
+        window = len(group_M) if len(group_M) <= LARGE else max(_AUTO_WINDOW, _AUTO_BATCHES * config.batch)
+    if len(group_M) <= int(window):
+        return BatchSampler(group_M, config.batch, config.seed, one_each)
+    return BlockSampler(group_M, config.batch, config.seed, one_each, int(window))
+
+
+def spread_groups(group_M: np.ndarray, batch: int, wanted: bool | str) -> bool:
     """Whether batches hold at most one row of a group: as set, or ("auto") if there are enough groups."""
     if wanted != "auto":
         return bool(wanted)
-    count = len(set(groups) - {""}) + sum(not name for name in groups)
+    count = len(np.unique(group_M))
     if count < batch:
         get_logger(__name__).info(
             "%d groups do not fill a batch of %d with one triplet each: batches mix triplets of a group", count, batch
@@ -28,14 +57,14 @@ class BatchSampler:
     batch inside a round repeats a group. Rows that do not fill a batch are left out of that epoch.
     """
 
-    def __init__(self, groups: Sequence[str] | int, batch: int, seed: int, one_per_group: bool = False) -> None:
-        """Prepare the epochs. Groups are named by row ("" stands alone), or their place has the number of rows.
+    def __init__(self, groups: np.ndarray | int, batch: int, seed: int, one_per_group: bool = False) -> None:
+        """Prepare the epochs. `groups` are the number of each row's group (`group_numbers`), or the count of rows.
 
         Raises ConfigError when not even one batch can be filled.
         """
         count = groups if isinstance(groups, int) else len(groups)
-        names = [str(row) for row in range(count)] if isinstance(groups, int) or not one_per_group else groups
-        self._group_M = _group_numbers(names)
+        alone = isinstance(groups, int) or not one_per_group
+        self._group_M = np.arange(count) if alone else np.unique(groups, return_inverse=True)[1]
         self.batch, self._seed, self._cached = batch, seed, (-1, np.empty((0, batch), dtype=np.int64))
         sizes = np.bincount(np.bincount(self._group_M)) if count else np.zeros(1, dtype=np.int64)
         rounds = np.cumsum(sizes[::-1])[::-1][1:]
@@ -70,11 +99,12 @@ class BatchSampler:
         return stacked[rng.permutation(len(stacked))]
 
 
-def _group_numbers(names: Sequence[str]) -> np.ndarray:
-    known: dict[str, int] = {}
-    return np.array(
-        [known.setdefault(name or f"\x1f{row}", len(known)) for row, name in enumerate(names)], dtype=np.int64
-    )
+def group_numbers(names: pa.ChunkedArray) -> np.ndarray:
+    """A number for each row's group, equal for equal names; rows without a name ("") have numbers of their own."""
+    numbers = pc.index_in(names, pc.unique(names)).to_numpy().astype(np.int64)
+    alone = np.flatnonzero(pc.equal(names, "").to_numpy())
+    numbers[alone] = -1 - alone
+    return numbers
 
 
 def _turns(group_M: np.ndarray) -> np.ndarray:
@@ -86,3 +116,45 @@ def _turns(group_M: np.ndarray) -> np.ndarray:
     turn = np.empty_like(group_M)
     turn[order] = np.arange(len(ordered)) - np.repeat(starts, sizes)
     return turn
+
+
+class BlockSampler:
+    """Batches for stores of many million rows: rows are mixed inside windows, which are made of whole blocks.
+
+    A block is 1,024 neighbouring rows. Blocks are dealt at random into windows of about `window` rows, once for a seed;
+    every epoch takes the windows in a new order, and in each the rows in a new order as `BatchSampler` does. So a step
+    reads from one window alone, and every row shares batches with any row of its window, which are drawn over the
+    whole store.
+    """
+
+    def __init__(self, groups: np.ndarray | int, batch: int, seed: int, one_per_group: bool, window: int) -> None:
+        """Deal the blocks. Raises ConfigError when a window does not fill a batch."""
+        self._groups, self._given = groups, (batch, one_per_group)
+        self._rows = groups if isinstance(groups, int) else len(groups)
+        blocks = numpy_generator(seed, "blocks").permutation(-(-self._rows // BLOCK_ROWS))
+        self._windows = np.array_split(blocks, max(1, round(self._rows / window)))
+        self._seed, self._cached = seed, (-1, np.empty(0, dtype=np.int64), BatchSampler(batch, batch, seed))
+        self._batches_W = np.array([self._window(w)[1].batches_per_epoch for w in range(len(self._windows))])
+        self.batches_per_epoch = int(self._batches_W.sum())
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """As `BatchSampler.rows`."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        order_W = numpy_generator(self._seed, "windows", epoch).permutation(len(self._windows))
+        ends_W = np.cumsum(self._batches_W[order_W])
+        place = int(np.searchsorted(ends_W, index, side="right"))
+        number = int(order_W[place])
+        held, sampler = self._window(number)
+        local = index - int(ends_W[place]) + sampler.batches_per_epoch
+        return held[sampler.rows(epoch * sampler.batches_per_epoch + local, rank, world)]
+
+    def _window(self, number: int) -> tuple[np.ndarray, BatchSampler]:
+        """Rows of a window, and their own sampler."""
+        if self._cached[0] != number:
+            blocks = np.sort(self._windows[number])
+            rows = (blocks[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
+            rows = rows[rows < self._rows]
+            groups = len(rows) if isinstance(self._groups, int) else self._groups[rows]
+            sampler = BatchSampler(groups, self._given[0], derive_seed(self._seed, "window", number), self._given[1])
+            self._cached = (number, rows, sampler)
+        return self._cached[1:]

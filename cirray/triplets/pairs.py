@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cirray.core import storage
@@ -30,13 +29,6 @@ def to_pairs(columns: pa.Table | Mapping[str, Any]) -> list[Pair]:
     given = columns.to_pydict() if isinstance(columns, pa.Table) else {k: v.tolist() for k, v in columns.items()}
     rows = zip(*(given[name] for name in PAIR_SCHEMA.names), strict=True)
     return [Pair(**dict(zip(PAIR_SCHEMA.names, row, strict=True))) for row in rows]
-
-
-def image_ids(pairs: pa.Table) -> pa.Array:
-    """Ids of the pairs' images, each once, sorted."""
-    ends = [chunk for end in ("reference_id", "target_id") for chunk in pairs.column(end).chunks]
-    names = pc.unique(pa.chunked_array(ends, pa.string()))
-    return names.take(pc.sort_indices(names))
 
 
 def write_pairs(work_uri: str, pairs: pa.Table) -> None:

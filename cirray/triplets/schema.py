@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core.errors import DataError
 from cirray.types import Triplet, stable_id
@@ -87,6 +88,15 @@ def to_triplets(table: pa.Table) -> list[Triplet]:
     for name in ("positive_ids", "negative_ids"):
         columns[names.index(name)] = [tuple(ids) for ids in columns[names.index(name)]]
     return [Triplet(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def image_ids(table: pa.Table) -> pa.Array:
+    """Ids of the images of pairs or triplets, hard negatives too, each once, sorted."""
+    columns = [table.column(name) for name in ("reference_id", "target_id")]
+    if "negative_ids" in table.column_names:
+        columns.append(pc.list_flatten(table.column("negative_ids")))
+    names = pc.unique(pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()))
+    return names.take(pc.sort_indices(names))
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:

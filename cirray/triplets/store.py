@@ -4,8 +4,10 @@ An artifact of kind "triplets" holds `data/part-XXXXX.parquet` and, for generati
 `rejected/part-XXXXX.parquet` with a reason. Data is written last: a part with data is finished.
 """
 
+import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, read_manifest
+from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError, DataError, reason_of
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema, to_triplets
 from cirray.types import Triplet
@@ -24,6 +27,9 @@ PARTS = (f"{DATA}/*", f"{REJECTED}/*")
 KIND = "triplets"
 ORDER = ("pair_id", "reference_id", "triplet_id")
 """Columns that rows are sorted by."""
+LARGE = 2_000_000
+"""Rows beyond which a store is read from a mapped file, and mixed by blocks (`cirray.training.sampler`)."""
+_MAPPED_ROWS = 500_000
 KEY_MARK = "\x1f"
 """Stands between the columns of a key."""
 
@@ -61,6 +67,37 @@ class TripletStore:
     def read(self, split: str | None = None, source: str | None = None) -> list[Triplet]:
         """The same as `Triplet` values."""
         return to_triplets(self.table(split, source))
+
+    def rows(self, split: str) -> pa.Table:
+        """The columns of `Triplet` of a split: of `table`, or for more than `LARGE` rows of a file mapped into memory.
+
+        The file is written once into the cache, part by part; its rows stand in the order of the parts.
+        """
+        names = [item.name for item in fields(Triplet)]
+        if count_rows(str(self.folder)) <= LARGE:
+            return self.table(split).select(names)
+        path = cache_folder() / KIND / f"{self.manifest.digest}-{split}.arrow"
+        if not path.exists():
+            self._map(path, split, names)
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+    def _map(self, path: Path, split: str, names: Sequence[str]) -> None:
+        scratch, held = path.with_suffix(f".{uuid.uuid4().hex[:8]}"), list[pa.Table]()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        schema, files = pa.schema([TRIPLET_SCHEMA.field(name) for name in names]), _files(str(self.folder), DATA)
+        try:
+            with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for at, name in enumerate(files, start=1):
+                    table = read_file(str(self.folder), DATA, name, TRIPLET_SCHEMA)
+                    held.append(table.filter(pc.equal(table.column("split"), split)).select(names))
+                    if at == len(files) or sum(map(len, held)) >= _MAPPED_ROWS:
+                        writer.write_table(pa.concat_tables(held).combine_chunks())
+                        held.clear()
+            mapped = pa.ipc.open_file(pa.memory_map(str(scratch))).read_all()
+            refuse_duplicates(mapped.column("triplet_id"), str(self.folder))
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
     def rejected(self) -> pa.Table:
         """Rejected rows, with reasons."""

@@ -26,8 +26,8 @@ from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.judging import text_accuracy
 from cirray.pipelines.texts.ordering import order_pairs
 from cirray.triplets.filters import apply_filters
-from cirray.triplets.pairs import image_ids, read_pairs
-from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, triplet_ids
+from cirray.triplets.pairs import read_pairs
+from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, image_ids, triplet_ids
 from cirray.triplets.store import (
     DATA,
     PARTS,

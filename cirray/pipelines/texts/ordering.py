@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cirray.triplets.pairs import image_ids
+from cirray.triplets.schema import image_ids
 
 
 def order_pairs(pairs: pa.Table) -> pa.Table:

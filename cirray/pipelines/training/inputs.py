@@ -18,6 +18,7 @@ from cirray.models.towers.places import find_tower
 from cirray.pipelines.data.datasets import unusable_images, without_images
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.live import Features, live_digests
+from cirray.triplets.rows import TripletRows, row_table, training_rows
 from cirray.triplets.store import TripletStore, attach_reverse
 from cirray.types import Query, Triplet, stable_id
 
@@ -26,10 +27,12 @@ MODEL, VISION = "model", "vision"
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """Rows to train on, texts for a new tokenizer's vocabulary, held-out queries with their gallery."""
+    """Rows to train on, held-out queries with their gallery."""
 
-    triplets: tuple[Triplet, ...]
-    texts: tuple[str, ...]
+    triplets: TripletRows
+    """Rows of the artifacts, then those of the data set."""
+    labelled: tuple[Triplet, ...]
+    """Rows of the data set."""
     queries: tuple[Query, ...]
     gallery_ids: tuple[str, ...]
     dataset: CirDataset | None
@@ -43,8 +46,22 @@ class TrainInputs:
     @property
     def sources(self) -> dict[str, int]:
         """Rows by source tag."""
-        tags = [row.source for row in self.triplets]
-        return {tag: tags.count(tag) for tag in dict.fromkeys(tags)}
+        counts = self.triplets.table.column("source").value_counts()
+        return {row["values"]: row["counts"] for row in counts.to_pylist()}
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Texts for a new tokenizer's vocabulary: of the training rows, and `dataset_texts`."""
+        columns = (self.triplets.table.column(name) for name in ("modification", "reverse_modification"))
+        own = (text for column in columns for text in column.unique().to_pylist() if text)
+        return tuple(dict.fromkeys([*own, *self.dataset_texts]))
+
+    @property
+    def dataset_texts(self) -> tuple[str, ...]:
+        """All training texts and captions of the data set."""
+        labelled = self.dataset.split("train") if self.dataset else ()
+        both = [text for row in labelled for text in (row.modification, row.reverse_modification) if text]
+        return tuple(dict.fromkeys([*both, *(self.dataset.captions.values() if self.dataset else ())]))
 
 
 def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> TrainInputs:
@@ -60,13 +77,12 @@ def read_inputs(run: TrainRun, unusable: Collection[str] | None = None) -> Train
         bad = unusable_images(whole, run.features) if unusable is None else bad
         dataset = without_images(whole, bad)
     labelled, held_out = set_aside(_labelled(run, dataset), run.validation.held_out)
-    apart = {frozenset((row.reference_id, row.target_id)) for row in held_out}
-    generated = [row for uri in run.triplets for row in TripletStore.open(uri).read(split="train")]
-    rows = (*(row for row in generated if frozenset((row.reference_id, row.target_id)) not in apart), *labelled)
+    apart = frozenset(frozenset((row.reference_id, row.target_id)) for row in held_out)
+    rows = training_rows(run.triplets, row_table(labelled), apart)
     if not rows:
         raise DataError("There is no triplet of split 'train' to train on. Check `triplets`, `data` and `labels`.")
     queries, gallery = _queries(run, dataset)
-    return TrainInputs(rows, _texts(rows, dataset), queries, gallery, dataset, held_out, bad)
+    return TrainInputs(rows, labelled, queries, gallery, dataset, held_out, bad)
 
 
 def set_aside(rows: Sequence[Triplet], count: int) -> tuple[tuple[Triplet, ...], tuple[Triplet, ...]]:
@@ -110,8 +126,9 @@ def input_digests(run: TrainRun, inputs: TrainInputs) -> dict[str, str]:
         digests["qformer_source"] = open_blip2(run.qformer_source).digest
     held_out = ("held out", *inputs.slice) if inputs.slice else ()
     rows = stable_id(
-        *inputs.triplets, "queries", *inputs.queries, "gallery", *inputs.gallery_ids, "texts", *inputs.texts, *held_out
-    )
+        *inputs.labelled, "queries", *inputs.queries, "gallery", *inputs.gallery_ids, "texts", *inputs.dataset_texts,
+        *held_out,
+    )  # fmt: skip
     return {**digests, "data": rows}
 
 
@@ -169,11 +186,3 @@ def _of_benchmark(dataset: CirDataset | None) -> tuple[tuple[Query, ...], tuple[
     searched = {image for ids in (dataset.gallery_ids, *dataset.galleries.values()) for image in ids}
     asked = {query.reference_id for query in dataset.queries}
     return dataset.queries, tuple(sorted(searched | asked))
-
-
-def _texts(rows: Sequence[Triplet], dataset: CirDataset | None) -> tuple[str, ...]:
-    """Texts for a new tokenizer's vocabulary: the training rows, and all training texts and captions."""
-    labelled = dataset.split("train") if dataset else ()
-    both = [text for row in (*rows, *labelled) for text in (row.modification, row.reverse_modification) if text]
-    captions = list(dataset.captions.values()) if dataset else []
-    return tuple(dict.fromkeys([*both, *captions]))

@@ -9,7 +9,7 @@ from typing import Any
 from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
-from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
+from cirray.pipelines.data.leaks import check_leaks, guard_inputs
 from cirray.pipelines.training.config import SLICE, SPLIT, TrainRun
 from cirray.pipelines.training.inputs import (
     MODEL,
@@ -56,7 +56,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     check_model_fields(run)
     check_place(run, "checkpoint")
     inputs = read_inputs(run)
-    guard = check_leaks(run.guard, images_of(inputs.triplets), run.allow_leaks, "The training data")
+    guard = check_leaks(run.guard, inputs.triplets.images(), run.allow_leaks, "The training data")
     digests = {**input_digests(run, inputs), **guard_inputs(guard)}
     finished = open_stage(run, "checkpoint", digests).finished if is_complete(run.out) else None
     if finished:

@@ -23,7 +23,7 @@ from cirray.core.unfinished import stage_function
 from cirray.evaluation.plots import save_figure, sweep_plot
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.resources import ClusterInfo, cluster
-from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
+from cirray.pipelines.data.leaks import check_leaks, guard_inputs
 from cirray.pipelines.training.config import TuneRun
 from cirray.pipelines.training.inputs import input_digests, read_inputs
 from cirray.pipelines.training.sweep import (
@@ -61,7 +61,7 @@ def run_tune(run: TuneRun) -> Manifest:
     for assignment in trials.values():
         trial_run(run, assignment, "unused")
     read = read_inputs(run.base)
-    guard = check_leaks(run.base.guard, images_of(read.triplets), run.base.allow_leaks, "The training data")
+    guard = check_leaks(run.base.guard, read.triplets.images(), run.base.allow_leaks, "The training data")
     digests = {**input_digests(run.base, read), **guard_inputs(guard)}
     inputs = {f"base.{name}": digest for name, digest in digests.items()}
     stage = open_stage(run, "sweep", inputs, _KEPT)

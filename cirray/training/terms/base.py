@@ -1,6 +1,7 @@
 """The loss term's interface. An objective is a set of terms with weights; a new term is one file and one `register`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Generic, TypeVar
@@ -28,7 +29,7 @@ SettingsT = TypeVar("SettingsT", bound=TermConfig)
 class TermRows:
     """What a term can be checked with before there is a retriever."""
 
-    triplets: tuple[Triplet, ...]
+    triplets: Sequence[Triplet]
     """All rows that are trained on."""
     image_ids: tuple[str, ...]
     """Their images; a batch's keys (`target_key_B`, ...) are positions in this list."""

@@ -19,7 +19,8 @@ from cirray.pipelines.texts.generator import run_generator
 from cirray.pipelines.texts.mine import run_mine
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
-from cirray.triplets.pairs import image_ids, read_pairs
+from cirray.triplets.pairs import read_pairs
+from cirray.triplets.schema import image_ids
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 MADE = SimpleNamespace(**runpy.run_path(str(FIXTURES / "benchmarks.py")))

@@ -13,6 +13,7 @@ from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.training import retriever_ray, workers
 from cirray.pipelines.training.inputs import TrainInputs
 from cirray.pipelines.training.status import _Follower
+from cirray.triplets.rows import TripletRows
 from cirray.types import stable_id
 
 
@@ -40,7 +41,7 @@ def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_al
     if again:
         stage = stage_of(out, "checkpoint", {}, kept=["*"])
     with pytest.raises(Reached):
-        retriever_ray.train_on_ray(run, stage, TrainInputs((), (), (), (), None))
+        retriever_ray.train_on_ray(run, stage, TrainInputs(TripletRows.of(()), (), (), (), None))
 
 
 def test_steps_before_a_restart_do_not_count_as_speed(tmp_path):

@@ -4,17 +4,20 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cirray.core.errors import ConfigError
 from cirray.training.config import TrainingConfig
 from cirray.training.mixing import Curriculum, PairTexts, Rows, interleave, share
 from cirray.training.mixing_config import MIXERS
+from cirray.training.sampler import group_numbers
 from cirray.types import Triplet
 
 
 def rows(real=20, pseudo=30, group_of=lambda row: ""):
-    return Rows(tuple(group_of(row) for row in range(real + pseudo)), (True,) * real + (False,) * pseudo)
+    names = pa.chunked_array([[group_of(row) for row in range(real + pseudo)]], pa.string())
+    return Rows(group_numbers(names), np.arange(real + pseudo) < real)
 
 
 def mixer(name, given, **fields):
@@ -76,9 +79,9 @@ def test_with_one_row_of_a_group_a_batch_repeats_no_group_of_either_kind():
     given = rows(real=24, pseudo=24, group_of=lambda row: f"{'r' if row < 24 else 'p'}{row // 3}")
     made = mixer("paired", given, one_per_group=True, batch=4)
     for step in range(6):
-        assert len({given.groups[row] for row in made.rows(step)}) == 8
+        assert len({given.group_M[row] for row in made.rows(step)}) == 8
     loose = mixer("paired", given, one_per_group=False, batch=4)
-    assert any(len({given.groups[row] for row in loose.rows(step)}) < 8 for step in range(20))
+    assert any(len({given.group_M[row] for row in loose.rows(step)}) < 8 for step in range(20))
 
 
 def test_mixing_needs_both_kinds_of_rows_and_says_which_is_missing():

@@ -1,10 +1,15 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cirray.core.errors import ConfigError
-from cirray.training.sampler import BatchSampler, spread_groups
+from cirray.training.sampler import BatchSampler, group_numbers, spread_groups
 
-GROUPS = [f"g{row // 4}" for row in range(40)]
+GROUPS = np.arange(40) // 4
+
+
+def numbers(names):
+    return group_numbers(pa.chunked_array([names], pa.string()))
 
 
 def test_the_rows_of_a_step_depend_on_seed_and_step_alone():
@@ -25,7 +30,7 @@ def test_an_epoch_without_groups_visits_every_row_once():
 
 @pytest.mark.parametrize(("batch", "expected"), [(3, True), (4, True), (5, False)])
 def test_auto_spreads_groups_where_there_are_enough(batch, expected):
-    groups = ["a", "a", "a", "b", "b", "", ""]
+    groups = numbers(["a", "a", "a", "b", "b", "", ""])
     assert spread_groups(groups, batch, "auto") == expected
     assert spread_groups(groups, batch, True) and not spread_groups(groups, batch, False)
 
@@ -49,13 +54,13 @@ def test_rows_that_do_not_fill_a_batch_are_left_to_other_epochs():
 
 def test_groups_of_different_sizes_are_visited_evenly_by_group():
     groups = ["big"] * 50 + [f"s{row}" for row in range(10)]
-    sampler = BatchSampler(groups, 4, seed=0, one_per_group=True)
+    sampler = BatchSampler(numbers(groups), 4, seed=0, one_per_group=True)
     batches = [[groups[row] for row in sampler.rows(step)] for step in range(100)]
     assert all(len(set(batch)) == 4 for batch in batches)
 
 
 def test_rows_without_a_group_stand_alone():
-    assert BatchSampler([""] * 8, 8, seed=0, one_per_group=True).batches_per_epoch == 1
+    assert BatchSampler(numbers([""] * 8), 8, seed=0, one_per_group=True).batches_per_epoch == 1
 
 
 def test_the_ranks_shares_make_the_global_batch():
@@ -66,7 +71,7 @@ def test_the_ranks_shares_make_the_global_batch():
         assert {len(share) for share in shares} == {2}
 
 
-@pytest.mark.parametrize(("groups", "one"), [(GROUPS, True), (7, False), ([], True)])
+@pytest.mark.parametrize(("groups", "one"), [(GROUPS, True), (7, False), (numbers([]), True)])
 def test_a_batch_that_cannot_be_filled_names_the_largest_that_can(groups, one):
     with pytest.raises(ConfigError, match="Use batch <="):
         BatchSampler(groups, 11, seed=0, one_per_group=one)
