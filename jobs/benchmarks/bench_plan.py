@@ -45,6 +45,8 @@ class BenchConfig(Config):
     pairs: int = Field(1_000_000, ge=100)
     images: int = Field(250_000, ge=10)
     part_rows: int = Field(4096, ge=1)
+    folder: str = ""
+    """Where the artifacts stay (`pairs`, `out`); empty: nowhere."""
     near: int = Field(1000, ge=1)
     """How far apart two images of a pair may be in the order of the images."""
 
@@ -150,7 +152,8 @@ def _hex(rng: np.random.Generator, count: int) -> pa.Array:
 def main() -> None:
     """Make the pairs, measure, print."""
     config = load_config(BenchConfig, None, sys.argv[1:])
-    with tempfile.TemporaryDirectory(prefix="cirray-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cirray-bench-") as scratch:
+        folder = config.folder or scratch
         maker = multiprocessing.get_context("spawn").Process(
             target=make_pairs, args=(config, str(Path(folder) / "pairs"))
         )
