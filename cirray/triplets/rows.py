@@ -33,6 +33,11 @@ class TripletRows(Sequence[Triplet]):
     def __reduce__(self) -> tuple[Any, ...]:
         return self._again or (TripletRows, (self.table.combine_chunks(),))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TripletRows) and self.table.equals(other.table)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __len__(self) -> int:
         return len(self.table)
 
