@@ -34,8 +34,6 @@ class BenchConfig(Config):
     """Triplets artifact."""
     batch: int = Field(4096, ge=1)
     steps: int = Field(200, ge=1)
-    objects: int = Field(0, ge=0)
-    """Rows of the straightforward way, a list of `Triplet`; 0: without it."""
 
 
 class Everything:
@@ -55,8 +53,6 @@ def main() -> None:
     config = load_config(BenchConfig, None, sys.argv[1:])
     training = TrainingConfig(batch=config.batch)
     rows: TripletRows = timed("open", lambda: training_rows([config.triplets], row_table([]), frozenset()))
-    if config.objects:
-        timed(f"(list of {config.objects:,})", lambda: len(list(rows[: config.objects])))
     made: TrainingRows = timed("prepare", lambda: TrainingRows(rows, Everything(), training))
 
     def walk() -> None:
