@@ -1,5 +1,6 @@
 """How a language model hangs behind soft tokens: which weights learn, which layers are computed again, which logits."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -75,4 +76,6 @@ def tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
         lora_dropout=config.lora.dropout,
         task_type="SEQ_2_SEQ_LM" if language.encodes else "CAUSAL_LM",
     )
-    return get_peft_model(model, adapter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # peft 0.19 asks by transformers' old name
+        return get_peft_model(model, adapter)

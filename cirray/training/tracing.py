@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 Loss = Callable[[], torch.Tensor]
 
@@ -43,19 +43,19 @@ def trace_step(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = Fa
     Weights of `modules` and the tensors of `inputs` do not count. `bf16`: the forward pass under autocast, as the
     engines do; `gpu`: as on a GPU.
     """
+    saved = Saved(modules, inputs)
+
+    def step() -> None:
+        with saved, torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            value = loss()
+        value.backward()
+
     with ExitStack() as stack:
         if gpu:
             stack.enter_context(_gpu_rules(bf16))
-        saved = saved_bytes(loss, modules, inputs, bf16)
-
-        def step() -> None:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                value = loss()
-            value.backward()
-
-        alive, flops = _measured(step, modules, inputs)
+        alive = _measured(step, modules, inputs)
     modules.zero_grad(set_to_none=True)
-    return Trace(saved, alive.peak, flops, alive.kernels, alive.written)
+    return Trace(saved.bytes, alive.peak, alive.flops, alive.kernels, alive.written)
 
 
 def trace_forward(forward: Callable[[], Any], modules: nn.Module, inputs: Any = (), gpu: bool = True) -> Trace:
@@ -64,36 +64,40 @@ def trace_forward(forward: Callable[[], Any], modules: nn.Module, inputs: Any = 
         if gpu:
             stack.enter_context(_gpu_rules(False))
         stack.enter_context(torch.no_grad())
-        alive, flops = _measured(forward, modules, inputs)
-    return Trace(0, alive.peak, flops, alive.kernels, alive.written)
+        alive = _measured(forward, modules, inputs)
+    return Trace(0, alive.peak, alive.flops, alive.kernels, alive.written)
 
 
-def saved_bytes(loss: Loss, modules: nn.Module, inputs: Any = (), bf16: bool = False) -> int:
-    """Bytes of the distinct storages that a forward pass keeps for its backward pass, without weights and inputs.
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Inside, counts the bytes of the distinct storages that a forward pass keeps for its backward pass.
 
-    Works on real tensors too, to check the estimate.
+    Those of weights and inputs do not count. Works on real tensors too, to check the estimate.
     """
-    outside = _storages(modules, inputs)
-    found: dict[int, torch.UntypedStorage] = {}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def __init__(self, modules: nn.Module, inputs: Any = ()) -> None:
+        self._outside, self._found = _storages(modules, inputs), dict[int, int]()
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    def __enter__(self) -> "Saved":
+        super().__enter__()
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """Bytes so far."""
+        return sum(self._found.values())
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in outside:
-            found[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            loss()
-    return sum(storage.nbytes() for storage in found.values())
+        if storage._cdata not in self._outside:
+            self._found[storage._cdata] = storage.nbytes()
+        return tensor.detach()
 
 
-def _measured(work: Callable[[], Any], modules: nn.Module, inputs: Any) -> tuple["_Alive", int]:
-    tracker = _Alive(_storages(modules, inputs))
-    counter = FlopCounterMode(display=False)
-    with tracker, counter:
+def _measured(work: Callable[[], Any], modules: nn.Module, inputs: Any) -> "_Alive":
+    with _Alive(_storages(modules, inputs)) as tracker:
         work()
-    return tracker, int(counter.get_total_flops())
+    return tracker
 
 
 def _storages(modules: nn.Module, inputs: Any) -> dict[int, torch.UntypedStorage]:
@@ -115,15 +119,18 @@ def _plain(value: Any) -> Any:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that operators have returned and that still live."""
+    """Counts operators' products, and the bytes of all storages that they have returned and that still live."""
 
     def __init__(self, outside: Mapping[int, torch.UntypedStorage]) -> None:
         super().__init__()
         self._outside, self._live = outside, dict[int, int]()
-        self._now = self.peak = self.kernels = self.written = 0
+        self._now = self.peak = self.flops = self.kernels = self.written = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        count = flop_registry.get(func._overloadpacket)
+        self.flops += count(*args, **kwargs, out_val=result) if count else 0
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._note(tensor.untyped_storage())

@@ -9,7 +9,7 @@ from cirray.data.config import TransformConfig
 from cirray.generators.config import GeneratorConfig
 from cirray.models.config import VisionTowerConfig
 from cirray.models.towers.hf_blip2 import build_vision_tower
-from cirray.training.tracing import saved_bytes
+from cirray.training.tracing import Saved
 
 ALL = ("reference", "target", "difference")
 TEXTS = ["make it red", "add blue round small", "remove it", "make it blue", "add red"]
@@ -113,7 +113,9 @@ def test_recomputing_layers_saves_memory_and_changes_no_gradient(model_of, image
     for saving in (False, True):
         model = model_of(gradient_checkpointing=saving, tuning=tuning).train()
         answers = model.encode_answers(TEXTS)
-        kept[saving] = saved_bytes(lambda: model(*images_BPD, answers).total, model)  # noqa: B023
+        with Saved(model) as saved:
+            model(*images_BPD, answers)
+        kept[saving] = saved.bytes
         model(*images_BPD, answers).total.backward()
         found[saving] = model.projection.weight.grad.clone()
         model.zero_grad()

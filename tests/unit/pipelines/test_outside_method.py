@@ -157,8 +157,8 @@ def test_help_shows_what_a_plug_in_registers_with_its_settings():
         "index": ["index.settings"],
         "train-generator": ["generator.settings"],
     }
-    code = "import sys\nfrom cirray.cli.main import main\nfor path in sys.argv[2:]: main([sys.argv[1], '--help', path])"
-    shown = "".join(run_plugged(code, verb, *places).stdout for verb, places in paths.items())
+    code = "import sys\nfrom cirray.cli.main import main\nfor verb in sys.argv[1:]: main(verb.split())"
+    shown = run_plugged(code, *(f"{verb} --help {place}" for verb, places in paths.items() for place in places)).stdout
     names = "toy embed_dim toy_length toy_stride stride toy_next apart toy_cut settings.width toy_name opening toy_mix"
     for words in (*names.split(), "share", "toy_bag", "settings.count"):
         assert words in shown, words

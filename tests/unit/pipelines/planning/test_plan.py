@@ -95,7 +95,7 @@ def test_a_generators_alignment_is_counted_and_pieces_lower_both():
     for line in ("alignment before it", "all of it"):
         assert parted.value(line) < whole.value(line)
     assert whole.value("alignment before it") > whole.value("all of it")  # 512 rows a step against 128
-    assert plan_of("cirr/train-generator-vdg-paper", gpu="cpu").value("room") > 0
+    assert plan_of("shapes/train-generator", gpu="cpu").value("room") > 0
 
 
 def test_a_generator_on_eight_gpus_shares_rows_and_optimiser_and_holds_its_language_model_on_each():
