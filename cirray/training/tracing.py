@@ -68,7 +68,7 @@ def trace_forward(forward: Callable[[], Any], modules: nn.Module, inputs: Any = 
     return Trace(0, alive.peak, alive.flops, alive.kernels, alive.written)
 
 
-class Saved(torch.autograd.graph.saved_tensors_hooks):
+class Saved:
     """Inside, counts the bytes of the distinct storages that a forward pass keeps for its backward pass.
 
     Those of weights and inputs do not count. Works on real tensors too, to check the estimate.
@@ -76,11 +76,14 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, modules: nn.Module, inputs: Any = ()) -> None:
         self._outside, self._found = _storages(modules, inputs), dict[int, int]()
-        super().__init__(self._pack, lambda tensor: tensor)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def __enter__(self) -> "Saved":
-        super().__enter__()
+        self._hooks.__enter__()
         return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
 
     @property
     def bytes(self) -> int:
