@@ -112,7 +112,8 @@ def _prepare(service: SearchService, body: SearchBody) -> "tuple[ComposedQuery, 
 def _search_response(
     request: Request, gallery: GalleryIndex, ranking: Ranking, shown: Sequence[Shown | None], begin: float
 ) -> SearchResponse:
-    """The answers, without images that were removed meanwhile."""
+    """The answers, without images that were removed meanwhile, or whose searcher died: then less was searched."""
+    searched = min(ranking.searched, gallery.share) if None in shown else ranking.searched
     hits = [
         Hit(id=name, score=score, metadata=dict(item.values), **picture_fields(request, gallery, name, item))
         for name, score, item in zip(ranking.ids, ranking.scores, shown, strict=True)
@@ -121,7 +122,7 @@ def _search_response(
     return SearchResponse(
         hits=hits, index_digest=gallery.digest, encoder_digest=gallery.meta.encoder_digest,
         took_ms=round(1000 * (time.perf_counter() - begin), 3), times_ms=_times(ranking),
-        searched=round(ranking.searched, 6), request_id=request.state.request_id,
+        searched=round(searched, 6), request_id=request.state.request_id,
     )  # fmt: skip
 
 

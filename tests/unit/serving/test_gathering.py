@@ -38,6 +38,7 @@ class Processes:
 
     def __init__(self, of):
         self.searchers, self.dead, self.slow = [Searcher(Shard(number, of)) for number in range(of)], set(), set()
+        self.lost = set()
         MADE.extend(self.searchers)
         self.asked = []
 
@@ -47,7 +48,7 @@ class Processes:
     def _ask(self, number):
         async def ask(*call):
             self.asked.append((number, call[0]))
-            if number in self.dead:
+            if number in self.dead or (number, call[0]) in self.lost:
                 raise RuntimeError("the actor died")
             await asyncio.sleep(60 if number in self.slow else 0)
             return await asyncio.to_thread(self.searchers[number].answer, *call)
@@ -210,6 +211,20 @@ def test_a_searcher_that_is_away_is_503_or_its_share_is_told_and_the_others_answ
             engine.follower.poll()
             found = ask.search(**body)
             assert found.json()["searched"] == 1 and "x-cirray-searched" not in found.headers
+
+
+def test_a_searcher_that_dies_between_the_search_and_what_is_shown_is_told_too(filled, make_caller):
+    for partial in (False, True):
+        engine, processes, whole = gathered((filled[0].checkpoint, filled[0].index), 2, partial)
+        processes.lost.add((0, "shown"))
+        reply = make_caller(DirectService(engine, ServingSettings(max_k=50))).search(text="blue", k=50)
+        if not partial:
+            assert reply.status_code == 503
+            continue
+        left = [name for name in whole.search("blue", k=50).ids if shard_of(name, 2) == 1]
+        assert [hit["id"] for hit in reply.json()["hits"]] == left
+        assert reply.json()["searched"] == pytest.approx(len(left) / 24, abs=1e-5)
+        assert "x-cirray-searched" in reply.headers
 
 
 def test_a_searcher_that_hangs_costs_one_search_its_time_and_no_other(filled):
