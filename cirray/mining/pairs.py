@@ -1,14 +1,21 @@
-"""Policies that choose image pairs worth a text: unordered pairs, each once, in a deterministic order."""
+"""Policies that choose image pairs worth a text: unordered pairs, each once, in a deterministic order.
+
+Pairs are Arrow columns, and inside a policy arrays of places in the sorted ids; suffix E is one value a pair.
+"""
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core.errors import DataError
-from cirray.core.seeding import derive_seed, numpy_generator
+from cirray.core.seeding import numpy_generator
 from cirray.features.store import FeatureStore
 from cirray.mining.config import (
     POLICIES,
@@ -21,6 +28,9 @@ from cirray.mining.config import (
 )
 from cirray.mining.neighbours import Approximate, CentredVectors, Places, Window, windows
 from cirray.mining.subgroups import subgroup_links
+from cirray.triplets.pairs import PAIR_SCHEMA, pair_table
+from cirray.triplets.schema import hex_ids, image_ids, stable_bytes
+from cirray.triplets.store import KEY_MARK, row_keys
 from cirray.types import Pair, Triplet, stable_id
 
 
@@ -55,12 +65,12 @@ Finder = Callable[[Sequence[str], WindowConfig, int, Places | None], Iterator[Wi
 """(images, window, bytes of working memory, places of the references or None for all) -> their windows, in order."""
 APPROXIMATE_ABOVE = 100_000
 """Images beyond which `recall` below 1 searches inverted lists."""
-_HASHED_TOGETHER = 1024
-Policy = Callable[[MiningInput, MiningConfig, Any], list[Pair]]
-"""(what there is, configuration, the policy's own settings) -> pairs."""
+_HASHED_TOGETHER, _TOGETHER = 1024, 4096
+Policy = Callable[[MiningInput, MiningConfig, Any], pa.Table]
+"""(what there is, configuration, the policy's own settings) -> pairs, a table of `PAIR_SCHEMA`."""
 
 
-def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
+def mine_pairs(source: MiningInput, config: MiningConfig) -> pa.Table:
     """Pairs by the configured policy, groups filled in, best ranks and scores first, at most `count`.
 
     Raises DataError when no pair is left.
@@ -77,20 +87,20 @@ def mine_pairs(source: MiningInput, config: MiningConfig) -> list[Pair]:
         clean = replace(clean, ids=tuple(image for image in clean.ids if image in named))
     if config.merge_identical:
         clean = replace(clean, ids=first_of_identical(clean.ids, _features(clean)))
-    known = known_pairs(clean.triplets) if config.exclude_known else set()
-    found = [pair for pair in policy(clean, config, settings) if (pair.reference_id, pair.target_id) not in known]
-    pairs = sorted(found, key=lambda pair: (pair.rank, -pair.score, pair.pair_id))
-    pairs = pairs[: config.count] if config.count else pairs
-    if not pairs:
+    found = policy(clean, config, settings)
+    if config.exclude_known and clean.triplets:
+        known = pa.array([KEY_MARK.join(ends) for ends in known_pairs(clean.triplets)])
+        found = found.filter(pc.invert(pc.is_in(row_keys(found, ("reference_id", "target_id")), known)))
+    order = pc.sort_indices(found, [("rank", "ascending"), ("score", "descending"), ("pair_id", "ascending")])
+    pairs = found.take(order[: config.count] if config.count else order)
+    if not len(pairs):
         raise DataError(
             f"Mining with policy {config.policy.kind!r} found no pair among {len(clean.ids)} images and "
             f"{len(clean.triplets)} triplets ({len(excluded)} ids excluded). Widen the window or the scores, or "
             "exclude less."
         )
-    if isinstance(settings, PolicyConfig) and settings.grouped:
-        return pairs
-    groups = group_of_images(pairs, config.group_limit)
-    return [replace(pair, group_id=groups[pair.reference_id]) for pair in pairs]
+    grouped = isinstance(settings, PolicyConfig) and settings.grouped
+    return pairs if grouped else with_groups(pairs, config.group_limit)
 
 
 def known_pairs(triplets: Sequence[Triplet]) -> set[tuple[str, str]]:
@@ -115,45 +125,40 @@ def pair_id(reference_id: str, target_id: str) -> str:
 
 
 @POLICIES.register("neighbour_band")
-def neighbour_band(source: MiningInput, config: MiningConfig, settings: BandConfig) -> list[Pair]:
+def neighbour_band(source: MiningInput, config: MiningConfig, settings: BandConfig) -> pa.Table:
     """Neighbours within a band of ranks and cosines of the mean-centred frozen features.
 
     Source: VDG's nearest-neighbour pairs and SPN's rank windows (`rank_low`, `rank_high`, `quantiles`, `draws`), over
     one exact blockwise search. A pair found from both images keeps its better rank.
     """
-    best: dict[tuple[int, int], tuple[int, float, int]] = {}
-    for window in source.windows(settings, config):
-        for target, rank, score in _drawn(window, settings.draws, config.seed):
-            key = (min(window.reference, target), max(window.reference, target))
-            before = best.get(key)
-            found = 1 + (before[2] if before else 0)
-            rank = min(rank, before[0]) if before else rank
-            best[key] = (rank, max(round(score, 6), before[1]) if before else round(score, 6), found)
-    wanted = 2 if settings.mutual else 1
-    return [
-        _oriented(source.ids[first], source.ids[second], config.seed, rank, score)
-        for (first, second), (rank, score, found) in best.items()
-        if found >= wanted
-    ]
+    drawn = (_drawn(window, settings.draws, config.seed) for window in source.windows(settings, config))
+    reference_E, target_E, rank_E, score_E = _columns(drawn)
+    key_E = np.minimum(reference_E, target_E) * len(source.ids) + np.maximum(reference_E, target_E)
+    order_E = np.argsort(key_E, kind="stable")
+    begin_E = np.flatnonzero(np.diff(key_E[order_E], prepend=-1))
+    rank_E, score_E = np.minimum.reduceat(rank_E[order_E], begin_E), np.maximum.reduceat(score_E[order_E], begin_E)
+    kept_E = np.diff(begin_E, append=len(key_E)) >= (2 if settings.mutual else 1)
+    low_E, high_E = np.divmod(key_E[order_E][begin_E][kept_E], max(len(source.ids), 1))
+    return _oriented(source.ids, low_E, high_E, config.seed, rank_E[kept_E], score_E[kept_E])
 
 
 @POLICIES.register("rank_window")
-def rank_window(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> list[Pair]:
+def rank_window(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> pa.Table:
     """Ordered pairs: for each reference, `draws` targets (0: all) from a window of ranks in its own list of neighbours.
 
     SPN's pairs (docs/PAPERS.md#rank-windows); `quantiles` scales them to any size. With `exclude_known`, pairs of the
     labelled triplets are not drawn; ranks stay as they are.
     """
+    place, size = {image: at for at, image in enumerate(source.ids)}, len(source.ids)
     known = known_pairs(source.triplets) if config.exclude_known else set()
-    wanted, pairs = _references(source, config, settings), list[Pair]()
-    for window in source.windows(settings, config, wanted):
-        reference = source.ids[window.reference]
-        free = [place for place, target in enumerate(window.targets) if (reference, source.ids[target]) not in known]
-        left = replace(window, targets=window.targets[free], ranks=window.ranks[free], scores=window.scores[free])
-        for target, rank, score in _drawn(left, settings.draws, config.seed):
-            name = source.ids[target]
-            pairs.append(Pair(pair_id(reference, name), reference, name, score=round(score, 6), rank=rank))
-    return pairs
+    taken = np.array([place[a] * size + place[b] for a, b in known if a in place and b in place], dtype=np.int64)
+
+    def drawn() -> Iterator[Window]:
+        for window in source.windows(settings, config, _references(source, config, settings)):
+            free = ~np.isin(window.reference * size + window.targets, taken)
+            yield _drawn(_chosen(window, free), settings.draws, config.seed)
+
+    return _pairs(source.ids, *_columns(drawn()))
 
 
 def _references(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> list[int]:
@@ -167,50 +172,54 @@ def _references(source: MiningInput, config: MiningConfig, settings: RankWindowC
 
 
 @POLICIES.register("uniform")
-def uniform(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> list[Pair]:
+def uniform(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> pa.Table:
     """Pairs drawn uniformly (SPN): `count` of them, or one for each image."""
     if source.features is not None:
         _features(source)
     size = len(source.ids)
     wanted = min(config.count or size, size * (size - 1) // 2)
-    rng, found = numpy_generator(config.seed, "uniform pairs"), dict[tuple[int, int], None]()
-    while len(found) < wanted:
-        draws_N2 = rng.integers(0, size, size=(2 * wanted + 16, 2))
-        for first, second in draws_N2.tolist():
-            if first != second and len(found) < wanted:
-                found[(min(first, second), max(first, second))] = None
-    return [_oriented(source.ids[a], source.ids[b], config.seed, 0, 0.0) for a, b in found]
+    rng, key_E = numpy_generator(config.seed, "uniform pairs"), np.empty(0, dtype=np.int64)
+    while len(key_E) < wanted:
+        draws_N2 = np.sort(rng.integers(0, size, size=(2 * wanted + 16, 2)), axis=1)
+        draws_N2 = draws_N2[draws_N2[:, 0] < draws_N2[:, 1]]
+        key_E = np.concatenate([key_E, draws_N2[:, 0] * size + draws_N2[:, 1]])
+        key_E = key_E[np.sort(np.unique(key_E, return_index=True)[1])][:wanted]
+    low_E, high_E = np.divmod(key_E, max(size, 1))
+    return _oriented(source.ids, low_E, high_E, config.seed, np.zeros(len(key_E), np.int64), np.zeros(len(key_E)))
 
 
 @POLICIES.register("subgroup")
-def subgroup(source: MiningInput, config: MiningConfig, settings: SubgroupConfig) -> list[Pair]:
+def subgroup(source: MiningInput, config: MiningConfig, settings: SubgroupConfig) -> pa.Table:
     """Pairs inside neighbour subgroups (VDG): ring and chords, each unordered pair once, in a random direction.
 
     `rank` is the number of the group, so that `count` keeps whole groups first; `group_id` names the group.
     """
     memory = config.memory_mib * 2**20 // 2
     vectors = CentredVectors(_features(source), source.ids, settings.representation, memory)
-    return [
-        replace(
-            _oriented(source.ids[link.first], source.ids[link.second], config.seed, link.group, link.score),
-            group_id=stable_id("subgroup", config.seed, link.group),
-        )
-        for link in subgroup_links(vectors, settings, memory, config.seed)
-    ]
+    links = subgroup_links(vectors, settings, memory, config.seed)
+    ends = [(link.first, link.second) if link.first < link.second else (link.second, link.first) for link in links]
+    low_E, high_E = np.array(ends, dtype=np.int64).reshape(-1, 2).T
+    group_E, score_E = (
+        np.array([link.group for link in links], dtype=np.int64),
+        np.array([link.score for link in links]),
+    )
+    pairs = _oriented(source.ids, low_E, high_E, config.seed, group_E, score_E)
+    names = pa.array([stable_id("subgroup", config.seed, group) for group in range(int(group_E.max(initial=-1)) + 1)])
+    return _grouped(pairs, names.cast(pa.string()).take(group_E))
 
 
 @POLICIES.register("existing")
-def existing(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> list[Pair]:
+def existing(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> pa.Table:
     """The (reference, target) pairs of the labelled triplets, each once, to write reverse texts for."""
     first = {(t.reference_id, t.target_id): t for t in reversed(source.triplets)}
-    return [Pair(pair_id(r, t), r, t, triplet.group_id) for (r, t), triplet in sorted(first.items())]
+    return pair_table([Pair(pair_id(r, t), r, t, triplet.group_id) for (r, t), triplet in sorted(first.items())])
 
 
 @POLICIES.register("reverse")
-def reverse(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> list[Pair]:
+def reverse(source: MiningInput, config: MiningConfig, settings: PolicyConfig) -> pa.Table:
     """The pairs of the labelled triplets with target and reference swapped."""
-    swapped = [(pair.target_id, pair.reference_id, pair.group_id) for pair in existing(source, config, settings)]
-    return [Pair(pair_id(r, t), r, t, group) for r, t, group in sorted(swapped)]
+    swapped = (replace(t, reference_id=t.target_id, target_id=t.reference_id) for t in source.triplets)
+    return existing(replace(source, triplets=tuple(swapped)), config, settings)
 
 
 def _features(source: MiningInput) -> FeatureStore:
@@ -224,55 +233,87 @@ def _features(source: MiningInput) -> FeatureStore:
     return source.features
 
 
-def _drawn(window: Window, draws: int, seed: int) -> list[tuple[int, int, float]]:
-    """(target, rank, score) of the window's candidates, or of `draws` of them chosen at random."""
-    places: Sequence[int] | np.ndarray = range(len(window.targets))
-    if draws and draws < len(window.targets):
-        rng = numpy_generator(seed, "draws", window.reference)
-        places = np.sort(rng.choice(len(window.targets), size=draws, replace=False))
-    return [(int(window.targets[p]), int(window.ranks[p]), float(window.scores[p])) for p in places]
+def _drawn(window: Window, draws: int, seed: int) -> Window:
+    """The window, or `draws` of its candidates chosen at random."""
+    if not draws or draws >= len(window.targets):
+        return window
+    rng = numpy_generator(seed, "draws", window.reference)
+    return _chosen(window, np.sort(rng.choice(len(window.targets), size=draws, replace=False)))
 
 
-def _oriented(first: str, second: str, seed: int, rank: int, score: float) -> Pair:
-    """A random direction derived from the ids, independent of the data set's order."""
-    low, high = sorted((first, second))
-    if derive_seed(seed, "orientation", low, high) % 2:
-        low, high = high, low
-    return Pair(pair_id(low, high), low, high, score=score, rank=rank)
+def _chosen(window: Window, places: np.ndarray) -> Window:
+    return Window(window.reference, window.targets[places], window.ranks[places], window.scores[places])
 
 
-class _Sets:
-    """Disjoint sets with a cap on their size."""
-
-    def __init__(self, limit: int) -> None:
-        self._parent: dict[str, str] = {}
-        self._size: dict[str, int] = {}
-        self._limit = limit
-
-    def root(self, item: str) -> str:
-        """Name of an item's set; a new item is a set of its own."""
-        self._parent.setdefault(item, item)
-        self._size.setdefault(item, 1)
-        while self._parent[item] != item:
-            self._parent[item] = self._parent[self._parent[item]]
-            item = self._parent[item]
-        return item
-
-    def join(self, first: str, second: str) -> None:
-        """Join the sets of two items unless the result would exceed the cap."""
-        low, high = sorted((self.root(first), self.root(second)))
-        if low != high and self._size[low] + self._size[high] <= self._limit:
-            self._parent[high] = low
-            self._size[low] += self._size.pop(high)
+def _columns(drawn: Iterator[Window]) -> tuple[np.ndarray, ...]:
+    """References, targets, ranks and scores (six digits) of windows' candidates, one after another."""
+    parts: list[tuple[np.ndarray, ...]] = [(np.empty(0, dtype=np.int64),) * 3 + (np.empty(0),)]
+    while some := list(islice(drawn, _TOGETHER)):
+        reference_E = np.repeat([window.reference for window in some], [len(window.targets) for window in some])
+        targets, ranks, scores = (
+            np.concatenate([getattr(window, name) for window in some]) for name in ("targets", "ranks", "scores")
+        )
+        parts.append((reference_E, targets, ranks, np.round(scores.astype(np.float64), 6)))
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
-def group_of_images(pairs: Sequence[Pair], limit: int) -> dict[str, str]:
-    """Group id of every image: images join along pairs, most similar first, up to `limit` images a group.
+def _oriented(
+    ids: Sequence[str], low_E: np.ndarray, high_E: np.ndarray, seed: int, rank_E: np.ndarray, score_E: np.ndarray
+) -> pa.Table:
+    """Pairs in a random direction derived from the ids, independent of the data set's order; `low_E` < `high_E`."""
+    names = pa.array(ids, pa.string())
+    last_E = stable_bytes(f"{seed}\x1forientation", names.take(low_E), names.take(high_E))[:, 7]
+    swap_E = last_E & 2 > 0  # the lowest bit of `derive_seed`
+    first_E, second_E = np.where(swap_E, high_E, low_E), np.where(swap_E, low_E, high_E)
+    return _pairs(ids, first_E, second_E, rank_E, score_E)
+
+
+def _pairs(
+    ids: Sequence[str], first_E: np.ndarray, second_E: np.ndarray, rank_E: np.ndarray, score_E: np.ndarray
+) -> pa.Table:
+    names = pa.array(ids, pa.string())
+    references, targets = names.take(first_E), names.take(second_E)
+    numbers = stable_bytes("pair", references, targets)
+    columns = {
+        "pair_id": hex_ids(numbers), "reference_id": references, "target_id": targets,
+        "group_id": pa.repeat("", len(numbers)), "score": score_E.astype(np.float64), "rank": rank_E.astype(np.int64),
+    }  # fmt: skip
+    return pa.table(columns, schema=PAIR_SCHEMA)
+
+
+def with_groups(pairs: pa.Table, limit: int) -> pa.Table:
+    """The pairs with the group of their images: images join along pairs, most similar first, up to `limit` a group.
 
     The cap keeps chains of neighbours from growing into one group of everything.
     """
-    sets = _Sets(limit)
-    for pair in sorted(pairs, key=lambda pair: (-pair.score, pair.rank, pair.pair_id)):
-        sets.join(pair.reference_id, pair.target_id)
-    images = {image for pair in pairs for image in (pair.reference_id, pair.target_id)}
-    return {image: stable_id("group", sets.root(image)) for image in sorted(images)}
+    names = image_ids(pairs)
+    first_E, second_E = (pc.index_in(pairs.column(f"{end}_id"), names).to_numpy() for end in ("reference", "target"))
+    by = [("score", "descending"), ("rank", "ascending"), ("pair_id", "ascending")]
+    order_E = pc.sort_indices(pairs, by).to_numpy()
+    root_N = _joined(first_E[order_E], second_E[order_E], len(names), limit)
+    roots, number_N = np.unique(root_N, return_inverse=True)
+    groups = pa.array([stable_id("group", name.as_py()) for name in names.take(pa.array(roots))], pa.string())
+    return _grouped(pairs, groups.take(number_N[first_E]))
+
+
+def _grouped(pairs: pa.Table, groups: pa.Array) -> pa.Table:
+    """The pairs with other groups."""
+    return pairs.set_column(pairs.column_names.index("group_id"), pairs.schema.field("group_id"), groups)
+
+
+def _joined(first_E: np.ndarray, second_E: np.ndarray, images: int, limit: int) -> np.ndarray:
+    """Least image of every image's set: sets are joined in the order of the pairs, unless one grew beyond `limit`."""
+    parent, size = array("q", range(images)), array("q", [1]) * images
+
+    def root(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = item = parent[parent[item]]
+        return item
+
+    for first, second in zip(memoryview(first_E), memoryview(second_E), strict=True):
+        ends = root(first), root(second)
+        low, high = min(ends), max(ends)
+        if low != high and size[low] + size[high] <= limit:
+            parent[high] = low
+            size[low] += size[high]
+    return np.array([root(item) for item in range(images)], dtype=np.int64)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -44,6 +45,7 @@ REJECTED_SCHEMA = pa.schema(
 )
 """A generation that failed or was filtered; `modification` is its text, if any."""
 
+_TOGETHER = 65_536
 _DEFAULTS: dict[str, Any] = {
     "pair_id": "", "reverse_modification": None, "split": "train", "source": "human", "generator": "",
     "prompt_version": "", "seed": 0, "logprob": 0.0, "scores": {}, "weight": 1.0, "group_id": "", "edit": "",
@@ -54,6 +56,22 @@ _DEFAULTS: dict[str, Any] = {
 def triplet_id(pair_id: str, recipe: str, direction: str) -> str:
     """Id of a generated triplet, the same on every machine; `recipe`: digest of generator, prompt, decoding, seed."""
     return stable_id("triplet", pair_id, recipe, direction)
+
+
+def stable_bytes(head: str, *columns: pa.Array) -> np.ndarray:
+    """Digests behind `stable_id(head, *row)` of every row of some columns of text: uint8 `[rows, 8]`."""
+    start, parts = head.encode(), [np.empty(0, np.uint8)]
+    for at in range(0, len(columns[0]), _TOGETHER):
+        rows = zip(*(column.slice(at, _TOGETHER).cast(pa.binary()).to_pylist() for column in columns), strict=True)
+        found = (hashlib.blake2b(b"\x1f".join((start, *row)), digest_size=8).digest() for row in rows)
+        parts.append(np.frombuffer(b"".join(found), np.uint8))
+    return np.concatenate(parts).reshape(-1, 8)
+
+
+def hex_ids(numbers: np.ndarray) -> pa.Array:
+    """`stable_id` of digests, in hexadecimal digits."""
+    ends = np.arange(len(numbers) + 1, dtype=np.int32) * 16
+    return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(ends), pa.py_buffer(numbers.tobytes().hex().encode()))
 
 
 def triplet_ids(pairs: pa.Array, recipe: str, directions: Sequence[str]) -> pa.Array:

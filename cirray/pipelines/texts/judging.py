@@ -1,7 +1,5 @@
 """Judge mined pairs and generated texts by the known scenes of a shapes world; nothing is filtered."""
 
-from collections.abc import Sequence
-
 import pyarrow as pa
 
 from cirray.core import storage
@@ -9,7 +7,6 @@ from cirray.core.errors import DataError
 from cirray.data.shapes.scenes import Scene, difference
 from cirray.data.shapes.world import SCENES, read_scenes
 from cirray.evaluation.texts import judge_texts
-from cirray.types import Pair
 
 
 def is_shapes_world(root: str) -> bool:
@@ -17,14 +14,15 @@ def is_shapes_world(root: str) -> bool:
     return bool(root) and storage.is_local(root) and (storage.local_path(root) / SCENES).is_file()
 
 
-def single_edit_share(pairs: Sequence[Pair], root: str) -> float:
+def single_edit_share(pairs: pa.Table, root: str) -> float:
     """Share of pairs whose scenes are exactly one edit apart.
 
     Raises DataError naming an image that is not in the world.
     """
     scenes = read_scenes(storage.local_path(root))
-    hits = [difference(_scene(scenes, p.reference_id), _scene(scenes, p.target_id)) is not None for p in pairs]
-    return sum(hits) / len(hits) if hits else 0.0
+    ends = zip(*(pairs.column(name).to_pylist() for name in ("reference_id", "target_id")), strict=True)
+    hits = sum(difference(_scene(scenes, first), _scene(scenes, second)) is not None for first, second in ends)
+    return hits / max(len(pairs), 1)
 
 
 def text_accuracy(table: pa.Table, root: str) -> dict[str, float]:

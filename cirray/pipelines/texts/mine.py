@@ -1,8 +1,10 @@
 """Stage 4a: choose the image pairs that are worth a text."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
@@ -18,8 +20,9 @@ from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
 from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.judging import is_shapes_world, single_edit_share
 from cirray.pipelines.texts.mining_tasks import ray_finder
-from cirray.triplets.pairs import KIND, pair_table, write_pairs
-from cirray.types import Pair, stable_id
+from cirray.triplets.pairs import KIND, write_pairs
+from cirray.triplets.schema import image_ids
+from cirray.types import stable_id
 
 
 @stage_function
@@ -38,9 +41,9 @@ def run_mine(run: MineRun) -> Manifest:
         return stage.finished
     source = _source(run, dataset)
     pairs = mine_pairs(source, run.mining)
-    write_pairs(stage.work_uri, pair_table(pairs))
-    images = {image for pair in pairs for image in (pair.reference_id, pair.target_id)}
-    return stage.publish({"pairs": len(pairs), "images": len(images)}, source.metrics | _metrics(run, pairs), guard)
+    write_pairs(stage.work_uri, pairs)
+    counts = {"pairs": len(pairs), "images": len(image_ids(pairs))}
+    return stage.publish(counts, source.metrics | _metrics(run, pairs), guard)
 
 
 def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:
@@ -95,8 +98,8 @@ def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
     return frozenset(ids)
 
 
-def _metrics(run: MineRun, pairs: Sequence[Pair]) -> dict[str, Any]:
-    metrics: dict[str, Any] = {"score_mean": sum(pair.score for pair in pairs) / len(pairs)}
+def _metrics(run: MineRun, pairs: pa.Table) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"score_mean": pc.mean(pairs.column("score")).as_py()}
     root = str(getattr(getattr(run.data, run.data.format, None), "root", ""))
     if is_shapes_world(root):
         metrics["single_edits"] = single_edit_share(pairs, root)

@@ -8,8 +8,9 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.features.store import FeatureInfo, FeatureStore
 from cirray.mining.config import POLICIES, MiningConfig
 from cirray.mining.neighbours import CentredVectors
-from cirray.mining.pairs import MiningInput, group_of_images, mine_pairs
-from cirray.types import Pair, Triplet
+from cirray.mining.pairs import MiningInput, mine_pairs, with_groups
+from cirray.triplets.pairs import pair_table, to_pairs
+from cirray.types import Pair, Triplet, stable_id
 
 IDS = tuple(f"img-{n:03d}" for n in range(48))
 
@@ -23,7 +24,7 @@ def families(seed=0):
 
 def mine(policy="neighbour_band", ids=IDS, excluded=(), triplets=(), **fields):
     source = MiningInput(tuple(ids), families(), tuple(triplets), frozenset(excluded))
-    return mine_pairs(source, of_policy(policy, **fields))
+    return to_pairs(mine_pairs(source, of_policy(policy, **fields)))
 
 
 def of_policy(policy, **fields):
@@ -125,11 +126,28 @@ def test_pairs_of_one_family_share_a_group():
     )
 
 
+def groups_of(pairs, limit):
+    made = to_pairs(with_groups(pair_table(pairs), limit))
+    return {image: pair.group_id for pair in made for image in (pair.reference_id, pair.target_id)}
+
+
 def test_groups_do_not_grow_beyond_their_limit_along_a_chain():
     chain = [Pair(f"p{n}", f"i{n:02d}", f"i{n + 1:02d}", score=1 - n / 100) for n in range(30)]
-    groups = group_of_images(chain, 4)
-    assert max(list(groups.values()).count(group) for group in set(groups.values())) <= 4
-    assert len(set(group_of_images(chain, 100).values())) == 1
+    groups = [pair.group_id for pair in to_pairs(with_groups(pair_table(chain), 4))]
+    assert max(groups.count(group) for group in groups) <= 4
+    assert set(groups_of(chain, 100).values()) == {stable_id("group", "i00")}
+
+
+def test_groups_are_those_of_joining_sets_pair_by_pair():
+    ends = np.random.default_rng(0).integers(0, 60, (90, 2)).tolist()
+    pairs = [Pair(f"p{n:02d}", f"i{a}", f"i{b}", score=n % 7 / 7, rank=n % 3) for n, (a, b) in enumerate(ends)]
+    sets = {image: {image} for pair in pairs for image in (pair.reference_id, pair.target_id)}
+    for pair in sorted(pairs, key=lambda pair: (-pair.score, pair.rank, pair.pair_id)):
+        one, other = sets[pair.reference_id], sets[pair.target_id]
+        if one is not other and len(one) + len(other) <= 8:
+            sets |= dict.fromkeys(one | other, one | other)
+    found = [pair.group_id for pair in to_pairs(with_groups(pair_table(pairs), 8))]
+    assert found == [stable_id("group", min(sets[pair.reference_id])) for pair in pairs]
 
 
 def test_an_empty_result_images_without_features_and_unknown_policies_are_named():
@@ -207,9 +225,9 @@ def test_identical_pictures_are_one_image_where_asked():
     array = np.repeat(np.random.default_rng(0).normal(size=(6, 2, 16)).astype(np.float16), 2, axis=0)
     store = FeatureStore([array], IDS[:12], FeatureInfo("e", "t", (2, 16)))
     source = MiningInput(IDS[:12], store)
-    merged = mine_pairs(source, of_policy("rank_window", rank_high=20, merge_identical=True))
+    merged = to_pairs(mine_pairs(source, of_policy("rank_window", rank_high=20, merge_identical=True)))
     assert {p.reference_id for p in merged} == set(IDS[:12:2]) == {p.target_id for p in merged}
-    assert len({p.reference_id for p in mine_pairs(source, of_policy("rank_window", rank_high=20))}) == 12
+    assert len({p.reference_id for p in to_pairs(mine_pairs(source, of_policy("rank_window", rank_high=20)))}) == 12
 
 
 def test_a_recall_below_one_is_measured_and_told_for_large_sets_only(monkeypatch):
@@ -217,9 +235,9 @@ def test_a_recall_below_one_is_measured_and_told_for_large_sets_only(monkeypatch
     array = np.random.default_rng(0).normal(size=(400, 1, 16)).astype(np.float16)
     store = FeatureStore([array], ids, FeatureInfo("e", "t", (1, 16)))
     exact, small, large = (MiningInput(ids, store) for _ in range(3))
-    wanted = mine_pairs(exact, of_policy("neighbour_band"))
-    assert mine_pairs(small, of_policy("neighbour_band", recall=0.9)) == wanted
+    wanted = to_pairs(mine_pairs(exact, of_policy("neighbour_band")))
+    assert to_pairs(mine_pairs(small, of_policy("neighbour_band", recall=0.9))) == wanted
     monkeypatch.setattr("cirray.mining.pairs.APPROXIMATE_ABOVE", 300)
-    found = mine_pairs(large, of_policy("neighbour_band", recall=0.9))
+    found = to_pairs(mine_pairs(large, of_policy("neighbour_band", recall=0.9)))
     assert exact.metrics == small.metrics == {} and 0.9 <= large.metrics["recall"] <= 1.0
     assert len(set(keys(found)) & set(keys(wanted))) >= 0.8 * len(wanted)

@@ -9,6 +9,7 @@ from cirray.mining.config import MiningConfig, MiningPolicy, SubgroupConfig
 from cirray.mining.neighbours import CentredVectors
 from cirray.mining.pairs import MiningInput, mine_pairs
 from cirray.mining.subgroups import Limits, calibrated, links, neighbour_table, subgroup_links, walk
+from cirray.triplets.pairs import to_pairs
 
 IDS = tuple(f"img-{n:03d}" for n in range(80))
 BYTES = 2**20
@@ -35,7 +36,8 @@ def config(**fields):
 def mine(excluded=(), **fields):
     shared = {name: fields.pop(name) for name in list(fields) if name in MiningConfig.model_fields}
     policy = MiningPolicy(kind="subgroup", settings=config(**fields))
-    return mine_pairs(MiningInput(IDS, store(), (), frozenset(excluded)), MiningConfig(policy=policy, **shared))
+    source = MiningInput(IDS, store(), (), frozenset(excluded))
+    return to_pairs(mine_pairs(source, MiningConfig(policy=policy, **shared)))
 
 
 def brute_force(settings, seed):

@@ -14,7 +14,7 @@ from cirray.mining.config import MiningConfig
 from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.judging import single_edit_share, text_accuracy
 from cirray.pipelines.texts.mine import run_mine
-from cirray.triplets.pairs import read_pairs, to_pairs
+from cirray.triplets.pairs import pair_table, read_pairs, to_pairs
 from cirray.triplets.schema import triplet_table
 from cirray.types import Pair
 
@@ -98,7 +98,7 @@ def test_existing_pairs_need_no_features_and_keep_to_their_split(world, tmp_path
 def test_labelled_pairs_are_all_single_edits_and_texts_are_judged_in_their_direction(world, tmp_path):
     root = str(world / "world")
     pairs = _pairs(world, tmp_path / "p", mining=MiningConfig(policy="existing"))
-    assert single_edit_share(pairs, root) == 1.0
+    assert single_edit_share(pair_table(pairs), root) == 1.0
     from cirray.pipelines.data.datasets import open_dataset
 
     texts = open_dataset(DataConfig(folder=FolderConfig(root=root))).split("train")
@@ -117,7 +117,7 @@ def test_labelled_pairs_are_all_single_edits_and_texts_are_judged_in_their_direc
     assert right["exact"] == right["direction"] == right["exact_single_edits"] == 1.0
     assert wrong["exact"] < 0.3 and wrong["direction"] < 0.7
     with pytest.raises(DataError, match="knows no image 'ghost'"):
-        single_edit_share([Pair("p", "ghost", "ghost")], root)
+        single_edit_share(pair_table([Pair("p", "ghost", "ghost")]), root)
 
 
 def _pairs(world, out, **fields):
