@@ -5,6 +5,7 @@ it, and its manifest says which encoder and which image transform made it.
 """
 
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from cirray.features.shards import FOLDER, read_shard_ids, shard_digest
 VERIFIED_BYTES = 2**30
 """Up to this size every byte is checked when a store is opened; above it, only sizes and shapes."""
 _SHOWN_IDS = 3
-_LARGE_ROW, _THREADED, _THREADS, _KEPT = 2**15, 2**24, 4, 3
+_LARGE_ROW, _THREADED, _THREADS, _KEPT = 2**15, 2**24, 4, 5
 """From this row size on, rows are copied one by one; from this batch size on, by several threads into reused memory."""
+_BUFFERS = threading.Lock()
+"""Held while a buffer is looked for: training reads its next batch on another thread."""
 
 
 class FeatureLookup(Protocol):
@@ -152,6 +155,10 @@ class FeatureStore:
         shape = (rows, *self.shape)
         if rows * self.shape[0] * self.shape[1] * 2 < _THREADED:
             return np.empty(shape, dtype=np.float16)
+        with _BUFFERS:
+            return self._free(shape)
+
+    def _free(self, shape: tuple[int, ...]) -> np.ndarray:
         for at in range(len(self._buffers)):
             # referenced by the list and by getrefcount's argument; a view or tensor would add one
             if sys.getrefcount(self._buffers[at]) == 2 and self._buffers[at].shape == shape:

@@ -5,14 +5,13 @@ and temperature only. Partial maxima and sums of the shards give the exact value
 for the backward pass but computed again, block by block.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
 
-ScoreFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from cirray.losses.sums import NOTHING, ScoreFunction
 
 
 class Collective(Protocol):
@@ -116,7 +115,7 @@ class _Job:
         logits_NC = self.score(query_ND, part).float() / tau
         if self.hidden_NM is None:
             return logits_NC
-        return logits_NC.masked_fill(self.hidden_NM[:, begin : begin + self.rows], _HIDDEN)
+        return logits_NC.masked_fill(self.hidden_NM[:, begin : begin + self.rows], NOTHING)
 
     def positive_logits(self, query_ND: torch.Tensor, tau: torch.Tensor, positive_N: torch.Tensor) -> torch.Tensor:
         """Logits of the positives that are among these rows, 0 for the others."""
@@ -124,9 +123,6 @@ class _Job:
         own_NQD = self.bank.tokens_MQD[place_N].to(query_ND.dtype)
         best_N = (query_ND[:, None] * own_NQD).sum(dim=-1).amax(dim=1)
         return torch.where(here_N, best_N / tau, torch.zeros_like(best_N))
-
-
-_HIDDEN = -1e30
 
 
 class _BankLoss(torch.autograd.Function):
@@ -137,7 +133,7 @@ class _BankLoss(torch.autograd.Function):
         """Partial maximum and sum over the own rows, then over ranks; the positive's logit comes from its owner."""
         share = job.collective
         query_ND, positive_N = share.rows(query_BD.detach()), share.rows(positive_B)
-        top_N = query_ND.new_full((len(query_ND),), _HIDDEN)
+        top_N = query_ND.new_full((len(query_ND),), NOTHING)
         for begin in job.blocks():
             top_N = torch.maximum(top_N, job.logits(query_ND, tau, begin).amax(dim=1))
         top_N = share.largest(top_N)

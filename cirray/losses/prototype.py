@@ -10,15 +10,15 @@ from torch.nn import functional
 from cirray.core.errors import ConfigError
 
 
-def prototype_distance(forward_BQW: torch.Tensor, reverse_BQW: torch.Tensor, kind: str = "mse") -> torch.Tensor:
-    """Distance of the token means per row, of (reference, text) and (target, reverse text); no gradient reaches the
+def prototype_distance(forward_BW: torch.Tensor, reverse_BW: torch.Tensor, kind: str = "mse") -> torch.Tensor:
+    """Distance per row of the token means of (reference, text) and (target, reverse text); no gradient reaches the
     reverse side.
 
     `kind`: "mse" (mean over the width) or "cosine" (1 - cosine).
 
     Returns: Distances `[B]`, >= 0.
     """
-    forward_BW, reverse_BW = forward_BQW.mean(dim=1).float(), reverse_BQW.mean(dim=1).float().detach()
+    forward_BW, reverse_BW = forward_BW.float(), reverse_BW.float().detach()
     if kind == "mse":
         return (forward_BW - reverse_BW).square().mean(dim=1)
     if kind == "cosine":

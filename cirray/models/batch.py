@@ -56,8 +56,11 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class RetrieverOutput:
-    """Normalised queries and gallery tokens of the batch, and the optional outputs (else None)."""
+class RetrieverOutput(Movable):
+    """Normalised queries and gallery tokens of the batch, and the optional outputs (else None).
+
+    Prototypes and prompts are means over their tokens, neither projected nor normalised.
+    """
 
     query_BD: torch.Tensor
     target_BQD: torch.Tensor
@@ -65,7 +68,7 @@ class RetrieverOutput:
     reference_BQD: torch.Tensor | None = None
     negative_MQD: torch.Tensor | None = None
     text_query_BD: torch.Tensor | None = None
-    prototype_BQW: torch.Tensor | None = None
-    reverse_prototype_BQW: torch.Tensor | None = None
-    prompts_BQW: torch.Tensor | None = None
+    prototype_BW: torch.Tensor | None = None
+    reverse_prototype_BW: torch.Tensor | None = None
+    prompts_BW: torch.Tensor | None = None
     more: Mapping[str, torch.Tensor] = field(default_factory=dict)

@@ -66,13 +66,8 @@ class QFormerRetriever(Retriever):
         return self.config.readout if self.training else (self.config.inference_readout or self.config.readout)
 
     def token_ids(self, texts: Sequence[str]) -> TextBatch:
-        """Token ids on the model's device; the paper's mode pads training texts to the full length.
-
-        Raises DataError for an empty list.
-        """
-        full = self.training and self.config.text_mask == "ones"
-        length = self.config.text_length
-        return encode_texts(self.tokenizer, texts, length, length if full else None).to(self.device)
+        """Token ids on the model's device. Raises DataError: for an empty list."""
+        return encode_texts(self.tokenizer, texts, self.config.text_length).to(self.device)
 
     def encode_reference(self, patches_BPD: torch.Tensor) -> torch.Tensor:
         """The part of the query that does not depend on the text (cacheable): the frozen patches."""
@@ -122,10 +117,11 @@ class QFormerRetriever(Retriever):
         targets_BQD, references_BQD = self._gallery_sides(batch, wanted.references)
         return RetrieverOutput(
             query_BD=fused.query_BD, target_BQD=targets_BQD, temperature=self.temperature,
-            reference_BQD=references_BQD, negative_MQD=self.encode_negatives(batch), prototype_BQW=fused.prototype_BQW,
+            reference_BQD=references_BQD, negative_MQD=self.encode_negatives(batch),
+            prototype_BW=self._mean_prototypes(fused, wanted),
             text_query_BD=self.encode_text(batch.text) if wanted.text_only else None,
-            reverse_prototype_BQW=self._reverse_prototypes(batch, fused) if wanted.reverse else None,
-            prompts_BQW=self._held_prompts(fused) if wanted.prompts else None,
+            reverse_prototype_BW=self._reverse_prototypes(batch) if wanted.reverse else None,
+            prompts_BW=self._held_prompts(len(batch.text)) if wanted.prompts else None,
             more=self._further(wanted, batch, fused.query_BD, targets_BQD),
         )  # fmt: skip
 
@@ -175,22 +171,23 @@ class QFormerRetriever(Retriever):
             more |= matching(self, name, batch, query_BD, targets_BQD)
         return more
 
-    def _held_prompts(self, fused: Fused) -> torch.Tensor:
-        """The learned prompts, which SPRC draws prototypes to; a copy, because ZeRO 3 releases parameters."""
-        self._need_prototypes(fused, "prompt_align")
-        return self.prompts.detach().clone().expand(len(fused.query_BD), -1, -1)
+    def _mean_prototypes(self, fused: Fused, wanted: Wanted) -> torch.Tensor | None:
+        if not (wanted.reverse or wanted.prompts):
+            return None
+        if fused.prototype_BQW is None:
+            term, name = "two_hop" if wanted.reverse else "prompt_align", self.config.fusion.kind
+            raise ConfigError(f"Fusion {name!r} makes no prototypes; the term {term} needs 'two_pass'.")
+        return fused.prototype_BQW.mean(dim=1)
 
-    def _reverse_prototypes(self, batch: RetrievalBatch, fused: Fused) -> torch.Tensor | None:
-        self._need_prototypes(fused, "two_hop")
+    def _held_prompts(self, rows: int) -> torch.Tensor:
+        """Mean of the learned prompts, which SPRC draws prototypes to; a copy, because ZeRO 3 releases parameters."""
+        return self.prompts.detach().mean(dim=0).expand(rows, -1)
+
+    def _reverse_prototypes(self, batch: RetrievalBatch) -> torch.Tensor | None:
         if batch.reverse is None:
             return None
         with torch.no_grad():
-            return self.prototypes(self.encode_reference(batch.target_BPD), batch.reverse)
-
-    def _need_prototypes(self, fused: Fused, term: str) -> None:
-        if fused.prototype_BQW is None:
-            name = self.config.fusion.kind
-            raise ConfigError(f"Fusion {name!r} makes no prototypes; the term {term} needs 'two_pass'.")
+            return self.prototypes(self.encode_reference(batch.target_BPD), batch.reverse).mean(dim=1)
 
 
 def changed_config(config: RetrieverConfig, settings: Mapping[str, Any], place: str) -> RetrieverConfig:

@@ -95,7 +95,21 @@ class LoopConfig(Config):
         return self.batch
 
 
-class TrainingConfig(LoopConfig):
+class PiecesConfig(LoopConfig):
+    """A loop whose memory grows with the rows that are in the model at once."""
+
+    pieces: Effort[int] = Field(1, ge=1)
+    """Pieces that a worker's share of a batch goes through the model in, one after another: less memory, the same loss
+    and gradient, also of losses that compare all rows of the batch, which then go through it twice (GradCache)."""
+
+    @model_validator(mode="after")
+    def _accumulates(self) -> "PiecesConfig":
+        if self.pieces > self.batch:
+            raise ValueError(f"pieces={self.pieces} is more than the batch of {self.batch}")
+        return self
+
+
+class TrainingConfig(PiecesConfig):
     """One training run of a retriever."""
 
     objective: Annotated[Common[str], Known(*OBJECTIVES)] = "finetune"
@@ -111,8 +125,9 @@ class TrainingConfig(LoopConfig):
     """Hide other copies of a query's own target among the candidates."""
     one_per_group: bool | Literal["auto"] = "auto"
     """At most one triplet of a group (image family) in a batch; auto: where there are groups enough to fill one."""
-    chunk: Effort[int | None] = Field(None, ge=1)
-    """Rows per block of the contrastive loss (less memory, same gradient), or null for the full matrix."""
+    chunk: Effort[Annotated[int, Field(ge=1)] | Literal["auto"] | None] = "auto"
+    """Rows of a tile of the contrastive losses' scores: memory of a tile in place of the whole matrix, same gradient.
+    auto: tiles where the matrix is large; null: always the whole."""
     swapped: bool = False
     """Also train on (target, reverse text, reference) where there is a reverse text; an ablation."""
     shuffle_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

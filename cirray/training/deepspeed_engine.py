@@ -32,6 +32,11 @@ ABOUT = "deepspeed.json"
 SHARDS = "deepspeed"
 UNIVERSAL = "universal"
 _BUCKET_ELEMENTS = 50_000_000
+_DECIDED = {
+    "train_micro_batch_size_per_gpu": "batch", "train_batch_size": "batch", "gradient_accumulation_steps": "pieces",
+    "gradient_clipping": "optimizer", "optimizer": "optimizer", "scheduler": "optimizer",
+}  # fmt: skip
+"""Settings of DeepSpeed that fields of `training` decide."""
 
 
 def deepspeed_config(config: LoopConfig, world: int) -> dict[str, Any]:
@@ -58,11 +63,9 @@ def _over(tree: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError for a setting that a field of `training` decides.
     """
-    for name in ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping", "optimizer", "scheduler"):
+    for name, by in _DECIDED.items():
         if name in more:
-            raise ConfigError(
-                f"training.deepspeed.{name} is decided by training.batch, optimizer and the like; drop it."
-            )
+            raise ConfigError(f"training.deepspeed.{name} is decided by training.{by}; drop it.")
     if "stage" in dict(more.get("zero_optimization", {})):
         raise ConfigError("training.deepspeed.zero_optimization.stage is decided by training.zero_stage; drop it.")
     return merged(tree, more)
@@ -104,8 +107,11 @@ class DeepSpeedEngine:
         """Learning rate of the next step."""
         return self._schedule.lr(self._steps)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of this rank's loss, averaged over ranks and partitioned as the ZeRO stage says."""
+    def backward(self, loss: torch.Tensor, last: bool = True) -> None:
+        """Add the gradients of this rank's loss, averaged over ranks and partitioned as the ZeRO stage says; without
+        ZeRO and with stage 1 the ranks exchange them once, at the last.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
     def step(self) -> float:

@@ -33,8 +33,8 @@ class Engine(Protocol):
     def lr(self) -> float:
         """Learning rate of the next step."""
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of this rank's loss."""
+    def backward(self, loss: torch.Tensor, last: bool = True) -> None:
+        """Add the gradients of this rank's loss to those of the step; `last`: no further ones come before `step`."""
 
     def step(self) -> float:
         """Average gradients over ranks, clip, update weights, advance the schedule, clear gradients.

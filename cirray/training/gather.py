@@ -84,7 +84,7 @@ def build_gather(world: int) -> Gather:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose backward sums the ranks' gradients of each row and returns the own rows'."""
+    """All-gather whose backward is a reduce-scatter: every rank gets its own rows' gradients, summed over ranks."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -95,14 +95,14 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         """The own rows' part of the gradient, summed over ranks."""
-        summed = gradients[0].contiguous().clone()
-        dist.all_reduce(summed)
-        begin = dist.get_rank() * ctx.rows
-        return summed[begin : begin + ctx.rows]
+        parts = list(gradients[0].contiguous().split(ctx.rows))
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts)
+        return own
 
 
 def _all_gather(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.contiguous()
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor)
-    return torch.cat(parts)
+    whole = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
+    dist.all_gather(list(whole.split(len(tensor))), tensor)
+    return whole

@@ -1,26 +1,10 @@
 """Configuration of the generator's two loops. No torch."""
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from cirray.core.fields import Effort, Features
+from cirray.core.fields import Features
 from cirray.data.config import DataConfig
-from cirray.training.config import LoopConfig, OptimizerConfig
-
-
-class PiecesConfig(LoopConfig):
-    """A loop through the language model, whose memory grows with the rows that are in it at once."""
-
-    pieces: Effort[int] = Field(1, ge=1)
-    """Pieces that a worker's share of a batch goes through the language model in, one after another (gradient
-    accumulation): less memory, the same loss and gradient."""
-
-    @model_validator(mode="after")
-    def _accumulates(self) -> "PiecesConfig":
-        if self.pieces > 1 and self.engine != "torch":
-            raise ValueError(f"pieces={self.pieces} works with engine torch; found engine={self.engine}")
-        if self.pieces > self.batch:
-            raise ValueError(f"pieces={self.pieces} is more than the batch of {self.batch}")
-        return self
+from cirray.training.config import OptimizerConfig, PiecesConfig
 
 
 class AlignmentConfig(PiecesConfig):

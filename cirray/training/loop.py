@@ -11,12 +11,14 @@ import torch
 from cirray.core.errors import ConfigError
 from cirray.core.seeding import derive_seed
 from cirray.losses.output import LossOutput
+from cirray.training.cached import cached_gradients
 from cirray.training.checkpoint import read_checkpoint
 from cirray.training.config import LoopConfig
 from cirray.training.engine import EngineFactory, autocast
 from cirray.training.gather import Gather, build_gather
+from cirray.training.prefetch import Ahead
 from cirray.training.state import LoopState, Row
-from cirray.training.task import Divided, Task
+from cirray.training.task import Divided, Parted, Task
 
 
 class Callback:
@@ -58,11 +60,13 @@ def train(
     gather = build_gather(world)
     _each(callbacks, "on_start", state)
     remaining = 0 if state.finished else config.steps - state.step
-    for batch in islice(task.batches(state.step, rank, world), remaining) if remaining else ():
-        row = _step(state, batch, gather)
-        _each(callbacks, "on_step", state, row)
-        if state.finished:
-            break
+    with Ahead(islice(task.batches(state.step, rank, world), remaining) if remaining else ()) as batches:
+        for batch in batches:
+            row = _step(state, batch, gather)
+            batches.rest()  # callbacks have tokenizers and features to themselves
+            _each(callbacks, "on_step", state, row)
+            if state.finished:
+                break
     if not state.finished:
         raise ConfigError(f"The task ran out of batches after step {state.step} of {config.steps}.")
     _each(callbacks, "on_end", state)
@@ -87,12 +91,15 @@ def _step(state: LoopState, batch: Any, gather: Gather) -> Row | None:
 
 def _gradients(state: LoopState, batch: Any, gather: Gather) -> LossOutput:
     """Loss of a batch, whole or in pieces one after another, with the gradients left at the weights."""
+    if isinstance(batch, Parted):
+        return cached_gradients(state, batch, gather)
     engine, task, found = state.engine, state.task, list[LossOutput]()
-    for piece in task.pieces(batch) if isinstance(task, Divided) else (batch,):
+    pieces = list(task.pieces(batch)) if isinstance(task, Divided) else [batch]
+    for number, piece in enumerate(pieces):
         piece = piece.to(engine.device) if hasattr(piece, "to") else piece
         with autocast(engine.device, state.config):
             output = task.loss(engine.module, piece, gather)
-        engine.backward(output.total)
+        engine.backward(output.total, last=number == len(pieces) - 1)
         found.append(LossOutput(output.total.detach(), output.terms))
     if len(found) == 1:
         return found[0]

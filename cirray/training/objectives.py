@@ -64,7 +64,14 @@ class Objective:
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
         """The objective of this rank's rows; the mean over ranks is the global batch's loss."""
-        output: RetrieverOutput = model(batch, self.wanted)
+        return self.of(self.vectors(model, batch), batch, gather)
+
+    def vectors(self, model: nn.Module, batch: RetrievalBatch) -> RetrieverOutput:
+        """The outputs that the terms read."""
+        return model(batch, self.wanted)
+
+    def of(self, output: RetrieverOutput, batch: RetrievalBatch, gather: Gather) -> LossOutput:
+        """As `loss`, of a batch's outputs; its patches are not read."""
         given = TermInput(output, batch, self.config, gather)
         values = {name: term(given) for name, term in self._terms.items()}
         result = weighted_sum(values, self.weights)

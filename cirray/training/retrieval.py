@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -15,7 +17,7 @@ from cirray.core.seeding import numpy_generator
 from cirray.features.store import FeatureLookup
 from cirray.losses.output import LossOutput
 from cirray.models.base import Retriever
-from cirray.models.batch import RetrievalBatch
+from cirray.models.batch import RetrievalBatch, RetrieverOutput
 from cirray.models.text import TextBatch
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import Gather
@@ -23,6 +25,7 @@ from cirray.training.mixing import PairTexts, Rows
 from cirray.training.mixing_config import MIXERS
 from cirray.training.objectives import Objective, prepared, reads_candidates, wanted_outputs
 from cirray.training.sampler import group_numbers
+from cirray.training.task import Parted
 from cirray.training.terms.base import TermRows, TermSetup
 from cirray.triplets.rows import TripletRows
 from cirray.types import Triplet
@@ -91,33 +94,67 @@ class RetrievalTask:
         """The retriever."""
         return self._retriever
 
-    def batches(self, start_step: int, rank: int, world: int) -> Iterator[RetrievalBatch]:
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[RetrievalBatch | Parted]:
         """The calling rank's rows of step after step, without end."""
         for step in count(start_step):
             numbers = self._sampler.rows(step, rank, world)
             visited = [self._texts.visit(row, step) for row in self._triplets.take(numbers)]
-            batch = self.batch([self._drawn(row, step) for row in visited])
+            rows = [self._drawn(row, step) for row in visited]
             epoch = torch.tensor(step // max(len(self._triplets) // self._config.rows_per_step, 1))
-            yield replace(self._weighted(batch, step), row_B=torch.from_numpy(numbers), epoch=epoch)
+            batch = replace(self._weighted(self._told(rows), step), row_B=torch.from_numpy(numbers), epoch=epoch)
+            if self._config.pieces == 1:
+                yield self._with_patches(batch, rows)
+            else:
+                yield Parted(batch, partial(self._pieces, batch, rows))
 
     def batch(self, rows: Sequence[Triplet]) -> RetrievalBatch:
         """Triplets as tensors on the CPU; patch tokens keep the store's type."""
+        return self._with_patches(self._told(rows), rows)
+
+    def _told(self, rows: Sequence[Triplet]) -> RetrievalBatch:
+        """Triplets as tensors, still without their patches."""
         reverse, mask_B = self._reverse_texts(rows)
+        nothing = torch.empty(len(rows), 0, 0)
         return RetrievalBatch(
-            reference_BPD=torch.from_numpy(self._features.get([row.reference_id for row in rows])),
-            target_BPD=torch.from_numpy(self._features.get([row.target_id for row in rows])),
+            reference_BPD=nothing, target_BPD=nothing,
             text=self._retriever.tokenize([row.modification for row in rows]),
             reference_key_B=torch.tensor([self._keys[row.reference_id] for row in rows]),
             target_key_B=torch.tensor([self._keys[row.target_id] for row in rows]),
             weight_B=torch.tensor([row.weight for row in rows], dtype=torch.float32),
             reverse=reverse, reverse_mask_B=mask_B,
             real_B=torch.tensor([row.source in self._config.real_sources for row in rows]),
-            **self._hard(rows), positive_key_BK=self._right(rows),
+            negative_key_M=self._hard_keys(rows), positive_key_BK=self._right(rows),
+        )  # fmt: skip
+
+    def _pieces(self, batch: RetrievalBatch, rows: Sequence[Triplet]) -> Iterator[RetrievalBatch]:
+        """A batch in its pieces, with their patches."""
+        for part in np.array_split(np.arange(len(rows)), min(self._config.pieces, len(rows))):
+            begin, end = int(part[0]), int(part[-1]) + 1
+            yield self._with_patches(batch.piece(begin, end, len(rows)), rows[begin:end])
+
+    def _with_patches(self, batch: RetrievalBatch, rows: Sequence[Triplet]) -> RetrievalBatch:
+        """A batch with the patch tokens of its references, targets and hard negatives."""
+
+        def read(ids: list[str]) -> torch.Tensor:
+            return torch.from_numpy(self._features.get(ids))
+
+        return replace(
+            batch, reference_BPD=read([row.reference_id for row in rows]),
+            target_BPD=read([row.target_id for row in rows]),
+            negative_MPD=read([image for row in rows for image, _ in self._hard(row)]) if self._negatives else None,
         )  # fmt: skip
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
         """The configured objective."""
         return self._objective.loss(model, batch, gather)
+
+    def vectors(self, model: nn.Module, batch: RetrievalBatch) -> RetrieverOutput:
+        """What the objective reads of a batch."""
+        return self._objective.vectors(model, batch)
+
+    def loss_of(self, vectors: RetrieverOutput, batch: RetrievalBatch, gather: Gather) -> LossOutput:
+        """The configured objective of a batch's vectors."""
+        return self._objective.of(vectors, batch, gather)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the retriever as `load_retriever` reads it. Raises ConfigError: when a term's check fails."""
@@ -134,17 +171,13 @@ class RetrievalTask:
         chosen = rng.choice(len(row.negative_ids), size=self._negatives, replace=False)
         return replace(row, negative_ids=tuple(row.negative_ids[place] for place in chosen))
 
-    def _hard(self, rows: Sequence[Triplet]) -> dict[str, torch.Tensor]:
-        """The first hard negatives of every row; the own target, which nobody sees, fills rows that have fewer."""
-        if not self._negatives:
-            return {}
-        ids, keys = list[str](), list[int]()
-        for row in rows:
-            own = row.negative_ids[: self._negatives]
-            lacking = self._negatives - len(own)
-            ids += [*own, *[row.target_id] * lacking]
-            keys += [*(self._keys[image] for image in own), *[-1] * lacking]
-        return {"negative_MPD": torch.from_numpy(self._features.get(ids)), "negative_key_M": torch.tensor(keys)}
+    def _hard(self, row: Triplet) -> list[tuple[str, int]]:
+        """Ids and keys of a row's first hard negatives; its own target, which nobody sees, fills where it has fewer."""
+        own = [(image, self._keys[image]) for image in row.negative_ids[: self._negatives]]
+        return own + [(row.target_id, -1)] * (self._negatives - len(own))
+
+    def _hard_keys(self, rows: Sequence[Triplet]) -> torch.Tensor | None:
+        return torch.tensor([key for row in rows for _, key in self._hard(row)]) if self._negatives else None
 
     def _right(self, rows: Sequence[Triplet]) -> torch.Tensor | None:
         """Keys of the rows' further right answers, of those that are images of any row."""

@@ -1,6 +1,7 @@
 """The loop's interface to a training problem: model, batches, loss, saving."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -8,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from cirray.losses.output import LossOutput
+from cirray.models.movable import Movable
 from cirray.training.gather import Gather
 
 
@@ -40,6 +42,27 @@ class Divided(Protocol):
 
     def pieces(self, batch: Any) -> Iterable[Any]:
         """The batch in pieces, whose losses add up to its loss."""
+
+
+@dataclass(frozen=True)
+class Parted:
+    """A batch that goes through the model in pieces although its loss compares all its rows (`cached_gradients`)."""
+
+    whole: Any
+    """The batch without what the model alone reads."""
+    pieces: Callable[[], Iterable[Any]]
+    """Its pieces in order, made anew each time."""
+
+
+@runtime_checkable
+class Contrasting(Protocol):
+    """A task whose loss is one of vectors, so that its batches may be `Parted`."""
+
+    def vectors(self, model: nn.Module, batch: Any) -> Movable:
+        """What the loss reads of a batch or a piece of it: tensors of its rows, and some without rows."""
+
+    def loss_of(self, vectors: Any, batch: Any, gather: Gather) -> LossOutput:
+        """The calling rank's loss, of all its vectors."""
 
 
 class SourceTask:

@@ -46,8 +46,8 @@ class TorchEngine:
         """Learning rate of the next step."""
         return self._schedule.lr(self._steps)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of this rank's loss."""
+    def backward(self, loss: torch.Tensor, last: bool = True) -> None:
+        """Add the gradients of this rank's loss; `step` averages them over ranks."""
         loss.backward()
 
     def step(self) -> float:

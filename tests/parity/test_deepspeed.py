@@ -45,6 +45,14 @@ def test_two_ranks_of_any_zero_stage_take_the_torch_engines_steps(results, stage
     assert found["gap"] < (CLOSE if stage == 3 else EXACT)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_batch_in_pieces_takes_the_steps_of_a_whole_one_under_any_zero_stage(results, stage):
+    found, wanted = results[2][f"pieces{stage}"], results[2]["torch"]
+    for name in ("loss", "grad_norm", "infonce", "rtc", "two_hop"):
+        assert column(found, name) == pytest.approx(column(wanted, name), rel=1e-4, abs=1e-6), name
+    assert found["gap"] < CLOSE
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_one_rank_takes_the_torch_engines_steps(results, stage):
     found, wanted = results[1][f"zero{stage}"], results[1]["torch"]

@@ -31,13 +31,13 @@ def largest(one):
     return max(abs(value) for values in one.values() for value in values)
 
 
-@pytest.mark.parametrize("case", ["ptha", "paper", "chunked", "sprc", "hn_nce", "vdg", "vdg_paired", "hard"])
+@pytest.mark.parametrize("case", ["ptha", "paper", "chunked", "sprc", "hn_nce", "vdg", "vdg_paired", "hard", "pieces"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_gathered_ranks_equal_one_process(worlds, world, case):
-    one, several = worlds[1][case], worlds[world][case]
+    one, several = worlds[1]["ptha" if case == "pieces" else case], worlds[world][case]
     assert largest(one["gradients"]) > 1e-2
     # Rounding: the sum of two directions at beta 0.5 gives the temperature a gradient of about 100.
-    assert largest_gap(one["gradients"], several["gradients"]) < 1e-6 * max(largest(one["gradients"]), 10)
+    assert largest_gap(one["gradients"], several["gradients"]) < 2e-6 * max(largest(one["gradients"]), 10)
     for mine, theirs in zip(one["history"], several["history"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 

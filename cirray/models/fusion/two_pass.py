@@ -6,6 +6,7 @@ PTHA's hop 2 (docs/PAPERS.md#two-hop-alignment).
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from cirray.models.fusion.base import Fused
 from cirray.models.fusion.config import HEADS
@@ -21,17 +22,19 @@ def two_pass(model: "QFormerRetriever", patches_BPD: torch.Tensor, text: TextBat
 
 
 def second_pass(model: "QFormerRetriever", prototype_BQW: torch.Tensor, text: TextBatch) -> Fused:
-    """Pass B alone, over given prototypes."""
-    tokens_BLW = torch.cat([prototype_BQW, model.qformer.embed_text(text)], dim=1)
-    hidden_BLW = model.qformer.text_only(tokens_BLW, _mask(model, prototype_BQW, text))
-    return Fused(model.project_text(_summary(model, hidden_BLW)), prototype_BQW)
+    """Pass B alone, over given prototypes.
 
-
-def _mask(model: "QFormerRetriever", prototype_BQW: torch.Tensor, text: TextBatch) -> torch.Tensor | None:
+    In training the paper pads texts to the full length and attends to the padding too (`text_mask: ones`).
+    """
     if model.training and model.config.text_mask == "ones":
-        return None
-    ones = text.mask_BT.new_ones(prototype_BQW.shape[:2])
-    return torch.cat([ones, text.mask_BT], dim=1)
+        lacking = max(model.config.text_length - text.ids_BT.shape[1], 0)
+        ids_BT, mask_BL = functional.pad(text.ids_BT, (0, lacking), value=int(model.tokenizer.pad_token_id)), None
+        text = TextBatch(ids_BT, torch.ones_like(ids_BT))
+    else:
+        mask_BL = torch.cat([text.mask_BT.new_ones(prototype_BQW.shape[:2]), text.mask_BT], dim=1)
+    tokens_BLW = torch.cat([prototype_BQW, model.qformer.embed_text(text)], dim=1)
+    hidden_BLW = model.qformer.text_only(tokens_BLW, mask_BL)
+    return Fused(model.project_text(_summary(model, hidden_BLW)), prototype_BQW)
 
 
 def _summary(model: "QFormerRetriever", hidden_BLW: torch.Tensor) -> torch.Tensor:

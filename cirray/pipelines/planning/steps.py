@@ -1,21 +1,20 @@
 """One training step, traced on the real network without weights. Needs only torch and transformers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.trainable import AnswerLoss, Answers
 from cirray.models.base import Retriever
-from cirray.models.batch import RetrievalBatch
+from cirray.models.batch import RetrievalBatch, Wanted
 from cirray.models.dual import DualEncoderRetriever
 from cirray.models.text import TextBatch
 from cirray.pipelines.planning.memory import States, Weights, count_weights, training_states
-from cirray.training.config import LoopConfig, TrainingConfig
+from cirray.training.config import LoopConfig, PiecesConfig, TrainingConfig
 from cirray.training.generation import AlignmentBatch, AlignmentPass
-from cirray.training.generator_config import PiecesConfig
 from cirray.training.objectives import retrieval_loss, wanted_outputs
-from cirray.training.tracing import Trace, trace_step
+from cirray.training.tracing import Trace, trace_forward, trace_step
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Tokens:
 class Counted:
     """Parts of a step on one GPU.
 
-    If any: `tower` is the vision tower beside the model, `bank` the images encoded before the first step.
+    If any: `tower` is the vision tower beside the model, `bank` the images encoded before the first step, `vectors`
+    what is kept of a whole batch while it goes through the model in pieces.
     """
 
     weights: Weights
@@ -42,6 +42,12 @@ class Counted:
     batch_bytes: int
     tower: int = 0
     bank: int = 0
+    vectors: int = 0
+
+    @property
+    def pieces(self) -> int:
+        """Pieces that a batch goes through the model in."""
+        return pieces_of(self.loop)
 
     @property
     def bf16(self) -> bool:
@@ -56,13 +62,17 @@ class Counted:
     @property
     def total(self) -> int:
         """Bytes of a step on one GPU, without the reserve."""
-        return self.states.total + self.trace.peak + self.batch_bytes + self.tower + self.bank
+        return self.states.total + self.trace.peak + self.batch_bytes + self.tower + self.bank + self.vectors
 
 
 def rows_at_once(loop: LoopConfig, world: int) -> int:
     """Rows of one GPU's batch, or of a piece of it."""
-    pieces = loop.pieces if isinstance(loop, PiecesConfig) else 1
-    return max(-(-loop.batch // world // pieces), 1)
+    return max(-(-loop.batch // world // pieces_of(loop)), 1)
+
+
+def pieces_of(loop: LoopConfig) -> int:
+    """Pieces that a batch goes through the model in."""
+    return loop.pieces if isinstance(loop, PiecesConfig) else 1
 
 
 class Ranks:
@@ -90,15 +100,35 @@ class Ranks:
 def count_retriever(
     model: Retriever, config: TrainingConfig, tokens: Tokens, world: int = 1, text_tokens: int | None = None
 ) -> Counted:
-    """Trace a retriever's step; called under `weightless`."""
-    checked = without_data(config)
-    batch = retrieval_batch(model, checked, tokens, max(config.batch // world, 1), text_tokens)
+    """Trace a retriever's step, or a piece of it; called under `weightless`."""
+    checked, rows = without_data(config), rows_at_once(config, world)
+    batch = retrieval_batch(model, checked, tokens, rows, text_tokens)
     model.train()
     bf16 = config.precision == "bf16"
     trace = trace_step(lambda: retrieval_loss(model, batch, checked, Ranks(world)).total, model, batch, bf16)
     weights = count_weights(model)
     patches = 2 * batch.reference_BPD.numel() * batch.reference_BPD.element_size()
-    return Counted(weights, training_states(weights, config, world), trace, config, world, patches)
+    counted = Counted(weights, training_states(weights, config, world), trace, config, world, patches)
+    return counted if config.pieces == 1 else _with_vectors(counted, model, batch, wanted_outputs(checked))
+
+
+def _with_vectors(counted: Counted, model: Retriever, batch: RetrievalBatch, wanted: Wanted) -> Counted:
+    """A piece's step as gradient caching takes it: a second forward pass, and vectors of the whole batch.
+
+    The vectors are there with their gradients; candidates once more, gathered into one, and again with gradients.
+    """
+    again = trace_forward(lambda: model(batch, wanted), model, batch)
+    with torch.no_grad():
+        output = model(batch, wanted)
+    share = -(-counted.loop.batch // counted.world) / counted.rows
+    own = sum(tensor.numel() * tensor.element_size() for tensor in output.tensors() if tensor.ndim) * share
+    sides = [item for item in (output.target_BQD, output.reference_BQD) if item is not None]
+    candidates = sum(item.numel() * item.element_size() for item in sides) * share * counted.world
+    # the contrast: one product forward, once more backward, and two for its gradients, of two operations each
+    flops = counted.trace.flops + again.flops + int(8 * counted.rows * candidates / 4)
+    written, kernels = counted.trace.written + again.written, counted.trace.kernels + again.kernels
+    trace = replace(counted.trace, flops=flops, kernels=kernels, written=written)
+    return replace(counted, trace=trace, vectors=int(2 * own + 2 * candidates))
 
 
 def without_data(config: TrainingConfig) -> TrainingConfig:

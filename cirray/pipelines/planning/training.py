@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from cirray.losses.sums import tile_of
 from cirray.models.base import Retriever
 from cirray.models.outlines import weightless
 from cirray.models.towers.hf_blip2 import VisionTower
@@ -24,6 +25,8 @@ from cirray.pipelines.planning.report import GIB, Line, PlanReport, size
 from cirray.pipelines.planning.steps import Counted, Tokens, count_alignment, count_generator, count_retriever
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.training.config import TrainRun
+from cirray.training.config import LoopConfig, PiecesConfig, TrainingConfig
+from cirray.training.terms.config import MatchingConfig
 from cirray.training.tracing import trace_forward
 
 _SHARD_ROWS = 512
@@ -48,10 +51,10 @@ def plan_retriever(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> Pl
     rows, told = _training_rows(run, plan, beside)
     candidates = run.training.batch * (2 if run.training.negatives == "batch_images" else 1)
     vectors = 1 if model.config.similarity == "dot" else model.config.qformer.queries
-    block = min(run.training.chunk or counted.rows, counted.rows)
+    high, wide = tile_of(-(-run.training.batch // world), candidates, vectors, run.training.chunk)
     contrast = Line(
-        "score matrix", block * candidates * vectors * 4, "bytes",
-        f"{block} queries x {candidates} images x {vectors} vectors, part of the activations",
+        "scores at once", high * wide * vectors * 4, "bytes",
+        f"{high} queries x {wide} of {candidates} images x {vectors} vectors, part of the activations",
     )  # fmt: skip
     kept = _disk_line(run, tokens, images, source)
     frame = _Frame(f"retriever, objective {run.training.objective}", origin, tokens, rows, told, kept)
@@ -83,8 +86,6 @@ def plan_generator(run: GeneratorRun, plan: PlanConfig, beside: RecipesBeside) -
     remedies = ["training.precision=bf16"] if run.training.precision == "fp32" else []
     if run.language_dtype == "float32" and model.config.tuning != "full":
         remedies.insert(0, "language_dtype=bfloat16 (a frozen language model needs no fp32)")
-    if run.training.pieces == 1:
-        remedies.append("training.pieces=4")
     warnings = fit_warnings(counted, plan, remedies)
     if aligned is not None:
         through = "captions through the language model" if run.alignment in ("auto", "captions") else "images"
@@ -102,12 +103,14 @@ def fit_warnings(counted: Counted, plan: PlanConfig, remedies: list[str]) -> tup
     room = (plan.card.memory_gib - plan.reserve_gib) * GIB
     if counted.total <= room:
         return ()
-    fixed = counted.states.total + counted.tower + counted.bank
+    fixed = counted.states.total + counted.tower + counted.bank + counted.vectors
     per_row = (counted.trace.peak + counted.batch_bytes) / counted.rows
-    fitting = int(0.95 * (room - fixed) / per_row) * counted.world if room > fixed else 0
+    fitting = int(0.95 * (room - fixed) / per_row) if room > fixed else 0
     options = [*remedies]
+    if fitting and parts_allowed(counted.loop):
+        options.append(f"training.pieces={-(-counted.rows * counted.pieces // fitting)} (the batch in pieces)")
     if fitting:
-        options.append(f"training.batch={_round(fitting)} (about what fits)")
+        options.append(f"training.batch={_round(fitting * counted.world * counted.pieces)} (about what fits)")
     if fixed > room and counted.loop.engine != "deepspeed":
         options.append(f"training.engine=deepspeed training.zero_stage={2 if counted.bank else 3} over more workers")
     need = f"A step needs {size(counted.total)} of {size(room)} on one {plan.gpu}"
@@ -131,6 +134,8 @@ def _report(
     stage = f"ZeRO {loop.zero_stage}" if loop.engine == "deepspeed" else "every GPU holds all of it"
     bank = [Line("negative bank", counted.bank, "bytes", "all training images, encoded once")] if counted.bank else []
     live = [Line("vision tower", counted.tower, "bytes", "images are encoded while training")] if counted.tower else []
+    note = f"of the whole batch, which goes through the model in {counted.pieces} pieces"
+    vectors = [Line("vectors", counted.vectors, "bytes", note)] if counted.vectors else []
     sections = {
         "model": (
             Line("trained weights", weights.trained, "count", frame.origin),
@@ -146,6 +151,7 @@ def _report(
             Line("batch", counted.batch_bytes, "bytes", "patch tokens of references and targets"),
             *live,
             *bank,
+            *vectors,
             Line("all of it", counted.total, "bytes", f"without plan.reserve_gib={plan.reserve_gib:g}"),
             Line("room", int(plan.card.memory_gib * GIB), "bytes", plan.gpu),
             *extra,
@@ -194,7 +200,7 @@ def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line
         trace = counted.trace
         rate = counted.rows * counted.world / plan.seconds(trace.flops, trace.written, trace.kernels, counted.bf16)
         origin = f"estimate: {plan.utilisation:.0%} of the products, memory traffic, {trace.kernels:,} kernels a step"
-    samples = loop.steps * loop.batch
+    samples, flops = loop.steps * loop.batch, counted.trace.flops * counted.pieces
     read = rate * counted.batch_bytes / counted.rows
     epochs, seen = None, "rows are not known; set plan.rows"
     if frame.rows:
@@ -202,7 +208,7 @@ def _time_lines(frame: _Frame, counted: Counted, plan: PlanConfig) -> tuple[Line
     return (
         Line("steps", loop.steps, "count", f"of {loop.batch} rows over all GPUs"),
         Line("epochs", epochs, "count", seen),
-        Line("operations of a step", counted.trace.flops, "operations", "one GPU, forward and backward"),
+        Line("operations of a step", flops, "operations", "one GPU, forward and backward"),
         Line("samples", rate, "per second", origin),
         Line("patch tokens read", read, "bytes", "a second, from the tower" if counted.tower else "a second, cached"),
         Line("all steps", samples / rate, "seconds", "without validation and checkpoints"),
@@ -228,8 +234,6 @@ def _retriever_remedies(run: TrainRun, counted: Counted) -> list[str]:
         found.append("encoder.settings.gradient_checkpointing=true")
     if training.precision == "fp32":
         found.append("training.precision=bf16")
-    if activations and training.chunk is None and counted.rows >= 1024:
-        found.append("training.chunk=256 (the score matrix in blocks)")
     if not activations and counted.world > 1 and (training.engine != "deepspeed" or training.zero_stage < 3):
         found.append("training.engine=deepspeed training.zero_stage=3")
     return found
@@ -247,6 +251,12 @@ def _training_rows(run: TrainRun, plan: PlanConfig, beside: RecipesBeside) -> tu
         return None, "unknown"
     of_recipes = "at most, of the triplets' recipes or artifacts"
     return sum(counts) or None, told if not generated else of_recipes if run.labels == 0 else f"{told}, {of_recipes}"
+
+
+def parts_allowed(loop: LoopConfig) -> bool:
+    """Whether a batch may go through the model in pieces."""
+    terms = loop.active_terms.values() if isinstance(loop, TrainingConfig) else ()
+    return isinstance(loop, PiecesConfig) and not any(isinstance(term, MatchingConfig) for term in terms)
 
 
 def _round(rows: int) -> int:

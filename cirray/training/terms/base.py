@@ -9,9 +9,10 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 
 from cirray.features.store import FeatureLookup
-from cirray.losses.contrastive import contrastive, contrastive_chunked
-from cirray.losses.duplicates import other_copies
+from cirray.losses.contrastive import contrastive
+from cirray.losses.hidden import Hidden
 from cirray.losses.mean import weighted_mean
+from cirray.losses.sums import RowSums, ScoreFunction, row_sums
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
 from cirray.models.scoring import score
@@ -51,13 +52,12 @@ class TermSetup(TermRows):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of the local rows: tokens of all ranks, the rows' positives, what a row must not see, and which of
+    """Candidates of the local rows: tokens of all ranks, the rows' positives and what they must not see, and which of
     all ranks' rows a candidate belongs to.
     """
 
     tokens_NQD: torch.Tensor
-    positive_B: torch.Tensor
-    hidden_BN: torch.Tensor | None
+    hidden: Hidden
     row_N: torch.Tensor
 
 
@@ -73,7 +73,7 @@ class TermInput:
         """Targets of all ranks first, then (improved) their references, then hard negatives; positives are the own
         targets.
         """
-        output, batch, rows = self.output, self.batch, self.output.target_BQD.shape[0]
+        output, batch = self.output, self.batch
         sides = [
             (output.target_BQD, batch.target_key_B), (output.reference_BQD, batch.reference_key_B),
             (output.negative_MQD, batch.negative_key_M),
@@ -84,41 +84,34 @@ class TermInput:
         key_N = torch.cat([key for _, key in found])
         own_N = torch.arange(len(found[0][1]), device=key_N.device)
         row_N = torch.cat([own_N.repeat_interleave(len(key) // len(own_N)) for _, key in found])
-        positive_B = own_N[self.gather.rank * rows :][:rows]
-        return Candidates(torch.cat([own for own, _ in found]), positive_B, self._hidden(key_N, positive_B), row_N)
+        hidden = self.hidden(key_N, further_BK=batch.positive_key_BK)
+        return Candidates(torch.cat([own for own, _ in found]), hidden, row_N)
 
-    def _hidden(self, key_N: torch.Tensor, positive_B: torch.Tensor) -> torch.Tensor | None:
-        """Copies of the own target, further right answers, and what only fills; None where there is nothing of it."""
-        hidden_BN = other_copies(key_N, positive_B) if self.config.mask_duplicates else None
-        further_BK = self.batch.positive_key_BK
-        if further_BK is None and self.batch.negative_key_M is None:
-            return hidden_BN
-        more_BN = (key_N == -1).expand(len(positive_B), -1)
-        if further_BK is not None:
-            more_BN = more_BN | same_key(key_N, further_BK)
-        return more_BN if hidden_BN is None else hidden_BN | more_BN
+    def hidden(self, key_N: torch.Tensor, **more: torch.Tensor | None) -> Hidden:
+        """What the local rows must not see among candidates whose first ones are all ranks' rows in order.
+
+        `more` are further fields of `Hidden`.
+        """
+        rows = len(self.batch.target_key_B)
+        own_B = torch.arange(rows, device=key_N.device) + self.gather.rank * rows
+        return Hidden(key_N, own_B, self.config.mask_duplicates, **more)
+
+    def sums(
+        self, rows_B: torch.Tensor, candidates_N: torch.Tensor, hidden: Hidden, powers: tuple[float, ...] = (1.0,),
+        score: ScoreFunction = score,
+    ) -> RowSums:  # fmt: skip
+        """Sums of the rows' logits over candidates, from the whole matrix or in tiles as `training.chunk` says."""
+        return row_sums(score, rows_B, candidates_N, self.output.temperature, hidden, powers, self.config.chunk)
 
     def contrast(self, query_BD: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """Weighted mean over all ranks' rows of InfoNCE against `candidates` (scalar)."""
-        found, tau, chunk = self.candidates, self.output.temperature, self.config.chunk
-        if chunk is None:
-            scores_BN = score(query_BD, found.tokens_NQD)
-            loss_B = contrastive(scores_BN, found.positive_B, tau, found.hidden_BN, smoothing)
-        else:
-            loss_B = contrastive_chunked(
-                score, query_BD, found.tokens_NQD, found.positive_B, tau, found.hidden_BN, smoothing, chunk
-            )
-        return self.mean(loss_B)
+        found = self.candidates
+        return self.mean(contrastive(self.sums(query_BD, found.tokens_NQD, found.hidden), smoothing))
 
     def mean(self, loss_B: torch.Tensor, weight_B: torch.Tensor | None = None) -> torch.Tensor:
         """Mean of the rows' losses by weight (the batch's, or others); its mean over ranks is over all rows."""
         weights = self.batch.weight_B if weight_B is None else weight_B
         return weighted_mean(loss_B, weights, self.gather.total(weights.sum()) / self.gather.world)
-
-
-def same_key(key_N: torch.Tensor, further_BK: torch.Tensor) -> torch.Tensor:
-    """`[B, N]`: which images are among each row's own further ones (-1 fills)."""
-    return ((key_N[None, :, None] == further_BK[:, None]) & (further_BK != -1)[:, None]).any(dim=2)
 
 
 class Term(ABC, Generic[SettingsT]):

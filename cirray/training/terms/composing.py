@@ -7,16 +7,15 @@ image.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from cirray.core.errors import ConfigError
 from cirray.losses.composing import composing
-from cirray.losses.duplicates import other_copies
 from cirray.mining.hard_negatives import UNUSED, draw_hard, hard_lists
 from cirray.models.batch import Wanted
-from cirray.models.scoring import score
 from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
 from cirray.training.terms.config import ComposingConfig
 from cirray.types import Triplet
@@ -52,20 +51,15 @@ class Composing(Term[ComposingConfig]):
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats. Raises ConfigError: for hard negatives with a retriever that trains its image side."""
         output, batch, settings = given.output, given.batch, self.settings
-        key_N, rows = given.gather.rows(batch.target_key_B), len(output.query_BD)
-        positive_B = torch.arange(rows, device=key_N.device) + given.gather.rank * rows
-        hidden_BN = other_copies(key_N, positive_B) if given.config.mask_duplicates else None
-        if hidden_BN is not None and settings.reference:
+        hidden = given.hidden(given.gather.rows(batch.target_key_B))
+        if hidden.copies and settings.reference:
             # The own reference is once among the candidates, also where it is another row's target.
-            hidden_BN = hidden_BN | ((key_N[None, :] == batch.reference_key_B[:, None]) & _not_own(positive_B, key_N))
-        negative_BH, dropped_BH = self._own_negatives(given)
-        loss_B = composing(
-            score(output.query_BD, given.gather.rows(output.target_BQD)), positive_B, output.temperature, hidden_BN,
-            negative_BH, dropped_BH,
-        )  # fmt: skip
-        return given.mean(loss_B)
+            hidden = replace(hidden, further_BK=batch.reference_key_B[:, None])
+        sums = given.sums(output.query_BD, given.gather.rows(output.target_BQD), hidden)
+        return given.mean(composing(sums, *self._own_negatives(given)))
 
     def _own_negatives(self, given: TermInput) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Logits of the rows' own negatives, and which of them do not count."""
         output, batch, settings = given.output, given.batch, self.settings
         scores, dropped = [], []
         if settings.reference:
@@ -85,7 +79,9 @@ class Composing(Term[ComposingConfig]):
             vectors_BHD = self._image_ID[hard_BH.clamp_min(0)].to(output.query_BD.device)
             scores.append(own_scores(output.query_BD, vectors_BHD[:, :, None]))
             dropped.append((hard_BH == UNUSED).to(output.query_BD.device))
-        return (torch.cat(scores, dim=1), torch.cat(dropped, dim=1)) if scores else (None, None)
+        if not scores:
+            return None, None
+        return torch.cat(scores, dim=1) / output.temperature, torch.cat(dropped, dim=1)
 
 
 def _brought(row: Triplet, places: Mapping[str, int]) -> list[int]:
@@ -133,7 +129,3 @@ def query_vectors(setup: TermSetup) -> torch.Tensor:
 
 def _patches(setup: TermSetup, ids: Sequence[str]) -> torch.Tensor:
     return torch.from_numpy(setup.features.get(list(ids))).to(setup.retriever.device)
-
-
-def _not_own(positive_B: torch.Tensor, key_N: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(key_N), device=key_N.device)[None, :] != positive_B[:, None]

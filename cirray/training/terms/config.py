@@ -86,6 +86,18 @@ class ConcatenatedConfig(HardNegativeConfig):
             raise ValueError("row_weights real_twice counts real rows twice, which the term tcc does already; use flat")
 
 
+class MatchingConfig(TermConfig):
+    """VDG's target-delta matching."""
+
+    def check(self, training: "TrainingConfig") -> None:
+        """Refuse pieces. Raises ValueError: as wrong images and texts are drawn from the whole batch."""
+        if training.pieces > 1:
+            raise ValueError(
+                f"pieces={training.pieces} does not go with the terms tdm and tdm_hard, whose model draws wrong images "
+                "from the whole batch; set pieces=1, or leave them out"
+            )
+
+
 class BankConfig(TermConfig):
     """SPN's term: all training images as negatives, encoded once by the frozen target side."""
 
@@ -171,8 +183,8 @@ TERMS: "Registry[type[Term[Any]]]" = Registry(
     "loss term", [f"cirray.training.terms.{name}" for name in _MODULES],
     {
         "infonce": InfoNCEConfig, "rtc": TermConfig, "prompt_align": PrototypeConfig, "two_hop": TwoHopConfig,
-        "bank_infonce": BankConfig, "hn_nce": HardNegativeConfig, "tcc": ConcatenatedConfig, "tdm": TermConfig,
-        "tdm_hard": TermConfig, "composing": ComposingConfig, "retention": TermConfig,
+        "bank_infonce": BankConfig, "hn_nce": HardNegativeConfig, "tcc": ConcatenatedConfig, "tdm": MatchingConfig,
+        "tdm_hard": MatchingConfig, "composing": ComposingConfig, "retention": TermConfig,
         "retention_distill": TermConfig, "rtd_doubling": TermConfig,
     },
     TermConfig,

@@ -13,11 +13,11 @@ from torch.nn import functional
 from cirray.models.batch import Wanted
 from cirray.models.matching import MATCHING, MATCHING_HARD, rows_of
 from cirray.training.terms.base import TERMS, Term, TermInput
-from cirray.training.terms.config import TermConfig
+from cirray.training.terms.config import MatchingConfig
 
 
 @TERMS.register("tdm")
-class TargetDeltaMatching(Term[TermConfig]):
+class TargetDeltaMatching(Term[MatchingConfig]):
     """Two-way cross-entropy over this rank's matched and mismatched (image, text) pairs, each row's at its weight."""
 
     reads: ClassVar[str] = MATCHING

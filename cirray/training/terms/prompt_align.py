@@ -20,7 +20,7 @@ class PromptAlign(Term[PrototypeConfig]):
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar."""
-        assert given.output.prompts_BQW is not None and given.output.prototype_BQW is not None
+        assert given.output.prompts_BW is not None and given.output.prototype_BW is not None
         return given.mean(
-            prototype_distance(given.output.prototype_BQW, given.output.prompts_BQW, self.settings.distance)
+            prototype_distance(given.output.prototype_BW, given.output.prompts_BW, self.settings.distance)
         )

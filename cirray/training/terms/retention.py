@@ -6,10 +6,9 @@ L_ret = InfoNCE(y_i, v_{r_i}) over the batch's references, y_i the pseudo-senten
 
 import torch
 
-from cirray.losses.composing import composing
-from cirray.losses.duplicates import other_copies
+from cirray.losses.contrastive import contrastive
+from cirray.losses.hidden import Hidden
 from cirray.models.batch import Wanted
-from cirray.models.scoring import score
 from cirray.models.words.word_map import PLAIN
 from cirray.training.terms.base import TERMS, Term, TermInput
 from cirray.training.terms.config import TermConfig
@@ -27,5 +26,5 @@ class Retention(Term[TermConfig]):
         assert output.reference_BQD is not None
         plain_BD, key_N = output.more[PLAIN], given.gather.rows(batch.reference_key_B)
         positive_B = torch.arange(len(plain_BD), device=key_N.device) + given.gather.rank * len(plain_BD)
-        scores_BN = score(plain_BD, given.gather.rows(output.reference_BQD))
-        return given.mean(composing(scores_BN, positive_B, output.temperature, other_copies(key_N, positive_B)))
+        sums = given.sums(plain_BD, given.gather.rows(output.reference_BQD), Hidden(key_N, positive_B))
+        return given.mean(contrastive(sums))

@@ -6,10 +6,9 @@ composed one (RTD's doubling, a variant of stage 2 after arXiv 2504.17990; docs/
 
 import torch
 
-from cirray.losses.composing import composing
-from cirray.losses.duplicates import other_copies
+from cirray.losses.contrastive import contrastive
+from cirray.losses.hidden import Hidden
 from cirray.models.batch import Wanted
-from cirray.models.scoring import score
 from cirray.models.words.word_map import PLAIN
 from cirray.training.terms.base import TERMS, Term, TermInput
 from cirray.training.terms.config import TermConfig
@@ -30,6 +29,5 @@ class RtdDoubling(Term[TermConfig]):
         own_B = torch.arange(len(output.query_BD), device=key_M.device) + gather.rank * len(output.query_BD)
         halves = []
         for query_BD, positive_B in ((output.query_BD, own_B), (output.more[PLAIN], own_B + len(key_M) // 2)):
-            hidden_BM = other_copies(key_M, positive_B)
-            halves.append(composing(score(query_BD, tokens_MQD), positive_B, output.temperature, hidden_BM))
+            halves.append(contrastive(given.sums(query_BD, tokens_MQD, Hidden(key_M, positive_B))))
         return given.mean((halves[0] + halves[1]) / 2)

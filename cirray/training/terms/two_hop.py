@@ -34,9 +34,9 @@ class TwoHop(Term[TwoHopConfig]):
                 "Generate reverse texts first, or set training.terms.two_hop.missing_reverse to skip."
             )
         weight_B = mask_B.to(batch.weight_B.dtype) * batch.weight_B
-        if output.reverse_prototype_BQW is None or output.prototype_BQW is None:
+        if output.reverse_prototype_BW is None or output.prototype_BW is None:
             distance_B = torch.zeros_like(output.query_BD[:, 0])
         else:
             kind = self.settings.distance
-            distance_B = prototype_distance(output.prototype_BQW, output.reverse_prototype_BQW, kind)
+            distance_B = prototype_distance(output.prototype_BW, output.reverse_prototype_BW, kind)
         return given.mean(distance_B, weight_B)

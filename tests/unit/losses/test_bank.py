@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch.nn import functional
+from whole_losses import contrastive
 
 from cirray.losses.bank import BankRows, bank_infonce
-from cirray.losses.contrastive import contrastive
 from cirray.models.scoring import score
 
 TAU = 0.07

@@ -1,7 +1,6 @@
 import torch
 from torch.nn import functional
-
-from cirray.losses.composing import composing
+from whole_losses import composing
 
 
 def scores(rows, columns, seed=0):

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from whole_losses import contrastive
 
-from cirray.losses.contrastive import contrastive
-from cirray.losses.duplicates import other_copies
+from cirray.losses.hidden import Hidden
 from cirray.losses.mean import weighted_mean
 
 
@@ -46,8 +46,8 @@ def test_a_hidden_candidate_gets_no_gradient():
 
 
 def test_only_further_copies_of_the_own_target_are_hidden():
-    hidden = other_copies(torch.tensor([7, 8, 7, 9]), torch.tensor([0, 1, 2]))
-    assert hidden.tolist() == [
+    hidden = Hidden(torch.tensor([7, 8, 7, 9]), torch.tensor([0, 1, 2]))
+    assert hidden.mask().tolist() == [
         [False, False, True, False],
         [False, False, False, False],
         [True, False, False, False],

@@ -33,11 +33,15 @@ def test_padding_length_does_not_change_the_improved_query(make, patches, texts)
     assert torch.allclose(compose(model, patches, texts), compose(model, patches, texts, pad=12), atol=1e-5)
 
 
-def test_padding_does_change_the_paper_mode_training_query(make, patches, texts):
+def test_in_training_the_paper_mode_reads_the_padding_of_the_full_length_too(make, patches, texts):
     model = make("paper").train()
-    assert not torch.allclose(compose(model, patches, texts), compose(model, patches, texts, pad=12), atol=1e-3)
-    assert model.tokenize(["it"]).ids_BT.shape == (1, 12)
-    assert model.eval().tokenize(["it"]).ids_BT.shape == (1, 3)
+    tight, loose = compose(model, patches, texts), compose(model, patches, texts, pad=12)
+    assert torch.allclose(tight, loose, atol=1e-5)
+    before = compose(model.eval(), patches, texts)
+    with torch.no_grad():
+        model.qformer.embeddings.word_embeddings.weight[model.tokenizer.pad_token_id] += 1
+    assert torch.allclose(compose(model, patches, texts), before, atol=1e-5)
+    assert not torch.allclose(compose(model.train(), patches, texts), tight, atol=1e-3)
 
 
 def test_training_and_inference_readout_agree_in_improved_mode(make, patches, texts):

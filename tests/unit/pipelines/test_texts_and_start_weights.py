@@ -193,7 +193,6 @@ def test_the_mask_that_was_changed_is_the_mask_that_trains(start):
     texts = ["paint it blue", "make the small circle green and move it"]
     patches = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     ones, true = (start({"text_mask": name})[0].train() for name in ("ones", "true"))
-    assert ones.tokenize(texts).ids_BT.shape[1] == 32 > true.tokenize(texts).ids_BT.shape[1]
     vectors = [model.compose(patches, model.tokenize(texts)) for model in (ones, true)]
     assert float((vectors[0] - vectors[1]).abs().max()) > 1e-3
 

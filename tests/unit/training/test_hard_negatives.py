@@ -5,9 +5,9 @@ from itertools import islice
 
 import pytest
 import torch
+from whole_losses import hard_negative_nce
 
 from cirray.core.errors import DataError
-from cirray.losses.hard_negative import hard_negative_nce
 from cirray.training.gather import NoGather
 from cirray.training.objectives import Objective, wanted_outputs
 from cirray.training.retrieval import swapped
@@ -82,7 +82,7 @@ def test_a_row_that_has_fewer_gives_nobody_a_further_negative(make_task, triplet
     rows = with_hard(triplets)
     task, config = make_task(rows=rows, objective="pretrain", hard_negatives=3)
     found = given(task, config, rows[:3]).candidates
-    hidden_BN = found.hidden_BN[:, 6:]
+    hidden_BN = found.hidden.mask()[:, 6:]
     assert hidden_BN.tolist() == [[False] * 3 + [True] * 3 + [False, True, True]] * 3
     assert found.row_N.tolist() == [0, 1, 2, 0, 1, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2]
 

@@ -123,10 +123,10 @@ def test_all_images_of_the_batch_are_candidates_and_the_positives_come_first(mak
     task, config = make_task()
     batch = task.batch(triplets[:4:3] + triplets[6:8])
     candidates = candidates_of(task, config, batch)
-    assert candidates.tokens_NQD.shape[0] == 8 and candidates.positive_B.tolist() == [0, 1, 2, 3]
+    assert candidates.tokens_NQD.shape[0] == 8 and candidates.hidden.positive_B.tolist() == [0, 1, 2, 3]
     paper = changed(config, {"negatives": "targets", "mask_duplicates": False})
     candidates = candidates_of(task, paper, batch)
-    assert candidates.tokens_NQD.shape[0] == 4 and candidates.hidden_BN is None
+    assert candidates.tokens_NQD.shape[0] == 4 and not candidates.hidden.mask().any()
 
 
 def test_a_second_copy_of_the_own_target_does_not_count_as_negative(make_task, triplets):

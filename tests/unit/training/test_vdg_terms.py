@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from whole_losses import contrastive
 
 from cirray.core.config import merged, validate
 from cirray.core.errors import ConfigError
-from cirray.losses.contrastive import contrastive
 from cirray.models.batch import Wanted
 from cirray.models.composed import build_retriever
 from cirray.models.config import RetrieverConfig

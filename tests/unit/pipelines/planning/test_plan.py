@@ -78,7 +78,23 @@ def test_what_does_not_fit_names_the_setting_and_following_it_helps(fields):
     less = int(warning.split("training.batch=")[1].split()[0])
     assert 8 <= less < 64
     assert told(whole // 2, batch=less).warnings == ()
+    pieces = int(warning.split("training.pieces=")[1].split()[0])
+    assert 2 <= pieces < 64 and told(whole // 2, pieces=pieces).warnings == ()
     assert "deepspeed" in told(100_000).warnings[0]
+
+
+def test_a_retrievers_batch_in_pieces_takes_the_memory_of_one_and_vectors_of_all_and_goes_through_twice(fields):
+    def told(**training):
+        tree = {**fields, "out": "x", "training": {**fields["training"], "batch": 64, **training}}
+        return plan_run(validate(TrainRun, tree), PlanConfig())
+
+    whole, parted = told(), told(pieces=8)
+    assert parted.value("activations at most") < whole.value("activations at most") / 4
+    assert parted.value("batch") * 8 == whole.value("batch")
+    assert parted.value("vectors") > 64 * 4 * 8 and "vectors" not in whole.text()
+    assert 1.2 < parted.value("operations of a step") / whole.value("operations of a step") < 1.6
+    with pytest.raises(ConfigError, match="pieces=8 does not go with the terms tdm"):
+        told(pieces=8, terms={"tdm": 1.0})
 
 
 def test_a_frozen_language_model_in_fp32_is_advised_to_take_16_bits():
