@@ -7,13 +7,14 @@ from cirray.core.errors import ConfigError
 
 
 def require(library: str, extra: str, what: str) -> None:
-    """Look for a library of one of the package's extras before it is imported; `what` needs it, as a user says it:
-    `training.engine=deepspeed`.
+    """Look for a library of one of the package's extras, or ("") of none, before it is imported; `what` needs it, as a
+    user says it: `training.engine=deepspeed`.
 
     Raises ConfigError naming both, and the line that installs it.
     """
     if find_spec(library) is None:
-        raise ConfigError(f"{what} needs the library {library}, which is not installed: {install_line(extra)}.")
+        line = install_line(extra) if extra else f"pip install {library}"
+        raise ConfigError(f"{what} needs the library {library}, which is not installed: {line}.")
 
 
 def install_line(extra: str) -> str:

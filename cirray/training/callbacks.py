@@ -1,4 +1,4 @@
-"""Callbacks of the loop: history file, TensorBoard, checkpoints, progress. Writers act on rank 0 only."""
+"""Callbacks of the loop: history file, checkpoints, progress. Writers act on rank 0 only."""
 
 import json
 import time
@@ -36,33 +36,6 @@ class HistoryFile(Callback):
         if row is not None and state.rank == 0:
             with open(self.path, "a") as stream:
                 stream.write(json.dumps(row) + "\n")
-
-
-class TensorBoard(Callback):
-    """Every history value as a TensorBoard scalar."""
-
-    def __init__(self, folder: Path) -> None:
-        """Take the log folder."""
-        self.folder = folder
-
-    def on_start(self, state: LoopState) -> None:
-        """Open the event file; events after the resumed step are superseded."""
-        if state.rank == 0:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder), purge_step=state.step or None)
-
-    def on_step(self, state: LoopState, row: Row | None) -> None:
-        """Write the row's values."""
-        if row is not None and state.rank == 0:
-            for name, value in row.items():
-                if name != "step":
-                    self._writer.add_scalar(f"train/{name}", value, state.step)
-
-    def on_end(self, state: LoopState) -> None:
-        """Close the event file."""
-        if state.rank == 0:
-            self._writer.close()
 
 
 class CheckpointClock:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
+from cirray.core.components import filed
 from cirray.core.config import Config, annotation_at, given_beside
 from cirray.core.fields import Common, Effort, Features, Kind, Place
 from cirray.core.places import Run
@@ -14,6 +15,7 @@ from cirray.data.config import DataConfig
 from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
 from cirray.training.config import SpaceConfig, TrainingConfig
+from cirray.training.tracker_names import TRACKERS
 
 Triplets = Annotated[Place, Kind("triplets")]
 BENCHMARK = "benchmark"
@@ -116,11 +118,21 @@ class TrainRun(Run):
     """Benchmarks whose val and test images must not be used; a run that would use some is refused, with a list."""
     allow_leaks: Effort[bool] = False
     """Go on although images of a benchmark in `guard` are used; the manifest records them."""
+    trackers: Effort[tuple[str, ...]] = ("tensorboard",)
+    """Programs that show the history while it grows: `tensorboard` (a folder in the checkpoint), `wandb`, `mlflow`; the
+    latter two go where their own settings say (WANDB_PROJECT, MLFLOW_TRACKING_URI)."""
     device: Effort[str] = "cpu"
     """Device of a training in this process."""
     out: Place = "@checkpoint"
     """Checkpoint artifact (path or URI)."""
     ray: Effort[RayTrainConfig] = RayTrainConfig()
+
+    @field_validator("trackers")
+    @classmethod
+    def _known(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        for name in trackers:
+            filed(TRACKERS.settings, name)
+        return trackers
 
     _said = field_serializer("encoder", mode="wrap")(given_beside("init", "qformer_source"))
 

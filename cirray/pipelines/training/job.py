@@ -28,7 +28,7 @@ from cirray.training.retrieval import RetrievalTask, TrainingRows
 from cirray.training.selection import KeepBest, put_best
 from cirray.training.state import LoopState, Row
 
-HISTORY, BOARD = "history.jsonl", "tensorboard"
+HISTORY = "history.jsonl"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from cirray.core.artifacts import Stage
 from cirray.core.environ import enter_folder
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import TrainInputs
-from cirray.pipelines.training.job import BOARD, HISTORY, build_job, title_of
+from cirray.pipelines.training.job import HISTORY, build_job, title_of
 from cirray.pipelines.training.workers import clear, fit_of, fit_on_ray, train_share, worker_device
-from cirray.training.callbacks import HistoryFile, TensorBoard
+from cirray.training.callbacks import HistoryFile
 from cirray.training.state import Row
+from cirray.training.trackers import open_trackers
 
 
 def train_on_ray(
@@ -25,7 +26,8 @@ def train_on_ray(
 
     Raises ConfigError when the cluster cannot hold the workers, or training failed more often than allowed.
     """
-    writers = (HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD))
+    trackers = open_trackers(run.trackers, stage.local, stage.uri, run.to_dict())
+    writers = (HistoryFile(stage.local / HISTORY), *trackers)
     settings = {"run": run, "inputs": replace(inputs, verified=True)}
     fit = fit_of(stage, work, settings, run.ray, run.training, title_of(run), writers)
     history, rate = fit_on_ray(fit, stage.local, reports)

@@ -20,7 +20,6 @@ from cirray.pipelines.training.inputs import (
     read_inputs,
 )
 from cirray.pipelines.training.job import (
-    BOARD,
     HISTORY,
     Clock,
     ExportModel,
@@ -31,11 +30,12 @@ from cirray.pipelines.training.job import (
     title_of,
 )
 from cirray.pipelines.training.start import check_model_fields
-from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress, TensorBoard
+from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.loop import Callback, train
 from cirray.training.selection import best_row
 from cirray.training.state import Row
+from cirray.training.trackers import check_trackers, open_trackers
 
 CHECKPOINTS = "checkpoints"
 
@@ -55,6 +55,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     """
     check_model_fields(run)
     check_place(run, "checkpoint")
+    check_trackers(run.trackers)
     inputs = read_inputs(run)
     guard = check_leaks(run.guard, inputs.triplets.images(), run.allow_leaks, "The training data")
     digests = {**input_digests(run, inputs), **guard_inputs(guard)}
@@ -87,8 +88,9 @@ def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[C
     root, clock = stage.local / CHECKPOINTS, Clock()
     with progress(title_of(run), run.training.steps, "steps") as advance:
         hooks = [
-            clock, *job.measures, HistoryFile(stage.local / HISTORY), TensorBoard(stage.local / BOARD),
-            ShowProgress(advance), Checkpoints(root), ExportModel(stage.local / MODEL), *callbacks,
+            clock, *job.measures, HistoryFile(stage.local / HISTORY),
+            *open_trackers(run.trackers, stage.local, stage.uri, run.to_dict()), ShowProgress(advance),
+            Checkpoints(root), ExportModel(stage.local / MODEL), *callbacks,
         ]  # fmt: skip
         engine = engine_on(run.training.engine, run.device)
         history = train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))

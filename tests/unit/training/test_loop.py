@@ -7,7 +7,7 @@ import torch
 
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.losses.output import LossOutput
-from cirray.training.callbacks import CheckpointClock, Checkpoints, HistoryFile, ShowProgress, TensorBoard
+from cirray.training.callbacks import CheckpointClock, Checkpoints, HistoryFile, ShowProgress
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.config import LoopConfig
 from cirray.training.loop import Callback, train
@@ -178,17 +178,6 @@ def test_the_history_file_holds_the_history_also_after_a_resume(make_task, tmp_p
     assert len(path.read_text().splitlines()) == 3
     history = train(task, config, torch_engine, [HistoryFile(path)], resume=latest_checkpoint(tmp_path))
     assert [json.loads(line) for line in path.read_text().splitlines()] == history and len(history) == 4
-
-
-def test_tensorboard_gets_every_logged_value(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    history = train(Endless(), LoopConfig(steps=4, log_every=2), torch_engine, [TensorBoard(tmp_path)])
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    seen = events.Scalars("train/mse")
-    assert [item.step for item in seen] == [2, 4]
-    assert [item.value for item in seen] == pytest.approx([row["mse"] for row in history])
 
 
 def test_progress_moves_once_a_step_and_starts_where_the_run_does(tmp_path):
