@@ -60,8 +60,8 @@ class Retriever(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.raw_temperature.device
+        """Device of the weights, found without naming one: ZeRO 3 would gather it, on whatever thread this is."""
+        return next(iter(self._parameters.values())).device  # type: ignore[union-attr]
 
     @property
     def digest(self) -> str:

@@ -51,6 +51,11 @@ class ForkedRetriever(Retriever):
         return self.query.raw_temperature
 
     @property
+    def device(self) -> torch.device:
+        """The query side's."""
+        return self.query.device
+
+    @property
     def temperature(self) -> torch.Tensor:
         """The query side's."""
         return self.query.temperature

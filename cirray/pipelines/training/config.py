@@ -15,7 +15,7 @@ from cirray.data.config import DataConfig
 from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
 from cirray.training.config import SpaceConfig, TrainingConfig
-from cirray.training.tracker_names import TRACKERS
+from cirray.training.tracker_config import TRACKERS
 
 Triplets = Annotated[Place, Kind("triplets")]
 BENCHMARK = "benchmark"
