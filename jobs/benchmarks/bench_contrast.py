@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from cirray.cli.main import guarded, overrides_of, resolve
+from cirray.cli.main import guarded, resolve
+from cirray.cli.words import overrides_of
 from cirray.core.log import say
 from cirray.core.places import Run
 from cirray.losses.contrastive import contrastive
@@ -60,17 +61,14 @@ def main() -> None:
     """Measure every case in its own process, and print the tables; with `case` the case alone."""
     bench = resolve(Bench, [], overrides_of(sys.argv[1:])).config
     if bench.case:
-        kind, size, chunk = bench.case.split(":")
-        say(json.dumps({"loss": _loss, "step": _step}[kind](bench, int(size), chunk)))
+        kind, rows, chunk = bench.case.split(":")
+        say(json.dumps({"loss": _loss, "step": _step}[kind](bench, int(rows), chunk)))
         return
     say("| batch | whole: MB | CPU s | tiles: MB | CPU s | furthest from float64 |\n|---|---|---|---|---|---|")
     for size in bench.sizes:
         whole = _measured(f"loss:{size}:whole") if size <= bench.whole else {"gap": 0.0}
         tiles = _measured(f"loss:{size}:auto")
-        cells = [
-            f"{size:,}",
-            *(f"{way[name]:,}" if name in way else "" for way in (whole, tiles) for name in ("mb", "s")),
-        ]
+        cells = [f"{way[name]:,}" if name in way else "" for way in (whole, tiles) for name in ("mb", "s")]
         say(f"| {size:,} | {' | '.join(cells)} | {max(whole['gap'], tiles['gap']):.0e} |")
     steps = [size for size in (bench.piece, *bench.sizes) if size <= bench.rows]
     if steps:
