@@ -33,8 +33,11 @@ RENAMED: dict[str, str] = {
 }
 """Old dotted path, or the beginning of one up to a dot -> the new."""
 ON_PURPOSE: dict[str, tuple[str, ...]] = {
-    # trainings keep a checkpoint every few minutes; recipes of papers say the frame that was the only one
+    # trainings keep a checkpoint every few minutes and take large scores in tiles; recipes of papers say the frame that
+    # was the only one
     "": (
+        "training.chunk",
+        "base.training.chunk",
         "training.checkpoint_every",
         "alignment_training.checkpoint_every",
         "language_training.checkpoint_every",
