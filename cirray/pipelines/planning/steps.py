@@ -14,7 +14,7 @@ from cirray.pipelines.planning.memory import States, Weights, count_weights, tra
 from cirray.training.config import LoopConfig, PiecesConfig, TrainingConfig
 from cirray.training.generation import AlignmentBatch, AlignmentPass
 from cirray.training.objectives import retrieval_loss, wanted_outputs
-from cirray.training.tracing import Trace, trace_forward, trace_step
+from cirray.training.tracing import Trace, trace_step
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,9 @@ def count_retriever(
 
 
 def _with_vectors(counted: Counted, model: Retriever, batch: RetrievalBatch, wanted: Wanted) -> Counted:
-    """A piece's step as gradient caching takes it: a second forward pass, and vectors of the whole batch.
-
-    The vectors are there with their gradients; candidates once more, gathered into one, and again with gradients.
+    """A piece's step as gradient caching takes it: a second forward pass (a third of a step), and the whole batch's
+    vectors. These are there with their gradients; candidates once more, gathered into one, and again with gradients.
     """
-    again = trace_forward(lambda: model(batch, wanted), model, batch)
     with torch.no_grad():
         output = model(batch, wanted)
     share = -(-counted.loop.batch // counted.world) / counted.rows
@@ -125,9 +123,9 @@ def _with_vectors(counted: Counted, model: Retriever, batch: RetrievalBatch, wan
     sides = [item for item in (output.target_BQD, output.reference_BQD) if item is not None]
     candidates = sum(item.numel() * item.element_size() for item in sides) * share * counted.world
     # the contrast: one product forward, once more backward, and two for its gradients, of two operations each
-    flops = counted.trace.flops + again.flops + int(8 * counted.rows * candidates / 4)
-    written, kernels = counted.trace.written + again.written, counted.trace.kernels + again.kernels
-    trace = replace(counted.trace, flops=flops, kernels=kernels, written=written)
+    once = counted.trace
+    flops = once.flops * 4 // 3 + int(8 * counted.rows * candidates / 4)
+    trace = replace(once, flops=flops, kernels=once.kernels * 4 // 3, written=once.written * 4 // 3)
     return replace(counted, trace=trace, vectors=int(2 * own + 2 * candidates))
 
 
