@@ -50,7 +50,7 @@ def test_a_batch_in_pieces_takes_the_steps_of_a_whole_one_under_any_zero_stage(r
     found, wanted = results[2][f"pieces{stage}"], results[2]["torch"]
     for name in ("loss", "grad_norm", "infonce", "rtc", "two_hop"):
         assert column(found, name) == pytest.approx(column(wanted, name), rel=1e-4, abs=1e-6), name
-    assert found["gap"] < (CLOSE if stage == 3 else EXACT)
+    assert found["gap"] < (CLOSE if stage >= 2 else EXACT)  # sums over pieces after those over ranks
 
 
 @pytest.mark.parametrize("stage", [2, 3])
