@@ -54,7 +54,7 @@ def settings(home, out, *more):
 
 def kill_a_worker(out):
     """When the second loop has left a checkpoint or two behind, and Ray has had a moment to hear of them."""
-    end = time.monotonic() + 280
+    end = time.monotonic() + 550
     while time.monotonic() < end:
         steps = [json.loads(item.read_text())["step"] for item in Path(f"{out}.partial/ray").glob("answers-*.json")]
         workers = WORKERS["train_workers"]()

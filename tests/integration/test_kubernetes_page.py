@@ -58,7 +58,7 @@ def started(monkeypatch):
     monkeypatch.setattr(launch, "start", start)
     monkeypatch.setattr(launch, "run_serve", partial(launch.run_serve, wait=False))
     monkeypatch.setattr(launch, "check_port", lambda *given: None)
-    monkeypatch.setattr(launch, "private_cluster", lambda: None)
+    monkeypatch.setattr(launch, "private_cluster", lambda **given: None)
     monkeypatch.setattr(launch, "set_default", lambda *given: None)
     yield held
     held.server.should_exit = True

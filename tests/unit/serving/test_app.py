@@ -154,7 +154,7 @@ def no_cluster(monkeypatch):
     monkeypatch.setattr("cirray.serving.launch.start", lambda plan, told: pytest.fail("a cluster was started"))
     monkeypatch.setattr("cirray.serving.launch.ray_address", lambda: "")
     monkeypatch.setattr("cirray.serving.launch.set_default", lambda name, value: None)
-    monkeypatch.setattr("cirray.serving.launch.private_cluster", lambda: None)
+    monkeypatch.setattr("cirray.serving.launch.private_cluster", lambda **given: None)
 
 
 def test_what_cannot_be_served_is_said_before_a_cluster_is_started(tmp_path, tiny, no_cluster, write_checkpoint):

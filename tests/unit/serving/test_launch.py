@@ -78,7 +78,7 @@ def prepared(monkeypatch):
     did = []
     monkeypatch.setattr(launch, "check_port", lambda *given: None)
     monkeypatch.setattr(launch, "check_service", lambda args: None)
-    monkeypatch.setattr(launch, "private_cluster", lambda: None)
+    monkeypatch.setattr(launch, "private_cluster", lambda **given: None)
     monkeypatch.setattr(launch, "set_default", lambda *given: None)
     monkeypatch.setattr(launch, "stop", lambda: did.append("stopped"))
     monkeypatch.setattr(launch, "leave", lambda: did.append("left"))
