@@ -108,6 +108,7 @@ class Gathering:
         self._line, self.partial = line, partial
         self.states: dict[int, State] = {}
         self._away, self._lock, self._ended = set[int](), threading.Lock(), threading.Event()
+        self._lost_at: dict[int, float] = {}
         self._wait()
 
     @property
@@ -146,11 +147,13 @@ class Gathering:
         return self.gallery
 
     def _look(self) -> None:
+        begin = time.monotonic()
         found = self._line.ask({number: ("state", self._key) for number in range(len(self._line))}, STATE_S)
         there = {number: state for number, state in found.items() if isinstance(state, State)}
         with self._lock:
             self.states |= there
-            self._away = set(found) - set(there)
+            lost = {number for number, at in self._lost_at.items() if at >= begin}  # this look may be older than that
+            self._away = set(found) - set(there) | lost
             if self.states:
                 self.gallery: GalleryIndex = self._gathered()
         self._raise(found)
@@ -184,6 +187,7 @@ class Gathering:
         if lost:
             with self._lock:
                 self._away |= lost
+                self._lost_at |= dict.fromkeys(lost, time.monotonic())
         missing |= lost
         if missing and (not partial or len(missing) == len(calls)):
             raise away(sorted(missing), len(self._line))

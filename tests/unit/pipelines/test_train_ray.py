@@ -35,7 +35,7 @@ def test_checkpoints_kept_outside_are_gone_on_from_by_the_run_that_wrote_them_al
     monkeypatch.setattr(retriever_ray, "fit_on_ray", fit)
     run = SimpleNamespace(
         out=out, ray=RayTrainConfig(storage=str(tmp_path / "outside")),
-        training=SimpleNamespace(objective="finetune", steps=1),
+        training=SimpleNamespace(objective="finetune", steps=1), trackers=(), to_dict=dict,
     )  # fmt: skip
     stage = stage_of(out, "checkpoint", {}, kept=["*"])
     if again:

@@ -339,6 +339,7 @@ def test_the_openapi_document_names_every_route_and_problem(call):
         "/v1/gallery",
         "/v1/images",
         "/v1/images/{image_id}",
+        "/v1/images:load",
         "/v1/examples",
         "/healthz",
         "/readyz",

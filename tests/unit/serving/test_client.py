@@ -151,7 +151,7 @@ def test_both_clients_ask_for_everything_that_the_document_offers():
     asked = [
         calls.search("a"), calls.search_many([{"text": "a"}]), calls.facets("a = 1"), calls.examples("a"),
         calls.gallery(), calls.image("a"), calls.put("a", b"b"), calls.delete("a"), calls.add([]), calls.version(),
-        calls.galleries(), calls.ready(), calls.metrics(),
+        calls.galleries(), calls.ready(), calls.metrics(), calls.load("a"),
     ]  # fmt: skip
     known = {(call.method, below(call.path, name)) for call in asked for name in ("", "a")}
     offered = make_api(lambda: None, ServeArgs()).openapi()["paths"]

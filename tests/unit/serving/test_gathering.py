@@ -227,6 +227,27 @@ def test_a_searcher_that_dies_between_the_search_and_what_is_shown_is_told_too(f
         assert "x-cirray-searched" in reply.headers
 
 
+def test_a_look_that_began_before_a_searcher_was_lost_does_not_bring_it_back(filled, monkeypatch):
+    engine, processes, _ = gathered((filled[0].checkpoint, filled[0].index), 2, partial=True)
+    source = engine.gallery.source
+    ask = source._line.ask
+
+    def looked(calls, timeout_s=None):
+        found = ask(calls, timeout_s)
+        if not processes.dead:
+            processes.dead.add(0)
+            source.every("ask", "facets", None)
+        return found
+
+    monkeypatch.setattr(source._line, "ask", looked)
+    source.poll()
+    assert source.there == {1}
+    processes.dead.clear()
+    monkeypatch.undo()
+    source.poll()
+    assert source.there == {0, 1}
+
+
 def test_a_searcher_that_hangs_costs_one_search_its_time_and_no_other(filled):
     engine, processes, _ = gathered((filled[0].checkpoint, filled[0].index), 2, partial=True, timeout_s=0.3)
     processes.slow.add(0)
