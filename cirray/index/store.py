@@ -39,10 +39,7 @@ TOKENS, IDS, META, PATCHES = "tokens.npy", "ids.json", "meta.json", "patches.npy
 
 
 def read_searchable(uri: str | Path) -> Manifest:
-    """Manifest of an index or of a gallery that is written to.
-
-    Raises ArtifactError: missing, incomplete or of another kind.
-    """
+    """Manifest of an index or a living gallery. Raises ArtifactError: missing, incomplete or of another kind."""
     manifest = read_manifest(uri)
     return manifest if manifest.kind == LIVING else read_manifest(uri, KIND)
 
