@@ -165,26 +165,30 @@ def remove(uri: str | Path) -> None:
 
 def _of_arrow_or_fsspec(uri: str) -> str:
     """The URI as `FileSystem.from_uri` takes it: a scheme that only fsspec knows says so."""
+    scheme = uri.partition("://")[0]
+    if scheme in _OF_ARROW:
+        return uri
     from fsspec import available_protocols  # type: ignore[import-untyped]
 
-    scheme = uri.partition("://")[0]
-    return uri if scheme in _OF_ARROW or scheme not in available_protocols() else f"fsspec+{uri}"
+    return f"fsspec+{uri}" if scheme in available_protocols() else uri
 
 
 def _copy(names: Iterable[str], source: str | Path, target: str | Path) -> None:
     """Copy files from below one place to below another."""
     from pyarrow.fs import copy_files
 
+    (filesystem, root), (other, end) = resolve(source), resolve(target)
+
     def copy(name: str) -> None:
         """Copy one file; the first that fails names itself."""
-        begin, end = join(source, name), join(target, name)
-        if is_local(end):
-            local_path(end).parent.mkdir(parents=True, exist_ok=True)
-        (filesystem, path), (other, place) = resolve(begin), resolve(end)
+        place = posixpath.join(end, name)
+        if is_local(target):
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
         try:
-            copy_files(path, place, filesystem, other, chunk_size=_PIECE_BYTES, use_threads=False)
+            copy_files(posixpath.join(root, name), place, filesystem, other, chunk_size=_PIECE_BYTES, use_threads=False)
         except OSError as error:
-            raise ArtifactError(f"{begin!r} cannot be copied to {end!r}: {_reason(error)}.") from None
+            told = f"{join(source, name)!r} cannot be copied to {join(target, name)!r}"
+            raise ArtifactError(f"{told}: {_reason(error)}.") from None
 
     with ThreadPoolExecutor(COPIES) as pool:
         for _ in pool.map(copy, names):

@@ -77,5 +77,5 @@ def tuned(language: LanguageModel, config: GeneratorConfig) -> Any:
         task_type="SEQ_2_SEQ_LM" if language.encodes else "CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # peft 0.19 asks by transformers' old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # peft asks by transformers' old name
         return get_peft_model(model, adapter)

@@ -8,7 +8,6 @@ backward; its value and the queries' gradients are compared with 256 rows worked
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from own_memory import own_kib
 from torch.nn import functional
 
 from cirray.cli.main import guarded, resolve
@@ -84,10 +84,6 @@ def _measured(case: str) -> dict[str, Any]:
     return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def _loss(bench: Bench, size: int, chunk: str) -> dict[str, Any]:
     """Peak memory and seconds of one loss with its gradients, and how far they are from float64."""
     noise = torch.Generator().manual_seed(0)
@@ -97,13 +93,13 @@ def _loss(bench: Bench, size: int, chunk: str) -> dict[str, Any]:
     )
     keys = torch.randint(size, (size,), generator=noise)  # a third of the targets are there again
     hidden, query, images = Hidden(keys, torch.arange(size)), query.requires_grad_(), images.requires_grad_()
-    before, begin = _peak(), time.process_time()
+    before, begin = own_kib(), time.process_time()
     sums = row_sums(score, query, images, _TAU, hidden, chunk=None if chunk == "whole" else "auto")
     loss = contrastive(sums)
     loss.mean().backward()
     seconds = time.process_time() - begin
     assert query.grad is not None
-    found = {"mb": round(_peak() - before), "s": round(seconds, 2)}
+    found = {"mb": round((own_kib() - before) / 1024), "s": round(seconds, 2)}
     rows = slice(0, _CHECKED)
     exact = query.detach()[rows].double().requires_grad_()
     logits = score(exact, images.detach().double()).masked_fill(hidden.mask(rows), -torch.inf) / _TAU
@@ -137,9 +133,9 @@ def _step(bench: Bench, size: int, chunk: str) -> dict[str, Any]:
     fields = {"steps": 2, "batch": size, "pieces": max(size // bench.piece, 1), "negatives": "targets"}
     config = TrainingConfig.model_validate({**fields, "objective": "finetune"})
     task = RetrievalTask(retriever, rows, _Features(), config)
-    before, begin = _peak(), time.process_time()
+    before, begin = own_kib(), time.process_time()
     train(task, config, torch_engine)
-    return {"mb": round(_peak() - before), "rate": round(2 * size / (time.process_time() - begin))}
+    return {"mb": round((own_kib() - before) / 1024), "rate": round(2 * size / (time.process_time() - begin))}
 
 
 if __name__ == "__main__":

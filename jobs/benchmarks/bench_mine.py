@@ -8,12 +8,12 @@ series. Processor seconds are those of all threads together: on a busy machine t
 """
 
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterator
 
 import numpy as np
+from own_memory import own_kib
 from pydantic import Field
 
 from cirray.cli.main import guarded
@@ -82,7 +82,7 @@ def main() -> int:
         whole = timed("whole rows", windows(vectors, config.window, memory))
         equal = all(np.array_equal(a.targets, b.targets) for a, b in zip(fast, whole, strict=True))
         say("equal to the index" if equal else "NOT EQUAL")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    peak = own_kib() / 2**10
     say(f"peak {peak:,.0f} MB; {platform.processor() or platform.machine()}")
     return 0
 

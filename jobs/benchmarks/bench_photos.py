@@ -54,8 +54,9 @@ WORDS = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "
 ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 BARE = 32
 TELLING = (
-    "import sys; from cirray.cli.main import main; status = main(sys.argv[1:])\n"
-    "print(*(line for line in open('/proc/self/status') if 'VmHWM' in line)); sys.exit(status)"
+    f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+    "from cirray.cli.main import main; from own_memory import own_kib\n"
+    "status = main(sys.argv[1:]); print('peak', own_kib(), 'KiB'); sys.exit(status)"
 )
 
 
@@ -229,7 +230,7 @@ def peak(home: Path, photos: Path, model: Path, status: int = 0) -> tuple[int, s
     words = ["index", "--model", str(model), "--images", str(photos), "--root", str(home), "--out", f"{photos}-index"]
     done = subprocess.run([sys.executable, "-c", TELLING, *words], capture_output=True, text=True)
     said = done.stdout + done.stderr
-    found = re.search(r"VmHWM:\s*(\d+) kB", said)
+    found = re.search(r"peak (\d+) KiB", said)
     if done.returncode != status or not found:
         raise StageError(f"cirray index ended with status {done.returncode}: {said[-300:]}")
     return int(found[1]), said

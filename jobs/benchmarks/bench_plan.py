@@ -10,7 +10,6 @@ process; the pairs are made in another one.
 import multiprocessing
 import os
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from own_memory import own_kib
 from pydantic import Field
 
 from cirray.cli.main import guarded
@@ -127,7 +127,7 @@ def timed(name: str, work: Callable[[], Any]) -> Any:
     """A step's result, with a line that says how long it took and how large the process has been."""
     wall, cpu = time.perf_counter(), time.process_time()
     made = work()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = own_kib() / 2**20
     say(f"{name:<16}{time.perf_counter() - wall:8.1f} s{time.process_time() - cpu:8.1f} CPU s{memory:8.2f} GB")
     return made
 

@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from own_memory import own_kib
+
 from cirray.cli.main import guarded, resolve
 from cirray.cli.words import overrides_of
 from cirray.core.environ import limit_threads
@@ -84,11 +86,11 @@ def _measured(bench: Bench) -> tuple[float, float]:
     run = resolve(GeneratorRun, [Layer(_tree(bench))], fields.split()).config
     _step(run, stage, 1)
     _freed()
-    before = _status("VmRSS")
+    before = own_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     loop = run.training if stage == "answers" else run.alignment_training
     tokens = _step(run, stage, loop.batch)
-    taken = _status("VmHWM") - before
+    taken = own_kib() - before
     report = plan_generator(run, PlanConfig(gpu="cpu", answer_tokens=tokens), RecipesBeside())
     return report.value("all of it" if stage == "answers" else "alignment before it") / 2**30, taken / 2**20
 
@@ -121,12 +123,6 @@ def _step(run: GeneratorRun, stage: str, batch: int) -> int:
 def _freed() -> None:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _status(name: str) -> int:
-    """A figure of this process in KiB."""
-    lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

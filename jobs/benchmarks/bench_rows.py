@@ -12,11 +12,11 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from own_memory import own_kib
 from pydantic import Field
 
 from cirray.cli.main import guarded
@@ -70,8 +70,7 @@ def timed(name: str, work: Callable[[], Any]) -> Any:
     """A step's result, with a line that says how long it took and how large the process is after it."""
     wall, cpu = time.perf_counter(), time.process_time()
     made = work()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    own, mapped, peak = (int(status[key].split()[0]) / 2**20 for key in ("RssAnon", "RssFile", "VmHWM"))
+    own, mapped, peak = (own_kib(name) / 2**20 for name in ("RssAnon", "RssFile", "VmHWM"))
     say(
         f"{name:<20}{time.perf_counter() - wall:8.1f} s{time.process_time() - cpu:8.1f} CPU s{own:8.2f} GB own"
         f"{mapped:8.2f} GB mapped{peak:8.2f} GB largest"
