@@ -8,12 +8,14 @@ Vectors are synthetic: families of four around a point of one of `topics` clouds
 series. Processor seconds are those of all threads together: on a busy machine they say more than seconds.
 """
 
+import logging
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -82,12 +84,13 @@ def written(store: FeatureStore, place: Path) -> str:
 
 def by_nodes(config: BenchConfig, features: str, ids: list[str]) -> None:
     """The same search on simulated nodes of one CPU each: one, then `config.nodes`. The head has no CPU for tasks."""
-    part, taken = {"object_store_memory": 200_000_000, "include_dashboard": False}, []
+    part: dict[str, Any] = {"object_store_memory": 200_000_000, "include_dashboard": False}
+    taken: list[float] = []
     for nodes in (1, config.nodes):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **part})
         for _ in range(nodes):
             cluster.add_node(num_cpus=1, **part)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         find = ray_finder(RayConfig(), [features], len(ids))
         memory, references = config.memory_mib * 2**20 // 2, np.arange(len(ids))
         if find is None:
