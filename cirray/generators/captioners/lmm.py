@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from cirray.core.log import get_logger
 from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, LmmCaptionConfig
+from cirray.generators.engines.answers import line_defect
 from cirray.generators.engines.base import Question
 from cirray.generators.engines.config import ENGINES
 from cirray.generators.pictures import Shots
-from cirray.types import MAX_TEXT, stable_id
+from cirray.types import stable_id
 
 _LOG = get_logger("generators")
 
@@ -33,16 +34,11 @@ class LmmCaptioner:
             Question((self._shots(picture.image_id, picture.place), self._settings.instruction))
             for picture in pictures
         ]  # fmt: skip
-        replies = self._engine.ask(questions, self._defect)
+        replies = self._engine.ask(questions, lambda text: line_defect(first_line(text)))
         for picture, reply in zip(pictures, replies, strict=True):
             if reply.error:
                 _LOG.warning("%s has no caption: %s", picture.image_id, reply.error)
         return [first_line(reply.text) for reply in replies]
-
-    def _defect(self, text: str) -> str:
-        if not first_line(text):
-            return "is empty"
-        return f"has {len(text):,} characters" if len(first_line(text)) > MAX_TEXT else ""
 
 
 def first_line(text: str) -> str:

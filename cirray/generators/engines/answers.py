@@ -1,11 +1,20 @@
-"""What models write around what was asked for: finding the JSON in an answer."""
+"""What models write around what was asked for: the JSON in an answer, and lines that cannot be used."""
 
 import json
 import re
 from typing import Any
 
+from cirray.types import MAX_TEXT
+
 _LOOKED_AT = 16
 """Opening braces that are tried."""
+
+
+def line_defect(line: str) -> str:
+    """What is wrong with one line of text, in words; empty: nothing."""
+    if not line:
+        return "is empty"
+    return f"has a text of {len(line.split()):,} words, more than can be kept" if len(line) > MAX_TEXT else ""
 
 
 def first_object(answer: str, name: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Engines' settings. No torch."""
 
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cirray.core.components import Component
 from cirray.core.config import Config
@@ -51,6 +52,16 @@ class HttpConfig(AnswerConfig):
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"{url!r} is no URL; one looks like http://127.0.0.1:8000/v1")
         return tuple(url.rstrip("/") for url in endpoints)
+
+    @model_validator(mode="after")
+    def _keyless(self) -> "HttpConfig":  # of the section, whose errors do not show values
+        for parts in map(urlsplit, self.endpoints):
+            if parts.username or parts.password or parts.query:
+                raise ValueError(
+                    f"the endpoint at {parts.hostname} has a name, a password or a query in its URL, which would be "
+                    f"kept with what is written; put a key into the environment variable {self.key_variable}"
+                )
+        return self
 
 
 class HfEngineConfig(AnswerConfig):

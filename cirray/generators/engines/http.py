@@ -23,6 +23,8 @@ from cirray.generators.engines.config import ENGINES, HttpConfig
 from cirray.types import stable_id
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+_DRAWN = 0.5
+"""Least temperature of further tries after an answer that was no good: the likeliest one would come again."""
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 _STOPS = (401, 403, 404)
 _SCHEMA_WORDS = ("response_format", "json_schema", "guided", "structured", "grammar")
@@ -31,13 +33,16 @@ _REFUSED_AT_FIRST = 8
 
 
 class _Failed(Exception):
-    """One try that failed. `wait_s`: the pause that the server asked for; `final`: no other try will help; `tokens`:
-    of an answer that was no good.
+    """One try that failed. `wait_s`: the pause that the server asked for; `final`: no other try will help; `answered`:
+    there was an answer of so many `tokens` that was no good.
     """
 
-    def __init__(self, reason: str, wait_s: float = 0.0, final: bool = False, tokens: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, reason: str, wait_s: float = 0.0, final: bool = False, tokens: tuple[int, int] = (0, 0),
+        answered: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(reason)
-        self.wait_s, self.final, self.tokens = wait_s, final, tokens
+        self.wait_s, self.final, self.tokens, self.answered = wait_s, final, tokens, answered
 
 
 @ENGINES.register("http")
@@ -80,16 +85,18 @@ class HttpEngine:
 
     def _answer(self, question: Question, defect: Defect) -> Reply:
         begun, turn, urls, read, written = time.monotonic(), self._next_turn(), self._settings.endpoints, 0, 0
-        reason = ""
+        reason, least = "", 0.0
         for attempt in range(self._settings.tries):
             try:
-                reply = self._try(question, urls[(turn + attempt) % len(urls)], defect)
+                reply = self._try(question, urls[(turn + attempt) % len(urls)], defect, least)
                 return Reply(reply.text, "", read + reply.tokens_in, written + reply.tokens_out)
             except _Failed as failed:
                 if failed.final:
                     return self._refuse(str(failed))
                 reason, read, written = str(failed), read + failed.tokens[0], written + failed.tokens[1]
-                if attempt + 1 < self._settings.tries and failed.tokens == (0, 0):
+                if failed.answered:
+                    least = _DRAWN
+                elif attempt + 1 < self._settings.tries:
                     time.sleep(min(LONGEST_PAUSE_S, max(failed.wait_s, FIRST_PAUSE_S * 2**attempt)))
         if self._answered_at < begun:
             raise GenerationError(
@@ -97,15 +104,16 @@ class HttpEngine:
             )
         return Reply("", f"{reason} ({self._settings.tries} tries)", read, written)
 
-    def _try(self, question: Question, url: str, defect: Defect) -> Reply:
-        """One request."""
+    def _try(self, question: Question, url: str, defect: Defect, least: float) -> Reply:
+        """One request, at no lower temperature than `least`."""
         asks_schema = self._schemas and question.schema is not None
-        reply = self._send("POST", url, "/chat/completions", json=self._body(question, asks_schema))
+        reply = self._send("POST", url, "/chat/completions", json=self._body(question, asks_schema, least))
         if reply.status_code != 200:
             self._raise(reply, url, asks_schema)
         try:
             body = reply.json()
-            text, usage = str(body["choices"][0]["message"]["content"] or ""), body.get("usage") or {}
+            choice, usage = body["choices"][0], body.get("usage") or {}
+            text, cut = str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length"
             tokens = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise _Failed(f"{url} sent no chat completion: {self._hidden(reply.text)[:80]!r}") from None
@@ -113,7 +121,8 @@ class HttpEngine:
             self._answered_at, self._answered = time.monotonic(), self._answered + 1
         checked = Reply(text, "", *tokens).checked(defect)
         if checked.error:
-            raise _Failed(checked.error, tokens=tokens)
+            told = f", and was cut at max_tokens={self._settings.max_tokens}" if cut else ""
+            raise _Failed(checked.error + told, tokens=tokens, answered=True)
         return checked
 
     def _raise(self, reply: httpx.Response, url: str, asked_schema: bool) -> None:
@@ -142,10 +151,11 @@ class HttpEngine:
                 raise GenerationError(f"The first {self._refused} questions were all refused: {reason}.")
         return Reply("", reason)
 
-    def _body(self, question: Question, with_schema: bool) -> dict[str, Any]:
+    def _body(self, question: Question, with_schema: bool, least: float) -> dict[str, Any]:
         settings = self._settings
         body: dict[str, Any] = {
-            "model": self._settings.model, "max_tokens": settings.max_tokens, "temperature": settings.temperature,
+            "model": settings.model, "max_tokens": settings.max_tokens,
+            "temperature": max(settings.temperature, least),
             "messages": [{"role": "user", "content": question.content(settings.picture_ids)}],
         }  # fmt: skip
         if with_schema:

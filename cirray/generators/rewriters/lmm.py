@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from functools import cached_property
 
+from cirray.core.log import get_logger
+from cirray.generators.engines.answers import line_defect
 from cirray.generators.engines.base import Engine, Question
 from cirray.generators.engines.config import ENGINES
 from cirray.generators.rewriters.base import Ask, RewriterSetup
 from cirray.generators.rewriters.config import REWRITERS, LmmRewriteConfig
 from cirray.generators.rewriters.language import answer
 from cirray.types import stable_id
+
+_LOG = get_logger(__name__)
 
 
 @REWRITERS.register("lmm")
@@ -33,7 +37,10 @@ class LmmRewriter:
             Question((self._settings.template.format(caption=ask.caption, modification=ask.modification),))
             for ask in asks
         ]  # fmt: skip
-        replies = self._engine.ask(questions, lambda text: "" if answer(text) else "is empty")
+        replies = self._engine.ask(questions, lambda text: line_defect(answer(text)))
+        for ask, reply in zip(asks, replies, strict=True):
+            if reply.error:
+                _LOG.warning("%r is not rewritten: %s", ask.modification[:80], reply.error)
         return [answer(reply.text) for reply in replies]
 
     @cached_property

@@ -22,9 +22,11 @@ def find_tower(uri: str) -> Path | str:
     if not is_complete(uri):
         return storage.local_path(uri) if storage.is_local(uri) and storage.exists(uri) else uri
     folder = localize(uri)
-    for place in (folder / "vision", folder / "model" / "vision", folder):
-        if any((place / name).is_file() for name in ("config.json", "open_clip_config.json", "modules.json")):
-            return place
+    for place in (folder / "vision", folder / "model" / "vision"):
+        if place.is_dir():
+            return place  # whatever it lacks is said by who reads it
+    if any((folder / name).is_file() for name in ("config.json", "open_clip_config.json", "modules.json")):
+        return folder
     raise ArtifactError(f"The artifact {uri!r} holds no vision tower; name a towers or checkpoint artifact.")
 
 

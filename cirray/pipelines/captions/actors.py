@@ -29,15 +29,15 @@ class CaptionImages:
         Args:
             columns: `part`, `part_rows`, `image_id`, `place`, `known`.
 
-        Returns: `rejected` and `reused` images.
+        Returns: `rejected` and `reused` images, and how many the captioner was `asked` about.
         """
         names = (columns[name].tolist() for name in ("image_id", "place", "known"))
-        rows, rejected, reused = self.rows([Picture(*values) for values in zip(*names, strict=True)])
+        rows, rejected, figures = self.rows([Picture(*values) for values in zip(*names, strict=True)])
         write_captions(self._work_uri, part_name(columns["part"][0]), rows, rejected)
-        return {"rejected": len(rejected), "reused": reused}
+        return {"rejected": len(rejected), **figures}
 
-    def rows(self, pictures: Sequence[Picture]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-        """Rows of captions, rows of rejections (together one an image), and how many captions were known.
+    def rows(self, pictures: Sequence[Picture]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
+        """Rows of captions, rows of rejections (together one an image), and how many were `reused` and `asked` for.
 
         Raises ArtifactError when the captioner does not return one text per image.
         """
@@ -49,8 +49,8 @@ class CaptionImages:
             except DataError as error:
                 reasons[picture.image_id] = str(error)
         texts = {image: self._known[key] for image, key in keys.items() if key in self._known}
-        reused = len(texts)
         fresh = [picture for picture in pictures if picture.image_id in keys and picture.image_id not in texts]
+        figures = {"reused": len(texts), "asked": len(fresh)}
         made = self._captioner.caption(fresh) if fresh else []
         if len(made) != len(fresh):
             raise ArtifactError(f"The captioner returned {len(made)} texts for {len(fresh)} images.")
@@ -60,7 +60,7 @@ class CaptionImages:
         rows = [
             self._row(p.image_id, texts[p.image_id], keys[p.image_id]) for p in pictures if p.image_id not in reasons
         ]
-        return rows, [{"image_id": image, "reason": reason} for image, reason in reasons.items()], reused
+        return rows, [{"image_id": image, "reason": reason} for image, reason in reasons.items()], figures
 
     def _key(self, picture: Picture) -> str:
         """Digest of the image as the captioner reads it, and of the captioner."""

@@ -1,4 +1,4 @@
-"""How long a stream of answers may be silent: as long as it likes before the first one, then a limited time."""
+"""How long a stream of answers may be silent: as long as it likes before the first, then a limited time."""
 
 import queue
 import threading
@@ -16,12 +16,13 @@ _LOOK_S = 0.5
 
 def patient(
     answers: Iterable[ItemT], limit_s: float, signs: Callable[[], object] | None = None,
-    took: Callable[[ItemT], float] = lambda _: 0.0,
+    took: Callable[[ItemT], float | None] = lambda _: None,
 ) -> Iterator[ItemT]:  # fmt: skip
     """The same answers, read in a thread of their own.
 
     After the first answer, a longer silence than `limit_s`, and than three times what the slowest took, is an error.
-    `took`: seconds that an answer took its worker, the loading of models before its own first one included.
+    `took`: seconds that an answer took its worker, the loading of models before its own first one included; None where
+    that is not told. One that took none, as nothing had to be done for it, says nothing of how long others take.
     While `signs` change, what a long answer leaves behind as it is made, it is not silent.
 
     Raises ConfigError when nothing was finished in that time.
@@ -53,10 +54,17 @@ def patient(
                 raise error
             if item is end:
                 return
-            limit = max(limit or _SLOWEST * (time.monotonic() - begin), limit_s, _SLOWEST * took(item))
+            limit = _next_limit(limit, limit_s, time.monotonic() - begin, took(item))
             yield item
     finally:
         closed.set()
+
+
+def _next_limit(limit: float | None, least: float, waited: float, took: float | None) -> float | None:
+    """The limit after an answer; none before the first that was work."""
+    if took == 0:
+        return limit
+    return max(limit or _SLOWEST * waited, least, _SLOWEST * (took or 0.0))
 
 
 def _next(

@@ -30,7 +30,8 @@ class Step:
     """One step of a pipeline.
 
     `function` maps a part's columns to columns, or to the part's figures. With a `pool` it is a class, made once per
-    actor from `settings`; without, it is a function called with them in up to `tasks` processes.
+    actor from `settings`; without, it is a function called with them in up to `tasks` processes. The figure `asked`
+    tells how many of the rows were work, where the others' results were known before or they could not be read.
     """
 
     function: Callable[..., Any]
@@ -151,12 +152,17 @@ class GuardedWorker:
         """The step's answer, or its failure, or the failure of an earlier step."""
         if self._failure or _FAILURE in columns:
             return self._failure or columns
-        begin, self._loading = time.monotonic() - self._loading, 0.0
+        begin = time.monotonic()
         try:
             answer = self._worker({name: value for name, value in columns.items() if name != _TOOK})
         except CirrayError as error:
             return _failure(error)
-        return {**answer, _TOOK: np.full(len(answer["part"]), time.monotonic() - begin)}
+        rows = len(columns["part"])
+        asked = int(answer["asked"][0]) if "asked" in answer else rows
+        took = 0.0
+        if asked:
+            took, self._loading = self._loading + (time.monotonic() - begin) * rows / asked, 0.0
+        return {**answer, _TOOK: np.full(len(answer["part"]), took)}
 
 
 def _guarded_task(columns: Columns, step: Step) -> Columns:

@@ -56,7 +56,7 @@ class EncodeImages:
         Args:
             columns: what `decode_images` returns.
 
-        Returns: `rejected` images.
+        Returns: `rejected` images, and how many the tower was `asked` for.
         """
         reasons = [str(reason or "") for reason in columns["error"]]
         good = [row for row, reason in enumerate(reasons) if not reason]
@@ -65,7 +65,7 @@ class EncodeImages:
         ids = [str(name) for name in columns["image_id"]]
         contents = dict(zip(ids, map(str, columns["content"]), strict=True))
         self._writer.write(int(columns["part"][0]), [ids[row] for row in good], patches_NPD, bad, contents)
-        return {"rejected": len(bad)}
+        return {"rejected": len(bad), "asked": len(good)}
 
     def encode(self, pixels_NHWC: np.ndarray) -> np.ndarray:
         """Patch tokens, fp16 [n, P, D], of uint8 pixels."""

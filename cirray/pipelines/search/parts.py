@@ -176,11 +176,11 @@ class PartEncoder:
         Args:
             columns: `part`, `image_id`, `place` (`Place.text`, or empty).
 
-        Returns: `rejected` images.
+        Returns: `rejected` images, and how many the models were `asked` for.
         """
         part = self.encode(columns["image_id"].tolist(), columns["place"].tolist())
         storage.write_bytes(part_uri(self._work_uri, self.first + int(columns["part"][0])), part.to_bytes())
-        return {"rejected": len(part.rejected)}
+        return {"rejected": len(part.rejected), "asked": len(part.ids)}
 
     def encode(self, ids: Sequence[str], places: Sequence[str]) -> Part:
         """Encode some images in batches, in threads that each decode a batch and then take it through the models."""

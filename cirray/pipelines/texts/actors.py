@@ -75,10 +75,11 @@ class GenerateTexts:
         Args:
             columns: `part` and the fields of `Pair`; `reference_place` and `target_place` for one that sees pictures.
 
-        Returns: `rejected` texts, `tokens_in` and `tokens_out`.
+        Returns: `rejected` texts, `tokens_in` and `tokens_out`, and the pairs that were `asked` about now, with texts.
         """
         pairs, number = to_pairs(columns), columns["part"][0]
-        return self.write(number, pairs, self._in_shards(part_name(number), pairs, self._pictures(pairs, columns)))
+        made, asked = self._in_shards(part_name(number), pairs, self._pictures(pairs, columns))
+        return {**self.write(number, pairs, made), "asked": asked}
 
     def write(self, number: int, pairs: Sequence[Pair], made: Sequence[Generation]) -> dict[str, int]:
         """Write a part of the artifact; returns its figures."""
@@ -87,10 +88,14 @@ class GenerateTexts:
         read, written = (sum(item.tokens[way] for item in made) for way in (0, 1))
         return {"rejected": len(rejected), "tokens_in": read, "tokens_out": written}
 
-    def _in_shards(self, name: str, pairs: Sequence[Pair], pictures: PictureLookup | None) -> list[Generation]:
-        """Generations of a part, after those that a killed run has left of it; every shard but the last is kept."""
+    def _in_shards(
+        self, name: str, pairs: Sequence[Pair], pictures: PictureLookup | None
+    ) -> tuple[list[Generation], int]:
+        """Generations of a part, after those that a killed run has left of it, and how many were made now; every shard
+        but the last is kept.
+        """
         folder = storage.join(self._work_uri, SHARDS)
-        made: list[Generation] = []
+        made, new = list[Generation](), 0
         for file in sorted(
             file for file in storage.list_files(folder) if file.startswith(f"{name}-") and file.endswith(".json")
         ):
@@ -102,9 +107,10 @@ class GenerateTexts:
                 rows = [asdict(item) for item in made[at:]]
                 storage.write_bytes(storage.join(folder, f"{name}-{at:05d}.json"), json.dumps(rows).encode())
             asked = sum(not item.error for item in made[at:])  # what fails at once says nothing of the rate
+            new += asked
             if asked:
                 self._shard_rows = max(1, round(asked * SHARD_S / max(time.monotonic() - begin, 1e-6)))
-        return made
+        return made, new
 
     def generate(self, pairs: Sequence[Pair], pictures: PictureLookup | None = None) -> list[Generation]:
         """One generation per pair, in order; a pair without the features that are read is a failure.

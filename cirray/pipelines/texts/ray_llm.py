@@ -20,6 +20,7 @@ from cirray.generators.engines.base import Reply
 from cirray.generators.engines.config import RayLlmConfig
 from cirray.generators.lmm import LmmGenerator
 from cirray.generators.pictures import PictureLookup, Shots
+from cirray.models.sources.hub import at_home
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.streaming import Columns, to_columns
 from cirray.pipelines.texts.actors import GenerateTexts
@@ -28,7 +29,7 @@ from cirray.types import Generation, Pair
 
 ERROR = "__inference_error__"
 """Column in which Ray Data tells what an engine could not answer."""
-_NOTHING = [{"role": "user", "content": "-"}]
+_NOTHING = "-"
 
 
 @dataclass
@@ -56,17 +57,16 @@ class Asking:
         try:
             question = generator.question(pair, PictureLookup(places, shots) if shots else None)
         except DataError as error:
-            return {**own, "fault": str(error), "messages": _NOTHING, "sampling_params": self._sampling(1, None)}
+            content = [{"type": "text", "text": _NOTHING}] if shots else _NOTHING
+            return {**own, "fault": str(error), **self._asks(content, self._sampling(1, None))}
         engine = self.settings.engine.settings
         assert isinstance(engine, RayLlmConfig)
         schema = json.dumps(dict(question.schema or {})) if engine.structured == "auto" else None
-        sampling = self._sampling(engine.max_tokens, schema)
-        return {
-            **own,
-            "fault": "",
-            "messages": [{"role": "user", "content": question.content(True)}],
-            "sampling_params": sampling,
-        }
+        return {**own, "fault": "", **self._asks(question.content(True), self._sampling(engine.max_tokens, schema))}
+
+    @staticmethod
+    def _asks(content: Any, sampling: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": content}], "sampling_params": sampling}
 
     def _sampling(self, tokens: int, schema: str | None) -> dict[str, Any]:
         engine = self.settings.engine.settings
@@ -133,10 +133,12 @@ class ByRayLlm:
         assert isinstance(own, RayLlmConfig)
         sees = self.settings.data is not None
         return {
-            "model_source": own.source, "batch_size": own.batch, "concurrency": own.engines,
+            "model_source": at_home(own.source), "batch_size": own.batch, "concurrency": own.engines,
             "accelerator_type": own.accelerator or None, "should_continue_on_error": True,
             "engine_kwargs": ({"limit_mm_per_prompt": {"image": 2}} if sees else {}) | own.engine_kwargs,
-            "prepare_multimodal_stage": {"enabled": sees},
+            # as parts of the message, pictures stay where the question has them
+            "prepare_multimodal_stage": {"enabled": sees, "chat_template_content_format": "openai"},
+            "detokenize_stage": False,  # the engine gives text
         }  # fmt: skip
 
     def _written(self, number: int, table: pa.Table, replies: Mapping[str, Reply]) -> Columns:

@@ -2,19 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from cirray.features.store import FeatureLookup
+from cirray.losses.output import LossOutput
+from cirray.models.movable import Movable
 from cirray.models.words.word_map import WordMapRetriever
+from cirray.training.gather import Gather
 from cirray.training.sampler import BatchSampler
+from cirray.training.task import Parted
 from cirray.training.zeroshot.config import MappingConfig
 
+BatchT = TypeVar("BatchT", bound=Movable)
+VectorsT = TypeVar("VectorsT", bound=Movable)
 _BLOCK = 256
 
 
@@ -36,8 +43,11 @@ class MapSetup:
         return self.config.objective.settings
 
 
-class MapTask:
-    """Rows by a sampler, and saving. Subclasses make batches and the loss."""
+class MapTask(Generic[BatchT, VectorsT]):
+    """Rows by a sampler, batches whole or in pieces, and saving. Subclasses make a step's batch and the loss.
+
+    The learner gives the vectors that the loss is of, as `Contrasting` says.
+    """
 
     def __init__(self, setup: MapSetup, learner: nn.Module) -> None:
         """Make phi and injection trainable, and cut the rows into epochs.
@@ -52,10 +62,39 @@ class MapTask:
         """The learner around the retriever."""
         return self._learner
 
-    def rows(self, start_step: int, rank: int, world: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Step and the calling rank's rows, step after step, without end."""
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[BatchT | Parted]:
+        """The calling rank's images (or captions) of step after step, without end."""
         for step in count(start_step):
-            yield step, self._sampler.rows(step, rank, world)
+            rows = self._sampler.rows(step, rank, world)
+            batch = self.told(rows, step, rank, world)
+            whole = self.setup.config.pieces == 1
+            yield self.seen(batch, rows) if whole else Parted(batch, partial(self._pieces, batch, rows))
+
+    def told(self, rows: np.ndarray, step: int, rank: int, world: int) -> BatchT:
+        """What is known of a step's rows without their images; a pure function of the seed and the step."""
+        raise NotImplementedError
+
+    def seen(self, batch: BatchT, rows: np.ndarray) -> BatchT:
+        """The batch with what is read of its rows' images."""
+        return batch
+
+    def vectors(self, model: nn.Module, batch: BatchT) -> VectorsT:
+        """What the learner gives of a batch, or of a piece of one."""
+        found: VectorsT = model(batch)
+        return found
+
+    def loss_of(self, vectors: VectorsT, batch: BatchT, gather: Gather) -> LossOutput:
+        """The calling rank's loss, of all its vectors."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: BatchT, gather: Gather) -> LossOutput:
+        """The calling rank's loss of a whole batch."""
+        return self.loss_of(self.vectors(model, batch), batch, gather)
+
+    def _pieces(self, batch: BatchT, rows: np.ndarray) -> Iterator[BatchT]:
+        for part in np.array_split(np.arange(len(rows)), min(self.setup.config.pieces, len(rows))):
+            begin, end = int(part[0]), int(part[-1]) + 1
+            yield self.seen(batch.piece(begin, end, len(rows)), rows[begin:end])
 
     def patches(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
         """The tower's tokens of some rows' images."""

@@ -9,7 +9,7 @@ from cirray.core.components import Component
 from cirray.core.config import Config
 from cirray.core.fields import Common
 from cirray.core.registry import Registry
-from cirray.training.config import LoopConfig, OptimizerConfig
+from cirray.training.config import LoopConfig, OptimizerConfig, PiecesConfig
 
 if TYPE_CHECKING:
     from cirray.training.task import Task
@@ -95,7 +95,7 @@ class MappingObjective(Component):
     (SEARLE), or `untrained` (nothing is learned)."""
 
 
-class MappingConfig(LoopConfig):
+class MappingConfig(PiecesConfig):
     """How phi and injection learn."""
 
     objective: Common[MappingObjective] = MappingObjective()

@@ -5,9 +5,9 @@ L_1 = L_map + lambda_sta L_sta, after "two-stage mapping/composing", arXiv 2504.
 injection are trained; captions are encoded once.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +30,14 @@ class MapBatch(Movable):
     caption_BD: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Mapped(Movable):
+    """U and v: pseudo-sentences and images `[B, D]`, norm 1."""
+
+    pseudo_BD: torch.Tensor
+    image_BD: torch.Tensor
+
+
 class Mapper(nn.Module):
     """A retriever whose forward pass gives images' vectors and their pseudo-sentences'."""
 
@@ -38,14 +46,15 @@ class Mapper(nn.Module):
         super().__init__()
         self.retriever = retriever
 
-    def forward(self, batch: MapBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """U and v: pseudo-sentences and images `[B, D]`, norm 1."""
+    def forward(self, batch: MapBatch) -> Mapped:
+        """Both vectors of every image."""
         tokens_BNW = self.retriever.encode_reference(batch.patches_BPD)
-        return self.retriever.pseudo_sentences(tokens_BNW), self.retriever.encode_gallery(batch.patches_BPD)[:, 0]
+        image_BD = self.retriever.encode_gallery(batch.patches_BPD)[:, 0]
+        return Mapped(self.retriever.pseudo_sentences(tokens_BNW), image_BD)
 
 
 @MAPPINGS.register("mapping")
-class MappingTask(MapTask):
+class MappingTask(MapTask[MapBatch, Mapped]):
     """L_map, and L_sta in the form that `alignment` names."""
 
     def __init__(self, setup: MapSetup) -> None:
@@ -53,15 +62,17 @@ class MappingTask(MapTask):
         super().__init__(setup, Mapper(setup.retriever))
         self._captions_ND = unit(caption_vectors(setup.retriever, setup.captions))
 
-    def batches(self, start_step: int, rank: int, world: int) -> Iterator[MapBatch]:
-        """The calling rank's images and captions, without end."""
-        for _, rows in self.rows(start_step, rank, world):
-            yield MapBatch(self.patches(rows), self._captions_ND[torch.as_tensor(rows)])
+    def told(self, rows: np.ndarray, step: int, rank: int, world: int) -> MapBatch:
+        """The captions' vectors."""
+        return MapBatch(torch.empty(len(rows), 0, 0), self._captions_ND[torch.as_tensor(rows)])
 
-    def loss(self, model: nn.Module, batch: MapBatch, gather: Gather) -> LossOutput:
+    def seen(self, batch: MapBatch, rows: np.ndarray) -> MapBatch:
+        """With the tower's tokens."""
+        return replace(batch, patches_BPD=self.patches(rows))
+
+    def loss_of(self, vectors: Mapped, batch: MapBatch, gather: Gather) -> LossOutput:
         """L_1 of this rank's rows against the rows of all ranks."""
-        config = self.setup.settings
-        pseudo_BD, image_BD = model(batch)
+        config, pseudo_BD, image_BD = self.setup.settings, vectors.pseudo_BD, vectors.image_BD
         positive_B = places_among_all(len(pseudo_BD), gather.rank, pseudo_BD.device)
         terms = {
             "map": symmetric_contrast(

@@ -6,7 +6,6 @@ N(0, 1) a number. LinCIR masks nouns, adjectives and determiners by a tagger; he
 not on a list of function words (our choice; docs/PAPERS.md#lincir).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +32,13 @@ class TextOnlyBatch(Movable):
     masked: PromptBatch
 
 
+@dataclass(frozen=True)
+class Read(Movable):
+    """Vectors `[B, D]` of the masked captions, not normalised."""
+
+    masked_BD: torch.Tensor
+
+
 class TextOnlyLearner(nn.Module):
     """A retriever whose forward pass reads masked captions with phi's token of the noised caption in every slot."""
 
@@ -41,14 +47,14 @@ class TextOnlyLearner(nn.Module):
         super().__init__()
         self.retriever = retriever
 
-    def forward(self, batch: TextOnlyBatch) -> torch.Tensor:
-        """Vectors `[B, D]` of the masked captions, not normalised."""
+    def forward(self, batch: TextOnlyBatch) -> Read:
+        """The masked captions' vectors."""
         noised_BD = self.retriever.phi.scaled(batch.caption_BD) + batch.noise_BD
-        return self.retriever.read(batch.masked, self.retriever.phi(noised_BD))
+        return Read(self.retriever.read(batch.masked, self.retriever.phi(noised_BD)))
 
 
 @MAPPINGS.register("text_only")
-class TextOnlyTask(MapTask):
+class TextOnlyTask(MapTask[TextOnlyBatch, Read]):
     """No image is read."""
 
     def __init__(self, setup: MapSetup) -> None:
@@ -66,19 +72,18 @@ class TextOnlyTask(MapTask):
         captions = setup.retriever.processed(setup.captions)
         self._masked = [setup.retriever.writer.template(mask_words(text, keep)) for text in captions]
 
-    def batches(self, start_step: int, rank: int, world: int) -> Iterator[TextOnlyBatch]:
-        """The calling rank's captions, without end; the batch's noise is a pure function of (seed, step)."""
+    def told(self, rows: np.ndarray, step: int, rank: int, world: int) -> TextOnlyBatch:
+        """The captions, whole and masked, and noise for them."""
         config, writer = self.setup.config, self.setup.retriever.writer
-        for step, rows in self.rows(start_step, rank, world):
-            caption_BD = self._captions_ND[torch.as_tensor(rows)]
-            rng = numpy_generator(config.seed, "caption noise", step)
-            noise_ND = draw_noise(rng, len(rows) * world, caption_BD.shape[1]) * self.setup.settings.noise
-            noise_BD = noise_ND[rank * len(rows) : (rank + 1) * len(rows)]
-            yield TextOnlyBatch(caption_BD, noise_BD, writer.rows([self._masked[int(row)] for row in rows]))
+        caption_BD = self._captions_ND[torch.as_tensor(rows)]
+        rng = numpy_generator(config.seed, "caption noise", step)
+        noise_ND = draw_noise(rng, len(rows) * world, caption_BD.shape[1]) * self.setup.settings.noise
+        noise_BD = noise_ND[rank * len(rows) : (rank + 1) * len(rows)]
+        return TextOnlyBatch(caption_BD, noise_BD, writer.rows([self._masked[int(row)] for row in rows]))
 
-    def loss(self, model: nn.Module, batch: TextOnlyBatch, gather: Gather) -> LossOutput:
+    def loss_of(self, vectors: Read, batch: TextOnlyBatch, gather: Gather) -> LossOutput:
         """Mean squared error of the masked captions' vectors."""
-        return weighted_sum({"masked": (model(batch) - batch.caption_BD).square().mean()}, {"masked": 1.0})
+        return weighted_sum({"masked": (vectors.masked_BD - batch.caption_BD).square().mean()}, {"masked": 1.0})
 
 
 def mask_words(caption: str, keep: frozenset[str]) -> str:

@@ -7,10 +7,11 @@ phrases; here they are its caption and the configured phrases (docs/PAPERS.md#se
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -131,6 +132,14 @@ class DistilBatch(Movable):
     phrase: int
 
 
+@dataclass(frozen=True)
+class Distilled(Movable):
+    """phi's tokens `[B, N, W]`, and the phrase's vectors with them `[B, D]`, norm 1."""
+
+    tokens_BNW: torch.Tensor
+    said_BD: torch.Tensor
+
+
 class DistilLearner(nn.Module):
     """A retriever whose forward pass gives phi's tokens and a phrase with them."""
 
@@ -139,14 +148,14 @@ class DistilLearner(nn.Module):
         super().__init__()
         self.retriever, self._phrases = retriever, tuple(phrases)
 
-    def forward(self, batch: DistilBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens `[B, N, W]` and the phrase's vectors `[B, D]`, norm 1."""
+    def forward(self, batch: DistilBatch) -> Distilled:
+        """Both of every image."""
         tokens_BNW = self.retriever.encode_reference(batch.patches_BPD)
-        return tokens_BNW, read_phrase(self.retriever, self._phrases[batch.phrase], tokens_BNW)
+        return Distilled(tokens_BNW, read_phrase(self.retriever, self._phrases[batch.phrase], tokens_BNW))
 
 
 @MAPPINGS.register("distil")
-class DistilTask(MapTask):
+class DistilTask(MapTask[DistilBatch, Distilled]):
     """phi learns the tokens that were found."""
 
     def __init__(self, setup: MapSetup) -> None:
@@ -156,25 +165,27 @@ class DistilTask(MapTask):
         super().__init__(setup, DistilLearner(setup.retriever, setup.settings.phrases))
         self._tokens_MNW = torch.from_numpy(setup.tokens_MNW)
 
-    def batches(self, start_step: int, rank: int, world: int) -> Iterator[DistilBatch]:
-        """The calling rank's images with their tokens, without end."""
+    def told(self, rows: np.ndarray, step: int, rank: int, world: int) -> DistilBatch:
+        """The found tokens and the step's phrase."""
         seed, phrases = self.setup.config.seed, self.setup.settings.phrases
-        for step, rows in self.rows(start_step, rank, world):
-            phrase = int(numpy_generator(seed, "distil phrase", step).integers(len(phrases)))
-            yield DistilBatch(self.patches(rows), self._tokens_MNW[torch.as_tensor(rows)], phrase)
+        phrase = int(numpy_generator(seed, "distil phrase", step).integers(len(phrases)))
+        return DistilBatch(torch.empty(len(rows), 0, 0), self._tokens_MNW[torch.as_tensor(rows)], phrase)
 
-    def loss(self, model: nn.Module, batch: DistilBatch, gather: Gather) -> LossOutput:
+    def seen(self, batch: DistilBatch, rows: np.ndarray) -> DistilBatch:
+        """With the tower's tokens."""
+        return replace(batch, patches_BPD=self.patches(rows))
+
+    def loss_of(self, vectors: Distilled, batch: DistilBatch, gather: Gather) -> LossOutput:
         """Contrast with the found tokens, and agreement of phrases."""
         config, retriever = self.setup.settings, self.setup.retriever
-        tokens_BNW, said_BD = model(batch)
-        made_BM, found_BM = unit(tokens_BNW.flatten(1)), unit(batch.tokens_BNW.flatten(1))
+        made_BM, found_BM = unit(vectors.tokens_BNW.flatten(1)), unit(batch.tokens_BNW.flatten(1))
         positive_B = places_among_all(len(made_BM), gather.rank, made_BM.device)
         contrast_B = nt_xent(
             made_BM, found_BM, gather.rows(made_BM), gather.rows(found_BM), positive_B, config.temperature
         )
         with torch.no_grad():
             meant_BD = read_phrase(retriever, config.phrases[batch.phrase], batch.tokens_BNW)
-        terms = {"contrast": contrast_B.mean(), "phrase": _apart(said_BD, meant_BD).mean()}
+        terms = {"contrast": contrast_B.mean(), "phrase": _apart(vectors.said_BD, meant_BD).mean()}
         return weighted_sum(terms, {"contrast": 1.0, "phrase": config.phrase_weight})
 
 

@@ -123,6 +123,34 @@ def test_an_answer_with_a_defect_is_asked_for_again_and_then_refused():
     assert replies[0].tokens_out == 21
 
 
+def test_a_greedy_answer_with_a_defect_is_not_asked_for_in_the_same_way_again():
+    def say(body, number):
+        return "nonsense" if body["temperature"] == 0 else "well"
+
+    nonsense = lambda text: "is nonsense" if text == "nonsense" else ""  # noqa: E731
+    with LMM.Stub(say) as stub:
+        assert engine(stub.url).ask([ASK], nonsense)[0].text == "well"
+        assert [body["temperature"] for body in stub.bodies] == [0, 0.5]
+        engine(stub.url, temperature=0.9).ask([ASK], nonsense)
+    assert stub.bodies[-1]["temperature"] == 0.9
+
+
+def test_an_answer_that_does_not_end_says_that_it_was_cut():
+    cut = {"choices": [{"message": {"content": "word " * 2000}, "finish_reason": "length"}]}
+    with LMM.Stub(lambda body, number: (200, cut)) as stub:
+        told = engine(stub.url).ask([ASK], lambda text: "is nonsense")[0].error
+    assert told.endswith("word ', and was cut at max_tokens=256 (3 tries)") and len(told) < 200
+
+
+def test_a_key_in_the_url_is_refused_without_being_told():
+    for url in ("http://me:sesame7@127.0.0.1:9/v1", "http://127.0.0.1:9/v1?key=sesame7"):
+        with pytest.raises(
+            ConfigError, match="at 127.0.0.1 has a name, a password or a query .*CIRRAY_LMM_KEY"
+        ) as told:
+            engine(url)
+        assert "sesame7" not in str(told.value)
+
+
 def test_a_refused_question_is_a_row_and_all_refused_is_an_error():
     refusal = (400, {"error": {"message": "This model's context is 2048 tokens"}})
     with LMM.Stub(lambda body, number: refusal if number == 2 else "well") as stub:
@@ -225,6 +253,8 @@ def test_a_captioner_and_a_rewriter_ask_the_same_engine(tmp_path):
         assert made.rewrite([Ask("a red one", "make it blue")]) == ["a blue one"]
         other = validate(CaptionerChoice, {"kind": "lmm", "settings": {"engine": server, "words": 6, "side": 32}})
         assert CAPTIONERS.get("lmm")(other.settings, CaptionerSetup()).digest != captioner.digest
+        stub.answers = lambda body, number: "word " * 2000
+        assert captioner.caption([Picture("a", str(tmp_path / "a.png"))]) == made.rewrite([Ask("red", "blue")]) == [""]
     assert LMM.pictures_of(stub.bodies[0]) == [(32, 21)]
     assert stub.texts()[0] == "<picture>Describe the image in 5 words."
     assert stub.texts()[1].endswith("Caption: a red one\nRequest: make it blue\nNew caption:")

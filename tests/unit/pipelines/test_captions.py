@@ -19,6 +19,7 @@ from cirray.mining.pairs import pair_id
 from cirray.pipelines.captions.caption import run_caption
 from cirray.pipelines.captions.config import CaptionGeneratorRun, CaptionRun
 from cirray.pipelines.captions.generator import run_caption_generator
+from cirray.pipelines.cluster.parts import run_parts
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.generate import run_generate
 from cirray.triplets.captions import caption_table, read_captions, rejected_captions, write_captions
@@ -108,12 +109,16 @@ def test_captions_of_a_picture_that_was_replaced_are_not_taken_for_its_own(tmp_p
         run_caption(run_of(own, tmp_path.parent / "captions"))
 
 
-def test_known_captions_give_no_model_call_and_identical_triplets(world, tmp_path):
+def test_known_captions_give_no_model_call_and_identical_triplets(world, tmp_path, monkeypatch):
+    sums = []
+    counted = lambda *given: sums.append(run_parts(*given)) or sums[-1]  # noqa: E731
+    monkeypatch.setattr("cirray.pipelines.captions.caption.run_parts", counted)
     CALLS.clear()
     run_caption(run_of(world, tmp_path / "first"))
     asked = len(CALLS)
     again = run_caption(run_of(world, tmp_path / "second", reuse=[str(tmp_path / "first")]))
     assert len(CALLS) == asked > 0 and again.extra["reused"] == 9
+    assert [made["asked"] for made in sums] == [9, 0]  # parts of known captions say nothing of a captioner's pace
     assert caption_table(str(tmp_path / "second")) == caption_table(str(tmp_path / "first"))
     assert run_caption(run_of(world, tmp_path / "first")).counts and len(CALLS) == asked
     other = {"kind": "counted", "settings": {"words": 5}}

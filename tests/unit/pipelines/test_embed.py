@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made_artifacts import stage_of
 from PIL import Image
 
 from cirray.core.errors import ArtifactError, DataError
@@ -128,6 +129,13 @@ def test_a_missing_tower_is_named(made, tmp_path):
     TINY.write_pairs_artifact(tmp_path / "pairs", TINY.chain(3))
     with pytest.raises(ArtifactError, match="pairs' holds no vision tower"):
         run_embed(run_of(made, tmp_path / "g", tower=str(tmp_path / "pairs")))
+    stage = stage_of(str(tmp_path / "towers"), "towers")
+    shutil.copytree(made / "tower", stage.local / "vision")
+    (stage.local / "vision" / "config.json").unlink()
+    stage.publish({})
+    held = r"vision': the folder has no config.json \(it holds .*\)\. Give an image encoder"
+    with pytest.raises(ArtifactError, match=f"No vision tower could be read from .*{held}"):
+        run_embed(run_of(made, tmp_path / "h", tower=str(tmp_path / "towers")))
 
 
 def test_decoding_is_a_plain_function_with_errors_as_values(made):

@@ -11,6 +11,7 @@ from cirray.core.errors import ArtifactError, ConfigError, GenerationError, Inde
 from cirray.core.storage import join
 from cirray.generators.base import WriterSetup
 from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.parts import run_parts
 from cirray.pipelines.cluster.streaming import to_columns
 from cirray.pipelines.texts.actors import GenerateTexts
 from cirray.pipelines.texts.config import GenerateRun
@@ -154,8 +155,11 @@ def test_a_long_part_is_made_in_shards_by_the_measured_rate_and_goes_on_from_the
     assert sizes == ([4, *[1] * 36] if seconds < 1 else [4, 16, 20])
     with pytest.raises(KeyboardInterrupt):
         run_generate(run_of(inputs, **fields), lambda *given: _Power(TINY.load_knobs(*given), 1))
+    sums = []
+    counted = lambda *given: sums.append(run_parts(*given)) or sums[-1]  # noqa: E731
+    monkeypatch.setattr("cirray.pipelines.texts.generate.run_parts", counted)
     run_generate(run_of(inputs, **fields), TINY.load_knobs)
-    assert pairs_served(inputs) == 80
+    assert pairs_served(inputs) == 80 and 0 < sums[0]["asked"] < 40  # what was kept is no work
     assert files(inputs / "out") == files(inputs / "whole")
     assert not (inputs / "out" / "shards").exists()
 
@@ -276,7 +280,7 @@ def test_an_actor_is_a_plain_object_that_needs_no_cluster(inputs):
     actor = GenerateTexts(
         TINY.load_knobs, run.generator, WriterSetup(), run.features, str(inputs / "work"), row, recipe=plan.recipe
     )
-    assert actor(to_columns(plan.tables[1])) == {"rejected": 0, "tokens_in": 0, "tokens_out": 0}
+    assert actor(to_columns(plan.tables[1])) == {"rejected": 0, "tokens_in": 0, "tokens_out": 0, "asked": 8}
     ids = pq.read_table(join(str(inputs / "work"), "data", "part-00001.parquet")).column("triplet_id").to_pylist()
     assert sorted(ids) == sorted(plan.keys(plan.tables[1]).to_pylist())
 

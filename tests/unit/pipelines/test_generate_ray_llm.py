@@ -6,6 +6,7 @@ The processor is a stand-in between Ray's own wrappers of pre- and postprocessin
 import contextlib
 import copy
 import importlib.util
+import inspect
 import json
 import random
 import runpy
@@ -17,6 +18,7 @@ from PIL import Image
 from ray.data import llm
 from ray.llm._internal.batch.processor.base import Processor
 from ray.llm._internal.batch.stages.base import wrap_postprocess, wrap_preprocess
+from ray.llm._internal.batch.stages.configs import PrepareMultimodalStageConfig, resolve_stage_config
 
 from cirray.core import extras
 from cirray.core.config import validate
@@ -30,6 +32,7 @@ from cirray.pipelines.texts.ray_llm import ERROR, Asking
 from cirray.triplets.store import TripletStore
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
+BUILD = inspect.signature(llm.build_processor)
 TINY = SimpleNamespace(**runpy.run_path(str(FIXTURES / "tiny_pipeline.py")))
 GOOD = json.dumps({"forward": "make it blue", "reverse": "make it red", "edit": "attribute", "confidence": 0.5})
 
@@ -40,7 +43,9 @@ class Stages:
     def __init__(self, answer, lost=()):
         self.answer, self.lost, self.asked, self.config = answer, lost, [], None
 
-    def build(self, config, preprocess, postprocess):
+    def build(self, *given, **named):
+        bound = BUILD.bind(*given, **named).arguments
+        config, preprocess, postprocess = (bound[name] for name in ("config", "preprocess", "postprocess"))
         self.config = config
         before = wrap_preprocess(copy.deepcopy(preprocess), Processor.DATA_COLUMN)
         after = wrap_postprocess(postprocess, Processor.DATA_COLUMN, config.should_continue_on_error)
@@ -100,7 +105,9 @@ def test_rows_of_all_parts_that_come_in_any_order_are_each_accounted_for(world, 
     assert len({row["pair_id"] for row in rows}) == 12 and {row["edit"] for row in rows} == {"attribute"}
     config = stages.config
     assert (config.model_source, config.concurrency, config.should_continue_on_error) == ("some/model", 2, True)
-    assert config.engine_kwargs["max_model_len"] == 4096 and config.prepare_multimodal_stage == {"enabled": True}
+    assert config.engine_kwargs["max_model_len"] == 4096
+    stage = resolve_stage_config(config.prepare_multimodal_stage, PrepareMultimodalStageConfig)
+    assert stage.enabled and stage.chat_template_content_format == "openai"
     content = stages.asked[0]["messages"][0]["content"]
     assert [part["type"] for part in content].count("image_url") == 2 and content[1]["uuid"].startswith("img-")
     schema = json.loads(stages.asked[0]["sampling_params"]["structured_outputs"]["json"])

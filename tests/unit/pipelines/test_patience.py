@@ -74,6 +74,32 @@ def test_the_slowest_answer_so_far_says_how_long_another_may_take():
         list(patient(answers(0.0, 0.0, 0.4), 0.1, took=lambda number: 0.01 * number))
 
 
+def test_answers_that_took_no_work_say_nothing_of_how_long_others_may_take():
+    assert list(patient(answers(0.0, 0.0, 0.4), 0.1, took=lambda number: 0.0)) == [0, 1, 2]
+    assert list(patient(answers(0.0, 0.3, 0.6), 0.1, took=lambda number: 0.3 * number)) == [0, 1, 2]
+    with pytest.raises(ConfigError, match="Nothing was finished"):
+        list(patient(answers(0.0, 0.0, 0.4), 0.1, took=lambda number: 0.01 * (number == 0)))
+
+
+def test_a_worker_tells_what_a_part_would_have_taken_of_which_every_row_was_work():
+    class Known:
+        def __call__(self, columns):
+            asked = int(columns["new"].sum())
+            time.sleep(0.1 * asked)
+            return {"made": len(columns["new"]), "asked": asked}
+
+    worker = GuardedWorker(Step(Known, pool=PoolConfig(threads=1)))
+    took = [
+        float(
+            worker({"part": np.zeros(4, np.int64), "part_rows": np.full(4, 4), "new": np.arange(4) < new})[
+                "cirray_took"
+            ][0]
+        )
+        for new in (0, 1, 4)
+    ]
+    assert took[0] == 0 and 0.4 <= took[1] < 1 and 0.4 <= took[2] < 1
+
+
 def test_a_worker_tells_how_long_a_part_took_it_and_of_its_first_one_the_loading_too():
     class Slow:
         def __init__(self):

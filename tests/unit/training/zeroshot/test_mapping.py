@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from fork_ranks import trained
 
 from cirray.core.errors import ConfigError
 from cirray.models.retriever_files import load_retriever
@@ -57,6 +58,25 @@ def test_every_objective_lowers_its_own_loss(make_setup, objective):
     history = train(task, task.setup.config, torch_engine)
     late, early = (np.mean([row["loss"] for row in rows]) for rows in (history[-10:], history[:10]))
     assert late < 0.9 * early
+
+
+@pytest.mark.parametrize("objective", ["mapping", "text_only", "distil"])
+def test_a_batch_in_pieces_has_the_gradients_of_the_whole_one(make_setup, objective):
+    found = {}
+    for pieces in (1, 3):
+        task, rows = make(make_setup, objective, pieces=pieces, optimizer={"lr": 1e-3, "clip": None}), []
+        task.model().register_forward_hook(
+            lambda module, given, output, rows=rows: rows.append(len(given[0].tensors()[0]))
+        )
+        found[pieces] = trained(task, task.setup.config, 0, 1)
+        assert rows == ([4] * 4 if pieces == 1 else [2, 1, 1] * 8)
+    whole, parted = (found[pieces]["gradients"] for pieces in (1, 3))
+    largest = max(abs(value) for values in whole.values() for value in values)
+    apart = max(abs(a - b) for name in whole for a, b in zip(whole[name], parted[name], strict=True))
+    assert largest > 1e-4 and apart < 1e-4 * max(largest, 1)
+    assert [row["loss"] for row in found[1]["history"]] == pytest.approx(
+        [row["loss"] for row in found[3]["history"]], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("alignment", ["none", "soft", "hard", "mixed"])
