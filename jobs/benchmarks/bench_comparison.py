@@ -26,14 +26,14 @@ from cirray.cli.words import overrides_of
 from cirray.core.config import validate
 from cirray.core.environ import limit_threads
 from cirray.core.places import Run
-from cirray.data.labels import Labelled, select_labels
+from cirray.data.benchmark import Labelled, select_labels
 from cirray.data.shapes.corpus import caption_bags, difference_bags
 from cirray.data.shapes.world import read_scenes
 from cirray.features.store import FeatureStore
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.trainable import AnswerLoss, Answers
 from cirray.losses.output import LossOutput
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.towers.language import bag_ids, embed_bags
 from cirray.pipelines.data.datasets import read_usable
 from cirray.pipelines.features.towers import train_stage

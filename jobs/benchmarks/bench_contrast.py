@@ -32,7 +32,7 @@ from cirray.models.text import build_tokenizer
 from cirray.training.config import TrainingConfig
 from cirray.training.loop import train
 from cirray.training.retrieval import RetrievalTask
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 from cirray.types import Triplet
 
 _TAU, _CHECKED, _WORDS = 0.05, 256, ("red", "blue", "small", "large", "star", "square", "gone", "left")
@@ -134,7 +134,7 @@ def _step(bench: Bench, size: int, chunk: str) -> dict[str, Any]:
     config = TrainingConfig.model_validate({**fields, "objective": "finetune"})
     task = RetrievalTask(retriever, rows, _Features(), config)
     before, begin = own_kib(), time.process_time()
-    train(task, config, torch_engine)
+    train(task, config, TorchEngine)
     return {"mb": round((own_kib() - before) / 1024), "rate": round(2 * size / (time.process_time() - begin))}
 
 

@@ -8,7 +8,6 @@ seconds are those of all threads together: on a busy machine they say more than 
 """
 
 import json
-import platform
 import resource
 import shutil
 import sys
@@ -19,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from machine import machine
 from pydantic import Field
 
 from cirray.cli.main import guarded
@@ -98,8 +98,8 @@ def _evaluate(config: BenchConfig, root: Path) -> None:
     result = count_result(rank_vectors(plan, queries, [gallery], settings))
     seconds, busy = time.perf_counter() - begin, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    machine = f"{platform.processor() or platform.machine()}, {config.threads} threads, {config.device}"
-    say(f"{machine}; {config.images:,} images x {config.tokens} tokens x {config.width}, {config.queries:,} queries")
+    say(f"{machine()}; {config.threads} threads, {config.device}")
+    say(f"{config.images:,} images x {config.tokens} tokens x {config.width}, {config.queries:,} queries")
     say(f"sums in {config.sums}, blocks of {config.budget_mb} MiB; the first figure: {next(iter(result.metrics))}")
     say("| images/s | seconds | processor seconds | peak GB | before GB |")
     say("|---|---|---|---|---|")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 
 from cirray.cli.main import guarded
 from cirray.cli.words import overrides_of
@@ -67,7 +68,7 @@ def main() -> None:
         for name, work in rows.items():
             rate, busy = _rate(work, bench.seconds)
             say(f"| {name} | {rate * step / 1e9:.2f} | {busy * step / 1e9:.2f} | {rate * take:,.0f} |")
-        say(f"\n{os.cpu_count()} cores, load {load:.2f} before; {time.strftime('%Y-%m-%d')}.")
+        say(f"\n{machine()}; load {load:.2f} before.")
 
 
 def _write(bench: Bench, place: Path) -> str:

@@ -11,8 +11,6 @@ one in a hundred that a filter passes.
 
 import asyncio
 import multiprocessing
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from multiprocessing.synchronize import Event
 
 import numpy as np
 import pyarrow as pa
+from machine import machine
 from pydantic import Field
 
 from cirray.catalogue.follower import Follower
@@ -168,7 +167,7 @@ def run(config: BenchConfig) -> None:
         stop.set()
         process.join()
         follower.stop()
-    say(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    say(machine())
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@
 Needs the artifacts `pairs`, `features` and `generator` below `root` (`make demo` leaves them there).
 """
 
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -14,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ray
 import torch
+from machine import machine
 
 from cirray.cli.main import guarded, resolve
 from cirray.cli.words import overrides_of
@@ -128,14 +126,7 @@ def _show(bench: Bench, rows: list[tuple[str, int, float, float]]) -> None:
         print(f"| {name} | {seconds:.1f} | {rate} |")
     alone = wall["stage, no Ray"]
     print(f"\nRay Data, one actor, adds {wall['stage, Ray Data, 1 actor'] - alone:.1f} s to {alone:.1f} s.")
-    cores, date = os.cpu_count(), time.strftime("%Y-%m-%d")
-    print(f"{_processor()}, {cores} cores; ray {ray.__version__}, torch {torch.__version__}; {date}.")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    print(machine("ray", "torch"))
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def train_row(
     frozen: Any = None, loss: Callable[[Any], torch.Tensor] | None = None, reading: Callable[[], Any] | None = None,
 ) -> None:  # fmt: skip
     """Measure steps of an engine and print one table; `reading` makes a batch from the features anew."""
-    engine = TorchEngine(model, config, device=bench.device)
+    engine = TorchEngine(model.to(bench.device), config)
     engine.module.train()
     find = loss or (lambda now: retrieval_loss(cast(Retriever, model), now, config, NoGather()).total)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import httpx
 from bench_serve import BenchConfig, free_port, server
+from machine import machine
 from pydantic import Field
 
 from cirray.cli.main import guarded, resolve
@@ -202,7 +203,7 @@ def measure(config: HttpConfig) -> None:
             f"wrk.method = 'POST'\nwrk.headers['content-type'] = 'application/json'\nwrk.body = {json.dumps(body)}\n"
         )
         length = answer_length(config, body)
-        say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, answers of {length:,} bytes")
+        say(f"{machine()}; answers of {length:,} bytes")
         say("| mode | clients | requests/s | p50 ms | p99 ms | failed | processor us a request |")
         say("|---|---|---|---|---|---|---|")
         for _ in range(config.rounds):

@@ -7,12 +7,11 @@ Vectors are synthetic: groups of images that share a centre, as near-duplicates 
 share of the twin's top k that an index finds.
 """
 
-import os
-import platform
 import sys
 import time
 
 import numpy as np
+from machine import machine
 from pydantic import Field
 
 from cirray.cli.main import guarded
@@ -80,8 +79,8 @@ def measure(config: BenchConfig) -> None:
     limit_faiss_threads(config.threads)
     tokens, queries = vectors(config)
     ids = [f"{row:09d}" for row in range(config.images)]
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {config.threads} threads"
-    say(f"{machine}; {config.images:,} images x {config.tokens} tokens x {config.width}, top {config.k}")
+    say(f"{machine()}; {config.threads} threads")
+    say(f"{config.images:,} images x {config.tokens} tokens x {config.width}, top {config.k}")
     if config.target_recall:
         kinds = measured(tokens, config.target_recall, config.queries, config.seed)
         return say(table(kinds, chosen(kinds, config.target_recall)))

@@ -5,11 +5,12 @@
 Runs `cirray` with the given words and prints its output, then the peak, when it was, and the largest processes there.
 """
 
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from machine import machine
 
 EVERY_S = 1.0
 SHOWN = 5
@@ -28,7 +29,7 @@ def main(words: list[str]) -> int:
             peak, when = sum(size for size, _ in found), time.monotonic() - begin
             largest = sorted(found, reverse=True)[:SHOWN]
         time.sleep(EVERY_S)
-    print(f"\n{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
+    print(f"\n{machine()}")
     total = time.monotonic() - begin
     print(f"peak memory {peak / 2**30:.2f} GB (PSS) after {when:.0f} of {total:.0f} s; largest then:")
     for size, words_of in largest:

@@ -9,7 +9,6 @@ series. Processor seconds are those of all threads together: on a busy machine t
 """
 
 import logging
-import platform
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from machine import machine
 from own_memory import own_kib
 from pydantic import Field
 from ray.cluster_utils import Cluster
@@ -137,7 +137,7 @@ def main() -> int:
         equal = all(np.array_equal(a.targets, b.targets) for a, b in zip(fast, whole, strict=True))
         say("equal to the index" if equal else "NOT EQUAL")
     peak = own_kib() / 2**10
-    say(f"peak {peak:,.0f} MB; {platform.processor() or platform.machine()}")
+    say(f"peak {peak:,.0f} MB; {machine()}")
     return 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_serve import BenchConfig, load, read_body, request_bytes, server
+from machine import machine
 from pydantic import Field
 
 from cirray.cli.main import guarded, resolve
@@ -194,7 +195,7 @@ def measure(config: OverloadConfig) -> None:
     gallery = open_index(config.index)
     image_id = gallery.ids[0]
     complain(f"starting {config.mode}")
-    say(f"mode {config.mode}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    say(f"mode {config.mode}; {machine()}")
     with server(config.mode, config) as (port, _):
         asyncio.run(trial(config, port, request_bytes(config.bodies[0], port, image_id, gallery.picture(image_id))))
         begin = time.perf_counter()

@@ -6,7 +6,6 @@ Each line is the median of one phase alone; docs/SERVING.md sets them beside wha
 """
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+from machine import machine
 from pydantic import Field
 
 from cirray.cli.main import guarded, resolve
@@ -153,7 +153,7 @@ def measure(config: PhasesConfig) -> None:
     ids = retriever.gallery.ids
     picture = retriever.gallery.picture(ids[0]) or b""
     asked = messages(ids[0], picture)
-    say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, gallery of {len(ids):,}")
+    say(f"{machine()}; gallery of {len(ids):,}")
     say("| phase | microseconds a query |")
     say("|---|---|")
     say(f"| reading the picture | {median_us(lambda: retriever.prepare(TEXT, picture, k=12), config.repeats):.0f} |")

@@ -10,8 +10,6 @@ there the tower has one layer, since what must not grow is what an image leaves 
 """
 
 import json
-import os
-import platform
 import re
 import shutil
 import subprocess
@@ -26,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 from PIL import Image
 from pydantic import Field
 
@@ -79,8 +78,7 @@ class PhotosConfig(Run):
 
 def measure(config: PhotosConfig) -> None:
     """Take all measures and print them."""
-    say(f"{platform.machine()}, {available_cores()} cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, "
-        f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    say(machine("torch"))
     with tempfile.TemporaryDirectory(prefix="cirray-photos-") as folder:
         home = Path(folder)
         paths = [path for _, path in list_pictures(config.images).pictures]

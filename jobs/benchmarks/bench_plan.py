@@ -8,8 +8,6 @@ process; the pairs are made in another one.
 """
 
 import multiprocessing
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from machine import machine
 from own_memory import own_kib
 from pydantic import Field
 
@@ -161,7 +160,7 @@ def main() -> None:
         maker.join()
         say(f"{config.pairs:,} pairs over {config.images:,} images, parts of {config.part_rows:,}")
         measure(config, Path(folder))
-    say(f"{platform.machine()}, {os.cpu_count()} cores; pyarrow {pa.__version__}; {time.strftime('%Y-%m-%d')}")
+    say(machine("pyarrow"))
 
 
 if __name__ == "__main__":

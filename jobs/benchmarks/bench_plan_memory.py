@@ -34,7 +34,7 @@ from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator_inputs import build_generator
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.training.loop import train
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 from cirray.types import Triplet
 
 HONEST = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -111,12 +111,12 @@ def _step(run: GeneratorRun, stage: str, batch: int) -> int:
         loop = run.training.model_copy(update={"steps": 1, "batch": batch, **({"pieces": 1} if batch == 1 else {})})
         pairs = enumerate(pairwise(ids))
         rows = [Triplet(f"t-{at}", first, second, TEXT) for at, (first, second) in pairs]
-        train(GeneratorTask(model, rows, features, loop), loop, torch_engine)
+        train(GeneratorTask(model, rows, features, loop), loop, TorchEngine)
     else:
         first = run.alignment_training.model_copy(update={"steps": 1, "batch": batch})
         captions = dict.fromkeys(ids[:batch], TEXT)
         task = AlignmentTask(model, features, first, captions=captions, words=run.alignment == "words")
-        train(task, first, torch_engine)
+        train(task, first, TorchEngine)
     return int(model.encode_answers([TEXT]).ids_BT.shape[1])
 
 

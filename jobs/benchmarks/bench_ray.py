@@ -8,12 +8,13 @@ stages that use Ray of (seconds with Ray - seconds in one process / workers), as
 Work that does not divide perfectly counts as Ray's. Run it on an idle machine.
 """
 
-import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from cirray.cli.main import guarded, resolve
 from cirray.cli.study import find, run
@@ -74,9 +75,7 @@ def _seconds(bench: Bench, name: str, out: Path, ray: bool) -> float:
 
 
 def _show(alone: dict[str, float], with_ray: dict[str, float], start_stop: float, wall: float) -> None:
-    print(
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
-    )
+    print(machine("ray"))
     print(f"{'stage':<14}{'one process s':>16}{'Ray s':>10}{'cost s':>10}")
     costs = {name: with_ray[name] - alone[name] / workers for name, workers in STAGES.items()}
     for name in STAGES:

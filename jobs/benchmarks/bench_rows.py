@@ -7,15 +7,13 @@ No model and no features: what is measured is what a trainer does beside them. M
 and beside it the pages of the mapped file, which the system takes back where it needs them.
 """
 
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from machine import machine
 from own_memory import own_kib
 from pydantic import Field
 
@@ -63,7 +61,7 @@ def main() -> None:
     timed(f"{config.steps} steps", walk)
     rate = config.steps * config.batch / (time.perf_counter() - begin)
     say(f"{len(rows):,} rows, {type(made.sampler).__name__}: {rate:,.0f} rows/s")
-    say(f"{platform.machine()}, {os.cpu_count()} cores; pyarrow {pa.__version__}; {time.strftime('%Y-%m-%d')}")
+    say(machine("pyarrow"))
 
 
 def timed(name: str, work: Callable[[], Any]) -> Any:

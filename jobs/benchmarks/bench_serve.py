@@ -8,7 +8,6 @@ so figures are comparable with each other, not with a load generator on another 
 
 import asyncio
 import os
-import platform
 import secrets
 import signal
 import socket
@@ -23,6 +22,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import yaml
+from machine import machine
 from pydantic import Field
 
 from cirray.cli.main import guarded, resolve
@@ -210,7 +210,7 @@ def measure(config: BenchConfig) -> None:
     """Print one line per mode, body and number of clients."""
     gallery = open_index(config.index)
     image_id, picture = gallery.ids[0], gallery.picture(gallery.ids[0])
-    say(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, gallery of {len(gallery.ids):,}")
+    say(f"{machine()}; gallery of {len(gallery.ids):,}")
     say("| mode | body | clients | requests/s | p50 ms | p99 ms | failed |")
     say("|---|---|---|---|---|---|---|")
     for mode in config.modes:

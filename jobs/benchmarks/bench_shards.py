@@ -8,8 +8,6 @@ on this machine, asked as a replica asks them; answers must be those of the one 
 by itself (`Private` in /proc/PID/smaps_rollup).
 """
 
-import os
-import platform
 import re
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import ray
 from bench_gallery import BenchConfig, bulk, drawn
+from machine import machine
 from pydantic import Field
 from ray import serve
 
@@ -124,7 +123,7 @@ def run(config: ShardsConfig) -> None:
         for of in config.shards:
             measure(uri, config, of, wanted)
         serve.shutdown()
-    say(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    say(machine())
 
 
 if __name__ == "__main__":

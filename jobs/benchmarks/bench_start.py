@@ -7,7 +7,6 @@ without Ray. Commands are run in turns, each in a process of its own; the best w
 and what a search takes over importing torch and transformers alone.
 """
 
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from machine import machine
 from pydantic import Field
 
 from cirray.cli.main import guarded
@@ -58,7 +58,7 @@ def measure(config: BenchConfig) -> None:
             for name, command in commands.items():
                 wall, busy = timed(command)
                 best[name] = (min(best[name][0], wall), min(best[name][1], busy))
-    say(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, best of {config.repeats}")
+    say(f"{machine()}; best of {config.repeats}")
     for name, (wall, busy) in best.items():
         say(f"{name:<36}{wall:7.2f} s  {busy:6.2f} s of processor time")
     over = best["cirray search"][1] / best["import torch, transformers"][1]

@@ -12,6 +12,7 @@ import multiprocessing
 import pickle
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,7 @@ class Way:
 
     def follow(self, work: Callable[[], Any]) -> "Way":
         """Do `work` until the end is reached."""
+        threading.setprofile(self._note)  # a thread draws the batches
         sys.setprofile(self._note)
         try:
             status = work()
@@ -68,6 +70,7 @@ class Way:
             return self
         finally:
             sys.setprofile(None)
+            threading.setprofile(None)
         raise ConfigError(f"{self._end} was never called; the run ended with status {status}.")
 
     def _note(self, frame: FrameType, event: str, argument: Any) -> None:

@@ -5,16 +5,14 @@
 Needs the artifacts `world`, `towers` and `features` below `root` (`make demo` leaves them there).
 """
 
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from machine import machine
 
 from cirray.cli.main import guarded, resolve
 from cirray.cli.words import overrides_of
@@ -96,13 +94,7 @@ def _show(bench: Bench, lines: list[Line]) -> None:
         rate = f"{line.rate:,.0f} | {line.rate / base.rate:.2f}x" if line.rate else " | "
         extra = f"{line.wall - bench.steps * bench.batch / line.rate:.1f}" if line.rate else ""
         say(f"| {line.name} | {line.wall:.1f} | {rate} | {extra} |")
-    say(f"\n{_processor()}, {os.cpu_count()} cores; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}.")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    say(f"\n{machine('torch')}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ state or a later noted one, with the right vectors, and answer as a scan of them
 
 import multiprocessing
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 from pydantic import Field
 
 from cirray.catalogue.follower import Follower
@@ -192,7 +192,7 @@ def run(config: ChaosConfig) -> int:
         version = Catalogue.open(chaos.uri).version
     seconds = time.perf_counter() - begin
     say(f"{config.moments} kills in {seconds:.0f} s, {counts[0]:,} changes noted, {counts[1]:,} acknowledged, "
-        f"{version:,} versions; {len(found)} faults; {platform.machine()}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+        f"{version:,} versions; {len(found)} faults; {machine()}")  # fmt: skip
     for fault in found[:20]:
         say(f"  {fault}")
     return int(bool(found))
