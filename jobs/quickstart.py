@@ -5,4 +5,4 @@ import sys
 from cirray.cli.main import job
 
 if __name__ == "__main__":
-    sys.exit(job("quickstart", ""))
+    sys.exit(job("quickstart"))

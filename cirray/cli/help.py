@@ -63,17 +63,6 @@ def overview() -> str:
     )
 
 
-def asked(arguments: Sequence[str]) -> str | None:
-    """What `--help` in a command line asks for: a section's path, `all`, an empty text; None without `--help`."""
-    for at, word in enumerate(arguments):
-        if word.startswith("--help="):
-            return word.partition("=")[2]
-        if word in ("-h", "--help"):
-            after = arguments[at + 1] if at + 1 < len(arguments) else ""
-            return "" if "=" in after or after.startswith("-") or after.endswith((".yaml", ".yml")) else after
-    return None
-
-
 def verb_help(chosen: Verb, path: str = "") -> str:
     """The text of `cirray VERB --help`: the fields people change. With a path: of that section or field; `all`: all.
 

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from cirray.cli import completion
-from cirray.cli.help import asked, overview, verb_help
+from cirray.cli.help import overview, verb_help
+from cirray.cli.recipes import recipes
 from cirray.cli.verb import VERBS, Verb, split_verb, verb
 from cirray.cli.verb import load as imported
-from cirray.cli.words import Words, layer_for, read_words
+from cirray.cli.words import Words, asked, layer_for, read_words
 from cirray.core.config import Config, ConfigT, Loaded, from_presets, load, value_at
 from cirray.core.environ import artifact_root, limit_threads
-from cirray.core.errors import CirrayError, ConfigError
+from cirray.core.errors import ConfigError, own_error
 from cirray.core.interrupts import interruptible
 from cirray.core.log import complain, configure, get_logger, printable, say
 from cirray.core.places import HOME, ROOT
@@ -45,27 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: _run_verb(*split_verb(arguments)))
 
 
-def job(name: str, default_config: str, needs: Sequence[str] = (), argv: Sequence[str] | None = None) -> int:
-    """Entry point of `jobs/*.py`: the same verb with a default config file.
+def job(name: str, argv: Sequence[str] | None = None) -> int:
+    """Entry point of `jobs/*.py`: a verb, which without a file takes its recipe of the embedded world (`shapes/NAME`).
+
+    Stages of the quickstart that this recipe names are made first, where they are missing.
 
     Args:
         name: the verb.
-        default_config: config file of the embedded world.
-        needs: stages of the quickstart that the default config reads; missing ones are made first.
         argv: arguments; the process's own when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
-        words = (
-            Words(flags=frozenset(["--help"])) if asked(arguments) is not None else read_words(verb(name), arguments)
-        )
-        if words.files or words.flags & {"--help", "--print-config"}:
+        chosen, recipe = verb(name), recipes().get(f"shapes/{name}")
+        if recipe is None or asked(arguments) is not None or (words := read_words(chosen, arguments)).files:
             return _run_verb(name, arguments)
-        if needs:
-            roots = [item for item in words.assignments if item.startswith(f"{ROOT}=")]
-            imported("cirray.cli.study:prepare")(needs, roots)
-        return _run_verb(name, [default_config, *arguments] if default_config else arguments)
+        whole = [str(recipe), *arguments]
+        if "--print-config" not in words.flags:
+            imported("cirray.cli.study:prepare")(configured(chosen, whole).config)
+        return _run_verb(name, whole)
 
     return guarded(work)
 
@@ -94,13 +93,8 @@ def guarded(work: Any) -> int:
 
 def user_sentence(error: BaseException | None) -> str | None:
     """The message of the first error of this package in a chain of causes, or None when there is none."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, CirrayError):
-            return " ".join(str(error).split())
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
+    own = own_error(error)
+    return None if own is None else " ".join(str(own).split())
 
 
 def resolve(cls: type[ConfigT], files: Sequence[Layer], overrides: Sequence[str]) -> Loaded[ConfigT]:

@@ -33,7 +33,7 @@ STAGES = {item.name: item for item in (
          "cirray caption shapes/caption", status=partial_status),
     Verb("templates", "texts", "make a generator that fills templates with captions, for `cirray generate`",
          "cirray.pipelines.captions.config:CaptionGeneratorRun",
-         "cirray.pipelines.captions.generator:run_caption_generator", "cirray templates shapes/templates"),
+         "cirray.pipelines.captions.caption:run_caption_generator", "cirray templates shapes/templates"),
     Verb("train-generator", "texts", "train the generator of modification texts on labelled triplets",
          "cirray.pipelines.texts.config:GeneratorRun", "cirray.pipelines.texts.generator:run_generator",
          "cirray train-generator shapes/train-generator"),

@@ -1,7 +1,6 @@
 """`cirray study`: methods, each a chain of stages in one YAML file, in one table over seeds."""
 
 import shlex
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cirray.cli.verb import Verb, verb
@@ -10,6 +9,7 @@ from cirray.core.artifacts import is_complete
 from cirray.core.config import Config
 from cirray.core.environ import limit_threads, this_program
 from cirray.core.errors import ConfigError
+from cirray.core.identity import items
 from cirray.core.log import get_logger, linked
 
 
@@ -35,15 +35,17 @@ def run(config: Any) -> Any:
     return run_study(config, find)
 
 
-def prepare(stages: Iterable[str], assignments: Sequence[str] = ()) -> None:
-    """Make missing stages of the quickstart."""
+def prepare(run: Any) -> None:
+    """Make the stages of the quickstart that a run of another verb names and that are missing."""
     from cirray.cli.main import configured
     from cirray.pipelines.study.config import StudyRun
     from cirray.pipelines.study.run import run_stages
 
-    study: StudyRun = configured(verb("quickstart"), assignments).config
-    missing = [name for name in stages if not is_complete(storage.join(study.root, name))]
-    if missing:
+    study: StudyRun = configured(verb("quickstart"), [f"root={run.root}"]).config
+    named = {storage.join(text) for _, text in items(run.given()) if isinstance(text, str) and text}
+    places = {name: storage.join(study.root, name) for name in study.stages}
+    missing = [name for name, place in places.items() if place in named and not is_complete(place)]
+    if missing and not isinstance(run, StudyRun):
         get_logger(__name__).info("making what is needed first, below %s: %s", study.root, ", ".join(missing))
         limit_threads()
         run_stages(study, find, missing)

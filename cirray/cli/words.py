@@ -62,6 +62,17 @@ class Words:
     """Those of `FLAGS`."""
 
 
+def asked(arguments: Sequence[str]) -> str | None:
+    """What `--help` in a command line asks for: a section's path, `all`, an empty text; None without `--help`."""
+    for at, word in enumerate(arguments):
+        if word.startswith("--help="):
+            return word.partition("=")[2]
+        if word in ("-h", "--help"):
+            after = arguments[at + 1] if at + 1 < len(arguments) else ""
+            return "" if "=" in after or after.startswith("-") or after.endswith((".yaml", ".yml")) else after
+    return None
+
+
 def read_words(chosen: Verb, given: Sequence[str]) -> Words:
     """The words after a verb by what they are: a recipe's name is its file, a word without a name its field's value.
 

@@ -44,7 +44,7 @@ def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading
         role, value, path = role_of(field), getattr(config, name), prefix + name
         if role is Role.EFFORT or name in OWN:
             continue
-        for key, item in _items(value):
+        for key, item in items(value):
             inner = " ".join(filter(None, (label, key)))
             if role is Role.PLACE and item:
                 yield Reading(path, f"{path} {inner}".rstrip(), str(item), kind_of(field))
@@ -57,7 +57,7 @@ def readings(config: Any, prefix: str = "", label: str = "") -> Iterator[Reading
 def named_places(config: BaseModel, own: tuple[str, ...] = OWN) -> Iterator[str]:
     """Every place that a run names at any depth, in data sets and efforts too, but for its own artifacts."""
     for name, field in type(config).model_fields.items():
-        for _, item in _items(getattr(config, name)) if name not in own else ():
+        for _, item in items(getattr(config, name)) if name not in own else ():
             if isinstance(item, BaseModel):
                 yield from named_places(item, ())
             elif names_place(field) and isinstance(item, str) and item:
@@ -105,8 +105,8 @@ def _decides(field: FieldInfo, value: Any) -> bool:
     return role_of(field) is Role.IDENTITY and not usual
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Leaves of lists and mappings at any depth, each with its path."""
+def items(value: Any) -> Iterator[tuple[str, Any]]:
+    """Leaves of lists and mappings at any depth, each with its path in words."""
     if isinstance(value, Mapping):
         pairs: Any = value.items()
     elif isinstance(value, tuple | list):
@@ -115,7 +115,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
         yield "", value
         return
     for key, item in pairs:
-        for inner, found in _items(item):
+        for inner, found in items(item):
             yield " ".join(filter(None, (str(key), inner))), found
 
 

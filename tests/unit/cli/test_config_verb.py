@@ -34,7 +34,7 @@ def test_a_verb_takes_several_files_and_the_later_wins(recipe, capsys):
     run = configured(verb("finetune"), [*recipe, "training.batch=8", "--training.seed", "16"]).config
     assert (run.training.steps, run.training.optimizer.lr, run.training.engine) == (400, 1e-3, "deepspeed")
     assert (run.training.batch, run.training.seed, run.ray.num_workers) == (8, 16, 2)
-    assert job("finetune", "", argv=[*recipe, "--print-config"]) == 0
+    assert job("finetune", argv=[*recipe, "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["training"]["steps"] == 400
 
 

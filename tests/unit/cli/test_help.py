@@ -5,10 +5,11 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field, SerializeAsAny
 
-from cirray.cli.help import asked, verb_help
+from cirray.cli.help import verb_help
 from cirray.cli.main import main
 from cirray.cli.tree import find, roots, walk
 from cirray.cli.verb import Verb, verb
+from cirray.cli.words import asked
 from cirray.core.components import Component, SetOf
 from cirray.core.config import Config
 from cirray.core.fields import Common, Effort, Place

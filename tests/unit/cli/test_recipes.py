@@ -52,10 +52,17 @@ def test_a_name_that_is_none_is_one_sentence_with_the_near_ones(words, told, cap
 
 
 def test_a_job_takes_names_too_and_says_an_unknown_one_in_a_sentence(capsys):
-    assert job("finetune", "", argv=["shapes/finetunee"]) == 2
+    assert job("finetune", argv=["shapes/finetunee"]) == 2
     assert "'shapes/finetune'" in capsys.readouterr().err
-    assert job("finetune", "", argv=["shapes/finetune", "--print-config"]) == 0
+    assert job("finetune", argv=["shapes/finetune", "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["training"]["objective"] == "ptha"
+
+
+def test_a_job_without_a_file_takes_the_recipe_of_the_embedded_world(capsys):
+    assert job("finetune", argv=["root=/x", "training.steps=7", "--print-config"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["out"], found["training"]["steps"]) == ("/x/jobs/ptha", 7)
+    assert job("finetune", argv=["--help"]) == 0 and "cirray finetune" in capsys.readouterr().out
 
 
 def test_a_value_and_a_path_stay_what_they_are():

@@ -11,11 +11,12 @@ import pytest
 from cirray.cli.main import main
 from cirray.cli.study import find, prepare, show
 from cirray.cli.verb import verb
-from cirray.core.config import load_config
+from cirray.core.config import load_config, validate
 from cirray.core.errors import ConfigError
 from cirray.core.storage import join
 from cirray.evaluation.study import StudyRow, judge_claim
 from cirray.pipelines.cluster.schedule import check_graph
+from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.study.config import StudyRun
 from cirray.pipelines.study.graph import Graph
 from cirray.pipelines.study.run import study_nodes
@@ -128,8 +129,10 @@ def test_a_job_makes_only_those_stages_first_that_are_missing(tmp_path, monkeypa
     monkeypatch.setattr(
         "cirray.pipelines.study.run.run_stages", lambda run, find, names: made.append((run.root, names))
     )
-    prepare(("world", "towers"), [f"root={tmp_path}"])
-    prepare(("world",), [f"root={tmp_path}"])
+    data = {"format": "folder", "folder": {"root": "@world"}}
+    prepare(validate(EmbedRun, {"root": str(tmp_path), "data": data, "tower": "@towers"}))
+    prepare(validate(EmbedRun, {"root": str(tmp_path), "data": data, "tower": "/elsewhere"}))
+    prepare(validate(StudyRun, {"root": str(tmp_path), "judge": "@towers"}))  # it makes its own stages
     assert made == [(str(tmp_path), ["towers"])]
 
 
