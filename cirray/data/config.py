@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cirray.core.config import Config
 from cirray.core.errors import ConfigError
@@ -305,7 +305,12 @@ class DataConfig(StageDigested, Config):
         name, form = str(values.get("preset", "")), str(values.get("format", cls.model_fields["format"].default))
         return name, {form: PRESETS.get(name, {}).get(form, {})}
 
-    _known = field_validator("preset")(check_preset)
+    @field_validator("preset")
+    @classmethod
+    def _speaks_of_the_format(cls, preset: str, info: ValidationInfo) -> str:
+        if preset:
+            check_preset(preset, info.data.get("format", ""))
+        return preset
 
 
 class ImageLimits(Config):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cirray.core.errors import ConfigError, unknown_name
+from cirray.core.errors import unknown_name
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "supervised": {
@@ -41,15 +41,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """Preset -> data format -> field -> value. Prompts such as "a photo of $ that ..." belong to the model, not here."""
 
 
-def check_preset(name: str) -> str:
-    """The name again, or none. Raises ValueError for an unknown preset."""
-    if name and name not in PRESETS:
+def check_preset(name: str, data_format: str) -> None:
+    """Refuse an unknown preset, or one that says nothing about a format. Raises ValueError with what there is."""
+    if name not in PRESETS:
         raise ValueError(unknown_name("preset", name, PRESETS))
-    return name
-
-
-def check_format(name: str, data_format: str) -> None:
-    """Refuse a preset that says nothing about a format. Raises ConfigError with the formats that it speaks of."""
-    if name and data_format not in PRESETS[name]:
+    if data_format not in PRESETS[name]:
         known = ", ".join(PRESETS[name])
-        raise ConfigError(f"Preset {name!r} says nothing about format {data_format!r}, only about: {known}.")
+        raise ValueError(f"Preset {name!r} says nothing about format {data_format!r}, only about: {known}.")

@@ -7,7 +7,6 @@ from cirray.core.log import get_logger
 from cirray.core.registry import Registry
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import FORMATS, DataConfig
-from cirray.data.presets import check_format
 
 READERS: Registry[Callable[[Any], CirDataset]] = Registry("data format", [f"cirray.data.{name}" for name in FORMATS])
 """Format name -> reader of the `DataConfig` section of the same name."""
@@ -21,10 +20,9 @@ def read_dataset(config: DataConfig, training: bool = True) -> CirDataset:
         config: format, preset and folders.
         training: whether notes about the training triplets are logged; False for those who only score queries.
 
-    Raises ConfigError for an unknown format or preset, and DataError for files that cannot be used.
+    Raises ConfigError for an unknown format, and DataError for files that cannot be used.
     """
     reader = READERS.get(config.format)
-    check_format(config.preset, config.format)
     dataset = reader(getattr(config, config.format))
     for note in dataset.notes:
         if training or note not in dataset.training_notes:

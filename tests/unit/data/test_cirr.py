@@ -161,8 +161,8 @@ def test_a_preset_fills_fields_that_nobody_gave(root):
     assert read_dataset(hard).protocol.metrics != ("recall", "soft_recall_subset")
     with pytest.raises(ValueError, match="Did you mean 'covr'"):
         DataConfig(preset="cover")
-    with pytest.raises(ConfigError, match="says nothing about format 'folder'"):
-        read_dataset(data.model_copy(update={"format": "folder"}))
+    with pytest.raises(ValueError, match="says nothing about format 'folder', only about: cirr"):
+        DataConfig(preset="covr")
 
 
 def test_the_writer_of_the_layout_and_the_reader_agree(world, tmp_path):
