@@ -6,6 +6,7 @@ tokens of the vision tower), T text tokens, D width, H image height, W image wid
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MAX_TEXT = 512
@@ -136,3 +137,8 @@ class Ranking:
     times: StepTimes | None = field(default=None, compare=False)
     searched: float = 1.0
     """Share of the gallery's images among which they were found."""
+
+
+def images_of(triplets: Iterable[Triplet]) -> set[str]:
+    """References, targets and hard negatives."""
+    return {image for row in triplets for image in row.images}

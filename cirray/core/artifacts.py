@@ -21,7 +21,7 @@ from cirray.core.contents import MANIFEST, MARKER, digests_below, directory_dige
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError
 from cirray.core.identity import differences, readings
-from cirray.core.replacing import settle, take_place
+from cirray.core.unfinished import settle, take_place
 from cirray.core.version import __version__
 
 SCHEMA_VERSION = 2

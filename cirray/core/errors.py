@@ -92,3 +92,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or '(none)'}."
+
+
+def own_error(*failures: BaseException | None) -> CirrayError | None:
+    """The first error of this package among failures and what they wrap, as Ray (`cause`) and Python do."""
+    seen: set[int] = set()
+    for failure in failures:
+        while failure is not None and id(failure) not in seen:
+            seen.add(id(failure))
+            if isinstance(failure, CirrayError):
+                return failure
+            failure = getattr(failure, "cause", None) or failure.__cause__ or failure.__context__
+    return None

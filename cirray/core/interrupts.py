@@ -28,9 +28,7 @@ _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 class Received:
     """The first signal that came, if any."""
 
-    def __init__(self) -> None:
-        """None yet."""
-        self.number: int | None = None
+    number: int | None = None
 
     def take(self, number: int, frame: Any) -> None:
         """The handler: note the signal and raise."""
@@ -71,9 +69,7 @@ def interruptible() -> Iterator[Received]:
 class Told:
     """The first signal that came inside `noted`, if any."""
 
-    def __init__(self) -> None:
-        """None yet."""
-        self.number: int | None = None
+    number: int | None = None
 
     def __bool__(self) -> bool:
         """Whether one came."""

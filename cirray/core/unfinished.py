@@ -1,16 +1,24 @@
-"""Unfinished stages: one without work worth keeping leaves nothing behind.
+"""Unfinished stages: one without work worth keeping leaves nothing behind, and a finished one appears as a whole.
 
-`stage_function` wraps what runs a stage; inside `restarting`, half-written work is thrown away.
+`stage_function` wraps what runs a stage; inside `restarting`, half-written work is thrown away. `take_place` puts a
+finished folder in the place of an earlier one, so that whoever looks there finds one of the two, whole. Files that
+somebody has open stay what they are; a killed process leaves a state that `settle` puts in order.
 """
 
+import ctypes
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
+_HERE, _EXCHANGE = -100, 2
+"""Linux's AT_FDCWD and RENAME_EXCHANGE."""
 
 
 class Unfinished(Protocol):
@@ -66,3 +74,33 @@ def restarting(wanted: bool = True) -> Iterator[None]:
 def restarts() -> bool:
     """Whether half-written work is to be thrown away."""
     return _RESTART.get()
+
+
+def take_place(new: Path, place: Path) -> None:
+    """Move a folder to where another one is, and delete that one."""
+    if _exchanged(new, place):
+        shutil.rmtree(new)
+        return
+    os.replace(place, _aside(place))  # no exchange on this system: for an instant nothing is there
+    os.replace(new, place)
+    shutil.rmtree(_aside(place))
+
+
+def settle(new: Path, place: Path, mark: str) -> None:
+    """Finish what a killed `take_place` began: a folder that holds `mark` is complete and goes to its free place."""
+    if (new / mark).exists():
+        if place.exists():
+            shutil.rmtree(new)
+        else:
+            os.replace(new, place)
+    shutil.rmtree(_aside(place), ignore_errors=True)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f"{place.name}.former")
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the disk cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0

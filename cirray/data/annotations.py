@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 from cirray.core.errors import DataError, reason_of
 from cirray.core.texts import decoded, parse_json
+from cirray.data.benchmark import count_note
 from cirray.data.kinds import split_suffix
+from cirray.data.tables import is_null
 from cirray.types import Query
-
-_EXAMPLES = 3
 
 
 class MissingFileError(DataError):
@@ -90,16 +90,6 @@ class Record:
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             self.fail(f"key {key!r} has the value {value!r}, which is no id (a text or a whole number).")
         return str(value)
-
-
-def is_null(value: Any) -> bool:
-    """Whether a value is missing: null, or NaN, as pandas writes it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def plain_number(value: Any) -> Any:
-    """An integer again, where pandas wrote a column with nulls as floats."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def load_json(path: Path) -> Any:
@@ -229,13 +219,6 @@ def blank_note(queries: Iterable[Query]) -> tuple[str, ...]:
     """The note about queries with a blank text."""
     blank = [query.query_id for query in queries if not query.modification.strip()]
     return count_note("queries with a blank text, kept as they are", blank)
-
-
-def count_note(what: str, found: Sequence[str]) -> tuple[str, ...]:
-    """A sentence `12 <what>, e.g. a, b, c`, or nothing when there are none."""
-    if not found:
-        return ()
-    return (f"{len(found):,} {what}, e.g. {', '.join(repr(item) for item in found[:_EXAMPLES])}",)
 
 
 def _kind(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""A composed-retrieval data set, independent of its files: images, triplets, queries, protocol."""
+"""A composed-retrieval data set, independent of its files: images, triplets, queries, protocol; its labelled part."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from cirray.core.errors import DataError
 from cirray.data.places import Box, Place, Span
 from cirray.types import Query, Triplet
 
-_HINT_LIMIT = 20_000
+_HINT_LIMIT, _EXAMPLES = 20_000, 3
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,12 @@ class CirDataset:
     training_notes: tuple[str, ...] = ()
     """Notes about training triplets, which scoring queries does not need."""
 
+    @property
+    def guarded_ids(self) -> frozenset[str]:
+        """Images that training must not see: those the reader names, else the gallery and all images of the queries."""
+        named = (image for q in self.queries for image in (q.reference_id, *q.target_ids, *q.subset))
+        return self.guarded or frozenset((*self.gallery_ids, *named))
+
     def split(self, name: str) -> tuple[Triplet, ...]:
         """Triplets of one split, `train` or `val`."""
         return tuple(triplet for triplet in self.triplets if triplet.split == name)
@@ -124,3 +130,35 @@ class CirDataset:
             "captions": len(self.captions),
         }
         return f"{self.name}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What may be learnt from: training triplets, captions of their images, and held-out triplets."""
+
+    train: tuple[Triplet, ...]
+    held_out: tuple[Triplet, ...]
+    captions: Mapping[str, str]
+
+
+def select_labels(dataset: CirDataset, labels: int | None) -> Labelled:
+    """The first `labels` training triplets in whole groups, captions of their images, and the held-out triplets.
+
+    Raises DataError when the data set has no training triplets.
+    """
+    train = dataset.split("train")
+    if not train:
+        raise DataError(f"{dataset.name!r} has no triplets of split 'train'; the generator learns from labelled ones.")
+    if labels is not None and labels < len(train):
+        groups = {row.group_id for row in train[:labels] if row.group_id}
+        train = tuple(row for number, row in enumerate(train) if number < labels or row.group_id in groups)
+    images = {image for row in train for image in (row.reference_id, row.target_id)}
+    captions = {name: text for name, text in dataset.captions.items() if labels is None or name in images}
+    return Labelled(train, dataset.split("val"), captions)
+
+
+def count_note(what: str, found: Sequence[str]) -> tuple[str, ...]:
+    """A sentence `12 <what>, e.g. a, b, c`, or nothing when there are none."""
+    if not found:
+        return ()
+    return (f"{len(found):,} {what}, e.g. {', '.join(repr(item) for item in found[:_EXAMPLES])}",)

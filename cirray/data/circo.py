@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import Folders, Record, blank_note, complete, count_note, load_json, null_note
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import Folders, Record, blank_note, complete, load_json, null_note
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import CircoConfig
 from cirray.data.readers import READERS
 from cirray.types import Query

@@ -10,8 +10,8 @@ import numpy as np
 
 from cirray.core.errors import DataError
 from cirray.core.seeding import derive_seed, numpy_generator
-from cirray.data.annotations import Folders, count_note, load_lines
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import Folders, load_lines
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import Fashion200kConfig
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import Folders, Record, complete, count_note, image_paths, null_note
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import Folders, Record, complete, image_paths, null_note
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.caption_rules import RULES, four_ways
 from cirray.data.config import FashionIQConfig
 from cirray.data.readers import READERS

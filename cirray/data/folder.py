@@ -6,8 +6,7 @@ from pathlib import Path
 
 from cirray.core.errors import DataError
 from cirray.core.texts import parse_json
-from cirray.data.annotations import count_note
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import FolderConfig
 from cirray.data.kinds import SUFFIXES as PICTURES
 from cirray.data.listing import list_pictures, name_text, picture_ids

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cirray.data.annotations import Folders, Record, blank_note, count_note, null_note
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import Folders, Record, blank_note, null_note
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import GeneCisConfig
 from cirray.data.places import Box
 from cirray.data.readers import READERS

@@ -18,13 +18,14 @@ import pyarrow as pa
 from cirray.core.errors import DataError, reason_of, unknown_name
 from cirray.core.extras import install_line
 from cirray.core.places import is_hub_id
-from cirray.data.annotations import blank_note, count_note, is_null, load_json, plain_number
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import blank_note, load_json
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import HuggingFaceConfig
 from cirray.data.kinds import HEAD_BYTES, sniff, split_suffix
 from cirray.data.places import Span
 from cirray.data.readers import READERS
 from cirray.data.shared import IMAGES, picture_files, shared_folder, shared_triplets
+from cirray.data.tables import is_null, plain_number
 from cirray.types import Query, Triplet
 
 _TAIL = 4096

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import Folders, count_note, load_lines
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import Folders, load_lines
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import ImageNetRConfig
 from cirray.data.readers import READERS
 from cirray.types import Query

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cirray.data.annotations import Folders, Record, blank_note, complete, count_note, null_note
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import Folders, Record, blank_note, complete, null_note
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import LascoConfig
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet

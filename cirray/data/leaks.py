@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cirray.core.errors import DataError
-from cirray.data.benchmark import CirDataset
 from cirray.data.kinds import split_suffix
 
 _SHOWN = 20
@@ -14,14 +13,6 @@ _CROP = re.compile(r"@-?\d[-\d.,e]*$")
 _COCO = re.compile(r"^(?:COCO_(?:train|val|test)\d{4}_)?(?=\d{12}$)0*(\d+)$")
 _SPEAKING = re.compile(r"^(?:(?:train|dev|test1)-\d+-\d+-img[01]|B0[0-9A-Z]{8})$")
 """Names that identify an image without its folder: CIRR's, and Fashion IQ's ASINs."""
-
-
-def guarded_ids(dataset: CirDataset) -> frozenset[str]:
-    """Images that training must not see: those the reader names, else the gallery and all images of the queries."""
-    if dataset.guarded:
-        return dataset.guarded
-    named = (image for q in dataset.queries for image in (q.reference_id, *q.target_ids, *q.subset))
-    return frozenset((*dataset.gallery_ids, *named))
 
 
 def image_key(image_id: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import count_note
+from cirray.data.benchmark import count_note
 from cirray.data.kinds import HEAD_BYTES, is_foreign, is_system_folder, sniff, split_suffix
 
 

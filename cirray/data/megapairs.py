@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import Folders, Record, count_note
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import Folders, Record
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import MegaPairsConfig
 from cirray.data.listing import picture_ids
 from cirray.data.own_keys import restored

@@ -4,7 +4,8 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from cirray.core.errors import unknown_name
-from cirray.data.annotations import Record, is_null
+from cirray.data.annotations import Record
+from cirray.data.tables import is_null
 from cirray.types import Triplet
 
 KEY = "cirray"

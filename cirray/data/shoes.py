@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from cirray.core.errors import DataError
-from cirray.data.annotations import Folders, Record, blank_note, count_note, load_lines, null_note
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import Folders, Record, blank_note, load_lines, null_note
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import ShoesConfig
 from cirray.data.readers import READERS
 from cirray.types import Query, Triplet

@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import lzma
+import math
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,6 @@ import pyarrow.parquet as pq
 
 from cirray.core.errors import DataError, reason_of, unknown_name
 from cirray.core.texts import encoding_of, parse_json
-from cirray.data.annotations import is_null, plain_number
 
 _BATCH = 4096
 
@@ -92,6 +92,16 @@ class TableRow:
         if value not in choices:
             self.fail(unknown_name(column, value, choices))
         return value
+
+
+def is_null(value: Any) -> bool:
+    """Whether a value is missing: null, or NaN, as pandas writes it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def plain_number(value: Any) -> Any:
+    """An integer again, where pandas wrote a column with nulls as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def find_table(stem: Path, setting: str, others: Sequence[str] = ()) -> Path | None:

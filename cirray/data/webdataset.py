@@ -17,14 +17,15 @@ from typing import Any
 from cirray.core import storage
 from cirray.core.errors import ArtifactError, DataError
 from cirray.core.texts import parse_json
-from cirray.data.annotations import blank_note, count_note, is_null
-from cirray.data.benchmark import CirDataset, ImageTable, Protocol
+from cirray.data.annotations import blank_note
+from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import WebDatasetConfig
 from cirray.data.kinds import HEAD_BYTES, SUFFIXES, is_foreign, sniff
 from cirray.data.listing import name_text, picture_ids
 from cirray.data.names import NameFinder
 from cirray.data.places import Span
 from cirray.data.readers import READERS
+from cirray.data.tables import is_null
 from cirray.types import Query, Triplet
 
 ROLES = {"reference": "reference", "ref": "reference", "source": "reference", "candidate": "reference",

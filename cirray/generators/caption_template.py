@@ -18,7 +18,7 @@ from cirray.core.contents import directory_digest
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.seeding import derive_seed
 from cirray.features.store import FeatureLookup
-from cirray.models.seeded import torch_seed
+from cirray.models.base import torch_seed
 from cirray.models.towers.language import load_language_model
 from cirray.triplets.captions import caption_table, write_captions
 from cirray.types import Generation, Pair, stable_id

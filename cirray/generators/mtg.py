@@ -19,8 +19,9 @@ from cirray.generators.attached import head_reads, tuned
 from cirray.generators.config import GeneratorConfig
 from cirray.generators.prompts import prompt
 from cirray.generators.trainable import AnswerLoss, Answers, TrainableGenerator
+from cirray.models.batch import TextBatch
 from cirray.models.qformer import QueryingTransformer
-from cirray.models.text import TextBatch, build_tokenizer, encode_texts
+from cirray.models.text import build_tokenizer, encode_texts
 from cirray.models.towers.language import LanguageModel
 
 _REFERENCE, _TARGET = 0, 1

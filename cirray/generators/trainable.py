@@ -12,7 +12,7 @@ from torch import nn
 from cirray.core.errors import ArtifactError
 from cirray.generators.base import ModificationGenerator
 from cirray.generators.config import DecodingConfig
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.towers.language import LanguageModel
 
 

@@ -5,7 +5,8 @@ files a `RetrieverKind` under its name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, final
@@ -15,12 +16,10 @@ from torch import nn
 from torch.nn import functional
 
 from cirray.core.errors import ConfigError, DataError
-from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
-from cirray.models.clamp import inward_clamp
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, TextBatch, Wanted
 from cirray.models.config import RETRIEVERS
 from cirray.models.description import retriever_digest, save_retriever
-from cirray.models.scoring import score
-from cirray.models.text import TextBatch
+from cirray.models.scoring import inward_clamp, score
 from cirray.models.text_processors import process
 from cirray.types import Composition
 
@@ -215,3 +214,11 @@ class RetrieverKind:
     """(its own settings, patch width): refuses what `build` refuses, without weights; None: building alone tells."""
     check_changes: Callable[[Mapping[str, Any], Mapping[str, Any], str], object] = no_changes
     """(saved description, settings, name of the checkpoint): refuses settings that the weights fix."""
+
+
+@contextmanager
+def torch_seed(seed: int) -> Iterator[None]:
+    """Inside, random draws depend on the seed alone; afterwards torch's generator of the CPU is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

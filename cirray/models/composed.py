@@ -14,16 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.core.trees import leaves, merged
-from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
-from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind, torch_seed
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, TextBatch, Wanted
 from cirray.models.config import RetrieverConfig
 from cirray.models.fusion.base import Fused, Fusion
 from cirray.models.fusion.config import HEADS
 from cirray.models.matching import MATCHERS, MatchingHead, matching
 from cirray.models.qformer import QueryingTransformer
 from cirray.models.scoring import unit
-from cirray.models.seeded import torch_seed
-from cirray.models.text import TextBatch, build_tokenizer, encode_texts, load_tokenizer
+from cirray.models.text import build_tokenizer, encode_texts, load_tokenizer
 from cirray.models.text_processors import process
 
 CHANGEABLE = (
@@ -122,7 +121,10 @@ class QFormerRetriever(Retriever):
             text_query_BD=self.encode_text(batch.text) if wanted.text_only else None,
             reverse_prototype_BW=self._reverse_prototypes(batch) if wanted.reverse else None,
             prompts_BW=self._held_prompts(len(batch.text)) if wanted.prompts else None,
-            more=self._further(wanted, batch, fused.query_BD, targets_BQD),
+            more={
+                name: logits for way in sorted(wanted.more)
+                for name, logits in matching(self, way, batch, fused.query_BD, targets_BQD).items()
+            },
         )  # fmt: skip
 
     def changed(self, settings: Mapping[str, Any]) -> "QFormerRetriever":
@@ -161,15 +163,6 @@ class QFormerRetriever(Retriever):
         both = self.encode_gallery(torch.cat(sides))
         targets, others = both.chunk(2)
         return targets, others
-
-    def _further(
-        self, wanted: Wanted, batch: RetrievalBatch, query_BD: torch.Tensor, targets_BQD: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Logits of matched and mismatched (target, text) pairs (VDG's target-delta matching), in each wanted way."""
-        more: dict[str, torch.Tensor] = {}
-        for name in sorted(wanted.more):
-            more |= matching(self, name, batch, query_BD, targets_BQD)
-        return more
 
     def _mean_prototypes(self, fused: Fused, wanted: Wanted) -> torch.Tensor | None:
         if not (wanted.reverse or wanted.prompts):

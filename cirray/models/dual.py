@@ -13,13 +13,11 @@ from torch.nn import functional
 
 from cirray.core.config import merged, validate
 from cirray.core.errors import ConfigError
-from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
-from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind, torch_seed
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, TextBatch, Wanted
 from cirray.models.config import DualEncoderConfig
 from cirray.models.fusion.arithmetic import Weighted, no_pictures
 from cirray.models.fusion.config import DUAL_HEADS, JOINT, WEIGHTLESS
-from cirray.models.seeded import torch_seed
-from cirray.models.text import TextBatch
 from cirray.models.text_processors import process
 from cirray.models.towers.backbones import BACKBONES, load_text_encoder, no_texts
 from cirray.types import Composition, stable_id

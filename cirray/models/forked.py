@@ -16,11 +16,10 @@ from torch import nn
 
 from cirray.core.errors import ArtifactError, ConfigError, unknown_name
 from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
-from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, TextBatch, Wanted
 from cirray.models.composed import QFormerRetriever
 from cirray.models.fusion.base import Fused
 from cirray.models.fusion.two_pass import second_pass
-from cirray.models.text import TextBatch
 from cirray.types import Composition
 
 SCOPES = ("query_side", "second_pass")

@@ -20,9 +20,8 @@ import torch
 from torch import nn
 
 from cirray.core.errors import ConfigError
-from cirray.models.batch import RetrievalBatch
+from cirray.models.batch import RetrievalBatch, TextBatch
 from cirray.models.scoring import score
-from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
     from cirray.models.composed import QFormerRetriever

@@ -8,11 +8,10 @@ import torch
 
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.model_folders import own_model
-from cirray.models.base import Retriever
+from cirray.models.base import Retriever, torch_seed
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import DualEncoderRetriever, compositions
 from cirray.models.fusion.config import DUAL_HEADS, JOINT, WEIGHTLESS, DualFusion, SumConfig
-from cirray.models.seeded import torch_seed
 from cirray.models.sources.files import CONFIG, read_json
 from cirray.models.sources.hub import at_home, at_hub
 from cirray.models.sources.kinds import model_type

@@ -38,13 +38,13 @@ from cirray.models.sources.open_clip_files import architecture, is_open_clip
 from cirray.models.sources.pieces import MODEL
 from cirray.models.sources.pretrained import pretrained
 from cirray.models.sources.tokenizers import read_tokenizer
-from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.auto import outline_encoder
 from cirray.models.towers.backbones import BACKBONES, backbone_of
 from cirray.models.towers.clip_tower import stored_tokens
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.hf_clip import HfClipText, HfClipTower
 from cirray.models.towers.language import LanguageModel
+from cirray.models.towers.places import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.preprocessors import PREPROCESSOR
 from cirray.models.towers.timm import outline_timm_tower, published_timm
 

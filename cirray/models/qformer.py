@@ -12,8 +12,8 @@ from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
+from cirray.models.batch import TextBatch
 from cirray.models.config import QFormerConfig
-from cirray.models.text import TextBatch
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
-"""Texts as token ids: a small word-level tokenizer in Hugging Face form, and the batch that models take."""
+"""Texts as token ids: a small word-level tokenizer in Hugging Face form, and what makes batches of them."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
@@ -15,23 +13,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cirray.core.errors import ArtifactError, DataError
-from cirray.models.movable import Movable
+from cirray.models.batch import TextBatch
 from cirray.models.sources.files import unreadable
 from cirray.models.sources.tokenizers import read_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-
-
-@dataclass(frozen=True)
-class TextBatch(Movable):
-    """Token ids `ids_BT` (int64, position 0 is [CLS]) and `mask_BT` (int64, 1 for a token, 0 for padding)."""
-
-    ids_BT: torch.Tensor
-    mask_BT: torch.Tensor
-
-    def __len__(self) -> int:
-        """Number of texts."""
-        return int(self.ids_BT.shape[0])
 
 
 def build_tokenizer(texts: Iterable[str], minimum_count: int = 1) -> PreTrainedTokenizerFast:

@@ -14,7 +14,7 @@ import torch
 
 from cirray.core.seeding import derive_seed
 from cirray.losses.output import LossOutput
-from cirray.models.movable import Movable, joined
+from cirray.models.batch import Movable, joined
 from cirray.training.engine import autocast
 from cirray.training.gather import Gather
 from cirray.training.prefetch import Ahead

@@ -1,29 +1,35 @@
-"""Callbacks of the loop: history file, checkpoints, progress. Writers act on rank 0 only."""
+"""Callbacks of the loop: history file, checkpoints, progress; and a training with all of them. Writers act
+on rank 0 only.
+"""
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cirray.core.progress import Advance
-from cirray.training.checkpoint import save_step
+from cirray.core.progress import Advance, progress
+from cirray.training.checkpoint import latest_checkpoint, save_step
+from cirray.training.config import LoopConfig
+from cirray.training.engine import find_engine
 from cirray.training.gather import build_gather
-from cirray.training.loop import Callback
+from cirray.training.loop import Callback, train
 from cirray.training.state import LoopState, Row
+from cirray.training.task import Task
 
+HISTORY, CHECKPOINTS = "history.jsonl", "checkpoints"
 _WRITING = 20.0
 """Least time between checkpoints, as a multiple of what the last one took."""
 
 
+@dataclass
 class HistoryFile(Callback):
     """`history.jsonl`, one row per logged step; a resumed run rewrites the rows it starts from."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the file to write."""
-        self.path = path
+    path: Path
 
     def on_start(self, state: LoopState) -> None:
         """Write the rows of the steps already done."""
@@ -67,12 +73,11 @@ class CheckpointClock:
         self._took = self._last - begin
 
 
+@dataclass
 class Checkpoints(Callback):
-    """A resumable checkpoint whenever one is due, and at the end."""
+    """A resumable checkpoint, in a folder that all ranks share, whenever one is due and at the end."""
 
-    def __init__(self, root: Path) -> None:
-        """Take the folder, which all ranks share."""
-        self.root, self._clock = root, CheckpointClock()
+    root: Path
 
     def on_start(self, state: LoopState) -> None:
         """Time counts from here."""
@@ -85,12 +90,11 @@ class Checkpoints(Callback):
                 save_step(self.root, state, state.config.keep_checkpoints)
 
 
+@dataclass
 class ShowProgress(Callback):
-    """Moves a progress bar; its note is the latest loss."""
+    """Moves a progress bar (rank 0 shows it); its note is the latest loss."""
 
-    def __init__(self, advance: Advance) -> None:
-        """Take the bar's advance function (rank 0 shows it)."""
-        self.advance = advance
+    advance: Advance
 
     def on_start(self, state: LoopState) -> None:
         """Move over the steps already done."""
@@ -101,3 +105,20 @@ class ShowProgress(Callback):
         """One step further."""
         if state.rank == 0:
             self.advance(1, f"loss {row['loss']:.3f}" if row else "")
+
+
+def train_stage(
+    task: Task, config: LoopConfig, folder: Path, title: str, measures: Sequence[Callback] = (),
+    more: Sequence[Callback] = (), device: str | torch.device | None = None,
+) -> list[Row]:  # fmt: skip
+    """Train a task in this process with progress, history and checkpoints below `folder`; resumes from these.
+
+    Figures of `measures`, which are called first, are in the history; `more` are called last.
+
+    Returns: The history.
+    """
+    root = folder / CHECKPOINTS
+    with progress(title, config.steps, "steps") as advance:
+        callbacks = [*measures, HistoryFile(folder / HISTORY), ShowProgress(advance), Checkpoints(root), *more]
+        engine, resume = find_engine(config.engine), latest_checkpoint(root)
+        return train(task, config, engine, callbacks, resume=resume, device=device)

@@ -15,7 +15,7 @@ from torch import nn
 
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.losses.soft_text import symmetric_contrast
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.towers.small_clip import SmallClip
 from cirray.training.gather import Gather
 from cirray.training.task import SourceTask

@@ -1,16 +1,73 @@
 """Configuration of training; it names no method, nor what one sets (docs/RECIPES.md has that). No torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from cirray.core.components import SetOf, filed
+from cirray.core.components import Component, SetOf, filed
 from cirray.core.config import Config, standing_over
 from cirray.core.errors import ConfigError
-from cirray.core.fields import Common, Effort, Known
-from cirray.training.mixing_config import MixerConfig, Mixing
+from cirray.core.fields import Common, Effort, Features, Known
+from cirray.core.registry import Registry
+from cirray.data.config import DataConfig
 from cirray.training.terms.config import OBJECTIVES, TERMS, TermConfig
+
+if TYPE_CHECKING:
+    from cirray.training.mixing import MakeMixer
+    from cirray.training.trackers import Tracker
+
+
+TRACKERS: "Registry[type[Tracker]]" = Registry(
+    "tracker", ["cirray.training.trackers"], dict.fromkeys(("tensorboard", "wandb", "mlflow"), Config)
+)
+
+
+class MixerConfig(Config):
+    """What the settings of every policy can say; the settings of one that has none of its own."""
+
+    def rows_per_step(self, batch: int) -> int:
+        """Rows of a global batch of `batch` real ones; here: these alone."""
+        return batch
+
+
+class PairedConfig(MixerConfig):
+    """Other rows beside each real one."""
+
+    ratio: float = Field(1.0, ge=0, le=16)
+    """Other rows for each real one (the paper's best: 1)."""
+
+    def rows_per_step(self, batch: int) -> int:
+        """The real rows and those beside them."""
+        return batch + round(self.ratio * batch)
+
+
+class CurriculumConfig(MixerConfig):
+    """A share of real rows that moves while training."""
+
+    shares: tuple[float, float] = (0.0, 1.0)
+    """Share of real rows in a batch at the first and at the last step."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "CurriculumConfig":
+        if not all(0 <= share <= 1 for share in self.shares):
+            raise ValueError(f"shares {self.shares} must be two shares in [0, 1]")
+        return self
+
+
+MIXERS: "Registry[MakeMixer]" = Registry(
+    "mixing", ["cirray.training.mixing"],
+    {"concat": MixerConfig, "paired": PairedConfig, "curriculum": CurriculumConfig}, MixerConfig,
+)  # fmt: skip
+"""Name -> policy that shares batches between real and pseudo rows."""
+
+
+class Mixing(Component):
+    """How real and other rows share a batch."""
+
+    registry = MIXERS
+    kind: str = "concat"
+    """Name of the policy; `concat` shuffles all rows."""
 
 
 class OptimizerConfig(Config):
@@ -183,6 +240,33 @@ class TrainingConfig(PiecesConfig):
         for term in self.active_terms.values():
             term.check(self)
         return self
+
+
+class AlignmentConfig(PiecesConfig):
+    """Alignment of the soft tokens with captions, before any labelled triplet."""
+
+    data: DataConfig | None = None
+    """Another data set to take captions from (such as CC3M); null: the generator's own."""
+    features: tuple[Features, ...] = ()
+    """With `data`: features artifacts that hold its images."""
+
+    steps: int = Field(300, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(128, ge=1)
+    """Images per step."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=4e-3)
+    """AdamW and schedule."""
+
+
+class AnswerTrainingConfig(PiecesConfig):
+    """Training of the aligned generator on labelled triplets."""
+
+    steps: int = Field(240, ge=0)
+    """Optimiser steps; 0 leaves it aligned with captions alone."""
+    batch: int = Field(64, ge=1)
+    """Triplets per step."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4)
+    """AdamW and schedule. A rate of 1e-3 damages an aligned start, and 3e-4 costs a point or two (`docs/LOG.md`)."""
 
 
 class SpaceConfig(Config):

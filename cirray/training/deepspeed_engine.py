@@ -207,11 +207,6 @@ class DeepSpeedEngine:
         return path
 
 
-def deepspeed_engine(model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1) -> DeepSpeedEngine:
-    """The engine factory of `engine: deepspeed`."""
-    return DeepSpeedEngine(model, config, rank, world)
-
-
 def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig, rank: int, world: int) -> Any:
     set_default("LOCAL_RANK", str(rank))
     if not dist.is_initialized():

@@ -65,13 +65,13 @@ def autocast(device: torch.device, config: LoopConfig) -> torch.autocast:
 
 
 ENGINES = {
-    "torch": "cirray.training.torch_engine:torch_engine",
-    "deepspeed": "cirray.training.deepspeed_engine:deepspeed_engine",
+    "torch": "cirray.training.torch_engine:TorchEngine",
+    "deepspeed": "cirray.training.deepspeed_engine:DeepSpeedEngine",
 }
 
 
 def find_engine(name: str) -> EngineFactory:
-    """The factory behind `training.engine`.
+    """The engine that `training.engine` names.
 
     Raises ConfigError for an unknown name, with the known ones, or one whose library is not installed.
     """
@@ -79,5 +79,5 @@ def find_engine(name: str) -> EngineFactory:
         raise ConfigError(unknown_name("engine", name, ENGINES))
     if name == "deepspeed":
         require("deepspeed", "train", "training.engine=deepspeed")
-    module, _, factory = ENGINES[name].partition(":")
-    return getattr(importlib.import_module(module), factory)
+    module, _, engine = ENGINES[name].partition(":")
+    return getattr(importlib.import_module(module), engine)

@@ -18,7 +18,7 @@ from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.prompts import prompt
 from cirray.generators.trainable import AnswerLoss, Answers, TrainableGenerator
 from cirray.losses.output import LossOutput, weighted_sum
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.towers.language import bag_ids, embed_bags
 from cirray.training.config import LoopConfig
 from cirray.training.gather import Gather

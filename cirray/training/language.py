@@ -16,7 +16,7 @@ from torch import nn
 from cirray.core.seeding import numpy_generator
 from cirray.data.shapes.corpus import Passage
 from cirray.losses.output import LossOutput, weighted_sum
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.towers.language import LanguageModel, bag_ids, embed_bags
 from cirray.training.task import SourceTask
 from cirray.training.tower_config import LanguageTrainingConfig

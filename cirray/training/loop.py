@@ -42,11 +42,12 @@ def train(
     rank: int = 0,
     world: int = 1,
     resume: Path | None = None,
+    device: str | torch.device | None = None,
 ) -> list[Row]:
     """Train until `config.steps` are done, or a callback ends the run; callbacks are called in order after every step.
 
     Above one worker torch.distributed is initialised by the caller. `resume` is a folder of
-    `checkpoint.write_checkpoint`.
+    `checkpoint.write_checkpoint`; `device` is where the model is moved to (None: where it is).
 
     Returns: History rows: step, loss, one entry per term, lr, grad_norm; means over ranks, the same on every rank.
 
@@ -54,7 +55,8 @@ def train(
     """
     _check_world(config, world)
     torch.manual_seed(derive_seed(config.seed, "start"))
-    state = LoopState(task, config, engine_factory(task.model(), config, rank, world), rank, world)
+    model = task.model() if device is None else task.model().to(device)
+    state = LoopState(task, config, engine_factory(model, config, rank, world), rank, world)
     if resume is not None:
         read_checkpoint(resume, state)
     gather = build_gather(world)

@@ -12,8 +12,7 @@ import numpy as np
 
 from cirray.core.errors import ConfigError
 from cirray.core.seeding import derive_seed, numpy_generator
-from cirray.training.config import TrainingConfig
-from cirray.training.mixing_config import MIXERS, CurriculumConfig, MixerConfig, PairedConfig
+from cirray.training.config import MIXERS, CurriculumConfig, MixerConfig, PairedConfig, TrainingConfig
 from cirray.training.sampler import Sampler, make_sampler
 from cirray.types import Triplet
 

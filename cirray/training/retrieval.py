@@ -17,13 +17,11 @@ from cirray.core.seeding import numpy_generator
 from cirray.features.store import FeatureLookup
 from cirray.losses.output import LossOutput
 from cirray.models.base import Retriever
-from cirray.models.batch import RetrievalBatch, RetrieverOutput
-from cirray.models.text import TextBatch
-from cirray.training.config import TrainingConfig
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, TextBatch
+from cirray.training.config import MIXERS, TrainingConfig
 from cirray.training.gather import Gather
 from cirray.training.mixing import PairTexts, Rows
-from cirray.training.mixing_config import MIXERS
-from cirray.training.objectives import Objective, prepared, reads_candidates, wanted_outputs
+from cirray.training.objectives import Objective, prepared, reads_candidates
 from cirray.training.sampler import group_numbers
 from cirray.training.task import Parted
 from cirray.training.terms.base import TermRows, TermSetup
@@ -68,7 +66,7 @@ class TrainingRows:
         self.known = TermRows(self.triplets, ids, features, config, held_out, every_text)
 
 
-class RetrievalTask:
+class RetrievalTask(TrainingRows):
     """Trains a retriever on triplets by the configured objective."""
 
     def __init__(
@@ -82,13 +80,10 @@ class RetrievalTask:
         Raises DataError naming the first row with a blank text or an image without features, and ConfigError when a
         batch cannot be filled, or for a term that does not fit the retriever.
         """
-        rows = TrainingRows(triplets, features, config, held_out)
+        super().__init__(triplets, features, config, held_out)
         self._retriever, self._features, self._config = prepared(retriever, config), features, config
-        self._triplets, self._texts, self._sampler = rows.triplets, rows.texts, rows.sampler
-        self._real, self._keys = rows.real, rows.keys
-        self._negatives, self._positives = rows.negatives, rows.positives
-        self.setup = TermSetup(**vars(rows.known), retriever=self._retriever)
-        self._objective, self._reverse = Objective(self.setup), wanted_outputs(config).reverse
+        self.setup = TermSetup(**vars(self.known), retriever=self._retriever)
+        self._objective = Objective(self.setup)
 
     def model(self) -> nn.Module:
         """The retriever."""
@@ -97,10 +92,10 @@ class RetrievalTask:
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[RetrievalBatch | Parted]:
         """The calling rank's rows of step after step, without end."""
         for step in count(start_step):
-            numbers = self._sampler.rows(step, rank, world)
-            visited = [self._texts.visit(row, step) for row in self._triplets.take(numbers)]
+            numbers = self.sampler.rows(step, rank, world)
+            visited = [self.texts.visit(row, step) for row in self.triplets.take(numbers)]
             rows = [self._drawn(row, step) for row in visited]
-            epoch = torch.tensor(step // max(len(self._triplets) // self._config.rows_per_step, 1))
+            epoch = torch.tensor(step // max(len(self.triplets) // self._config.rows_per_step, 1))
             batch = replace(self._weighted(self._told(rows), step), row_B=torch.from_numpy(numbers), epoch=epoch)
             if self._config.pieces == 1:
                 yield self._with_patches(batch, rows)
@@ -114,16 +109,16 @@ class RetrievalTask:
     def _told(self, rows: Sequence[Triplet]) -> RetrievalBatch:
         """Triplets as tensors, still without their patches."""
         reverse, mask_B = self._reverse_texts(rows)
-        nothing = torch.empty(len(rows), 0, 0)
+        nothing, hard = torch.empty(len(rows), 0, 0), [key for row in rows for _, key in self._hard(row)]
         return RetrievalBatch(
             reference_BPD=nothing, target_BPD=nothing,
             text=self._retriever.tokenize([row.modification for row in rows]),
-            reference_key_B=torch.tensor([self._keys[row.reference_id] for row in rows]),
-            target_key_B=torch.tensor([self._keys[row.target_id] for row in rows]),
+            reference_key_B=torch.tensor([self.keys[row.reference_id] for row in rows]),
+            target_key_B=torch.tensor([self.keys[row.target_id] for row in rows]),
             weight_B=torch.tensor([row.weight for row in rows], dtype=torch.float32),
             reverse=reverse, reverse_mask_B=mask_B,
             real_B=torch.tensor([row.source in self._config.real_sources for row in rows]),
-            negative_key_M=self._hard_keys(rows), positive_key_BK=self._right(rows),
+            negative_key_M=torch.tensor(hard) if self.negatives else None, positive_key_BK=self._right(rows),
         )  # fmt: skip
 
     def _pieces(self, batch: RetrievalBatch, rows: Sequence[Triplet]) -> Iterator[RetrievalBatch]:
@@ -141,7 +136,7 @@ class RetrievalTask:
         return replace(
             batch, reference_BPD=read([row.reference_id for row in rows]),
             target_BPD=read([row.target_id for row in rows]),
-            negative_MPD=read([image for row in rows for image, _ in self._hard(row)]) if self._negatives else None,
+            negative_MPD=read([image for row in rows for image, _ in self._hard(row)]) if self.negatives else None,
         )  # fmt: skip
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
@@ -165,41 +160,38 @@ class RetrievalTask:
 
     def _drawn(self, row: Triplet, step: int) -> Triplet:
         """The row with the hard negatives of this step, a pure function of (seed, step, row)."""
-        if len(row.negative_ids) <= self._negatives:
+        if len(row.negative_ids) <= self.negatives:
             return row
         rng = numpy_generator(self._config.seed, "negatives", step, row.triplet_id)
-        chosen = rng.choice(len(row.negative_ids), size=self._negatives, replace=False)
+        chosen = rng.choice(len(row.negative_ids), size=self.negatives, replace=False)
         return replace(row, negative_ids=tuple(row.negative_ids[place] for place in chosen))
 
     def _hard(self, row: Triplet) -> list[tuple[str, int]]:
         """Ids and keys of a row's first hard negatives; its own target, which nobody sees, fills where it has fewer."""
-        own = [(image, self._keys[image]) for image in row.negative_ids[: self._negatives]]
-        return own + [(row.target_id, -1)] * (self._negatives - len(own))
-
-    def _hard_keys(self, rows: Sequence[Triplet]) -> torch.Tensor | None:
-        return torch.tensor([key for row in rows for _, key in self._hard(row)]) if self._negatives else None
+        own = [(image, self.keys[image]) for image in row.negative_ids[: self.negatives]]
+        return own + [(row.target_id, -1)] * (self.negatives - len(own))
 
     def _right(self, rows: Sequence[Triplet]) -> torch.Tensor | None:
         """Keys of the rows' further right answers, of those that are images of any row."""
-        if not self._positives:
+        if not self.positives:
             return None
-        keys_BK = torch.full((len(rows), self._positives), -1)
+        keys_BK = torch.full((len(rows), self.positives), -1)
         for place, row in enumerate(rows):
             for column, image in enumerate(row.positive_ids):
-                keys_BK[place, column] = -1 if image == row.target_id else self._keys.get(image, -1)
+                keys_BK[place, column] = -1 if image == row.target_id else self.keys.get(image, -1)
         return keys_BK
 
     def _weighted(self, batch: RetrievalBatch, step: int) -> RetrievalBatch:
         """Weights that count real rows once among themselves and once with all others (`row_weights`)."""
         if self._config.row_weights == "flat":
             return batch
-        rows = self._sampler.rows(step)
-        real = int(self._real[rows].sum())
+        rows = self.sampler.rows(step)
+        real = int(self.real[rows].sum())
         assert batch.real_B is not None
         return replace(batch, weight_B=batch.weight_B * (1 + batch.real_B * (len(rows) / max(real, 1))))
 
     def _reverse_texts(self, rows: Sequence[Triplet]) -> tuple[TextBatch | None, torch.Tensor | None]:
-        if not self._reverse:
+        if not self._objective.wanted.reverse:
             return None, None
         has = [bool(row.reverse_modification and row.reverse_modification.strip()) for row in rows]
         mask_B = torch.tensor(has, dtype=torch.float32)

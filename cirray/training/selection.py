@@ -8,8 +8,7 @@ from torch import nn
 from cirray.core.errors import ConfigError
 from cirray.training.gather import build_gather
 from cirray.training.loop import Callback
-from cirray.training.state import Best, LoopState, Row
-from cirray.training.weights import trained_weights
+from cirray.training.state import Best, LoopState, Row, trained_weights
 
 
 class KeepBest(Callback):

@@ -1,8 +1,9 @@
-"""State of a training run."""
+"""State of a training run, and which of its weights checkpoints hold: those that are trained."""
 
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from cirray.training.config import LoopConfig
 from cirray.training.engine import Engine
@@ -42,3 +43,14 @@ class LoopState:
     def finished(self) -> bool:
         """True after the last step."""
         return self.stopped or self.step >= self.config.steps
+
+
+def frozen_names(model: nn.Module) -> set[str]:
+    """Names of the weights that are not trained; the run's start has them."""
+    return {name for name, item in model.named_parameters(remove_duplicate=False) if not item.requires_grad}
+
+
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Trained weights and buffers by name."""
+    frozen = frozen_names(model)
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}

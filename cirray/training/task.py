@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from cirray.losses.output import LossOutput
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.training.gather import Gather
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from cirray.core.errors import ArtifactError, ConfigError, reason_of, unknown_name
 from cirray.training.config import LoopConfig
 from cirray.training.optim import Schedule, build_optimizer
-from cirray.training.weights import frozen_names, trained_weights
+from cirray.training.state import frozen_names, trained_weights
 
 STATE = "engine.pt"
 
@@ -17,15 +17,13 @@ STATE = "engine.pt"
 class TorchEngine:
     """AdamW in fp32, optional bf16 autocast, gradients averaged over ranks in one all-reduce."""
 
-    def __init__(
-        self, model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1, device: str | None = None
-    ) -> None:
-        """Move the model to the device (default: where it is) and build optimiser and schedule.
+    def __init__(self, model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1) -> None:
+        """Build optimiser and schedule; the model stays on its device.
 
         Above one worker torch.distributed must be initialised.
         """
-        self._device = torch.device(device) if device else next(model.parameters()).device
-        self._model, self._config, self._rank, self._world = model.to(self._device), config, rank, world
+        self._device = next(model.parameters()).device
+        self._model, self._config, self._rank, self._world = model, config, rank, world
         self._optimizer = build_optimizer(self._model, config)
         if config.compile:
             compile_forward(self._model, config.compile_backend)
@@ -115,8 +113,3 @@ def _average(gradients: list[torch.Tensor], world: int) -> None:
     for gradient in gradients:
         gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
         offset += gradient.numel()
-
-
-def torch_engine(model: nn.Module, config: LoopConfig, rank: int = 0, world: int = 1) -> TorchEngine:
-    """The engine factory of `engine: torch`."""
-    return TorchEngine(model, config, rank, world)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core.extras import require
+from cirray.training.config import TRACKERS
 from cirray.training.loop import Callback
 from cirray.training.state import LoopState, Row
-from cirray.training.tracker_config import TRACKERS
 from cirray.types import stable_id
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cirray.losses.output import LossOutput, weighted_sum
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.training.task import SourceTask
 

@@ -14,8 +14,8 @@ PAPERS = {
 }  # fmt: skip
 NAMES = (PAPERS | {*OBJECTIVES, *TERMS}) - {"pretrain", "finetune", "infonce"}
 """All but the names that are no method's."""
-COMPONENTS = {"mixing.py", "mixing_config.py"}
-"""Files of the loop's room that are components, like those of `terms`: they cite where they come from."""
+COMPONENTS = {"mixing.py"}
+"""The file of the loop's room with components, like those of `terms`: it cites where they come from."""
 DEFAULTS = {"cirray/pipelines/training/config.py": {"ptha", "two_hop", "rtc"}}
 """Values of a run where nothing else is said: the objective of `cirray finetune`, the space of `cirray tune`."""
 LOOP = [

@@ -15,8 +15,8 @@ from cirray.models.conversion import FORMATS
 from cirray.models.fusion.config import DUAL_HEADS, HEADS
 from cirray.models.text_processors import TEXT_PROCESSORS
 from cirray.models.towers.backbones import BACKBONES
+from cirray.training.config import MIXERS
 from cirray.training.engine import ENGINES
-from cirray.training.mixing_config import MIXERS
 from cirray.training.terms.config import OBJECTIVES, TERMS
 from cirray.training.zeroshot.config import MAPPINGS, UNTRAINED
 from cirray.triplets.filters import FILTERS

@@ -28,7 +28,7 @@ def steps(count, checkpointing=False, dropout=0.1, **fields):
     """Losses of some steps on one batch, and the most bytes that were allocated in the last one."""
     torch.manual_seed(0)
     config = TrainingConfig(batch=128, objective="ptha", steps=20, **fields)
-    engine = TorchEngine(retriever(checkpointing, dropout), config, device="cuda")
+    engine = TorchEngine(retriever(checkpointing, dropout).to("cuda"), config)
     engine.module.train()
     batch, losses = retrieval_batch(engine.module, config, TOKENS, 128).to("cuda"), []
     for _ in range(count):

@@ -37,7 +37,7 @@ def history(device, precision):
     )
     config = TrainingConfig(steps=6, batch=6, objective="ptha", log_every=1, precision=precision)
     task = RetrievalTask(model, rows, Features(), config)
-    return train(task, config, lambda module, settings, rank, world: TorchEngine(module, settings, device=device))
+    return train(task, config, TorchEngine, device=device)
 
 
 def test_fp32_training_equals_the_cpu():

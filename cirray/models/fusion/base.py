@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from cirray.models.text import TextBatch
+from cirray.models.batch import TextBatch
 
 if TYPE_CHECKING:
     from cirray.models.composed import QFormerRetriever

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from cirray.models.batch import TextBatch
 from cirray.models.fusion.base import Fused
 from cirray.models.fusion.config import HEADS
-from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
     from cirray.models.composed import QFormerRetriever

@@ -13,10 +13,10 @@ import torch
 
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.registry import Registry, load_plugins
+from cirray.models.batch import TextBatch
 from cirray.models.sources.hub import at_home
 from cirray.models.sources.kinds import FETCH, is_absent, what_is
 from cirray.models.sources.open_clip_files import is_open_clip_name
-from cirray.models.text import TextBatch
 
 if TYPE_CHECKING:
     from cirray.models.towers.hf_blip2 import VisionTower

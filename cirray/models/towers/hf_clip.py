@@ -15,10 +15,11 @@ from transformers import (
 
 from cirray.core.errors import ArtifactError
 from cirray.data.config import TransformConfig
+from cirray.models.batch import TextBatch
 from cirray.models.sources.files import READ_ERRORS, read_json, unreadable
 from cirray.models.sources.kinds import model_type
 from cirray.models.sources.pretrained import pretrained_model
-from cirray.models.text import TextBatch, encode_texts, load_tokenizer
+from cirray.models.text import encode_texts, load_tokenizer
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, Tokens, stored_tokens
 from cirray.models.towers.preprocessors import PREPROCESSOR, check_size, read_transform

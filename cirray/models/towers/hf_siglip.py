@@ -11,9 +11,10 @@ import torch
 from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionModel
 
 from cirray.core.errors import ConfigError
+from cirray.models.batch import TextBatch
 from cirray.models.sources.files import read_json
 from cirray.models.sources.kinds import model_type
-from cirray.models.text import TextBatch, encode_texts
+from cirray.models.text import encode_texts
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import MARK, ClipTower
 from cirray.models.towers.hf_clip import HfClipText, fields_of, read_part, tokens_of, transform_of

@@ -14,10 +14,10 @@ from torch import nn
 from cirray.core.contents import spoken
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import TransformConfig
+from cirray.models.batch import TextBatch
 from cirray.models.sources.files import READ_ERRORS, check_fit, check_floats, read_json, unreadable
 from cirray.models.sources.open_clip_files import CONFIG, WEIGHTS, OpenClipFiles, is_open_clip, read_open_clip
 from cirray.models.sources.state_dicts import stripped
-from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.clip_tower import ClipTower, stored_tokens
 from cirray.models.towers.preprocessors import PREPROCESSOR, checked_transform, read_transform

@@ -23,11 +23,11 @@ from cirray.core.errors import ArtifactError, ConfigError, DataError, reason_of
 from cirray.core.extras import require
 from cirray.core.texts import parse_json
 from cirray.data.config import OwnShapeConfig, TransformConfig
+from cirray.models.batch import TextBatch
 from cirray.models.quiet import quiet
 from cirray.models.sources.file_forms import refuse_pointers
 from cirray.models.sources.files import READ_ERRORS, at_home
 from cirray.models.sources.pretrained import check_weight_files
-from cirray.models.text import TextBatch
 from cirray.models.towers.backbones import BACKBONES, Backbone
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.transforms import unpacked

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from cirray.core.errors import ConfigError, DataError
-from cirray.models.text import TextBatch
+from cirray.models.batch import TextBatch
 
 SLOT, TEXT = "$", "{text}"
 

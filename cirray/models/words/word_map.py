@@ -17,10 +17,8 @@ from torch.nn import functional
 from cirray.core.config import validate
 from cirray.core.contents import canonical
 from cirray.core.errors import ConfigError
-from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind
-from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
-from cirray.models.seeded import torch_seed
-from cirray.models.text import TextBatch
+from cirray.models.base import NOTHING_MORE, RETRIEVERS, Retriever, RetrieverKind, torch_seed
+from cirray.models.batch import RetrievalBatch, RetrieverOutput, TextBatch, Wanted
 from cirray.models.towers.backbones import BACKBONES, load_text_encoder, no_texts
 from cirray.models.words.adapters import Adapters
 from cirray.models.words.config import WordMapConfig

@@ -1,4 +1,6 @@
-"""The caption stage: one text an image by a pool of captioners, cached by image, resumable by part (SPN, step 1)."""
+"""Captions: one text an image by a pool of captioners, cached by image, resumable by part (SPN, step 1); and the
+generator that fills templates with them.
+"""
 
 from typing import Any
 
@@ -11,13 +13,14 @@ from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.shapes.corpus import bags, caption_bags
 from cirray.data.shapes.world import read_scenes
+from cirray.generators.caption_template import pick_templates, save_caption_generator
 from cirray.generators.captioners.base import CaptionerSetup
 from cirray.pipelines.captions.actors import CaptionImages
-from cirray.pipelines.captions.config import CaptionRun
+from cirray.pipelines.captions.config import CaptionGeneratorRun, CaptionRun
 from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import contents_of, open_dataset, part_ids
-from cirray.triplets.captions import KIND, caption_table, rejected_captions
+from cirray.triplets.captions import KIND, caption_table, read_captions, rejected_captions
 from cirray.triplets.store import PARTS, finished_keys
 from cirray.types import stable_id
 
@@ -87,3 +90,21 @@ def _inputs(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...]) -> dict[
         places = [dataset.images.place(name).text() for name in ids]
         inputs["data"] = stable_id(inputs["data"], *contents_of(places, run.limits))
     return inputs
+
+
+@stage_function
+def run_caption_generator(run: CaptionGeneratorRun) -> Manifest:
+    """Write a generator for `cirray generate`.
+
+    Returns: Manifest of kind "generator"; counts `captions` and `templates`.
+
+    Raises ArtifactError: captions are missing, or another artifact is at `out`; ConfigError for an unknown template;
+    DataError when two captions artifacts disagree about an image.
+    """
+    version, templates = pick_templates(run.templates)
+    stage = open_stage(run, "generator", {"templates": f"{version} {sorted(templates.items())}"})
+    if stage.finished:
+        return stage.finished
+    rows = list(read_captions(run.captions).values())
+    save_caption_generator(stage.local, rows, run.templates, run.token_limit, run.rewrite.to_dict())
+    return stage.publish({"captions": len(rows), "templates": len(templates)}, extra={"prompt_version": version})

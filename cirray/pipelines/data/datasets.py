@@ -1,13 +1,15 @@
-"""Data sets in local folders or below any URI, of which only tables and names are fetched."""
+"""Data sets in local folders or below any URI, of which only tables and names are fetched; the guard of benchmarks."""
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cirray.core import storage
 from cirray.core.artifacts import localize
+from cirray.core.contents import canonical
 from cirray.core.errors import CirrayError, DataError
 from cirray.core.log import get_logger
 from cirray.data.benchmark import CirDataset
@@ -15,6 +17,7 @@ from cirray.data.config import DataConfig, ImageLimits
 from cirray.data.doctor import USABLE, check_image
 from cirray.data.images import picture_digest, read_place
 from cirray.data.kinds import is_foreign
+from cirray.data.leaks import refuse_leaks
 from cirray.data.places import Place
 from cirray.data.readers import read_dataset
 from cirray.features.shards import read_rejected
@@ -113,6 +116,25 @@ def _unreadable(dataset: CirDataset) -> set[str]:
 def _remote(root: str, mirror: Path, path: Path) -> str:
     """The URI of a mirrored file; another path (an absolute `images` folder) is kept."""
     return storage.join(root, path.relative_to(mirror).as_posix()) if path.is_relative_to(mirror) else str(path)
+
+
+def check_leaks(guard: Sequence[DataConfig], ids: Iterable[str], allow: bool, what: str) -> dict[str, Any]:
+    """Refuse images of the named benchmarks' val and test splits.
+
+    Returns: Entries for a manifest's `extra`: none without a guard, else the record under `guard`.
+
+    Raises DataError with the list of images, unless `allow`; or when a benchmark cannot be read.
+    """
+    guards: dict[str, frozenset[str]] = {}
+    for config in guard:
+        dataset = open_dataset(config)
+        guards[dataset.name] = guards.get(dataset.name, frozenset()) | dataset.guarded_ids
+    return {"guard": refuse_leaks(ids, guards, allow, what)} if guards else {}
+
+
+def guard_inputs(record: dict[str, Any]) -> dict[str, str]:
+    """The record as an input of a stage, so that artifacts with and without the guard differ."""
+    return {"guard": stable_id(canonical(record))} if record else {}
 
 
 def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -33,9 +33,8 @@ from cirray.image_text import load_models
 from cirray.index.store import open_vectors
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.rewrites.texts import with_texts
+from cirray.training.callbacks import HISTORY
 from cirray.triplets.store import TripletStore
-
-HISTORY = "history.jsonl"
 
 
 @stage_function

@@ -1,7 +1,6 @@
 """Stage 1: the towers, frozen from then on: shipped, trained here, or fetched. No labelled triplet is read."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 
 from cirray.core.artifacts import Manifest, open_stage
 from cirray.core.errors import DataError
-from cirray.core.progress import progress
 from cirray.core.seeding import derive_seed, numpy_generator
 from cirray.core.unfinished import stage_function
 from cirray.data.config import DataConfig
@@ -21,7 +19,6 @@ from cirray.evaluation.texts import TextQuality, judge_texts
 from cirray.generators.config import DecodingConfig
 from cirray.generators.decoding import decode
 from cirray.generators.prompts import all_prompts, prompt
-from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import VisionTower, build_vision_tower, load_vision_tower
 from cirray.models.towers.language import (
@@ -32,6 +29,7 @@ from cirray.models.towers.language import (
     embed_bags,
     load_language_model,
 )
+from cirray.models.towers.places import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.pipelines.features.config import TowersRun
 from cirray.pipelines.features.vision_sources import (
     CELL_CLASSES,
@@ -40,13 +38,8 @@ from cirray.pipelines.features.vision_sources import (
     cell_batch,
     cell_source,
 )
-from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress
-from cirray.training.checkpoint import latest_checkpoint
-from cirray.training.config import LoopConfig
+from cirray.training.callbacks import train_stage
 from cirray.training.language import Corpus, LanguageTask
-from cirray.training.loop import Callback, train
-from cirray.training.task import Task
-from cirray.training.torch_engine import torch_engine
 from cirray.training.vision import VisionTask
 from cirray.types import stable_id
 
@@ -82,21 +75,6 @@ def run_towers(run: TowersRun) -> Manifest:
         "vision": run.vision, "language": run.language,
     }  # fmt: skip
     return stage.publish(counts, {name: value for name, value in metrics.items() if value}, extra)
-
-
-def train_stage(
-    task: Task, config: LoopConfig, work: Path, title: str, measures: Sequence[Callback] = ()
-) -> list[dict[str, float]]:
-    """Train a task in this process with progress, history and checkpoints below `work`; resumes from these.
-
-    Figures of `measures`, which are called first, are in the history.
-
-    Returns: The history.
-    """
-    with progress(title, config.steps, "steps") as advance:
-        root = work / "checkpoints"
-        callbacks = [*measures, HistoryFile(work / "history.jsonl"), ShowProgress(advance), Checkpoints(root)]
-        return train(task, config, torch_engine, callbacks, resume=latest_checkpoint(root))
 
 
 def exact_from_text(language: LanguageModel, count: int = _JUDGED, seed: int = 0) -> dict[str, TextQuality]:

@@ -4,8 +4,9 @@ Recipes beside a file are those in its folder and in the folders beside that one
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from cirray.models.towers.clip_tower import ClipTower
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.places import find_tower
 from cirray.pipelines.planning.config import PlanConfig
-from cirray.pipelines.planning.recipes import comment_of, runs_of
 from cirray.pipelines.planning.steps import Tokens
 
 TRIPLETS = {"cirr": 28_225, "fashioniq": 18_000}
@@ -189,3 +189,25 @@ def description_of(place: str, folder: str) -> tuple[dict[str, Any], Path] | Non
         if (where / "config.json").is_file():
             return json.loads((where / "config.json").read_text()), where
     return None
+
+
+def comment_of(text: str) -> list[str]:
+    """The lines of the comment at a recipe's head, without `#`."""
+    return [line.removeprefix("#") for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
+
+
+def runs_of(comment: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> assignments of every run that a comment describes; "": the recipe as it stands.
+
+    A line `- WHAT:` names a run; the lines after it, indented by three spaces, assign.
+    """
+    runs: dict[str, tuple[str, ...]] = {"": ()}
+    what = ""
+    for line in comment:
+        if line.startswith("   "):
+            runs[what] = (*runs.get(what, ()), *line.split())
+        elif line.startswith(" - "):
+            what = line.removeprefix(" - ").rstrip(":")
+        elif what and what not in runs:
+            what = f"{what} {line.strip()}".rstrip(":")
+    return runs

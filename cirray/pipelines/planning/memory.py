@@ -11,7 +11,7 @@ from cirray.training.config import LoopConfig
 
 _MASTER = _MOMENTS = 4
 _BUCKETS = 4 * 50_000_000
-"""DeepSpeed's reduce bucket as `deepspeed_engine` sizes it, in fp32."""
+"""DeepSpeed's reduce bucket as `DeepSpeedEngine` sizes it, in fp32."""
 _NPY_HEADER = 128
 LOGIT_COPIES = 4
 """Number of [rows x beams, vocabulary] fp32 tables in a decoding step: logits, penalised, log-probabilities, sums."""

@@ -7,9 +7,8 @@ import torch
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.trainable import AnswerLoss, Answers
 from cirray.models.base import Retriever
-from cirray.models.batch import RetrievalBatch, Wanted
+from cirray.models.batch import RetrievalBatch, TextBatch, Wanted
 from cirray.models.dual import DualEncoderRetriever
-from cirray.models.text import TextBatch
 from cirray.pipelines.planning.memory import States, Weights, count_weights, training_states
 from cirray.training.config import LoopConfig, PiecesConfig, TrainingConfig
 from cirray.training.generation import AlignmentBatch, AlignmentPass

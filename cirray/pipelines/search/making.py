@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -10,8 +10,10 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage
 from cirray.core.extras import install_line
 from cirray.core.log import get_logger
+from cirray.data.places import Place
 from cirray.index.config import INDEXES
 from cirray.index.faiss_library import faiss_library, is_there
+from cirray.index.originals import Original
 from cirray.index.store import IndexMeta, write_index
 from cirray.index.texts import write_texts
 from cirray.pipelines.cluster.config import RayConfig
@@ -19,7 +21,6 @@ from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.search.choice import choose_index
 from cirray.pipelines.search.config import IndexRun
-from cirray.pipelines.search.originals import originals_of
 from cirray.pipelines.search.parts import PartEncoder
 from cirray.pipelines.search.plan import IndexPlan, indexed_dataset
 from cirray.pipelines.search.rows import (
@@ -125,3 +126,31 @@ def _refused(plan: IndexPlan, sources: Sequence[Source], without: set[str]) -> l
     reasons = {name: reason for source in sources for name, reason in source.rejected}
     told = {name: reasons.get(name, _UNSTEADY) for name in without}
     return sorted({**dict(plan.rejected), **told}.items())
+
+
+def originals_of(
+    ids: Sequence[str], places: Mapping[str, str], contents: Mapping[str, str], folder: str = ""
+) -> tuple[str, list[Original]]:
+    """Folder above all files (the nearest one, where none is given), and their names below it with their digests, by
+    row.
+
+    Parts of a file, crops, files behind a URI, and files whose contents were not read have none.
+    """
+    files = [_file(places.get(name, "")) if contents.get(name) else "" for name in ids]
+    folders = {os.path.dirname(path) for path in files if path}
+    if not folders:
+        return "", []
+    root = folder or os.path.commonpath(folders)
+    rows = [
+        (os.path.relpath(path, root), contents[name]) if path else ("", "")
+        for name, path in zip(ids, files, strict=True)
+    ]
+    return root, rows
+
+
+def _file(text: str) -> str:
+    """Absolute path of a whole local file, else empty."""
+    place = Place.parse(text)
+    if not place.uri or place.span or place.box or not storage.is_local(place.uri):
+        return ""
+    return os.path.abspath(storage.local_path(place.uri))

@@ -12,7 +12,7 @@ from cirray.generators.config import DecodingConfig, GeneratorChoice, TrainableC
 from cirray.mining.config import MiningConfig
 from cirray.models.towers.config import FrozenLanguageConfig
 from cirray.pipelines.cluster.config import Part, PoolConfig, RayConfig, RayTrainConfig
-from cirray.training.generator_config import AlignmentConfig, AnswerTrainingConfig
+from cirray.training.config import AlignmentConfig, AnswerTrainingConfig
 from cirray.triplets.config import FilterConfig
 
 

@@ -24,13 +24,12 @@ from cirray.data.readers import read_dataset
 from cirray.data.shared import FORMAT, IMAGES, MARKER, TRIPLETS
 from cirray.evaluation.pages import render
 from cirray.pipelines.data.datasets import contents_of
-from cirray.pipelines.data.leaks import images_of
 from cirray.pipelines.texts.config import ExportTripletsRun
 from cirray.pipelines.texts.layouts import write_cirr, write_files, write_megapairs
 from cirray.pipelines.weights.hub import check_id, push_folder
 from cirray.triplets.schema import to_triplets
 from cirray.triplets.store import KIND, TripletStore
-from cirray.types import part_name, stable_id
+from cirray.types import images_of, part_name, stable_id
 
 DATASET, CARD = "dataset", "README.md"
 _TOGETHER = 8 * 2**20

@@ -19,8 +19,7 @@ from cirray.generators.config import LmmConfig, PicturesConfig, SavedConfig
 from cirray.generators.places import described
 from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
-from cirray.pipelines.data.datasets import contents_of, open_dataset
-from cirray.pipelines.data.leaks import check_leaks, guard_inputs
+from cirray.pipelines.data.datasets import check_leaks, contents_of, guard_inputs, open_dataset
 from cirray.pipelines.texts.actors import SHARDS, GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.judging import text_accuracy

@@ -13,7 +13,7 @@ from cirray.core.artifacts import Manifest, Stage, open_stage
 from cirray.core.contents import file_digest
 from cirray.core.trees import leaves
 from cirray.core.unfinished import stage_function
-from cirray.data.labels import select_labels
+from cirray.data.benchmark import select_labels
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import SCENES, read_scenes
 from cirray.evaluation.texts import judge_generations
@@ -21,9 +21,7 @@ from cirray.features.store import FeatureLookup
 from cirray.generators.config import TRAINABLE, GeneratorConfig
 from cirray.generators.trainable import TrainableGenerator
 from cirray.models.sources.blip2 import open_blip2
-from cirray.pipelines.data.datasets import read_usable
-from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
-from cirray.pipelines.features.towers import train_stage
+from cirray.pipelines.data.datasets import check_leaks, guard_inputs, read_usable
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator_inputs import (
     alignment_task,
@@ -33,10 +31,11 @@ from cirray.pipelines.texts.generator_inputs import (
 )
 from cirray.pipelines.texts.judging import is_shapes_world
 from cirray.pipelines.training.start import check_sizes
+from cirray.training.callbacks import train_stage
 from cirray.training.config import LoopConfig
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.training.state import Row
-from cirray.types import Pair, Triplet
+from cirray.types import Pair, Triplet, images_of
 
 WORK, SAMPLES = "work", "samples.jsonl"
 _EVALUATION_BATCH = 256

@@ -9,9 +9,8 @@ import torch
 from cirray.core.artifacts import localize, read_manifest
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.seeding import derive_seed
-from cirray.data.benchmark import CirDataset
+from cirray.data.benchmark import CirDataset, Labelled
 from cirray.data.images import open_place
-from cirray.data.labels import Labelled
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.corpus import Bags, caption_bags, difference_bags
 from cirray.features.store import FeatureInfo, FeatureLookup, FeatureStore, check_tower

@@ -15,19 +15,19 @@ from cirray.core.artifacts import Stage
 from cirray.core.config import validate
 from cirray.core.environ import enter_folder
 from cirray.core.errors import ConfigError
-from cirray.data.labels import select_labels
+from cirray.data.benchmark import select_labels
 from cirray.generators.trainable import TrainableGenerator
 from cirray.pipelines.data.datasets import read_usable
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features
 from cirray.pipelines.training.inputs import MODEL
 from cirray.pipelines.training.workers import clear, fit_of, fit_on_ray, train_share, worker_device
-from cirray.training.callbacks import HistoryFile
+from cirray.training.callbacks import HISTORY, HistoryFile
 from cirray.training.generation import TUNED, AlignmentTask, GeneratorTask
 from cirray.training.state import Row
 
 Name = Literal["alignment", "answers"]
-HISTORY, DONE = "history.jsonl", "done.json"
+DONE = "done.json"
 
 
 def train_on_workers(

@@ -15,14 +15,13 @@ from cirray.data.names import NameFinder
 from cirray.features.shards import read_rejected
 from cirray.features.store import FeatureStore
 from cirray.mining.pairs import MiningInput, mine_pairs
-from cirray.pipelines.data.datasets import open_dataset, part_ids
-from cirray.pipelines.data.leaks import check_leaks, guard_inputs, images_of
+from cirray.pipelines.data.datasets import check_leaks, guard_inputs, open_dataset, part_ids
 from cirray.pipelines.texts.config import MineRun
 from cirray.pipelines.texts.judging import is_shapes_world, single_edit_share
 from cirray.pipelines.texts.mining_tasks import ray_finder
 from cirray.triplets.pairs import KIND, write_pairs
 from cirray.triplets.schema import image_ids
-from cirray.types import stable_id
+from cirray.types import images_of, stable_id
 
 
 @stage_function

@@ -14,8 +14,7 @@ from cirray.core.typed import Typed, collection
 from cirray.data.config import DataConfig
 from cirray.models.config import Encoder
 from cirray.pipelines.cluster.config import RayConfig, RayTrainConfig
-from cirray.training.config import SpaceConfig, TrainingConfig
-from cirray.training.tracker_config import TRACKERS
+from cirray.training.config import TRACKERS, SpaceConfig, TrainingConfig
 
 Triplets = Annotated[Place, Kind("triplets")]
 BENCHMARK = "benchmark"

@@ -8,8 +8,7 @@ from pathlib import Path
 from cirray.core.artifacts import is_complete, read_manifest
 from cirray.core.errors import DataError
 from cirray.core.seeding import derive_seed
-from cirray.data.benchmark import CirDataset
-from cirray.data.labels import select_labels
+from cirray.data.benchmark import CirDataset, select_labels
 from cirray.data.readers import read_dataset
 from cirray.features.store import check_tower
 from cirray.models.sources.blip2 import open_blip2

@@ -11,24 +11,21 @@ from torch import nn
 
 from cirray.core.errors import ConfigError, DataError, unknown_name
 from cirray.data.benchmark import CirDataset, Protocol
-from cirray.data.leaks import guarded_ids
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.protocol_metrics import figure_names
+from cirray.features.store import FeatureStore
 from cirray.models.base import Retriever
-from cirray.pipelines.data.leaks import images_of
 from cirray.pipelines.training.config import BENCHMARK, SLICE, SPLIT, TrainRun
 from cirray.pipelines.training.inputs import TrainInputs, gallery_of, queries_of
-from cirray.pipelines.training.live import Features, open_features
+from cirray.pipelines.training.live import Features, live_features
 from cirray.pipelines.training.start import check_start_weights, start_retriever
-from cirray.training.config import LoopConfig
-from cirray.training.engine import Engine, EngineFactory, find_engine
+from cirray.training.engine import find_engine
 from cirray.training.loop import Callback
 from cirray.training.objectives import check_objective
 from cirray.training.retrieval import RetrievalTask, TrainingRows
 from cirray.training.selection import KeepBest, put_best
 from cirray.training.state import LoopState, Row
-
-HISTORY = "history.jsonl"
+from cirray.types import images_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def features_of(run: TrainRun, inputs: TrainInputs, device: str | torch.device =
 
     Raises ArtifactError or DataError for features that cannot be read, or an image without some.
     """
-    features = open_features(run, device, inputs.verified)
+    features = FeatureStore.open_many(run.features, inputs.verified) if run.features else live_features(run, device)
     missing = features.missing([*inputs.gallery_ids, *gallery_of(inputs.slice)])
     if missing:
         raise DataError(
@@ -108,17 +105,7 @@ def held_out_of(run: TrainRun, inputs: TrainInputs) -> frozenset[str]:
     """Images that no term may train on: those of the data set's val and test parts."""
     if run.allow_leaks or inputs.dataset is None:
         return frozenset()
-    return guarded_ids(inputs.dataset) | images_of(inputs.dataset.split("val"))
-
-
-def engine_on(name: str, device: str | torch.device) -> EngineFactory:
-    """A named engine, on a device."""
-    factory = find_engine(name)
-
-    def build(model: nn.Module, config: LoopConfig, rank: int, world: int) -> Engine:
-        return factory(model.to(device), config, rank, world)
-
-    return build
+    return inputs.dataset.guarded_ids | images_of(inputs.dataset.split("val"))
 
 
 def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.Module) -> Row:
@@ -153,32 +140,32 @@ def protocol_of(run: TrainRun, dataset: CirDataset, queries: int, images: int) -
     )
 
 
+@dataclass
 class Validate(Callback):
     """Adds recall on held-out triplets to the history row, on schedule and at the end. Rank 0 computes it.
 
     A run that stops early (`validation.patience`) stops at such a row.
     """
 
-    def __init__(self, run: TrainRun, inputs: TrainInputs, features: Features) -> None:
-        """Take the queries to score."""
-        self._run, self._inputs, self._features = run, inputs, features
+    run: TrainRun
+    inputs: TrainInputs
+    features: Features
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """Score the current weights."""
-        every = self._run.validation.every
+        every = self.run.validation.every
         if row is None or not (state.finished or (every and state.step % every == 0)):
             return
         with state.engine.full_weights() as model:
             if state.rank == 0:
-                row.update(recall_of(self._run, self._inputs, self._features, model))
+                row.update(recall_of(self.run, self.inputs, self.features, model))
 
 
 class Clock(Callback):
     """Samples per second since the first step (0 before the second)."""
 
-    def __init__(self) -> None:
-        """Not started."""
-        self._first, self._begin, self.rate = 0, 0.0, 0.0
+    rate = 0.0
+    _first, _begin = 0, 0.0
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """Note the time."""
@@ -189,16 +176,15 @@ class Clock(Callback):
             self.rate = (state.step - self._first) * state.config.rows_per_step / (now - self._begin)
 
 
+@dataclass
 class ExportModel(Callback):
-    """Writes the trained model at the end."""
+    """Writes the trained model into a folder at the end."""
 
-    def __init__(self, folder: Path) -> None:
-        """Take the folder."""
-        self._folder = folder
+    folder: Path
 
     def on_end(self, state: LoopState) -> None:
         """Save after the last step, also in a resumed run that had finished it; all ranks take part, rank 0 writes."""
-        export(state, self._folder)
+        export(state, self.folder)
 
 
 def export(state: LoopState, folder: Path) -> None:

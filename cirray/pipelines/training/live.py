@@ -95,15 +95,11 @@ class LiveFeatures:
 Features = FeatureStore | LiveFeatures
 
 
-def open_features(run: TrainRun, device: str | torch.device = "cpu", verified: bool = False) -> Features:
-    """The features that a run reads: its artifacts, or images through its frozen tower when it names none.
+def live_features(run: TrainRun, device: str | torch.device = "cpu") -> LiveFeatures:
+    """The images of a run that names no features, through its frozen tower.
 
-    `verified` is as for `FeatureStore.open_many`.
-
-    Raises ArtifactError, DataError or IndexMismatchError as opening artifacts, or finding tower and images.
+    Raises ArtifactError or DataError as finding tower and images.
     """
-    if run.features:
-        return FeatureStore.open_many(run.features, verified)
     return LiveFeatures(open_tower(run.towers), live_images(run), device=device)
 
 

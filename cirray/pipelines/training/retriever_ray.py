@@ -8,9 +8,9 @@ from cirray.core.artifacts import Stage
 from cirray.core.environ import enter_folder
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import TrainInputs
-from cirray.pipelines.training.job import HISTORY, build_job, title_of
+from cirray.pipelines.training.job import build_job, title_of
 from cirray.pipelines.training.workers import clear, fit_of, fit_on_ray, train_share, worker_device
-from cirray.training.callbacks import HistoryFile
+from cirray.training.callbacks import HISTORY, HistoryFile
 from cirray.training.state import Row
 from cirray.training.trackers import open_trackers
 

@@ -8,13 +8,12 @@ import torch
 from cirray.core.artifacts import localize
 from cirray.core.errors import ConfigError, damage_told
 from cirray.core.trees import leaves
-from cirray.models.base import RETRIEVERS, Retriever
+from cirray.models.base import RETRIEVERS, Retriever, torch_seed
 from cirray.models.composed import build_retriever
 from cirray.models.config import QFormerConfig, RetrieverConfig
 from cirray.models.description import CONFIG
 from cirray.models.forked import inner_description
 from cirray.models.retriever_files import check_saved, load_retriever, read_description
-from cirray.models.seeded import torch_seed
 from cirray.models.sources.blip2 import Blip2Source, check_start, check_temperature, open_blip2, retriever_from
 from cirray.models.text import load_tokenizer
 from cirray.pipelines.training.config import SOURCE, TrainRun

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
-from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
-from cirray.pipelines.data.leaks import check_leaks, guard_inputs
+from cirray.pipelines.data.datasets import check_leaks, guard_inputs
 from cirray.pipelines.training.config import SLICE, SPLIT, TrainRun
 from cirray.pipelines.training.inputs import (
     MODEL,
@@ -20,24 +19,19 @@ from cirray.pipelines.training.inputs import (
     read_inputs,
 )
 from cirray.pipelines.training.job import (
-    HISTORY,
     Clock,
     ExportModel,
     TrainJob,
     build_job,
     check_job,
-    engine_on,
     title_of,
 )
 from cirray.pipelines.training.start import check_model_fields
-from cirray.training.callbacks import Checkpoints, HistoryFile, ShowProgress
-from cirray.training.checkpoint import latest_checkpoint
-from cirray.training.loop import Callback, train
+from cirray.training.callbacks import CHECKPOINTS, HISTORY, train_stage
+from cirray.training.loop import Callback
 from cirray.training.selection import best_row
 from cirray.training.state import Row
 from cirray.training.trackers import check_trackers, open_trackers
-
-CHECKPOINTS = "checkpoints"
 
 
 @stage_function
@@ -64,7 +58,7 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
         return finished
     job = None if run.ray.enabled else build_job(run, inputs, run.device)
     features = job.features if job else check_job(run, inputs)
-    stage = open_stage(run, "checkpoint", digests, _kept(run))
+    stage = open_stage(run, "checkpoint", digests, _kept(run))  # after every check: --restart throws work away
     tower = keep_tower(run, features, stage.local / MODEL / VISION)
     if job:
         history, rate = train_here(run, stage, job, callbacks)
@@ -85,15 +79,11 @@ def _kept(run: TrainRun) -> tuple[str, ...]:
 
 def train_here(run: TrainRun, stage: Stage, job: TrainJob, callbacks: Sequence[Callback]) -> tuple[list[Row], float]:
     """Train in this process; returns the history and the samples per second."""
-    root, clock = stage.local / CHECKPOINTS, Clock()
-    with progress(title_of(run), run.training.steps, "steps") as advance:
-        hooks = [
-            clock, *job.measures, HistoryFile(stage.local / HISTORY),
-            *open_trackers(run.trackers, stage.local, stage.uri, run.to_dict()), ShowProgress(advance),
-            Checkpoints(root), ExportModel(stage.local / MODEL), *callbacks,
-        ]  # fmt: skip
-        engine = engine_on(run.training.engine, run.device)
-        history = train(job.task, run.training, engine, hooks, resume=latest_checkpoint(root))
+    clock = Clock()
+    trackers = open_trackers(run.trackers, stage.local, stage.uri, run.to_dict())
+    more = [*trackers, ExportModel(stage.local / MODEL), *callbacks]
+    measures = [clock, *job.measures]
+    history = train_stage(job.task, run.training, stage.local, title_of(run), measures, more, run.device)
     return history, clock.rate
 
 

@@ -7,6 +7,7 @@ artifact, so that a restarted trial goes on from its checkpoint.
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,14 +17,14 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, is_complete, open_stage, read_manifest
 from cirray.core.environ import enter_folder, tune_settings, working_folder
-from cirray.core.errors import CirrayError, ConfigError
+from cirray.core.errors import ConfigError, own_error
 from cirray.core.interrupts import own_handlers
 from cirray.core.progress import Advance, progress, silent
 from cirray.core.unfinished import stage_function
 from cirray.evaluation.plots import save_figure, sweep_plot
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.resources import ClusterInfo, cluster
-from cirray.pipelines.data.leaks import check_leaks, guard_inputs
+from cirray.pipelines.data.datasets import check_leaks, guard_inputs
 from cirray.pipelines.training.config import TuneRun
 from cirray.pipelines.training.inputs import input_digests, read_inputs
 from cirray.pipelines.training.sweep import (
@@ -124,16 +125,15 @@ def run_trial(
         ray.tune.report({**last, "step": training.training.steps, "finished": True})
 
 
+@dataclass
 class TuneReport(Callback):
     """Reports every history row that has the metric."""
 
-    def __init__(self, metric: str) -> None:
-        """Remember its name."""
-        self._metric = metric
+    metric: str
 
     def on_step(self, state: LoopState, row: Row | None) -> None:
         """The scheduler may end the trial here."""
-        if row is not None and self._metric in row and not state.finished:
+        if row is not None and self.metric in row and not state.finished:
             ray.tune.report({**row, "step": state.step, "finished": False})
 
 
@@ -239,11 +239,9 @@ def _result(run: TuneRun, stage: Stage, trials: Mapping[str, Assignment], item: 
 
 
 def _sentence(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, CirrayError):
-            return str(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
+    own = own_error(error)
+    if own is not None:
+        return str(own)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

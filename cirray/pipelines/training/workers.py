@@ -12,7 +12,7 @@ import json
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +25,17 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from cirray.core import storage
 from cirray.core.artifacts import Stage
 from cirray.core.environ import train_settings, worker_environment, working_folder
-from cirray.core.errors import CirrayError, ConfigError
+from cirray.core.errors import ConfigError, own_error
 from cirray.core.interrupts import own_handlers
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.cluster.resources import ClusterInfo, cluster
 from cirray.pipelines.training.inputs import MODEL
-from cirray.pipelines.training.job import Clock, engine_on, export
+from cirray.pipelines.training.job import Clock, export
 from cirray.pipelines.training.status import StatusFile, followed
 from cirray.training.callbacks import CheckpointClock
 from cirray.training.checkpoint import LOOP, write_checkpoint
 from cirray.training.config import LoopConfig
+from cirray.training.engine import find_engine
 from cirray.training.loop import Callback, train
 from cirray.training.state import LoopState, Row
 from cirray.training.task import Task
@@ -152,7 +153,7 @@ def train_share(
     checkpoint = ray.train.get_checkpoint()
     with ExitStack() as stack:
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        train(task, loop, engine_on(loop.engine, device), hooks, rank, world, resume)
+        train(task, loop, find_engine(loop.engine), hooks, rank, world, resume, device)
 
 
 class RayReport(Callback):
@@ -235,25 +236,14 @@ class NoSecondTry(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called with the errors by rank; the controller never retries after an error of its own."""
-        own = _own_error(worker_exceptions.values())
+        own = own_error(*worker_exceptions.values())
         if own is not None:
             raise ray.train.ControllerError(own)
 
 
-def _own_error(failures: Iterable[BaseException | None]) -> CirrayError | None:
-    """The first error of this package among failures and what they wrap."""
-    for failure in failures:
-        cause = failure
-        while cause is not None:
-            if isinstance(cause, CirrayError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return None
-
-
 def _reason(error: Exception) -> Exception:
     """The package's own error that made a worker fail, or a sentence about the failure."""
-    own = _own_error([*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)])
+    own = own_error(*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None))
     if own is not None:
         return own
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from cirray.core.artifacts import Manifest, Stage
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.data.config import ImageMode
-from cirray.models.base import Retriever
+from cirray.models.base import Retriever, torch_seed
 from cirray.models.config import DualEncoderConfig
 from cirray.models.conversion_clip import (
     CLIP,
@@ -36,7 +36,6 @@ from cirray.models.conversion_clip import (
 from cirray.models.conversion_files import RECORD
 from cirray.models.dual import DualEncoderRetriever
 from cirray.models.fusion.config import CombinerConfig, DualFusion
-from cirray.models.seeded import torch_seed
 from cirray.models.sources.clip_files import read_tree
 from cirray.models.sources.files import check_floats, read_json, read_tensors
 from cirray.models.towers.backbones import load_text_encoder, no_texts

@@ -21,14 +21,15 @@ from cirray.data.shapes.grammar import caption, vocabulary
 from cirray.data.shapes.render import render_array
 from cirray.data.shapes.scenes import Scene, apply, random_edit
 from cirray.models.text import build_tokenizer
-from cirray.models.towers.assets import SHAPES_CLIP, asset_folder
 from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import load_vision_tower
+from cirray.models.towers.places import SHAPES_CLIP, asset_folder
 from cirray.models.towers.small_clip import SmallClip, build_clip
 from cirray.pipelines.data.datasets import captioned_digest
-from cirray.pipelines.features.towers import VISION, train_stage
+from cirray.pipelines.features.towers import VISION
 from cirray.pipelines.features.vision_sources import CELL_CLASSES, cell_labels
 from cirray.pipelines.zeroshot.config import ClipRun
+from cirray.training.callbacks import train_stage
 from cirray.training.clip import ClipBatch, ClipLearner, ClipTask
 from cirray.transforms import build_transform
 

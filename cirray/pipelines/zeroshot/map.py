@@ -22,14 +22,13 @@ from cirray.evaluation.protocol_metrics import figure_names
 from cirray.features.store import FeatureStore, check_tower
 from cirray.models.towers.places import find_tower, open_tower
 from cirray.models.words.word_map import WordMapRetriever, build_word_map
-from cirray.pipelines.data.datasets import asked_digest, read_usable
-from cirray.pipelines.data.leaks import check_leaks, guard_inputs
-from cirray.pipelines.features.towers import train_stage
+from cirray.pipelines.data.datasets import asked_digest, check_leaks, guard_inputs, read_usable
 from cirray.pipelines.training.config import SPLIT
 from cirray.pipelines.training.inputs import MODEL, VISION
-from cirray.pipelines.training.job import HISTORY, check_figures
+from cirray.pipelines.training.job import check_figures
 from cirray.pipelines.training.train import write_history
 from cirray.pipelines.zeroshot.config import MapRun
+from cirray.training.callbacks import HISTORY, train_stage
 from cirray.training.loop import Callback
 from cirray.training.selection import KeepBest, best_row, put_best
 from cirray.training.state import LoopState, Row

@@ -9,8 +9,8 @@ from collections import defaultdict
 import torch
 
 from cirray.models.base import Retriever
-from cirray.models.clamp import inward_clamp
-from cirray.models.text import TextBatch
+from cirray.models.batch import TextBatch
+from cirray.models.scoring import inward_clamp
 from cirray.training.terms.bank import NegativeBank, bank_images, check_digest, check_frozen, plan_bank
 from cirray.training.terms.base import TERMS, Term, TermInput, TermRows, TermSetup
 from cirray.training.terms.config import BankConfig

@@ -11,7 +11,7 @@ import torch
 from cirray.features.store import FeatureLookup
 from cirray.losses.contrastive import contrastive
 from cirray.losses.hidden import Hidden
-from cirray.losses.mean import weighted_mean
+from cirray.losses.output import weighted_mean
 from cirray.losses.sums import RowSums, ScoreFunction, row_sums
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
@@ -61,12 +61,14 @@ class Candidates:
     row_N: torch.Tensor
 
 
+@dataclass
 class TermInput:
     """One step's values; those shared by terms are computed once."""
 
-    def __init__(self, output: RetrieverOutput, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> None:
-        """Take the rank's outputs and rows."""
-        self.output, self.batch, self.config, self.gather = output, batch, config, gather
+    output: RetrieverOutput
+    batch: RetrievalBatch
+    config: TrainingConfig
+    gather: Gather
 
     @cached_property
     def candidates(self) -> Candidates:

@@ -13,7 +13,7 @@ from torch import nn
 
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.losses.soft_text import caption_teacher, soft_text, symmetric_contrast
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.words.word_map import WordMapRetriever, unit
 from cirray.training.gather import Gather
 from cirray.training.zeroshot.base import MapSetup, MapTask, caption_vectors, places_among_all

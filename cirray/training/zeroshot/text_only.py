@@ -15,7 +15,7 @@ from torch import nn
 from cirray.core.errors import ConfigError
 from cirray.core.seeding import numpy_generator
 from cirray.losses.output import LossOutput, weighted_sum
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.words.prompts import SLOT, PromptBatch
 from cirray.models.words.word_map import WordMapRetriever
 from cirray.training.gather import Gather

@@ -19,12 +19,12 @@ from cirray.core.errors import ConfigError
 from cirray.core.seeding import derive_seed, numpy_generator
 from cirray.losses.nt_xent import nt_xent
 from cirray.losses.output import LossOutput, weighted_sum
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.words.prompts import SLOT
 from cirray.models.words.word_map import WordMapRetriever, unit
 from cirray.training.gather import Gather
 from cirray.training.loop import train
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 from cirray.training.zeroshot.base import MapSetup, MapTask, places_among_all
 from cirray.training.zeroshot.config import MAPPINGS
 
@@ -119,7 +119,7 @@ class SearchTask:
 def search_tokens(setup: MapSetup, rows: Sequence[int]) -> torch.Tensor:
     """Tokens `[M, N, W]` of a block of images, by the one training loop."""
     task = SearchTask(setup, rows)
-    train(task, setup.settings.search, torch_engine)
+    train(task, setup.settings.search, TorchEngine)
     return task.found_MNW
 
 

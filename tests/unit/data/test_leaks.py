@@ -10,7 +10,7 @@ from cirray.data.circo import read_circo
 from cirray.data.cirr import read_cirr
 from cirray.data.config import CircoConfig, CirrConfig, FashionIQConfig
 from cirray.data.fashioniq import read_fashioniq
-from cirray.data.leaks import find_leaks, guarded_ids, image_key, refuse_leaks
+from cirray.data.leaks import find_leaks, image_key, refuse_leaks
 from cirray.types import Query
 
 MADE = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "benchmarks.py")))
@@ -37,9 +37,9 @@ def test_ids_are_compared_by_the_image_that_they_mean(image_id, key):
 
 def test_leaks_are_found_by_benchmark_and_listed(tmp_path):
     guards = {
-        "cirr": guarded_ids(read_cirr(CirrConfig(root=str(MADE.write_cirr(tmp_path / "a"))))),
-        "circo": guarded_ids(read_circo(CircoConfig(root=str(MADE.write_circo(tmp_path / "b"))))),
-        "fashioniq": guarded_ids(read_fashioniq(FashionIQConfig(root=str(MADE.write_fashioniq(tmp_path / "c"))))),
+        "cirr": read_cirr(CirrConfig(root=str(MADE.write_cirr(tmp_path / "a")))).guarded_ids,
+        "circo": read_circo(CircoConfig(root=str(MADE.write_circo(tmp_path / "b")))).guarded_ids,
+        "fashioniq": read_fashioniq(FashionIQConfig(root=str(MADE.write_fashioniq(tmp_path / "c")))).guarded_ids,
     }
     ids = ["train-0-0-img0", "x/dev-0-0-img0.png", "COCO_unlabeled2017_17", "000000000003", "other", "test1-2-0-img0"]
     assert find_leaks(ids, guards) == {"cirr": ("test1-2-0-img0", "x/dev-0-0-img0.png"), "circo": ("000000000003",)}
@@ -62,4 +62,4 @@ def test_a_leak_is_refused_with_the_list_and_an_override_is_recorded():
 def test_a_data_set_that_names_no_guarded_images_guards_what_its_queries_search():
     queries = (Query("q", "r", "m", ("t",), subset=("s",)),)
     dataset = CirDataset("own", ImageTable(), Protocol("own"), queries=queries, gallery_ids=("t", "g"))
-    assert guarded_ids(dataset) == {"r", "t", "s", "g"}
+    assert dataset.guarded_ids == {"r", "t", "s", "g"}

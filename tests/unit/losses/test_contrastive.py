@@ -5,7 +5,7 @@ import torch
 from whole_losses import contrastive
 
 from cirray.losses.hidden import Hidden
-from cirray.losses.mean import weighted_mean
+from cirray.losses.output import weighted_mean
 
 
 def test_equal_scores_cost_the_log_of_the_candidates():

@@ -20,10 +20,10 @@ from cirray.models.outlines import (
     weightless,
 )
 from cirray.models.published import BERT_WORDS, published
-from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.language import load_language_model
 from cirray.models.towers.open_clip import OpenClipTower
+from cirray.models.towers.places import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 BLIP2 = runpy.run_path(str(FIXTURES / "small_blip2.py"))

@@ -16,9 +16,8 @@ from cirray.data.readers import read_dataset
 from cirray.data.shapes.world import write_world
 from cirray.generators.captioners.config import CAPTIONERS, CaptionerConfig
 from cirray.mining.pairs import pair_id
-from cirray.pipelines.captions.caption import run_caption
+from cirray.pipelines.captions.caption import run_caption, run_caption_generator
 from cirray.pipelines.captions.config import CaptionGeneratorRun, CaptionRun
-from cirray.pipelines.captions.generator import run_caption_generator
 from cirray.pipelines.cluster.parts import run_parts
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.generate import run_generate

@@ -6,8 +6,8 @@ import pytest
 
 from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError, ConfigError, DataError
+from cirray.data.benchmark import select_labels
 from cirray.data.config import ShapesConfig
-from cirray.data.labels import select_labels
 from cirray.data.shapes.world import write_world
 from cirray.generators.store import load_generator, load_model
 from cirray.models.towers.hf_blip2 import load_vision_tower

@@ -11,7 +11,7 @@ import pytest
 import tiny_service
 
 import cirray.pipelines.search.parts as parts
-from cirray.core import replacing
+from cirray.core import unfinished
 from cirray.core.artifacts import read_manifest
 from cirray.core.contents import MANIFEST, MARKER, SEEN
 from cirray.core.errors import ArtifactError, DataError
@@ -169,7 +169,7 @@ def test_killed_while_it_takes_the_place_of_the_former_the_next_run_sets_it_righ
     home, checkpoint, monkeypatch, exchanges, moment
 ):
     if not exchanges:
-        monkeypatch.setattr(replacing, "_exchanged", lambda one, other: False)
+        monkeypatch.setattr(unfinished, "_exchanged", lambda one, other: False)
     change(home / "photos")
     calls = []
 
@@ -184,8 +184,8 @@ def test_killed_while_it_takes_the_place_of_the_former_the_next_run_sets_it_righ
 
     before = contents(home / "index")
     with monkeypatch.context() as patched:
-        patched.setattr(replacing.os, "replace", dying(os.replace) if not exchanges else os.replace)
-        patched.setattr(replacing.shutil, "rmtree", dying(shutil.rmtree))
+        patched.setattr(unfinished.os, "replace", dying(os.replace) if not exchanges else os.replace)
+        patched.setattr(unfinished.shutil, "rmtree", dying(shutil.rmtree))
         patched.setattr("cirray.core.storage.write_bytes", quiet_write)
         try:
             run_index(run(checkpoint, home))

@@ -11,8 +11,7 @@ from cirray.core.errors import ArtifactError, DataError
 from cirray.data.config import CirrConfig, DataConfig, FashionIQConfig, FolderConfig
 from cirray.mining.config import MiningConfig
 from cirray.pipelines.cluster.config import RayConfig
-from cirray.pipelines.data.datasets import open_dataset
-from cirray.pipelines.data.leaks import check_leaks, images_of
+from cirray.pipelines.data.datasets import check_leaks, open_dataset
 from cirray.pipelines.texts.config import GenerateRun, GeneratorRun, MineRun
 from cirray.pipelines.texts.generate import run_generate
 from cirray.pipelines.texts.generator import run_generator
@@ -21,6 +20,7 @@ from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
 from cirray.triplets.pairs import read_pairs
 from cirray.triplets.schema import image_ids
+from cirray.types import images_of
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 MADE = SimpleNamespace(**runpy.run_path(str(FIXTURES / "benchmarks.py")))

@@ -15,7 +15,7 @@ from cirray.image_text import load_models
 from cirray.models.towers.places import open_tower
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
-from cirray.pipelines.training.live import LiveFeatures, live_images, open_features
+from cirray.pipelines.training.live import LiveFeatures, live_features, live_images
 from cirray.pipelines.training.train import run_train
 
 TINY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_training.py"))
@@ -35,7 +35,7 @@ def losses(folder):
 
 
 def test_tokens_are_those_of_the_cache_up_to_fp16_and_any_order_may_be_asked_for(fields):
-    live, stored = open_features(run_of(fields)), FeatureStore.open_many(fields["features"])
+    live, stored = live_features(run_of(fields)), FeatureStore.open_many(fields["features"])
     assert isinstance(live, LiveFeatures) and live.shape == stored.shape
     assert live.info.encoder_digest == stored.info.encoder_digest
     ids = [*stored.ids[5:40], stored.ids[7], stored.ids[0]]
@@ -65,11 +65,11 @@ def test_another_tower_gives_other_losses(fields, tmp_path):
 
 def test_images_of_further_data_sets_are_found(fields):
     run = run_of(fields, data=None, images=[fields["data"]], triplets=["x"])
-    assert len(open_features(run)) == len(live_images(run)[0].ids) > 0
+    assert len(live_features(run)) == len(live_images(run)[0].ids) > 0
 
 
 def test_an_image_without_a_file_or_that_cannot_be_read_is_named(fields, tmp_path):
-    live = open_features(run_of(fields))
+    live = live_features(run_of(fields))
     with pytest.raises(DataError, match="'nowhere' has no file among"):
         live.get(["nowhere"])
     broken = tmp_path / "broken.png"

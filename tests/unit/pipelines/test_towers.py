@@ -4,9 +4,9 @@ import pytest
 from cirray.core.artifacts import read_manifest
 from cirray.core.config import load_config
 from cirray.core.errors import ArtifactError, ConfigError
-from cirray.models.towers.assets import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.models.towers.language import build_word_tokenizer, load_language_model, vocabulary_hash
+from cirray.models.towers.places import SHAPES_LANGUAGE, SHAPES_VISION, asset_folder
 from cirray.pipelines.features import towers
 from cirray.pipelines.features.config import TowersRun
 from cirray.pipelines.features.towers import exact_from_text, run_towers, shapes_passage, shapes_words

@@ -17,7 +17,7 @@ from cirray.training.gather import NoGather
 from cirray.training.loop import train
 from cirray.training.objectives import Objective
 from cirray.training.terms.bank import NegativeBank, plan_bank
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 
 def bank_of(task, **fields):
@@ -143,7 +143,7 @@ def test_no_gradient_reaches_the_target_side_and_its_digest_stays(make_task, tmp
     assert isinstance(model, ForkedRetriever)
     before, queries = model.target_digest, [weight.clone() for weight in model.query.parameters()]
     vectors = model.encode_gallery(next(iter(task.batches(0, 0, 1))).target_BPD)
-    history = train(task, config, torch_engine)
+    history = train(task, config, TorchEngine)
     assert model.target_digest == before and all(weight.grad is None for weight in model.gallery.parameters())
     assert torch.equal(model.encode_gallery(next(iter(task.batches(0, 0, 1))).target_BPD), vectors)
     moved = [not torch.equal(a, b) for a, b in zip(queries, model.query.parameters(), strict=True)]
@@ -158,7 +158,7 @@ def test_the_temperature_is_fixed_by_default_and_clamped_when_learned(make_task)
         task, config = make_task(objective="spn", steps=3, terms={"bank_infonce": {"learn_temperature": learn}})
         with torch.no_grad():
             task.model().raw_temperature.fill_(start)
-        train(task, config, torch_engine)
+        train(task, config, TorchEngine)
         moved = float(task.model().raw_temperature.detach()) != pytest.approx(start, abs=1e-9)
         assert moved == learn
     assert float(task.model().temperature.detach()) <= 0.1 + 1e-6

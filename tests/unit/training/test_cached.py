@@ -12,7 +12,7 @@ from cirray.core.errors import ConfigError, DataError
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.loop import train
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 SHARP = {"tcc": {"beta": 0.5}}
 CASES = {
@@ -108,7 +108,7 @@ def test_no_more_rows_than_a_piece_are_in_the_model_or_read_at_once(make_task, f
     seen, read, get = [], [], features.get
     task.model().register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0].text)))
     monkeypatch.setattr(features, "get", lambda ids: read.append(len(ids)) or get(ids))
-    train(task, config, torch_engine)
+    train(task, config, TorchEngine)
     assert seen == [2] * 16 and set(read) == {2}
 
 
@@ -125,7 +125,7 @@ def test_a_piece_that_cannot_be_read_is_told_as_it_is(make_task, monkeypatch, fe
 
     monkeypatch.setattr(features, "get", broken)
     with pytest.raises(DataError, match="Image 'f0-1' has no features"):
-        train(task, config, torch_engine)
+        train(task, config, TorchEngine)
 
 
 def test_a_step_is_a_pure_function_of_its_number_in_pieces_too(make_task):

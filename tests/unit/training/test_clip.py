@@ -7,14 +7,14 @@ from cirray.core.config import validate
 from cirray.core.seeding import numpy_generator
 from cirray.data.config import TransformConfig
 from cirray.models.text import build_tokenizer, load_tokenizer
-from cirray.models.towers.assets import SHAPES_CLIP, asset_folder
+from cirray.models.towers.places import SHAPES_CLIP, asset_folder
 from cirray.models.towers.small_clip import SmallClip, build_clip
 from cirray.pipelines.features.vision_sources import CELL_CLASSES
 from cirray.pipelines.zeroshot.clip import found_share, neighbour_scenes, scene_batch, scene_source, shapes_vocabulary
 from cirray.pipelines.zeroshot.config import ClipRun
 from cirray.training.clip import ClipLearner, ClipTask
 from cirray.training.loop import train
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 SMALL = {
     "source": "train",
@@ -28,7 +28,7 @@ def test_contrast_and_heads_lower_their_loss():
     torch.manual_seed(0)
     clip = build_clip(run.model, build_tokenizer(shapes_vocabulary()), run.transform)
     learner = ClipLearner(clip, CELL_CLASSES, 9, 16, 16)
-    history = train(ClipTask(learner, scene_source(clip, run), 1.0), run.training, torch_engine)
+    history = train(ClipTask(learner, scene_source(clip, run), 1.0), run.training, TorchEngine)
     late, early = (np.mean([row["cells"] for row in rows]) for rows in (history[-5:], history[:5]))
     assert late < 0.9 * early and set(history[0]) >= {"contrast", "cells"}
 

@@ -7,11 +7,11 @@ import torch
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.training.callbacks import Checkpoints
+from cirray.training.config import AlignmentConfig, AnswerTrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.generation import AlignmentTask, GeneratorTask
-from cirray.training.generator_config import AlignmentConfig, AnswerTrainingConfig
 from cirray.training.loop import train
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 from cirray.types import Triplet
 
 _PATH = Path(__file__).parents[1] / "generators" / "conftest.py"
@@ -33,21 +33,21 @@ def test_training_lowers_the_answer_loss_and_leaves_the_language_model_alone(mod
     model = model_of()
     before = [weight.clone() for weight in model.lm.parameters()]
     config = AnswerTrainingConfig(steps=30, batch=4, log_every=1, optimizer={"lr": 1e-2})
-    history = train(GeneratorTask(model, TRIPLETS, features, config), config, torch_engine)
+    history = train(GeneratorTask(model, TRIPLETS, features, config), config, TorchEngine)
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert all(torch.equal(old, new) for old, new in zip(before, model.lm.parameters(), strict=True))
 
 
 def test_a_checkpoint_leaves_the_frozen_language_model_out_and_a_run_goes_on_from_it(model_of, features, tmp_path):
     config = AnswerTrainingConfig(steps=6, batch=4, log_every=1, checkpoint_every=3)
-    whole = train(GeneratorTask(model_of(), TRIPLETS, features, config), config, torch_engine, [Checkpoints(tmp_path)])
+    whole = train(GeneratorTask(model_of(), TRIPLETS, features, config), config, TorchEngine, [Checkpoints(tmp_path)])
     stored = torch.load(tmp_path / "step-00000003" / "engine.pt", weights_only=True)["model"]
     assert "projection.weight" in stored and not [name for name in stored if name.startswith("lm.")]
     task, half = GeneratorTask(model_of(), TRIPLETS, features, config), tmp_path / "step-00000003"
-    assert train(task, config, torch_engine, resume=half) == whole
+    assert train(task, config, TorchEngine, resume=half) == whole
     other = GeneratorTask(model_of(tuning="full"), TRIPLETS, features, config)
     with pytest.raises(ArtifactError, match="of another model"):
-        train(other, config, torch_engine, resume=half)
+        train(other, config, TorchEngine, resume=half)
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 4])
@@ -55,7 +55,7 @@ def test_a_batch_in_pieces_trains_as_a_whole_one(model_of, features, pieces):
     settings = {"steps": 4, "batch": 4, "log_every": 1}
     whole, parted = model_of(), model_of()
     runs = [
-        train(GeneratorTask(model, TRIPLETS, features, config), config, torch_engine)
+        train(GeneratorTask(model, TRIPLETS, features, config), config, TorchEngine)
         for model, config in (
             (whole, AnswerTrainingConfig(**settings)), (parted, AnswerTrainingConfig(**settings, pieces=pieces)),
         )
@@ -74,7 +74,7 @@ def test_captions_go_through_the_language_model_in_pieces_too(model_of, features
     for pieces in (1, 3):
         config = AlignmentConfig(steps=3, batch=4, log_every=1, pieces=pieces)
         task = AlignmentTask(model_of(), features, config, captions=captions)
-        found.append([row["loss"] for row in train(task, config, torch_engine)])
+        found.append([row["loss"] for row in train(task, config, TorchEngine)])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_alignment_with_words_of_captions_runs_no_language_model_and_names_the_w
     captions = {"a": "red round", "b": "blue small", "c": "red small", "d": "blue round"}
     config = AlignmentConfig(steps=150, batch=4, log_every=1, optimizer={"lr": 1e-2})
     task = AlignmentTask(model, features, config, captions=captions, words=True)
-    history = train(task, config, torch_engine)
+    history = train(task, config, TorchEngine)
     assert history[-1]["loss"] < history[0]["loss"] - 0.3
     names = ["red", "blue", "round", "small"]
     table = model.language.embed(torch.tensor([model.language.word_ids(name)[0] for name in names]))
@@ -117,7 +117,7 @@ def test_trained_weights_of_another_generator_are_refused(model_of):
 def test_alignment_draws_soft_tokens_to_the_bags(model_of, features):
     model = model_of()
     config = AlignmentConfig(steps=30, batch=4, log_every=1, optimizer={"lr": 1e-2})
-    history = train(AlignmentTask(model, features, config, bags=BAGS), config, torch_engine)
+    history = train(AlignmentTask(model, features, config, bags=BAGS), config, TorchEngine)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
@@ -126,7 +126,7 @@ def test_alignment_draws_the_difference_pass_to_what_two_captions_differ_in(mode
     config = AlignmentConfig(steps=30, batch=4, log_every=1, optimizer={"lr": 1e-2})
     slots = [("make", "red", "blue"), ("it",), ("it",)]
     pairs = {pair: slots for pair in [("a", "b"), ("c", "d"), ("a", "d")]}
-    history = train(AlignmentTask(model, features, config, bags=BAGS, pairs=pairs), config, torch_engine)
+    history = train(AlignmentTask(model, features, config, bags=BAGS, pairs=pairs), config, TorchEngine)
     assert history[-1]["difference"] < 0.5 * history[0]["difference"]
     assert history[-1]["loss"] == pytest.approx(history[-1]["difference"] + history[-1]["image"], rel=1e-4)
 
@@ -135,7 +135,7 @@ def test_alignment_without_cells_writes_captions_through_the_language_model(mode
     model = model_of()
     config = AlignmentConfig(steps=20, batch=4, log_every=1, optimizer={"lr": 1e-2})
     captions = {name: f"it red {name}" for name in "abcd"}
-    history = train(AlignmentTask(model, features, config, captions=captions), config, torch_engine)
+    history = train(AlignmentTask(model, features, config, captions=captions), config, TorchEngine)
     assert history[-1]["loss"] < history[0]["loss"]
 
 

@@ -93,7 +93,7 @@ def test_the_drawn_negatives_are_a_function_of_seed_step_and_row_and_all_get_the
     seen = [batch.negative_key_M.tolist() for batch in islice(task.batches(0, 0, 1), 12)]
     again, _ = make_task(rows=rows, hard_negatives=1)
     assert seen == [batch.negative_key_M.tolist() for batch in islice(again.batches(0, 0, 1), 12)]
-    keys = {task._keys[image] for image in HARD[0]}
+    keys = {task.keys[image] for image in HARD[0]}
     assert {key for step in seen for key in step} - {-1} == keys
 
 
@@ -139,8 +139,8 @@ def test_the_text_that_is_drawn_brings_its_own_hard_negatives(make_task, triplet
     first, *rest = triplets
     other = replace(first, triplet_id="other", modification="round", negative_ids=("f6-1",))
     task, _ = make_task(rows=[first, other, *rest], pair_texts="drawn")
-    folded = next(row for row in task._triplets if row.target_id == first.target_id)
-    drawn = [task._texts.visit(folded, step) for step in range(20)]
+    folded = next(row for row in task.triplets if row.target_id == first.target_id)
+    drawn = [task.texts.visit(folded, step) for step in range(20)]
     assert {(row.modification, row.negative_ids) for row in drawn} == {
         (first.modification, ()), ("round", ("f6-1",))
     }  # fmt: skip

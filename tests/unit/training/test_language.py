@@ -9,7 +9,7 @@ from cirray.models.towers.language import build_language_model, build_word_token
 from cirray.training.gather import NoGather
 from cirray.training.language import IGNORE, LanguageTask, encode_passages
 from cirray.training.loop import train
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 from cirray.training.tower_config import LanguageTrainingConfig
 
 INSTRUCTION = "change"
@@ -57,7 +57,7 @@ def test_batches_are_a_function_of_the_step(language):
 
 def test_heads_and_answer_get_better_and_the_heads_can_be_switched_off(language):
     config = LanguageTrainingConfig(steps=25, batch=8, log_every=1, checkpoint_every=None)
-    history = train(LanguageTask(language, corpus, config), config, torch_engine)
+    history = train(LanguageTask(language, corpus, config), config, TorchEngine)
     first, last = history[0], history[-1]
     assert last["answer"] < first["answer"] and last["changed"] < first["changed"]
     batch = next(LanguageTask(language, corpus, config).batches(0, 0, 1))

@@ -11,7 +11,7 @@ from cirray.training.callbacks import CheckpointClock, Checkpoints, HistoryFile,
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.config import LoopConfig
 from cirray.training.loop import Callback, train
-from cirray.training.torch_engine import TorchEngine, torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 
 class Poisoned(Callback):
@@ -74,7 +74,7 @@ def weights(task):
 
 def test_training_lowers_the_loss_and_logs_every_row(make_task):
     task, config = make_task(steps=24, batch=8, log_every=8, optimizer={"lr": 1e-2})
-    history = train(task, config, torch_engine)
+    history = train(task, config, TorchEngine)
     assert [row["step"] for row in history] == [8, 16, 24]
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     assert {"loss", "infonce", "temperature", "lr", "grad_norm"} <= set(history[0])
@@ -83,17 +83,17 @@ def test_training_lowers_the_loss_and_logs_every_row(make_task):
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(make_task, tmp_path):
     settings = {"steps": 6, "checkpoint_every": 2, "objective": "ptha", "dropout": 0.1}
     whole, config = make_task(**settings)
-    history = train(whole, config, torch_engine)
+    history = train(whole, config, TorchEngine)
     broken, _ = make_task(**settings)
     with pytest.raises(KeyboardInterrupt):
-        train(broken, config, torch_engine, [Checkpoints(tmp_path), Stop(5)])
+        train(broken, config, TorchEngine, [Checkpoints(tmp_path), Stop(5)])
     resumed, _ = make_task(**settings, seed=9)
     found = latest_checkpoint(tmp_path)
     assert found is not None and found.name == "step-00000004"
-    assert train(resumed, config, torch_engine, resume=found) == history
+    assert train(resumed, config, TorchEngine, resume=found) == history
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
     other, _ = make_task(**settings, seed=9)
-    train(other, config, torch_engine)
+    train(other, config, TorchEngine)
     assert not torch.equal(weights(other)["prompts"], weights(whole)["prompts"])
 
 
@@ -103,7 +103,7 @@ def test_by_default_a_checkpoint_is_written_by_the_clock(make_task, tmp_path, mo
     config = LoopConfig(steps=9, checkpoint_minutes=minutes, keep_checkpoints=9)
     now = [0.0]
     monkeypatch.setattr("cirray.training.callbacks.time.monotonic", lambda: now[0])
-    train(task, config, torch_engine, [Ticks(now, 30.0), Checkpoints(tmp_path)])
+    train(task, config, TorchEngine, [Ticks(now, 30.0), Checkpoints(tmp_path)])
     assert [int(item.name[5:]) for item in sorted(tmp_path.glob("step-*"))] == kept
     assert LoopConfig().checkpoint_minutes == 5.0
 
@@ -124,15 +124,15 @@ def test_a_disk_that_writes_slowly_is_asked_less_often(monkeypatch):
 
 def test_resuming_a_finished_run_trains_no_further(make_task, tmp_path):
     task, config = make_task(steps=2)
-    history = train(task, config, torch_engine, [Checkpoints(tmp_path)])
+    history = train(task, config, TorchEngine, [Checkpoints(tmp_path)])
     before = weights(task)
-    assert train(task, config, torch_engine, resume=latest_checkpoint(tmp_path)) == history
+    assert train(task, config, TorchEngine, resume=latest_checkpoint(tmp_path)) == history
     assert all(torch.equal(value, before[name]) for name, value in weights(task).items())
 
 
 def test_only_the_newest_checkpoints_stay_and_half_written_ones_are_not_found(make_task, tmp_path):
     task, config = make_task(steps=6, checkpoint_every=1, keep_checkpoints=2)
-    train(task, config, torch_engine, [Checkpoints(tmp_path)])
+    train(task, config, TorchEngine, [Checkpoints(tmp_path)])
     (tmp_path / "step-00000009").mkdir()
     (tmp_path / ".step-00000010.tmp").mkdir()
     assert sorted(item.name for item in tmp_path.glob("step-*")) == ["step-00000005", "step-00000006", "step-00000009"]
@@ -143,40 +143,40 @@ def test_only_the_newest_checkpoints_stay_and_half_written_ones_are_not_found(ma
 def test_a_folder_that_is_no_checkpoint_is_refused(make_task, tmp_path):
     task, config = make_task()
     with pytest.raises(ArtifactError, match="no training checkpoint"):
-        train(task, config, torch_engine, resume=tmp_path)
+        train(task, config, TorchEngine, resume=tmp_path)
 
 
 def test_a_checkpoint_of_another_model_is_refused(make_task, tmp_path):
     task, config = make_task(steps=1)
-    train(task, config, torch_engine, [Checkpoints(tmp_path)])
+    train(task, config, TorchEngine, [Checkpoints(tmp_path)])
     with pytest.raises(ArtifactError, match="another model"):
-        train(Endless(), LoopConfig(steps=2), torch_engine, resume=latest_checkpoint(tmp_path))
+        train(Endless(), LoopConfig(steps=2), TorchEngine, resume=latest_checkpoint(tmp_path))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(make_task):
     task, config = make_task()
     with pytest.raises(ConfigError, match=r"step 2.*nan.*optimizer\.lr"):
-        train(task, config, torch_engine, [Poisoned(2)])
+        train(task, config, TorchEngine, [Poisoned(2)])
 
 
 def test_a_task_that_runs_dry_is_an_error():
     with pytest.raises(ConfigError, match="step 3 of 5"):
-        train(Endless(end=3), LoopConfig(steps=5), torch_engine)
+        train(Endless(end=3), LoopConfig(steps=5), TorchEngine)
 
 
 def test_a_global_batch_that_does_not_divide_is_refused(make_task):
     task, config = make_task(batch=5)
     with pytest.raises(ConfigError, match="for example 6"):
-        train(task, config, torch_engine, world=2)
+        train(task, config, TorchEngine, world=2)
 
 
 def test_the_history_file_holds_the_history_also_after_a_resume(make_task, tmp_path):
     task, config = make_task(steps=4, checkpoint_every=2)
     path = tmp_path / "history.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        train(task, config, torch_engine, [HistoryFile(path), Checkpoints(tmp_path), Stop(3)])
+        train(task, config, TorchEngine, [HistoryFile(path), Checkpoints(tmp_path), Stop(3)])
     assert len(path.read_text().splitlines()) == 3
-    history = train(task, config, torch_engine, [HistoryFile(path)], resume=latest_checkpoint(tmp_path))
+    history = train(task, config, TorchEngine, [HistoryFile(path)], resume=latest_checkpoint(tmp_path))
     assert [json.loads(line) for line in path.read_text().splitlines()] == history and len(history) == 4
 
 
@@ -184,10 +184,10 @@ def test_progress_moves_once_a_step_and_starts_where_the_run_does(tmp_path):
     moves = []
     bar = ShowProgress(lambda amount=1, note="", earlier=False: moves.append((amount, note, earlier)))
     config = LoopConfig(steps=4, log_every=4, checkpoint_every=3)
-    train(Endless(), config, torch_engine, [bar, Checkpoints(tmp_path)])
+    train(Endless(), config, TorchEngine, [bar, Checkpoints(tmp_path)])
     assert [amount for amount, *_ in moves] == [1, 1, 1, 1] and moves[-1][1].startswith("loss")
     moves.clear()
-    train(Endless(), config, torch_engine, [bar], resume=tmp_path / "step-00000003")
+    train(Endless(), config, TorchEngine, [bar], resume=tmp_path / "step-00000003")
     assert [(amount, earlier) for amount, _, earlier in moves] == [(3, True), (1, False)]
 
 
@@ -211,6 +211,6 @@ def test_a_weight_without_gradient_still_decays():
 
 def test_bf16_keeps_fp32_weights_and_lowers_the_loss(make_task):
     task, config = make_task(steps=12, batch=8, log_every=4, precision="bf16", optimizer={"lr": 1e-2})
-    history = train(task, config, torch_engine)
+    history = train(task, config, TorchEngine)
     assert history[-1]["loss"] < history[0]["loss"]
     assert {value.dtype for value in task.model().state_dict().values()} == {torch.float32}

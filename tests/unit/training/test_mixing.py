@@ -8,9 +8,8 @@ import pyarrow as pa
 import pytest
 
 from cirray.core.errors import ConfigError
-from cirray.training.config import TrainingConfig
+from cirray.training.config import MIXERS, TrainingConfig
 from cirray.training.mixing import Curriculum, PairTexts, Rows, interleave, share
-from cirray.training.mixing_config import MIXERS
 from cirray.training.sampler import group_numbers
 from cirray.types import Triplet
 

@@ -10,11 +10,11 @@ from cirray.training.deepspeed_engine import DeepSpeedEngine
 from cirray.training.loop import train
 from cirray.training.optim import build_optimizer
 from cirray.training.retrieval import RetrievalTask
-from cirray.training.torch_engine import TorchEngine, torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 
 def losses(task, config):
-    return [row["loss"] for row in train(task, config, torch_engine)]
+    return [row["loss"] for row in train(task, config, TorchEngine)]
 
 
 @pytest.mark.parametrize("objective", ["finetune", "ptha"])

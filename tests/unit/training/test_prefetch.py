@@ -9,7 +9,7 @@ from cirray.core.errors import DataError
 from cirray.training.config import LoopConfig
 from cirray.training.loop import Callback, train
 from cirray.training.prefetch import Ahead
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 
 def test_items_come_in_their_order_and_one_is_made_ahead():
@@ -77,7 +77,7 @@ class Steps:
 def test_callbacks_have_the_task_to_themselves_and_no_batch_is_made_in_vain():
     task = Steps()
     watch = Watch(task)
-    train(task, LoopConfig(steps=4), torch_engine, [watch])
+    train(task, LoopConfig(steps=4), TorchEngine, [watch])
     assert task.made == [0, 1, 2, 3] and watch.quiet == [True] * 4
     assert threading.current_thread().name not in task.names
 
@@ -90,5 +90,5 @@ def test_an_error_of_the_thread_ends_the_run_as_it_is_after_the_steps_before_it(
             steps.append(state.step)
 
     with pytest.raises(DataError, match="Triplet 'a' lacks its picture"):
-        train(task, LoopConfig(steps=9), torch_engine, [Count()])
+        train(task, LoopConfig(steps=9), TorchEngine, [Count()])
     assert steps == [1, 2, 3]

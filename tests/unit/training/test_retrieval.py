@@ -61,5 +61,5 @@ def test_swapped_rows_are_trained_on_only_when_asked_for(make_task, triplets):
     for asked in (False, True):
         task, _ = make_task(swapped=asked, one_per_group=False)
         keys = {key for batch in islice(task.batches(0, 0, 1), 24) for key in batch.target_key_B.tolist()}
-        names = {image for image, key in task._keys.items() if key in keys}
+        names = {image for image, key in task.keys.items() if key in keys}
         assert bool(names & references) == asked

@@ -8,7 +8,7 @@ from cirray.training.callbacks import Checkpoints
 from cirray.training.checkpoint import latest_checkpoint
 from cirray.training.loop import Callback, train
 from cirray.training.selection import KeepBest, best_row, mean_of, put_best
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 
 class Measured(Callback):
@@ -26,7 +26,7 @@ class Measured(Callback):
 def run(make_task, values, names=("held_R@1",), patience=None, every=1, more=(), resume=None):
     task, config = make_task(steps=len(values), optimizer={"lr": 1e-2})
     measured = Measured(values)
-    history = train(task, config, torch_engine, [measured, KeepBest(names, every, patience), *more], resume=resume)
+    history = train(task, config, TorchEngine, [measured, KeepBest(names, every, patience), *more], resume=resume)
     return measured, history
 
 
@@ -64,7 +64,7 @@ def test_a_stopped_run_stays_stopped_when_it_is_started_again(make_task, tmp_pat
 
 def test_a_checkpoint_without_best_weights_reads_as_before(make_task, tmp_path):
     task, config = make_task(steps=2)
-    train(task, config, torch_engine, [Checkpoints(tmp_path)])
+    train(task, config, TorchEngine, [Checkpoints(tmp_path)])
     assert [item.name for item in tmp_path.iterdir()] == ["step-00000002"]
     assert sorted(item.name for item in (tmp_path / "step-00000002").iterdir()) == ["engine.pt", "loop.json"]
 

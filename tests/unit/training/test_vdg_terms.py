@@ -8,19 +8,19 @@ from whole_losses import contrastive
 
 from cirray.core.config import merged, validate
 from cirray.core.errors import ConfigError
-from cirray.models.batch import Wanted
+from cirray.models.batch import TextBatch, Wanted
 from cirray.models.composed import build_retriever
 from cirray.models.config import RetrieverConfig
 from cirray.models.matching import MATCHING, MATCHING_HARD, MatchingHead, draw_hard, released_weights, rows_of
 from cirray.models.retriever_files import load_retriever
 from cirray.models.scoring import score
-from cirray.models.text import TextBatch, build_tokenizer
+from cirray.models.text import build_tokenizer
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.loop import train
 from cirray.training.objectives import Objective
 from cirray.training.retrieval import RetrievalTask
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 PLAIN = {"negatives": "targets", "mask_duplicates": False}
 HARD = {"infonce": 0.0, "hn_nce": {"beta": 0.5}}
@@ -273,5 +273,5 @@ def test_the_matching_head_learns_more_than_how_many_pairs_match(task_with, trip
     """One of three shown pairs matches: a head that knows no more than that costs 0.6365 nats."""
     hard = {"infonce": 0.0, "tdm_hard": 1.0}
     task, config = task_with(terms=hard, steps=80, batch=8, optimizer={"lr": 1e-2}, one_per_group=False, log_every=10)
-    history = train(task, config, torch_engine)
+    history = train(task, config, TorchEngine)
     assert sum(row["tdm_hard"] for row in history[-3:]) / 3 < 0.5 < 0.6 < history[0]["tdm_hard"]

@@ -7,7 +7,7 @@ from cirray.models.config import VisionTowerConfig
 from cirray.models.towers.hf_blip2 import build_vision_tower
 from cirray.pipelines.features.vision_sources import CELL_CLASSES, cell_batch, cell_source
 from cirray.training.loop import train
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 from cirray.training.tower_config import VisionTrainingConfig
 from cirray.training.vision import VisionBatch, VisionLearner, VisionTask, caption_words, word_labels
 
@@ -23,7 +23,7 @@ def tower():
 def test_dense_heads_learn_and_the_saved_tower_has_none(tower, tmp_path):
     config = VisionTrainingConfig(steps=40, batch=16, log_every=1, optimizer={"lr": 1e-2})
     task = VisionTask(tower, CELL_CLASSES, cell_source(SMALL, config))
-    history = train(task, config, torch_engine)
+    history = train(task, config, TorchEngine)
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     accuracy = task.accuracy(cell_batch(SMALL, np.random.default_rng(1), 20))
     assert accuracy["place"] > 0.5 and set(accuracy) == {"place", *CELL_CLASSES}

@@ -11,15 +11,15 @@ from cirray.data.shapes.corpus import reserved_scene
 from cirray.data.shapes.grammar import caption, modification
 from cirray.data.shapes.render import render_array
 from cirray.data.shapes.scenes import COLOURS, Edit, apply
-from cirray.models.towers.assets import SHAPES_CLIP, asset_folder
 from cirray.models.towers.clip_tower import with_tokens
 from cirray.models.towers.hf_blip2 import load_vision_tower
+from cirray.models.towers.places import SHAPES_CLIP, asset_folder
 from cirray.models.words.config import WordMapConfig
 from cirray.models.words.word_map import build_word_map
 from cirray.training.config import TrainingConfig
 from cirray.training.loop import train
 from cirray.training.retrieval import RetrievalTask
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 from cirray.training.zeroshot.base import MapSetup
 from cirray.training.zeroshot.config import MappingConfig
 from cirray.training.zeroshot.mapping import MappingTask
@@ -78,7 +78,7 @@ def mapped(world):
     setup = MapSetup(
         retriever, names, tuple(captions[name] for name in names), tokens, MappingConfig.model_validate(loop)
     )
-    train(MappingTask(setup), setup.config, torch_engine)
+    train(MappingTask(setup), setup.config, TorchEngine)
     return retriever.train_composing()
 
 
@@ -103,7 +103,7 @@ def composed(mapped, world, rows):
         "terms": {"composing": {"max_cosine": 0.98, "hard": 3}}, "optimizer": {"lr": 3e-3},
     }  # fmt: skip
     config = TrainingConfig.model_validate(loop)
-    train(RetrievalTask(retriever, rows, world[1], config), config, torch_engine)
+    train(RetrievalTask(retriever, rows, world[1], config), config, TorchEngine)
     return retriever
 
 

@@ -15,7 +15,7 @@ from cirray.training.gather import NoGather
 from cirray.training.loop import train
 from cirray.training.retrieval import RetrievalTask
 from cirray.training.terms.base import TERMS, TermInput
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 
 NONE = {"reference": False, "hard": 0}
 
@@ -159,7 +159,7 @@ def test_doubling_makes_the_reference_a_negative_by_construction(make_task):
 def test_the_composing_stage_trains_adapters_alone_and_lowers_its_loss(make_task, objective):
     task, config = make_task(**objective, steps=40, optimizer={"lr": 3e-3})
     before = {name: value.clone() for name, value in task.model().state_dict().items()}
-    history = train(task, config, torch_engine)
+    history = train(task, config, TorchEngine)
     moved = {
         name.split(".")[0] for name, value in task.model().state_dict().items() if not torch.equal(value, before[name])
     }
@@ -183,7 +183,7 @@ def test_retention_keeps_plain_prompt_retrieval(make_task, features):
         task, config = make_task(
             steps=60, optimizer={"lr": 5e-3}, terms={"composing": {"hard": 0}, "retention": weight}, seed=1
         )
-        train(task, config, torch_engine)
+        train(task, config, TorchEngine)
         found[weight] = plain_loss(task.model())
     assert found[0.5] < found[0.0] - 0.3
 
@@ -191,7 +191,7 @@ def test_retention_keeps_plain_prompt_retrieval(make_task, features):
 def test_training_reads_cached_tokens_alone(make_task, features):
     task, config = make_task(steps=2)
     read = features.read
-    train(task, config, torch_engine)
+    train(task, config, TorchEngine)
     assert features.read - read <= 2 * 2 * 8
 
 

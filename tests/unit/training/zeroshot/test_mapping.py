@@ -7,7 +7,7 @@ from cirray.core.errors import ConfigError
 from cirray.models.retriever_files import load_retriever
 from cirray.training.gather import NoGather
 from cirray.training.loop import train
-from cirray.training.torch_engine import torch_engine
+from cirray.training.torch_engine import TorchEngine
 from cirray.training.zeroshot.config import MAPPINGS
 from cirray.training.zeroshot.mapping import MappingTask
 from cirray.training.zeroshot.text_only import TextOnlyTask, draw_noise, mask_words
@@ -44,7 +44,7 @@ def test_only_phi_and_injection_train_whatever_the_objective(make_setup, objecti
     task = make(make_setup, objective)
     retriever = task.setup.retriever
     before = {name: value.clone() for name, value in retriever.state_dict().items()}
-    history = train(task, task.setup.config, torch_engine)
+    history = train(task, task.setup.config, TorchEngine)
     moved = {
         name.split(".")[0] for name, value in retriever.state_dict().items() if not torch.equal(value, before[name])
     }
@@ -55,7 +55,7 @@ def test_only_phi_and_injection_train_whatever_the_objective(make_setup, objecti
 def test_every_objective_lowers_its_own_loss(make_setup, objective):
     quiet = {"noise": 0.1} if objective == "text_only" else {}
     task = make(make_setup, objective, steps=60, optimizer={"lr": 3e-3, "schedule": "constant"}, **quiet)
-    history = train(task, task.setup.config, torch_engine)
+    history = train(task, task.setup.config, TorchEngine)
     late, early = (np.mean([row["loss"] for row in rows]) for rows in (history[-10:], history[:10]))
     assert late < 0.9 * early
 
@@ -106,11 +106,11 @@ def test_a_resumed_mapping_goes_on_as_an_unbroken_one(make_setup, tmp_path):
             if state.step == 2:
                 raise KeyboardInterrupt
 
-    whole = train(make(make_setup, "text_only", steps=4), make_setup(PLAIN, steps=4).config, torch_engine)
+    whole = train(make(make_setup, "text_only", steps=4), make_setup(PLAIN, steps=4).config, TorchEngine)
     config = make_setup(PLAIN, steps=4, checkpoint_every=2).config
     with pytest.raises(KeyboardInterrupt):
-        train(make(make_setup, "text_only"), config, torch_engine, [Checkpoints(tmp_path), Stop()])
-    resumed = train(make(make_setup, "text_only"), config, torch_engine, resume=latest_checkpoint(tmp_path))
+        train(make(make_setup, "text_only"), config, TorchEngine, [Checkpoints(tmp_path), Stop()])
+    resumed = train(make(make_setup, "text_only"), config, TorchEngine, resume=latest_checkpoint(tmp_path))
     assert resumed == whole
 
 
