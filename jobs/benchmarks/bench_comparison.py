@@ -36,10 +36,10 @@ from cirray.losses.output import LossOutput
 from cirray.models.batch import Movable
 from cirray.models.towers.language import bag_ids, embed_bags
 from cirray.pipelines.data.datasets import read_usable
-from cirray.pipelines.features.towers import train_stage
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator import evaluate_texts, token_loss
 from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features
+from cirray.training.callbacks import train_stage
 from cirray.training.generation import GeneratorTask
 from cirray.types import Triplet
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from cirray.features.store import FeatureLookup
 from cirray.losses.output import LossOutput
-from cirray.models.movable import Movable
+from cirray.models.batch import Movable
 from cirray.models.words.word_map import WordMapRetriever
 from cirray.training.gather import Gather
 from cirray.training.sampler import BatchSampler
