@@ -15,10 +15,10 @@ from cirray.core.version import __version__
 from cirray.serving.config import ServeArgs
 from cirray.serving.galleries import add_gallery
 from cirray.serving.gate import Gate, Lane, rules_of
-from cirray.serving.guard import Guard
+from cirray.serving.guard import POLICY, Guard, page_policy
 from cirray.serving.keys import KeyCheck, KeyRing
 from cirray.serving.named import Services, add_named, chosen_by
-from cirray.serving.names import BELOW, DEFAULT
+from cirray.serving.names import BELOW, DEFAULT, api_of
 from cirray.serving.problems import (
     NOT_ALLOWED,
     NOT_FOUND,
@@ -64,10 +64,10 @@ def make_api(
     add_search(routes, chosen, remote)
     add_gallery(routes, chosen, args)
     add_writes(routes, chosen, args, remote)
-    add_named(app, routes, services)
+    add_named(app, routes, services, args.compare)
     _add_state(app, services)
     _add_version(app, chosen, args)
-    _add_page(app)
+    _add_page(app, args)
     _add_errors(app)
     if args.keys:
         app.add_middleware(KeyCheck, ring=KeyRing(args.keys))
@@ -127,14 +127,15 @@ def _version(current: SearchService, args: ServeArgs) -> Version:
     )  # fmt: skip
 
 
-def _add_page(app: FastAPI) -> None:
-    folder = Path(__file__).parent / "static"
+def _add_page(app: FastAPI, args: ServeArgs) -> None:
+    folder, policy = Path(__file__).parent / "static", page_policy([api_of(url) for url in args.compare.values()])
     page = (folder / "index.html").read_bytes()
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in _STATIC}
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8", headers={"cache-control": "no-cache"})
+        headers = {"cache-control": "no-cache", POLICY: policy}
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:

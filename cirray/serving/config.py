@@ -19,8 +19,10 @@ OWN_CLUSTER = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3",
 }
-"""Variables of a cluster that only serves: no niceness, and one event loop a process, since nothing here blocks it."""
+"""Variables of a cluster that only serves: no niceness, one event loop a process, since nothing here blocks it, and a
+proxy that is missed after a second (Ray starts another one once three looks have failed)."""
 FAST_PATH: dict[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -47,13 +49,27 @@ def _named(given: Mapping[str, str]) -> Mapping[str, str]:
     for name in given:
         if name == DEFAULT or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise ValueError(
-                f"{name[:80]!r} is no name of a further gallery; letters, digits, '.', '_' and '-' are, 64 at most, "
-                f"and {DEFAULT!r} is the one at `index`"
+                f"{name[:80]!r} is no name of a further gallery or service; letters, digits, '.', '_' and '-' are, 64 "
+                f"at most, and {DEFAULT!r} is the one at `index`"
             )
     return given
 
 
 Galleries = Annotated[dict[str, Place], AfterValidator(_named)]
+
+
+def _services(given: Mapping[str, str]) -> Mapping[str, str]:
+    """Addresses that a page can ask and its content policy can name."""
+    for name, url in _named(given).items():
+        if not re.fullmatch(r"https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~%/-]*)?", url):
+            raise ValueError(
+                f"{name}: {url[:80]!r} is no address of a service; https://search.example.org is, or one of its "
+                "galleries: https://search.example.org/v1/galleries/NAME"
+            )
+    return given
+
+
+Services = Annotated[dict[str, str], AfterValidator(_services)]
 
 
 class ServeArgs(Run):
@@ -95,6 +111,9 @@ class ServeArgs(Run):
     """Listen beyond loopback although nobody needs a key."""
     origins: Effort[tuple[str, ...]] = ()
     """Other sites whose pages may ask (CORS), such as https://shop.example.org; `*`: any."""
+    compare: Effort[Services] = {}
+    """Other services whose answers the search page may show beside its own, by name: `{new: https://new.example.org}`;
+    each has this site among its `origins`."""
     access_log: Effort[Place] = ""
     """File that gets one line of JSON a request, each node its own; empty: no log."""
     image_hosts: Effort[tuple[str, ...]] = ()
@@ -119,6 +138,13 @@ class ServeArgs(Run):
     """When a searcher is away, answer from the others and say which share was searched; false: 503."""
     searcher_timeout_s: Effort[float] = Field(5.0, gt=0)
     """Seconds a searcher has to answer; then it is away until it answers again."""
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> "ServeArgs":
+        both = sorted({*self.compare} & {*self.galleries})
+        if both:
+            raise ValueError(f"{both[0]!r} is named in `galleries` and in `compare`; the page needs a name for each")
+        return self
 
 
 class FileArgs(ServeArgs):
@@ -174,6 +200,8 @@ class ServeRun(Run):
     """Listen beyond loopback although nobody needs a key."""
     origins: Effort[tuple[str, ...]] = ()
     """Other sites whose pages may ask (CORS), such as https://shop.example.org; `*`: any."""
+    compare: Effort[Services] = {}
+    """Other services that the search page may show beside this one: `--compare.new https://new.example.org`."""
     access_log: Effort[Place] = ""
     """File that gets one line of JSON a request; empty: no log."""
     image_hosts: Effort[tuple[str, ...]] = ()

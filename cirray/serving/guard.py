@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,14 +15,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cirray.serving.problems import TOO_LARGE, TOO_SLOW, ProblemError, response_of
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+POLICY = "content-security-policy"
+"""Header of what a page may load."""
+
+
+def page_policy(others: Sequence[str] = ()) -> str:
+    """What a page may load: from here alone, and pictures and answers also below these addresses."""
+    more = "".join(f" {url}" for url in others)
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:{more}; connect-src 'self'"
+        f"{more}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
 SAFE_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
+    POLICY: page_policy(),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
 
 from cirray.core.errors import unknown_name
-from cirray.serving.names import BELOW, DEFAULT, LIST
+from cirray.serving.names import BELOW, DEFAULT, LIST, api_of
 from cirray.serving.problems import NOT_FOUND, ProblemError
 from cirray.serving.routes import ServiceGetter, problem_doc
 from cirray.serving.schemas import Galleries, ServedGallery
@@ -31,8 +31,10 @@ def chosen_by(services: Services) -> ServiceGetter:
     return choose
 
 
-def add_named(app: FastAPI, routes: APIRouter, services: Services) -> None:
-    """Add the routes of a gallery below `/v1` and below `/v1/galleries/NAME`, and the list of the galleries."""
+def add_named(app: FastAPI, routes: APIRouter, services: Services, others: Mapping[str, str]) -> None:
+    """Add the routes of a gallery below `/v1` and below `/v1/galleries/NAME`, and the list of the galleries, with other
+    services by name.
+    """
 
     async def named(gallery: Annotated[str, Path(description="Name of a gallery.")]) -> None:
         """Documents the name; `chosen_by` reads it."""
@@ -50,7 +52,8 @@ def add_named(app: FastAPI, routes: APIRouter, services: Services) -> None:
                 ServedGallery(name=name, images=len(service.retriever.gallery), writable=service.writer is not None)
                 for name, service in services().items()
                 if not allowed or name in allowed
-            ]
+            ],
+            compare={name: api_of(url) for name, url in others.items()},
         )
 
     unknown: dict[int | str, Any] = {404: problem_doc("There is no gallery of that name, or no such image.")}

@@ -31,6 +31,12 @@ def below(path: str, gallery: str) -> str:
     return f"{BELOW}{quote(gallery, safe='')}{path.removeprefix('/version').removeprefix('/v1')}"
 
 
+def api_of(url: str) -> str:
+    """Where the routes of another service stand, or those of one of its galleries."""
+    url = url.rstrip("/")
+    return f"{url}/" if BELOW in url else f"{url}/v1/"
+
+
 def parted(path: str) -> tuple[str | None, str]:
     """The gallery that a path is about (None: it is about none), and the path as it is without a name."""
     if path.startswith(BELOW):

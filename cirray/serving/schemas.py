@@ -359,6 +359,8 @@ class Galleries(_Wire):
 
     galleries: list[ServedGallery]
     """`default`, which is asked where a path names none, and the others."""
+    compare: dict[str, str]
+    """Other services that the page may show beside this one: by name, what their routes begin with."""
 
 
 class Version(_Wire):

@@ -6,6 +6,7 @@ import json
 import runpy
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,9 +122,9 @@ def crowd(retriever, tmp_path_factory):
     return Recorded(SearchEngine(retriever.encoder, retriever.vision, retriever.transform, gallery))
 
 
-@pytest.fixture(scope="session")
-def site(browser, retriever):
-    made = Site(Recorded(retriever, ServingSettings(max_k=50)))
+@contextmanager
+def running(made):
+    """A site at a port of its own."""
     server = uvicorn.Server(uvicorn.Config(made, port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -134,6 +135,18 @@ def site(browser, retriever):
     yield made
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def site(browser, retriever):
+    with running(Site(Recorded(retriever, ServingSettings(max_k=50)))) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def other_site(browser):
+    """Runs another service at a port of its own."""
+    return lambda engine: running(Site(Recorded(engine)))
 
 
 @pytest.fixture(params=["desktop", "phone"])

@@ -1,6 +1,6 @@
 // The page of the service: one state (`entry`, see state.js), one history entry a search, one `render`.
 
-import { connectBeside, renderBeside } from "./beside.js";
+import { connectBeside, renderBeside, sayHere } from "./beside.js";
 import { makeGrid } from "./grid.js";
 import { connectDrop, connectQuery, connectResults } from "./inputs.js";
 import { enlarge, enlargeReference } from "./large.js";
@@ -210,18 +210,19 @@ async function renderResults(scroll = null) {
   renderHead(wanted);
   try {
     const begin = performance.now();
-    const found = shown(wanted) ? await answersOf(wanted) : await galleryOf(wanted);
+    const finding = shown(wanted) ? answersOf(wanted) : galleryOf(wanted);
+    renderBeside(wanted, shown(wanted), before(wanted), finding);
+    const found = await finding;
     if (now !== turn) return;
     if (shown(wanted)) showAnswers(found, performance.now() - begin);
     else showGallery(found);
-    renderBeside(wanted, shown(wanted), before(wanted), found.hits);
     if (scroll !== null) scrollTo({ top: scroll, behavior: "instant" });
     grid.update();
   } catch (error) {
     if (now !== turn) return;
     grid.show([]); // old pictures under a new question would mislead
     $("subtitle").textContent = "nothing to show";
-    complain(error.message, error.again && (() => (render(), arrive())));
+    if (!sayHere(error.message)) complain(error.message, error.again && (() => (render(), arrive())));
   } finally {
     if (now === turn) busy(false);
   }

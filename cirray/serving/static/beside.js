@@ -1,4 +1,4 @@
-// The answers of another gallery of the service (another index, or another model) beside those of this one.
+// The answers of another gallery (another index, or another model), or of another service, beside those of this one.
 
 import { makeGrid } from "./grid.js";
 import { enlarge } from "./large.js";
@@ -6,18 +6,23 @@ import { HOME, find, galleries, imagePath } from "./service.js";
 import { request } from "./key.js";
 import { $, card } from "./view.js";
 
-let names = [];
 let turn = 0;
 let shown = []; // answers of the other gallery
 const other = makeGrid($("othergrid"), (item, place) => card(item, place));
 
-export async function connectBeside(page) {
-  names = await galleries().catch(() => []);
-  $("homebox").hidden = $("besidebox").hidden = names.length < 2;
+let connected = null;
+
+export const connectBeside = (page) => (connected = connect(page));
+
+async function connect(page) {
+  const [names, services] = await galleries().catch(() => [[], []]);
+  const others = [...names.filter((name) => name !== HOME), ...services];
+  $("homebox").hidden = names.length < 2;
+  $("besidebox").hidden = !others.length;
   $("homes").replaceChildren(...names.map((name) => new Option(name, name, false, name === HOME)));
   $("homes").addEventListener("change", () => location.assign($("homes").value === "default" ? location.pathname : `?in=${encodeURIComponent($("homes").value)}`));
-  const others = names.filter((name) => name !== HOME);
-  $("beside").replaceChildren(new Option("nothing", ""), ...others.map((name) => new Option(name, name)));
+  const label = (name) => (services.includes(name) ? `${name} (another service)` : name);
+  $("beside").replaceChildren(new Option("nothing", ""), ...others.map((name) => new Option(label(name), name)));
   $("beside").value = page.entry().beside;
   $("beside").addEventListener("change", () => page.setBeside($("beside").value));
   $("othergrid").addEventListener("click", (event) => {
@@ -27,12 +32,14 @@ export async function connectBeside(page) {
   });
 }
 
-// Ask the other gallery what this one was asked, and say which answers both have.
-export async function renderBeside(entry, asked, steps, hits) {
+// Ask the other side what this one is asked, and say which answers both have. `finding` brings this side's answers; a
+// side that fails says so for itself.
+export async function renderBeside(entry, asked, steps, finding) {
   const now = ++turn;
   const gallery = asked ? entry.beside : "";
   $("beside").value = entry.beside;
   $("other").hidden = $("panehome").hidden = !gallery;
+  $("homenote").hidden = true;
   document.querySelector(".panes").classList.toggle("paired", Boolean(gallery));
   if (!gallery) return;
   $("panehome").textContent = HOME;
@@ -40,15 +47,33 @@ export async function renderBeside(entry, asked, steps, hits) {
   $("othernote").textContent = "searching …";
   other.show((shown = []));
   try {
+    await connected;
     const found = await theirs(asked, entry.k, steps, gallery);
     if (now !== turn) return;
+    if (!Array.isArray(found.hits)) throw new Error("The other service sent an answer that cannot be read.");
     shown = found.hits.map((hit) => ({ ...hit, gallery, share: share(hit, found.hits) }));
     other.show(shown, shown.length, true);
-    const both = compare($("grid"), shown) && compare($("othergrid"), hits);
-    $("othernote").textContent = `${both} of ${shown.length} are answers of both`;
+    const mine = await finding.catch(() => null);
+    if (now !== turn) return;
+    $("othernote").textContent = told(mine, found);
   } catch (error) {
     if (now === turn) $("othernote").textContent = error.message;
   }
+}
+
+// Say what is wrong with this side where two stand side by side; false where it stands alone.
+export function sayHere(sentence) {
+  if ($("other").hidden) return false;
+  $("homenote").hidden = false;
+  $("homenote").textContent = sentence;
+  return true;
+}
+
+function told(mine, { searched }) {
+  const part = searched < 1 ? `; only ${Math.floor(100 * searched)} % of the gallery could be searched` : "";
+  if (!mine) return `${shown.length} best${part}`;
+  const both = compare($("grid"), shown) && compare($("othergrid"), mine.hits);
+  return `${both} of ${shown.length} are answers of both${part}`;
 }
 
 const share = ({ score }, hits) => Math.max(0, Math.min(1, score / (hits[0].score || 1)));

@@ -1,19 +1,28 @@
 // What the page asks of the service. Every failure is an Error whose message is a sentence for people; `again` says
 // whether the same question may be answered later.
 
-import { request } from "./key.js";
+import { isElsewhere, request } from "./key.js";
 import { upload } from "./uploads.js";
 
 const WAIT_S = 60;
 const REFERENCES = 8; // most of one query
 export const LOST = "This picture is no longer kept in this browser. Choose it again.";
 
-// A service may hold several galleries. The page is about one of them (`in` of its address), and may show another beside.
+// A service may hold several galleries. The page is about one of them (`in` of its address), and may show another one
+// beside, or another service.
 export const HOME = new URLSearchParams(location.search).get("in") || "default";
-const below = (gallery) => (gallery === "default" ? "v1/" : `v1/galleries/${encodeURIComponent(gallery)}/`);
+const others = new Map(); // name -> what the routes of another service begin with
+const below = (gallery) =>
+  others.get(gallery) ?? (gallery === "default" ? "v1/" : `v1/galleries/${encodeURIComponent(gallery)}/`);
 
 export const versionOf = () => ask(HOME === "default" ? "version" : `v1/galleries/${encodeURIComponent(HOME)}`);
-export const galleries = () => ask("v1/galleries").then(({ galleries: found }) => found.map(({ name }) => name));
+
+// Names of the galleries here, and of the other services.
+export async function galleries() {
+  const found = await ask("v1/galleries");
+  for (const [name, api] of Object.entries(found.compare)) others.set(name, api);
+  return [found.galleries.map(({ name }) => name), [...others.keys()]];
+}
 export const imagePath = (id, size, gallery = HOME) =>
   `${below(gallery)}images/${encodeURIComponent(id)}${size ? `?size=${size}` : ""}`;
 
@@ -24,8 +33,9 @@ export async function ask(path, options = {}) {
   try {
     reply = await request(path, { ...options, limit: () => AbortSignal.timeout(1000 * WAIT_S) });
   } catch (error) {
-    const slow = error.name === "TimeoutError";
-    throw failure(slow ? `The service has not answered for ${WAIT_S} s.` : "The service cannot be reached. Is it still running?");
+    if (error.name === "TimeoutError") throw failure(`The service has not answered for ${WAIT_S} s.`);
+    if (!isElsewhere(path)) throw failure("The service cannot be reached. Is it still running?");
+    throw failure(`The service at ${new URL(path).host} cannot be reached from here: it is not running, or its \`origins\` lacks ${location.origin}.`);
   }
   const body = await reply.json().catch(() => null);
   if (reply.ok && body) return body;

@@ -128,6 +128,27 @@ def test_keys_and_their_scopes_hold_for_each_gallery_and_a_key_may_be_for_some(s
     assert [item["name"] for item in listed] == ["few"]
 
 
+def test_the_page_alone_may_ask_the_services_that_it_is_to_be_compared_with(make_caller):
+    places = {"new": "https://new.example.org/", "old": "http://10.0.0.7:8000/p/v1/galleries/shop"}
+    call, apis = make_caller(compare=places), ["https://new.example.org/v1/", places["old"] + "/"]
+    assert call("GET", "/v1/galleries").json()["compare"] == dict(zip(places, apis, strict=True))
+    plain = call("GET", "/docs").headers["content-security-policy"]
+    assert make_caller()("GET", "/").headers["content-security-policy"] == plain and "example" not in plain
+    more = " ".join(apis)
+    wanted = plain.replace("data:;", f"data: {more};").replace("connect-src 'self'", f"connect-src 'self' {more}")
+    assert call("GET", "/").headers["content-security-policy"] == wanted != plain
+
+
+@pytest.mark.parametrize(
+    "url", ["", "new.example.org", "ftp://a", "https://a b", "https://a;script-src *", "https://u:p@a", "https://a?x=1"]
+)
+def test_an_address_that_is_no_service_s_and_a_name_of_two_sides_are_refused(url):
+    with pytest.raises(ConfigError, match="is no address of a service; https://search.example.org is"):
+        validate(ServeArgs, {"compare": {"new": url}})
+    with pytest.raises(ConfigError, match="'few' is named in `galleries` and in `compare`"):
+        validate(ServeArgs, {"compare": {"few": "https://a"}, "galleries": {"few": "@b"}})
+
+
 @pytest.mark.parametrize("name", ["default", "a/b", "", "-x", "ü", "x" * 65])
 def test_a_name_that_paths_cannot_say_is_refused(name):
     with pytest.raises(ConfigError, match="is no name of a further gallery"):
