@@ -16,7 +16,7 @@ import pyarrow as pa
 from cirray.catalogue.rows import Rows, joined, rows_of
 from cirray.catalogue.snapshot import Base, LiveGallery, PictureReader, View, gallery_of
 from cirray.catalogue.table import NUMBER, OWN, Catalogue
-from cirray.core.errors import StoreError
+from cirray.core.errors import RemadeError, StoreError
 from cirray.core.log import get_logger
 from cirray.index.config import IndexBackend
 from cirray.index.protocol import VectorIndex
@@ -76,8 +76,8 @@ class Follower:
         self._builder = ThreadPoolExecutor(1, "cirray-index")
         self._building: Future[_State] | None = None
         self._thread: threading.Thread | None = None
-        self.failures = 0
-        """Polls in a row that the store refused."""
+        self.failures, self._remade = 0, False
+        """`failures`: polls in a row that the store refused."""
         self._read_at = time.monotonic()
         self.told: Callable[[LiveGallery], None] = lambda gallery: None
         """Called with every new gallery."""
@@ -91,8 +91,9 @@ class Follower:
     def fault(self) -> str:
         """See `Source`: told from the second look on that failed."""
         behind_s = time.monotonic() - self._read_at
-        told = f"has not been read for {behind_s:.0f} s: its store is gone or away. It is searched as it was."
-        return told if self.failures > 1 else ""
+        told = f"has not been read for {behind_s:.0f} s: its store is gone or away"
+        told = "was made again, and is not opened anew yet" if self._remade else told
+        return f"{told}. It is searched as it was." if self.failures > 1 else ""
 
     def start(self) -> None:
         """Follow the table in a thread of its own."""
@@ -119,11 +120,8 @@ class Follower:
         """
         with self._lock:
             swapped = self._swap()
-            opened, before, now = self._catalogue.opened, self._catalogue.version, self._catalogue.refresh()
-            if opened != self._catalogue.opened:
-                self._state = self._read_all()
-                swapped = True
-            elif before != now or self.gallery.version != now:
+            before, now = self._catalogue.version, self._catalogue.refresh()
+            if before != now or self.gallery.version != now:
                 self._state = self._caught_up()
                 swapped = True
             if swapped:
@@ -147,6 +145,7 @@ class Follower:
                 self.poll()
                 self.failures, self._read_at = 0, time.monotonic()
             except StoreError as error:
+                self._remade = isinstance(error, RemadeError)
                 self._fail(str(error))
             except Exception as error:  # noqa: BLE001 - a gallery that stays as it was is better than none
                 self._fail(f"the gallery is not caught up: {error!r}")

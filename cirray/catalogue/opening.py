@@ -7,7 +7,7 @@ from typing import Any
 from cirray.catalogue.follower import Follower
 from cirray.core import storage
 from cirray.core.artifacts import read_manifest
-from cirray.core.errors import damage_told
+from cirray.core.errors import RemadeError, damage_told
 from cirray.index.config import IndexBackend
 from cirray.index.shards import WHOLE, Shard
 from cirray.index.store import LIVING, GalleryIndex, IndexMeta, check_encoder, open_index, read_searchable
@@ -74,10 +74,13 @@ def open_gallery(
     if encoder_digest is not None:
         check_encoder(told.meta.encoder_digest, encoder_digest, str(uri), (told.meta.vision_digest, vision_digest))
     examples = tuple((str(name), str(text)) for name, text in manifest.extra.get("examples", ()))
-    return Follower(
+    follower = Follower(
         str(uri), told.meta, told.shape, told.backend, manifest.digest[:16], shard=shard, texts=_texts(uri),
         examples=examples,
     )  # fmt: skip
+    if read_searchable(uri) != manifest:
+        raise RemadeError(f"The gallery {str(uri)!r} was made again while it was opened. Open it anew.")
+    return follower
 
 
 def _texts(uri: str | Path) -> Texts:

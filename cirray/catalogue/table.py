@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cirray.catalogue.made import GONE, Made
 from cirray.catalogue.places import lance_place
-from cirray.core.errors import ArtifactError, DataError, StoreError, reason_of
+from cirray.core.errors import ArtifactError, DataError, RemadeError, StoreError, reason_of
 from cirray.core.extras import require
 from cirray.core.texts import is_whole
 from cirray.index.shards import WHOLE, Shard, slot_of
@@ -36,7 +37,6 @@ TABLE = f"{_NAME}.lance"
 """The table's folder in a gallery's."""
 _STABLE = {"new_table_enable_stable_row_ids": "true"}
 _FACTS = ("content", "origin", "width", "height")
-_GONE = "its table is not there any more (deleted or moved)"
 _DELETED_AT_ONCE = 20_000
 _OLD = timedelta(minutes=10)
 
@@ -61,15 +61,22 @@ class Change:
 class Catalogue:
     """A table of images that is written to and read by any number of processes. One object a thread."""
 
-    def __init__(self, table: Any, uri: str) -> None:
+    def __init__(self, table: Any, uri: str, made: Made) -> None:
         """Wrap an open table; see `create` and `open`."""
-        self.uri, self._lost, self.opened = uri, False, 0
-        """`opened`: how often it was opened anew, since it had been deleted and was made again."""
+        self.uri, self._made = uri, made
+        self._remade: RemadeError | None = None
         self._hold(table)
+
+    @property
+    def _table(self) -> Any:
+        """The table; one that another gallery has taken the place of is neither read nor written."""
+        if self._remade is not None:
+            raise self._remade
+        return self._held
 
     def _hold(self, table: Any) -> None:
         """Take an open table as it is now. Asking for its schema takes half a millisecond: only when others wrote."""
-        self._table: Any = table
+        self._held = table
         self._at, self._schema = int(table.version), table.schema
         self._width = self._schema.field("vector").type.list_size
 
@@ -93,8 +100,7 @@ class Catalogue:
             ("origin", pa.string()), ("width", pa.uint16()), ("height", pa.uint16()), ("picture", pa.binary()), *own,
         ])  # fmt: skip
         with _told(uri, "written"):
-            table = _connected(uri).create_table(_NAME, schema=schema)
-        return cls(table, uri)
+            return cls(_connected(uri).create_table(_NAME, schema=schema), uri, Made(uri))
 
     @classmethod
     def open(cls, uri: str) -> "Catalogue":
@@ -107,7 +113,8 @@ class Catalogue:
         """
         connected = _connected(uri)
         try:
-            return cls(connected.open_table(_NAME), uri)
+            made = Made(uri)
+            return cls(connected.open_table(_NAME), uri, made)
         except (ValueError, FileNotFoundError):
             raise ArtifactError(f"The gallery {uri!r} has no table of images. Make it again (cirray index).") from None
         except (OSError, RuntimeError) as error:
@@ -134,20 +141,20 @@ class Catalogue:
         return self.version
 
     def _look(self, what: str) -> None:
-        """Go to the newest version. Before a write too: where the table was deleted Lance would begin it anew, over
-        files that are gone.
+        """Go to the newest version, of this gallery and no other one. Before a write too: where the table was deleted
+        Lance would begin it anew, over files that are gone.
         """
         with _told(self.uri, what):
             try:
-                if self._lost:
-                    self._hold(_connected(self.uri).open_table(_NAME))
-                    self._lost, self.opened = False, self.opened + 1
                 self._table.checkout_latest()
+                self._made.check()
                 if int(self._table.version) != self._at:
                     self._hold(self._table)
+            except RemadeError as error:
+                self._remade = error
+                raise
             except (ValueError, OSError, RuntimeError) as error:
-                self._lost = self._lost or _is_gone(error)
-                raise RuntimeError(_GONE) if self._lost else error from None
+                raise RuntimeError(GONE) if _is_gone(error) else error from None
 
     def write(self, changes: Sequence[Change]) -> int:
         """Append changes in one commit; returns when they are durable. Of two for one id the later one counts.

@@ -46,6 +46,10 @@ class StoreError(CirrayError):
     """A store that cannot be written or read now: a full or read-only disk, an object store that is away."""
 
 
+class RemadeError(StoreError):
+    """A gallery in whose place another one was made since it was opened."""
+
+
 class AwayError(StoreError):
     """A process that holds a part of a gallery, and does not answer now."""
 

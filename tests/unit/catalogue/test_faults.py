@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from living_gallery import World, vectors
+from small_disk import small_disk
 
 from cirray.catalogue.table import Change
-from cirray.core.errors import StoreError
+from cirray.core.errors import RemadeError, StoreError
 
 
 def refused(world, name="refused"):
@@ -21,14 +22,8 @@ def refused(world, name="refused"):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 3 MB, for those who may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True)
-    if made.returncode:
-        pytest.skip("this user may not mount a small disk")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with small_disk(tmp_path / "disk", 3) as place:
+        yield place
 
 
 def test_a_full_and_a_read_only_disk_refuse_writes_and_nothing_else(disk):
@@ -67,7 +62,7 @@ def test_a_process_that_may_write_no_more_is_refused_and_goes_on_reading(tmp_pat
         world.check(follower.poll())
 
 
-def test_a_gallery_whose_folder_is_deleted_is_searched_as_it_was_and_takes_no_write_until_it_is_made_again(tmp_path):
+def test_a_gallery_whose_folder_is_deleted_is_searched_as_it_was_and_takes_no_write(tmp_path):
     world = World(tmp_path / "gallery")
     world.put("a", "b")
     world.put("c")
@@ -79,12 +74,31 @@ def test_a_gallery_whose_folder_is_deleted_is_searched_as_it_was_and_takes_no_wr
     refused(world)
     assert not (Path(world.uri) / "images.lance").exists()
     world.check(follower.gallery)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_gallery_that_is_made_again_is_never_mixed_with_the_former_one(tmp_path, seen):
+    """Also where the new table has as many versions, and no look fell into the time between."""
+    world = World(tmp_path / "gallery")
+    world.put("a", "b", picture=b"old", size=(1, 1))
+    follower = world.follow()
+    follower.gallery.picture("a")
+    shutil.rmtree(world.uri)
+    if seen:
+        with pytest.raises(StoreError, match="not there any more"):
+            follower.poll()
     again = World(tmp_path / "gallery")
-    again.put("d")
-    again.check(follower.poll())
-    again.truth |= {"late": Change("late", vectors(1))}
-    world.table.write([again.truth["late"]])
-    again.check(follower.poll())
+    again.put("d", "e", picture=b"new", size=(1, 1))
+    for act in (follower.poll, lambda: world.table.write([Change("late", vectors(1))]), follower.poll):
+        with pytest.raises(RemadeError, match="was made again. Open it anew"):
+            act()
+    world.check(follower.gallery)
+    assert follower.gallery.picture("a") == b"old"
+    try:
+        assert follower.gallery.picture("b") == b"old"  # Lance may have its file open still
+    except RemadeError:
+        pass
+    again.check(again.follow().gallery)
 
 
 def test_an_object_store_holds_a_gallery_and_one_that_is_away_for_a_while_costs_only_the_writes(monkeypatch):

@@ -1,0 +1,51 @@
+"""Whether a gallery is still the one that was opened: another one in its place has another manifest."""
+
+import os
+import time
+from typing import Any
+
+from cirray.core import storage
+from cirray.core.contents import MANIFEST
+from cirray.core.errors import ArtifactError, RemadeError
+
+GONE = "its table is not there any more (deleted or moved)"
+_LOOK_S = 1.0
+"""Seconds between two looks into an object store."""
+
+
+class Made:
+    """The gallery that was at a place when this was made. A bare table, without a manifest, is taken as it is."""
+
+    def __init__(self, uri: str) -> None:
+        """Remember which it is. Raises OSError or RuntimeError when the store is away."""
+        self._uri, self._place = uri, storage.join(uri, MANIFEST)
+        self._known, self._looked_at = self._mark(), time.monotonic()
+
+    def check(self) -> None:
+        """Refuse to go on with another gallery.
+
+        Raises:
+            RemadeError: there is another one.
+            OSError, RuntimeError: there is none any more, or the store is away.
+        """
+        now = time.monotonic()
+        if self._known is None or (not storage.is_local(self._uri) and now - self._looked_at < _LOOK_S):
+            return
+        mark = self._mark()
+        if mark is None:
+            raise RuntimeError(GONE)
+        if mark != self._known:
+            raise RemadeError(f"The gallery {self._uri!r} was made again. Open it anew; this one stays what it was.")
+        self._looked_at = now
+
+    def _mark(self) -> Any:
+        """What another manifest has another one of; None without a manifest."""
+        try:
+            if storage.is_local(self._uri):
+                found = os.stat(self._place)
+                return found.st_ino, found.st_mtime_ns, found.st_size
+            return storage.read_bytes(self._place) if storage.exists(self._place) else None
+        except FileNotFoundError:
+            return None
+        except ArtifactError as error:
+            raise RuntimeError(str(error)) from None
