@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from cirray.catalogue.table import Change
 from cirray.core import storage
-from cirray.core.errors import DataError, reason_of
+from cirray.core.errors import CirrayError, DataError, StoreError, reason_of
 
 GROUP = 2_000
 """Rows of one group."""
@@ -35,8 +35,10 @@ class VectorFile:
         Raises:
             ArtifactError: a URI that cannot be opened.
             DataError: a file that is not there or no Parquet, or columns that do not fit.
+            StoreError: its store is away.
         """
-        self._name, self._shape, self._prefix = storage.without_query(place), shape, prefix
+        self._place, self._name = place, storage.without_query(place)
+        self._shape, self._prefix = shape, prefix
         filesystem, path = storage.resolve(place)
         try:
             self._file = pq.ParquetFile(filesystem.open_input_file(path), buffer_size=_BUFFER, pre_buffer=False)
@@ -65,7 +67,12 @@ class VectorFile:
     def _width(self) -> int:
         return self._shape[0] * self._shape[1]
 
-    def _unread(self, error: Exception) -> DataError:
+    def _unread(self, error: Exception) -> CirrayError:
+        """What is wrong: the file, or the store that it is in, which then says nothing of it either."""
+        try:
+            storage.exists(self._place)
+        except OSError as away:
+            return StoreError(f"The store of {self._name!r} cannot be read now: {reason_of(away)}.")
         return DataError(f"{self._name!r} cannot be read as a Parquet file: {reason_of(error)}.")
 
     def _odd(self, what: str) -> DataError:
@@ -78,6 +85,7 @@ class VectorFile:
 
         Raises:
             DataError: a damaged file, an id that is missing, or vectors of another width.
+            StoreError: its store is away.
         """
         try:
             for batch in self._batches(offset, limit):

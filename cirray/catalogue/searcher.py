@@ -18,9 +18,9 @@ from cirray.catalogue.opening import open_gallery
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, AwayError, CirrayError
 from cirray.core.log import get_logger
-from cirray.index.protocol import Answers
+from cirray.index.protocol import Absent, Answers, Shown
 from cirray.index.shards import Shard
-from cirray.index.store import GalleryIndex, IndexMeta, Shown
+from cirray.index.store import GalleryIndex, IndexMeta
 
 KEPT_S = 60.0
 """Seconds after the last question about a gallery until it is let go."""
@@ -142,12 +142,12 @@ class Searcher:
         found = gallery.search(queries_BD, k, allowed)
         return found.ids, found.scores_BK
 
-    def shown(self, key: Key, ids: Sequence[str], names: Sequence[str]) -> list[Shown | None]:
-        """See `GalleryIndex.shown`."""
+    def shown(self, key: Key, ids: Sequence[str], names: Sequence[str]) -> list[Shown | Absent]:
+        """See `GalleryIndex.shown`; an id that is not here was removed meanwhile."""
         gallery = self._gallery(key)
         known = [name for name in ids if name in gallery]
         found = dict(zip(known, gallery.shown(known, names), strict=True))
-        return [found.get(name) for name in ids]
+        return [found.get(name, Absent()) for name in ids]
 
     def ask(self, key: Key, method: str, *args: Any) -> Any:
         """What a method of the gallery says."""

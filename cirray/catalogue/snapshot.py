@@ -23,7 +23,7 @@ from cirray.catalogue.rows import Rows
 from cirray.catalogue.table import Catalogue
 from cirray.core.errors import StoreError
 from cirray.index.metadata import Columns
-from cirray.index.protocol import Allowed, Answers, VectorIndex, best_of, by_mask, checked_queries
+from cirray.index.protocol import Allowed, Answers, Page, VectorIndex, best_of, by_mask, checked_queries
 from cirray.index.store import GalleryIndex, IndexMeta
 
 _KEPT_PICTURES = 512
@@ -291,10 +291,10 @@ class LiveGallery(GalleryIndex):
             raise self.unknown(image_id)
         return row
 
-    def page(self, offset: int, limit: int) -> Sequence[str]:
+    def page(self, offset: int, limit: int) -> Page:
         """Some ids, in ascending order; the others are not looked at."""
         found = (self.view.find(row) for row in range(offset, min(offset + limit, len(self))))
-        return [rows.ids[place] for rows, place in found]
+        return Page([rows.ids[place] for rows, place in found])
 
     def before(self, image_id: str) -> int:
         """How many ids come before one, which need not be there."""

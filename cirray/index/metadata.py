@@ -1,10 +1,11 @@
 """Metadata of an index: any columns, one row an image, and what filters and facets make of them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +52,15 @@ def write_metadata(folder: Path, table: pa.Table | None) -> list[str]:
 def open_metadata(folder: Path, names: Sequence[str]) -> pa.Table | None:
     """The metadata of an index folder; None when it was built without."""
     return pq.read_table(folder / METADATA) if METADATA in names else None
+
+
+class Counted(NamedTuple):
+    """What the columns hold among some images."""
+
+    images: int
+    facets: list[Facet]
+    share: float = 1.0
+    """Share of the gallery's images that were counted."""
 
 
 class Columns:
@@ -132,3 +142,15 @@ def _facet(name: str, column: pa.ChunkedArray) -> Facet:
         return Facet(name, kind, filled, counts)
     ends = pc.min_max(column).as_py()
     return Facet(name, kind, filled, counts, said(ends["min"]), said(ends["max"]))
+
+
+def joined(facets: Sequence[Facet]) -> Facet:
+    """What a column holds in several parts of a gallery."""
+    counts, filled = Counter[Any](), sum(facet.filled for facet in facets)
+    for facet in facets:
+        counts.update(dict(facet.counts))
+    few = len(counts) <= MAX_VALUES and all(facet.counts or not facet.filled for facet in facets)
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0]))) if few else []
+    least = min((facet.least for facet in facets if facet.least is not None), default=None)
+    most = max((facet.most for facet in facets if facet.most is not None), default=None)
+    return Facet(facets[0].column, facets[0].kind, filled, tuple(ordered), least, most)

@@ -1,10 +1,11 @@
 """What every index answers. Shapes: B queries, N images, Q tokens an image, D width, K answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,32 @@ class Searched(NamedTuple):
     scores_BK: np.ndarray
     """See `Answers`."""
     share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What answers show of an image."""
+
+    size: tuple[int, int] | None
+    """Width and height of its picture; None where there is none."""
+    values: Mapping[str, Any]
+    """Metadata by column."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """An image that cannot be shown: it was removed meanwhile, or its searcher is away."""
+
+    share: float = 1.0
+    """Share of the gallery's images that were there to be shown."""
+
+
+class Page(NamedTuple):
+    """Some ids of a gallery, in ascending order."""
+
+    ids: Sequence[str]
+    share: float = 1.0
+    """Share of the gallery's images that are listed at all."""
 
 
 class VectorIndex(Protocol):

@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError, damage_told
 from cirray.core.log import get_logger
 from cirray.core.texts import is_whole
 from cirray.index.config import INDEXES, IndexBackend
 from cirray.index.exact import ExactIndex
-from cirray.index.metadata import Columns, Facet, open_metadata, write_metadata
+from cirray.index.metadata import Columns, Counted, open_metadata, write_metadata
 from cirray.index.originals import Original, OriginalFiles, open_originals, write_originals
 from cirray.index.pictures import Pictures, open_pictures, write_pictures
-from cirray.index.protocol import Searched, VectorIndex
+from cirray.index.protocol import Absent, Page, Searched, Shown, VectorIndex
 from cirray.index.shards import WHOLE, Shard
 from cirray.index.texts import Texts, open_texts, write_texts
 
@@ -59,16 +60,6 @@ class IndexMeta:
     encoder_digest: str
     vision_digest: str = ""
     similarity: str = "max_tokens"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What answers show of an image."""
-
-    size: tuple[int, int] | None
-    """Width and height of its picture; None where there is none."""
-    values: Mapping[str, Any]
-    """Metadata by column."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +167,9 @@ class GalleryIndex:
         self.check(image_id)
         return self.texts.get(image_id, ())
 
-    @property
-    def share(self) -> float:
-        """Share of its images that can be searched now."""
-        return 1.0
-
-    def page(self, offset: int, limit: int) -> Sequence[str]:
+    def page(self, offset: int, limit: int) -> Page:
         """Some ids, in ascending order."""
-        return self.ids[offset : offset + limit]
+        return Page(self.ids[offset : offset + limit])
 
     is_remote = False
     """Whether its questions go to other processes, and are asked outside of the event loop."""
@@ -192,8 +178,11 @@ class GalleryIndex:
         """How many ids come before one, which need not be there."""
         return bisect_left(self.ids, image_id)
 
-    def shown(self, ids: Sequence[str], names: Sequence[str] = ()) -> "Sequence[Shown | None]":
-        """Of some images the size of the picture, and columns of metadata; None for one that is removed meanwhile."""
+    def shown(self, ids: Sequence[str], names: Sequence[str] = ()) -> "Sequence[Shown | Absent]":
+        """Of some images the size of the picture, and columns of metadata.
+
+        Raises UnknownImageError for an unknown id.
+        """
         rows = [self.row(name) for name in ids]
         sizes = [self.pictures.size(self._at(row)) if self.pictures else None for row in rows]
         return [Shown(*pair) for pair in zip(sizes, self.columns.rows(rows, names), strict=True)]
@@ -202,13 +191,13 @@ class GalleryIndex:
         """The images that pass a filter, as `search` takes them. Raises DataError for a filter that does not fit."""
         return self.columns.mask(chosen)
 
-    def facets(self, chosen: str | None = None) -> tuple[int, list[Facet]]:
+    def facets(self, chosen: str | None = None) -> Counted:
         """How many images pass a filter, and what their columns hold.
 
         Raises DataError for a filter that does not fit.
         """
         mask_N = None if chosen is None else self.columns.mask(chosen)
-        return len(self) if mask_N is None else int(mask_N.sum()), self.columns.facets(mask_N)
+        return Counted(len(self) if mask_N is None else int(mask_N.sum()), self.columns.facets(mask_N))
 
     def search(self, queries_BD: np.ndarray, k: int, allowed: Any = None) -> Searched:
         """The k best images of each query, among those that are `allowed`; see `VectorIndex.search`."""
@@ -269,14 +258,15 @@ def open_index(
             None skips that check (e.g. to look at ids only).
         verify: compare every file with its digest first (reads all bytes once).
         vision_digest: digest of the encoder's vision tower.
-        shard: which of its images; of a part the vectors are in memory, and the search over them is built anew.
+        shard: which of its images; of a part the vectors are in memory, and the search over them is built anew. The
+            parts of an index in a folder compare some of its files each, and all of them together.
 
     Raises ArtifactError: missing, incomplete or damaged, naming the file; ConfigError for a backend of a plug-in that
     is not here; IndexMismatchError when another encoder made the vectors.
     """
     folder, manifest = localize(uri, KIND), read_manifest(uri, KIND)
     if verify:
-        check_files(folder, manifest, str(uri))
+        check_files(folder, manifest, str(uri), shard if storage.is_local(uri) else WHOLE)
     with damage_told(uri, "Build the index again."):
         return _opened(str(uri), folder, manifest, encoder_digest, vision_digest, shard)
 
@@ -347,19 +337,20 @@ def check_encoder(
         )
 
 
-def check_files(folder: Path, manifest: Manifest, uri: str) -> None:
-    """Compare every file of an index with the digest in its manifest.
+def check_files(folder: Path, manifest: Manifest, uri: str, shard: Shard = WHOLE) -> None:
+    """Compare the files of an index with the digests in its manifest; of a shard its share of them, by size.
 
     Raises ArtifactError naming the first file that is missing or differs.
     """
     files: Mapping[str, Any] = manifest.extra.get("files", {})
     for name in {TOKENS, IDS, META} - set(files):
         raise ArtifactError(f"The manifest of the index {uri!r} does not list {name!r}. Build the index again.")
-    for name, digest in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"The index {uri!r} has lost its file {name!r}. Build the index again.")
-        if whole_digest(path) != digest:
+    lost = next((name for name in files if not (folder / name).is_file()), None)
+    if lost is not None:
+        raise ArtifactError(f"The index {uri!r} has lost its file {lost!r}. Build the index again.")
+    largest = sorted(files, key=lambda name: (-(folder / name).stat().st_size, name))
+    for name in largest[shard.number :: shard.of]:
+        if whole_digest(folder / name) != files[name]:
             raise ArtifactError(
                 f"The file {name!r} of the index {uri!r} is damaged: its content is not what was written. "
                 "Build the index again or restore the file."

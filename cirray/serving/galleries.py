@@ -9,7 +9,8 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import Response
 
 from cirray.index.pictures import media_type
-from cirray.index.store import GalleryIndex, Shown
+from cirray.index.protocol import Absent, Page, Shown
+from cirray.index.store import GalleryIndex
 from cirray.serving.config import ServeArgs
 from cirray.serving.previews import LARGE, MEDIUM, large_picture
 from cirray.serving.problems import NOT_FOUND, ProblemError
@@ -52,18 +53,19 @@ def _add_pages(routes: APIRouter, service: ServiceGetter) -> None:
         """List gallery images in id order."""
         current = service(request)
         held = current.retriever.gallery
-        names, shown = await current.prepare(partial(_page, held, offset, limit))
+        page, shown = await current.prepare(partial(_page, held, offset, limit))
         items = [
             GalleryItem(id=name, **picture_fields(request, held, name, item))
-            for name, item in zip(names, shown, strict=True)
-            if item is not None
+            for name, item in zip(page.ids, shown, strict=True)
+            if isinstance(item, Shown)
         ]
-        return GalleryPage(items=items, total=len(held), offset=offset, limit=limit, searched=round(held.share, 6))
+        searched = min([page.share, *(item.share for item in shown if isinstance(item, Absent))])
+        return GalleryPage(items=items, total=len(held), offset=offset, limit=limit, searched=round(searched, 6))
 
 
-def _page(gallery: GalleryIndex, offset: int, limit: int) -> tuple[Sequence[str], Sequence[Shown | None]]:
-    names = gallery.page(offset, limit)
-    return names, gallery.shown(names)
+def _page(gallery: GalleryIndex, offset: int, limit: int) -> tuple[Page, Sequence[Shown | Absent]]:
+    page = gallery.page(offset, limit)
+    return page, gallery.shown(page.ids)
 
 
 def _add_images(routes: APIRouter, service: ServiceGetter, args: ServeArgs) -> None:
@@ -122,7 +124,7 @@ def _add_facets(routes: APIRouter, service: ServiceGetter) -> None:
 
 
 def _facets(gallery: GalleryIndex, chosen: str | None) -> Facets:
-    images, found = gallery.facets(chosen)
+    images, found, share = gallery.facets(chosen)
     columns = [
         FacetColumn(
             column=facet.column, kind=facet.kind, filled=facet.filled, least=facet.least, most=facet.most,
@@ -130,4 +132,4 @@ def _facets(gallery: GalleryIndex, chosen: str | None) -> Facets:
         )
         for facet in found
     ]  # fmt: skip
-    return Facets(images=images, columns=columns, searched=round(gallery.share, 6))
+    return Facets(images=images, columns=columns, searched=round(share, 6))

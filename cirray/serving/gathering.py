@@ -10,7 +10,6 @@ Shapes: B queries, K answers, D width, P patches, W their width.
 import asyncio
 import threading
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,10 +21,10 @@ import numpy as np
 from cirray.catalogue.searcher import Key, State
 from cirray.core.errors import AwayError, CirrayError
 from cirray.core.log import get_logger
-from cirray.index.metadata import MAX_VALUES, Columns, Facet
-from cirray.index.protocol import Allowed, Answers, Searched, best_of
+from cirray.index.metadata import Columns, Counted, Facet, joined
+from cirray.index.protocol import Absent, Allowed, Answers, Page, Searched, Shown, best_of
 from cirray.index.shards import shard_of
-from cirray.index.store import LIVING, GalleryIndex, Shown, UnknownImageError, check_encoder, read_searchable
+from cirray.index.store import LIVING, GalleryIndex, UnknownImageError, check_encoder, read_searchable
 
 Ask = Callable[..., Awaitable[Any]]
 """Asks one searcher: the method of `Searcher`, then its arguments."""
@@ -210,13 +209,16 @@ class Gathering:
 
     def owners(
         self, ids: Sequence[str], call: Callable[[list[str]], tuple[Any, ...]], partial: bool = False
-    ) -> dict[str, Any]:
-        """What the searchers of some ids say of them, a value an id. Errors as `every`."""
+    ) -> tuple[dict[str, Any], float]:
+        """What the searchers of some ids say of them, a value an id, and the share of all images whose searchers were
+        there. Errors as `every`.
+        """
         parts: dict[int, list[str]] = {}
         for name in ids:
             parts.setdefault(shard_of(name, len(self._line)), []).append(name)
         found = self.some({number: call(names) for number, names in parts.items()}, partial)
-        return {name: item for number, items in found.items() for name, item in zip(parts[number], items, strict=True)}
+        told = {name: item for number, items in found.items() for name, item in zip(parts[number], items, strict=True)}
+        return told, self.share(set(range(len(self._line))) - set(parts) | set(found))
 
     def _wait(self) -> None:
         """Return when the searchers hold their shards."""
@@ -260,7 +262,7 @@ class _Index:
     def ids(self) -> tuple[str, ...]:
         """All ids, ascending."""
         gallery = self._source.gallery
-        return tuple(gallery.page(0, len(gallery)))
+        return tuple(gallery.page(0, len(gallery)).ids)
 
     def search(self, queries_BD: np.ndarray, k: int, allowed: Allowed = None) -> Answers:
         """See `VectorIndex.search`."""
@@ -276,11 +278,6 @@ class Gathered(GalleryIndex):
     """Of the searchers that have ever answered."""
     version: int = field(kw_only=True)
     is_remote = True
-
-    @property
-    def share(self) -> float:
-        """Share of the images whose searchers are there."""
-        return self.source.share(self.source.there)
 
     def __len__(self) -> int:
         return sum(state.images for state in self.states)
@@ -326,7 +323,7 @@ class Gathered(GalleryIndex):
 
     def patches(self, ids: Sequence[str]) -> np.ndarray:
         """Kept vision features of some images [n, P, W]. Raises UnknownImageError for an unknown id."""
-        found = self.source.owners(ids, lambda names: ("ask", "patches", names))
+        found, _ = self.source.owners(ids, lambda names: ("ask", "patches", names))
         return np.stack([found[name] for name in ids])
 
     def texts_of(self, image_id: str) -> tuple[str, ...]:
@@ -352,46 +349,45 @@ class Gathered(GalleryIndex):
         answers = best_of(((places, part) for part in found.values()), len(places), most)
         return Searched(*answers, self.source.share(found))
 
-    def shown(self, ids: Sequence[str], names: Sequence[str] = ()) -> Sequence[Shown | None]:
-        """Size and metadata of some images; None for one that was removed, or whose searcher is away."""
-        call = lambda some: ("shown", some, list(names))  # noqa: E731
-        found: dict[str, Shown | None] = self.source.owners(ids, call, self.source.partial) if ids else {}
-        return [found.get(name) for name in ids]
+    def shown(self, ids: Sequence[str], names: Sequence[str] = ()) -> Sequence[Shown | Absent]:
+        """Size and metadata of some images."""
+        if not ids:
+            return []
+        found, share = self.source.owners(ids, lambda some: ("shown", some, list(names)), self.source.partial)
+        return [found.get(name, Absent(share)) for name in ids]
 
-    def facets(self, chosen: str | None = None) -> tuple[int, list[Facet]]:
+    def facets(self, chosen: str | None = None) -> Counted:
         """How many images pass a filter, and what their columns hold."""
-        found = self.source.every("ask", "facets", chosen).values()
+        found: dict[int, Counted] = self.source.every("ask", "facets", chosen)
         parts: dict[str, list[Facet]] = {}
-        for facet in (facet for _, facets in found for facet in facets):
+        for facet in (facet for counted in found.values() for facet in counted.facets):
             parts.setdefault(facet.column, []).append(facet)
-        return sum(images for images, _ in found), [_joined(facets) for facets in parts.values()]
+        images, facets = sum(counted.images for counted in found.values()), [joined(some) for some in parts.values()]
+        return Counted(images, facets, self.source.share(found))
 
-    def page(self, offset: int, limit: int) -> Sequence[str]:
-        """Some ids, in ascending order: where the page begins in each shard is found by halving."""
-        ends = {n: min(state.images, offset) for n, state in self.source.states.items()}
+    def page(self, offset: int, limit: int) -> Page:
+        """Some ids, in ascending order; with `partial` of the searchers that are there from beginning to end."""
+        while True:
+            asked = self.source.there if self.source.partial else set(self.source.states)
+            try:
+                return Page(self._listed(asked or self.source.states, offset, limit), self.source.share(asked))
+            except AwayError:
+                if not self.source.partial or not asked:
+                    raise
+
+    def _listed(self, asked: Collection[int], offset: int, limit: int) -> list[str]:
+        """Some ids of some searchers: where the page begins in each shard is found by halving."""
+        ends = {n: min(self.source.states[n].images, offset) for n in asked}
         begins = dict.fromkeys(ends, 0)
         while ends[widest := max(ends, key=lambda n: ends[n] - begins[n])] - begins[widest] > _NEAR:
             middle = (begins[widest] + ends[widest]) // 2
-            pivot = self.source.some({widest: ("ask", "page", middle, 1)})[widest]
-            before = self.source.every("ask", "before", pivot[0])
+            pivot = self.source.some({widest: ("ask", "page", middle, 1)})[widest].ids
+            before = self.source.some(dict.fromkeys(ends, ("ask", "before", pivot[0])))
             later = sum(before.values()) > offset
             for number, count in before.items():
                 begins[number] = begins[number] if later else max(begins[number], count)
                 ends[number] = min(ends[number], count) if later else ends[number]
-        calls = {n: ("ask", "page", begins[n], ends[n] - begins[n] + limit) for n in ends}
-        found = self.source.some(calls, self.source.partial)
-        names = sorted(name for some in found.values() for name in some)
+        found = self.source.some({n: ("ask", "page", begins[n], ends[n] - begins[n] + limit) for n in ends})
+        names = sorted(name for page in found.values() for name in page.ids)
         start = offset - sum(begins.values())
         return names[start : start + limit]
-
-
-def _joined(facets: Sequence[Facet]) -> Facet:
-    """What a column holds in all shards."""
-    counts, filled = Counter[Any](), sum(facet.filled for facet in facets)
-    for facet in facets:
-        counts.update(dict(facet.counts))
-    few = len(counts) <= MAX_VALUES and all(facet.counts or not facet.filled for facet in facets)
-    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0]))) if few else []
-    least = min((facet.least for facet in facets if facet.least is not None), default=None)
-    most = max((facet.most for facet in facets if facet.most is not None), default=None)
-    return Facet(facets[0].column, facets[0].kind, filled, tuple(ordered), least, most)

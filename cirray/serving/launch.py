@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cirray.core.artifacts import read_manifest
+from cirray.core.artifacts import localize, read_manifest
 from cirray.core.config import validate
 from cirray.core.environ import installed, limit_threads, private_cluster, ray_address, set_default, variable
 from cirray.core.errors import CirrayError, ConfigError, ServingError
@@ -21,7 +21,7 @@ from cirray.core.interrupts import Told, noted, own_handlers
 from cirray.core.log import get_logger
 from cirray.index.latest import chosen
 from cirray.index.shards import Shard
-from cirray.index.store import read_searchable
+from cirray.index.store import KIND, check_files, read_searchable
 from cirray.index.uses import is_name, use_of
 from cirray.serving.config import FAST_PATH, HAPROXY, HAPROXY_PORTS, OWN_CLUSTER, ServeArgs, ServeRun, check_open
 from cirray.serving.keys import read_keys
@@ -71,6 +71,7 @@ def run_serve(run: ServeRun, wait: bool = True) -> None:
     check_service(plan.args)
     if private:
         private_cluster(quiet=False)
+        set_default("RAY_AUTH_MODE", "token")  # said before Ray is imported, or Ray warns that it is so
         for name, value in {**OWN_CLUSTER, **(fast_path() if run.fast else {})}.items():
             set_default(name, value)
     with noted() as told:
@@ -188,8 +189,10 @@ def problem_of(args: ServeArgs) -> CirrayError | None:
     try:
         for own in each(args).values():
             use = use_of(own.index, own.checkpoint)
-            shard = Shard(0, args.shards)
-            SearchEngine.open(use.checkpoint, use.index, args.device, args.verify, None, 0, args.rerank, shard).probe()
+            shard, manifest = Shard(0, args.shards), read_searchable(use.index)
+            if args.verify and manifest.kind == KIND:
+                check_files(localize(use.index), manifest, use.index)
+            SearchEngine.open(use.checkpoint, use.index, args.device, False, None, 0, args.rerank, shard).probe()
     except CirrayError as error:
         return error
     except Exception as error:  # noqa: BLE001 - e.g. a device that this machine lacks; said in one line

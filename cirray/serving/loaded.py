@@ -26,7 +26,8 @@ from cirray.types import Ranking
 if TYPE_CHECKING:  # the process that starts the service needs no torch
     from cirray.catalogue.source import Source
     from cirray.image_text import ImageTextEncoder
-    from cirray.index.store import GalleryIndex, Shown
+    from cirray.index.protocol import Absent, Shown
+    from cirray.index.store import GalleryIndex
     from cirray.queries import ComposedQuery
 
 LOOK_S = 0.5
@@ -104,7 +105,7 @@ class Loaded:
             args.rerank,
         )
         self._batched: Batcher[ComposedQuery, Ranking] = Batcher(self._answer_many, settings.max_batch_size)
-        self._shown: Batcher[_Asked, Sequence[Shown | None]] = Batcher(self._show_many, settings.max_batch_size)
+        self._shown: Batcher[_Asked, Sequence[Shown | Absent]] = Batcher(self._show_many, settings.max_batch_size)
         self.settings, self._meters, self._pace = settings, Meters(name), Pace()
         self.retriever.probe()
         self.writer: GalleryWriter | None = None
@@ -130,14 +131,14 @@ class Loaded:
 
     async def shown(
         self, gallery: "GalleryIndex", ids: Sequence[str], names: Sequence[str]
-    ) -> "Sequence[Shown | None]":
+    ) -> "Sequence[Shown | Absent]":
         """See `SearchService.shown`; searchers are asked about several answers at once."""
         return await self._shown((gallery, ids, tuple(names))) if gallery.is_remote else gallery.shown(ids, names)
 
-    async def _show_many(self, asked: Sequence[_Asked]) -> "list[Sequence[Shown | None] | Exception]":
+    async def _show_many(self, asked: Sequence[_Asked]) -> "list[Sequence[Shown | Absent] | Exception]":
         """What answers show, by one question for all that want the same columns of the same gallery."""
         galleries = {(id(gallery), names): gallery for gallery, _, names in asked}
-        found: dict[tuple[int, tuple[str, ...]], dict[str, Shown | None]] = {}
+        found: dict[tuple[int, tuple[str, ...]], dict[str, Shown | Absent]] = {}
         for (number, names), gallery in galleries.items():
             same = [ids for other, ids, columns in asked if id(other) == number and columns == names]
             every = list(dict.fromkeys(name for ids in same for name in ids))
@@ -217,7 +218,7 @@ class Current:
         """What is to be served now. A gallery that was made again in its place is another one."""
         use = use_of(self._args.index, self._args.checkpoint)
         manifest = read_searchable(use.index)
-        return replace(use, at=f"{use.at} {manifest.created}") if manifest.kind == LIVING else use
+        return replace(use, at=f"{use.at} {manifest.created} {manifest.digest}") if manifest.kind == LIVING else use
 
     def _run(self) -> None:
         pause = threading.Event()

@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from fastapi import Request
 
-from cirray.index.store import GalleryIndex, Shown
+from cirray.index.protocol import Shown
+from cirray.index.store import GalleryIndex
 from cirray.serving.names import BELOW
 from cirray.serving.schemas import Problem
 from cirray.serving.service import SearchService

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from cirray.index.store import GalleryIndex, Shown
+from cirray.index.protocol import Absent, Shown
+from cirray.index.store import GalleryIndex
 from cirray.serving.bodies import SearchBody, read_batch, read_search
 from cirray.serving.problems import ProblemError, problem_of
 from cirray.serving.remote import Fetches, Remote
@@ -110,14 +111,14 @@ def _prepare(service: SearchService, body: SearchBody) -> "tuple[ComposedQuery, 
 
 
 def _search_response(
-    request: Request, gallery: GalleryIndex, ranking: Ranking, shown: Sequence[Shown | None], begin: float
+    request: Request, gallery: GalleryIndex, ranking: Ranking, shown: Sequence[Shown | Absent], begin: float
 ) -> SearchResponse:
     """The answers, without images that were removed meanwhile, or whose searcher died: then less was searched."""
-    searched = min(ranking.searched, gallery.share) if None in shown else ranking.searched
+    searched = min([ranking.searched, *(item.share for item in shown if isinstance(item, Absent))])
     hits = [
         Hit(id=name, score=score, metadata=dict(item.values), **picture_fields(request, gallery, name, item))
         for name, score, item in zip(ranking.ids, ranking.scores, shown, strict=True)
-        if item is not None
+        if isinstance(item, Shown)
     ]
     return SearchResponse(
         hits=hits, index_digest=gallery.digest, encoder_digest=gallery.meta.encoder_digest,

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import shutil
 import time
 import zlib
 from dataclasses import replace
@@ -11,8 +12,10 @@ import pytest
 
 from cirray.catalogue.searcher import Key, Searcher
 from cirray.catalogue.table import Catalogue, Change
+from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, AwayError, IndexMismatchError
 from cirray.image_text import load_models
+from cirray.index import store as store_module
 from cirray.index.shards import SLOTS, Shard, shard_of, slot_of
 from cirray.index.uses import use_of
 from cirray.pipelines.search.living import run_gallery
@@ -21,6 +24,7 @@ from cirray.search_engine import SearchEngine
 from cirray.serving import gathering as gathering_module
 from cirray.serving.config import ServeArgs, ServingSettings
 from cirray.serving.gathering import Gathering, Line
+from cirray.serving.launch import problem_of
 from cirray.serving.loaded import Loaded
 from cirray.serving.service import DirectService, Workers
 
@@ -213,6 +217,37 @@ def test_a_searcher_that_is_away_is_503_or_its_share_is_told_and_the_others_answ
             assert found.json()["searched"] == 1 and "x-cirray-searched" not in found.headers
 
 
+@pytest.mark.parametrize("path", ["facets", "gallery?limit=500", "gallery?limit=3&offset=7"])
+def test_an_answer_tells_the_share_that_it_was_made_of_though_the_lost_searcher_is_back_by_then(
+    filled, make_caller, monkeypatch, path
+):
+    monkeypatch.setattr(gathering_module, "_NEAR", 2)
+    engine, processes, whole = gathered((filled[0].checkpoint, filled[0].index), 3, partial=True)
+    ask, source = make_caller(DirectService(engine)), engine.gallery.source
+    for lost in range(3):
+        left = [name for name in whole.gallery.ids if shard_of(name, 3) != lost]
+        processes.dead = {lost}
+        with pytest.raises(AwayError):
+            source.owner(next(name for name in whole.gallery.ids if name not in left), "check")
+        some = source.some
+
+        def back(calls, partial=False, some=some):
+            found = some(calls, partial)
+            processes.dead.clear()
+            source._look()
+            return found
+
+        monkeypatch.setattr(source, "some", back)
+        found = ask("GET", f"/v1/{path}").json()
+        monkeypatch.setattr(source, "some", some)
+        assert found["searched"] == pytest.approx(len(left) / 24, abs=1e-5)
+        if path == "facets":
+            assert found["images"] == len(left)
+        else:
+            offset, limit = found["offset"], found["limit"]
+            assert [item["id"] for item in found["items"]] == left[offset : offset + limit]
+
+
 def test_a_searcher_that_dies_between_the_search_and_what_is_shown_is_told_too(filled, make_caller):
     for partial in (False, True):
         engine, processes, whole = gathered((filled[0].checkpoint, filled[0].index), 2, partial)
@@ -309,6 +344,30 @@ def test_a_gallery_is_loaded_when_it_is_first_asked_for_and_let_go_when_nobody_a
     time.sleep(0.1)
     searcher.state(keys[1])
     assert isinstance(searcher.answer("search", keys[0], np.ones((1, 8), np.float32), 3, None), AwayError)
+
+
+def test_searchers_compare_each_file_of_an_index_once_and_find_any_that_is_damaged(filled, tmp_path, monkeypatch):
+    place, read, digest = tmp_path / "index", [], store_module.whole_digest
+    shutil.copytree(filled[0].index, place)
+    monkeypatch.setattr(store_module, "whole_digest", lambda path: read.append(path.name) or digest(path))
+    names = set(read_manifest(place).extra["files"])
+    for number in range(3):
+        Searcher(Shard(number, 3)).hold(Key.of(str(place)))
+    assert sorted(read) == sorted(names) and len(names) > 3
+    for name in names:
+        data = (place / name).read_bytes()
+        (place / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        found = []
+        for number in range(3):
+            try:
+                Searcher(Shard(number, 3)).hold(Key.of(str(place)))
+            except ArtifactError as error:
+                found.append(str(error))
+        assert any(repr(name) in text for text in found), name
+        assert f"The file {name!r}" in str(
+            problem_of(ServeArgs(checkpoint=filled[0].checkpoint, index=str(place), shards=3))
+        )
+        (place / name).write_bytes(data)
 
 
 def test_what_cannot_be_gathered_is_said(filled, tmp_path, write_checkpoint):

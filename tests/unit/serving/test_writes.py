@@ -12,9 +12,12 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 import pytest
+from small_disk import fill, small_disk
 
 from cirray.catalogue.table import Catalogue
 from cirray.core.config import validate
+from cirray.core.errors import StoreError
+from cirray.index.store import open_index
 from cirray.pipelines.search.living import run_gallery
 from cirray.pipelines.search.living_config import GalleryRun
 from cirray.search_engine import SearchEngine
@@ -149,6 +152,43 @@ def test_a_gallery_whose_folder_is_gone_is_told_by_readyz_and_searched_as_it_was
     found = ask(replica, "POST", "/v1/search", data=asked, files={"image": picture(3)})
     assert found.status_code == 200 and len(found.json()["hits"]) == 3
     follower.stop()
+
+
+def test_a_full_disk_is_a_503_in_one_sentence_while_reads_go_on_and_nothing_is_damaged(tiny, tmp_path, ask, picture):
+    with small_disk(tmp_path / "disk", 8) as disk:
+        place = str(disk / "gallery")
+        run_gallery(GalleryRun(index=tiny.index, checkpoint=tiny.checkpoint, out=place))
+        replica = Replica(SearchEngine.open(tiny.checkpoint, place), place)
+        assert ask(replica, "PUT", "/v1/images/before", content=picture(1), headers=PNG).status_code == 200
+        asked = {"json": {"text": "make it blue", "gallery_id": "plain/02", "k": 30}}
+        hits = ask(replica, "POST", "/v1/search", **asked).json()["hits"]
+        filler = fill(disk)
+        for _ in range(3):
+            for method, path, content in (
+                ("PUT", "/v1/images/during", {"content": picture(2), "headers": PNG}),
+                ("DELETE", "/v1/images/before", {}),
+                ("POST", "/v1/images", {"content": lines({"id": "v", "vector": [0.5] * 24}), "headers": LINES}),
+            ):
+                reply = ask(replica, method, path, **content)
+                told = reply.json()["detail"]
+                assert reply.status_code == 503 and reply.headers["retry-after"] == "2", reply.text
+                assert "cannot be written or read now (a full or read-only disk" in told and str(disk) not in told
+            assert ask(replica, "POST", "/v1/search", **asked).json()["hits"] == hits
+            assert ask(replica, "GET", "/v1/images/plain%2F02").status_code == 200
+            assert ask(replica, "GET", "/readyz").json()["status"] == "ready"
+        with pytest.raises(StoreError, match="cannot be written now"):
+            Catalogue.open(place).compact(keep_s=0)
+        filler.unlink()
+        assert ask(replica, "PUT", "/v1/images/after", content=picture(3), headers=PNG).status_code == 200
+        assert ask(replica, "DELETE", "/v1/images/before").status_code == 200
+        Catalogue.open(place).compact(keep_s=0)
+        anew = SearchEngine.open(tiny.checkpoint, place)
+        ids = replica.engine.follower.poll().ids
+        assert anew.gallery.ids == ids and set(ids) - set(open_index(tiny.index).ids) == {"after"} and len(ids) == 25
+        for name in ids:
+            assert anew.gallery.picture(name)
+        for engine in (anew, replica.engine):
+            engine.follower.stop()
 
 
 def test_many_images_come_as_lines_and_as_files(replicas, ask, picture):
