@@ -125,6 +125,8 @@ class StudyContent:
     curves: tuple[Curve, ...] = ()
     """In the text and the figures' file; their pictures are among `figures`."""
     texts: tuple[Texts, ...] = ()
+    tables: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """Further tables: title -> lines of cells, the header first."""
 
 
 def judge_claim(
@@ -163,6 +165,7 @@ def study_dict(content: StudyContent) -> dict[str, Any]:
         "claims": [{**asdict(item), "verdict": item.word} for item in content.verdicts],
         "curves": [asdict(item) for item in content.curves],
         "texts": [asdict(item) for item in content.texts],
+        "tables": {title: [list(line) for line in lines] for title, lines in content.tables.items()},
         "facts": dict(content.facts),
     }
 
@@ -179,6 +182,8 @@ def render_study(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", 
         parts += ["", text_table([_TEXT_HEAD, *(item.cells() for item in content.texts)])]
     if content.verdicts:
         parts += ["", *(item.line() for item in content.verdicts)]
+    for title, cells in content.tables.items():
+        parts += ["", text_table(cells, title)]
     for curve in content.curves:
         parts += ["", curve.text()]
     return "\n".join(parts)

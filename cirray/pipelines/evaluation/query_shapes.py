@@ -2,7 +2,7 @@
 hold the objects asked for, beside the same share without the shape and for any picture of the gallery.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,7 +218,26 @@ def _measured(world: World, name: str, make: Any, queries: int, seeds: Sequence[
     return ShapeRow(name, tuple(chance), tuple(without), tuple(shaped))
 
 
+def over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[ShapeRow]:
+    """Rows over several models: of each, as `ShapeRow.to_dict` told them, the mean of its draws."""
+
+    def means(name: str, at: int) -> tuple[float, ...]:
+        return tuple(float(np.mean(rows[at][name])) for rows in runs if rows[at][name])
+
+    names = [row["name"] for row in runs[0]]
+    return [ShapeRow(name, *(means(key, at) for key in ("chance", "without", "with"))) for at, name in enumerate(names)]
+
+
+def shapes_title(name: str) -> str:
+    """Title of one model's rows."""
+    return f"{name}: percent of the first ten answers that hold the object, by shape of query"
+
+
+def shapes_lines(rows: Sequence[ShapeRow]) -> list[list[str]]:
+    """Cells of a table of the rows; the first line is its header."""
+    return [["", "any picture", "without it", "with it"], *(row.cells() for row in rows)]
+
+
 def shapes_table(name: str, rows: Sequence[ShapeRow]) -> str:
     """One model's rows as text."""
-    title = f"{name}: percent of the first ten answers that hold the object, by shape of query"
-    return text_table([["", "any picture", "without it", "with it"], *(row.cells() for row in rows)], title)
+    return text_table(shapes_lines(rows), shapes_title(name))

@@ -51,6 +51,9 @@ class RowSpec(Config):
     """Triplets stage whose share of exact texts stands beside the row."""
     index: str = ""
     """Stage that indexes its checkpoint: run with the row, and the closing lines say how to search it."""
+    shapes: int = Field(0, ge=0)
+    """Measure by that index, and the scenes of `judge`, what each shape of query does (a text alone, a box, ...), by so
+    many queries of each; 0: not."""
     source: str = ""
     """Which paper or idea; shown beside the name."""
     encoder: dict[str, Embedded] | None = None
@@ -232,4 +235,8 @@ class StudyRun(Run):
         for name, row in rows.items():
             if row.index and self.stages[row.index].verb != "index":
                 raise ValueError(f"table: row {name!r} has the index {row.index!r}, which is no stage of verb index")
+            if row.shapes and not (row.index and self.judge):
+                raise ValueError(
+                    f"table: row {name!r} has shapes, for which it needs an `index`, and the study a `judge`"
+                )
         return self

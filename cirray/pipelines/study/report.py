@@ -27,6 +27,7 @@ from cirray.evaluation.study import (
     study_page,
 )
 from cirray.pipelines.cluster.schedule import Node
+from cirray.pipelines.evaluation.query_shapes import over_seeds, shapes_lines, shapes_title
 from cirray.pipelines.study.config import ClaimSpec, CurveSpec, RowSpec, StudyRun
 from cirray.pipelines.study.graph import Graph, seed_root
 from cirray.types import stable_id
@@ -64,6 +65,7 @@ def publish(run: StudyRun, main: Sequence[Scoring], curves: Mapping[str, Points]
         run.title, tuple(rows.values()), main[0].result.extra["protocol"], run.seeds,
         (*_verdicts(run, rows, main), *curve_verdicts(run, lines)), figures, _facts(run),
         {f"seed {item.graph.seed}": _link(run, item) for item in main}, tuple(lines.values()), tuple(_texts(main)),
+        dict(_shapes(main)),
     )  # fmt: skip
     return _write(run, content, [*main, *(item for points in curves.values() for point in points for item in point)])
 
@@ -121,6 +123,14 @@ def _texts(scorings: Sequence[Scoring]) -> Iterator[Texts]:
             shares = tuple(_figures(found, path) for path in paths)
             if found[0].kind in ("generator", "triplets") and all(shares):
                 yield Texts(words, shares, triplets)
+
+
+def _shapes(scorings: Sequence[Scoring]) -> Iterator[tuple[str, list[list[str]]]]:
+    """A table of each row that is asked in every shape of query."""
+    for name in scorings[0].rows:
+        if scorings[0].graph.run.table[name].shapes:
+            rows = over_seeds([item.result.extra["shapes"][name] for item in scorings])
+            yield shapes_title(name), shapes_lines(rows)
 
 
 def figure(manifest: Manifest, path: str) -> float | None:

@@ -82,9 +82,11 @@ def _main(run: StudyRun, find: Find, seeds: Iterable[int]) -> tuple[list[Graph],
 def _scoring(graph: Graph, names: tuple[str, ...], values: Assignment) -> Scoring:
     run = graph.run
     rows = {name: run.table[name] for name in names}
+    shapes = {} if values else {name: f"@{row.index}" for name, row in rows.items() if row.shapes}  # not along curves
     tree: dict[str, Any] = {
         "data": run.data, "features": run.features, "seed": graph.seed, "title": run.title, "triplets": run.samples,
-        "judge": run.judge if run.samples else "",
+        "judge": run.judge if run.samples or shapes else "", "row_shapes": shapes,
+        **({"shape_queries": max(rows[name].shapes for name in shapes)} if shapes else {}),
         "checkpoints": {name: f"@{row.stage}" for name, row in rows.items() if row.stage},
         "encoders": {name: row.encoder for name, row in rows.items() if row.encoder is not None},
         "row_texts": {name: row.rewrites for name, row in rows.items() if row.rewrites},

@@ -6,6 +6,7 @@ import runpy
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_artifacts import stage_of
 
@@ -47,6 +48,7 @@ def study(tmp_path_factory):
     training = {"steps": 4, "batch": 8, "log_every": 2, "seed": "$seed"}
     tree = {
         "root": str(root / "runs"), "seeds": [0, 1], "ray": False, "data": {"folder": {"root": "@world"}},
+        "judge": "@world",
         "variables": {"labels": 40, "width": 8},
         "templates": {"train": {
             "data": {"folder": {"root": "@world"}}, "features": ["@features"], "towers": str(root / "towers"),
@@ -64,7 +66,7 @@ def study(tmp_path_factory):
         },
         "table": {
             "plain": {"stage": "plain", "source": "paper"}, "spoken": {"stage": "plain", "rewrites": "@spoken"},
-            "other": {"stage": "longer", "labelled": False, "index": "index"},
+            "other": {"stage": "longer", "labelled": False, "index": "index", "shapes": 4},
         },
         "claims": [
             {"text": "longer is better", "row": "other", "over": ["plain"]},
@@ -173,10 +175,18 @@ def test_a_tiny_study_runs_once_and_its_report_holds_table_claims_and_curve(stud
     points = dict(found["curves"][0]["points"]["plain"])
     assert points[40.0] == rows["plain"]["metrics"]["R@1"] and list(points) == [16.0, 40.0]
     assert "R@1 over labels" in table
+    ((title, lines),) = found["tables"].items()
+    assert title.startswith("other: percent of the first ten answers") and title in table
+    shares = {line[0]: line[1:] for line in lines[1:]}
+    assert {"a text alone", "a box around the object", "not this text (less is better)"} < set(shares)
+    seeds = [read_manifest(item).extra["shapes"]["other"] for item in sorted(Path(study.root).glob("seed-*/score-*"))
+             if "shapes" in read_manifest(item).extra]  # fmt: skip
+    mean = np.mean([np.mean(row["with"]) for rows in seeds for row in rows if row["name"] == "a picture alone"])
+    assert len(seeds) == 2 and shares["a picture alone"][2].startswith(f"{100 * mean:.1f} ± ")
     assert [item["verdict"] for item in found["claims"][1:]] == ["confirmed", "confirmed"]
     assert found["claims"][0]["verdict"] in ("confirmed", "refuted", "not settled", "no difference")
     page = (out / "report.html").read_text()
-    assert "<svg" in page and "Expected and measured" in page and "<script" not in page
+    assert title in page and "<svg" in page and "Expected and measured" in page and "<script" not in page
     for link in ("../seed-0/", "../seed-1/"):
         place = page.split(f'href="{link}')[1].split('"')[0]
         assert (out / link / place).resolve().is_file()
@@ -288,6 +298,7 @@ def test_the_shipped_study_resolves_whole_with_every_row_and_curve():
             {"table": {"plain": {"stage": "plain", "index": "world"}}, "claims": [], "curves": {}, "curve": []},
             "no stage of",
         ),
+        ({"table": {"plain": {"stage": "plain", "shapes": 9}}, "claims": [], "curves": {}, "curve": []}, "has shapes"),
         ({"scores": "world"}, "scores 'world' is the name of a stage"),
         ({"table": {"plain": {}}}, "a row needs a stage"),
         (
