@@ -13,7 +13,8 @@ from cirray.serving.writer import GalleryWriter
 from cirray.types import Ranking
 
 if TYPE_CHECKING:  # the process that starts the service needs no torch
-    from cirray.index.store import GalleryIndex, Shown
+    from cirray.index.protocol import Absent, Shown
+    from cirray.index.store import GalleryIndex
     from cirray.queries import ComposedQuery
     from cirray.search_engine import SearchEngine
 
@@ -46,7 +47,7 @@ class SearchService(Protocol):
 
     async def shown(
         self, gallery: "GalleryIndex", ids: Sequence[str], names: Sequence[str]
-    ) -> "Sequence[Shown | None]":
+    ) -> "Sequence[Shown | Absent]":
         """See `GalleryIndex.shown`."""
 
     async def probe(self) -> None:
@@ -54,19 +55,26 @@ class SearchService(Protocol):
 
 
 class Pace:
-    """Whether a retriever's next search is short, by what its last one took; nothing is short before."""
+    """Whether a retriever's next search is short, by what its last ones took; nothing is short before.
+
+    Processor time counts: what a search waits for (another process, the interpreter's lock) is no work of its own, and
+    a search that is slow in the thread for once would stay there, where it is slow.
+    """
 
     def __init__(self) -> None:
         """No search has been made yet."""
-        self._seconds, self._size = float("inf"), 1
+        self._known: dict[int, float] = {}
 
     def is_short(self, size: int) -> bool:
-        """Whether so many queries take less than `SHORT_S`, if time grows with them."""
-        return self._seconds * max(1.0, size / self._size) < SHORT_S
+        """Whether so many queries take less than `SHORT_S`: time grows with them at most as their number does."""
+        return any(took * max(1.0, size / before) < SHORT_S for before, took in self._known.items())
 
     def took(self, seconds: float, size: int) -> None:
-        """The last search took so long."""
-        self._seconds, self._size = seconds, size
+        """So many queries took so much processor time; what was known and spoke against it is forgotten."""
+        known = self._known
+        if seconds >= SHORT_S:
+            known = {before: took for before, took in known.items() if took * max(1.0, size / before) >= SHORT_S}
+        self._known = {**known, size: seconds}  # another one, since both threads read it
 
 
 class Workers:
@@ -85,16 +93,19 @@ class Workers:
         """Search so many queries: here where that is short and the model's thread is idle, else there. So models are
         used by one thread at a time.
         """
-        begin, short = time.perf_counter(), pace.is_short(size)
-        if short and self._one.acquire(blocking=False):
+
+        def timed() -> ResultT:
+            begin = time.thread_time()
+            answer = work()
+            pace.took(time.thread_time() - begin, size)
+            return answer
+
+        if pace.is_short(size) and self._one.acquire(blocking=False):
             try:
-                answer = work()
+                return timed()
             finally:
                 self._one.release()
-        else:
-            answer = await self.model(work)
-        pace.took(time.perf_counter() - begin, size)
-        return answer
+        return await self.model(timed)
 
     async def model(self, work: Callable[[], ResultT]) -> ResultT:
         """Run work in the model's thread."""
@@ -138,7 +149,7 @@ class DirectService:
 
     async def shown(
         self, gallery: "GalleryIndex", ids: Sequence[str], names: Sequence[str]
-    ) -> "Sequence[Shown | None]":
+    ) -> "Sequence[Shown | Absent]":
         """See `SearchService.shown`."""
         return await self.prepare(lambda: gallery.shown(ids, names))
 

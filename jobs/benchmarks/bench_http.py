@@ -89,8 +89,8 @@ def spent(mark: str) -> dict[str, float]:
     return found
 
 
-def bound(config: HttpConfig, seconds: float) -> tuple[float, float]:
-    """Queries a second of the model and index in this process, in batches of 32: by the clock, by processor time."""
+def bounds(config: HttpConfig, seconds: float) -> Iterator[str]:
+    """What the model and the index do in this process, one query a pass and in batches of 32: lines of the table."""
     import torch
 
     from cirray.search_engine import SearchEngine
@@ -98,12 +98,17 @@ def bound(config: HttpConfig, seconds: float) -> tuple[float, float]:
     torch.set_num_threads(1)
     engine = SearchEngine.open(config.checkpoint, config.index, kept_references=64)
     queries = [engine.prepare("make it blue", gallery_id=engine.gallery.ids[0], k=12) for _ in range(32)]
-    engine.search_many(queries)
-    done, begin, cpu = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - begin < seconds:
-        engine.search_many(queries)
-        done += len(queries)
-    return done / (time.perf_counter() - begin), done / (time.process_time() - cpu)
+    for size in (1, 32):
+        engine.search_many(queries[:size])
+        times, begin, cpu = list[float](), time.perf_counter(), time.process_time()
+        while time.perf_counter() - begin < seconds:
+            start = time.perf_counter()
+            engine.search_many(queries[:size])
+            times.append(1000 * (time.perf_counter() - start))
+        rate, spent_s = size * len(times) / (time.perf_counter() - begin), time.process_time() - cpu
+        p50, p99 = sorted(times)[len(times) // 2], sorted(times)[len(times) * 99 // 100]
+        used = 1e6 * spent_s / (size * len(times))
+        yield f"| bound, passes of {size} | | {rate:.0f} | {p50:.1f} | {p99:.1f} | | {used:.0f} |"
 
 
 @contextmanager
@@ -150,9 +155,9 @@ def row(mode: str, config: HttpConfig, script: Path, port: int, mark: str) -> No
 
 
 def tell_bound(config: HttpConfig) -> None:
-    """Print the bound."""
-    wall, cpu = bound(config, config.seconds)
-    say(f"| bound | | {wall:.0f} | | | | {1e6 / cpu:.0f} |")
+    """Print the bounds."""
+    for line in bounds(config, config.seconds):
+        say(line)
 
 
 def written_settings(mark: str) -> Path:

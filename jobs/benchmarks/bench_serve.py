@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import numpy as np
@@ -109,9 +110,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(mode: str, config: BenchConfig, replicas: int = 1, length: int = 0) -> Iterator[tuple[int, str]]:
-    """A running server of one mode; yields its port, and a text that only its processes have in their environment."""
-    port, variables = free_port(), environment(mode)
+def server(
+    mode: str, config: BenchConfig, replicas: int = 1, length: int = 0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[tuple[int, str]]:  # fmt: skip
+    """A running server of one mode, with further variables of its cluster; yields its port, and a text that only its
+    processes have in their environment.
+    """
+    port, variables = free_port(), {**variables, **environment(mode)}
     with tempfile.TemporaryDirectory() as name, open(Path(name) / "log", "wb") as log:
         folder = Path(name)
         process = subprocess.Popen(

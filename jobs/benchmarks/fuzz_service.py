@@ -1,12 +1,13 @@
 """Requests that nobody should send, to the whole application in one process: how they are answered, what they leave.
 
-    python jobs/benchmarks/fuzz_service.py [requests=10000] [seed=0] [root=DIR] [checkpoint=DIR] [index=DIR]
+    python jobs/benchmarks/fuzz_service.py [requests=10000] [seed=0] [shards=1] [root=DIR] [checkpoint=DIR] [index=DIR]
 
-Searches, batches, filters, forms, writes and paths, drawn by chance: fields of wrong types, filters nested deep, too
-long or with another language's words, ids of any Unicode, broken JSON, forms and lines, bodies of a megabyte. The
-gallery is one that is written to, made of the index in a temporary folder. Prints how often each status was answered,
-and the memory of the process on the way. Ends with 1 when an answer was no success and no problem document, told a path
-or a trace, or had a status of 500 or more.
+Searches, batches, filters, forms, writes, files by URI and paths, drawn by chance: fields of wrong types, filters
+nested deep, too long or with another language's words, ids of any Unicode, broken JSON, forms and lines, bodies of a
+megabyte. The gallery is one that is written to, made of the index in a temporary folder; with `shards` it lies in so
+many searchers, of which one is lost now and then (`partial`). A second one by name is the frozen index. Prints how
+often each status was answered, and the memory of the process on the way. Ends with 1 when an answer was no success and
+no problem document, told a path or a trace, or had a status of 500 or more, but the 503 of a searcher that is away.
 """
 
 import asyncio
@@ -18,21 +19,28 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 
+from cirray.catalogue.searcher import Searcher
 from cirray.cli.main import guarded, resolve
 from cirray.core.fields import Place
 from cirray.core.log import say
 from cirray.core.places import Run
+from cirray.image_text import load_models
+from cirray.index.shards import Shard
 from cirray.pipelines.search.living import run_gallery
 from cirray.pipelines.search.living_config import GalleryRun
 from cirray.search_engine import SearchEngine
 from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs
+from cirray.serving.gathering import Ask, Gathering, Line
 from cirray.serving.service import DirectService
 
 JSON = {"content-type": "application/json"}
@@ -54,6 +62,7 @@ class FuzzConfig(Run):
     index: Place = "@index"
     requests: int = Field(10_000, ge=1)
     seed: int = 0
+    shards: int = Field(1, ge=1)
 
 
 @dataclass
@@ -67,9 +76,9 @@ class Seen:
 class Drawer:
     """Draws requests from a seed. Each is a method, a path and what `httpx` takes besides."""
 
-    def __init__(self, seed: int, ids: list[str]) -> None:
-        """Know some ids that exist."""
-        self._chance, self._ids = random.Random(seed), ids[:20]
+    def __init__(self, seed: int, ids: list[str], folder: str) -> None:
+        """Know some ids that exist, and a folder that the service may read."""
+        self._chance, self._ids, self._folder = random.Random(seed), ids[:20], folder
 
     def __call__(self) -> tuple[str, str, dict[str, Any]]:
         """The next request."""
@@ -82,9 +91,14 @@ class Drawer:
             self.write,
             self.lines,
             self.bytes,
+            self.load,
             self.path,
         )
-        return self._chance.choice(kinds)()
+        method, path, content = self._chance.choice(kinds)()
+        if self._chance.random() < 0.2:  # a gallery by its name, or by none that there is
+            name = self._chance.choice(("default", "frozen", "frozen", quoted(self.text()[:40])))
+            path = path.replace("/v1/", f"/v1/galleries/{name}/", 1)
+        return method, path, content
 
     def text(self) -> str:
         """A text that is likely to be too much."""
@@ -229,13 +243,25 @@ class Drawer:
         path = self._chance.choice(("/v1/search", "/v1/search:batch", "/v1/images"))
         return "POST", path, {"content": self._chance.choice(bodies), "headers": self._chance.choice((JSON, LINES, {}))}
 
+    def load(self) -> tuple[str, str, dict[str, Any]]:
+        """A file that the service is to read, of the folder that it may read or not."""
+        chance = self._chance
+        names = ("good", "torn", "text", "none", "", "..", "../good", self.text()[:40])
+        uris = (f"{self._folder}/{chance.choice(names)}.parquet", self._folder, self.text(), "s3://bucket/v.parquet")
+        body: dict[str, Any] = {"uri": chance.choice((*uris, *uris, self.odd()))}
+        body |= {name: chance.choice((0, 1, 30, -1, 10**9, self.odd())) for name in ("offset", "limit")}
+        body = {name: body[name] for name in chance.choice((("uri",), ("uri", "limit"), ("uri", "offset"), ()))}
+        path = chance.choice(("/v1/images:load", "/v1/images:load", "/v1/images:loads"))
+        return "POST", path, {"content": dumped(body), "headers": chance.choice((JSON, JSON, LINES))}
+
     def path(self) -> tuple[str, str, dict[str, Any]]:
         """Addresses and methods that are not offered, pictures of any id."""
         chance = self._chance
         paths = (
             f"/v1/images/{quoted(self.id())}?size={quoted(self.text()[:20])}", f"/{quoted(self.text())}", "/v1/search",
             f"/v1/gallery?limit={quoted(str(self.odd())[:99])}&offset={quoted(str(self.odd())[:99])}",
-            f"/v1/examples?gallery_id={quoted(self.id())}", f"/static/{quoted(self.text())}",
+            f"/v1/examples?gallery_id={quoted(self.id())}", f"/static/{quoted(self.text())}", "/v1/galleries",
+            "/v1/galleries/frozen", "/readyz", "/version", f"/v1/galleries/{quoted(self.text())}",
             "/v1/images/" + "%2e%2e%2f" * 9,
         )  # fmt: skip
         return chance.choice(("GET", "GET", "HEAD", "OPTIONS", "PATCH", "DELETE")), chance.choice(paths), {}
@@ -260,13 +286,16 @@ def part(name: str, value: bytes, file: str | None = None) -> bytes:
 
 def fault(reply: httpx.Response) -> str:
     """What is wrong with an answer; "" for one that is as promised."""
-    if reply.status_code >= 500:
+    away = reply.status_code == 503 and b"not answer now" in reply.content
+    if reply.status_code >= 500 and not away:
         return f"answered {reply.status_code}: {reply.text[:300]}"
     if reply.status_code < 400 or reply.request.method == "HEAD":
         return ""
     if reply.headers.get("content-type") != "application/problem+json" or not reply.json().get("detail"):
         return f"{reply.status_code} without a problem document: {reply.text[:300]}"
-    told = next((word for word in ("Traceback", "/tmp/", "site-packages") if word in reply.json()["detail"]), "")
+    named = reply.request.url.path.endswith("images:load")  # by the caller, who is told the path that was asked for
+    words = ("Traceback", "site-packages", *(() if named else ("/tmp/",)))
+    told = next((word for word in words if word in reply.json()["detail"]), "")
     return f"{reply.status_code} tells {told!r}: {reply.text[:300]}" if told else ""
 
 
@@ -296,22 +325,54 @@ def shown(content: Mapping[str, Any]) -> str:
     return repr(content.get("content", b""))[:300]
 
 
+def searched(config: FuzzConfig, place: str, lost: set[int]) -> SearchEngine:
+    """The engine over a gallery: in this process, or in searchers, each asked in a thread, some of which are lost."""
+    if config.shards == 1:
+        return SearchEngine.open(config.checkpoint, place)
+    encoder, vision, transform = load_models(config.checkpoint)
+
+    def asks(number: int) -> Ask:
+        searcher = Searcher(Shard(number, config.shards))
+
+        async def ask(*call: Any) -> Any:
+            if number in lost:
+                raise RuntimeError("the searcher died")
+            return await asyncio.to_thread(searcher.answer, *call)
+
+        return ask
+
+    line = Line([asks(number) for number in range(config.shards)], 5.0)
+    return SearchEngine(encoder, vision, transform, Gathering(place, encoder.index_digests, vision.digest, line, True))
+
+
+def written_files(folder: Path, width: int) -> None:
+    """A Parquet file of vectors, one that is torn, and one that is none."""
+    folder.mkdir()
+    rows = {"id": [f"row {number}" for number in range(50)], "vector": [[0.5] * width] * 50}
+    pq.write_table(pa.table(rows), folder / "good.parquet")
+    (folder / "torn.parquet").write_bytes((folder / "good.parquet").read_bytes()[:-20])
+    (folder / "text.parquet").write_bytes(b"PAR1 no table")
+
+
 def run(config: FuzzConfig) -> int:
     """All requests; 1 when any answer was against the rules."""
     with tempfile.TemporaryDirectory() as folder:
-        place = f"{folder}/gallery"
+        place, inbox, lost = f"{folder}/gallery", Path(folder) / "inbox", set[int]()
         columns = {"price": "number", "kind": "text", "sold": "flag"}
         run_gallery(GalleryRun(index=config.index, checkpoint=config.checkpoint, columns=columns, out=place))
-        engine = SearchEngine.open(config.checkpoint, place)
-        service = DirectService(engine, gallery=place)
-        app = make_api(lambda: service, ServeArgs(writes=True, max_body_mb=2))
+        engine, frozen = searched(config, place, lost), SearchEngine.open(config.checkpoint, config.index)
+        service, other = DirectService(engine, gallery=place), DirectService(frozen)
+        written_files(inbox, service.writer.shape[0] * service.writer.shape[1] if service.writer else 0)
+        args = ServeArgs(writes=True, max_body_mb=2, load_from=(str(inbox),))
+        app = make_api(lambda: service, args, galleries=lambda: {"frozen": other})
 
         def told(number: int, seen: Seen) -> None:
             say(f"{number:,} requests, {resident_mb():,.0f} MB, {dict(sorted(seen.statuses.items()))}")
             assert engine.follower is not None
             engine.follower.poll()
+            lost.symmetric_difference_update({number % config.shards} if config.shards > 1 else ())
 
-        seen = asyncio.run(fuzz(app, Drawer(config.seed, list(engine.gallery.ids)), config.requests, told))
+        seen = asyncio.run(fuzz(app, Drawer(config.seed, list(frozen.gallery.ids), str(inbox)), config.requests, told))
     for line in seen.faults[:20]:
         say(line)
     say(f"{len(seen.faults)} of {config.requests:,} answers were against the rules")

@@ -136,5 +136,7 @@ SCRIPT = Path(__file__).parents[3] / "jobs" / "benchmarks" / "fuzz_service.py"
 def test_what_nobody_should_send_is_answered_or_refused_in_words(written_service, retriever):
     script = runpy.run_path(str(SCRIPT))
     app = make_api(lambda: written_service, ServeArgs(writes=True, max_body_mb=2))
-    seen = asyncio.run(script["fuzz"](app, script["Drawer"](7, retriever.gallery.ids), 400, lambda *_: None))
+    seen = asyncio.run(
+        script["fuzz"](app, script["Drawer"](7, retriever.gallery.ids, "/nowhere"), 400, lambda *_: None)
+    )
     assert not seen.faults and {200, 400, 404, 405, 413, 415, 422} <= set(seen.statuses)

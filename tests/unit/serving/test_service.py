@@ -46,11 +46,19 @@ def test_the_model_runs_in_one_thread_however_many_ask(retriever):
     assert len(seen) == 1 and threading.get_ident() not in seen
 
 
+def worked(seconds):
+    """Take so much processor time."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 def test_short_searches_are_done_in_the_event_loop_and_long_ones_in_the_thread():
     workers, pace, here = Workers(), Pace(), threading.get_ident()
 
-    async def ran(seconds, size=1):
-        return await workers.search(lambda: time.sleep(seconds) or threading.get_ident() == here, size, pace)
+    async def ran(seconds, size=1, waits=0.0):
+        work = lambda: worked(seconds) or time.sleep(waits) or threading.get_ident() == here  # noqa: E731
+        return await workers.search(work, size, pace)
 
     async def main():
         assert not await ran(0.001)  # nothing is known yet
@@ -58,6 +66,9 @@ def test_short_searches_are_done_in_the_event_loop_and_long_ones_in_the_thread()
         assert not await ran(0.001)  # the last one was long
         assert not await ran(0.001, size=1_000)  # so many would be long
         assert await ran(0.001, size=1_000)
+        assert await ran(0.001) and await ran(0.001, size=900)  # of so many it is known
+        assert await ran(0.001, waits=0.1)
+        assert await ran(0.001)  # the last one waited for others and was short by itself
 
     asyncio.run(main())
 
