@@ -159,7 +159,7 @@ class Follower:
         self._catalogue.refresh()
         table = self._catalogue.since(0, self._shard)
         rows, _ = rows_of(table, self._shape)
-        seen = self._next(table, 0)
+        seen = self._catalogue.end
         assert len(rows.places) == len(rows)  # made now: a million ids take a second
         return _State(Base(rows, self._index(rows)), seen, table.slice(0, 0), seen, np.ones(len(rows), bool))
 
@@ -171,12 +171,7 @@ class Follower:
             return self._read_all()
         changes = pa.concat_tables([state.changes, fresh], promote_options="default")
         stays = _without(state.base.rows, state.stays_N, fresh["id"].to_pylist())
-        return _State(_widened(state.base, fresh), state.until, changes, self._next(fresh, state.seen), stays)
-
-    def _next(self, table: pa.Table, before: int) -> int:
-        """The number after those of all rows that were looked at; `table` has those of this shard among them."""
-        seen = max(before, int(pa.compute.max(table[NUMBER]).as_py()) + 1) if len(table) else before
-        return seen if self._shard.is_whole else self._catalogue.next_number(seen)
+        return _State(_widened(state.base, fresh), state.until, changes, self._catalogue.end, stays)
 
     def _shown(self) -> LiveGallery:
         state = self._state

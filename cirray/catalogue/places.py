@@ -1,8 +1,15 @@
-"""Places as LanceDB names them: pyarrow's URIs say endpoint and region in a query, LanceDB in options."""
+"""Places as LanceDB names them (pyarrow's URIs say endpoint and region in a query, LanceDB in options), and what their
+stores refuse.
+"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pyarrow as pa
+
 from cirray.core import storage
+from cirray.core.errors import StoreError, reason_of
 
 _QUICK = {"client_max_retries": "3", "client_retry_timeout": "10", "request_timeout": "10s", "connect_timeout": "3s"}
 
@@ -27,3 +34,22 @@ def lance_place(uri: str) -> tuple[str, dict[str, str]]:
         options["aws_access_key_id"] = unquote(parts.username)
         options["aws_secret_access_key"] = unquote(parts.password or "")
     return f"{parts.scheme}://{parts.hostname}{parts.path}", options
+
+
+@contextmanager
+def told(uri: str, what: str) -> Iterator[None]:
+    """Errors of the store as one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        raise unread(uri, error, what) from None
+
+
+def unread(uri: str, error: BaseException, what: str) -> StoreError:
+    """The error of a gallery that cannot be read, or written."""
+    return StoreError(f"The gallery {uri!r} cannot be {what} now: {reason_of(error)}.")
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether the store answers, and there is no table."""
+    return "Not found" in str(error) and "/_versions" in str(error)

@@ -11,8 +11,7 @@ ids it appends how far it will go (`purged`): a reader that has read less reads 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.catalogue.made import GONE, Made
-from cirray.catalogue.places import lance_place
-from cirray.core.errors import ArtifactError, DataError, RemadeError, StoreError, reason_of
+from cirray.catalogue.places import is_gone, lance_place, told, unread
+from cirray.core.errors import ArtifactError, DataError, RemadeError, reason_of
 from cirray.core.extras import require
 from cirray.core.texts import is_whole
 from cirray.index.shards import WHOLE, Shard, slot_of
@@ -38,6 +37,8 @@ TABLE = f"{_NAME}.lance"
 _STABLE = {"new_table_enable_stable_row_ids": "true"}
 _FACTS = ("content", "origin", "width", "height")
 _DELETED_AT_ONCE = 20_000
+_TAKEN, _SPARE = 4_096, 64
+"""Most rows that are taken by their numbers, and how many numbers more are asked for."""
 _OLD = timedelta(minutes=10)
 
 
@@ -65,6 +66,8 @@ class Catalogue:
         """Wrap an open table; see `create` and `open`."""
         self.uri, self._made = uri, made
         self._remade: RemadeError | None = None
+        self.end, self._counted = 0, 0
+        """`end`: see `since`; and how many rows there were then."""
         self._hold(table)
 
     @property
@@ -99,7 +102,7 @@ class Catalogue:
             ("vector", pa.list_(pa.float16(), shape[0] * shape[1])), ("content", pa.string()),
             ("origin", pa.string()), ("width", pa.uint16()), ("height", pa.uint16()), ("picture", pa.binary()), *own,
         ])  # fmt: skip
-        with _told(uri, "written"):
+        with told(uri, "written"):
             return cls(_connected(uri).create_table(_NAME, schema=schema), uri, Made(uri))
 
     @classmethod
@@ -118,7 +121,7 @@ class Catalogue:
         except (ValueError, FileNotFoundError):
             raise ArtifactError(f"The gallery {uri!r} has no table of images. Make it again (cirray index).") from None
         except (OSError, RuntimeError) as error:
-            raise _unread(uri, error, "read") from None
+            raise unread(uri, error, "read") from None
 
     @property
     def version(self) -> int:
@@ -144,7 +147,7 @@ class Catalogue:
         """Go to the newest version, of this gallery and no other one. Before a write too: where the table was deleted
         Lance would begin it anew, over files that are gone.
         """
-        with _told(self.uri, what):
+        with told(self.uri, what):
             try:
                 self._table.checkout_latest()
                 self._made.check()
@@ -154,7 +157,7 @@ class Catalogue:
                 self._remade = error
                 raise
             except (ValueError, OSError, RuntimeError) as error:
-                raise RuntimeError(GONE) if _is_gone(error) else error from None
+                raise RuntimeError(GONE) if is_gone(error) else error from None
 
     def write(self, changes: Sequence[Change]) -> int:
         """Append changes in one commit; returns when they are durable. Of two for one id the later one counts.
@@ -169,7 +172,7 @@ class Catalogue:
         last = {change.id: change for change in changes}
         self._look("written")
         table = self.as_table(list(last.values()))
-        with _told(self.uri, "written"):
+        with told(self.uri, "written"):
             before, self._at = self._at, int(self._table.add(table).version)
             if self._at != before + 1:
                 self._hold(self._table)  # others wrote meanwhile
@@ -232,7 +235,7 @@ class Catalogue:
             raise DataError(f"The metadata column {other!r} holds {known[other]} here; a column keeps its type.")
         new = [pa.field(f"{OWN}{name}", kind) for name, kind in columns.items() if name not in known]
         if new:
-            with _told(self.uri, "written"):
+            with told(self.uri, "written"):
                 self._table.add_columns(new)
                 self._hold(self._table)
         return [item.name.removeprefix(OWN) for item in new]
@@ -240,26 +243,43 @@ class Catalogue:
     def since(self, number: int, shard: Shard = WHOLE) -> pa.Table:
         """Rows of a shard with at least that number, without pictures; numbers are in `_rowid`, in no order.
 
+        `end` is the number after those of all rows then, also of other shards.
+
         Raises:
             StoreError: when the store cannot be read.
         """
-        names = ["id", "gone", "purged", "vector", *_FACTS, *(f"{OWN}{name}" for name in self.columns)]
+        names = ["id", "slot", "gone", "purged", "vector", *_FACTS, *(f"{OWN}{name}" for name in self.columns)]
+        with told(self.uri, "read"):
+            count = int(self._table.count_rows())
+            appended = self._appended(number, count, names)
+            found = self._scanned(number, shard, names) if appended is None else _of_shard(appended, shard)
+            if appended is not None or shard.is_whole:
+                self.end = _after(appended if appended is not None else found, number)
+            else:
+                query = self._table.search().select(["slot"]).with_row_id(True)
+                where = f"{NUMBER} >= {number}"
+                self.end = _after((query.where(where) if number else query).to_arrow(), number)
+            self._counted = count
+        return found.drop_columns(["slot"])
+
+    def _appended(self, number: int, count: int, names: Sequence[str]) -> pa.Table | None:
+        """The rows from a number on where they are all that has happened since the last reading; None where not.
+
+        They are taken by their numbers, which are without gaps as long as nothing was deleted: then there are as many
+        as the table has gained, and none after them. A scan looks into every file of the table, however few are new.
+        """
+        gained = count - self._counted
+        if number == 0 or number != self.end or not 0 <= gained <= _TAKEN:
+            return None
+        numbers = list(range(number, number + gained + _SPARE))
+        found = self._table.take_row_ids(numbers).select(list(names)).with_row_id().to_arrow()
+        return found if len(found) == gained else None
+
+    def _scanned(self, number: int, shard: Shard, names: Sequence[str]) -> pa.Table:
         slots = f"((slot >= {shard.slots.start} and slot < {shard.slots.stop}) or purged is not null)"
         wanted = [f"{NUMBER} >= {number}"] * (number > 0) + [slots] * (not shard.is_whole)
-        with _told(self.uri, "read"):
-            query = self._table.search().select(names).with_row_id(True)
-            return (query.where(" and ".join(wanted)) if wanted else query).to_arrow()
-
-    def next_number(self, number: int) -> int:
-        """The number after those of all rows, of which those below `number` are known.
-
-        Raises:
-            StoreError: when the store cannot be read.
-        """
-        with _told(self.uri, "read"):
-            query = self._table.search().select(["slot"]).with_row_id(True)
-            found = (query.where(f"{NUMBER} >= {number}") if number else query).to_arrow()[NUMBER]
-        return max(number, int(pa.compute.max(found).as_py()) + 1) if len(found) else number
+        query = self._table.search().select(list(names)).with_row_id(True)
+        return (query.where(" and ".join(wanted)) if wanted else query).to_arrow()
 
     def picture(self, number: int) -> bytes:
         """Thumbnail of one row; empty when it has none, or has been replaced.
@@ -267,7 +287,7 @@ class Catalogue:
         Raises:
             StoreError: when the store cannot be read.
         """
-        with _told(self.uri, "read"):
+        with told(self.uri, "read"):
             found = self._table.take_row_ids([number]).select(["picture"]).to_arrow()["picture"].to_pylist()
         return found[0] or b"" if found else b""
 
@@ -286,7 +306,7 @@ class Catalogue:
             StoreError: when the store refuses.
         """
         self.refresh()
-        with _told(self.uri, "written"):
+        with told(self.uri, "written"):
             columns = ["id", "gone", "purged", "at"]
             outdated, notes = _outdated(self._table.search().select(columns).with_row_id(True).to_arrow(), keep_s)
             if notes:
@@ -303,6 +323,20 @@ class Catalogue:
         row = self.as_table([Change("-")])
         row = row.set_column(row.schema.get_field_index("id"), "id", pa.array([""]))
         return row.set_column(row.schema.get_field_index("purged"), "purged", pa.array([number], pa.int64()))
+
+
+def _after(rows: pa.Table, number: int) -> int:
+    """The number after those of some rows, of which those below `number` are known."""
+    return max(number, int(pa.compute.max(rows[NUMBER]).as_py()) + 1) if len(rows) else number
+
+
+def _of_shard(rows: pa.Table, shard: Shard) -> pa.Table:
+    """A shard's rows, and those that say how far a compaction went."""
+    if shard.is_whole:
+        return rows
+    slots = rows["slot"].to_numpy()
+    own = (slots >= shard.slots.start) & (slots < shard.slots.stop)
+    return rows.filter(pa.array(own | rows["purged"].is_valid().to_numpy()))
 
 
 def _outdated(rows: pa.Table, keep_s: float) -> tuple[list[int], list[int]]:
@@ -350,23 +384,5 @@ def _connected(uri: str) -> Any:
     import lancedb
 
     place, options = lance_place(uri)
-    with _told(uri, "read"):
+    with told(uri, "read"):
         return lancedb.connect(place, storage_options={**_STABLE, **options})
-
-
-@contextmanager
-def _told(uri: str, what: str) -> Iterator[None]:
-    """Errors of the store as one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
-        raise _unread(uri, error, what) from None
-
-
-def _unread(uri: str, error: BaseException, what: str) -> StoreError:
-    return StoreError(f"The gallery {uri!r} cannot be {what} now: {reason_of(error)}.")
-
-
-def _is_gone(error: BaseException) -> bool:
-    """Whether the store answers, and there is no table."""
-    return "Not found" in str(error) and "/_versions" in str(error)

@@ -47,6 +47,34 @@ def test_every_mixture_of_adds_replacements_and_deletions_is_searched_as_a_scan_
     world.check(world.follow(kind).gallery)
 
 
+def test_few_changes_are_taken_by_their_numbers_and_all_else_is_found_by_a_scan(world, monkeypatch):
+    scans, scanned = [], Catalogue._scanned
+    monkeypatch.setattr(Catalogue, "_scanned", lambda self, *args: scans.append(1) or scanned(self, *args))
+    world.put(*(f"img {number}" for number in range(20)))
+    follower = world.follow()
+    scans.clear()
+    for step in range(12):
+        world.put(f"img {step}", f"new {step}", seed=step)
+        world.drop(f"img {step + 5}")
+        world.check(follower.poll(), seed=step)
+    assert not scans  # which would look into every file
+    world.drop("img 19", "new 3")
+    world.table.compact(keep_s=0)
+    world.put("late")
+    world.check(follower.poll())
+    assert scans  # what was deleted may leave a gap
+    scans.clear()
+    for name in ("a", "b"):
+        world.put(name)
+        world.check(follower.poll())
+    world.table._table.optimize()
+    world.check(follower.poll())
+    assert not scans
+    world.put(*(f"many {number}" for number in range(5_000)))
+    world.check(follower.poll())
+    assert scans
+
+
 def test_equal_scores_are_ordered_by_id_across_base_and_newer_images(world):
     same = vectors(7)
     for name in ("b", "d"):
