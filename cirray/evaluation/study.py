@@ -182,8 +182,8 @@ def render_study(content: StudyContent, metrics: Sequence[str] = ("R@1", "R@5", 
         parts += ["", text_table([_TEXT_HEAD, *(item.cells() for item in content.texts)])]
     if content.verdicts:
         parts += ["", *(item.line() for item in content.verdicts)]
-    for title, cells in content.tables.items():
-        parts += ["", text_table(cells, title)]
+    for title, told in content.tables.items():
+        parts += ["", text_table(told, title)]
     for curve in content.curves:
         parts += ["", curve.text()]
     return "\n".join(parts)
