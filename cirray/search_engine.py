@@ -289,9 +289,9 @@ class SearchEngine:
         """What a reranker is asked of the first answers."""
         assert self._rerank is not None
         gallery = query.gallery or self.gallery
-        ids = tuple(name for name, _ in left[: self._rerank.top])
+        ids, scores = (tuple(column) for column in zip(*left[: self._rerank.top], strict=True)) if left else ((), ())
         sights = GallerySights(gallery, self.vision, self.transform, self.device, self.limits)
-        return Asked(query.text, ids, sights, query.reference)
+        return Asked(query.text, ids, scores, sights, query.reference)
 
     def _by_gallery(self, queries: Sequence[ComposedQuery]) -> list[tuple[GalleryIndex, list[int]]]:
         """Every gallery that is searched, with the places of its queries."""

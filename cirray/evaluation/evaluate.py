@@ -21,7 +21,7 @@ from cirray.evaluation.measures import interval
 from cirray.evaluation.metrics import recall_by, refuse_nan
 from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.protocol_metrics import Judged, compute
-from cirray.evaluation.reranked import RerankedEvaluation
+from cirray.evaluation.reranked import Lifting
 from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.seen import SeenPictures
 from cirray.evaluation.verdicts import Verdict, row_verdict
@@ -96,7 +96,7 @@ def evaluate_retriever(
     top_k: int = 50,
     intervals: bool = False,
     advance: Advance = silent,
-    rerank: RerankedEvaluation | None = None,
+    rerank: Lifting | None = None,
 ) -> EvaluationResult:
     """The protocol's metrics of a retriever or baseline, with the ranks and the top K of every query.
 
@@ -116,7 +116,7 @@ def evaluate_retriever(
 
 def rank_queries(
     retriever: ComposedEncoder, features: FeatureLookup, plan: EvaluationPlan, *, batch: int = 128, top_k: int = 50,
-    judge: bool = True, advance: Advance = silent, rerank: RerankedEvaluation | None = None,
+    judge: bool = True, advance: Advance = silent, rerank: Lifting | None = None,
 ) -> RankedQueries:  # fmt: skip
     """Top K of every query, and its verdict where `judge` is set; a submission needs no targets.
 
@@ -208,7 +208,7 @@ def _encode_gallery(
 
 def _judge(
     retriever: ComposedEncoder, features: FeatureLookup, plan: EvaluationPlan, gallery_NQD: torch.Tensor, rows: slice,
-    top_k: int, judge: bool, advance: Advance, rerank: RerankedEvaluation | None,
+    top_k: int, judge: bool, advance: Advance, rerank: Lifting | None,
 ) -> list[Answer]:  # fmt: skip
     """Answers of one batch of queries, in their order."""
     chosen = range(rows.start, rows.stop)

@@ -5,6 +5,7 @@ Shapes: B queries, N gallery images, K answers that are scored again, P patches,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,13 @@ class DataSights:
         return open_place(place, name=place.name(image_id))
 
 
+class Lifting(Protocol):
+    """Changes the retriever's order."""
+
+    def lifted(self, plan: EvaluationPlan, queries: Sequence[Query], scores_BN: np.ndarray) -> np.ndarray:
+        """Scores `[B, N]` that give the order, of queries of one gallery."""
+
+
 @dataclass(frozen=True)
 class RerankedEvaluation:
     """A reranker with the images that it is shown."""
@@ -56,20 +64,30 @@ class RerankedEvaluation:
         Raises:
             GenerationError: nothing can be scored now.
         """
-        lifted_BN, asked, tops = scores_BN.astype(np.float64), list[Asked](), list[np.ndarray]()
-        for query, scores_N in zip(queries, scores_BN, strict=True):
-            rows_N = np.arange(len(scores_N))
-            if (removed := plan.removed(query)) is not None:
-                rows_N = np.delete(rows_N, removed)
-            rows_K, _ = best_rows(scores_N[rows_N], rows_N, self.reranking.top)
-            ids = plan.gallery(query).ids
-            tops.append(rows_K)
-            asked.append(Asked(query.modification, tuple(ids[row] for row in rows_K), self.sights, query.reference_id))
-        for place, (rows_K, level_K) in enumerate(zip(tops, self.reranking.orders(asked), strict=True)):
+        lifted_BN = scores_BN.astype(np.float64)
+        first = [
+            first_answers(plan, query, scores_N, self.reranking.top, self.sights)
+            for query, scores_N in zip(queries, scores_BN, strict=True)
+        ]
+        levels = self.reranking.orders([asked for _, asked in first])
+        for place, ((rows_K, _), level_K) in enumerate(zip(first, levels, strict=True)):
             if level_K is not None:
                 above = float(scores_BN[place].max()) + 1
                 lifted_BN[place, rows_K] = above + _dense(level_K, scores_BN[place, rows_K])
         return lifted_BN
+
+
+def first_answers(
+    plan: EvaluationPlan, query: Query, scores_N: np.ndarray, top: int, sights: DataSights
+) -> tuple[np.ndarray, Asked]:
+    """Gallery rows `[K]` of a query's first answers, and what a reranker is asked about them."""
+    rows_N = np.arange(len(scores_N))
+    if (removed := plan.removed(query)) is not None:
+        rows_N = np.delete(rows_N, removed)
+    rows_K, scores_K = best_rows(scores_N[rows_N], rows_N, top)
+    ids = plan.gallery(query).ids
+    answers = tuple(ids[row] for row in rows_K), tuple(scores_K.tolist())
+    return rows_K, Asked(query.modification, *answers, sights, query.reference_id)
 
 
 def _dense(level_K: np.ndarray, scores_K: np.ndarray) -> np.ndarray:

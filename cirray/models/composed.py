@@ -19,7 +19,7 @@ from cirray.models.batch import RetrievalBatch, RetrieverOutput, TextBatch, Want
 from cirray.models.config import RetrieverConfig
 from cirray.models.fusion.base import Fused, Fusion
 from cirray.models.fusion.config import HEADS
-from cirray.models.matching import MATCHERS, MatchingHead, matching
+from cirray.models.matching import MATCHERS, MatchingHead, Sides, matching
 from cirray.models.qformer import QueryingTransformer
 from cirray.models.scoring import unit
 from cirray.models.text import build_tokenizer, encode_texts, load_tokenizer
@@ -123,7 +123,9 @@ class QFormerRetriever(Retriever):
             prompts_BW=self._held_prompts(len(batch.text)) if wanted.prompts else None,
             more={
                 name: logits for way in sorted(wanted.more)
-                for name, logits in matching(self, way, batch, fused.query_BD, targets_BQD).items()
+                for name, logits in matching(
+                    self, way, batch, Sides(fused.query_BD, targets_BQD, references_BQD)
+                ).items()
             },
         )  # fmt: skip
 

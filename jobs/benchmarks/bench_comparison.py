@@ -13,7 +13,7 @@ there is not made again.
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Bench(Run):
     language: str
     """Folder of the language model."""
     ways: tuple[str, ...] = ("two passes", "q_c", "two passes, lora", "q_c, lora", "text first", "text first, q_c")
-    """Rows of the table."""
+    """Rows of the table; `two passes, unaligned` and `two passes, unaligned, scaled` are known, too."""
     seeds: tuple[int, ...] = (0,)
     steps: int = 60
     """Steps through the language model."""
@@ -170,9 +170,13 @@ def _row(bench: Bench, way: str, seed: int, work: Path) -> dict[str, Any]:
     assert isinstance(model, ModificationTextModel)
     if bench.device == "cpu":
         model.language.model.set_attn_implementation("eager")  # bf16 on a CPU: 1.9 s a step against 2.5 with sdpa
+    if "scaled" in way:
+        scale_soft_tokens(model, features, [row.reference_id for row in labelled.train[:64]])
     work = work / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}-{bench.steps}x{bench.batch}"
     kept = work.parent / f"aligned-{len(model.config.passes)}-{seed}-{bench.align}.pt"
-    if kept.is_file():
+    if "unaligned" in way:
+        pass
+    elif kept.is_file():
         model.load_state_dict(torch.load(kept, weights_only=True), strict=False)
     else:
         task, _ = alignment_task(run, model, features, labelled)
@@ -180,6 +184,16 @@ def _row(bench: Bench, way: str, seed: int, work: Path) -> dict[str, Any]:
         train_stage(task, run.alignment_training, work / "alignment", f"{way}, {seed}: align")
         torch.save(model.own_state(), kept)
     return _learned(bench, run, model, labelled, features, way, work)
+
+
+@torch.no_grad()
+def scale_soft_tokens(model: ModificationTextModel, features: FeatureStore, images: Sequence[str]) -> None:
+    """Bring the untrained soft tokens to the length that the language model's words have, which is told."""
+    soft_BQE = model.read_image(torch.from_numpy(features.get(list(images))).float())
+    words = model.language.embed(torch.arange(len(model.language.tokenizer))).float().norm(dim=-1).mean()
+    print(f"soft tokens {float(soft_BQE.norm(dim=-1).mean()):.1f}, words {float(words):.2f}")
+    for weight in model.projection.parameters():
+        weight.mul_(words / soft_BQE.norm(dim=-1).mean())
 
 
 def _learned(
@@ -233,6 +247,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         exact, right = (" / ".join(f"{way[key]:.2f}" for way in ways) for key in ("exact", "direction"))
         budget = f"{row['steps']} x {row['batch']}"
         print(f"| {row['way']} | {row['seed']} | {budget} | {row['token_loss']} | {exact} | {right} | {row['cpu_s']} |")
+    print(f"in all {sum(row['cpu_s'] for row in rows):,} processor seconds")
 
 
 if __name__ == "__main__":

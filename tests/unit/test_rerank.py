@@ -17,7 +17,7 @@ from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever, score_rows
 from cirray.evaluation.reranked import DataSights, RerankedEvaluation
 from cirray.generators.engines import http
-from cirray.generators.rerankers.base import Reranking
+from cirray.generators.rerankers.base import Asked, Reranking
 from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import load_models
 from cirray.pipelines.search.config import SearchRun
@@ -63,43 +63,61 @@ def lmm(*urls, **fields):
     return {"engine": {"settings": {"endpoints": list(urls), "model": "tiny-vl", "tries": 2, **fields}}}
 
 
-def matching_alone(model, text, patches_PW, hides_cls):
-    """The head's probability for one text and one picture, written out."""
-    words = model.tokenize([text])
+def odds_alone(model, text, patches_PW):
+    """The head's log-odds for one text and one picture, written out."""
+    words, released = model.tokenize([text]), model.matching_head.variant == "matching"
     mask = words.mask_BT.clone()
-    if hides_cls:
-        mask[:, 0] = 0
+    mask[:, 0] *= not released
     with torch.no_grad():
-        tokens_TW = model.qformer.image_and_text(patches_PW[None], type(words)(words.ids_BT, mask)).text_BTD[0]
-        own = words.mask_BT[0].bool().clone()
-        own[0] = False
-        logits = model.matching_head.classifier(tokens_TW[own]).mean(dim=0)
-        return float(logits.softmax(dim=0)[1])
+        found = model.qformer.image_and_text(patches_PW[None], type(words)(words.ids_BT, mask))
+        tokens_TW = found.text_BTD[0][mask[0].bool()] if released else found.queries_BQD[0]
+        wrong, right = model.matching_head.classifier(tokens_TW).mean(dim=0).tolist()
+        return right - wrong
 
 
 @pytest.mark.parametrize("variant", ["matching", "matching_hard"])
 @pytest.mark.parametrize("top", [2, 6, 100])
 def test_a_search_reranked_by_the_matching_head_is_the_twin_written_out(tiny, plain, top, variant):
-    model, gallery = plain.encoder, plain.gallery
+    found = engine(tiny, "matching", top, weight=30.0)
+    model, gallery = found.encoder, plain.gallery
+    model.matching_head.trains_as(variant)
     for text, reference in zip(TEXTS, ["plain/02", "plain/04", "a b/pïc 03", "plain/06"], strict=True):
         usual = plain.search(text, gallery_id=reference, k=23)
         scores = [
-            matching_alone(model, text, torch.from_numpy(np.array(gallery.patches_NPW[gallery.row(name)])).float(),
-                           variant == "matching")
-            for name in usual.ids[:top]
-        ]  # fmt: skip
+            score / float(model.temperature.detach())
+            + 30 * odds_alone(model, text, torch.from_numpy(np.array(gallery.patches_NPW[gallery.row(name)])).float())
+            for name, score in zip(usual.ids[:top], usual.scores, strict=False)
+        ]
         order = sorted(range(len(scores)), key=lambda at: -scores[at])
         expected = [usual.ids[at] for at in order] + list(usual.ids[top:])
-        found = engine(tiny, "matching", top, variant=variant).search(text, gallery_id=reference, k=23)
-        assert list(found.ids) == expected and found.times.rerank > 0 == usual.times.rerank
-        assert dict(zip(found.ids, found.scores, strict=True)) == pytest.approx(
+        answer = found.search(text, gallery_id=reference, k=23)
+        assert list(answer.ids) == expected and answer.times.rerank > 0 == usual.times.rerank
+        assert dict(zip(answer.ids, answer.scores, strict=True)) == pytest.approx(
             dict(zip(usual.ids, usual.scores, strict=True))
         )
-    assert list(found.ids) != list(usual.ids)
+    assert list(answer.ids) != list(usual.ids)
+
+
+def test_a_weight_that_training_chose_is_used_and_a_head_that_is_no_help_changes_nothing(tiny, plain, caplog):
+    model = load_models(tiny.checkpoint)[0]
+    model.matching_head.trains_as("matching_hard")
+    with pytest.raises(ConfigError, match="No weight was chosen for this checkpoint's matching head"):
+        Reranking(choice("matching"), model)
+    model.matching_head.choose(0.5)
+    assert Reranking(choice("matching", 6), model).describe() == (
+        "the first 6 answers scored again (matching), weight 0.5"
+    )
+    assert "weight 2" in Reranking(choice("matching", weight=2.0), model).describe() and not caplog.text
+    model.matching_head.choose(0.0)
+    with caplog.at_level("WARNING"):
+        reranking = Reranking(choice("matching", 6), model)
+    assert "keep the retriever's order: the matching head was no help" in caplog.text
+    asked = Asked(TEXTS[0], ("a", "b", "c"), (0.9, 0.5, 0.5), sights=None, reference="x")
+    assert reranking.orders([asked])[0].tolist() == [1, 0, 0]
 
 
 def test_pages_of_reranked_answers_join_and_what_is_left_out_stays_out(tiny):
-    found = engine(tiny, "matching", 7)
+    found = engine(tiny, "matching", 7, weight=30.0)
     whole = found.search(TEXTS[0], gallery_id="plain/02", k=12).ids
     pages = [found.search(TEXTS[0], gallery_id="plain/02", k=4, further=Further(offset=at)).ids for at in (0, 4, 8)]
     assert sum(pages, ()) == whole and "plain/02" not in whole
@@ -110,7 +128,7 @@ def test_pages_of_reranked_answers_join_and_what_is_left_out_stays_out(tiny):
 
 
 def test_queries_of_one_batch_are_reranked_each_by_its_own(tiny):
-    found = engine(tiny, "matching", 6, batch=4)
+    found = engine(tiny, "matching", 6, batch=4, weight=30.0)
     asked = [found.prepare(text, gallery_id="plain/02", k=8) for text in TEXTS]
     asked.append(found.prepare(gallery_id="plain/02", k=8))
     answers = found.search_many(asked)
@@ -122,8 +140,8 @@ def test_queries_of_one_batch_are_reranked_each_by_its_own(tiny):
 
 def test_a_gallery_without_stored_patches_is_reranked_by_its_pictures(tiny, plain, tmp_path):
     lean = TINY.make(tmp_path, matching="trained", reference_features_gb=0.0, thumbnail_size=64)
-    one = engine(lean, "matching", 6).search(TEXTS[0], image=tiny.images / "plain/02.png", k=6)
-    other = engine(tiny, "matching", 6).search(TEXTS[0], image=tiny.images / "plain/02.png", k=6)
+    one = engine(lean, "matching", 6, weight=30.0).search(TEXTS[0], image=tiny.images / "plain/02.png", k=6)
+    other = engine(tiny, "matching", 6, weight=30.0).search(TEXTS[0], image=tiny.images / "plain/02.png", k=6)
     assert one.ids == other.ids
 
 
@@ -188,7 +206,8 @@ def test_what_is_missing_is_said_at_the_start(tiny, tmp_path):
 
 def test_the_command_and_the_service_give_the_same_reranked_answers(tiny, tmp_path):
     run = SearchRun(
-        checkpoint=tiny.checkpoint, index=tiny.index, id="plain/02", text=TEXTS[0], k=5, rerank="matching",
+        checkpoint=tiny.checkpoint, index=tiny.index, id="plain/02", text=TEXTS[0], k=5,
+        rerank={"kind": "matching", "settings": {"weight": 30.0}},
         out=str(tmp_path / "page.html"),
     )  # fmt: skip
     shown = [row.id for row in run_search(run).results]
@@ -225,7 +244,7 @@ def test_an_evaluation_with_a_reranker_counts_what_the_twin_counts(tiny, top):
     ids = [f"im-{number:02d}" for number in range(30)]
     table = Table(ids)
     queries = [Query(f"q{n}", ids[n], TEXTS[n % 4], (ids[(7 * n + 3) % 30],)) for n in range(12)]
-    rerank = RerankedEvaluation(Reranking(choice("matching", top), model), DataSights(table))
+    rerank = RerankedEvaluation(Reranking(choice("matching", top, weight=30.0), model), DataSights(table))
     found = evaluate_retriever(model, table, queries, ids, Protocol("toy", ks=(1, 5)), batch=5, top_k=8, rerank=rerank)
     gallery = model.encode_gallery(torch.from_numpy(table.tokens))
     for query, ranking, rank in zip(queries, found.rankings, found.ranks, strict=True):
@@ -235,7 +254,8 @@ def test_an_evaluation_with_a_reranker_counts_what_the_twin_counts(tiny, top):
         )[0]
         order = [ids[at] for at in np.argsort(-scores_N, kind="stable") if ids[at] != query.reference_id]
         points = {
-            name: matching_alone(model, query.modification, torch.from_numpy(table.get([name])[0]), True)
+            name: scores_N[table.rows[name]] / float(model.temperature)
+            + 30 * odds_alone(model, query.modification, torch.from_numpy(table.get([name])[0]))
             for name in order[:top]
         }
         expected = sorted(order[:top], key=lambda name: -points[name]) + order[top:]
@@ -245,6 +265,8 @@ def test_an_evaluation_with_a_reranker_counts_what_the_twin_counts(tiny, top):
 
 def test_equal_points_are_broken_by_the_retriever_and_equal_both_count_against_it(tiny):
     class Even:
+        told = ""
+
         def scores(self, asked):
             return [np.ones(len(item.ids)) for item in asked]
 
@@ -252,7 +274,7 @@ def test_equal_points_are_broken_by_the_retriever_and_equal_both_count_against_i
     ids = [f"im-{number:02d}" for number in range(9)]
     table = Table(ids)
     table.tokens[4] = table.tokens[5]
-    reranking = Reranking(choice("matching", 8), model)
+    reranking = Reranking(choice("matching", 8, weight=1.0), model)
     reranking._reranker = Even()
     queries = [Query("q", ids[0], TEXTS[0], (name,)) for name in ids[1:]]
     rerank = RerankedEvaluation(reranking, DataSights(table))
@@ -262,11 +284,16 @@ def test_equal_points_are_broken_by_the_retriever_and_equal_both_count_against_i
 
 
 def test_a_gallery_opened_with_a_reranker_answers_as_the_engine_with_it(tiny, tmp_path):
-    expected = engine(tiny, "matching", 6).search(TEXTS[0], gallery_id="plain/02", k=8).ids
-    found = cirray.load(tiny.index, rerank={"kind": "matching", "top": 6}).search("plain/02", TEXTS[0], k=8)
+    settings = {"weight": 30.0}
+    expected = engine(tiny, "matching", 6, **settings).search(TEXTS[0], gallery_id="plain/02", k=8).ids
+    found = cirray.load(tiny.index, rerank={"kind": "matching", "top": 6, "settings": settings}).search(
+        "plain/02", TEXTS[0], k=8
+    )
     assert tuple(row.id for row in found) == expected
-    made = cirray.load(tiny.checkpoint).index(tiny.images, tmp_path / "index", rerank="matching", root=str(tmp_path))
-    top = engine(tiny, "matching", 50).search(TEXTS[0], gallery_id="plain/02", k=8).ids
+    made = cirray.load(tiny.checkpoint).index(
+        tiny.images, tmp_path / "index", rerank={"kind": "matching", "settings": settings}, root=str(tmp_path)
+    )
+    top = engine(tiny, "matching", 50, **settings).search(TEXTS[0], gallery_id="plain/02", k=8).ids
     assert tuple(row.id for row in made.search("plain/02", TEXTS[0], k=8)) == top
     with pytest.raises(ConfigError, match="rerank is a gallery's, and .* is no index"):
         cirray.load(tiny.checkpoint, rerank="matching")
@@ -284,6 +311,6 @@ def test_patches_of_a_batch_of_answers_are_fetched_together(tiny):
     model, fetched = load_models(tiny.checkpoint)[0], []
     ids = [f"im-{number:02d}" for number in range(30)]
     queries = [Query(f"q{n}", ids[n], TEXTS[n % 4], (ids[n + 1],)) for n in range(8)]
-    rerank = RerankedEvaluation(Reranking(choice("matching", 10, batch=16), model), Counted(Table(ids)))
+    rerank = RerankedEvaluation(Reranking(choice("matching", 10, batch=16, weight=1.0), model), Counted(Table(ids)))
     evaluate_retriever(model, Table(ids), queries, ids, Protocol("toy", ks=(1,)), rerank=rerank)
     assert fetched == [16] * 5

@@ -38,6 +38,8 @@ class Asked:
 
     text: str | None
     ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    """The retriever's, one an answer."""
     sights: Sights
     reference: Image.Image | str | None = None
     """The reference picture, or its id among the sights; None: the query has none, or several."""
@@ -45,6 +47,10 @@ class Asked:
 
 class Reranker(Protocol):
     """Scores answers; higher is better."""
+
+    @property
+    def told(self) -> str:
+        """What a report says of it beside its kind; mostly nothing."""
 
     def scores(self, asked: Sequence[Asked]) -> list[np.ndarray]:
         """Scores `[K]` of every query's answers; NaN for one that could not be scored.
@@ -88,6 +94,10 @@ class Reranking:
         assert isinstance(choice.settings, RerankerConfig)
         self._needs_reference = choice.settings.needs_reference
         self._reranker = RERANKERS.get(choice.kind)(choice.settings, RerankSetup(encoder, device))
+
+    def describe(self) -> str:
+        """What it does, for reports."""
+        return self.choice.describe() + (f", {self._reranker.told}" if self._reranker.told else "")
 
     def orders(self, asked: Sequence[Asked]) -> list[np.ndarray | None]:
         """Level `[K]` (int64) of every query's answers, higher is better and equal for equal scores; None for a query

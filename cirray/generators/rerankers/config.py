@@ -1,6 +1,6 @@
 """Rerankers' settings. No torch."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -27,8 +27,9 @@ class RerankerConfig(Config):
 class MatchingConfig(RerankerConfig):
     """The checkpoint's own matching head (VDG): does the text lead to this picture?"""
 
-    variant: Literal["matching", "matching_hard"] = "matching"
-    """How the head was trained: by the term `tdm`, or by `tdm_hard`."""
+    weight: float | None = Field(None, ge=0)
+    """What the head's log-odds count beside the retriever's similarity over its temperature; null: what training chose
+    on held-out triplets. 0 keeps the retriever's order."""
     batch: Effort[int] = Field(64, ge=1)
     """Answers in one forward pass."""
 
@@ -62,7 +63,8 @@ class RerankChoice(Component):
 
     registry = RERANKERS
     kind: str
-    """Name of the reranker: `matching`, the matching head that VDG trains, or `lmm`, a large model."""
+    """Name of the reranker: `matching`, the matching head that VDG trains beside the retriever's own scores, or `lmm`,
+    a large model."""
     top: int = Field(50, ge=2)
     """Answers of each query that are scored again; those after them stay where they are."""
 

@@ -27,6 +27,8 @@ _SLOT = re.compile(r"(\{reference\}|\{candidate\}|\{text\})")
 class LmmReranker:
     """Scores are the model's, 0 to 10."""
 
+    told = ""
+
     def __init__(self, settings: LmmRerankConfig, setup: RerankSetup) -> None:
         """Make the engine.
 

@@ -240,7 +240,7 @@ def _load_extras(source: Blip2Source, retriever: QFormerRetriever) -> None:
 def _load_matching(source: Blip2Source, retriever: QFormerRetriever) -> None:
     """BLIP-2's image-text matching layer as the start of the matching head.
 
-    It was trained on query positions, while VDG reads text positions. It may be trained or held fixed.
+    It reads query positions, as `matching_hard` does; VDG reads text positions. It may be trained or held fixed.
     """
     if retriever.matching_head is not None and "itm_head.weight" in source.weights.places:
         source.load_linear(retriever.matching_head.classifier, "itm_head")

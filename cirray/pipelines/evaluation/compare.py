@@ -51,7 +51,7 @@ def run_compare(run: CompareRun) -> Manifest:
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
-    rows = []
+    rows, reranked = [], dict[str, str]()
     with progress("evaluate", len(run.checkpoints) + len(run.encoders) + 1, "models") as advance:
         for name, encoder, seen in _encoders(run, dataset, features):
             asked = with_texts(dataset, run.row_texts[name])[0] if name in run.row_texts else dataset
@@ -61,6 +61,7 @@ def run_compare(run: CompareRun) -> Manifest:
                 rerank=rerank,
             )  # fmt: skip
             result = dataclasses.replace(result, queries=tuple(dataset.queries))
+            reranked |= {f"rerank {name}": rerank.reranking.describe()} if rerank else {}
             headline = next(iter(result.metrics))
             rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
             advance(1, f"{name}: {headline} {result.metrics[headline]:.3f}")
@@ -71,7 +72,7 @@ def run_compare(run: CompareRun) -> Manifest:
         rows=tuple(rows), dataset=dataset, title=run.title, seed=run.seed,
         histories={name: curve for name, uri in run.checkpoints.items() if (curve := read_history(uri))},
         samples=draw_samples(generated, run.samples, run.seed, run.judge) if generated else (),
-        facts=stage.inputs | {f"rerank {name}": choice.describe() for name, choice in run.row_rerank.items()} | tables,
+        facts=stage.inputs | reranked | tables,
     )  # fmt: skip
     write_report(stage.local, content)
     metrics = {row.name: dict(row.results[0].metrics) for row in rows}

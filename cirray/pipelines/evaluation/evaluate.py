@@ -54,10 +54,11 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     features = FeatureStore.open_many(run.features)
     contents = {image: content for uri in run.features for image, content in read_contents(uri).items()}
     dataset = dataclasses.replace(dataset, images=dataclasses.replace(dataset.images, contents=contents))
-    rows, more = _rows(run, dataset, features)
+    rows, reranking = _rows(run, dataset, features)
+    reranked = {"rerank": reranking.describe()} if reranking else {}
     content = ReportContent(
         rows=rows, dataset=dataset, histories=_histories(run), samples=_samples(run),
-        facts=_facts(run, stage.inputs, rewrites), title=f"{run.name} on {dataset.name}", shown=run.shown,
+        facts=_facts(run, stage.inputs, rewrites, reranked), title=f"{run.name} on {dataset.name}", shown=run.shown,
         seed=run.seed,
     )  # fmt: skip
     write_report(stage.local, content, run.html)
@@ -68,9 +69,10 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
             content.title, result.protocol, result.queries, runs, dataset.images, limits, dataset.protocol.ks
         )
         (stage.local / "browse.html").write_text(page, encoding="utf-8")
-    counts = {"queries": result.query_count, "gallery": result.gallery_size, "rows": len(rows)} | more
+    counts = {"queries": result.query_count, "gallery": result.gallery_size, "rows": len(rows)}
+    counts |= {"unscored": reranking.unscored} if reranking else {}
     extra = {"protocol": result.protocol, "table": render_table(rows)} | ({"texts": rewrites} if rewrites else {})
-    extra |= {"rerank": run.rerank.describe()} if run.rerank else {}
+    extra |= reranked
     return stage.publish(counts, _metrics(result), extra)
 
 
@@ -89,8 +91,8 @@ def _dataset(run: EvaluateRun) -> tuple[CirDataset, dict[str, Any]]:
 
 def _rows(
     run: EvaluateRun, dataset: CirDataset, features: FeatureStore
-) -> tuple[tuple[ReportRow, ...], dict[str, int]]:
-    """The rows, and with a reranker how many queries kept their order."""
+) -> tuple[tuple[ReportRow, ...], Reranking | None]:
+    """The rows, and the reranker of the last, if it has one."""
     encoder, vision, transform = load_models(run.checkpoint, run.device)
     check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
     rows = []
@@ -105,7 +107,7 @@ def _rows(
     else:
         result = _score(run, dataset, seen, encoder, run.name, rerank)
     rows.append(ReportRow(run.name, (result,), (run.seed,)))
-    return tuple(rows), {"unscored": rerank.reranking.unscored} if rerank else {}
+    return tuple(rows), rerank.reranking if rerank else None
 
 
 def reranked_evaluation(
@@ -172,13 +174,15 @@ def _samples(run: EvaluateRun) -> tuple[TextSample, ...]:
     return draw_samples(triplets, run.samples, run.seed, run.judge)
 
 
-def _facts(run: EvaluateRun, inputs: dict[str, str], rewrites: dict[str, Any]) -> dict[str, str]:
+def _facts(
+    run: EvaluateRun, inputs: dict[str, str], rewrites: dict[str, Any], reranked: dict[str, str]
+) -> dict[str, str]:
     places = {"checkpoint": run.checkpoint}
     places |= {f"features {at}": uri for at, uri in enumerate(run.features)}
     places |= {f"triplets {at}": uri for at, uri in enumerate(run.triplets)}
     facts = {name: f"{uri}\ndigest {inputs[name]}" for name, uri in places.items()}
     facts |= {"texts": json.dumps(rewrites, indent=2)} if rewrites else {}
-    facts |= {"rerank": run.rerank.describe()} if run.rerank else {}
+    facts |= reranked
     trained = read_manifest(run.checkpoint, "checkpoint")
     facts["trained"] = f"{trained.created}, cirray {trained.cirray_version}"
     facts["training config"] = json.dumps(trained.identity, indent=2)

@@ -13,6 +13,7 @@ from cirray.core.errors import ConfigError, DataError, unknown_name
 from cirray.data.benchmark import CirDataset, Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.protocol_metrics import figure_names
+from cirray.evaluation.weighing import Weighing
 from cirray.features.store import FeatureStore
 from cirray.models.base import Retriever
 from cirray.pipelines.training.config import BENCHMARK, SLICE, SPLIT, TrainRun
@@ -25,6 +26,7 @@ from cirray.training.objectives import check_objective
 from cirray.training.retrieval import RetrievalTask, TrainingRows
 from cirray.training.selection import KeepBest, put_best
 from cirray.training.state import LoopState, Row
+from cirray.training.terms.config import MatchingConfig
 from cirray.types import images_of
 
 
@@ -111,7 +113,9 @@ def held_out_of(run: TrainRun, inputs: TrainInputs) -> frozenset[str]:
 def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.Module) -> Row:
     """Recall on the held-out triplets, fractions: `val_R@1` and so on, and `held_R@1` on the training slice.
 
-    With `validation.queries: benchmark` the split's figures are those of the data set's own protocol.
+    With `validation.queries: benchmark` the split's figures are those of the data set's own protocol. A matching head
+    that is trained is looked at, too: its weight beside the similarity is chosen (`held_rerank_weight`) on the slice,
+    or where there is none on the split's triplets, never on a benchmark.
     """
     assert isinstance(model, Retriever) and inputs.dataset is not None
     dataset, rows = inputs.dataset, Row()
@@ -122,11 +126,24 @@ def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.
             protocol, galleries = protocol_of(run, dataset, len(queries), len(gallery)), None
             if prefix == SPLIT and run.validation.queries == BENCHMARK:
                 protocol, gallery, galleries = dataset.protocol, dataset.gallery_ids, dataset.galleries
+            weighing = _weighing(run, inputs, features, model, prefix)
             result = evaluate_retriever(
-                model, features, queries, gallery, protocol, galleries=galleries, batch=run.validation.batch
-            )
+                model, features, queries, gallery, protocol, galleries=galleries, batch=run.validation.batch,
+                rerank=weighing,
+            )  # fmt: skip
             rows |= {f"{prefix}{name}": value for name, value in result.metrics.items()}
+            if weighing:
+                weight, share = weighing.chosen()
+                model.matching_head.choose(weight)  # type: ignore[union-attr,operator]
+                rows |= {f"{prefix}rerank_weight": weight, f"{prefix}reranked_R@1": share}
     return rows
+
+
+def _weighing(run: TrainRun, inputs: TrainInputs, features: Features, model: Retriever, prefix: str) -> Weighing | None:
+    """What looks at a trained matching head on the queries that its weight is chosen on."""
+    chooses = prefix == (SLICE if inputs.slice else SPLIT if run.validation.queries != BENCHMARK else "")
+    trained = any(isinstance(term, MatchingConfig) for term in run.training.active_terms.values())
+    return Weighing(model, features) if chooses and trained and getattr(model, "matching_head", None) else None
 
 
 def protocol_of(run: TrainRun, dataset: CirDataset, queries: int, images: int) -> Protocol:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cirray.models.batch import Wanted
 from cirray.models.matching import MATCHING, MATCHING_HARD, rows_of
-from cirray.training.terms.base import TERMS, Term, TermInput
+from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
 from cirray.training.terms.config import MatchingConfig
 
 
@@ -23,6 +23,13 @@ class TargetDeltaMatching(Term[MatchingConfig]):
     reads: ClassVar[str] = MATCHING
     """The output with the logits."""
     wanted: ClassVar[Wanted] = Wanted(more=frozenset({MATCHING}))
+
+    def __init__(self, setup: TermSetup, settings: MatchingConfig) -> None:
+        """Tell the retriever's head, if it has one, how it is trained."""
+        super().__init__(setup, settings)
+        head = getattr(setup.retriever, "matching_head", None)
+        if head is not None:
+            head.trains_as(self.reads)
 
     def __call__(self, given: TermInput) -> torch.Tensor:
         """Scalar, in nats."""
@@ -36,7 +43,7 @@ class TargetDeltaMatching(Term[MatchingConfig]):
 
 @TERMS.register("tdm_hard")
 class HardTargetDeltaMatching(TargetDeltaMatching):
-    """The same with [CLS] attended, and with negatives that the retriever itself ranks high."""
+    """The same with the queries' positions read, and negatives, references too, that the retriever ranks high."""
 
     reads = MATCHING_HARD
     wanted = Wanted(more=frozenset({MATCHING_HARD}))

@@ -235,12 +235,14 @@ def test_a_cut_emoji_and_a_null_do_not_end_an_evaluation(run, world):
 
 
 def test_a_reranked_row_stands_beside_the_plain_one_and_is_what_the_stage_gives_alone(run, parts, tmp_path):
-    alone = run_evaluate(run(rerank={"kind": "matching", "top": 10}, html=False))
-    assert alone.counts["unscored"] == 0 and alone.extra["rerank"] == "the first 10 answers scored again (matching)"
+    matching = {"kind": "matching", "top": 10, "settings": {"weight": 30.0}}
+    alone = run_evaluate(run(rerank=matching, html=False))
+    assert alone.counts["unscored"] == 0
+    assert alone.extra["rerank"] == "the first 10 answers scored again (matching), weight 30"
     both = CompareRun(
         data=run().data, features=(parts["features"],), out=str(tmp_path / "both"),
         checkpoints={"plain": parts["checkpoint"], "reranked": parts["checkpoint"]},
-        row_rerank={"reranked": {"kind": "matching", "top": 10}},
+        row_rerank={"reranked": matching},
     )  # fmt: skip
     found = run_compare(both).metrics
     first = [(row["R@1"], row["R@5"]) for row in (found["reranked"], alone.metrics, found["plain"])]

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_artifacts import from_triplets, stage_of
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
+from cirray.generators.rerankers.matching import MatchingReranker
 from cirray.image_text import load_models
 from cirray.pipelines.features.config import EmbedRun, TowersRun
 from cirray.pipelines.features.embed import run_embed
@@ -376,6 +378,34 @@ def test_a_stopped_run_remembers_its_best_weights(fields, tmp_path):
     found = run_train(broken)
     assert found.metrics == wanted.metrics and found.counts == wanted.counts
     assert load_models(str(tmp_path / "broken"))[0].digest == load_models(str(tmp_path / "whole"))[0].digest
+
+
+@pytest.mark.parametrize("held_out", [0, 8])
+def test_a_matching_head_s_weight_is_chosen_on_held_out_triplets_and_kept_with_it(
+    fields, tmp_path, monkeypatch, held_out
+):
+    read = read_inputs(make_run(fields, tmp_path / "x", validation={"held_out": held_out, "every": 10}))
+    rows = read.slice or read.dataset.split("val")
+    targets = {(row.modification, row.reference_id): row.target_id for row in rows}
+
+    def knows(self, items):
+        return [np.array([99.0 * (name == targets[item.text, item.reference]) for name in item.ids]) for item in items]
+
+    monkeypatch.setattr(MatchingReranker, "log_odds", knows)
+    encoder = {"kind": "qformer", "settings": {**fields["encoder"].get("settings", {}), "matching": "trained"}}
+    run = make_run(
+        fields, tmp_path / "c", training={"terms": {"tdm_hard": 1.0}}, encoder=encoder,
+        validation={"held_out": held_out, "every": 10},
+    )  # fmt: skip
+    made, part = run_train(run), "held" if held_out else "val"
+    weight = made.metrics[f"{part}_rerank_weight"]
+    assert weight > 0 and made.metrics[f"{part}_reranked_R@1"] > made.metrics[f"{part}_R@1"]
+    head = load_models(str(tmp_path / "c"))[0].matching_head
+    assert head.chosen_weight == weight and head.variant == "matching_hard"
+    monkeypatch.setattr(MatchingReranker, "log_odds", lambda self, items: [np.zeros(len(item.ids)) for item in items])
+    again = run_train(run.model_copy(update={"out": str(tmp_path / "d")}))
+    assert again.metrics[f"{part}_rerank_weight"] == 0
+    assert again.metrics[f"{part}_reranked_R@1"] == pytest.approx(again.metrics[f"{part}_R@1"])
 
 
 def test_a_run_stops_when_no_measurement_is_better_for_long_enough(fields, tmp_path):
