@@ -29,6 +29,11 @@ def test_help_loads_no_heavy_library(words):
     assert loaded_after(code) & {*HEAVY, "pyarrow", "PIL", "httpx", "rich"} == set()
 
 
+def test_ray_train_s_controller_loads_no_torch_for_this_package():
+    """It is a process of its own, which workers wait for: what it reads of a run is its failures' module alone."""
+    assert loaded_after("import cirray.pipelines.training.failures") & set(HEAVY) == {"ray"}
+
+
 def test_the_check_sees_a_heavy_library():
     assert "torch" in loaded_after("import torch")
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from cirray.core.errors import ConfigError, own_error
 from cirray.core.interrupts import own_handlers
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.cluster.resources import ClusterInfo, cluster
+from cirray.pipelines.training.failures import NoSecondTry
 from cirray.pipelines.training.inputs import MODEL
 from cirray.pipelines.training.job import Clock, export
 from cirray.pipelines.training.status import StatusFile, followed
@@ -206,10 +208,9 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
     )  # fmt: skip
     backend = TorchConfig(backend="nccl" if fit.ray.use_gpu else "gloo")
     uris = {"status_file": fit.status_file, "start": fit.start}
-    loop_config = {**fit.settings, **uris, "folder": working_folder()}
-    trainer = TorchTrainer(
-        fit.work, train_loop_config=loop_config, torch_config=backend, scaling_config=scaling, run_config=settings
-    )
+    # bound, not `train_loop_config`: Ray Train's controller would read that one, and load torch and models for it
+    work = partial(fit.work, {**fit.settings, **uris, "folder": working_folder()})
+    trainer = TorchTrainer(work, torch_config=backend, scaling_config=scaling, run_config=settings)
     with followed(fit.status_file, fit.title, fit.loop.steps, fit.writers), own_handlers() as asked:
         try:
             return trainer.fit()
@@ -226,19 +227,6 @@ def _abort(asked: dict[int, Any]) -> None:
         asked.get(signal.SIGINT, lambda *_: None)(signal.SIGINT, None)
     except (SystemExit, ray.exceptions.RayError):
         pass  # how it reports that they are stopped
-
-
-class NoSecondTry(ray.train.UserCallback):
-    """Ends a training whose worker raised an error of this package, which would come again at every restart.
-
-    Runs in Ray Train's controller. Workers that died, or failed otherwise, are restarted as `ray.max_failures` says.
-    """
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called with the errors by rank; the controller never retries after an error of its own."""
-        own = own_error(*worker_exceptions.values())
-        if own is not None:
-            raise ray.train.ControllerError(own)
 
 
 def _reason(error: Exception) -> Exception:

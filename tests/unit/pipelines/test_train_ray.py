@@ -11,6 +11,7 @@ from made_artifacts import stage_of
 from cirray.core.errors import ConfigError
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.training import retriever_ray, workers
+from cirray.pipelines.training.failures import NoSecondTry
 from cirray.pipelines.training.inputs import TrainInputs
 from cirray.pipelines.training.status import _Follower
 from cirray.triplets.rows import TripletRows
@@ -60,9 +61,9 @@ def test_an_error_in_words_ends_a_training_and_a_crash_leaves_it_to_ray():
     wrapped.__cause__ = words
     for failures in ({1: words}, {0: crash, 1: wrapped}):
         with pytest.raises(ray.train.ControllerError) as raised:
-            workers.NoSecondTry().after_exception(None, failures)
+            NoSecondTry().after_exception(None, failures)
         assert workers._reason(raised.value) is words
-    workers.NoSecondTry().after_exception(None, {0: crash})
+    NoSecondTry().after_exception(None, {0: crash})
 
 
 def test_ray_s_own_way_to_stop_workers_is_used_and_does_not_hide_the_interruption():
