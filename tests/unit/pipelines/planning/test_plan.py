@@ -105,9 +105,9 @@ def test_a_frozen_language_model_in_fp32_is_advised_to_take_16_bits():
 
 
 def test_a_generators_alignment_is_counted_and_pieces_lower_both():
-    whole = plan_of("cirr/train-generator-vdg-paper")
-    fields = ("training.pieces=4", "alignment_training.pieces=4")
-    parted = plan_of("cirr/train-generator-vdg-paper", *fields)
+    rows = ("alignment=captions", "training.batch=128", "alignment_training.batch=512")
+    whole = plan_of("shapes/train-generator-vdg", *rows)
+    parted = plan_of("shapes/train-generator-vdg", *rows, "training.pieces=4", "alignment_training.pieces=4")
     for line in ("alignment before it", "all of it"):
         assert parted.value(line) < whole.value(line)
     assert whole.value("alignment before it") > whole.value("all of it")  # 512 rows a step against 128
