@@ -153,8 +153,8 @@ def configured(chosen: Verb, given: Sequence[str]) -> Loaded[Any]:
 
 
 def _loaded(chosen: Verb, words: Words) -> Loaded[Any]:
-    own, cls = chosen.own_file(), chosen.config_class()
-    files = words.files or ([own] if own else [])
+    cls = chosen.config_class()
+    files = words.files or tuple(filter(None, [chosen.own_file()]))
     return resolve(cls, [layer_for(file, chosen.name, cls.model_fields, VERBS) for file in files], words.assignments)
 
 

@@ -78,7 +78,8 @@ def picture_ids(names: Sequence[str]) -> list[str]:
 
 def _visit(found: Listing, folder: str, above: frozenset[tuple[int, int]]) -> None:
     try:
-        here = _identity(folder)
+        place = os.stat(folder)
+        here = (place.st_dev, place.st_ino)
         if here in above:
             found.closed.append((_below(found, folder), "it is a link back to a folder above it"))
             return
@@ -101,11 +102,6 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
 
 
 def _below(found: Listing, folder: str) -> str:

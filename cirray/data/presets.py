@@ -47,4 +47,4 @@ def check_preset(name: str, data_format: str) -> None:
         raise ValueError(unknown_name("preset", name, PRESETS))
     if data_format not in PRESETS[name]:
         known = ", ".join(PRESETS[name])
-        raise ValueError(f"Preset {name!r} says nothing about format {data_format!r}, only about: {known}.")
+        raise ValueError(f"it says nothing about format {data_format!r}, only about: {known}")

@@ -64,11 +64,7 @@ class Objective:
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
         """The objective of this rank's rows; the mean over ranks is the global batch's loss."""
-        return self.of(self.vectors(model, batch), batch, gather)
-
-    def vectors(self, model: nn.Module, batch: RetrievalBatch) -> RetrieverOutput:
-        """The outputs that the terms read."""
-        return model(batch, self.wanted)
+        return self.of(model(batch, self.wanted), batch, gather)
 
     def of(self, output: RetrieverOutput, batch: RetrievalBatch, gather: Gather) -> LossOutput:
         """As `loss`, of a batch's outputs; its patches are not read."""

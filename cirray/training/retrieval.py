@@ -145,7 +145,7 @@ class RetrievalTask(TrainingRows):
 
     def vectors(self, model: nn.Module, batch: RetrievalBatch) -> RetrieverOutput:
         """What the objective reads of a batch."""
-        return self._objective.vectors(model, batch)
+        return model(batch, self._objective.wanted)
 
     def loss_of(self, vectors: RetrieverOutput, batch: RetrievalBatch, gather: Gather) -> LossOutput:
         """The configured objective of a batch's vectors."""

@@ -22,22 +22,12 @@ class TorchEngine:
 
         Above one worker torch.distributed must be initialised.
         """
-        self._device = next(model.parameters()).device
-        self._model, self._config, self._rank, self._world = model, config, rank, world
-        self._optimizer = build_optimizer(self._model, config)
+        self.module, self.device = model, next(model.parameters()).device
+        self._config, self._rank, self._world = config, rank, world
+        self._optimizer = build_optimizer(self.module, config)
         if config.compile:
-            compile_forward(self._model, config.compile_backend)
+            compile_forward(self.module, config.compile_backend)
         self._schedule, self._steps = Schedule(config), 0
-
-    @property
-    def module(self) -> nn.Module:
-        """The model itself."""
-        return self._model
-
-    @property
-    def device(self) -> torch.device:
-        """Device for batches."""
-        return self._device
 
     @property
     def lr(self) -> float:
@@ -50,7 +40,7 @@ class TorchEngine:
 
     def step(self) -> float:
         """Average gradients over ranks, clip, update, advance the schedule; returns the norm before clipping."""
-        parameters = [item for item in self._model.parameters() if item.requires_grad]
+        parameters = [item for item in self.module.parameters() if item.requires_grad]
         for item in parameters:
             if item.grad is None:
                 item.grad = torch.zeros_like(item)
@@ -68,7 +58,7 @@ class TorchEngine:
         """Write trained weights, optimiser and step (rank 0; all ranks hold the same). Frozen weights stay out."""
         if self._rank == 0:
             state = {
-                "model": trained_weights(self._model), "optimizer": self._optimizer.state_dict(),
+                "model": trained_weights(self.module), "optimizer": self._optimizer.state_dict(),
                 "steps": self._steps,
             }  # fmt: skip
             torch.save(state, folder / STATE)
@@ -78,10 +68,10 @@ class TorchEngine:
         path = folder / STATE
         if not path.is_file():
             raise ArtifactError(f"{str(folder)!r} holds no {STATE}: it is no checkpoint of the torch engine.")
-        state = torch.load(path, map_location=self._device, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         try:
-            missing, unknown = self._model.load_state_dict(state["model"], strict=False)
-            if unknown or set(missing) - frozen_names(self._model):
+            missing, unknown = self.module.load_state_dict(state["model"], strict=False)
+            if unknown or set(missing) - frozen_names(self.module):
                 raise KeyError(f"no or unknown weights: {[*unknown, *missing][:3]}")
             self._optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -91,7 +81,7 @@ class TorchEngine:
 
     def full_weights(self) -> AbstractContextManager[nn.Module]:
         """The model itself: every rank holds all of it."""
-        return nullcontext(self._model)
+        return nullcontext(self.module)
 
 
 def compile_forward(model: nn.Module, backend: str) -> None:
