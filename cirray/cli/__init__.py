@@ -1,4 +1,4 @@
-"""Floor 7: `cirray VERB`, one verb a file."""
+"""Floor 7: `cirray VERB`; `stages.py` declares the verbs."""
 
 from cirray.core.environ import start_quickly
 

@@ -208,16 +208,3 @@ def _paths(typed: str, suffixes: Sequence[str] | None = None) -> list[str]:
             elif suffixes is None or entry.name.endswith(tuple(suffixes)):
                 found.append(path)
     return found
-
-
-VERB = Verb(
-    name="completion",
-    group="tools",
-    help="print a script that completes verbs, fields, choices and files in bash or zsh",
-    config="cirray.cli.completion:CompletionRun",
-    run="cirray.cli.completion:script",
-    example="source <(cirray completion bash)",
-    positional="shell",
-    show=lambda text: text,
-    restarts=False,
-)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from cirray.cli.verb import VERBS, Verb, verb
+from cirray.cli.verb import VERBS, verb
 from cirray.core.config import Config, Loaded, from_presets, given, layer_of, load_config
 from cirray.core.errors import ConfigError, unknown_name
 from cirray.core.fields import Effort, Known, Place
@@ -122,18 +122,3 @@ def _yaml(value: Any) -> str:
         return value
     text = yaml.safe_dump(plain(value), default_flow_style=True, width=2**20, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-VERB = Verb(
-    name="config",
-    group="tools",
-    help="print what files and assignments mean, and where each value comes from",
-    config="cirray.cli.config:ConfigRun",
-    run="cirray.cli.config:explained",
-    example="cirray config finetune shapes/finetune training.steps=100 --given",
-    show=str,
-    positional="verb",
-    switches={"--given": "only_given=true"},
-    gathers=("files", "assignments"),
-    restarts=False,
-)

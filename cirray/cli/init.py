@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cirray.cli.verb import Verb
 from cirray.core.config import Config, validate
 from cirray.core.errors import ConfigError, DataError
 from cirray.core.fields import Place
@@ -232,16 +231,3 @@ def _home(folder: Path) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-VERB = Verb(
-    name="init",
-    group="tools",
-    help="write a commented project file for a folder of your own pictures, which every verb then takes",
-    config="cirray.cli.init:InitRun",
-    run="cirray.cli.init:write_project",
-    example="cirray init my-pictures",
-    show=str,
-    positional="folder",
-    restarts=False,
-)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from cirray.cli.verb import Verb
 from cirray.core.config import given
 from cirray.core.errors import ConfigError, ServingError
 
@@ -56,15 +55,3 @@ def _as_the_gallery(client: Any, typed: str) -> str:
         else:
             return spelling
     return typed
-
-
-VERB = Verb(
-    name="search",
-    group="search",
-    help="answer one composed query and write a page with the pictures",
-    config="cirray.pipelines.search.config:SearchRun",
-    run="cirray.cli.search:run",
-    example='cirray search --id gal-00020-0 --text "in the middle left add a large cyan diamond"',
-    show=lambda answer: answer.text(),
-    restarts=False,
-)

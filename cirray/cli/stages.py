@@ -1,4 +1,4 @@
-"""The verbs without code of their own; the others have a file each."""
+"""The verbs: of each its group, help, configuration, function and example."""
 
 from typing import Any
 
@@ -13,6 +13,11 @@ def text(result: Any) -> str:
 def table(manifest: Any) -> str:
     """The table in an artifact's manifest."""
     return manifest.extra["table"]
+
+
+def study_end(manifest: Any) -> str:
+    """What is said after a study: table, longest stages, the next commands."""
+    return load("cirray.cli.study:show")(manifest)
 
 
 STAGES = {item.name: item for item in (
@@ -91,6 +96,10 @@ STAGES = {item.name: item for item in (
          "cirray.pipelines.evaluation.config:CompareRun", "cirray.pipelines.evaluation.compare:run_compare",
          "cirray compare checkpoints.labels=my/labelled checkpoints.tuned=my/checkpoint out=my/comparison",
          show=table),
+    Verb("study", "evaluation",
+         "run methods, chains of stages in one file, over seeds: one table, expectations, curves",
+         "cirray.pipelines.study.config:StudyRun", "cirray.cli.study:run", "cirray study shapes/study seeds=[0]",
+         show=study_end),
     Verb("index", "search", "embed a gallery with a model, trained or not, and build its FAISS index",
          "cirray.pipelines.search.config:IndexRun", "cirray.cli.index:make_index",
          "cirray index --model MODEL --images FOLDER", status=partial_status, switches={"--living": "living=true"}),
@@ -109,6 +118,10 @@ STAGES = {item.name: item for item in (
     Verb("index compact", "search", "drop what is outdated in a gallery, and write its small files together",
          "cirray.pipelines.search.living_config:CompactRun", "cirray.pipelines.search.changes:run_compact",
          "cirray index compact GALLERY", show=text, positional="gallery", restarts=False),
+    Verb("search", "search", "answer one composed query and write a page with the pictures",
+         "cirray.pipelines.search.config:SearchRun", "cirray.cli.search:run",
+         'cirray search --id gal-00020-0 --text "in the middle left add a large cyan diamond"', show=text,
+         restarts=False),
     Verb("serve", "search", "serve a retriever over HTTP with its search page (Ray Serve)",
          "cirray.serving.config:ServeRun", "cirray.serving.launch:run_serve", "cirray serve --port 8000",
          show=lambda _: "", takes_file="file", restarts=False,
@@ -118,7 +131,20 @@ STAGES = {item.name: item for item in (
          "cirray keys keys.json --add shop --rate 20/second", show=str, positional="file", restarts=False),
     Verb("quickstart", "tools", "run the whole story on the embedded world and print one results table",
          "cirray.pipelines.study.config:StudyRun", "cirray.cli.study:run", "cirray quickstart root=my/demo seeds=0",
-         show=lambda made: load("cirray.cli.study:show")(made), file="assets/quickstart.yaml"),
+         show=study_end, file="assets/quickstart.yaml"),
+    Verb("init", "tools",
+         "write a commented project file for a folder of your own pictures, which every verb then takes",
+         "cirray.cli.init:InitRun", "cirray.cli.init:write_project", "cirray init my-pictures", show=str,
+         positional="folder", restarts=False),
+    Verb("config", "tools", "print what files and assignments mean, and where each value comes from",
+         "cirray.cli.config:ConfigRun", "cirray.cli.config:explained",
+         "cirray config finetune shapes/finetune training.steps=100 --given", show=str, positional="verb",
+         switches={"--given": "only_given=true"}, gathers=("files", "assignments"), restarts=False),
+    Verb("plan", "tools",
+         "count what a run needs before a cluster is rented: memory, disk, time (exit 0 it fits, 1 warnings)",
+         "cirray.pipelines.planning.config:PlanRun", "cirray.cli.plan:plan_file",
+         "cirray plan cirr/finetune-ptha-improved training.batch=256 plan.gpu=a100", show=as_asked,
+         switches={"--json": "as_json=true"}, gathers=("files", "assignments"), restarts=False),
     Verb("convert", "tools", "read checkpoint files of LAVIS, SPRC and MTST_PTHA, or write them again",
          "cirray.pipelines.weights.config:ConvertRun", "cirray.pipelines.weights.convert:run_convert",
          "cirray convert source=tuned_recall_at1_step.pt to=checkpoint tokenizer=bert-base-uncased out=sprc"),
@@ -129,5 +155,8 @@ STAGES = {item.name: item for item in (
          "write triplets with their pictures: a data set for the hub, MegaPairs' or CIRR's files",
          "cirray.pipelines.texts.config:ExportTripletsRun", "cirray.pipelines.texts.export:run_export_triplets",
          "cirray export triplets triplets=@synthetic data.folder.root=my out=my-triplets"),
+    Verb("completion", "tools", "print a script that completes verbs, fields, choices and files in bash or zsh",
+         "cirray.cli.completion:CompletionRun", "cirray.cli.completion:script", "source <(cirray completion bash)",
+         show=str, positional="shell", restarts=False),
 )}  # fmt: skip
-"""By name; of each its group, help, config class, stage function and example."""
+"""By name."""

@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from cirray.cli.verb import Verb, verb
+from cirray.cli.verb import verb
 from cirray.core import storage
 from cirray.core.artifacts import is_complete
 from cirray.core.config import Config
@@ -78,14 +78,3 @@ def _search_lines(root: str, index: str, checkpoint: str, query: Any) -> list[st
         asked = [*this_program(), "search", "--id", str(query[0]), "--text", str(query[1]), *more]
         lines += ["or ask it one thing from here:", f"  {shlex.join(asked)}"]
     return lines
-
-
-VERB = Verb(
-    name="study",
-    group="evaluation",
-    help="run methods, chains of stages in one file, over seeds: one table, expectations, curves",
-    config="cirray.pipelines.study.config:StudyRun",
-    run="cirray.cli.study:run",
-    example="cirray study shapes/study seeds=[0]",
-    show=show,
-)

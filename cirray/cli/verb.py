@@ -87,8 +87,8 @@ def verb(name: str) -> Verb:
     """The verb of that name. Raises ConfigError: for an unknown verb, with the known ones."""
     if name not in VERBS:
         raise ConfigError(unknown_name("verb", name, VERBS))
-    stages: dict[str, Verb] = load("cirray.cli.stages:STAGES")
-    return stages[name] if name in stages else load(f"cirray.cli.{name.replace('-', '_').replace(' ', '_')}:VERB")
+    found: Verb = load("cirray.cli.stages:STAGES")[name]
+    return found
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
