@@ -27,6 +27,11 @@ class Question:
     parts: tuple[str | Shot, ...]
     schema: Mapping[str, Any] | None = None
 
+    @property
+    def pictures(self) -> int:
+        """How many pictures it shows."""
+        return sum(isinstance(part, Shot) for part in self.parts)
+
     def content(self, picture_ids: bool) -> str | list[dict[str, Any]]:
         """The question as a message of OpenAI's chat completions holds it. With `picture_ids` a picture says its id, by
         which an engine can use its encoder's work again.

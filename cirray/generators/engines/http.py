@@ -62,6 +62,7 @@ class HttpEngine:
         )  # fmt: skip
         self._lock = threading.Lock()
         self._schemas = settings.structured == "auto"
+        self._sight: str | None = None
         self._answered_at, self._answered, self._refused, self._turn = float("-inf"), 0, 0, 0
         self._check_served()
 
@@ -75,6 +76,7 @@ class HttpEngine:
 
     def ask(self, questions: Sequence[Question], defect: Defect) -> list[Reply]:
         """See `Engine.ask`."""
+        self._check_sight(questions)
         with ThreadPoolExecutor(min(self._settings.open_requests, max(1, len(questions)))) as pool:
             futures = [pool.submit(self._answer, question, defect) for question in questions]
             try:
@@ -82,6 +84,39 @@ class HttpEngine:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _check_sight(self, questions: Sequence[Question]) -> None:
+        """Refuse a server that drops pictures and answers all the same, as some do for models without vision.
+
+        A picture that is read makes the question longer in tokens; where these are not told, nothing is known.
+        """
+        shown = next((question for question in questions if question.pictures), None)
+        if self._sight is None and shown is not None:
+            content = shown.content(False)
+            said = [part for part in content if isinstance(part, dict) and part["type"] == "text"]
+            whole = self._length(content)
+            words = self._length(said) if whole else 0
+            self._sight = (
+                f"The server does not read pictures: a question of {self._settings.model!r} has {whole} tokens with "
+                f"{shown.pictures} of them and without. Name a model with vision, or let this one read captions."
+                if words and whole <= words
+                else ""
+            )
+        if shown is not None and self._sight:
+            raise GenerationError(self._sight)
+
+    def _length(self, content: str | list[dict[str, Any]]) -> int:
+        """Tokens of a question by the first server that tells them; 0: none does."""
+        body = {
+            "model": self._settings.model, "max_tokens": 1, "temperature": 0.0,
+            "messages": [{"role": "user", "content": content}],
+        }  # fmt: skip
+        for url in self._settings.endpoints:
+            try:
+                return int(self._send("POST", url, "/chat/completions", json=body).json()["usage"]["prompt_tokens"])
+            except (_Failed, ValueError, KeyError, TypeError):
+                continue
+        return 0
 
     def _answer(self, question: Question, defect: Defect) -> Reply:
         begun, turn, urls, read, written = time.monotonic(), self._next_turn(), self._settings.endpoints, 0, 0

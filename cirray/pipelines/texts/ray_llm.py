@@ -5,6 +5,7 @@ written when the last of its answers has come. Not tried with vLLM itself: there
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cirray.core.errors import ConfigError, DataError
+from cirray.core.errors import ConfigError, DataError, GenerationError
 from cirray.core.extras import require
 from cirray.generators.base import WriterSetup
 from cirray.generators.config import GeneratorChoice, LmmConfig
@@ -30,6 +31,7 @@ from cirray.types import Generation, Pair
 ERROR = "__inference_error__"
 """Column in which Ray Data tells what an engine could not answer."""
 _NOTHING = "-"
+_CAUSE = re.compile(r"^(?!ray\.)[\w.]+(?:Error|Exception): .+", re.MULTILINE)
 
 
 @dataclass
@@ -115,6 +117,7 @@ class ByRayLlm:
 
     def _rows(self, tables: Sequence[pa.Table], config: RayConfig) -> Iterator[Mapping[str, Any]]:
         import ray.data
+        import ray.exceptions
         from ray.data import llm
 
         from cirray.pipelines.cluster.patience import patient
@@ -126,7 +129,14 @@ class ByRayLlm:
                 llm.vLLMEngineProcessorConfig(**self._engine()), preprocess=Asking(self.settings, self.setup),
                 postprocess=answered,
             )  # fmt: skip
-            yield from patient(processor(data).iter_rows(), config.no_progress_timeout_s)
+            try:
+                yield from patient(processor(data).iter_rows(), config.no_progress_timeout_s)
+            except ray.exceptions.RayError as error:
+                told = _CAUSE.search(str(error)) or _CAUSE.search(f"RayError: {error}")
+                raise GenerationError(
+                    f"Ray Data's stages stopped ({told[0][:200] if told else type(error).__name__}). Parts that are "
+                    "finished are kept: run again when the engine works."
+                ) from None
 
     def _engine(self) -> dict[str, Any]:
         own = self.settings.engine.settings

@@ -236,6 +236,17 @@ def test_a_certificate_that_nobody_vouches_for_is_one_sentence_and_can_be_named(
         assert engine(url, certificates=str(certificate)).ask([ASK], fine)[0].text == "well"
 
 
+def test_a_server_that_drops_pictures_is_refused_and_reads_words():
+    with LMM.Stub(lambda body, number: "A has picture B", blind=True) as stub:
+        asking = engine(stub.url)
+        for _ in range(2):
+            with pytest.raises(
+                GenerationError, match="does not read pictures: .*'tiny-vl' has 90 tokens with 1 of them"
+            ):
+                asking.ask([ASK], fine)
+        assert asking.ask([Question(("words",))], fine)[0].text and len(stub.bodies) == 1
+
+
 def test_a_captioner_and_a_rewriter_ask_the_same_engine(tmp_path):
     Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
     server = {"kind": "http", "settings": {"endpoints": [], "model": "tiny-vl", "tries": 2}}

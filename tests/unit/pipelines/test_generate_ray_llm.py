@@ -16,13 +16,14 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 from ray.data import llm
+from ray.exceptions import UserCodeException
 from ray.llm._internal.batch.processor.base import Processor
 from ray.llm._internal.batch.stages.base import wrap_postprocess, wrap_preprocess
 from ray.llm._internal.batch.stages.configs import PrepareMultimodalStageConfig, resolve_stage_config
 
 from cirray.core import extras
 from cirray.core.config import validate
-from cirray.core.errors import ConfigError, DataError
+from cirray.core.errors import ConfigError, DataError, GenerationError
 from cirray.generators.base import WriterSetup
 from cirray.generators.engines.config import ENGINES
 from cirray.pipelines.cluster import resources
@@ -141,6 +142,15 @@ def test_a_run_that_loses_rows_goes_on_with_what_is_missing(world, monkeypatch):
     monkeypatch.setattr(llm, "build_processor", again.build)
     assert run_generate(run_of(world)).counts == {"pairs": 12, "triplets": 24, "rejected": 0}
     assert len({item["pair_id"] for item in again.asked}) == 4 and lost in {item["pair_id"] for item in again.asked}
+
+
+def test_an_engine_that_breaks_is_one_sentence(world, monkeypatch):
+    def broken(data):
+        raise UserCodeException("traces\nValueError: no GPU has 80 GiB\n\nmore\nray.exceptions.UserCodeException: UDF")
+
+    monkeypatch.setattr(llm, "build_processor", Stages(broken).build)
+    with pytest.raises(GenerationError, match=r"stages stopped \(ValueError: no GPU has 80 GiB\)\. Parts"):
+        run_generate(run_of(world))
 
 
 def test_what_is_missing_or_does_not_fit_is_one_sentence(world, monkeypatch):
