@@ -125,13 +125,26 @@ def rank_queries(
     started = time.perf_counter()
     largest = max(len(gallery) for gallery in plan.galleries.values())
     with _evaluation_mode(retriever), torch.inference_mode():
-        gallery_NQD = _encode_gallery(retriever, features, plan.ids, batch, advance)
+        gallery_NQD = encode_gallery(retriever, features, plan.ids, batch, advance)
         answers = [
             answer
             for rows in _slices(len(plan.queries), max(1, min(batch, _SCORE_BYTES // (4 * largest))))
             for answer in _judge(retriever, features, plan, gallery_NQD, rows, top_k, judge, advance, rerank)
         ]
     return RankedQueries.of(plan, answers, started)
+
+
+@torch.inference_mode()
+def encode_gallery(
+    retriever: ComposedEncoder, features: FeatureLookup, ids: Sequence[str], batch: int = 128, advance: Advance = silent
+) -> torch.Tensor:
+    """Gallery vectors [N, D] or [N, Q, D] (float32) of images; progress is one unit per image."""
+    blocks = []
+    with _evaluation_mode(retriever):
+        for rows in _slices(len(ids), batch):
+            blocks.append(retriever.encode_gallery(patches_of(retriever, features, ids[rows])).float())
+            advance(rows.stop - rows.start, "gallery")
+    return torch.cat(blocks)
 
 
 def encode_queries(
@@ -192,18 +205,9 @@ def _device_of(retriever: ComposedEncoder) -> torch.device:
     return torch.device("cpu")
 
 
-def _patches(retriever: ComposedEncoder, features: FeatureLookup, ids: Sequence[str]) -> torch.Tensor:
+def patches_of(retriever: ComposedEncoder, features: FeatureLookup, ids: Sequence[str]) -> torch.Tensor:
+    """Stored tokens [B, P, D] (float32) of images, where the retriever is."""
     return torch.from_numpy(np.array(features.get(list(ids)), dtype=np.float32)).to(_device_of(retriever))
-
-
-def _encode_gallery(
-    retriever: ComposedEncoder, features: FeatureLookup, ids: Sequence[str], batch: int, advance: Advance
-) -> torch.Tensor:
-    blocks = []
-    for rows in _slices(len(ids), batch):
-        blocks.append(retriever.encode_gallery(_patches(retriever, features, ids[rows])).float())
-        advance(rows.stop - rows.start, "gallery")
-    return torch.cat(blocks)
 
 
 def _judge(
@@ -256,7 +260,7 @@ def _query_vectors(retriever: ComposedEncoder, features: FeatureLookup, queries:
     if isinstance(features, SeenPictures):
         state = retriever.encode_reference(features.pictures(references))
     else:
-        state = retriever.encode_reference(_patches(retriever, features, references))
+        state = retriever.encode_reference(patches_of(retriever, features, references))
     flat_TD = retriever.compose(state, retriever.tokenize(texts)).float()
     if len(texts) == len(queries):
         return flat_TD

@@ -6,84 +6,71 @@ among all images of the triplets, own reference removed; `outrank`: whether the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from cirray.core.progress import Advance, silent
-from cirray.data.benchmark import Protocol
-from cirray.evaluation.evaluate import ComposedEncoder, evaluate_retriever
+from cirray.evaluation.chunked import Question, Settings, Shard, merge, merge_probes, probe_scores, scan
+from cirray.evaluation.evaluate import ComposedEncoder, patches_of
 from cirray.features.store import FeatureLookup
-from cirray.types import Query, Triplet
 
 
 def round_trip_ranks(
-    encoder: ComposedEncoder,
-    features: FeatureLookup,
-    triplets: Sequence[Triplet],
-    *,
-    batch: int = 128,
-    advance: Advance = silent,
-) -> np.ndarray:
-    """Rank of every triplet's target for its own reference and text, by a base retriever that was not trained on them.
+    query_BD: np.ndarray, names: Sequence[str], targets: np.ndarray, references: np.ndarray, gallery: Sequence[Shard],
+    device: str = "cpu",
+) -> np.ndarray:  # fmt: skip
+    """Rank of every query's target, its reference removed: int64 `[B]`, from 0, ties against the query.
 
-    Returns: int64 `[len(triplets)]`, from 0, ties against the triplet.
+    Args:
+        query_BD: vectors of references and texts.
+        names: the queries' names, for errors.
+        targets: rows of the targets in the gallery.
+        references: rows of the references.
+        gallery: the images' vectors, as the model scores them; in any number of files.
+        device: where they are compared.
     """
-    queries = [Query(row.triplet_id, row.reference_id, row.modification, (row.target_id,)) for row in triplets]
-    gallery = sorted({image for row in triplets for image in (row.reference_id, row.target_id)})
-    protocol = Protocol("round trip", split="train", gallery_rule="all images of the triplets", ks=(1,))
-    result = evaluate_retriever(
-        encoder, features, queries, gallery, protocol, batch=batch, top_k=1, advance=advance
-    )  # fmt: skip
-    return result.ranks
+    question = Question(query_BD, tuple(names), np.arange(len(query_BD)), targets, references, top_k=1)
+    settings = Settings(device, normalize=False)
+    scores_B = merge_probes(question, [probe_scores(question, shard, settings) for shard in gallery])
+    return merge([scan(question, shard, scores_B, settings) for shard in gallery]).above
 
 
-@dataclass(frozen=True)
-class PairScores:
-    """Similarities of every triplet `[n]`: of (reference, text) to target and to the reference itself, and back."""
-
-    target: np.ndarray
-    reference: np.ndarray
-    back: np.ndarray
-    """Of (target, text) to the reference; high if the text describes the opposite change."""
-
-
-def pair_scores(
-    encoder: ComposedEncoder,
-    features: FeatureLookup,
-    triplets: Sequence[Triplet],
-    *,
-    batch: int = 128,
-    advance: Advance = silent,
-) -> PairScores:
-    """Similarity of a base retriever's queries to both images of their pair; it was not trained on them."""
+def pair_margins(
+    encoder: ComposedEncoder, features: FeatureLookup, references: Sequence[str], targets: Sequence[str],
+    texts: Sequence[str], batch: int = 128,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """How far a target is ahead, each `[n]`: of its reference for the query (reference, text), and, with that query's
+    score, of the reference for the query (target, text), which is high if the text tells the opposite change.
+    """
     parts = []
     with torch.inference_mode():
-        for begin in range(0, len(triplets), batch):
-            rows = triplets[begin : begin + batch]
-            parts.append(_scores(encoder, features, rows))
-            advance(len(rows))
-    return PairScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        for begin in range(0, len(texts), batch):
+            rows = slice(begin, begin + batch)
+            parts.append(_margins(encoder, features, references[rows], targets[rows], texts[rows]))
+    outrank, direction = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return outrank, direction
 
 
-def _scores(encoder: ComposedEncoder, features: FeatureLookup, rows: Sequence[Triplet]) -> tuple[np.ndarray, ...]:
-    ends = [[row.reference_id for row in rows], [row.target_id for row in rows]]
-    patches = [torch.from_numpy(np.asarray(features.get(ids), dtype=np.float32)) for ids in ends]
-    text = encoder.tokenize([row.modification for row in rows])
+def _margins(
+    encoder: ComposedEncoder, features: FeatureLookup, references: Sequence[str], targets: Sequence[str],
+    texts: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    patches, text = [patches_of(encoder, features, ids) for ids in (references, targets)], encoder.tokenize([*texts])
     there, back = (encoder.compose(encoder.encode_reference(item), text) for item in patches)
     reference, target = (encoder.encode_gallery(item) for item in patches)
     pairs = ((there, target), (there, reference), (back, reference))
-    return tuple(encoder.score(query, gallery).diagonal().float().cpu().numpy() for query, gallery in pairs)
+    ahead, own, opposite = (encoder.score(*pair).diagonal().float().cpu().numpy() for pair in pairs)
+    return ahead - own, ahead - opposite
 
 
-def worse_of_both(triplets: Sequence[Triplet], ranks: np.ndarray) -> np.ndarray:
-    """The larger rank of a triplet and its reverse twin (target and reference swapped); its own without a twin."""
-    return np.maximum(ranks, ranks[twins(triplets)])
+def twins(references: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Row of every triplet's reverse twin (its images swapped), or its own row if it has none: int64 `[n]`.
 
-
-def twins(triplets: Sequence[Triplet]) -> np.ndarray:
-    """Row of every triplet's reverse twin, or its own row if it has none: int64 `[n]`."""
-    places = {(row.reference_id, row.target_id): at for at, row in enumerate(triplets)}
-    found = [places.get((row.target_id, row.reference_id), at) for at, row in enumerate(triplets)]
-    return np.asarray(found, dtype=np.int64)
+    Images are numbers, one a triplet. Of several twins the last counts.
+    """
+    size, own = np.int64(max(references.max(initial=0), targets.max(initial=0)) + 1), np.arange(len(references))
+    there, back = references * size + targets, targets * size + references
+    order = np.argsort(there, kind="stable")
+    place = np.searchsorted(there, back, side="right", sorter=order) - 1
+    found = order[np.maximum(place, 0)]
+    return np.where((place >= 0) & (there[found] == back), found, own)

@@ -65,6 +65,23 @@ class TripletRows(Sequence[Triplet]):
         return [made[place] for place in range(len(rows))]
 
 
+class StoredRows(Sequence[Triplet]):
+    """All triplets of some artifacts, each read from its file when it is asked for."""
+
+    def __init__(self, uris: Iterable[str]) -> None:
+        """Open them. Raises ArtifactError: missing, incomplete or of another kind."""
+        self._stores = [TripletStore.open(uri) for uri in uris]
+        self._ends = np.cumsum([0, *map(len, self._stores)])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, place: Any) -> Any:
+        row = range(len(self))[place]
+        number = int(np.searchsorted(self._ends, row, side="right")) - 1
+        return to_triplets(self._stores[number].at(row - int(self._ends[number]), 1))[0]
+
+
 def row_table(rows: Iterable[Triplet]) -> pa.Table:
     """Triplets as a table of their own columns."""
     held = list(rows)

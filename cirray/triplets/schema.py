@@ -99,6 +99,13 @@ def rejected_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return _table([{"modification": None, **row} for row in rows], REJECTED_SCHEMA)
 
 
+def refused_rows(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
+    """Rejected rows of the triplets that have a reason."""
+    rows = table.filter(pa.array([reason is not None for reason in reasons], pa.bool_()))
+    told = pa.array([reason for reason in reasons if reason is not None], pa.string())
+    return rows.append_column("reason", told).select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA)
+
+
 def to_triplets(table: pa.Table) -> list[Triplet]:
     """The rows of a table as `Triplet` values, in order."""
     names = [item.name for item in fields(Triplet)]

@@ -6,10 +6,14 @@ An artifact of kind "triplets" holds `data/part-XXXXX.parquet` and, for generati
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,7 +22,8 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError, DataError, reason_of
-from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema, to_triplets
+from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema, image_ids, to_triplets
+from cirray.triplets.seen import Seen
 from cirray.types import Triplet
 
 DATA, REJECTED = "data", "rejected"
@@ -30,6 +35,8 @@ ORDER = ("pair_id", "reference_id", "triplet_id")
 LARGE = 2_000_000
 """Rows beyond which a store is read from a mapped file, and mixed by blocks (`cirray.training.sampler`)."""
 _MAPPED_ROWS = 500_000
+PIECE = 65_536
+"""Rows that are looked at together where all are."""
 KEY_MARK = "\x1f"
 """Stands between the columns of a key."""
 
@@ -43,6 +50,7 @@ class TripletStore:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Take an artifact in a local folder."""
         self.folder, self.manifest = folder, manifest
+        self._last: tuple[Any, Any] = None, None
 
     @classmethod
     def open(cls, uri: str | Path) -> "TripletStore":
@@ -68,13 +76,77 @@ class TripletStore:
         """The same as `Triplet` values."""
         return to_triplets(self.table(split, source))
 
+    def __len__(self) -> int:
+        """Triplets of all splits."""
+        return int(self._ends[-1])
+
+    def pieces(self, columns: Sequence[str] = (), rows: int = PIECE) -> Iterator[pa.Table]:
+        """All triplets, or some of their columns, in the order of the parts: tables of `rows` rows, the last of fewer.
+
+        Raises DataError naming a file that is damaged.
+        """
+        held = _some(columns).empty_table()
+        for table in each_table(str(self.folder), DATA, _some(columns)):
+            held = pa.concat_tables([held, table])
+            while len(held) >= rows:
+                yield held.slice(0, rows)
+                held = held.slice(rows)
+        if len(held):
+            yield held
+
+    def at(self, start: int, rows: int, columns: Sequence[str] = ()) -> pa.Table:
+        """At most `rows` rows from row `start` on, in the order of the parts. Raises DataError as `pieces`."""
+        stop, found = min(start + rows, len(self)), [_some(columns).empty_table()]
+        while start < stop:
+            number = int(np.searchsorted(self._ends, start, side="right")) - 1
+            found.append(self._file(number, tuple(columns)).slice(start - int(self._ends[number]), stop - start))
+            start += len(found[-1])
+        return pa.concat_tables(found)
+
+    def splits(self) -> Counter[str]:
+        """Splits and how many triplets each has."""
+        counts = Counter[str]()
+        for piece in self.pieces(("split",), LARGE):
+            counts.update({row["values"]: row["counts"] for row in piece.column("split").value_counts().to_pylist()})
+        return counts
+
+    def refuse_doubled(self) -> None:
+        """Raise a DataError that names an id standing twice; holds 8 bytes a row."""
+        seen = Seen()
+        for piece in self.pieces(("triplet_id",)):
+            ids = piece.column("triplet_id").to_pylist()
+            fresh = seen.fresh(ids)
+            if not fresh.all():
+                doubled = ids[int(fresh.argmin())]
+                raise DataError(f"{doubled!r} appears twice in {str(self.folder)!r}; every row must be there once.")
+
+    def images(self, negatives: bool = True) -> pa.Array:
+        """Ids of all their images, hard negatives too unless they are left out, each once, sorted."""
+        columns = ("reference_id", "target_id", *(["negative_ids"] if negatives else []))
+        found = image_ids(TRIPLET_SCHEMA.empty_table())
+        for piece in self.pieces(columns, LARGE):
+            found = pc.unique(pa.concat_arrays([found, image_ids(piece)]))
+        return found.take(pc.sort_indices(found))
+
+    def _file(self, number: int, columns: tuple[str, ...]) -> pa.Table:
+        """Rows of a file; those of the last one are kept."""
+        if self._last[0] != (number, columns):
+            name = _files(str(self.folder), DATA)[number]
+            self._last = (number, columns), read_file(str(self.folder), DATA, name, _some(columns))
+        return self._last[1]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """First row of every file, and behind the last."""
+        return np.cumsum([0, *row_counts(str(self.folder))])
+
     def rows(self, split: str) -> pa.Table:
         """The columns of `Triplet` of a split: of `table`, or for more than `LARGE` rows of a file mapped into memory.
 
         The file is written once into the cache, part by part; its rows stand in the order of the parts.
         """
         names = [item.name for item in fields(Triplet)]
-        if count_rows(str(self.folder)) <= LARGE:
+        if len(self) <= LARGE:
             return self.table(split).select(names)
         path = cache_folder() / KIND / f"{self.manifest.digest}-{split}.arrow"
         if not path.exists():
@@ -124,9 +196,15 @@ def finished_keys(work_uri: str, columns: Sequence[str] = ("triplet_id",)) -> It
     Raises ArtifactError naming a file that is damaged.
     """
     refused = set(_files(work_uri, REJECTED))
-    for name in _files(work_uri, DATA):
+    for part in part_names(work_uri):
+        name = f"{part}.parquet"
         folders = (DATA, REJECTED) if name in refused else (DATA,)
-        yield name.removesuffix(".parquet"), pa.concat_arrays([_keys(work_uri, f, name, columns) for f in folders])
+        yield part, pa.concat_arrays([_keys(work_uri, f, name, columns) for f in folders])
+
+
+def part_names(work_uri: str) -> list[str]:
+    """Names of the finished parts of an artifact being written."""
+    return [name.removesuffix(".parquet") for name in _files(work_uri, DATA)]
 
 
 def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.Array:
@@ -140,24 +218,37 @@ def read_tables(uri: str, folder: str, schema: pa.Schema, by: Sequence[str] = OR
 
     Raises DataError naming a file that is damaged or has other columns.
     """
-    tables = [read_file(uri, folder, name, schema) for name in _files(uri, folder)]
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    table = pa.concat_tables([schema.empty_table(), *each_table(uri, folder, schema)])
     return (table.sort_by([(name, "ascending") for name in by]) if by else table).combine_chunks()
 
 
-def count_rows(uri: str, folder: str = DATA) -> int:
-    """Rows of one folder of an artifact, by the files' own counts."""
+def each_table(uri: str, folder: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of one folder of an artifact, file by file, with the columns of a schema. Raises as `read_tables`."""
+    return (read_file(uri, folder, name, schema) for name in _files(uri, folder))
+
+
+def row_counts(uri: str, folder: str = DATA) -> list[int]:
+    """Rows of each file of one folder of an artifact, by the files' own counts.
+
+    Raises DataError naming a file that is damaged.
+    """
     filesystem, path = storage.resolve(storage.join(uri, folder))
-    return sum(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows for name in _files(uri, folder))
+    counts = []
+    for name in _files(uri, folder):
+        try:
+            counts.append(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _damaged(storage.join(uri, folder, name), error) from None
+    return counts
 
 
 def read_file(uri: str, folder: str, name: str, schema: pa.Schema) -> pa.Table:
-    """Rows of one Parquet file of an artifact."""
+    """Rows of one Parquet file of an artifact: the columns of a schema. Raises DataError as `read_tables`."""
     path = storage.join(uri, folder, name)
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+        table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(path))).read(schema.names)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path!r} is damaged ({reason_of(error)}). Delete the artifact and make it again.") from None
+        raise _damaged(path, error) from None
     return check_schema(table, schema, path)
 
 
@@ -167,11 +258,14 @@ def attach_reverse(triplets: Sequence[Triplet], generated: Iterable[Triplet]) ->
     A generated (reference, target) row offers its reverse text, a (target, reference) row its own text. Triplets that
     have a reverse text keep it; others stay without.
     """
+    asked = {(item.reference_id, item.target_id) for item in triplets}
     texts: dict[tuple[str, str], str] = {}
     for row in generated:
-        texts.setdefault((row.target_id, row.reference_id), row.modification)
-        if row.reverse_modification:
-            texts[(row.reference_id, row.target_id)] = row.reverse_modification
+        there, back = (row.reference_id, row.target_id), (row.target_id, row.reference_id)
+        if back in asked:
+            texts.setdefault(back, row.modification)
+        if there in asked and row.reverse_modification:
+            texts[there] = row.reverse_modification
     return [
         item
         if item.reverse_modification
@@ -189,6 +283,15 @@ def refuse_duplicates(texts: Iterable[str] | pa.ChunkedArray, where: str) -> Non
         raise DataError(
             f"{double['values']!r} appears {double['counts']} times in {where}; every row must be there once."
         )
+
+
+def _damaged(path: str, error: Exception) -> DataError:
+    return DataError(f"{path!r} is damaged ({reason_of(error)}). Delete the artifact and make it again.")
+
+
+def _some(columns: Sequence[str]) -> pa.Schema:
+    """The columns of some names; of no names all."""
+    return pa.schema([TRIPLET_SCHEMA.field(name) for name in columns]) if columns else TRIPLET_SCHEMA
 
 
 def _files(uri: str, folder: str) -> list[str]:

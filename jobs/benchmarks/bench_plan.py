@@ -1,4 +1,4 @@
-"""The driver's part of generation: plan and order the pairs, find finished parts, account for every row, publish.
+"""The driver's part of generation: plan and order pairs, find finished parts, account for all rows, filter, publish.
 
     python jobs/benchmarks/bench_plan.py pairs=10000000 images=2500000
 
@@ -31,7 +31,8 @@ from cirray.pipelines.cluster.parts import account, each_part, finished
 from cirray.pipelines.cluster.streaming import Columns, Step
 from cirray.pipelines.texts.actors import load_generator
 from cirray.pipelines.texts.config import GenerateRun, MineRun
-from cirray.pipelines.texts.generate import TextPlan, make_plan, publish, text_parts
+from cirray.pipelines.texts.generate import TextPlan, filter_rows, make_plan, publish, text_parts
+from cirray.triplets.config import FILTER_NAMES, FilterConfig
 from cirray.triplets.pairs import PAIR_SCHEMA, write_pairs
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, triplet_ids
 from cirray.triplets.store import write_part
@@ -46,6 +47,8 @@ class BenchConfig(Config):
     part_rows: int = Field(4096, ge=1)
     folder: str = ""
     """Where the artifacts stay (`pairs`, `out`); empty: nowhere."""
+    filters: bool = False
+    """Also run every filter of texts."""
     near: int = Field(1000, ge=1)
     """How far apart two images of a pair may be in the order of the images."""
 
@@ -109,6 +112,7 @@ def measure(config: BenchConfig, folder: Path) -> None:
     run = GenerateRun(
         pairs=str(folder / "pairs"), features=(str(folder / "features"),), out=str(folder / "out"),
         part_rows=config.part_rows, generator=generator, ray=RayConfig(enabled=False),
+        filters=FilterConfig(names=FILTER_NAMES if config.filters else (), instruction="what is different"),
     )  # fmt: skip
     stage = open_stage(run, "triplets")
     plan: TextPlan = timed("plan and order", lambda: make_plan(run))
@@ -119,6 +123,8 @@ def measure(config: BenchConfig, folder: Path) -> None:
     whole = timed("resume check", lambda: finished(parts)[0])
     assert len(whole) == len(plan.tables)
     timed("account", lambda: account(parts, stage.work_uri))
+    if config.filters:
+        timed("filter", lambda: filter_rows(stage, run))
     timed("publish", lambda: publish(stage, plan, run, {}))
 
 

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made_artifacts import from_triplets, stage_of
 from PIL import Image
+from ray.data import from_items
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
@@ -29,6 +31,7 @@ from cirray.mining.pairs import MiningInput, mine_pairs
 from cirray.pipelines.captions.caption import run_caption
 from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
+from cirray.pipelines.cluster.datasets import read_rows, write_rows
 from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.cluster.shards import ray_runner
 from cirray.pipelines.data.config import DoctorRun
@@ -38,11 +41,13 @@ from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.search.index import run_index
 from cirray.pipelines.texts import mining_tasks
-from cirray.pipelines.texts.config import GenerateRun
+from cirray.pipelines.texts.check import run_check
+from cirray.pipelines.texts.config import CheckRun, GenerateRun
 from cirray.pipelines.texts.generate import run_generate
 from cirray.triplets.captions import caption_table, rejected_captions
-from cirray.triplets.store import TripletStore
-from cirray.types import Query
+from cirray.triplets.schema import rejected_table
+from cirray.triplets.store import TripletStore, write_part
+from cirray.types import Query, Triplet
 
 FIXTURES = str(Path(__file__).resolve().parents[1] / "fixtures")
 SERVICE = SimpleNamespace(**runpy.run_path(f"{FIXTURES}/tiny_service.py"))
@@ -225,6 +230,48 @@ def test_tasks_find_the_neighbours_that_one_process_finds(tiny, inputs, ray_conf
     store = FeatureStore.open_many([features])
     here, there = (mine_pairs(MiningInput(ids, store, finder=which), MiningConfig()) for which in (None, find))
     assert here == there and len(here) > 300
+
+
+def test_two_actors_check_texts_as_one_process_does(indexed, ray_config, tmp_path):
+    features = SERVICE.write_features(tmp_path / "features", indexed.images, indexed.checkpoint)
+    names = sorted(FeatureStore.open(features).ids)
+    ends = [(names[n], names[(7 * n + 3) % len(names)]) for n in range(len(names))]
+    rows = [Triplet(f"t{n:02d}", *pair, f"make it {SERVICE.WORDS[n % 3]}") for n, pair in enumerate(ends)]
+    stage = stage_of(tmp_path / "triplets", "triplets")
+    write_part(stage.work_uri, "part-00000", from_triplets(rows), rejected_table([]))
+    stage.publish({"triplets": len(rows)})
+    made = []
+    for name, ray in (("here", ray_config.model_copy(update={"enabled": False})), ("ray", ray_config)):
+        run = CheckRun(
+            triplets=str(tmp_path / "triplets"), checkpoint=indexed.checkpoint, features=(features,),
+            tests=("rank", "outrank", "direction"), top_k=3, failing="weight", part_rows=5, ray_from=0, ray=ray,
+            out=str(tmp_path / name),
+        )  # fmt: skip
+        made.append(run_check(run))
+    assert made[0].digest == made[1].digest and made[0].counts == made[1].counts
+    assert 0 < made[0].counts["lowered"] < made[0].counts["triplets"] == 24
+
+
+def test_a_dataset_of_pairs_is_generated_for_and_its_triplets_are_a_dataset_again(tiny, inputs, ray_config, tmp_path):
+    rows = [{"reference_id": f"img-{n:04d}", "target_id": f"img-{n + 1:04d}", "score": 0.5} for n in range(30)]
+    made = write_rows(from_items(rows, override_num_blocks=3), "pairs", str(tmp_path / "pairs"))
+    assert made.counts == {"pairs": 30}
+    generate(tiny, inputs, tmp_path / "out", ray_config, pairs=str(tmp_path / "pairs"))
+    triplets = read_rows(str(tmp_path / "out"))
+    kept = triplets.filter(lambda row: row["reference_id"] < row["target_id"])
+    assert triplets.count() == 60 and kept.count() == 30
+    copied = write_rows(kept, "triplets", str(tmp_path / "forward"))
+    found = TripletStore.open(tmp_path / "forward").table()
+    assert copied.counts == {"triplets": 30} and dict(found.column("scores")[0].as_py()) == {"pair": 0.5}
+    with pytest.raises(DataError, match="'img-0000'.* does not fit: 'target_id'. Columns: pair_id, reference_id"):
+        write_rows(from_items([{"reference_id": "img-0000"}]), "pairs", str(tmp_path / "bad"))
+    with pytest.raises(DataError, match="stands twice among the pairs; every row has its own id"):
+        write_rows(from_items([*rows, rows[3]]), "pairs", str(tmp_path / "bad"))
+    assert not (tmp_path / "bad").exists()
+    with pytest.raises(ArtifactError, match="forward' is there already. Choose another place"):
+        write_rows(kept, "triplets", str(tmp_path / "forward"))
+    with pytest.raises(ArtifactError, match="is of kind 'features'; rows are read of: pairs, triplets, captions"):
+        read_rows(str(inputs / "features"))
 
 
 def save(folder, name, ids, vectors):

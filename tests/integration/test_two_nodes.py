@@ -30,3 +30,5 @@ def test_a_cluster_without_a_shared_disk_writes_what_one_machine_writes(tmp_path
     assert result["here"]["counts"][0] == {"images": 29, "rejected": 1}
     assert result["caches"]["cache-worker"] == ["features", "generator", "towers"]
     assert result["caches"]["cache-driver"] == ["features", "pairs", "towers"]
+    # a pool of one to three, of which one machine holds one, grew when another joined
+    assert result["grown"]["actors"] == 2 and sum(result["grown"]["counts"].values()) == 60, result["grown"]

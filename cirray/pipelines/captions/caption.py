@@ -65,7 +65,7 @@ def _step(run: CaptionRun, stage: Stage) -> Step:
 
 
 def _publish(run: CaptionRun, stage: Stage, dataset: CirDataset, reused: int) -> Manifest:
-    table, rejected = caption_table(stage.work_uri), Rejected.of(rejected_captions(stage.work_uri), "image_id")
+    table, rejected = caption_table(stage.work_uri), Rejected.of([rejected_captions(stage.work_uri)], "image_id")
     rejected.refuse_all(stage, len(table), "None of {count} images was captioned, most often: {reason}")
     counts = {"images": len(table) + len(rejected), "captions": len(table), "rejected": len(rejected)}
     extra = {"captioner": table.column("captioner")[0].as_py(), "reused": reused, "rejected": rejected.first()}

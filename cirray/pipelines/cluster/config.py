@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cirray.core.config import Config
 from cirray.core.fields import Common, Effort, Place
@@ -37,16 +37,35 @@ class RayConfig(Config):
 
 
 class PoolConfig(Config):
-    """A pool of equal actors."""
+    """A pool of equal actors: of a size, or one that grows from `min` to `max` as the cluster has room."""
 
     size: Common[Effort[int]] = Field(2, ge=1)
-    """Number of actors."""
+    """Number of actors, where no `max` is given."""
+    min: Effort[int] = Field(1, ge=1)
+    """Actors that a growing pool begins with."""
+    max: Effort[int | None] = Field(None, ge=1)
+    """Actors that it may grow to, also on machines that join the cluster later; null: it stays at `size`."""
     cpus: Effort[float] = Field(0.25, ge=0)
     """Logical CPUs that one actor holds for the whole run; a scheduling figure, not a speed."""
     gpus: Common[Effort[float]] = Field(0.0, ge=0)
-    """GPUs of one actor; 0 computes on the CPU, a fraction shares one."""
+    """GPUs of one actor; 0 computes on the CPU, a fraction (0.5) shares one."""
     threads: Effort[int] = Field(1, ge=1)
     """Threads of one actor's matrix products."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PoolConfig":
+        if self.max is None and "min" in self.model_fields_set:
+            raise ValueError(f"min {self.min} says where a growing pool begins; give max too, or size alone")
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}; a pool grows from min to max")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus {self.gpus:g} is neither a share of one GPU (0.5) nor a whole number")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the largest number of actors."""
+        return (self.size, self.size) if self.max is None else (self.min, self.max)
 
     @property
     def device(self) -> str:

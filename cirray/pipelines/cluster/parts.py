@@ -73,35 +73,34 @@ class Cut:
         return part
 
 
-@dataclass(frozen=True)
 class Rejected:
-    """Rejected items: a table of their `name` and `reason`."""
+    """How many items were rejected, the first of them, and how often each reason was given."""
 
-    rows: pa.Table
+    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Count (name, reason) of each."""
+        self._rows, self._first = Counter[str](), list[list[str]]()
+        for name, reason in rows:
+            self._rows[reason] += 1
+            if len(self._first) < _SHOWN:
+                self._first.append([name, reason])
 
     @classmethod
-    def of(cls, table: pa.Table, name: str) -> "Rejected":
-        """From a table with a column `reason`; `name` is the column that says what was rejected."""
-        return cls(table.select([name, "reason"]).rename_columns(["name", "reason"]))
-
-    @classmethod
-    def listed(cls, rows: Sequence[tuple[str, str]]) -> "Rejected":
-        """From (name, reason) of each."""
-        columns = [pa.array([row[place] for row in rows], pa.string()) for place in (0, 1)]
-        return cls(pa.table(columns, names=["name", "reason"]))
+    def of(cls, tables: Iterable[pa.Table], name: str) -> "Rejected":
+        """Count the rows of tables with a column `reason`; `name` is the column that says what was rejected."""
+        columns = ([table.column(column).to_pylist() for column in (name, "reason")] for table in tables)
+        return cls(row for names, reasons in columns for row in zip(names, reasons, strict=True))
 
     def __len__(self) -> int:
         """How many."""
-        return len(self.rows)
+        return self._rows.total()
 
     def first(self) -> list[list[str]]:
         """The first of them, for a manifest."""
-        return [list(row.values()) for row in self.rows.slice(0, _SHOWN).to_pylist()]
+        return self._first
 
     def reasons(self) -> list[tuple[str, int]]:
         """Reasons and how often each was given, the most frequent first."""
-        counts = self.rows.column("reason").value_counts().to_pylist()
-        return sorted(((row["values"], row["counts"]) for row in counts), key=lambda row: (-row[1], row[0]))
+        return sorted(self._rows.items(), key=lambda row: (-row[1], row[0]))
 
     def refuse_all(self, stage: Stage, made: int, words: str, error: type[CirrayError] = DataError) -> None:
         """Throw the parts away when nothing was made.
@@ -112,12 +111,12 @@ class Rejected:
             words: the error's message, with `{count}`, the most frequent `{reason}` and the first `{name}` in it.
             error: its class.
 
-        Raises DataError or or the given error when `made` is 0.
+        Raises DataError or the given error when `made` is 0.
         """
         if not made:
             stage.discard()
             reason = self.reasons()[0][0] if len(self) else "nothing was given"
-            name = self.rows.column("name")[0].as_py() if len(self) else ""
+            name = self._first[0][0] if len(self) else ""
             raise error(words.format(count=len(self), reason=reason, name=name))
 
 

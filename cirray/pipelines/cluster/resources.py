@@ -30,6 +30,8 @@ class ClusterInfo:
     cpus: float
     gpus: float
     nodes: int
+    largest: tuple[float, float] = (0.0, 0.0)
+    """CPUs and GPUs of the machine that has the most of each."""
 
 
 @contextmanager
@@ -80,17 +82,17 @@ def data_context(config: RayConfig, block_bytes: int = 128 * 2**20) -> Iterator[
 
 
 def check_pool(pool: PoolConfig | None, config: RayConfig, info: ClusterInfo) -> None:
-    """Refuse actors of which this cluster can never hold one; Ray would wait for ever.
+    """Refuse actors of which no machine of this cluster can hold one; Ray would wait for ever.
 
     Raises ConfigError naming what one needs and what is there.
     """
     if pool is None or config.autoscaling:
         return
-    for name, amount, there in (("cpus", pool.cpus, info.cpus), ("gpus", pool.gpus, info.gpus)):
+    for name, amount, there in zip(("cpus", "gpus"), (pool.cpus, pool.gpus), info.largest, strict=True):
         if amount > there:
             raise ConfigError(
-                f"One actor needs {amount:g} {name.upper()[:-1]}s (pool.{name}), the cluster has {there:g}. Lower it, "
-                "name a larger cluster, or set ray.autoscaling=true if it grows."
+                f"One actor needs {amount:g} {name.upper()[:-1]}s (pool.{name}), the cluster has no machine with more "
+                f"than {there:g}. Lower it, name a larger cluster, or set ray.autoscaling=true if it grows."
             )
 
 
@@ -156,9 +158,9 @@ def _join(address: str, config: RayConfig) -> None:
 
 
 def _info(private: bool) -> ClusterInfo:
-    total = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    info = ClusterInfo(private, float(total.get("CPU", 0)), float(total.get("GPU", 0)), nodes)
+    total, nodes = ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (max((float(node.get(name, 0)) for node in nodes), default=0.0) for name in ("CPU", "GPU"))
+    info = ClusterInfo(private, float(total.get("CPU", 0)), float(total.get("GPU", 0)), len(nodes), (cpus, gpus))
     get_logger(__name__).debug("ray cluster: %s", info)
     return info
 

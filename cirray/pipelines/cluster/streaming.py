@@ -210,10 +210,11 @@ def _arguments(step: Step, parts: int, work_uri: str) -> dict[str, Any]:
     if pool is None:
         compute = TaskPoolStrategy(size=min(step.tasks, parts))
         return {"fn": _guarded_task, "fn_kwargs": {"step": step}, "compute": compute, "num_cpus": _TASK_CPUS}
+    least, most = (min(bound, parts) for bound in pool.bounds)
     return {
         "fn": GuardedWorker,
         "fn_constructor_kwargs": {"step": step, "work_uri": work_uri},
-        "compute": ActorPoolStrategy(size=min(pool.size, parts), max_tasks_in_flight_per_actor=2),
+        "compute": ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus or None,
     }

@@ -25,7 +25,7 @@ from cirray.pipelines.evaluation.evaluate import read_history, reranked_evaluati
 from cirray.pipelines.evaluation.query_shapes import ShapeRow, measure_shapes, shapes_table
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.search_engine import SearchEngine
-from cirray.triplets.store import TripletStore
+from cirray.triplets.rows import StoredRows
 
 
 @stage_function
@@ -65,13 +65,12 @@ def run_compare(run: CompareRun) -> Manifest:
             headline = next(iter(result.metrics))
             rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
             advance(1, f"{name}: {headline} {result.metrics[headline]:.3f}")
-    generated = [item for uri in run.triplets for item in TripletStore.open(uri).read()]
     shapes = {name: _shapes(run, name) for name in run.row_shapes}
     tables = {f"query shapes of {name}": shapes_table(name, found) for name, found in shapes.items()}
     content = ReportContent(
         rows=tuple(rows), dataset=dataset, title=run.title, seed=run.seed,
         histories={name: curve for name, uri in run.checkpoints.items() if (curve := read_history(uri))},
-        samples=draw_samples(generated, run.samples, run.seed, run.judge) if generated else (),
+        samples=draw_samples(StoredRows(run.triplets), run.samples, run.seed, run.judge),
         facts=stage.inputs | reranked | tables,
     )  # fmt: skip
     write_report(stage.local, content)

@@ -34,7 +34,7 @@ from cirray.index.store import open_vectors
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.training.callbacks import HISTORY
-from cirray.triplets.store import TripletStore
+from cirray.triplets.rows import StoredRows
 
 
 @stage_function
@@ -170,8 +170,7 @@ def read_history(uri: str) -> list[dict[str, float]]:
 def _samples(run: EvaluateRun) -> tuple[TextSample, ...]:
     if not run.triplets or not run.samples:
         return ()
-    triplets = [item for uri in run.triplets for item in TripletStore.open(uri).read()]
-    return draw_samples(triplets, run.samples, run.seed, run.judge)
+    return draw_samples(StoredRows(run.triplets), run.samples, run.seed, run.judge)
 
 
 def _facts(

@@ -108,7 +108,7 @@ def _check_unchanged(run: EmbedRun, images: ImageList) -> None:
 
 def _publish(stage: Stage, tower: TowerFacts) -> Manifest:
     finished = finished_parts(stage.work_uri)
-    rejected = Rejected.listed([row for number in sorted(finished) for row in finished[number][1]])
+    rejected = Rejected(row for number in sorted(finished) for row in finished[number][1])
     images = sum(len(ids) for ids, _ in finished.values())
     rejected.refuse_all(stage, images, "None of {count} images could be used, e.g. {name!r}: {reason}")
     folder = storage.join(stage.work_uri, FOLDER)

@@ -30,7 +30,7 @@ def plan_embed(run: EmbedRun, plan: PlanConfig, beside: RecipesBeside) -> PlanRe
         trace = trace_forward(lambda: tower(pixels), tower, pixels)
         weights = count_weights(tower)
     images, told = (plan.images, "plan.images") if plan.images else image_count(run.data)
-    actors = run.pool.size
+    actors = run.pool.bounds[1]
     total = weights.frozen_bytes + trace.peak + pixels.numel()
     rate, source = plan.samples_per_second, "plan.samples_per_second"
     if rate is None:
@@ -95,7 +95,7 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> 
     step_s = _step_seconds(plan, kept, cache, weights.frozen + weights.trained, rows, trace.kernels)
     read_s = plan.seconds(trace.flops, trace.written, trace.kernels, element == 2)
     batch_s = read_s + plan.answer_tokens * step_s
-    rate, source = decoding.batch / ways / batch_s * run.pool.size, "estimate: prompt pass, then steps of decoding"
+    rate, source = decoding.batch / ways / batch_s * run.pool.bounds[1], "estimate: prompt pass, then steps of decoding"
     if plan.samples_per_second:
         rate, source = plan.samples_per_second, "plan.samples_per_second"
     sections = {
@@ -104,7 +104,7 @@ def plan_generate(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> 
             Line("prompt", prefix, "count", "tokens: queries and instruction"),
             Line("patch tokens", f"{tokens.count} x {tokens.width}", "", tokens.origin),
         ),
-        f"memory of one GPU of {run.pool.size}": (
+        f"memory of one GPU of {run.pool.bounds[1]}": (
             Line("weights", kept, "bytes", chosen.language_dtype),
             Line("soft tokens of images", soft, "bytes", f"{images:,} kept"),
             Line("prompt pass at most", trace.peak, "bytes", f"{decoding.batch} rows"),

@@ -75,7 +75,7 @@ def _step(run: RewriteRun, stage: Stage) -> Step:
 
 
 def _publish(run: RewriteRun, stage: Stage, items: pa.Table, asked: int) -> Manifest:
-    table, rejected = rewrite_table(stage.work_uri), Rejected.of(rejected_rewrites(stage.work_uri), "query_id")
+    table, rejected = rewrite_table(stage.work_uri), Rejected.of([rejected_rewrites(stage.work_uri)], "query_id")
     rejected.refuse_all(stage, len(table), "None of {count} texts was rewritten, most often: {reason}.")
     queries = len(items.column("query_id").unique())
     pins = {

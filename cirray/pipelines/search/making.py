@@ -82,7 +82,7 @@ def _join(
     ids = [name for name in plan.ids if plan.key(name) in rows.places]
     keys = [*map(plan.key, ids)]
     refused = _refused(plan, sources, set(plan.ids) - set(ids))
-    rejected = Rejected.listed(refused)
+    rejected = Rejected(refused)
     rejected.refuse_all(stage, len(ids), f"No image was left to index, of {len(plan.ids):,}: {{reason}}")
     network = encoder.encoder
     meta = IndexMeta(network.target_digest, encoder.vision.digest, network.config.similarity)

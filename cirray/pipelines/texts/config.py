@@ -223,8 +223,12 @@ class CheckRun(Run):
     """Images and queries per forward pass."""
     judge: Place = ""
     """Root of a shapes world whose scenes judge the kept texts; the share of right ones becomes a metric."""
-    device: Effort[str] = "cpu"
-    """Where the model runs."""
+    part_rows: int = Field(4096, ge=1)
+    """Triplets in a part of the artifact. A killed run repeats only the parts that it did not finish."""
+    pool: Effort[PoolConfig] = PoolConfig()
+    ray: Effort[RayConfig] = RayConfig()
+    ray_from: Effort[int] = Field(100_000, ge=0)
+    """Number of triplets from which a pool checks them; fewer are done by this process before a cluster has started."""
     out: Place = "@checked"
     """Triplets artifact (path or URI). Its rejected rows hold what did not pass, with the rank."""
 

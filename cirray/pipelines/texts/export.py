@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
-from cirray.core.artifacts import Manifest, Stage, localize, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, localize, open_stage
 from cirray.core.errors import DataError
 from cirray.core.extras import require
 from cirray.core.progress import Advance, progress
@@ -25,17 +26,15 @@ from cirray.data.shared import FORMAT, IMAGES, MARKER, TRIPLETS
 from cirray.evaluation.pages import render
 from cirray.pipelines.data.datasets import contents_of
 from cirray.pipelines.texts.config import ExportTripletsRun
-from cirray.pipelines.texts.layouts import write_cirr, write_files, write_megapairs
+from cirray.pipelines.texts.layouts import check_cirr_splits, write_cirr, write_files, write_megapairs
 from cirray.pipelines.weights.hub import check_id, push_folder
 from cirray.triplets.schema import to_triplets
-from cirray.triplets.store import KIND, TripletStore
-from cirray.types import images_of, part_name, stable_id
+from cirray.triplets.store import TripletStore
+from cirray.types import part_name, stable_id
 
 DATASET, CARD = "dataset", "README.md"
 _TOGETHER = 8 * 2**20
 """Bytes of pictures that are held before they are written."""
-_ROWS = 100_000
-"""Triplets in a file."""
 
 
 @stage_function
@@ -60,8 +59,11 @@ def run_export_triplets(run: ExportTripletsRun) -> Manifest:
 
 def _exported(run: ExportTripletsRun) -> Manifest:
     store = TripletStore.open(run.triplets)
-    table = store.table()
-    ids = sorted(images_of(to_triplets(table)))
+    store.refuse_doubled()
+    splits = store.splits()
+    if run.layout == "cirr":
+        check_cirr_splits(splits)
+    ids = store.images().to_pylist()
     images = read_dataset(run.data).images
     lacking = [name for name in ids if name not in images]
     if lacking or not ids:
@@ -72,38 +74,37 @@ def _exported(run: ExportTripletsRun) -> Manifest:
         raise DataError(
             f"{len(bad):,} of the {len(ids):,} pictures cannot be read, e.g. {bad[0]!r}. See cirray doctor."
         )
-    pictures = stable_id("pictures", *ids, *contents)
-    inputs = {"triplets": read_manifest(run.triplets, KIND).digest, "data": pictures}
-    stage = open_stage(run, DATASET, inputs)
+    digests = {"triplets": store.manifest.digest, "pictures": stable_id("pictures", *ids, *contents)}
+    stage = open_stage(run, DATASET, {"triplets": digests["triplets"], "data": digests["pictures"]})
     if stage.finished:
         return stage.finished
-    rows = to_triplets(table)
-    counts = {"triplets": len(table), "images": len(ids)}
-    digests = {"triplets": stable_id(*rows), "pictures": pictures}
+    counts = {"triplets": len(store), "images": len(ids)}
     with progress("export pictures", len(ids), "images") as advance:
         if run.layout == "datasets":
-            _write_triplets(stage.local / TRIPLETS, table)
+            write_triplets(stage.local / TRIPLETS, store.pieces())
             _write_pictures(stage.local / IMAGES, images, ids, run.file_mb * 2**20, advance)
             marker = {"kind": TRIPLETS, "format": FORMAT, "digests": digests, "counts": counts}
             (stage.local / MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n")
         else:
             paths = write_files(stage.local, ((name, *_picture(images, name)) for name in ids), advance)
+            rows = (row for piece in store.pieces() for row in to_triplets(piece))
             (write_cirr if run.layout == "cirr" else write_megapairs)(stage.local, rows, paths)
-    _write_card(run, stage, store, table, counts)
+    _write_card(run, stage, store, sorted(splits), counts)
     return stage.publish(counts, extra={"digests": digests})
 
 
-def _write_triplets(folder: Path, table: pa.Table) -> None:
+def write_triplets(folder: Path, pieces: Iterable[pa.Table]) -> None:
     """Files a split; named numbers become a list, which is all that the library `datasets` knows of maps."""
     folder.mkdir(parents=True, exist_ok=True)
-    at = table.schema.get_field_index("scores")
-    pairs = [[{"name": name, "value": value} for name, value in row] for row in table.column(at).to_pylist()]
-    listed = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
-    table = table.set_column(at, "scores", pa.array(pairs, listed))
-    for split in sorted(set(table.column("split").to_pylist())):
-        rows = table.filter(pc.equal(table.column("split"), split))
-        for number, begin in enumerate(range(0, len(rows), _ROWS)):
-            pq.write_table(rows.slice(begin, _ROWS), folder / f"{split}-{number:05d}.parquet", compression="zstd")
+    listed, written = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())])), Counter[str]()
+    for piece in pieces:
+        at = piece.schema.get_field_index("scores")
+        pairs = [[{"name": name, "value": value} for name, value in row] for row in piece.column(at).to_pylist()]
+        table = piece.set_column(at, "scores", pa.array(pairs, listed))
+        for split in pc.unique(table.column("split")).to_pylist():
+            rows = table.filter(pc.equal(table.column("split"), split))
+            pq.write_table(rows, folder / f"{split}-{written[split]:05d}.parquet", compression="zstd")
+            written[split] += 1
 
 
 def _write_pictures(folder: Path, images: ImageTable, ids: Sequence[str], most: int, advance: Advance) -> None:
@@ -158,9 +159,8 @@ def _picture(images: ImageTable, name: str) -> tuple[bytes, str]:
 
 
 def _write_card(
-    run: ExportTripletsRun, stage: Stage, store: TripletStore, table: pa.Table, counts: dict[str, int]
+    run: ExportTripletsRun, stage: Stage, store: TripletStore, splits: Sequence[str], counts: dict[str, int]
 ) -> None:
-    splits = sorted(set(table.column("split").to_pylist()))
     files = [{"split": split, "path": f"{TRIPLETS}/{split}-*.parquet"} for split in splits]
     configs = [
         {"config_name": TRIPLETS, "default": True, "data_files": files},
@@ -170,7 +170,7 @@ def _write_card(
         license=run.license, pretty_name=run.name, tags=["composed-image-retrieval", "cirray"],
         configs=configs if run.layout == "datasets" else None,
     )  # type: ignore[call-arg]  # fmt: skip
-    samples = [(row.modification, row.source) for row in to_triplets(table.slice(0, 5))]
+    samples = [(row.modification, row.source) for row in to_triplets(store.at(0, 5))]
     card = render(
         "triplets.jinja", metadata=data.to_yaml(), name=run.name, notes=run.notes, counts=counts, samples=samples,
         layout=run.layout, place=run.push or "this-folder", made=store.manifest,

@@ -24,22 +24,24 @@ from cirray.pipelines.texts.actors import SHARDS, GenerateTexts, GeneratorLoader
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.judging import text_accuracy
 from cirray.pipelines.texts.ordering import order_pairs
-from cirray.triplets.filters import apply_filters
+from cirray.triplets.filters import triplet_filter
 from cirray.triplets.pairs import read_pairs
-from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, image_ids, triplet_ids
+from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, image_ids, refused_rows, triplet_ids
 from cirray.triplets.store import (
     DATA,
     PARTS,
     REJECTED,
-    count_rows,
+    each_table,
     finished_keys,
+    part_names,
     read_file,
-    read_tables,
+    row_counts,
     write_table,
 )
-from cirray.types import part_name, stable_id
+from cirray.types import stable_id
 
-_FILTERED = "filtered"
+_FILTERED = ".filtered.parquet"
+"""End of the names of files with the rows that filters drop."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     plan = make_plan(run, places)
     sums = run_parts(stage, text_parts(run, stage, plan, load), run.ray)
     storage.remove(storage.join(stage.work_uri, SHARDS))
-    _filter(stage, run)
+    filter_rows(stage, run)
     return publish(stage, plan, run, {**guard, **_tokens(sums)})
 
 
@@ -139,52 +141,52 @@ def text_parts(run: GenerateRun, stage: Stage, plan: TextPlan, load: GeneratorLo
 
         by = ByRayLlm(GenerateTexts(**{**settings, "load": unasked}), chosen, setup)
     signs = partial(storage.list_files, storage.join(stage.work_uri, SHARDS))
-    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, lambda: _found(stage, plan), by=by, signs=signs)
+    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, partial(_found, stage), by=by, signs=signs)
 
 
-def _found(stage: Stage, plan: TextPlan) -> Iterator[tuple[str, pa.Array]]:
+def _found(stage: Stage) -> Iterator[tuple[str, pa.Array]]:
     """Ids of every finished part, with those that a filter has taken out of it."""
-    filtered, numbers = _filtered_ids(stage), {part_name(number): number for number in range(len(plan.tables))}
+    filtered = set(_filtered(stage))
     for name, ids in finished_keys(stage.work_uri):
-        if filtered and name in numbers:
-            gone = filtered.intersection(plan.keys(plan.tables[numbers[name]]).to_pylist())
-            ids = pa.concat_arrays([ids, pa.array(gone.difference(ids.to_pylist()), pa.string())])
+        if name in filtered:
+            gone = _gone(stage, name)
+            ids = pa.concat_arrays([ids, gone.filter(pc.invert(pc.is_in(gone, ids)))])
         yield name, ids
 
 
-def _filter(stage: Stage, run: GenerateRun) -> None:
-    """Move rows that a filter drops to `rejected/`: first write all of them there, then remove them, part by part.
+def filter_rows(stage: Stage, run: GenerateRun) -> None:
+    """Move rows that a filter drops to `rejected/`: first write those of all parts there, then remove them, part by
+    part.
 
-    If killed between the two, a row is in both places; the next run removes it from the data.
+    A run killed before all are written judges every row again; one killed later goes on removing.
     """
-    if not run.filters.names:
-        return
-    if not _filtered_ids(stage):
-        table = read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA)
-        reasons = apply_filters(table, run.filters)
-        dropped = [row for row, reason in enumerate(reasons) if reason]
-        rows = table.take(pa.array(dropped, pa.int64())).append_column(
-            "reason", pa.array([reasons[row] for row in dropped], pa.string())
-        )
-        write_table(_filtered_uri(stage), rows.select(REJECTED_SCHEMA.names).cast(REJECTED_SCHEMA))
-    gone = _filtered_ids(stage)
-    for name, ids in finished_keys(stage.work_uri):
-        if gone.intersection(ids.to_pylist()):
+    marker = storage.join(stage.work_uri, "filtered")
+    if run.filters.names and not storage.exists(marker):
+        judge = triplet_filter(run.filters)
+        for name in part_names(stage.work_uri):
             table = read_file(stage.work_uri, DATA, f"{name}.parquet", TRIPLET_SCHEMA)
-            keep = [row for row, item in enumerate(table.column("triplet_id").to_pylist()) if item not in gone]
-            write_table(storage.join(stage.work_uri, DATA, f"{name}.parquet"), table.take(pa.array(keep, pa.int64())))
+            refused = refused_rows(table, judge(table))
+            if len(refused):
+                write_table(storage.join(stage.work_uri, REJECTED, f"{name}{_FILTERED}"), refused)
+        storage.write_bytes(marker, b"")
+    for name in _filtered(stage):
+        table = read_file(stage.work_uri, DATA, f"{name}.parquet", TRIPLET_SCHEMA)
+        kept = table.filter(pc.invert(pc.is_in(table.column("triplet_id"), _gone(stage, name))))
+        if len(kept) < len(table):
+            write_table(storage.join(stage.work_uri, DATA, f"{name}.parquet"), kept)
+    storage.remove(marker)
 
 
 def publish(stage: Stage, plan: TextPlan, run: GenerateRun, guard: dict[str, Any]) -> Manifest:
     """Check the counts and publish. Raises GenerationError: rows are missing, or every one was rejected."""
-    rejected = Rejected.of(read_tables(stage.work_uri, REJECTED, REJECTED_SCHEMA, by=()), "triplet_id")
-    pairs, triplets = len(plan.tables.table), count_rows(stage.work_uri)
+    rejected = Rejected.of(each_table(stage.work_uri, REJECTED, REJECTED_SCHEMA), "triplet_id")
+    pairs, triplets = len(plan.tables.table), sum(row_counts(stage.work_uri))
     if triplets + len(rejected) != pairs * len(plan.directions):
         expected = pairs * len(plan.directions)
         raise GenerationError(f"{triplets} triplets and {len(rejected)} rejected rows are not {expected}.")
     rejected.refuse_all(stage, triplets, "All {count} rows were rejected, most often: {reason}.", GenerationError)
     counts = {"pairs": pairs, "triplets": triplets, "rejected": len(rejected)}
-    metrics = text_accuracy(read_tables(stage.work_uri, DATA, TRIPLET_SCHEMA), run.judge) if run.judge else {}
+    metrics = text_accuracy(each_table(stage.work_uri, DATA, TRIPLET_SCHEMA), run.judge) if run.judge else {}
     saved = _saved(run)
     saw = saved.extra.get("saw", {}) if saved else {}
     reasons = [list(item) for item in rejected.reasons()[:5]]
@@ -222,12 +224,13 @@ def _saved(run: GenerateRun) -> Manifest | None:
     return read_manifest(settings.source, "generator") if isinstance(settings, SavedConfig) else None
 
 
-def _filtered_uri(stage: Stage) -> str:
-    return storage.join(stage.work_uri, REJECTED, f"{_FILTERED}.parquet")
+def _filtered(stage: Stage) -> list[str]:
+    """Names of the parts that have lost rows to a filter."""
+    names = storage.list_files(storage.join(stage.work_uri, REJECTED))
+    return [name.removesuffix(_FILTERED) for name in names if name.endswith(_FILTERED)]
 
 
-def _filtered_ids(stage: Stage) -> frozenset[str]:
-    if not storage.exists(_filtered_uri(stage)):
-        return frozenset()
-    table = read_file(stage.work_uri, REJECTED, f"{_FILTERED}.parquet", REJECTED_SCHEMA)
-    return frozenset(table.column("triplet_id").to_pylist())
+def _gone(stage: Stage, name: str) -> pa.Array:
+    """Ids that a filter drops of a part."""
+    table = read_file(stage.work_uri, REJECTED, f"{name}{_FILTERED}", REJECTED_SCHEMA)
+    return table.column("triplet_id").combine_chunks()

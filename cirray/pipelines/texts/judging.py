@@ -1,5 +1,8 @@
 """Judge mined pairs and generated texts by the known scenes of a shapes world; nothing is filtered."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 from cirray.core import storage
@@ -25,23 +28,26 @@ def single_edit_share(pairs: pa.Table, root: str) -> float:
     return hits / max(len(pairs), 1)
 
 
-def text_accuracy(table: pa.Table, root: str) -> dict[str, float]:
-    """Accuracy of a triplet table's texts.
+def text_accuracy(tables: Iterable[pa.Table], root: str) -> dict[str, float]:
+    """Accuracy of the texts in triplet tables.
 
     Returns: `exact`: share of texts that turn the reference into exactly the target; `exact_single_edits`: the same
     among pairs that are one edit apart (the others cannot be right); `direction`: share not telling the opposite.
     """
-    scenes = read_scenes(storage.local_path(root))
-    names = ("reference_id", "target_id", "modification")
-    references, targets, texts = (table.column(name).to_pylist() for name in names)
-    ends = [(_scene(scenes, a), _scene(scenes, b)) for a, b in zip(references, targets, strict=True)]
-    quality = judge_texts(texts, ends)
-    single = sum(difference(before, after) is not None for before, after in ends) / max(len(ends), 1)
+    scenes, total = read_scenes(storage.local_path(root)), Counter[str]()
+    for table in tables:
+        names = ("reference_id", "target_id", "modification")
+        references, targets, texts = (table.column(name).to_pylist() for name in names)
+        ends = [(_scene(scenes, a), _scene(scenes, b)) for a, b in zip(references, targets, strict=True)]
+        quality, single = judge_texts(texts, ends), sum(difference(*pair) is not None for pair in ends)
+        exact, direction = (round(share * len(texts)) for share in (quality.exact, quality.direction))
+        total.update(rows=len(texts), exact=exact, direction=direction, single=single)
+    rows = max(total["rows"], 1)
     return {
-        "exact": quality.exact,
-        "exact_single_edits": quality.exact / single if single else 0.0,
-        "single_edits": single,
-        "direction": quality.direction,
+        "exact": total["exact"] / rows,
+        "exact_single_edits": total["exact"] / total["single"] if total["single"] else 0.0,
+        "single_edits": total["single"] / rows,
+        "direction": total["direction"] / rows,
     }
 
 

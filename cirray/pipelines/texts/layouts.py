@@ -1,9 +1,11 @@
 """Triplets and their pictures in layouts that other programs train on: MegaPairs' lines and CIRR's files."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 from cirray.core.errors import DataError
 from cirray.data.kinds import HEAD_BYTES, READ, sniff
@@ -32,34 +34,40 @@ def write_files(folder: Path, pictures: Iterable[tuple[str, bytes, str]], advanc
     return paths
 
 
-def write_megapairs(folder: Path, rows: Sequence[Triplet], paths: Mapping[str, str]) -> None:
+def write_megapairs(folder: Path, rows: Iterable[Triplet], paths: Mapping[str, str]) -> None:
     """A file a split, a line a triplet; a picture is its path below the folder."""
-    for split, inside in _by_split(rows).items():
-        with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as stream:
-            for row in inside:
-                entry = {
-                    REFERENCE: paths[row.reference_id], TEXTS: [row.modification], TARGETS: paths[row.target_id],
-                    NEGATIVES: [paths[name] for name in row.negative_ids], **own_keys(row),
-                }  # fmt: skip
-                stream.write(json.dumps(entry) + "\n")
+    with _SplitFiles(folder, "{}.jsonl") as files:
+        for row in rows:
+            entry = {
+                REFERENCE: paths[row.reference_id], TEXTS: [row.modification], TARGETS: paths[row.target_id],
+                NEGATIVES: [paths[name] for name in row.negative_ids], **own_keys(row),
+            }  # fmt: skip
+            files.of(row.split).write(json.dumps(entry) + "\n")
 
 
-def write_cirr(folder: Path, rows: Sequence[Triplet], paths: Mapping[str, str]) -> None:
-    """Captions and image lists of the splits train and val. A triplet's similar images are its own.
+def write_cirr(folder: Path, rows: Iterable[Triplet], paths: Mapping[str, str]) -> None:
+    """Captions and image lists of the splits train and val. A triplet's similar images are its own."""
+    names, counts = dict[str, dict[str, None]](), Counter[str]()
+    with _SplitFiles(folder, "captions/cap.rc2.{}.json") as files:
+        for row in rows:
+            number = counts[row.split]
+            files.of(row.split).write((",\n" if number else "[") + json.dumps(_cirr_entry(number, row)))
+            names.setdefault(row.split, {}).update(dict.fromkeys(row.images))
+            counts[row.split] += 1
+        for split in counts:
+            files.of(split).write("]\n")
+    with _SplitFiles(folder, "image_splits/split.rc2.{}.json") as files:
+        for split, inside in names.items():
+            json.dump({name: f"./{paths[name]}" for name in inside}, files.of(split))
 
-    Raises DataError: a triplet of another split.
-    """
-    splits = _by_split(rows)
-    if other := set(splits) - set(_CIRR_SPLITS):
+
+def check_cirr_splits(counts: Mapping[str, int]) -> None:
+    """Refuse splits (and how many triplets each has) that CIRR's layout has not. Raises DataError naming one."""
+    if other := set(counts) - set(_CIRR_SPLITS):
         raise DataError(
-            f"{len(splits[min(other)]):,} triplets are of the split {min(other)!r}; CIRR's layout has triplets of "
+            f"{counts[min(other)]:,} triplets are of the split {min(other)!r}; CIRR's layout has triplets of "
             f"{' and '.join(_CIRR_SPLITS)}. Use layout=megapairs or layout=datasets."
         )
-    for split, inside in splits.items():
-        names = dict.fromkeys(name for row in inside for name in row.images)
-        _write_json(folder / f"image_splits/split.rc2.{split}.json", {name: f"./{paths[name]}" for name in names})
-        entries = [_cirr_entry(number, row) for number, row in enumerate(inside)]
-        _write_json(folder / f"captions/cap.rc2.{split}.json", entries)
 
 
 def _cirr_entry(number: int, row: Triplet) -> dict[str, Any]:
@@ -70,13 +78,17 @@ def _cirr_entry(number: int, row: Triplet) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _by_split(rows: Sequence[Triplet]) -> dict[str, list[Triplet]]:
-    splits = dict[str, list[Triplet]]()
-    for row in rows:
-        splits.setdefault(row.split, []).append(row)
-    return splits
+class _SplitFiles(ExitStack):
+    """A text file a split, opened when it is first written to."""
 
+    def __init__(self, folder: Path, pattern: str) -> None:
+        super().__init__()
+        self._folder, self._pattern, self._open = folder, pattern, dict[str, TextIO]()
 
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    def of(self, split: str) -> TextIO:
+        """The file of a split."""
+        if split not in self._open:
+            path = self._folder / self._pattern.format(split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open[split] = self.enter_context(path.open("w", encoding="utf-8"))
+        return self._open[split]

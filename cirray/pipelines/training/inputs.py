@@ -18,6 +18,7 @@ from cirray.pipelines.data.datasets import unusable_images, without_images
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.live import Features, live_digests
 from cirray.triplets.rows import TripletRows, row_table, training_rows
+from cirray.triplets.schema import to_triplets
 from cirray.triplets.store import TripletStore, attach_reverse
 from cirray.types import Query, Triplet, stable_id
 
@@ -157,8 +158,8 @@ def _labelled(run: TrainRun, dataset: CirDataset | None) -> tuple[Triplet, ...]:
         return ()
     rows = select_labels(dataset, run.labels).train
     if run.reverse_texts:
-        generated = [row for uri in run.reverse_texts for row in TripletStore.open(uri).read()]
-        rows = tuple(attach_reverse(rows, generated))
+        pieces = (piece for uri in run.reverse_texts for piece in TripletStore.open(uri).pieces())
+        rows = tuple(attach_reverse(rows, (row for piece in pieces for row in to_triplets(piece))))
     return rows
 
 

@@ -6,18 +6,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from made_artifacts import from_triplets, stage_of
 
-from cirray.core.errors import GenerationError, IndexMismatchError
-from cirray.evaluation.round_trip import pair_scores, round_trip_ranks, worse_of_both
+from cirray.core.errors import DataError, GenerationError, IndexMismatchError
+from cirray.data.benchmark import Protocol
+from cirray.evaluation.evaluate import evaluate_retriever
+from cirray.evaluation.round_trip import pair_margins, twins
 from cirray.features.store import FeatureStore
-from cirray.pipelines.texts import check
+from cirray.pipelines.texts import check, checking
 from cirray.pipelines.texts.config import CheckRun
 from cirray.triplets.schema import REJECTED_SCHEMA
 from cirray.triplets.store import TripletStore, write_part
-from cirray.types import Triplet
+from cirray.types import Query, Triplet
 
 TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "tiny_pipeline.py")))
 SIZE = 6
@@ -80,7 +83,7 @@ def run(tmp_path, features, monkeypatch):
     write_rows(tmp_path / "synthetic", TRIPLETS)
     stage_of(tmp_path / "base", "checkpoint", {}).publish({"steps": 1})
     tower = SimpleNamespace(digest="enc")
-    monkeypatch.setattr(check, "load_models", lambda *_: (Obedient(), tower, None))
+    monkeypatch.setattr(checking, "load_models", lambda *_: (Obedient(), tower, None))
     places = {"triplets": str(tmp_path / "synthetic"), "checkpoint": str(tmp_path / "base"), "features": (features,)}
     return lambda **fields: CheckRun(**{**places, "out": str(tmp_path / "checked"), **fields})
 
@@ -89,11 +92,59 @@ def ids(store):
     return [row.triplet_id for row in store.read()]
 
 
-def test_the_rank_counts_the_images_that_the_text_prefers(features):
-    ranks = round_trip_ranks(Obedient(), FeatureStore.open(features), TRIPLETS)
-    assert ranks.tolist() == [0, 0, 1, 0, 0, 2]
-    assert worse_of_both(TRIPLETS, ranks).tolist() == [0, 0, 1, 1, 2, 2]
-    assert worse_of_both(TRIPLETS[:1], ranks[:1]).tolist() == [0]
+class Kept(check.CheckTexts):
+    """Says what it found of each part, and stops at one as a killed process does."""
+
+    found, stop = {}, None
+
+    def __call__(self, columns):
+        number = int(columns["part"][0])
+        if number == self.stop:
+            raise KeyboardInterrupt
+        done = super().__call__(columns)
+        path = Path(self._work_uri) / checking.VERDICTS / f"part-{number:05d}.parquet"
+        self.found[number] = pq.read_table(path).column("rank").to_pylist()
+        return done
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    monkeypatch.setattr(Kept, "found", {})
+    monkeypatch.setattr(check, "CheckTexts", Kept)
+    return Kept
+
+
+def test_the_rank_counts_the_images_that_the_text_prefers_as_an_evaluation_does(run, features, kept):
+    queries = [Query(row.triplet_id, row.reference_id, row.modification, (row.target_id,)) for row in TRIPLETS]
+    images, rule = [f"im-{n}" for n in range(SIZE)], Protocol("round trip", split="train", ks=(1,))
+    result = evaluate_retriever(Obedient(), FeatureStore.open(features), queries, images, rule)
+    check.run_check(run(part_rows=4))
+    assert kept.found == {0: [0, 0, 1, 0], 1: [0, 2]} and result.ranks.tolist() == [0, 0, 1, 0, 0, 2]
+
+
+def test_twins_have_their_images_swapped_and_the_last_counts():
+    ends = np.array([[0, 1], [1, 0], [2, 3], [3, 2], [3, 2], [4, 5]], np.int32).T
+    assert twins(*ends).tolist() == [1, 0, 4, 2, 2, 5]
+    assert twins(*np.empty((2, 0), np.int32)).tolist() == []
+
+
+def test_a_check_that_was_killed_goes_on_with_the_parts_that_are_left(run, tmp_path, kept, monkeypatch):
+    whole = check.run_check(run(part_rows=2, top_k=2, out=str(tmp_path / "whole")))
+    kept.found.clear()
+    monkeypatch.setattr(kept, "stop", 2)
+    with pytest.raises(KeyboardInterrupt):
+        check.run_check(run(part_rows=2, top_k=2))
+    monkeypatch.setattr(kept, "stop", None)
+    assert list(kept.found) == [0, 1] and not (tmp_path / "checked").exists()
+    assert check.run_check(run(part_rows=2, top_k=2)).digest == whole.digest
+    assert list(kept.found) == [0, 1, 2] and {path.name for path in (tmp_path / "checked").iterdir()} >= {"data"}
+    assert not {"gallery", "verdicts"} & {path.name for path in (tmp_path / "checked").iterdir()}
+
+
+def test_an_id_that_stands_twice_is_refused(run, tmp_path):
+    write_rows(tmp_path / "twice", [TRIPLETS[0], *TRIPLETS[:2]])
+    with pytest.raises(DataError, match="'0a' appears twice in .*; every row must be there once"):
+        check.run_check(run(triplets=str(tmp_path / "twice")))
 
 
 def test_pairs_stay_or_go_together_and_reasons_are_kept(run, tmp_path):
@@ -113,7 +164,7 @@ def test_each_direction_can_be_judged_alone(run, tmp_path):
 
 
 def test_a_check_that_no_row_passes_leaves_nothing_behind(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "round_trip_ranks", lambda *_, **__: np.full(len(TRIPLETS), 4))
+    monkeypatch.setattr(checking, "round_trip_ranks", lambda *_, **__: np.full(len(TRIPLETS), 4))
     with pytest.raises(
         GenerationError, match="passes rank; the first one: round trip: its target is number 5.*Raise top_k"
     ):
@@ -122,15 +173,16 @@ def test_a_check_that_no_row_passes_leaves_nothing_behind(run, tmp_path, monkeyp
 
 
 def test_features_of_another_tower_are_refused(run, monkeypatch):
-    monkeypatch.setattr(check, "load_models", lambda *_: (Obedient(), SimpleNamespace(digest="other"), None))
+    monkeypatch.setattr(checking, "load_models", lambda *_: (Obedient(), SimpleNamespace(digest="other"), None))
     with pytest.raises(IndexMismatchError, match="Embed the images with that tower"):
         check.run_check(run())
 
 
 def test_outrank_drops_a_text_that_leads_back_to_its_own_reference(run, tmp_path):
     rows = [*pair(0, 0, 1, "to 1 then 0", "to 1 then 0")]
-    scores = pair_scores(Obedient(), FeatureStore.open(run().features[0]), rows)
-    assert scores.target.tolist() == [1.0, 0.5] and scores.reference.tolist() == [0.5, 1.0]
+    columns = zip(*((row.reference_id, row.target_id, row.modification) for row in rows), strict=True)
+    outrank, direction = pair_margins(Obedient(), FeatureStore.open(run().features[0]), *columns, batch=1)
+    assert outrank.tolist() == [0.5, -0.5] and direction.tolist() == [0.5, -0.5]
     write_rows(tmp_path / "own", rows)
     check.run_check(run(triplets=str(tmp_path / "own"), tests=("outrank",), both=False))
     store = TripletStore.open(tmp_path / "checked")

@@ -25,10 +25,11 @@ from cirray.pipelines.search.models import run_model
 from cirray.pipelines.texts.config import ExportTripletsRun, ImportTripletsRun
 from cirray.pipelines.texts.export import run_export_triplets
 from cirray.pipelines.texts.importing import run_import_triplets
-from cirray.pipelines.texts.layouts import write_cirr, write_files
+from cirray.pipelines.texts.layouts import write_files
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.inputs import read_inputs
 from cirray.pipelines.training.train import run_train
+from cirray.triplets.rows import StoredRows
 from cirray.triplets.schema import rejected_table
 from cirray.triplets.store import TripletStore, write_part
 
@@ -122,10 +123,10 @@ def test_triplets_and_pictures_come_back_equal_from_the_folder_and_from_the_hub_
 def test_files_of_other_programs_have_their_keys_and_come_back_equal(home, tmp_path, layout, fields, monkeypatch):
     monkeypatch.setattr("cirray.core.extras.find_spec", lambda name: None)  # the library `datasets` is not needed
     run_export_triplets(run_of(home, layout=layout, out=str(tmp_path / "out")))
-    rows = TripletStore.open(home / "synthetic").read(split="train")
+    rows = [row for row in StoredRows([str(home / "synthetic")]) if row.split == "train"]
     if layout == "megapairs":
         entry = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
-        assert entry["q_texts"] == [rows[0].modification] and entry["hns"] == []
+        assert entry["q_texts"] == [rows[0].modification] and len(entry["hns"]) == 2
         lines = map(json.loads, (tmp_path / "out" / "train.jsonl").read_text().splitlines())
         assert sum((tmp_path / "out" / path).is_file() for line in lines for path in line["hns"]) == 2
         assert (tmp_path / "out" / entry["q_img"]).is_file() and (tmp_path / "out" / entry["t_img"]).is_file()
@@ -157,8 +158,13 @@ def test_pictures_whose_ids_are_no_file_names_come_back_under_their_ids(tmp_path
 
 def test_a_split_that_cirr_has_not_is_refused_with_the_layouts_that_have_it(home, tmp_path):
     rows = [dataclasses.replace(row, split="test") for row in TripletStore.open(home / "synthetic").read()]
-    with pytest.raises(DataError, match="are of the split 'test'; CIRR's layout has triplets of train and val. Use"):
-        write_cirr(tmp_path, rows, {})
+    stage = stage_of(tmp_path / "other", "triplets")
+    write_part(stage.work_uri, "part-00000", from_triplets(rows), rejected_table([]))
+    stage.publish({"triplets": len(rows)})
+    told = f"{len(rows)} triplets are of the split 'test'; CIRR's layout has triplets of train and val. Use"
+    with pytest.raises(DataError, match=told):
+        run_export_triplets(run_of(home, layout="cirr", triplets=str(tmp_path / "other"), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_changed_picture_or_triplet_is_another_data_set(home, tmp_path):

@@ -233,15 +233,16 @@ def test_filters_move_rows_to_rejected_and_keep_the_account(inputs):
     assert all("near_duplicate_pair" in reason for reason in store.rejected().column("reason").to_pylist())
 
 
-def test_a_kill_between_the_two_steps_of_filtering_is_repaired(inputs, monkeypatch):
+@pytest.mark.parametrize("alive", range(4))
+def test_a_kill_at_any_step_of_filtering_is_repaired(inputs, monkeypatch, alive):
     from cirray.pipelines.texts import generate
 
-    filters = FilterConfig(names=("near_duplicate_pair",), max_score=0.8)
+    filters = FilterConfig(names=("duplicate_text", "near_duplicate_pair"), max_score=0.8)
     run_generate(run_of(inputs, filters=filters, out=str(inputs / "whole")), TINY.load_knobs)
     real, written = generate.write_table, []
 
     def dying(uri, table):
-        if len(written) == 2:
+        if len(written) == alive:
             raise KeyboardInterrupt
         written.append(uri)
         real(uri, table)

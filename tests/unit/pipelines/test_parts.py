@@ -88,7 +88,7 @@ def test_parts_that_do_not_come_back_are_missed(monkeypatch):
 
 
 def test_when_everything_is_rejected_the_most_frequent_reason_is_told_and_nothing_left(stage, tmp_path):
-    rejected = Rejected.listed([("a", "dull"), ("b", "{wet}"), ("c", "{wet}")])
+    rejected = Rejected([("a", "dull"), ("b", "{wet}"), ("c", "{wet}")])
     assert rejected.first() == [["a", "dull"], ["b", "{wet}"], ["c", "{wet}"]] and len(rejected) == 3
     rejected.refuse_all(stage, 1, "no")
     assert (tmp_path / "out.partial").exists()

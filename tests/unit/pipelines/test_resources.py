@@ -7,8 +7,8 @@ import pytest
 from cirray.core.environ import private_cluster, ray_address
 from cirray.core.errors import ConfigError
 from cirray.pipelines.cluster import resources
-from cirray.pipelines.cluster.config import RayConfig
-from cirray.pipelines.cluster.resources import cluster, logical_cpus
+from cirray.pipelines.cluster.config import PoolConfig, RayConfig
+from cirray.pipelines.cluster.resources import ClusterInfo, check_pool, cluster, logical_cpus
 
 
 @pytest.fixture
@@ -89,3 +89,26 @@ def test_two_slow_starts_are_one_sentence_and_other_errors_stay_themselves(bare)
     with pytest.raises(Exception, match="no space left"):
         resources._start_private(RayConfig())
     assert other.calls == 1
+
+
+def test_pools_have_a_size_or_bounds_and_their_errors_say_which():
+    assert PoolConfig().bounds == (2, 2) and PoolConfig(size=5).bounds == (5, 5)
+    assert PoolConfig(max=8).bounds == (1, 8) and PoolConfig(size=3, min=2, max=2).bounds == (2, 2)
+    assert PoolConfig(gpus=0.5).device == "cuda" and PoolConfig(gpus=2).gpus == 2
+    for fields, told in (
+        ({"min": 2}, "min 2 says where a growing pool begins; give max too, or size alone"),
+        ({"min": 4, "max": 3}, "max 3 is below min 4; a pool grows from min to max"),
+        ({"gpus": 1.5}, r"gpus 1.5 is neither a share of one GPU \(0.5\) nor a whole number"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            PoolConfig(**fields)
+
+
+def test_an_actor_must_fit_on_one_machine_and_not_on_all_of_them_together():
+    two = ClusterInfo(private=False, cpus=8, gpus=2, nodes=2, largest=(4, 1))
+    check_pool(PoolConfig(cpus=4, gpus=1), RayConfig(), two)
+    check_pool(None, RayConfig(), two)
+    told = r"One actor needs 2 GPUs .pool.gpus., the cluster has no machine with more than 1. .* ray.autoscaling=true"
+    with pytest.raises(ConfigError, match=told):
+        check_pool(PoolConfig(gpus=2), RayConfig(), two)
+    check_pool(PoolConfig(gpus=2), RayConfig(autoscaling=True), two)

@@ -1,11 +1,14 @@
 """Filters: off by default, each with its reason, in the order they are named."""
 
+import random
+
 import pytest
 
 from cirray.core.errors import ConfigError
 from cirray.triplets.config import FilterConfig
-from cirray.triplets.filters import FILTERS, apply_filters
+from cirray.triplets.filters import FILTERS, triplet_filter
 from cirray.triplets.schema import triplet_table
+from cirray.triplets.seen import Seen
 
 
 def table(*texts, references=None, scores=None):
@@ -20,11 +23,11 @@ def table(*texts, references=None, scores=None):
 
 
 def reasons(rows, *names, **fields):
-    return apply_filters(rows, FilterConfig(names=names, **fields))
+    return triplet_filter(FilterConfig(names=names, **fields))(rows)
 
 
 def test_no_filter_is_on_by_default():
-    assert apply_filters(table("...", "x " * 99), FilterConfig()) == [None, None]
+    assert reasons(table("...", "x " * 99)) == [None, None]
 
 
 def test_empty_drops_texts_without_a_letter():
@@ -44,7 +47,19 @@ def test_instruction_copy_ignores_case_and_punctuation_and_needs_an_instruction(
 
 def test_duplicate_text_keeps_the_first_of_a_reference():
     rows = table("make it red", "Make it red!", "make it red", "make it blue", references=["a", "a", "b", "a"])
-    assert reasons(rows, "duplicate_text") == [None, "duplicate_text: same reference and text as t0", None, None]
+    dropped = "duplicate_text: an earlier row has the same reference and text"
+    assert reasons(rows, "duplicate_text") == [None, dropped, None, None]
+    judge = triplet_filter(FilterConfig(names=("duplicate_text",)))
+    assert [judge(rows.slice(at, 1))[0] for at in (0, 1, 2, 1, 3)] == [None, dropped, None, dropped, None]
+
+
+def test_what_was_seen_is_known_in_pieces_of_any_size_as_to_a_set():
+    rng, seen, known, texts = random.Random(0), Seen(), set(), []
+    for size in (5, 1, 40, 0, 3, 200, 7, 1):
+        texts = [str(rng.randrange(150)) for _ in range(size)]
+        wanted = [not (text in known or known.add(text)) for text in texts]
+        assert seen.fresh(iter(texts)).tolist() == wanted
+    assert len(known) > 100
 
 
 def test_near_duplicate_pair_looks_at_the_cosine():

@@ -14,7 +14,7 @@ from cirray.triplets.schema import (
     triplet_ids,
     triplet_table,
 )
-from cirray.triplets.store import TripletStore, attach_reverse, count_rows, finished_keys, write_part
+from cirray.triplets.store import TripletStore, attach_reverse, finished_keys, row_counts, write_part
 from cirray.types import Triplet
 
 NOTHING = rejected_table([])
@@ -107,7 +107,7 @@ def test_a_part_counts_as_finished_only_with_its_data(tmp_path):
     write_part(str(tmp_path), "part-00000", triplet_table([row(1)]), rejected_table([refusal(2)]))
     write_part(str(tmp_path), "part-00001", triplet_table([]), rejected_table([refusal(3)]))
     assert finished_ids(str(tmp_path)) == {"part-00000": ["t1", "t2"], "part-00001": ["t3"]}
-    assert count_rows(str(tmp_path)) == 1
+    assert row_counts(str(tmp_path)) == [1, 0]
     (tmp_path / "data" / "part-00000.parquet").unlink()
     assert finished_ids(str(tmp_path)) == {"part-00001": ["t3"]}
 
