@@ -48,6 +48,7 @@ ON_PURPOSE: dict[str, tuple[str, ...]] = {
     "finetune": ("encoder.settings.patch_input",),
     # smaller parts, so that the bar moves on a few hundred pictures, and batches that threads share
     "index": ("shard", "batch"),
+    "check": ("device",),  # a pool's actors say where they work
     "embed-c": ("data.preset",),  # embedding reads images: no text, no protocol
     "embed-fashioniq": ("data.preset", "data.fashioniq.train_captions"),
     "compare-shapes": ("table.labelled only.index",),  # is asked in every shape of query since

@@ -48,7 +48,7 @@ class PoolConfig(Config):
     cpus: Effort[float] = Field(0.25, ge=0)
     """Logical CPUs that one actor holds for the whole run; a scheduling figure, not a speed."""
     gpus: Common[Effort[float]] = Field(0.0, ge=0)
-    """GPUs of one actor; 0 computes on the CPU, a fraction (0.5) shares one."""
+    """GPUs of one actor; 0 computes on the CPU, a fraction shares one."""
     threads: Effort[int] = Field(1, ge=1)
     """Threads of one actor's matrix products."""
 
