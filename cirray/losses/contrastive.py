@@ -18,6 +18,7 @@ def contrastive(sums: RowSums, label_smoothing: float = 0.0) -> torch.Tensor:
     """
     loss_B = functional.softplus(sums.others_BK[:, 0] - sums.own_B)  # log(e^own + e^others) - own
     if label_smoothing:
+        assert sums.total_B is not None, "label smoothing reads the sums of the logits (totals=True)"
         spread_B = sums.own_B + loss_B - (sums.own_B + sums.total_B) / (1 + sums.count_B)
         loss_B = (1 - label_smoothing) * loss_B + label_smoothing * spread_B
     return loss_B

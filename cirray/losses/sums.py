@@ -31,15 +31,15 @@ class RowSums:
     """The positive's logit."""
     others_BK: torch.Tensor
     """Logarithm of the sum of exp(power x logit), a column for each power; `NOTHING` where a row sees no other."""
-    total_B: torch.Tensor
-    """Sum of the logits."""
+    total_B: torch.Tensor | None
+    """Sum of the logits; None where only label smoothing would read it, and there is none."""
     count_B: torch.Tensor
     """How many candidates these are."""
 
 
 def sums_of(
     scores_BN: torch.Tensor, positive_B: torch.Tensor, temperature: torch.Tensor | float,
-    hidden_BN: torch.Tensor | None = None, powers: tuple[float, ...] = (1.0,),
+    hidden_BN: torch.Tensor | None = None, powers: tuple[float, ...] = (1.0,), totals: bool = True,
 ) -> RowSums:  # fmt: skip
     """The sums of a whole matrix: the simple twin of the tiles.
 
@@ -51,13 +51,14 @@ def sums_of(
     others = [_log_sum(logits_BN, other_BN, power) for power in powers]
     return RowSums(
         logits_BN.gather(1, positive_B[:, None])[:, 0], torch.stack(others, dim=1),
-        (logits_BN * other_BN).sum(dim=1), other_BN.sum(dim=1),
+        (logits_BN * other_BN).sum(dim=1) if totals else None, other_BN.sum(dim=1),
     )  # fmt: skip
 
 
 def row_sums(
     score: ScoreFunction, rows_B: torch.Tensor, candidates_N: torch.Tensor, temperature: torch.Tensor | float,
     hidden: Hidden, powers: tuple[float, ...] = (1.0,), chunk: int | Literal["auto"] | None = "auto",
+    totals: bool = True,
 ) -> RowSums:  # fmt: skip
     """The sums of B rows over N candidates.
 
@@ -69,12 +70,13 @@ def row_sums(
         hidden: the rows' positives, and what they must not see.
         powers: factors of the logits in the sums.
         chunk: rows of a tile; null for the whole matrix, auto for the whole matrix up to `WHOLE_SCORES` scores.
+        totals: also sum the logits themselves, which label smoothing reads.
     """
     high, wide = tile_of(len(rows_B), len(candidates_N), _tokens(rows_B) * _tokens(candidates_N), chunk)
     if (high, wide) == (len(rows_B), len(candidates_N)):
         scores_BN = score(rows_B, candidates_N)
-        return sums_of(scores_BN, hidden.positive_B, temperature, hidden.mask(), powers)
-    job = _Job(score, hidden, powers, high, wide)
+        return sums_of(scores_BN, hidden.positive_B, temperature, hidden.mask(), powers, totals)
+    job = _Job(score, hidden, powers, high, wide, totals)
     tau = torch.as_tensor(temperature, dtype=torch.float32, device=rows_B.device)
     return RowSums(*_Tiles.apply(rows_B, candidates_N, tau, job))
 
@@ -105,6 +107,7 @@ class _Job:
     powers: tuple[float, ...]
     high: int
     wide: int
+    totals: bool
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of every tile."""
@@ -128,7 +131,7 @@ class _Tiles(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows_B: torch.Tensor, candidates_N: torch.Tensor, tau: torch.Tensor, job: _Job
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor | None, ...]:
         """Fold every tile into its rows' sums."""
         own_B, total_B, count_B = (tau.new_zeros(len(rows_B)) for _ in range(3))
         others_BK = tau.new_full((len(rows_B), len(job.powers)), NOTHING)
@@ -136,7 +139,8 @@ class _Tiles(torch.autograd.Function):
             logits_bn = job.logits(rows_B[rows], candidates_N[columns], tau)
             own_bn, other_bn = job.seen(rows, columns)
             own_B[rows] += (logits_bn * own_bn).sum(dim=1)
-            total_B[rows] += (logits_bn * other_bn).sum(dim=1)
+            if job.totals:
+                total_B[rows] += (logits_bn * other_bn).sum(dim=1)
             count_B[rows] += other_bn.sum(dim=1)
             for place, power in enumerate(job.powers):
                 more_b = _log_sum(logits_bn, other_bn, power)
@@ -144,7 +148,7 @@ class _Tiles(torch.autograd.Function):
         ctx.job = job
         ctx.save_for_backward(rows_B, candidates_N, tau, others_BK)
         ctx.mark_non_differentiable(count_B)
-        return own_B, others_BK, total_B, count_B
+        return own_B, others_BK, total_B if job.totals else None, count_B
 
     @staticmethod
     @once_differentiable
@@ -174,8 +178,10 @@ def _weights(
 ) -> torch.Tensor:  # fmt: skip
     """Gradient at a tile's logits, from those at its rows' sums."""
     own_bn, other_bn = job.seen(*tile)
-    own_b, others_bk, total_b = (gradient[tile[0]] for gradient in gradients[:3])
-    weight_bn = own_b[:, None] * own_bn + total_b[:, None] * other_bn
+    own_b, others_bk = (gradient[tile[0]] for gradient in gradients[:2])
+    weight_bn = own_b[:, None] * own_bn
+    if job.totals:
+        weight_bn = weight_bn + gradients[2][tile[0], None] * other_bn
     for place, power in enumerate(job.powers):
         share_bn = (power * logits_bn - others_bK[:, place, None]).masked_fill(~other_bn, NOTHING).exp()
         weight_bn = weight_bn + power * others_bk[:, place, None] * share_bn

@@ -91,6 +91,14 @@ def test_sums_in_tiles_equal_those_of_the_whole_matrix(monkeypatch, rows, tile, 
         pairs = zip(gradients(mine, query, gallery, tau), gradients(theirs, query, gallery, tau), strict=True)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs), name
         assert name == "own_B" or not torch.allclose(mine, getattr(blind, name), atol=1e-2)
+    for chunk in (rows, None):  # what only label smoothing reads is left out where nothing is smoothed
+        few, all_of_it = (
+            sums.row_sums(score, query, gallery, tau, hidden, power, chunk, totals) for totals in (False, True)
+        )
+        assert few.total_B is None and torch.equal(few.others_BK, all_of_it.others_BK)
+        more = few.others_BK.sum() + few.own_B.sum(), all_of_it.others_BK.sum() + all_of_it.own_B.sum()
+        pairs = zip(*(gradients(item, query, gallery, tau) for item in more), strict=True)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
 
 
 def test_targets_over_queries_are_summed_in_tiles_too(monkeypatch):

@@ -1,4 +1,4 @@
-"""Stage 7: score a checkpoint on a data set's queries and write the report. One process, no cluster."""
+"""Stage 7: score a checkpoint on a data set's queries and write the report. Ray only for an index in parts."""
 
 import dataclasses
 import json
@@ -14,7 +14,6 @@ from cirray.data.readers import read_dataset
 from cirray.evaluation.baselines import ImageOnly
 from cirray.evaluation.browse import Limits, render_browser, seen_result
 from cirray.evaluation.chunked import Settings
-from cirray.evaluation.config import EvaluateRun
 from cirray.evaluation.evaluate import count_result, encode_queries, evaluate_retriever
 from cirray.evaluation.page import write_report
 from cirray.evaluation.plan import make_plan
@@ -32,6 +31,8 @@ from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import load_models
 from cirray.index.store import open_vectors
 from cirray.pipelines.data.datasets import asked_digest
+from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
+from cirray.pipelines.evaluation.score import vector_runner
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.training.callbacks import HISTORY
 from cirray.triplets.rows import StoredRows
@@ -143,7 +144,10 @@ def _score_index(run: EvaluateRun, dataset: CirDataset, features: Seen, retrieve
         gallery = VectorFile(str(path), ids, open_array(path))
         # the index keeps vectors as the model scores them
         settings = Settings(run.device, normalize=False)
-        ranked = rank_vectors(plan, queries, [gallery], settings, top_k=run.top_k, advance=advance)
+        with vector_runner(run.ray, run.parts, run.device) as work:
+            ranked = rank_vectors(
+                plan, queries, [gallery], settings, top_k=run.top_k, parts=run.parts, run=work, advance=advance
+            )
     return count_result(ranked, run.intervals)
 
 

@@ -22,6 +22,7 @@ from cirray.evaluation.result import EvaluationResult
 from cirray.evaluation.spellings import spellings_of
 from cirray.evaluation.tables import figures_table, percent
 from cirray.evaluation.vectors import Runner, rank_vectors
+from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.config import ScoreRun
 
@@ -74,7 +75,8 @@ def _vectors_counted(
     given = open_vectors(run.queries, run.query_ids, run.gallery, run.gallery_ids, spellings)
     plan, notes = plan_for(dataset, protocol, (name for file in given.gallery for name in file.ids), spellings)
     settings = Settings(run.device, run.sums, run.normalize, run.budget_mb * 2**20)
-    with _runner(run) as work, progress("score", len(plan.queries), "queries") as advance:
+    parts = run.parts * len(run.gallery)
+    with vector_runner(run.ray, parts, run.device) as work, progress("score", len(plan.queries), "queries") as advance:
         ranked = rank_vectors(
             plan, given.queries, given.gallery, settings, top_k=run.top_k, parts=run.parts, run=work, advance=advance
         )
@@ -82,14 +84,14 @@ def _vectors_counted(
 
 
 @contextmanager
-def _runner(run: ScoreRun) -> Iterator[Runner | None]:
+def vector_runner(ray: RayConfig, parts: int, device: str) -> Iterator[Runner | None]:
     """Ray tasks for several parts, this process for one, since starting a cluster takes longer than most scorings."""
-    if not run.ray.enabled or (run.parts == 1 and len(run.gallery) == 1):
+    if not ray.enabled or parts == 1:
         yield None
         return
     from cirray.pipelines.cluster.shards import ray_runner
 
-    with ray_runner(run.ray, gpus=1.0 if run.device.startswith("cuda") else 0.0) as work:
+    with ray_runner(ray, gpus=1.0 if device.startswith("cuda") else 0.0) as work:
         yield work
 
 

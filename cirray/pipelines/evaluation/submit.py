@@ -11,7 +11,6 @@ from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig
 from cirray.data.readers import read_dataset
 from cirray.evaluation.chunked import Settings
-from cirray.evaluation.config import SubmitRun
 from cirray.evaluation.evaluate import rank_queries
 from cirray.evaluation.given import check_sides, open_vectors, plan_for
 from cirray.evaluation.plan import make_plan
@@ -35,6 +34,7 @@ from cirray.evaluation.submissions import (
 from cirray.evaluation.vectors import rank_vectors
 from cirray.features.store import FeatureStore, check_tower
 from cirray.image_text import load_models
+from cirray.pipelines.evaluation.evaluate_config import SubmitRun
 from cirray.pipelines.rewrites.texts import with_texts
 
 _SUBMISSIONS = {"cirr": (RECALL, SUBSET), "circo": (CIRCO,)}

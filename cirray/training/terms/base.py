@@ -100,15 +100,17 @@ class TermInput:
 
     def sums(
         self, rows_B: torch.Tensor, candidates_N: torch.Tensor, hidden: Hidden, powers: tuple[float, ...] = (1.0,),
-        score: ScoreFunction = score,
+        score: ScoreFunction = score, totals: bool = False,
     ) -> RowSums:  # fmt: skip
         """Sums of the rows' logits over candidates, from the whole matrix or in tiles as `training.chunk` says."""
-        return row_sums(score, rows_B, candidates_N, self.output.temperature, hidden, powers, self.config.chunk)
+        tau, chunk = self.output.temperature, self.config.chunk
+        return row_sums(score, rows_B, candidates_N, tau, hidden, powers, chunk, totals)
 
     def contrast(self, query_BD: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """Weighted mean over all ranks' rows of InfoNCE against `candidates` (scalar)."""
         found = self.candidates
-        return self.mean(contrastive(self.sums(query_BD, found.tokens_NQD, found.hidden), smoothing))
+        sums = self.sums(query_BD, found.tokens_NQD, found.hidden, totals=bool(smoothing))
+        return self.mean(contrastive(sums, smoothing))
 
     def mean(self, loss_B: torch.Tensor, weight_B: torch.Tensor | None = None) -> torch.Tensor:
         """Mean of the rows' losses by weight (the batch's, or others); its mean over ranks is over all rows."""

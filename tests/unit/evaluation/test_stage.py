@@ -1,6 +1,7 @@
 """The evaluation stage on a small world, with random towers: what it writes and what it refuses."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, Transform
 from cirray.data.images import open_image
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.world import write_world
-from cirray.evaluation.config import EvaluateRun
+from cirray.evaluation.vectors import run_job
 from cirray.features.shards import FeatureShardWriter
 from cirray.models.composed import build_retriever
 from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
@@ -22,6 +23,7 @@ from cirray.models.towers.hf_blip2 import build_vision_tower
 from cirray.pipelines.evaluation.compare import run_compare
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
 from cirray.transforms import build_transform
 from cirray.triplets.schema import REJECTED_SCHEMA
 from cirray.triplets.store import write_part
@@ -176,7 +178,7 @@ def test_a_report_can_be_scored_and_browsed_again(run, world, tmp_path):
     assert "image only and MTST only on" in page.read_text()
 
 
-def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run, parts, world, tmp_path):
+def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run, parts, world, tmp_path, monkeypatch):
     from cirray.index.config import IndexBackend
     from cirray.pipelines.cluster.config import RayConfig
     from cirray.pipelines.search.config import IndexRun
@@ -190,6 +192,21 @@ def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run,
     run_index(index)
     plain = run_evaluate(run(html=False))
     mapped = run_evaluate(run(html=False, index=index.out, out=str(tmp_path / "mapped")))
+    asked = []
+
+    @contextmanager
+    def tasks(ray, gpus):  # in place of Ray's
+        def each(question, jobs, scores_P):
+            asked.append(len(jobs))
+            return [run_job(question, job, scores_P) for job in jobs]
+
+        yield each
+
+    monkeypatch.setattr("cirray.pipelines.cluster.shards.ray_runner", tasks)
+    cut = run_evaluate(run(html=False, index=index.out, out=str(tmp_path / "cut"), parts=3))
+    assert cut.metrics == mapped.metrics and set(asked) == {3}
+    with pytest.raises(ValueError, match=r"parts 3 are pieces of an index's vectors; name one \(cirray index\)"):
+        run(parts=3)
     assert mapped.metrics["R@50"] == plain.metrics["R@50"] and mapped.counts == plain.counts
     assert mapped.metrics["R@5"] == pytest.approx(plain.metrics["R@5"], abs=0.1), "fp16 vectors move few ranks"
     rows = [pq.read_table(tmp_path / name / "rankings.parquet").to_pylist()[-1] for name in ("report", "mapped")]
@@ -209,8 +226,8 @@ def test_a_checkpoint_ranks_a_submission_without_targets(run, parts, world, monk
     """The small gallery has too few images for a server, which is said only after everything has been ranked."""
     import dataclasses
 
-    from cirray.evaluation.config import SubmitRun
     from cirray.pipelines.evaluation import submit
+    from cirray.pipelines.evaluation.evaluate_config import SubmitRun
 
     whole = read_dataset(DataConfig(folder=FolderConfig(root=str(world))))
     blind = tuple(dataclasses.replace(query, target_ids=()) for query in whole.queries)

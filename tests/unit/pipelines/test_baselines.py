@@ -8,10 +8,10 @@ import pytest
 
 import cirray
 from cirray.core.config import validate
-from cirray.evaluation.config import EvaluateRun
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.world import run_world
 from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.training.config import TrainRun

@@ -10,11 +10,11 @@ import torch
 from cirray.cli.main import main
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
-from cirray.evaluation.config import EvaluateRun
 from cirray.image_text import load_models
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.world import run_world
 from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.search.config import IndexRun

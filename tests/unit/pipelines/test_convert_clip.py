@@ -13,7 +13,6 @@ from torch.nn import functional
 from cirray.core.artifacts import read_manifest
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, CirrayError, ConfigError
-from cirray.evaluation.config import EvaluateRun
 from cirray.image_text import load_models
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import build_dual
@@ -23,6 +22,7 @@ from cirray.models.words.word_map import build_word_map
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.world import run_world
 from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.search.config import IndexRun

@@ -9,13 +9,13 @@ from cirray.core.config import validate
 from cirray.core.errors import ConfigError
 from cirray.data.images import open_place
 from cirray.data.readers import read_dataset
-from cirray.evaluation.config import EvaluateRun
 from cirray.evaluation.rankings import read_rankings
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.world import run_world
 from cirray.pipelines.evaluation.compare import run_compare
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.search.config import ModelRun

@@ -5,12 +5,12 @@ import pytest
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError
-from cirray.evaluation.config import EvaluateRun
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.world import run_world
 from cirray.pipelines.evaluation.compare import run_compare
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
 from cirray.pipelines.evaluation.query_shapes import SHAPES
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed

@@ -13,9 +13,9 @@ import pytest
 from cirray.core.errors import ConfigError, DataError
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import DataConfig
-from cirray.evaluation.config import SubmitRun
 from cirray.evaluation.report import RANKING_SCHEMA
 from cirray.pipelines.evaluation import submit as module
+from cirray.pipelines.evaluation.evaluate_config import SubmitRun
 from cirray.pipelines.evaluation.submit import run_submit
 from cirray.types import Query
 

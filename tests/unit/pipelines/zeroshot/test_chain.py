@@ -17,13 +17,13 @@ from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, IndexMismatchError
 from cirray.data.images import open_place
 from cirray.data.readers import read_dataset
-from cirray.evaluation.config import EvaluateRun
 from cirray.features.store import FeatureStore
 from cirray.index.store import open_index
 from cirray.models.retriever_files import load_retriever
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.world import run_world
 from cirray.pipelines.evaluation.evaluate import run_evaluate
+from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
 from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.rewrites.config import RewriteRun

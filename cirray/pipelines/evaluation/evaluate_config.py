@@ -8,6 +8,7 @@ from cirray.core.fields import Effort, Features, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig
 from cirray.generators.rerankers.config import RerankChoice
+from cirray.pipelines.cluster.config import RayConfig
 
 
 class EvaluateRun(Run):
@@ -40,6 +41,11 @@ class EvaluateRun(Run):
     """Images and queries per forward pass."""
     device: Effort[str] = "cpu"
     """Where the model runs."""
+    parts: Effort[int] = Field(1, ge=1)
+    """With an index: pieces of its vectors; several are compared with the queries side by side, by tasks on a
+    cluster."""
+    ray: Effort[RayConfig] = RayConfig()
+    """The cluster of several `parts`; its nodes must see the index."""
     seed: int = Field(0, ge=0)
     """Seed of the queries drawn for the page."""
     html: bool = True
@@ -64,6 +70,10 @@ class EvaluateRun(Run):
         if self.rerank and self.index:
             raise ValueError(
                 "rerank looks at the images again, which an index does not hold; leave out index, or rerank"
+            )
+        if self.parts > 1 and not self.index:
+            raise ValueError(
+                f"parts {self.parts} are pieces of an index's vectors; name one (cirray index), or parts=1"
             )
         if any(k < 1 for k in self.ks):
             raise ValueError("every cut-off in ks must be at least 1")
