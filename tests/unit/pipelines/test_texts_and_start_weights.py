@@ -13,7 +13,7 @@ from cirray.core.config import load_config, validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.core.trees import leaves
 from cirray.evaluation.evaluate import encode_queries
-from cirray.evaluation.round_trip import pair_scores
+from cirray.evaluation.round_trip import pair_margins
 from cirray.features.store import FeatureStore
 from cirray.image_text import load_models
 from cirray.models import retriever_files
@@ -102,7 +102,8 @@ def test_every_verb_reads_texts_through_the_checkpoints_processor(fields, shouti
     encode_queries(encoder, FeatureStore.open_many(features), queries_of(rows))
     assert loud(heard), "evaluate, submit"
     heard.clear()
-    pair_scores(encoder, FeatureStore.open_many(features), rows)
+    columns = ([getattr(row, name) for row in rows] for name in ("reference_id", "target_id", "modification"))
+    pair_margins(encoder, FeatureStore.open_many(features), *columns)
     assert loud(heard), "check"
     heard.clear()
     images = {"checkpoint": shouting, "images": str(next(Path(fields["data"]["folder"]["root"]).rglob("*.png")).parent)}
