@@ -41,8 +41,8 @@ class PoolConfig(Config):
 
     size: Common[Effort[int]] = Field(2, ge=1)
     """Number of actors, where no `max` is given."""
-    min: Effort[int] = Field(1, ge=1)
-    """Actors that a growing pool begins with."""
+    min: Effort[int | None] = Field(None, ge=1)
+    """Actors that a growing pool begins with; null: one."""
     max: Effort[int | None] = Field(None, ge=1)
     """Actors that it may grow to, also on machines that join the cluster later; null: it stays at `size`."""
     cpus: Effort[float] = Field(0.25, ge=0)
@@ -54,9 +54,9 @@ class PoolConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> "PoolConfig":
-        if self.max is None and "min" in self.model_fields_set:
+        if self.max is None and self.min is not None:
             raise ValueError(f"min {self.min} says where a growing pool begins; give max too, or size alone")
-        if self.max is not None and self.max < self.min:
+        if self.max is not None and self.max < (self.min or 1):
             raise ValueError(f"max {self.max} is below min {self.min}; a pool grows from min to max")
         if self.gpus > 1 and self.gpus % 1:
             raise ValueError(f"gpus {self.gpus:g} is neither a share of one GPU (0.5) nor a whole number")
@@ -65,7 +65,7 @@ class PoolConfig(Config):
     @property
     def bounds(self) -> tuple[int, int]:
         """The least and the largest number of actors."""
-        return (self.size, self.size) if self.max is None else (self.min, self.max)
+        return (self.size, self.size) if self.max is None else (self.min or 1, self.max)
 
     @property
     def device(self) -> str:

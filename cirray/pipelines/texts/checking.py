@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from cirray.core import storage
 from cirray.core.contents import MARKER, file_digest
@@ -74,7 +75,8 @@ class CheckTexts:
             found["rank"] = round_trip_ranks(query_BD, ids, *places, self._gallery, self._device).astype(np.int32)
         if self._scored:
             margins = pair_margins(self._encoder, self._features, references, targets, texts, self._batch)
-            scaled = (margin / float(self._encoder.temperature) for margin in margins)
+            temperature = float(torch.as_tensor(self._encoder.temperature).detach())
+            scaled = (margin / temperature for margin in margins)
             found |= zip(VERDICT_SCHEMA.names[1:], scaled, strict=True)
         file = storage.join(self._work_uri, VERDICTS, f"{part_name(number)}.parquet")
         write_table(file, pa.table(found).cast(VERDICT_SCHEMA))

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from cirray.core.config import validate
 from cirray.core.environ import private_cluster, ray_address
 from cirray.core.errors import ConfigError
 from cirray.pipelines.cluster import resources
@@ -94,6 +95,7 @@ def test_two_slow_starts_are_one_sentence_and_other_errors_stay_themselves(bare)
 def test_pools_have_a_size_or_bounds_and_their_errors_say_which():
     assert PoolConfig().bounds == (2, 2) and PoolConfig(size=5).bounds == (5, 5)
     assert PoolConfig(max=8).bounds == (1, 8) and PoolConfig(size=3, min=2, max=2).bounds == (2, 2)
+    assert all(validate(PoolConfig, pool.to_dict()) == pool for pool in (PoolConfig(), PoolConfig(min=2, max=3)))
     assert PoolConfig(gpus=0.5).device == "cuda" and PoolConfig(gpus=2).gpus == 2
     for fields, told in (
         ({"min": 2}, "min 2 says where a growing pool begins; give max too, or size alone"),
