@@ -57,7 +57,10 @@ def make_api(
     def services() -> dict[str, SearchService]:
         return {DEFAULT: service(), **galleries()}
 
-    app = FastAPI(title="cirray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(
+        title="cirray", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )  # fmt: skip
     routes, chosen = APIRouter(), chosen_by(services)
     limit = int(args.max_body_mb * 2**20)
     remote = Remote(args.image_hosts, limit)

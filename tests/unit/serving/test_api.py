@@ -236,6 +236,7 @@ def test_a_method_that_is_not_offered_is_told_all_that_are(call, path, allowed):
         ("GET", "/v1/images/..%2F..%2Fetc%2Fpasswd", 404, "unknown-image"),
         ("GET", "/static/..%2Fapi.py", 404, "not-found"),
         ("GET", "/static/nope.js", 404, "not-found"),
+        ("GET", "/v1/galleries/", 404, "not-found"),
         ("GET", "/v1/gallery?limit=0", 422, "unusable-query"),
         ("GET", "/v1/gallery?limit=501", 422, "unusable-query"),
         ("GET", "/v1/gallery?offset=x", 422, "unusable-query"),
