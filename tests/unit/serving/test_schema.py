@@ -12,8 +12,9 @@ from cirray.serving.api import make_api
 from cirray.serving.config import ServeArgs
 
 SERVED = []
-ACCEPTED = {"expected-statuses": [200, 304, 400, 404, 422]}
-"""A picture, a filter or an address may be no good in ways that no schema can say."""
+ACCEPTED = {"expected-statuses": [200, 304, 400, 403, 404, 422]}
+"""A picture, a filter or an address may be no good, or a file not be this service's to read, in ways that no schema can
+say."""
 RULES = SchemathesisConfig.from_dict({"checks": {"positive_data_acceptance": ACCEPTED}})
 SCHEMA = schemathesis.openapi.from_asgi(
     "/openapi.json", make_api(lambda: SERVED[-1], ServeArgs(writes=True)), config=RULES
