@@ -110,7 +110,7 @@ STAGES = {item.name: item for item in (
          "cirray.pipelines.search.living_config:UseRun", "cirray.pipelines.search.use:run_use",
          "cirray gallery use GALLERY --name shop", show=str, positional="index", restarts=False),
     Verb("index add", "search", "add pictures or vectors to a gallery beside a running service",
-         "cirray.pipelines.search.living_config:AddRun", "cirray.cli.add:run",
+         "cirray.pipelines.search.living_config:AddRun", "cirray.cli.index:add_rows",
          "cirray index add GALLERY FOLDER", show=text, positional="gallery source", restarts=False),
     Verb("index remove", "search", "remove images from a gallery beside a running service",
          "cirray.pipelines.search.living_config:RemoveRun", "cirray.pipelines.search.changes:run_remove",

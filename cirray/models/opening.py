@@ -1,13 +1,17 @@
-"""Published weights as a retriever without training: image tower, text tower, and a composition without weights."""
+"""Published weights as a retriever without training: image tower, text tower, and a composition without weights;
+and which folders hold a model of this package: an artifact, an export, or the model's own folder.
+"""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cirray.core.errors import ConfigError, unknown_name
-from cirray.core.model_folders import own_model
+from cirray.core import storage
+from cirray.core.artifacts import is_complete, localize
+from cirray.core.errors import ArtifactError, ConfigError, unknown_name
 from cirray.models.base import Retriever, torch_seed
 from cirray.models.config import DualEncoderConfig
 from cirray.models.dual import DualEncoderRetriever, compositions
@@ -50,11 +54,19 @@ def open_published(source: str, composition: str = "", weight: float | None = No
 
 
 def own_source(source: str) -> tuple[Path, str] | None:
-    """Folder and kind of what this package wrote: an artifact, an export, here or on the hub; None for anything else.
+    """Folder and kind of what this package wrote: an artifact, an export or a model's own folder, here or on the hub;
+    None for anything else.
 
     Raises ArtifactError for a hub id that is not in the cache and cannot be fetched.
     """
-    return own_model(at_hub(source) if not is_open_clip_name(source) else source)
+    place = source if is_open_clip_name(source) else at_hub(source)
+    complete = is_complete(place)
+    if not complete and not storage.is_local(place):
+        return None
+    try:
+        return model_folder(localize(place) if complete else storage.local_path(place))
+    except ArtifactError:
+        return None
 
 
 def recomposed(retriever: Retriever, composition: str, weight: float | None) -> Retriever:
@@ -100,3 +112,20 @@ def fusion_of(composition: str, weight: float | None, usual: Any, known: Sequenc
 def _sums_raw(place: str) -> bool:
     path = Path(place) / CONFIG
     return path.is_file() and _RAW_SUM in str(read_json(path).get("auto_map", "")).lower()
+
+
+def model_folder(folder: Path) -> tuple[Path, str]:
+    """Folder of the model's files in an artifact, and their kind: "retriever" or "generator".
+
+    Raises ArtifactError when there is none.
+    """
+    for place in (folder, folder / "model"):
+        try:
+            description = json.loads((place / "config.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(description, dict) and "kind" in description:
+            return place, "retriever" if "retriever" in description else "generator"
+    raise ArtifactError(
+        f"{str(folder)!r} holds no model of cirray's. Give a checkpoint or generator artifact, or an exported folder."
+    )

@@ -6,9 +6,9 @@ from typing import Any
 
 from cirray.core.artifacts import Manifest, Stage, localize, open_stage, read_manifest
 from cirray.core.errors import ArtifactError
-from cirray.core.model_folders import model_folder
 from cirray.core.unfinished import stage_function
 from cirray.evaluation.pages import render
+from cirray.models.opening import model_folder
 from cirray.models.towers.preprocessors import PREPROCESSOR
 from cirray.pipelines.weights.config import ExportRun
 from cirray.pipelines.weights.hub import card_metadata, check_id, push_folder

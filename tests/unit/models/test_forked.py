@@ -180,7 +180,7 @@ def test_evaluation_takes_a_fork_like_any_retriever(make):
 
 
 def test_a_fork_can_be_exported_as_a_model_folder(tiny, tmp_path):
-    from cirray.core.model_folders import model_folder
+    from cirray.models.opening import model_folder
 
     folder, kind = model_folder(Path(write_fork(tmp_path / "fork", tiny.checkpoint)))
     assert kind == "retriever" and (folder / "config.json").is_file()
