@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from made_artifacts import from_triplets, stage_of
 from PIL import Image
+from ray.data import from_items
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
@@ -30,6 +31,7 @@ from cirray.mining.pairs import MiningInput, mine_pairs
 from cirray.pipelines.captions.caption import run_caption
 from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
+from cirray.pipelines.cluster.datasets import read_rows, write_rows
 from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.cluster.shards import ray_runner
 from cirray.pipelines.data.config import DoctorRun
@@ -250,6 +252,28 @@ def test_two_actors_check_texts_as_one_process_does(indexed, ray_config, tmp_pat
     assert made[0].digest == made[1].digest and made[0].counts == made[1].counts
     assert made[0].counts["triplets"] == 24
     assert len(set(TripletStore.open(tmp_path / "ray").table().column("weight").to_pylist())) > 8
+
+
+def test_a_dataset_of_pairs_is_generated_for_and_its_triplets_are_a_dataset_again(tiny, inputs, ray_config, tmp_path):
+    rows = [{"reference_id": f"img-{n:04d}", "target_id": f"img-{n + 1:04d}", "score": 0.5} for n in range(30)]
+    made = write_rows(from_items(rows, override_num_blocks=3), "pairs", str(tmp_path / "pairs"))
+    assert made.counts == {"pairs": 30}
+    generate(tiny, inputs, tmp_path / "out", ray_config, pairs=str(tmp_path / "pairs"))
+    triplets = read_rows(str(tmp_path / "out"))
+    kept = triplets.filter(lambda row: row["reference_id"] < row["target_id"])
+    assert triplets.count() == 58 and kept.count() == 29  # the generator fails for one of the pairs
+    copied = write_rows(kept, "triplets", str(tmp_path / "forward"))
+    found = TripletStore.open(tmp_path / "forward").table()
+    assert copied.counts == {"triplets": 29} and dict(found.column("scores")[0].as_py()) == {"pair": 0.5}
+    with pytest.raises(DataError, match="'img-0000'.* does not fit: 'target_id'. Columns: pair_id, reference_id"):
+        write_rows(from_items([{"reference_id": "img-0000"}]), "pairs", str(tmp_path / "bad"))
+    with pytest.raises(DataError, match="stands twice among the pairs; every row has its own id"):
+        write_rows(from_items([*rows, rows[3]]), "pairs", str(tmp_path / "bad"))
+    assert not (tmp_path / "bad").exists()
+    with pytest.raises(ArtifactError, match="forward' is there already. Choose another place"):
+        write_rows(kept, "triplets", str(tmp_path / "forward"))
+    with pytest.raises(ArtifactError, match="is of kind 'features'; rows are read of: pairs, triplets, captions"):
+        read_rows(str(inputs / "features"))
 
 
 def save(folder, name, ids, vectors):
