@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from living_gallery import World, vectors
+from object_store import bucket, stub
 from small_disk import small_disk
 
 from cirray.catalogue.table import Change
@@ -102,14 +103,9 @@ def test_a_gallery_that_is_made_again_is_never_mixed_with_the_former_one(tmp_pat
 
 
 def test_an_object_store_holds_a_gallery_and_one_that_is_away_for_a_while_costs_only_the_writes(monkeypatch):
-    moto, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="living")
-    world = World(f"s3://living/gallery?endpoint_override={host}:{port}&scheme=http&region=us-east-1")
+    server, address = stub(monkeypatch)
+    bucket(address, "living")
+    world = World(f"s3://living/gallery?endpoint_override={address}&scheme=http&region=us-east-1")
     world.put("a", "b", "c")
     follower = world.follow()
     world.drop("b")
@@ -121,8 +117,7 @@ def test_an_object_store_holds_a_gallery_and_one_that_is_away_for_a_while_costs_
     with pytest.raises(StoreError, match="cannot be read now"):
         follower.poll()
     world.check(follower.gallery)
-    again = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)  # the same, with what it held
-    again.start()
+    again, _ = stub(monkeypatch, int(address.rpartition(":")[2]))  # the same, with what it held
     world.put("d")
     world.check(follower.poll())
     again.stop()

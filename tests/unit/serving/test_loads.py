@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from object_store import bucket, stub
 
 from cirray.catalogue.opening import open_gallery
 from cirray.catalogue.parquet import VectorFile
@@ -160,18 +161,12 @@ def test_a_file_is_read_in_groups_and_not_at_once(tmp_path):
 def test_a_file_in_an_object_store_is_added_in_parts_and_a_store_that_is_away_is_503(
     tiny, place, inbox, caller_of, monkeypatch
 ):
-    moto, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    store = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    store.create_bucket(Bucket="own")
+    server, address = stub(monkeypatch)
+    store = bucket(address, "own")
     for key in ("vectors/day/v.parquet", "other/v.parquet"):
         store.upload_file(str(inbox / "v.parquet"), "own", key)
     store.put_object(Bucket="own", Key="vectors/torn.parquet", Body=(inbox / "v.parquet").read_bytes()[:-9])
-    rule = f"s3://own/vectors?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    rule = f"s3://own/vectors?endpoint_override={address}&scheme=http&region=us-east-1"
     service = DirectService(SearchEngine.open(tiny.checkpoint, place), gallery=place)
     asked = caller_of(make_api(lambda: service, ServeArgs(writes=True, load_from=(rule,))))
 
@@ -190,7 +185,7 @@ def test_a_file_in_an_object_store_is_added_in_parts_and_a_store_that_is_away_is
     for name, said in (("none", "There is no file"), ("torn", "cannot be read as a Parquet file")):
         reply = load(f"s3://own/vectors/{name}.parquet")
         assert reply.status_code == 422 and said in reply.json()["detail"], reply.text
-        assert "endpoint" not in reply.text and str(port) not in reply.text
+        assert "endpoint" not in reply.text and address not in reply.text
     server.stop()
     reply = load("s3://own/vectors/day/v.parquet")
     assert reply.status_code == 503 and reply.headers["retry-after"] == "2", reply.text
