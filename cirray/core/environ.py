@@ -125,6 +125,8 @@ def private_cluster(quiet: bool = True) -> None:
     set_default("RAY_USAGE_STATS_ENABLED", "0")
     if quiet:
         set_default("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # stages give their workers an environment, so those that Ray would start ahead, a core each, stay idle
+        set_default("RAY_prestart_worker_first_driver", "0")
     if "RAY_AUTH_MODE" not in os.environ:
         set_default("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
