@@ -1,9 +1,26 @@
-"""The order of all tests."""
+"""The order of all tests, and which of them share a process."""
+
+import pytest
 
 FIRST = ("integration", "parity", "browser")
 """Those that start clusters, ranks and browsers wait for most of their time: the others fill the cores meanwhile."""
+ONE_CLUSTER = ("test_generator_ray", "test_ray_data", "test_story", "test_train_ray", "test_tune_ray")
+"""Files whose tests share one Ray cluster (`ray_config`). Several at once would only take each other's cores."""
 
 
 def pytest_collection_modifyitems(items):
     """Long files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: next((at for at, name in enumerate(FIRST) if name in item.path.parts), len(FIRST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests share their fixtures, so they go to one process; those of one cluster go there together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "one cluster" if any(name in file for name in ONE_CLUSTER) else file
+
+    return ByFileOrCluster(config, log)

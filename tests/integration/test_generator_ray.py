@@ -17,8 +17,6 @@ from cirray.data.readers import read_dataset
 from cirray.data.shapes.world import write_world
 from cirray.generators.store import load_generator
 from cirray.models.towers.hf_blip2 import load_vision_tower
-from cirray.pipelines.cluster.config import RayConfig
-from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.features.config import TowersRun
 from cirray.pipelines.features.towers import run_towers
 from cirray.pipelines.texts.config import GeneratorRun
@@ -65,12 +63,12 @@ def kill_a_worker(out):
 
 
 @pytest.mark.timeout(600)
-def test_two_workers_one_of_them_killed_train_the_generator_that_one_process_trains(home, caplog):
+def test_two_workers_one_of_them_killed_train_the_generator_that_one_process_trains(home, ray_config, caplog):
     here = run_generator(settings(home, "here"))
     killer = threading.Thread(target=kill_a_worker, args=(home / "there",), daemon=True)
     killer.start()
     run = settings(home, "there", "ray.num_workers=2")
-    with cluster(RayConfig(num_cpus=3, object_store_memory=100_000_000)), caplog.at_level(logging.INFO, "cirray"):
+    with caplog.at_level(logging.INFO, "cirray"):
         there = run_generator(run)
     killer.join(timeout=10)
     restarts = re.findall(r"a worker was lost; training goes on from step (\d+)", caplog.text)

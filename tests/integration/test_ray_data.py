@@ -1,5 +1,5 @@
-"""Ray's actors and tasks give what this process gives, in one cluster for all tests of this file: generated texts,
-features, indexes, captions, reports, rankings. Killed actors lose and double nothing; errors are sentences."""
+"""Ray's actors and tasks give what this process gives: generated texts, features, indexes, captions, reports,
+rankings. Killed actors lose and double nothing; errors are sentences."""
 
 import importlib
 import json
@@ -32,7 +32,6 @@ from cirray.pipelines.captions.caption import run_caption
 from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.cluster.datasets import read_rows, write_rows
-from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.cluster.shards import ray_runner
 from cirray.pipelines.data.config import DoctorRun
 from cirray.pipelines.data.doctor import run_doctor
@@ -56,20 +55,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(ray_config):
     """The fixtures as a module that workers can import too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FIXTURES)
-        patch.setenv("PYTHONPATH", FIXTURES, prepend=os.pathsep)
-        yield importlib.import_module("tiny_pipeline")
-
-
-@pytest.fixture(scope="module")
-def ray_config(tiny):
-    config = RayConfig(object_store_memory=150_000_000, no_progress_timeout_s=60)
-    with cluster(config) as info:
-        assert info.private and info.cpus >= 8
-        yield config
+    return importlib.import_module("tiny_pipeline")
 
 
 @pytest.fixture(scope="module")

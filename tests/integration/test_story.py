@@ -36,7 +36,7 @@ def story(tmp_path_factory):
 
 @pytest.mark.integration
 @pytest.mark.timeout(600)
-def test_the_story_runs_from_nothing_to_an_index_that_is_searched(story, tmp_path):
+def test_the_story_runs_from_nothing_to_an_index_that_is_searched(story, ray_config, tmp_path):
     told = run_study(story, find)
     assert set(told.metrics) == {"image only", *story.rows}
     assert all(0.0 <= row["R@1"] <= 1.0 for row in told.metrics.values())

@@ -18,8 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from cirray.core.config import validate
 from cirray.core.errors import CirrayError, ConfigError
-from cirray.pipelines.cluster.config import RayConfig
-from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.training.config import TrainRun
 from cirray.pipelines.training.train import run_train
 
@@ -44,12 +42,6 @@ def here(fields, tmp_path_factory):
     """The same run in this process."""
     out = tmp_path_factory.mktemp("here") / "c"
     return history_of(out, run_train(validate(TrainRun, {**fields, "out": str(out)})))
-
-
-@pytest.fixture(scope="module")
-def ray_cluster():
-    with cluster(RayConfig(num_cpus=4, object_store_memory=100_000_000)) as info:
-        yield info
 
 
 def history_of(out, manifest):
@@ -85,7 +77,7 @@ def kill_a_worker(out):
 
 @pytest.mark.timeout(600)
 def test_deepspeed_on_two_workers_survives_a_killed_one_and_ends_like_torch_in_one_process(
-    fields, here, ray_cluster, tmp_path, caplog
+    fields, here, ray_config, tmp_path, caplog
 ):
     out = tmp_path / "c"
     training = {**TRAINING, "engine": "deepspeed", "zero_stage": 2}
@@ -105,7 +97,7 @@ def test_deepspeed_on_two_workers_survives_a_killed_one_and_ends_like_torch_in_o
 
 
 @pytest.mark.timeout(600)
-def test_a_terminated_driver_says_so_and_resumes_from_its_last_checkpoint(fields, here, ray_cluster, tmp_path, caplog):
+def test_a_terminated_driver_says_so_and_resumes_from_its_last_checkpoint(fields, here, ray_config, tmp_path, caplog):
     out = tmp_path / "c"
     settings = {**fields, "out": str(out), "ray": {"num_workers": 1, "num_cpus": 3}}
     (tmp_path / "run.yaml").write_text(validate(TrainRun, settings).to_yaml())
@@ -128,14 +120,15 @@ def test_a_terminated_driver_says_so_and_resumes_from_its_last_checkpoint(fields
     assert len(went_on) == 1 and int(went_on[0]) >= EVERY
 
 
-def test_more_workers_than_the_cluster_holds_are_refused(fields, ray_cluster, tmp_path):
-    run = validate(TrainRun, {**fields, "out": str(tmp_path / "c"), "ray": {"num_workers": 8}})
-    with pytest.raises(ConfigError, match=r"8 training workers need 8 CPUs, the cluster has 4"):
+def test_more_workers_than_the_cluster_holds_are_refused(fields, ray_config, tmp_path):
+    ray = {"num_workers": 8, "cpus_per_worker": 100}
+    run = validate(TrainRun, {**fields, "out": str(tmp_path / "c"), "ray": ray})
+    with pytest.raises(ConfigError, match=r"8 training workers need 800 CPUs, the cluster has \d+"):
         run_train(run)
 
 
 @pytest.mark.timeout(300)
-def test_two_workers_without_features_encode_their_own_images_and_end_as_with_the_cache(fields, ray_cluster, tmp_path):
+def test_two_workers_without_features_encode_their_own_images_and_end_as_with_the_cache(fields, ray_config, tmp_path):
     training = {**TRAINING, "steps": 20, "log_every": 5, "checkpoint_every": None}
     cached = {**fields, "training": training, "out": str(tmp_path / "cached")}
     run_train(validate(TrainRun, cached))
@@ -148,7 +141,7 @@ def test_two_workers_without_features_encode_their_own_images_and_end_as_with_th
     assert len(rows[0]) == 4 and rows[1] == pytest.approx(rows[0], rel=1e-3)
 
 
-def test_relative_paths_mean_the_drivers_folder_to_workers_too(fields, ray_cluster, monkeypatch):
+def test_relative_paths_mean_the_drivers_folder_to_workers_too(fields, ray_config, monkeypatch):
     root = Path(fields["towers"]).parent
     monkeypatch.chdir(root)
     near = {"data": {"folder": {"root": "world"}}, "features": ["features"], "towers": "towers", "out": "near"}
@@ -158,7 +151,7 @@ def test_relative_paths_mean_the_drivers_folder_to_workers_too(fields, ray_clust
     assert (root / "near" / "manifest.json").is_file()
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_config")
 def test_a_worker_s_error_in_words_is_told_once_and_not_retried(fields, tmp_path):
     start = tmp_path / "start"
     training = {**TRAINING, "steps": 1, "log_every": 1, "checkpoint_every": None}

@@ -12,8 +12,6 @@ import pytest
 import ray
 
 from cirray.core.config import validate
-from cirray.pipelines.cluster.config import RayConfig
-from cirray.pipelines.cluster.resources import cluster
 from cirray.pipelines.training.config import TuneRun
 from cirray.pipelines.training.sweep import plan_trials
 from cirray.pipelines.training.tune import run_tune
@@ -30,13 +28,6 @@ def fields(tmp_path_factory):
     return {**base, "init": "", "reverse_texts": [], "validation": {"every": 10}}
 
 
-@pytest.fixture(scope="module")
-def ray_cluster():
-    """Dashboard on: early-stopped trials with workers need it."""
-    with cluster(RayConfig(num_cpus=3, object_store_memory=100_000_000, dashboard=True)) as info:
-        yield info
-
-
 def sweep(fields, out, steps, **changes):
     training = {**fields["training"], "steps": steps, "log_every": 10, "checkpoint_every": 10}
     return validate(TuneRun, {"base": {**fields, "training": training}, "space": SPACE, "out": str(out), **changes})
@@ -44,7 +35,7 @@ def sweep(fields, out, steps, **changes):
 
 def nothing_left():
     groups = [item for item in ray.util.placement_group_table().values() if item["state"] != "REMOVED"]
-    return groups == [] and ray.available_resources().get("CPU") == 3
+    return groups == [] and ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
 
 
 def wait_for(condition, seconds=280):
@@ -55,7 +46,7 @@ def wait_for(condition, seconds=280):
 
 
 @pytest.mark.timeout(600)
-def test_a_sweep_ended_by_ctrl_c_publishes_nothing_and_runs_no_finished_trial_again(fields, ray_cluster, tmp_path):
+def test_a_sweep_ended_by_ctrl_c_publishes_nothing_and_runs_no_finished_trial_again(fields, ray_config, tmp_path):
     out = tmp_path / "sweep"
     run = sweep(fields, out, 200, max_concurrent=1, scheduler="none", ray={"num_cpus": 2})
     (tmp_path / "sweep.yaml").write_text(run.to_yaml())
@@ -96,7 +87,7 @@ def test_a_sweep_ended_by_ctrl_c_publishes_nothing_and_runs_no_finished_trial_ag
 
 @pytest.mark.timeout(600)
 def test_asha_stops_the_worse_of_two_trials_that_train_on_workers_and_leaves_nothing_behind(
-    fields, ray_cluster, tmp_path
+    fields, ray_config, tmp_path
 ):
     changes = {"trials": "train", "max_concurrent": 1, "reduction_factor": 2, "grace_steps": 10, "metric": "loss"}
     space = {"training.optimizer.lr": {"grid": [1e-5, 1e-2]}}
