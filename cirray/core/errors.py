@@ -104,7 +104,9 @@ def own_error(*failures: BaseException | None) -> CirrayError | None:
     for failure in failures:
         while failure is not None and id(failure) not in seen:
             seen.add(id(failure))
-            if isinstance(failure, CirrayError):
+            inner = getattr(failure, "cause", None)
+            # Ray's error is also of its cause's class, but its words are a whole traceback
+            if isinstance(failure, CirrayError) and inner is None:
                 return failure
-            failure = getattr(failure, "cause", None) or failure.__cause__ or failure.__context__
+            failure = inner or failure.__cause__ or failure.__context__
     return None

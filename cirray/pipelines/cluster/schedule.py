@@ -19,7 +19,10 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Node:
-    """One stage of a graph: `run(config)` once everything named in `after` is done. `slots` are cores it keeps busy."""
+    """One stage of a graph: `run(config)` once everything named in `after` is done.
+
+    `slots` are the cores it keeps busy, and the threads of PyTorch in its own process.
+    """
 
     name: str
     run: str
@@ -131,7 +134,7 @@ def _execute(node: Node, board: Any, restart: bool = False) -> Outcome:
 
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(node.slots)
     begin = time.monotonic()
     with redirected(sink), restarting(restart):
         result = _load(node.run)(node.config)

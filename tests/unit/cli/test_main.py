@@ -7,6 +7,7 @@ import time
 
 import pytest
 from made_artifacts import stage_of
+from ray.exceptions import RayTaskError
 
 from cirray.cli.help import verb_help
 from cirray.cli.main import configured, guarded, main, resolve, user_sentence
@@ -95,6 +96,12 @@ def test_an_error_that_crossed_a_worker_is_still_one_sentence():
     except RuntimeError as error:
         assert user_sentence(error) == "image 'x' is broken"
     assert user_sentence(RuntimeError("bug")) is None
+
+
+def test_of_an_error_that_crossed_a_ray_task_the_sentence_is_told_and_not_rays_traceback():
+    failed = RayTaskError("run", "Traceback of the worker", DataError("image 'x' is broken")).as_instanceof_cause()
+    assert isinstance(failed, DataError) and "(pid=" in str(failed)
+    assert user_sentence(failed) == "image 'x' is broken"
 
 
 def endless():
