@@ -12,7 +12,7 @@ FIXTURES = str(Path(__file__).resolve().parents[1] / "fixtures")
 
 
 @pytest.fixture(scope="session")
-def ray_config():
+def ray_config(request):
     """The cluster's configuration, which stages join it with. Its workers can import the fixtures.
 
     With the dashboard, which trials that are stopped early need.
@@ -23,4 +23,5 @@ def ray_config():
         patch.setenv("PYTHONPATH", FIXTURES, prepend=os.pathsep)
         with cluster(config) as info:
             assert info.private and info.cpus >= 8
+            request.config.shared_cluster = True
             yield config
