@@ -257,6 +257,7 @@ def test_a_dataset_of_pairs_is_generated_for_and_its_triplets_are_a_dataset_agai
         write_rows(from_items([{"reference_id": "img-0000"}]), "pairs", str(tmp_path / "bad"))
     with pytest.raises(DataError, match="stands twice among the pairs; every row has its own id"):
         write_rows(from_items([*rows, rows[3]]), "pairs", str(tmp_path / "bad"))
+    assert not list(tmp_path.glob("bad*"))
     assert not (tmp_path / "bad").exists()
     with pytest.raises(ArtifactError, match="forward' is there already. Choose another place"):
         write_rows(kept, "triplets", str(tmp_path / "forward"))

@@ -9,9 +9,11 @@ import ray.data
 
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, is_complete, open_stage, read_manifest
+from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, DataError
 from cirray.core.fields import Place
 from cirray.core.places import Run
+from cirray.core.unfinished import stage_function
 from cirray.mining.pairs import pair_id
 from cirray.triplets.pairs import KIND as PAIRS
 from cirray.triplets.pairs import pair_table, write_pairs
@@ -48,16 +50,17 @@ def read_rows(uri: str) -> "ray.data.Dataset":
     return ray.data.read_parquet(files, filesystem=filesystem)
 
 
+@stage_function
 def write_rows(rows: "ray.data.Dataset", kind: Literal["pairs", "triplets"], out: str) -> Manifest:
     """Write the rows of a `Dataset` as an artifact that stages take: `cirray generate pairs=OUT`.
 
     Triplets need `triplet_id`, `reference_id`, `target_id` and `modification`, pairs the two images; other columns of
     their tables have defaults. Pairs are held in memory, triplets written piece by piece.
 
-    Raises ArtifactError: something is at `out`; DataError: a column is missing or of another type, an id stands twice,
-    or there is no row.
+    Raises ArtifactError: something is at `out`; ConfigError: an unknown kind; DataError: a column is missing or of
+    another type, an id stands twice, or there is no row. Then nothing is left at `out`.
     """
-    run = DatasetRun(kind=kind, out=out)
+    run = validate(DatasetRun, {"kind": kind, "out": out})
     if is_complete(run.out):
         raise ArtifactError(f"{run.out!r} is there already. Choose another place, or delete it.")
     stage, seen, count, held = open_stage(run, kind, {"rows": uuid.uuid4().hex}), Seen(), 0, list[pa.Table]()

@@ -52,11 +52,9 @@ class CompareRun(Run):
     """Report artifact (path or URI)."""
 
 
-class ScoreRun(Run):
-    """The figures of saved vectors, ranked lists or a submission file; no model is needed."""
+class SavedRun(Run):
+    """A run over what any program saved: vectors of queries and gallery, or ranked lists."""
 
-    data: DataConfig = DataConfig()
-    """Benchmark whose queries, galleries and protocol are used; its images are not read."""
     queries: Place = ""
     """File of the queries' vectors. A .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside
     it."""
@@ -66,21 +64,28 @@ class ScoreRun(Run):
     """Files of the gallery's vectors (shards). Each is [N, D] or [N, tokens, D], with ids like the queries'."""
     gallery_ids: tuple[Place, ...] = ()
     """JSON lists of their ids, one a file, where they lie elsewhere."""
-    ranks: Place = ""
-    """Ranked lists in place of vectors. A report, a Parquet file, a JSON object query id -> image ids, or a
-    submission."""
+    normalize: bool = True
+    """Bring vectors to unit length first: protocols score cosines."""
     subsets: Place = ""
-    """JSON file of the subsets' ranked ids (CIRR), where `ranks` does not hold them."""
+    """JSON file of the subsets' ranked ids (CIRR), where the ranked lists do not hold them."""
     row: str = ""
     """Which model of a report's rankings; empty: the last."""
     seed: int | None = None
     """Which seed of that model; null: its first."""
+
+
+class ScoreRun(SavedRun):
+    """The figures of saved vectors, ranked lists or a submission file; no model is needed."""
+
+    data: DataConfig = DataConfig()
+    """Benchmark whose queries, galleries and protocol are used; its images are not read."""
+    ranks: Place = ""
+    """Ranked lists in place of vectors. A report, a Parquet file, a JSON object query id -> image ids, or a
+    submission."""
     name: str = "scored"
     """Name in the table."""
     reference_rule: Literal["", "remove", "keep"] = ""
     """Whether a query's own reference leaves its ranking; empty: as the benchmark says."""
-    normalize: bool = True
-    """Bring vectors to unit length first: protocols score cosines."""
     top_k: int = Field(50, ge=1)
     """Length of the ranked lists that are kept."""
     sums: Literal["float64", "float32"] = "float64"

@@ -9,6 +9,7 @@ from cirray.core.places import Run
 from cirray.data.config import DataConfig
 from cirray.generators.rerankers.config import RerankChoice
 from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.evaluation.config import SavedRun
 
 
 class EvaluateRun(Run):
@@ -80,7 +81,7 @@ class EvaluateRun(Run):
         return self
 
 
-class SubmitRun(Run):
+class SubmitRun(SavedRun):
     """Write the files that a benchmark's test server takes, or check one."""
 
     check: Place = ""
@@ -90,23 +91,6 @@ class SubmitRun(Run):
     rankings: Place = ""
     """Report artifact, or Parquet or JSON file of ranked ids. Or rank here: with `checkpoint` and `features`, or with
     vectors."""
-    subsets: Place = ""
-    """JSON file of the subsets' ranked ids (CIRR), where `rankings` does not hold them."""
-    row: str = ""
-    """Which model of the rankings; empty: the last."""
-    seed: int | None = None
-    """Which seed of that model; null: its first."""
-    queries: Place = ""
-    """File of the queries' vectors. A .npy, .npz or .safetensors of [N, D], ids in NAME.ids.json or ids.json beside
-    it."""
-    query_ids: Place = ""
-    """JSON list of the query ids, where it lies elsewhere."""
-    gallery: tuple[Place, ...] = ()
-    """Files of the gallery's vectors. Each is [N, D] or [N, tokens, D], with ids like the queries'."""
-    gallery_ids: tuple[Place, ...] = ()
-    """JSON lists of their ids, one a file, where they lie elsewhere."""
-    normalize: bool = True
-    """Bring vectors to unit length first: protocols score cosines."""
     checkpoint: Place = ""
     """Checkpoint artifact that ranks the queries."""
     features: tuple[Place, ...] = ()

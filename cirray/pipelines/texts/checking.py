@@ -25,14 +25,18 @@ VERDICT_SCHEMA = pa.schema([("rank", pa.int32()), ("outrank", pa.float32()), ("d
 """A row a triplet. The margins are in units of the checkpoint's temperature; 0 where a test was not asked for."""
 
 
-class EncodeGallery:
-    """Actor: gallery vectors of one part's images, written as one file of float32."""
+class _Checker:
+    """What both actors hold: a retriever, features of its tower, and the stage's folder."""
 
     def __init__(self, checkpoint: str, features: Sequence[str], work_uri: str, batch: int, device: str) -> None:
         """Load the model and open the features. Raises IndexMismatchError: they are of another tower."""
         self._encoder, vision, _ = load_models(checkpoint, device)
         self._features, self._work_uri, self._batch = FeatureStore.open_many(features), work_uri, batch
         check_tower(features, self._features.info.encoder_digest, checkpoint, vision.digest)
+
+
+class EncodeGallery(_Checker):
+    """Actor: gallery vectors of one part's images, written as one file of float32."""
 
     def __call__(self, columns: Columns) -> dict[str, int]:
         """Encode and write one part (`image_id`)."""
@@ -43,7 +47,7 @@ class EncodeGallery:
         return {"images": len(ids)}
 
 
-class CheckTexts:
+class CheckTexts(_Checker):
     """Actor: ranks and margins of one part's triplets, written as one file of `VERDICT_SCHEMA`."""
 
     def __init__(
@@ -54,9 +58,7 @@ class CheckTexts:
 
         Raises IndexMismatchError: the features are of another tower.
         """
-        self._encoder, vision, _ = load_models(checkpoint, device)
-        self._features, self._work_uri, self._batch = FeatureStore.open_many(features), work_uri, batch
-        check_tower(features, self._features.info.encoder_digest, checkpoint, vision.digest)
+        super().__init__(checkpoint, features, work_uri, batch, device)
         self._store, self._part_rows, self._device = TripletStore.open(triplets), part_rows, device
         self._gallery = _open_gallery(work_uri) if "rank" in tests else ()
         self._scored = bool({"outrank", "direction"} & set(tests))
