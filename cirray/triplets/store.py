@@ -26,8 +26,8 @@ from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema
 from cirray.triplets.seen import Seen
 from cirray.types import Triplet
 
-DATA, REJECTED = "data", "rejected"
-PARTS = (f"{DATA}/*", f"{REJECTED}/*")
+DATA, REJECTED, ANSWERS = "data", "rejected", "answers"
+PARTS = (f"{DATA}/*", f"{REJECTED}/*", f"{ANSWERS}/*")
 """Files from which a restarted stage goes on."""
 KIND = "triplets"
 ORDER = ("pair_id", "reference_id", "triplet_id")

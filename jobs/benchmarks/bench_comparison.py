@@ -60,7 +60,7 @@ class Bench(Run):
     """Pairs a step."""
     lr: float = 1e-3
     """Peak learning rate of the steps."""
-    align: int = 300
+    align: int = 200
     """Steps of the alignment."""
     labels: int = 2000
     """Labelled triplets."""

@@ -10,6 +10,8 @@ from cirray.core.config import Config
 SettingsT = TypeVar("SettingsT", bound=Config, contravariant=True)
 Defect = Callable[[str], str]
 """What is wrong with an answer; empty: nothing. An answer with a defect is asked for again."""
+DRAWN = 0.5
+"""Least temperature of further tries after an answer that was no good: the likeliest one would come again."""
 
 
 @dataclass(frozen=True)

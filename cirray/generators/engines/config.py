@@ -86,6 +86,8 @@ class RayLlmConfig(AnswerConfig):
     """Engines side by side, each on GPUs of its own."""
     batch: Effort[int] = Field(64, ge=1)
     """Questions that an engine is handed together."""
+    tries: Effort[int] = Field(3, ge=1, le=100)
+    """Times that a question is asked when its answer has a defect: again after all others, by engines started anew."""
     accelerator: Effort[str] = ""
     """Kind of GPU by Ray's name, such as H100; empty: any."""
     engine_kwargs: dict[str, Any] = {}

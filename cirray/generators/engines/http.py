@@ -18,13 +18,11 @@ import httpx
 
 from cirray.core.environ import variable
 from cirray.core.errors import ConfigError, GenerationError, reason_of, unknown_name
-from cirray.generators.engines.base import Defect, Question, Reply
+from cirray.generators.engines.base import DRAWN, Defect, Question, Reply
 from cirray.generators.engines.config import ENGINES, HttpConfig
 from cirray.types import stable_id
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-_DRAWN = 0.5
-"""Least temperature of further tries after an answer that was no good: the likeliest one would come again."""
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 _STOPS = (401, 403, 404)
 _SCHEMA_WORDS = ("response_format", "json_schema", "guided", "structured", "grammar")
@@ -130,7 +128,7 @@ class HttpEngine:
                     return self._refuse(str(failed))
                 reason, read, written = str(failed), read + failed.tokens[0], written + failed.tokens[1]
                 if failed.answered:
-                    least = _DRAWN
+                    least = DRAWN
                 elif attempt + 1 < self._settings.tries:
                     time.sleep(min(LONGEST_PAUSE_S, max(failed.wait_s, FIRST_PAUSE_S * 2**attempt)))
         if self._answered_at < begun:

@@ -7,6 +7,7 @@ from typing import Any
 from cirray.core.errors import ArtifactError, DataError
 from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, CaptionerChoice
+from cirray.pipelines.cluster.answers import Answers
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.captions import caption_table, write_captions
 from cirray.types import part_name, stable_id
@@ -20,7 +21,7 @@ class CaptionImages:
     ) -> None:
         """Load the captioner (once per actor) and known captions: rows of the folders `reuse`, by their keys."""
         self._captioner = CAPTIONERS.get(captioner.kind)(captioner.settings, setup)
-        self._work_uri = work_uri
+        self._work_uri, self._answers = work_uri, Answers(work_uri, setup.batch)
         self._known = {row["key"]: row["caption"] for uri in reuse for row in caption_table(uri).to_pylist()}
 
     def __call__(self, columns: Columns) -> dict[str, int]:
@@ -32,12 +33,15 @@ class CaptionImages:
         Returns: `rejected` and `reused` images, and how many the captioner was `asked` about.
         """
         names = (columns[name].tolist() for name in ("image_id", "place", "known"))
-        rows, rejected, figures = self.rows([Picture(*values) for values in zip(*names, strict=True)])
-        write_captions(self._work_uri, part_name(columns["part"][0]), rows, rejected)
+        part = part_name(columns["part"][0])
+        rows, rejected, figures = self.rows(part, [Picture(*values) for values in zip(*names, strict=True)])
+        write_captions(self._work_uri, part, rows, rejected)
         return {"rejected": len(rejected), **figures}
 
-    def rows(self, pictures: Sequence[Picture]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
-        """Rows of captions, rows of rejections (together one an image), and how many were `reused` and `asked` for.
+    def rows(
+        self, part: str, pictures: Sequence[Picture]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
+        """Rows of captions, rows of rejections (together one an image), and how many were `reused` and `asked` for now.
 
         Raises ArtifactError when the captioner does not return one text per image.
         """
@@ -49,18 +53,23 @@ class CaptionImages:
             except DataError as error:
                 reasons[picture.image_id] = str(error)
         texts = {image: self._known[key] for image, key in keys.items() if key in self._known}
-        fresh = [picture for picture in pictures if picture.image_id in keys and picture.image_id not in texts]
-        figures = {"reused": len(texts), "asked": len(fresh)}
-        made = self._captioner.caption(fresh) if fresh else []
-        if len(made) != len(fresh):
-            raise ArtifactError(f"The captioner returned {len(made)} texts for {len(fresh)} images.")
-        texts |= {picture.image_id: text for picture, text in zip(fresh, made, strict=True)}
+        reused = len(texts)
+        fresh = {keys[p.image_id]: p for p in pictures if p.image_id in keys and p.image_id not in texts}
+        told, made = self._answers.ask(part, fresh, self._caption)
+        texts |= {image: told[key] for image, key in keys.items() if key in told}
         for image in [image for image, text in texts.items() if not text.strip()]:
             reasons[image] = "the captioner wrote nothing, or no end"
         rows = [
             self._row(p.image_id, texts[p.image_id], keys[p.image_id]) for p in pictures if p.image_id not in reasons
         ]
-        return rows, [{"image_id": image, "reason": reason} for image, reason in reasons.items()], figures
+        refused = [{"image_id": image, "reason": reason} for image, reason in reasons.items()]
+        return rows, refused, {"reused": reused, "asked": len(made)}
+
+    def _caption(self, pictures: Sequence[Picture]) -> list[str]:
+        made = self._captioner.caption(pictures)
+        if len(made) != len(pictures):
+            raise ArtifactError(f"The captioner returned {len(made)} texts for {len(pictures)} images.")
+        return made
 
     def _key(self, picture: Picture) -> str:
         """Digest of the image as the captioner reads it, and of the captioner."""

@@ -28,7 +28,7 @@ class CaptionRun(Run):
     batch: Effort[int] = Field(64, ge=1)
     """Images captioned together."""
     part_rows: int = Field(512, ge=1)
-    """Images per part. A killed run repeats only the parts that it did not finish."""
+    """Images per part; what a killed run has captioned of one is kept."""
     judge: Place = ""
     """Root of a shapes world whose scenes judge captions that the data set does not have."""
     pool: Effort[PoolConfig] = PoolConfig()

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from cirray.core.artifacts import Stage
 from cirray.core.errors import CirrayError, DataError, GenerationError
 from cirray.core.progress import progress
+from cirray.pipelines.cluster.answers import forget
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.streaming import Columns, Step, stream
 from cirray.triplets.store import KEY_MARK, row_keys
@@ -46,8 +47,6 @@ class Parts:
     """Largest size of a row between steps."""
     by: Callable[[Sequence[pa.Table], RayConfig], Iterator[Columns]] | None = None
     """What does the parts in place of `steps`, and gives the figures of each with its number."""
-    signs: Callable[[], object] | None = None
-    """What changes while a long part is worked on, where something does."""
 
 
 class Cut:
@@ -131,6 +130,7 @@ def run_parts(stage: Stage, parts: Parts, ray: RayConfig) -> Counter[str]:
     for figures in each_part(parts, ray, finished(parts)[0], stage.work_uri):
         sums.update({name: int(values[0]) for name, values in figures.items() if name not in ("part", "part_rows")})
     account(parts, stage.work_uri)
+    forget(stage.work_uri)
     return sums
 
 
@@ -144,7 +144,7 @@ def each_part(parts: Parts, ray: RayConfig, done: Collection[int] = (), work_uri
         undone, begin, tokens = list(left.values()), time.perf_counter(), 0
         advance(rows - sum(map(len, undone)), "finished before" if done else "", earlier=True)
         part_bytes = max(map(len, undone), default=0) * parts.row_bytes
-        stepwise = partial(stream, undone, parts.steps, ray, part_bytes, work_uri, parts.signs)
+        stepwise = partial(stream, undone, parts.steps, ray, part_bytes, work_uri)
         for columns in parts.by(undone, ray) if parts.by else stepwise():
             yield columns
             tokens += int(columns["tokens_out"][0]) if "tokens_out" in columns else 0

@@ -17,6 +17,7 @@ import pyarrow as pa
 from cirray.core import errors, storage
 from cirray.core.contents import MARKER
 from cirray.core.errors import ArtifactError, CirrayError
+from cirray.pipelines.cluster.answers import signs
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.cluster.patience import patient
 
@@ -65,11 +66,10 @@ class Worker:
 
 
 def stream(
-    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0, work_uri: str = "",
-    signs: Callable[[], object] | None = None,
-) -> Iterator[Columns]:  # fmt: skip
+    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int = 0, work_uri: str = ""
+) -> Iterator[Columns]:
     """Send every part (one table) through all steps, in order. `part_bytes` is the largest size of a part between two
-    steps, below which Ray Data does not split it; every machine must see `work_uri`. `signs` are `patient`'s.
+    steps, below which Ray Data does not split it; every machine must see `work_uri`.
 
     Yields:
         What the last step returns, in any order, with the number of its part.
@@ -80,7 +80,7 @@ def stream(
     if not parts:
         return
     if config.enabled:
-        yield from _by_ray(parts, steps, config, part_bytes, work_uri, signs)
+        yield from _by_ray(parts, steps, config, part_bytes, work_uri)
     else:
         yield from in_process(parts, steps, work_uri)
 
@@ -184,9 +184,8 @@ def _took(columns: Columns) -> float:
 
 
 def _by_ray(
-    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int, work_uri: str,
-    signs: Callable[[], object] | None,
-) -> Iterator[Columns]:  # fmt: skip
+    parts: Sequence[pa.Table], steps: Sequence[Step], config: RayConfig, part_bytes: int, work_uri: str
+) -> Iterator[Columns]:
     import ray.data
 
     from cirray.pipelines.cluster.resources import check_pool, cluster, data_context
@@ -198,7 +197,7 @@ def _by_ray(
         for step in steps:
             data = data.map_batches(batch_size=None, batch_format="numpy", **_arguments(step, len(parts), work_uri))
         answers = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
-        for columns in patient(answers, config.no_progress_timeout_s, signs, _took):
+        for columns in patient(answers, config.no_progress_timeout_s, signs(work_uri) if work_uri else None, _took):
             _raise_failure(columns)
             yield {name: value for name, value in columns.items() if name != _TOOK}
 

@@ -6,6 +6,7 @@ from typing import Any
 from cirray.core.errors import ArtifactError
 from cirray.generators.rewriters.base import Ask, RewriterSetup, rewrite_key
 from cirray.generators.rewriters.config import REWRITERS, RewriterChoice
+from cirray.pipelines.cluster.answers import Answers
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.rewrites import rewrite_table, write_rewrites
 from cirray.types import part_name
@@ -24,6 +25,7 @@ class RewriteTexts:
         """
         self._rewriter = REWRITERS.get(rewriter.kind)(rewriter.settings, setup)
         self._work_uri, self._prompt = work_uri, rewriter.prompt_version
+        self._answers = Answers(work_uri, setup.batch)
         self._known = {row["key"]: row["text"] for uri in reuse for row in rewrite_table(uri).to_pylist()}
 
     def __call__(self, columns: Columns) -> dict[str, int]:
@@ -35,12 +37,15 @@ class RewriteTexts:
         Returns: `rejected` texts, and questions `asked` of the rewriter.
         """
         values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
-        rows, rejected, asked = self.rows([dict(zip(COLUMNS, row, strict=True)) for row in values])
-        write_rewrites(self._work_uri, part_name(columns["part"][0]), rows, rejected)
+        part = part_name(columns["part"][0])
+        rows, rejected, asked = self.rows(part, [dict(zip(COLUMNS, row, strict=True)) for row in values])
+        write_rewrites(self._work_uri, part, rows, rejected)
         return {"rejected": len(rejected), "asked": asked}
 
-    def rows(self, items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-        """Rows of texts, rows of rejections (together one an item), and how many questions were asked.
+    def rows(
+        self, part: str, items: Sequence[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+        """Rows of texts, rows of rejections (together one an item), and how many questions were asked now.
 
         Raises ArtifactError when the rewriter does not return one text per question.
         """
@@ -49,10 +54,8 @@ class RewriteTexts:
         fresh = {
             key: ask for key, ask in zip(keys, asks, strict=True) if ask.caption.strip() and key not in self._known
         }
-        made = self._rewriter.rewrite(list(fresh.values())) if fresh else []
-        if len(made) != len(fresh):
-            raise ArtifactError(f"The rewriter returned {len(made)} texts for {len(fresh)} questions.")
-        texts = {**self._known, **{key: text.strip() for key, text in zip(fresh, made, strict=True)}}
+        told, made = self._answers.ask(part, fresh, self._rewrite)
+        texts = {**self._known, **told}
         rows, rejected = [], []
         for item, key in zip(items, keys, strict=True):
             if texts.get(key):
@@ -61,4 +64,10 @@ class RewriteTexts:
             else:
                 reason = "the rewriter wrote nothing" if item["caption"].strip() else "the reference has no caption"
                 rejected.append({**{name: item[name] for name in COLUMNS[:3]}, "reason": reason})
-        return rows, rejected, len(fresh)
+        return rows, rejected, len(made)
+
+    def _rewrite(self, asks: Sequence[Ask]) -> list[str]:
+        made = self._rewriter.rewrite(asks)
+        if len(made) != len(asks):
+            raise ArtifactError(f"The rewriter returned {len(made)} texts for {len(asks)} questions.")
+        return [text.strip() for text in made]

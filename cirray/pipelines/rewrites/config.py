@@ -25,7 +25,7 @@ class RewriteRun(Run):
     batch: Effort[int] = Field(32, ge=1)
     """Texts rewritten together."""
     part_rows: int = Field(256, ge=1)
-    """Texts per part. A killed run repeats only the parts that it did not finish."""
+    """Texts per part; what a killed run has rewritten of one is kept."""
     pool: Effort[PoolConfig] = PoolConfig(size=1)
     """Actors with a rewriter each."""
     ray: Effort[RayConfig] = RayConfig()

@@ -9,7 +9,6 @@ from cirray.core.errors import unknown_name
 from cirray.core.fields import Effort, Place
 from cirray.core.places import Run
 from cirray.core.reading import Embedded
-from cirray.generators.rerankers.config import RerankChoice
 
 _GENERATOR = "train-generator"
 Value = str | int | float | bool | None
@@ -43,8 +42,8 @@ class RowSpec(Config):
     """Features artifacts (`@NAME`) its tower made; empty: the study's."""
     rewrites: str = ""
     """Rewrites artifact (`@NAME`) whose texts are asked instead of the queries' own; it is one stage more."""
-    rerank: RerankChoice | None = None
-    """What scores the first answers of its queries again."""
+    rerank: dict[str, Embedded] | None = None
+    """What scores the first answers of its queries again, `{kind, top, settings}`."""
     labelled: bool = True
     """Whether labelled triplets were used anywhere on the way; the column `labels` says `$labels` or 0."""
     texts: str = ""

@@ -90,7 +90,7 @@ def _scoring(graph: Graph, names: tuple[str, ...], values: Assignment) -> Scorin
         "checkpoints": {name: f"@{row.stage}" for name, row in rows.items() if row.stage},
         "encoders": {name: row.encoder for name, row in rows.items() if row.encoder is not None},
         "row_texts": {name: row.rewrites for name, row in rows.items() if row.rewrites},
-        "row_rerank": {name: row.rerank.to_dict() for name, row in rows.items() if row.rerank},
+        "row_rerank": {name: row.rerank for name, row in rows.items() if row.rerank},
         "row_features": {name: row.features for name, row in rows.items() if row.features},
     }  # fmt: skip
     read = graph.artifacts(CompareRun, [Layer(tree)])

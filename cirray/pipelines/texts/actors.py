@@ -1,28 +1,21 @@
 """Ray Data's workers of the generate stage: pairs of a part in, one part of a triplets artifact out."""
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cirray.core import storage
 from cirray.core.errors import ArtifactError
 from cirray.features.store import FeatureStore
 from cirray.generators.base import ModificationGenerator, WriterSetup
 from cirray.generators.config import GENERATORS, GeneratorChoice, PicturesConfig
 from cirray.generators.pictures import PictureLookup, Shots
+from cirray.pipelines.cluster.answers import Answers
 from cirray.pipelines.cluster.streaming import Columns
 from cirray.triplets.pairs import to_pairs
 from cirray.triplets.schema import rejected_table, triplet_id, triplet_table
 from cirray.triplets.store import write_part
 from cirray.types import Generation, Pair, part_name
 
-SHARDS = "shards"
-"""Folder of what is written of unfinished parts."""
-SHARD_S = 60.0
-"""Seconds that a shard of a part should take, by the rate of the one before it."""
-_FIRST_SHARD = 32
 _ENDS = ("reference", "target")
 GeneratorLoader = Callable[[GeneratorChoice, WriterSetup], ModificationGenerator]
 """(kind and settings, what the stage asks) -> the generator."""
@@ -65,12 +58,10 @@ class GenerateTexts:
         self._shots = Shots(seen.limits, seen.side) if seen and seen.data else None
         self._work_uri, self._recipe, self._both = work_uri, recipe, both
         self._row = {**row, "prompt_version": self.generator.prompt_version}
-        self._shard_rows = _FIRST_SHARD
+        self.answers = Answers(work_uri)
 
     def __call__(self, columns: Columns) -> dict[str, int]:
-        """Write the texts of one part, in shards of about `SHARD_S` seconds.
-
-        So a slow model is seen to work, and a kill costs one shard.
+        """Write the texts of one part.
 
         Args:
             columns: `part` and the fields of `Pair`; `reference_place` and `target_place` for one that sees pictures.
@@ -78,8 +69,13 @@ class GenerateTexts:
         Returns: `rejected` texts, `tokens_in` and `tokens_out`, and the pairs that were `asked` about now, with texts.
         """
         pairs, number = to_pairs(columns), columns["part"][0]
-        made, asked = self._in_shards(part_name(number), pairs, self._pictures(pairs, columns))
-        return {**self.write(number, pairs, made), "asked": asked}
+        pictures = self._pictures(pairs, columns)
+        rows, made = self.answers.ask(
+            part_name(number), {pair.pair_id: pair for pair in pairs},
+            lambda some: [asdict(item) for item in self.generate(some, pictures)], _has_text,
+        )  # fmt: skip
+        figures = self.write(number, pairs, [as_generation(rows[pair.pair_id]) for pair in pairs])
+        return {**figures, "asked": sum(map(_has_text, made.values()))}
 
     def write(self, number: int, pairs: Sequence[Pair], made: Sequence[Generation]) -> dict[str, int]:
         """Write a part of the artifact; returns its figures."""
@@ -87,30 +83,6 @@ class GenerateTexts:
         write_part(self._work_uri, part_name(number), triplet_table(triplets), rejected_table(rejected))
         read, written = (sum(item.tokens[way] for item in made) for way in (0, 1))
         return {"rejected": len(rejected), "tokens_in": read, "tokens_out": written}
-
-    def _in_shards(
-        self, name: str, pairs: Sequence[Pair], pictures: PictureLookup | None
-    ) -> tuple[list[Generation], int]:
-        """Generations of a part, after those that a killed run has left of it, and how many were made now; every shard
-        but the last is kept.
-        """
-        folder = storage.join(self._work_uri, SHARDS)
-        made, new = list[Generation](), 0
-        for file in sorted(
-            file for file in storage.list_files(folder) if file.startswith(f"{name}-") and file.endswith(".json")
-        ):
-            made += _read_shard(storage.join(folder, file))
-        while len(made) < len(pairs):
-            begin, at = time.monotonic(), len(made)
-            made += self.generate(pairs[at : at + self._shard_rows], pictures)
-            if len(made) < len(pairs):
-                rows = [asdict(item) for item in made[at:]]
-                storage.write_bytes(storage.join(folder, f"{name}-{at:05d}.json"), json.dumps(rows).encode())
-            asked = sum(not item.error for item in made[at:])  # what fails at once says nothing of the rate
-            new += asked
-            if asked:
-                self._shard_rows = max(1, round(asked * SHARD_S / max(time.monotonic() - begin, 1e-6)))
-        return made, new
 
     def generate(self, pairs: Sequence[Pair], pictures: PictureLookup | None = None) -> list[Generation]:
         """One generation per pair, in order; a pair without the features that are read is a failure.
@@ -161,8 +133,13 @@ class GenerateTexts:
         return triplets, rejected
 
 
-def _read_shard(uri: str) -> list[Generation]:
-    return [Generation(**{**row, "tokens": tuple(row["tokens"])}) for row in json.loads(storage.read_bytes(uri))]
+def as_generation(row: Mapping[str, Any]) -> Generation:
+    """What `asdict` made of a generation, back from JSON."""
+    return Generation(**{**row, "tokens": tuple(row["tokens"])})
+
+
+def _has_text(row: Mapping[str, Any]) -> bool:
+    return not row["error"]
 
 
 def _absent(pair: Pair, store: FeatureStore | None) -> tuple[str, ...]:

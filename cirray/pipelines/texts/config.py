@@ -105,7 +105,7 @@ class GenerateRun(Run):
     seed: int = Field(0, ge=0)
     """Seed of sampled decoding; part of every triplet's id."""
     part_rows: int = Field(512, ge=1)
-    """Pairs per part. A killed run repeats only the parts that it did not finish."""
+    """Pairs per part. What a killed run has written of one is kept, but for the last minute."""
     filters: FilterConfig = FilterConfig()
     judge: Place = ""
     """Root of a shapes world whose scenes judge the texts; the share of right ones becomes a metric."""

@@ -20,7 +20,7 @@ from cirray.generators.places import described
 from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import check_leaks, contents_of, guard_inputs, open_dataset
-from cirray.pipelines.texts.actors import SHARDS, GenerateTexts, GeneratorLoader, load_generator
+from cirray.pipelines.texts.actors import GenerateTexts, GeneratorLoader, load_generator
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.judging import text_accuracy
 from cirray.pipelines.texts.ordering import order_pairs
@@ -73,12 +73,11 @@ def run_generate(run: GenerateRun, load: GeneratorLoader = load_generator) -> Ma
     guard = check_leaks(run.guard, _images(run), run.allow_leaks, f"The pairs artifact {run.pairs!r}")
     _check_generator(run)
     places, contents = pair_pictures(run)
-    stage = open_stage(run, "triplets", {**guard_inputs(guard), **contents}, (*PARTS, f"{SHARDS}/*"))
+    stage = open_stage(run, "triplets", {**guard_inputs(guard), **contents}, PARTS)
     if stage.finished:
         return stage.finished
     plan = make_plan(run, places)
     sums = run_parts(stage, text_parts(run, stage, plan, load), run.ray)
-    storage.remove(storage.join(stage.work_uri, SHARDS))
     filter_rows(stage, run)
     return publish(stage, plan, run, {**guard, **_tokens(sums)})
 
@@ -140,8 +139,7 @@ def text_parts(run: GenerateRun, stage: Stage, plan: TextPlan, load: GeneratorLo
         from cirray.pipelines.texts.ray_llm import ByRayLlm, unasked
 
         by = ByRayLlm(GenerateTexts(**{**settings, "load": unasked}), chosen, setup)
-    signs = partial(storage.list_files, storage.join(stage.work_uri, SHARDS))
-    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, partial(_found, stage), by=by, signs=signs)
+    return Parts("write texts", "pairs", plan.tables, steps, plan.keys, partial(_found, stage), by=by)
 
 
 def _found(stage: Stage) -> Iterator[tuple[str, pa.Array]]:

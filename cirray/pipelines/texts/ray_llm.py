@@ -1,32 +1,34 @@
 """Texts by Ray Data's own language model stages (`ray.data.llm`, vLLM) in place of a pool of generators.
 
 Ray Data cuts and orders rows as its stages like; so every row says which pair of which part it is, and a part is
-written when the last of its answers has come. Not tried with vLLM itself: there was no GPU for it.
+written when the last of its answers has come. An answer with a defect is asked for again in a further round, as an
+engine cannot be asked twice within one. Not tried with vLLM itself: there was no GPU for it.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core.errors import ConfigError, DataError, GenerationError
 from cirray.core.extras import require
 from cirray.generators.base import WriterSetup
 from cirray.generators.config import GeneratorChoice, LmmConfig
-from cirray.generators.engines.base import Reply
+from cirray.generators.engines.base import DRAWN, Reply
 from cirray.generators.engines.config import RayLlmConfig
 from cirray.generators.lmm import LmmGenerator
 from cirray.generators.pictures import PictureLookup, Shots
 from cirray.models.sources.hub import at_home
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.streaming import Columns, to_columns
-from cirray.pipelines.texts.actors import GenerateTexts
+from cirray.pipelines.texts.actors import GenerateTexts, as_generation
 from cirray.triplets.pairs import PAIR_SCHEMA, to_pairs
-from cirray.types import Generation, Pair
+from cirray.types import Pair, part_name
 
 ERROR = "__inference_error__"
 """Column in which Ray Data tells what an engine could not answer."""
@@ -40,10 +42,12 @@ class Asking:
 
     settings: LmmConfig
     setup: WriterSetup
+    least: float = 0.0
+    """Least temperature."""
     _made: list[Any] = field(default_factory=list, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "setup": self.setup, "_made": []}
+        return {**vars(self), "_made": []}
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """`messages` and `sampling_params`, beside `part` and `pair_id`; `fault` where the pair cannot be asked about,
@@ -74,7 +78,7 @@ class Asking:
         engine = self.settings.engine.settings
         assert isinstance(engine, RayLlmConfig)
         outputs = {"structured_outputs": {"json": schema} if schema else None} if engine.structured == "auto" else {}
-        return {"max_tokens": tokens, "temperature": engine.temperature, **outputs}
+        return {"max_tokens": tokens, "temperature": max(engine.temperature, self.least), **outputs}
 
 
 def unasked(choice: GeneratorChoice, setup: WriterSetup) -> LmmGenerator:
@@ -87,6 +91,26 @@ def answered(row: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of an engine's row."""
     names = ("part", "pair_id", "fault", "generated_text", "num_input_tokens", "num_generated_tokens")
     return {name: row[name] for name in names}
+
+
+@dataclass
+class _Open:
+    """A part that is not written: its pairs, what is settled of it, and tokens of answers that were no good."""
+
+    table: pa.Table
+    settled: dict[str, dict[str, Any]]
+    awaited: set[str] = field(default_factory=set)
+    spent: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def asked(self) -> pa.Table:
+        """The pairs that are to be asked about now."""
+        self.awaited = set(self.table.column("pair_id").to_pylist()) - self.settled.keys()
+        return self.table.filter(pc.is_in(self.table.column("pair_id"), pa.array(self.awaited, pa.string())))
+
+    @property
+    def whole(self) -> bool:
+        """Whether every pair is settled."""
+        return len(self.settled) == len(self.table)
 
 
 @dataclass(frozen=True)
@@ -102,45 +126,81 @@ class ByRayLlm:
 
         Raises ConfigError: there is no vLLM, or no Ray; or nothing comes within the hang guard's time.
         """
+        from cirray.pipelines.cluster.resources import cluster
+
         require("vllm", "llm", "generator.settings.engine.kind=ray_llm")
         if not ray.enabled:
             raise ConfigError("engine kind 'ray_llm' runs on Ray Data; leave out ray.enabled=false, or take kind http.")
-        waiting = {int(table.column("part")[0].as_py()): table for table in tables}
-        replies: dict[int, dict[str, Reply]] = {number: {} for number in waiting}
-        for row in self._rows(tables, ray):
-            number = int(row["part"])
-            if number not in waiting:  # a task that was done again after its part was whole
-                continue
-            replies[number].setdefault(str(row["pair_id"]), _reply(row))
-            if len(replies[number]) == len(waiting[number]):
-                yield self._written(number, waiting.pop(number), replies.pop(number))
+        left = {int(table.column("part")[0].as_py()): _Open(table, {}) for table in tables}
+        for number, part in left.items():
+            part.settled = self.worker.answers.kept(part_name(number))
+        with cluster(ray):
+            for attempt in range(self._own.tries):
+                yield from self._round(left, ray, attempt)
 
-    def _rows(self, tables: Sequence[pa.Table], config: RayConfig) -> Iterator[Mapping[str, Any]]:
+    def _round(self, left: dict[int, _Open], ray: RayConfig, attempt: int) -> Iterator[Columns]:
+        """Ask what is not settled. Parts that are whole then are written, of others what is settled is kept."""
+        asked = [part.asked() for part in left.values()]
+        yield from (self._written(number, left) for number in [at for at, part in left.items() if part.whole])
+        for row in self._rows([table for table in asked if len(table)], ray, DRAWN if attempt else 0.0):
+            number, pair_id = int(row["part"]), str(row["pair_id"])
+            if number not in left or pair_id not in left[number].awaited:  # of a task that was done again
+                continue
+            part = left[number]
+            part.awaited.discard(pair_id)
+            self._settle(part, pair_id, _reply(row), attempt + 1 == self._own.tries)
+            if part.whole:
+                yield self._written(number, left)
+            elif not part.awaited:
+                self.worker.answers.keep(part_name(number), part.settled)
+        for number in [at for at, part in left.items() if part.awaited]:  # rows that did not come back
+            self.worker.answers.keep(part_name(number), left[number].settled)
+
+    def _settle(self, part: _Open, pair_id: str, reply: Reply, last: bool) -> None:
+        """Take an answer, but for one with a defect that can be asked for again."""
+        generator: Any = self.worker.generator
+        checked = reply.checked(generator.defect)
+        before, tokens = part.spent.get(pair_id, (0, 0)), (reply.tokens_in, reply.tokens_out)
+        part.spent[pair_id] = (before[0] + tokens[0], before[1] + tokens[1])
+        wrong = bool(checked.error) and not reply.error
+        if wrong and not last:
+            return
+        told = f"{checked.error} ({self._own.tries} tries)" if wrong else checked.error
+        read, written = part.spent[pair_id]
+        made = generator.generation(pair_id, replace(checked, error=told, tokens_in=read, tokens_out=written))
+        part.settled[pair_id] = asdict(made)
+
+    def _rows(self, tables: Sequence[pa.Table], config: RayConfig, least: float) -> Iterator[Mapping[str, Any]]:
         import ray.data
         import ray.exceptions
         from ray.data import llm
 
         from cirray.pipelines.cluster.patience import patient
-        from cirray.pipelines.cluster.resources import cluster
 
-        with cluster(config):
-            data = ray.data.from_arrow(list(tables))
-            processor = llm.build_processor(
-                llm.vLLMEngineProcessorConfig(**self._engine()), preprocess=Asking(self.settings, self.setup),
-                postprocess=answered,
-            )  # fmt: skip
-            try:
-                yield from patient(processor(data).iter_rows(), config.no_progress_timeout_s)
-            except ray.exceptions.RayError as error:
-                told = _CAUSE.search(str(error)) or _CAUSE.search(f"RayError: {error}")
-                raise GenerationError(
-                    f"Ray Data's stages stopped ({told[0][:200] if told else type(error).__name__}). Parts that are "
-                    "finished are kept: run again when the engine works."
-                ) from None
+        if not tables:
+            return
+        data = ray.data.from_arrow(list(tables))
+        processor = llm.build_processor(
+            llm.vLLMEngineProcessorConfig(**self._engine()), preprocess=Asking(self.settings, self.setup, least),
+            postprocess=answered,
+        )  # fmt: skip
+        try:
+            yield from patient(processor(data).iter_rows(), config.no_progress_timeout_s)
+        except ray.exceptions.RayError as error:
+            told = _CAUSE.search(str(error)) or _CAUSE.search(f"RayError: {error}")
+            raise GenerationError(
+                f"Ray Data's stages stopped ({told[0][:200] if told else type(error).__name__}). Parts that are "
+                "finished are kept: run again when the engine works."
+            ) from None
 
-    def _engine(self) -> dict[str, Any]:
+    @property
+    def _own(self) -> RayLlmConfig:
         own = self.settings.engine.settings
         assert isinstance(own, RayLlmConfig)
+        return own
+
+    def _engine(self) -> dict[str, Any]:
+        own = self._own
         sees = self.settings.data is not None
         return {
             "model_source": at_home(own.source), "batch_size": own.batch, "concurrency": own.engines,
@@ -151,16 +211,11 @@ class ByRayLlm:
             "detokenize_stage": False,  # the engine gives text
         }  # fmt: skip
 
-    def _written(self, number: int, table: pa.Table, replies: Mapping[str, Reply]) -> Columns:
-        pairs = to_pairs(to_columns(table))
-        made = [self._generation(pair.pair_id, replies[pair.pair_id]) for pair in pairs]
-        figures = self.worker.write(number, pairs, made)
+    def _written(self, number: int, left: dict[int, _Open]) -> Columns:
+        part = left.pop(number)
+        pairs = to_pairs(to_columns(part.table))
+        figures = self.worker.write(number, pairs, [as_generation(part.settled[pair.pair_id]) for pair in pairs])
         return {name: np.array([value]) for name, value in {**figures, "part": number}.items()}
-
-    def _generation(self, pair_id: str, reply: Reply) -> Generation:
-        generator: Any = self.worker.generator
-        made: Generation = generator.generation(pair_id, reply.checked(generator.defect))
-        return made
 
 
 def _reply(row: Mapping[str, Any]) -> Reply:

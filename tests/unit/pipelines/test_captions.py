@@ -97,6 +97,27 @@ def test_a_stopped_run_goes_on_after_its_last_finished_part(world, tmp_path, mon
     assert sorted(image for call in CALLS for image in call) == sorted(read_captions([str(tmp_path / "c")]))
 
 
+def test_captions_of_a_part_that_was_stopped_are_not_asked_for_again(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("cirray.pipelines.cluster.answers._FIRST_PIECE", 2)
+    monkeypatch.setattr("cirray.pipelines.cluster.answers.PIECE_S", 1e-9)
+    fields, original = {"part_rows": 20, "batch": 1}, Counted.caption
+    whole = run_caption(run_of(world, tmp_path / "whole", **fields))
+
+    def stops(self, pictures):
+        if len(CALLS) == 3:
+            raise KeyboardInterrupt
+        return original(self, pictures)
+
+    CALLS.clear()
+    monkeypatch.setattr(Counted, "caption", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_caption(run_of(world, tmp_path / "c", **fields))
+    monkeypatch.setattr(Counted, "caption", original)
+    assert run_caption(run_of(world, tmp_path / "c", **fields)).digest == whole.digest
+    assert [len(call) for call in CALLS] == [2, 1, 1, 2, 1, 1, 1] and len({i for call in CALLS for i in call}) == 9
+    assert not (tmp_path / "c" / "answers").exists()
+
+
 def test_captions_of_a_picture_that_was_replaced_are_not_taken_for_its_own(tmp_path):
     for name in "ab":
         Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / f"{name}.png")

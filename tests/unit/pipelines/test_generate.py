@@ -146,9 +146,9 @@ def test_an_interrupted_run_goes_on_from_its_finished_parts_and_ends_equal(input
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e9])
-def test_a_long_part_is_made_in_shards_by_the_measured_rate_and_goes_on_from_them(inputs, monkeypatch, seconds):
-    monkeypatch.setattr("cirray.pipelines.texts.actors.SHARD_S", seconds)
-    monkeypatch.setattr("cirray.pipelines.texts.actors._FIRST_SHARD", 4)
+def test_a_long_part_is_made_in_pieces_by_the_measured_rate_and_goes_on_from_them(inputs, monkeypatch, seconds):
+    monkeypatch.setattr("cirray.pipelines.cluster.answers.PIECE_S", seconds)
+    monkeypatch.setattr("cirray.pipelines.cluster.answers._FIRST_PIECE", 4)
     fields = {"part_rows": 20}
     run_generate(run_of(inputs, out=str(inputs / "whole"), **fields), TINY.load_knobs)
     sizes = [int(path.read_text()) for path in sorted((inputs / "calls").iterdir())]
@@ -161,11 +161,11 @@ def test_a_long_part_is_made_in_shards_by_the_measured_rate_and_goes_on_from_the
     run_generate(run_of(inputs, **fields), TINY.load_knobs)
     assert pairs_served(inputs) == 80 and 0 < sums[0]["asked"] < 40  # what was kept is no work
     assert files(inputs / "out") == files(inputs / "whole")
-    assert not (inputs / "out" / "shards").exists()
+    assert not (inputs / "out" / "answers").exists()
 
 
-def test_pairs_that_fail_at_once_do_not_make_the_next_shard_long(inputs, monkeypatch):
-    monkeypatch.setattr("cirray.pipelines.texts.actors._FIRST_SHARD", 4)
+def test_pairs_that_fail_at_once_do_not_make_the_next_piece_long(inputs, monkeypatch):
+    monkeypatch.setattr("cirray.pipelines.cluster.answers._FIRST_PIECE", 4)
     TINY.write_generator(inputs / "failing", calls=str(inputs / "calls"), fail=[f"img-{n:04d}" for n in range(1, 41)])
     with pytest.raises(GenerationError, match="were rejected"):
         run_generate(run_of(inputs, generator=TINY.written(inputs / "failing"), part_rows=20), TINY.load_knobs)

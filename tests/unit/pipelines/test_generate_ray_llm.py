@@ -41,8 +41,12 @@ GOOD = json.dumps({"forward": "make it blue", "reverse": "make it red", "edit": 
 class Stages:
     """Answers like vLLM's stage in Ray Data: shuffled rows, errors in a column, some rows twice."""
 
-    def __init__(self, answer, lost=()):
-        self.answer, self.lost, self.asked, self.config = answer, lost, [], None
+    def __init__(self, answer, lost=(), twice=3):
+        self.answer, self.lost, self.twice, self.rounds, self.config = answer, lost, twice, [], None
+
+    @property
+    def asked(self):
+        return [data for asked in self.rounds for data in asked]
 
     def build(self, *given, **named):
         bound = BUILD.bind(*given, **named).arguments
@@ -55,9 +59,10 @@ class Stages:
     def rows(self, tables, before, after):
         rows = [row for table in tables for row in table.to_pylist()]
         random.Random(0).shuffle(rows)
-        for row in [*rows, *rows[:3]]:
+        self.rounds.append([])
+        for row in [*rows, *rows[: self.twice]]:
             data = before(row)[Processor.DATA_COLUMN]
-            self.asked.append(data)
+            self.rounds[-1].append(data)
             if data["pair_id"] in self.lost:
                 continue
             text = self.answer(data)
@@ -127,9 +132,41 @@ def test_rows_that_the_engine_fails_at_and_bad_answers_are_rejected_rows(world, 
     reasons = {row["pair_id"]: row["reason"] for row in rejected}
     assert reasons[pairs[0]] == "the engine failed: ValueError: too long"
     assert "not the JSON" in reasons[pairs[1]] and "2,000 words, more than" in reasons[pairs[2]]
+    assert all(reasons[pair].endswith("(3 tries)") for pair in pairs[1:3])
     broken = [item for item in stages.asked if item["fault"]]
+    assert (
+        sum(item["pair_id"] == pairs[0] for item in stages.asked) <= 2
+    )  # what the engine failed at is not asked again
     assert len({item["pair_id"] for item in broken}) == 2
     assert all(item["sampling_params"]["max_tokens"] == 1 for item in broken)
+
+
+def test_an_answer_with_a_defect_is_asked_for_again_less_greedily_and_every_token_is_counted(world, monkeypatch):
+    bad, answers = [pair.pair_id for pair in TINY.chain(12)[4:6]], iter(["I cannot see."] * 2)
+    stages = Stages(lambda data: next(answers, GOOD) if data["pair_id"] in bad else GOOD, twice=0)
+    monkeypatch.setattr(llm, "build_processor", stages.build)
+    made = run_generate(run_of(world))
+    assert made.counts == {"pairs": 12, "triplets": 24, "rejected": 0}
+    assert [len(rows) for rows in stages.rounds] == [12, 2] and {row["pair_id"] for row in stages.rounds[1]} == set(bad)
+    heat = [{row["sampling_params"]["temperature"] for row in rows} for rows in stages.rounds]
+    assert heat == [{0.0}, {0.5}] and made.extra["tokens"] == {"tokens_in": 14 * 90, "tokens_out": 14 * 9}
+
+
+def test_what_is_answered_in_a_round_is_kept_when_the_next_one_is_killed(world, monkeypatch):
+    bad = TINY.chain(12)[5].pair_id
+
+    def killed(data):
+        if data["sampling_params"]["temperature"]:
+            raise KeyboardInterrupt
+        return "I cannot see." if data["pair_id"] == bad else GOOD
+
+    monkeypatch.setattr(llm, "build_processor", Stages(killed, twice=0).build)
+    with pytest.raises(KeyboardInterrupt):
+        run_generate(run_of(world))
+    again = Stages(lambda data: GOOD, twice=0)
+    monkeypatch.setattr(llm, "build_processor", again.build)
+    assert run_generate(run_of(world)).counts == {"pairs": 12, "triplets": 24, "rejected": 0}
+    assert [row["pair_id"] for row in again.asked] == [bad] and not (world / "out" / "answers").exists()
 
 
 def test_a_run_that_loses_rows_goes_on_with_what_is_missing(world, monkeypatch):
@@ -138,10 +175,11 @@ def test_a_run_that_loses_rows_goes_on_with_what_is_missing(world, monkeypatch):
     monkeypatch.setattr(llm, "build_processor", stages.build)
     with pytest.raises(DataError, match="1 of 3 parts did not come back"):
         run_generate(run_of(world))
+    assert [{row["pair_id"] for row in rows} for rows in stages.rounds[1:]] == [{lost}, {lost}]
     again = Stages(lambda data: GOOD)
     monkeypatch.setattr(llm, "build_processor", again.build)
     assert run_generate(run_of(world)).counts == {"pairs": 12, "triplets": 24, "rejected": 0}
-    assert len({item["pair_id"] for item in again.asked}) == 4 and lost in {item["pair_id"] for item in again.asked}
+    assert {item["pair_id"] for item in again.asked} == {lost}
 
 
 def test_an_engine_that_breaks_is_one_sentence(world, monkeypatch):

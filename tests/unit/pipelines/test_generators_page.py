@@ -22,9 +22,9 @@ from cirray.types import Pair
 ROOT = Path(__file__).resolve().parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"
 PAGE = (ROOT / "docs" / "generators.md").read_text()
-TINY, SERVICE, LMM, CAPTIONED = (
+TINY, SERVICE, LMM, CAPTIONED, WORLD = (
     SimpleNamespace(**runpy.run_path(str(FIXTURES / f"{name}.py")))
-    for name in ("tiny_pipeline", "tiny_service", "lmm_stub", "small_captioner")
+    for name in ("tiny_pipeline", "tiny_service", "lmm_stub", "small_captioner", "world_endpoint")
 )
 HERE = {"generate": ["ray.enabled=false"], "caption": ["ray.enabled=false"], "rewrite": ["ray.enabled=false"]}
 """Words of a verb in this test: no cluster is started."""
@@ -118,3 +118,19 @@ def test_the_commands_about_reranking_run_as_they_are_written(home, server, run)
     status, said = run(compare)
     assert status == 0 and "plain" in said and "reranked" in said
     assert serve == ["cirray", "serve", "rerank=matching"]
+
+
+def test_a_large_model_that_knows_the_world_writes_its_true_texts_and_lifts_every_answer_within_its_reach(home, run):
+    engine = ["generator.kind=lmm", "generator.settings.data.folder.root=@world", "judge=@world"]
+    model = "engine.settings={{model: world, endpoints: [{}]}}".format
+    rerank = ["evaluate", "rerank.kind=lmm", "rerank.top=5", "ks=[1,5]"]
+    with LMM.Stub(WORLD.KnowsWorld(home / "world"), ("world",)) as stub:
+        asked = f"generator.settings.{model(stub.url)}"
+        assert run(["cirray", "generate", *engine, asked, "out=@true"]) == (0, ANY)
+        assert run(["cirray", *rerank, f"rerank.settings.{model(stub.url)}", "out=@knowing"]) == (0, ANY)
+    with LMM.Stub(WORLD.KnowsWorld(home / "world", wrong=1.0), ("world",)) as stub:
+        assert run(["cirray", *rerank, f"rerank.settings.{model(stub.url)}", "out=@misled"]) == (0, ANY)
+    assert run(["cirray", "evaluate", "ks=[1,5]", "out=@plain"]) == (0, ANY)
+    plain, knowing, misled = (read_manifest(home / name).metrics for name in ("plain", "knowing", "misled"))
+    assert knowing["R@1"] == knowing["R@5"] == plain["R@5"] > plain["R@1"] > misled["R@1"] == 0
+    assert read_manifest(home / "true").metrics["exact_single_edits"] == 1.0

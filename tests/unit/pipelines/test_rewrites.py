@@ -111,8 +111,11 @@ def test_cached_captions_and_answers_give_no_model_call(dataset, captions, tmp_p
     assert run_rewrite(run_of(told, tmp_path / "t", reuse=[str(tmp_path / "first")])).extra["asked"] == 1
 
 
-def test_a_stopped_run_goes_on_after_its_last_finished_part(dataset, captions, tmp_path, monkeypatch):
-    whole, original = run_rewrite(run_of(captions, tmp_path / "whole")), Counted.rewrite
+@pytest.mark.parametrize("part_rows", [3, 20])
+def test_a_stopped_run_asks_nothing_again_that_was_answered(dataset, captions, tmp_path, monkeypatch, part_rows):
+    monkeypatch.setattr("cirray.pipelines.cluster.answers._FIRST_PIECE", 2)
+    fields, original = {"part_rows": part_rows}, Counted.rewrite
+    whole = run_rewrite(run_of(captions, tmp_path / "whole", **fields))
 
     def stops(self, asks):
         if len(CALLS) == 1:
@@ -122,9 +125,9 @@ def test_a_stopped_run_goes_on_after_its_last_finished_part(dataset, captions, t
     CALLS.clear()
     monkeypatch.setattr(Counted, "rewrite", stops)
     with pytest.raises(KeyboardInterrupt):
-        run_rewrite(run_of(captions, tmp_path / "r"))
+        run_rewrite(run_of(captions, tmp_path / "r", **fields))
     monkeypatch.setattr(Counted, "rewrite", original)
-    assert run_rewrite(run_of(captions, tmp_path / "r")).digest == whole.digest
+    assert run_rewrite(run_of(captions, tmp_path / "r", **fields)).digest == whole.digest
     assert sorted(ask for call in CALLS for ask in call) == sorted(
         [("a red star", "blue"), ("a square", "smaller"), ("a square", "nothing"), ("a red star", "x and y"),
          ("a red star", "y and x")]
