@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, reason_of
+from cirray.core.ids import ABSENT, Ids
 from cirray.core.storage import is_local, list_files
 from cirray.features.shards import FOLDER, read_shard_ids, shard_digest
 
@@ -50,7 +52,9 @@ class FeatureInfo:
 class FeatureStore:
     """Image id -> patch tokens. Opening reads ids and headers; vectors are read from disk when asked for."""
 
-    def __init__(self, shards: Sequence[np.ndarray], ids: Sequence[str], info: FeatureInfo) -> None:
+    def __init__(
+        self, shards: Sequence[np.ndarray], ids: Sequence[str] | pa.ChunkedArray, info: FeatureInfo
+    ) -> None:  # fmt: skip
         """Take shards [n, P, D] and the ids of their rows, in one order.
 
         Raises ArtifactError when an id appears twice, or ids and rows differ in number.
@@ -59,11 +63,12 @@ class FeatureStore:
         self._shards = list(shards)
         self._buffers: list[np.ndarray] = []
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
-        self._row = {image_id: row for row, image_id in enumerate(ids)}
-        if len(ids) != self._starts[-1] or len(self._row) != len(ids):
-            raise ArtifactError(
-                f"{len(ids)} ids ({len(self._row)} distinct) for {self._starts[-1]} rows. Embed the images again."
-            )
+        if len(ids) != self._starts[-1]:
+            raise ArtifactError(f"{len(ids)} ids for {self._starts[-1]} rows. Embed the images again.")
+        try:
+            self.ids = Ids(ids)
+        except DataError as error:
+            raise ArtifactError(f"Damaged ids of features: {error} Embed the images again.") from None
 
     @classmethod
     def open(cls, uri: str | Path, verified_bytes: int = VERIFIED_BYTES) -> "FeatureStore":
@@ -79,14 +84,14 @@ class FeatureStore:
         if missing:
             raise ArtifactError(f"Feature shard {str(folder / missing[0])!r}.npy is missing. Embed the images again.")
         total = sum((folder / f"{name}.npy").stat().st_size for name in names)
-        shards, ids = [], []
+        shards, ids = [], [pa.array([], pa.large_string())]
         for name in names:
             shard_ids = read_shard_ids(str(folder), name)
             if total <= verified_bytes and name in expected:
                 _check_content(folder, name, expected[name])
             shards.append(_map_shard(folder / f"{name}.npy", len(shard_ids), info.shape))
-            ids.extend(shard_ids)
-        return cls(shards, ids, info)
+            ids.append(pa.array(shard_ids, pa.large_string()))
+        return cls(shards, pa.chunked_array(ids), info)
 
     @classmethod
     def open_many(cls, uris: str | Path | Sequence[str | Path], verified: bool = False) -> "FeatureStore":
@@ -105,11 +110,6 @@ class FeatureStore:
             [cls.open(uri, 0 if verified and is_local(uri) else VERIFIED_BYTES) for uri in wanted],
             [str(uri) for uri in wanted],
         )
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """All ids, in the order of the shards."""
-        return tuple(self._row)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,20 +135,20 @@ class FeatureStore:
 
     def blocks(self, rows: int) -> Iterator[tuple[list[str], np.ndarray]]:
         """All ids and features in order, `rows` at a time."""
-        ids = self.ids
-        for start in range(0, len(ids), rows):
-            chunk = list(ids[start : start + rows])
+        for start in range(0, len(self), rows):
+            chunk = self.ids[start : start + rows]
             yield chunk, self.get(chunk)
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of `ids` that are not in the store, in order."""
-        return [image_id for image_id in ids if image_id not in self._row]
+        asked = ids if isinstance(ids, Ids) else [*ids]
+        return [asked[int(at)] for at in np.flatnonzero(self.ids.places(asked) == ABSENT)]
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._row
+        return image_id in self.ids
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self.ids)
 
     def _memory(self, rows: int) -> np.ndarray:
         """Memory for a batch: an earlier batch's that is no longer used, since the kernel clears new pages first."""
@@ -184,16 +184,16 @@ class FeatureStore:
             list(pool.map(copy, [order[begin : begin + share] for begin in range(0, len(order), share)]))
 
     def _rows_of(self, ids: Sequence[str]) -> np.ndarray:
-        try:
-            return np.fromiter((self._row[image_id] for image_id in ids), dtype=np.int64, count=len(ids))
-        except KeyError:
+        rows = self.ids.places(ids)
+        if (rows == ABSENT).any():
             absent = list(dict.fromkeys(self.missing(ids)))
             shown = ", ".join(repr(image_id) for image_id in absent[:_SHOWN_IDS])
             more = f" and {len(absent) - _SHOWN_IDS} more" if len(absent) > _SHOWN_IDS else ""
             raise DataError(
                 f"No features for image {shown}{more}; the store holds {len(self)} images. Embed these images, or "
                 "name the features artifact that holds them."
-            ) from None
+            )
+        return rows
 
 
 def check_tower(features: Sequence[str], made_by: str, reader: str, needed: str) -> None:
@@ -227,26 +227,22 @@ def merge(stores: Sequence[FeatureStore], names: Sequence[str]) -> FeatureStore:
                 f"Features {name!r} were made by {store.info}, {names[0]!r} by {first.info}; they cannot be mixed. "
                 "Embed all images with one tower."
             )
-    if len(stores) == 1:
-        return first
-    shards: list[np.ndarray] = []
-    ids: list[str] = []
-    seen: dict[str, FeatureStore] = {}
-    for store, name in zip(stores, names, strict=True):
-        fresh = [image_id for image_id in store.ids if image_id not in seen]
-        _check_repeats([image_id for image_id in store.ids if image_id in seen], seen, store, name)
-        shards.extend(store._shards if len(fresh) == len(store) else [store.get(fresh)])
-        ids.extend(fresh)
-        seen.update(dict.fromkeys(fresh, store))
-    return FeatureStore(shards, ids, first.info)
+    for store, name in zip(stores[1:], names[1:], strict=True):
+        first = _joined(first, store, name)
+    return first
 
 
-def _check_repeats(repeated: list[str], seen: dict[str, FeatureStore], store: FeatureStore, name: str) -> None:
-    for image_id in repeated:
-        if not np.array_equal(seen[image_id].get([image_id]), store.get([image_id])):
+def _joined(whole: FeatureStore, store: FeatureStore, name: str) -> FeatureStore:
+    known = whole.ids.places(store.ids) != ABSENT
+    for at in np.flatnonzero(known):
+        image_id = store.ids[int(at)]
+        if not np.array_equal(whole.get([image_id]), store.get([image_id])):
             raise DataError(
                 f"Image id {image_id!r} is another image in {name!r} than before; give each image its own id."
             )
+    fresh = store.ids.column.filter(pa.array(~known))
+    shards = [store.get(fresh.to_pylist())] if known.any() else store._shards
+    return FeatureStore([*whole._shards, *shards], pa.chunked_array([whole.ids.column, fresh]), whole.info)
 
 
 def _info(manifest: Manifest, uri: str) -> FeatureInfo:

@@ -5,6 +5,7 @@ and temperature only. Partial maxima and sums of the shards give the exact value
 for the backward pass but computed again, block by block.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,7 +73,7 @@ def bank_infonce(
     bank: BankRows,
     positive_B: torch.Tensor,
     temperature: torch.Tensor | float,
-    hidden_NM: torch.Tensor | None = None,
+    hidden: Callable[[slice], torch.Tensor] | None = None,
     collective: Collective = ALONE,
     rows: int = 4096,
 ) -> torch.Tensor:
@@ -84,8 +85,8 @@ def bank_infonce(
         bank: all rows, or this rank's shard of them.
         positive_B: index of each query's target in the whole bank.
         temperature: divides the scores.
-        hidden_NM: True where a query must not see one of `bank`'s rows, for the queries of all ranks (N = B where the
-            bank is whole); never a positive.
+        hidden: block of `bank`'s rows -> `[N, c]`, True where a query must not see a row, for the queries of all ranks
+            (N = B where the bank is whole); never a positive.
         collective: how shards exchange maxima and sums; `ALONE` for a whole bank.
         rows: bank rows per block.
 
@@ -93,7 +94,7 @@ def bank_infonce(
     the temperature's is this rank's share for all queries, so that its mean over ranks is right.
     """
     tau = torch.as_tensor(temperature, dtype=torch.float32, device=query_BD.device)
-    job = _Job(score, bank, hidden_NM, collective, rows)
+    job = _Job(score, bank, hidden, collective, rows)
     return _BankLoss.apply(query_BD.float(), tau, positive_B, job)
 
 
@@ -101,7 +102,7 @@ def bank_infonce(
 class _Job:
     score: ScoreFunction
     bank: BankRows
-    hidden_NM: torch.Tensor | None
+    hidden: Callable[[slice], torch.Tensor] | None
     collective: Collective
     rows: int
 
@@ -111,11 +112,9 @@ class _Job:
 
     def logits(self, query_ND: torch.Tensor, tau: torch.Tensor, begin: int) -> torch.Tensor:
         """Scores over temperature of one block; hidden rows are far below all others but finite (no NaN gradient)."""
-        part = self.bank.tokens_MQD[begin : begin + self.rows].to(query_ND.dtype)
-        logits_NC = self.score(query_ND, part).float() / tau
-        if self.hidden_NM is None:
-            return logits_NC
-        return logits_NC.masked_fill(self.hidden_NM[:, begin : begin + self.rows], NOTHING)
+        block = slice(begin, begin + self.rows)
+        logits_NC = self.score(query_ND, self.bank.tokens_MQD[block].to(query_ND.dtype)).float() / tau
+        return logits_NC if self.hidden is None else logits_NC.masked_fill(self.hidden(block), NOTHING)
 
     def positive_logits(self, query_ND: torch.Tensor, tau: torch.Tensor, positive_N: torch.Tensor) -> torch.Tensor:
         """Logits of the positives that are among these rows, 0 for the others."""

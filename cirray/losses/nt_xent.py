@@ -5,7 +5,11 @@ norm 1.
 """
 
 import torch
-from torch.nn import functional
+
+from cirray.losses.contrastive import contrastive
+from cirray.losses.hidden import Hidden
+from cirray.losses.soft_text import dot
+from cirray.losses.sums import row_sums
 
 
 def nt_xent(
@@ -26,7 +30,7 @@ def nt_xent(
 def _one_way(
     asking_BD: torch.Tensor, other_ND: torch.Tensor, own_ND: torch.Tensor, positive_B: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    itself_BN = functional.one_hot(positive_B, len(own_ND)).bool()
-    own_BN = (asking_BD @ own_ND.T).masked_fill(itself_BN, -torch.inf)
-    logits_BM = torch.cat([asking_BD @ other_ND.T, own_BN], dim=1) / temperature
-    return functional.cross_entropy(logits_BM, positive_B, reduction="none")
+    place_M = torch.arange(2 * len(own_ND), device=positive_B.device)
+    hidden = Hidden(place_M, positive_B, copies=False, further_BK=(positive_B + len(own_ND))[:, None])  # itself
+    sums = row_sums(dot, asking_BD, torch.cat([other_ND, own_ND]), temperature, hidden, totals=False)
+    return contrastive(sums)

@@ -89,7 +89,7 @@ class Retriever(nn.Module, ABC):
     @final
     def processed(self, texts: Sequence[str]) -> list[str]:
         """Texts after the text processor, which may leave empty ones."""
-        return process(self.text_processor, texts)
+        return list(process(self.text_processor, texts))
 
     @final
     def tokenize(self, texts: Sequence[str]) -> TextBatch:

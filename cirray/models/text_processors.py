@@ -4,7 +4,7 @@ Like the tokenizer it is part of the encoder, in its checkpoint and digest; `Ret
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated
 
@@ -38,10 +38,9 @@ def blip_caption(text: str) -> str:
     return " ".join(text.split(" ")[:_WORDS])
 
 
-def process(name: str, texts: Iterable[str]) -> list[str]:
-    """Texts after the processor of a name. Raises ConfigError: for an unknown name."""
-    made = TEXT_PROCESSORS.get(name)
-    return [made(text) for text in texts]
+def process(name: str, texts: Iterable[str]) -> Iterator[str]:
+    """Texts after the processor of a name, one by one. Raises ConfigError: for an unknown name."""
+    return map(TEXT_PROCESSORS.get(name), texts)
 
 
 ProcessorName = Annotated[str, AfterValidator(partial(named, TEXT_PROCESSORS.get)), Known("none", "blip_caption")]

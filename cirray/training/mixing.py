@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core.errors import ConfigError
 from cirray.core.seeding import derive_seed, numpy_generator
 from cirray.training.config import MIXERS, CurriculumConfig, MixerConfig, PairedConfig, TrainingConfig
-from cirray.training.sampler import Sampler, make_sampler
+from cirray.training.sampler import Sampler, Windows, make_sampler, name_numbers, window_rows
+from cirray.triplets.rows import TripletRows
 from cirray.types import Triplet
 
 
@@ -58,7 +61,7 @@ class Paired:
     def __init__(self, rows: Rows, config: TrainingConfig, settings: PairedConfig) -> None:
         """Prepare. Raises ConfigError: when one kind of row is missing, or a batch cannot be filled."""
         self._seed, self._real = config.seed, rows.places(True)
-        self._pseudo = Draw(rows, rows.places(False), config.one_per_group) if settings.ratio else None
+        self._pseudo = Draw(rows, rows.places(False), config) if settings.ratio else None
         self._count = settings.rows_per_step(config.batch) - config.batch
         self._sampler = make_sampler(rows.group_M[self._real], config)
 
@@ -68,7 +71,7 @@ class Paired:
         if self._pseudo is None:
             return share(real, rank, world)
         rng = numpy_generator(self._seed, "pseudo rows", step)
-        return share(interleave(real, self._pseudo(rng, self._count)), rank, world)
+        return share(interleave(real, self._pseudo(step, rng, self._count)), rank, world)
 
 
 @MIXERS.register("curriculum")
@@ -78,7 +81,7 @@ class Curriculum:
     def __init__(self, rows: Rows, config: TrainingConfig, settings: CurriculumConfig) -> None:
         """Prepare. Raises ConfigError: when one kind of row is missing."""
         self._config, self._shares = config, settings.shares
-        self._draws = [Draw(rows, rows.places(real), config.one_per_group) for real in (True, False)]
+        self._draws = [Draw(rows, rows.places(real), config) for real in (True, False)]
 
     def real_count(self, step: int) -> int:
         """Real rows in the global batch of a step."""
@@ -91,32 +94,48 @@ class Curriculum:
         real = self.real_count(step)
         counts = (real, self._config.batch - real)
         parts = [
-            draw(numpy_generator(self._config.seed, "curriculum", kind, step), count)
+            draw(step, numpy_generator(self._config.seed, "curriculum", kind, step), count)
             for kind, (draw, count) in enumerate(zip(self._draws, counts, strict=True))
         ]
         return share(interleave(*parts), rank, world)
 
 
 class Draw:
-    """Random rows of a pool: with replacement, or (one of a group) of different groups as far as possible."""
+    """Random rows of a pool: with replacement, or (one of a group) of different groups as far as possible.
 
-    def __init__(self, rows: Rows, pool: np.ndarray, one_per_group: bool | str) -> None:
-        """Sort the pool by groups."""
-        self._pool, self._begin_G = pool, np.zeros(1, dtype=np.int64)
-        if one_per_group:
-            _, first_G, group_P = np.unique(rows.group_M[pool], return_index=True, return_inverse=True)
-            group_P = np.argsort(np.argsort(first_G))[group_P]  # groups in the order of their first rows
-            self._members = pool[np.argsort(group_P, kind="stable")]
-            self._begin_G = np.cumsum([0, *np.bincount(group_P)])
+    Of a pool of many million rows a step draws from one of the sampler's windows, and as many steps as its rows fill
+    batches draw from it; then comes the next window, each once in an epoch of them.
+    """
 
-    def __call__(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def __init__(self, rows: Rows, pool: np.ndarray, config: TrainingConfig) -> None:
+        """Deal the pool into windows."""
+        window = window_rows(len(pool), config)
+        self._group_M, self._all, self._apart = rows.group_M, pool, bool(config.one_per_group)
+        self._windows, self._stay = Windows(len(pool), window, config.seed), max(window // config.batch, 1)
+        self._number, self._pool = -1, pool
+        self._members, self._begin_G = pool, np.zeros(1, dtype=np.int64)
+
+    def __call__(self, step: int, rng: np.random.Generator, count: int) -> np.ndarray:
         """`count` row numbers."""
+        epoch, place = divmod(step // self._stay, len(self._windows))
+        self._enter(int(self._windows.order(epoch)[place]))
         groups = len(self._begin_G) - 1
         if groups < count or not count:
             return self._pool[rng.integers(0, len(self._pool), size=count)]
         chosen = rng.choice(groups, size=count, replace=False)
         sizes = np.diff(self._begin_G)[chosen]
         return self._members[self._begin_G[chosen] + np.array([rng.integers(size) for size in sizes])]
+
+    def _enter(self, number: int) -> None:
+        """Sort a window's rows by groups."""
+        if number == self._number:
+            return
+        self._number, self._pool = number, self._all[self._windows.rows(number)]
+        if self._apart:
+            _, first_G, group_P = np.unique(self._group_M[self._pool], return_index=True, return_inverse=True)
+            group_P = np.argsort(np.argsort(first_G))[group_P]  # groups in the order of their first rows
+            self._members = self._pool[np.argsort(group_P, kind="stable")]
+            self._begin_G = np.cumsum([0, *np.bincount(group_P)])
 
 
 class PairTexts:
@@ -126,40 +145,61 @@ class PairTexts:
     captions.
     """
 
-    def __init__(self, rows: Sequence[Triplet], config: TrainingConfig) -> None:
+    def __init__(self, rows: TripletRows, config: TrainingConfig) -> None:
         """Fold the rows by pairs (`pair_texts: drawn`), or leave every row as it is.
 
         A folded row is the pair's first real row, or its first one, with the weight of all rows of that kind.
         """
-        self._seed, self._texts = config.seed, dict[str, list[Triplet]]()
-        self.rows: Sequence[Triplet] = rows
+        self._seed, self._given, self.rows = config.seed, rows, rows
+        self._begin_P = np.zeros(0, np.int64)
         if config.pair_texts == "rows":
             return
-        pairs: dict[tuple[str, str], list[Triplet]] = {}
-        for row in rows:
-            pairs.setdefault((row.reference_id, row.target_id), []).append(row)
-        self.rows = [self._folded(texts, config.real_sources) for texts in pairs.values()]
+        pair_M = _pair_numbers(rows.table)
+        self._order, self._begin_P = np.argsort(pair_M, kind="stable"), np.cumsum([0, *np.bincount(pair_M)])
+        self._weight_M = rows.table.column("weight").to_numpy()
+        kind_M = self._kind(pair_M, config.real_sources)
+        kind = np.flatnonzero(kind_M)
+        first_P = kind[np.unique(pair_M[kind], return_index=True)[1]]
+        weights = pa.array(np.bincount(pair_M, self._weight_M * kind_M))
+        at, field = (of("weight") for of in (rows.table.schema.get_field_index, rows.table.schema.field))
+        self.rows = TripletRows(rows.table.take(pa.array(first_P)).set_column(at, field, weights))
 
-    def _folded(self, texts: list[Triplet], real_sources: Sequence[str]) -> Triplet:
-        real = [row for row in texts if row.source in real_sources]
-        kind = real or [row for row in texts if row.source == texts[0].source]
-        if len(texts) > 1:
-            self._texts[kind[0].triplet_id] = texts
-        return replace(kind[0], weight=sum(row.weight for row in kind))
+    def _kind(self, pair_M: np.ndarray, real_sources: Sequence[str]) -> np.ndarray:
+        """Which rows are of the kind that stands for their pair: real ones, else those of its first row's source."""
+        source = self._given.table.column("source")
+        real_M = pc.is_in(source, pa.array(real_sources, pa.string())).to_numpy()
+        source_M, first_P = name_numbers(source), self._order[self._begin_P[:-1]]
+        any_P = np.bincount(pair_M, real_M) > 0
+        return np.where(any_P[pair_M], real_M, source_M == source_M[first_P][pair_M])
 
-    def visit(self, row: Triplet, step: int) -> Triplet:
-        """The row with the text of this step, a pure function of (seed, step, row)."""
-        texts = self._texts.get(row.triplet_id)
-        if not texts:
-            return row
-        ends = np.cumsum([text.weight for text in texts])
+    def visit(self, numbers: np.ndarray, step: int) -> list[Triplet]:
+        """The rows of some numbers with the texts of this step, a pure function of (seed, step, row)."""
+        rows = self.rows.take(numbers)
+        if not len(self._begin_P):
+            return rows
+        several = np.flatnonzero(np.diff(self._begin_P)[numbers] > 1)
+        drawn = [self._draw(int(numbers[place]), rows[place], step) for place in several]
+        for place, text in zip(several, self._given.take(np.array(drawn, np.int64)), strict=True):
+            reverse = text.reverse_modification or rows[place].reverse_modification
+            rows[place] = replace(
+                rows[place], modification=text.modification, reverse_modification=reverse,
+                positive_ids=text.positive_ids, negative_ids=text.negative_ids,
+            )  # fmt: skip
+        return rows
+
+    def _draw(self, number: int, row: Triplet, step: int) -> int:
+        """Which of its pair's rows gives its text."""
+        texts = self._order[self._begin_P[number] : self._begin_P[number + 1]]
+        ends = np.cumsum(self._weight_M[texts])
         draw = derive_seed(self._seed, "text", step, row.triplet_id) / 2**63 * ends[-1]
-        chosen = texts[min(int(np.searchsorted(ends, draw, side="right")), len(texts) - 1)]
-        reverse = chosen.reverse_modification or row.reverse_modification
-        return replace(
-            row, modification=chosen.modification, reverse_modification=reverse,
-            positive_ids=chosen.positive_ids, negative_ids=chosen.negative_ids,
-        )  # fmt: skip
+        return int(texts[min(int(np.searchsorted(ends, draw, side="right")), len(texts) - 1)])
+
+
+def _pair_numbers(table: pa.Table) -> np.ndarray:
+    """A number for each row's (reference, target), in the order in which they first appear."""
+    first_M, second_M = (name_numbers(table.column(name)) for name in ("reference_id", "target_id"))
+    _, place_P, pair_M = np.unique(first_M * len(table) + second_M, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(place_P))[pair_M]
 
 
 def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from cirray.core.errors import DataError
+from cirray.core.ids import Ids
 from cirray.losses.output import LossOutput, weighted_sum
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, Wanted
@@ -82,7 +83,7 @@ class Objective:
 
 def retrieval_loss(model: Retriever, batch: RetrievalBatch, config: TrainingConfig, gather: Gather) -> LossOutput:
     """The objective of a single batch, for terms that prepare nothing from the data (unlike a negative bank)."""
-    return Objective(TermSetup((), (), _NoFeatures(), config, retriever=model)).loss(model, batch, gather)
+    return Objective(TermSetup((), Ids(()), _NoFeatures(), config, retriever=model)).loss(model, batch, gather)
 
 
 class _NoFeatures:

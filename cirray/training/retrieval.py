@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from cirray.core.errors import DataError
+from cirray.core.ids import Ids
 from cirray.core.seeding import numpy_generator
-from cirray.features.store import FeatureLookup
+from cirray.features.store import FeatureLookup, FeatureStore
 from cirray.losses.output import LossOutput
 from cirray.models.base import Retriever
 from cirray.models.batch import RetrievalBatch, RetrieverOutput, TextBatch
@@ -26,6 +27,7 @@ from cirray.training.sampler import group_numbers
 from cirray.training.task import Parted
 from cirray.training.terms.base import TermRows, TermSetup
 from cirray.triplets.rows import TripletRows
+from cirray.triplets.schema import image_ids
 from cirray.types import Triplet
 
 _LISTS = ("negative_ids", "positive_ids")
@@ -49,21 +51,22 @@ class TrainingRows:
         Raises DataError naming the first row with a blank text or an image without features, and ConfigError when a
         batch cannot be filled.
         """
-        given = TripletRows.of([*triplets, *swapped(triplets)] if config.swapped else triplets)
-        ids = tuple(given.images())
-        _check(given, ids, features)
+        given = TripletRows.of(triplets)
+        if config.swapped:
+            given = TripletRows(pa.concat_tables([given.table, swapped(given.table)]))
+        self.images = Ids(image_ids(given.table))
+        _check(given, self.images, features)
         self.texts = PairTexts(given, config)
-        self.triplets = TripletRows.of(self.texts.rows)
+        self.triplets = self.texts.rows
         table, sources = self.triplets.table, pa.array(config.real_sources, pa.string())
         self.real = pc.is_in(table.column("source"), sources).to_numpy()
         rows = Rows(group_numbers(table.column("group_id")), self.real)
         self.sampler = MIXERS.get(config.mixing.kind)(rows, config, config.mixing.settings)
-        self.keys = {image: key for key, image in enumerate(ids)}
-        every_text = () if config.pair_texts == "rows" else tuple(given)
+        every_text = () if config.pair_texts == "rows" else given
         most = {name: pc.max(pc.list_value_length(given.table.column(name))).as_py() for name in _LISTS}
         self.negatives = config.hard_negatives if reads_candidates(config) and most["negative_ids"] else 0
         self.positives = most["positive_ids"]
-        self.known = TermRows(self.triplets, ids, features, config, held_out, every_text)
+        self.known = TermRows(self.triplets, self.images, features, config, held_out, every_text)
 
 
 class RetrievalTask(TrainingRows):
@@ -93,8 +96,7 @@ class RetrievalTask(TrainingRows):
         """The calling rank's rows of step after step, without end."""
         for step in count(start_step):
             numbers = self.sampler.rows(step, rank, world)
-            visited = [self.texts.visit(row, step) for row in self.triplets.take(numbers)]
-            rows = [self._drawn(row, step) for row in visited]
+            rows = [self._drawn(row, step) for row in self.texts.visit(numbers, step)]
             epoch = torch.tensor(step // max(len(self.triplets) // self._config.rows_per_step, 1))
             batch = replace(self._weighted(self._told(rows), step), row_B=torch.from_numpy(numbers), epoch=epoch)
             if self._config.pieces == 1:
@@ -109,16 +111,16 @@ class RetrievalTask(TrainingRows):
     def _told(self, rows: Sequence[Triplet]) -> RetrievalBatch:
         """Triplets as tensors, still without their patches."""
         reverse, mask_B = self._reverse_texts(rows)
-        nothing, hard = torch.empty(len(rows), 0, 0), [key for row in rows for _, key in self._hard(row)]
+        nothing = torch.empty(len(rows), 0, 0)
         return RetrievalBatch(
             reference_BPD=nothing, target_BPD=nothing,
             text=self._retriever.tokenize([row.modification for row in rows]),
-            reference_key_B=torch.tensor([self.keys[row.reference_id] for row in rows]),
-            target_key_B=torch.tensor([self.keys[row.target_id] for row in rows]),
+            reference_key_B=self._keys([row.reference_id for row in rows]),
+            target_key_B=self._keys([row.target_id for row in rows]),
             weight_B=torch.tensor([row.weight for row in rows], dtype=torch.float32),
             reverse=reverse, reverse_mask_B=mask_B,
             real_B=torch.tensor([row.source in self._config.real_sources for row in rows]),
-            negative_key_M=torch.tensor(hard) if self.negatives else None, positive_key_BK=self._right(rows),
+            negative_key_M=self._hard_keys(rows) if self.negatives else None, positive_key_BK=self._right(rows),
         )  # fmt: skip
 
     def _pieces(self, batch: RetrievalBatch, rows: Sequence[Triplet]) -> Iterator[RetrievalBatch]:
@@ -136,7 +138,7 @@ class RetrievalTask(TrainingRows):
         return replace(
             batch, reference_BPD=read([row.reference_id for row in rows]),
             target_BPD=read([row.target_id for row in rows]),
-            negative_MPD=read([image for row in rows for image, _ in self._hard(row)]) if self.negatives else None,
+            negative_MPD=read([image for row in rows for image in self._hard(row)]) if self.negatives else None,
         )  # fmt: skip
 
     def loss(self, model: nn.Module, batch: RetrievalBatch, gather: Gather) -> LossOutput:
@@ -166,10 +168,20 @@ class RetrievalTask(TrainingRows):
         chosen = rng.choice(len(row.negative_ids), size=self.negatives, replace=False)
         return replace(row, negative_ids=tuple(row.negative_ids[place] for place in chosen))
 
-    def _hard(self, row: Triplet) -> list[tuple[str, int]]:
-        """Ids and keys of a row's first hard negatives; its own target, which nobody sees, fills where it has fewer."""
-        own = [(image, self.keys[image]) for image in row.negative_ids[: self.negatives]]
-        return own + [(row.target_id, -1)] * (self.negatives - len(own))
+    def _keys(self, images: Sequence[str]) -> torch.Tensor:
+        """Keys of images; -1 for those of no row."""
+        return torch.from_numpy(self.images.places(images))
+
+    def _hard(self, row: Triplet) -> list[str]:
+        """Ids of a row's first hard negatives; its own target fills where it has fewer."""
+        own = [*row.negative_ids[: self.negatives]]
+        return own + [row.target_id] * (self.negatives - len(own))
+
+    def _hard_keys(self, rows: Sequence[Triplet]) -> torch.Tensor:
+        """Their keys; nobody sees what only fills."""
+        fills = [at >= len(row.negative_ids) for row in rows for at in range(self.negatives)]
+        key_M = self._keys([image for row in rows for image in self._hard(row)])
+        return key_M.masked_fill(torch.tensor(fills, dtype=torch.bool), -1)
 
     def _right(self, rows: Sequence[Triplet]) -> torch.Tensor | None:
         """Keys of the rows' further right answers, of those that are images of any row."""
@@ -177,8 +189,8 @@ class RetrievalTask(TrainingRows):
             return None
         keys_BK = torch.full((len(rows), self.positives), -1)
         for place, row in enumerate(rows):
-            for column, image in enumerate(row.positive_ids):
-                keys_BK[place, column] = -1 if image == row.target_id else self.keys.get(image, -1)
+            more = [image for image in row.positive_ids if image != row.target_id]
+            keys_BK[place, : len(more)] = self._keys(more)
         return keys_BK
 
     def _weighted(self, batch: RetrievalBatch, step: int) -> RetrievalBatch:
@@ -204,26 +216,31 @@ class RetrievalTask(TrainingRows):
         return self._retriever.tokenize(texts), mask_B
 
 
-def swapped(triplets: Sequence[Triplet]) -> list[Triplet]:
-    """The triplets with a reverse text, swapped: (target, reverse text, reference)."""
-    return [
-        replace(
-            row, triplet_id=f"{row.triplet_id}~", reference_id=row.target_id, target_id=row.reference_id,
-            modification=row.reverse_modification, reverse_modification=row.modification, edit="",
-            positive_ids=(), negative_ids=(),
-        )
-        for row in triplets
-        if row.reverse_modification and row.reverse_modification.strip()
-    ]  # fmt: skip
+def swapped(table: pa.Table) -> pa.Table:
+    """The rows of a table that have a reverse text, swapped: (target, reverse text, reference)."""
+    reverse = pc.fill_null(table.column("reverse_modification"), "")
+    table = table.filter(pc.not_equal(pc.utf8_trim_whitespace(reverse), ""))
+    nothing = pa.repeat(pa.scalar([], pa.list_(pa.string())), len(table))
+    turned = {
+        "triplet_id": pc.binary_join_element_wise(table.column("triplet_id"), "~", ""),
+        "reference_id": table.column("target_id"), "target_id": table.column("reference_id"),
+        "modification": table.column("reverse_modification"), "reverse_modification": table.column("modification"),
+        "edit": pa.repeat("", len(table)), "positive_ids": nothing, "negative_ids": nothing,
+    }  # fmt: skip
+    columns = {name: turned.get(name, table.column(name)) for name in table.column_names}
+    return pa.table(columns, schema=table.schema)
 
 
-def _check(rows: TripletRows, ids: Sequence[str], features: FeatureLookup) -> None:
+def _check(rows: TripletRows, ids: Ids, features: FeatureLookup) -> None:
     if not rows:
         raise DataError("There are no triplets to train on. Check the triplet source and its filters.")
     blank = pc.equal(pc.utf8_trim_whitespace(rows.table.column("modification")), "")
     if (at := pc.index(blank, True).as_py()) >= 0:
         raise DataError(f"Triplet {rows[at].triplet_id!r} has an empty modification text. Remove or repair the row.")
-    absent = {image for image in ids if image not in features}
+    if isinstance(features, FeatureStore):  # a column at once
+        absent = set(features.missing(ids))
+    else:
+        absent = {image for image in ids if image not in features}
     if absent:
         row = next(row for row in rows if not absent.isdisjoint(row.images))
         image = next(image for image in row.images if image in absent)

@@ -29,13 +29,18 @@ def make_sampler(group_M: np.ndarray, config: TrainingConfig) -> Sampler:
 
     Raises ConfigError when a batch cannot be filled.
     """
-    one_each = spread_groups(group_M, config.batch, config.one_per_group)
-    window: int | str = config.shuffle_rows
-    if window == "auto":
-        window = len(group_M) if len(group_M) <= LARGE else max(_AUTO_WINDOW, _AUTO_BATCHES * config.batch)
-    if len(group_M) <= int(window):
+    one_each, window = spread_groups(group_M, config.batch, config.one_per_group), window_rows(len(group_M), config)
+    if len(group_M) <= window:
         return BatchSampler(group_M, config.batch, config.seed, one_each)
-    return BlockSampler(group_M, config.batch, config.seed, one_each, int(window))
+    return BlockSampler(group_M, config.batch, config.seed, one_each, window)
+
+
+def window_rows(count: int, config: TrainingConfig) -> int:
+    """Rows of a window (`shuffle_rows`) for so many rows; `count` where one window holds them all."""
+    window = config.shuffle_rows
+    if isinstance(window, int):
+        return min(window, count)
+    return count if count <= LARGE else max(_AUTO_WINDOW, _AUTO_BATCHES * config.batch)
 
 
 def spread_groups(group_M: np.ndarray, batch: int, wanted: bool | str) -> bool:
@@ -99,9 +104,14 @@ class BatchSampler:
         return stacked[rng.permutation(len(stacked))]
 
 
+def name_numbers(names: pa.ChunkedArray) -> np.ndarray:
+    """A number for each name, equal for equal ones."""
+    return pc.index_in(names, pc.unique(names)).to_numpy().astype(np.int64)
+
+
 def group_numbers(names: pa.ChunkedArray) -> np.ndarray:
     """A number for each row's group, equal for equal names; rows without a name ("") have numbers of their own."""
-    numbers = pc.index_in(names, pc.unique(names)).to_numpy().astype(np.int64)
+    numbers = name_numbers(names)
     alone = np.flatnonzero(pc.equal(names, "").to_numpy())
     numbers[alone] = -1 - alone
     return numbers
@@ -118,11 +128,34 @@ def _turns(group_M: np.ndarray) -> np.ndarray:
     return turn
 
 
+class Windows:
+    """Rows dealt into windows of whole blocks: a block is 1,024 neighbouring rows, and goes at random, once for a seed,
+    into one of the windows of about `window` rows.
+    """
+
+    def __init__(self, rows: int, window: int, seed: int) -> None:
+        """Deal the blocks."""
+        self._rows, self._seed = rows, seed
+        blocks = numpy_generator(seed, "blocks").permutation(-(-rows // BLOCK_ROWS))
+        self._blocks = np.array_split(blocks, max(1, round(rows / window)))
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The windows in the order of an epoch."""
+        return numpy_generator(self._seed, "windows", epoch).permutation(len(self))
+
+    def rows(self, number: int) -> np.ndarray:
+        """Rows of a window, in order."""
+        rows = (np.sort(self._blocks[number])[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
+        return rows[rows < self._rows]
+
+
 class BlockSampler:
     """Batches for stores of many million rows: rows are mixed inside windows, which are made of whole blocks.
 
-    A block is 1,024 neighbouring rows. Blocks are dealt at random into windows of about `window` rows, once for a seed;
-    every epoch takes the windows in a new order, and in each the rows in a new order as `BatchSampler` does. So a step
+    Every epoch takes the windows in a new order, and in each the rows in a new order as `BatchSampler` does. So a step
     reads from one window alone, and every row shares batches with any row of its window, which are drawn over the
     whole store.
     """
@@ -130,9 +163,7 @@ class BlockSampler:
     def __init__(self, groups: np.ndarray | int, batch: int, seed: int, one_per_group: bool, window: int) -> None:
         """Deal the blocks. Raises ConfigError when a window does not fill a batch."""
         self._groups, self._given = groups, (batch, one_per_group)
-        self._rows = groups if isinstance(groups, int) else len(groups)
-        blocks = numpy_generator(seed, "blocks").permutation(-(-self._rows // BLOCK_ROWS))
-        self._windows = np.array_split(blocks, max(1, round(self._rows / window)))
+        self._windows = Windows(groups if isinstance(groups, int) else len(groups), window, seed)
         self._seed, self._cached = seed, (-1, np.empty(0, dtype=np.int64), BatchSampler(batch, batch, seed))
         self._batches_W = np.array([self._window(w)[1].batches_per_epoch for w in range(len(self._windows))])
         self.batches_per_epoch = int(self._batches_W.sum())
@@ -140,7 +171,7 @@ class BlockSampler:
     def rows(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """As `BatchSampler.rows`."""
         epoch, index = divmod(step, self.batches_per_epoch)
-        order_W = numpy_generator(self._seed, "windows", epoch).permutation(len(self._windows))
+        order_W = self._windows.order(epoch)
         ends_W = np.cumsum(self._batches_W[order_W])
         place = int(np.searchsorted(ends_W, index, side="right"))
         number = int(order_W[place])
@@ -151,9 +182,7 @@ class BlockSampler:
     def _window(self, number: int) -> tuple[np.ndarray, BatchSampler]:
         """Rows of a window, and their own sampler."""
         if self._cached[0] != number:
-            blocks = np.sort(self._windows[number])
-            rows = (blocks[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
-            rows = rows[rows < self._rows]
+            rows = self._windows.rows(number)
             groups = len(rows) if isinstance(self._groups, int) else self._groups[rows]
             sampler = BatchSampler(groups, self._given[0], derive_seed(self._seed, "window", number), self._given[1])
             self._cached = (number, rows, sampler)

@@ -5,8 +5,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from cirray.core.artifacts import is_complete, read_manifest
 from cirray.core.errors import DataError
+from cirray.core.ids import Ids
 from cirray.core.seeding import derive_seed
 from cirray.data.benchmark import CirDataset, select_labels
 from cirray.data.readers import read_dataset
@@ -50,11 +54,12 @@ class TrainInputs:
         return {row["values"]: row["counts"] for row in counts.to_pylist()}
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """Texts for a new tokenizer's vocabulary: of the training rows, and `dataset_texts`."""
+    def texts(self) -> Ids:
+        """Texts for a new tokenizer's vocabulary, each once: of the training rows, and `dataset_texts`."""
         columns = (self.triplets.table.column(name) for name in ("modification", "reverse_modification"))
-        own = (text for column in columns for text in column.unique().to_pylist() if text)
-        return tuple(dict.fromkeys([*own, *self.dataset_texts]))
+        own = [column.unique() for column in columns]
+        every = pc.unique(pa.chunked_array([*own, pa.array(self.dataset_texts, pa.string())])).drop_null()
+        return Ids(every.filter(pc.not_equal(every, "")))
 
     @property
     def dataset_texts(self) -> tuple[str, ...]:

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.nn import functional
 
 from cirray.core.errors import ConfigError, DataError
+from cirray.core.ids import Ids
 from cirray.core.texts import decoded
 from cirray.data.leaks import refuse_leaks
 from cirray.features.store import FeatureLookup
@@ -23,6 +27,8 @@ from cirray.training.terms.base import TermRows, TermSetup
 from cirray.training.terms.config import BankConfig
 
 _BATCH = 256
+_SCORES = 2**26
+"""Most scores of queries and a bank's tokens at a time."""
 _A, _B, _C = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 """Odd constants of a 64-bit mixer (splitmix64), as signed numbers."""
 
@@ -31,8 +37,7 @@ _A, _B, _C = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB1
 class BankPlan:
     """The bank's images, in order, before encoding; `target_digest` is the encoder's."""
 
-    ids: tuple[str, ...]
-    place: dict[str, int]
+    ids: Ids
     copy_M: torch.Tensor
     """Number of each row's picture: equal for images whose features are equal byte for byte."""
     target_digest: str
@@ -45,16 +50,17 @@ def plan_bank(setup: TermSetup, extra_ids: str = "") -> BankPlan:
     further ones without features.
     """
     check_frozen(setup.retriever)
-    ids = bank_images(setup, extra_ids)
-    place = {image: row for row, image in enumerate(ids)}
-    return BankPlan(ids, place, _copies(ids, setup.features), setup.retriever.target_digest)
+    ids = Ids(bank_images(setup, extra_ids))
+    return BankPlan(ids, _copies(ids, setup.features), setup.retriever.target_digest)
 
 
-def bank_images(rows: TermRows, extra_ids: str = "") -> tuple[str, ...]:
+def bank_images(rows: TermRows, extra_ids: str = "") -> pa.Array:
     """The bank's images, sorted. Raises DataError: for held-out images among them, or further ones without features."""
-    ids = tuple(sorted({*rows.image_ids, *_extra(extra_ids, rows.features)}))
+    more = pa.array(_extra(extra_ids, rows.features), pa.large_string())
+    ids = pc.unique(pa.chunked_array([rows.image_ids.column, more]))
+    ids = ids.take(pc.sort_indices(ids))
     if rows.held_out:
-        refuse_leaks(ids, {"the data set": rows.held_out}, what="The negative bank")
+        refuse_leaks((image.as_py() for image in ids), {"the data set": rows.held_out}, what="The negative bank")
     return ids
 
 
@@ -109,7 +115,7 @@ class NegativeBank:
         positive_B: torch.Tensor,
         reference_B: torch.Tensor,
         temperature: torch.Tensor,
-        known_BM: torch.Tensor | None = None,
+        known_BK: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """InfoNCE of the own queries against the whole bank.
 
@@ -118,53 +124,92 @@ class NegativeBank:
             positive_B: bank index of each one's target.
             reference_B: bank index of each one's own reference, which always stays a negative.
             temperature: divides the scores.
-            known_BM: True for further valid targets, over the whole bank.
+            known_BK: bank indices of further valid targets; -1 fills. K is equal on all ranks.
 
         Returns: Losses `[B]` in nats, and the share of the bank hidden from queries as further targets (scalar).
         """
-        share = self.collective
-        positive_N, reference_N = share.rows(positive_B), share.rows(reference_B)
-        further_Nm = self.further_targets(positive_N)
-        if known_BM is not None:
-            stop = self.rows.start + len(self.rows.tokens_MQD)
-            further_Nm |= share.rows(known_BM)[:, self.rows.start : stop]
-        self._keep(further_Nm, positive_N)
-        self._keep(further_Nm, reference_N)
-        hidden = share.total(further_Nm.sum()) / (len(positive_N) * len(self))
-        if self.config.neg_num is not None:
-            further_Nm = further_Nm | self._unsampled(positive_N, share.rows(_row_seeds(positive_B)))
-        loss_B = bank_infonce(score, query_BD, self.rows, positive_B, temperature, further_Nm, share, self.config.chunk)
+        share, (rows, tokens, _) = self.collective, self.rows.tokens_MQD.shape
+        hiding = self.hiding(positive_B, reference_B, known_BK)
+        queries = len(hiding.positive_N)
+        wide = min(self.config.chunk, max(_SCORES // (queries * tokens), 1))
+        further = torch.stack([hiding.further(slice(at, at + wide)).sum() for at in range(0, rows, wide)]).sum()
+        hidden = share.total(further) / (queries * len(self))
+        loss_B = bank_infonce(score, query_BD, self.rows, positive_B, temperature, hiding, share, wide)
         return loss_B, hidden.float()
 
-    def further_targets(self, positive_N: torch.Tensor) -> torch.Tensor:
-        """`[N, m]`: rows that show a target's picture again or one too near, including the target."""
-        place_N, here_N = self.rows.local(positive_N)
-        stop = self.rows.start + len(self.rows.tokens_MQD)
-        found_Nm = torch.zeros(len(positive_N), len(self.rows.tokens_MQD), dtype=torch.bool, device=self.device)
-        if self.config.mask_same_image:
-            found_Nm |= self.copy_M[positive_N][:, None] == self.copy_M[self.rows.start : stop][None, :]
-        if self.config.duplicate_cosine is not None:
-            own_ND = self.collective.total(self._means_mD[place_N] * here_N[:, None])
-            with torch.autocast(self.device.type, enabled=False):  # bf16's digits do not tell a cosine of 0.98 from 1
-                found_Nm |= own_ND @ self._means_mD.T > self.config.duplicate_cosine
-        return found_Nm
+    def hiding(
+        self, positive_B: torch.Tensor, reference_B: torch.Tensor, known_BK: torch.Tensor | None = None
+    ) -> "Hiding":
+        """What the queries of all ranks must not see; arguments as those of `loss`. Every rank calls it."""
+        share, config = self.collective, self.config
+        positive_N, own_ND, seed_N, limit_N = share.rows(positive_B), None, None, None
+        if config.duplicate_cosine is not None:
+            place_N, here_N = self.rows.local(positive_N)
+            own_ND = share.total(self._means_mD[place_N] * here_N[:, None])
+        if config.neg_num is not None:
+            seed_N = share.rows(_row_seeds(positive_B))
+            limit_N = self._limits(positive_N, seed_N, config.neg_num)
+        known_NK = None if known_BK is None else share.rows(known_BK)
+        return Hiding(self, positive_N, share.rows(reference_B), own_ND, known_NK, seed_N, limit_N)
 
-    def _keep(self, hidden_Nm: torch.Tensor, index_N: torch.Tensor) -> None:
-        """Take one row per query out of the mask, if it is here."""
-        place_N, here_N = self.rows.local(index_N)
-        query_N = torch.arange(len(index_N), device=index_N.device)[here_N]
-        hidden_Nm[query_N, place_N[here_N]] = False
+    def near(self, own_ND: torch.Tensor, block: slice) -> torch.Tensor:
+        """`[N, c]`: rows of a block that are too near to the targets."""
+        limit = self.config.duplicate_cosine
+        assert limit is not None
+        with torch.autocast(self.device.type, enabled=False):  # bf16's digits do not tell a cosine of 0.98 from 1
+            return own_ND @ self._means_mD[block].T > limit
 
-    def _unsampled(self, positive_N: torch.Tensor, seed_N: torch.Tensor) -> torch.Tensor:
-        """`[N, m]`: rows outside each query's random draw of `neg_num`, never the positive; equal on all ranks."""
-        assert self.config.neg_num is not None
-        draw_NM = _mixed(seed_N[:, None] + _A * torch.arange(len(self), device=self.device)[None, :])
-        query_N = torch.arange(len(positive_N), device=self.device)
-        draw_NM[query_N, positive_N] = torch.iinfo(torch.int64).min
-        wanted = min(self.config.neg_num + 1, len(self))
-        limit_N1 = draw_NM.kthvalue(wanted, dim=1, keepdim=True).values
-        stop = self.rows.start + len(self.rows.tokens_MQD)
-        return draw_NM[:, self.rows.start : stop] > limit_N1
+    def index(self, block: slice) -> torch.Tensor:
+        """Bank indices of a block of the rows here."""
+        return self.rows.start + torch.arange(len(self.rows.tokens_MQD), device=self.device)[block]
+
+    def _limits(self, positive_N: torch.Tensor, seed_N: torch.Tensor, wanted: int) -> torch.Tensor:
+        """The number up to which a row is in a query's random draw of `wanted` rows and its target."""
+        limits, every_M = [], torch.arange(len(self), device=self.device)
+        parts = (row_N.split(max(_SCORES // len(self), 1)) for row_N in (positive_N, seed_N))
+        for some_n, seed_n in zip(*parts, strict=True):
+            draw_nM = _drawn(seed_n, every_M).scatter(1, some_n[:, None], torch.iinfo(torch.int64).min)
+            limits.append(draw_nM.kthvalue(min(wanted + 1, len(self)), dim=1).values)
+        return torch.cat(limits)
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """What N queries must not see of a bank's rows, made for a block of rows at a time."""
+
+    bank: NegativeBank
+    positive_N: torch.Tensor
+    reference_N: torch.Tensor
+    own_ND: torch.Tensor | None
+    """Mean vectors of the targets."""
+    known_NK: torch.Tensor | None
+    seed_N: torch.Tensor | None
+    limit_N: torch.Tensor | None
+
+    def further(self, block: slice) -> torch.Tensor:
+        """`[N, c]`: rows that are a query's target again, too near to it, or known to be right; never its own target
+        or reference.
+        """
+        bank, index_c = self.bank, self.bank.index(block)
+        found_Nc = torch.zeros(len(self.positive_N), len(index_c), dtype=torch.bool, device=bank.device)
+        if bank.config.mask_same_image:
+            found_Nc |= bank.copy_M[self.positive_N][:, None] == bank.copy_M[index_c]
+        if self.own_ND is not None:
+            found_Nc |= bank.near(self.own_ND, block)
+        for known_N in () if self.known_NK is None else self.known_NK.unbind(dim=1):
+            found_Nc |= known_N[:, None] == index_c
+        for own_N in (self.positive_N, self.reference_N):
+            found_Nc &= own_N[:, None] != index_c
+        return found_Nc
+
+    def __call__(self, block: slice) -> torch.Tensor:
+        """`[N, c]`: these, and the rows outside each query's random draw; equal on all ranks."""
+        hidden_Nc = self.further(block)
+        if self.seed_N is not None and self.limit_N is not None:
+            index_c = self.bank.index(block)
+            beyond_Nc = _drawn(self.seed_N, index_c) > self.limit_N[:, None]
+            hidden_Nc |= beyond_Nc & (self.positive_N[:, None] != index_c)
+        return hidden_Nc
 
 
 @torch.no_grad()
@@ -190,13 +235,12 @@ def _sharded(config: BankConfig, first_1QD: torch.Tensor, count: int) -> bool:
 
 def _copies(ids: Sequence[str], features: FeatureLookup) -> torch.Tensor:
     """A number per image, equal for byte-equal features."""
-    known: dict[bytes, int] = {}
-    numbers = []
-    for begin in range(0, len(ids), _BATCH):
-        for tokens in features.get(list(ids[begin : begin + _BATCH])):
-            content = hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
-            numbers.append(known.setdefault(content, len(known)))
-    return torch.tensor(numbers, dtype=torch.int64)
+    digests = b"".join(
+        hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
+        for begin in range(0, len(ids), _BATCH)
+        for tokens in features.get(list(ids[begin : begin + _BATCH]))
+    )
+    return torch.from_numpy(np.unique(np.frombuffer(digests, "V16"), return_inverse=True)[1].astype(np.int64))
 
 
 def _extra(path: str, features: FeatureLookup) -> list[str]:
@@ -217,6 +261,11 @@ def _extra(path: str, features: FeatureLookup) -> list[str]:
 def _row_seeds(like_B: torch.Tensor) -> torch.Tensor:
     """One random number per query; the loop seeds torch by the step, so a resumed run draws the same."""
     return torch.randint(2**62, (len(like_B),)).to(like_B.device)
+
+
+def _drawn(seed_N: torch.Tensor, index_c: torch.Tensor) -> torch.Tensor:
+    """A random number for every query and row, `[N, c]`; the smallest are drawn."""
+    return _mixed(seed_N[:, None] + _A * index_c)
 
 
 def _mixed(values: torch.Tensor) -> torch.Tensor:

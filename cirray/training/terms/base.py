@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 
+from cirray.core.ids import Ids
 from cirray.features.store import FeatureLookup
 from cirray.losses.contrastive import contrastive
 from cirray.losses.hidden import Hidden
@@ -32,13 +33,13 @@ class TermRows:
 
     triplets: Sequence[Triplet]
     """All rows that are trained on."""
-    image_ids: tuple[str, ...]
+    image_ids: Ids
     """Their images; a batch's keys (`target_key_B`, ...) are positions in this list."""
     features: FeatureLookup
     config: TrainingConfig
     held_out: frozenset[str] = frozenset()
     """Images of the data set's val and test parts: no term may train on them."""
-    every_text: tuple[Triplet, ...] = ()
+    every_text: Sequence[Triplet] = ()
     """The rows before texts of one pair were folded (`pair_texts: drawn`); empty: they are `triplets`."""
 
 

@@ -18,7 +18,6 @@ from cirray.mining.hard_negatives import UNUSED, draw_hard, hard_lists
 from cirray.models.batch import Wanted
 from cirray.training.terms.base import TERMS, Term, TermInput, TermSetup
 from cirray.training.terms.config import ComposingConfig
-from cirray.types import Triplet
 
 _BLOCK = 256
 
@@ -35,16 +34,15 @@ class Composing(Term[ComposingConfig]):
         self._image_ID, self._lists_MK = torch.empty(0), np.empty((0, 0), dtype=np.int64)
         if settings.hard:
             self._image_ID = image_vectors(setup)
-            places = {name: place for place, name in enumerate(setup.image_ids)}
             reference_M, target_M = (
-                np.array([places[getattr(row, role)] for row in setup.triplets])
+                setup.image_ids.places([getattr(row, role) for row in setup.triplets])
                 for role in ("reference_id", "target_id")
             )
             self._lists_MK = hard_lists(
                 query_vectors(setup).numpy(), self._image_ID.numpy(), reference_M, target_M, settings.ranks,
                 settings.max_cosine,
             )  # fmt: skip
-            self._lists_MK = _own_first(self._lists_MK, [_brought(row, places) for row in setup.triplets])
+            self._lists_MK = _own_first(self._lists_MK, _brought(setup))
 
     wanted = Wanted(references=True)
 
@@ -84,18 +82,22 @@ class Composing(Term[ComposingConfig]):
         return torch.cat(scores, dim=1) / output.temperature, torch.cat(dropped, dim=1)
 
 
-def _brought(row: Triplet, places: Mapping[str, int]) -> list[int]:
-    return [places[name] for name in row.negative_ids if name not in (row.reference_id, row.target_id)]
+def _brought(setup: TermSetup) -> dict[int, np.ndarray]:
+    """Places of the hard negatives that rows bring, by the number of the row."""
+    named = (
+        (number, [name for name in row.negative_ids if name not in (row.reference_id, row.target_id)])
+        for number, row in enumerate(setup.triplets)
+    )
+    return {number: setup.image_ids.places(names) for number, names in named if names}
 
 
-def _own_first(mined_MK: np.ndarray, own: Sequence[Sequence[int]]) -> np.ndarray:
+def _own_first(mined_MK: np.ndarray, own: Mapping[int, np.ndarray]) -> np.ndarray:
     """Lists in which the hard negatives that a row brings stand in place of mined ones; -1 fills."""
-    width = max([mined_MK.shape[1], *map(len, own)])
+    width = max([mined_MK.shape[1], *map(len, own.values())])
     lists_MK = np.pad(mined_MK, ((0, 0), (0, width - mined_MK.shape[1])), constant_values=UNUSED)
-    for row, given in enumerate(own):
-        if given:
-            lists_MK[row] = UNUSED
-            lists_MK[row, : len(given)] = given
+    for row, given in own.items():
+        lists_MK[row] = UNUSED
+        lists_MK[row, : len(given)] = given
     return lists_MK
 
 

@@ -3,6 +3,7 @@
 The other form of L_ret (after arXiv 2504.17990; the form is ours, docs/PAPERS.md#retention).
 """
 
+import numpy as np
 import torch
 
 from cirray.core.errors import ConfigError
@@ -26,8 +27,8 @@ class RetentionDistill(Term[TermConfig]):
         super().__init__(setup, settings)
         self.check(setup, setup.retriever.kind, settings)
         assert isinstance(setup.retriever, WordMapRetriever)
-        retriever, references = setup.retriever.eval(), {row.reference_id for row in setup.triplets}
-        chosen = [place for place, name in enumerate(setup.image_ids) if name in references]
+        retriever, references = setup.retriever.eval(), [row.reference_id for row in setup.triplets]
+        chosen = np.unique(setup.image_ids.places(references)).tolist()
         self._frozen_ID = torch.zeros(len(setup.image_ids), retriever.config.embed_dim)
         with torch.no_grad():
             for begin in range(0, len(chosen), _BLOCK):

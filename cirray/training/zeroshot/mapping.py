@@ -89,8 +89,8 @@ class MappingTask(MapTask[MapBatch, Mapped]):
         gather: Gather,
     ) -> torch.Tensor:  # fmt: skip
         config, captions_ND = self.setup.settings, gather.rows(caption_BD)
-        teacher_BN = caption_teacher(
+        teacher = caption_teacher(
             caption_BD, captions_ND, config.teacher_temperature, image_BD.detach(), config.teacher_mix
         )
         hardness = _HARDNESS.get(config.alignment, config.hardness)
-        return soft_text(pseudo_BD, captions_ND, positive_B, teacher_BN, config.student_temperature, hardness).mean()
+        return soft_text(pseudo_BD, captions_ND, positive_B, teacher, config.student_temperature, hardness).mean()

@@ -26,7 +26,7 @@ TEXT = "make it blue"
 
 
 def test_a_text_that_is_empty_to_the_encoder_is_not_offered():
-    reader = SimpleNamespace(processed=lambda texts: process("blip_caption", texts))
+    reader = SimpleNamespace(processed=lambda texts: [*process("blip_caption", texts)])
     asked = (Query("a", "x", "...!", ("y",)), Query("b", "x", TEXT, ("y",)), Query("c", "x", " ", ("y",)))
     assert own_texts(SimpleNamespace(queries=asked, triplets=()), ["x"], reader) == {"x": (TEXT,)}
 

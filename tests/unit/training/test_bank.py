@@ -10,12 +10,15 @@ from modes import training_mode
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError
+from cirray.core.ids import Ids
+from cirray.losses.hidden import WHOLE
 from cirray.models.forked import ForkedRetriever
 from cirray.models.retriever_files import load_retriever
 from cirray.training.config import TrainingConfig
 from cirray.training.gather import NoGather
 from cirray.training.loop import train
 from cirray.training.objectives import Objective
+from cirray.training.terms import bank as bank_module
 from cirray.training.terms.bank import NegativeBank, plan_bank
 from cirray.training.torch_engine import TorchEngine
 
@@ -26,7 +29,7 @@ def bank_of(task, **fields):
 
 
 def places(bank, *ids):
-    return torch.tensor([bank.plan.place[image] for image in ids])
+    return torch.from_numpy(bank.plan.ids.places(ids))
 
 
 class Twins:
@@ -57,7 +60,7 @@ def test_the_bank_holds_every_image_of_the_triplets_references_included(make_tas
 
 def test_further_images_come_from_a_file_and_must_have_features(make_task, features, tmp_path):
     task, _ = make_task(objective="spn", rows=None)
-    few = replace(task.setup, triplets=task.setup.triplets[:3], image_ids=task.setup.image_ids[:4])
+    few = replace(task.setup, triplets=task.setup.triplets[:3], image_ids=Ids(task.setup.image_ids[:4]))
     listed = tmp_path / "ids.txt"
     listed.write_text("f7-1\n\nf7-2\n")
     assert set(plan_bank(few, str(listed)).ids) - set(few.image_ids) == {"f7-1", "f7-2"}
@@ -86,14 +89,13 @@ def test_masked_duplicates_do_not_contribute_and_the_own_reference_does(make_tas
         make_task(objective="spn")[0], Twins(features, {copy: target, reference: target}, {near: target})
     )
     masked = bank_of(task)
-    further = masked.further_targets(places(masked, target))[0]
-    assert further[places(masked, target, reference, copy, near)].all()
+    further = masked.hiding(places(masked, target), places(masked, reference)).further(WHOLE)[0]
+    assert further[places(masked, copy, near)].all() and not further[places(masked, target, reference)].any()
     query = torch.nn.functional.normalize(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     at, own = places(masked, target), places(masked, reference)
     loss, hidden = masked.loss(query, at, own, torch.tensor(0.07))
     scores = torch.einsum("d,mqd->mq", query[0], masked.rows.tokens_MQD).amax(dim=1) / 0.07
     seen = ~further
-    seen[at], seen[own] = True, True
     wanted = scores[seen].logsumexp(0) - scores[at[0]]
     assert float(loss[0]) == pytest.approx(float(wanted), rel=1e-4)
     assert float(hidden) == pytest.approx(float((~seen).sum()) / len(masked)) and float(hidden) > 0
@@ -131,10 +133,33 @@ def test_known_targets_of_a_text_that_was_not_drawn_first_are_hidden_too(make_ta
 def test_a_random_subset_of_negatives_is_drawn_anew_and_keeps_the_target(make_task):
     bank = bank_of(make_task(objective="spn")[0], neg_num=5)
     at = torch.tensor([3, 3, 8])
-    draws = [bank._unsampled(at, torch.tensor([seed, seed + 1, seed + 2])) for seed in (11, 11, 500)]
+    torch.manual_seed(11)
+    first = bank.hiding(at, at)(WHOLE)
+    other = bank.hiding(at, at)(WHOLE)
+    torch.manual_seed(11)
+    draws = [first, bank.hiding(at, at)(WHOLE), other]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert (~draws[0]).sum(dim=1).tolist() == [6, 6, 6] and not draws[0][torch.arange(3), at].any()
     assert not torch.equal(draws[0][0], draws[0][1])
+
+
+@pytest.mark.parametrize("scores", [1, 3 * 2 * 7])
+def test_a_bank_in_blocks_hides_and_draws_what_the_whole_one_does(make_task, features, monkeypatch, scores):
+    """Copies, near ones, known ones and a random draw: value, gradient and share in blocks of one and of seven rows."""
+    task = with_features(make_task(objective="spn")[0], Twins(features, {"f5-1": "f0-1"}, {"f6-1": "f0-1"}))
+    query = torch.nn.functional.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    found = []
+    for most in (2**26, scores):
+        monkeypatch.setattr(bank_module, "_SCORES", most)
+        bank, asked = bank_of(task, neg_num=20), query.clone().requires_grad_()
+        at, own = places(bank, "f0-1", "f1-1"), places(bank, "f0-0", "f1-0")
+        known = torch.stack([places(bank, "f2-1", "f2-2"), torch.tensor([-1, -1])])
+        torch.manual_seed(5)
+        loss, hidden = bank.loss(asked, at, own, torch.tensor(0.07), known)
+        found.append((loss, hidden, torch.autograd.grad(loss.sum(), asked)[0]))
+    for whole, parted in zip(*found, strict=True):
+        assert torch.allclose(whole, parted, atol=1e-5) and whole.abs().max() > 0
+    assert float(found[0][1]) >= 4 / (2 * 32)
 
 
 def test_no_gradient_reaches_the_target_side_and_its_digest_stays(make_task, tmp_path):
@@ -244,10 +269,10 @@ def test_the_order_of_batches_is_that_of_any_other_objective(make_task):
 
 def test_bf16_training_neither_rounds_the_bank_nor_the_cosines_of_duplicates(make_task, triplets):
     task, _ = make_task(objective="spn")
-    exact = bank_of(task)
+    exact, every = bank_of(task), torch.arange(32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = bank_of(task)
-        masks = [bank.further_targets(torch.arange(32)) for bank in (exact, rounded)]
+        masks = [bank.hiding(every, every).further(WHOLE) for bank in (exact, rounded)]
         assert task.loss(task.model(), task.batch(triplets[:4]), NoGather()).total.dtype == torch.float32
     assert torch.equal(exact.rows.tokens_MQD, rounded.rows.tokens_MQD) and torch.equal(*masks)
-    assert torch.equal(masks[0], exact.further_targets(torch.arange(32)))
+    assert torch.equal(masks[0], exact.hiding(every, every).further(WHOLE))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from whole_losses import hard_negative_nce
@@ -12,6 +13,7 @@ from cirray.training.gather import NoGather
 from cirray.training.objectives import Objective, wanted_outputs
 from cirray.training.retrieval import swapped
 from cirray.training.terms.base import TermInput
+from cirray.triplets.rows import TripletRows, row_table
 
 HARD = {0: ("f3-1", "f3-2", "f4-1"), 2: ("f5-1",)}
 RIGHT = {1: ("f0-2", "f2-1"), 2: ("elsewhere",)}
@@ -93,7 +95,7 @@ def test_the_drawn_negatives_are_a_function_of_seed_step_and_row_and_all_get_the
     seen = [batch.negative_key_M.tolist() for batch in islice(task.batches(0, 0, 1), 12)]
     again, _ = make_task(rows=rows, hard_negatives=1)
     assert seen == [batch.negative_key_M.tolist() for batch in islice(again.batches(0, 0, 1), 12)]
-    keys = {task.keys[image] for image in HARD[0]}
+    keys = set(task.images.places(HARD[0]).tolist())
     assert {key for step in seen for key in step} - {-1} == keys
 
 
@@ -132,15 +134,16 @@ def test_a_bank_holds_the_hard_negatives_and_hides_the_further_right_answers(mak
 def test_a_hard_negative_without_features_is_named_and_swapped_rows_have_none(make_task, triplets):
     with pytest.raises(DataError, match="ghost"):
         make_task(rows=with_hard(triplets, {0: ("ghost",)}))
-    assert all(not row.negative_ids and not row.positive_ids for row in swapped(with_hard(triplets)))
+    rows = TripletRows(swapped(row_table(with_hard(triplets))))
+    assert len(rows) and all(not row.negative_ids and not row.positive_ids for row in rows)
 
 
 def test_the_text_that_is_drawn_brings_its_own_hard_negatives(make_task, triplets):
     first, *rest = triplets
     other = replace(first, triplet_id="other", modification="round", negative_ids=("f6-1",))
     task, _ = make_task(rows=[first, other, *rest], pair_texts="drawn")
-    folded = next(row for row in task.triplets if row.target_id == first.target_id)
-    drawn = [task.texts.visit(folded, step) for step in range(20)]
+    folded = next(at for at, row in enumerate(task.triplets) if row.target_id == first.target_id)
+    drawn = [task.texts.visit(np.array([folded]), step)[0] for step in range(20)]
     assert {(row.modification, row.negative_ids) for row in drawn} == {
         (first.modification, ()), ("round", ("f6-1",))
     }  # fmt: skip

@@ -10,7 +10,8 @@ import pytest
 from cirray.core.errors import ConfigError
 from cirray.training.config import MIXERS, TrainingConfig
 from cirray.training.mixing import Curriculum, PairTexts, Rows, interleave, share
-from cirray.training.sampler import group_numbers
+from cirray.training.sampler import BLOCK_ROWS, group_numbers
+from cirray.triplets.rows import TripletRows
 from cirray.types import Triplet
 
 
@@ -83,6 +84,27 @@ def test_with_one_row_of_a_group_a_batch_repeats_no_group_of_either_kind():
     assert any(len({given.group_M[row] for row in loose.rows(step)}) < 8 for step in range(20))
 
 
+def windows_of(numbers, real):
+    """Blocks of pseudo rows that a step read."""
+    return {int(row - real) // BLOCK_ROWS for row in numbers if row >= real}
+
+
+@pytest.mark.parametrize(("name", "fields"), [("paired", {}), ("curriculum", {"shares": (0.5, 0.5)})])
+def test_pseudo_rows_of_a_large_store_come_from_one_window_at_a_time_and_all_get_their_turn(name, fields):
+    real, pseudo = 64, 8 * BLOCK_ROWS
+    given = rows(real, pseudo)
+    made = mixer(name, given, batch=64, shuffle_rows=2 * BLOCK_ROWS, **fields)
+    stay = 2 * BLOCK_ROWS // 64
+    read = [set().union(*(windows_of(made.rows(step), real) for step in range(at, at + stay))) for at in
+            range(0, 4 * stay, stay)]  # fmt: skip
+    assert [len(blocks) for blocks in read] == [2, 2, 2, 2] and set().union(*read) == set(range(8))
+    assert max(read[0]) - min(read[0]) > 1 or max(read[1]) - min(read[1]) > 1  # dealt from all over the store
+    later = mixer(name, given, batch=64, shuffle_rows=2 * BLOCK_ROWS, **fields)
+    assert later.rows(3 * stay + 5).tolist() == made.rows(3 * stay + 5).tolist()
+    whole = mixer(name, given, batch=64, shuffle_rows=real + pseudo, **fields)
+    assert len(set().union(*(windows_of(whole.rows(step), real) for step in range(stay)))) == 8
+
+
 def test_mixing_needs_both_kinds_of_rows_and_says_which_is_missing():
     with pytest.raises(ConfigError, match="none of the 20 rows is a pseudo one"):
         mixer("paired", rows(pseudo=0))
@@ -111,21 +133,30 @@ DELTAS = [
 ]  # fmt: skip
 
 
+def folded(rows, **fields):
+    return PairTexts(TripletRows.of(rows), TrainingConfig(pair_texts="drawn", **fields))
+
+
+def visited(texts, number, steps):
+    return [texts.visit(np.array([number]), step)[0] for step in steps]
+
+
 def test_a_second_text_of_a_human_pair_is_drawn_at_random_by_seed_and_step():
-    texts = PairTexts([*HUMAN, *DELTAS], TrainingConfig(pair_texts="drawn"))
+    texts = folded([*HUMAN, *DELTAS])
     assert [row.triplet_id for row in texts.rows] == ["h1", "h2", "g2", "g3"]
-    drawn = [texts.visit(HUMAN[0], step).modification for step in range(200)]
+    drawn = [row.modification for row in visited(texts, 0, range(200))]
     share_of_human = drawn.count("make it red") / 200
     assert set(drawn) == {"make it red", "turn it red"} and 0.35 < share_of_human < 0.65
-    again = PairTexts([*HUMAN, *DELTAS], TrainingConfig(pair_texts="drawn"))
-    assert [again.visit(HUMAN[0], step).modification for step in range(199, -1, -1)] == drawn[::-1]
-    assert {texts.visit(HUMAN[1], step).modification for step in range(50)} == {"add blue"}
+    again = visited(folded([*HUMAN, *DELTAS]), 0, range(199, -1, -1))
+    assert [row.modification for row in again] == drawn[::-1]
+    assert {row.modification for row in visited(texts, 1, range(50))} == {"add blue"}
+    together = texts.visit(np.array([1, 0, 3]), 7)
+    assert [row.triplet_id for row in together] == ["h2", "h1", "g3"] and together[1].modification == drawn[7]
 
 
 def drawn_texts(rows, row, count=400, **fields):
-    texts = PairTexts(rows, TrainingConfig(pair_texts="drawn", **fields))
-    assert row in texts.rows
-    drawn = [texts.visit(row, step).modification for step in range(count)]
+    texts = folded(rows, **fields)
+    drawn = [made.modification for made in visited(texts, [*texts.rows].index(row), range(count))]
     return {text: drawn.count(text) / count for text in set(drawn)}
 
 
@@ -151,15 +182,14 @@ def test_the_reverse_text_is_the_drawn_texts_own_where_it_has_one():
         Triplet("h", "a", "b", "make it red", "make it blue"), Triplet("g", "a", "b", "redden", "bluish", source="vdg"),
         Triplet("k", "a", "b", "red now", source="vdg"),
     ]  # fmt: skip
-    texts = PairTexts(rows, TrainingConfig(pair_texts="drawn"))
-    found = {(row.modification, row.reverse_modification) for row in (texts.visit(rows[0], n) for n in range(60))}
+    found = {(row.modification, row.reverse_modification) for row in visited(folded(rows), 0, range(60))}
     assert found == {("make it red", "make it blue"), ("redden", "bluish"), ("red now", "make it blue")}
 
 
 def test_without_drawing_every_text_is_a_row_of_its_own():
-    texts = PairTexts([*HUMAN, *DELTAS], TrainingConfig())
-    assert texts.rows == [*HUMAN, *DELTAS]
-    assert all(texts.visit(HUMAN[0], step) == HUMAN[0] for step in range(20))
+    texts = PairTexts(TripletRows.of([*HUMAN, *DELTAS]), TrainingConfig())
+    assert [*texts.rows] == [*HUMAN, *DELTAS]
+    assert visited(texts, 0, range(20)) == [HUMAN[0]] * 20
 
 
 def test_a_resumed_task_sees_the_batches_of_an_unbroken_one(make_task, triplets):

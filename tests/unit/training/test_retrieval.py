@@ -7,6 +7,7 @@ import torch
 from cirray.core.errors import DataError
 from cirray.models.retriever_files import load_retriever
 from cirray.training.retrieval import swapped
+from cirray.triplets.rows import TripletRows, row_table
 
 
 def test_a_batch_holds_the_triplets_in_order(make_task, triplets, features):
@@ -50,7 +51,7 @@ def test_the_task_saves_what_can_be_loaded(make_task, tmp_path):
 
 
 def test_swapped_rows_ask_for_the_reference_by_the_reverse_text(triplets):
-    rows = swapped([triplets[0], replace(triplets[1], reverse_modification=None)])
+    rows = TripletRows(swapped(row_table([triplets[0], replace(triplets[1], reverse_modification=None)])))
     assert len(rows) == 1 and rows[0].triplet_id != triplets[0].triplet_id
     assert (rows[0].reference_id, rows[0].target_id) == (triplets[0].target_id, triplets[0].reference_id)
     assert rows[0].modification == triplets[0].reverse_modification and rows[0].group_id == triplets[0].group_id
@@ -61,5 +62,5 @@ def test_swapped_rows_are_trained_on_only_when_asked_for(make_task, triplets):
     for asked in (False, True):
         task, _ = make_task(swapped=asked, one_per_group=False)
         keys = {key for batch in islice(task.batches(0, 0, 1), 24) for key in batch.target_key_B.tolist()}
-        names = {image for image, key in task.keys.items() if key in keys}
+        names = {task.images[key] for key in keys}
         assert bool(names & references) == asked
