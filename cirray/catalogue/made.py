@@ -2,11 +2,12 @@
 
 import os
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from cirray.core import storage
 from cirray.core.contents import MANIFEST
-from cirray.core.errors import ArtifactError, RemadeError
+from cirray.core.errors import ArtifactError, RemadeError, StoreError
 
 GONE = "its table is not there any more (deleted or moved)"
 _LOOK_S = 1.0
@@ -16,9 +17,9 @@ _LOOK_S = 1.0
 class Made:
     """The gallery that was at a place when this was made. A bare table, without a manifest, is taken as it is."""
 
-    def __init__(self, uri: str) -> None:
-        """Remember which it is. Raises OSError or RuntimeError when the store is away."""
-        self._uri, self._place = uri, storage.join(uri, MANIFEST)
+    def __init__(self, uri: str, patient: bool = False) -> None:
+        """Remember which it is; the `patient` wait for their store. Raises OSError or RuntimeError when it is away."""
+        self._uri, self._place, self._patient = uri, storage.join(uri, MANIFEST), patient
         self._known, self._looked_at = self._mark(), time.monotonic()
 
     def check(self) -> None:
@@ -44,8 +45,9 @@ class Made:
             if storage.is_local(self._uri):
                 found = os.stat(self._place)
                 return found.st_ino, found.st_mtime_ns, found.st_size
-            return storage.read_bytes(self._place) if storage.exists(self._place) else None
+            with nullcontext() if self._patient else storage.hurried():
+                return storage.read_bytes(self._place) if storage.exists(self._place) else None
         except FileNotFoundError:
             return None
-        except ArtifactError as error:
+        except (ArtifactError, StoreError) as error:
             raise RuntimeError(str(error)) from None

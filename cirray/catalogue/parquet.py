@@ -39,7 +39,8 @@ class VectorFile:
         """
         self._place, self._name = place, storage.without_query(place)
         self._shape, self._prefix = shape, prefix
-        filesystem, path = storage.resolve(place)
+        with storage.hurried():
+            filesystem, path = storage.resolve(place)
         try:
             self._file = pq.ParquetFile(filesystem.open_input_file(path), buffer_size=_BUFFER, pre_buffer=False)
         except FileNotFoundError:
@@ -70,9 +71,10 @@ class VectorFile:
     def _unread(self, error: Exception) -> CirrayError:
         """What is wrong: the file, or the store that it is in, which then says nothing of it either."""
         try:
-            storage.exists(self._place)
-        except OSError as away:
-            return StoreError(f"The store of {self._name!r} cannot be read now: {reason_of(away)}.")
+            with storage.hurried():
+                storage.exists(self._place)
+        except StoreError as away:
+            return away
         return DataError(f"{self._name!r} cannot be read as a Parquet file: {reason_of(error)}.")
 
     def _odd(self, what: str) -> DataError:

@@ -2,6 +2,7 @@
 stores refuse.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -9,21 +10,24 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pyarrow as pa
 
 from cirray.core import storage
+from cirray.core.environ import store_patience_s
 from cirray.core.errors import StoreError, reason_of
 
 _QUICK = {"client_max_retries": "3", "client_retry_timeout": "10", "request_timeout": "10s", "connect_timeout": "3s"}
 
 
-def lance_place(uri: str) -> tuple[str, dict[str, str]]:
+def lance_place(uri: str, patient: bool = False) -> tuple[str, dict[str, str]]:
     """Path or URI without a query, and the storage options it stood for.
 
-    A store that is away is an error after some seconds, not minutes.
+    A store that is away is an error after some seconds, not minutes; to the `patient` as to every stage.
     """
     if storage.is_local(uri):
         return str(storage.local_path(uri).absolute()), {}
     parts = urlsplit(uri)
     asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     options = dict(_QUICK)
+    if patient:
+        options |= {"client_max_retries": "20", "client_retry_timeout": str(math.ceil(store_patience_s()))}
     if endpoint := asked.get("endpoint_override"):
         scheme = asked.get("scheme", "https")
         options |= {"aws_endpoint": endpoint if "://" in endpoint else f"{scheme}://{endpoint}"}

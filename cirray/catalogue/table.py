@@ -84,13 +84,16 @@ class Catalogue:
         self._width = self._schema.field("vector").type.list_size
 
     @classmethod
-    def create(cls, uri: str, shape: tuple[int, int], columns: Mapping[str, pa.DataType] | None = None) -> "Catalogue":
+    def create(
+        cls, uri: str, shape: tuple[int, int], columns: Mapping[str, pa.DataType] | None = None, patient: bool = False
+    ) -> "Catalogue":
         """Make an empty table in a folder or below a URI.
 
         Args:
             uri: the gallery's place.
             shape: vectors of an image and their width (Q, D).
             columns: metadata columns and their types.
+            patient: wait for a store that is away, as stages do; a service asks for a few seconds.
 
         Raises:
             StoreError: when it cannot be written.
@@ -103,20 +106,20 @@ class Catalogue:
             ("origin", pa.string()), ("width", pa.uint16()), ("height", pa.uint16()), ("picture", pa.binary()), *own,
         ])  # fmt: skip
         with told(uri, "written"):
-            return cls(_connected(uri).create_table(_NAME, schema=schema), uri, Made(uri))
+            return cls(_connected(uri, patient).create_table(_NAME, schema=schema), uri, Made(uri, patient))
 
     @classmethod
-    def open(cls, uri: str) -> "Catalogue":
-        """Open the table of a gallery, at its newest version.
+    def open(cls, uri: str, patient: bool = False) -> "Catalogue":
+        """Open the table of a gallery, at its newest version. `patient`: see `create`.
 
         Raises:
             ArtifactError: when there is none.
             ConfigError: without LanceDB.
             StoreError: when the store cannot be read.
         """
-        connected = _connected(uri)
+        connected = _connected(uri, patient)
         try:
-            made = Made(uri)
+            made = Made(uri, patient)
             return cls(connected.open_table(_NAME), uri, made)
         except (ValueError, FileNotFoundError):
             raise ArtifactError(f"The gallery {uri!r} has no table of images. Make it again (cirray index).") from None
@@ -379,10 +382,10 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _connected(uri: str) -> Any:
+def _connected(uri: str, patient: bool) -> Any:
     require("lancedb", "gallery", "A gallery that is written to")
     import lancedb
 
-    place, options = lance_place(uri)
+    place, options = lance_place(uri, patient)
     with told(uri, "read"):
         return lancedb.connect(place, storage_options={**_STABLE, **options})

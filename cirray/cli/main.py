@@ -18,6 +18,7 @@ from cirray.core.interrupts import interruptible
 from cirray.core.log import complain, configure, get_logger, printable, say
 from cirray.core.places import HOME, ROOT
 from cirray.core.reading import typed
+from cirray.core.refusals import refusal
 from cirray.core.trees import Layer
 from cirray.core.unfinished import restarting
 from cirray.core.version import __version__
@@ -92,8 +93,8 @@ def guarded(work: Any) -> int:
 
 
 def user_sentence(error: BaseException | None) -> str | None:
-    """The message of the first error of this package in a chain of causes, or None when there is none."""
-    own = own_error(error)
+    """The message of the first error of this package in a chain of causes, or of a disk that refuses; else None."""
+    own = own_error(error) or (refusal(error) if error else None)
     return None if own is None else " ".join(str(own).split())
 
 

@@ -115,27 +115,32 @@ class Stage:
         return cache_folder() / "stages" / hashlib.blake2b(self.uri.encode(), digest_size=8).hexdigest()
 
     def publish(
-        self,
-        counts: Mapping[str, int],
-        metrics: Mapping[str, Any] | None = None,
+        self, counts: Mapping[str, int], metrics: Mapping[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
-    ) -> Manifest:
+    ) -> Manifest:  # fmt: skip
         """Write the manifest and make the artifact visible under its final name."""
-        known: dict[str, str] = {}
-        if not storage.is_local(self.uri):
-            known = digests_below(str(self.local))
-            storage.upload_folder(self.local, self.uri)
-            shutil.rmtree(self.local, ignore_errors=True)
         manifest = Manifest(
             kind=self.kind, config=self.config, identity=self.identity, inputs=dict(self.inputs), counts=dict(counts),
-            metrics=dict(metrics or {}), digest=joint_digest(digests_below(self.work_uri, known)),
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), extra=dict(extra or {}),
+            metrics=dict(metrics or {}), digest="", extra=dict(extra or {}),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             seconds=round(time.monotonic() - self.begin, 2),
         )  # fmt: skip
-        storage.write_bytes(storage.join(self.work_uri, MANIFEST), manifest.to_json().encode())
-        if storage.is_local(self.uri):
+        if not storage.is_local(self.uri):  # from here on only the upload is left, also to another process
+            storage.write_bytes(self.local / MANIFEST, manifest.to_json().encode())
+        return self.deliver(manifest)
+
+    def deliver(self, manifest: Manifest) -> Manifest:
+        """Make a finished stage visible under its name: by a rename, or an upload with the manifest last."""
+        local = storage.is_local(self.uri)
+        digests = digests_below(self.work_uri, {} if local else digests_below(str(self.local)))
+        manifest = replace(manifest, digest=joint_digest(digests))
+        storage.write_bytes(self.local / MANIFEST, manifest.to_json().encode())
+        if local:
             put = take_place if self.former else os.replace
-            put(storage.local_path(self.work_uri), storage.local_path(self.uri))
+            put(self._folder, storage.local_path(self.uri))
+        else:
+            storage.upload_folder(self._folder, self.uri)
+            shutil.rmtree(self._folder, ignore_errors=True)
         return manifest
 
     def discard(self) -> None:
@@ -146,7 +151,7 @@ class Stage:
 
     def has_worth(self) -> bool:
         """Whether it is finished, or has files that match `kept`."""
-        if not storage.is_local(self.uri) and is_complete(self.uri):
+        if not storage.is_local(self.uri) and ((self._folder / MANIFEST).exists() or is_complete(self.uri)):
             return True
         names = {*storage.list_files(self.work_uri), *storage.list_files(str(self._folder))}
         return any(fnmatch(name, pattern) for name in names for pattern in self.kept)
@@ -191,6 +196,8 @@ def open_stage(
         found = _read_marker(marker)
         other = _EARLIER if _is_earlier(found) else differences(_steady(stage.key, living), _steady(found, living))
         if not other and not unfinished.restarts():
+            if is_complete(stage.local) and (made := read_manifest(stage.local)).stage_key == stage.key:
+                return replace(stage, finished=stage.deliver(made))
             if living:
                 _go_on(stage, marker)
             return stage
@@ -282,6 +289,8 @@ def _begin(stage: Stage, marker: str) -> None:
         if stage.former is None:
             _check_free(stage.uri)
         stage.discard()
+    else:
+        storage.remove(str(stage._folder))
     _mark(stage, marker)
 
 

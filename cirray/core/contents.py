@@ -7,22 +7,16 @@ digest.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cirray.core import storage
+from cirray.core import storage, written
 from cirray.core.texts import parse_json
-
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
 
 MANIFEST, MARKER, SEEN = "manifest.json", "stage.json", "seen-files.json"
 """What is no content: who made it, and when its source files were last seen (`cirray.data.changes`)."""
-BLOCK_BYTES = 64 * 2**20
-"""Larger files are digested by blocks of this size."""
 _PIECE_BYTES = 4 * 2**20
 _WRITER = frozenset({"transformers_version", "dtype", "torch_dtype", "_name_or_path", "_commit_hash"})
 """Fields that do not count: who wrote the settings, where they were read from, and the weights' type (the weights have
@@ -62,12 +56,11 @@ def directory_digest(uri: str | Path) -> str:
 
 
 def digests_below(uri: str | Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Digests of all data files below a URI, by name in order; `known` ones are not read again."""
-    known = known or {}
-    names = (name for name in storage.list_files(uri) if name not in (MANIFEST, MARKER, SEEN))
-    return {
-        name: known.get(name) or content_digest(storage.join(uri, name)) for name in names if not says_nothing(name)
-    }
+    """Digests of all data files below a URI, by name in order; `known` ones are taken as they are, there or not."""
+    taken = known or {}
+    names = (name for name in storage.list_files(uri) if name not in (MANIFEST, MARKER, SEEN, *taken))
+    read = {name: content_digest(storage.join(uri, name)) for name in names if not says_nothing(name)}
+    return dict(sorted({**read, **taken}.items()))
 
 
 def joint_digest(digests: Mapping[str, str]) -> str:
@@ -93,7 +86,7 @@ def content_digest(uri: str) -> str:
             return file_digest(uri)
         if isinstance(tree, dict):
             return hashlib.blake2b(canonical(_counted(name, tree)).encode(), digest_size=16).hexdigest()
-    return file_digest(uri)
+    return written.take(uri) or file_digest(uri)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -117,25 +110,15 @@ def canonical(tree: Any) -> str:
 def file_digest(uri: str) -> str:
     """Digest of one file's size and content; of a large one by the digests of its blocks, several at once."""
     filesystem, path = storage.resolve(uri)
-    size = filesystem.get_file_info(path).size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    if size <= BLOCK_BYTES:
+
+    def pieces(begin: int) -> Iterator[bytes]:
         with filesystem.open_input_file(path) as stream:
-            digest.update(stream.read())
-        return digest.hexdigest()
-    with ThreadPoolExecutor(storage.COPIES) as pool:
-        for block in pool.map(partial(_block_digest, filesystem, path), range(0, size, BLOCK_BYTES)):
-            digest.update(block)
-    return digest.hexdigest()
+            stream.seek(begin)
+            for _ in range(0, written.BLOCK_BYTES, _PIECE_BYTES):
+                yield stream.read(min(_PIECE_BYTES, written.BLOCK_BYTES))
 
-
-def _block_digest(filesystem: "FileSystem", path: str, begin: int) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    with filesystem.open_input_file(path) as stream:
-        stream.seek(begin)
-        for _ in range(0, BLOCK_BYTES, _PIECE_BYTES):
-            digest.update(stream.read(_PIECE_BYTES))
-    return digest.digest()
+    with storage.told(uri, "read"), ThreadPoolExecutor(storage.COPIES) as pool:
+        return written.digest_of(filesystem.get_file_info(path).size, pieces, pool.map)
 
 
 def _counted(name: str, tree: Mapping[str, Any]) -> Any:

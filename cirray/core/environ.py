@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cirray.core.errors import ConfigError
+
 _DEVICES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri/renderD*", "/dev/accel*", "/dev/davinci*", "/dev/hl*")
 
 
@@ -20,6 +22,21 @@ def cache_folder() -> Path:
 def artifact_root() -> str:
     """Where artifacts lie when the command line does not say: `CIRRAY_ROOT`, or nothing."""
     return os.environ.get("CIRRAY_ROOT", "")
+
+
+def store_patience_s() -> float:
+    """Seconds for which an object store that does not answer is asked again: `CIRRAY_STORE_PATIENCE_S`, else 50.
+
+    Raises ConfigError: the variable is no number of seconds.
+    """
+    text = os.environ.get("CIRRAY_STORE_PATIENCE_S", "50")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise ConfigError(f"CIRRAY_STORE_PATIENCE_S is {text!r}; a number of seconds is needed, such as 50.")
+    return seconds
 
 
 def service_key() -> str:
@@ -56,7 +73,7 @@ def _accelerators() -> list[str]:
 def worker_environment(threads: int = 1) -> dict[str, str]:
     """Environment of Ray workers: one thread per process, and not the driver's DS_ACCELERATOR."""
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    for name in ("CIRRAY_CACHE", "CIRRAY_PLUGINS", "TORCH_EXTENSIONS_DIR"):
+    for name in ("CIRRAY_CACHE", "CIRRAY_PLUGINS", "CIRRAY_STORE_PATIENCE_S", "TORCH_EXTENSIONS_DIR"):
         if name in os.environ:
             variables[name] = os.environ[name]
     return variables

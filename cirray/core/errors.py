@@ -100,13 +100,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 def own_error(*failures: BaseException | None) -> CirrayError | None:
     """The first error of this package among failures and what they wrap, as Ray (`cause`) and Python do."""
-    seen: set[int] = set()
     for failure in failures:
-        while failure is not None and id(failure) not in seen:
-            seen.add(id(failure))
-            inner = getattr(failure, "cause", None)
+        for inner in wrapped(failure, contexts=True):
             # Ray's error is also of its cause's class, but its words are a whole traceback
-            if isinstance(failure, CirrayError) and inner is None:
-                return failure
-            failure = inner or failure.__cause__ or failure.__context__
+            if isinstance(inner, CirrayError) and getattr(inner, "cause", None) is None:
+                return inner
     return None
+
+
+def wrapped(failure: BaseException | None, contexts: bool = False) -> Iterator[BaseException]:
+    """An error and those that it wraps, the outermost first; also those that it was raised beside, if asked for."""
+    seen: set[int] = set()
+    while failure is not None and id(failure) not in seen:
+        seen.add(id(failure))
+        yield failure
+        beside = failure.__context__ if contexts else None
+        failure = getattr(failure, "cause", None) or failure.__cause__ or beside

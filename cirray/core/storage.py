@@ -4,20 +4,27 @@ import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cirray.core.errors import ArtifactError, reason_of
+from cirray.core import written
+from cirray.core.environ import store_patience_s
+from cirray.core.errors import ArtifactError, CirrayError, reason_of
+from cirray.core.refusals import refused
 from cirray.core.texts import is_whole
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyarrow import fs as pafs  # at run time imported where it is used: `cirray --help` needs no Arrow
 
 COPIES = 8
 """Files that are copied at the same time."""
 _PIECE_BYTES = 4 * 2**20
+_PATIENCE: ContextVar[float | None] = ContextVar("cirray_store_patience", default=None)
 _OF_ARROW = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "hf", "mock")
 
 
@@ -53,7 +60,7 @@ def url(uri: str | Path) -> str:
 
 
 def resolve(uri: str | Path) -> "tuple[pafs.FileSystem, str]":
-    """Filesystem and path of a URI.
+    """Filesystem and path of a URI. An S3 that answers 503, or does not answer, is asked again (`hurried`).
 
     Raises ArtifactError naming the URI when its scheme is unknown, the store cannot be reached, or it is no UTF-8 text.
     """
@@ -63,24 +70,61 @@ def resolve(uri: str | Path) -> "tuple[pafs.FileSystem, str]":
     if is_local(uri):
         return pafs.LocalFileSystem(), str(_local_file(uri))
     try:
-        return pafs.FileSystem.from_uri(_of_arrow_or_fsspec(str(uri)))
+        filesystem, path = pafs.FileSystem.from_uri(_of_arrow_or_fsspec(str(uri)))
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, ValueError, ImportError) as error:
         reason = reason_of(error, 200).rstrip(".")
         raise ArtifactError(
             f"Storage URI {str(uri)!r} cannot be opened: {reason}. Use a path, or file://, s3://, gs://, hf:// ..."
         ) from None
+    if filesystem.type_name == "s3":
+        from cirray.core.patient import opened
+
+        patience_s = _PATIENCE.get()
+        filesystem = opened(str(uri), filesystem, store_patience_s() if patience_s is None else patience_s)
+    return filesystem, path
+
+
+@contextmanager
+def hurried(patience_s: float = 1.0) -> Iterator[None]:
+    """Inside, in this thread, a store that does not answer is an error after about so many seconds.
+
+    Elsewhere it is one after `CIRRAY_STORE_PATIENCE_S`, 50 by default.
+    """
+    token = _PATIENCE.set(patience_s)
+    try:
+        yield
+    finally:
+        _PATIENCE.reset(token)
+
+
+@contextmanager
+def told(uri: str | Path, what: str) -> Iterator[None]:
+    """Inside, what a disk or store refuses is one sentence.
+
+    Args:
+        uri: the file or folder.
+        what: what is done with it: read, written, deleted.
+
+    Raises StoreError: it is full, read-only, closed to this user, or away; ArtifactError: there is nothing to read.
+    """
+    try:
+        yield
+    except (CirrayError, UnicodeError):
+        raise
+    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise ArtifactError(f"{str(uri)!r} cannot be {what}: {error.strerror or reason_of(error, 200)}.") from None
+    except Exception as error:  # noqa: BLE001 - those of fsspec's filesystems are their libraries' own
+        raise refused(str(uri), what, error) from None
 
 
 def exists(uri: str | Path) -> bool:
     """True when a file or folder stands at the URI."""
-    filesystem, path = resolve(uri)
-    return filesystem.get_file_info(path).type.name != "NotFound"
+    return _info(uri).type.name != "NotFound"
 
 
 def is_file(uri: str | Path) -> bool:
     """True when a file, no folder, stands at the URI."""
-    filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).is_file)
+    return bool(_info(uri).is_file)
 
 
 def list_files(uri: str | Path) -> list[str]:
@@ -93,7 +137,8 @@ def list_files(uri: str | Path) -> list[str]:
     filesystem, path = resolve(uri)
     selector = FileSelector(path, recursive=True, allow_not_found=True)
     try:
-        found = [info.path for info in filesystem.get_file_info(selector) if info.is_file]
+        with told(uri, "read"):
+            found = [info.path for info in filesystem.get_file_info(selector) if info.is_file]
     except UnicodeDecodeError as error:
         name = error.object.decode("utf-8", "backslashreplace")
         raise ArtifactError(f"{name!r} below {str(uri)!r} is no UTF-8 name; rename that file.") from None
@@ -101,29 +146,25 @@ def list_files(uri: str | Path) -> list[str]:
 
 
 def read_bytes(uri: str | Path) -> bytes:
-    """Content of one file. Raises ArtifactError: naming the URI when it cannot be read."""
+    """Content of one file. Raises ArtifactError naming a URI without one, and StoreError as `told`."""
     filesystem, path = resolve(uri)
-    try:
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read()
-    except OSError as error:
-        raise ArtifactError(f"{str(uri)!r} cannot be read: {_reason(error)}.") from None
+    with told(uri, "read"), filesystem.open_input_stream(path) as stream:
+        return stream.read()
 
 
-def write_bytes(uri: str | Path, data: bytes) -> None:
+def write_bytes(uri: str | Path, data: "bytes | pa.Buffer") -> None:
     """Write one file so that readers see the whole content or none of it (temporary name + rename, or one PUT).
 
-    Raises ArtifactError naming the URI when it cannot be written (full disk, no permission, unreachable store).
+    Raises StoreError naming the URI when it cannot be written (full disk, no permission, unreachable store).
     """
-    try:
+    with told(uri, "written"):
         if is_local(uri):
             _write_local(_local_file(uri), data)
         else:
             filesystem, path = resolve(uri)
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
-    except OSError as error:
-        raise ArtifactError(f"{str(uri)!r} cannot be written: {_reason(error)}.") from None
+            written.note(str(uri), data)
 
 
 def upload_folder(source: Path, uri: str | Path) -> None:
@@ -154,13 +195,20 @@ def download_folder(uri: str | Path, target: Path) -> Path:
 
 
 def remove(uri: str | Path) -> None:
-    """Delete a file or a folder with all it holds; an absent one is fine."""
+    """Delete a file or a folder with all it holds; an absent one is fine. Raises StoreError as `told`."""
     filesystem, path = resolve(uri)
-    info = filesystem.get_file_info(path)
-    if info.type.name == "Directory":
-        filesystem.delete_dir(path)
-    elif info.is_file:
-        filesystem.delete_file(path)
+    with told(uri, "deleted"):
+        info = filesystem.get_file_info(path)
+        if info.type.name == "Directory":
+            filesystem.delete_dir(path)
+        elif info.is_file:
+            filesystem.delete_file(path)
+
+
+def _info(uri: str | Path) -> "pafs.FileInfo":
+    filesystem, path = resolve(uri)
+    with told(uri, "read"):
+        return filesystem.get_file_info(path)
 
 
 def _of_arrow_or_fsspec(uri: str) -> str:
@@ -182,13 +230,11 @@ def _copy(names: Iterable[str], source: str | Path, target: str | Path) -> None:
     def copy(name: str) -> None:
         """Copy one file; the first that fails names itself."""
         place = posixpath.join(end, name)
-        if is_local(target):
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with told(join(source, name), f"copied to {join(target, name)!r}"):
+            if is_local(target):
+                Path(place).parent.mkdir(parents=True, exist_ok=True)
+            written.take(join(target, name))
             copy_files(posixpath.join(root, name), place, filesystem, other, chunk_size=_PIECE_BYTES, use_threads=False)
-        except OSError as error:
-            told = f"{join(source, name)!r} cannot be copied to {join(target, name)!r}"
-            raise ArtifactError(f"{told}: {_reason(error)}.") from None
 
     with ThreadPoolExecutor(COPIES) as pool:
         for _ in pool.map(copy, names):
@@ -202,7 +248,7 @@ def _local_file(uri: str | Path) -> Path:
     return path
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def _write_local(path: Path, data: "bytes | pa.Buffer") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -213,7 +259,3 @@ def _write_local(path: Path, data: bytes) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or reason_of(error, 200)

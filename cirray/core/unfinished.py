@@ -9,11 +9,15 @@ import ctypes
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
+
+from cirray.core.errors import StoreError, own_error
+from cirray.core.refusals import refusal
+from cirray.core.storage import hurried
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -23,6 +27,10 @@ _HERE, _EXCHANGE = -100, 2
 
 class Unfinished(Protocol):
     """What is asked of an opened stage."""
+
+    @property
+    def work_uri(self) -> str:
+        """Where it is written."""
 
     def has_worth(self) -> bool:
         """Whether the same run, started again, would use something in it."""
@@ -36,7 +44,9 @@ _RESTART: ContextVar[bool] = ContextVar("cirray_restart", default=False)
 
 
 def stage_function(run: Callable[Given, Made]) -> Callable[Given, Made]:
-    """Decorator of a stage's function: however it ends early, work that no later start would use is removed."""
+    """Decorator of a stage's function: however it ends early, work that no later start would use is removed, and what a
+    disk refused is a StoreError.
+    """
 
     @wraps(run)
     def tidy(*args: Given.args, **kwargs: Given.kwargs) -> Made:
@@ -44,10 +54,14 @@ def stage_function(run: Callable[Given, Made]) -> Callable[Given, Made]:
         token = _OPENED.set(opened)
         try:
             return run(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             for stage in opened:
-                if not stage.has_worth():
-                    stage.discard()
+                with suppress(StoreError, OSError), hurried():  # a store that is away keeps it
+                    if not stage.has_worth():
+                        stage.discard()
+            place = opened[-1].work_uri if opened else ""
+            if own_error(error) is None and (told := refusal(error, place)):
+                raise told from error
             raise
         finally:
             _OPENED.reset(token)

@@ -12,7 +12,8 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from PIL import Image
 
 from cirray.core import storage
-from cirray.core.errors import DataError, reason_of
+from cirray.core.errors import CirrayError, DataError, StoreError, reason_of
+from cirray.core.refusals import is_away
 from cirray.data.config import ImageLimits
 from cirray.data.kinds import HEAD_BYTES, sniff, stranger
 from cirray.data.pixels import colour_key, to_rgb, upright
@@ -130,7 +131,7 @@ def open_place(place: Place, limits: ImageLimits | None = None, name: str | None
 def read_place(place: Place, limits: ImageLimits, name: str | None = None) -> bytes:
     """Bytes of the image at a place, at most one more than the byte limit (which `open_image` then refuses).
 
-    Raises DataError: it is missing, no file (a folder, a pipe), or cannot be read.
+    Raises DataError: missing, no file (a folder, a pipe), or not to be read; StoreError: its store does not answer.
     """
     name = name or place.uri
     if storage.is_local(place.uri):
@@ -267,7 +268,9 @@ def _read_file(path: Path, span: Span | None, limits: ImageLimits, label: str) -
         raise _unread(error, label) from None
 
 
-def _unread(error: OSError, label: str) -> DataError:
+def _unread(error: OSError, label: str) -> CirrayError:
+    if is_away(error):
+        return StoreError(f"Image {label} cannot be read: its store does not answer ({_reason(error)}).")
     kind = MissingImageError if isinstance(error, FileNotFoundError) else DataError
     return kind(f"Image {label} cannot be read: {_reason(error)}.")
 

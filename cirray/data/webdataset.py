@@ -16,6 +16,7 @@ from typing import Any
 
 from cirray.core import storage
 from cirray.core.errors import ArtifactError, DataError
+from cirray.core.refusals import is_away, refused
 from cirray.core.texts import parse_json
 from cirray.data.annotations import blank_note
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
@@ -205,6 +206,8 @@ def read_samples(shard: str) -> Iterator[Sample]:
             f"Shard {shard!r} is compressed, damaged or no tar file ({error}); write it as a plain .tar."
         ) from None
     except OSError as error:
+        if is_away(error):
+            raise refused(shard, "read", error) from None
         raise DataError(f"Shard {shard!r} cannot be read: {' '.join(str(error).split())[:200]}.") from None
     if group is not None:
         yield from group.samples()

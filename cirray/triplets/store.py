@@ -22,6 +22,7 @@ from cirray.core import storage
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.environ import cache_folder
 from cirray.core.errors import ArtifactError, DataError, reason_of
+from cirray.core.refusals import is_away, refused
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, check_schema, image_ids, to_triplets
 from cirray.triplets.seen import Seen
 from cirray.types import Triplet
@@ -187,7 +188,7 @@ def write_table(uri: str, table: pa.Table) -> None:
     """Write one Parquet file atomically; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    storage.write_bytes(uri, sink.getvalue())
 
 
 def finished_keys(work_uri: str, columns: Sequence[str] = ("triplet_id",)) -> Iterator[tuple[str, pa.Array]]:
@@ -238,7 +239,8 @@ def row_counts(uri: str, folder: str = DATA) -> list[int]:
         try:
             counts.append(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
         except (pa.ArrowInvalid, OSError) as error:
-            raise _damaged(storage.join(uri, folder, name), error) from None
+            place = storage.join(uri, folder, name)
+            raise (refused(place, "read", error) if is_away(error) else _damaged(place, error)) from None
     return counts
 
 

@@ -4,6 +4,7 @@ A *part* is one Arrow table, one Ray Data block, and one output shard. Ray Data 
 block, and so one task without anything to resume; here blocks are the parts and stay whole.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cirray.core import errors, storage
+from cirray.core import errors, storage, written
 from cirray.core.contents import MARKER
 from cirray.core.errors import ArtifactError, CirrayError
+from cirray.core.refusals import refusal
 from cirray.pipelines.cluster.answers import signs
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.cluster.patience import patient
 
 Columns = dict[str, np.ndarray]
 _TASK_CPUS = 0.5
-_FAILURE, _KIND, _TOOK = "cirray_failure", "cirray_failure_kind", "cirray_took"
+_FAILURE, _KIND, _TOOK, _WRITTEN = "cirray_failure", "cirray_failure_kind", "cirray_took", "cirray_written"
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class GuardedWorker:
         self._failure: Columns | None = None
         try:
             self._worker = Worker(step, work_uri)
-        except CirrayError as error:
+        except Exception as error:  # noqa: BLE001 - raised again where it is not told
             self._failure = _failure(error)
         self._loading = time.monotonic() - begin
 
@@ -154,23 +156,28 @@ class GuardedWorker:
             return self._failure or columns
         begin = time.monotonic()
         try:
-            answer = self._worker({name: value for name, value in columns.items() if name != _TOOK})
-        except CirrayError as error:
+            answer = self._worker({name: value for name, value in columns.items() if name not in (_TOOK, _WRITTEN)})
+        except Exception as error:  # noqa: BLE001 - as above
             return _failure(error)
         rows = len(columns["part"])
         asked = int(answer["asked"][0]) if "asked" in answer else rows
         took = 0.0
         if asked:
             took, self._loading = self._loading + (time.monotonic() - begin) * rows / asked, 0.0
-        return {**answer, _TOOK: np.full(len(answer["part"]), took)}
+        told, made = json.dumps(written.hand_over()), len(answer["part"])
+        return {**answer, _TOOK: np.full(made, took), _WRITTEN: np.full(made, told, dtype=object)}
 
 
 def _guarded_task(columns: Columns, step: Step) -> Columns:
     return GuardedWorker(step)(columns)
 
 
-def _failure(error: CirrayError) -> Columns:
-    return {_FAILURE: np.array([str(error)], dtype=object), _KIND: np.array([type(error).__name__], dtype=object)}
+def _failure(error: Exception) -> Columns:
+    """An error of this package, or a disk's that refuses, as a value. Raises the error again: any other."""
+    told = error if isinstance(error, CirrayError) else refusal(error)
+    if told is None:
+        raise error
+    return {_FAILURE: np.array([str(told)], dtype=object), _KIND: np.array([type(told).__name__], dtype=object)}
 
 
 def _raise_failure(columns: Columns) -> None:
@@ -199,7 +206,8 @@ def _by_ray(
         answers = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
         for columns in patient(answers, config.no_progress_timeout_s, signs(work_uri) if work_uri else None, _took):
             _raise_failure(columns)
-            yield {name: value for name, value in columns.items() if name != _TOOK}
+            written.learn(json.loads(columns[_WRITTEN][0]))
+            yield {name: value for name, value in columns.items() if name not in (_TOOK, _WRITTEN)}
 
 
 def _arguments(step: Step, parts: int, work_uri: str) -> dict[str, Any]:

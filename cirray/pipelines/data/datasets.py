@@ -10,7 +10,7 @@ from typing import Any
 from cirray.core import storage
 from cirray.core.artifacts import localize
 from cirray.core.contents import canonical
-from cirray.core.errors import CirrayError, DataError
+from cirray.core.errors import ArtifactError, DataError
 from cirray.core.log import get_logger
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig, ImageLimits
@@ -190,7 +190,7 @@ def contents_of(places: Sequence[str], limits: ImageLimits) -> list[str]:
     def digest(text: str) -> str:
         try:
             return picture_digest(read_place(Place.parse(text), limits))
-        except CirrayError:
+        except (ArtifactError, DataError):
             return ""
 
     with ThreadPoolExecutor(_READERS) as pool:

@@ -68,7 +68,7 @@ def run_add(run: AddRun) -> Changed:
     """
     if not run.source:
         raise ConfigError("Nothing to add: name a folder of pictures, a picture, or a Parquet file of vectors.")
-    described, table = describe(run.gallery), Catalogue.open(run.gallery)
+    described, table = describe(run.gallery), Catalogue.open(run.gallery, patient=True)
     if storage.without_query(run.source).lower().endswith(SUFFIXES):
         return _add_vectors(run, described, table)
     source = Path(run.source).expanduser()
@@ -85,7 +85,7 @@ def run_remove(run: RemoveRun) -> Changed:
     """
     if not run.ids and not run.where:
         raise ConfigError("Nothing to remove: name ids, or where=FILTER.")
-    described, table = describe(run.gallery), Catalogue.open(run.gallery)
+    described, table = describe(run.gallery), Catalogue.open(run.gallery, patient=True)
     rows, _ = rows_of(table.since(0), described.shape)
     matching = () if run.ids else np.flatnonzero(Columns(rows.ids, rows.metadata).mask(run.where))
     names = _named(rows, run.ids) if run.ids else [rows.ids[place] for place in matching]
@@ -99,7 +99,9 @@ def run_compact(run: CompactRun) -> Changed:
     Raises ArtifactError: there is no such gallery; StoreError: the gallery cannot be written.
     """
     describe(run.gallery)
-    return Changed(run.gallery, {"outdated rows dropped": Catalogue.open(run.gallery).compact(run.keep_s)})
+    return Changed(
+        run.gallery, {"outdated rows dropped": Catalogue.open(run.gallery, patient=True).compact(run.keep_s)}
+    )
 
 
 def _named(rows: Rows, ids: Sequence[str]) -> list[str]:

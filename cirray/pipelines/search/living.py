@@ -91,7 +91,7 @@ def write_gallery(
 
 def _fill(stage: Stage, described: Description, columns: Columns, groups: Iterable[list[Change]]) -> int:
     """Make a stage's table of groups of images, a commit each; returns how many images that were."""
-    table, count = Catalogue.create(stage.work_uri, described.shape, columns), 0
+    table, count = Catalogue.create(stage.work_uri, described.shape, columns, patient=True), 0
     for group in groups:
         table.write(group)
         count += len(group)
@@ -101,7 +101,9 @@ def _fill(stage: Stage, described: Description, columns: Columns, groups: Iterab
 def _widened(run: GalleryRun) -> Manifest:
     """The gallery that is there, with the columns of the run."""
     described = read_manifest(run.out, LIVING)
-    new = Catalogue.open(run.out).add_columns({name: COLUMN_TYPES[kind] for name, kind in run.columns.items()})
+    new = Catalogue.open(run.out, patient=True).add_columns(
+        {name: COLUMN_TYPES[kind] for name, kind in run.columns.items()}
+    )
     _LOGGER.info("%s: %s", run.out, f"new columns: {', '.join(new)}" if new else "it has these columns already")
     return described
 

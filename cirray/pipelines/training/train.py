@@ -59,6 +59,8 @@ def run_train(run: TrainRun, callbacks: Sequence[Callback] = (), reports: Sequen
     job = None if run.ray.enabled else build_job(run, inputs, run.device)
     features = job.features if job else check_job(run, inputs)
     stage = open_stage(run, "checkpoint", digests, _kept(run))  # after every check: --restart throws work away
+    if stage.finished:
+        return stage.finished
     tower = keep_tower(run, features, stage.local / MODEL / VISION)
     if job:
         history, rate = train_here(run, stage, job, callbacks)

@@ -65,6 +65,8 @@ def run_map(run: MapRun) -> Manifest:
     retriever = build_word_map(model, features.shape[1], run.training.seed).to(run.device)
     measures = measures_of(run, retriever, tower.digest)
     stage = open_stage(run, "checkpoint", inputs, [f"{WORK}/*.npy", f"{WORK}/*checkpoints/*"])
+    if stage.finished:
+        return stage.finished
     setup = MapSetup(retriever, images, captions, features, run.training)
     history = _train(stage, setup, measures)
     retriever.cpu().train_composing().save(stage.local / MODEL)

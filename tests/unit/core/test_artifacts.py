@@ -157,7 +157,7 @@ def test_the_digest_depends_on_content_and_name_only(tmp_path):
 
 @pytest.mark.parametrize("at", [0, 41, 99])
 def test_any_byte_of_a_large_file_counts(tmp_path, monkeypatch, at):
-    monkeypatch.setattr("cirray.core.contents.BLOCK_BYTES", 16)
+    monkeypatch.setattr("cirray.core.written.BLOCK_BYTES", 16)
     path, content = tmp_path / "big", bytearray(b"a" * 100)
     path.write_bytes(content)
     before = file_digest(path)
