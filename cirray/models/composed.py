@@ -99,7 +99,7 @@ class QFormerRetriever(Retriever):
         tokens_BLW = self.qformer.add_positions(torch.cat([words_BTW[:, :1], prompts_BQW, words_BTW[:, 1:]], dim=1))
         ones = text.mask_BT.new_ones(prompts_BQW.shape[:2])
         mask_BL = torch.cat([text.mask_BT[:, :1], ones, text.mask_BT[:, 1:]], dim=1)
-        return self.project_text(self.qformer.text_only(tokens_BLW, mask_BL)[:, 0])
+        return self.project_text(self.qformer.text_only(tokens_BLW, mask_BL, read=1)[:, 0])
 
     def project_text(self, summary_BW: torch.Tensor) -> torch.Tensor:
         """Text projection and L2 norm: `[B, D]`."""

@@ -6,6 +6,7 @@ text pass (`query_length=0`): every token, prototypes included, takes the *text*
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +38,16 @@ def huggingface_config(config: QFormerConfig, patch_width: int, vocabulary_size:
     return settings
 
 
+def _of_the_first(attention: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Before the last layer: the first `read` tokens attend to all; what nobody reads of the others is not computed."""
+    hidden_BLD, mask_B1LL, read = named["hidden_states"], named["attention_mask"], named.pop("read", None)
+    if read is None:
+        return given, named
+    mask_B1RL = None if mask_B1LL is None else mask_B1LL[:, :, :read]
+    seen = {"encoder_hidden_states": hidden_BLD, "encoder_attention_mask": mask_B1RL}
+    return given, {**named, "hidden_states": hidden_BLD[:, :read], "attention_mask": None, **seen}
+
+
 class QueryingTransformer(nn.Module):
     """A Q-Former with learned queries, text embeddings and the trainable LayerNorm on the frozen patches.
 
@@ -56,6 +67,8 @@ class QueryingTransformer(nn.Module):
         self.query_tokens = nn.Parameter(torch.empty(1, config.queries, config.width))
         nn.init.normal_(self.query_tokens, std=config.initializer_range)
         self.qformer = Blip2QFormerModel(settings)
+        last: Any = self.qformer.encoder.layer[-1]
+        last.attention.register_forward_pre_hook(_of_the_first, with_kwargs=True)
         self.embeddings = self._text_embeddings(settings) if vocabulary_size else None
 
     def enable_checkpointing(self) -> None:
@@ -77,28 +90,38 @@ class QueryingTransformer(nn.Module):
 
     def image(self, patches_BPD: torch.Tensor, text: TextBatch | None = None) -> torch.Tensor:
         """Query outputs of the image pass, `[B, Q, D]` (see `image_and_text`)."""
-        return self.image_and_text(patches_BPD, text).queries_BQD
+        return self._image(patches_BPD, text, self.queries)
 
     def image_and_text(self, patches_BPD: torch.Tensor, text: TextBatch | None = None) -> ImagePass:
         """Queries (and text) attend to each other; queries attend to all patches, of one image or of several
         concatenated along P (symmetric in them).
         """
-        batch, count = patches_BPD.shape[0], self.queries
-        tokens_BLD, mask_BL = self.query_tokens.expand(batch, -1, -1), None
-        if text is not None:
-            tokens_BLD = torch.cat([tokens_BLD, self.embed_text(text)], dim=1)
-            mask_BL = torch.cat([text.mask_BT.new_ones(batch, count), text.mask_BT], dim=1)
-        output_BLD = self.qformer(
-            query_embeds=tokens_BLD, query_length=count, attention_mask=mask_BL,
-            encoder_hidden_states=self.vision_norm(patches_BPD.to(self.vision_norm.weight.dtype)),
-        ).last_hidden_state  # fmt: skip
+        output_BLD, count = self._image(patches_BPD, text), self.queries
         return ImagePass(output_BLD[:, :count], output_BLD[:, count:] if text is not None else None)
 
-    def text_only(self, tokens_BLD: torch.Tensor, mask_BL: torch.Tensor | None = None) -> torch.Tensor:
+    def text_only(
+        self, tokens_BLD: torch.Tensor, mask_BL: torch.Tensor | None = None, read: int | None = None
+    ) -> torch.Tensor:
         """Text pass over tokens that still lack the embedding LayerNorm: `[B, L, D]` -> `[B, L, D]`. The mask is 1 for
-        tokens that may be attended; None: all.
+        tokens that may be attended; None: all. With `read` only the first so many tokens come back.
         """
-        return self.qformer(query_embeds=tokens_BLD, query_length=0, attention_mask=mask_BL).last_hidden_state
+        return self.qformer(
+            query_embeds=tokens_BLD, query_length=0, attention_mask=mask_BL, read=read
+        ).last_hidden_state
+
+    def _image(self, patches_BPD: torch.Tensor, text: TextBatch | None, read: int | None = None) -> torch.Tensor:
+        """The image pass: queries, then text tokens; with `read` only the first so many.
+
+        Without a text the queries are one row until they see the patches, as they are the same for all.
+        """
+        tokens_BLD, mask_BL = self.query_tokens[:], None
+        if text is not None:
+            tokens_BLD = torch.cat([tokens_BLD.expand(len(text), -1, -1), self.embed_text(text)], dim=1)
+            mask_BL = torch.cat([text.mask_BT.new_ones(len(text), self.queries), text.mask_BT], dim=1)
+        return self.qformer(
+            query_embeds=tokens_BLD, query_length=self.queries, attention_mask=mask_BL, read=read,
+            encoder_hidden_states=self.vision_norm(patches_BPD.to(self.vision_norm.weight.dtype)),
+        ).last_hidden_state  # fmt: skip
 
     def _embeddings(self) -> Blip2TextEmbeddings:
         if self.embeddings is None:

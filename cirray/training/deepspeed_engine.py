@@ -234,7 +234,8 @@ def _import_for(device: torch.device) -> Any:
 
     if device.type == "cpu" and get_accelerator().device_name() != "cpu":
         set_accelerator(CPU_Accelerator())
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # the table is made when first asked for, by running compilers for every operator: one that says no more will do
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     return deepspeed
 
 

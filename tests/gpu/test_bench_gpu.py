@@ -1,12 +1,15 @@
 """The GPU script runs, and needs none of the libraries that a bare machine lacks. (Speeds are not looked at.)"""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from cirray.generators.writer import TextWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKED = ("ray", "deepspeed", "faiss", "open_clip")
@@ -41,26 +44,29 @@ def test_everything_runs_small_on_a_cpu_without_network_ray_deepspeed_faiss_and_
     assert all(row["samples/s"] > 0 for row in rows[:3]) and all(row["pairs/s"] > 0 for row in rows[3:])
 
 
-def test_a_run_that_breaks_off_keeps_what_it_has_measured(tmp_path):
-    code = SCRIPT.format(
-        blocked=BLOCKED, arguments=("--device", "cpu", "--small", "parts=[cached,generate]", f"out={tmp_path / 'f'}"),
-        path=str(ROOT / "jobs" / "benchmarks" / "bench_gpu.py"),
-    )  # fmt: skip
-    cut = "import cirray.generators.writer as w\nw.TextWriter.generate = lambda *a: sys.exit(9)\n"
-    code = code.replace("sys.argv =", cut + "sys.argv =")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=280)
-    assert done.returncode == 9, done.stderr[-2000:]
+def here(monkeypatch, *arguments):
+    """The script in this process, which has loaded its libraries; its exit status."""
+    path = str(ROOT / "jobs" / "benchmarks" / "bench_gpu.py")
+    monkeypatch.setattr(sys, "argv", [path, *arguments])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(path, run_name="__main__")
+    return done.value.code
+
+
+def test_a_run_that_breaks_off_keeps_what_it_has_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(TextWriter, "generate", lambda *given: sys.exit(9))
+    assert here(monkeypatch, "--device", "cpu", "--small", "parts=[cached,generate]", f"out={tmp_path / 'f'}") == 9
     kept = [json.loads(line)["what"] for line in (tmp_path / "f").read_text().splitlines()]
     assert kept == ["PTHA step, cached tokens, batch 8", "5 beams, one pair at a time"]
-    assert "PTHA step, cached tokens" in done.stdout
+    assert "PTHA step, cached tokens" in capsys.readouterr().out
 
 
-def test_a_part_or_a_device_that_is_not_there_is_one_sentence():
-    done = run("--device", "cpu", "parts=[generat]")
-    assert done.returncode == 2 and "Did you mean 'generate'" in done.stderr
+def test_a_part_or_a_device_that_is_not_there_is_one_sentence(monkeypatch, capsys):
+    assert here(monkeypatch, "--device", "cpu", "parts=[generat]") == 2
+    assert "Did you mean 'generate'" in capsys.readouterr().err
     if not torch.cuda.is_available():
-        done = run()
-        assert done.returncode == 2 and "device 'cuda' is not there" in done.stderr
+        assert here(monkeypatch) == 2
+        assert "device 'cuda' is not there" in capsys.readouterr().err
 
 
 def test_the_check_sees_a_library_that_is_needed():

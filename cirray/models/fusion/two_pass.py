@@ -33,16 +33,15 @@ def second_pass(model: "QFormerRetriever", prototype_BQW: torch.Tensor, text: Te
     else:
         mask_BL = torch.cat([text.mask_BT.new_ones(prototype_BQW.shape[:2]), text.mask_BT], dim=1)
     tokens_BLW = torch.cat([prototype_BQW, model.qformer.embed_text(text)], dim=1)
-    hidden_BLW = model.qformer.text_only(tokens_BLW, mask_BL)
+    hidden_BLW = model.qformer.text_only(tokens_BLW, mask_BL, read=model.qformer.queries + 1)
     return Fused(model.project_text(_summary(model, hidden_BLW)), prototype_BQW)
 
 
 def _summary(model: "QFormerRetriever", hidden_BLW: torch.Tensor) -> torch.Tensor:
-    """Mean of the Q fused tokens and [CLS] ("33-mean" for 32 queries), or [CLS] at position Q."""
-    queries = model.qformer.queries
+    """Mean of the Q fused tokens and [CLS] ("33-mean" for 32 queries), or [CLS] alone, which is the last of them."""
     if model.active_readout == "cls":
-        return hidden_BLW[:, queries]
-    return hidden_BLW[:, : queries + 1].mean(dim=1)
+        return hidden_BLW[:, -1]
+    return hidden_BLW.mean(dim=1)
 
 
 HEADS.register("two_pass")(lambda settings: two_pass)

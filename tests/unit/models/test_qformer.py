@@ -78,3 +78,47 @@ def test_checkpointing_changes_memory_only(small, patches):
     again = torch.autograd.grad(small.image(patches).square().sum(), small.query_tokens)[0]
     assert torch.allclose(plain, again, atol=1e-5)
     assert any(getattr(module, "gradient_checkpointing", False) for module in small.modules())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_what_is_not_read_is_not_computed_and_changes_neither_outputs_nor_gradients(
+    tokenizer, patches, attention, layers
+):
+    config = QFormerConfig(
+        width=16, layers=layers, heads=2, queries=3, intermediate=32, initializer_range=0.2, attention=attention
+    )
+    module = QueryingTransformer(config, 6, len(tokenizer))
+    text = encode_texts(tokenizer, ["paint it red", "it", "remove the square"], 12)
+    tokens, seen, rows = module.embed_text(text), module.vision_norm(patches), module.query_tokens.expand(3, -1, -1)
+    mask = torch.cat([text.mask_BT.new_ones(3, 3), text.mask_BT], dim=1)
+    whole = [
+        {"query_embeds": rows, "query_length": 3, "encoder_hidden_states": seen},
+        {"query_embeds": torch.cat([rows, tokens], dim=1), "query_length": 3, "encoder_hidden_states": seen,
+         "attention_mask": mask},
+        {"query_embeds": tokens, "query_length": 0, "attention_mask": text.mask_BT},
+    ]  # fmt: skip
+    read = [module.image(patches), module.image(patches, text), module.text_only(tokens, text.mask_BT, read=3)]
+    for found, arguments in zip(read, whole, strict=True):
+        wanted = module.qformer(**arguments).last_hidden_state[:, :3]
+        assert torch.allclose(found, wanted, atol=1e-6)
+        for one, other in zip(gradients(module, found), gradients(module, wanted), strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def gradients(module, output):
+    """Of a sum that layer norms do not hold constant."""
+    weights, mixed = list(module.parameters()), output * torch.linspace(-1, 1, output.numel()).view(output.shape)
+    return torch.autograd.grad(mixed.sum(), weights, retain_graph=True, materialize_grads=True)
+
+
+def test_the_last_layer_works_for_what_is_read_and_the_first_for_one_row_of_queries(small, tokenizer, patches):
+    text, rows = encode_texts(tokenizer, ["paint it red"] * 3, 12), []
+    for place in (0, -1):
+        module = small.qformer.encoder.layer[place].attention.attention.query
+        module.register_forward_hook(lambda module, given, made: rows.append(tuple(given[0].shape[:2])))
+    tokens = small.queries + text.ids_BT.shape[1]
+    small.image(patches)
+    small.image(patches, text)
+    small.text_only(small.embed_text(text), text.mask_BT, read=1)
+    assert rows == [(1, 3), (3, 3), (3, tokens), (3, 3), (3, tokens - 3), (3, 1)]

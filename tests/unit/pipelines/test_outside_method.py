@@ -73,10 +73,6 @@ def fields(tmp_path_factory):
     }
 
 
-def run_chain(fields, folder, plugins):
-    return run_plugged(CHAIN, json.dumps(fields), str(folder), str(LANGUAGE), plugins=plugins)
-
-
 def run_plugged(code, *arguments, plugins="toy_method"):
     """Run Python code in a process that knows the toy method."""
     path = os.pathsep.join([str(ROOT), str(FIXTURES / "outside")])
@@ -165,7 +161,7 @@ def test_help_shows_what_a_plug_in_registers_with_its_settings():
 
 
 def test_a_method_of_another_package_goes_through_training_index_and_search(fields, tmp_path):
-    done = run_chain(fields, tmp_path, "toy_method")
+    done = run_plugged(CHAIN, json.dumps(fields), str(tmp_path), str(LANGUAGE))
     assert done.returncode == 0, done.stderr
     assert "learnt True words 3 {'pairs': 145, 'triplets': 290, 'rejected': 0}" in done.stdout, done.stdout
     assert "pairs 145" in done.stdout and "columns 3" in done.stdout and "caption see " in done.stdout, done.stdout
@@ -181,6 +177,6 @@ def test_without_its_package_the_sentence_names_the_kind_and_those_that_are_know
     assert "Known: dual, forked, qformer, word_map" in done.stderr
 
 
-def test_a_plug_in_that_cannot_be_imported_is_named_with_the_remedy(fields, tmp_path):
-    done = run_chain(fields, tmp_path, "no_such_module")
+def test_a_plug_in_that_cannot_be_imported_is_named_with_the_remedy(fields):
+    done = run_plugged(UNKNOWN, json.dumps(fields), plugins="no_such_module")
     assert done.returncode and "'no_such_module' cannot be imported" in done.stderr and "PYTHONPATH" in done.stderr
