@@ -99,6 +99,14 @@ class Reranking:
         """What it does, for reports."""
         return self.choice.describe() + (f", {self._reranker.told}" if self._reranker.told else "")
 
+    def done(self) -> str:
+        """What it did with all queries, for reports; a warning where some kept their order."""
+        if not self.unscored:
+            return self.describe()
+        kept = f"{self.unscored:,} queries keep the retriever's order, as not all their answers could be scored"
+        _LOG.warning("%s: %s", self.describe(), kept)
+        return f"{self.describe()}; {kept}"
+
     def orders(self, asked: Sequence[Asked]) -> list[np.ndarray | None]:
         """Level `[K]` (int64) of every query's answers, higher is better and equal for equal scores; None for a query
         that cannot be scored, or has an answer that could not be.

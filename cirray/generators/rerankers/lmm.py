@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cirray.core.errors import DataError
+from cirray.core.log import get_logger
 from cirray.data.pixels import thumbnail
 from cirray.generators.engines.answers import first_object
 from cirray.generators.engines.base import Question, Shot
@@ -15,6 +16,7 @@ from cirray.generators.engines.config import ENGINES
 from cirray.generators.rerankers.base import Asked, RerankSetup
 from cirray.generators.rerankers.config import RERANKERS, LmmRerankConfig
 
+_LOG = get_logger(__name__)
 _HIGHEST = 10.0
 _SCHEMA = {
     "type": "object", "properties": {"score": {"type": "integer", "minimum": 0, "maximum": 10}}, "required": ["score"],
@@ -36,7 +38,7 @@ class LmmReranker:
             ArtifactError: no model can be loaded.
             GenerationError: no server answers.
         """
-        self._settings = settings
+        self._settings, self._warned = settings, False
         self._engine = ENGINES.get(settings.engine.kind)(settings.engine.settings, setup.device)
 
     def scores(self, asked: Sequence[Asked]) -> list[np.ndarray]:
@@ -51,6 +53,9 @@ class LmmReranker:
                 continue
         for (number, place), reply in zip(places, self._engine.ask(questions, _defect), strict=True):
             found[number][place] = math.nan if reply.error else _score(reply.text)
+            if reply.error and not self._warned:
+                _LOG.warning("an answer could not be scored, so its query keeps the retriever's order: %s", reply.error)
+                self._warned = True
         return found
 
     def _questions(self, item: Asked) -> list[Question]:

@@ -61,7 +61,7 @@ def run_compare(run: CompareRun) -> Manifest:
                 rerank=rerank,
             )  # fmt: skip
             result = dataclasses.replace(result, queries=tuple(dataset.queries))
-            reranked |= {f"rerank {name}": rerank.reranking.describe()} if rerank else {}
+            reranked |= {f"rerank {name}": rerank.reranking.done()} if rerank else {}
             headline = next(iter(result.metrics))
             rows.append(ReportRow(name, (result,), (run.seed,), labels_used=run.labels.get(name)))
             advance(1, f"{name}: {headline} {result.metrics[headline]:.3f}")

@@ -56,7 +56,7 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     contents = {image: content for uri in run.features for image, content in read_contents(uri).items()}
     dataset = dataclasses.replace(dataset, images=dataclasses.replace(dataset.images, contents=contents))
     rows, reranking = _rows(run, dataset, features)
-    reranked = {"rerank": reranking.describe()} if reranking else {}
+    reranked = {"rerank": reranking.done()} if reranking else {}
     content = ReportContent(
         rows=rows, dataset=dataset, histories=_histories(run), samples=_samples(run),
         facts=_facts(run, stage.inputs, rewrites, reranked), title=f"{run.name} on {dataset.name}", shown=run.shown,

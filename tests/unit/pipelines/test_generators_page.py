@@ -130,6 +130,11 @@ def test_a_large_model_that_knows_the_world_writes_its_true_texts_and_lifts_ever
         assert run(["cirray", *rerank, f"rerank.settings.{model(stub.url)}", "out=@knowing"]) == (0, ANY)
     with LMM.Stub(WORLD.KnowsWorld(home / "world", wrong=1.0), ("world",)) as stub:
         assert run(["cirray", *rerank, f"rerank.settings.{model(stub.url)}", "out=@misled"]) == (0, ANY)
+    with LMM.Stub(lambda body, number: "Lovely pictures.", ("world",)) as stub:
+        mute = f"rerank.settings.{model(stub.url)}"
+        status, said = run(["cirray", *rerank, mute, "rerank.settings.engine.settings.tries=1", "out=@mute"])
+    assert status == 0 and "has no score from 0 to 10: 'Lovely pictures.'" in said
+    assert f"{read_manifest(home / 'mute').counts['queries']} queries keep the retriever's order" in said
     assert run(["cirray", "evaluate", "ks=[1,5]", "out=@plain"]) == (0, ANY)
     plain, knowing, misled = (read_manifest(home / name).metrics for name in ("plain", "knowing", "misled"))
     assert knowing["R@1"] == knowing["R@5"] == plain["R@5"] > plain["R@1"] > misled["R@1"] == 0
