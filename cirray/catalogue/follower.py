@@ -10,12 +10,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
 
+from cirray.catalogue.merging import NUMBER
 from cirray.catalogue.rows import Rows, joined, rows_of
-from cirray.catalogue.snapshot import Base, LiveGallery, PictureReader, View, gallery_of
-from cirray.catalogue.table import NUMBER, OWN, Catalogue
+from cirray.catalogue.snapshot import LiveGallery, PictureReader, gallery_of
+from cirray.catalogue.table import Catalogue
+from cirray.catalogue.view import Base, View
 from cirray.core.errors import RemadeError, StoreError
 from cirray.core.log import get_logger
 from cirray.index.config import IndexBackend
@@ -25,20 +26,22 @@ from cirray.index.store import IndexMeta, built
 from cirray.index.texts import Texts
 
 _LOGGER = get_logger("catalogue.follower")
+_RESTS, _LONGEST_S = 50, 0.75
+"""A look is followed by a rest of fifty times what it took, but no longer than this: searches, which take turns with it
+at the interpreter, seldom meet one, however much is written."""
 _LEAST, _MOST, _SHARE = 4_096, 32_768, 10
 """A new base is built for as many changes as a tenth of the old one, but not for fewer or more than these."""
 
 
 @dataclass(frozen=True)
 class _State:
-    base: Base
+    view: View
     until: int
-    """The base holds every change with a smaller number."""
+    """Its base holds every change with a smaller number."""
     changes: pa.Table
     """Rows of the table since then."""
     seen: int
     """Every row with a smaller number has been read."""
-    stays_N: np.ndarray
 
 
 class Follower:
@@ -82,7 +85,7 @@ class Follower:
         self.told: Callable[[LiveGallery], None] = lambda gallery: None
         """Called with every new gallery."""
         self._state = self._read_all()
-        _built(self._small, self._state.base.rows.first())  # what the first change would wait for is loaded here
+        self._newer_index(self._state.view.base.rows.head(1))  # what the first change would wait for is loaded here
         self.gallery = self._shown()
 
     living = True
@@ -138,9 +141,11 @@ class Follower:
         return self.poll()
 
     def _run(self) -> None:
+        rested_s = 0.0
         while not self._ended.is_set():
-            self._wake.wait(self._poll_s)
+            self._wake.wait(max(0.0, self._poll_s - rested_s))
             self._wake.clear()
+            begin = time.monotonic()
             try:
                 self.poll()
                 self.failures, self._read_at = 0, time.monotonic()
@@ -149,6 +154,8 @@ class Follower:
                 self._fail(str(error))
             except Exception as error:  # noqa: BLE001 - a gallery that stays as it was is better than none
                 self._fail(f"the gallery is not caught up: {error!r}")
+            rested_s = min(_RESTS * (time.monotonic() - begin), _LONGEST_S)
+            self._ended.wait(rested_s)
 
     def _fail(self, sentence: str) -> None:
         self.failures += 1
@@ -161,7 +168,7 @@ class Follower:
         rows, _ = rows_of(table, self._shape)
         seen = self._catalogue.end
         assert len(rows.places) == len(rows)  # made now: a million ids take a second
-        return _State(Base(rows, self._index(rows)), seen, table.slice(0, 0), seen, np.ones(len(rows), bool))
+        return _State(View.of(Base(rows, self._index(rows))), seen, table.slice(0, 0), seen)
 
     def _caught_up(self) -> _State:
         """The state with the table's new rows."""
@@ -170,26 +177,28 @@ class Follower:
         if pa.compute.max(fresh["purged"]).as_py() is not None and _purged(fresh) >= state.seen:
             return self._read_all()
         changes = pa.concat_tables([state.changes, fresh], promote_options="default")
-        stays = _without(state.base.rows, state.stays_N, fresh["id"].to_pylist())
-        return _State(_widened(state.base, fresh), state.until, changes, self._catalogue.end, stays)
+        return _State(self._changed(state.view, fresh), state.until, changes, self._catalogue.end)
+
+    def _changed(self, view: View, table: pa.Table) -> View:
+        """A view with rows of the table that are newer than it."""
+        return view.widened(table.schema).changed(*rows_of(table, self._shape), self._newer_index)
 
     def _shown(self) -> LiveGallery:
-        state = self._state
-        rows, _ = rows_of(state.changes, self._shape)
-        view = View(state.base, state.stays_N, Base(rows, _built(self._small, rows)))
+        view = self._state.view
         found = gallery_of(view, self._meta, self._digest, self._shape[1], self._catalogue.version, self._reader)
         there = tuple(pair for pair in self._examples if pair[0] in found)
         return replace(found, texts=self._texts, examples=there)
 
     def _rebuild_if_due(self) -> None:
-        due = min(_MOST, max(_LEAST, len(self._state.base.rows) // _SHARE))
+        due = min(_MOST, max(_LEAST, len(self._state.view.base.rows) // _SHARE))
         if self._building is None and len(self._state.changes) >= due:
-            self._building = self._builder.submit(self._rebuilt, self._state, self.gallery.view)
+            self._building = self._builder.submit(self._rebuilt, self._state)
 
-    def _rebuilt(self, state: _State, view: View) -> _State:
-        """A state whose base holds all that the view shows."""
-        rows = joined(view.base.rows, view.kept_A, view.newer.rows)
-        return _State(Base(rows, self._index(rows)), state.seen, state.changes.slice(0, 0), state.seen, view.stays_N)
+    def _rebuilt(self, state: _State) -> _State:
+        """A state whose base holds all that is shown."""
+        rows = joined(state.view.base.rows, state.view.kept_A, state.view.newer.rows)
+        assert len(rows.places) == len(rows)  # made now, as above
+        return _State(View.of(Base(rows, self._index(rows))), state.seen, state.changes.slice(0, 0), state.seen)
 
     def _swap(self) -> bool:
         """Take a base that has been built; whether there was one."""
@@ -203,35 +212,19 @@ class Follower:
         if self._state.until > made.until:
             return False  # everything was read again meanwhile
         later = self._state.changes.filter(pa.compute.greater_equal(self._state.changes[NUMBER], made.until))
-        rows = made.base.rows
-        stays = _without(rows, np.ones(len(rows), bool), later["id"].to_pylist())
-        self._state = _State(_widened(made.base, later), made.until, later, self._state.seen, stays)
+        self._state = _State(self._changed(made.view, later), made.until, later, self._state.seen)
         return True
 
     def _index(self, rows: Rows) -> VectorIndex | None:
         return _built(self._backend, rows)
+
+    def _newer_index(self, rows: Rows) -> VectorIndex | None:
+        return _built(self._small, rows)
 
 
 def _built(backend: IndexBackend, rows: Rows) -> VectorIndex | None:
     return built(backend, rows.ids, rows.tokens_NQD) if len(rows) else None
 
 
-def _widened(base: Base, table: pa.Table) -> Base:
-    """A base with the columns of metadata that the table has gained since; none of its images has a value."""
-    facts = base.rows.facts
-    for item in table.schema:
-        if item.name.startswith(OWN) and item.name not in facts.column_names:
-            facts = facts.append_column(item, pa.nulls(len(facts), item.type))
-    return base if facts is base.rows.facts else Base(replace(base.rows, facts=facts), base.index)
-
-
 def _purged(table: pa.Table) -> int:
     return int(pa.compute.max(table["purged"]).as_py())
-
-
-def _without(rows: Rows, stays_N: np.ndarray, ids: list[str]) -> np.ndarray:
-    """The mask without some ids."""
-    found = stays_N.copy()
-    at = [place for name in ids if (place := rows.places.get(name)) is not None]
-    found[at] = False
-    return found

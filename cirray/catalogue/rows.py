@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from cirray.catalogue.table import NUMBER, OWN
+from cirray.catalogue.merging import NUMBER
+from cirray.catalogue.table import OWN
 
 _STEP = 8_192
 """Python works on so many ids at a time, then other threads have their turn."""
@@ -31,9 +32,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def first(self) -> "Rows":
-        """The first image alone, or none where there is none."""
-        return Rows(self.ids[:1], self.tokens_NQD[:1], self.numbers_N[:1], self.facts.slice(0, 1))
+    def head(self, count: int) -> "Rows":
+        """The first images."""
+        return Rows(self.ids[:count], self.tokens_NQD[:count], self.numbers_N[:count], self.facts.slice(0, count))
 
     @property
     def metadata(self) -> pa.Table:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cirray.catalogue.rows import Rows
 from cirray.catalogue.table import Catalogue
+from cirray.catalogue.view import View
 from cirray.core.errors import StoreError
 from cirray.index.metadata import Columns
 from cirray.index.protocol import Allowed, Answers, Page, VectorIndex, best_of, by_mask, checked_queries
@@ -30,104 +30,13 @@ _KEPT_PICTURES = 512
 _SPARE = 32
 
 
-@dataclass(frozen=True)
-class Base:
-    """Images with their index; never changed."""
-
-    rows: Rows
-    index: VectorIndex | None
-    """None for no image."""
-
-    @cached_property
-    def columns(self) -> Columns:
-        """Its metadata; the masks of filters stay with it, in whatever views it is seen."""
-        metadata = self.rows.metadata
-        return Columns(self.rows.ids, metadata if metadata.num_columns else None)
-
-
-@dataclass(frozen=True)
-class View:
-    """Which images there are: those of the base that stay, and the newer ones."""
-
-    base: Base
-    stays_N: np.ndarray
-    """Whether a place of the base is still valid (bool)."""
-    newer: Base
-
-    def __len__(self) -> int:
-        return len(self.kept_A) + len(self.newer.rows)
-
-    @cached_property
-    def kept_A(self) -> np.ndarray:
-        """Places of the base that stay."""
-        return np.flatnonzero(self.stays_N)
-
-    @cached_property
-    def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the images that stay, and of the newer ones; together 0 to N - 1."""
-        ids, lost = self.base.rows.ids, np.flatnonzero(~self.stays_N)
-        at = np.array([bisect_left(ids, name) for name in self.newer.rows.ids], np.int64)
-        newer = at - np.searchsorted(lost, at) + np.arange(len(at))
-        return np.delete(np.arange(len(self)), newer), newer
-
-    def row(self, image_id: str) -> int | None:
-        """Row of an id; None where there is none."""
-        kept, newer = self.rows
-        place = self.newer.rows.places.get(image_id)
-        if place is not None:
-            return int(newer[place])
-        place = self.base.rows.places.get(image_id)
-        if place is None or not self.stays_N[place]:
-            return None
-        return int(kept[np.searchsorted(self.kept_A, place)])
-
-    def find(self, row: int) -> tuple[Rows, int]:
-        """Where a row lies: the rows of base or newer ones, and the place there."""
-        kept, newer = self.rows
-        place = int(np.searchsorted(newer, row))
-        if place < len(newer) and newer[place] == row:
-            return self.newer.rows, place
-        return self.base.rows, int(self.kept_A[np.searchsorted(kept, row)])
-
-    def to_base(self, mask_N: np.ndarray) -> np.ndarray:
-        """A mask of rows as one of places in the base."""
-        kept = np.delete(mask_N, self.rows[1])
-        if len(kept) == len(self.stays_N):
-            return kept
-        found = np.zeros(len(self.stays_N), bool)
-        found[self.stays_N] = kept
-        return found
-
-    def of_parts(self, base_N: np.ndarray, newer_M: np.ndarray) -> np.ndarray:
-        """A mask of rows from one of places in the base and one of newer images."""
-        kept = base_N if len(self.kept_A) == len(base_N) else base_N[self.stays_N]
-        return np.insert(kept, self.rows[1] - np.arange(len(newer_M)), newer_M)
-
-    @cached_property
-    def order_N(self) -> np.ndarray:
-        """For every row its place in the base, or that of a newer image plus the size of the base."""
-        kept, newer = self.rows
-        order = np.empty(len(self), np.int64)
-        order[kept], order[newer] = self.kept_A, np.arange(len(newer)) + len(self.base.rows)
-        return order
-
-    @cached_property
-    def ids(self) -> tuple[str, ...]:
-        """All ids, ascending."""
-        kept, newer = self.rows
-        found = np.empty(len(self), object)
-        found[kept] = np.array(self.base.rows.ids, object)[self.kept_A]
-        found[newer] = self.newer.rows.ids
-        return tuple(found)
-
-
 class LiveIndex:
     """The search of a view; see `VectorIndex`."""
 
     def __init__(self, view: View, width: int) -> None:
         """Search a view of vectors of that width."""
         self._view, self._width = view, width
-        self._lost = len(view.stays_N) - len(view.kept_A)
+        self._lost = len(view.lost_L)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -148,19 +57,19 @@ class LiveIndex:
     def _parts(self, queries_BD: np.ndarray, k: int, mask_N: np.ndarray | None) -> Iterator[Answers]:
         """Answers of the base and of the newer images."""
         base, newer = self._view.base.index, self._view.newer.index
-        if base is not None and len(self._view.kept_A):
+        if base is not None and self._view.kept:
             if mask_N is None and self._lost:
                 yield self._spared(base, queries_BD, k)
             else:
                 yield base.search(queries_BD, k, None if mask_N is None else self._view.to_base(mask_N))
         if newer is not None:
-            yield newer.search(queries_BD, k, None if mask_N is None else mask_N[self._view.rows[1]])
+            yield newer.search(queries_BD, k, None if mask_N is None else mask_N[self._view.newer_M])
 
     def _spared(self, base: VectorIndex, queries_BD: np.ndarray, k: int) -> Answers:
         """The k best that stay. A few more are asked for, and the lost ones left out, which is quicker than a mask;
         where too few are left, the mask decides.
         """
-        places, stays, most = self._view.base.rows.places, self._view.stays_N, min(k, len(self._view.kept_A))
+        places, stays, most = self._view.base.rows.places, self._view.stays_N, min(k, self._view.kept)
         names, scores_BK = base.search(queries_BD, k + min(_SPARE, self._lost))
         kept = [[at for at, name in enumerate(some) if stays[places[name]]][:most] for some in names]
         short = [number for number, items in enumerate(kept) if len(items) < most]
@@ -299,7 +208,7 @@ class LiveGallery(GalleryIndex):
     def before(self, image_id: str) -> int:
         """How many ids come before one, which need not be there."""
         at, newer = (bisect_left(rows.ids, image_id) for rows in (self.view.base.rows, self.view.newer.rows))
-        return int(np.searchsorted(self.view.kept_A, at)) + newer
+        return self.view.rank(at) + newer
 
     def tag(self, image_id: str) -> str:
         """Changes with the picture of an id: the number of its row."""

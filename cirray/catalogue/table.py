@@ -6,27 +6,27 @@ commit becomes visible, and keeps the numbers when files are rewritten (stable r
 its state, and whoever has read up to a number asks for the higher ones. A merge by key would not do: two writers that
 insert the same new id would both succeed.
 
-Compaction writes small files together and deletes rows that a later one has replaced. Before it deletes notes of gone
-ids it appends how far it will go (`purged`): a reader that has read less reads everything again.
+Merging writes small files together, those of a size alone: a file of many images is not written again for a few new
+rows. Compaction also deletes rows that a later one has replaced. Before it deletes notes of gone ids it appends how far
+it will go (`purged`): a reader that has read less reads everything again.
 """
 
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cirray.catalogue.made import GONE, Made
+from cirray.catalogue.merging import NUMBER, merge_files, now_ms, outdated
 from cirray.catalogue.places import is_gone, lance_place, told, unread
-from cirray.core.errors import ArtifactError, DataError, RemadeError, reason_of
+from cirray.core.errors import ArtifactError, DataError, RemadeError, StoreError, reason_of
 from cirray.core.extras import require
 from cirray.core.texts import is_whole
 from cirray.index.shards import WHOLE, Shard, slot_of
 
-NUMBER = "_rowid"
 OWN = "m_"
 """Columns of metadata begin with it, so that no name clashes with those of the table."""
 MAX_ID = 1_024
@@ -39,7 +39,8 @@ _FACTS = ("content", "origin", "width", "height")
 _DELETED_AT_ONCE = 20_000
 _TAKEN, _SPARE = 4_096, 64
 """Most rows that are taken by their numbers, and how many numbers more are asked for."""
-_OLD = timedelta(minutes=10)
+MERGE_EVERY = 128
+"""Commits of one writer after which it merges files."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Catalogue:
         """Wrap an open table; see `create` and `open`."""
         self.uri, self._made = uri, made
         self._remade: RemadeError | None = None
+        self.commits = 0
+        """Commits that this object made."""
         self.end, self._counted = 0, 0
         """`end`: see `since`; and how many rows there were then."""
         self._hold(table)
@@ -177,9 +180,17 @@ class Catalogue:
         table = self.as_table(list(last.values()))
         with told(self.uri, "written"):
             before, self._at = self._at, int(self._table.add(table).version)
+            self.commits += 1
             if self._at != before + 1:
                 self._hold(self._table)  # others wrote meanwhile
         return self._at
+
+    def load(self, changes: Sequence[Change]) -> None:
+        """As `write`, for whoever writes a lot: every `MERGE_EVERY` commits files are merged."""
+        self.write(changes)
+        if self.commits % MERGE_EVERY == 0:
+            with suppress(StoreError):  # another process's merge was first
+                self.merge()
 
     def as_table(self, changes: Sequence[Change]) -> pa.Table:
         """Changes as rows.
@@ -195,7 +206,7 @@ class Catalogue:
         columns = {
             "id": pa.array([change.id for change in changes], pa.string()), "gone": pa.array(gone, pa.bool_()),
             "slot": pa.array([slot_of(change.id) for change in changes], pa.uint16()),
-            "purged": pa.nulls(len(changes), pa.int64()), "at": pa.array([_now()] * len(changes), pa.int64()),
+            "purged": pa.nulls(len(changes), pa.int64()), "at": pa.array([now_ms()] * len(changes), pa.int64()),
             "vector": pa.FixedSizeListArray.from_arrays(values, self._width),
             **{name: pa.array([getattr(change, name) for change in changes]) for name in ("content", "origin")},
             "width": pa.array([change.size[0] for change in changes], pa.uint16()),
@@ -249,8 +260,15 @@ class Catalogue:
         `end` is the number after those of all rows then, also of other shards.
 
         Raises:
-            StoreError: when the store cannot be read.
+            StoreError: when the store cannot be read, tried twice.
         """
+        try:
+            return self._since(number, shard)
+        except StoreError:  # files may have been merged, and those of this version deleted, meanwhile
+            self.refresh()
+            return self._since(number, shard)
+
+    def _since(self, number: int, shard: Shard) -> pa.Table:
         names = ["id", "slot", "gone", "purged", "vector", *_FACTS, *(f"{OWN}{name}" for name in self.columns)]
         with told(self.uri, "read"):
             count = int(self._table.count_rows())
@@ -294,8 +312,23 @@ class Catalogue:
             found = self._table.take_row_ids([number]).select(["picture"]).to_arrow()["picture"].to_pylist()
         return found[0] or b"" if found else b""
 
+    def merge(self, clean: bool = False) -> None:
+        """Write small files together; what they hold stays as it is, with its numbers.
+
+        Beside writers and readers. It takes as long as the small files are large, whatever else the table holds.
+
+        Args:
+            clean: also delete versions that nobody reads any more, which looks at each version of the last minutes.
+
+        Raises:
+            StoreError: the store refuses, or another process's merge or compaction was first.
+        """
+        self.refresh()
+        with told(self.uri, "written"):
+            merge_files(self._table.to_lance(), clean)
+
     def compact(self, keep_s: float = 60.0) -> int:
-        """Write small files together, and delete rows that were replaced or noted as gone.
+        """Merge small files, and delete rows that were replaced or noted as gone.
 
         Beside writers and readers; one that another process's compaction overtakes leaves the rest to it.
 
@@ -311,14 +344,14 @@ class Catalogue:
         self.refresh()
         with told(self.uri, "written"):
             columns = ["id", "gone", "purged", "at"]
-            outdated, notes = _outdated(self._table.search().select(columns).with_row_id(True).to_arrow(), keep_s)
-            if notes:
-                self._table.add(self._mark(max(notes)))
-            drop = sorted({*outdated, *notes})
+            dropped, notes = outdated(self._table.search().select(columns).with_row_id(True).to_arrow(), keep_s)
+            if len(notes):
+                self._table.add(self._mark(int(notes.max())))
+            drop = np.union1d(dropped, notes)
             for start in range(0, len(drop), _DELETED_AT_ONCE):
-                some = ",".join(map(str, drop[start : start + _DELETED_AT_ONCE]))
+                some = ",".join(map(str, drop[start : start + _DELETED_AT_ONCE].tolist()))
                 self._table.delete(f"{NUMBER} in ({some})")
-            self._table.optimize(cleanup_older_than=_OLD)
+        self.merge(clean=True)
         return len(drop)
 
     def _mark(self, number: int) -> pa.Table:
@@ -342,23 +375,6 @@ def _of_shard(rows: pa.Table, shard: Shard) -> pa.Table:
     return rows.filter(pa.array(own | rows["purged"].is_valid().to_numpy()))
 
 
-def _outdated(rows: pa.Table, keep_s: float) -> tuple[list[int], list[int]]:
-    """Numbers of rows that a later one has replaced, and of notes of gone ids; without those of the last seconds."""
-    numbers = rows[NUMBER].to_numpy()
-    order = np.argsort(numbers)
-    ids, gone, at = (rows[name].to_pylist() for name in ("id", "gone", "at"))
-    before = _now() - int(1000 * keep_s)
-    newest: dict[str, int] = {}
-    outdated = list[int]()
-    for place in order.tolist():
-        replaced = newest.get(ids[place])
-        newest[ids[place]] = place
-        if replaced is not None and at[place] <= before:
-            outdated.append(int(numbers[replaced]))
-    notes = [int(numbers[place]) for name, place in newest.items() if name and gone[place] and at[place] <= before]
-    return outdated, notes
-
-
 def _check(change: Change, width: int) -> None:
     if not 0 < len(change.id) <= MAX_ID or not is_whole(change.id):
         raise DataError(f"The id {change.id[:80]!r} cannot be kept: 1 to {MAX_ID:,} characters of UTF-8 are needed.")
@@ -376,10 +392,6 @@ def _flat(change: Change, width: int) -> np.ndarray:
     if change.tokens_QD is None:
         return np.zeros(width, np.float16)
     return np.asarray(change.tokens_QD, np.float16).reshape(-1)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _connected(uri: str, patient: bool) -> Any:

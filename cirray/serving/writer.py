@@ -1,12 +1,13 @@
 """Writes to the served gallery: pictures are encoded together, and all changes that wait become one commit."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cirray.catalogue.parquet import VectorFile
-from cirray.catalogue.table import Catalogue, Change
+from cirray.catalogue.table import MERGE_EVERY, Catalogue, Change
 from cirray.core.errors import DataError, StoreError
 from cirray.core.log import get_logger
 from cirray.serving.batches import Batcher
@@ -22,8 +23,10 @@ WRITE_TIMEOUT_S = 20.0
 _ENCODED, _GROUP = 32, 2_000
 _LOADS = 2
 """Files that are read at once; each holds one group of rows in memory."""
-_COMPACT_EVERY = 128
-"""Commits of this process after which small files are written together."""
+_CLEAN_S = 60.0
+"""Seconds between two merges that also delete old versions."""
+_LEAST, _SHARE = 4_096, 10
+"""A tenth of the gallery, but so many changes at least, are written before rows that were replaced are dropped."""
 _LOG = get_logger(__name__)
 
 
@@ -50,7 +53,7 @@ class GalleryWriter:
         self._threads, self._compactor = ThreadPoolExecutor(1, "cirray-write"), ThreadPoolExecutor(1, "cirray-compact")
         self._encoded: Batcher[Decoded, Change] = Batcher(self._encode, _ENCODED)
         self._committed: Batcher[Sequence[Change], int] = Batcher(self._commit, _GROUP)
-        self._commits, self._loads = 0, asyncio.Semaphore(_LOADS)
+        self._changes, self._cleaned_at, self._loads = 0, time.monotonic(), asyncio.Semaphore(_LOADS)
 
     async def picture(self, image_id: str, data: bytes, metadata: dict[str, Any]) -> Change:
         """A picture as a change; it is not written yet.
@@ -128,16 +131,23 @@ class GalleryWriter:
         version = await self._run(lambda: self._table.write(changes))
         if self._retriever.follower is not None:
             self._retriever.follower.hurry()
-        self._commits += 1
-        if self._commits % _COMPACT_EVERY == 0:
-            self._compactor.submit(self._compact)
+        self._changes += len(changes)
+        if self._table.commits % MERGE_EVERY == 0:
+            self._compactor.submit(self._tidy)
         return [version] * len(groups)
 
     async def _run(self, work: Callable[[], ResultT]) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _compact(self) -> None:
+    def _tidy(self) -> None:
+        """Merge small files; once much was changed, drop what was replaced."""
         try:
-            Catalogue.open(self._uri).compact()
-        except (StoreError, DataError) as error:  # another replica's compaction was first, or the store is away
-            _LOG.info("compaction is left to the next one: %s", error)
+            table, now = Catalogue.open(self._uri), time.monotonic()
+            if self._changes >= max(_LEAST, len(self._retriever.gallery) // _SHARE):
+                self._changes = 0
+                table.compact()
+            else:
+                table.merge(clean=now - self._cleaned_at >= _CLEAN_S)
+            self._cleaned_at = now if now - self._cleaned_at >= _CLEAN_S else self._cleaned_at
+        except (StoreError, DataError) as error:  # another replica's was first, or the store is away
+            _LOG.info("files are merged the next time: %s", error)

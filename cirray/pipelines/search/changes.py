@@ -211,7 +211,7 @@ def _encoded(
             some = todo[start : start + run.batch]
             changes = made.encode(list(_decoded(made, run.limits, some, rejected, known)))
             if changes:
-                table.write(changes)
+                table.load(changes)
             advance(len(some))
             yield from (change.id for change in changes)
 
@@ -242,7 +242,7 @@ def _add_vectors(run: AddRun, described: Description, table: Catalogue) -> Chang
     file, count = VectorFile(run.source, described.shape, table.columns, run.prefix), 0
     with progress("add vectors", file.rows, "rows") as advance:
         for changes in file.groups():
-            table.write(changes)
+            table.load(changes)
             count += len(changes)
             advance(len(changes))
     return Changed(run.gallery, {"added or replaced": count})

@@ -93,7 +93,7 @@ def _fill(stage: Stage, described: Description, columns: Columns, groups: Iterab
     """Make a stage's table of groups of images, a commit each; returns how many images that were."""
     table, count = Catalogue.create(stage.work_uri, described.shape, columns, patient=True), 0
     for group in groups:
-        table.write(group)
+        table.load(group)
         count += len(group)
     return count
 
