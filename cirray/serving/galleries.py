@@ -14,7 +14,7 @@ from cirray.index.store import GalleryIndex
 from cirray.serving.config import ServeArgs
 from cirray.serving.previews import LARGE, MEDIUM, large_picture
 from cirray.serving.problems import NOT_FOUND, ProblemError
-from cirray.serving.routes import ServiceGetter, image_path, picture_fields, problem_doc
+from cirray.serving.routes import ServiceGetter, image_path, images_below, picture_fields, problem_doc
 from cirray.serving.schemas import (
     ExampleQuery,
     Examples,
@@ -54,8 +54,9 @@ def _add_pages(routes: APIRouter, service: ServiceGetter) -> None:
         current = service(request)
         held = current.retriever.gallery
         page, shown = await current.prepare(partial(_page, held, offset, limit))
+        below = images_below(request, held)
         items = [
-            GalleryItem(id=name, **picture_fields(request, held, name, item))
+            GalleryItem(id=name, **picture_fields(below, name, item))
             for name, item in zip(page.ids, shown, strict=True)
             if isinstance(item, Shown)
         ]
@@ -109,9 +110,8 @@ def _add_examples(routes: APIRouter, service: ServiceGetter) -> None:
         if gallery_id is not None:
             texts = await current.prepare(partial(gallery.texts_of, gallery_id))
             asked = tuple((gallery_id, text) for text in texts)
-        queries = [
-            ExampleQuery(gallery_id=name, text=text, image=image_path(request, gallery, name)) for name, text in asked
-        ]
+        below = images_below(request, gallery)
+        queries = [ExampleQuery(gallery_id=name, text=text, image=image_path(below, name)) for name, text in asked]
         return Examples(queries=queries)
 
 

@@ -235,6 +235,7 @@ class _Body:
         """The next piece, or a problem when it takes too long."""
         timeout_s = self._lane.rules.body_timeout_s
         try:
+            await asyncio.sleep(0)  # what has arrived already needs no clock
             while not coming.done():
                 limit = timeout_s if self._slow else min(GRACE_S, timeout_s)
                 await asyncio.wait({coming}, timeout=max(0.0, begin + limit - time.monotonic()))

@@ -17,13 +17,13 @@ ServiceGetter = Callable[[Request], SearchService]
 """Gives the service of a request: in a replica it is built after the application."""
 
 
-def image_path(request: Request, gallery: GalleryIndex, image_id: str) -> str | None:
-    """Path of an image's picture below the service's prefix; None when the index keeps none."""
+def images_below(request: Request, gallery: GalleryIndex) -> str | None:
+    """What the paths of a gallery's pictures begin with, below the service's prefix; None when the index keeps none."""
     if not gallery.keeps_pictures:
         return None
     name = request.path_params.get("gallery")
     base = "/v1/" if name is None else f"{BELOW}{_quoted(name)}/"
-    return f"{request.scope.get('root_path', '').rstrip('/')}{base}images/{_quoted(image_id)}"
+    return f"{request.scope.get('root_path', '').rstrip('/')}{base}images/"
 
 
 @lru_cache(maxsize=16_384)
@@ -32,10 +32,15 @@ def _quoted(image_id: str) -> str:
     return quote(image_id, safe="")
 
 
-def picture_fields(request: Request, gallery: GalleryIndex, image_id: str, shown: Shown) -> dict[str, Any]:
-    """Fields of an image's picture: its path and size."""
+def image_path(below: str | None, image_id: str) -> str | None:
+    """Path of an image's picture, below what `images_below` says."""
+    return None if below is None else f"{below}{_quoted(image_id)}"
+
+
+def picture_fields(below: str | None, image_id: str, shown: Shown) -> dict[str, Any]:
+    """Fields of an image's picture: its path, as `image_path`, and its size."""
     width, height = shown.size or (None, None)
-    return {"image": image_path(request, gallery, image_id), "width": width, "height": height}
+    return {"image": image_path(below, image_id), "width": width, "height": height}
 
 
 def problem_doc(text: str) -> dict[str, Any]:

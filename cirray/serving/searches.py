@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from cirray.index.store import GalleryIndex
 from cirray.serving.bodies import SearchBody, read_batch, read_search
 from cirray.serving.problems import ProblemError, problem_of
 from cirray.serving.remote import Fetches, Remote
-from cirray.serving.routes import ServiceGetter, picture_fields, problem_doc
+from cirray.serving.routes import ServiceGetter, images_below, picture_fields, problem_doc
 from cirray.serving.schemas import (
     BatchAnswer,
     BatchRequest,
@@ -37,8 +37,8 @@ SEARCHED = "x-cirray-searched"
 """Header of answers that come from a part of the gallery: its share."""
 
 
-def add_search(routes: APIRouter, service: ServiceGetter, remote: Remote) -> None:
-    """Add `/search` and `/search:batch`."""
+def add_search(routes: APIRouter, service: ServiceGetter, remote: Remote) -> Callable[[Request], Awaitable[Response]]:
+    """Add `/search` and `/search:batch`; returns what answers the former."""
     problems = {status: problem_doc(text) for status, text in _SEARCH_PROBLEMS.items()}
 
     @routes.post("/search", response_model=SearchResponse, responses=problems, openapi_extra=_search_body())
@@ -59,6 +59,8 @@ def add_search(routes: APIRouter, service: ServiceGetter, remote: Remote) -> Non
         found = await asyncio.gather(*(_one(request, current, body, fetches, begin) for body in asked))
         answer = BatchResponse(answers=found, request_id=request.state.request_id)
         return _json(answer, min((item.answer.searched for item in found if item.answer), default=1.0))
+
+    return search
 
 
 async def _one(
@@ -115,8 +117,9 @@ def _search_response(
 ) -> SearchResponse:
     """The answers, without images that were removed meanwhile, or whose searcher died: then less was searched."""
     searched = min([ranking.searched, *(item.share for item in shown if isinstance(item, Absent))])
+    below = images_below(request, gallery)
     hits = [
-        Hit(id=name, score=score, metadata=dict(item.values), **picture_fields(request, gallery, name, item))
+        Hit(id=name, score=score, metadata=dict(item.values), **picture_fields(below, name, item))
         for name, score, item in zip(ranking.ids, ranking.scores, shown, strict=True)
         if isinstance(item, Shown)
     ]

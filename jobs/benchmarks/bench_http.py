@@ -1,17 +1,21 @@
 """What HTTP costs on the fast path: the service, a bare echo in its place, and an echo in C, behind the same HAProxy.
 
-    python jobs/benchmarks/bench_http.py [root=DIR] [seconds=5] [clients=[1,8,32]] [replicas=[1,2]] [rounds=1]
+    python jobs/benchmarks/bench_http.py [root=DIR] [seconds=5] [clients=[1,8,32]] [replicas=[1,2]] [rounds=1] \
+        [py_spy=PROGRAM]
 
 All in one run and by the same load tool (wrk, which must be installed), with the bound of the model in one process
 before and after. `echo` is an ASGI application that answers bytes of the same length, in Ray Serve with the same
 settings; `c` is HAProxy itself answering them, behind HAProxy with the file that Ray wrote for the echo. Processor time
-is that of a mode's own processes in microseconds a request, which other work on the machine hardly changes.
+is that of a mode's own processes in microseconds a request, which other work on the machine hardly changes; wrk's is
+told too, since it takes one of the same cores. With `py_spy` a replica is sampled at the most clients, and its time
+told by whose code it is in.
 """
 
 import asyncio
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +23,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +31,7 @@ import httpx
 from bench_serve import BenchConfig, free_port, server
 from machine import machine
 from pydantic import Field
+from sampled import Sampler, thread_seconds
 
 from cirray.cli.main import guarded, resolve
 from cirray.core.errors import ServingError
@@ -46,6 +51,10 @@ class HttpConfig(BenchConfig):
     modes: tuple[str, ...] = ("service", "echo", "c")
     replicas: tuple[int, ...] = (1,)
     rounds: int = Field(1, ge=1)
+    py_spy: str = ""
+    """py-spy's program; empty: nothing is sampled."""
+    stacks: str = ""
+    """File that keeps the sampled stacks of the last one; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,17 @@ class Load:
     p50: float
     p99: float
     failed: str
+    seconds: float
+    """Processor time of wrk itself."""
 
 
 def wrk(script: Path, port: int, clients: int, seconds: float) -> Load:
     """One closed loop by wrk."""
     url = f"http://127.0.0.1:{port}/v1/search"
     command = ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(script), url]
+    before = _children_s()
     done = subprocess.run(command, capture_output=True, text=True)
-    text = done.stdout
+    text, used = done.stdout, _children_s() - before
     found = {name: match for name, pattern in _WRK.items() if (match := re.search(pattern, text))}
     if len(found) < len(_WRK):
         raise ServingError(f"wrk said: {text[-300:]} {done.stderr[-300:]}")
@@ -71,21 +83,31 @@ def wrk(script: Path, port: int, clients: int, seconds: float) -> Load:
     p50, p99 = (float(found[name][1]) * unit[found[name][2]] for name in ("p50", "p99"))
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     cut = re.search(r"Socket errors: (.*)", text)
-    return Load(float(found["rate"][1]), p50, p99, ", ".join(item[1] for item in (failed, cut) if item) or "0")
+    faults = ", ".join(item[1] for item in (failed, cut) if item) or "0"
+    return Load(float(found["rate"][1]), p50, p99, faults, used)
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def marked(mark: str) -> Iterator[tuple[Path, str]]:
+    """Folders in /proc of the processes whose environment holds a mark, and their kind."""
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+                line = (folder / "cmdline").read_bytes().decode("utf-8", "replace")
+                yield folder, next((name for begin, name in KINDS.items() if begin in line[:200]), "others")
 
 
 def spent(mark: str) -> dict[str, float]:
-    """Processor seconds of the processes whose environment holds a mark, by kind."""
+    """Processor seconds of the processes with a mark, by kind."""
     found: defaultdict[str, float] = defaultdict(float)
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
-                line = (folder / "cmdline").read_bytes().decode("utf-8", "replace")
-                kind = next((name for begin, name in KINDS.items() if begin in line[:200]), "others")
-                parts = (folder / "stat").read_text().rpartition(")")[2].split()
-                found[kind] += (int(parts[11]) + int(parts[12])) / TICKS
-        except OSError:
-            continue
+    for folder, kind in marked(mark):
+        with suppress(OSError):
+            parts = (folder / "stat").read_text().rpartition(")")[2].split()
+            found[kind] += (int(parts[11]) + int(parts[12])) / TICKS
     return found
 
 
@@ -151,7 +173,23 @@ def row(mode: str, config: HttpConfig, script: Path, port: int, mark: str) -> No
         seen = wrk(script, port, clients, config.seconds)
         used = {kind: 1e6 * (s - before[kind]) / (seen.rate * config.seconds) for kind, s in spent(mark).items()}
         costs = ", ".join(f"{kind} {value:.0f}" for kind, value in sorted(used.items()) if value >= 1)
+        costs += f", wrk {1e6 * seen.seconds / (seen.rate * config.seconds):.0f}"
         say(f"| {mode} | {clients} | {seen.rate:.0f} | {seen.p50:.1f} | {seen.p99:.1f} | {seen.failed} | {costs} |")
+
+
+def tell_parts(mode: str, config: HttpConfig, script: Path, port: int, mark: str) -> None:
+    """Print where the time of a replica goes under the load of the most clients: one line."""
+    replica = next((int(folder.name) for folder, kind in marked(mark) if kind == "replica"), None)
+    if not config.py_spy or replica is None:
+        return
+    before, sampler = thread_seconds(replica, TICKS), Sampler(config.py_spy, replica, config.seconds, config.stacks)
+    seen = wrk(script, port, max(config.clients), config.seconds)
+    used = {name: s - before.get(name, 0.0) for name, s in thread_seconds(replica, TICKS).items()}
+    python = max(used.values())
+    unit = 1e6 / (seen.rate * config.seconds)
+    parts = [f"{name} {share * python * unit:.0f}" for name, share in sampler.shares().items()]
+    parts.append(f"threads of C++ {(sum(used.values()) - python) * unit:.0f}")
+    say(f"{mode}, {max(config.clients)} clients, microseconds of a replica: {', '.join(parts)}")
 
 
 def tell_bound(config: HttpConfig) -> None:
@@ -162,14 +200,11 @@ def tell_bound(config: HttpConfig) -> None:
 
 def written_settings(mark: str) -> Path:
     """The file that Ray wrote for the HAProxy of a server."""
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
-                words = (folder / "cmdline").read_bytes().decode().split("\0")
-                if "haproxy" in words[0] and "-f" in words:
-                    return Path(words[words.index("-f") + 1])
-        except OSError:
-            continue
+    for folder, _ in marked(mark):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            if "haproxy" in words[0] and "-f" in words:
+                return Path(words[words.index("-f") + 1])
     raise ServingError("No HAProxy of the echo is running.")
 
 
@@ -180,12 +215,14 @@ def run_modes(config: HttpConfig, folder: Path, script: Path, length: int) -> No
             complain(f"starting the service, replicas: {replicas}")
             with server("fastpath", config, replicas) as (port, mark):
                 row(f"service, replicas: {replicas}", config, script, port, mark)
+                tell_parts(f"service, replicas: {replicas}", config, script, port, mark)
     if not {"echo", "c"} & set(config.modes):
         return
     complain("starting the echo")
     with server("echo", config, length=length) as (port, mark):
         if "echo" in config.modes:
             row("echo", config, script, port, mark)
+            tell_parts("echo", config, script, port, mark)
         kept = folder / "haproxy"
         shutil.rmtree(kept, ignore_errors=True)
         source = written_settings(mark)
