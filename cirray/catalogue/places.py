@@ -5,6 +5,7 @@ stores refuse.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
@@ -12,8 +13,10 @@ import pyarrow as pa
 from cirray.core import storage
 from cirray.core.environ import store_patience_s
 from cirray.core.errors import StoreError, reason_of
+from cirray.core.extras import require
 
 _QUICK = {"client_max_retries": "3", "client_retry_timeout": "10", "request_timeout": "10s", "connect_timeout": "3s"}
+_STABLE = {"new_table_enable_stable_row_ids": "true"}
 
 
 def lance_place(uri: str, patient: bool = False) -> tuple[str, dict[str, str]]:
@@ -38,6 +41,22 @@ def lance_place(uri: str, patient: bool = False) -> tuple[str, dict[str, str]]:
         options["aws_access_key_id"] = unquote(parts.username)
         options["aws_secret_access_key"] = unquote(parts.password or "")
     return f"{parts.scheme}://{parts.hostname}{parts.path}", options
+
+
+def connected(uri: str, patient: bool) -> Any:
+    """LanceDB's connection to a place; rows of tables that it makes keep their numbers.
+
+    Raises:
+        ConfigError: without LanceDB.
+        StoreError: the store cannot be read.
+    """
+    require("lancedb", "gallery", "A gallery that is written to")
+    require("lance", "gallery", "A gallery that is written to")
+    import lancedb
+
+    place, options = lance_place(uri, patient)
+    with told(uri, "read"):
+        return lancedb.connect(place, storage_options={**_STABLE, **options})
 
 
 @contextmanager

@@ -21,9 +21,8 @@ import pyarrow as pa
 
 from cirray.catalogue.made import GONE, Made
 from cirray.catalogue.merging import NUMBER, merge_files, now_ms, outdated
-from cirray.catalogue.places import is_gone, lance_place, told, unread
+from cirray.catalogue.places import connected, is_gone, told, unread
 from cirray.core.errors import ArtifactError, DataError, RemadeError, StoreError, reason_of
-from cirray.core.extras import require
 from cirray.core.texts import is_whole
 from cirray.index.shards import WHOLE, Shard, slot_of
 
@@ -34,7 +33,6 @@ MAX_ID = 1_024
 _NAME = "images"
 TABLE = f"{_NAME}.lance"
 """The table's folder in a gallery's."""
-_STABLE = {"new_table_enable_stable_row_ids": "true"}
 _FACTS = ("content", "origin", "width", "height")
 _DELETED_AT_ONCE = 20_000
 _TAKEN, _SPARE = 4_096, 64
@@ -109,7 +107,7 @@ class Catalogue:
             ("origin", pa.string()), ("width", pa.uint16()), ("height", pa.uint16()), ("picture", pa.binary()), *own,
         ])  # fmt: skip
         with told(uri, "written"):
-            return cls(_connected(uri, patient).create_table(_NAME, schema=schema), uri, Made(uri, patient))
+            return cls(connected(uri, patient).create_table(_NAME, schema=schema), uri, Made(uri, patient))
 
     @classmethod
     def open(cls, uri: str, patient: bool = False) -> "Catalogue":
@@ -120,10 +118,10 @@ class Catalogue:
             ConfigError: without LanceDB.
             StoreError: when the store cannot be read.
         """
-        connected = _connected(uri, patient)
+        place = connected(uri, patient)
         try:
             made = Made(uri, patient)
-            return cls(connected.open_table(_NAME), uri, made)
+            return cls(place.open_table(_NAME), uri, made)
         except (ValueError, FileNotFoundError):
             raise ArtifactError(f"The gallery {uri!r} has no table of images. Make it again (cirray index).") from None
         except (OSError, RuntimeError) as error:
@@ -264,8 +262,10 @@ class Catalogue:
         """
         try:
             return self._since(number, shard)
-        except StoreError:  # files may have been merged, and those of this version deleted, meanwhile
-            self.refresh()
+        except StoreError as error:
+            if "ot found" not in str(error):
+                raise
+            self.refresh()  # files were merged meanwhile, and those of this version deleted
             return self._since(number, shard)
 
     def _since(self, number: int, shard: Shard) -> pa.Table:
@@ -392,12 +392,3 @@ def _flat(change: Change, width: int) -> np.ndarray:
     if change.tokens_QD is None:
         return np.zeros(width, np.float16)
     return np.asarray(change.tokens_QD, np.float16).reshape(-1)
-
-
-def _connected(uri: str, patient: bool) -> Any:
-    require("lancedb", "gallery", "A gallery that is written to")
-    import lancedb
-
-    place, options = lance_place(uri, patient)
-    with told(uri, "read"):
-        return lancedb.connect(place, storage_options={**_STABLE, **options})
