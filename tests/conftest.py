@@ -1,7 +1,10 @@
 """The order of all tests, and which of them share a process."""
 
+import gc
+
 import pytest
 
+gc.set_threshold(20_000)  # before the test modules load torch and transformers, a quarter of whose time it took
 FIRST = ("integration", "parity", "browser")
 """Those that start clusters, ranks and browsers wait for most of their time: the others fill the cores meanwhile."""
 ONE_CLUSTER = ("test_generator_ray", "test_ray_data", "test_story", "test_train_ray", "test_tune_ray")
@@ -11,6 +14,11 @@ ONE_CLUSTER = ("test_generator_ray", "test_ray_data", "test_story", "test_train_
 def pytest_collection_modifyitems(items):
     """Long files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: next((at for at, name in enumerate(FIRST) if name in item.path.parts), len(FIRST)))
+
+
+def pytest_collection_finish():
+    """What all modules hold is looked through no more."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

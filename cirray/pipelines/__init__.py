@@ -1,1 +1,6 @@
 """Floor 6: every stage as an artifact-making function; Ray Data, Train and Tune live here."""
+
+import gc
+
+# a process that loads torch and transformers spent a quarter of that time looking for garbage
+gc.set_threshold(max(20_000, gc.get_threshold()[0]))

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cirray.core.environ import set_default
+from cirray.core.environ import set_default, temporarily
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.trees import merged
 from cirray.training.config import LoopConfig
@@ -217,9 +217,10 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: Loop
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     deepspeed = _import_for(next(model.parameters()).device)
     back = _unpack_outputs(model)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(config, world), dist_init_required=False
-    )
+    with temporarily("TORCHDYNAMO_DISABLE", "1"):  # it would load torch's compiler for an optimiser of its own
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(config, world), dist_init_required=False
+        )
     engine.register_forward_hook(back)
     return engine
 

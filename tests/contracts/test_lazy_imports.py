@@ -34,6 +34,13 @@ def test_ray_train_s_controller_loads_no_torch_for_this_package():
     assert loaded_after("import cirray.pipelines.training.failures") & set(HEAVY) == {"ray"}
 
 
+@pytest.mark.parametrize("room", ["pipelines", "serving"])
+def test_a_process_that_runs_stages_or_serves_looks_for_garbage_seldom_before_it_loads_heavy_libraries(room):
+    code = f"import cirray.{room}, gc, sys; print(gc.get_threshold()[0], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["20000", "False"]
+
+
 def test_the_check_sees_a_heavy_library():
     assert "matplotlib" in loaded_after("import matplotlib")
 
