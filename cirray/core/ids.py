@@ -1,8 +1,9 @@
 """Distinct texts and the place of each, as columns: the ids of many million images without an object for each."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from operator import eq
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 
 from cirray.core.errors import DataError
 
+T = TypeVar("T")
 ABSENT = -1
 """Place of a text that is not there."""
 _TOGETHER = 65_536
@@ -85,6 +87,42 @@ class Ids(Sequence[str]):
 
     def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
         return self.column.cast(type or pa.string())
+
+
+class IdMap(Mapping[str, T], Generic[T]):
+    """Values by id as a column: a value is made when it is asked for, and a null is none."""
+
+    def __init__(self, ids: Ids, column: pa.Array, read: Callable[[Any], T]) -> None:
+        """Take the ids and the column of their values; `read` makes a value of the column's plain one."""
+        self.ids, self.column, self.read = ids, column, read
+
+    @classmethod
+    def texts(cls, pairs: Iterable[tuple[str, str]]) -> "IdMap[str]":
+        """Texts by their ids, also paths that are not UTF-8. Raises DataError naming an id that appears twice."""
+        pairs, names, texts = iter(pairs), [pa.array([], pa.large_string())], [pa.array([], pa.large_binary())]
+        while some := list(islice(pairs, _TOGETHER)):
+            names.append(pa.array([name for name, _ in some], pa.large_string()))
+            texts.append(pa.array([text.encode("utf-8", "surrogateescape") for _, text in some], pa.large_binary()))
+        column = pa.chunked_array(texts).combine_chunks()
+        return IdMap(Ids(pa.chunked_array(names)), column, _text)
+
+    def __getitem__(self, image_id: str) -> T:
+        place = self.ids.place(image_id)
+        value = None if place == ABSENT else self.column[place].as_py()
+        if value is None:
+            raise KeyError(image_id)
+        return self.read(value)
+
+    def __iter__(self) -> Iterator[str]:
+        there = self.column.is_valid()
+        return (name for name, known in zip(self.ids, there, strict=True) if known.as_py())
+
+    def __len__(self) -> int:
+        return len(self.column) - self.column.null_count
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogateescape")
 
 
 def _column(texts: Iterable[str] | pa.Array | pa.ChunkedArray) -> pa.Array:

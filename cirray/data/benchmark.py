@@ -1,14 +1,19 @@
 """A composed-retrieval data set, independent of its files: images, triplets, queries, protocol; its labelled part."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from cirray.core.errors import DataError
+from cirray.core.ids import IdMap, Ids
 from cirray.data.places import Box, Place, Span
 from cirray.types import Query, Triplet
 
+T = TypeVar("T")
 _HINT_LIMIT, _EXAMPLES = 20_000, 3
 
 
@@ -52,6 +57,16 @@ class ImageTable:
     spans: Mapping[str, Span] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Keep what every image has as columns."""
+        paths = self.paths if isinstance(self.paths, IdMap) else IdMap.texts(self.paths.items())
+        spans = _aligned(paths.ids, self.spans, pa.list_(pa.int64(), 2), tuple)
+        for name, value in (
+            ("paths", IdMap(paths.ids, paths.column.dictionary_encode(), paths.read) if spans else paths),
+            ("spans", spans), ("contents", _aligned(paths.ids, self.contents, pa.string(), str)),
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)
+
     def path(self, image_id: str) -> Path:
         """File of an image. Raises DataError for an unknown id, with a near one when there is one."""
         if image_id not in self.paths:
@@ -65,9 +80,10 @@ class ImageTable:
         return Place(self.paths[image_id], self.spans.get(image_id), self.boxes.get(image_id))
 
     @property
-    def ids(self) -> tuple[str, ...]:
+    def ids(self) -> Ids:
         """All ids, in the order of the data set."""
-        return tuple(self.paths)
+        assert isinstance(self.paths, IdMap)
+        return self.paths.ids
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self.paths
@@ -85,6 +101,13 @@ class ImageTable:
         return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def _aligned(ids: Ids, given: Mapping[str, T], kind: pa.DataType, read: Callable[[Any], T]) -> Mapping[str, T]:
+    """Values of some images as a column beside all ids."""
+    if not given or (isinstance(given, IdMap) and given.ids is ids):
+        return given
+    return IdMap(ids, pa.array((given.get(image) for image in ids), kind), read)
+
+
 @dataclass(frozen=True)
 class CirDataset:
     """A whole data set. Parts that the files do not have are empty.
@@ -96,9 +119,9 @@ class CirDataset:
     images: ImageTable
     protocol: Protocol
     triplets: tuple[Triplet, ...] = ()
-    pool_ids: tuple[str, ...] = ()
+    pool_ids: Sequence[str] = ()
     queries: tuple[Query, ...] = ()
-    gallery_ids: tuple[str, ...] = ()
+    gallery_ids: Sequence[str] = ()
     galleries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Galleries by name, for benchmarks whose queries do not all search the same one (see `Query.gallery`)."""
     captions: Mapping[str, str] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cirray.core.errors import DataError
+from cirray.core.ids import Ids
 from cirray.core.texts import parse_json
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol, count_note
 from cirray.data.config import FolderConfig
@@ -50,10 +51,11 @@ def read_folder(config: FolderConfig) -> CirDataset:
     left: list[str] = []
     queries = _read_queries(_rows(root, "queries", config.queries, _COMPOSED, left), names)
     name = _name(root)
-    gallery = scan.members["gallery"] or (tuple(scan.images) if queries and folders["gallery"] is None else ())
+    images = ImageTable(scan.images)
+    gallery = scan.members["gallery"] or (images.ids if queries and folders["gallery"] is None else ())
     return CirDataset(
         name=name,
-        images=ImageTable(scan.images),
+        images=images,
         protocol=_protocol(name, config, len(gallery)),
         triplets=_read_triplets(_rows(root, "triplets", config.triplets, _COMPOSED, left), names),
         pool_ids=scan.members["pool"],
@@ -97,7 +99,7 @@ class _Scan:
 
     images: dict[str, str]
     names: dict[str, str]
-    members: dict[str, tuple[str, ...]]
+    members: dict[str, Sequence[str]]
     notes: tuple[str, ...]
 
 
@@ -120,10 +122,8 @@ def _scan(root: Path, folders: dict[str, Path | None]) -> _Scan:
         if names.setdefault(name, path) != path:
             raise DataError(f"Two images are called {name!r}: {names[name]!r} and {path!r}; rename one of them.")
     ids = dict(zip(names, picture_ids(list(names)), strict=True))
-    members = {
-        part: tuple(ids[name] for name, _ in listings[folder].pictures) if folder else ()
-        for part, folder in places.items()
-    }
+    inside = {folder: Ids(ids[name] for name, _ in listing.pictures) for folder, listing in listings.items()}
+    members: dict[str, Sequence[str]] = {part: inside[folder] if folder else () for part, folder in places.items()}
     return _Scan(
         images={ids[name]: path for name, path in names.items()},
         names={image: name for name, image in ids.items()},

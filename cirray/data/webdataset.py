@@ -10,12 +10,13 @@ shards by their keys. Any other picture of a key (`22.05.jpg` beside `22.06.jpg`
 import fnmatch
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cirray.core import storage
 from cirray.core.errors import ArtifactError, DataError
+from cirray.core.ids import Ids
 from cirray.core.refusals import is_away, refused
 from cirray.core.texts import parse_json
 from cirray.data.annotations import blank_note
@@ -144,7 +145,7 @@ def read_webdataset(config: WebDatasetConfig) -> CirDataset:
         for sample in read_samples(shard):
             _file(sample, found)
     triplets, queries = _rows(config, found)
-    singles = tuple(found.singles)
+    singles: Sequence[str] = Ids(found.singles)
     gallery = singles if config.part == "gallery" else ()
     if queries and not gallery:
         gallery = tuple(dict.fromkeys(image for q in queries for image in (*q.target_ids, q.reference_id)))

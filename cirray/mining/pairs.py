@@ -38,7 +38,7 @@ from cirray.types import Pair, Triplet, stable_id
 class MiningInput:
     """Input of a policy: ids to pair (without excluded ones), their features, labelled triplets."""
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     features: FeatureStore | None = None
     triplets: tuple[Triplet, ...] = ()
     excluded: frozenset[str] = field(default_factory=frozenset)

@@ -81,19 +81,16 @@ class TripletStore:
         """Triplets of all splits."""
         return int(self._ends[-1])
 
+    def __iter__(self) -> Iterator[Triplet]:
+        """All triplets in the order of the parts, read a piece at a time."""
+        return (row for piece in self.pieces() for row in to_triplets(piece))
+
     def pieces(self, columns: Sequence[str] = (), rows: int = PIECE) -> Iterator[pa.Table]:
         """All triplets, or some of their columns, in the order of the parts: tables of `rows` rows, the last of fewer.
 
         Raises DataError naming a file that is damaged.
         """
-        held = _some(columns).empty_table()
-        for table in each_table(str(self.folder), DATA, _some(columns)):
-            held = pa.concat_tables([held, table])
-            while len(held) >= rows:
-                yield held.slice(0, rows)
-                held = held.slice(rows)
-        if len(held):
-            yield held
+        yield from regrouped(each_table(str(self.folder), DATA, _some(columns)), rows)
 
     def at(self, start: int, rows: int, columns: Sequence[str] = ()) -> pa.Table:
         """At most `rows` rows from row `start` on, in the order of the parts. Raises DataError as `pieces`."""
@@ -121,11 +118,13 @@ class TripletStore:
                 doubled = ids[int(fresh.argmin())]
                 raise DataError(f"{doubled!r} appears twice in {str(self.folder)!r}; every row must be there once.")
 
-    def images(self, negatives: bool = True) -> pa.Array:
-        """Ids of all their images, hard negatives too unless they are left out, each once, sorted."""
+    def images(self, negatives: bool = True, split: str | None = None) -> pa.Array:
+        """Ids of all their images, hard negatives too unless they are left out, each once, sorted; or of a split's."""
         columns = ("reference_id", "target_id", *(["negative_ids"] if negatives else []))
         found = image_ids(TRIPLET_SCHEMA.empty_table())
-        for piece in self.pieces(columns, LARGE):
+        for piece in self.pieces((*columns, "split"), LARGE):
+            if split is not None:
+                piece = piece.filter(pc.equal(piece.column("split"), split))
             found = pc.unique(pa.concat_arrays([found, image_ids(piece)]))
         return found.take(pc.sort_indices(found))
 
@@ -201,6 +200,19 @@ def finished_keys(work_uri: str, columns: Sequence[str] = ("triplet_id",)) -> It
         name = f"{part}.parquet"
         folders = (DATA, REJECTED) if name in refused else (DATA,)
         yield part, pa.concat_arrays([_keys(work_uri, f, name, columns) for f in folders])
+
+
+def regrouped(tables: Iterable[pa.Table], rows: int = PIECE) -> Iterator[pa.Table]:
+    """The rows of some tables, in their order, as tables of `rows` rows, the last of fewer."""
+    held = list[pa.Table]()
+    for table in tables:
+        held.append(table)
+        while sum(map(len, held)) >= rows:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, rows)
+            held = [whole.slice(rows)]
+    if sum(map(len, held)):
+        yield pa.concat_tables(held)
 
 
 def part_names(work_uri: str) -> list[str]:

@@ -2,6 +2,7 @@
 generator that fills templates with them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -46,7 +47,7 @@ def run_caption(run: CaptionRun) -> Manifest:
     return _publish(run, stage, dataset, sums["reused"])
 
 
-def _parts(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: tuple[str, ...]) -> Parts:
+def _parts(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: Sequence[str]) -> Parts:
     columns = {
         "image_id": ids, "place": [dataset.images.place(name).text() for name in ids],
         "known": [dataset.captions.get(name, "") for name in ids],
@@ -81,7 +82,7 @@ def _exactness(run: CaptionRun, dataset: CirDataset, table: pa.Table) -> dict[st
     return {"exact": right / len(fresh) if fresh else 0.0, "judged": len(fresh)}
 
 
-def _inputs(run: CaptionRun, dataset: CirDataset, ids: tuple[str, ...]) -> dict[str, str]:
+def _inputs(run: CaptionRun, dataset: CirDataset, ids: Sequence[str]) -> dict[str, str]:
     """Digest of what is read of the data set."""
     reads = run.captioner.reads
     known = [dataset.captions.get(name, "") for name in ids] if reads == "caption" else []

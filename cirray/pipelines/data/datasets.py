@@ -36,8 +36,8 @@ class ImageList:
     `digest` covers ids and crops; files are compared by `contents_of`.
     """
 
-    ids: tuple[str, ...]
-    places: tuple[str, ...]
+    ids: Sequence[str]
+    places: Sequence[str]
     digest: str
 
 
@@ -137,7 +137,7 @@ def guard_inputs(record: dict[str, Any]) -> dict[str, str]:
     return {"guard": stable_id(canonical(record))} if record else {}
 
 
-def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> tuple[str, ...]:
+def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> Sequence[str]:
     """Ids of the images in some parts of a data set, each once, in the data set's order.
 
     The labelled part is what triplets and captions name; labelled, pool and gallery together are all images.

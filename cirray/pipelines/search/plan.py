@@ -169,7 +169,7 @@ def indexed_dataset(run: IndexRun) -> CirDataset | None:
     return read_dataset(run.data) if run.images is None and run.data is not None else None
 
 
-def dataset_gallery(dataset: CirDataset | None) -> tuple[tuple[str, ...], dict[str, str]]:
+def dataset_gallery(dataset: CirDataset | None) -> tuple[Sequence[str], dict[str, str]]:
     """Gallery ids and picture files of a data set, if there is one."""
     if dataset is None:
         return (), {}

@@ -1,40 +1,46 @@
 """Triplets and their pictures for others, written a picture at a time: a data set for the hub, or another layout."""
 
+import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
-from cirray.core.artifacts import Manifest, Stage, localize, open_stage
-from cirray.core.errors import DataError
+from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, localize, open_stage
+from cirray.core.errors import CirrayError, DataError
 from cirray.core.extras import require
+from cirray.core.ids import ABSENT, Ids
 from cirray.core.progress import Advance, progress
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import ImageTable
 from cirray.data.config import ImageLimits
-from cirray.data.images import open_place, read_place
+from cirray.data.images import open_place, picture_digest, read_place
 from cirray.data.kinds import split_suffix
 from cirray.data.readers import read_dataset
 from cirray.data.shared import FORMAT, IMAGES, MARKER, TRIPLETS
 from cirray.evaluation.pages import render
-from cirray.pipelines.data.datasets import contents_of
 from cirray.pipelines.texts.config import ExportTripletsRun
 from cirray.pipelines.texts.layouts import check_cirr_splits, write_cirr, write_files, write_megapairs
 from cirray.pipelines.weights.hub import check_id, push_folder
 from cirray.triplets.schema import to_triplets
 from cirray.triplets.store import TripletStore
-from cirray.types import part_name, stable_id
+from cirray.types import part_name
 
 DATASET, CARD = "dataset", "README.md"
 _TOGETHER = 8 * 2**20
 """Bytes of pictures that are held before they are written."""
+_READERS, _AHEAD = 8, 32
+"""Threads that read pictures, and how many pictures they read ahead."""
 
 
 @stage_function
@@ -58,39 +64,109 @@ def run_export_triplets(run: ExportTripletsRun) -> Manifest:
 
 
 def _exported(run: ExportTripletsRun) -> Manifest:
+    check_place(run, DATASET)
     store = TripletStore.open(run.triplets)
     store.refuse_doubled()
     splits = store.splits()
     if run.layout == "cirr":
         check_cirr_splits(splits)
-    ids = store.images().to_pylist()
-    images = read_dataset(run.data).images
-    lacking = [name for name in ids if name not in images]
+    ids, images = Ids(store.images()), read_dataset(run.data).images
+    lacking = np.flatnonzero(images.ids.places(ids) == ABSENT).tolist()
     if lacking or not ids:
         what = f"{len(lacking):,} of the {len(ids):,} pictures that the triplets name are not in the data set, e.g. "
-        raise DataError(f"{what}{lacking[0]!r}. Name it with data=..." if ids else f"{run.triplets!r} has no triplet.")
-    contents = contents_of([images.place(name).text() for name in ids], ImageLimits())
-    if bad := [name for name, content in zip(ids, contents, strict=True) if not content]:
         raise DataError(
-            f"{len(bad):,} of the {len(ids):,} pictures cannot be read, e.g. {bad[0]!r}. See cirray doctor."
+            f"{what}{ids[lacking[0]]!r}. Name it with data=..." if ids else f"{run.triplets!r} has no triplet."
         )
-    digests = {"triplets": store.manifest.digest, "pictures": stable_id("pictures", *ids, *contents)}
-    stage = open_stage(run, DATASET, {"triplets": digests["triplets"], "data": digests["pictures"]})
+    pictures = _Pictures(images, ids)
+    stage = _opened(run, store, pictures)
     if stage.finished:
         return stage.finished
     counts = {"triplets": len(store), "images": len(ids)}
     with progress("export pictures", len(ids), "images") as advance:
         if run.layout == "datasets":
             write_triplets(stage.local / TRIPLETS, store.pieces())
-            _write_pictures(stage.local / IMAGES, images, ids, run.file_mb * 2**20, advance)
-            marker = {"kind": TRIPLETS, "format": FORMAT, "digests": digests, "counts": counts}
-            (stage.local / MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n")
+            _write_pictures(stage.local / IMAGES, pictures, run.file_mb * 2**20, advance)
         else:
-            paths = write_files(stage.local, ((name, *_picture(images, name)) for name in ids), advance)
-            rows = (row for piece in store.pieces() for row in to_triplets(piece))
-            (write_cirr if run.layout == "cirr" else write_megapairs)(stage.local, rows, paths)
+            paths = write_files(stage.local, pictures, advance)
+            pictures.refuse(stage)
+            (write_cirr if run.layout == "cirr" else write_megapairs)(stage.local, store, paths)
+    pictures.refuse(stage)
+    digests = {"triplets": store.manifest.digest, "pictures": pictures.digest}
+    if run.layout == "datasets":
+        marker = {"kind": TRIPLETS, "format": FORMAT, "digests": digests, "counts": counts}
+        (stage.local / MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n")
     _write_card(run, stage, store, sorted(splits), counts)
-    return stage.publish(counts, extra={"digests": digests})
+    known = replace(stage, inputs={**stage.inputs, "data": pictures.digest})
+    return known.publish(counts, extra={"digests": digests})
+
+
+def _opened(run: ExportTripletsRun, store: TripletStore, pictures: "_Pictures") -> Stage:
+    """The stage. What is there is compared by the pictures' contents; else these are known when they are written, so
+    that each is read once, and what a killed run has left is thrown away.
+    """
+    inputs = {"triplets": store.manifest.digest, "data": ""}
+    if is_complete(run.out):
+        for _ in pictures:
+            pass
+        pictures.refuse()
+        return open_stage(run, DATASET, {**inputs, "data": pictures.digest})
+    stage = open_stage(run, DATASET, inputs)
+    if not stage.fresh:
+        stage.discard()
+        stage = open_stage(run, DATASET, inputs)
+    return stage
+
+
+class _Pictures:
+    """Pictures of a data set, some read at a time, each as (id, file as it is, suffix); of one that is cut from another
+    a PNG. Those that cannot be read are passed over and counted.
+    """
+
+    def __init__(self, images: ImageTable, ids: Ids) -> None:
+        """Read nothing yet."""
+        self._images, self._ids, self.bad, self.digest = images, ids, list[str](), ""
+
+    def __iter__(self) -> Iterator[tuple[str, bytes, str]]:
+        """Read all; then `digest` is that of their ids and contents."""
+        told = hashlib.blake2b(digest_size=8)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(self._ids), _AHEAD):
+                names = self._ids[start : start + _AHEAD]
+                for name, found in zip(names, pool.map(self._read, names), strict=True):
+                    if found is None:
+                        self.bad.append(name)
+                    else:
+                        data, suffix, content = found
+                        told.update(f"{name}\x1f{content}\x1f".encode())
+                        yield name, data, suffix
+        self.digest = told.hexdigest()
+
+    def refuse(self, stage: Stage | None = None) -> None:
+        """Throw away what was written, and raise a DataError naming one that cannot be read, if there are any."""
+        if self.bad:
+            if stage is not None:
+                stage.discard()
+            raise DataError(
+                f"{len(self.bad):,} of the {len(self._ids):,} pictures cannot be read, e.g. {self.bad[0]!r}. "
+                "See cirray doctor."
+            )
+
+    def _read(self, name: str) -> tuple[bytes, str, str] | None:
+        """File, suffix and digest of the file that it comes from; None where that cannot be read."""
+        place, limits = self._images.place(name), ImageLimits()
+        try:
+            data = read_place(place, limits)
+        except CirrayError:
+            return None
+        content = picture_digest(data)
+        if place.box is not None:
+            stream = io.BytesIO()
+            open_place(place, name=name).save(stream, "PNG")
+            return stream.getvalue(), ".png", content
+        if len(data) > limits.max_bytes:
+            raise DataError(f"{place.name(name)!r} has more than {limits.max_bytes:,} bytes. Make it smaller.")
+        suffix = "" if place.span else split_suffix(place.uri)[1]
+        return data, "" if name.endswith(suffix) else suffix, content
 
 
 def write_triplets(folder: Path, pieces: Iterable[pa.Table]) -> None:
@@ -107,7 +183,7 @@ def write_triplets(folder: Path, pieces: Iterable[pa.Table]) -> None:
             written[split] += 1
 
 
-def _write_pictures(folder: Path, images: ImageTable, ids: Sequence[str], most: int, advance: Advance) -> None:
+def _write_pictures(folder: Path, pictures: _Pictures, most: int, advance: Advance) -> None:
     """Files of at most about `most` bytes; compression would gain nothing."""
     import datasets
 
@@ -116,7 +192,7 @@ def _write_pictures(folder: Path, images: ImageTable, ids: Sequence[str], most: 
     writer: pq.ParquetWriter | None = None
     written, number = 0, 0
     try:
-        for rows, size in _blocks(images, ids, min(most, _TOGETHER)):
+        for rows, size in _blocks(pictures, min(most, _TOGETHER)):
             if writer is None or written + size > most:
                 if writer is not None:
                     writer.close()
@@ -130,11 +206,10 @@ def _write_pictures(folder: Path, images: ImageTable, ids: Sequence[str], most: 
             writer.close()
 
 
-def _blocks(images: ImageTable, ids: Sequence[str], most: int) -> Iterator[tuple[list[dict[str, Any]], int]]:
+def _blocks(pictures: _Pictures, most: int) -> Iterator[tuple[list[dict[str, Any]], int]]:
     """Rows of some pictures at a time, and their bytes."""
     rows, size = list[dict[str, Any]](), 0
-    for name in ids:
-        data, suffix = _picture(images, name)
+    for name, data, suffix in pictures:
         if rows and size + len(data) > most:
             yield rows, size
             rows, size = [], 0
@@ -142,20 +217,6 @@ def _blocks(images: ImageTable, ids: Sequence[str], most: int) -> Iterator[tuple
         size += len(data)
     if rows:
         yield rows, size
-
-
-def _picture(images: ImageTable, name: str) -> tuple[bytes, str]:
-    """A picture's file as it is and its suffix; of one that is cut from another a PNG."""
-    place, limits = images.place(name), ImageLimits()
-    if place.box is None:
-        data = read_place(place, limits, place.name(name))
-        if len(data) > limits.max_bytes:
-            raise DataError(f"{place.name(name)!r} has more than {limits.max_bytes:,} bytes. Make it smaller.")
-        suffix = "" if place.span else split_suffix(place.uri)[1]
-        return data, "" if name.endswith(suffix) else suffix
-    stream = io.BytesIO()
-    open_place(place, name=name).save(stream, "PNG")
-    return stream.getvalue(), ".png"
 
 
 def _write_card(

@@ -2,24 +2,33 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from cirray.core.errors import DataError
+from cirray.core.ids import IdMap, Ids
 from cirray.data.kinds import HEAD_BYTES, READ, sniff
 from cirray.data.megapairs import NEGATIVES, REFERENCE, TARGETS, TEXTS
 from cirray.data.own_keys import own_keys
+from cirray.triplets.store import TripletStore
 from cirray.types import Triplet, stable_id
 
 IMAGES = "images"
 _CIRR_SPLITS = ("train", "val")
 
 
-def write_files(folder: Path, pictures: Iterable[tuple[str, bytes, str]], advance: Callable[[int], None]) -> Any:
+def write_files(
+    folder: Path, pictures: Iterable[tuple[str, bytes, str]], advance: Callable[[int], None]
+) -> Mapping[str, str]:
     """Write pictures (id, bytes, suffix) as files called by their ids; id -> path below the folder."""
-    paths = dict[str, str]()
+    return IdMap.texts(_written(folder, pictures, advance))
+
+
+def _written(
+    folder: Path, pictures: Iterable[tuple[str, bytes, str]], advance: Callable[[int], None]
+) -> Iterator[tuple[str, str]]:
     for name, data, suffix in pictures:
         kind = "" if suffix or PurePosixPath(name).suffix else sniff(data[:HEAD_BYTES])
         suffix = suffix or (READ[kind][0] if kind else "")
@@ -29,15 +38,14 @@ def write_files(folder: Path, pictures: Iterable[tuple[str, bytes, str]], advanc
             path = f"{IMAGES}/{stable_id(name)}{suffix}"  # an id is no path, and may be none that can be written
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
-        paths[name] = path
         advance(1)
-    return paths
+        yield name, path
 
 
-def write_megapairs(folder: Path, rows: Iterable[Triplet], paths: Mapping[str, str]) -> None:
+def write_megapairs(folder: Path, store: TripletStore, paths: Mapping[str, str]) -> None:
     """A file a split, a line a triplet; a picture is its path below the folder."""
     with _SplitFiles(folder, "{}.jsonl") as files:
-        for row in rows:
+        for row in store:
             entry = {
                 REFERENCE: paths[row.reference_id], TEXTS: [row.modification], TARGETS: paths[row.target_id],
                 NEGATIVES: [paths[name] for name in row.negative_ids], **own_keys(row),
@@ -45,20 +53,22 @@ def write_megapairs(folder: Path, rows: Iterable[Triplet], paths: Mapping[str, s
             files.of(row.split).write(json.dumps(entry) + "\n")
 
 
-def write_cirr(folder: Path, rows: Iterable[Triplet], paths: Mapping[str, str]) -> None:
+def write_cirr(folder: Path, store: TripletStore, paths: Mapping[str, str]) -> None:
     """Captions and image lists of the splits train and val. A triplet's similar images are its own."""
-    names, counts = dict[str, dict[str, None]](), Counter[str]()
+    counts = Counter[str]()
     with _SplitFiles(folder, "captions/cap.rc2.{}.json") as files:
-        for row in rows:
+        for row in store:
             number = counts[row.split]
             files.of(row.split).write((",\n" if number else "[") + json.dumps(_cirr_entry(number, row)))
-            names.setdefault(row.split, {}).update(dict.fromkeys(row.images))
             counts[row.split] += 1
         for split in counts:
             files.of(split).write("]\n")
     with _SplitFiles(folder, "image_splits/split.rc2.{}.json") as files:
-        for split, inside in names.items():
-            json.dump({name: f"./{paths[name]}" for name in inside}, files.of(split))
+        for split in counts:
+            for number, name in enumerate(Ids(store.images(split=split))):
+                entry = f"{json.dumps(name)}: {json.dumps('./' + paths[name])}"
+                files.of(split).write((", " if number else "{") + entry)
+            files.of(split).write("}")
 
 
 def check_cirr_splits(counts: Mapping[str, int]) -> None:

@@ -119,6 +119,7 @@ def recall_of(run: TrainRun, inputs: TrainInputs, features: Features, model: nn.
     """
     assert isinstance(model, Retriever) and inputs.dataset is not None
     dataset, rows = inputs.dataset, Row()
+    gallery: Sequence[str]
     for prefix, queries, gallery in (
         (SPLIT, inputs.queries, inputs.gallery_ids), (SLICE, queries_of(inputs.slice), gallery_of(inputs.slice))
     ):  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from cirray.core import ids as module
 from cirray.core.errors import DataError
-from cirray.core.ids import ABSENT, Ids
+from cirray.core.ids import ABSENT, IdMap, Ids
 
 NAMES = ["b", "a/ü", "", "c", "img 7"]
 
@@ -50,6 +50,17 @@ def test_no_texts_are_fine_and_another_process_gets_the_texts():
     made = pickle.loads(pickle.dumps(Ids(NAMES)))  # noqa: S301
     assert made == Ids(NAMES) == NAMES and made.place("c") == 3 and made != Ids(NAMES[1:])
     assert pa.array(made).equals(pa.array(NAMES))
+
+
+def test_texts_by_id_are_a_mapping_also_of_paths_that_are_not_utf_8(monkeypatch):
+    monkeypatch.setattr(module, "_TOGETHER", 2)
+    given = {"a": "/d/a.jpg", "b": "/d/\udce9.jpg", "c": "", "d": "x"}
+    made = IdMap.texts(given.items())
+    assert made == given and made["b"] == given["b"] and [*made] == [*"abcd"] and made.get("e", 1) == 1
+    assert pickle.loads(pickle.dumps(made)) == given  # noqa: S301
+    holes = IdMap(made.ids, pa.array([[1, 2], None, [3, 4], None], pa.list_(pa.int64(), 2)), tuple)
+    assert holes == {"a": (1, 2), "c": (3, 4)} and len(holes) == 2 and "b" not in holes
+    assert len(IdMap.texts([])) == 0 and "a" not in IdMap.texts([])
 
 
 def test_many_texts_are_found_among_each_other():

@@ -14,6 +14,7 @@ from PIL import Image
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
 from cirray.data.config import DataConfig, ImageLimits
+from cirray.data.images import read_place
 from cirray.data.readers import read_dataset
 from cirray.pipelines.data.config import WorldRun
 from cirray.pipelines.data.datasets import contents_of
@@ -22,6 +23,7 @@ from cirray.pipelines.features.config import EmbedRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.search.config import ModelRun
 from cirray.pipelines.search.models import run_model
+from cirray.pipelines.texts import export as export_module
 from cirray.pipelines.texts.config import ExportTripletsRun, ImportTripletsRun
 from cirray.pipelines.texts.export import run_export_triplets
 from cirray.pipelines.texts.importing import run_import_triplets
@@ -177,6 +179,43 @@ def test_a_changed_picture_or_triplet_is_another_data_set(home, tmp_path):
     assert other.extra["digests"]["triplets"] == first.extra["digests"]["triplets"]
     assert other.extra["digests"]["pictures"] != first.extra["digests"]["pictures"]
     assert not same(read_dataset(shared(tmp_path / "out")), home)
+
+
+def test_pictures_are_read_once_and_an_export_that_is_there_is_compared_with_them(home, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        export_module, "read_place", lambda place, *more: read.append(place.uri) or read_place(place, *more)
+    )
+    world = shutil.copytree(home / "world", tmp_path / "world")
+    run = run_of(home, data=data_of(world), layout="megapairs", out=str(tmp_path / "out"))
+    made = run_export_triplets(run)
+    assert len(read) == len(set(read)) == made.counts["images"]
+    assert run_export_triplets(run) == made and len(read) == 2 * made.counts["images"]
+    place = read_dataset(data_of(world)).images.path(first_reference(home))
+    Image.new("RGB", (48, 48)).save(place)
+    with pytest.raises(ArtifactError, match="out"):
+        run_export_triplets(run)
+    place.unlink()
+    place.symlink_to("gone.png")
+    with pytest.raises(DataError, match=f"1 of the {made.counts['images']} pictures cannot be read, e.g. '"):
+        run_export_triplets(run.model_copy(update={"out": str(tmp_path / "other")}))
+    assert not [*tmp_path.glob("other*")]
+
+
+def test_an_export_after_a_killed_one_begins_anew_with_the_same_names(home, tmp_path, monkeypatch):
+    run = run_of(home, layout="megapairs", out=str(tmp_path / "out"))
+
+    def stopped(*given):
+        shutil.copytree(tmp_path / "out.partial", tmp_path / "left")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(export_module, "write_megapairs", stopped)
+        run_export_triplets(run)
+    shutil.move(tmp_path / "left", tmp_path / "out.partial")  # a SIGKILL clears nothing
+    made = run_export_triplets(run)
+    files = [path for path in (tmp_path / "out" / "images").rglob("*") if path.is_file()]
+    assert len(files) == made.counts["images"] and first_reference(home) in {path.stem for path in files}
 
 
 def first_reference(home):

@@ -36,12 +36,10 @@ from cirray.pipelines.weights.config import ExportRun
 from cirray.pipelines.weights.export import run_export
 from cirray.pipelines.zeroshot import map as map_stage
 from cirray.pipelines.zeroshot.clip import run_clip
-from cirray.pipelines.zeroshot.config import ClipRun, MapRun, SampleRun
+from cirray.pipelines.zeroshot.config import ClipRun, MapRun
 from cirray.pipelines.zeroshot.map import run_map
-from cirray.pipelines.zeroshot.sample import run_sample
 from cirray.search_engine import SearchEngine
 from cirray.triplets.captions import write_captions
-from cirray.triplets.store import TripletStore
 
 WORLD = {
     "labelled_families": 24, "heldout_families": 6, "pool_families": 5, "gallery_references": 3, "pool_captions": True,
@@ -317,45 +315,6 @@ def test_mapping_refuses_features_of_another_tower_and_data_without_captions(roo
     )
     with pytest.raises(DataError, match="has no captioned image"):
         run_map(bare)
-
-
-@pytest.fixture(scope="module")
-def rows(root):
-    import pyarrow as pa
-    from made_artifacts import from_triplets, stage_of
-
-    from cirray.triplets.schema import REJECTED_SCHEMA
-    from cirray.triplets.store import write_part
-
-    stage = stage_of(str(root / "triplets"), "triplets", {})
-    table = from_triplets(read_dataset(mapping(root, "x").data).split("train"))
-    write_part(stage.work_uri, "part-00000", table, pa.table({n: [] for n in REJECTED_SCHEMA.names}, REJECTED_SCHEMA))
-    stage.publish({"triplets": len(table)})
-    return TripletStore.open(root / "triplets").read()
-
-
-def sample(root, name, **fields):
-    run = validate(SampleRun, {"triplets": str(root / "triplets"), "out": str(root / name), **fields})
-    return run_sample(run), TripletStore.open(root / name).read()
-
-
-def test_a_sample_is_part_of_a_larger_one_of_its_seed(root, rows):
-    small, large = sample(root, "s20", count=20)[1], sample(root, "s50", count=50)[1]
-    assert {row.triplet_id for row in small} < {row.triplet_id for row in large} and len(large) == 50
-    assert all(row in rows for row in large)
-    assert {row.triplet_id for row in sample(root, "seed", count=20, seed=1)[1]} != {row.triplet_id for row in small}
-    with pytest.raises(DataError, match="has 96 training rows; count 97 asks for more"):
-        sample(root, "many", count=97)
-
-
-def test_shuffled_rows_hold_another_rows_text_and_the_others_their_own(root, rows):
-    manifest, found = sample(root, "shuffled", shuffled=0.3)
-    texts = {row.triplet_id: row.modification for row in rows}
-    wrong = [row for row in found if row.modification != texts[row.triplet_id]]
-    assert 0.15 < manifest.counts["shuffled"] / 96 < 0.45
-    assert manifest.counts["shuffled"] - 5 <= len(wrong) <= manifest.counts["shuffled"]
-    assert sorted(row.modification for row in found) == sorted(texts.values())
-    assert {row.modification for row in sample(root, "template", template="change it")[1]} == {"change it"}
 
 
 def test_paths_of_the_source_are_not_in_a_checkpoint(root):
