@@ -183,7 +183,14 @@ class GeneratorRun(FrozenLanguageConfig, Run):
     out: Place = "@generator"
     """Generator artifact (path or URI)."""
     ray: Effort[RayTrainConfig | None] = None
-    """Ray Train's workers for both loops, or null: this process. Texts are evaluated by this process on `device`."""
+    """Ray Train's workers for both loops, or null: this process."""
+    ray_from: Effort[int] = Field(2000, ge=0)
+    """Number of held-out pairs from which `pool` writes their texts, where `ray` is given; fewer are written by this
+    process on `device`."""
+    part_rows: Effort[int] = Field(256, ge=1)
+    """Held-out pairs in a part. A killed run repeats only the parts that it did not finish."""
+    pool: Effort[PoolConfig] = PoolConfig()
+    """The actors; each loads the language model for itself."""
 
     _said = field_serializer("generator", mode="wrap")(given_beside("qformer_source"))
 

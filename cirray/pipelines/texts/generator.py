@@ -29,6 +29,7 @@ from cirray.pipelines.texts.generator_inputs import (
     data_digests,
     read_features,
 )
+from cirray.pipelines.texts.heldout import TEXTS, write_texts
 from cirray.pipelines.texts.judging import is_shapes_world
 from cirray.pipelines.training.start import check_sizes
 from cirray.training.callbacks import train_stage
@@ -68,17 +69,18 @@ def run_generator(run: GeneratorRun) -> Manifest:
     metrics["alignment"] = aligned
     if run.zero_shot and run.evaluate_pairs:
         with _at_work(run, model):
-            metrics["zero_shot"], _ = evaluate_texts(run, model, labelled.held_out, features, scenes)
+            metrics["zero_shot"], _ = evaluate_texts(run, model, labelled.held_out, features, scenes, stage)
     task = GeneratorTask(model, labelled.train, features, run.training)
     if run.training.steps:
         history = _train(run, stage, model, task, "train the generator")
         metrics["train_loss"] = round(history[-1]["loss"], 4)
     with _at_work(run, model):
         metrics["token_loss"] = token_loss(task, model, labelled.held_out)
-        metrics["trained"], samples = evaluate_texts(run, model, labelled.held_out, features, scenes)
+        metrics["trained"], samples = evaluate_texts(run, model, labelled.held_out, features, scenes, stage)
     TRAINABLE.get(run.generator.kind).save(model.cpu(), stage.local)
     storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
     shutil.rmtree(stage.local / WORK, ignore_errors=True)
+    storage.remove(storage.join(stage.work_uri, TEXTS))
     counts = {"labels": len(labelled.train), "captions": len(labelled.captions), "held_out": len(labelled.held_out)}
     extra = {"prompt_version": model.prompt_version, **model.told(), "saw": {dataset.name: len(labelled.train)}}
     return stage.publish(counts, metrics, {**extra, **guard, "encoder_digest": features.info.encoder_digest})
@@ -97,7 +99,9 @@ def _source_digest(run: GeneratorRun) -> dict[str, str]:
 def _kept(run: GeneratorRun) -> tuple[str, ...]:
     """Patterns of files to resume from: checkpoints and finished loops, or anything if they are stored elsewhere."""
     outside = run.ray is not None and run.ray.enabled and run.ray.storage
-    return ("*",) if outside else (f"{WORK}/*checkpoints/*", f"{WORK}/*done.json", "ray/*/checkpoint_*/*")
+    if outside:
+        return ("*",)
+    return (f"{WORK}/*checkpoints/*", f"{WORK}/*done.json", "ray/*/checkpoint_*/*", f"{TEXTS}/*/*.json")
 
 
 def _train(
@@ -161,14 +165,16 @@ def evaluate_texts(
     triplets: Sequence[Triplet],
     features: FeatureLookup,
     scenes: Mapping[str, Scene] | None,
+    stage: Stage | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write texts for held-out pairs, forward and reverse, and judge them if scenes are known.
+    """Write texts for held-out pairs, forward and reverse, and judge them if scenes are known; of many pairs in parts
+    of the stage.
 
     Returns: Metrics, and one sample row per pair.
     """
     chosen = triplets[: run.evaluate_pairs]
     pairs = [Pair(row.triplet_id, row.reference_id, row.target_id) for row in chosen]
-    generations = TRAINABLE.get(run.generator.kind).writer(model, run.decoding).generate(pairs, features)
+    generations = write_texts(run, stage, model, pairs, features)
     samples = [
         {"reference": row.reference_id, "target": row.target_id, "human": row.modification, "generated": made.text,
          "reverse": made.reverse_text, "logprob": round(made.logprob, 4), "error": made.error}

@@ -62,12 +62,20 @@ def read_features(run: GeneratorRun, dataset: CirDataset, labelled: Labelled) ->
 
     Raises IndexMismatchError when the artifacts were made by another vision tower than the towers'.
     """
+    return features_of(run, dataset, [] if run.features else _images_of(labelled))
+
+
+def features_of(run: GeneratorRun, dataset: CirDataset | None, images: Sequence[str]) -> FeatureStore:
+    """The run's features; where it names none, those of some images of its data set, encoded now.
+
+    Raises IndexMismatchError as `read_features`.
+    """
     if run.features:
         store, wanted = FeatureStore.open_many(list(run.features)), read_manifest(run.towers).extra["encoder_digest"]
         check_tower(run.features, store.info.encoder_digest, run.towers, wanted)
         return store
-    tower = load_vision_tower(localize(run.towers, "towers") / VISION)
-    return encode_live(tower, dataset, _images_of(labelled), run)
+    assert dataset is not None
+    return encode_live(load_vision_tower(localize(run.towers, "towers") / VISION), dataset, images, run)
 
 
 def _images_of(labelled: Labelled) -> list[str]:

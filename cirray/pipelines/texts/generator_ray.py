@@ -20,6 +20,7 @@ from cirray.generators.trainable import TrainableGenerator
 from cirray.pipelines.data.datasets import read_usable
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator_inputs import alignment_task, build_generator, read_features
+from cirray.pipelines.texts.heldout import packed
 from cirray.pipelines.training.inputs import MODEL
 from cirray.pipelines.training.workers import clear, fit_of, fit_on_ray, train_share, worker_device
 from cirray.training.callbacks import HISTORY, HistoryFile
@@ -44,7 +45,7 @@ def train_on_workers(
     settings = {"run": run.to_dict(), "loop": name}
     fit = fit_of(stage, work, settings, run.ray, loop, title, [HistoryFile(folder / HISTORY)], name)
     if not (folder / DONE).is_file():
-        storage.write_bytes(fit.start, _packed(model))
+        storage.write_bytes(fit.start, packed(model))
         history, _ = fit_on_ray(fit, folder)
         (folder / DONE).write_text(json.dumps(history))
     clear(fit)
@@ -77,9 +78,3 @@ def work(settings: dict[str, Any]) -> None:
         raise ConfigError(f"A worker finds no captions to align with in {run.data.format!r}. Give every node the data.")
     loop = run.alignment_training if settings["loop"] == "alignment" else run.training
     train_share(task, loop, device, settings["status_file"])
-
-
-def _packed(model: TrainableGenerator) -> bytes:
-    stream = io.BytesIO()
-    torch.save(model.tuned_state(), stream)
-    return stream.getvalue()

@@ -11,13 +11,17 @@ from cirray.data.config import ShapesConfig
 from cirray.data.shapes.world import write_world
 from cirray.generators.store import load_generator, load_model
 from cirray.models.towers.hf_blip2 import load_vision_tower
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.parts import run_parts
 from cirray.pipelines.features.config import TowersRun
 from cirray.pipelines.features.towers import run_towers
+from cirray.pipelines.texts import generator, heldout
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator import run_generator
 from cirray.pipelines.texts.generator_inputs import build_generator, encode_live
 from cirray.types import Pair
 
+TRAIN = generator._train
 QUICK = ("features=[]", "alignment_training.steps=3", "training.steps=3", "training.batch=8", "evaluate_pairs=6")
 
 
@@ -60,6 +64,37 @@ def test_a_loaded_generator_writes_what_the_stage_reported(home):
     made = load_generator(home / "generator").generate(pairs, encode_live(tower, dataset, ids, run))
     samples = [json.loads(line) for line in (home / "generator" / "samples.jsonl").read_text().splitlines()]
     assert [(row.text, row.reverse_text) for row in made] == [(row["generated"], row["reverse"]) for row in samples]
+
+
+def test_many_held_out_pairs_are_written_in_parts_with_the_same_texts_and_a_killed_run_goes_on(home, monkeypatch):
+    made, parts = run_generator(settings(home, "generator")), []
+
+    def here(stage, given, ray):
+        assert ray.enabled
+        return run_parts(stage, given, RayConfig(enabled=False))
+
+    class Killed(heldout.WriteTexts):
+        def __call__(self, columns):
+            parts.append(int(columns["part"][0]))
+            if len(parts) == 2:
+                raise DataError("killed")
+            return super().__call__(columns)
+
+    monkeypatch.setattr(heldout, "run_parts", here)
+    monkeypatch.setattr(heldout, "WriteTexts", Killed)
+    monkeypatch.setattr(generator, "_train", in_process)
+    run = settings(home, "parted", "ray.num_workers=1", "ray_from=6", "part_rows=4", "zero_shot=false")
+    with pytest.raises(DataError, match="killed"):
+        run_generator(run)
+    again = run_generator(run)
+    assert parts == [0, 1, 1] and again.metrics["trained"] == made.metrics["trained"]
+    assert (home / "parted" / "samples.jsonl").read_text() == (home / "generator" / "samples.jsonl").read_text()
+    assert not (home / "parted" / "heldout").exists()
+
+
+def in_process(run, stage, model, task, title):
+    """Both loops without workers."""
+    return TRAIN(run.model_copy(update={"ray": None}), stage, model, task, title)
 
 
 def test_fewer_labels_are_whole_families_with_their_captions_alone(home):
