@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
 from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, localize, open_stage
-from cirray.core.errors import CirrayError, DataError
+from cirray.core.errors import ArtifactError, DataError
 from cirray.core.extras import require
 from cirray.core.ids import ABSENT, Ids
 from cirray.core.progress import Advance, progress
@@ -156,7 +156,7 @@ class _Pictures:
         place, limits = self._images.place(name), ImageLimits()
         try:
             data = read_place(place, limits)
-        except CirrayError:
+        except (ArtifactError, DataError):
             return None
         content = picture_digest(data)
         if place.box is not None:
