@@ -19,6 +19,7 @@ from cirray.data.readers import read_dataset
 from cirray.features.store import FeatureLookup
 from cirray.generators.config import TRAINABLE
 from cirray.generators.trainable import TrainableGenerator
+from cirray.pipelines.cluster.config import PoolConfig
 from cirray.pipelines.cluster.parts import Cut, Parts, run_parts
 from cirray.pipelines.cluster.streaming import Columns, Step
 from cirray.pipelines.texts.config import GeneratorRun
@@ -35,7 +36,7 @@ _WEIGHTS = "weights.pt"
 def write_texts(
     run: GeneratorRun, stage: Stage | None, model: TrainableGenerator, pairs: Sequence[Pair], features: FeatureLookup
 ) -> list[Generation]:
-    """Texts of pairs in both directions, in their order; in a stage from `ray_from` pairs on by the actors of `pool`.
+    """Texts of pairs in both directions, in their order; in a stage from `ray_from` pairs on by actors.
 
     Raises GenerationError when parts are lost; CirrayError: raised by an actor, or as in `run_parts`.
     """
@@ -44,10 +45,11 @@ def write_texts(
     weights = packed(model)
     folder = storage.join(stage.work_uri, TEXTS, hashlib.blake2b(weights, digest_size=8).hexdigest())
     storage.write_bytes(storage.join(folder, _WEIGHTS), weights)
-    settings = {"run": run.to_dict(), "uri": folder, "folder": working_folder()}
+    pool = PoolConfig(size=run.ray.num_workers, cpus=run.ray.cpus_per_worker, gpus=float(run.ray.use_gpu))
+    settings = {"device": pool.device, "run": run.to_dict(), "uri": folder, "folder": working_folder()}
     parts = Parts(
         "write held-out texts", "pairs", Cut(pair_table(pairs), run.part_rows),
-        [Step(WriteTexts, settings, run.pool)], partial(row_keys, columns=("pair_id",)), partial(_found, folder),
+        [Step(WriteTexts, settings, pool)], partial(row_keys, columns=("pair_id",)), partial(_found, folder),
     )  # fmt: skip
     run_parts(stage, parts, run.ray)
     made = [item for number in range(len(parts.tables)) for item in _read(folder, part_name(number))]
@@ -58,11 +60,11 @@ def write_texts(
 class WriteTexts:
     """Actor: texts of one part's pairs, written as one file."""
 
-    def __init__(self, run: dict[str, Any], uri: str, folder: str) -> None:
-        """Build the generator with the weights below `uri`; `folder` is where the driver works."""
+    def __init__(self, device: str, run: dict[str, Any], uri: str, folder: str) -> None:
+        """Load the language model, and the weights below `uri`; `folder` is where the driver works."""
         enter_folder(folder)
         self._run, self._uri = validate(GeneratorRun, run), uri
-        model = build_generator(self._run, self._run.pool.device)
+        model = build_generator(self._run, device)
         state = torch.load(io.BytesIO(storage.read_bytes(storage.join(uri, _WEIGHTS))), "cpu", weights_only=True)
         model.load_tuned(state)
         self._writer = TRAINABLE.get(self._run.generator.kind).writer(model, self._run.decoding)
