@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pyarrow as pa
 
 from cirray.core import storage
-from cirray.core.environ import store_patience_s
+from cirray.core.environ import set_default, store_patience_s
 from cirray.core.errors import StoreError, reason_of
 from cirray.core.extras import require
 
@@ -52,6 +52,7 @@ def connected(uri: str, patient: bool) -> Any:
     """
     require("lancedb", "gallery", "A gallery that is written to")
     require("lance", "gallery", "A gallery that is written to")
+    set_default("LANCE_LOG", "error")  # that another process merged the same files first is no news to anybody
     import lancedb
 
     place, options = lance_place(uri, patient)
